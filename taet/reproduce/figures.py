@@ -17,7 +17,7 @@ from taet.report.measured import attacks_of, measured
 from taet.report.read import ReportedRun, data_of_card
 from taet.report.series import COLOURS, Series, grouped
 from taet.report.tables import ScoreCell, spread
-from taet.reproduce.cell_store import Store
+from taet.reproduce.cell_store import Store, attacks_on
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, Scale, items
 from taet.reproduce.render import Filled, filled
 
@@ -110,10 +110,13 @@ def _of_steps(item: Item, rows: Sequence[Filled], anchor: str) -> list[Panel]:
         return []
 
     def line(one: Filled) -> list[tuple[float, ScoreCell]]:
-        """The points of a row, by the steps of the attack that a scale puts in the place of a column."""
-        found = ((STEPS.fullmatch(one.attack(column.metric) or ""), _cell(one, column)) for column in columns)
-        points = {float(steps[1]): cell for steps, cell in found if steps and cell}
-        return sorted(points.items(), key=lambda point: point[0])
+        """The points of a row, all over the same seeds, by the steps of the attacks that the scale runs."""
+        found = [(column, STEPS.fullmatch(one.attack(column.metric) or "")) for column in columns]
+        named = {float(steps[1]): column for column, steps in found if steps}
+        needed = {one.attack(column.metric) for column in named.values()}
+        complete = replace(one, cells=tuple(cell for cell in one.cells if attacks_on(cell.card) >= needed))
+        points = ((steps, _cell(complete, named[steps])) for steps in sorted(named))
+        return [(steps, cell) for steps, cell in points if cell is not None]
 
     lines = {one.label: line(one) for one in rows}
     drawn = any(len(points) >= FEWEST_STEPS for points in lines.values())

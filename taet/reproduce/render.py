@@ -13,6 +13,7 @@ from scipy import stats
 from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import Difference
+from taet.evaluation.summary import Summary
 from taet.formatting import MISSING, duration, percent, percent_interval, points
 from taet.metrics import Floats, Ints
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed
@@ -33,6 +34,7 @@ PAIRED = (
     "Paired on the same test images, with the 95 % interval. One seed compares two trained models, not two methods.",
     "A difference is over the seeds that both rows have, so it may differ from that of the rows' means.",
 )
+MEANS = "Mean over n seeds."
 UNITS = (
     "Balanced accuracy, %: with its 95 % interval over the test images for one seed, ± one standard error for n seeds."
 )
@@ -277,11 +279,17 @@ def _classes(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
         heads = tuple(card.class_names) if few else GROUPS
         for column in item.columns:
             attack = one.attack(column.metric)
-            if attack is not None and attack in attacks_on(card):
-                summary = card.summary(attack)
-                recalls = summary.per_class if few else [summary.groups[group] for group in GROUPS]
-                lines.append((one.label, column.label, *(percent(float(recall)) for recall in recalls)))
-    return TextTable(_title(scale, item, "accuracy of each class"), ("", "", *heads), (*lines,))
+            found = [held.summary(attack) for held in one.cards.values() if attack in attacks_on(held) and attack]
+            if found:
+                recalls = np.mean([_recalls(held, few) for held in found], axis=0)
+                label = f"{column.label} (n {len(found)})" if len(found) > 1 else column.label
+                lines.append((one.label, label, *(percent(float(recall)) for recall in recalls)))
+    notes = (MEANS,) if any(len(one.cards) > 1 for one in rows) else ()
+    return TextTable(_title(scale, item, "accuracy of each class"), ("", "", *heads), (*lines,), notes)
+
+
+def _recalls(summary: Summary, few: bool) -> list[float]:
+    return [*map(float, summary.per_class)] if few else [summary.groups[group] for group in GROUPS]
 
 
 def _curves(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
@@ -299,7 +307,7 @@ def _curves(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
             attack = "clean" if name == "clean" else str(getattr(epochs[0].monitor, "attack", ""))
             peak = int(np.argmax(values))
             lines.append((one.label, attack, f"{percent(values[peak])} at {epochs[peak].epoch}", *shown))
-    notes = ("Balanced accuracy on the images of the curve, at epochs of the first row.",)
+    notes = ("Balanced accuracy on the images of the curve, at epochs of the first row.", *_of_first_seeds(rows))
     return TextTable(_title(scale, item, "over the epochs"), ("", "", "best", *heads), _even(lines), notes)
 
 
@@ -322,7 +330,12 @@ def _groups(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
                 lines.append((one.label, group, *([share] if predicted else []), *shown))
     what = "share of examples predicted as a group, %" if predicted else "mean distance between epochs"
     heads = ("", "", *(["its labels, %"] if predicted else []), *heads)
-    return TextTable(_title(scale, item, what), heads, _even(lines))
+    return TextTable(_title(scale, item, what), heads, _even(lines), _of_first_seeds(rows))
+
+
+def _of_first_seeds(rows: Sequence[Filled]) -> tuple[str, ...]:
+    """Return the note of a table that shows one of several seeds."""
+    return ("A row with several seeds shows the first one.",) if any(len(one.cards) > 1 for one in rows) else ()
 
 
 def _of_group(values: Ints | Floats, predicted: bool, labels: Sequence[int]) -> float:

@@ -50,6 +50,20 @@ def test_every_item_is_filled_and_rendered_at_smoke(smoke: Fill, name: str) -> N
         assert name in rendered(found, form)
 
 
+def test_classes_and_curves_over_steps_are_means_over_seeds(committed: Store) -> None:
+    item, scale = items()["reat/figure4"], scales()["mini"]
+    _, table = render.tables(committed, scale, item)
+    (line,) = [row for row in table.rows if row[:2] == ("reat", "pgd-20 (n 3)")]
+    (cells,) = [one.cards for one in render.filled(committed, scale, item) if one.label == "reat"]
+    recalls = np.mean([card.summary("pgd-20").per_class for card in cells.values()], axis=0)
+    assert line[2:] == tuple(f"{100 * recall:.1f}" for recall in recalls)
+    assert table.notes == (render.MEANS,)
+    _, single = render.tables(committed, scale, items()["taet/figure1"])
+    assert single.notes == ()
+    _, epochs = render.tables(committed, scale, items()["reat/figure5"])
+    assert epochs.notes == ("A row with several seeds shows the first one.",)
+
+
 def two_methods(smoke: Fill) -> tuple[Store, Item]:
     (item,) = chosen(["taet/table1"], ["at-bsl", "taet"])
     return smoke(item), item
