@@ -50,6 +50,9 @@ def check_manifest() -> None:
             with located(item.name):
                 _check_rows(planner, item.rows)
                 _metrics(column.metric for column in item.columns)
+                _known("item in costs_of", filter(None, [item.costs_of]), every_item)
+                for epoch in item.epochs:
+                    _number("epochs", str(epoch), least=1.0)
     for scale in scales().values():
         with located(f"scales.toml: {scale.name}"):
             _check_scale(planner, scale)
@@ -140,9 +143,17 @@ def _check_claim(planner: Planner, claim: Claim) -> None:
     if any(len(entry[kind]) != 2 for kind in ("attacks", "separable") if kind in entry):
         raise UserError("attacks or separable: got another number; allowed: two, first and second")
     _metrics([*claim.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")])])
+    for column, size in claim.sizes.items():
+        _number(f"points under {column}", str(size), most=100.0)
+    if "fails" in entry:
+        _number("chances", str(entry["fails"]["chances"]), least=1.0)
+    if "steady" in entry:
+        _number("most of steady", str(entry["steady"]["most"]), most=1.0)
     if "order" in entry:
         _known("column of order", [entry["order"]["column"]], _columns_of(entry["order"]["item"]))
     if "reversed" in entry:
+        if not entry["reversed"]["columns"]:
+            raise UserError("reversed: got no columns; allowed: one or more")
         _known("column of reversed", entry["reversed"]["columns"], _columns_of(entry["reversed"]["item"]))
 
 
@@ -180,4 +191,5 @@ def _number(what: str, text: str, least: float = 0.0, most: float = math.inf) ->
     except ValueError:
         value = math.nan
     if not least <= value <= most or math.isinf(value):
-        raise UserError(f"{what}: got '{text}'; allowed: a number, {least:g} to {most:g}")
+        allowed = f"{least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
+        raise UserError(f"{what}: got '{text}'; allowed: a number, {allowed}")

@@ -192,7 +192,8 @@ def _value_of(column: PaperColumn, card: ResultCard, attack: str) -> CardValue:
     """Return the value of a column on a card that has its attack."""
     summary = card.summary(attack)
     if column.average == "per-class":
-        number = class_number(column.of_class)
+        known = column.of_class in card.class_names  # smoke runs have other classes
+        number = card.class_names.index(column.of_class) if known else class_number(column.of_class)
         low, high = summary.per_class_interval
         return CardValue(float(summary.per_class[number]), (float(low[number]), float(high[number])))
     if column.average != "sample":

@@ -77,6 +77,22 @@ def test_the_manifest_has_no_mistake(folder: Path) -> None:
             "R5: methods: raet",
         ),
         ("claims.toml", "[C2]", "[X2]", "X2: unknown name; allowed: C (TAET) or R (REAT) and a number"),
+        ("items.toml", "epochs = [10, 30, 60]", "epochs = [10, -30, 60]", "reat/figure6: epochs: got '-30'"),
+        (
+            "items.toml",
+            'costs_of = "taet/table1"',
+            'costs_of = "taet/tabel1"',
+            "unknown item in costs_of 'taet/tabel1'",
+        ),
+        (
+            "claims.toml",
+            "columns = {autoattack = 5.31}",
+            "columns = {autoattack = -5.31}",
+            "C1: points under autoattack",
+        ),
+        ("claims.toml", "chances = 2", "chances = 0.2", "R11: chances: got '0.2'; allowed: a number, 1 or more"),
+        ("claims.toml", "most = 0.05", "most = 5", "R4: most of steady: got '5'; allowed: a number, 0 to 1"),
+        ("claims.toml", 'columns = ["clean", "autoattack"]}', "columns = []}", "C26: reversed: got no columns"),
         ("claims.toml", "worth = 5", "worth = -5", "C1: worth: got -5; allowed: more than 0"),
     ],
 )

@@ -21,7 +21,7 @@ from taet.files import seal
 from taet.reproduce import Store, claims, items, render, scales, site, verdicts
 from taet.reproduce.claims import chosen
 from taet.reproduce.leaderboard import BoardKind, Contender, Standings
-from taet.reproduce.manifest import Item, row_from
+from taet.reproduce.manifest import Item, PaperColumn, row_from
 from taet.reproduce.session import Session, overview, state_of
 from taet.reproduce.text_table import FORMS, TextTable, rendered
 
@@ -62,6 +62,16 @@ def test_classes_and_curves_over_steps_are_means_over_seeds(committed: Store) ->
     assert single.notes == ()
     _, epochs = render.tables(committed, scale, items()["reat/figure5"])
     assert epochs.notes == ("A row with several seeds shows the first one.",)
+
+
+def test_a_class_is_found_by_its_name(committed: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(one for one in render.filled(committed, scales()["mini"], items()["taet/table2"]) if one.cards)
+    card = row.cards[0]
+    monkeypatch.setattr(render, "class_number", lambda _: 0)
+    value = render._value_of(PaperColumn("clean", "per-class", "truck"), card, "clean")
+    assert value.value == card.summary("clean").per_class[9] != card.summary("clean").per_class[0]
+    other = render._value_of(PaperColumn("clean", "per-class", "no class of these"), card, "clean")
+    assert other.value == card.summary("clean").per_class[0]
 
 
 def two_methods(smoke: Fill) -> tuple[Store, Item]:
