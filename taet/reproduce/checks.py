@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from taet.reproduce.manifest import (
     published,
     row_of,
     scales,
+    setting_pairs,
 )
 
 HEADS = (
@@ -38,6 +40,9 @@ ALL = "all"
 @functools.cache
 def check_manifest() -> None:
     """Raise a `UserError` of one line for the first mistake in published.tsv, items, scales or claims."""
+    for name, entry in items_file()["rows"].items():  # first, as the lines of published.tsv are read with them
+        with located(f"items.toml: rows: {name}"):
+            setting_pairs(entry.get("settings", {}))
     if published() and not {*HEADS} <= {*published()[0]}:
         raise UserError(f"published.tsv: got the columns {listed(map(str, published()[0]))}; allowed: {listed(HEADS)}")
     for number, line in enumerate(published(), 2):
@@ -72,6 +77,10 @@ def _check_line(line: Mapping[str, str]) -> None:
     _known("average", [line["average"]], AVERAGES)
     _known("selection", [line["selection"]], SELECTIONS)
     _known("class", filter(None, [line["class"]]), items_file()["classes"])
+    if bool(line["class"]) != (line["average"] == "per-class"):
+        raise UserError(
+            f"class: got '{line['class']}' with the average {line['average']}; allowed: with per-class only"
+        )
     _metrics([line["metric"]])
     _number("value", line["value"], most=math.inf if line["metric"] == SECONDS else 100.0)
     if line["dataset"] not in items_file()["natural"]:
@@ -83,6 +92,14 @@ def _check_items() -> None:
     """Check the tables of items.toml that give words a meaning."""
     read = items_file()
     _known("data set in natural", read["natural"], _names("data"))
+    if not all(read["natural"].values()):
+        raise UserError("natural: got false; allowed: true, or no entry")
+    labels = [*read["classes"].values()]
+    if len({*labels}) < len(labels) or min(labels) < 0:
+        raise UserError(f"classes: got the labels {listed(map(str, labels))}; allowed: 0 and above, each once")
+    for name, figure in read["figures"].items():
+        if not re.fullmatch(r"(taet|reat)/figure\d+", name) or not figure["rows"] or not figure["columns"]:
+            raise UserError(f"figures: {name}: allowed: taet or reat/figure and a number, with rows and columns")
     _known("paper in papers", read["papers"], PAPERS)
     if missing := [paper for paper in PAPERS if paper not in read["papers"]]:
         raise UserError(f"papers: no entry for {listed(missing)}")
@@ -92,7 +109,8 @@ def _check_items() -> None:
             _known("paper", [paper], PAPERS)
             _known("method", [method], _names("methods"))
             _known("data set", [data], _names("data"))
-            _metrics([metric, attack])
+            _metrics([metric])
+            parse_attack(attack)
 
 
 def _check_rows(planner: Planner, rows: Iterable[PaperRow]) -> None:
@@ -110,21 +128,24 @@ def _check_scale(planner: Planner, scale: Scale) -> None:
     papers, networks, data = [*PAPERS, ALL], [*_names("models"), ALL], [*_names("data"), ALL]
     _known("paper in seeds", scale.seeds, papers)
     _known("paper in notes", scale.notes, PAPERS)
-    if not scale.seeds or any(not seeds or min(seeds) < 0 for seeds in scale.seeds.values()):
-        raise UserError("seeds: got none, or a negative one; allowed: one or more of 0 and above")
+    if ALL not in scale.seeds and not {*PAPERS} <= scale.seeds.keys():
+        raise UserError(f"seeds: got those of {listed(scale.seeds) or 'no paper'}; allowed: all, or every paper")
+    if any(not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds) for seeds in scale.seeds.values()):
+        raise UserError("seeds: got none, a negative one or one twice; allowed: one or more of 0 and above")
     _known("network in models", scale.models, networks)
     _known("network in models", scale.models.values(), _names("models"))
     _known("data set in data", scale.data, data)
     for entry in scale.data.values():
         _known("key of data", entry, ("name", "imbalance"))
         _known("data set in data", [str(entry["name"])] if "name" in entry else [], _names("data"))
-        _number("imbalance of data", str(entry.get("imbalance", 1)), least=1.0)
+        _number("imbalance of data", repr(entry.get("imbalance", 1)), least=1.0)
     published_metrics = {line["metric"] for line in published()}
     for column, attack in scale.attacks.items():
         paper, _, metric = column.rpartition(" ")
         _known("paper in attacks", filter(None, [paper]), PAPERS)
         _known("column in attacks", [metric], published_metrics)
-        _metrics(filter(None, [attack]))
+        if attack:
+            parse_attack(attack)
     _known("key of settings", scale.settings, {*papers, *networks, *data})
     for settings in scale.settings.values():
         planner.start(PAPERS["TAET"], Entry("at", "at", dict(settings)))
@@ -137,9 +158,24 @@ def _check_claim(planner: Planner, claim: Claim) -> None:
         raise UserError("unknown name; allowed: C (TAET) or R (REAT) and a number")
     if not entry.get("worth", 1.0) > 0:
         raise UserError(f"worth: got {entry['worth']:g}; allowed: more than 0")
-    _check_rows(planner, [*claim.rows, *claim.beside, *(row for pair in claim.pairs for row in pair)])
-    if claim.beside and not (claim.is_tested and {*claim.beside} <= {*claim.item.rows}):
-        raise UserError(f"beside: got rows beside a test of the kind {claim.test}; allowed: beside a test of rows")
+    deciding = [*claim.rows, *(row for pair in claim.pairs for row in pair)]
+    _check_rows(planner, [*deciding, *claim.beside])
+    if claim.beside and (not deciding or {*claim.beside} & {*deciding}):
+        raise UserError("beside: allowed: other rows than those of the test, with pairs, steady, fails or separable")
+    if any(first == second and "attacks" not in entry for first, second in claim.pairs):
+        raise UserError("pairs: got a run and itself; allowed: two runs, or two attacks on one")
+    if len({*claim.pairs}) < len(claim.pairs):
+        raise UserError("pairs: got a pair twice")
+    if claim.test in ("pairs", "steady", "fails", "separable") and not deciding:
+        raise UserError(f"{claim.test}: got no rows; allowed: one or more")
+    if claim.test == "pairs" and not claim.sizes:
+        raise UserError("columns or most: got none; allowed: one or more")
+    if entry.get("less") in claim.sizes:
+        raise UserError(f"less: got {entry['less']}, which is also a column; allowed: another attack")
+    if any(len(sides) != 2 for sides in entry.get("elsewhere", [])):
+        raise UserError("elsewhere: got another number of files; allowed: two, first and second")
+    if not entry.get("theorem", True):
+        raise UserError("theorem: got false; allowed: true, or another test")
     if any(len(entry[kind]) != 2 for kind in ("attacks", "separable") if kind in entry):
         raise UserError("attacks or separable: got another number; allowed: two, first and second")
     _metrics([*claim.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")])])

@@ -104,23 +104,23 @@ def _classes(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
 
 
 def _of_steps(item: Item, rows: Sequence[Filled], anchor: str) -> list[Panel]:
-    """Draw accuracy against the steps of PGD, a line per row, if an item has enough of them."""
-    columns = [column for column in item.columns if STEPS.fullmatch(column.metric)]
-    if len(columns) < FEWEST_STEPS:
-        return []
-
-    def line(one: Filled) -> list[tuple[float, ScoreCell]]:
-        """The points of a row, all over the same seeds, by the steps of the attacks that the scale runs."""
-        found = [(column, STEPS.fullmatch(one.attack(column.metric) or "")) for column in columns]
-        named = {float(steps[1]): column for column, steps in found if steps}
+    """Draw accuracy against the steps of PGD, a line per row, if every row has enough of the same numbers of steps."""
+    named: dict[float, PaperColumn] = {}
+    for column in item.columns:
+        found = [STEPS.fullmatch(one.attack(column.metric) or "") for one in rows]  # as the scale runs it
+        steps = {float(one[1]) for one in found if one is not None}
+        if len(steps) == 1 and None not in found:
+            named[steps.pop()] = column
+    lines: dict[str, list[tuple[float, ScoreCell]]] = {}
+    for one in rows if len(named) >= FEWEST_STEPS else ():
         needed = {one.attack(column.metric) for column in named.values()}
-        complete = replace(one, cells=tuple(cell for cell in one.cells if attacks_on(cell.card) >= needed))
-        points = ((steps, _cell(complete, named[steps])) for steps in sorted(named))
-        return [(steps, cell) for steps, cell in points if cell is not None]
-
-    lines = {one.label: line(one) for one in rows}
-    drawn = any(len(points) >= FEWEST_STEPS for points in lines.values())
-    return [_against(lines, "steps of PGD", "Steps of the attack", f"{anchor}-steps")] if drawn else []
+        held = replace(
+            one, cells=tuple(cell for cell in one.cells if attacks_on(cell.card) >= needed)
+        )  # the same seeds
+        points = ((steps, _cell(held, named[steps])) for steps in sorted(named))
+        label = f"{one.label} (n {len(held.cells)})" if len(held.cells) > 1 else one.label
+        lines[label] = [(steps, cell) for steps, cell in points if cell is not None]
+    return [_against(lines, "steps of PGD", "Steps of the attack", f"{anchor}-steps")] if any(lines.values()) else []
 
 
 def _columns(item: Item) -> list[PaperColumn]:

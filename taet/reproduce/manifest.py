@@ -166,15 +166,20 @@ class Scale:
         return self.seeds.get(row.paper, self.seeds.get("all", [0]))
 
 
-class RowEntry(TypedDict):
-    """The entry of a row in items.toml."""
+class AliasEntry(TypedDict):
+    """The method and the settings of a row of published.tsv."""
 
     method: str
+    settings: NotRequired[dict[str, Any]]
+
+
+class RowEntry(AliasEntry):
+    """The entry of a row in items.toml."""
+
     name: NotRequired[str]
     data: NotRequired[str]
     imbalance: NotRequired[float]
     model: NotRequired[str]
-    settings: NotRequired[dict[str, Any]]
 
 
 class PaperEntry(TypedDict):
@@ -204,7 +209,7 @@ class ItemsFile(TypedDict):
     """items.toml."""
 
     titles: dict[str, str]
-    rows: dict[str, RowEntry]
+    rows: dict[str, AliasEntry]
     settings: dict[str, str]
     natural: dict[str, bool]
     columns: dict[str, str]
@@ -290,12 +295,17 @@ def row_of(line: Mapping[str, str]) -> PaperRow:
         settings = {read["settings"][name]: number for (name, _, _), number in zip(words, numbers, strict=True)}
     ratio = None if line["dataset"] in read["natural"] else float(line["imbalance_ratio"])
     shown, model = line["shown_as"], line["model"]
-    return PaperRow(line["paper"], method, line["dataset"], ratio, model, _pairs(settings), shown, setting)
+    return PaperRow(line["paper"], method, line["dataset"], ratio, model, setting_pairs(settings), shown, setting)
 
 
-def _pairs(settings: Mapping[str, Any]) -> SettingPairs:
+def setting_pairs(settings: Mapping[str, Any]) -> SettingPairs:
     """Return settings in a fixed order; a fraction such as 8/255 becomes a number."""
-    values = {name: read_number(value) if "/" in str(value) else value for name, value in settings.items()}
+    values = dict(settings)
+    for name in (name for name, value in settings.items() if "/" in str(value)):
+        try:
+            values[name] = read_number(settings[name])
+        except (ValueError, ZeroDivisionError):
+            raise UserError(f"{name}: got '{settings[name]}'; allowed: a number, e.g. 8/255") from None
     return tuple(sorted(values.items()))
 
 
@@ -305,7 +315,9 @@ def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] |
     natural = said["data"] in items_file()["natural"] or said["data"] in ("cifar10", "cifar100")
     ratio = None if natural else float(said["imbalance"])
     name = entry.get("name", entry["method"])
-    return PaperRow(paper, said["method"], said["data"], ratio, said["model"], _pairs(said.get("settings", {})), name)
+    return PaperRow(
+        paper, said["method"], said["data"], ratio, said["model"], setting_pairs(said.get("settings", {})), name
+    )
 
 
 def row_words(row: PaperRow) -> str:

@@ -252,10 +252,14 @@ def _order(item: Item, rows: Sequence[Filled]) -> Iterator[str]:
     for column in item.columns:
         found = rank_correlation(item, rows, column)
         if found is not None:
-            value = f"{found[0]:+.2f}".replace("-", "−")
-            said.append(f"{column.label} {value} ({found[1]} rows)")
+            said.append(f"{column.label} {correlation_text(found[0])} ({found[1]} rows)")
     if said:
         yield f"Order of the rows, paper against here (Spearman): {', '.join(said)}."
+
+
+def correlation_text(value: float) -> str:
+    """Return a correlation with its sign."""
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def rank_correlation(item: Item, rows: Sequence[Filled], column: PaperColumn) -> tuple[float, int] | None:

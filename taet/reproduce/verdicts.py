@@ -20,7 +20,7 @@ from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, lo
 from taet.reproduce.claims import FEWEST_ROWS, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.manifest import PaperRow, Scale, items, row_words
-from taet.reproduce.render import Filled, filled, rank_correlation
+from taet.reproduce.render import Filled, correlation_text, filled, rank_correlation
 from taet.reproduce.text_table import TextTable
 
 FEWEST_EPOCHS = 5
@@ -149,11 +149,11 @@ def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
     found = rank_correlation(item, filled(store, scale, item), column)
     if found is None or found[1] < FEWEST_ROWS:
         takes = f"It takes {FEWEST_ROWS} rows of {item.name} with runs"
-        there = "" if found is None else f"; over {found[1]} rows the correlation is {found[0]:+.2f}"
+        there = "" if found is None else f"; over {found[1]} rows the correlation is {correlation_text(found[0])}"
         return Verdict("not tested", takes + there, scale.name)
     value, count = found
     word: Word = "holds" if value > SIGNIFICANT_ORDER else "does not hold" if value < 0 else "undecided"
-    return Verdict(word, f"Spearman's correlation {value:+.2f} over {count} methods", scale.name)
+    return Verdict(word, f"Spearman's correlation {correlation_text(value)} over {count} methods", scale.name)
 
 
 def _reversed(entry: ReversedEntry, store: Store, scale: Scale) -> Verdict:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 import taet
 from taet.errors import UserError
-from taet.reproduce import Store, figures, items, scales
+from taet.report.tables import ScoreCell
+from taet.reproduce import Store, figures, items, render, scales
+from taet.reproduce.cell_store import attacks_on
 from taet.reproduce.claims import chosen
 from taet.reproduce.manifest import Item, row_from
 from taet.reproduce.render import Filled
@@ -49,15 +51,37 @@ def test_every_item_has_a_figure(smoke: Fill, name: str) -> None:
 
 
 @pytest.mark.full
-def test_accuracy_is_drawn_against_the_steps_of_the_attack_that_was_run(smoke: Fill) -> None:
+def test_accuracy_is_drawn_against_the_steps_of_the_attack_that_was_run(
+    smoke: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scale smoke takes 2 and 3 steps in the place of 20 and 100."""
     of_classes, of_rows = items()["reat/figure4"], items()["reat/figure8"]
+    drawn: list[Mapping[str, Sequence[tuple[float, ScoreCell]]]] = []
+    against = figures._against
+    monkeypatch.setattr(figures, "_against", lambda lines, *words: drawn.append(lines) or against(lines, *words))
     panels = figures.drawings(smoke(of_classes), SMOKE, of_classes).panels
     assert [one.title for one in panels] == ["Steps of the attack", "Clean", "Under pgd-2", "robal", "reat"]
     assert "accuracy against steps of PGD" in panels[0].svg
+    assert [[x for x, _ in line] for line in drawn.pop().values()] == 2 * [[2, 10, 30, 50]]
     assert figures.drawings(smoke(of_rows), SMOKE, of_rows).panels[0].title == "Steps of the attack"
     few = dataclasses.replace(of_rows, columns=of_rows.columns[:3])
     assert "Steps of the attack" not in [one.title for one in figures.drawings(smoke(few), SMOKE, few).panels]
+
+
+def test_a_curve_over_steps_has_the_same_seeds_and_attacks_at_every_point(
+    committed: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 0 of REAT may lack some; RoBal is attacked at scale 1 by what the paper calls PGD-20."""
+    drawn: list[Mapping[str, Sequence[tuple[float, ScoreCell]]]] = []
+    monkeypatch.setattr(figures, "_against", lambda lines, *_: drawn.append(lines))
+    scale, item = scales()["mini"], items()["reat/figure4"]
+    rows = [one for one in render.filled(committed, scale, item) if one.cards]
+    figures._of_steps(item, rows, "x")
+    (lines,) = drawn
+    assert [[x for x, _ in line] for line in lines.values()] == 2 * [[10, 30, 50]]
+    (reat,) = [line for label, line in lines.items() if label.startswith("reat (n ")]
+    cards = [card for card in rows[1].cards.values() if {"pgd-10", "pgd-30", "pgd-50"} <= attacks_on(card)]
+    assert reat[0][1].value == pytest.approx(sum(card.summary("pgd-10").balanced for card in cards) / len(cards))
 
 
 @pytest.mark.full

@@ -15,6 +15,7 @@ from taet.reproduce.cell_store import cell_hash
 from taet.reproduce.claims import chosen
 from taet.reproduce.manifest import (
     FOLDER,
+    Item,
     ItemsFile,
     PaperRow,
     Scale,
@@ -258,6 +259,38 @@ def test_a_claim_names_the_runs_that_its_test_needs(tmp_path: Path) -> None:
 def test_rows_of_figures_take_what_they_do_not_say_from_the_paper() -> None:
     assert row_from({"method": "reat"}, "REAT") == row("reat/table3", "REAT, IR 50")
     assert row_from({"method": "at", "data": "cifar10"}, "REAT").imbalance is None
+
+
+def table_of(claim: claims.Claim) -> Item | None:
+    """The table with the numbers behind a claim about pairs, unless it is about groups of classes or two attacks."""
+    named = re.search(r"tables? (\d+)", claim.entry["where"])
+    if named is None or not claim.pairs or {"group", "less", "attacks"} & claim.entry.keys():
+        return None
+    return items()[f"{claim.paper.lower()}/table{named[1]}"]
+
+
+@pytest.mark.parametrize("name", [name for name, one in claims.claims().items() if table_of(one)])
+def test_the_published_numbers_of_a_pair_are_as_the_claim_says(name: str) -> None:
+    claim = claims.claims()[name]
+    table = table_of(claim)
+    assert table is not None
+    store = Store(Path("none"), [])
+    keys = {store.cells(scales()["full"], row, [])[0].key: row for row in table.rows}
+    said = {
+        (pair, metric): [
+            table.published[keys[store.cells(scales()["full"], row, [])[0].key], column]
+            for row in pair
+            for column in table.columns
+            if column.metric == metric
+        ]
+        for pair in claim.pairs
+        for metric in claim.sizes
+    }
+    for (_, metric), (first, second) in said.items():
+        if "most" in claim.entry:
+            assert abs(first - second) <= claim.sizes[metric], (name, metric)
+        else:
+            assert first > second, (name, metric)
 
 
 @pytest.mark.parametrize(
