@@ -144,6 +144,9 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> T
 
 def _state(item: Item, one: Filled) -> str:
     """Return the state of a row with a card in a figure."""
+    done = sum(cell.state == "done" for cell in one.cells)
+    if done < len(one.cells):
+        return f"{done} of {len(one.cells)} runs have all attacks"
     return "done" if one.epochs or item.shows == "classes" else "done, but its epochs were not kept"
 
 
@@ -192,8 +195,7 @@ def _value_of(column: PaperColumn, card: ResultCard, attack: str) -> CardValue:
     """Return the value of a column on a card that has its attack."""
     summary = card.summary(attack)
     if column.average == "per-class":
-        known = column.of_class in card.class_names  # smoke runs have other classes
-        number = card.class_names.index(column.of_class) if known else class_number(column.of_class)
+        number = _label(card, column.of_class)
         low, high = summary.per_class_interval
         return CardValue(float(summary.per_class[number]), (float(low[number]), float(high[number])))
     if column.average != "sample":
@@ -243,7 +245,13 @@ def _kind(row: PaperRow) -> tuple[object, ...]:
 
 def _paired(one: Filled, base: Filled, column: PaperColumn) -> Difference | None:
     attacks = [row.attack(column.metric) for row in (one, base)]
-    return paired_cards(one.cards, base.cards, attacks, class_number(column.of_class) if column.of_class else None)
+    of = _label(next(iter(one.cards.values())), column.of_class) if column.of_class else None
+    return paired_cards(one.cards, base.cards, attacks, of)
+
+
+def _label(card: ResultCard, name: str) -> int:
+    """Return the label of a class; runs at scale smoke have other classes than the papers."""
+    return card.class_names.index(name) if name in card.class_names else class_number(name)
 
 
 def _order(item: Item, rows: Sequence[Filled]) -> Iterator[str]:
@@ -287,7 +295,8 @@ def _classes(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
             found = [held.summary(attack) for held in one.cards.values() if attack in attacks_on(held) and attack]
             if found:
                 recalls = np.mean([_recalls(held, few) for held in found], axis=0)
-                label = f"{column.label} (n {len(found)})" if len(found) > 1 else column.label
+                here = "" if attack in (None, column.metric) else f" (here: {attack})"
+                label = f"{column.label}{here} (n {len(found)})" if len(found) > 1 else f"{column.label}{here}"
                 lines.append((one.label, label, *(percent(float(recall)) for recall in recalls)))
     notes = (MEANS,) if any(len(one.cards) > 1 for one in rows) else ()
     return TextTable(_title(scale, item, "accuracy of each class"), ("", "", *heads), (*lines,), notes)

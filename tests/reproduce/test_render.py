@@ -58,6 +58,7 @@ def test_classes_and_curves_over_steps_are_means_over_seeds(committed: Store) ->
     recalls = np.mean([card.summary("pgd-20").per_class for card in cells.values()], axis=0)
     assert line[2:] == tuple(f"{100 * recall:.1f}" for recall in recalls)
     assert table.notes == (render.MEANS,)
+    assert ("robal", "pgd-20 (here: adaptive-pgd-20:factor=0.1)") in [row[:2] for row in table.rows]
     _, single = render.tables(committed, scale, items()["taet/figure1"])
     assert single.notes == ()
     _, epochs = render.tables(committed, scale, items()["reat/figure5"])
@@ -70,8 +71,20 @@ def test_a_class_is_found_by_its_name(committed: Store, monkeypatch: pytest.Monk
     monkeypatch.setattr(render, "class_number", lambda _: 0)
     value = render._value_of(PaperColumn("clean", "per-class", "truck"), card, "clean")
     assert value.value == card.summary("clean").per_class[9] != card.summary("clean").per_class[0]
+    rows = [one for one in render.filled(committed, scales()["mini"], items()["taet/table2"]) if one.cards]
+    found = render._paired(rows[1], rows[0], PaperColumn("clean", "per-class", "truck"))
+    recalls = [one.cards[0].summary("clean").per_class[9] for one in rows[:2]]
+    assert found is not None
+    assert found.value == pytest.approx(recalls[1] - recalls[0])
     other = render._value_of(PaperColumn("clean", "per-class", "no class of these"), card, "clean")
     assert other.value == card.summary("clean").per_class[0]
+
+
+def test_a_figure_with_a_run_that_lacks_an_attack_is_not_done(committed: Store) -> None:
+    item = dataclasses.replace(items()["reat/figure9"], rows=items()["reat/figure4"].rows)
+    item = dataclasses.replace(item, columns=(*item.columns, PaperColumn("pgd-7")))
+    states = dict(render.tables(committed, scales()["mini"], item)[0].rows)
+    assert states == {"robal": "0 of 1 runs have all attacks", "reat": "0 of 1 runs have all attacks"}
 
 
 def two_methods(smoke: Fill) -> tuple[Store, Item]:
