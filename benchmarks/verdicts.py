@@ -9,7 +9,7 @@ the official suite on 1,000 images, get the cheap tier beside it.
 
 A model that is trained, and a column that is measured, is not done again; cards that are missing are left out. Seconds
 are CPU seconds of one thread, so that other programs hardly matter. The result is results/verdicts.json, from which
-`python results/render.py --write` makes the tables of docs/evaluation.md.
+`python docs/render.py --write` makes the tables of docs/evaluation.md.
 """
 
 from __future__ import annotations

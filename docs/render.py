@@ -1,8 +1,8 @@
-"""Write docs/methods/, one page per method, docs/losses.md, docs/findings.md, the attacks of docs/evaluation.md,
-and the differences of docs/which-method.md.
+"""Write every page, and every part of a page, that follows from the code or from the committed result cards.
 
-A method's page comes from its source, the golden numbers, the measured cost and the result cards; the page of the
-losses from their docstrings.
+docs/methods/ has one page per method, from its source, the golden numbers, the measured cost and the result cards;
+docs/losses.md comes from docstrings, docs/findings.md from cards and claims. The tables of other pages stand between
+two markers.
 
 python docs/render.py            prints the names of pages that are out of date
 python docs/render.py --write    writes them
@@ -45,6 +45,7 @@ CHOICE = ROOT / "docs" / "which-method.md"
 COMPARED = "digits-lt-methods"
 """The comparison of the most methods with several seeds."""
 END, END_OF_CHOICE = "<!-- end of attacks -->", "<!-- end of differences -->"
+TABLES, END_OF_TABLES = "<!-- results: python docs/render.py --write -->", "<!-- end of results -->"
 COST = ROOT / "results" / "cost.json"
 LISTED = {"adaptive-pgd-N": "adaptive", "adaptive-pgd-l2-N": "adaptive"}
 """Attacks that `taet list attacks` has under another name."""
@@ -261,8 +262,8 @@ def measured_later(found: dict[str, Any]) -> str:
 
 @functools.cache
 def results() -> ModuleType:
-    """The module that writes the tables of results/."""
-    spec = importlib.util.spec_from_file_location("results_render", ROOT / "results" / "render.py")
+    """The tables of results/."""
+    spec = importlib.util.spec_from_file_location("result_tables", ROOT / "docs" / "result_tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -450,9 +451,18 @@ def pages() -> dict[Path, str]:
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
     known = [scale for scale in reproduce.scales().values() if scale.name != "smoke"]
     found[FINDINGS] = findings(reproduce.Store(ROOT / "runs" / "none", [ROOT / "results"]), known)
-    for path, end, text in ((EVALUATION, END, attack_tables()), (CHOICE, END_OF_CHOICE, versus_at())):
-        found[path] = results().renewed(path, HEAD, end, f"\n\n{text}\n\n")
+    parts = [(EVALUATION, HEAD, END, f"\n{attack_tables()}\n"), (CHOICE, HEAD, END_OF_CHOICE, f"\n{versus_at()}\n")]
+    parts += [(path, TABLES, END_OF_TABLES, results().tables(path)) for path in results().PAGES]
+    for path, begin, end, text in parts:
+        found[path] = renewed(found.get(path) or path.read_text(encoding="utf-8"), begin, end, f"\n{text}\n")
     return {PAGES / "README.md": index(), LOSSES: loss_page(), **found}
+
+
+def renewed(page: str, begin: str, end: str, text: str) -> str:
+    """Return a page with another part between two markers."""
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{text}{end}{after}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ Load = Callable[[str], ModuleType]
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Import a benchmark as Python does that runs it: those beside it can be imported, and only meanwhile."""
     names = {path.stem for path in FOLDER.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}  # such as results/render.py
+    others = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}  # such as docs/render.py
     monkeypatch.syspath_prepend(str(FOLDER))
     yield __import__
     for name in names:

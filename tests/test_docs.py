@@ -228,14 +228,6 @@ def test_the_specifications_of_comparisons_can_be_read() -> None:
 
 
 @pytest.mark.full
-def test_the_tables_are_those_of_the_result_cards() -> None:
-    render = load(ROOT / "results" / "render.py")
-    for page in render.PAGES:
-        text = page.read_text(encoding="utf-8")
-        assert text == render.rendered(page), f"{page.name}: run python results/render.py --write"
-
-
-@pytest.mark.full
 def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
     cards = [path for path in sorted((ROOT / "results").glob("*/**/*.json")) if ".embedding-" not in path.name]
     assert cards
@@ -247,7 +239,7 @@ def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> N
 
 
 @pytest.mark.full
-def test_the_pages_of_the_methods_are_those_of_the_code() -> None:
+def test_every_rendered_page_is_that_of_the_code_and_of_the_cards() -> None:
     render = load(ROOT / "docs" / "render.py")
     for path, text in render.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python docs/render.py --write"

@@ -27,7 +27,7 @@ def not_found(what: str, data: Data, put: str, options: str = "") -> UserError:
     own = f"; the folder '{data.name}' here is read by folder:{data.name}" if Path(data.name).is_dir() else ""
     return UserError(
         f"{what} is not in {looked}; run taet data prepare {data.name}{options}, or {put} into a folder and name that "
-        f"with --data.root or TAET_DATA{own}"
+        f"with TAET_DATA, or for one run with --data.root{own}"
     )
 
 

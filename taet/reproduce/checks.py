@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from taet import registry
+from taet import protocols, registry
 from taet.errors import UserError, located, unknown
 from taet.evaluation.bundles import parse_attack
 from taet.experiments.cells import Planner
@@ -18,6 +18,7 @@ from taet.reproduce.claims import Claim, claims
 from taet.reproduce.manifest import (
     PAPERS,
     SECONDS,
+    Item,
     PaperRow,
     Scale,
     items,
@@ -35,6 +36,10 @@ HEADS = (
 AVERAGES = ("balanced", "balanced-test-set", "sample", "per-class", "cost")
 SELECTIONS = ("", "best", "last")
 ALL = "all"
+OF_CLAIMS = ("says", "where", "worth")
+OF_RUNS = ("columns", "attacks", "group")
+OF_TESTS: Mapping[str, tuple[str, ...]] = {"pairs": (*OF_RUNS, "most", "less"), "settled": ("because",)}
+"""Keys of an entry of claims.toml besides its test: of all, of differences between runs, and of tests of one kind."""
 
 
 @functools.cache
@@ -57,7 +62,7 @@ def check_manifest() -> None:
                 _metrics(column.metric for column in item.columns)
                 _known("item in costs_of", filter(None, [item.costs_of]), every_item)
                 for epoch in item.epochs:
-                    _number("epochs", str(epoch), least=1.0)
+                    _number("epochs", str(epoch), least=1.0, most=_least_epochs(item))
     for scale in scales().values():
         with located(f"scales.toml: {scale.name}"):
             _check_scale(planner, scale)
@@ -100,6 +105,8 @@ def _check_items() -> None:
     for name, figure in read["figures"].items():
         if not re.fullmatch(r"(taet|reat)/figure\d+", name) or not figure["rows"] or not figure["columns"]:
             raise UserError(f"figures: {name}: allowed: taet or reat/figure and a number, with rows and columns")
+        if any(row in figure["rows"][:place] for place, row in enumerate(figure["rows"])):
+            raise UserError(f"figures: {name}: got a row twice")
     _known("paper in papers", read["papers"], PAPERS)
     if missing := [paper for paper in PAPERS if paper not in read["papers"]]:
         raise UserError(f"papers: no entry for {listed(missing)}")
@@ -121,6 +128,11 @@ def _check_rows(planner: Planner, rows: Iterable[PaperRow]) -> None:
         if row.imbalance is not None and not row.imbalance >= 1:
             raise UserError(f"imbalance: got {row.imbalance:g}; allowed: 1 or more")
         planner.start(PAPERS[row.paper], Entry(row.method, row.method, dict(row.settings)))
+
+
+def _least_epochs(item: Item) -> int:
+    """Return the epochs of the shortest training of an item at full scale."""
+    return min(protocols.start(PAPERS[row.paper], row.method).training.epochs for row in item.rows)
 
 
 def _check_scale(planner: Planner, scale: Scale) -> None:
@@ -156,6 +168,8 @@ def _check_claim(planner: Planner, claim: Claim) -> None:
     entry = claim.entry
     if claim.name[:1] not in ("C", "R") or not claim.name[1:].isdigit():
         raise UserError("unknown name; allowed: C (TAET) or R (REAT) and a number")
+    beside = ("elsewhere", *(OF_RUNS if "elsewhere" in entry else ()), *(("beside",) if claim.is_tested else ()))
+    _known(f"key of a claim with {claim.test}", entry, (*OF_CLAIMS, claim.test, *OF_TESTS.get(claim.test, ()), *beside))
     if not entry.get("worth", 1.0) > 0:
         raise UserError(f"worth: got {entry['worth']:g}; allowed: more than 0")
     deciding = [*claim.rows, *(row for pair in claim.pairs for row in pair)]

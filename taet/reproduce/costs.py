@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from typing import TypedDict
 
-from taet.config import Threat
+from taet import methods
+from taet.config import Threat, to_json
+from taet.evaluation.packing import Json
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on
 from taet.reproduce.manifest import FOLDER, read_toml
 from taet.training.folder import RunFolder
@@ -22,6 +24,7 @@ class NetworkCost(TypedDict):
 class CostsFile(TypedDict):
     """costs.toml."""
 
+    without_steps: list[str]
     networks: dict[str, NetworkCost]
     methods: dict[str, float]
     attacks: dict[str, float]
@@ -34,11 +37,30 @@ def costs() -> CostsFile:
     return found
 
 
+def time_ratio(settings: Json) -> float | None:
+    """Return the time of an epoch relative to AT with 10 steps, from the settings of a run; None if not measured.
+
+    s x (clean epoch) + (1 - s) x (adversarial epoch) x (steps + 1)/11, with s the share of clean epochs
+    """
+    known, name = costs()["methods"], settings["method"]
+    if name not in known or settings.get("training", {}).get("awp"):
+        return None
+    usual = to_json(methods.find(name).Config())
+    own = {**usual, **(settings.get("settings") or {})}
+    label = name if own.get("variant") == usual.get("variant") else f"{name} {own['variant']}"
+    if own.get("base") != usual.get("base") or label not in known:
+        return None
+    clean, measured_share, share = known["standard"], usual.get("clean_share", 0.0), own.get("clean_share", 0.0)
+    attacked = (known[label] - measured_share * clean) / (1 - measured_share)
+    if name not in costs()["without_steps"]:
+        attacked *= (settings.get("threat", {}).get("steps", Threat().steps) + 1) / (Threat().steps + 1)
+    return float(share * clean + (1 - share) * attacked)
+
+
 def seconds_left(store: Store, one: StoredCell) -> float | None:
     """Return the seconds of one core that a cell still needs; None if its network was never measured.
 
-    epochs x images x (seconds of AT per image) x (method over AT) x (steps + 1)/11 + test images x (seconds of the
-    missing attacks)
+    epochs x images x (seconds of AT per image) x (epoch over AT's) + test images x (seconds of the missing attacks)
     """
     run, known = one.cell.run, costs()
     if run is None or one.state == "done":
@@ -48,7 +70,9 @@ def seconds_left(store: Store, one: StoredCell) -> float | None:
         return None
     sizes = facts.sizes
     image = network["seconds"] / network["images"] * network["cores"]
-    steps = (run.threat.steps + 1) / (Threat().steps + 1)
+    ratio = time_ratio(to_json(run))
+    if ratio is None:  # with methods and settings that were not measured
+        ratio = (run.threat.steps + 1) / (Threat().steps + 1)
     trained = RunFolder(one.cell.folder).is_done or one.card is not None
     epochs = 0 if trained else run.training.epochs * sizes["train"]
     left = [attack for attack in one.attacks if attack not in attacks_on(one.card)]
@@ -56,4 +80,4 @@ def seconds_left(store: Store, one: StoredCell) -> float | None:
     attacks = sum(known["attacks"].get(attack, 0.0) for attack in missing)
     reference = known["networks"]["resnet8"]
     wider = image / (reference["seconds"] / reference["images"])
-    return epochs * image * known["methods"].get(run.method, 1.0) * steps + sizes["test"] * attacks * wider
+    return epochs * image * ratio + sizes["test"] * attacks * wider

@@ -17,6 +17,7 @@ from taet.evaluation.diagnostics import masking
 from taet.files import digest
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
 from taet.reproduce.cell_store import Store, any_seed_hash, attacks_on, by_seed, load_card, rules_of, weights_of
+from taet.reproduce.costs import time_ratio
 from taet.reproduce.differences import paired_cards
 from taet.reproduce.manifest import PAPERS, Item, PaperRow, Scale, items, settings_words
 from taet.reproduce.text_table import TextTable
@@ -44,7 +45,7 @@ UNNAMED = (
 )
 """Settings that differ between seeds, whose effect on a card is compared with the board, or that change no weights."""
 ACCURACIES = ("95 % or ± error", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class")
-HEADS = ("", "rank", LEAD, *ACCURACIES, "flags", "seeds")
+HEADS = ("", "rank", LEAD, *ACCURACIES, "cost", "flags", "seeds")
 SUBMITTED = "(submitted)"
 """The end of the label of a submitted row."""
 PGD_ALONE = {"autoattack-far-below-pgd", "logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"}
@@ -127,6 +128,7 @@ class Standings:
             "Balanced accuracy, %. A range of ranks: paired tests over common seeds do not tell these rows apart.",
             "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
             "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
+            "Cost: training time relative to AT with the epochs of the protocol, measured with ResNet-8 on one core.",
             *self._flagged(),
             *(f"{listed(one.also)}: the same weights as {one.label}, so one row." for one in self.rows if one.also),
             *(f"{one.label} leaves the protocol: {text}." for one in self.rows for text in one.card.deviations),
@@ -148,9 +150,18 @@ class Standings:
             MISSING if under != under else points(under - one.mean(LEAD)),
             percent(sum(tails) / len(tails)) if tails else MISSING,
             percent(sum(summary.worst_class[1] for summary in found) / len(found)),
+            self._cost(one.card),
             str(len(_flags(one))),
             str(len(one.cards)),
         )
+
+    def _cost(self, card: ResultCard) -> str:
+        """The training time of a run relative to AT with the board's settings."""
+        config, plain = card.run["config"], self.plain("at")
+        ratio = time_ratio(config)
+        if ratio is None or plain is None:
+            return MISSING
+        return f"{ratio * config['training']['epochs'] / plain.training.epochs:.1f}"
 
     def _flagged(self) -> Iterator[str]:
         """Yield a note for each flag, with its rows."""

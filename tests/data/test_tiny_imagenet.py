@@ -105,7 +105,7 @@ def test_other_sizes(tmp_path):
 
 
 def test_it_is_looked_for_in_every_data_folder(tmp_path):
-    with pytest.raises(UserError, match=r"not in '.*here', 'data'; .*taet data prepare.* --data\.root or TAET_DATA"):
+    with pytest.raises(UserError, match=r"not in '.*here', 'data'; .*taet data prepare.* TAET_DATA, or"):
         load("tiny-imagenet", root=str(tmp_path / "here"))
 
 

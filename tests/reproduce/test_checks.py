@@ -78,6 +78,19 @@ def test_the_manifest_has_no_mistake(folder: Path) -> None:
         ),
         ("claims.toml", "[C2]", "[X2]", "X2: unknown name; allowed: C (TAET) or R (REAT) and a number"),
         ("items.toml", "epochs = [10, 30, 60]", "epochs = [10, -30, 60]", "reat/figure6: epochs: got '-30'"),
+        ("items.toml", "epochs = [10, 30, 60]", "epochs = [10, 30, 81]", "got '81'; allowed: a number, 1 to 80"),
+        (
+            "items.toml",
+            'rows = [{method = "at-bsl"}, {method = "taet"}]',
+            'rows = [{method = "taet"}, {method = "taet"}]',
+            "figures: taet/figure1: got a row twice",
+        ),
+        (
+            "claims.toml",
+            'settled = "undecided"\n',
+            'settled = "undecided"\nmost = {autoattack = 1}\n',
+            "unknown key of a claim with settled 'most'",
+        ),
         (
             "items.toml",
             'costs_of = "taet/table1"',

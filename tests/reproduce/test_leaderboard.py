@@ -73,6 +73,19 @@ def test_a_comparable_card_is_placed(found: Sequence[Standings]) -> None:
     assert any(line[0] == f"{card.method} (submitted)" for line in board.table().rows)
 
 
+def test_cost_is_the_time_of_the_training_relative_to_at(found: Sequence[Standings]) -> None:
+    card = handed_in(found)
+    config = card.run["config"]
+    for changes, cost in (({}, "1.0"), ({"epochs": config["training"]["epochs"] // 2}, "0.5"), ({"awp": 0.005}, "–")):
+        method = {"method": "at", "settings": {}, "training": {**config["training"], **changes}}
+        run = with_config(card, {**config, **method})
+        board, reasons = placed(found, [dataclasses.replace(card, run=run, method="at")])
+        assert board is not None, reasons
+        table = board.table()
+        line = next(row for row in table.rows if row[0].endswith(SUBMITTED))
+        assert line[table.heads.index("cost")] == cost
+
+
 def test_two_names_of_one_training_are_one_row_with_all_seeds(found: Sequence[Standings]) -> None:
     board = next(one for one in found if one.kind.imbalance == 50 and one.kind.data == "cifar10-lt")
     row = next(row for row in board.rows if row.label == "at-bsl (weighting brw)")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,8 +128,8 @@ def test_committed_runs_of_the_scale_count_as_filled(committed: Store) -> None:
 
 def test_the_costs_are_the_measured_ones(root: Path) -> None:
     small, large = (json.loads((root / "results" / name).read_text()) for name in ("cost.json", "cost-model.json"))
-    measured = {one["name"]: one for one in small["costs"] if not one["settings"]}
-    assert costs.costs()["methods"] == {name: measured[name]["seconds_ratio"] for name in costs.costs()["methods"]}
+    measured = {" ".join([one["name"], *one["settings"].values()]): one["seconds_ratio"] for one in small["costs"]}
+    assert costs.costs()["methods"] == measured
     for found, source in (("resnet8", small), ("resnet18", large)):
         (at,) = [one for one in source["costs"] if one["name"] == "at"]
         assert costs.costs()["networks"][found] == {
@@ -136,6 +137,25 @@ def test_the_costs_are_the_measured_ones(root: Path) -> None:
             "images": source["images"],
             "cores": source["threads"],
         }
+
+
+@pytest.mark.parametrize(
+    ("settings", "ratio"),
+    [
+        ({"method": "at"}, 1.0),
+        ({"method": "at", "threat": {"steps": 21}}, 2.0),
+        ({"method": "taet"}, 0.647),
+        ({"method": "taet", "settings": {"clean_share": 1.0}}, 0.161),
+        ({"method": "taet", "settings": {"clean_share": 0.4}, "threat": {"steps": 21}}, 2 * 0.647 - 0.4 * 0.161),
+        ({"method": "standard", "threat": {"steps": 21}}, 0.161),
+        ({"method": "he", "settings": {"variant": "alp"}}, 1.163),
+        ({"method": "class-budget", "settings": {"base": "trades"}}, None),
+        ({"method": "at", "training": {"awp": 0.005}}, None),
+        ({"method": "mine"}, None),
+    ],
+)
+def test_the_time_of_a_run_relative_to_at(settings: dict[str, Any], ratio: float | None) -> None:
+    assert costs.time_ratio(settings) == (None if ratio is None else pytest.approx(ratio))
 
 
 @pytest.mark.parametrize(

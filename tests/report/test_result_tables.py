@@ -16,8 +16,8 @@ from taet.evaluation.card import ResultCard
 
 @pytest.fixture(scope="module")
 def render() -> ModuleType:
-    path = Path(__file__).parents[2] / "results" / "render.py"
-    spec = importlib.util.spec_from_file_location("render", path)
+    path = Path(__file__).parents[2] / "docs" / "result_tables.py"
+    spec = importlib.util.spec_from_file_location("result_tables", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

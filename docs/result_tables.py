@@ -1,10 +1,8 @@
-"""Print the tables of README.md, docs/*.md and results/README.md from the result cards and costs beside this file.
+"""The tables of README.md, docs/*.md and results/README.md, from the result cards and costs in results/.
 
 A folder is a table. METHOD.json is a row; METHOD-seed0.json, METHOD-seed1.json and so on are one row, the mean over the
 seeds with its standard error. The cards of a subfolder are rows of the variant that it is named after.
-
-python results/render.py            prints the tables
-python results/render.py --write    puts them between the markers of the pages
+docs/render.py writes them.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import json
 import math
 import re
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,18 +23,19 @@ from taet.experiments import cost_tables
 from taet.formatting import markdown_table, percent, percent_interval
 from taet.reproduce import Store, scales
 from taet.reproduce.cell_store import load_card
+from taet.reproduce.costs import time_ratio
 from taet.reproduce.leaderboard import boards
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+HERE = ROOT / "results"
 Value = tuple[float, tuple[float, float]]
 """A share and its 95 % interval."""
 
-BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of results -->"
-README = HERE.parent / "README.md"
-EVALUATION = HERE.parent / "docs" / "evaluation.md"
-MODELS = HERE.parent / "docs" / "models.md"
-COST = HERE.parent / "docs" / "cost.md"
-SPEED = HERE.parent / "docs" / "speed.md"
+README = ROOT / "README.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
+MODELS = ROOT / "docs" / "models.md"
+COST = ROOT / "docs" / "cost.md"
+SPEED = ROOT / "docs" / "speed.md"
 PAGES = (README, EVALUATION, MODELS, COST, SPEED, HERE / "README.md")
 # Attacks of one name in the sense of different papers, for the page about attacks.
 ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
@@ -137,12 +135,6 @@ def deviations(cards: Sequence[ResultCard]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def costs() -> dict[tuple[str, str | None], float]:
-    """Return the measured seconds of a training step relative to AT, by method and variant; None is the default."""
-    measured = json.loads((HERE / "cost.json").read_text(encoding="utf-8"))["costs"]
-    return {(cost["name"], cost["settings"].get("variant")): cost["seconds_ratio"] for cost in measured}
-
-
 def epochs(card: ResultCard) -> int:
     """Return the number of epochs of a card's training; 1 if the card does not say."""
     return int(card.run.get("config", {}).get("training", {}).get("epochs", 1))
@@ -150,14 +142,11 @@ def epochs(card: ResultCard) -> int:
 
 def cost(card: ResultCard, usual_epochs: int) -> str:
     """Return the time of a training relative to that of AT with `usual_epochs`; empty if it was not measured."""
-    settings = card.run.get("config", {}).get("settings") or {}
     known = registry.entries("methods")
-    usual = getattr(methods.find(card.method).Config(), "base", None) if card.method in known else None
-    plain = settings.get("base") in (None, usual)
     if card.method in known and known[card.method].baseline:
         return f"{epochs(card) / usual_epochs:.3g}"
-    found = costs().get((card.method, settings.get("variant")), costs().get((card.method, None)))
-    return f"{found * epochs(card) / usual_epochs:.2f}" if found is not None and plain else ""
+    ratio = time_ratio({"method": card.method, **card.run.get("config", {})})
+    return "" if ratio is None else f"{ratio * epochs(card) / usual_epochs:.2f}"
 
 
 def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> str:
@@ -493,23 +482,3 @@ def tables(page: Path) -> str:
     else:
         parts = [*(section(name, texts) for name in texts), *single_step()]
     return "\n\n".join(parts)
-
-
-def renewed(path: Path, begin: str, end: str, text: str) -> str:
-    """Return the text of a page with another part between two markers."""
-    before, rest = path.read_text(encoding="utf-8").split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}{text}{end}{after}"
-
-
-def rendered(path: Path) -> str:
-    """Return the text of a page with the tables between its markers."""
-    return renewed(path, BEGIN, END, f"\n{tables(path)}\n")
-
-
-if __name__ == "__main__":
-    if "--write" in sys.argv:
-        for path in PAGES:
-            path.write_text(rendered(path), encoding="utf-8")
-    else:
-        print(tables(HERE / "README.md"))
