@@ -263,8 +263,8 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #      189  leaderboards of all committed cards that fit, checks of submissions, cards and links on the site
 #      376  checks of the manifest, runs beside a claim, seeds and settings of submitted cards, a page of runs
 #      113  more checks of the manifest, accuracy against the steps of an attack, tables of classes over all seeds
-#       49  training cost on the leaderboard, keys of claims that their test does not use
-MOST_LINES = 41_940
+#       50  training cost on the leaderboard, keys of claims that their test does not use
+MOST_LINES = 41_941
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

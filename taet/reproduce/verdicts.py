@@ -119,7 +119,8 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
                 under = " minus ".join(map(str, dict.fromkeys(attacks))) if first == second else column
                 of = f" less {less}" if less else ""
                 group = f" on {claim.entry['group']} classes" if "group" in claim.entry else ""
-                said.append(f"{_named(first, second)}{under}{of}{group} {_text(found)}")
+                start = "" if said else "Measured: "  # a sentence should not begin with the name of a method
+                said.append(f"{start}{_named(first, second)}{under}{of}{group} {_text(found)}")
             for row, cards, attack in zip((first, second), sides, attacks, strict=True):
                 missing |= dict.fromkeys(_missing(row, cards, {attack, less}))
             if found is None and all(sides) and not missing:
@@ -272,7 +273,7 @@ def _separable(claim: Claim, store: Store, scale: Scale) -> Verdict:
         found = difference(left, right, labels, classes, comparisons=2)
         parts.append(word_of(found, 0.0, most=False))
         said.append(f"{side} {_text(found)}")
-    return Verdict(combined(parts), f"{_named(*claim.rows)}{'; '.join(said)}", scale.name)
+    return Verdict(combined(parts), f"Measured: {_named(*claim.rows)}{'; '.join(said)}", scale.name)
 
 
 def _embeddings(store: Store, scale: Scale, row: PaperRow) -> dict[int, Embedding]:

@@ -328,7 +328,7 @@ def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> N
 def test_verdicts_at_smoke_are_those_of_the_paired_test(smoke: Fill, tmp_path: Path) -> None:
     store, _ = two_methods(smoke)
     found = verdicts.verdict(claims.claims()["C2"], store, scales()["smoke"])
-    assert found.because.startswith("taet minus at-bsl, clean ")
+    assert found.because.startswith("Measured: taet minus at-bsl, clean ")
     assert found.word in ("holds", "does not hold", "undecided")
     missing = verdicts.verdict(claims.claims()["C12"], Store(tmp_path, []), scales()["smoke"])
     assert missing.word == "not tested"

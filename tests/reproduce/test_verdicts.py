@@ -109,7 +109,8 @@ def test_the_gain_in_clean_accuracy_less_that_under_attack(committed: Store) -> 
         for name in ("clean", "autoattack")
     ]
     found = verdict(claims()["R17"], committed, MINI)
-    assert found.because.startswith(f"at-bsl minus at, clean less autoattack {100 * (gains[0] - gains[1]):+.1f} (")
+    gain = 100 * (gains[0] - gains[1])
+    assert found.because.startswith(f"Measured: at-bsl minus at, clean less autoattack {gain:+.1f} (")
     clean = ["clean", "clean"]
     assert paired_cards(bsl, at, clean, less="pgd-7") is None
     wider = [dataclasses.replace(one, eps=0.1) if one.name == "pgd-20" else one for one in at[0].columns]
@@ -183,7 +184,8 @@ def test_separability_is_compared_image_by_image(committed: Store, tmp_path: Pat
             found.append(100 * (right.mean() - wrong.mean()))  # classes of equal size
     assert len(gains["clean"]) >= 2
     found = verdict(claim, committed, MINI)
-    assert found.because.startswith(f"reat minus at-bsl, clean {np.mean(gains['clean']):+.1f} (".replace("-0.0", "0.0"))
+    clean = f"{np.mean(gains['clean']):+.1f}".replace("-0.0", "0.0")
+    assert found.because.startswith(f"Measured: reat minus at-bsl, clean {clean} (")
     assert f"; attacked {np.mean(gains['attacked']):+.1f} (" in found.because
     assert found.word == "undecided"
     for path in (committed.results[0] / "reproduce" / "mini").glob("*_ir50_seed1-*"):
