@@ -107,7 +107,7 @@ def test_it_is_looked_for_in_every_data_folder(tmp_path):
 def test_a_folder_of_that_name_is_pointed_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gtsrb").mkdir()
-    with pytest.raises(UserError, match=r"TAET_DATA; the folder 'gtsrb' here is read by folder:gtsrb$"):
+    with pytest.raises(UserError, match=r"--data.root; the folder 'gtsrb' here is read by folder:gtsrb$"):
         load("gtsrb")
 
 
