@@ -488,6 +488,16 @@ def test_numbers_of_the_discussion_are_those_of_the_result_cards() -> None:
     assert {number.start() for number in re.finditer(r"\d+\.\d", text)} == checked
 
 
+def test_the_runs_that_the_discussion_warns_of_have_the_flags() -> None:
+    folders = ("digits-lt-methods", "cifar10-lt-methods", "cifar10-lt-ir10")
+    paths = [path for folder in folders for name in ("taet", "harl") for path in RESULTS.glob(f"{folder}/{name}*.json")]
+    paths += [*RESULTS.glob("reproduce/*/taet_*-c6ca4bc1.json"), *RESULTS.glob("reproduce/*/taet_*-8323d86a.json")]
+    assert len(paths) == 11
+    for path in paths:
+        flags = {flag["flag"] for flag in ResultCard.load(path).flags}
+        assert {"autoattack-far-below-pgd", "logit-scale"} <= flags, path
+
+
 def test_the_example_of_the_gate_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     cards = [str(RESULTS / "digits-lt-methods" / f"{name}-seed0.json") for name in ("at", "harl")]
     assert main(["gate", *cards, "--columns", "clean", "autoattack"]) == 1

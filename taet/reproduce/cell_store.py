@@ -32,6 +32,8 @@ COMMITTED = Path(taet.__file__).parents[1] / "results"
 """Cards of the repository; an installed package has none."""
 EVERY = 5
 """Committed epochs are those with a point of the curve, and every one whose number is a multiple of this."""
+RECORDED = {"curves": "monitor", "predictions": "predicted", "distances": "distance"}
+"""The entry of an epoch that an item needs, by what it shows."""
 T = TypeVar("T")
 CellState = Literal["done", "started", "missing", "not applicable"]
 
@@ -72,6 +74,8 @@ class StoredCell:
     card: ResultCard | None
     rows: tuple[MetricsRow, ...]
     """Epochs, as in metrics.jsonl; committed ones are thinned."""
+    is_whole: bool = True
+    """Whether it has the epochs or the embedding that the item shows."""
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -85,10 +89,10 @@ class StoredCell:
 
     @property
     def state(self) -> CellState:
-        """State of the run; done means that a card has every attack."""
+        """State of the run; done means that a card has every attack, and the run what the item shows."""
         if self.cell.run is None:
             return "not applicable"
-        if attacks_on(self.card).issuperset(self.attacks):
+        if attacks_on(self.card).issuperset(self.attacks) and self.is_whole:
             return "done"
         return "missing" if self.card is None and not RunFolder(self.cell.folder).is_run else "started"
 
@@ -124,8 +128,20 @@ class Store:
         return own + [one for one in others if one.state == "done"]
 
     def of_item(self, scale: Scale, item: Item) -> Mapping[PaperRow, list[StoredCell]]:
-        """The runs of every row of an item."""
-        return {row: self.cells(scale, row, [column.metric for column in item.columns_of(row)]) for row in item.rows}
+        """The runs of every row of an item, with its epochs or embeddings if it shows them."""
+        found = {row: self.cells(scale, row, [column.metric for column in item.columns_of(row)]) for row in item.rows}
+        return {row: [self._for(item, one) for one in cells] for row, cells in found.items()}
+
+    def _for(self, item: Item, one: StoredCell) -> StoredCell:
+        """Return a run, marked as not whole if it lacks what an item shows."""
+        if one.card is None:
+            return one
+        if item.shows == "embedding":
+            whole = self.embedding(one, item.of) is not None
+        else:
+            field = RECORDED.get(item.shows, "epoch" if item.has_seconds else "")
+            whole = not field or any(row.get(field) is not None for row in one.rows)
+        return dataclasses.replace(one, is_whole=whole)
 
     def every_cell(self, scale: Scale, wanted: Iterable[Item]) -> list[StoredCell]:
         """Return the runs that items need, each as often as it is needed."""

@@ -15,6 +15,7 @@ from taet.experiments.cells import Planner
 from taet.experiments.specification import Entry
 from taet.formatting import listed
 from taet.reproduce.claims import Claim, claims
+from taet.reproduce.costs import costs
 from taet.reproduce.manifest import (
     PAPERS,
     SECONDS,
@@ -66,9 +67,28 @@ def check_manifest() -> None:
     for scale in scales().values():
         with located(f"scales.toml: {scale.name}"):
             _check_scale(planner, scale)
+    with located("costs.toml"):
+        _check_costs()
     for claim in claims().values():
         with located(f"claims.toml: {claim.name}"):
             _check_claim(planner, claim)
+
+
+def _check_costs() -> None:
+    """Check the names and numbers of costs.toml."""
+    read = costs()
+    _known("network", read["networks"], _names("models"))
+    _known("key of methods", (name.partition(" ")[0] for name in read["methods"]), _names("methods"))
+    _known("method in without_steps", read["without_steps"], read["methods"])
+    _metrics(read["attacks"])
+    for needed, found in (("resnet8", read["networks"]), ("standard", read["methods"]), ("at", read["methods"])):
+        if needed not in found:
+            raise UserError(f"got no entry for {needed}")
+    for name, network in read["networks"].items():
+        for key, value in network.items():
+            _positive(f"{key} of {name}", value)
+    for name, value in {**read["methods"], **read["attacks"]}.items():
+        _positive(name, value)
 
 
 def _check_line(line: Mapping[str, str]) -> None:
@@ -233,6 +253,11 @@ def _metrics(names: Iterable[str]) -> None:
 def _metric(name: str) -> None:
     if name != SECONDS:
         parse_attack(name)
+
+
+def _positive(what: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UserError(f"{what}: got {value}; allowed: a number above 0")
 
 
 def _number(what: str, text: str, least: float = 0.0, most: float = math.inf) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 from taet.errors import UserError, cut, nearest, unknown
+from taet.formatting import listed
 from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.manifest import (
     FOLDER,
@@ -41,7 +42,7 @@ TESTS = (*BY_RUNS, "settled", "open", "theorem")
 FEWEST_ROWS = 8
 """Least number of rows whose order is compared, of the eleven of TAET's table 1."""
 SIGNIFICANT_ORDER = 0.5
-"""A published order holds if the rank correlation exceeds this; it does not hold below 0."""
+"""A published order holds if the interval of the rank correlation is above this, and not if it is below."""
 
 
 class OrderEntry(TypedDict):
@@ -148,7 +149,8 @@ class Claim:
             case "order":
                 of = f"the order of {self.entry['order']['item']}"
                 rows = f"Spearman's correlation with {of}, over {FEWEST_ROWS} rows or more,"
-                return f"{rows} is above {SIGNIFICANT_ORDER:g}; below 0 it fails"
+                interval = f"the 95 % bootstrap interval over the test images of {rows}"
+                return f"{interval} is above {SIGNIFICANT_ORDER:g}; it fails if the interval is below"
             case "reversed":
                 two = f"two rows of {self.entry['reversed']['item']}, of {FEWEST_ROWS} or more,"
                 return f"plain and balanced accuracy order {two} differently; all intervals cover together with 95 %"
@@ -250,6 +252,8 @@ def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
     wanted = [item for item in every.values() if not names or {item.name, item.name.partition("/")[0]} & {*names}]
     wanted += [claims()[name].item for name in dict.fromkeys(names) if name in claims() and claims()[name].is_tested]
     known = {row.method for item in wanted for row in item.rows}
+    if methods and not known:
+        raise UserError(f"methods: got {listed(methods)}; allowed: none, as {listed(names)} takes no runs")
     for method in methods:
         if method not in known:
             raise unknown("method of these items", method, known)

@@ -71,11 +71,11 @@ def seconds_left(store: Store, one: StoredCell) -> float | None:
     sizes = facts.sizes
     image = network["seconds"] / network["images"] * network["cores"]
     ratio = time_ratio(to_json(run))
-    if ratio is None:  # with methods and settings that were not measured
-        ratio = (run.threat.steps + 1) / (Threat().steps + 1)
-    trained = RunFolder(one.cell.folder).is_done or one.card is not None
-    epochs = 0 if trained else run.training.epochs * sizes["train"]
-    left = [attack for attack in one.attacks if attack not in attacks_on(one.card)]
+    if ratio is None:  # a setting that was not measured
+        ratio = known["methods"].get(run.method, 1.0) * (run.threat.steps + 1) / (Threat().steps + 1)
+    is_trained = RunFolder(one.cell.folder).is_done  # a committed card has no weights, so its run is trained again
+    epochs = 0 if is_trained else run.training.epochs * sizes["train"]
+    left = [attack for attack in one.attacks if not is_trained or attack not in attacks_on(one.card)]
     missing = [attack.removeprefix("adaptive-").partition(":")[0] for attack in left]
     attacks = sum(known["attacks"].get(attack, 0.0) for attack in missing)
     reference = known["networks"]["resnet8"]

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from taet.bounds import read_number
 from taet.report import embeddings, epochs, figures
 from taet.report.curves import training_curves
@@ -230,9 +228,9 @@ def _costs(rows: Sequence[Filled], anchor: str) -> Panel | None:
     """Seconds of an epoch and peak memory of each row."""
     found = []
     for one in rows:
-        if known := one.epochs:
-            memory = max(epoch.peak_memory_mb or 0.0 for epoch in known)
-            found.append((one.label, float(np.mean([epoch.seconds for epoch in known])), memory))
+        if (seconds := one.epoch_seconds) is not None:
+            memory = max(epoch.peak_memory_mb or 0.0 for epoch in one.epochs)
+            found.append((one.label, seconds, memory))
     if not found:
         return None
     figure, grid = make_figure(0.9 + 0.3 * len(found), columns=2)

@@ -69,7 +69,7 @@ def _protocols(store: Store, scales: Sequence[Scale]) -> str:
     said = "- **One seed** (TAET). At scale {} the seed moves AutoAttack: {}."
     lines += [said.format(name, spread) for name, spread in spreads.items() if spread]
     lines += [line for scale in scales for line in _selected(store, scale)]
-    why = "not tested: it takes runs that keep both their best epoch on test images and that on validation images"
+    why = "not tested: it takes the runs of REAT with `--selection best-test` beside those of the last epoch"
     lines.append(f"- **Selection on the test set** (REAT, public code). {sentence(why)}")
     lines.append(
         "  - Such a run is marked as a leak here, and its card joins only a leaderboard of cards that were chosen so.\n"

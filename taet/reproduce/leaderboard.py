@@ -46,6 +46,13 @@ UNNAMED = (
 """Settings that differ between seeds, whose effect on a card is compared with the board, or that change no weights."""
 ACCURACIES = ("95 % or ± error", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class")
 HEADS = ("", "rank", LEAD, *ACCURACIES, "cost", "flags", "seeds")
+NOTES = (
+    "Balanced accuracy, %. A range of ranks: paired tests of 95 % over common seeds do not tell these rows apart.",
+    "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
+    "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
+    "Cost: training time relative to AT with the epochs of the protocol, measured with ResNet-8 on one core.",
+)
+"""Notes of every board."""
 SUBMITTED = "(submitted)"
 """The end of the label of a submitted row."""
 PGD_ALONE = {"autoattack-far-below-pgd", "logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"}
@@ -122,13 +129,10 @@ class Standings:
         best, worst = 1 + sum(value < 0 for value in decided), len(self.rows) - sum(value > 0 for value in decided)
         return str(best) if best == worst else f"{best}–{worst}"
 
-    def table(self) -> TextTable:
-        """Return the rows as texts."""
+    def table(self, with_notes: bool = True) -> TextTable:
+        """Return the rows as texts, with the notes that all boards share if wanted."""
         notes = (
-            "Balanced accuracy, %. A range of ranks: paired tests over common seeds do not tell these rows apart.",
-            "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
-            "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
-            "Cost: training time relative to AT with the epochs of the protocol, measured with ResNet-8 on one core.",
+            *(NOTES if with_notes else ()),
             *self._flagged(),
             *(f"{listed(one.also)}: the same weights as {one.label}, so one row." for one in self.rows if one.also),
             *(f"{one.label} leaves the protocol: {text}." for one in self.rows for text in one.card.deviations),
@@ -138,7 +142,8 @@ class Standings:
     def _line(self, one: Contender) -> tuple[str, ...]:
         found, under = [card.summary(LEAD) for card in one.cards.values()], one.mean("pgd-20")
         _, error = metrics.mean_and_standard_error([summary.balanced for summary in found])
-        tails = [summary.groups["tail"] for summary in found if summary.groups]
+        counts = one.card.data.get("train_class_counts") or []
+        tails = [summary.groups["tail"] for summary in found if summary.groups and len({*counts}) > 1]
         return (
             one.label,
             self.rank(one),
@@ -159,9 +164,9 @@ class Standings:
         """The training time of a run relative to AT with the board's settings."""
         config, plain = card.run["config"], self.plain("at")
         ratio = time_ratio(config)
-        if ratio is None or plain is None:
+        if ratio is None or plain is None or config["training"]["precision"] != plain.training.precision:
             return MISSING
-        return f"{ratio * config['training']['epochs'] / plain.training.epochs:.1f}"
+        return f"{ratio * config['training']['epochs'] / plain.training.epochs:.2f}"
 
     def _flagged(self) -> Iterator[str]:
         """Yield a note for each flag, with its rows."""

@@ -91,6 +91,11 @@ class Item:
     """The item whose rows a figure of seconds and memory shows."""
 
     @property
+    def has_seconds(self) -> bool:
+        """Whether a column is the seconds of an epoch."""
+        return any(column.metric == SECONDS for column in self.columns)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The names of the rows: those of their parts that are not equal in all rows."""
         parts = [row.parts for row in self.rows]
@@ -379,8 +384,8 @@ def _table(name: str, lines: Sequence[Mapping[str, str]]) -> Item:
     if name not in items_file()["titles"]:
         raise UserError(f"items.toml: {name} has no title")
     notes = tuple(items_file()["notes"].get(name, ()))
-    costs = name if any(column.metric == SECONDS for column in columns) else ""
-    return Item(name, items_file()["titles"][name], "values", (*rows,), (*columns,), values, notes, costs_of=costs)
+    found = Item(name, items_file()["titles"][name], "values", (*rows,), (*columns,), values, notes)
+    return dataclasses.replace(found, costs_of=name) if found.has_seconds else found
 
 
 def _figure(name: str, entry: FigureEntry) -> Item:

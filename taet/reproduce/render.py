@@ -14,7 +14,7 @@ from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import Difference
 from taet.evaluation.summary import Summary
-from taet.formatting import MISSING, duration, percent, percent_interval, points
+from taet.formatting import MISSING, duration, listed, percent, percent_interval, points
 from taet.metrics import Floats, Ints
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed
 from taet.reproduce.costs import seconds_left
@@ -35,6 +35,10 @@ PAIRED = (
     "A difference is over the seeds that both rows have, so it may differ from that of the rows' means.",
 )
 MEANS = "Mean over n seeds."
+OWN_SECONDS = (
+    "Seconds, without the curve, and peak memory of the process are those of each run's machine, with whatever else it "
+    "did: compare methods with `taet cost`, which measures them side by side."
+)
 UNITS = (
     "Balanced accuracy, %: with its 95 % interval over the test images for one seed, ± one standard error for n seeds."
 )
@@ -67,6 +71,12 @@ class Filled:
         """The epochs of all its runs."""
         return [epoch for one in self.cells for epoch in one.epochs]
 
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Mean seconds of an epoch of training over the runs with epochs."""
+        found = [training_seconds(one.epochs) / one.epochs[-1].epoch for one in self.cells if one.epochs]
+        return float(np.mean(found)) if found else None
+
     def attack(self, metric: str) -> str | None:
         """Return the attack for a published column; None if the scale omits it or it is not an attack."""
         return self.scale.attack(self.row, metric)
@@ -77,6 +87,12 @@ class Filled:
         if attack is None:
             return []
         return [_value_of(column, card, attack) for card in self.cards.values() if attack in attacks_on(card)]
+
+
+def training_seconds(epochs: Sequence[Epoch]) -> float:
+    """Return the seconds of a training without its curve; a stored epoch stands for all since the one before."""
+    counts = np.diff([0, *(epoch.epoch for epoch in epochs)])
+    return float(counts @ [epoch.training_seconds for epoch in epochs])
 
 
 def filled(store: Store, scale: Scale, item: Item) -> list[Filled]:
@@ -114,6 +130,10 @@ def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
         )
     elif "autoattack" in {column.metric for column in item.columns}:
         said.append("AutoAttack is the official one, with 100 iterations.")
+    if item.costs_of:
+        said.append(OWN_SECONDS)
+    if without := [one.label for one in rows if one.cards and not any(cell.is_whole for cell in one.cells)]:
+        said.append(f"No {'embedding is' if item.shows == 'embedding' else 'epochs are'} kept of {listed(without)}.")
     reasons = {one.cell.reason for row in rows for one in row.cells if one.cell.reason}
     return [*said, *(f"Not applicable: {reason}." for reason in sorted(reasons)), *item.notes]
 
@@ -146,8 +166,9 @@ def _state(item: Item, one: Filled) -> str:
     """Return the state of a row with a card in a figure."""
     done = sum(cell.state == "done" for cell in one.cells)
     if done < len(one.cells):
-        return f"{done} of {len(one.cells)} runs have all attacks"
-    return "done" if one.epochs or item.shows == "classes" else "done, but its epochs were not kept"
+        needed = "all attacks" if item.shows == "classes" else "all attacks and epochs"
+        return f"{done} of {len(one.cells)} runs have {needed}"
+    return "done"
 
 
 def _said(column: PaperColumn, value: float | None) -> str:
@@ -173,8 +194,8 @@ def _is_there(one: Filled, column: PaperColumn) -> bool:
 def _measured(one: Filled, column: PaperColumn) -> str:
     """Format a number of a row, for one seed with its interval, for more with the standard error."""
     if column.metric == SECONDS:
-        seconds = [epoch.seconds for epoch in one.epochs]
-        return f"{np.mean(seconds):.3g}" if seconds else MISSING
+        seconds = one.epoch_seconds
+        return MISSING if seconds is None else f"{seconds:.3g}"
     found = one.values(column)
     if not found:
         return MISSING

@@ -53,10 +53,10 @@ class Session:
             raise KeyboardInterrupt
         for item in self.items:
             if item.shows == "embedding" and part is None:
-                self._embed(item)
+                self.embed(item)
         return result
 
-    def _embed(self, item: Item) -> None:
+    def embed(self, item: Item) -> None:
         """Store the embeddings of test images by the finished runs of an item, for its figure."""
         for row, cells in self.store.of_item(self.scale, item).items():
             attack = self.scale.attack(row, item.columns[-1].metric)

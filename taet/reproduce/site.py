@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isnan, nan
 
 from taet.evaluation.card import ResultCard
 from taet.formatting import MISSING, sentence, words
@@ -13,14 +14,20 @@ from taet.report.series import Series
 from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.claims import WORDS, Claim, claims
 from taet.reproduce.figures import Drawings, drawings
-from taet.reproduce.leaderboard import BoardKind, Standings, boards
+from taet.reproduce.leaderboard import NOTES, BoardKind, Standings, boards
 from taet.reproduce.manifest import Item, Scale, errata, items, scales, settings_words
-from taet.reproduce.render import filled, tables, what_differs
+from taet.reproduce.render import filled, tables, training_seconds, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.text_table import html_page, in_html
 from taet.reproduce.verdicts import Verdict, accuracies, best_verdicts, elsewhere, shown_beside, verdict
 
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims", "runs.html": "Runs"}
+ABOUT_VERDICTS = (
+    "Differences are in points of balanced accuracy, paired on the same test images, with 95 % intervals. A claim "
+    "holds if the interval is above 0 and reaches half of the claimed size. It does not hold if it is below 0, or "
+    "above 0 and below half of the size. Otherwise it is undecided. Other tests state their rule. With one seed an "
+    "interval is about two trained models, not two methods. The verdict is that of the largest scale with runs."
+)
 NAVIGATION = (
     "<nav><ul>" + "".join(f'<li><a href="{page}">{name}</a></li>' for page, name in PAGES.items()) + "</ul></nav>"
 )
@@ -78,14 +85,16 @@ def leaderboard_page(found: Sequence[Standings]) -> str:
                 picks.append(f'<label><input type="radio" name="{name}" id="{one}"> {html.escape(value)}</label>')
                 rules.append(f"main:has(#{one}:checked) .board:not(.{one}){{display:none}}")
             choices.append(f"<fieldset><legend>{title}</legend>{''.join(picks)}</fieldset>")
-    shown = [f'<div class="{" ".join(m)}">{in_html(one.table())}</div>' for m, one in zip(marks, found, strict=True)]
+    tables = [in_html(one.table(with_notes=False)) for one in found]
+    shown = [f'<div class="{" ".join(mark)}">{table}</div>' for mark, table in zip(marks, tables, strict=True)]
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in NOTES)
     submit = "<p>Cards of your own: <code>taet leaderboard submit CARD...</code></p>"
-    return _page("Leaderboard", [f"<style>{''.join(rules)}</style>", *choices, *shown, submit])
+    return _page("Leaderboard", [f"<style>{''.join(rules)}</style><ul>{notes}</ul>", *choices, *shown, submit])
 
 
 def _claims(store: Store, scales: Sequence[Scale], found: Mapping[str, Verdict]) -> str:
     """Return every claim; those that do not hold come first."""
-    sections = []
+    sections = [f"<p>{ABOUT_VERDICTS}</p>"]
     for word in WORDS:
         chosen = [claims()[name] for name, one in found.items() if one.word == word]
         sections.append(f"<h2>{word.capitalize()} ({len(chosen)})</h2>")
@@ -138,9 +147,24 @@ def _runs_page(store: Store, scales: Sequence[Scale]) -> str:
         cells = store.every_cell(scale, [*items().values(), *(one.item for one in claims().values() if one.is_tested)])
         found = {one.key: (one, one.card) for one in cells if one.card is not None}
         if found:
-            sections.append(f"<h2>Scale {scale.name} ({len(found)})</h2>")
+            hours = [_hours(*pair) for pair in found.values()]
+            total = _of_hours(*(sum(part for part in parts if not isnan(part)) for parts in zip(*hours, strict=True)))
+            lost = sum(isnan(trained) for trained, _ in hours)
+            unknown = f"; the time of {lost} trainings was not kept" if lost else ""
+            sections.append(f"<h2>Scale {scale.name} ({len(found)})</h2><p>In all: {total}{unknown}.</p>")
             sections += [_run(store, one, card) for one, card in found.values()]
     return _page("Runs", sections)
+
+
+def _hours(one: StoredCell, card: ResultCard) -> tuple[float, float]:
+    """Return the hours of the training, nan without epochs, and of the attacks of a run."""
+    trained = training_seconds(one.epochs) if one.epochs else nan
+    return trained / 3600, sum(column.seconds for column in card.columns) / 3600
+
+
+def _of_hours(training: float, attacks: float) -> str:
+    trained = "training not kept" if isnan(training) else f"training {training:.2f} hours without the curve"
+    return f"{trained}, attacks {attacks:.2f} hours"
 
 
 def _run(store: Store, one: StoredCell, card: ResultCard) -> str:
@@ -152,6 +176,7 @@ def _run(store: Store, one: StoredCell, card: ResultCard) -> str:
         "Training images": f"{sum(card.data['train_class_counts'] or []):,}",
         "Flags": ", ".join(flag["flag"] for flag in card.flags) or "none",
         "Leaves the protocol": " ".join(map(sentence, card.deviations)) or "no",
+        "Time": _of_hours(*_hours(one, card)),
         "Card": store.source(one),
         "Weights, SHA-256": card.model["weights_sha256"],
         "Machine": card.environment.get("device") or MISSING,

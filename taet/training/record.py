@@ -353,6 +353,9 @@ class Epoch:
     """Quartiles of these distances, (C, 3); None in runs that recorded only means."""
     monitor: CurvePoint | None
     seconds: float
+    """All of the epoch, with its point of the curve."""
+    training_seconds: float
+    """Without the curve; the same as `seconds` in rows without a rate or counts."""
     peak_memory_mb: float | None
 
     @classmethod
@@ -361,6 +364,7 @@ class Epoch:
         check_shape("", row, StoredEpoch)
         point, predicted, trained = row.get("monitor"), row.get("predicted"), row.get("train")
         distance, quartiles = row.get("distance"), row.get("distance_quartiles")
+        counts, rate = None if trained is None else Counts.from_json(trained, "train"), row.get("images_per_second")
         if quartiles is not None and {*map(len, quartiles)} != {3}:
             raise UserError("distance_quartiles: got values of another shape; allowed: three per class")
         return cls(
@@ -368,11 +372,12 @@ class Epoch:
             stage=row["stage"],
             loss={name: float("nan") if value is None else float(value) for name, value in row["loss"].items()},
             predicted=None if predicted is None else np.asarray(predicted, dtype=np.int64),
-            trained=None if trained is None else Counts.from_json(trained, "train"),
+            trained=counts,
             distance=None if distance is None else np.asarray(distance, dtype=np.float64),
             quartiles=None if quartiles is None else np.asarray(quartiles, dtype=np.float64),
             monitor=None if point is None else CurvePoint.from_json(point),
             seconds=row["seconds"],
+            training_seconds=float(counts.total.sum() / rate) if counts is not None and rate else row["seconds"],
             peak_memory_mb=row.get("peak_memory_mb"),
         )
 

@@ -10,6 +10,7 @@ import pytest
 import taet
 from taet.reproduce import Store, items, scales
 from taet.reproduce.manifest import Item
+from taet.reproduce.session import Session
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,9 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Item], Store]:
             if cell.state != "done":
                 assert cell.run is not None
                 taet.evaluate(cell.folder, attacks=cell.run.evaluation.attacks)
+        store = Store(out, [])
+        if item.shows == "embedding":
+            Session(store, scale, [item], print).embed(item)
         return Store(out, [])
 
     return fill

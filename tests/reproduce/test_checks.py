@@ -10,9 +10,9 @@ import pytest
 
 from taet.cli import reproduce
 from taet.errors import UserError
-from taet.reproduce import checks, claims, manifest
+from taet.reproduce import checks, claims, costs, manifest
 
-CACHED = (manifest.items_file, manifest.scales, manifest.published, manifest.items, claims.claims)
+CACHED = (manifest.items_file, manifest.scales, manifest.published, manifest.items, claims.claims, costs.costs)
 LINE = "TAET\t1\tcifar10-lt\t10\tresnet18\tat-bsl\tAT-BSL\t\tbalanced\tlast\tclean\t\t72.74"
 
 
@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the manifest that the package reads."""
     for path in (*manifest.FOLDER.glob("*.toml"), manifest.FOLDER / "published.tsv"):
         shutil.copy(path, tmp_path)
-    for module in (manifest, claims):
+    for module in (manifest, claims, costs):
         monkeypatch.setattr(module, "FOLDER", tmp_path)
     for one in (*CACHED, checks.check_manifest):
         one.cache_clear()
@@ -146,6 +146,13 @@ def test_the_manifest_has_no_mistake(folder: Path) -> None:
             "R4: steady: got no",
         ),
         ("claims.toml", ', settings = {"method.form" = "paper"}}]', "}]", "R5: beside: allowed: other rows than those"),
+        ("costs.toml", "resnet8 = {", "resnet9 = {", "unknown network 'resnet9'"),
+        ("costs.toml", "at-bsl = ", "at-bls = ", "unknown key of methods 'at-bls'"),
+        ("costs.toml", "at-bsl = ", "at-bsl = -", "at-bsl: got -0.983; allowed: a number above 0"),
+        ("costs.toml", '"n-fgsm", "liet"]', '"n-fgms", "liet"]', "unknown method in without_steps 'n-fgms'"),
+        ("costs.toml", "pgd-20 = ", "pdg-20 = ", "unknown attack 'pdg-20'"),
+        ("costs.toml", "standard = ", "standrad = ", "unknown key of methods 'standrad'"),
+        ("costs.toml", "cores = 1}", "cores = 0}", "cores of resnet8: got 0"),
         ("claims.toml", "theorem = true", "theorem = false", "R18: theorem: got false"),
         ("claims.toml", "worth = 5", "worth = -5", "C1: worth: got -5; allowed: more than 0"),
     ],

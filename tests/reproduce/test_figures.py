@@ -136,7 +136,7 @@ def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path
     item = dataclasses.replace(item, rows=(row_from({"method": "at-bsl"}, "REAT"),))
     store = smoke(item)
     session = Session(store, SMOKE, [item], lambda _: None)
-    session._embed(item)
+    session.embed(item)
     (one,) = session.cells
     kept = store.embedding(one, "features")
     assert kept is not None

@@ -76,7 +76,12 @@ def test_a_comparable_card_is_placed(found: Sequence[Standings]) -> None:
 def test_cost_is_the_time_of_the_training_relative_to_at(found: Sequence[Standings]) -> None:
     card = handed_in(found)
     config = card.run["config"]
-    for changes, cost in (({}, "1.0"), ({"epochs": config["training"]["epochs"] // 2}, "0.5"), ({"awp": 0.005}, "–")):
+    for changes, cost in (
+        ({}, "1.00"),
+        ({"epochs": config["training"]["epochs"] // 2}, "0.50"),
+        ({"awp": 0.005}, "–"),
+        ({"precision": "float32"}, "–"),
+    ):
         method = {"method": "at", "settings": {}, "training": {**config["training"], **changes}}
         run = with_config(card, {**config, **method})
         board, reasons = placed(found, [dataclasses.replace(card, run=run, method="at")])

@@ -19,7 +19,9 @@ from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference, difference
 from taet.files import seal
 from taet.reproduce import Store, claims, items, render, scales, site, verdicts
+from taet.reproduce.cell_store import thinned
 from taet.reproduce.claims import chosen
+from taet.reproduce.costs import seconds_left
 from taet.reproduce.leaderboard import BoardKind, Contender, Standings
 from taet.reproduce.manifest import Item, PaperColumn, row_from
 from taet.reproduce.session import Session, overview, state_of
@@ -85,6 +87,41 @@ def test_a_figure_with_a_run_that_lacks_an_attack_is_not_done(committed: Store) 
     item = dataclasses.replace(item, columns=(*item.columns, PaperColumn("pgd-7")))
     states = dict(render.tables(committed, scales()["mini"], item)[0].rows)
     assert states == {"robal": "0 of 1 runs have all attacks", "reat": "0 of 1 runs have all attacks"}
+
+
+def test_the_seconds_of_an_epoch_do_not_depend_on_the_epochs_that_are_kept(committed: Store) -> None:
+    """The curve is measured every ten epochs, and these are all kept; a clean epoch takes a fifth of the others."""
+    (row,) = [one for one in render.filled(committed, scales()["mini"], items()["taet/figure8"]) if one.label == "taet"]
+    line = row.cells[0].rows[0]
+    every = [
+        {
+            **line,
+            "epoch": epoch,
+            "images_per_second": 2000 if epoch <= 40 else 400,
+            "seconds": 4084 / (2000 if epoch <= 40 else 400) + (0 if epoch % 10 else 5),
+            "monitor": None if epoch % 10 else row.cells[0].rows[2]["monitor"],
+        }
+        for epoch in range(1, 101)
+    ]
+    kept = thinned(every)
+    assert len(kept) < 25
+    for rows in (every, kept):
+        one = dataclasses.replace(row, cells=(dataclasses.replace(row.cells[0], rows=(*rows,)),))
+        assert one.epoch_seconds == pytest.approx(0.4 * 4084 / 2000 + 0.6 * 4084 / 400)
+
+
+def test_a_run_without_what_an_item_shows_is_not_done(committed: Store) -> None:
+    for name, note in (
+        ("reat/table14", "No epochs are kept of PGD-AT, cifar10-lt, IR 50."),
+        ("reat/figure1", "No epochs are kept of AT, long-tailed, cifar10-lt, IR 50."),
+        ("taet/figure3", "No embedding is kept of at and trades."),
+    ):
+        item, mini = items()[name], scales()["mini"]
+        cells = [one for found in committed.of_item(mini, item).values() for one in found]
+        lacking = [one for one in cells if one.card is not None and not one.is_whole]
+        assert {one.state for one in lacking} == {"started"}
+        assert all((seconds_left(committed, one) or 0) > 300 for one in lacking), "it is trained again"
+        assert note in str(render.tables(committed, mini, item)[0].notes)
 
 
 def two_methods(smoke: Fill) -> tuple[Store, Item]:

@@ -225,3 +225,32 @@ def test_an_order_of_few_rows_is_not_judged(committed: Store, monkeypatch: pytes
     assert found.because.startswith(
         f"It takes {rows + 1} rows of taet/table1 with runs; over {rows} rows the correlation is −"
     )
+
+
+def test_an_order_is_judged_by_its_interval_over_the_test_images(
+    committed: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (column,) = claims()["C3"].item.columns
+    item = items()["taet/table1"]
+    rows = [one for one in filled(committed, MINI, item) if one.cards]
+    found = verdicts._correlation_interval(item, rows, column)
+    assert found is not None
+    published = [item.published[one.row, column] for one in rows]
+    cards = [next(iter(one.cards.values())) for one in rows]
+    random, labels, slow = np.random.default_rng(1), cards[0].labels, []
+    for _ in range(500):
+        drawn = np.concatenate([random.choice(own, len(own)) for own in (np.where(labels == c)[0] for c in range(10))])
+        values = [card.column("autoattack").correct[drawn].mean() for card in cards]  # 100 images of each class
+        slow.append(stats.spearmanr(published, values).statistic)
+    assert found == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.08)
+    low, high = found
+    for limit, word in ((high + 0.01, "does not hold"), ((low + high) / 2, "undecided"), (low - 0.01, "holds")):
+        monkeypatch.setattr(verdicts, "SIGNIFICANT_ORDER", limit)
+        assert verdict(claims()["C3"], committed, MINI).word == word
+
+
+def test_at_bsl_is_most_robust_at_its_last_epoch_at_scale_cpu(committed: Store) -> None:
+    """The reason why C15 is not tested."""
+    (row,) = [one for one in filled(committed, scales()["cpu"], items()["taet/figure1"]) if one.label == "at-bsl"]
+    points = {one.epoch: one.monitor.attacked for one in row.epochs if one.monitor is not None}
+    assert max(points, key=lambda epoch: (points[epoch].correct / points[epoch].total).mean()) == 100
