@@ -180,7 +180,7 @@ class Claim:
             return f"{within}, and fails if one lies outside: {sizes}"
         if any(self.sizes.values()):
             holds = "it holds if the interval of every difference is above 0 and reaches half of the claimed points"
-            return f"{holds}, and fails if one is below 0 or between 0 and that half: {sizes}"
+            return f"{holds}, and fails if one is below that half: {sizes}"
         return f"it holds if the interval of every difference is above 0, and fails if one is below 0: {sizes}"
 
     @property

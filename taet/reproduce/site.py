@@ -24,8 +24,8 @@ from taet.reproduce.verdicts import Verdict, accuracies, best_verdicts, elsewher
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims", "runs.html": "Runs"}
 ABOUT_VERDICTS = (
     "Differences are in points of balanced accuracy, paired on the same test images, with 95 % intervals. A claim "
-    "holds if the interval is above 0 and reaches half of the claimed size. It does not hold if it is below 0, or "
-    "above 0 and below half of the size. Otherwise it is undecided. Other tests state their rule. With one seed an "
+    "holds if the interval is above 0 and reaches half of the claimed size. It does not hold if it is below "
+    "that half. Otherwise it is undecided. Other tests state their rule. With one seed an "
     "interval is about two trained models, not two methods. The verdict is that of the largest scale with runs."
 )
 NAVIGATION = (

@@ -86,16 +86,14 @@ def word_of(found: Difference, size: float, most: bool) -> Word:
     """Return the verdict on one paired difference, by its interval.
 
     A claim of `size` points holds if the interval is above 0 and reaches half the size; it does not hold if the
-    interval is below 0, or above 0 and below half the size; otherwise it is undecided. A claim of at most `size` points
-    holds if the interval is within +-size, and does not hold if it is outside.
+    interval is below half the size; otherwise it is undecided. A claim of at most `size` points holds if the interval
+    is within +-size, and does not hold if it is outside.
     """
     size /= 100
     if most:
         outside = found.low > size or found.high < -size
         return "holds" if -size <= found.low and found.high <= size else "does not hold" if outside else "undecided"
-    if found.low > 0:
-        return "holds" if found.high >= size / 2 else "does not hold"
-    return "does not hold" if found.high < 0 else "undecided"
+    return "does not hold" if found.high < size / 2 else "holds" if found.low > 0 else "undecided"
 
 
 def combined(parts: Sequence[Word]) -> Word:

@@ -319,6 +319,8 @@ def test_a_card_of_other_weights_in_a_run_folder_is_refused(smoke: Fill, tmp_pat
         (0.01, 0.08, 5, False, "holds"),
         (0.01, 0.02, 5, False, "does not hold"),
         (0.01, 0.02, 0, False, "holds"),
+        (-0.01, 0.02, 5, False, "does not hold"),
+        (-0.01, 0.02, 0, False, "undecided"),
         (-0.02, 0.08, 5, False, "undecided"),
         (-0.08, -0.01, 5, False, "does not hold"),
         (-0.01, 0.03, 4, True, "holds"),
@@ -340,14 +342,14 @@ def test_a_claim_holds_if_all_its_parts_do() -> None:
 
 
 def test_the_parts_of_a_claim_share_its_error_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same difference, whose 95 % interval is below 0, refutes a claim of one part and none of six."""
+    """The same difference, whose 95 % interval is below 0, refutes a claim of one part and none of 17."""
     labels = np.repeat([0, 1], 100)
     first, second = np.zeros(200, dtype=bool), np.zeros(200, dtype=bool)
     second[:14] = first[-4:] = True
     found = partial(difference, first, second, labels, 2)
     monkeypatch.setattr(verdicts, "paired_cards", lambda *_, comparisons, **__: found(comparisons=comparisons))
     words = [
-        verdicts.verdict(claims.claims()[name], Store(tmp_path, []), scales()["mini"]).word for name in ("C2", "R8")
+        verdicts.verdict(claims.claims()[name], Store(tmp_path, []), scales()["mini"]).word for name in ("C2", "C4")
     ]
     assert words == ["does not hold", "undecided"]
 
