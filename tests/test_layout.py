@@ -264,8 +264,8 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #      376  checks of the manifest, runs beside a claim, seeds and settings of submitted cards, a page of runs
 #      113  more checks of the manifest, accuracy against the steps of an attack, tables of classes over all seeds
 #       50  training cost on the leaderboard, keys of claims that their test does not use
-#      140  an order by its interval, hours of runs, seconds without the curve, runs without epochs, checks of costs
-MOST_LINES = 42_079
+#      165  orders that paired tests leave possible, hours of runs, seconds without the curve, checks of costs
+MOST_LINES = 42_115
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

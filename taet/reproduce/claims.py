@@ -149,8 +149,11 @@ class Claim:
             case "order":
                 of = f"the order of {self.entry['order']['item']}"
                 rows = f"Spearman's correlation with {of}, over {FEWEST_ROWS} rows or more,"
-                interval = f"the 95 % bootstrap interval over the test images of {rows}"
-                return f"{interval} is above {SIGNIFICANT_ORDER:g}; it fails if the interval is below"
+                orders = (
+                    "over all orders that no decided paired test of two rows contradicts (95 % for all pairs together)"
+                )
+                holds = f"it holds if {rows} is above {SIGNIFICANT_ORDER:g} {orders}"
+                return f"{holds}, and fails if it is below {SIGNIFICANT_ORDER:g} over all of them"
             case "reversed":
                 two = f"two rows of {self.entry['reversed']['item']}, of {FEWEST_ROWS} or more,"
                 return f"plain and balanced accuracy order {two} differently; all intervals cover together with 95 %"

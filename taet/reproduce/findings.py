@@ -120,11 +120,11 @@ What the two papers claim, and what our runs say of it. Verdicts on {claims} cla
 This page is computed from the committed cards and from `taet/reproduce/claims.toml` (`python docs/render.py --write`).
 No number is written by hand, except in the reasons of claims that a proof or a measurement of cost settles.
 
-A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced accuracy,
-paired on the same test images, with 95 % intervals. A claim **holds** if the interval is above 0 and reaches half the
-claimed size. It **does not hold** if the interval is below that half. Otherwise it is
-**undecided**. A claim with k differences holds if all do, and does not if one does not; their intervals cover together
-with 95 %, so each is one of 1 - 5 %/k. With one seed an interval covers the test images only: it says which of two
-models is better, not which method. Other tests state their rule. *Outside the scales* are committed runs with other
-settings, which give no verdict; their differences are taken one by one.
+A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced
+accuracy, paired on the same test images, with 95 % intervals. A claim **holds** if the interval is above 0 and
+reaches half the claimed size. It **does not hold** if the whole interval is below half the claimed size, or below 0
+if the claim has no size. Otherwise it is **undecided**. A claim with k differences holds if all do, and does not if
+one does not; their intervals cover together with 95 %, so each is one of 1 - 5 %/k. With one seed an interval covers
+the test images only: it says which of two models is better, not which method. Other tests state their rule. *Outside
+the scales* are committed runs with other settings, which give no verdict; their differences are taken one by one.
 """

@@ -75,7 +75,10 @@ class Session:
 
     def by_worth(self, cells: Sequence[Cell]) -> list[Cell]:
         """Return the runs, ordered by the number of claims that they settle per hour, highest first."""
-        price = {one.cell.name: seconds_left(self.store, one) or UNPRICED_SECONDS for one in self.cells}
+        price = dict[str, float]()
+        for one in self.cells:  # an item may show more of the same run than another
+            left = seconds_left(self.store, one)
+            price[one.cell.name] = max(price.get(one.cell.name, 0.0), UNPRICED_SECONDS if left is None else left)
         worth = worths(self.store, self.scale, price)
         return sorted(cells, key=lambda cell: -worth.get(cell.name, 0.0))
 

@@ -24,9 +24,10 @@ from taet.reproduce.verdicts import Verdict, accuracies, best_verdicts, elsewher
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims", "runs.html": "Runs"}
 ABOUT_VERDICTS = (
     "Differences are in points of balanced accuracy, paired on the same test images, with 95 % intervals. A claim "
-    "holds if the interval is above 0 and reaches half of the claimed size. It does not hold if it is below "
-    "that half. Otherwise it is undecided. Other tests state their rule. With one seed an "
-    "interval is about two trained models, not two methods. The verdict is that of the largest scale with runs."
+    "holds if the interval is above 0 and reaches half of the claimed size. It does not hold if the whole "
+    "interval is below that half, or below 0 if the claim has no size. Otherwise it is undecided; "
+    "without runs it is not tested. Other tests state their rule. With one seed an interval is about two trained "
+    "models, not two methods. The verdict is that of the largest scale with runs."
 )
 NAVIGATION = (
     "<nav><ul>" + "".join(f'<li><a href="{page}">{name}</a></li>' for page, name in PAGES.items()) + "</ul></nav>"
@@ -150,21 +151,21 @@ def _runs_page(store: Store, scales: Sequence[Scale]) -> str:
             hours = [_hours(*pair) for pair in found.values()]
             total = _of_hours(*(sum(part for part in parts if not isnan(part)) for parts in zip(*hours, strict=True)))
             lost = sum(isnan(trained) for trained, _ in hours)
-            unknown = f"; the time of {lost} trainings was not kept" if lost else ""
+            unknown = f"; the time of {lost} of {len(found)} trainings was not kept" if lost else ""
             sections.append(f"<h2>Scale {scale.name} ({len(found)})</h2><p>In all: {total}{unknown}.</p>")
             sections += [_run(store, one, card) for one, card in found.values()]
     return _page("Runs", sections)
 
 
 def _hours(one: StoredCell, card: ResultCard) -> tuple[float, float]:
-    """Return the hours of the training, nan without epochs, and of the attacks of a run."""
+    """Return the hours of the training, estimated from the epochs kept (nan without), and of the attacks of a run."""
     trained = training_seconds(one.epochs) if one.epochs else nan
     return trained / 3600, sum(column.seconds for column in card.columns) / 3600
 
 
 def _of_hours(training: float, attacks: float) -> str:
-    trained = "training not kept" if isnan(training) else f"training {training:.2f} hours without the curve"
-    return f"{trained}, attacks {attacks:.2f} hours"
+    trained = "training not kept" if isnan(training) else f"training about {training:.1f} hours without the curve"
+    return f"{trained}, attacks {attacks:.1f} hours"
 
 
 def _run(store: Store, one: StoredCell, card: ResultCard) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from taet.evaluation.card import ResultCard
 from taet.evaluation.embedding import Embedding
@@ -20,11 +20,10 @@ from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, lo
 from taet.reproduce.claims import FEWEST_ROWS, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.manifest import Item, PaperColumn, PaperRow, Scale, items, row_words
+from taet.reproduce.possible_orders import correlations
 from taet.reproduce.render import Filled, correlation_text, filled, rank_correlation
 from taet.reproduce.text_table import TextTable
 
-DRAWS = 2000
-"""Bootstrap samples of an interval."""
 FEWEST_EPOCHS = 5
 """Least number of recorded epochs in a mean over epochs."""
 
@@ -156,7 +155,7 @@ def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
     said = f"Measured: Spearman's correlation {correlation_text(value)}"
     ends = _correlation_interval(item, filled(store, scale, item), column)
     if ends is None:
-        return Verdict("undecided", f"{said} over {count} methods, not all on the same test images", scale.name)
+        return Verdict("undecided", f"{said} over {count} methods, which cannot be compared in pairs", scale.name)
     low, high = ends
     word: Word = "holds" if low > SIGNIFICANT_ORDER else "does not hold" if high < SIGNIFICANT_ORDER else "undecided"
     interval = f"({correlation_text(low)} to {correlation_text(high)})"
@@ -164,31 +163,24 @@ def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
 
 
 def _correlation_interval(item: Item, rows: Sequence[Filled], column: PaperColumn) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of Spearman's correlation with a published column, over the test images.
+    """Return the 95 % interval of Spearman's correlation with a published column, over the test images.
 
-    The images of each class are drawn with replacement, the same for all rows; of several seeds an image counts with
-    its mean. None if rows differ in their test images.
+    It spans the correlations of all orders that no decided paired test of two rows contradicts; the tests share the
+    error of 5 %. A bootstrap of the correlation would not cover it: resampling mixes the order of level rows and draws
+    the correlation to 0. None if two rows have no common seed, attack and test images.
     """
-    said, answers, cards = [], [], list[ResultCard]()
-    for one in rows:
-        value, attack = item.published.get((one.row, column)), one.attack(column.metric)
-        held = [card for card in one.cards.values() if attack in attacks_on(card)]
-        if value is not None and attack is not None and held:
-            said.append(value)
-            answers.append(np.mean([card.column(attack).correct for card in held], axis=0))
-            cards += held
-    if len({card.data["test_sha256"] for card in cards}) != 1:
-        return None
-    random, labels = np.random.default_rng(0), cards[0].labels
-    drawn = np.zeros((DRAWS, len(said)))
-    for label in range(cards[0].num_classes):
-        own = np.stack(answers, axis=1)[labels == label]
-        drawn += random.multinomial(len(own), np.full(len(own), 1 / len(own)), DRAWS) @ own / len(own)
-    ranks, published = stats.rankdata(drawn, axis=1), stats.rankdata(said)
-    ranks, published = ranks - ranks.mean(axis=1, keepdims=True), published - published.mean()
-    found = ranks @ published / np.sqrt((ranks**2).sum(axis=1) * (published**2).sum())
-    low, high = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
-    return float(low), float(high)
+    published = [item.published.get((one.row, column)) for one in rows]
+    held = [(one, value) for one, value in zip(rows, published, strict=True) if value is not None and one.cards]
+    below = [0] * len(held)  # for every row the set of rows that are decidedly below it, as bits
+    count = len(held) * (len(held) - 1) // 2
+    for (i, (one, _)), (j, (other, _)) in itertools.combinations(enumerate(held), 2):
+        attacks = one.attack(column.metric), other.attack(column.metric)
+        found = paired_cards(one.cards, other.cards, attacks, comparisons=count)
+        if found is None:
+            return None
+        below[i] |= (found.low > 0) << j
+        below[j] |= (found.high < 0) << i
+    return correlations([value for _, value in held], below)
 
 
 def _reversed(entry: ReversedEntry, store: Store, scale: Scale) -> Verdict:

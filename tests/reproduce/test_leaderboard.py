@@ -331,3 +331,19 @@ def test_a_card_with_broken_settings_among_the_results_is_named(tmp_path: Path, 
             boards(Store(tmp_path / "none", [tmp_path]), [scales()["mini"]])
     else:  # a card of foreign weights
         assert boards(Store(tmp_path / "none", [tmp_path]), [scales()["mini"]]) == []
+
+
+def test_a_balanced_training_set_has_no_tail(found: Sequence[Standings]) -> None:
+    """The classes of cifar10-balanced-small have 252 or 251 images."""
+    for one in found:
+        counts = {count for row in one.rows for count in row.card.data["train_class_counts"]}
+        tails = {cells[leaderboard.HEADS.index("tail")] for cells in one.table().rows}
+        assert ("–" in tails) == (max(counts) - min(counts) <= 1)
+    assert any("balanced-small" in one.kind.title for one in found)
+
+
+def test_uncertain_costs_are_named(root: Path) -> None:
+    every = json.loads((root / "results/cost.json").read_text())["costs"]
+    ends = {one["name"]: [end / one["seconds_ratio"] for end in one["spread"]] for one in every}
+    names = sorted(name for name, (low, high) in ends.items() if low < 1 / 1.2 or high > 1.2)
+    assert f"Those of {', '.join(names[:-1])} and {names[-1]} are uncertain" in leaderboard.NOTES[-1]
