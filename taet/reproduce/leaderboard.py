@@ -51,8 +51,8 @@ NOTES = (
     "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
     "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
     "Cost: training time relative to AT with the epochs of the protocol, measured with ResNet-8 on one core. Those of "
-    "cgr, class-budget, faal, frl, liet and wat are uncertain: "
-    "their rounds differ by 20 % or more (results/cost.json).",
+    "cgr, class-budget, faal, frl, liet and wat are uncertain: their "
+    "rounds differ by 20 % or more (results/cost.json).",
 )
 """Notes of every board."""
 SUBMITTED = "(submitted)"
@@ -145,11 +145,8 @@ class Standings:
         found, under = [card.summary(LEAD) for card in one.cards.values()], one.mean("pgd-20")
         _, error = metrics.mean_and_standard_error([summary.balanced for summary in found])
         counts = one.card.data.get("train_class_counts") or []
-        tails = [
-            summary.groups["tail"]
-            for summary in found
-            if summary.groups and max(counts, default=0) - min(counts, default=0) > 1
-        ]
+        has_tail = max(counts, default=0) - min(counts, default=0) > 1  # equal counts may differ by rounding
+        tails = [summary.groups["tail"] for summary in found if summary.groups and has_tail]
         return (
             one.label,
             self.rank(one),

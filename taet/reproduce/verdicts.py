@@ -146,14 +146,15 @@ def _text(found: Difference) -> str:
 def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
     item = items()[claim.entry["order"]["item"]]
     column = next(column for column in item.columns if column.metric == claim.entry["order"]["column"])
-    found = rank_correlation(item, filled(store, scale, item), column)
+    rows = filled(store, scale, item)
+    found = rank_correlation(item, rows, column)
     if found is None or found[1] < FEWEST_ROWS:
         takes = f"It takes {FEWEST_ROWS} rows of {item.name} with runs"
         there = "" if found is None else f"; over {found[1]} rows the correlation is {correlation_text(found[0])}"
         return Verdict("not tested", takes + there, scale.name)
     value, count = found
     said = f"Measured: Spearman's correlation {correlation_text(value)}"
-    ends = _correlation_interval(item, filled(store, scale, item), column)
+    ends = _correlation_interval(item, rows, column)
     if ends is None:
         return Verdict("undecided", f"{said} over {count} methods, which cannot be compared in pairs", scale.name)
     low, high = ends
