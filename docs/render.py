@@ -248,16 +248,13 @@ def cost_setting() -> str:
 
 
 def measured_later(found: dict[str, Any]) -> str:
-    """Which methods were measured later, and on how busy a machine; empty if none was."""
-    if "later" not in found:
-        return ""
-    later = found["later"]
-    names, rounds = ", ".join(f"`{name}`" for name in later["names"]), sorted(set(later["rounds"].values()))
-    low, high = later["load"]
-    return (
-        f"{names}: later, {' or '.join(map(str, rounds))} rounds beside AT with a load of {low:.0f} to {high:.0f} on "
-        "the two cores, hence the wide spread; passes are exact. "
-    )
+    """Which methods were measured later, in how many rounds and with what load; empty if none was."""
+    words = []
+    for later in found.get("later", {"measurements": []})["measurements"]:
+        names, rounds = ", ".join(f"`{name}`" for name in later["names"]), sorted(set(later["rounds"].values()))
+        load = f"{max(later['load']):.0f}"
+        words.append(f"{names}: later, {' or '.join(map(str, rounds))} rounds beside AT with a load of up to {load}. ")
+    return "".join(words)
 
 
 @functools.cache

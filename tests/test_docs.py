@@ -499,6 +499,13 @@ def test_numbers_of_the_discussion_are_those_of_the_result_cards() -> None:
     assert {number.start() for number in re.finditer(r"\d+\.\d", text)} == checked
 
 
+def test_costs_in_texts_are_the_measured_ones() -> None:
+    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    costs = {one["name"]: one["seconds_ratio"] for one in json.loads((RESULTS / "cost.json").read_text())["costs"]}
+    (words,) = re.findall(r"N-FGSM -0\.6 \(.*?\) at (\S+), LIET -0\.8 \(.*?\) at (\d\.\d+)", text)
+    assert words == (f"{costs['n-fgsm']:.2f}", f"{costs['liet']:.2f}")
+
+
 def test_the_runs_that_the_discussion_warns_of_have_the_flags() -> None:
     folders = ("digits-lt-methods", "cifar10-lt-methods", "cifar10-lt-ir10")
     paths = [path for folder in folders for name in ("taet", "harl") for path in RESULTS.glob(f"{folder}/{name}*.json")]

@@ -50,9 +50,8 @@ NOTES = (
     "Balanced accuracy, %. A range of ranks: paired tests (95 %) over common seeds do not tell these rows apart.",
     "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
     "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
-    "Cost: training time relative to AT with the epochs of the protocol, measured with ResNet-8 on one core. Those of "
-    "cgr, class-budget, faal, frl, liet and wat are uncertain: their "
-    "rounds differ by 20 % or more (results/cost.json).",
+    "Cost: training time relative to AT with the epochs of the protocol, measured with ResNet-8 on one core. That of "
+    "wat is uncertain: its rounds differ by 20 % or more from their median (results/cost.json).",
 )
 """Notes of every board."""
 SUBMITTED = "(submitted)"
