@@ -108,9 +108,9 @@ def _as_flags(said: Mapping[str, str]) -> tuple[Flag, ...]:
     return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
 
 
-def masking(card: ResultCard) -> list[str]:
-    """Return the flags of a card which say that gradients may mislead attacks."""
-    return [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
+def raised(card: ResultCard) -> list[str]:
+    """Return the names of a card's flags and of those that its numbers raise: the flags of a changed card are fewer."""
+    return list(dict.fromkeys(flag["flag"] for flag in (*card.flags, *flagged(card).flags)))
 
 
 def _bound(card: ResultCard, raised: Collection[str]) -> dict[str, str]:

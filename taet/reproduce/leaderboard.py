@@ -13,7 +13,7 @@ from taet import metrics, registry
 from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.evaluation.diagnostics import masking
+from taet.evaluation.diagnostics import MASKING, raised
 from taet.files import digest
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
 from taet.reproduce.cell_store import Store, any_seed_hash, attacks_on, by_seed, load_card, rules_of, weights_of
@@ -172,9 +172,9 @@ class Standings:
 
     def _flagged(self) -> Iterator[str]:
         """Yield a note for each flag, with its rows."""
-        for name in dict.fromkeys(name for one in self.rows for name in _flags(one)):
-            rows = listed(one.label for one in self.rows if name in _flags(one))
-            yield f"Flag {name} (docs/evaluation.md): {rows}."
+        found = [(one.label, _flags(one)) for one in self.rows]
+        for flag in dict.fromkeys(flag for _, flags in found for flag in flags):
+            yield f"Flag {flag} (docs/evaluation.md): {listed(label for label, flags in found if flag in flags)}."
 
     def joined(self, one: Contender) -> Standings:
         """Return the board with another row."""
@@ -183,7 +183,7 @@ class Standings:
 
 def _flags(one: Contender) -> list[str]:
     """The flags of any seed, except that of the size of the test set, which the intervals show."""
-    found = dict.fromkeys(flag["flag"] for card in one.cards.values() for flag in card.flags)
+    found = dict.fromkeys(flag for card in one.cards.values() for flag in raised(card))
     return [name for name in found if name != "small-test-set"]
 
 
@@ -348,8 +348,8 @@ def _faults(card: ResultCard) -> Iterator[str]:
         yield "test images: the epoch was chosen on them"
     if not card.probe:
         yield "probe: the card has none, so gradients may mislead; evaluate again without --no-probe"
-    if raised := {*masking(card)} - PGD_ALONE:
-        yield f"flags: {listed(sorted(raised))}: gradients may mislead AutoAttack as well; see taet audit"
+    if misled := MASKING.intersection(raised(card)) - PGD_ALONE:
+        yield f"flags: {listed(sorted(misled))}: gradients may mislead AutoAttack as well; see taet audit"
 
 
 def _setting_faults(card: ResultCard) -> Iterator[str]:

@@ -304,6 +304,18 @@ def test_a_flag_about_pgd_alone_is_named_and_not_refused(found: Sequence[Standin
     assert f"{card.method} {SUBMITTED}" in note
 
 
+def test_flags_that_were_removed_from_a_card_are_raised_again(found: Sequence[Standings]) -> None:
+    probe = handed_in(found).probe
+    assert {"zero_gradients", "clean_correct"} <= probe.keys()
+    card = handed_in(found, probe={**probe, "zero_gradients": probe["clean_correct"]}, flags=())
+    board, reasons = placed(found, [card])
+    assert board is None
+    assert reasons[0].startswith("flags: zero-gradients: gradients may mislead")
+    masked = next(row.card for board in found for row in board.rows if "logit-scale" in leaderboard._flags(row))
+    without = leaderboard.Contender("without", {0: dataclasses.replace(masked, flags=())})
+    assert "logit-scale" in leaderboard._flags(without)
+
+
 def test_without_a_board_there_is_a_reason(found: Sequence[Standings]) -> None:
     assert placed([], [handed_in(found)]) == (None, ["there is no board yet"])
 
