@@ -33,7 +33,7 @@ EXAMPLES = (
     "taet reproduce taet reat/table8 --scale mini --time-budget 12h --jobs 2",
     "taet reproduce R5 --scale mini --seeds 0 1 2",
     "taet reproduce reat/table1 --form latex --dry-run",
-    "taet reproduce --site site",
+    "taet reproduce --render site",
 )
 DESCRIPTION = """Reproduce tables and figures of both papers with runs of this package, and print them next to the
 published numbers. Without ITEM: print what is done at which scale and what the rest costs; nothing is run.
@@ -76,7 +76,7 @@ class ReproduceOptions:
     """Run nothing, but copy the finished runs of other folders OUT to this one, and print the tables."""
     save: Path | None = None
     """Folder to which cards and a part of the epochs of finished runs are copied, e.g. results/reproduce/mini."""
-    site: Path | None = None
+    render: Path | None = None
     """Run nothing, but write a static site with all items, claims and a leaderboard into this folder."""
     dry_run: bool = False
     """Run nothing, but print the tables with the runs so far, and the missing runs with their estimated cost."""
@@ -88,8 +88,8 @@ def run(arguments: list[str]) -> int:
     scale, store = scale_named(parsed.scale), Store(parsed.out, parsed.results)
     if parsed.seeds:
         scale = replace(scale, seeds={"all": [*dict.fromkeys(parsed.seeds)]})
-    if parsed.site is not None:
-        return _write_site(parsed.site, store)
+    if parsed.render is not None:
+        return _write_site(parsed.render, store)
     if not parsed.items:
         _print(parsed, rendered([overview(store)], parsed.form))
         return 0
@@ -129,8 +129,8 @@ def read(arguments: list[str]) -> ReproduceOptions:
         raise UserError(f"reproduce: got {listed(given)} without an item; allowed: with items, e.g. taet/table1")
     if parsed.merge == ():
         raise UserError("reproduce: --merge: got no folder; allowed: folders --out of other calls")
-    if parsed.site is not None and parsed.items:
-        raise UserError("reproduce: --site is of all items: got some as well")
+    if parsed.render is not None and parsed.items:
+        raise UserError(f"reproduce: --render writes the pages of all items; got {listed(parsed.items)} as well")
     if (parsed.dry_run or parsed.merge is not None) and (parsed.time_budget or parsed.part):
         raise UserError("reproduce: --dry-run and --merge run nothing: got --time-budget or --part as well")
     return parsed

@@ -41,9 +41,22 @@ def test_tables_are_written_in_other_forms(taet, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
+def test_the_site_is_written_into_a_folder(taet, tmp_path: Path) -> None:
+    results, folder = tmp_path / "results", tmp_path / "site"
+    results.mkdir()
+    said = taet("reproduce", "--render", folder, "--results", results, "--out", tmp_path / "out")
+    assert said.code == 0
+    assert said.out == f"open {folder / 'index.html'}\n"
+    assert {"index.html", "leaderboard.html", "claims.html", "runs.html", "taet-table1.html"} <= {
+        one.name for one in folder.iterdir()
+    }
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["taet/table1", "--render", "site"], "--render writes the pages of all items; got taet/table1 as well"),
         (["taet/tabel1"], "did you mean 'taet/table1'?"),
         (["taet/table1", "--scale", "tiny"], "did you mean 'mini'?"),
         (["taet/table1", "--methods", "reet"], "did you mean 'reat'?"),
