@@ -193,16 +193,18 @@ def _run(store: Store, one: StoredCell, card: ResultCard) -> str:
 
 def _item(store: Store, scales: Sequence[Scale], item: Item) -> str:
     """The tables of an item at every scale with a run; the smallest scale shows what is missing."""
-    sections, differs = [], []
+    sections, differs = [], list[list[str]]()
     for scale in scales:
         if scale is scales[-1] or any(one.card is not None for one in store.every_cell(scale, [item])):
             about = what_differs(scale, item, filled(store, scale, item))
-            differs += [f"<li>{html.escape(line)}</li>" for line in about if line not in item.notes]
+            differs.append([line for line in about if line not in item.notes])
             own = [(table, [note for note in table.notes if note not in about]) for table in tables(store, scale, item)]
             sections += [in_html(replace(table, notes=(*notes,))) for table, notes in own]
             sections += drawn(drawings(store, scale, item), scale)
             sections += _runs(store, scale, item)
-    lead = ["<h2>What differs from the paper</h2><ul>", *differs, "</ul>"]
+    always = [line for line in differs[0] if all(line in others for others in differs)]
+    lines = [*always, *(line for others in differs for line in others if line not in always)]
+    lead = ["<h2>What differs from the paper</h2><ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]
     lead += [f"<p>In the paper: {html.escape(note)}</p>" for note in item.notes]
     command = f"taet reproduce {item.name} --scale {scales[-1].name}"
     return _page(f"{item.name} · {item.title}", [*lead, *sections, f"<p><code>{command}</code></p>"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 import shutil
@@ -463,6 +464,15 @@ def test_the_site_is_whole_and_needs_no_network(committed: Store) -> None:
     assert card.model["weights_sha256"] in pages["runs.html"]
     assert card.run["command"].split()[0:3] == ["taet", "train", "reat"]
     assert pages["reat-table1.html"].count("runs.html#reat_cifar10-lt_ir50_seed") >= 3
+
+
+def test_a_difference_from_the_paper_at_every_scale_is_said_once(committed: Store) -> None:
+    both, item = [scales()["cpu"], scales()["mini"]], items()["taet/table1"]
+    page = site._item(committed, both, item)
+    lines = re.findall(r"<li>(.*?)</li>", page.partition("What differs")[2].partition("</ul>")[0])
+    assert [html.unescape(line).partition(" ")[0] for line in lines] == ["TAET's", "In", "Another", "Scale", "Scale"]
+    said = {scale.name: render.what_differs(scale, item, render.filled(committed, scale, item)) for scale in both}
+    assert {html.unescape(line) for line in lines} == {*said["cpu"], *said["mini"]} - {*item.notes}
 
 
 @pytest.mark.full
