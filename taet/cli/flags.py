@@ -137,8 +137,9 @@ def _expanded(kind: type[T]) -> tuple[type[T], Options]:
             hint = Annotated[given, tyro.conf.arg(name=prefix)] if prefix else Annotated[given, *bare]
         else:
             hint = _described(hint, texts.get(field.name, ""), field.default)
-            named = (getattr(one, "name", None) for one in hint.__metadata__)
-            found[""][f"--{config.option(next(filter(None, named), field.name))}"] = hint
+            if tyro.conf.Positional not in hint.__metadata__:
+                named = (getattr(one, "name", None) for one in hint.__metadata__)
+                found[""][f"--{config.option(next(filter(None, named), field.name))}"] = hint
         made.append((field.name, hint, field))
     expanded = dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True)
     expanded.__doc__ = kind.__doc__
