@@ -353,7 +353,7 @@ def leaderboards() -> list[str]:
             table = board.table()
             places = [table.heads.index(head) for head in FRONT_HEADS]
             lines = [["method", *FRONT_HEADS[1:]], *([row[place] for place in places] for row in table.rows)]
-            parts += [f"{board.kind.title}:", markdown_table(lines)]
+            parts += [f"{board.kind.title}:", markdown_table(lines), *(note for row in board.rows for note in row.also)]
             notes = table.notes[:2]
     return [*parts, " ".join(notes)]
 

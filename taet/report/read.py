@@ -6,8 +6,9 @@ A folder may contain only a result card, of a model that was trained elsewhere.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
-from taet.files import parse_json, read_bytes
+from taet.files import digest, parse_json, read_bytes, write_atomically
 from taet.metrics import Ints
 from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RUN, RunFolder
@@ -155,7 +156,8 @@ def read(path: Path) -> ReportedRun:
         UserError: the folder contains neither a run nor a result card, or is damaged; the file is not a card.
     """
     if path.is_file():
-        alone, epochs = ResultCard.load(path), (*map(Epoch.from_json, rows_beside(path)),)
+        alone = ResultCard.load(path)
+        epochs = (*map(Epoch.from_json, rows_beside(path, alone)),)
         return ReportedRun(path, None, epochs, alone, None, data_of_card(alone))
     folder = RunFolder(path)
     card = card_store.of_folder(folder)
@@ -183,17 +185,31 @@ def cards_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if not path.match(str(embeddings)))
 
 
-def rows_beside(card: Path) -> tuple[MetricsRow, ...]:
-    """Return the epochs stored beside a card, checked; none if there is no such file."""
-    path = beside(card, METRICS)
+def write_rows(card: Path, rows: Sequence[MetricsRow], weights_sha256: str) -> None:
+    """Write epochs beside a card, after a line with the SHA-256 of the card's weights and of the epochs."""
+    head = {"weights_sha256": weights_sha256, "rows_sha256": digest([*rows])}
+    write_atomically(beside(card, METRICS), "".join(f"{json.dumps(row)}\n" for row in (head, *rows)).encode())
+
+
+def rows_beside(path: Path, card: ResultCard) -> tuple[MetricsRow, ...]:
+    """Return the epochs stored beside a card, checked; none if there is no such file.
+
+    Raises:
+        UserError: the epochs are damaged, were changed, or are those of other weights.
+    """
+    path = beside(path, METRICS)
     if not path.exists():
         return ()
     lines = enumerate(read_bytes(path).splitlines(), 1)
-    rows = tuple(parse_json(line, f"{path}: line {number} is damaged") for number, line in lines)
+    head, *rows = [parse_json(line, f"{path}: line {number} is damaged") for number, line in lines] or [None]
     with located(str(path)):
+        if not isinstance(head, dict) or head.get("rows_sha256") != digest(rows):
+            raise UserError("was changed or damaged: its SHA-256 differs from the one in its first line")
+        if head.get("weights_sha256") != card.model.get("weights_sha256"):
+            raise UserError("the epochs are those of other weights than the card's; remove it")
         for row in rows:
             Epoch.from_json(row)
-    return rows
+    return (*rows,)
 
 
 def data_of_card(card: ResultCard) -> ReportedData:

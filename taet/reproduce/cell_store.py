@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ from taet.evaluation.packing import Json
 from taet.experiments.cells import Cell, Planner
 from taet.experiments.specification import Point
 from taet.files import digest, make_folder, parse_json, read_bytes, write_atomically
-from taet.report.read import beside, rows_beside
+from taet.report.read import beside, rows_beside, write_rows
 from taet.reproduce.manifest import Item, PaperRow, Scale
 from taet.training.decisive_settings import training_settings
-from taet.training.folder import METRICS, RunFolder
+from taet.training.folder import RunFolder
 from taet.training.record import Epoch, MetricsRow, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"
@@ -189,7 +188,7 @@ class Store:
             return None, ()
         best = max(cards, key=lambda card: len(attacks_on(card).intersection(run.evaluation.attacks)))
         best = dataclasses.replace(best, model={**best.model, "selection": run.training.selection})
-        return best, next(filter(None, map(rows_beside, paths)), ())
+        return best, next(filter(None, map(rows_beside, paths, cards)), ())
 
     @functools.cached_property
     def _runs(self) -> list[tuple[Path, Run]]:
@@ -280,8 +279,7 @@ class Store:
             make_folder(folder)
             target = folder / f"{one.cell.name}.json"
             write_atomically(target, read_bytes(card))
-            lines = [json.dumps(row) for row in thinned(one.rows)]
-            write_atomically(beside(target, METRICS), ("\n".join(lines) + "\n").encode())
+            write_rows(target, thinned(one.rows), weights_of(one.card))
             for drawn in sorted(drawings.parent.glob(drawings.name)):
                 write_atomically(beside(target, drawn.name), read_bytes(drawn))
             written.append(target)

@@ -130,6 +130,8 @@ def _check_items() -> None:
     _known("paper in papers", read["papers"], PAPERS)
     if missing := [paper for paper in PAPERS if paper not in read["papers"]]:
         raise UserError(f"papers: no entry for {listed(missing)}")
+    fields = ("paper", "method", "dataset", "metric")
+    own = {" ".join(line[name] for name in fields) for line in published()}
     for words, attack in read["columns"].items():
         with located(f"columns: {words}"):
             paper, method, data, metric = words.split() if words.count(" ") == 3 else ("", "", "", "")
@@ -138,6 +140,8 @@ def _check_items() -> None:
             _known("data set", [data], _names("data"))
             _metrics([metric])
             parse_attack(attack)
+            if words not in own:
+                raise UserError("no number of published.tsv has this paper, method, data set and metric")
 
 
 def _check_rows(planner: Planner, rows: Iterable[PaperRow]) -> None:
@@ -198,6 +202,14 @@ def _check_claim(planner: Planner, claim: Claim) -> None:
         raise UserError("beside: allowed: other rows than those of the test, with pairs, steady, fails or separable")
     if any(first == second and "attacks" not in entry for first, second in claim.pairs):
         raise UserError("pairs: got a run and itself; allowed: two runs, or two attacks on one")
+    if any(len(entry[kind]) != 2 for kind in ("attacks", "separable") if kind in entry):
+        raise UserError("attacks or separable: got another number; allowed: two, first and second")
+    for scale in scales().values() if "attacks" in entry else ():
+        for first, second in (pair for pair in claim.pairs if pair[0] == pair[1]):
+            one, other = claim.attacks(scale, first, second, next(iter(claim.sizes), ""))
+            if one is not None and one == other:
+                both = listed(entry["attacks"])
+                raise UserError(f"attacks: got {both}; columns of items.toml make both {one} at scale {scale.name}")
     if len({*claim.pairs}) < len(claim.pairs):
         raise UserError("pairs: got a pair twice")
     if claim.test in ("pairs", "steady", "fails", "separable") and not deciding:
@@ -210,8 +222,6 @@ def _check_claim(planner: Planner, claim: Claim) -> None:
         raise UserError("elsewhere: got another number of files; allowed: two, first and second")
     if not entry.get("theorem", True):
         raise UserError("theorem: got false; allowed: true, or another test")
-    if any(len(entry[kind]) != 2 for kind in ("attacks", "separable") if kind in entry):
-        raise UserError("attacks or separable: got another number; allowed: two, first and second")
     _metrics([*claim.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")])])
     for column, size in claim.sizes.items():
         _number(f"points under {column}", str(size), most=100.0)

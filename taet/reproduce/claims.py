@@ -175,7 +175,7 @@ class Claim:
             case "settled":
                 return "decided without a comparison of runs"
         of = f" of {self.entry['group']} classes" if "group" in self.entry else ""
-        less = f", less the difference under {self.entry['less']}" if "less" in self.entry else ""
+        less = f", minus the difference under {self.entry['less']}" if "less" in self.entry else ""
         named = [(f"{column}{of}{less}", size) for column, size in self.sizes.items()]
         sizes = ", ".join(f"{what} {size:g}" if size else what for what, size in named)
         if "most" in self.entry:

@@ -117,6 +117,11 @@ HEAD = """# Findings
 
 What the two papers claim, and what our runs say of it. Verdicts on {claims} claims: {counts}.
 
+**These are verdicts at small scale.** The runs behind them have the published epochs, attack and optimiser, but
+ResNet-8 in place of ResNet-18, and at scale `mini` at most 1,000 training images in a class. Most compare one seed.
+ResNet-18 at published size has not been run: a claim that does not hold here may hold there. Claims that a proof, the
+public code or a measurement of cost settles do not depend on this.
+
 This page is computed from the committed cards and from `taet/reproduce/claims.toml` (`python docs/render.py --write`).
 No number is written by hand, except in the reasons of claims that a proof or a measurement of cost settles.
 

@@ -13,9 +13,10 @@ from taet import metrics, registry
 from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
+from taet.evaluation.contrasts import exceeds, same_ball
 from taet.evaluation.diagnostics import MASKING, raised
 from taet.files import digest
-from taet.formatting import MISSING, listed, percent, percent_interval, points, words
+from taet.formatting import MISSING, listed, percent, percent_interval, plural, points, words
 from taet.reproduce.cell_store import Store, any_seed_hash, attacks_on, by_seed, load_card, rules_of, weights_of
 from taet.reproduce.costs import time_ratio
 from taet.reproduce.differences import paired_cards
@@ -86,7 +87,7 @@ class Contender:
     published: float | None = None
     """Its AutoAttack accuracy in the paper, in per cent."""
     also: tuple[str, ...] = ()
-    """Labels of other settings whose runs have the same weights."""
+    """A sentence for each other setting whose runs have the same weights."""
 
     @property
     def card(self) -> ResultCard:
@@ -135,7 +136,7 @@ class Standings:
         notes = (
             *(NOTES if with_notes else ()),
             *self._flagged(),
-            *(f"{listed(one.also)}: the same weights as {one.label}, so one row." for one in self.rows if one.also),
+            *(note for one in self.rows for note in one.also),
             *(f"{one.label} leaves the protocol: {text}." for one in self.rows for text in one.card.deviations),
         )
         return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
@@ -241,7 +242,7 @@ def _board(kind: BoardKind, rows: list[Contender], store: Store, scale: Scale, f
             rows.append(Contender(label, cards))
         else:
             held = rows[same]
-            also = held.also if label == held.label else (*held.also, label)
+            also = held.also if label == held.label else (*held.also, _alike(label, cards, held))
             rows[same] = replace(held, cards=dict(sorted({**cards, **held.cards}.items())), also=also)
     return replace(board, rows=_best_first(rows))
 
@@ -250,6 +251,13 @@ def _is_same(first: Mapping[int, ResultCard], second: Mapping[int, ResultCard]) 
     """Whether two rows have a seed in common, and equal weights with every seed that they have in common."""
     common = first.keys() & second.keys()
     return bool(common) and all(weights_of(first[seed]) == weights_of(second[seed]) for seed in common)
+
+
+def _alike(label: str, cards: Mapping[int, ResultCard], row: Contender) -> str:
+    """Return which seeds of other settings have the weights of a row, and which of them it takes besides."""
+    common, others = (listed(map(str, sorted(seeds))) for seeds in (cards.keys() & row.cards, cards.keys() - row.cards))
+    taken = f", with seed {others} of the former" if others else ""
+    return f"{label}: the same weights as {row.label} with seed {common}, so one row{taken}."
 
 
 def _best_first(rows: Iterable[Contender]) -> tuple[Contender, ...]:
@@ -308,6 +316,9 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
     for name, (ours, theirs) in facts.items():
         if ours != theirs:
             yield f"{name}: got {_short(ours)}; the board has {_short(theirs)}"
+    ratio = config.get("data", {}).get("imbalance_ratio")
+    if ratio is not None and board.kind.imbalance is not None and ratio != board.kind.imbalance:
+        yield f"imbalance ratio: got {ratio:g}; the board has {board.kind.imbalance:g}"
     if not np.array_equal(card.labels, other.labels):
         yield "test labels: got others than the board's"
     training, rule = config.get("training"), other.model.get("selection")
@@ -337,6 +348,14 @@ def _pretrained(card: ResultCard) -> str:
     return str(card.run.get("config", {}).get("model", {}).get("weights") or "none")
 
 
+def _stronger(card: ResultCard) -> Iterator[str]:
+    """Yield the attacks in the ball of AutoAttack that break more images than it, by McNemar's test, as none can."""
+    lead = card.column(LEAD)
+    for other in (column for column in card.columns if column is not lead and same_ball(lead, column)):
+        if exceeds(int((lead.correct & ~other.correct).sum()), int((other.correct & ~lead.correct).sum())):
+            yield other.name
+
+
 def _faults(card: ResultCard) -> Iterator[str]:
     """Yield the faults of a card that exclude it from every board."""
     if not card.sealed:
@@ -344,6 +363,8 @@ def _faults(card: ResultCard) -> Iterator[str]:
     yield from _setting_faults(card)
     if card.clean is not None and LEAD in attacks_on(card) and (card.column(LEAD).correct & ~card.clean.correct).any():
         yield f"{LEAD}: right on images that are wrong without an attack"
+    if LEAD in attacks_on(card) and (stronger := [*_stronger(card)]):
+        yield f"{LEAD}: {listed(stronger)} breaks more images, and none breaks more than the official one"
     if card.model.get("leak") and card.model.get("selection") != "best-test":
         yield "test images: the epoch was chosen on them"
     if not card.probe:
@@ -363,6 +384,9 @@ def _setting_faults(card: ResultCard) -> Iterator[str]:
         yield f"settings: got method {config['method']}; the card has {card.method}"
     elif config.get("seed") != card.seed:
         yield f"settings: got seed {config.get('seed')}; the card has {card.seed}"
+    elif card.model.get("selection") == "last" and card.model.get("epoch") not in (None, config["training"]["epochs"]):
+        epochs = plural(config["training"]["epochs"], "epoch")
+        yield f"epoch: got {card.model['epoch']} with the selection last; the training has {epochs}"
     elif config["method"] in registry.entries("methods"):
         try:
             run_from_json(config)

@@ -14,7 +14,7 @@ from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import Difference
 from taet.evaluation.summary import Summary
-from taet.formatting import MISSING, duration, listed, percent, percent_interval, points
+from taet.formatting import MISSING, duration, listed, percent, percent_interval, plural, points
 from taet.metrics import Floats, Ints
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed
 from taet.reproduce.costs import seconds_left
@@ -130,6 +130,10 @@ def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
         )
     elif "autoattack" in {column.metric for column in item.columns}:
         said.append("AutoAttack is the official one, with 100 iterations.")
+    if item.shows == "curves" and (runs := [one.cell.run for row in rows for one in row.cells if one.cell.run]):
+        steps, every = runs[0].training.monitor_steps, runs[0].training.monitor_every
+        often = "" if every is None else f", every {plural(every, 'epoch')}"
+        said.append(f"Curves: PGD with {steps} steps{often}.")
     if item.costs_of:
         said.append(OWN_SECONDS)
     if without := [one.label for one in rows if one.cards and not any(cell.is_whole for cell in one.cells)]:
@@ -276,11 +280,11 @@ def _label(card: ResultCard, name: str) -> int:
 
 
 def _order(item: Item, rows: Sequence[Filled]) -> Iterator[str]:
-    """Yield sentences on the rank correlation of published and measured columns."""
+    """Yield sentences on the rank correlation of published columns and those measured under the same attack."""
     said = []
     for column in item.columns:
         found = rank_correlation(item, rows, column)
-        if found is not None:
+        if found is not None and _head(column, rows) == column.label:
             said.append(f"{column.label} {correlation_text(found[0])} ({found[1]} rows)")
     if said:
         yield f"Order of the rows, paper against here (Spearman): {', '.join(said)}."

@@ -21,7 +21,7 @@ def test_a_claim_is_an_item_with_a_verdict(taet, tmp_path: Path) -> None:
     assert said.code == 0
     assert "R17 · It is easier to lift clean accuracy than robustness · scale mini" in said.out
     assert "\nR17: It holds if the interval of every difference is above 0" in said.out
-    assert "Measured: at-bsl minus at, clean less autoattack +" in said.out
+    assert "Measured: at-bsl minus at, clean minus the same under autoattack +" in said.out
     assert "Claims" not in taet("reproduce", "taet/table10", "--out", tmp_path / "out", "--dry-run").out
 
 

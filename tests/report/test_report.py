@@ -26,6 +26,7 @@ from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.report import figures, measured, provenance, read, sentences, series, tables
+from taet.training.folder import RunFolder
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
 PARTS = ("results", "histogram-section", "classes", "confusion", "training", "images", "flags")
@@ -393,7 +394,7 @@ def test_the_last_epoch_of_a_run_that_chose_another_on_the_test_set_is_no_leak(
     card = ResultCard.load(run)
     last = dataclasses.replace(card, model={**card.model, "selection": "last", "leak": False})
     last.save(tmp_path / "last.json")
-    shutil.copy(run / "metrics.jsonl", tmp_path / "last.metrics.jsonl")
+    read.write_rows(tmp_path / "last.json", RunFolder(run).rows, card.model["weights_sha256"])
     page = Page(report.write([tmp_path / "last.json"], tmp_path / "report.html"))
     assert "the test set, for drawing only: it did not choose the epoch" in page.text
     assert "a leak" not in page.text
@@ -624,8 +625,9 @@ def test_a_committed_card_is_reported_with_the_epochs_beside_it(runs: list[Path]
     """As `taet reproduce --save` writes them: the card, and some of its epochs."""
     for run in runs[:2]:
         shutil.copy(run / "evaluation.json", tmp_path / f"{run.name}.json")
-    lines = (runs[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / f"{runs[0].name}.metrics.jsonl").write_text("".join(lines[::4]))
+    card = tmp_path / f"{runs[0].name}.json"
+    rows, weights = RunFolder(runs[0]).rows, ResultCard.load(card).model["weights_sha256"]
+    read.write_rows(card, rows[::4], weights)
     found = [read.read(tmp_path / f"{run.name}.json") for run in runs[:2]]
     assert [epoch.epoch for epoch in found[0].epochs] == [1, 5, 9]
     assert (found[0].seconds, found[1].epochs) == (0.0, ())
@@ -635,9 +637,18 @@ def test_a_committed_card_is_reported_with_the_epochs_beside_it(runs: list[Path]
     page = report.write(runs_in(tmp_path), tmp_path / "page.html").read_text()
     assert "Accuracy of each class over the epochs" in page
 
-    (tmp_path / f"{runs[0].name}.metrics.jsonl").write_text(lines[0] + "{")
-    with pytest.raises(UserError, match="line 2 is damaged"):
-        read.read(tmp_path / f"{runs[0].name}.json")
+    kept = card.with_suffix(".metrics.jsonl")
+    lines = kept.read_text().splitlines(keepends=True)
+    for content, said in (
+        (lines[0] + "{", "line 2 is damaged"),
+        (lines[0] + lines[1], "was changed or damaged"),
+        ("".join(lines[1:]), "was changed or damaged"),
+        ("", "was changed or damaged"),
+        ("".join(lines).replace(weights, "0" * 64), "the epochs are those of other weights than the card's"),
+    ):
+        kept.write_text(content)
+        with pytest.raises(UserError, match=said):
+            read.read(card)
 
 
 @pytest.mark.full

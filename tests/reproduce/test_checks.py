@@ -66,6 +66,12 @@ def test_the_manifest_has_no_mistake(folder: Path) -> None:
         ("scales.toml", "cifar10 = {name =", "cifar10 = {nmae =", "smoke: unknown key of data 'nmae'"),
         ("scales.toml", "seeds = {all = [0]}", "seeds = {all = []}", "cpu: seeds: got none"),
         ("claims.toml", '"autoattack-10", "autoattack"]', '"autoattack-10"]', "C25: attacks or separable"),
+        (
+            "items.toml",
+            '"REAT robal cifar10-lt pgd-20"',
+            '"REAT robal cifar10 pgd-20"',
+            "columns: REAT robal cifar10 pgd-20: no number of published.tsv has this paper, method, data",
+        ),
         ("claims.toml", '{method = "mart"}', '{method = "matr"}', "C4: methods: matr: unknown method"),
         ("claims.toml", "columns = {autoattack = 5.31}", "columns = {autoatack = 5.31}", "C1: unknown attack"),
         ("claims.toml", 'column = "autoattack"}', 'column = "autoatack"}', "C3: unknown column of order 'autoatack'"),
@@ -167,3 +173,11 @@ def test_a_mistake_is_one_line(folder: Path, file: str, old: str, new: str, word
     assert said.startswith(file)
     assert words in said
     assert "\n" not in said
+
+
+def test_two_attacks_that_a_mistyped_column_makes_the_same_are_refused(folder: Path) -> None:
+    text = (folder / "items.toml").read_text(encoding="utf-8")
+    new = text.replace('"REAT robal cifar10-lt pgd-20"', '"REAT robal cifar100-lt pgd-20"')
+    (folder / "items.toml").write_text(new, encoding="utf-8")
+    with pytest.raises(UserError, match=r"R12: attacks: got .*; columns of items\.toml make both pgd-20 at scale full"):
+        reproduce.read(["taet/table1"])

@@ -84,7 +84,8 @@ def test_cost_is_the_time_of_the_training_relative_to_at(found: Sequence[Standin
     ):
         method = {"method": "at", "settings": {}, "training": {**config["training"], **changes}}
         run = with_config(card, {**config, **method})
-        board, reasons = placed(found, [dataclasses.replace(card, run=run, method="at")])
+        model = {**card.model, "epoch": run["config"]["training"]["epochs"]}
+        board, reasons = placed(found, [dataclasses.replace(card, run=run, method="at", model=model)])
         assert board is not None, reasons
         table = board.table()
         line = next(row for row in table.rows if row[0].endswith(SUBMITTED))
@@ -98,7 +99,10 @@ def test_two_names_of_one_training_are_one_row_with_all_seeds(found: Sequence[St
     assert {row.cards[seed].method for seed in (1, 2)} == {"cgr"}
     alike = [note for board in found for note in board.table().notes if "the same weights" in note]
     assert [note.partition(":")[0] for note in alike] == ["cgr (budget no, margin 0, weights no, monitor_every 2)"]
-    assert alike[0].endswith(": the same weights as at-bsl (weighting brw), so one row.")
+    assert (
+        ": the same weights as at-bsl (weighting brw) with seed 0, so one row, with seed 1 and 2 of the former."
+        in alike[0]
+    )
 
 
 def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
@@ -302,6 +306,36 @@ def test_a_flag_about_pgd_alone_is_named_and_not_refused(found: Sequence[Standin
     assert board is not None
     (note,) = [note for note in board.table().notes if note.startswith("Flag logit-scale (docs/evaluation.md): ")]
     assert f"{card.method} {SUBMITTED}" in note
+
+
+def test_an_autoattack_that_a_weaker_attack_beats_is_refused(found: Sequence[Standings]) -> None:
+    card = handed_in(found)
+    clean, pgd, lead = (card.column(name) for name in ("clean", "pgd-20", "autoattack"))
+    lifted = np.flatnonzero(pgd.correct & ~lead.correct)[:1]  # may be chance
+    for extra, refused in ((lifted, False), (np.flatnonzero(clean.correct & ~lead.correct), True)):
+        correct = lead.correct.copy()
+        correct[extra] = True
+        predictions = np.where(correct, card.labels, lead.predictions)
+        forged = dataclasses.replace(lead, correct=correct, predictions=predictions, parts={})
+        columns = tuple(forged if column is lead else column for column in card.columns)
+        board, reasons = placed(found, [dataclasses.replace(card, columns=columns)])
+        assert (board is None) == refused
+        assert [reason.partition(" breaks")[0] for reason in reasons[:-1]] == (
+            ["autoattack: fgsm, pgd-20 and cw-linf-100"] if refused else []
+        )
+
+
+def test_an_epoch_or_a_ratio_that_is_not_that_of_the_card_is_refused(found: Sequence[Standings]) -> None:
+    card = handed_in(found)
+    config: dict[str, Any] = card.run["config"]
+    other = {**config, "data": {**config["data"], "imbalance_ratio": 1.0}}
+    for changes, reason in (
+        ({"model": {**card.model, "epoch": 3}}, "epoch: got 3 with the selection last; the training has 100 epochs"),
+        ({"run": with_config(card, other)}, "imbalance ratio: got 1; the board has 10"),
+    ):
+        board, reasons = placed(found, [dataclasses.replace(card, **changes)])  # type: ignore[arg-type]
+        assert board is None
+        assert reasons[0] == reason
 
 
 def test_flags_that_were_removed_from_a_card_are_raised_again(found: Sequence[Standings]) -> None:

@@ -246,7 +246,7 @@ def test_a_mistake_in_the_claims_is_one_line(tmp_path: Path, monkeypatch: pytest
     for old, new, words in (
         ("columns = {autoattack = 5.31}", "", "C1: got pairs without columns or most"),
         ("pairs = [[", "pears = [[", "unknown key of C1 'pears'"),
-        ('open = "curves at scale full"', "", "C16: got no test"),
+        ('open = "curves at scale full: overfitting depends on the size of the network"', "", "C16: got no test"),
         ('item = "taet/table1"', 'item = "taet/table99"', "C3: got the unknown item"),
         ('item = "taet/table1", columns', 'item = "taet/table99", columns', "C26: got the unknown item taet/table99"),
         ("most = 0.05}", "least = 0.05}", "'R4' steady: the field 'most' is missing"),

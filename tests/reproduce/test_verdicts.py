@@ -111,7 +111,7 @@ def test_the_gain_in_clean_accuracy_less_that_under_attack(committed: Store) -> 
     ]
     found = verdict(claims()["R17"], committed, MINI)
     gain = 100 * (gains[0] - gains[1])
-    assert found.because.startswith(f"Measured: at-bsl minus at, clean less autoattack {gain:+.1f} (")
+    assert found.because.startswith(f"Measured: at-bsl minus at, clean minus the same under autoattack {gain:+.1f} (")
     clean = ["clean", "clean"]
     assert paired_cards(bsl, at, clean, less="pgd-7") is None
     wider = [dataclasses.replace(one, eps=0.1) if one.name == "pgd-20" else one for one in at[0].columns]
