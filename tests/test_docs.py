@@ -381,8 +381,15 @@ TAETS = {
     "twenty steps": "taet-b738de16",
     "thirty steps": "taet-9068d699",
     "forty steps": "taet-be7b4106",
+    "gamma": "taet-ca809e4c",
+    "beta": "taet-ebb4cb58",
+    "beta, gamma": "taet-c9c0ee45",
+    "alpha": "taet-4f6fa05f",
+    "alpha, gamma": "taet-6cb4c10d",
+    "alpha, beta": "taet-2ccc2dae",
+    "all": "taet-fc4a9818",
 }
-"""TAET as published, with one term of HEL, and with other numbers of steps: method and the key of the run."""
+"""TAET as published, with one term of HEL, other steps, half of these weights: method and the key of the run."""
 
 
 def mini10(*names: str) -> list[str]:
@@ -424,6 +431,10 @@ DISCUSSION = [  # words of results/README.md, the attack, the row of each number
         "pgd-20",
         mini10("bcl", "taet", "hdl", "rcel"),
     ),
+    ("it is 30.8, 30.4, 27.0 and 29.0.", "clean", mini10("taet", "gamma", "alpha", "alpha, gamma")),
+    ("is 42.9, 43.2, 35.7 and 36.4;", "clean", mini10("beta, gamma", "beta", "alpha, beta", "all")),
+    ("lie between 19.6 and 23.7, and", "pgd-20", mini10("alpha", "beta, gamma")),
+    ("one has 22.3. That", "pgd-20", mini10("taet")),
     ("15.5 against 16.1 under AutoAttack", "autoattack", mini10("five steps", "taet")),
     ("and 39.5 against 30.8", "clean", mini10("five steps", "taet")),
     ("level: 30.8, 30.9 with twenty, 31.6 with", "clean", mini10("taet", "twenty steps", "thirty steps")),
