@@ -28,9 +28,9 @@ from taet.data.long_tail import even_sample
 from taet.evaluation import bundles, diagnostics
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
-from taet.evaluation.column import Json
 from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
+from taet.evaluation.column import Json
 from taet.evaluation.facts import AuditFacts
 from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.measurement import Extent, measure
@@ -40,8 +40,8 @@ from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabel
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
-from taet.metrics import Ints
 from taet.progress import Meter, Progress
+from taet.statistics import Ints
 
 SCHEMA = 1
 IMAGES = 250

@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
-from typing_extensions import NotRequired, TypedDict
+from pydantic import Field, model_validator
+from typing_extensions import TypedDict
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.ball import Norm
 from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.column import (
@@ -30,11 +30,10 @@ from taet.evaluation.column import (
     check_classes,
 )
 from taet.evaluation.facts import ModelFacts, probed
-from taet.evaluation.paired import Difference, difference
 from taet.evaluation.summary import Interval, Summary, check_stored, disagreements, summarise
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
-from taet.metrics import Ints
+from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
 KIND, SCHEMA = "taet result card", 3
@@ -156,11 +155,11 @@ class Card(Record):
     run: Given[TrainedRun] = Field(default_factory=TrainedRun)
     """How the model was trained; empty for a model that was trained elsewhere."""
     environment: Given[Environment] = Field(default_factory=Environment)
-    flags: Annotated[tuple[Given[Flag], ...], BeforeValidator(tuple)] = ()
+    flags: Annotated[tuple[Given[Flag], ...], Field(strict=False)] = ()
     """Warnings of the rules."""
-    probe: Given[dict[str, int | float]] = {}
+    probe: Given[dict[str, int | float]] = Field(default_factory=dict)
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
-    columns: Annotated[tuple[Column, ...], BeforeValidator(tuple)]
+    columns: Annotated[tuple[Column, ...], Field(strict=False)]
     labels: Labels
     """(N,): true classes in test order."""
     examples_sha256: Sha256 | None = None
@@ -253,7 +252,7 @@ class Card(Record):
         inside = [column for column in inside if column.eps == radii[0]]
         columns = [*([self.clean] if self.clean else []), *inside]
         masks = np.stack([column.correct for column in columns])
-        left = dict(zip((column.name for column in columns), metrics.worst_case(masks), strict=True))
+        left = dict(zip((column.name for column in columns), statistics.worst_case(masks), strict=True))
         first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
         return Column.worst_of(
             ({"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside),
@@ -287,8 +286,8 @@ class Card(Record):
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
         stored = self.model_dump(exclude={"columns"} | ({"examples_sha256"} if self.examples_sha256 is None else set()))
         columns = [column.model_dump() | {"summary": self._numbers(column)} for column in self.columns]
-        labels = {name: stored.pop(name) for name in ("labels", "examples_sha256") if name in stored}
-        return {"kind": KIND, "schema": SCHEMA, **stored, "flags": [*self.flags], "columns": columns, **labels}
+        last: Json = {name: stored.pop(name) for name in ("labels", "examples_sha256") if name in stored}
+        return {"kind": KIND, "schema": SCHEMA, **stored, "flags": [*self.flags], "columns": columns, **last}
 
     def _numbers(self, column: Column) -> Json:
         """Return the summary of a column as JSON: as it was read, if only rounding separates it from the recomputed."""
@@ -354,7 +353,7 @@ def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, com
     """Return the difference in balanced accuracy under one attack between two methods, with one card per seed.
 
     The i-th card of `first` is paired with the i-th of `second`, as runs with the same seed. `comparisons` differences
-    share the error of their intervals (see `paired.difference`).
+    share the error of their intervals (see `taet.statistics.difference`).
 
     Raises:
         UserError: different numbers of cards, different test images, or different settings of the attack (its random

@@ -7,26 +7,33 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ModelWrapValidatorHandler, PlainSerializer
-from pydantic import ValidationError, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
 from taet.attacks.identity import Identity, identity
 from taet.attacks.spec import AttackSpec
 from taet.errors import UserError, cut
-from taet.metrics import Ints
+from taet.statistics import Ints
 
 T = TypeVar("T")
 Json = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
-WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
+WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
 CurveName = Literal["steps", "eps", "logit-scale"]
 
@@ -78,13 +85,24 @@ class Packed:
         return core_schema.no_info_plain_validator_function(self.unpack, serialization=written)
 
 
+@dataclass(frozen=True)
+class AsGiven:
+    """Annotation of a value that is checked, as a `kind` if that is given, and kept with all its further fields."""
+
+    kind: Any = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        known = handler(source) if self.kind is None else handler.generate_schema(self.kind)
+        written = core_schema.plain_serializer_function_ser_schema(plain)
+        return core_schema.no_info_wrap_validator_function(_as_given, known, serialization=written)
+
+
 def _as_given(value: Any, check: Callable[[Any], object]) -> Any:
     check(value)
     return value
 
 
-Given = Annotated[T, WrapValidator(_as_given), PlainSerializer(plain)]
-"""A value that is checked and kept as it is, with fields that only a later version knows."""
+Given = Annotated[T, AsGiven()]
 Mask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
 Labels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
 Floats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
@@ -97,6 +115,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Record(BaseModel):
     """A frozen model whose errors are one line each; two are equal only if they are the same object."""
 
+    what: ClassVar[str] = ""
+    """Begins a message; of a record with a name, together with that."""
+
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="wrap")
@@ -105,12 +126,8 @@ class Record(BaseModel):
         try:
             return check(values)
         except ValidationError as error:
-            raise refused(error, cls._label(values)) from None
-
-    @classmethod
-    def _label(cls, values: Any) -> str:
-        """Return what precedes the names of fields in messages."""
-        return ""
+            name = values.get("name") if isinstance(values, Mapping) and cls.what else None
+            raise refused(error, f"{cls.what} '{name[:60]}'" if isinstance(name, str) else cls.what) from None
 
     def changed(self, **fields: Any) -> Self:
         """Return a copy with other values of these fields, checked again."""
@@ -162,6 +179,8 @@ class Parameters(TypedDict, total=False):
 class Column(Record):
     """One attack on all test images, in test order; a default is what a column of an older schema lacks."""
 
+    what: ClassVar[str] = "column"
+
     name: Name
     norm: Norm | None
     """Norm of the ball; None for clean images."""
@@ -169,7 +188,7 @@ class Column(Record):
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
     """Whether the attack had to stay in the ball."""
-    parameters: Given[Parameters]
+    parameters: Annotated[Json, AsGiven(Parameters)]
     """Settings of the attack: steps, step size, start, seed, iterations, target classes."""
     seconds: Annotated[NonNegative, Field(le=1e12)] = 0.0
     forwards: Whole = 0
@@ -188,15 +207,10 @@ class Column(Record):
     """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where
     the attack failed; None for other attacks."""
     roc_auc: Floats | None = None
-    """(C, C): how well the score of class j separates it from class k (`metrics.pairwise_auc`); None where it was not
-    measured, e.g. with more than `metrics.PAIRED_CLASSES` classes."""
+    """(C, C): how well the score of class j separates it from class k (`statistics.pairwise_auc`); None where it was
+    not measured, e.g. with more than `statistics.PAIRED_CLASSES` classes."""
     curve: Literal["", CurveName] = ""
     """The curve that this column was measured for; empty for an attack that tables show."""
-
-    @classmethod
-    def _label(cls, values: Any) -> str:
-        name = values.get("name") if isinstance(values, Mapping) else None
-        return f"column '{name[:60]}'" if isinstance(name, str) else "column"
 
     @cached_property
     def attack(self) -> AttackSpec:
@@ -212,8 +226,9 @@ class Column(Record):
     def of(cls, attack: AttackSpec, predictions: Ints, labels: Ints, **measured: Any) -> Column:
         """Return the column of an attack, given its predictions (N,) and the labels (N,)."""
         measured["parameters"] = attack.parameters | measured.get("parameters", {})
-        ball = {"norm": attack.norm, "eps": attack.eps, "bounded": attack.bounded, "curve": attack.curve}
-        return cls(name=attack.name, correct=predictions == labels, predictions=predictions, **ball, **measured)
+        names = ("name", "norm", "eps", "bounded", "curve")
+        measured |= {name: getattr(attack, name) for name in names}
+        return cls(correct=predictions == labels, predictions=predictions, **measured)
 
     @classmethod
     def worst_of(
@@ -221,8 +236,8 @@ class Column(Record):
     ) -> Column:
         """Return the worst case over attacks, given as JSON, within one ball."""
         chain = {"attacks": sorted(attacks, key=lambda attack: str(attack["name"]))}
-        ball = {"norm": norm, "eps": eps, "bounded": True, "parameters": chain}
-        return cls(name=WORST_CASE[norm], correct=predictions == labels, predictions=predictions, **ball, **measured)
+        measured |= {"name": WORST_CASE[norm], "norm": norm, "eps": eps, "bounded": True, "parameters": chain}
+        return cls(correct=predictions == labels, predictions=predictions, **measured)
 
     def __repr__(self) -> str:
         ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""

@@ -22,7 +22,7 @@ from taet.errors import UserError
 from taet.evaluation import card_store, probe
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import DataAbout, Environment, ModelAbout, ResultCard
-from taet.evaluation.column import WORST_CASE, Column, CurveName
+from taet.evaluation.column import WORST_CASE, Column, CurveName, plain
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.diagnostics import flagged
 from taet.evaluation.examples import earlier, save_examples
@@ -118,7 +118,7 @@ def begin(
     model = {
         **subject.model_about,
         "weights_sha256": weights_digest(subject.model),
-        "answers": runner.fingerprint.tolist(),
+        "answers": plain(runner.fingerprint),
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
     }
     data = {
