@@ -24,7 +24,7 @@ from taet.training.schedule import curve_decides
 State = Literal["done", "started", "missing", "failed", "not applicable"]
 
 
-class Look(NamedTuple):
+class FolderState(NamedTuple):
     """What the folder of a cell held when it was read."""
 
     state: State
@@ -71,24 +71,24 @@ class Cell:
     def state(self) -> State:
         return self.look().state
 
-    def look(self, threads: int = 1) -> Look:
+    def look(self, threads: int = 1) -> FolderState:
         """Read the folder; a command to train gives the run this number of threads unless it has its own."""
         held, run, folder = RunFolder(self.folder), self.run, str(self.folder)
         if run is None:
-            return Look("not applicable")
+            return FolderState("not applicable")
         trust = consent(run.model.name)
         evaluate, resume = ["evaluate", folder, *trust], ["train", "--resume", folder, *trust]
         if not held.is_run:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
-            return Look("missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
+            return FolderState("missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
         card = card_store.of_folder(held) if held.is_done else None
         training = round(sum(epoch.seconds for epoch in held.metrics), 3)
         attacks = 0.0 if card is None else round(sum(column.seconds for column in card.columns), 3)
         if card is not None and _has_every_attack(card, run):
-            return Look("done", (), training, attacks)
+            return FolderState("done", (), training, attacks)
         if held.record.run.evaluation.attacks != run.evaluation.attacks:
             evaluate += ["--attacks", *run.evaluation.attacks]
-        return Look("started", (evaluate,) if held.is_done else (resume, evaluate), training, attacks)
+        return FolderState("started", (evaluate,) if held.is_done else (resume, evaluate), training, attacks)
 
     def check_folder(self) -> None:
         """Raise a `UserError` if the run in the folder has other settings."""

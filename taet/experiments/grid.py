@@ -105,10 +105,8 @@ def _ratio(value: float) -> float:
     return value
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+-]+$")]
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+-]+$")]
 """Names become folders; the parts of a folder's name are joined by _."""
-Ratio = Annotated[StrictInt | StrictFloat, AfterValidator(_ratio)]
-Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 SOME, ONCE = Field(min_length=1), AfterValidator(_once)
 ALL = BeforeValidator(lambda value: [*registry.entries("methods")] if value == "all" else value)
 
@@ -130,7 +128,7 @@ class _Table(BaseModel):
 class Variant(_Table):
     """Settings with which the whole grid is repeated; the one without a name is the unchanged grid."""
 
-    name: Name
+    name: RowName
     settings: Annotated[Dotted, SOME]
 
     @field_validator("settings")
@@ -142,7 +140,7 @@ class Variant(_Table):
 class Entry(_Table):
     """A method of the comparison and the name of its row; in a file a table, or the method's name alone."""
 
-    name: Name
+    name: RowName
     method: str
     settings: Dotted = {}
 
@@ -182,9 +180,11 @@ class Grid(_Table):
     title: str = "comparison"
     methods: Annotated[tuple[Entry, ...], ALL, SOME, ONCE]
     data: Annotated[tuple[str, ...], SOME, ONCE]
-    imbalance: Annotated[tuple[Ratio | None, ...], SOME, ONCE] = (None,)
+    imbalance: Annotated[tuple[Annotated[StrictInt | StrictFloat, AfterValidator(_ratio)] | None, ...], SOME, ONCE] = (
+        None,
+    )
     """Imbalance ratios; None takes the data as they are."""
-    seeds: Annotated[tuple[Seed, ...], SOME, ONCE] = (0,)
+    seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...], SOME, ONCE] = (0,)
     protocol: str = Run.protocol
     settings: Dotted = {}
     variants: Annotated[tuple[Variant, ...], ONCE] = ()
