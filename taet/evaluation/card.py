@@ -18,15 +18,15 @@ from taet.attacks.ball import Norm
 from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.column import (
     WORST_CASE,
+    AsItIs,
+    AtLeastZero,
     Column,
-    Given,
+    Digest,
     Json,
-    Labels,
-    Name,
-    NonNegative,
+    PackedLabels,
     Record,
-    Sha256,
-    Whole,
+    Tally,
+    Title,
     check_classes,
 )
 from taet.evaluation.facts import ModelFacts, probed
@@ -54,13 +54,13 @@ class ModelAbout(TypedDict):
     """The evaluated model."""
 
     name: str
-    weights_sha256: Sha256
+    weights_sha256: Digest
     """Hash of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
-    file_sha256: NotRequired[Sha256]
+    file_sha256: NotRequired[Digest]
     """Hash of the weights file in the run folder."""
-    parameters: NotRequired[Whole]
+    parameters: NotRequired[Tally]
     selection: NotRequired[str | None]
-    epoch: NotRequired[Whole | None]
+    epoch: NotRequired[Tally | None]
     leak: NotRequired[bool]
     """Whether the epoch was chosen on the test set."""
     notes: NotRequired[Sequence[str]]
@@ -73,20 +73,20 @@ class ExtraAbout(TypedDict):
 
     source: str
     saw_removed_tail: Literal["no", "yes", "unknown"]
-    sha256: Sha256
-    per_batch: Whole
-    batch_size: Whole
+    sha256: Digest
+    per_batch: Tally
+    batch_size: Tally
     classes: str
-    class_counts: Sequence[Whole]
+    class_counts: Sequence[Tally]
     trained_on: NotRequired[str]
     """What their generator was trained on: this-set, balanced-original or other."""
     labels: NotRequired[str]
     """given with the images, or pseudo: predicted by a model."""
-    kept: NotRequired[NonNegative]
+    kept: NotRequired[AtLeastZero]
     """Fraction of each class that a filter kept."""
-    judge_sha256: NotRequired[Sha256 | None]
+    judge_sha256: NotRequired[Digest | None]
     """SHA-256 of the weights of the model that filtered them."""
-    left_out: NotRequired[dict[str, Sequence[Whole]]]
+    left_out: NotRequired[dict[str, Sequence[Tally]]]
     """For each split: images left out as exact and as near duplicates of its images; empty for copies."""
     left_out_by: NotRequired[str]
     """How duplicates were found."""
@@ -103,9 +103,9 @@ class DataAbout(TypedDict):
 
     name: str
     class_names: Annotated[Sequence[str], Field(min_length=2, max_length=MOST_CLASSES)]
-    test_sha256: Sha256
-    train_class_counts: NotRequired[Sequence[Whole] | None]
-    imbalance_ratio: NotRequired[NonNegative | None]
+    test_sha256: Digest
+    train_class_counts: NotRequired[Sequence[Tally] | None]
+    imbalance_ratio: NotRequired[AtLeastZero | None]
     notes: NotRequired[Sequence[str]]
     extra: NotRequired[ExtraAbout]
 
@@ -113,7 +113,7 @@ class DataAbout(TypedDict):
 class Flag(TypedDict):
     """A warning of the rules."""
 
-    flag: Name
+    flag: Title
     text: str
     """What was found, what it means and what to do."""
 
@@ -122,7 +122,7 @@ class TrainedRun(TypedDict, total=False):
     """How the model was trained; its settings are kept as stored, also those that this version does not know."""
 
     config: Json
-    hash: Sha256
+    hash: Digest
     """Hash of the settings (`taet.training.decisive_settings.run_hash`), as stored in the weights file."""
     command: str
     deviations: Sequence[str]
@@ -143,26 +143,26 @@ class Card(Record):
     method: str
     title: str
     protocol: str
-    threat: Given[ThreatAbout]
+    threat: AsItIs[ThreatAbout]
     """Norm and radius of the evaluation: {"norm": "linf", "eps": 0.0314}."""
     seed: int | None
     """Seed of the training run; None for a model that was trained elsewhere."""
-    model: Given[ModelAbout]
-    data: Given[DataAbout]
+    model: AsItIs[ModelAbout]
+    data: AsItIs[DataAbout]
     batch_size: Annotated[int, Field(ge=1)]
     created: str = ""
     command: str = ""
-    run: Given[TrainedRun] = Field(default_factory=TrainedRun)
+    run: AsItIs[TrainedRun] = Field(default_factory=TrainedRun)
     """How the model was trained; empty for a model that was trained elsewhere."""
-    environment: Given[Environment] = Field(default_factory=Environment)
-    flags: Annotated[tuple[Given[Flag], ...], Field(strict=False)] = ()
+    environment: AsItIs[Environment] = Field(default_factory=Environment)
+    flags: Annotated[tuple[AsItIs[Flag], ...], Field(strict=False)] = ()
     """Warnings of the rules."""
-    probe: Given[dict[str, int | float]] = Field(default_factory=dict)
+    probe: AsItIs[dict[str, int | float]] = Field(default_factory=dict)
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
-    labels: Labels
+    labels: PackedLabels
     """(N,): true classes in test order."""
-    examples_sha256: Sha256 | None = None
+    examples_sha256: Digest | None = None
     """SHA-256 of the card's file of example images; None if there is none, or it is not known."""
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""

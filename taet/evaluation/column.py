@@ -34,7 +34,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
 WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
-"""Name of the column that holds the worst case within the balls of a norm."""
+"""Title of the column that holds the worst case within the balls of a norm."""
 CurveName = Literal["steps", "eps", "logit-scale"]
 
 
@@ -102,14 +102,14 @@ def _as_given(value: Any, check: Callable[[Any], object]) -> Any:
     return value
 
 
-Given = Annotated[T, AsGiven()]
-Mask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
-Labels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
-Floats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
-Name = Annotated[str, Field(min_length=1, max_length=1000)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Whole = Annotated[int, Field(ge=0, le=2**53)]
-NonNegative = Annotated[float, Field(ge=0)]
+AsItIs = Annotated[T, AsGiven()]
+PackedMask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
+PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
+PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
+Title = Annotated[str, Field(min_length=1, max_length=1000)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Tally = Annotated[int, Field(ge=0, le=2**53)]
+AtLeastZero = Annotated[float, Field(ge=0)]
 
 
 class Record(BaseModel):
@@ -154,15 +154,15 @@ class SourceAbout(TypedDict):
     """The model that adversarial examples were made on."""
 
     name: str
-    weights_sha256: Sha256
+    weights_sha256: Digest
 
 
 class WorstCaseMember(TypedDict):
     """An attack of a worst case."""
 
-    name: Name
+    name: Title
     norm: NotRequired[Norm | None]
-    eps: NotRequired[NonNegative | None]
+    eps: NotRequired[AtLeastZero | None]
     attacks: NotRequired[list[WorstCaseMember]]
 
 
@@ -171,7 +171,7 @@ class Parameters(TypedDict, total=False):
 
     seed: int | None
     source: SourceAbout
-    source_sha256: Sha256
+    source_sha256: Digest
     attacks: list[WorstCaseMember]
     note: str
 
@@ -181,32 +181,32 @@ class Column(Record):
 
     what: ClassVar[str] = "column"
 
-    name: Name
+    name: Title
     norm: Norm | None
     """Norm of the ball; None for clean images."""
-    eps: NonNegative | None
+    eps: AtLeastZero | None
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
     """Whether the attack had to stay in the ball."""
     parameters: Annotated[Json, AsGiven(Parameters)]
     """Settings of the attack: steps, step size, start, seed, iterations, target classes."""
-    seconds: Annotated[NonNegative, Field(le=1e12)] = 0.0
-    forwards: Whole = 0
+    seconds: Annotated[AtLeastZero, Field(le=1e12)] = 0.0
+    forwards: Tally = 0
     """Forward passes, counted in images."""
-    backwards: Whole = 0
+    backwards: Tally = 0
     """Backward passes, counted in images."""
-    stored: Given[Json] = Field({}, alias="summary", repr=False)
+    stored: AsItIs[Json] = Field({}, alias="summary", repr=False)
     """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
-    correct: Mask
+    correct: PackedMask
     """(N,): classified correctly under the attack."""
-    predictions: Labels
+    predictions: PackedLabels
     """(N,): class predicted under the attack."""
-    parts: dict[str, Mask] = {}
+    parts: dict[str, PackedMask] = {}
     """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
-    distances: Floats | None = None
+    distances: PackedFloats | None = None
     """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where
     the attack failed; None for other attacks."""
-    roc_auc: Floats | None = None
+    roc_auc: PackedFloats | None = None
     """(C, C): how well the score of class j separates it from class k (`statistics.pairwise_auc`); None where it was
     not measured, e.g. with more than `statistics.PAIRED_CLASSES` classes."""
     curve: Literal["", CurveName] = ""

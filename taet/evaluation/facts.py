@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from taet.errors import located
-from taet.evaluation.column import NonNegative, Record, Whole
+from taet.evaluation.column import AtLeastZero, Record, Tally
 
 UnitDistance = Annotated[float, Field(ge=0, le=2.001)]
 """A distance between two vectors of unit length, rounded."""
@@ -28,12 +28,12 @@ class ModelFacts(Record):
 
     batch_size: AtLeastOne
     images: AtLeastOne
-    clean_correct: Whole
-    distributions: Whole
+    clean_correct: Tally
+    distributions: Tally
     """Images whose logits are at least 0 and sum to 1."""
-    zero_gradients: Whole
+    zero_gradients: Tally
     """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: Whole = 0
+    nonfinite_gradients: Tally = 0
     """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
     repeat_difference: UnitDistance = 0.0
     """Difference when the model is called again."""
@@ -41,28 +41,28 @@ class ModelFacts(Record):
     """Difference after the model was called on other images."""
     batch_difference: UnitDistance = 0.0
     """Difference when the image is in another batch."""
-    pgd_correct: Whole = 0
+    pgd_correct: Tally = 0
     """Images that PGD-20 on the cross-entropy (step eps / 8, uniform start) leaves correct."""
-    scaled_pgd_correct: Whole = 0
+    scaled_pgd_correct: Tally = 0
     """The same, with the logits times 10 / `logit_gap` in the objective."""
-    only_pgd_correct: Whole = 0
+    only_pgd_correct: Tally = 0
     """Images that only the first of these attacks leaves correct; the next field: only the second."""
-    only_scaled_pgd_correct: Whole = 0
-    logit_gap: NonNegative = 0.0
+    only_scaled_pgd_correct: Tally = 0
+    logit_gap: AtLeastZero = 0.0
     """Median gap between the two largest logits; 0 if not finite: then, as in older cards, the factor is 10."""
     gradient_difference: UnitDistance = 0.0
     """Difference when a gradient is computed as well."""
-    sites: Whole = 0
+    sites: Tally = 0
     """Kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)."""
-    replaced: Whole = 0
+    replaced: Tally = 0
     """How many of them were replaced; if none, the next four fields are 0."""
-    straight_pgd_correct: Whole = 0
+    straight_pgd_correct: Tally = 0
     """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
-    only_straight_pgd_correct: Whole = 0
+    only_straight_pgd_correct: Tally = 0
     """Images that this attack leaves correct and PGD-20 does not."""
-    smooth_pgd_correct: Whole = 0
+    smooth_pgd_correct: Tally = 0
     """The same on the margin, with smooth operations as replacements."""
-    only_smooth_pgd_correct: Whole = 0
+    only_smooth_pgd_correct: Tally = 0
 
     @property
     def logit_factor(self) -> float:
@@ -88,22 +88,22 @@ class AuditFacts:
     images: int
     reaches: bool = True
     """Whether the gradient of the logits reaches the image without replaced operations."""
-    classes: Whole = 0
-    logits: Whole = 0
+    classes: Tally = 0
+    logits: Tally = 0
     """Logits of an image; if a class has several, the largest counts, and the next three fields were measured."""
-    raw_correct: Whole = 0
+    raw_correct: Tally = 0
     """Images that PGD-20 on the cross-entropy of all logits leaves correct."""
-    merged_correct: Whole = 0
+    merged_correct: Tally = 0
     """The same for the margin of the largest logits of each class."""
-    only_merged_correct: Whole = 0
+    only_merged_correct: Tally = 0
     """Images that the attack on merged logits leaves correct and the other does not."""
-    draws: Whole = 0
+    draws: Tally = 0
     """Random draws of a randomised model per gradient, which attacks average; 0 for a deterministic model."""
-    judged: Whole = 0
+    judged: Tally = 0
     """Number of draws whose mean probabilities decide whether an image is correct."""
-    one_correct: Whole = 0
+    one_correct: Tally = 0
     """Images that PGD-20 on the margin, with a draw for each step, leaves correct."""
-    mean_correct: Whole = 0
+    mean_correct: Tally = 0
     """The same with the mean gradient of all draws (EOT)."""
-    only_mean_correct: Whole = 0
+    only_mean_correct: Tally = 0
     """Images that the attack on the mean leaves correct and the other does not."""
