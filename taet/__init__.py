@@ -13,6 +13,7 @@ _LAZY = {
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
     "decide": "taet.evaluation",
+    "results": "taet.report.results",
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from taet.evaluation.decide import decide as decide
     from taet.evaluation.evaluate import evaluate as evaluate
     from taet.experiments.own_data import plan as plan
+    from taet.report.results import results as results
     from taet.training.runs import resume as resume
     from taet.training.runs import train as train
 
