@@ -23,7 +23,7 @@ SKIPPED = frozenset({"artifacts", "tensorboard"})
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class StoredCard:
     """A card with what stands beside it."""
 
     name: str
@@ -33,18 +33,18 @@ class Source:
     examples: Examples | None = None
 
 
-def read(sources: Sources) -> tuple[list[Source], list[str]]:
+def read(sources: Sources) -> tuple[list[StoredCard], list[str]]:
     """Return the cards of all sources, sorted by name, and the run folders without a card.
 
     Raises:
         UserError: a source without a card, a damaged card, a card of other weights than its folder's.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, StoredCard] = {}
     waiting: list[str] = []
     for number, one in enumerate(_flat(sources), 1):
         if isinstance(one, ResultCard):
             name = f"card {number}"
-            found[name] = Source(name, one)
+            found[name] = StoredCard(name, one)
             continue
         for path in _places(one):
             folder = RunFolder(path)
@@ -101,16 +101,16 @@ def is_card(path: Path) -> bool:
         return KIND in file.read(200)
 
 
-def _of_folder(folder: RunFolder) -> Source:
+def _of_folder(folder: RunFolder) -> StoredCard:
     card = card_store.of_folder(folder)
     assert card is not None
     epochs = folder.metrics if folder.is_run else ()
-    return Source(folder.path.as_posix(), card, epochs, read_examples(folder.examples(folder.card()), card))
+    return StoredCard(folder.path.as_posix(), card, epochs, read_examples(folder.examples(folder.card()), card))
 
 
-def _of_file(path: Path) -> Source:
+def _of_file(path: Path) -> StoredCard:
     card = ResultCard.load(path)
-    return Source(path.as_posix(), card, epochs_beside(path, card))
+    return StoredCard(path.as_posix(), card, epochs_beside(path, card))
 
 
 def epochs_beside(path: Path, card: ResultCard) -> tuple[Epoch, ...]:

@@ -16,7 +16,7 @@ import taet
 from taet import config, methods, protocols, statistics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
-from taet.report.results import COLUMNS, GROUPS, over_seeds
+from taet.report.numbers import COLUMNS, GROUPS, over_seeds
 from taet.report.rows import named
 
 MakeCard = Callable[..., ResultCard]
