@@ -13,7 +13,7 @@ import numpy as np
 
 from taet.config import Data
 from taet.errors import UserError
-from taet.metrics import Floats
+from taet.statistics import Floats
 
 
 def class_shares(rule: str, class_counts: Sequence[int], share: float) -> Floats:

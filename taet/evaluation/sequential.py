@@ -16,8 +16,8 @@ from annotated_types import Gt, Lt
 from numpy.typing import ArrayLike
 
 from taet.bounds import Note, Seed, Settings
-from taet.metrics import Floats, Ints
 from taet.randomness import derive_seed
+from taet.statistics import Floats, Ints
 
 BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the wealth that are bet; each bet runs from the beginning, and the mean of their wealths counts."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get
 
 from annotated_types import Ge, Le
 
-from taet import methods, metrics
+from taet import methods, statistics
 from taet.bounds import Seed, Settings, check_value, got_text
 from taet.config import Run
 from taet.data.selection import VALIDATION
@@ -370,7 +370,7 @@ def value(folder: RunFolder) -> float:
     if not points or points[-1].split != VALIDATION:
         raise UserError(f"trial {folder.path} has no curve on validation images at epoch {epoch}, which a search needs")
     counts = points[-1].attacked
-    return metrics.balanced_accuracy(counts.correct, counts.total)
+    return statistics.balanced_accuracy(counts.correct, counts.total)
 
 
 def _best(row: str, study: Study, search: Search) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from taet.errors import UserError
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
-from taet.metrics import class_ranks
 from taet.models.heads import Head
 from taet.models.view import View
+from taet.statistics import class_ranks
 
 __all__ = [
     "Adversarial",

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from taet import config
 from taet.errors import UserError
-from taet.evaluation.paired import Difference
 from taet.formatting import words
 from taet.methods.wrapper import base_settings
 from taet.report.differences import Pairs
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
 from taet.report.tables import ScoreCell, balanced_cell
+from taet.statistics import Difference
 
 METHOD = "class-budget"
 RuleSettings = tuple[tuple[str, object], ...]
