@@ -383,14 +383,19 @@ def compare(names: Sequence[str]) -> int:
     abroad, failed = read("machine") != machine(None), False
     for name in names:
         old = read(name)
-        new = plain(SECTIONS[name](old))
+        try:
+            new = plain(SECTIONS[name](old))
+        except Exception as error:
+            print(f"{name}: not computed: {error!r}", flush=True)
+            failed = True
+            continue
         lines, equal = list[str](), 0
         for key in old:
             found = [*differences(old[key], new.get(key, "nothing"), key)]
             found = [] if found and abroad and is_known(name, old[key], new.get(key)) else found
             equal += not found
             for at, how in found:
-                why = next((one["why"] for one in changes if fnmatchcase(f"{name}/{at}", one["match"])), None)
+                why = next((one["why"] for one in changes if fnmatchcase(f"{name}/{at}: {how}", one["match"])), None)
                 why = "only the wording" if why is None and at.endswith("/wording") else why
                 failed |= why is None
                 lines.append(f"  {at}: {how}" if why is None else f"  named ({why}): {at}: {how}")
