@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taet.config import Data
 from taet.errors import UserError
 from taet.metrics import Floats
+from taet.settings import Data
 
 
 def class_shares(rule: str, class_counts: Sequence[int], share: float) -> Floats:

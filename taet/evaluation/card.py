@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from taet import metrics
-from taet.bounds import Count, check_radius, hints
 from taet.errors import UserError, located, unknown
 from taet.evaluation.column import WORST_CASE, Column, check_classes
 from taet.evaluation.facts import ModelFacts, probed
@@ -33,10 +32,11 @@ from taet.evaluation.schema import (
     stored_columns,
 )
 from taet.evaluation.summary import Interval, Summary, summarise
+from taet.fields import Count, Sha256, check_radius, hints
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
 from taet.metrics import Ints
-from taet.shapes import Sha256, check_shape
+from taet.shapes import check_shape
 from taet.training.folder import RunFolder
 
 STORED = (

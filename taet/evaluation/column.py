@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from taet.attacks import catalogue
 from taet.attacks.identity import Identity, identity
 from taet.attacks.spec import AttackSpec
-from taet.bounds import check_radius
 from taet.errors import UserError, unknown
 from taet.evaluation.packing import (
     Json,
@@ -27,6 +26,7 @@ from taet.evaluation.packing import (
     unpack_mask,
 )
 from taet.evaluation.schema import CURVES, StoredColumn
+from taet.fields import check_radius
 from taet.metrics import Ints, Mask
 
 WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from taet import metrics
-from taet.bounds import Count, NonNegative, check_radius, hints
 from taet.errors import UserError, located
 from taet.evaluation.column import check_classes
 from taet.evaluation.packing import Json, PackedMask, pack_mask, plain, unpack_mask
@@ -32,10 +31,11 @@ from taet.evaluation.sequential import (
     stop,
     weights,
 )
+from taet.fields import Count, Name, NonNegative, Sha256, StoredCount, check_radius, hints
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, points, short
 from taet.metrics import Floats, Ints, Mask
-from taet.shapes import Name, Sha256, StoredCount, check_shape
+from taet.shapes import check_shape
 from taet.training.folder import RunFolder
 
 SCHEMA = 1

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from pydantic import Field
 
-from taet.bounds import Count, ImageCount, NonNegative
-from taet.shapes import StoredCount, check_shape
+from taet.fields import Count, ImageCount, NonNegative, StoredCount
+from taet.shapes import check_shape
 
-UnitDistance = Annotated[float, Ge(0), Le(2.001)]
+UnitDistance = Annotated[float, Field(ge=0, le=2.001)]
 """A distance between two vectors of unit length, rounded."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.shapes import StoredCount
+from taet.fields import StoredCount
 
 Json = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""

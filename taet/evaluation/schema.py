@@ -7,15 +7,15 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from annotated_types import Gt, Le
+from pydantic import Field
 
 from taet.attacks.ball import Norm
-from taet.bounds import NonNegative
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.packing import Json, PackedFloats, PackedIntegers, PackedMask
+from taet.fields import Name, NonNegative, Sha256, StoredCount, kind_text
 from taet.formatting import short
-from taet.shapes import Name, Sha256, StoredCount, check_shape, kind_text
+from taet.settings import Run
+from taet.shapes import check_shape
 
 KIND = "taet result card"
 DECISION = "taet decision"
@@ -30,7 +30,7 @@ class ThreatAbout(TypedDict):
     """The ball that a card is about."""
 
     norm: Norm
-    eps: Annotated[float, Gt(0)]
+    eps: Annotated[float, Field(gt=0)]
 
 
 class ModelAbout(TypedDict):
@@ -155,7 +155,7 @@ class StoredColumn(TypedDict):
     eps: NonNegative | None
     bounded: bool
     parameters: Parameters
-    seconds: Annotated[NonNegative, Le(1e12)]
+    seconds: Annotated[NonNegative, Field(le=1e12)]
     forwards: StoredCount
     backwards: StoredCount
     summary: dict[str, Any]

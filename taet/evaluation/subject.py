@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from taet.attacks.clean import Clean
 from taet.attacks.spec import AttackSpec
-from taet.config import EXTRA_COPIES, Evaluation, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
@@ -27,6 +26,7 @@ from taet.evaluation.runner import Runner, make_runner
 from taet.evaluation.schema import EXTRA_ABOUT
 from taet.files import file_sha256
 from taet.metrics import Ints
+from taet.settings import EXTRA_COPIES, Evaluation, Threat
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run

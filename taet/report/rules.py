@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from taet import config
 from taet.errors import UserError
 from taet.evaluation.paired import Difference
 from taet.formatting import words
@@ -17,6 +16,7 @@ from taet.report.differences import Pairs
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
 from taet.report.tables import ScoreCell, balanced_cell
+from taet.settings import to_json
 
 METHOD = "class-budget"
 RuleSettings = tuple[tuple[str, object], ...]
@@ -79,7 +79,7 @@ def _place(series: Series) -> tuple[str, RuleSettings] | None:
     if base == METHOD:
         try:
             base, knobs = own.pop("base"), own.pop("knobs")
-            own, rule = config.to_json(base_settings(base, knobs, METHOD)), tuple(own.items())
+            own, rule = to_json(base_settings(base, knobs, METHOD)), tuple(own.items())
         except (KeyError, UserError):  # no settings stored, or a base that is not installed
             return None
     text = json.dumps([base, own, others], sort_keys=True)

@@ -27,11 +27,11 @@ from taet.attacks.counted import Counted
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.attacks.suite import Suite
 from taet.cli import main
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.runner import Runner
+from taet.settings import Evaluation
 
 EPS, COUNT, CLASSES = 0.1, 6, 4
 SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.6, step_size_l2=0.3, batch_size=COUNT)
@@ -363,7 +363,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from taet.attacks.spec import AttackSpec, option_fields
-from taet.bounds import Count
 
 NAMES = {"nudge": "all pixels one step up or down, N times"}
 

@@ -12,8 +12,8 @@ from taet import protocols
 from taet.cli.evaluate import read as read_evaluation
 from taet.cli.flags import without
 from taet.cli.train import parse
-from taet.config import Evaluation, override
 from taet.errors import UserError
+from taet.settings import Evaluation, override
 from tests.calls import configure
 
 

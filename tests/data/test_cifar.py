@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from taet.config import Data
 from taet.data import cifar, load
 from taet.errors import UserError
+from taet.settings import Data
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "long_tail.json").read_text())
 VERSIONS = dict(cifar.VERSIONS)

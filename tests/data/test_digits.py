@@ -3,9 +3,9 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from taet.config import Data
 from taet.data import load
 from taet.data.digits import read
+from taet.settings import Data
 
 
 def test_every_digit_is_used_once_and_the_last_ones_are_the_test_set():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from taet.config import Data
 from taet.data import fashion_mnist, load
 from taet.errors import UserError
+from taet.settings import Data
 
 PER_CLASS = {"train": 10, "test": 2}
 FILES = [Path(download.file).name for download in fashion_mnist.FILES]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import image_listing, load
 from taet.errors import UserError
+from taet.settings import Data
 
 PARTS = ("train", "test")
 

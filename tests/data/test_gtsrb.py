@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import facts, gtsrb, image_listing, load
 from taet.data.listing import FRAMES as FRAMES_PATTERN
 from taet.errors import UserError
+from taet.settings import Data
 
 CLASSES = 43
 TRACKS, FRAMES, TEST = 3, 2, 2

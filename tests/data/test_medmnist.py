@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from taet import registry
-from taet.config import Data
 from taet.data import facts, load, medmnist
 from taet.errors import UserError
+from taet.settings import Data
 
 SETS = dict(medmnist.SETS)
 PUBLISHED = {

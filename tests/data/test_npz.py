@@ -5,10 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import load, npz
 from taet.data.image_store import Stored
 from taet.errors import UserError
+from taet.settings import Data
 
 
 def test_a_file_is_taken_as_it_is(tmp_path, arrays):

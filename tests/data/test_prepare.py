@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from taet import registry
-from taet.config import Data
 from taet.data import gtsrb, tiny_imagenet
 from taet.data.downloads import Download
 from taet.data.prepare import prepare
 from taet.errors import UserError
+from taet.settings import Data
 
 WNIDS = ("n01", "n02")
 ARCHIVE = "tiny-imagenet-200.zip"

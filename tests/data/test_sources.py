@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import describe, full_name, load
 from taet.data.image_store import Stored
 from taet.data.sources import mirrors
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture

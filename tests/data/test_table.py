@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import image_listing, load
 from taet.data.foreign_files import reading
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture

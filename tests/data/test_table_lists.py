@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import image_listing, load
 from taet.data.rows import read_rows
 from taet.errors import UserError
+from taet.settings import Data
 
 CLASSES = ("n01440764", "n01443537", "n02085620")
 TWO_LABELS = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import Dataset, layouts, load, taet_npy
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
-from taet.config import Outer
 from taet.errors import UserError
 from taet.losses import (
     balanced_softmax,
@@ -22,6 +20,7 @@ from taet.losses import (
     logit_adjustment,
 )
 from taet.losses.outer import OuterLoss
+from taet.settings import Outer
 
 COUNTS = [400, 90, 25, 10, 3]
 NUMBERS = torch.tensor(COUNTS)
@@ -191,7 +190,7 @@ def test_nothing_of_it_is_saved() -> None:
 
 
 def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
-    settings = replace(Outer(), drw=True)
+    settings = Outer().replace(drw=True)
     with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):
         OuterLoss(settings, COUNTS)
 

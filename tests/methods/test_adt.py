@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.methods.adt import ascend, negative_entropy_bound, tanh_gaussian
 from taet.methods.base import Adversarial, Attack, Step
 from taet.models import Classifier
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 Network = Callable[..., Classifier]

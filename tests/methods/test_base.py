@@ -12,12 +12,12 @@ import torch
 from taet import methods, models
 from taet.attacks import pgd
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.methods.base import Attack
 from taet.models import Classifier, Head
+from taet.settings import Outer, Threat
 
 THREAT = Threat(eps=0.1, step_size=0.05, steps=3, start="uniform")
 

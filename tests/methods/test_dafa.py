@@ -13,11 +13,11 @@ import torch
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
 from taet.methods.dafa import class_weights
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from taet import methods
-from taet.config import Outer
 from taet.errors import UserError
 from taet.losses.least_favourable import least_favourable
 from taet.methods import Task
 from taet.methods.base import Adversarial
+from taet.settings import Outer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 PROBLEMS = ("r0.0", "r0.01", "r0.1", "r0.5", "r2.0", "absent", "equal", "one_class", "tie")

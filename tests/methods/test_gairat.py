@@ -11,11 +11,11 @@ import torch
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
 from taet.methods.gairat import importance, weighted_mean
+from taet.settings import Outer, Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "methods.json").read_text())
 FORMS = ("tanh", "sigmoid", "discrete")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat, Training
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import effective_number_weights, focal
@@ -27,6 +26,7 @@ from taet.methods.base import Adversarial, Attack, Loss, Step
 from taet.methods.las_at import PUBLISHED, draw, probe, reinforce
 from taet.models import Classifier
 from taet.models.view import make_view
+from taet.settings import Outer, Threat, Training
 from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Attack, Step
 from taet.methods.robust_lt import class_budgets
 from taet.methods.wrapper import base_settings
 from taet.models import Head
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import balanced_softmax, cross_entropy, hierarchical_equalization
 from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)

@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from taet import config, evaluate, methods, report
+from taet import evaluate, methods, report
 from taet.cli import main
-from taet.config import Outer, Run
 from taet.data import load
 from taet.data.dataset import Split
 from taet.errors import UserError
@@ -25,6 +24,7 @@ from taet.losses.long_tail import log_prior, rebalancing_weights
 from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
 from taet.methods.robust_lt import class_budgets
+from taet.settings import Outer, Run, from_json, to_json
 from taet.shapes import check_shape
 from taet.training import resume, train
 from taet.training import step as steps
@@ -243,9 +243,9 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 def test_a_record_of_an_older_version_has_no_extra_images(tiny: Callable[..., Run]) -> None:
-    values = config.to_json(tiny("at"))
+    values = to_json(tiny("at"))
     values["data"] = {name: value for name, value in values["data"].items() if not name.startswith("extra")}
-    assert config.from_json(Run, json.loads(json.dumps(values)) | {"settings": None}).data == tiny("at").data
+    assert from_json(Run, json.loads(json.dumps(values)) | {"settings": None}).data == tiny("at").data
 
 
 def test_the_sentence_says_labels_filter_and_what_was_left_out_as_far_as_recorded() -> None:
