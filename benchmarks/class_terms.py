@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taet import methods, metrics, protocols, train
+from taet import methods, protocols, statistics, train
 from taet.data import Dataset, Split
 from taet.data.loader import class_balanced
 from taet.files import write_json
@@ -325,8 +325,8 @@ def trained(data: Dataset, method: str, knobs: Mapping[str, Any], changes: Mappi
         "knobs": dict(knobs),
         "settings": dict(changes),
         "loss": [row["loss"]["total"] for row in done.history],
-        "training_accuracy": [metrics.accuracy(*row) for row in counts],
-        "test_accuracy": {name: metrics.balanced_accuracy(**last[name]) for name in ("clean", "pgd-1")},
+        "training_accuracy": [statistics.accuracy(*row) for row in counts],
+        "test_accuracy": {name: statistics.balanced_accuracy(**last[name]) for name in ("clean", "pgd-1")},
     }
 
 

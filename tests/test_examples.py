@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import taet
-from taet import methods, metrics, registry
+from taet import methods, registry, statistics
 from taet.data import load
 from taet.data.extra import read_extra
 from taet.settings import Data, Run, override
@@ -121,10 +121,10 @@ def test_hel_in_your_loop(capsys: pytest.CaptureFixture[str]) -> None:
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[:2] for row in rows[2:12]] == [[str(c), str(n)] for c, n in enumerate(TRAINED_ON)]
     for column, (name, (correct, total)) in enumerate(counts.items(), 3):
-        recalls = [f"{100 * value:.1f}" for value in metrics.per_class_accuracy(correct, total)]
+        recalls = [f"{100 * value:.1f}" for value in statistics.per_class_accuracy(correct, total)]
         assert [row.split()[column] for row in rows[2:12]] == recalls
         assert total.sum() == 797
-        assert metrics.balanced_accuracy(correct, total) > 0.4, "four times chance, under attack"
+        assert statistics.balanced_accuracy(correct, total) > 0.4, "four times chance, under attack"
         assert any(row.startswith(f"{name}: balanced") for row in rows)
 
 
@@ -138,7 +138,7 @@ def test_lightning(capsys: pytest.CaptureFixture[str]) -> None:
     for name, (correct, total) in counts.items():
         assert total.sum() == 797
         assert 0 < correct.sum() < 797
-        assert f"{name}: balanced {100 * metrics.balanced_accuracy(correct, total):.1f} %" in printed
+        assert f"{name}: balanced {100 * statistics.balanced_accuracy(correct, total):.1f} %" in printed
 
 
 def test_the_notebook_is_clean() -> None:

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "taet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = {"bounds", "config", "distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
-LEAVES |= {"intervals", "progress", "shapes"}
+LEAVES |= {"intervals", "progress", "shapes", "statistics"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
 # it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
 FOLDERS = {
@@ -43,7 +43,7 @@ FOLDERS["reproduce"] = {*FOLDERS["experiments"], "experiments"}
 # On top, with what the leaves themselves may use of each other.
 LEAF_IMPORTS = {part: {"errors"} for part in ("bounds", "distributed", "files", "registry")}
 LEAF_IMPORTS["registry"] = {"errors", "files"}
-LEAF_IMPORTS["metrics"] = {"intervals"}
+LEAF_IMPORTS["statistics"], LEAF_IMPORTS["metrics"] = {"intervals"}, {"statistics"}
 LEAF_IMPORTS["config"] = LEAF_IMPORTS["shapes"] = {"bounds", "errors"}
 PROTOCOLS = {"config", "errors", "methods"}  # methods only for the profile `official`, and when it is asked for
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}

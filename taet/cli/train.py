@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from taet import methods, metrics, models, protocols
+from taet import methods, models, protocols, statistics
 from taet.cli import flags, run_file
 from taet.cli.processes import reported_once, together
 from taet.cli.progress import progress, saved, say
@@ -290,7 +290,7 @@ def _coarse_selection(trainer: Trainer) -> list[str]:
         return []
     split = trainer.curve.split
     counts, names = split.class_counts, trainer.dataset.class_names
-    error, least = metrics.largest_standard_error(counts), int(counts.argmin())
+    error, least = statistics.largest_standard_error(counts), int(counts.argmin())
     if error <= COARSE_SELECTION:
         return []
     return [

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from taet import metrics
+from taet import statistics
 from taet.data.image_store import Images, Stored, pieces
 from taet.errors import UNPRINTABLE, UserError, printable
 
@@ -240,13 +240,15 @@ class Dataset:
 
     @property
     def ranks(self) -> NDArray[np.int64]:
-        """Rank of each class by training count, (C,): see `taet.metrics.class_ranks`."""
-        return metrics.class_ranks(self.class_counts)
+        """Rank of each class by training count, (C,): see `taet.statistics.class_ranks`."""
+        return statistics.class_ranks(self.class_counts)
 
     @property
     def groups(self) -> dict[str, NDArray[np.int64]]:
-        """Labels of the head, body and tail classes: see `taet.metrics.class_groups`."""
-        return {name: np.asarray(labels, np.int64) for name, labels in metrics.class_groups(self.class_counts).items()}
+        """Labels of the head, body and tail classes: see `taet.statistics.class_groups`."""
+        return {
+            name: np.asarray(labels, np.int64) for name, labels in statistics.class_groups(self.class_counts).items()
+        }
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from taet.errors import UserError
-from taet.metrics import Floats
 from taet.settings import Data
+from taet.statistics import Floats
 
 
 def class_shares(rule: str, class_counts: Sequence[int], share: float) -> Floats:

@@ -25,9 +25,9 @@ from taet.evaluation.runner import make_runner
 from taet.fields import Count, Name, Sha256, Share, Whole, check_value
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, listed, percent
-from taet.metrics import Floats, Ints
 from taet.progress import Meter, Progress
 from taet.shapes import check_shape
+from taet.statistics import Floats, Ints
 from taet.training.checkpoint import tensors_digest
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run

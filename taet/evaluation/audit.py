@@ -40,8 +40,8 @@ from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.fields import Count, check_value
 from taet.losses.long_tail import cross_entropy
-from taet.metrics import Ints
 from taet.progress import Meter, Progress
+from taet.statistics import Ints
 
 SCHEMA = 1
 IMAGES = 250

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.errors import UserError, located, unknown
 from taet.evaluation.column import WORST_CASE, Column, check_classes
 from taet.evaluation.facts import ModelFacts, probed
 from taet.evaluation.packing import Json, PackedIntegers, pack_integers, plain, unpack_integers
-from taet.evaluation.paired import Difference, difference
 from taet.evaluation.schema import (
     KIND,
     SCHEMA,
@@ -35,8 +34,8 @@ from taet.evaluation.summary import Interval, Summary, summarise
 from taet.fields import Count, Sha256, check_radius, hints
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
-from taet.metrics import Ints
 from taet.shapes import check_shape
+from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
 STORED = (
@@ -163,7 +162,7 @@ class ResultCard:
         inside = [column for column in inside if column.eps == radii[0]]
         columns = [*([self.clean] if self.clean else []), *inside]
         masks = np.stack([column.correct for column in columns])
-        left = dict(zip((column.name for column in columns), metrics.worst_case(masks), strict=True))
+        left = dict(zip((column.name for column in columns), statistics.worst_case(masks), strict=True))
         first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
         return Column.worst_of(
             ({"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside),

@@ -27,7 +27,7 @@ from taet.evaluation.packing import (
 )
 from taet.evaluation.schema import CURVES, StoredColumn
 from taet.fields import check_radius
-from taet.metrics import Ints, Mask
+from taet.statistics import Ints, Mask
 
 WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
@@ -63,8 +63,8 @@ class Column:
     """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where
     the attack failed; None for other attacks."""
     roc_auc: Floats32 | None = None
-    """(C, C): how well the score of class j separates it from class k (`metrics.pairwise_auc`); None where it was not
-    measured, e.g. with more than `metrics.PAIRED_CLASSES` classes."""
+    """(C, C): how well the score of class j separates it from class k (`statistics.pairwise_auc`); None where it was
+    not measured, e.g. with more than `statistics.PAIRED_CLASSES` classes."""
     curve: str = ""
     """The curve that this column was measured for, one of `CURVES`; empty for an attack that tables show."""
 

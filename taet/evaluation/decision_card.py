@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.errors import UserError, located
 from taet.evaluation.column import check_classes
 from taet.evaluation.packing import Json, PackedMask, pack_mask, plain, unpack_mask
@@ -34,8 +34,8 @@ from taet.evaluation.sequential import (
 from taet.fields import Count, Name, NonNegative, Sha256, StoredCount, check_radius, hints
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, points, short
-from taet.metrics import Floats, Ints, Mask
 from taet.shapes import check_shape
+from taet.statistics import Floats, Ints, Mask
 from taet.training.folder import RunFolder
 
 SCHEMA = 1
@@ -348,7 +348,7 @@ def gains(
     `correct` holds the flags of both sides, (R, T, M) each, `classes` the class of each image of a round, (M,).
     """
     first, second = (flags.mean(0) for flags in correct)
-    tail = np.isin(classes, [] if train_counts is None else metrics.class_groups(train_counts)["tail"])
+    tail = np.isin(classes, [] if train_counts is None else statistics.class_groups(train_counts)["tail"])
     every: dict[DecidingAccuracy, Mask] = {"balanced": np.ones_like(tail), "tail": tail}
     return {
         of: Gains((first - second)[:, there], weights(classes[there]), len(np.unique(classes[there])))

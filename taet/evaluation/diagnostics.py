@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.suite import Suite
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
@@ -463,11 +463,11 @@ def _no_images(card: ResultCard) -> str | None:
 
 
 def _few_images(card: ResultCard) -> str | None:
-    few = [card.class_names[label] for label in metrics.few_images(card.test_class_counts)]
+    few = [card.class_names[label] for label in statistics.few_images(card.test_class_counts)]
     some = f"{', '.join(few[:3])}{' ...' if len(few) > 3 else ''}"
     return (
-        f"{len(few)} of {card.num_classes} classes have fewer than {metrics.FEW_PER_CLASS} test images ({some}): their "
-        "numbers, and the balanced ones, are imprecise"
+        f"{len(few)} of {card.num_classes} classes have fewer than {statistics.FEW_PER_CLASS} test images ({some}): "
+        "their numbers, and the balanced ones, are imprecise"
         if few
         else None
     )

@@ -24,8 +24,8 @@ from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among
 from taet.evaluation.sequential import Reason, StopRule, rounds
 from taet.formatting import count
-from taet.metrics import Ints, Mask
 from taet.progress import Progress
+from taet.statistics import Ints, Mask
 
 UNKNOWN = -1
 """Value of a flag that is not known yet."""

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from taet.fields import Note, Seed, Settings
-from taet.metrics import Floats, Ints
 from taet.randomness import derive_seed
+from taet.statistics import Floats, Ints
 
 BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the wealth that are bet; each bet runs from the beginning, and the mean of their wealths counts."""

@@ -25,8 +25,8 @@ from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, make_runner
 from taet.evaluation.schema import EXTRA_ABOUT
 from taet.files import file_sha256
-from taet.metrics import Ints
 from taet.settings import EXTRA_COPIES, Evaluation, Threat
+from taet.statistics import Ints
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run

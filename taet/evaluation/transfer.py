@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Unit
 from taet.data.dataset import images_sha256
@@ -31,9 +31,9 @@ from taet.evaluation.runner import Runner, among
 from taet.evaluation.subject import subject_of
 from taet.files import file_sha256
 from taet.formatting import aligned
-from taet.metrics import Ints
 from taet.progress import Meter, Progress
 from taet.settings import Evaluation, Run
+from taet.statistics import Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
@@ -53,11 +53,11 @@ class Transfer:
 
     attack: str
     names: tuple[str, ...]
-    clean: metrics.Floats
+    clean: statistics.Floats
     """(M,): balanced accuracy on clean images."""
-    balanced: metrics.Floats
+    balanced: statistics.Floats
     """(M, M): mean recall over the classes that have test images."""
-    accuracy: metrics.Floats
+    accuracy: statistics.Floats
     """(M, M): share of all images."""
 
     def to_json(self) -> dict[str, Any]:
@@ -247,8 +247,8 @@ def _shares(card: ResultCard, column: Column | None) -> tuple[float, float]:
     """Return balanced and plain accuracy of a column; nan for a missing column."""
     if column is None:
         return math.nan, math.nan
-    counts = metrics.class_counts(column.correct, card.labels, card.num_classes)
-    return metrics.balanced_accuracy(*counts), metrics.accuracy(*counts)
+    counts = statistics.class_counts(column.correct, card.labels, card.num_classes)
+    return statistics.balanced_accuracy(*counts), statistics.accuracy(*counts)
 
 
 def _by_name(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:

@@ -22,9 +22,9 @@ from taet.experiments.steps import MethodSteps, Workload
 from taet.fields import Count, Processes, Settings, Whole
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
-from taet.metrics import Floats
 from taet.progress import Progress
 from taet.settings import Threat, Training
+from taet.statistics import Floats
 from taet.training.environment import environment, on_threads, resolve_device
 
 REPEATS = 5  # of short work, a pass or a clean step, so that clock resolution and interruptions matter little

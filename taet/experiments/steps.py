@@ -18,10 +18,10 @@ from taet.errors import UserError
 from taet.experiments.memory import held_bytes, peak_bytes
 from taet.fields import Count, Settings
 from taet.methods import Attack, Method, Task
-from taet.metrics import Floats
 from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
 from taet.settings import Threat, Training, epoch_at
+from taet.statistics import Floats
 from taet.training.optimizer import build_optimizer
 from taet.training.speed import precision as fastest_precision
 from taet.training.step import training_step

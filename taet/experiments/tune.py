@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, get_arg
 
 from pydantic import Field, model_validator
 
-from taet import methods, metrics
+from taet import methods, statistics
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located
 from taet.experiments import specification
@@ -370,7 +370,7 @@ def value(folder: RunFolder) -> float:
     if not points or points[-1].split != VALIDATION:
         raise UserError(f"trial {folder.path} has no curve on validation images at epoch {epoch}, which a search needs")
     counts = points[-1].attacked
-    return metrics.balanced_accuracy(counts.correct, counts.total)
+    return statistics.balanced_accuracy(counts.correct, counts.total)
 
 
 def _best(row: str, study: Study, search: Search) -> dict[str, Any]:

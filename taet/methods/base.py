@@ -25,10 +25,10 @@ from taet.fields import Settings
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
-from taet.metrics import class_ranks
 from taet.models.heads import Head
 from taet.models.view import View
 from taet.settings import Outer, Threat
+from taet.statistics import class_ranks
 
 __all__ = [
     "Adversarial",

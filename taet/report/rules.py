@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from taet.errors import UserError
-from taet.evaluation.paired import Difference
 from taet.formatting import words
 from taet.methods.wrapper import base_settings
 from taet.report.differences import Pairs
@@ -17,6 +16,7 @@ from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
 from taet.report.tables import ScoreCell, balanced_cell
 from taet.settings import to_json
+from taet.statistics import Difference
 
 METHOD = "class-budget"
 RuleSettings = tuple[tuple[str, object], ...]

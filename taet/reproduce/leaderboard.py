@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taet import metrics, registry
+from taet import registry, statistics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.contrasts import exceeds, same_ball
@@ -143,7 +143,7 @@ class Standings:
 
     def _line(self, one: Contender) -> tuple[str, ...]:
         found, under = [card.summary(LEAD) for card in one.cards.values()], one.mean("pgd-20")
-        _, error = metrics.mean_and_standard_error([summary.balanced for summary in found])
+        _, error = statistics.mean_and_standard_error([summary.balanced for summary in found])
         counts = one.card.data.get("train_class_counts") or []
         has_tail = max(counts, default=0) - min(counts, default=0) > 1  # equal counts may differ by rounding
         tails = [summary.groups["tail"] for summary in found if summary.groups and has_tail]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
@@ -110,7 +110,7 @@ class TrainingCurve:
         """Return the point of `epoch`, from 0, and keep the best weights; `pause` is called before each batch."""
         point = self.look(model, pause)
         attacked = point.row[f"pgd-{self.run.training.monitor_steps}"]
-        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
+        score = statistics.balanced_accuracy(attacked["correct"], attacked["total"])
         if self.chooses and score > self.best_score:
             self.best_score, self.best_epoch = score, epoch
             self.best_weights = {name: value.cpu() for name, value in model.state_dict().items()}

@@ -12,14 +12,14 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 import numpy as np
 from pydantic import Field
 
-from taet import methods, metrics
+from taet import methods, statistics
 from taet.errors import UserError
 from taet.fields import Count, NonNegative, Sha256, StoredCount, kind_text, plain
 from taet.formatting import listed
-from taet.metrics import Floats, Ints
 from taet.models.heads import Head
 from taet.settings import Fit, Run, from_json, override
 from taet.shapes import check_shape
+from taet.statistics import Floats, Ints
 from taet.training.decisive_settings import run_hash
 
 ImageSide = Annotated[int, Field(ge=0, le=2**16)]
@@ -385,7 +385,7 @@ class Epoch:
 def balanced_accuracies(counts: Mapping[str, object] | None) -> dict[str, float]:
     """Return the balanced accuracy of each entry that has counts, such as those of a row's point of the curve."""
     found = {name: values for name, values in (counts or {}).items() if isinstance(values, dict)}
-    return {name: metrics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
+    return {name: statistics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
 
 
 def best_epoch(epochs: Sequence[Epoch]) -> int | None:
@@ -394,6 +394,6 @@ def best_epoch(epochs: Sequence[Epoch]) -> int | None:
     for epoch in epochs:
         if epoch.monitor is not None:
             counts = epoch.monitor.attacked
-            score = metrics.balanced_accuracy(counts.correct, counts.total)
+            score = statistics.balanced_accuracy(counts.correct, counts.total)
             best, found = (score, epoch.epoch) if score > best else (best, found)
     return found

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from taet.evaluation import Column, ResultCard
-from taet.evaluation.paired import difference
+from taet.statistics import difference
 
 ACTION = Path(__file__).parents[2] / ".github" / "actions" / "gate" / "action.yml"
 LABELS = np.repeat(np.arange(4), 50)

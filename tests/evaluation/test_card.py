@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import metrics
+from taet import statistics
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.schema import stored_columns
@@ -67,7 +67,7 @@ def full_card(**change: Any) -> ResultCard:
     scores = np.eye(4)[CLEAN] + np.eye(4)[LABELS]
     unbounded = {"norm": "l2", "eps": None, "bounded": False}
     columns = (
-        column("clean", CLEAN, norm=None, eps=None, bounded=False, roc_auc=metrics.pairwise_auc(scores, LABELS)),
+        column("clean", CLEAN, norm=None, eps=None, bounded=False, roc_auc=statistics.pairwise_auc(scores, LABELS)),
         column("pgd-20", ATTACKED),
         column("cw-l2", BROKEN, **unbounded, distances=DISTANCES),
         column("pgd-20:eps=0.1", BROKEN, eps=0.1, curve="eps"),
@@ -82,7 +82,7 @@ def test_summary_is_computed_from_the_masks() -> None:
     assert summary.total.tolist() == total.tolist()
     assert summary.accuracy == 0.4
     assert summary.balanced == pytest.approx((3 / 5 + 1 / 3 + 0) / 3)
-    assert summary.balanced_interval == metrics.balanced_interval(correct, total)
+    assert summary.balanced_interval == statistics.balanced_interval(correct, total)
     assert summary.worst_class == (2, 0.0)
     assert np.isnan(summary.per_class[3])
     assert summary.groups["head"] == pytest.approx(3 / 5)
@@ -110,7 +110,7 @@ def test_distances_and_areas_are_summed_up() -> None:
     assert summary.median_distance == 0.875  # of .25 .5 .5 .75 1 1.5 2 and one that did not fall; two were wrong before
     area = full_card().summary("clean").roc_auc
     scores = np.eye(4)[CLEAN] + np.eye(4)[LABELS]
-    assert area == metrics.roc_auc(metrics.pairwise_auc(scores, LABELS))
+    assert area == statistics.roc_auc(statistics.pairwise_auc(scores, LABELS))
     assert 0.5 < area < 1
 
 
@@ -400,7 +400,7 @@ def test_a_card_that_contradicts_itself_is_never_made() -> None:
         ({"distances": np.where(np.isnan(DISTANCES), DISTANCES, np.float32(np.inf))}, "distances: a number is"),
         ({"roc_auc": np.ones((3, 3), dtype=np.float32)}, r"roc_auc: got float32 \(3, 3\); allowed: float32 \(4, 4\)"),
         ({"roc_auc": np.ones((4, 4), dtype=np.float32)}, "roc_auc: a number is"),
-        ({"roc_auc": 2 * metrics.pairwise_auc(np.eye(4)[LABELS], LABELS)}, "roc_auc: a number is"),
+        ({"roc_auc": 2 * statistics.pairwise_auc(np.eye(4)[LABELS], LABELS)}, "roc_auc: a number is"),
         ({"curve": "epss"}, "unknown curve 'epss'; allowed: eps, logit-scale, steps; did you mean 'eps'"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.quick import MEASURED
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.bundles import parse_attack
@@ -179,7 +179,7 @@ def test_without_an_allowance_it_is_mcnemars_test() -> None:
     """At the 5 % level, but for the few counts whose exact p-value lies between 4.8 and 5 %."""
     for only_upper in range(100):
         for only_lower in range(only_upper):
-            p = metrics.mcnemar(only_upper, only_lower)
+            p = statistics.mcnemar(only_upper, only_lower)
             assert exceeds(only_upper, only_lower) == (p < 0.05) or 0.048 < p < 0.05
     assert not exceeds(20, 30)
 

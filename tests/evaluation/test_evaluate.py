@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import taet
-from taet import metrics
+from taet import statistics
 from taet.attacks import fgsm
 from taet.errors import UserError
 from taet.evaluation import GivenImages, ResultCard
@@ -409,7 +409,7 @@ def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
 def test_of_very_many_classes_nothing_is_kept_for_every_pair(
     most: int, measured: bool, evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "PAIRED_CLASSES", most)
+    monkeypatch.setattr(statistics, "PAIRED_CLASSES", most)
     card = evaluated("clean", out=tmp_path)
     monkeypatch.setattr(Runner, "run", None)  # the second time nothing is run
     assert evaluated("clean", out=tmp_path).column("clean").seconds == card.column("clean").seconds

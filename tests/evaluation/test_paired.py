@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import metrics
+from taet import statistics
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.card import compare_runs
-from taet.evaluation.paired import Difference, difference
 from taet.intervals import mean_value_limits
+from taet.statistics import Difference, difference
 
 LABELS = np.repeat([0, 1, 2], [30, 12, 4])
 
@@ -110,7 +110,7 @@ def test_the_interval_covers_with_few_images_in_each_class(images: int, shares: 
 def test_p_is_mcnemars_where_classes_have_one_size() -> None:
     labels = np.arange(40) % 4
     first, second = masks(0, 1, 0.8)[0][:40], masks(1, 1, 0.5)[0][:40]
-    expected = metrics.mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
+    expected = statistics.mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
     assert expected < 0.1
     assert difference(first, second, labels, 6).p == expected
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import methods, metrics, report
+from taet import methods, report, statistics
 from taet.cli.report import runs_in
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
@@ -119,7 +119,7 @@ def test_a_picture_has_a_pixel_for_every_pair_of_classes_or_is_not_drawn(
 ) -> None:
     words = "more classes than a picture can show"
     assert words not in page.text
-    monkeypatch.setattr(metrics, "PAIRED_CLASSES", 9)
+    monkeypatch.setattr(statistics, "PAIRED_CLASSES", 9)
     other = Page(report.write(runs[:1], tmp_path / "report.html"))
     assert words in other.text
     assert "confusion matrix, per cent" in page.source
@@ -158,7 +158,7 @@ def test_of_many_classes_the_most_frequent_mistakes_are_listed(
     assert "Clean: the most frequent mistakes" in found.text
     card = ResultCard.load(runs[0] / "evaluation.json")
     (clean,) = [column for column in card.columns if column.name == "clean"]
-    counts = metrics.confusion_matrix(card.labels, clean.predictions, card.num_classes)
+    counts = statistics.confusion_matrix(card.labels, clean.predictions, card.num_classes)
     totals, names = counts.sum(1), card.data["class_names"]
     np.fill_diagonal(counts, 0)
     listed = next(rows for rows in found.tables if rows[0][1][1] == "Predicted")[1:]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import metrics, report
+from taet import report, statistics
 from taet.evaluation import transfer
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
@@ -143,8 +143,8 @@ def test_the_worst_case_is_exact_and_lower_than_each_attack(runs: list[Measured]
         expected = [all(c.correct[i] for c in (card.columns[0], *inside)) for i in range(len(card.labels))]
         found = run.columns[worst][0][1].correct
         assert found.tolist() == expected
-        counts = metrics.class_counts(expected, card.labels, card.num_classes)
-        assert run.balanced(worst) == metrics.balanced_accuracy(*counts)
+        counts = statistics.class_counts(expected, card.labels, card.num_classes)
+        assert run.balanced(worst) == statistics.balanced_accuracy(*counts)
 
 
 def test_one_attack_has_no_worst_case_and_a_stored_one_is_kept(card: ResultCard, measure: Measure) -> None:
