@@ -159,7 +159,7 @@ def accepted(name: str) -> tuple[list[str], str]:
     taken, refusal = [], ""
     for outer in OUTERS:
         try:
-            methods.build(name, None, task(outer=Outer(outer)))
+            methods.build(name, None, task(outer=Outer(name=outer)))
             taken.append(outer)
         except UserError as error:
             refusal = str(error)

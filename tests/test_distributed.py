@@ -51,7 +51,7 @@ def hel(absent: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def outer(name: str, **settings: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    loss = OuterLoss(Outer(name, **settings), COUNTS, scale=5.0, drw_from=0)
+    loss = OuterLoss(Outer(name=name, **settings), COUNTS, scale=5.0, drw_from=0)
     return lambda logits, labels: global_mean(loss(logits, labels))
 
 

@@ -75,7 +75,7 @@ def _value(name: str, value: Any, hint: Any) -> Any:
     try:
         check_value(name, value, hint)
     except UserError:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not (value == "none" or "/" in value):
             raise
         value = read_text(value, hint)
         check_value(name, value, hint)

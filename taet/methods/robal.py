@@ -5,7 +5,6 @@ Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -135,7 +134,7 @@ class RoBal(Method):
 
 def constants(config: RoBal.Config, task: Task) -> Constants:
     """Return what the configuration gives, and what is published for the rest."""
-    given = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "form"}
+    given = config.model_dump(exclude={"form"})
     published = PUBLISHED[config.form, task.num_classes >= MANY_CLASSES]
     if task.outer.name in ("balanced-softmax", "logit-adjustment"):
         published = published._replace(tau_p=0)

@@ -60,5 +60,5 @@ def test_equalization(absent: Absent) -> None:
 
 @pytest.mark.parametrize("name", get_args(get_type_hints(Outer)["name"]))
 def test_outer(name: Any) -> None:
-    loss = OuterLoss(Outer(name), COUNTS)
+    loss = OuterLoss(Outer(name=name), COUNTS)
     assert largest(lambda z: loss(z, LABELS).mean(), CLASSES) == SAMPLES * CLASSES

@@ -38,7 +38,7 @@ amortised = pytest.mark.parametrize("variant", AMORTISED)
 def build(
     variant: str = "exp", shape: tuple[int, int, int] = (1, 8, 8), outer: str = "cross-entropy", **knobs: Any
 ) -> Method:
-    task = Task(COUNTS, shape, epochs=4, steps_per_epoch=4, outer=Outer(outer))  # type: ignore[arg-type]
+    task = Task(COUNTS, shape, epochs=4, steps_per_epoch=4, outer=Outer(name=outer))  # type: ignore[arg-type]
     small = {} if variant == "exp" else {"width": 4}
     return methods.build("adt", {"variant": variant, **small, **knobs}, task)
 

@@ -22,7 +22,7 @@ OFF = {"balanced": False, "weights": False, "margin": 0.0, "budget": False}
 
 
 def build(counts=(500, 200, 80, 20), epochs=110, watched=(), outer="cross-entropy", weighting="none", **knobs):
-    task = Task(counts, (1, 8, 8), epochs, 1, milestones=(epochs - 1,), outer=Outer(outer), weighting=weighting,
+    task = Task(counts, (1, 8, 8), epochs, 1, milestones=(epochs - 1,), outer=Outer(name=outer), weighting=weighting,
                 watched=watched)  # fmt: skip
     return methods.build("cgr", knobs, task)
 

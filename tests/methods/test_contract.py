@@ -31,12 +31,12 @@ from taet.training.weight_perturbation import buffers_kept
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=2, start="uniform")
 OUTERS = {
-    "balanced-softmax": Outer("balanced-softmax"),
-    "logit-adjustment": Outer("logit-adjustment", tau=0.5),
-    "focal": Outer("focal"),
-    "focal-sigmoid": Outer("focal", focal_form="sigmoid"),
-    "class-balanced": Outer("class-balanced"),
-    "ldam": Outer("ldam"),
+    "balanced-softmax": Outer(name="balanced-softmax"),
+    "logit-adjustment": Outer(name="logit-adjustment", tau=0.5),
+    "focal": Outer(name="focal"),
+    "focal-sigmoid": Outer(name="focal", focal_form="sigmoid"),
+    "class-balanced": Outer(name="class-balanced"),
+    "ldam": Outer(name="ldam"),
     "drw": Outer(drw=True),
 }
 # Other values than a rule would find: an epoch more of the clean stage, part of a warm-up, a method that can be held.

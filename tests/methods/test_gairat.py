@@ -22,7 +22,7 @@ FORMS = ("tanh", "sigmoid", "discrete")
 
 
 def build(epoch=9, milestones=(6, 8), outer="cross-entropy", counts=(100, 20, 5), **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=milestones, outer=Outer(outer))
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=milestones, outer=Outer(name=outer))
     method = methods.build("gairat", knobs, task)
     method.enter(epoch)
     return method

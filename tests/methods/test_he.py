@@ -33,7 +33,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 def build(
     counts: tuple[int, ...] = COUNTS, outer: Any = "cross-entropy", weighting: str = "none", **knobs: Any
 ) -> Method:
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer), weighting=weighting)
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer), weighting=weighting)
     return methods.build("he", knobs, task)
 
 

@@ -46,7 +46,7 @@ def build(
     outer: Any = "cross-entropy",
     **knobs: Any,
 ) -> Method:
-    outer = outer if isinstance(outer, Outer) else Outer(outer)
+    outer = outer if isinstance(outer, Outer) else Outer(name=outer)
     task = Task(counts, shape, epochs=8, steps_per_epoch=4, milestones=(6, 7), outer=outer)
     return methods.build("las-at", {"variant": variant, "width": 2, **knobs}, task)
 
@@ -230,7 +230,7 @@ LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     "outer",
     ["cross-entropy", "balanced-softmax", "logit-adjustment", "class-balanced", "ldam", Outer(drw=True),
-     Outer("ldam", drw=True)],
+     Outer(name="ldam", drw=True)],
     ids=str,
 )  # fmt: skip
 def test_both_shares_of_the_target_go_through_the_outer_loss(outer: Any) -> None:

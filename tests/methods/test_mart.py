@@ -23,7 +23,7 @@ COUNTS = (100, 20, 5)
 
 
 def build(outer="cross-entropy", counts=COUNTS, **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(outer))
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(name=outer))
     return methods.build("mart", knobs, task)
 
 

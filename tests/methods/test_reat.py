@@ -24,7 +24,7 @@ COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 
 
 def build(outer="cross-entropy", counts=COUNTS, weighting="none", **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer), weighting=weighting)
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer), weighting=weighting)
     return methods.build("reat", knobs, task)
 
 

@@ -28,7 +28,7 @@ COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 
 
 def build(counts: tuple[int, ...] = COUNTS, outer: Any = "cross-entropy", **knobs: Any) -> Method:
-    return methods.build("robal", knobs, Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer)))
+    return methods.build("robal", knobs, Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer)))
 
 
 def counts_of(inputs: dict[str, Any]) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ CIFAR10_LT = torch.tensor([5000.0, 3237, 2096, 1357, 878, 568, 368, 238, 154, 10
 
 
 def task(outer="cross-entropy", weighting="none", epochs=10):
-    return Task(COUNTS, (1, 8, 8), epochs, 1, milestones=(6, 8), outer=Outer(outer), weighting=weighting)
+    return Task(COUNTS, (1, 8, 8), epochs, 1, milestones=(6, 8), outer=Outer(name=outer), weighting=weighting)
 
 
 def build(base, *knobs, outer="cross-entropy", weighting="none", **settings):

@@ -18,7 +18,7 @@ COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 
 def task(outer="cross-entropy", weighting="none"):
     return Task(
-        COUNTS, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(outer), weighting=weighting
+        COUNTS, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(name=outer), weighting=weighting
     )
 
 

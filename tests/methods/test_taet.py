@@ -28,7 +28,7 @@ Network = Callable[..., Classifier]
 
 
 def build(name: str, epoch: int = ADVERSARIAL, outer: Any = "cross-entropy", epochs: int = 10, **knobs: Any) -> Method:
-    task = Task(class_counts=COUNTS, image_shape=(1, 8, 8), epochs=epochs, steps_per_epoch=1, outer=Outer(outer))
+    task = Task(class_counts=COUNTS, image_shape=(1, 8, 8), epochs=epochs, steps_per_epoch=1, outer=Outer(name=outer))
     method = methods.build(name, knobs, task)
     method.enter(epoch)
     return method

@@ -25,7 +25,7 @@ CLEAN, ATTACKED = torch.zeros(4, 1), torch.ones(4, 1)  # stand for images
 
 
 def build(outer="cross-entropy", counts=(100, 20, 5), weighting="none", **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer), weighting=weighting)
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer), weighting=weighting)
     return methods.build("trades", knobs, task)
 
 
