@@ -93,7 +93,10 @@ def _fields(kind: Any) -> Mapping[str, Any]:
         found, optional = typing.get_type_hints(kind, include_extras=True), {*kind._field_defaults}
     elif _is_model(kind):
         found = typing.get_type_hints(kind, include_extras=True)
-        found, optional = {name: found[name] for name in kind.model_fields}, {*kind.model_fields}
+        found, optional = (
+            {name: Any if name == "settings" else found[name] for name in kind.model_fields},
+            {*kind.model_fields},
+        )
     else:
         found, missing = typing.get_type_hints(kind, include_extras=True), (dataclasses.MISSING, dataclasses.MISSING)
         found = {one.name: found[one.name] for one in dataclasses.fields(kind)}

@@ -310,4 +310,4 @@ def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> No
         assert cell.run is not None
         assert training_settings(run) == training_settings(cell.run)
         assert (run.training.batch_size, run.training.epochs, run.model.name) == (32, 2, "resnet8")
-        assert dataclasses.asdict(run.data)["size"] is None
+        assert run.data.size is None
