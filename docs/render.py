@@ -29,13 +29,14 @@ from taet import losses, methods, protocols, registry, reproduce
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.errors import UserError
-from taet.evaluation import ResultCard, paired
+from taet.evaluation import ResultCard
 from taet.fields import Positive, Settings, allowed_text, hints
 from taet.formatting import markdown_table
 from taet.methods import Method, Task
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.findings import findings
 from taet.settings import Outer, to_json
+from taet.statistics import Difference
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
@@ -440,7 +441,7 @@ def versus_at() -> str:
     return table(("row", *parts), lines)
 
 
-def _verdict(one: paired.Difference) -> str:
+def _verdict(one: Difference) -> str:
     return "undecided" if not one.decided else "**better**" if one.value > 0 else "worse"
 
 

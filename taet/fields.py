@@ -190,13 +190,13 @@ def _hints(kind: Any) -> dict[str, Any]:
     return {name: field.rebuild_annotation() for name, field in kind.model_fields.items()}
 
 
-def kind_text(kind: Any) -> str:
+def type_text(kind: Any) -> str:
     """Return a type in words, without its bounds."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if origin is tuple:
-        item = kind_text(leaves(arguments[0])[0][0]).removeprefix("a ")
+        item = type_text(leaves(arguments[0])[0][0]).removeprefix("a ")
         if item == "an object":
             return "a list"
         return f"{'' if arguments[-1] is ... else f'{len(arguments)} '}{item}s"
@@ -257,8 +257,8 @@ def allowed_text(hint: Any, value: object = None) -> str:
         if right and isinstance(value, float) and not math.isfinite(value):
             bounds = ", ".join(filter(None, (bounds, "a finite number")))
         elif right and not bounds:
-            bounds = "text in UTF-8 without zero bytes" if kind is str else kind_text(kind)
-        texts.append(bounds if right else ", ".join(filter(None, (kind_text(kind), bounds))))
+            bounds = "text in UTF-8 without zero bytes" if kind is str else type_text(kind)
+        texts.append(bounds if right else ", ".join(filter(None, (type_text(kind), bounds))))
     return ", or ".join(texts)
 
 

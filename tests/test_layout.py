@@ -47,7 +47,12 @@ LEAF_IMPORTS["registry"] = {"errors", "files"}
 LEAF_IMPORTS["statistics"], LEAF_IMPORTS["metrics"] = {"intervals"}, {"statistics"}
 LEAF_IMPORTS["shapes"] = {"fields", "errors"}
 LEAF_IMPORTS["settings"] = {"errors", "fields", "registry"}
-PROTOCOLS = {"fields", "settings", "errors", "methods"}  # methods only for the profile `official`, and when it is asked for
+PROTOCOLS = {
+    "fields",
+    "settings",
+    "errors",
+    "methods",
+}  # methods only for the profile `official`, and when it is asked for
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}
 
 
@@ -295,6 +300,7 @@ LONG_FILES = {
     "experiments/comparison.py": "one comparison and the processes that fill it",
     "files.py": "the only door to the disk",
     "models/foreign.py": "models of any origin, and consent to their code",
+    "training/folder.py": "every file of a run folder",
     "training/trainer.py": "one loop and its state",
 }
 """Files of more than 400 lines, and what holds each together."""

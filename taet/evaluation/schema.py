@@ -12,10 +12,10 @@ from pydantic import Field
 from taet.attacks.ball import Norm
 from taet.errors import UserError
 from taet.evaluation.packing import Json, PackedFloats, PackedIntegers, PackedMask
-from taet.fields import Name, NonNegative, Sha256, StoredCount, kind_text
+from taet.fields import Name, NonNegative, Sha256, StoredCount
 from taet.formatting import short
 from taet.settings import Run
-from taet.shapes import check_shape
+from taet.shapes import check_shape, kind_text
 
 KIND = "taet result card"
 DECISION = "taet decision"

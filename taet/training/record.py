@@ -14,10 +14,10 @@ from pydantic import Field
 
 from taet import methods, statistics
 from taet.errors import UserError
-from taet.fields import Count, NonNegative, Sha256, StoredCount, kind_text, plain
+from taet.fields import Count, NonNegative, Sha256, StoredCount, plain
 from taet.formatting import listed
 from taet.models.heads import Head
-from taet.settings import Fit, Run, from_json, override
+from taet.settings import Fit, Run, from_json
 from taet.shapes import check_shape
 from taet.statistics import Floats, Ints
 from taet.training.decisive_settings import run_hash
@@ -32,11 +32,7 @@ MetricsRow = dict[str, Any]
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
     """Rebuild a Run from JSON, with the Config of its method."""
-    settings = {} if values.get("settings") is None else values["settings"]
-    if not isinstance(settings, Mapping):
-        raise UserError(f"method settings: got {kind_text(settings)}; allowed: an object")
-    run: Run = from_json(Run, {**values, "settings": None})
-    return override(run, {"settings": from_json(methods.find(run.method).Config, settings)})
+    return from_json(Run, {**values, "settings": values.get("settings") or {}})
 
 
 def _built(kind: type[T], values: Mapping[str, Any], **parts: Any) -> T:

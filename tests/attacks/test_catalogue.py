@@ -10,7 +10,7 @@ from taet.attacks import catalogue
 from taet.attacks.catalogue import RecordedAttack, parse, stored
 from taet.attacks.identity import Identity, identity
 from taet.errors import UserError
-from taet.fields import Count, NonNegative, Positive, allowed_text, read_text
+from taet.fields import Count, NonNegative, Positive, allowed_text, fits, read_text
 from taet.settings import Evaluation
 
 
@@ -111,6 +111,5 @@ def test_options_are_read_by_their_type(text: str, hint: Any, value: object) -> 
     ],
 )
 def test_what_an_option_does_not_take(text: str, hint: Any, allowed: str) -> None:
-    with pytest.raises(ValueError, match=text.replace(".", r"\.")):
-        read_text(text, hint)
+    assert not fits(read_text(text, hint), hint)
     assert allowed_text(hint) == allowed

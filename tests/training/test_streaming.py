@@ -107,6 +107,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 from taet import protocols, train
+from taet.settings import override
 from taet.data import load
 from taet.data.image_store import Stored
 from taet.training.curve import monitor
