@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.curves import curve_attacks, curves
 from taet.evaluation.runner import Runner
-from taet.evaluation.schema import CurveName
+from taet.evaluation.column import CurveName
 from taet.settings import Evaluation
 
 Evaluated = Callable[..., ResultCard]
