@@ -1,4 +1,4 @@
-"""The attacks of an evaluation by name: one attack, all columns of a paper, a curve, or examples made on another run."""
+"""The attacks of an evaluation by name: one attack, all columns of a paper, a curve, or examples of another run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from taet.attacks import catalogue
 from taet.attacks.adaptive_pgd import AdaptivePgd
 from taet.attacks.pgd import Pgd, ProjectedAscent
 from taet.attacks.spec import AttackSpec
-from taet.config import Evaluation, Threat, override
 from taet.errors import UserError
 from taet.evaluation.card import Card
 from taet.evaluation.column import Column, CurveName
 from taet.formatting import size
+from taet.settings import Evaluation, Threat, override
 from taet.training.folder import RunFolder
 
 DEFAULTS = Evaluation()
@@ -142,11 +142,12 @@ def settled(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: s
     for attack in attacks_of(settings, radius):
         field = "step_size_l2" if attack.norm == "l2" else "step_size"
         chosen = field in changed or "step" in attack.options
-        if chosen and not attack.curve and isinstance(attack, ProjectedAscent):
-            if attack.steps * attack.step_size < attack.radius * (1 - 1e-9):
-                sum_of = f"{attack.steps} steps of {size(attack.step_size)}"
-                allowed = f"steps that add up to its radius {size(attack.radius)} or more"
-                raise UserError(f"attack '{attack.name}': got {sum_of}; allowed: {allowed}")
+        if not chosen or attack.curve or not isinstance(attack, ProjectedAscent):
+            continue
+        if attack.steps * attack.step_size < attack.radius * (1 - 1e-9):
+            sum_of = f"{attack.steps} steps of {size(attack.step_size)}"
+            allowed = f"steps that add up to its radius {size(attack.radius)} or more"
+            raise UserError(f"attack '{attack.name}': got {sum_of}; allowed: {allowed}")
     return settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,8 @@ from taet.attacks.inputs import distributions
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.spec import Model
 from taet.errors import UserError, is_out_of_memory, located
-from taet.evaluation.column import AtLeastZero, Record, Tally
+from taet.evaluation.column import Stored
+from taet.fields import ImageCount, NonNegative, StoredCount
 from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
@@ -32,10 +34,9 @@ DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a predi
 
 UnitDistance = Annotated[float, Field(ge=0, le=2.001)]
 """A distance between two vectors of unit length, rounded."""
-AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-class ModelFacts(Record):
+class ModelFacts(Stored):
     """Outputs of a model on a sample of images; a fact that was not measured, as in cards of older versions, is 0.
 
     A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. `x_correct`
@@ -43,14 +44,14 @@ class ModelFacts(Record):
     compared with does not.
     """
 
-    batch_size: AtLeastOne
-    images: AtLeastOne
-    clean_correct: Tally
-    distributions: Tally
+    batch_size: ImageCount
+    images: ImageCount
+    clean_correct: StoredCount
+    distributions: StoredCount
     """Images whose logits are at least 0 and sum to 1."""
-    zero_gradients: Tally
+    zero_gradients: StoredCount
     """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: Tally = 0
+    nonfinite_gradients: StoredCount = 0
     """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
     repeat_difference: UnitDistance = 0.0
     """Difference when the model is called again."""
@@ -58,26 +59,26 @@ class ModelFacts(Record):
     """Difference after the model was called on other images."""
     batch_difference: UnitDistance = 0.0
     """Difference when the image is in another batch."""
-    pgd_correct: Tally = 0
+    pgd_correct: StoredCount = 0
     """PGD-20 on the cross-entropy, step eps / 8, uniform start."""
-    scaled_pgd_correct: Tally = 0
+    scaled_pgd_correct: StoredCount = 0
     """The same, with the logits times `logit_factor` in the objective."""
-    only_pgd_correct: Tally = 0
-    only_scaled_pgd_correct: Tally = 0
-    logit_gap: AtLeastZero = 0.0
+    only_pgd_correct: StoredCount = 0
+    only_scaled_pgd_correct: StoredCount = 0
+    logit_gap: NonNegative = 0.0
     """Median gap between the two largest logits; 0 if not finite."""
     gradient_difference: UnitDistance = 0.0
     """Difference when a gradient is computed as well."""
-    sites: Tally = 0
+    sites: StoredCount = 0
     """Kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)."""
-    replaced: Tally = 0
+    replaced: StoredCount = 0
     """How many of them were replaced; if none, the next four fields are 0."""
-    straight_pgd_correct: Tally = 0
+    straight_pgd_correct: StoredCount = 0
     """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
-    only_straight_pgd_correct: Tally = 0
-    smooth_pgd_correct: Tally = 0
+    only_straight_pgd_correct: StoredCount = 0
+    smooth_pgd_correct: StoredCount = 0
     """The same on the margin, with smooth operations as replacements."""
-    only_smooth_pgd_correct: Tally = 0
+    only_smooth_pgd_correct: StoredCount = 0
 
     @property
     def logit_factor(self) -> float:
@@ -85,25 +86,25 @@ class ModelFacts(Record):
         return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
-class DeepFacts(Record):
+class DeepFacts(Stored):
     """What only an attack made for a kind of model shows; 0 where a fact does not concern the model."""
 
-    images: AtLeastOne
-    classes: Tally = 0
-    logits: Tally = 0
+    images: ImageCount
+    classes: StoredCount = 0
+    logits: StoredCount = 0
     """Logits of an image, if a class has several, of which the largest counts."""
-    raw_correct: Tally = 0
+    raw_correct: StoredCount = 0
     """PGD-20 on the cross-entropy of all logits."""
-    merged_correct: Tally = 0
+    merged_correct: StoredCount = 0
     """PGD-20 on the margin of the largest logits of each class."""
-    only_merged_correct: Tally = 0
-    draws: Tally = 0
+    only_merged_correct: StoredCount = 0
+    draws: StoredCount = 0
     """Random draws of a randomised model per gradient."""
-    one_correct: Tally = 0
+    one_correct: StoredCount = 0
     """PGD-20 on the margin, with a draw for each step; the mean probabilities of 64 draws decide."""
-    mean_correct: Tally = 0
+    mean_correct: StoredCount = 0
     """The same with the mean gradient of all draws (EOT)."""
-    only_mean_correct: Tally = 0
+    only_mean_correct: StoredCount = 0
 
 
 def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
@@ -143,17 +144,21 @@ class Trial(NamedTuple):
 
 def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
     """Call a model on x (N, C, H, W) with labels y (N,), in three passes; errors of its code are a `UserError`."""
-    logits = answer(model, x)
+    return Trial(answer(model, x), *traced(model, x, y))
+
+
+def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the cross-entropy at each image and the logits, in two passes."""
     leaf, gradient = x.clone().requires_grad_(), None
     with user_errors(f"model: fails on a batch of {len(x)} images ({{reason}})"):
-        traced = model(leaf)
-        loss = cross_entropy(traced, y).sum()
+        logits = model(leaf)
+        loss = cross_entropy(logits, y).sum()
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
     if gradient is None:
         why = "is there a detach, no_grad or argmax in forward?"
         raise UserError(f"model: no gradient reaches the image, so no attack can follow one; {why}")
-    return Trial(logits, gradient, traced.detach())
+    return gradient, logits.detach()
 
 
 def answer(model: Counted, x: Tensor) -> Tensor:
@@ -240,8 +245,9 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
 
 
 def _pgd(model: Model, x: Tensor, y: Tensor, noise: Tensor, eps: float, objective: Objective) -> Tensor:
-    ball = {"eps": eps, "step_size": STEP_SHARE * eps}
-    return pgd(model, x, y, **ball, steps=STEPS, start_noise=noise, objective=objective, checked=True)
+    step = STEP_SHARE * eps
+    chain = functools.partial(pgd, model, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise)
+    return chain(objective=objective, checked=True)
 
 
 class Merged(nn.Module):

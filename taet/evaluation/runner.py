@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,7 +22,6 @@ from taet.attacks import differentiable
 from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
-from taet.attacks.inputs import check_labels
 from taet.attacks.precision import exact_float32
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
@@ -32,7 +31,7 @@ from taet.data.dataset import images_sha256
 from taet.data.image_store import Stored
 from taet.errors import UserError
 from taet.evaluation.column import Column
-from taet.evaluation.facts import attempt, input_gradient, restored, user_errors
+from taet.evaluation.facts import attempt, traced, user_errors
 from taet.evaluation.store import BatchStore
 from taet.files import digest
 from taet.progress import Meter, Progress
@@ -50,33 +49,6 @@ the cards in results/ the medians are 0.53 for autoattack and 0.57 for autoattac
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
-def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
-    """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
-    pixels: TestImages
-    if isinstance(images, Stored):
-        pixels = images
-    else:
-        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if pixels.ndim != 4 or len(pixels) == 0:
-        raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-    if isinstance(pixels, Stored) or pixels.dtype == np.uint8:
-        if pixels.shape[3] not in (1, 3):
-            raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
-    elif pixels.dtype.kind == "f":
-        if not ((pixels >= 0) & (pixels <= 1)).all():
-            hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
-            raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
-        pixels = np.ascontiguousarray(pixels, dtype=np.float32)
-    else:
-        raise UserError(f"images: got {pixels.dtype}; allowed: uint8 0 to 255, or floats from 0 to 1")
-    if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
-        raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
-    if classes.min() < 0:
-        raise UserError(f"labels: got {classes.min()}; allowed: 0 or more")
-    return pixels, classes.astype(np.int64)
-
-
 def channels_first(pixels: NDArray[Any]) -> Tensor:
     """Return images as (N, C, H, W) without a copy, uint8 or float as they are."""
     tensor = torch.from_numpy(pixels)
@@ -89,26 +61,26 @@ def as_unit(pixels: NDArray[Any]) -> Tensor:
     return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor
 
 
-def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
-    """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
-    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
-        raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
-    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
-        x = as_unit(images[:2]).to(device)
-        with user_errors(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
-            logits = Counted(model)(x.clone().requires_grad_())
-        changed = changes()
-    if changed:
-        raise UserError(
-            f"model: {changed[0]} changes during a forward pass in eval mode; allowed: one that does not change"
-        )
-    if not logits.requires_grad:
-        raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
-    width = logits.shape[1]
-    if width < 2:
-        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
-    check_labels(int(labels.min()), int(labels.max()), width)
-    return int(width)
+@contextmanager
+def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
+    """Restore the model's tensors and the random state afterwards; yield a function that names changed tensors."""
+
+    def tensors() -> dict[str, Tensor]:
+        return dict(model.named_parameters()) | dict(model.named_buffers())
+
+    before = {name: tensor.detach().clone() for name, tensor in tensors().items()}
+
+    def changes() -> list[str]:
+        now = tensors().items()
+        return [n for n, one in now if n not in before or not one.nan_to_num().equal(before[n].nan_to_num())]
+
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield changes
+    finally:
+        with torch.no_grad():
+            for name in before.keys() & changes():
+                tensors()[name].copy_(before[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +159,7 @@ class Runner:
             with self.still():
                 for _ in range(2):  # the first run fills caches
                     begun = time.monotonic()
-                    input_gradient(self.model, x, y).sum().item()  # waits for the device
+                    traced(self.model, x, y)[0].sum().item()  # waits for the device
             return (time.monotonic() - begun) / (2 * images)
 
         whole = min(self.batch_size, len(self.labels))
@@ -362,20 +334,6 @@ class Runner:
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),
             **work(),
         }
-
-
-def make_runner(
-    model: nn.Module, images: TestImages | Tensor, labels: NDArray[Any] | Tensor, *, batch_size: int = 250, seed: int = 0
-) -> Runner:
-    """Return a runner for a Module, from images in [0, 1] to logits, and its test images; both are checked.
-
-    Images are uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1]; labels (N,) are 0 to classes - 1.
-    """
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    pixels, classes = as_arrays(images, labels)
-    return Runner(
-        Counted(model), pixels, classes, count_classes(model, pixels, classes, device), batch_size, seed, device
-    )
 
 
 def run_all(

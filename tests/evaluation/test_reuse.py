@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from taet import config, protocols, train
+from taet import protocols, train
 from taet.data import load
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
-from taet.evaluation import ResultCard, evaluate, probe, runner
+from taet.evaluation import ResultCard, evaluate, runner
+from taet.settings import override
 
 CHANGES = {
     "model.name": "resnet8",
@@ -26,7 +28,7 @@ CHANGES = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return train(config.override(protocols.taet("at"), CHANGES), out=tmp_path / "run").folder
+    return train(override(protocols.taet("at"), CHANGES), out=tmp_path / "run").folder
 
 
 def network() -> nn.Module:
@@ -39,11 +41,11 @@ def names(card: ResultCard) -> list[str]:
 
 def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluate(run, attacks=["fgsm", "pgd-2"])
-    monkeypatch.setattr(probe, "probe", None)  # not measured again either
+    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "_probe", None)  # not measured again either
     ran: list[str] = []
-    real = runner.Runner.run
+    real = runner.Runner.attack
     monkeypatch.setattr(
-        runner.Runner, "run", lambda self, attack, *rest: (ran.append(attack.name), real(self, attack, *rest))[1]
+        runner.Runner, "attack", lambda self, one, **rest: (ran.append(one.name), real(self, one, **rest))[1]
     )
     second = evaluate(run, attacks=["pgd-2", "pgd-3"])
     assert ran == ["pgd-3"]
@@ -56,8 +58,8 @@ def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.
 @pytest.mark.full
 def test_other_settings_of_an_attack_are_measured_anew(run: Path) -> None:
     evaluate(run, attacks=["pgd-2"])
-    again = evaluate(run, attacks=["pgd-2"], step_size=0.01)
-    assert again.column("pgd-2").parameters["step_size"] == 0.01
+    again = evaluate(run, attacks=["pgd-2"], step_size=0.02)
+    assert again.column("pgd-2").parameters["step_size"] == 0.02
 
 
 @pytest.mark.full
@@ -94,7 +96,7 @@ def test_weights_without_our_metadata_are_one_line(run: Path) -> None:
 def test_a_run_from_memory_is_evaluated_with_what_it_was_trained_from(tmp_path: Path) -> None:
     data = load("digits-lt", max_count=12, test_max_count=6)
     folder = tmp_path / "run"
-    train(config.override(protocols.taet("at"), CHANGES), out=folder, model=network(), dataset=data)
+    train(override(protocols.taet("at"), CHANGES), out=folder, model=network(), dataset=data)
     with pytest.raises(UserError, match="from memory"):
         evaluate(folder, attacks="clean")
     card = evaluate(folder, attacks=["fgsm", "pgd-2"], model=network(), dataset=data)
