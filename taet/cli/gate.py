@@ -16,7 +16,7 @@ from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
 from taet.formatting import aligned, points
 from taet.statistics import LEVEL, Difference
-from taet.training import published
+from taet.models import hub
 
 EXAMPLES = (
     "taet gate old.json new.json",
@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _card(path: Path) -> ResultCard:
-    return ResultCard.load(published.local(path))
+    return ResultCard.load(hub.local(path))
 
 
 def gate(old: ResultCard, new: ResultCard, columns: tuple[str, ...] = (), margin: float = 0.0) -> list[ColumnVerdict]:

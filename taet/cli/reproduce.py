@@ -151,5 +151,5 @@ def _print(parsed: ReproduceOptions, text: str) -> None:
         print(text)
         return
     make_folder(parsed.to.parent)
-    write_atomically(parsed.to, f"{text.rstrip()}\n".encode(), devices=True)
+    write_atomically(parsed.to, f"{text.rstrip()}\n".encode())
     say(f"tables in {parsed.to}")

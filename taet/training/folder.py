@@ -53,8 +53,6 @@ WeightsName: TypeAlias = Literal["model", "model-last", "model-best"]
 DELIVERED: WeightsName = "model"
 """Name of the weights that a run delivers; those of the last or best epoch have a file of their own if they differ."""
 LAST, BEST = "model-last", "model-best"
-PUBLISHED = (RUN, METRICS, DONE, WEIGHTS := DELIVERED + SUFFIX, CARD := "evaluation.json")
-"""The files that a published model consists of."""
 PART = ".part"
 """Suffix of a folder that is not complete yet."""
 
