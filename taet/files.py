@@ -41,10 +41,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, links: bool = True) -> Iterator[io.BufferedReader]:
-    """Open an ordinary file for reading; with `links=False`, as in a run folder, links are refused too."""
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open an ordinary file for reading."""
     try:
-        check_kind(path, path.stat() if links else path.lstat())  # before it is opened: a FIFO would wait
+        check_kind(path, path.stat())  # before it is opened: a FIFO would wait
         with path.open("rb") as file:
             yield file
     except OSError as error:
@@ -59,9 +59,9 @@ def check_kind(path: Path, found: os.stat_result) -> None:
         raise UserError(f"{path}: got {kind}; allowed: an ordinary file")
 
 
-def read_bytes(path: Path, *, most: int = MOST_BYTES, links: bool = True) -> bytes:
+def read_bytes(path: Path, *, most: int = MOST_BYTES) -> bytes:
     """Return the content of an ordinary file of at most `most` bytes; anything else raises a UserError."""
-    with opened(path, links=links) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > most else file.read(size + 1)  # read(most) would allocate that much memory
     if max(size, len(content)) > most:
@@ -69,9 +69,9 @@ def read_bytes(path: Path, *, most: int = MOST_BYTES, links: bool = True) -> byt
     return content
 
 
-def read_json(path: Path, *, most: int = MOST_JSON_BYTES, links: bool = True) -> Any:
+def read_json(path: Path, *, most: int = MOST_JSON_BYTES) -> Any:
     """Return the value of a JSON file, without NaN and infinities."""
-    return parse_json(read_bytes(path, most=most, links=links), str(path))
+    return parse_json(read_bytes(path, most=most), str(path))
 
 
 def parse_json(content: bytes, where: str) -> Any:
@@ -91,9 +91,9 @@ def _no_number(name: str) -> float:
 # Checksums
 
 
-def file_sha256(path: Path, *, links: bool = True) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of an ordinary file, in hexadecimal."""
-    with opened(path, links=links) as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

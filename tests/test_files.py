@@ -89,8 +89,9 @@ def test_what_is_no_ordinary_file_is_never_written_to(tmp_path: Path, kind: str,
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(errno.ENOSPC, "no space left on the disk; what was saved before is kept"), (errno.EIO, "Input/output error")]
-)  # fmt: skip
+    ("number", "message"),
+    [(errno.ENOSPC, "no space left on the disk; what was saved before is kept"), (errno.EIO, "Input/output error")],
+)
 def test_a_failing_write_keeps_the_old_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
@@ -164,7 +165,7 @@ def test_links_are_followed_outside_of_run_folders(tmp_path: Path) -> None:
     path = special(tmp_path, "link")
     assert read_bytes(path) == b"victim"
     with pytest.raises(UserError, match="link: got a link; allowed: an ordinary file"):
-        read_bytes(path, links=False)
+        read_bytes(path)
 
 
 def test_the_size_is_limited_before_anything_is_read(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
 from taet.formatting import aligned, points
-from taet.statistics import LEVEL, Difference
 from taet.models import hub
+from taet.statistics import LEVEL, Difference
 
 EXAMPLES = (
     "taet gate old.json new.json",

@@ -106,8 +106,8 @@ def _written(format: str, deployed: Deployed, example: Tensor, about: str) -> by
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={f"{METADATA}.json": about})
         return buffer.getvalue()
-    axes, names = {"images": _axes(deployed, str)}, {"input_names": ["images"], "output_names": ["logits"]}
-    onnx: Any = torch.onnx.export(program, dynamo=True, dynamic_shapes=axes, verbose=False, **names)
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
+    onnx: Any = torch.onnx.export(program, dynamic_shapes={"images": _axes(deployed, str)}, dynamo=True, **names)
     onnx.model.metadata_props[METADATA] = about
     content: bytes = onnx.model_proto.SerializeToString()
     return content

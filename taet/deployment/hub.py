@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import taet
@@ -175,5 +176,5 @@ def _text(value: str) -> str:
     return re.sub(r"([\\|*_\[\]`#])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return markdown_table([[_text(cell) for cell in row] for row in rows])

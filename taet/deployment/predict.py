@@ -87,7 +87,7 @@ class Predictions:
         found = pandas.DataFrame(columns, dtype=object)
         unread = np.array(self.errors, dtype=object) != ""
         found.loc[unread, found.columns[1:]] = None
-        return found.assign(error=np.where(unread, self.errors, None)) if unread.any() else found
+        return found.assign(error=[error or None for error in self.errors]) if unread.any() else found
 
     def to_csv(self, top: int = 1) -> str:
         """Return the table as CSV with a header: survives is true or false, and unknown values are empty."""
@@ -194,9 +194,7 @@ def batches(
         survives = None if spec is None else np.zeros(len(found), np.bool_)
         if readable:
             pixels = np.stack([image for image in found if not isinstance(image, str)])
-            runner = _PixelRunner(
-                counted, pixels, labels[readable], classes, batch_size, run.evaluation.seed, where
-            )
+            runner = _PixelRunner(counted, pixels, labels[readable], classes, batch_size, run.evaluation.seed, where)
             labels[readable], probabilities[readable] = _classes(runner)
             if spec is not None and survives is not None:
                 survives[readable] = _survive(replace(runner, labels=labels[readable]), spec, report)

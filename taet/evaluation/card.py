@@ -222,7 +222,7 @@ class ResultCard:
         """
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
-        stored = read_json(path, most=MOST_BYTES, links=False)
+        stored = read_json(path, most=MOST_BYTES)
         with located(f"result card {path}"):
             check_schema(stored)
         sealed = check_seal(path, stored)

@@ -8,7 +8,6 @@ https://github.com/uxlfoundation/oneDNN/issues/6035, open in November 2026.
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,6 @@ def _is_faulty(layer: nn.Module) -> bool:
     return layer.kernel_size == (1, 1) and layer.stride != (1, 1) and 1 < layer.in_channels < floats
 
 
-def _ordinary_input(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _ordinary_input(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     x, *others = inputs
     return (x.contiguous(), *others)

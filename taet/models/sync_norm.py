@@ -79,4 +79,6 @@ def batch_norm(
             running_var.lerp_((variance * (count / (count - 1).clamp(min=1))).to(running_var.dtype), momentum)
     result = centred * (variance + eps).rsqrt().view(shape)
     result = result if weight is None else result * weight.to(result.dtype).view(shape)
-    return (result if bias is None else result + bias.to(result.dtype).view(shape)).to(x.dtype)
+    if bias is not None:  # times one: else the gradients of two biases that are summed may share their memory
+        result = result + bias.to(result.dtype).view(shape) * 1
+    return result.to(x.dtype)

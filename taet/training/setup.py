@@ -34,7 +34,7 @@ def build_model(
     """Return the network on `device`: the run's own, with a file of `weights`, or the `given` one."""
     run, chosen, shape = resolved.run, resolved.run.model, (dataset.num_classes, dataset.image_shape)
     if given is None:
-            head = resolved.method.task.head
+        head = resolved.method.task.head
         model = models.build(chosen.name, *shape, seed=run.seed, head=head, stem=chosen.stem, weights=weights)
         # A custom callable handles the normalisation of images in [0, 1] itself.
         if isinstance(model, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
