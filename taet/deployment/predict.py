@@ -239,7 +239,7 @@ def _survive(runner: Runner, attack: AttackSpec, report: Progress) -> NDArray[np
     return mask
 
 
-class Source(NamedTuple):
+class NewImages(NamedTuple):
     """Images in order, by their names: paths, or positions in an array."""
 
     names: tuple[str, ...]
@@ -256,20 +256,20 @@ class Source(NamedTuple):
         ]
 
 
-def find(given: ImageSource) -> Source:
+def find(given: ImageSource) -> NewImages:
     """Return the images of files and folders (searched through, hidden ones left out), or of an array (N, H, W, C)."""
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
             raise UserError(f"images: got {got}; allowed: {allowed}")
-        return Source(tuple(map(str, range(len(given)))), given)
+        return NewImages(tuple(map(str, range(len(given)))), given)
     listed = [given] if isinstance(given, str | os.PathLike) else list(given)
     found = (filter(is_image, files_below(path)) if path.is_dir() else [path] for path in map(Path, listed))
     files = list(chain.from_iterable(found))
     if not files:
         places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
-    return Source(tuple(map(str, files)), files)
+    return NewImages(tuple(map(str, files)), files)
 
 
 def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
