@@ -36,7 +36,6 @@ from taet.cli import (
     predict,
     push,
     reproduce,
-    track,
     transfer,
     tune,
 )
@@ -68,7 +67,6 @@ READ = {
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
     "reproduce": reproduce.read,
-    "track": track.read,
     "transfer": parser(transfer, transfer.TransferOptions),
     "tune": parser(tune, tune.TuneOptions),
 }

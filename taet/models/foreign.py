@@ -103,7 +103,8 @@ def load(
         build = elsewhere if ":" in spec else registered
         network: nn.Module = build(spec, num_classes, image_shape)
         state = None if weights is None else read(weights)
-        about = f"weights: as {spec} gives them" if is_own(spec) else "weights: none given, so fresh ones from seed 0"
+        fresh = "none given, so fresh ones drawn from seed 0"
+        about = f"weights: as {spec} gives them" if is_own(spec) else f"weights: {fresh}"
         if state is not None:
             if state.from_run and not isinstance(network, Classifier):
                 whole = any(key.startswith("network.") for key in state.tensors)
