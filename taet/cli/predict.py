@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from taet.bounds import Count
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.cli.subject import OfRun, here
 from taet.deployment.predict import BATCH_SIZE, Predictions, batches, changes, joined
 from taet.errors import UserError
+from taet.fields import Count
 from taet.files import check_output, make_folder, write_atomically
 from taet.models import trusted
 from taet.training.folder import RunFolder

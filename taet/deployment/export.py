@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import taet
-from taet.config import Fit
 from taet.data.augmentation import to_unit
 from taet.errors import UserError, custom_code, unknown
 from taet.files import check_output, make_folder, write_atomically
 from taet.randomness import generator
+from taet.settings import Fit
 from taet.training.checkpoint import METADATA, weights_digest
 from taet.training.finished import load_model
 from taet.training.folder import ARTIFACTS, RunFolder

@@ -19,13 +19,13 @@ from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
-from taet.config import Fit
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
 from taet.formatting import plural
 from taet.progress import Progress
+from taet.settings import Fit
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model
 

@@ -17,14 +17,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import taet
-from taet import config, protocols
-from taet.config import Fit
+from taet import protocols
 from taet.data import Dataset
 from taet.data.images import picture, scaled
 from taet.deployment import export as export_run
 from taet.deployment.export import bilinear_weights, resize
 from taet.errors import UserError
 from taet.models import resnet, vit
+from taet.settings import Fit, override
 from taet.training.finished import load_model
 from taet.training.folder import RunFolder
 
@@ -205,7 +205,7 @@ def test_mistakes_are_one_line(
     unfinished = make_run(tmp_path / "unfinished", "resnet8", (3, 16, 16))
     (unfinished / "model.safetensors").unlink()
     refused("holds no model.safetensors: the run is not finished; resume it first", unfinished, "pt2")
-    run = config.override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
+    run = override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
     taet.train(run, out=tmp_path / "odd", model=Counting(), dataset=dataset)
     refused("trained with a model from memory: give it again, from Python, as model=", tmp_path / "odd", "pt2")
     refused("model: torch.export cannot trace it: ", tmp_path / "odd", "pt2", model=Counting())

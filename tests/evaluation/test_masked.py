@@ -10,13 +10,13 @@ from typing import get_args
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from taet.evaluation.schema import CurveName
 from torch import Tensor, nn
 from torch.nn import functional
 
 import taet
 from taet.attacks import pgd
 from taet.evaluation import ResultCard, parse_attack
+from taet.evaluation.column import CurveName
 from taet.evaluation.curves import curves
 from taet.evaluation.diagnostics import ATTACKS, MODEL, TEST_SET, flags
 from taet.evaluation.runner import make_runner
