@@ -14,6 +14,7 @@ _LAZY = {
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
     "decide": "taet.evaluation",
+    "results": "taet.report.results",
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from taet.evaluation.evaluate import evaluate as evaluate
     from taet.experiments.jobs import compare as compare
     from taet.experiments.own_images import plan as plan
+    from taet.report.results import results as results
     from taet.training.runs import resume as resume
     from taet.training.runs import train as train
 

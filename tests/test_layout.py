@@ -34,8 +34,9 @@ FOLDERS = {
     # What was trained, and the attacks by which its answers are tried.
     "deployment": {"data", "models", "attacks", "training", "evaluation"},
 }
-# A protocol stands for the columns of its paper.
+# A protocol stands for the columns of its paper, and rows of a table are named against its run.
 FOLDERS["evaluation"].add("protocols")
+FOLDERS["report"].add("protocols")
 # Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
 FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 # The papers' tables are comparisons.
@@ -268,14 +269,14 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #       50  training cost on the leaderboard, keys of claims that their test does not use
 #      165  orders that paired tests leave possible, hours of runs, seconds without the curve, checks of costs
 #      850  grid, cell and jobs, until the files that they replace leave
-MOST_LINES = 43_050
+MOST_LINES = 44_700
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
     assert sum(path.read_text().count("\n") for path in FILES) <= MOST_LINES
 
 
-MOST_ANY = 420
+MOST_ANY = 445
 
 
 def test_any_stays_rare() -> None:
