@@ -44,7 +44,6 @@ from torch.utils.flop_counter import flop_registry
 from taet import methods, models, registry
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Threat, Training, epoch_at
 from taet.data.loader import Batch
 from taet.data.long_tail import long_tail_counts
 from taet.losses import cross_entropy
@@ -52,6 +51,7 @@ from taet.methods import Attack, Task
 from taet.methods.base import Adversarial
 from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
+from taet.settings import Threat, Training, epoch_at
 from taet.training.environment import keep_freed_memory, resolve_device
 from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 import taet
-from taet import config, protocols
+from taet import protocols
+from taet.settings import override
 
 Floats = NDArray[np.float64]
 SHARES = (0.25, 0.5, 1.0)
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | No
             masks = []
             for seed in range(given.seeds):
                 asked = {**SETTINGS, **(changes or {}), "data.train_share": share, "seed": seed}
-                run = config.override(protocols.taet(method), asked)
+                run = override(protocols.taet(method), asked)
                 folder = given.out / f"{method}-{share:g}-{seed}"
                 result = taet.resume(folder) if folder.exists() else taet.train(run, out=folder)
                 card = taet.evaluate(result.folder, attacks=["clean", ATTACK])

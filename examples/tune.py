@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import taet
-from taet import config, protocols
+from taet import protocols
+from taet.settings import Run, override
 
 Space = Mapping[str, Callable[[Any], Any]]
 """By dotted name of a setting: how a trial of Optuna draws its value."""
@@ -33,15 +34,15 @@ SPACES: dict[str, Space] = {
 ATTACK = "pgd-20"
 
 
-def run_of(method: str, settings: Mapping[str, Any]) -> config.Run:
+def run_of(method: str, settings: Mapping[str, Any]) -> Run:
     """Return the run of a method; `method.*` are its own settings."""
-    start = config.override(protocols.taet(method), {**DATA, **SHARED})
+    start = override(protocols.taet(method), {**DATA, **SHARED})
     own = {name.removeprefix("method."): value for name, value in settings.items() if name.startswith("method.")}
     shared = {name: value for name, value in settings.items() if not name.startswith("method.")}
-    return config.override(start, {"settings": own or None, **shared})
+    return override(start, {"settings": own or None, **shared})
 
 
-def value(run: config.Run, folder: Path) -> float:
+def value(run: Run, folder: Path) -> float:
     """Train a run and return its balanced accuracy under attack on the validation images."""
     result, images = taet.train(run, out=folder), taet.data.load(run.data).validation
     assert images is not None, "DATA holds out validation images"
