@@ -34,8 +34,9 @@ FOLDERS = {
     # What was trained, and the attacks by which its answers are tried.
     "deployment": {"data", "models", "attacks", "training", "evaluation"},
 }
-# A protocol stands for the columns of its paper.
+# A protocol stands for the columns of its paper, and rows of a table are named against its run.
 FOLDERS["evaluation"].add("protocols")
+FOLDERS["report"].add("protocols")
 # Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
 FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 # The papers' tables are comparisons.
@@ -222,7 +223,9 @@ def declared_types(tree: ast.Module) -> Iterator[str]:
 
 def test_a_name_of_a_type_is_used_once() -> None:
     """A run's settings of its model and an attack's model, a function, keep the name that both have for users."""
-    found = Counter(name for tree in trees().values() for name in declared_types(tree))
+    leaving = ("cells", "comparison", "specification", "until_decided")  # replaced by grid.py, cell.py and jobs.py
+    kept = [tree for path, tree in trees().items() if path.parent.name != "experiments" or path.stem not in leaving]
+    found = Counter(name for tree in kept for name in declared_types(tree))
     assert {name for name, count in found.items() if count > 1} == {"Model"}
 
 
@@ -265,14 +268,15 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #      113  more checks of the manifest, accuracy against the steps of an attack, tables of classes over all seeds
 #       50  training cost on the leaderboard, keys of claims that their test does not use
 #      165  orders that paired tests leave possible, hours of runs, seconds without the curve, checks of costs
-MOST_LINES = 42_187
+#      850  grid, cell and jobs, until the files that they replace leave
+MOST_LINES = 44_700
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
     assert sum(path.read_text().count("\n") for path in FILES) <= MOST_LINES
 
 
-MOST_ANY = 405
+MOST_ANY = 430
 
 
 def test_any_stays_rare() -> None:

@@ -22,7 +22,7 @@ from taet.data import is_own, load
 from taet.data.dataset import Dataset
 from taet.data.description import describe, draw, render
 from taet.errors import UserError, unknown
-from taet.experiments import own_data
+from taet.experiments import own_images
 from taet.progress import reporting_to
 from taet.training.choices import Chosen, choice_lines
 
@@ -94,13 +94,13 @@ def _show(arguments: list[str]) -> None:
     choices: dict[str, Chosen] = {}
     with progress("read") as report, reporting_to(report):
         if is_own(data.name):  # as in taet train
-            plan = own_data.planned(config.override(protocols.taet(), {"data": data}))
+            plan = own_images.planned(config.override(protocols.taet(), {"data": data}))
             given = {f"data.{name}": value for name, value in parsed.data.items()}
             run = config.override(plan.run, given)
             choices = {name: made for name, made in plan.followed(run).items() if name.startswith("data.")}
             data = run.data
         dataset = load(data)
-    choices |= own_data.mirroring(data, dataset)
+    choices |= own_images.mirroring(data, dataset)
     if choices:
         print("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]), file=sys.stderr)
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))

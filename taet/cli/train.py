@@ -25,7 +25,7 @@ from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.measurement import attack_seconds, span
-from taet.experiments import own_data
+from taet.experiments import own_images
 from taet.formatting import duration, plural
 from taet.progress import reporting_to
 from taet.report import write
@@ -113,7 +113,7 @@ class TrainingRequest(NamedTuple):
         run = self.run()
         if not is_own(run.data.name):
             return self._with_network(run)
-        plan = own_data.planned(dataclasses.replace(self.start, data=run.data))
+        plan = own_images.planned(dataclasses.replace(self.start, data=run.data))
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(override(plan.run, self.given), named)
         return run, plan.followed(run)
@@ -123,7 +123,7 @@ class TrainingRequest(NamedTuple):
         if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
             return run, {}
         known = facts(run.data)
-        made = own_data.network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
+        made = own_images.network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
         if made.value == run.model.name:
             return run, {}
         why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
@@ -279,7 +279,7 @@ def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
         *(f"  {text}" for text in _coarse_selection(trainer)),
     ]
-    turned = {} if run.training.augment in ("none", "crop") else own_data.mirroring(run.data, dataset)
+    turned = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     if choices := {**chosen, **turned, **trainer.choices}:
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choice_lines(choices))]
     return "\n".join(lines)

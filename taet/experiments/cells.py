@@ -17,7 +17,7 @@ from taet.evaluation import card_store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
-from taet.experiments import own_data
+from taet.experiments import own_images
 from taet.experiments.specification import DottedSettings, Entry, Point, Specification, Variant, check_keys
 from taet.formatting import size
 from taet.models import check_consent, consent
@@ -162,7 +162,7 @@ class Planner:
     def __init__(self, out: Path, asked_by: str) -> None:
         self.out, self.asked_by = out, asked_by
         self.facts_of = functools.cache(facts)
-        self._planned = functools.cache(own_data.planned)
+        self._planned = functools.cache(own_images.planned)
         self._starts: dict[str, Run | str] = {}
         self._unseeded: dict[str, Cell] = {}
 
