@@ -276,7 +276,7 @@ def test_the_package_does_not_grow_unnoticed() -> None:
     assert sum(path.read_text().count("\n") for path in FILES) <= MOST_LINES
 
 
-MOST_ANY = 430
+MOST_ANY = 445
 
 
 def test_any_stays_rare() -> None:

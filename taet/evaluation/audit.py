@@ -30,10 +30,10 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
+from taet.evaluation.column import Json
 from taet.evaluation.facts import AuditFacts
 from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.measurement import Extent, measure
-from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner
 from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, subject_of
@@ -245,7 +245,7 @@ def _with_surrogate(card: ResultCard, runner: Runner, surrogate: tuple[str, nn.M
     name, model = surrogate
     source = replace(subject, model=model).runner(runner.device, runner.state_dir)
     columns = transfer_columns(source, [runner], parse_attack("pgd-20", subject.settings, subject.eps), name=name)
-    return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
+    return diagnostics.flagged(card.changed(columns=(*card.columns, *columns)))
 
 
 def _facts(card: ResultCard, runner: Runner, reaches: bool, width: int) -> AuditFacts:

@@ -20,10 +20,11 @@ from taet.config import Evaluation
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
+from taet.evaluation.column import Json
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, problems
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
-from taet.evaluation.packing import Json, plain
+from taet.evaluation.packing import plain
 from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import Trial, answer, attempt, input_gradient, user_errors
 from taet.formatting import aligned, clock, listed, percent

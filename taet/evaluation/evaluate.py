@@ -15,9 +15,9 @@ from taet.data import Dataset
 from taet.errors import UserError
 from taet.evaluation import bundles
 from taet.evaluation.card import ResultCard
+from taet.evaluation.column import CurveName
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.measurement import Extent, measure
-from taet.evaluation.schema import CurveName
 from taet.evaluation.subject import AnyModel, ImagesArgument, TestLabels, check_used, subject_of
 from taet.progress import Progress
 from taet.training.folder import DELIVERED, RunFolder

@@ -239,7 +239,7 @@ def test_a_decision_comes_back_from_its_file_and_a_changed_one_does_not(tmp_path
 
 def test_it_is_no_result_card_and_no_table_can_take_it_for_one(tmp_path: Path) -> None:
     decide(out=tmp_path)
-    with pytest.raises(UserError, match="a decision between two models on some of the images"):
+    with pytest.raises(UserError, match="not a result card"):
         ResultCard.load(tmp_path / "decision.json")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -158,7 +157,7 @@ def write_run(
         trained = {"config": json.loads(json.dumps(config.to_json(run)))}
         card = build_card(method, skill, names, train, test, seed, examples_sha256=drawn, run=trained)
         model = {**card.model, "selection": selection, "leak": selection == "best-test"}
-        dataclasses.replace(card, model=model).save(path / "evaluation.json")
+        card.changed(model=model).save(path / "evaluation.json")
     return path
 
 

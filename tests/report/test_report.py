@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -320,7 +319,7 @@ def test_runs_of_other_settings_are_named_by_them(make_run: MakeRun, tmp_path: P
         record["run"]["training"]["threads"] = 7  # of the machine: no setting of its own
         (path / "run.json").write_text(json.dumps(record))
         card = ResultCard.load(path)
-        dataclasses.replace(card, run={"config": record["run"]}).save(path / "evaluation.json")
+        card.changed(run={"config": record["run"]}).save(path / "evaluation.json")
     page = Page(report.write(runs, tmp_path / "report.html"))
     assert {row[0][1] for row in page.tables[0][1:]} == {"at (outer cross-entropy)", "at (outer balanced-softmax)"}
 
@@ -392,7 +391,7 @@ def test_the_last_epoch_of_a_run_that_chose_another_on_the_test_set_is_no_leak(
     """Its card, made with `--weights model-last`, with the epochs beside it."""
     run = make_run(tmp_path / "at", selection="best-test")
     card = ResultCard.load(run)
-    last = dataclasses.replace(card, model={**card.model, "selection": "last", "leak": False})
+    last = card.changed(model={**card.model, "selection": "last", "leak": False})
     last.save(tmp_path / "last.json")
     read.write_rows(tmp_path / "last.json", RunFolder(run).rows, card.model["weights_sha256"])
     page = Page(report.write([tmp_path / "last.json"], tmp_path / "report.html"))
@@ -490,10 +489,10 @@ def test_a_card_of_another_run_is_not_shown_under_this_runs_name(make_run: MakeR
         return str(error.value)
 
     assert "belongs to another run than" in refused(ResultCard.load(other))
-    assert "belongs to another run than" in refused(dataclasses.replace(card, run={}))
-    moved = dataclasses.replace(card, data={**card.data, "test_sha256": "0" * 64})
+    assert "belongs to another run than" in refused(card.changed(run={}))
+    moved = card.changed(data={**card.data, "test_sha256": "0" * 64})
     assert "was made with other test images than the run" in refused(moved)
-    renamed = dataclasses.replace(card, data={**card.data, "class_names": [*card.class_names[1:], "zero"]})
+    renamed = card.changed(data={**card.data, "class_names": [*card.class_names[1:], "zero"]})
     assert "was made with other test images than the run" in refused(renamed)
     (mine / "model.safetensors").write_bytes(b"other weights")
     assert "model.safetensors" in refused(card)
@@ -600,10 +599,9 @@ def test_a_class_without_test_images_is_told_at_the_top(make_run: MakeRun, tmp_p
     every = Page(report.write([folder], tmp_path / "r.html"))
     kept = card.labels != 9
     columns = [
-        dataclasses.replace(one, correct=one.correct[kept], predictions=one.predictions[kept], parts={})
-        for one in card.columns
+        one.changed(correct=one.correct[kept], predictions=one.predictions[kept], parts={}) for one in card.columns
     ]
-    dataclasses.replace(card, labels=card.labels[kept], columns=tuple(columns)).save(folder / "evaluation.json")
+    card.changed(labels=card.labels[kept], columns=tuple(columns)).save(folder / "evaluation.json")
     some = Page(report.write([folder], tmp_path / "r.html"))
     assert "balanced numbers are over 9 of 10 classes" in some.text
     assert "balanced numbers are over" not in every.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ def card_of(make: MakeCard, row: Row, seed: int, **settings: Any) -> ResultCard:
     card = make(method, seed, run={"config": stored})
     # The seed of the draw is that of the rule as well, so that rules differ.
     other = make("-".join([method, *map(str, own.values())]), seed)
-    return dataclasses.replace(card, columns=other.columns)
+    return card.changed(columns=other.columns)
 
 
 def table_of(cards: Iterable[ResultCard]) -> RuleTable | None:
@@ -93,10 +92,10 @@ def test_without_a_rule_or_without_its_base_there_is_no_table(make_card: MakeCar
     # A model from elsewhere, and a method that is not installed.
     other = card_of(make_card, PLAIN, 0)
     strange = {"config": {**other.run["config"], "method": "not-installed"}}
-    assert table_of([dataclasses.replace(other, run={}), dataclasses.replace(other, run=strange)]) is None
+    assert table_of([other.changed(run={}), other.changed(run=strange)]) is None
     away = card_of(make_card, ruled("at"), 0)
     own = {**away.run["config"]["settings"], "base": "not-installed"}
-    assert table_of([other, dataclasses.replace(away, run={"config": {**away.run["config"], "settings": own}})]) is None
+    assert table_of([other, away.changed(run={"config": {**away.run["config"], "settings": own}})]) is None
 
 
 def test_a_column_without_a_common_seed_has_only_dashes(make_card: MakeCard) -> None:
