@@ -153,7 +153,7 @@ def items() -> Mapping[str, Item]:
 
 
 def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
-    """Return the items of these names, of all methods or some; `taet` and `reat` mean all of a paper."""
+    """Return the items of these names, which must have the methods; `taet` and `reat` mean all of a paper."""
     for name in names:
         if name not in items() and name not in PAPERS:
             raise unknown("item", name, [*PAPERS, *items()])
@@ -161,15 +161,7 @@ def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
     for method in methods:
         if method not in (known := [row.method for item in found for row in item.rows]):
             raise unknown("method of these items", method, dict.fromkeys(known))
-    return [_of_methods(item, methods) for item in found] if methods else found
-
-
-def _of_methods(item: Item, methods: Sequence[str]) -> Item:
-    kept = [place for place, row in enumerate(item.rows) if row.method in methods]
-    published = {
-        (kept.index(place), *column): value for (place, *column), value in item.published.items() if place in kept
-    }
-    return replace(item, rows=tuple(item.rows[place] for place in kept), published=published)
+    return found
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def cells(wanted: Sequence[Item], at: Scale, runs: Runs, options: argparse.Names
                 asked = Row(**{**vars(run), "attacks": attacks})
                 measured = runs.of(asked).get(seed)
                 kept = None if measured and options.again and measured.path.name != CARD else measured
-                found[name, seed] = Cell(label, asked, name, seed, kept, runs.is_started(name, seed))
+                found[name, seed] = Cell(f"{item.name}: {label}", asked, name, seed, kept, runs.is_started(name, seed))
     return list(found.values())
 
 

@@ -86,12 +86,6 @@ def together(parts: Iterable[Word]) -> Word:
     return worst[0] if worst else "holds" if found else "not tested"
 
 
-def settled(word: Word, *outside: str, attacks: tuple[str, str] = ("clean", "clean")) -> Verdict:
-    """A verdict by a proof, by public code or by a measurement that is no comparison of runs."""
-    beside = (f"{folder} {said} {text(found)}" for folder, said, found in _outside(outside, attacks))
-    return Verdict(word, (), tuple(beside))
-
-
 def differ(
     at: Study,
     pairs: Sequence[tuple[Row, Row]],
@@ -280,8 +274,8 @@ def fails(at: Study, rows: Sequence[Row], chances: float, *outside: str) -> Verd
         parts += [] if found else ["not tested"]
         values = ", ".join(f"{percent(of.balanced)} % (seed {seed})" for seed, of in found.items())
         said.append(f"{one.name} {values or 'missing'}")
-    beside = settled("holds", *outside).outside
-    return Verdict(together(parts), (f"clean balanced accuracy: {'; '.join(said)}",), beside)
+    beside = (f"{folder} {names} {text(found)}" for folder, names, found in _outside(outside, ("clean", "clean")))
+    return Verdict(together(parts), (f"clean balanced accuracy: {'; '.join(said)}",), tuple(beside))
 
 
 def more_separable(at: Study, first: Row, second: Row) -> Verdict:

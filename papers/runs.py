@@ -23,8 +23,14 @@ from taet.training.decisive_settings import training_settings
 
 RESULTS = FOLDER.parent / "results"
 CARD, EPOCHS = "evaluation.json", "metrics.jsonl"
-SIZES = {"cifar10": (10, 5000), "cifar100": (100, 500), "tiny-imagenet": (200, 500), "digits": (10, 120)}
-"""Number of classes and images of the largest class, by the first part of a data set's name."""
+SIZES = {
+    "cifar10": (10, 5000, 1000),
+    "cifar100": (100, 500, 100),
+    "tiny-imagenet": (200, 500, 50),
+    "digits": (10, 100, 36),
+}
+"""Number of classes, images of the largest and test images of each, by the first part of a data set's name."""
+COUNTS = ("data.max_count", "data.test_max_count")
 FEATURES = "embedding-features.json"
 
 Key = frozenset[tuple[str, Any]]
@@ -71,9 +77,12 @@ class Measured:
     @property
     def seconds(self) -> float | None:
         """Seconds of an epoch of training, without its curve; None without epochs."""
-        rows = [row for row in self.epochs if row.get("images_per_second") and row.get("train")]
-        found = [sum(row["train"]["total"]) / row["images_per_second"] for row in rows]
-        return sum(found) / len(found) if found else None
+        spent = last = 0.0
+        for row in self.epochs:  # a committed epoch stands for all since the one before
+            rate = row.get("images_per_second") if row.get("train") else None
+            spent += (row["epoch"] - last) * (sum(row["train"]["total"]) / rate if rate else row["seconds"])
+            last = row["epoch"]
+        return spent / last if last else None
 
 
 def thinned(epochs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -209,12 +218,12 @@ def price(row: Row, trained: bool, lacks: Iterable[str]) -> float:
     settings, sizes = settings_of(row), SIZES.get(row.data.removesuffix("-lt").removesuffix("-balanced-small"))
     if sizes is None or row.model not in images:
         return math.nan
-    largest = min(settings["data.max_count"] or sizes[1], sizes[1])
-    train = sum(long_tail_counts(sizes[0], largest, row.imbalance or 1))
+    largest, tested = (min(settings[name] or most, most) for name, most in zip(COUNTS, sizes[1:], strict=True))
+    train = sum(long_tail_counts(sizes[0], largest, row.imbalance or 1)) * (1 - settings["data.validation"])
     each = images[row.model] * ratios.get(row.method, 1.0) * (settings["threat.steps"] + 1) / 11
-    tested = min(settings["data.test_max_count"] or 1000, 1000) * sizes[0]
     wide = images[row.model] / images["resnet8"]
-    return (0 if trained else settings["training.epochs"] * train * each) + tested * wide * sum(map(_attack, lacks))
+    attacked = tested * sizes[0] * wide * sum(map(_attack, lacks))
+    return attacked + (0 if trained else settings["training.epochs"] * train * each)
 
 
 def _attack(name: str) -> float:

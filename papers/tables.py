@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from items import SECONDS, Item, Row, Scale
+from items import PAPERS, SECONDS, Item, Row, Scale, items
+from items import scale as get_scale
 from paired import Cards, attacks_on, paired, text
 from runs import Measured, Runs
 
@@ -31,6 +32,8 @@ class Shown:
     label: str
     row: Row
     place: int
+    attacks: tuple[str, ...]
+    """At the scale."""
     runs: dict[int, Measured]
 
     @property
@@ -41,17 +44,29 @@ class Shown:
 def page(item: Item, scale: Scale, runs: Runs, methods: Sequence[str] = ()) -> str:
     """Return an item at a scale, of all methods or some."""
     shown = [
-        Shown(label, row, place, runs.of(scale.run(row)))
+        Shown(label, row, place, scale.run(row).attacks, runs.of(scale.run(row)))
         for place, (label, row) in enumerate(zip(item.labels, item.rows, strict=True))
         if not methods or row.method in methods
     ]
     parts = [f"### {item.name}: {item.title} (scale {scale.name})", table(_values(item, scale, shown))]
     lines = _differences(item, scale, shown)
     parts += ["Points, paired on the same test images, with 95 % intervals:", table(lines)] if lines[1:] else []
-    drawn = FIGURES.get(item.shows)
-    lines = list(drawn(item, scale, shown)) if drawn else []
-    parts += [table(lines)] if lines else []
+    drawn = [*FIGURES[item.shows](item, shown)] if item.shows in FIGURES else []
+    parts += [table(_once(drawn))] if drawn else []
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in what_differs(item, scale))])
+
+
+def pages(runs: Runs) -> dict[str, str]:
+    """Return all items of each paper as one page, at the scales where a run is there, else at mini."""
+    found: dict[str, str] = {}
+    for paper in PAPERS:
+        of = [item for item in items().values() if item.name.startswith(paper)]
+        texts = [f"# {paper.upper()}, published and measured", "[How](reproduce.md) these are made."]
+        for item in of:
+            filled = [one for one in map(get_scale, ("cpu", "mini")) if any(runs.of(one.run(row)) for row in item.rows)]
+            texts += [page(item, one, runs) for one in filled or [get_scale("mini")]]
+        found[paper] = "\n\n".join(texts) + "\n"
+    return found
 
 
 def table(lines: Lines) -> str:
@@ -61,6 +76,16 @@ def table(lines: Lines) -> str:
     rows.insert(1, ["-" * max(3, width) for width in widths])
     padded = [[cell.ljust(max(3, width)) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def _once(lines: Lines) -> Lines:
+    """Return lines without heads, which begin with an empty cell, that repeat the last one."""
+    kept: Lines = []
+    head: Sequence[str] = ()
+    for line in lines:
+        kept += [line] if line != head else []
+        head = line if not line[0] else head
+    return kept
 
 
 def what_differs(item: Item, scale: Scale) -> list[str]:
@@ -87,16 +112,26 @@ def _head(scale: Scale, column: tuple[str, str], shown: Sequence[Shown]) -> str:
 
 def _values(item: Item, scale: Scale, shown: Sequence[Shown]) -> Lines:
     """Return the published and the measured numbers, a line each."""
-    columns = [c for c in item.columns if c[0] == SECONDS or any(scale.attack(one.row, c[0]) for one in shown)]
+    columns = _columns(item, scale, shown)
     lines: Lines = [("", "", *(_head(scale, column, shown) for column in columns))]
     for one in shown:
         said = [item.published.get((one.place, *column)) for column in columns]
         if item.published:
-            lines.append((one.label, "paper", *("" if value is None else f"{value:g}" for value in said)))
+            lines.append((one.label, "paper", *map(_said, columns, said)))
         asked = [column for column, value in zip(columns, said, strict=True) if value is not None or not item.published]
         cells = [_measured(one, scale, column, item.average) if column in asked else "" for column in columns]
         lines.append(("" if item.published else one.label, scale.name if one.runs else "missing", *cells))
     return lines
+
+
+def _columns(item: Item, scale: Scale, shown: Sequence[Shown]) -> list[tuple[str, str]]:
+    """Return the columns that the scale does not leave out."""
+    return [c for c in item.columns if c[0] == SECONDS or any(scale.attack(one.row, c[0]) for one in shown)]
+
+
+def _said(column: tuple[str, str], value: float | None) -> str:
+    """Return a published number, as the papers print it."""
+    return "" if value is None else f"{value:g}" if column[0] == SECONDS else f"{value:.2f}"
 
 
 def _measured(one: Shown, scale: Scale, column: tuple[str, str], average: str) -> str:
@@ -133,14 +168,14 @@ def _label(card: ResultCard, of: str) -> int:
 
 def _differences(item: Item, scale: Scale, shown: Sequence[Shown]) -> Lines:
     """Return each row minus the first one of the same data, imbalance ratio and network, published and measured."""
-    columns = [column for column in item.columns if column[0] != SECONDS and item.average != "sample"]
+    columns = [c for c in _columns(item, scale, shown) if c[0] != SECONDS and item.average != "sample"]
     lines: Lines = [("", "", *(_head(scale, column, shown) for column in columns))]
     for one in shown:
         base = next(other for other in shown if _kind(other.row) == _kind(one.row))
         if base is one or not (one.runs and base.runs):
             continue
         said = [[item.published.get((row.place, *column)) for row in (one, base)] for column in columns]
-        gaps = ["" if None in pair else points((pair[0] - pair[1]) / 100) for pair in said]
+        gaps = ["" if None in pair else points(pair[0] / 100 - pair[1] / 100) for pair in said]
         found = [_paired(one, base, scale, column) for column in columns]
         names = [f"{one.label} − {base.label}"]
         if item.published:
@@ -165,32 +200,31 @@ def _paired(one: Shown, base: Shown, scale: Scale, column: tuple[str, str]) -> s
     return "" if found is None else text(found)
 
 
-def _classes(item: Item, scale: Scale, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
+def _classes(_: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield the recall of each class, or of head, body and tail for many classes, under each attack of a figure."""
     for one in shown:
-        for attack in dict.fromkeys(scale.attack(one.row, column) for column, _ in item.columns):
-            cards = [card for card in one.cards.values() if attack in attacks_on(card)]
-            found = [card.summary(attack) for card in cards]
-            few = bool(cards) and cards[0].num_classes <= 10
-            if found:
-                yield ("", "", *(cards[0].class_names if few else GROUPS))
+        for attack in one.attacks:
+            found = [card.summary(attack) for card in one.cards.values() if attack in attacks_on(card)]
+            names = next(iter(one.cards.values())).class_names if found else ()
+            few = len(names) <= 10
             each = [of.per_class if few else [of.groups[group] for group in GROUPS] for of in found]
             if each:
+                yield ("", "", *(names if few else GROUPS))
                 yield (one.label, attack, *(percent(float(value)) for value in np.mean(each, axis=0)))
 
 
-def _curves(_: Item, scale: Scale, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
+def _curves(_: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield balanced accuracy at points of the curve, of the first seed."""
     for one in shown:
         rows = [epoch for run in [*one.runs.values()][:1] for epoch in run.epochs if epoch.get("monitor")]
         chosen = [rows[place] for place in _spread(len(rows))]
-        yield from [("", scale.name, *(f"epoch {epoch['epoch']}" for epoch in chosen))] if rows else []
+        yield from [("", "", *(f"epoch {epoch['epoch']}" for epoch in chosen))] if rows else []
         for name in [name for name, of in (rows[0]["monitor"] if rows else {}).items() if isinstance(of, dict)]:
             values = [balanced_accuracy(**epoch["monitor"][name]) for epoch in chosen]
             yield (one.label, name, *map(percent, values))
 
 
-def _groups(item: Item, scale: Scale, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
+def _groups(item: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield, of head, body and tail, the share of training examples predicted as it, or their distance from before."""
     for one in shown:
         run = next(iter(one.runs.values()), None)
@@ -198,16 +232,15 @@ def _groups(item: Item, scale: Scale, shown: Sequence[Shown]) -> Iterator[Sequen
         chosen = [e for e in rows if e["epoch"] in item.epochs] or [rows[place] for place in _spread(len(rows))]
         if run is None or not chosen:
             continue
-        counts = np.array(run.card.data["train_class_counts"])
-        shares = item.shows == "predicted"
-        yield ("", scale.name, *(["labels"] if shares else []), *(f"epoch {epoch['epoch']}" for epoch in chosen))
+        values = {f"epoch {epoch['epoch']}": np.array(epoch[item.shows], dtype=float) for epoch in chosen}
+        counts = np.array(run.card.data["train_class_counts"], dtype=float)
+        if item.shows == "predicted":
+            values = {name: 100 * of / of.sum() for name, of in {"labels, %": counts, **values}.items()}
+        yield ("", "", *values)
         for name in GROUPS:
-            of = class_groups(counts)[name]
-            values = [np.array(epoch[item.shows], dtype=float) for epoch in chosen]
-            found = [
-                100 * v[of].sum() / v.sum() if shares else v[of].mean() for v in ([counts] if shares else []) + values
-            ]
-            yield (one.label, name, *(f"{value:.3g}" for value in found))
+            found = [of[class_groups(counts)[name]] for of in values.values()]
+            each = (of.sum() if item.shows == "predicted" else of.mean() for of in found)
+            yield (one.label, name, *(f"{value:.3g}" for value in each))
 
 
 def _spread(count: int) -> list[int]:
@@ -215,7 +248,7 @@ def _spread(count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, count - 1, EPOCHS)}) if count else []
 
 
-def _separable(item: Item, scale: Scale, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
+def _separable(item: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield numbers about features or logits of test images, where they are kept."""
     for one in shown:
         for seed, run in one.runs.items():
@@ -226,7 +259,7 @@ def _separable(item: Item, scale: Scale, shown: Sequence[Shown]) -> Iterator[Seq
                 yield (f"{one.label}, seed {seed}", side, *(f"{value:.3f}" for value in of.values()))
 
 
-FIGURES: dict[str, Callable[[Item, Scale, Sequence[Shown]], Iterator[Sequence[str]]]] = {
+FIGURES: dict[str, Callable[[Item, Sequence[Shown]], Iterator[Sequence[str]]]] = {
     "classes": _classes,
     "curves": _curves,
     "predicted": _groups,

@@ -39,8 +39,6 @@ FOLDERS["evaluation"].add("protocols")
 FOLDERS["report"].add("protocols")
 # Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
 FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
-# The papers' tables are comparisons.
-FOLDERS["reproduce"] = {*FOLDERS["experiments"], "experiments"}
 # On top, with what the leaves themselves may use of each other.
 LEAF_IMPORTS = {part: {"errors"} for part in ("bounds", "distributed", "files", "registry")}
 LEAF_IMPORTS["registry"] = {"errors", "files"}
