@@ -18,11 +18,11 @@ from typing import Any
 
 import taet
 from taet import methods, registry
-from taet.config import to_json
 from taet.evaluation import ResultCard, Summary
 from taet.evaluation.card import compare_runs
 from taet.experiments import cost_tables
 from taet.formatting import markdown_table, percent, percent_interval
+from taet.settings import to_json
 from taet.statistics import Difference, mean_and_standard_error
 
 ROOT = Path(__file__).parents[1]

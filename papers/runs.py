@@ -15,10 +15,10 @@ from typing import Any
 from items import FOLDER, Row
 
 from taet import methods, protocols
-from taet.config import Run
 from taet.data import long_tail_counts
 from taet.errors import UserError
 from taet.evaluation import ResultCard
+from taet.settings import Run
 from taet.training.decisive_settings import training_settings
 
 RESULTS = FOLDER.parent / "results"

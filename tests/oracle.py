@@ -66,7 +66,7 @@ def run_hash(config: Mapping[str, Any]) -> str:
 
 def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a Run that is read from JSON."""
-    from taet.config import to_json
+    from taet.settings import to_json
     from taet.training.record import run_from_json
 
     return to_json(run_from_json(config))
@@ -74,9 +74,9 @@ def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def grid(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     """Yield name, row and Run as JSON of each cell of a specification of `taet compare`; None where it is refused."""
-    from taet.config import to_json
     from taet.experiments.cells import cells
     from taet.experiments.specification import read
+    from taet.settings import to_json
 
     for cell in cells(read(path), Path("out")):
         yield cell.name, cell.row, None if cell.run is None else to_json(cell.run)
@@ -159,9 +159,10 @@ def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[s
 def trained(method: str, settings: Mapping[str, Any], attacks: Sequence[str], out: Path) -> Any:
     """Train a method with protocol taet and these settings in the folder `out`, and return the card of the attacks."""
     import taet
-    from taet import config, protocols
+    from taet import protocols
+    from taet.settings import override
 
-    taet.train(config.override(protocols.taet(method), dict(settings)), out=out)
+    taet.train(override(protocols.taet(method), dict(settings)), out=out)
     return taet.evaluate(out, attacks=attacks)
 
 

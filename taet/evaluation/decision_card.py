@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
-from annotated_types import Gt
+from pydantic import Field
 
 from taet import statistics
 from taet.attacks.ball import Norm
-from taet.bounds import Count, NonNegative, check_radius, hints
 from taet.errors import UserError, located
 from taet.evaluation.column import check_classes
 from taet.evaluation.packing import Json, PackedBits, pack_mask, plain, unpack_mask
@@ -34,9 +33,10 @@ from taet.evaluation.sequential import (
     weights,
 )
 from taet.evaluation.summary import disagreements
+from taet.fields import Count, Name, NonNegative, Sha256, StoredCount, check_radius, hints
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, points, short
-from taet.shapes import Name, Sha256, StoredCount, check_shape
+from taet.shapes import check_shape
 from taet.statistics import Floats, Ints, Mask
 from taet.training.folder import RunFolder
 
@@ -53,7 +53,7 @@ class Ball(TypedDict):
     """The ball that a decision is about."""
 
     norm: Norm
-    eps: Annotated[float, Gt(0)]
+    eps: Annotated[float, Field(gt=0)]
 
 
 class Machine(TypedDict, total=False):

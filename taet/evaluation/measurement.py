@@ -15,7 +15,6 @@ from torch import nn
 
 from taet.attacks.counted import Counted
 from taet.attacks.spec import AttackSpec
-from taet.config import Run
 from taet.data import Split
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
@@ -33,6 +32,7 @@ from taet.formatting import duration
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.progress import Meter, Progress
+from taet.settings import Run
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
 from taet.training.folder import RunFolder

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from taet.evaluation import column
 from taet.evaluation.column import Json as Json
 from taet.evaluation.column import Packed
-from taet.shapes import StoredCount
+from taet.fields import StoredCount
 
 
 class PackedBits(TypedDict):

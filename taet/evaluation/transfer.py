@@ -17,7 +17,6 @@ import torch
 from taet import statistics
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Unit
-from taet.config import Evaluation, Run
 from taet.data.dataset import images_sha256
 from taet.distributed import first, joined, rank
 from taet.errors import UserError
@@ -32,6 +31,7 @@ from taet.evaluation.subject import subject_of
 from taet.files import file_sha256
 from taet.formatting import aligned
 from taet.progress import Meter, Progress
+from taet.settings import Evaluation, Run
 from taet.statistics import Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
@@ -269,7 +269,7 @@ def _agreed(folders: Sequence[RunFolder], name: str, eps: float | None) -> Attac
         raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
 
     def of(run: Run) -> AttackSpec:
-        settings = run.evaluation if eps is None else replace(run.evaluation, eps=eps)
+        settings = run.evaluation if eps is None else run.evaluation.replace(eps=eps)
         return parse_attack(name, settings, run.threat.eps)
 
     first_place, record = folders[0].path, folders[0].record

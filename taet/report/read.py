@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from taet import statistics
-from taet.config import Run
 from taet.data.sources import is_own
 from taet.errors import UserError, located
 from taet.evaluation import card_store
@@ -24,6 +23,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import digest, parse_json, read_bytes, write_atomically
+from taet.settings import Run
 from taet.statistics import Ints
 from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RUN, RunFolder

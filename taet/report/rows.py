@@ -14,13 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taet import config, methods, protocols
+from taet import methods, protocols
 from taet.attacks.identity import Identity
-from taet.config import Run
 from taet.data.sources import is_own
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.formatting import size, words
+from taet.settings import Run, override
 from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.record import run_from_json
 from taet.training.resolve import learns_from_validation
@@ -106,9 +106,13 @@ def _of_protocol(protocol: str, method: str) -> Mapping[str, object]:
     with contextlib.suppress(UserError):
         run = protocols.start(protocol, method)
         if run.settings is None:
-            run = config.override(run, {"settings": methods.find(method).Config()})
+            run = override(run, {"settings": methods.find(method).Config()})
         return {**training_settings(run), EVERY: run.training.monitor_every or 1}
-    return _of_protocol(protocol, Run.method) if protocol in protocols.PROTOCOLS and method != Run.method else {}
+    return (
+        _of_protocol(protocol, Run.default("method"))
+        if protocol in protocols.PROTOCOLS and method != Run.default("method")
+        else {}
+    )
 
 
 def _typed(card: ResultCard) -> Run | Mapping[str, Any]:
@@ -131,7 +135,7 @@ def _trained(card: ResultCard, usual_rule: str) -> Mapping[str, Any]:
     rule = usual_rule if usual_rule in rules else rules[0]
     idle = frozenset[str]()
     if isinstance(run, Run):
-        run = config.override(run, {"training.selection": rule})
+        run = override(run, {"training.selection": rule})
         idle = frozenset() if curve_decides(run, learns_from_validation(run)) else CURVE
     values = {**training_settings(run), "training.selection": rule}
     values[EVERY] = values.get(EVERY) or 1  # a curve that decides has a point for each epoch

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import taet
 from taet.attacks.draws import Draws
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.curves import curve_attacks, curves
 from taet.evaluation.runner import Runner
-from taet.evaluation.schema import CurveName
+from taet.evaluation.column import CurveName
+from taet.settings import Evaluation
 
 Evaluated = Callable[..., ResultCard]
 EPS, STEP = 0.05, 0.01

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import nn
 
 import taet
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import DecisionCard, GivenImages, ResultCard, StopRule, sequential
 from taet.evaluation.batch_store import BatchStore
 from taet.files import seal
+from taet.settings import Evaluation
 
 SETTINGS = {"eps": 0.1, "step_size": 0.05, "batch_size": 16}
 COUNTS = [120, 80, 40, 40]

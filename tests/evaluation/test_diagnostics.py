@@ -9,12 +9,12 @@ import pytest
 
 from taet import statistics
 from taet.attacks.quick import MEASURED
-from taet.config import Evaluation
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.contrasts import exceeds
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.diagnostics import ATTACKS, MASKING, MODEL, flags
+from taet.settings import Evaluation
 
 COUNT = 1200
 EPS = 8 / 255

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import config, methods, report, statistics
+from taet import methods, report, statistics
 from taet.cli.report import runs_in
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.report import figures, measured, provenance, read, sentences, series, tables
+from taet.settings import Run, override, to_json
 from taet.training.folder import RunFolder
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
@@ -252,7 +252,7 @@ def test_one_run_has_no_best(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_a_card_of_a_version_with_fewer_settings_is_a_seed_of_the_same_row(make_card: Callable[..., Any]) -> None:
-    new = json.loads(json.dumps(config.to_json(Run(settings=methods.find("at").Config()))))
+    new = json.loads(json.dumps(to_json(Run(settings=methods.find("at").Config()))))
     old = {**new, "outer": {name: value for name, value in new["outer"].items() if name != "label_smoothing"}}
     other = {**new, "outer": {**new["outer"], "label_smoothing": 0.1}}
     cards = [make_card("at", seed, run={"config": stored}) for seed, stored in enumerate((new, old, other))]
@@ -265,8 +265,8 @@ def test_a_card_of_a_version_with_fewer_settings_is_a_seed_of_the_same_row(make_
 def test_own_images_of_a_version_without_mirror_were_mirrored_and_are_another_row(
     make_card: Callable[..., Any],
 ) -> None:
-    run = config.override(Run(settings=methods.find("at").Config()), {"data.name": "folder:x"})
-    new = json.loads(json.dumps(config.to_json(run)))
+    run = override(Run(settings=methods.find("at").Config()), {"data.name": "folder:x"})
+    new = json.loads(json.dumps(to_json(run)))
     old = {**new, "data": {name: value for name, value in new["data"].items() if name != "mirror"}}
     cards = [make_card("at", seed, run={"config": stored}) for seed, stored in enumerate((new, old))]
     runs = [read.ReportedRun(Path(str(card.seed)), None, (), card, None, read.data_of_card(card)) for card in cards]

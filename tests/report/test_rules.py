@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import config, methods, report
-from taet.config import Run
+from taet import methods, report
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.report import measured, read, rules, series
 from taet.report.rules import RuleTable
+from taet.settings import Run, override, to_json
 
 MakeCard = Callable[..., ResultCard]
 Row = tuple[str, dict[str, Any], Sequence[int]]
@@ -30,7 +30,7 @@ def ruled(base: str, rule: str = "counts", seeds: Sequence[int] = (0, 1, 2), **m
 def card_of(make: MakeCard, row: Row, seed: int, **settings: Any) -> ResultCard:
     method, own, _ = row
     run = Run(method=method, seed=seed, settings=methods.find(method).Config(**own))
-    stored = json.loads(json.dumps(config.to_json(config.override(run, settings))))
+    stored = json.loads(json.dumps(to_json(override(run, settings))))
     card = make(method, seed, run={"config": stored})
     # The seed of the draw is that of the rule as well, so that rules differ.
     other = make("-".join([method, *map(str, own.values())]), seed)
