@@ -285,9 +285,9 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
 
 def changed(card: ResultCard) -> str:
     """Options of the method that the run changed."""
-    plain = to_json(methods.find(card.method).Config())
+    usual = to_json(methods.find(card.method).Config())
     given = card.run["config"]["settings"] or {}
-    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != plain(value))
+    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if usual.get(knob) != value)
 
 
 def measured(name: str) -> str:

@@ -102,7 +102,7 @@ def paired_difference(
     ranks = None
     if of is not None:
         counts = next(iter(first.values())).data["train_class_counts"]
-        order = sum((class_groups(counts)[name] for name in ("head", "body", "tail")), [])
+        order = [label for name in ("head", "body", "tail") for label in class_groups(counts)[name]]
         places = [order.index(label) + 1 for label in (class_groups(counts)[of] if isinstance(of, str) else [of])]
         ranks = places[0], places[-1]
     return paired(first, second, (attacks[0], attacks[1]), ranks=ranks, less=less or "", comparisons=comparisons)
