@@ -23,6 +23,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import tomllib
@@ -296,18 +297,25 @@ def one_command(case: str, base: Path, folder: Path) -> Any:
         edit(text, folder)
     before, here, said = contents(folder), Path.cwd(), io.StringIO()
     os.chdir(folder)
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(20)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             status: Any = package.command_line(shlex.split(words.replace("TRAIN", SMALL).replace("MANY", "9" * 400)))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         status = repr(error)
     finally:
+        signal.alarm(0)
         os.chdir(here)
     lines = [line for line in said.getvalue().splitlines() if line.startswith(("taet: error: ", "Traceback"))]
     wording = lines[0].replace(str(folder), ".")[:300] if lines else ""
     found = {"status": status, "lines": len(lines), "unchanged": contents(folder) == before}
     shutil.rmtree(folder)
     return {**found, "named": bool(lines) and names in lines[0], "wording": wording}
+
+
+def too_long(*_: object) -> None:
+    raise KeyboardInterrupt  # the command was accepted, and runs on: status 130
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

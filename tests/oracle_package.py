@@ -49,11 +49,10 @@ def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def grid(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     """Yield name, row and Run as JSON of each cell of a specification of `taet compare`; None where it is refused."""
-    from taet.experiments.cells import cells
-    from taet.experiments.specification import read
+    from taet.experiments.grid import cells_of, read
     from taet.settings import to_json
 
-    for cell in cells(read(path), Path("out")):
+    for cell in cells_of(read(path), Path("out")):
         yield cell.name, cell.row, None if cell.run is None else to_json(cell.run)
 
 
