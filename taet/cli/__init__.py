@@ -28,8 +28,6 @@ COMMANDS = {
     "embed": "plot features or logits of runs, clean and attacked, by t-SNE, and print measures of separability",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
     "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
-    "reproduce": "reproduce the tables and figures of both papers, next to the published numbers",
-    "leaderboard": "print the leaderboard, or check a submitted result card: taet leaderboard submit CARD",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
