@@ -180,9 +180,9 @@ def test_an_idle_curve_and_the_evaluation_name_nothing(trained: MakeCard) -> Non
     assert names(trained("at"), trained("at", 1, training__monitor_every=7, evaluation__batch_size=3)) == ["at"] * 2
 
 
-def test_equal_names_have_the_part_of_the_setting_that_differs(trained: MakeCard) -> None:
+def test_another_network_is_named_too(trained: MakeCard) -> None:
     cards = [trained("at"), trained("at", about={"name": "wide", "weights_sha256": "f" * 64}), trained("taet")]
-    assert names(*cards) == ["at · small", "at · wide", "taet"]
+    assert names(*cards) == ["at", "at (wide)", "taet"]
 
 
 def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: MakeCard, make_card: MakeCard) -> None:
