@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import taet
-from taet import config, methods, registry, statistics
+from taet import methods, registry, statistics
 from taet.data import load
 from taet.data.extra import read_extra
+from taet.settings import Data, Run, override
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -72,9 +73,9 @@ def test_add_a_method(
 ) -> None:
     train = taet.train
 
-    def shorter(run: config.Run, **options: Any) -> Any:
+    def shorter(run: Run, **options: Any) -> Any:
         assert run.training.epochs == 20
-        return train(config.override(run, {"training.epochs": epochs}), **options)
+        return train(override(run, {"training.epochs": epochs}), **options)
 
     monkeypatch.setattr(taet, "train", shorter)
     request.addfinalizer(lambda: registry.forget("methods", EXAMPLES / "add_a_method.py"))
@@ -107,7 +108,7 @@ def test_generate_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     distance = ((images.reshape(300, 1, -1) - centres) ** 2).sum(2)
     assert (distance.argmin(1) == labels).mean() > 0.8
     settings = {"extra": f"npz:{path}", "extra_source": "a Gaussian for each class", "extra_classes": "inverse"}
-    extra = read_extra(config.Data("digits-lt", imbalance_ratio=10, validation=0.2, **settings), data)
+    extra = read_extra(Data(name="digits-lt", imbalance_ratio=10, validation=0.2, **settings), data)
     assert len(extra.split) == 300, "none is nearly an image that is held out"
 
 

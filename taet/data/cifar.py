@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data import npz
 from taet.data.dataset import Arrays, Dataset, Outline, to_dataset
 from taet.data.downloads import Download, official
 from taet.data.places import find, not_found
 from taet.errors import UserError, located
+from taet.settings import Data
 
 NAMES = {
     "cifar10": "CIFAR-10, 10 balanced classes of 32x32 colour pixels; official files or cifar10.npz",

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.dataset import Dataset, Outline
+from taet.settings import Data
 
 NAMES = {"digits-lt": "scikit-learn's bundled digits, 8x8 grey pixels, made long-tailed; no download"}
 PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import EXTRA_COPIES, Data
 from taet.data import repeats
 from taet.data.array_file import array_names, read_array
 from taet.data.dataset import Dataset, Split, checked_images, checked_labels
@@ -27,6 +26,7 @@ from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
 from taet.data.sources import MOST_PAIRS, sized
 from taet.errors import UserError, located, unknown
+from taet.settings import EXTRA_COPIES, Data
 
 KEYS = (("images", "labels"), ("image", "label"))
 """Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
@@ -78,7 +78,7 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
     if data.extra == EXTRA_COPIES:
         return Extra(dataset.train, copies=True)
     kind = data.extra.partition(":")[0]
-    path = locate(replace(data, name=data.extra))
+    path = locate(data.replace(name=data.extra))
     with located("data extra"):
         images, labels = READERS[kind](path, data, dataset.class_names)
         if labels.max() >= dataset.num_classes:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.dataset import Dataset, Outline, to_dataset
 from taet.data.downloads import Download, official
 from taet.data.foreign_files import MOST_BYTES, check_unpacked, reading
 from taet.data.npz import REQUIRED
 from taet.data.places import find, not_found
 from taet.errors import UserError, located
+from taet.settings import Data
 
 NAMES = {
     "fashion-mnist": "Fashion-MNIST, 10 balanced classes of clothes, 28x28 grey pixels; official files",

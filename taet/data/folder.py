@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.config import Data
 from taet.data import table
 from taet.data.images import SUFFIXES, are_copies, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
 from taet.errors import UNPRINTABLE, UserError, cut, unknown
+from taet.settings import Data
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
 SPLITS = {
@@ -196,7 +196,7 @@ def listing(data: Data) -> Listing:
     path = _unpacked(path)
     folders, left_out = _split_folders(path), Counter[str]()
     if "all" in folders and (own := _labels_beside(path)) is not None:
-        listed = table.listing(replace(data, name=f"csv:{own}", root=None))
+        listed = table.listing(data.replace(name=f"csv:{own}", root=None))
         note = f"its folders are not classes: the labels are those of '{own.name}'"
         return replace(listed, notes=(note, *listed.notes))
     if data.group not in (None, GROUP):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download, official
 from taet.data.images import FITTED, decode_all
 from taet.data.places import not_found, roots
 from taet.data.rows import read_rows
 from taet.errors import UserError
+from taet.settings import Data
 
 NAMES = {
     "gtsrb": "GTSRB, 43 German traffic signs, naturally long-tailed (11 to 1); frames of one sign stay in one split"

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Fit
 from taet.data.ahead import ahead
 from taet.data.foreign_files import MOST_IMAGES, reason
 from taet.data.image_store import Images, gather, pieces
 from taet.errors import UserError, cut
 from taet.files import opened
 from taet.progress import counted
+from taet.settings import Fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.dataset import PARTS, Dataset, Labels, Outline, Split
 from taet.data.images import Survey, decode_all, survey
 from taet.data.long_tail import held_out_counts
 from taet.data.selection import VALIDATION, divided
 from taet.errors import UserError
+from taet.settings import Data
 
 FRAME = re.compile(r"(.*\d)[_-](\d+)\.\w+")
 """File name of a frame: the number of the frame follows that of its sequence, as in 00012_00003_00029.png."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from taet.config import Data
 from taet.data import npz
 from taet.data.dataset import PARTS, Dataset, Outline, to_dataset
 from taet.data.downloads import Download
 from taet.data.places import find, not_found
 from taet.errors import UserError, located
+from taet.settings import Data
 
 NAMES = {
     "bloodmnist": "MedMNIST: blood cells under the microscope, 8 classes, colour; bloodmnist.npz",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taet.config import Data
 from taet.errors import UserError
+from taet.settings import Data
 from taet.statistics import Floats
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.array_file import array_names, open_array, read_array
 from taet.data.dataset import CLASS_NAMES, PARTS, Arrays, Dataset, Labels, Outline, to_dataset, to_labels
 from taet.data.places import locate
 from taet.errors import UserError, cut, located
+from taet.settings import Data
 
 NAMES = {"npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)"}
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")

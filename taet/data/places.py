@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from taet.config import Data
 from taet.errors import UserError
+from taet.settings import Data
 
 
 def roots(data: Data) -> list[Path]:

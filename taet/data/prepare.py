@@ -7,7 +7,6 @@ from http.client import HTTPException
 from pathlib import Path
 
 from taet import registry
-from taet.config import Data
 from taet.data.archives import unpack
 from taet.data.dataset import Dataset
 from taet.data.downloads import Download, check, fetch
@@ -15,6 +14,7 @@ from taet.data.places import find, roots
 from taet.data.sources import load
 from taet.errors import UserError
 from taet.progress import Progress
+from taet.settings import Data
 
 
 def _downloads(data: Data) -> tuple[Download, ...]:

@@ -11,7 +11,6 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.dataset import Labelled, Labels, Split
 from taet.data.groups import hold_out
 from taet.data.long_tail import (
@@ -24,6 +23,7 @@ from taet.data.long_tail import (
     long_tail_indices,
 )
 from taet.errors import UserError
+from taet.settings import Data
 
 BALANCED_SMALL = "-balanced-small"
 VALIDATION = "validation"

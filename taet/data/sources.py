@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from taet import registry
-from taet.config import Data, Fit, from_json, to_json
 from taet.data.dataset import Dataset, Outline, Split
 from taet.data.image_store import gather
 from taet.data.images import pillow, resized
@@ -23,6 +22,7 @@ from taet.data.repeats import exact, fingerprints, near, nearest
 from taet.data.rows import NUMBER
 from taet.data.selection import BALANCED_SMALL, VALIDATION, select
 from taet.errors import UserError, custom_code, located
+from taet.settings import Data, Fit, from_json, to_json
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
@@ -77,7 +77,7 @@ def _source(data: Data) -> tuple[Data, registry.RegistryEntry]:
     if ratio is None and kind not in PATH_SOURCES and name.endswith((LONG_TAILED, BALANCED_SMALL)):
         ratio = float(published.get("imbalance_ratio", data.default_imbalance_ratio))
     profile = data.profile or published.get("profile", PROFILES[0])
-    return replace(data, name=name, imbalance_ratio=ratio, profile=profile), source
+    return data.replace(name=name, imbalance_ratio=ratio, profile=profile), source
 
 
 def _listing(data: Data, source: registry.RegistryEntry) -> Listing | None:
@@ -191,7 +191,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     """Return a data set: `load(Data(...))`, or `load(name_or_path, **fields of Data)`.
 
     The name is one of `taet list data`, {folder,csv,npz,taet-npy}:PATH, or a bare path; the settings are the fields of
-    `taet.config.Data`. Sets named -lt are cut to a long-tailed profile, with classes in the order of the labels; those
+    `Data`. Sets named -lt are cut to a long-tailed profile, with classes in the order of the labels; those
     named -balanced-small get as many training images, spread evenly over the classes; others stay as they are unless an
     imbalance ratio is given. `max_count` is the largest training class of the profile, or a cap on every class where
     nothing is cut; `test_max_count` does the same for the test set. `validation` is held out after the cut and before

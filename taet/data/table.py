@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.images import are_copies, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import NUMBER, SPLITS, Row, Rows, Unlabelled, Wanted, read_rows
 from taet.errors import UserError
+from taet.settings import Data
 
 NAMES = {"csv": "csv:PATH, a table of path,label[,split,group], or lists such as those of ImageNet-LT and iNaturalist"}
 TRAIN = re.compile(r"(?<![a-z])train(?![a-z])")

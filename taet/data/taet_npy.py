@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.array_file import ArrayFile, open_array, read_array
 from taet.data.dataset import CLASS_NAMES, PARTS, Dataset, Outline, to_dataset, to_labels
 from taet.data.image_store import Images, gather, header, pieces
 from taet.data.npz import keys
 from taet.data.places import locate
 from taet.errors import UserError, located
+from taet.settings import Data
 
 NAMES = {"taet-npy": "taet-npy:PATH, a folder with train/test_images.npy (N,3072) and train/test_labels.npy, as TAET's"}
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.dataset import Dataset, Outline, Split
 from taet.data.downloads import Download, official
 from taet.data.foreign_files import MOST_BYTES, reading
 from taet.data.images import decode_all
 from taet.data.places import find, not_found
 from taet.errors import UserError
+from taet.settings import Data
 
 NAMES = {
     "tiny-imagenet": "Tiny-ImageNet, 200 classes of 64x64 colour pixels, whole; the official folder tiny-imagenet-200",

@@ -16,19 +16,20 @@ from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.inputs import SUM_TOLERANCE
 from taet.attacks.spec import AttackSpec
-from taet.config import Evaluation
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
+from taet.evaluation.column import Json
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, problems
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
-from taet.evaluation.packing import Json, plain
+from taet.evaluation.packing import plain
 from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import Trial, answer, attempt, input_gradient, user_errors
 from taet.formatting import aligned, clock, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
+from taet.settings import Evaluation
 from taet.statistics import Ints, Mask
 from taet.training.environment import environment
 
@@ -117,9 +118,9 @@ def check(
     images: TestImages | Tensor,
     labels: NDArray[np.integer] | Tensor,
     *,
-    attacks: Sequence[str] = Evaluation.attacks,
+    attacks: Sequence[str] = Evaluation.default("attacks"),
     class_names: Sequence[str] | None = None,
-    batch_size: int = Evaluation.batch_size,
+    batch_size: int = Evaluation.default("batch_size"),
     name: str | None = None,
 ) -> Check:
     """Test a model on a batch of images; report problems that would invalidate an evaluation, and its duration.

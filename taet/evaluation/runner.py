@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
         known = column.attack
         if known.name == attack.name and not known.identity.differences(attack.identity, seeds=True):
             # The column may have been measured for a curve only, and now be requested by name.
-            return replace(column, curve=attack.curve and column.curve)
+            return column if attack.curve else column.changed(curve="")
     return None
 
 

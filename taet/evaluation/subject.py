@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from taet.attacks.clean import Clean
 from taet.attacks.spec import AttackSpec
-from taet.config import EXTRA_COPIES, Evaluation, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.bundles import parse_attacks, settle
+from taet.evaluation.card import EXTRA_ABOUT
+from taet.evaluation.column import plain
 from taet.evaluation.image_arrays import TestImages, as_arrays
-from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.schema import EXTRA_ABOUT
 from taet.files import file_sha256
+from taet.settings import EXTRA_COPIES, Evaluation, Threat
 from taet.statistics import Ints
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device

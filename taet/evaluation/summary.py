@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from taet import statistics
-from taet.evaluation.column import Column
-from taet.evaluation.packing import Json, plain
+from taet.errors import UserError
+from taet.evaluation.column import Column, Json, plain
+from taet.formatting import short
 from taet.statistics import Floats, Ints
 
 Interval = tuple[float, float]
+TOLERANCE = 1e-9
+"""Between a stored and a recomputed share: far above rounding, far below one image."""
+CHANGED_3 = ("balanced_interval", "group_intervals")
+"""Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,7 +92,7 @@ class Summary:
 
     def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""
-        return dict(plain(self))
+        return dict(plain(vars(self)))
 
 
 def summarise(
@@ -126,3 +132,26 @@ def summarise(
         median_distance=math.nan if column.distances is None else statistics.median_distance(column.distances),
         roc_auc=math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc),
     )
+
+
+def check_stored(where: str, stored: Mapping[str, Any], computed: Summary, schema: int) -> None:
+    """Raise a `UserError` if a number of a stored summary, by its schema, differs from the recomputed one."""
+    known = computed.to_json()
+    for name, value in stored.items():
+        if name in known and (schema >= 3 or name not in CHANGED_3):
+            for message in disagreements(f"{where} {name}", value, known[name]):
+                raise UserError(message)
+
+
+def disagreements(where: str, stored: Any, computed: Any) -> Iterator[str]:
+    """Yield a message for every stored number that differs from the recomputed one by more than rounding."""
+    if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
+        for key, value in computed.items():
+            yield from disagreements(f"{where} {key}", stored[key], value)
+    elif isinstance(computed, list) and isinstance(stored, list) and len(stored) == len(computed):
+        for index, value in enumerate(computed):
+            yield from disagreements(f"{where}[{index}]", stored[index], value)
+    elif stored != computed and not (
+        {type(stored), type(computed)} <= {int, float} and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
+    ):
+        yield f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}"

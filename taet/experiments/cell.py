@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from taet import config
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.bundles import attacks_of
@@ -16,6 +14,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
 from taet.formatting import size
 from taet.models import consent
+from taet.settings import Run, option, override
 from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.folder import RunFolder
 from taet.training.resolve import learns_from_validation
@@ -59,7 +58,7 @@ class Cell:
 
     def changed(self, changes: Mapping[str, Any]) -> Cell:
         """Return the cell with these settings of its run changed."""
-        run = None if self.run is None else config.override(self.run, changes)
+        run = None if self.run is None else override(self.run, changes)
         return replace(self, run=run, settings={**self.settings, **changes})
 
     def with_seed(self, seed: int) -> Cell:
@@ -130,7 +129,7 @@ def _options(settings: Mapping[str, Any]) -> list[str]:
     """Return dotted settings as options of `taet train`."""
     words: list[str] = []
     for key, value in settings.items():
-        name = config.option(key)
+        name = option(key)
         if isinstance(value, bool):
             part, dot, last = name.rpartition(".")
             words.append(f"--{part}{dot}{'' if value else 'no-'}{last}")

@@ -27,20 +27,20 @@ from pydantic import (
     model_validator,
 )
 
-from taet import config, methods, protocols, registry
-from taet.bounds import got_text, read_number
-from taet.config import SHORT, Data, Run
+from taet import methods, protocols, registry
 from taet.data import facts, is_own
 from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.bundles import attacks_of
 from taet.experiments import own_images
 from taet.experiments.cell import Cell, alike
+from taet.fields import got_text, plain, read_number
 from taet.files import read_bytes
 from taet.models import check_consent
+from taet.settings import SHORT, Data, Run, override, to_json
 from taet.training.resolve import check_model, resolve
 
 MOST_BYTES, MOST_CELLS, DEEPEST = 2**20, 100_000, 8  # of a file, of a grid, and of tables inside each other
-DEFAULTS = config.to_json(Run())
+DEFAULTS = to_json(Run())
 PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
 BARE = {short: name for name, short in SHORT.items()} | {name: f"training.{name}" for name in DEFAULTS["training"]}
 KEYS = {"data.name": "data", "data.imbalance_ratio": "imbalance", "seed": "seeds", "protocol": "protocol"}
@@ -52,7 +52,7 @@ Dotted = dict[str, Any]
 
 def knobs(method: str) -> tuple[str, ...]:
     """Return the names of a method's own settings."""
-    return tuple(config.to_json(methods.find(method).Config()))
+    return tuple(to_json(methods.find(method).Config()))
 
 
 def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Dotted:
@@ -70,7 +70,7 @@ def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Do
                 raise UserError(f"got {key} twice; allowed: each once")
             if isinstance(value, str) and "/" in value and name.endswith((".eps", ".step_size")):
                 value = read_number(value)
-            settings[name] = config.immutable(value)
+            settings[name] = plain(value)
     return settings
 
 
@@ -185,7 +185,7 @@ class Grid(_Table):
     )
     """Imbalance ratios; None takes the data as they are."""
     seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...], SOME, ONCE] = (0,)
-    protocol: str = Run.protocol
+    protocol: str = Run.default("protocol")
     settings: Dotted = {}
     variants: Annotated[tuple[Variant, ...], ONCE] = ()
 
@@ -305,7 +305,7 @@ class Planner:
             return {}
         about = {key: value for key, value in settings.items() if key.startswith("data.")}
         start = protocols.start(self.grid.protocol, entry.method)
-        run = config.override(start, {"method": Run.method, "settings": None, **about})
+        run = override(start, {"method": Run.default("method"), "settings": None, **about})
         return {name: made.value for name, made in self.chosen_for(run).choices.items()}
 
     def run(self, entry: Entry, settings: Dotted) -> Run:
@@ -316,7 +316,7 @@ class Planner:
         for key in own.keys() - knobs(entry.method):
             raise unknown(f"option of {entry.method}", key, knobs(entry.method))
         shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
-        run = config.override(start, {"settings": config.override(basis, own), **shared})
+        run = override(start, {"settings": override(basis, own), **shared})
         attacks_of(run.evaluation)
         check_consent(self.asked_by, run.model.name)
         found = self.facts_of(run.data)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from taet.config import Data, Fit, Run, override
 from taet.data import DataFacts, Dataset, facts, full_name, image_listing, is_own, load
 from taet.data.images import FITTED
 from taet.data.listing import FRAMES
@@ -20,6 +19,7 @@ from taet.data.sources import sided
 from taet.errors import UserError
 from taet.formatting import plural
 from taet.protocols import start
+from taet.settings import Data, Fit, Run, override
 from taet.training.choices import Chosen, choice_lines
 
 # Our choices, in the order in which a user sees them.
@@ -66,7 +66,7 @@ def own_images(data: Data) -> OwnImages:
         square = bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
         grouped, frames = listed.subfolders_are_groups(), listed.group_names is None and listed.are_frames()
         sizes, column = (found.median, found.largest, found.uniform), listed.likely_group
-        by_column = None if column is None else image_listing(replace(data, group=column))
+        by_column = None if column is None else image_listing(data.replace(group=column))
         group = column if by_column is not None and by_column.has_usable_groups() else None
         return OwnImages(training, *sizes, grouped, square, frames, tuple(tested), group)
     known = facts(data) or DataFacts.of(load(data))
@@ -95,7 +95,7 @@ class OwnDataPlan:
         return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
 
 
-def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.protocol) -> OwnDataPlan:
+def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.default("protocol")) -> OwnDataPlan:
     """Return the run of `method` on your own images: folder:PATH, csv:PATH, npz:PATH, or the path alone.
 
     The protocol determines everything except settings that depend on the images and the machine: image size, groups,
@@ -115,7 +115,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
             f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
         )
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
-    found = own_images(replace(run.data, group=None))
+    found = own_images(run.data.replace(group=None))
     choices = {
         **_size(found, run.data.fit, accelerated),
         **_groups(run, found),
@@ -124,7 +124,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
         **({} if accelerated else attacked(run.data, found.tested)),
         "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
-    if run.protocol == Run.protocol:  # the columns of another protocol are used as they are
+    if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
     return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
 

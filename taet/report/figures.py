@@ -68,7 +68,7 @@ def _forest(title: str, rows: Sequence[str], lines: Mapping[str, tuple[pd.DataFr
     for row in range(1, len(rows)):
         ax.axhline(row - 0.5, color="#ececec", linewidth=0.8, zorder=0)
     rows_axis(ax, rows)
-    highest = max(line.loc[line.index.isin(rows), "high"].max() for line, _ in lines.values())
+    highest = max(line.loc[line.index.isin(list(rows)), "high"].max() for line, _ in lines.values())
     ax.set_xlim(-0.01, min(1.01, 1.02 * highest))
     percent_axis(ax.xaxis)
     legend(figure, ax)

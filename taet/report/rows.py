@@ -14,13 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taet import config, methods, protocols
+from taet import methods, protocols
 from taet.attacks.identity import Identity
-from taet.config import Run
 from taet.data.sources import is_own
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.formatting import size, words
+from taet.settings import Run, override
 from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.record import run_from_json
 from taet.training.resolve import learns_from_validation
@@ -117,9 +117,10 @@ def _of_protocol(protocol: str, method: str) -> Settings:
     with contextlib.suppress(UserError):
         run = protocols.start(protocol, method)
         if run.settings is None:
-            run = config.override(run, {"settings": methods.find(method).Config()})
+            run = override(run, {"settings": methods.find(method).Config()})
         return {**training_settings(run), EVERY: run.training.monitor_every or 1}
-    return _of_protocol(protocol, Run.method) if protocol in protocols.PROTOCOLS and method != Run.method else {}
+    usual = str(Run.default("method"))
+    return _of_protocol(protocol, usual) if protocol in protocols.PROTOCOLS and method != usual else {}
 
 
 def _settings(card: ResultCard, usual_rule: str) -> Settings:
@@ -129,7 +130,7 @@ def _settings(card: ResultCard, usual_rule: str) -> Settings:
     `data.mirror`, which were all mirrored.
     """
     of_data, of_model, threat = card.data, card.model, card.threat
-    own = {"protocol": card.protocol, "data.name": of_data["name"], "model.name": of_model["name"]}
+    own: dict[str, Any] = {"protocol": card.protocol, "data.name": of_data["name"], "model.name": of_model["name"]}
     own[PLAIN[3]] = f"{threat['norm']} {size(threat['eps'])}"
     own |= {PLAIN[4]: of_data["extra"]["source"]} if "extra" in of_data else {}
     stored = card.run.get("config")
@@ -144,7 +145,7 @@ def _settings(card: ResultCard, usual_rule: str) -> Settings:
         wanted = str(_of_protocol(card.protocol, card.method).get(RULE))
     rule, idle = wanted if wanted in rules else rules[0], IDLE
     if isinstance(run, Run):
-        run = config.override(run, {RULE: rule})
+        run = override(run, {RULE: rule})
         idle = IDLE if curve_decides(run, learns_from_validation(run)) else IDLE | CURVE
     values = {**training_settings(run), **own, RULE: rule}
     values[EVERY] = values.get(EVERY) or 1  # a curve that decides has a point for each epoch

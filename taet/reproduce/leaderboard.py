@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from taet import registry, statistics
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.contrasts import exceeds, same_ball
@@ -22,6 +21,7 @@ from taet.reproduce.costs import time_ratio
 from taet.reproduce.differences import paired_cards
 from taet.reproduce.manifest import PAPERS, Item, PaperRow, Scale, items, settings_words
 from taet.reproduce.text_table import TextTable
+from taet.settings import Run
 from taet.training.decisive_settings import CURVE, run_hash, training_settings
 from taet.training.record import run_from_json
 from taet.training.resolve import learns_from_validation

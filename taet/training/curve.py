@@ -14,13 +14,13 @@ from taet import statistics
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
-from taet.config import Run
 from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.data.long_tail import even_sample
 from taet.distributed import global_sum, rank, world_size
 from taet.methods.base import Seen
 from taet.randomness import generator
+from taet.settings import Run
 from taet.training.feedback import FeedbackSums
 from taet.training.record import MetricsRow
 from taet.training.resolve import Resolved

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from taet.config import EXTRA_COPIES, Data
 from taet.data import Dataset, Split, repeats
 from taet.data.augmentation import to_unit
 from taet.data.extra import Extra, read_extra, saw_removed_tail
 from taet.data.image_store import pieces
 from taet.errors import UserError
 from taet.files import file_sha256
+from taet.settings import EXTRA_COPIES, Data
 from taet.training.finished import load_model
 from taet.training.folder import RunFolder
 from taet.training.record import ExtraRecord, RunRecord

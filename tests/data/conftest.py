@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import DataFacts, facts, load
+from taet.settings import Data
 
 REAL_DATA = os.environ.get("TAET_DATA")
 

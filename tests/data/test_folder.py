@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import image_listing, load
 from taet.errors import UserError
+from taet.settings import Data
 
 PARTS = ("train", "test")
 
@@ -163,7 +163,7 @@ def patients(tmp_path):
 
 def owners(dataset):
     """The folders of each split's images below their class folder, of the images that lie in one."""
-    files = image_listing(Data(dataset.name, group="folder")).by_split()
+    files = image_listing(Data(name=dataset.name, group="folder")).by_split()
     return {
         part: {"/".join(files[part][i].parts[2:-1]) for i in split.indices} - {""}
         for part, split in dataset.splits.items()
@@ -240,7 +240,7 @@ def numbered(folder, name, numbers):
 )
 def test_folders_count_as_groups_only_where_they_can_be_used(tmp_path, build, expected):
     build(tmp_path)
-    assert image_listing(Data(str(tmp_path))).subfolders_are_groups() == expected
+    assert image_listing(Data(name=str(tmp_path))).subfolders_are_groups() == expected
     if expected:
         assert load(str(tmp_path), group="folder").train.groups is not None
 
@@ -254,14 +254,14 @@ def test_groups_too_large_to_test_on_are_refused_with_the_way_on(tmp_path):
 
 
 def test_a_survey_refuses_files_that_cannot_be_read_as_reading_does(split):
-    assert len(image_listing(Data(str(split))).survey.checked().paths) == 9
+    assert len(image_listing(Data(name=str(split))).survey.checked().paths) == 9
     for spoilt in (["train/cat/00.png"], list(split.rglob("*.png"))):
         for path in spoilt:
             (split / path).write_bytes(b"no image")
         with pytest.raises(UserError) as reading:
             load(str(split))
         with pytest.raises(UserError, match=r"cannot read image '.*': it is no image") as surveying:
-            image_listing(Data(str(split))).survey.checked()
+            image_listing(Data(name=str(split))).survey.checked()
         assert str(surveying.value) == str(reading.value)
 
 

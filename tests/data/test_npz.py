@@ -5,10 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import load, npz
 from taet.data.image_store import Stored
 from taet.errors import UserError
+from taet.settings import Data
 
 
 def test_a_file_is_taken_as_it_is(tmp_path, arrays):
@@ -98,7 +98,7 @@ def test_images_may_lie_on_disk(save, shape, tmp_path, arrays, monkeypatch):
     monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
     given = arrays(shape=shape)
     save(tmp_path / "a.npz", **given, val_images=given["test_images"], val_labels=given["test_labels"])
-    memory, disk = (npz.read(Data(f"npz:{tmp_path / 'a.npz'}", storage=storage)) for storage in ("memory", "disk"))
+    memory, disk = (npz.read(Data(name=f"npz:{tmp_path / 'a.npz'}", storage=storage)) for storage in ("memory", "disk"))
     assert all(isinstance(split.images, Stored) for split in disk.splits.values())
     assert not any(isinstance(split.images, Stored) for split in memory.splits.values())
     assert disk.manifest() == memory.manifest()
@@ -109,14 +109,14 @@ def test_images_may_lie_on_disk(save, shape, tmp_path, arrays, monkeypatch):
 def test_groups_come_with_the_images_and_those_that_the_file_divides_are_told(tmp_path, arrays):
     patients = {"train_patient": np.array(list("aabbbcddef")), "test_patient": np.array([*"xcyax"])[:, np.newaxis]}
     np.savez(tmp_path / "a.npz", **arrays(), **patients)
-    dataset = npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="patient"))
+    dataset = npz.read(Data(name=f"npz:{tmp_path / 'a.npz'}", group="patient"))
     assert dataset.train.groups.tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 4, 5]
     assert dataset.test.groups.tolist() == [6, 2, 7, 0, 6]
     assert dataset.notes == (
         "6 groups in train_patient; a validation split holds out whole ones",
         "the file's own splits divide groups of patient: 2 in training and test",
     )
-    assert npz.read(Data(f"npz:{tmp_path / 'a.npz'}")).train.groups is None
+    assert npz.read(Data(name=f"npz:{tmp_path / 'a.npz'}")).train.groups is None
 
 
 def test_an_array_that_is_called_group_is_taken_by_itself(tmp_path, arrays):
@@ -132,7 +132,7 @@ def test_an_array_that_is_called_group_is_taken_by_itself(tmp_path, arrays):
 @pytest.mark.parametrize("test", [{}, {"test_lesion": np.arange(20, 25)}])
 def test_groups_that_are_numbers_and_whole_are_not_warned_about(test, tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays(), train_lesion=np.arange(10) // 2 * 3, **test)
-    dataset = npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="lesion"))
+    dataset = npz.read(Data(name=f"npz:{tmp_path / 'a.npz'}", group="lesion"))
     assert dataset.train.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert (dataset.test.groups is None) == (not test)
     assert dataset.notes == ("5 groups in train_lesion; a validation split holds out whole ones",)
@@ -150,7 +150,7 @@ def test_groups_that_are_numbers_and_whole_are_not_warned_about(test, tmp_path, 
 def test_groups_that_do_not_fit_are_refused(given, message, tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays(), **given)
     with pytest.raises(UserError, match=message):
-        npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="patient"))
+        npz.read(Data(name=f"npz:{tmp_path / 'a.npz'}", group="patient"))
 
 
 @pytest.mark.parametrize("groups", [{}, {"train_group": np.arange(20) // 3, "test_group": np.arange(9)}])

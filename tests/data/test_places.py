@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from taet.config import Data
 from taet.data import load
 from taet.data.places import passed_over, roots
+from taet.settings import Data
 
 
 def test_the_most_wanted_folder_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import image_listing, load
 from taet.data.foreign_files import reading
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture
@@ -159,8 +159,8 @@ def test_files_are_relative_to_the_table_or_to_the_root(table, tmp_path, monkeyp
 
 def test_the_files_of_a_table_can_be_surveyed(table):
     path = table("path,label,group", *rows(range(10), "a", "1"), *rows(range(10, 20), "b", ""))
-    assert image_listing(Data(path)).survey.sentences() == ["20 image files, 6x6 pixels, grey"]
-    assert image_listing(Data("digits-lt")) is None
+    assert image_listing(Data(name=path)).survey.sentences() == ["20 image files, 6x6 pixels, grey"]
+    assert image_listing(Data(name="digits-lt")) is None
 
 
 def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch):

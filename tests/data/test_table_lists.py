@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import image_listing, load
 from taet.data.rows import read_rows
 from taet.errors import UserError
+from taet.settings import Data
 
 CLASSES = ("n01440764", "n01443537", "n02085620")
 TWO_LABELS = {
@@ -73,7 +73,7 @@ def test_the_lists_beside_one_for_training_are_its_splits(imagenet_lt):
     assert counts == {"train": [4, 2, 1], "validation": [1, 1, 1], "test": [2, 2, 2]}
     assert dataset.class_names == ("0", "1", "2")
     assert dataset.notes[0] == "16 image files, 6x5 pixels, colour"
-    assert image_listing(Data(f"csv:{lists}/ImageNet_LT_train.txt", root=str(images))).survey.sentences() == [
+    assert image_listing(Data(name=f"csv:{lists}/ImageNet_LT_train.txt", root=str(images))).survey.sentences() == [
         dataset.notes[0]
     ]
 
@@ -101,7 +101,7 @@ def test_an_annotated_list_knows_its_images_by_their_numbers(inaturalist):
     assert dataset.test.class_counts.tolist() == [1, 1]
     assert "'test2018.json' has no labels and is left out" in dataset.notes
     assert "no list with labels for test: 'val2018.json' is for testing" in dataset.notes
-    files = image_listing(Data(f"csv:{inaturalist}/train2018.json")).by_split()
+    files = image_listing(Data(name=f"csv:{inaturalist}/train2018.json")).by_split()
     assert [file.parent.name for file in files["train"]] == ["30", "30", "7477", "7477", "7477"]
 
 
@@ -266,7 +266,7 @@ def full_length(tmp_path, monkeypatch):
 @pytest.mark.full
 def test_lists_as_long_as_those_of_inaturalist_are_read(full_length):
     name, about = full_length("inaturalist-2018")
-    files = image_listing(Data(name)).by_split()
+    files = image_listing(Data(name=name)).by_split()
     assert len(files["train"]) == 437_513
     assert len(files["test"]) == about.classes == 8142
 
@@ -275,7 +275,7 @@ def test_lists_as_long_as_those_of_inaturalist_are_read(full_length):
 def test_a_long_list_takes_less_than_a_kilobyte_for_an_image(full_length):
     name, about = full_length("imagenet-lt")
     tracemalloc.start()
-    files = image_listing(Data(name)).by_split()
+    files = image_listing(Data(name=name)).by_split()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(files["train"]) == 115_846

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import Dataset, layouts, load, taet_npy
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_relative_path_is_looked_for_in_the_data_folders(published, monkeypatc
 def test_a_round_trip_gives_the_same_arrays(shape, validation, tmp_path):
     given = random_set(shape, validation=validation)
     write(given, tmp_path / "new" / "set")
-    read = taet_npy.read(Data(f"taet-npy:{tmp_path / 'new' / 'set'}"))
+    read = taet_npy.read(Data(name=f"taet-npy:{tmp_path / 'new' / 'set'}"))
     assert read.manifest() == given.manifest()
     assert read.class_names == given.class_names
 
@@ -83,11 +83,11 @@ def test_images_on_disk_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
     given = random_set((6, 6, 3))
     write(given, tmp_path / "a")
-    kept = taet_npy.read(Data(f"taet-npy:{tmp_path / 'a'}", storage="disk"))
+    kept = taet_npy.read(Data(name=f"taet-npy:{tmp_path / 'a'}", storage="disk"))
     assert not isinstance(kept.train.images, np.ndarray)
     assert kept.manifest() == given.manifest()
     write(kept, tmp_path / "b")
-    assert taet_npy.read(Data(f"taet-npy:{tmp_path / 'b'}")).manifest() == given.manifest()
+    assert taet_npy.read(Data(name=f"taet-npy:{tmp_path / 'b'}")).manifest() == given.manifest()
 
 
 def test_nothing_is_overwritten(published):

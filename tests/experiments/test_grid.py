@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import shutil
@@ -12,13 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from taet import config, methods, registry
+from taet import methods, registry
 from taet.cli.train import read as read_call
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.experiments.cell import Cell
 from taet.experiments.grid import cells_of, parse, read
 from taet.files import seal
+from taet.settings import override
 from taet.training.decisive_settings import training_settings
 from tests.calls import configure
 
@@ -148,7 +148,7 @@ def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path,
         run, out = configure(words[1], words[2:])
         assert words[0] == "train"
         assert str(out) == str(cell.folder)
-        assert run == config.override(cell.run, {"training.threads": 3}), cell.name
+        assert run == override(cell.run, {"training.threads": 3}), cell.name
 
 
 def test_cells_are_in_the_order_in_which_a_part_of_them_is_most_useful(small: dict[str, Any], tmp_path: Path) -> None:
@@ -309,4 +309,4 @@ def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> No
         assert cell.run is not None
         assert training_settings(run) == training_settings(cell.run)
         assert (run.training.batch_size, run.training.epochs, run.model.name) == (32, 2, "resnet8")
-        assert dataclasses.asdict(run.data)["size"] is None
+        assert run.data.size is None

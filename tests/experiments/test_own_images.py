@@ -11,10 +11,10 @@ from PIL import Image
 
 from taet import protocols
 from taet.cli.train import read
-from taet.config import Data, Run, override
 from taet.data import load
 from taet.errors import UserError
 from taet.experiments.own_images import FEWEST_EPOCHS, OwnImages, attacked, length, own_images, plan, planned
+from taet.settings import Data, Run, override
 
 CPU, GPU = False, True  # has the machine an accelerator?
 

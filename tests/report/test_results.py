@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import taet
-from taet import config, methods, protocols, statistics
+from taet import methods, protocols, statistics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.report.numbers import COLUMNS, GROUPS, over_seeds
 from taet.report.rows import named
+from taet.settings import override, to_json
 
 MakeCard = Callable[..., ResultCard]
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack-10", "autoattack")
@@ -32,9 +33,9 @@ def trained(make_card: MakeCard) -> MakeCard:
     ) -> ResultCard:
         changes = {name.replace("__", "."): value for name, value in changes.items()}
         own = {name.removeprefix("method."): changes.pop(name) for name in [*changes] if name.startswith("method.")}
-        run = config.override(protocols.start(protocol, method), {**changes, "seed": seed})
-        run = config.override(run, {"settings": config.override(methods.find(method).Config(), own)})
-        card = make_card(method, seed, run={"config": json.loads(json.dumps(config.to_json(run)))}, protocol=protocol)
+        run = override(protocols.start(protocol, method), {**changes, "seed": seed})
+        run = override(run, {"settings": override(methods.find(method).Config(), own)})
+        card = make_card(method, seed, run={"config": json.loads(json.dumps(to_json(run)))}, protocol=protocol)
         weights = f"{abs(hash((method, seed, protocol, *changes.items(), *own.items()))):064x}"
         model = {**card.model, "selection": run.training.selection, "weights_sha256": weights[:64], **dict(about)}
         return dataclasses.replace(card, model=model)

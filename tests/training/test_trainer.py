@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import taet
 from taet import methods, protocols, statistics
-from taet.config import Run, epoch_at, override
 from taet.data import Dataset, Split
 from taet.errors import UserError
 from taet.evaluation.subject import selection_of
 from taet.methods.cfa import Cfa
+from taet.settings import Run, epoch_at, override
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training import step as steps
 from taet.training.checkpoint import weights_digest
