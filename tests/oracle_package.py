@@ -83,11 +83,21 @@ def claims() -> dict[str, list[str]]:
 
 
 def leaderboards() -> Iterator[tuple[str, list[tuple[str, str, list[Any]]]]]:
-    """Yield each leaderboard: its title, and of each row, best first, its label, ranks and cards."""
-    from taet.reproduce.leaderboard import boards
+    """Yield each leaderboard of the papers' runs: its title, and of each row, best first, its label, ranks and cards."""
+    import taet
 
-    for board in boards(*committed()):
-        yield board.kind.title, [(row.label, board.rank(row), [*row.cards.values()]) for row in board.rows]
+    for found in taet.results(RESULTS).by_test_set():
+        board, cards = found.board(), {}
+        for one in sorted(found.named, key=lambda one: "/reproduce/" not in one.source.name):
+            cards.setdefault(one.row, {}).setdefault(one.card.seed, one.card)
+        if not any("/reproduce/" in one.source.name for one in found.named):
+            continue
+        scale = "cpu" if len(found.cards[0].labels) == 2000 else "mini"
+        for (data, ratio, model, protocol, rule), of in board.groupby(list(board.columns[:5]), sort=False):
+            said = f"{data}, imbalance ratio {ratio:g}" if ratio > 2 else f"{data}, as many images as imbalance ratio 50"
+            rows = [(line.row, line.rank, [*cards[line.row].values()]) for line in of.itertuples()]
+            if rule == "last":
+                yield f"{said}, {model} · protocol {protocol} · scale {scale}", rows
 
 
 def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[str, list[Any]]]]:
@@ -95,15 +105,18 @@ def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[s
 
     Of balanced accuracy: mean over the seeds, low, high, and number of seeds.
     """
-    from taet.report import measured, read, series, tables
+    import taet
+    from taet.report import tables
 
-    runs = [read.read(path) for path in paths]
-    for row in measured.ranked(measured.measured(series.grouped(runs, [None] * len(runs)))):
-        attacks = measured.attacks_of([row])
-        cells = [tables.balanced_cell(row.summaries[attack]) for attack in attacks]
-        values = [[cell.value, cell.low, cell.high, cell.count] for cell in cells]
-        names = [f"{attack.name} {attack.threat}" for attack in attacks]
-        yield row.series.label, [run.path for run in row.series.runs], dict(zip(names, values, strict=True))
+    for found in taet.results(list(paths)).by_test_set():
+        scores = found.scores("balanced")
+        for row in tables.order(found):
+            values = {}
+            for line in scores[scores["row"] == row].itertuples():
+                column = tables.column_of(found, line.attack)
+                said = "" if column.norm is None else tables.threat(column)
+                values[f"{column.name} {said}"] = [line.accuracy, line.low, line.high, line.seeds]
+            yield row, [Path(one.source.name) for one in found.named if one.row == row], values
 
 
 @functools.cache

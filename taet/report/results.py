@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -287,6 +289,12 @@ class Results:
         found = pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(BOARD))
         found.attrs["left out"] = left
         return found
+
+    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write the report as HTML, Markdown, CSV or LaTeX, by the ending of `path`, and return its path."""
+        from taet.report import write
+
+        return write(self, path, title)
 
     def _ranked(self) -> pd.DataFrame:
         """Return the board of one setting."""

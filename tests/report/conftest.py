@@ -152,7 +152,7 @@ def write_run(
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     drawn = save_examples(path / "artifacts" / "examples.npz", len(names), channels) if examples else None
     if evaluated:
-        trained = {"config": json.loads(json.dumps(to_json(run)))}
+        trained = {"config": json.loads(json.dumps(to_json(run))), "deviations": list(deviations)}
         card = build_card(method, skill, names, train, test, seed, examples_sha256=drawn, run=trained)
         model = {**card.model, "selection": selection, "leak": selection == "best-test"}
         card.changed(model=model).save(path / "evaluation.json")
