@@ -185,7 +185,7 @@ def _report(title: str, place: Path, outcomes: Sequence[CellOutcome]) -> Path | 
     """Write the report of all evaluated cells, and why others are missing; None if there is none."""
     there = [folder.path for one in outcomes if (folder := RunFolder(one.cell.folder)).card().exists()]
     left = [f"{_words(one)}: {one.reason or one.state}." for one in outcomes if one.state != "done"]
-    return write(there, place / REPORT, title, notes=list(dict.fromkeys(left))) if there else None
+    return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
 
 
 def _words(outcome: CellOutcome) -> str:

@@ -19,14 +19,14 @@ from taet.report.results import Results
 from taet.report.tables import Table
 from taet.training.collapse import training_flags
 
-Part = Panel | Picture | Table
+Piece = Panel | Picture | Table
 
 
 class Section(NamedTuple):
     """A folded part of the page; the docstring of the function that makes it is the text above it."""
 
     title: str
-    make: Callable[[Results], Iterable[Part]]
+    make: Callable[[Results], Iterable[Piece]]
     when: Callable[[Results], bool] = lambda _: True
 
 
@@ -168,7 +168,7 @@ def warnings(results: Results) -> list[tuple[str, str, str]]:
     return [(flag, listed(rows), text) for flag, (rows, text) in found.items()]
 
 
-def _anchored(part: Part, anchor: str) -> Part:
+def _anchored(part: Piece, anchor: str) -> Piece:
     """Return a part whose ids begin with an anchor, so that they are unique on the page, as markup."""
     if not isinstance(part, Panel):
         return part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -292,9 +293,8 @@ class Results:
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write the report as HTML, Markdown, CSV or LaTeX, by the ending of `path`, and return its path."""
-        from taet.report import write
-
-        return write(self, path, title)
+        report = importlib.import_module("taet.report")  # which is made of results
+        return Path(report.write(self, path, title))
 
     def _ranked(self) -> pd.DataFrame:
         """Return the board of one setting."""

@@ -29,12 +29,12 @@ from taet.training.schedule import curve_decides
 EVERY, RULE = "training.monitor_every", "training.selection"
 IMAGES = ("root", "storage", "imbalance_ratio", "default_imbalance_ratio", "profile", "max_count", "validation")
 IDLE = {"seed", "method", "training.distance_images"} | {f"data.{of}" for of in (*IMAGES, "test", "test_max_count")}
-"""Settings that change no weights, or only by the images of a training set, which cards of one table share."""
+"""Values that change no weights, or only by the images of a training set, which cards of one table share."""
 PLAIN = ("outer.name", "model.name", "data.name", "threat of the evaluation", "extra images")
-"""Settings whose value says what they are."""
+"""Values whose value says what they are."""
 UNNAMED = {"weights", PLAIN[4], "data.extra_source", "data.extra_trained_on"}
 """Descriptions of what other settings or the data name."""
-Settings = Mapping[str, Any]
+Values = Mapping[str, Any]
 
 
 class Setting(NamedTuple):
@@ -87,7 +87,7 @@ def named(cards: Sequence[ResultCard]) -> list[Named]:
     return [Named(labels[same[key]], _setting(own)) for key, own in zip(keys, settings, strict=True)]
 
 
-def _setting(settings: Settings) -> Setting:
+def _setting(settings: Values) -> Setting:
     names = ("data.name", "model.name", "protocol", *PLAIN[3:], "model.weights", RULE)
     return Setting(*(words(settings[name]) if settings.get(name) is not None else "" for name in names))
 
@@ -112,7 +112,7 @@ def _rules(card: ResultCard) -> list[str]:
 
 
 @functools.cache
-def _of_protocol(protocol: str, method: str) -> Settings:
+def _of_protocol(protocol: str, method: str) -> Values:
     """Return the settings of the protocol's run of a method; those that all methods share if it is not known here."""
     with contextlib.suppress(UserError):
         run = protocols.start(protocol, method)
@@ -123,7 +123,7 @@ def _of_protocol(protocol: str, method: str) -> Settings:
     return _of_protocol(protocol, usual) if protocol in protocols.PROTOCOLS and method != usual else {}
 
 
-def _settings(card: ResultCard, usual_rule: str) -> Settings:
+def _settings(card: ResultCard, usual_rule: str) -> Values:
     """Return the settings that decided the weights of a card, except its seed, and what its numbers are about.
 
     A setting that is newer than the card has its default, if its method is known here; not on own images without
@@ -136,7 +136,7 @@ def _settings(card: ResultCard, usual_rule: str) -> Settings:
     stored = card.run.get("config")
     if not stored:
         return own if card.seed is not None else {**own, "weights": of_model["weights_sha256"]}
-    run: Run | Settings = stored
+    run: Run | Values = stored
     if "mirror" in stored["data"] or not is_own(str(stored["data"].get("name"))):
         with contextlib.suppress(UserError):
             run = run_from_json(stored)
@@ -152,7 +152,7 @@ def _settings(card: ResultCard, usual_rule: str) -> Settings:
     return {name: value for name, value in values.items() if name not in idle and not name.startswith("evaluation.")}
 
 
-def _keys(cards: Sequence[ResultCard], settings: Sequence[Settings]) -> list[str]:
+def _keys(cards: Sequence[ResultCard], settings: Sequence[Values]) -> list[str]:
     """Return a key for each card, equal for the cards of a row; other weights of a seed have another."""
     seen: dict[tuple[str, int | None], list[str]] = defaultdict(list)
     found = []
@@ -180,7 +180,7 @@ def _merged(cards: Sequence[ResultCard], keys: Sequence[str], labels: Mapping[st
     return same
 
 
-def _labels(rows: Mapping[str, tuple[ResultCard, Settings]]) -> dict[str, str]:
+def _labels(rows: Mapping[str, tuple[ResultCard, Values]]) -> dict[str, str]:
     """Return the method of each row, with its settings that are neither the protocol's nor those of most rows."""
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     off: dict[str, dict[str, tuple[tuple[str, str], str]]] = {}

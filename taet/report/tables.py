@@ -25,7 +25,7 @@ ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 ESCAPED |= {"·": r"$\cdot$", "∞": r"$\infty$", "ε": r"$\epsilon$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
-class Cell(NamedTuple):
+class Text(NamedTuple):
     """A text, what stands small below it or in brackets behind it, and whether it is bold."""
 
     text: str
@@ -44,14 +44,14 @@ class Table:
     frame: pd.DataFrame
 
     @property
-    def lines(self) -> list[tuple[str, list[Cell]]]:
+    def lines(self) -> list[tuple[str, list[Text]]]:
         """Name and cells of each row."""
         return [(str(name), list(cells)) for name, *cells in self.frame.itertuples()]
 
     def _texts(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
         """Return the head and the rows as escaped texts, those in bold put into `bold`."""
-        heads = [Cell(str(self.frame.index.name)), *self.frame.columns]
-        rows = [heads, *([Cell(name), *cells] for name, cells in self.lines)]
+        heads = [Text(str(self.frame.index.name)), *self.frame.columns]
+        rows = [heads, *([Text(name), *cells] for name, cells in self.lines)]
         escaped = ([(escape(" ".join(str(cell).split())), cell.bold) for cell in row] for row in rows)
         return [[bold.format(text) if is_bold else text for text, is_bold in row] for row in escaped]
 
@@ -69,20 +69,20 @@ class Table:
         return "\n".join([f"% {self.title}", *begin, head, r"\midrule", *body, *end])
 
 
-def table(title: str, rows: Mapping[str, Mapping[Cell, Cell]], name: str = "method") -> Table:
+def table(title: str, rows: Mapping[str, Mapping[Text, Text]], name: str = "method") -> Table:
     """Return a table of cells by row and column; a missing one is a dash."""
     import pandas as pd
 
     heads = list(dict.fromkeys(head for cells in rows.values() for head in cells))
-    values = [[cells.get(head, Cell(MISSING)) for head in heads] for cells in rows.values()]
+    values = [[cells.get(head, Text(MISSING)) for head in heads] for cells in rows.values()]
     return Table(title, pd.DataFrame(values, pd.Index(list(rows), name=name), pd.Index(heads, tupleize_cols=False)))
 
 
-def accuracy(found: Mapping[str, float] | pd.Series) -> Cell:
+def accuracy(found: Mapping[str, float] | pd.Series) -> Text:
     """Return an accuracy with its interval, as in every table."""
     if math.isnan(found["accuracy"]):
-        return Cell(MISSING)
-    return Cell(percent(found["accuracy"]), percent_interval(found["low"], found["high"]))
+        return Text(MISSING)
+    return Text(percent(found["accuracy"]), percent_interval(found["low"], found["high"]))
 
 
 def order(results: Results) -> list[str]:
@@ -116,7 +116,7 @@ def under(attack: str) -> str:
     return "Clean images" if attack == "clean" else f"Under {attack}"
 
 
-def _add(results: Results, rows: dict[str, dict[Cell, Cell]], head: Cell, attack: str, group: str = "balanced") -> None:
+def _add(results: Results, rows: dict[str, dict[Text, Text]], head: Text, attack: str, group: str = "balanced") -> None:
     """Add the column of an attack and a group to rows; the best is bold if it is decided against each other row."""
     scores = results.scores(group)
     found = scores[scores["attack"] == attack].dropna(subset="accuracy")
@@ -128,10 +128,10 @@ def _add(results: Results, rows: dict[str, dict[Cell, Cell]], head: Cell, attack
         if all(one is not None and one.decided and one.value > 0 for one in decided):
             cells[top] = cells[top]._replace(bold=True)
     for row in rows:
-        rows[row][head] = cells.get(row, Cell(MISSING))
+        rows[row][head] = cells.get(row, Text(MISSING))
 
 
-def _rows(results: Results) -> dict[str, dict[Cell, Cell]]:
+def _rows(results: Results) -> dict[str, dict[Text, Text]]:
     return {row: {} for row in order(results)}
 
 
@@ -142,15 +142,15 @@ def headline(results: Results) -> Table:
     for attack in results.attacks:
         column = column_of(results, attack)
         own = "" if column.norm is None or threat(column) == ball else threat(column)
-        _add(results, rows, Cell(attack, own), attack)
+        _add(results, rows, Text(attack, own), attack)
     if results.strongest is not None:
-        _add(results, rows, Cell("tail", results.strongest), results.strongest, "tail")
+        _add(results, rows, Text("tail", results.strongest), results.strongest, "tail")
     if "clean" in results.attacks and len({*counts[counts > 0].tolist()}) > 1:
-        _add(results, rows, Cell("all images", "clean"), "clean", "plain")
+        _add(results, rows, Text("all images", "clean"), "clean", "plain")
     seeds = {row: len([*_seeds(results, row)]) for row in rows}
     if max(seeds.values()) > 1:
         for row, number in seeds.items():
-            rows[row][Cell("seeds")] = Cell(str(number))
+            rows[row][Text("seeds")] = Text(str(number))
     return table("Balanced accuracy", rows)
 
 
@@ -160,9 +160,9 @@ def groups(results: Results) -> Iterator[Table]:
     for attack in lead_attacks(results):
         rows = _rows(results)
         for group in ("head", "body", "tail"):
-            _add(results, rows, Cell(group), attack, group)
+            _add(results, rows, Text(group), attack, group)
         for line in results.scores("worst").query("attack == @attack").to_dict("records"):
-            rows[line["row"]][Cell("worst class")] = accuracy(line)
+            rows[line["row"]][Text("worst class")] = accuracy(line)
         yield table(under(attack), rows)
 
 
@@ -171,13 +171,13 @@ def differences(results: Results) -> Iterator[Table]:
     images, with its 95 % interval. Undecided: the interval contains 0, or the p-value of a randomisation test is 5 % or
     more. For one seed it tells which of two models is better, not which method; for several it covers the seeds too."""
     best, *others = order(results)
-    found: dict[str, dict[Cell, Cell]] = {row: {} for row in others}
+    found: dict[str, dict[Text, Text]] = {row: {} for row in others}
     for attack in lead_attacks(results):
         for row in others:
             one = results.difference(row, best, attack)
             if one is not None:
                 ends = f"{points(one.low)} to {points(one.high)}{'' if one.decided else ', undecided'}"
-                found[row][Cell(attack)] = Cell(points(one.value), ends)
+                found[row][Text(attack)] = Text(points(one.value), ends)
     if found:
         yield table(f"Minus {best}", found)
 
@@ -188,13 +188,13 @@ def classes(results: Results) -> Iterator[Table]:
     counts, tested = card.data.get("train_class_counts"), card.test_class_counts
     names, largest = class_names(card), largest_first(card)
     for attack in lead_attacks(results):
-        found: dict[str, dict[Cell, Cell]] = {}
+        found: dict[str, dict[Text, Text]] = {}
         for label in largest:
-            found[names[label]] = {} if counts is None else {Cell("training images"): Cell(count(counts[label]))}
-            found[names[label]][Cell("test images")] = Cell(count(tested[label]))
+            found[names[label]] = {} if counts is None else {Text("training images"): Text(count(counts[label]))}
+            found[names[label]][Text("test images")] = Text(count(tested[label]))
         scores = results.scores(*names).query("attack == @attack").to_dict("records")
         for line in sorted((line for line in scores if line["row"] in rows), key=lambda line: rows.index(line["row"])):
-            found[line["group"]][Cell(line["row"])] = accuracy(line)
+            found[line["group"]][Text(line["row"])] = accuracy(line)
         yield table(under(attack), found, "class")
 
 
@@ -217,7 +217,7 @@ def behaviour(results: Results) -> Iterator[Table]:
                 for name, value, form in _behaviour(one.card, one.columns[attack], one.card.clean):
                     found.setdefault(name, []).append((value, form))
         rows[row] = {
-            Cell(name): Cell(of[0][1].format(np.mean([value for value, _ in of]))) for name, of in found.items()
+            Text(name): Text(of[0][1].format(np.mean([value for value, _ in of]))) for name, of in found.items()
         }
     yield table(under(attack), rows)
 
@@ -257,7 +257,7 @@ def broken(results: Results) -> Iterator[Table]:
                 for attack, every, only in zip(here, lost.sum(1), alone, strict=True):
                     found.setdefault(attack, []).append((int(every), int(only)))
         means = {attack: np.mean(values, axis=0) for attack, values in found.items()}
-        rows[row] = {Cell(a): Cell(f"{means[a][0]:.4g}", f"{means[a][1]:.4g} alone") for a in attacks if a in means}
+        rows[row] = {Text(a): Text(f"{means[a][0]:.4g}", f"{means[a][1]:.4g} alone") for a in attacks if a in means}
     yield table("Images that each attack breaks", rows)
 
 
@@ -271,7 +271,7 @@ def in_ball(results: Results) -> Sequence[str]:
 
 def provenance(results: Results) -> Iterator[Table]:
     """The cards behind every number, and how each was made."""
-    rows: dict[str, dict[Cell, Cell]] = {}
+    rows: dict[str, dict[Text, Text]] = {}
     for one in results.named:
         card = one.card
         facts: dict[str, object] = {
@@ -289,5 +289,5 @@ def provenance(results: Results) -> Iterator[Table]:
             "checksum": "" if card.sealed else "none: of an older version",
         }
         shown = {name: words(value) for name, value in facts.items() if value not in (None, "", {})}
-        rows[one.source.name] = {Cell(name): Cell(text) for name, text in shown.items()}
+        rows[one.source.name] = {Text(name): Text(text) for name, text in shown.items()}
     yield table("Cards", rows, "card")

@@ -24,7 +24,7 @@ from taet.report import tables
 from taet.report.drawing import Panel, axes, draw
 from taet.report.page import SECTIONS, Section
 from taet.report.results import Results
-from taet.report.tables import Cell, Table, table
+from taet.report.tables import Table, Text, table
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10")
 MakeCard, MakeRun = Callable[..., ResultCard], Callable[..., Path]
@@ -262,7 +262,7 @@ def test_the_other_forms_hold_the_same_numbers(runs: list[Path], tmp_path: Path)
 
 
 def test_signs_of_markdown_and_latex_are_escaped() -> None:
-    one = table("A_title", {"a|b_c": {Cell("50 %"): Cell("1 & 2", "#3", bold=True)}})
+    one = table("A_title", {"a|b_c": {Text("50 %"): Text("1 & 2", "#3", bold=True)}})
     assert one.markdown().splitlines()[-1] == r"| a\|b\_c | **1 & 2 (#3)** |"
     assert r"a|b\_c & \textbf{1 \& 2 (\#3)} \\" in one.latex()
 
@@ -294,8 +294,8 @@ def test_the_tables_of_masks_are_counts_of_images(make_card: MakeCard) -> None:
     clean, hard = card.column("clean").correct, card.column("autoattack").correct
     others = np.all([card.column(name).correct for name in ATTACKS if name not in ("clean", "autoattack")], axis=0)
     alone = int((clean & ~hard & others).sum())
-    cell = broken.frame.iloc[0][Cell("autoattack")]
-    assert cell == Cell(str(int((clean & ~hard).sum())), f"{alone} alone")
+    cell = broken.frame.iloc[0][Text("autoattack")]
+    assert cell == Text(str(int((clean & ~hard).sum())), f"{alone} alone")
     (behaviour,) = tables.behaviour(found)
     natural, boundary = statistics.class_errors(clean, hard, card.labels, card.num_classes)
     texts = {str(head): str(cell) for head, cell in behaviour.frame.iloc[0].items()}
