@@ -211,8 +211,8 @@ def correlations(published: Sequence[float], below: Sequence[int]) -> tuple[floa
 
 
 def orders_reversed(at: Study, item: Item, columns: Sequence[str]) -> Verdict:
-    """It holds if one pair of rows is ordered differently by balanced and by plain accuracy, which is that of the recalls
-    weighted by the classes' shares in training; all intervals cover together with 95 %.
+    """It holds if balanced and plain accuracy order one pair of rows differently; all intervals cover with 95 %. Plain
+    accuracy is the mean of the recalls, weighted by the classes' shares in training.
     """
     held = _held(at, item)
     if len(held) < FEWEST_ROWS:
