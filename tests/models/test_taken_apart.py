@@ -166,15 +166,6 @@ def test_a_network_that_does_not_fit_the_data_is_one_line(network: nn.Module, me
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_callable_of_ones_own(own: str) -> None:
-    model = models.build(f"{own}:Net", 6, (3, 8, 8), seed=1)
-    assert isinstance(model, Classifier)
-    assert model.head.out_features == 6
-    again, other = (models.build(f"{own}:Net", 6, (3, 8, 8), seed=seed) for seed in (1, 2))
-    assert torch.equal(model(images()), again(images()))
-    assert not torch.equal(model(images()), other(images()))
-
-
 def test_a_module_of_ones_own_can_be_trained_twice(own: str) -> None:
     """It is one object in its file; what is trained is a copy."""
     first = models.build(f"{own}:ready", 4, (3, 8, 8))
@@ -218,15 +209,6 @@ def test_torchvision(name: str, shape: tuple[int, int, int], features: int, last
     assert model.notes == (f"features: the inputs of the network's last layer, {last}",)
     assert model.features(images(shape)).shape == (3, features)
     assert model(images(shape)).shape == (3, 7)
-
-
-def test_torchvision_by_number_of_parameters() -> None:
-    model = models.build("torchvision:resnet18", 10, (3, 32, 32))
-    assert sum(p.numel() for p in model.parameters()) == 11_689_512 - 990 * 513  # of 1000 classes, as documented
-    grey = models.build("torchvision:resnet18", 10, (1, 32, 32))
-    assert model.body.conv1.weight.shape == (64, 3, 7, 7)
-    assert grey.body.conv1.weight.shape == (64, 1, 7, 7)
-    assert grey.body.conv1.weight.std().item() == pytest.approx(model.body.conv1.weight.std().item(), rel=0.1)
 
 
 @pytest.mark.parametrize(
