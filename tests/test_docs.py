@@ -35,7 +35,6 @@ from taet.cli import (
     main,
     predict,
     push,
-    track,
     transfer,
     tune,
 )
@@ -66,7 +65,6 @@ READ = {
     "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
-    "track": track.read,
     "transfer": parser(transfer, transfer.TransferOptions),
     "tune": parser(tune, tune.TuneOptions),
 }

@@ -31,7 +31,6 @@ COMMANDS = {
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
     "push": "publish a finished run with its result card and a model card: a folder, or the Hugging Face Hub",
-    "track": "write run folders, finished or in progress, to MLflow or W&B; nothing is written twice",
     "cost": "measure the cost of training on this machine: passes, seconds, memory, and what TAET saves",
     "list": "list methods, attacks, data, models, protocols or recipes",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",

@@ -287,7 +287,8 @@ def _report(result: Comparison) -> Path | None:
     folders = [RunFolder(outcome.cell.folder) for outcome in result.outcomes]
     there = [folder.path for folder in folders if folder.card().exists()]
     left = [f"{_words(one)}: {one.reason or one.state}." for one in result.outcomes if one.state != "done"]
-    return write(there, result.out / "report.html", title=result.title, notes=list(dict.fromkeys(left))) if there else None
+    notes = list(dict.fromkeys(left))
+    return write(there, result.out / "report.html", title=result.title, notes=notes) if there else None
 
 
 def _words(outcome: CellOutcome) -> str:
