@@ -276,6 +276,7 @@ def provenance(results: Results) -> Iterator[Table]:
         card = one.card
         facts: dict[str, object] = {
             "method": one.row,
+            "title": card.title,
             "seed": card.seed,
             "SHA-256 of the weights": card.model["weights_sha256"],
             "SHA-256 of the test images": card.data["test_sha256"],
