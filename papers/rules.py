@@ -211,7 +211,9 @@ def correlations(published: Sequence[float], below: Sequence[int]) -> tuple[floa
 
 
 def orders_reversed(at: Study, item: Item, columns: Sequence[str]) -> Verdict:
-    """It holds if plain and balanced accuracy order one pair of rows differently; all intervals cover with 95 %."""
+    """It holds if balanced and plain accuracy order one pair of rows differently; all intervals cover with 95 %. Plain
+    accuracy is the mean of the recalls, weighted by the classes' shares in training.
+    """
     held = _held(at, item)
     if len(held) < FEWEST_ROWS:
         return Verdict("not tested", (f"{len(held)} rows of {item.name} have runs, of {FEWEST_ROWS} that it takes",))

@@ -147,12 +147,11 @@ class Runs:
         model, config = values["model"], training_settings(values["run"]["config"])
         attacks = frozenset(column["name"] for column in values["columns"])
         found, rules = Measured(path, attacks, model["weights_sha256"]), _rules(model, config)
+        self.every += [found] if rules and path.name != CARD else []
         try:
             settings = _defaults(config["method"]) | config
         except UserError:  # a method that has left the package
             return
-        is_known = config.keys() <= {*_defaults(config["method"]), "method", "seed"}
-        self.every += [found] if rules and is_known and path.name != CARD else []
         for rule in rules:
             by_seed = self._found.setdefault(key({**settings, "training.selection": rule}), {})
             by_seed.setdefault(config["seed"], []).append(found)

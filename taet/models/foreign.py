@@ -86,17 +86,9 @@ def load(
 ) -> Loaded:
     """Return the model called `spec` in eval mode, with its weights and with its input normalisation inside.
 
-    Args:
-        spec: `package.module:callable`, which takes nothing or `num_classes` and returns a Module, or is one (the
-            current directory is importable); `torchvision:NAME`; `timm:NAME`; or a name of `taet list models`.
-        num_classes: required width of the logits.
-        image_shape: (channels, height, width) of the images.
-        weights: what `taet.models.weights.read` reads. Default: the weights of the callable's module, else random
-            weights from seed 0.
-        normalize: none, imagenet, cifar10, cifar100, or MEANS/STDS, one number per channel separated by commas.
-
-    Raises:
-        UserError: an unknown name, a callable that fails, a file that holds code or does not fit the model.
+    `spec` and `image_shape` are those of `taet.models.build`. Without `weights`, which must fit wholly, the model keeps
+    those of the callable's module, or gets random ones from seed 0. `normalize` is none, imagenet, cifar10, cifar100 or
+    MEANS/STDS, one number per channel separated by commas.
     """
     statistics = parse_normalization(normalize, image_shape[0])
     with seeded(0, "weights"):
@@ -247,11 +239,7 @@ def taken_apart(
     """Split `network` into features and head: its last linear layer with `num_classes` outputs, or a cosine head.
 
     That layer is the head if its outputs are the network's logits, which is tested on two images. The features are then
-    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier is returned
-    unchanged.
-
-    Raises:
-        UserError: a network that cannot process the images, or does not return one logit per class.
+    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier stays as it is.
     """
     images = torch.rand(2, *image_shape)
     check_logits(network.eval(), images, num_classes)
