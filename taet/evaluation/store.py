@@ -94,7 +94,7 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
         data, file = folder.record.data, folder.weights(weights)
         if tuple(data.class_names) != card.class_names or data.test.sha256 != card.data["test_sha256"]:
             raise UserError(f"{path} was made with other test images than the run; evaluate the run again")
-        if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file, links=False)):
+        if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file)):
             raise UserError(f"{path} was made with another file of weights than {file.name}; evaluate the run again")
     return card
 
@@ -120,8 +120,8 @@ def put(path: Path, card: Card) -> None:
     The older one is copied before it is replaced, so that no failure can lose a card.
     """
     if path.exists():
-        before, content = Card.load(path), read_bytes(path, links=False)
-        if not _holds(card, before) and all(read_bytes(place, links=False) != content for place in _earlier(path)):
+        before, content = Card.load(path), read_bytes(path)
+        if not _holds(card, before) and all(read_bytes(place) != content for place in _earlier(path)):
             place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or '0'}.json")
             while place.exists():
                 place = place.with_name(f"{place.stem}0.json")
@@ -198,7 +198,7 @@ def read_examples(path: Path, card: Card) -> Examples | None:
     """
     if not path.exists() or (card.sealed and card.examples_sha256 is None):
         return None
-    content = read_bytes(path, most=MOST_BYTES, links=False)
+    content = read_bytes(path, most=MOST_BYTES)
     if card.examples_sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise UserError(f"{path} was changed: it is not the file that the result card names; evaluate again")
     try:

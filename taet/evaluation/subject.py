@@ -243,7 +243,7 @@ def of_run(
                 "selection": chosen.rule,
                 "epoch": held.weights_about(weights).epoch,
                 "leak": chosen.leak,
-                "file_sha256": file_sha256(held.weights(weights), links=False),
+                "file_sha256": file_sha256(held.weights(weights)),
             },
             "data": {
                 **data,
