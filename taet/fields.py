@@ -206,7 +206,8 @@ def type_text(kind: Any) -> str:
 
 
 def _object_text(kind: Any) -> str:
-    return "an object" if isinstance(kind, type) and issubclass(kind, BaseModel) else getattr(kind, "__name__", "value")
+    parts = is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+    return "an object" if parts else getattr(kind, "__name__", "value")
 
 
 def _range_text(marks: Marks, value: object) -> str:
@@ -244,7 +245,7 @@ def _is_kind(value: object, kind: Any) -> bool:
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple)
-    return isinstance(kind, type) and isinstance(value, kind)
+    return isinstance(kind, type) and not is_typeddict(kind) and isinstance(value, kind)
 
 
 def allowed_text(hint: Any, value: object = None) -> str:

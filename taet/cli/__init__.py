@@ -20,11 +20,9 @@ from taet.errors import Done, UserError, custom_origin, is_out_of_memory, printa
 COMMANDS = {
     "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
     "train": "train a method: taet train METHOD [options]; continue a run: taet train --resume RUN",
-    "check": "find problems that would invalidate an evaluation of a run or any model, and estimate its duration",
+    "check": "check this machine, every file of a run, or what would invalidate an evaluation of a model",
     "evaluate": "attack a finished run, or any model, and write its result card",
-    "audit": "check whether robustness results can be trusted, by the checklist of Carlini et al. (2019)",
     "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
-    "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
     "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
     "report": "write one self-contained HTML file about any number of runs",
@@ -34,14 +32,13 @@ COMMANDS = {
     "cost": "measure the cost of training on this machine: passes, seconds, memory, and what TAET saves",
     "list": "list methods, attacks, data, models, protocols or recipes",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
-    "doctor": "check whether this machine can train, and how fast; taet doctor RUN verifies every file of a run",
 }
 
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
 
 taet help COMMAND is taet COMMAND --help.
 
-Exit status: 0 success; 1 a cell of a comparison failed, taet audit or taet gate failed, or an unexpected error;
+Exit status: 0 success; 1 a cell of a comparison failed, taet gate failed, or an unexpected error;
 2 a mistake in the call, a file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"

@@ -21,7 +21,7 @@ from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.measurement import attack_seconds, span
+from taet.evaluation.evaluate import attack_seconds, span
 from taet.experiments import own_images
 from taet.fields import LongSeed
 from taet.formatting import duration, plural

@@ -116,7 +116,7 @@ def scaled(step: float, eps: float | None, usual: float) -> float:
     return step if eps in (None, usual) else step * (eps or usual) / usual
 
 
-def settled(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: str = "taet") -> Evaluation:
+def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: str = "taet") -> Evaluation:
     """Return settings with these fields changed, a paper's name replaced by its attacks, and a radius, default `eps`.
 
     Where a radius is changed and its step is not, the step follows: a step of the protocol is for the protocol's ball,
@@ -151,14 +151,14 @@ def settled(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: s
     return settings
 
 
-def curves(card: Card) -> dict[CurveName, dict[float, Column]]:
+def curves(card: Card) -> dict[str, dict[float, Column]]:
     """Return the curves on a card by the setting that varies, in ascending order; empty with fewer than three points.
 
     The points of a curve differ only in the varied setting, and over eps also in the step size, proportional to eps. If
     a card has several such sets of columns, the one measured for the curve is used, else the largest. Clean images are
     the point at eps 0.
     """
-    found: dict[CurveName, dict[float, Column]] = {}
+    found: dict[str, dict[float, Column]] = {}
     for curve, varied in VARIED.items():
         groups: dict[object, list[Column]] = {}
         for column in card.columns:

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from taet import statistics
 from taet.attacks.ball import Norm
 from taet.errors import UserError, cut, located, unknown
-from taet.evaluation.column import WORST_CASE, AsItIs, Column, Json, PackedLabels, Stored, check_classes
+from taet.evaluation.column import WORST_CASE, AsItIs, CardPart, Column, Json, PackedLabels, check_classes
 from taet.evaluation.facts import ModelFacts, probed
 from taet.evaluation.summary import Interval, Summary, check_stored, disagreements, summarise
 from taet.fields import Name, NonNegative, Sha256, StoredCount
@@ -126,7 +126,7 @@ class Environment(TypedDict, total=False):
     device: str
 
 
-class Card(Stored):
+class Card(CardPart):
     """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
     method: str

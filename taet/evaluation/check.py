@@ -39,6 +39,7 @@ DATA_FILES = (
     *("dermamnist.npz", "ham10000_32.npz", "tiny-imagenet-200", "gtsrb"),
 )
 OLD = "written by an older version, without a checksum"
+MOST_EACH = 10  # logits for a class; more are those of another data set
 LEVEL = 0.05  # of all tests together whether another normalisation is better
 
 
@@ -81,6 +82,7 @@ def check(
     *,
     deep: bool = False,
     attacks: Sequence[str] | None = None,
+    eps: float | None = None,
     weights: str = DELIVERED,
     device: str = "auto",
 ) -> Check:
@@ -94,7 +96,7 @@ def check(
         labels: integers (N,), 0 to classes - 1.
         deep: attack a randomised model also through the mean of many draws, and a model with several logits for each
             class also through the largest of each.
-        attacks: attacks whose time is estimated. Default: those of the run, or of the protocol taet.
+        attacks, eps: attacks whose time is estimated, and the radius. Default: those of the run, or of protocol taet.
         weights: of a run: model, model-last or model-best.
         device: auto, cpu, cuda or cuda:N.
 
@@ -109,12 +111,12 @@ def check(
         if given is None:
             raise UserError("check: got a model without images and labels; allowed: both, or a run folder alone")
         subject = of_module(model_or_run_dir, given)
-        return Check((*_model(subject, device, attacks, deep),))
-    files = (*_files(RunFolder(Path(model_or_run_dir))),)
+        return Check((*_model(subject.changed({"attacks": attacks, "eps": eps}), device, deep),))
+    files = verify(Path(model_or_run_dir))
     if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
         return Check(files)
     subject = of_run(model_or_run_dir, weights, images=given)
-    return Check((*files, *_model(subject, device, attacks, deep)))
+    return Check((*files, *_model(subject.changed({"attacks": attacks, "eps": eps}), device, deep)))
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------
@@ -154,16 +156,18 @@ def _attack_speed(device: torch.device, bf16: bool) -> float:
 # -- the files of a run ------------------------------------------------------------------------------------------------
 
 
-def _files(folder: RunFolder) -> Iterator[Finding]:
+def verify(path: Path) -> tuple[Finding, ...]:
     """Read every file of a run folder as its users do, and check that all belong together."""
-    if not folder.path.is_dir():
-        raise UserError(f"check: no such folder: '{folder.path}'")
-    for name, read in _readers(folder):
+    if not path.is_dir():
+        raise UserError(f"check: no such folder: '{path}'")
+    found = []
+    for name, read in _readers(RunFolder(path)):
         try:
             left = read()
-            yield Finding(name, f"on trust: {left}" if left else "verified")
+            found.append(Finding(name, f"on trust: {left}" if left else "verified"))
         except UserError as error:
-            yield Finding(name, " ".join(str(error).split()), ok=False)
+            found.append(Finding(name, " ".join(str(error).split()), ok=False))
+    return tuple(found)
 
 
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -226,9 +230,8 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
 # -- a model -----------------------------------------------------------------------------------------------------------
 
 
-def _model(subject: Subject, device: str, attacks: Sequence[str] | None, deep: bool) -> Iterator[Finding]:
+def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
     """Yield what a batch of test images shows about a model."""
-    subject = subject.changed({"attacks": attacks})
     names, network = subject.about["data"]["class_names"], subject.model
     network.to(subject.device if device == "auto" else resolve_device(device))
     with restored(network) as changes:
@@ -236,8 +239,8 @@ def _model(subject: Subject, device: str, attacks: Sequence[str] | None, deep: b
         batch_size, seed = subject.settings.batch_size, subject.settings.seed
         runner = make_runner(network, subject.images, subject.labels, batch_size=batch_size, seed=seed)
         width, rows = runner.num_classes, even_sample(runner.labels, runner.batch_size, seed)
-        several = width // len(names) if names and width > len(names) and width % len(names) == 0 else 1
-        if names and several == 1 and width != len(names):
+        several, rest = divmod(width, len(names)) if names else (1, 0)
+        if names and (rest or not 1 <= several <= MOST_EACH):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
         x, y = runner.batch(rows)
         with runner.still():

@@ -110,7 +110,7 @@ PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
 PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
 
 
-class Stored(Record):
+class CardPart(Record):
     """A part of a card, whose errors are one line each; two are equal only if they are the same object."""
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -163,7 +163,7 @@ class Parameters(TypedDict, total=False):
     note: str
 
 
-class Column(Stored):
+class Column(CardPart):
     """One attack on all test images, in test order; a default is what a column of an older schema lacks."""
 
     what: ClassVar[str] = "column"

@@ -22,7 +22,7 @@ from taet.data.long_tail import even_sample
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import store
-from taet.evaluation.bundles import attacks_of, settled
+from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE
 from taet.evaluation.facts import ModelFacts, probe, probe_passes
@@ -130,7 +130,7 @@ def evaluate(
         return evaluate_run(model_or_run_dir, attacks, images=given, out=out, eps=eps, **options)
     _unused("a Module", "a run folder", **{n: options.pop(n, None) for n in ("weights", "model", "dataset")})
     work, changes = Work.among({**options, "attacks": attacks, "eps": eps})
-    settled(Evaluation(), changes, Threat().eps)  # a mistake is reported before anything is loaded
+    settle(Evaluation(), changes, Threat().eps)  # a mistake is reported before anything is loaded
     if given is None:
         raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
     subject = of_module(model_or_run_dir, given, name, notes).changed(changes)
@@ -168,7 +168,7 @@ def evaluate_run(
         UserError: as `evaluate`; a folder that is no finished run, or whose files do not belong together.
     """
     work, settings = Work.among({**changes, "attacks": attacks})
-    settled(Evaluation(), settings, Threat().eps)
+    settle(Evaluation(), settings, Threat().eps)
     if images is not None and out is None:
         raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
     subject = of_run(folder, weights, images=images, model=model, dataset=dataset).changed(settings)

@@ -22,7 +22,7 @@ from taet.attacks.inputs import distributions
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.spec import Model
 from taet.errors import UserError, is_out_of_memory, located
-from taet.evaluation.column import Stored
+from taet.evaluation.column import CardPart
 from taet.fields import ImageCount, NonNegative, StoredCount
 from taet.losses.long_tail import cross_entropy
 
@@ -36,7 +36,7 @@ UnitDistance = Annotated[float, Field(ge=0, le=2.001)]
 """A distance between two vectors of unit length, rounded."""
 
 
-class ModelFacts(Stored):
+class ModelFacts(CardPart):
     """Outputs of a model on a sample of images; a fact that was not measured, as in cards of older versions, is 0.
 
     A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. `x_correct`
@@ -86,7 +86,7 @@ class ModelFacts(Stored):
         return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
-class DeepFacts(Stored):
+class DeepFacts(CardPart):
     """What only an attack made for a kind of model shows; 0 where a fact does not concern the model."""
 
     images: ImageCount

@@ -31,12 +31,12 @@ FEW_PROBED = 100  # of so many images at least 6 broken by the stronger attack a
 NOT_FIXED = ("randomised", "changes-between-calls")
 BPDA = "attack with a differentiable replacement (BPDA)"
 STOPPED = "operations in the model stop or distort its gradient, so gradient-based attacks overestimate robustness"
-Text = object
+Sentence = object
 """What was found and what it means; anything false where nothing is wrong."""
 
 
 @dataclass(frozen=True)
-class Rule:
+class Diagnostic:
     """A rule for one possible problem; its flag is the name that cards store.
 
     `of` says what it looks at: attacks, test, probe and bound at a `Card`, model at `ModelFacts`, deep at `DeepFacts`.
@@ -44,7 +44,7 @@ class Rule:
 
     flag: str
     of: str
-    says: Callable[[Any], Text]
+    says: Callable[[Any], Sentence]
     remedy: str = ""
     unless: tuple[str, ...] = ()
     """Flags that already explain this one, which is then not raised."""
@@ -52,13 +52,13 @@ class Rule:
     """Of attacks and model: whether attacks that use only gradients may then be far from the true accuracy."""
 
 
-RULES: list[Rule] = []
+RULES: list[Diagnostic] = []
 """All rules, in the order in which their flags are stored."""
 
 
-def rule(flag: str, of: str, remedy: str = "", **more: Any) -> Callable[[Callable[[Any], Text]], None]:
+def rule(flag: str, of: str, remedy: str = "", **more: Any) -> Callable[[Callable[[Any], Sentence]], None]:
     """Make a function the condition and the text of an entry of `RULES`."""
-    return lambda says: RULES.append(Rule(flag, of, says, remedy, **more))
+    return lambda says: RULES.append(Diagnostic(flag, of, says, remedy, **more))
 
 
 def said(of: str, facts: object) -> dict[str, str]:
@@ -90,7 +90,7 @@ def _share(column: Column) -> str:
     return f"{percent(accuracy(column))} %"
 
 
-def _on_pair(pairs: Iterable[Contrast], text: str, usual: float = 0.0) -> Text:
+def _on_pair(pairs: Iterable[Contrast], text: str, usual: float = 0.0) -> Sentence:
     """Return the text, filled with the strongest of these pairs, if that differs by more than is usual and chance."""
     if (pair := strongest(pairs, usual)) is None:
         return None
@@ -99,7 +99,7 @@ def _on_pair(pairs: Iterable[Contrast], text: str, usual: float = 0.0) -> Text:
 
 
 @rule("pgd-too-short", "attacks", "use more steps or longer ones", misleads=False)
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     # The curve over the steps begins with PGD runs that are short on purpose.
     pgds = (one for one in own(card) if isinstance(one.attack, ProjectedAscent) and one.curve != "steps")
     short = listed(one.name for one in pgds if not crosses(one))
@@ -107,33 +107,33 @@ def _(card: Card) -> Text:
 
 
 @rule("one-step-beats-many-step", "attacks", "report AutoAttack, not PGD")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     text = "{one.name} breaks more images than {other.name} ({gap}), which cannot happen with sound gradients: the"
     return _on_pair(contrasts.one_steps(card), f"{text} model masks them (Athalye et al. 2018)")
 
 
 @rule("pgd-not-converged", "attacks", "use more steps and AutoAttack")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     text = "{one.name} is far below {other.name} ({gap}): PGD has not converged, so the true robustness is lower"
     found = (_on_pair(contrasts.longer(card, norm), text, usual) for norm, usual in contrasts.CONVERGENCE_GAP.items())
     return next(filter(None, found), None)
 
 
 @rule("autoattack-far-below-pgd", "attacks", "report AutoAttack, not PGD")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     text = "{one.name} is far below {other.name} ({gap}): the model resists PGD better than other attacks, a sign of"
     return _on_pair(contrasts.suites(card), f"{text} gradient masking", contrasts.AUTOATTACK_GAP)
 
 
 @rule("margin-beats-cross-entropy", "attacks", "report AutoAttack, not PGD")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     pairs = (pair for pair in differing(asked(card), "objective") if pair[0].attack.on_margin)
     text = "{one.name} is far below {other.name} ({gap}): PGD on the cross-entropy is weaker on this model than usual,"
     return _on_pair(pairs, f"{text} a sign of gradient masking", contrasts.MARGIN_GAP)
 
 
 @rule("adaptive-beats-plain", "attacks", "report the adaptive attack and AutoAttack")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     pairs = (pair for pair in differing(own(card), "factor") if "factor" not in pair[1].parameters)
     text = (
         "With logits times {one.parameters[factor]:g} in its objective, {other.name} breaks many more images ({gap}): "
@@ -143,7 +143,7 @@ def _(card: Card) -> Text:
 
 
 @rule("transfer-beats-white-box", "attacks", "report AutoAttack, not PGD")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     text = (
         "{one.name}, whose examples were made on another model, breaks more images than the white-box attack "
         "{other.name} ({gap}): with sound gradients the white-box attack is stronger"
@@ -152,7 +152,7 @@ def _(card: Card) -> Text:
 
 
 @rule("black-box-beats-gradients", "attacks", "use more queries and an adaptive attack")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     if (found := contrasts.unguided(card)) is None:
         return None
     does = f"breaks images that no gradient-based attack breaks ({found.share:.1f} % of all)"
@@ -162,7 +162,7 @@ def _(card: Card) -> Text:
 
 
 @rule("does-not-reach-zero", "attacks", "use Square and other attacks without gradients")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     points = curves(card)["eps"].items()
     left = [one for eps, one in points if eps >= WHOLE and crosses(one) and accuracy(one) > contrasts.REMAINDER]
     return left and (
@@ -172,7 +172,7 @@ def _(card: Card) -> Text:
 
 
 @rule("accuracy-rises-with-eps", "attacks", "use more steps and AutoAttack")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     text = (
         "{other.name} leaves {high} of the images correct, {one.name} in a smaller ball only {low}: accuracy cannot "
         "rise with eps, so PGD fails (masked gradients, or too few steps)"
@@ -186,7 +186,7 @@ def _(card: Card) -> Text:
     "use more or longer steps (cw-l2:steps=1000 or lr=0.1), or attacks in a ball",
     misleads=False,
 )
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     unbounded = [one for one in own(card) if one.norm is not None and not one.bounded]
     left = listed(f"{one.name} leaves {_share(one)}" for one in unbounded if accuracy(one) > contrasts.REMAINDER)
     return left and (
@@ -196,7 +196,7 @@ def _(card: Card) -> Text:
 
 
 @rule("autoattack-variant", "attacks", misleads=False)
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     varied = [column for column in asked(card) if column.parameters.get("note")]
     return varied and (
         f"With {card.num_classes} classes, {listed(column.name for column in varied)} cannot run as the standard "
@@ -205,7 +205,7 @@ def _(card: Card) -> Text:
 
 
 @rule("randomised", "model", "attack the mean of many draws (EOT)")
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     return facts.repeat_difference > REPEAT_DIFFERENCE and (
         f"Two forward passes of the same images give different logits (by {facts.repeat_difference:.2g} at unit "
         "length): every number is one random draw, and attacks on the gradient of a single draw are too weak"
@@ -213,7 +213,7 @@ def _(facts: ModelFacts) -> Text:
 
 
 @rule("changes-between-calls", "model", "do not update state in eval mode and evaluate again", unless=("randomised",))
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     return facts.later_difference > REPEAT_DIFFERENCE and (
         "The logits of the same images change after forward passes of other images: the model keeps state, so no two "
         "attacks ran on the same model"
@@ -221,7 +221,7 @@ def _(facts: ModelFacts) -> Text:
 
 
 @rule("batch-dependent", "model", "use running statistics and evaluate again", unless=NOT_FIXED)
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     return facts.batch_difference > REPEAT_DIFFERENCE and (
         f"The logits of an image depend on the other images in its batch (by {facts.batch_difference:.2g} at unit "
         f"length), as with batch statistics in eval mode: every number holds only for batches of {facts.batch_size} in "
@@ -230,7 +230,7 @@ def _(facts: ModelFacts) -> Text:
 
 
 @rule("nonfinite-gradients", "model", "look for a square root, norm or logarithm of 0")
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     return facts.nonfinite_gradients > 0 and (
         f"On {facts.nonfinite_gradients} of {facts.images} tested images, or during PGD from them, a logit or the "
         "gradient is not finite, so no gradient-based attack can be trusted"
@@ -238,7 +238,7 @@ def _(facts: ModelFacts) -> Text:
 
 
 @rule("softmax-outputs", "model", "return the logits, the input of the softmax")
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     return facts.distributions == facts.images and (
         "The model returns probabilities, not logits: the cross-entropy applies a second softmax, so its gradients "
         "nearly vanish and gradient-based attacks are too weak"
@@ -246,14 +246,14 @@ def _(facts: ModelFacts) -> Text:
 
 
 @rule("zero-gradients", "model", "use Square, and attack with smaller logits or a differentiable replacement (BPDA)")
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     return facts.zero_gradients > 0 and (
         f"The gradient is exactly zero on {facts.zero_gradients} of {facts.clean_correct} correctly classified images "
         "(a saturated cross-entropy, or an operation without a gradient), so PGD cannot change them"
     )
 
 
-def beaten(facts: ModelFacts | DeepFacts, strong: str, weak: str = "pgd") -> Text:
+def beaten(facts: ModelFacts | DeepFacts, strong: str, weak: str = "pgd") -> Sentence:
     """Return the shares of the images that two attacks leave correct, if `strong` wins by over 4 points and chance."""
     left, kept, only = (getattr(facts, f"{name}_correct") for name in (strong, weak, f"only_{strong}"))
     shares = f"{percent(left / facts.images)} % of {facts.images} images correct, otherwise"
@@ -262,7 +262,7 @@ def beaten(facts: ModelFacts | DeepFacts, strong: str, weak: str = "pgd") -> Tex
 
 
 @rule("logit-scale", "model", "report AutoAttack")
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     why = (
         "with logits this small (scaled down, or hardly trained) the cross-entropy pushes towards all other classes at "
         "once instead of the nearest"
@@ -283,7 +283,7 @@ def _(facts: ModelFacts) -> Text:
     unless=NOT_FIXED,
     misleads=False,
 )
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     return facts.gradient_difference > REPEAT_DIFFERENCE and (
         f"The logits of the same images differ with and without gradients (by {facts.gradient_difference:.2g} at unit "
         "length), so attacks follow the gradient of a different function than the one that is evaluated"
@@ -291,21 +291,21 @@ def _(facts: ModelFacts) -> Text:
 
 
 @rule("straight-through-beats-gradients", "model", BPDA)
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     shares = facts.replaced and beaten(facts, "straight_pgd")
     how = "With the identity as the derivative of operations that stop the gradient"
     return shares and f"{how}, PGD-20 leaves {shares}: {STOPPED}"
 
 
 @rule("soft-beats-hard", "model", BPDA, unless=("straight-through-beats-gradients",))
-def _(facts: ModelFacts) -> Text:
+def _(facts: ModelFacts) -> Sentence:
     shares = facts.replaced and beaten(facts, "smooth_pgd")
     how = "On the margin of the model with smooth operations instead of rounding and thresholds"
     return shares and f"{how}, PGD-20 leaves {shares}: {STOPPED}"
 
 
 @rule("at-chance", "test")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     summary = None if card.clean is None else card.summary_of(card.clean)
     present = 0 if summary is None else int((summary.total > 0).sum())
     if summary is None or present < 2 or summary.balanced_interval[0] > 1 / present:
@@ -320,7 +320,7 @@ def _(card: Card) -> Text:
 
 
 @rule("class-without-test-images", "test")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     total = card.test_class_counts
     absent = [name for name, count in zip(card.class_names, total, strict=True) if not count]
     return absent and (
@@ -330,7 +330,7 @@ def _(card: Card) -> Text:
 
 
 @rule("few-images-per-class", "test", "read the intervals")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     few = [card.class_names[label] for label in statistics.few_images(card.test_class_counts)]
     return few and (
         f"{len(few)} of {card.num_classes} classes have fewer than {statistics.FEW_PER_CLASS} test images "
@@ -339,7 +339,7 @@ def _(card: Card) -> Text:
 
 
 @rule("small-test-set", "test", "use a larger test set, and more seeds")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     # The difference of two shares on the same images has a standard error of sqrt(d / n) (McNemar, Psychometrika 1947).
     resolution = Z * math.sqrt(DISAGREEMENT / len(card.labels))
     return resolution > COARSE_COMPARISON and (
@@ -349,14 +349,14 @@ def _(card: Card) -> Text:
 
 
 @rule("selected-on-test-set", "test", "choose it on a validation split, or take the last epoch")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     return card.model.get("leak") and (
         "The epoch was chosen by its accuracy on the test set, so these numbers are too high"
     )
 
 
 @rule("extra-not-compared", "test", "evaluate on the run's own test images")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     extra = card.data.get("extra")  # cards of older versions do not say whether they were compared
     apart = "they were compared only with those of the run's own data set"
     unknown = extra is not None and not extra.get("compared", True)
@@ -364,33 +364,33 @@ def _(card: Card) -> Text:
 
 
 @rule("quick-misled", "bound", "use AutoAttack")
-def _(found: tuple[Card, list[str]]) -> Text:
+def _(found: tuple[Card, list[str]]) -> Sentence:
     names = listed(column.name for column in asked(found[0]) if column.attack.bound)
     return bool(names and found[1]) and f"{names} must not be used on this model, which raises {listed(found[1])}"
 
 
 @rule("quick-is-a-bound", "bound", "report AutoAttack")
-def _(found: tuple[Card, list[str]]) -> Text:
+def _(found: tuple[Card, list[str]]) -> Sentence:
     bounds = [column for column in asked(found[0]) if column.attack.bound]
     return bool(bounds and not found[1]) and f"{listed(one.name for one in bounds)}: {bounds[0].attack.bound}"
 
 
 @rule("not-probed", "probe", "evaluate again without --no-probe")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     attacked = any(column.norm is not None and not column.is_transfer for column in card.columns)
     what = "so the model was not tested for problems that mislead attacks, such as masked gradients"
     return attacked and not card.probe and f"The probe was turned off, {what}"
 
 
 @rule("probe-small", "probe", f"run longer attacks, such as autoattack, in batches of {FEW_PROBED} or more")
-def _(card: Card) -> Text:
+def _(card: Card) -> Sentence:
     images, total = int(card.probe.get("images", FEW_PROBED)), len(card.labels)
     why = "because the attacks are short or the batches small, so it may miss masked gradients"
     return images < min(FEW_PROBED, total) and f"The probe used only {images} of {total} images, {why}"
 
 
 @rule("dummy-classes", "deep", "attack the largest logit of each class")
-def _(facts: DeepFacts) -> Text:
+def _(facts: DeepFacts) -> Sentence:
     raw, merged = (percent(count / facts.images) for count in (facts.raw_correct, facts.merged_correct))
     fooled = beaten(facts, "merged", "raw")
     why = "so attacks on all logits only raise another logit of the true class" if fooled else "which are merged"
@@ -401,7 +401,7 @@ def _(facts: DeepFacts) -> Text:
 
 
 @rule("eot-beats-one-draw", "deep", "attack the mean of many draws (EOT)")
-def _(facts: DeepFacts) -> Text:
+def _(facts: DeepFacts) -> Sentence:
     shares = beaten(facts, "mean", "one")
     return shares and f"PGD-20 with the mean gradient of {facts.draws} draws leaves {shares}"
 

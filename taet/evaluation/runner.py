@@ -215,11 +215,15 @@ class Runner:
         """Return the images `rows`, clean and under attack; every adversarial image is checked."""
         x, y = self.batch(rows)
         attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
-        draws = Draws(self.seed, attack.noise_key, rows)
+        draws = self.draws(attack, rows)
         with self._guarded(attack, draws), attacked.searching(attack.precision, x.device.type):
             x_adv = attack.run(attacked, x.clone(), y.clone(), draws)  # a custom attack may write into its arguments
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         return x, x_adv
+
+    def draws(self, attack: AttackSpec, rows: Ints) -> Draws:
+        """Return the random draws of an attack on these images."""
+        return Draws(self.seed, attack.noise_key, rows)
 
     @contextmanager
     def _guarded(self, attack: AttackSpec, draws: Draws) -> Iterator[None]:

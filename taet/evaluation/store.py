@@ -208,12 +208,14 @@ def read_examples(path: Path, card: Card) -> Examples | None:
         shape, count = stored["images"].shape, len(stored["labels"])
         if len(shapes) != 1 or len(shape) != 4 or shape[0] != count or shape[3] not in (1, 3):
             raise ValueError(f"got images of shape {shape} with {count} labels")
-        attack, eps = str(stored.pop("attack")), float(stored.pop("eps"))
+        attack, eps = stored.pop("attack"), float(stored.pop("eps"))
+        if attack.dtype.kind != "U" or attack.shape or not 0 < eps < np.inf:
+            raise ValueError(f"got attack {attack} and eps {eps}")
     except Exception as error:  # a damaged zip or header fails in many types
         raise UserError(f"{path}: not readable as example images: {error}") from error
     for name in ("labels", "clean_predictions", "adversarial_predictions"):
         check_classes(f"{path}: {name}", stored[name], count, card.num_classes)
-    return Examples(**stored, attack=attack, eps=eps)
+    return Examples(**stored, attack=str(attack), eps=eps)
 
 
 def example_rows(card: Card, attack: str) -> Ints:

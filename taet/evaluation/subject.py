@@ -24,7 +24,7 @@ from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.data.image_store import Stored
 from taet.errors import UserError, unknown
-from taet.evaluation.bundles import attacks_of, settled
+from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import EXTRA_ABOUT, Card
 from taet.evaluation.column import Json, plain
 from taet.evaluation.facts import user_errors
@@ -159,8 +159,8 @@ class Subject:
         return attacks_of(self.settings.replace(attacks=tuple(names)), self.eps)
 
     def changed(self, changes: Mapping[str, Any]) -> Subject:
-        """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settled` does."""
-        settings = settled(self.settings, changes, self.train_eps, self.about["protocol"] or "taet")
+        """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
+        settings = settle(self.settings, changes, self.train_eps, self.about["protocol"] or "taet")
         return replace(self, settings=settings)
 
 
@@ -277,9 +277,9 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
 def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
     """Return how the epoch of some weights of a run was chosen, given how the delivered epoch was."""
     if weights == LAST:
-        return replace(delivered, rule="last", leak=False)
+        return delivered.model_copy(update={"rule": "last", "leak": False})
     if weights == BEST and delivered.rule == "last":  # only a curve on validation images has a best epoch then
-        return replace(delivered, rule="best-validation")
+        return delivered.model_copy(update={"rule": "best-validation"})
     return delivered
 
 

@@ -2,6 +2,5 @@
 
 from taet.experiments.comparison import CellOutcome, Comparison, compare, merge
 from taet.experiments.specification import Specification, parse, read
-from taet.experiments.until_decided import Until
 
-__all__ = ["CellOutcome", "Comparison", "Specification", "Until", "compare", "merge", "parse", "read"]
+__all__ = ["CellOutcome", "Comparison", "Specification", "compare", "merge", "parse", "read"]

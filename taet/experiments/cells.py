@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from taet import methods, protocols
 from taet.data import facts, is_own
 from taet.errors import UserError, located, unknown
-from taet.evaluation import card_store
+from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
@@ -77,7 +77,7 @@ class Cell:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
             train = ["train", run.method, *_options(settings), *unattacked, "--out", folder]
             return CellLook("missing", [train, evaluate] if self.attacked else [train], held)
-        card = card_store.of_folder(held) if held.is_done else None
+        card = store.of_folder(held) if held.is_done else None
         if card is not None and _measured(run, card):
             return CellLook("done", [], held, card)
         if held.record.run.evaluation.attacks != run.evaluation.attacks:

@@ -23,7 +23,6 @@ from taet.experiments.cells import Cell, State, cells
 from taet.experiments.forecast import rough_seconds, settled
 from taet.experiments.parts import deal, gather
 from taet.experiments.specification import Specification, parse, read
-from taet.experiments.until_decided import RowPair, Until, decide_pairs, pairs_of
 from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, duration, plural
 from taet.report import write
@@ -88,8 +87,6 @@ class Comparison:
     outcomes: tuple[CellOutcome, ...]
     out_of_time: bool = False
     report: Path | None = None
-    decisions: tuple[RowPair, ...] = ()
-    """The rows against the baseline, if they were compared until decided."""
 
     def __repr__(self) -> str:
         states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
@@ -104,8 +101,6 @@ class Comparison:
     def seconds(self) -> dict[str, float]:
         """Seconds of training and of attacks over all cells, as far as their folders record them."""
         each = [outcome.seconds for outcome in self.outcomes]
-        pairs = [one.decision.cost["seconds"] for one in self.decisions if one.decision is not None]
-        each += [{"training": 0.0, "evaluation": seconds} for seconds in pairs]
         return {kind: round(sum(seconds[kind] for seconds in each), 3) for kind in ("training", "evaluation")}
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +112,6 @@ class Comparison:
             "counts": self.counts,
             "seconds": self.seconds,
             "cells": [outcome.to_json() for outcome in self.outcomes],
-            **({"decisions": [one.to_json() for one in self.decisions]} if self.decisions else {}),
         }
 
 
@@ -128,10 +122,8 @@ def compare(
     time_budget: float | None = None,
     jobs: int | Literal["auto"] = 1,
     part: tuple[int, int] | None = None,
-    until: Until | None = None,
     dry_run: bool = False,
     say: Say | None = None,
-    command: str = "",
 ) -> Comparison:
     """Run the cells that `out` lacks, and write `out`/comparison.json and `out`/report.html.
 
@@ -147,11 +139,8 @@ def compare(
             machine's GPUs, or those in CUDA_VISIBLE_DEVICES. "auto": the number of GPUs, or 1 without a GPU.
         part: (3, 16) runs the third of 16 parts of the cells, as divided by `deal`, and writes neither comparison.json
             nor the report; `merge` does so when all parts have ended.
-        until: train every cell, but instead of attacking it on all test images, compare every row with the baseline
-            until it is decided which is better (`taet.decide`); not with `part`.
         dry_run: only plan: read no images, write nothing.
         say: called with every event as one line.
-        command: the command that started it; stored in the decisions.
 
     Raises:
         UserError: a mistake in the specification, a folder with a run of other settings, or published data that are not
@@ -160,22 +149,12 @@ def compare(
     """
     deadline = deadline_of(time_budget)
     title, place, planned = _planned(specification, out)
-    if until is not None:
-        if part is not None:
-            raise UserError("until decided: got a part of the cells; allowed: all of them")
-        planned = [replace(cell, attacked=False) for cell in planned]
-        pairs_of(planned, place, until.baseline)  # raises an error for a mistake before anything is trained
     if part is not None:
         planned = deal(planned, *part)
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, _machine(jobs)[1]))
     foretell([cell for cell in planned if cell.state in OPEN], jobs, say)
     result, interrupted = fill(title, place, planned, deadline, jobs, say)
-    if until is not None and not interrupted:
-        decided = decide_pairs(planned, place, until, deadline, say or (lambda _: None), command)
-        late = any(one.decision is None or one.decision.reason == "time" for one in decided)
-        out_of_time = result.out_of_time or (late and time.monotonic() >= deadline)
-        result = replace(result, decisions=tuple(decided), out_of_time=out_of_time)
     if part is None:
         write_json(place / RESULT, result.to_json())
     if interrupted:

@@ -19,7 +19,7 @@ from torch import nn
 
 from taet.attacks.autoattack import run_parts
 from taet.attacks.units import Unit
-from taet.evaluation.batch_store import BatchStore
+from taet.evaluation.store import BatchStore
 
 # A server that has imported torch once and forks: a process then starts in milliseconds, so that many can be killed.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -76,7 +76,7 @@ def work(folder: Path) -> None:
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], BaseProcess]:
     """Start `work` in a folder as a process of its own."""
-    CONTEXT.set_forkserver_preload(["taet.attacks", "taet.evaluation.batch_store", "pyautoattack", "pytest"])
+    CONTEXT.set_forkserver_preload(["taet.attacks", "taet.evaluation.store", "pyautoattack", "pytest"])
 
     def start(folder: Path) -> BaseProcess:
         monkeypatch.setattr(sys, "argv", [__file__, str(folder)])

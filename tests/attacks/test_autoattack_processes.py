@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from taet.attacks.autoattack import run_parts
 from taet.attacks.suite import SuiteResult
 from taet.distributed import gather, joined, rank, world_size
-from taet.evaluation.batch_store import BatchStore
+from taet.evaluation.store import BatchStore
 
 PROCESSES, BATCH, CLASSES = 2, 4, 4
 NORMS: dict[Any, float] = {"linf": 0.1, "l2": 0.6}

@@ -144,9 +144,7 @@ def test_example_images_that_were_changed(refused: Callable[..., str], run: Path
     card = json.loads((run / "evaluation.json").read_text())
     card["examples_sha256"] = file_sha256(path)
     write(run / "evaluation.json", card, sealed=True)
-    assert f"examples.npz: {'attack and eps' if name in ('eps', 'attack') else ''}" in refused(
-        "report", run, "--out", tmp_path / "r.html"
-    )
+    assert "examples.npz: " in refused("report", run, "--out", tmp_path / "r.html")
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], object]] = {

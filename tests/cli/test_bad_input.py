@@ -93,7 +93,7 @@ def refused(taet: Any) -> Callable[..., None]:
         ("data", ["which data set?"]),
         ("data sow", ["unknown action of taet data 'sow'", "did you mean 'show'?"]),
         ("data show digit-lt", ["unknown data set 'digit-lt'", "did you mean 'digits-lt'?"]),
-        ("doctor --jsn", ["unknown option --jsn; did you mean --json?"]),
+        ("check --jsn", ["unknown option --jsn; did you mean --json?"]),
         ("demo --ot x", ["unknown option --ot;", "did you mean --out?"]),
     ],
 )

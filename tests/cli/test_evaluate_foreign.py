@@ -255,11 +255,11 @@ def test_an_option_beside_a_bundle_replaces_the_setting_of_its_paper(
     """`--attacks reat` brings along the CW of REAT, whose constant is searched for; `--cw-constant` sets it."""
     subjects: list[Any] = []
 
-    def measure(subject: Any, _: object, **__: object) -> None:
+    def measure(subject: Any, *_: object, **__: object) -> None:
         subjects.append(subject)
         raise UserError("planned")
 
-    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "measure", measure)
+    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "_measured", measure)
     for words in (finished.folder, "--model=torchvision:resnet18 --data=few.npz"):
         for option in ((), ("--cw-constant", "5")):
             assert taet("evaluate", *str(words).split(), "--attacks", "reat", *option).err.endswith("planned\n")

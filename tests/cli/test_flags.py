@@ -53,7 +53,7 @@ def test_options_that_may_be_none_stay_in_their_column(taet: Any, monkeypatch: p
     assert not any("{None}" in line for line in lines)
 
 
-@pytest.mark.parametrize("command", ["audit", "compare", "predict"])
+@pytest.mark.parametrize("command", ["check", "compare", "predict"])
 def test_the_description_is_wrapped_to_the_terminal(taet: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     page = taet(command, "--help").out

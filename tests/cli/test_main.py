@@ -1,4 +1,4 @@
-"""The commands themselves: help, lists, doctor, exit codes, and what is not imported."""
+"""The commands themselves: help, lists, exit codes, and what is not imported."""
 
 from __future__ import annotations
 
@@ -65,20 +65,6 @@ def test_data_show(taet: Any) -> None:
     assert found["class_counts"]["train"] == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
     assert json.loads(taet("data", "show", "--data.name", "digits-lt", "--data.max-count", "20", "--json").out) == found
     assert found["sha256"]["train"] in taet("data", "show", "digits-lt", "--max-count", "20").out
-
-
-def test_doctor(taet: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("taet.cli.doctor.attack_speed", lambda _, bf16: 100.0 + bf16)
-    (tmp_path / "cifar10.npz").touch()
-    monkeypatch.setenv("TAET_DATA", str(tmp_path))
-    found = json.loads(taet("doctor", "--json").out)
-    assert found["pgd_10_images_per_second"] == {"bf16": 101.0, "float32": 100.0}
-    assert found["data"] == ["cifar10.npz"]
-    text = taet("doctor").out
-    assert all(version in text for version in found["versions"].values())
-    assert "cifar10.npz" in text
-    monkeypatch.setattr("taet.cli.doctor.attack_speed", lambda _, bf16: 100.0 - bf16)
-    assert "bf16 is slower than float32" in taet("doctor").out
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

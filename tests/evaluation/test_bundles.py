@@ -15,7 +15,7 @@ from taet.attacks import catalogue
 from taet.attacks.draws import Draws
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.bundles import CURVES, attacks_of, curves, expand, parse_attack, settled
+from taet.evaluation.bundles import CURVES, attacks_of, curves, expand, parse_attack, settle
 from taet.settings import Evaluation
 
 TAET, REAT = protocols.taet().evaluation, protocols.reat().evaluation
@@ -175,7 +175,7 @@ def test_a_setting_that_was_given_beside_a_bundle_is_kept() -> None:
 
 def test_a_step_that_is_not_given_follows_the_radius() -> None:
     def step(own: Evaluation, trained: float = EPS, protocol: str = "taet", **changes: Any) -> float:
-        return settled(own, changes, trained, protocol).step_size
+        return settle(own, changes, trained, protocol).step_size
 
     assert step(TAET) == step(TAET, eps=EPS) == 1 / 255
     assert step(TAET, eps=4 / 255) == step(TAET, 0.1, eps=4 / 255) == pytest.approx(0.5 / 255)
@@ -185,7 +185,7 @@ def test_a_step_that_is_not_given_follows_the_radius() -> None:
     assert step(own, 0.16) == step(own, 0.16, eps=0.16) == 0.02
     assert step(TAET, eps=16 / 255, step_size=3 / 255) == 3 / 255
     assert step(TAET, eps=16 / 255, attacks="reat") == pytest.approx(4 / 255)
-    assert settled(TAET, {"eps_l2": 0.5}, EPS).step_size_l2 == pytest.approx(0.1)
+    assert settle(TAET, {"eps_l2": 0.5}, EPS).step_size_l2 == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_a_step_that_is_not_given_follows_the_radius() -> None:
 )
 def test_a_chosen_step_whose_sum_cannot_reach_the_radius_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="allowed: steps that add up to its radius"):
-        settled(TAET, changes, EPS)
+        settle(TAET, changes, EPS)
     old = Evaluation(attacks=("pgd-7",), step_size=1 / 255)  # as a run stores it, it is only flagged
-    assert settled(old, {}, EPS).attacks == ("pgd-7",)
+    assert settle(old, {}, EPS).attacks == ("pgd-7",)
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

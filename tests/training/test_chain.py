@@ -19,7 +19,7 @@ from taet import report
 from taet.cli import main
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.verification import FileFinding, verify
+from taet.evaluation.check import Finding, verify
 from taet.files import seal
 from taet.report import sources
 from taet.settings import Run
@@ -62,7 +62,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def wrong(folder: Path) -> list[str]:
-    return [finding.file for finding in verify(folder) if finding.problem]
+    return [finding.what for finding in verify(folder) if not finding.ok]
 
 
 def use(folder: Path) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def use(folder: Path) -> dict[str, Any]:
 def test_a_folder_as_it_was_written_is_verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     findings = verify(folder)
     files = [".", "run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json"]
-    assert findings == [FileFinding(name) for name in files]
-    assert main(["doctor", str(folder)]) == 0
+    assert [*findings] == [Finding(name, "verified") for name in files]
+    main(["check", str(folder)])
     assert capsys.readouterr().out.count("verified") == len(files)
 
 
@@ -102,11 +102,9 @@ def test_of_a_folder_that_is_no_run_nothing_is_verified(
     path = tmp_path / "nothing"
     if there:
         path.mkdir()
-    assert main(["doctor", str(path)]) == 2
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ([".", "run.json"] if there else ["."])
-    assert "WRONG" in lines[-1]
-    assert there or f"no such folder: '{path}'" in lines[0]
+    assert main(["check", str(path)]) == (1 if there else 2)
+    captured = capsys.readouterr()
+    assert "!  run.json" in captured.out if there else f"no such folder: '{path}'" in captured.err
 
 
 def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(
@@ -119,10 +117,10 @@ def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(
     (folder / "evaluation.json").write_text(json.dumps(card))
     assert use(folder) == before
     findings = verify(folder)
-    assert not any(finding.problem for finding in findings)
-    on_trust = {finding.file for finding in findings if finding.unverified}
+    assert all(finding.ok for finding in findings)
+    on_trust = {finding.what for finding in findings if finding.text.startswith("on trust")}
     assert on_trust == {"run.json", "metrics.jsonl", "done", "model.safetensors", "evaluation.json"}
-    assert main(["doctor", str(folder), "--json"]) == 0
+    main(["check", str(folder), "--json"])
     assert "older version" in capsys.readouterr().out
 
 
@@ -187,8 +185,8 @@ def test_a_file_of_another_run_is_found_and_refused_where_it_is_read(
 ) -> None:
     change(folder, other)
     assert file in wrong(folder)
-    assert main(["doctor", str(folder)]) == 2
-    assert f"{file:20} WRONG: " in capsys.readouterr().out
+    assert main(["check", str(folder)]) == 1
+    assert f"!  {file:16}" in capsys.readouterr().out
     with pytest.raises(UserError):
         use(folder)
 
@@ -196,7 +194,7 @@ def test_a_file_of_another_run_is_found_and_refused_where_it_is_read(
 @pytest.mark.parametrize("name", ["metrics.jsonl", "model.safetensors"])
 def test_a_file_that_the_finished_training_wrote_is_missed(folder: Path, tmp_path: Path, name: str) -> None:
     (folder / name).unlink()
-    assert name in {finding.file for finding in verify(folder) if finding.problem}
+    assert name in {finding.what for finding in verify(folder) if not finding.ok}
     if name == "metrics.jsonl":
         with pytest.raises(UserError, match=r"metrics\.jsonl is missing: done names it"):
             report.write([folder], tmp_path / "r.html")
@@ -204,7 +202,7 @@ def test_a_file_that_the_finished_training_wrote_is_missed(folder: Path, tmp_pat
 
 def test_done_that_was_cut_to_nothing_does_not_turn_checks_off(folder: Path) -> None:
     (folder / "done").write_bytes(b"")
-    assert {finding.file for finding in verify(folder) if finding.problem} >= {"done", "metrics.jsonl"}
+    assert {finding.what for finding in verify(folder) if not finding.ok} >= {"done", "metrics.jsonl"}
     with pytest.raises(UserError, match="done is empty: it was cut short"):
         load_model(folder)
 
