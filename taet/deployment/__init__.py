@@ -1,8 +1,7 @@
 """Use of a finished run: predictions for new images, and files that run without this package."""
 
-from taet.deployment.abstention import Thresholds, thresholds
 from taet.deployment.export import export
 from taet.deployment.predict import predict
 from taet.deployment.predictions import Predictions
 
-__all__ = ["Predictions", "Thresholds", "export", "predict", "thresholds"]
+__all__ = ["Predictions", "export", "predict"]

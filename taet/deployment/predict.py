@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
-from taet.deployment.abstention import ATTACKS, in_ball, thresholds
 from taet.deployment.predictions import NO_CLASS, Predictions, joined
 from taet.deployment.reading import ImageSource, find
 from taet.errors import UserError
@@ -34,8 +33,6 @@ def predict(
     images: ImageSource,
     *,
     attack: str | None = None,
-    abstain: float | None = None,
-    abstain_attacks: Sequence[str] = ATTACKS,
     weights: str = "model",
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
@@ -53,9 +50,6 @@ def predict(
         images: files and folders (searched through, hidden files left out), or an array uint8 (N, H, W, C), C 1 or 3.
         attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings; `survives`
             says whether the predicted class (no label is known) survives it; this proves only that one attack failed.
-        abstain: largest rate of wrong answers per predicted class; `answered` then says which images are answered. See
-            `taet.deployment.thresholds`, which this calls.
-        abstain_attacks: attacks under each of which, as on clean images, that rate must hold.
         weights: which of the run's weights: model, model-last or model-best.
         batch_size: images that are in memory, and passed to the model, at a time.
         device: auto, cpu, cuda or cuda:N.
@@ -63,12 +57,9 @@ def predict(
         model: for a run that was trained from a Module in memory, a Module of the same structure.
 
     Raises:
-        UserError: a run that is not finished, an unknown attack or one without a ball, no image. For
-            abstention, see `taet.deployment.thresholds`. An unreadable file does not raise: `errors` has the reason.
+        UserError: a run that is not finished, an unknown attack or one without a ball, no image. An unreadable file
+            does not raise: `errors` has the reason.
     """
-    rule = None
-    if abstain is not None:
-        rule = thresholds(run_dir, abstain, attacks=abstain_attacks, weights=weights, device=device, model=model)
     parts = batches(
         run_dir,
         images,
@@ -79,8 +70,7 @@ def predict(
         progress=progress,
         model=model,
     )
-    found = joined(list(parts))
-    return found if rule is None else found.abstaining(rule)
+    return joined(list(parts))
 
 
 def batches(
@@ -132,6 +122,14 @@ def batches(
         report(0, 0, f"{done} of {len(source.names)} images")
         errors = tuple(image if isinstance(image, str) else "" for image in found)
         yield Predictions(names, labels, classes, probabilities, survives, errors, attack or "")
+
+
+def in_ball(attack: AttackSpec) -> AttackSpec:
+    """Refuse clean images and unbounded attacks, for which survival is not defined."""
+    if not attack.bounded:
+        advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
+        raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
+    return attack
 
 
 class _PixelRunner(Runner):

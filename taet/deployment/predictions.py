@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.deployment.abstention import Thresholds
 from taet.formatting import plural
 
 DIGITS = 6  # of a probability in rows; `probabilities` has full precision
@@ -37,10 +36,6 @@ class Predictions:
     """Why an image could not be read; empty if it could."""
     attack: str
     """The attack, with its options; empty without one."""
-    answered: NDArray[np.bool_] | None = None
-    """(N,): whether the image is answered, according to `rule`; None without a rule."""
-    rule: Thresholds | None = None
-    """The thresholds from which images are answered."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,14 +45,8 @@ class Predictions:
         """How many images could not be read."""
         return sum(map(bool, self.errors))
 
-    def abstaining(self, rule: Thresholds) -> Predictions:
-        """Return the predictions with `answered` set according to `rule`."""
-        return replace(self, answered=rule.answered(self.labels, self.probabilities), rule=rule)
-
     def rows(self, top: int = 1) -> list[dict[str, Any]]:
         """Return plain values for each image: path, class, probability; survives after an attack; error if any has one.
-
-        With a rule, `answered` says whether the image is answered.
 
         With `top` above 1 the next most likely classes follow as class_2, probability_2, and so on.
         """
@@ -71,8 +60,6 @@ class Predictions:
                 row |= {f"class{ending}": self.class_names[label], f"probability{ending}": share}
             if self.survives is not None:
                 row["survives"] = bool(self.survives[number])
-            if self.answered is not None:
-                row["answered"] = bool(self.answered[number])
             if error:
                 row = dict.fromkeys(row) | {"path": path}
             if self.unread:
@@ -92,10 +79,8 @@ class Predictions:
         return text.getvalue()
 
     def to_json(self, top: int = 1) -> dict[str, Any]:
-        """Return the names of the classes, the attack or None, any rule, and the rows, as plain JSON."""
-        rule = {} if self.rule is None else {"abstain": self.rule.to_json()}
-        about = {"class_names": list(self.class_names), "attack": self.attack or None}
-        return {**about, **rule, "images": self.rows(top)}
+        """Return the names of the classes, the attack or None, and the rows, as plain JSON."""
+        return {"class_names": list(self.class_names), "attack": self.attack or None, "images": self.rows(top)}
 
     def __repr__(self) -> str:
         counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))
@@ -104,8 +89,6 @@ class Predictions:
         parts = [f"{plural(len(self), 'image')}: {named}"]
         if self.survives is not None:
             parts.append(f"{int(self.survives.sum())} of {len(self) - self.unread} survive {self.attack}")
-        if self.answered is not None:
-            parts.append(f"{int(self.answered.sum())} of {len(self) - self.unread} answered")
         if self.unread:
             parts.append(f"{self.unread} could not be read")
         return "; ".join(parts)

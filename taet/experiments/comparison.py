@@ -20,12 +20,11 @@ import torch
 from taet.data.prepare import check_there
 from taet.errors import UserError
 from taet.experiments.cells import Cell, State, cells
-from taet.experiments.forecast import rough_seconds, settled
-from taet.experiments.parts import deal, gather
+from taet.experiments.forecast import settled
+from taet.experiments.parts import gather
 from taet.experiments.specification import Specification, parse, read
-from taet.experiments.until_decided import RowPair, Until, decide_pairs, pairs_of
 from taet.files import locked, make_folder, write_json
-from taet.formatting import clock, duration, plural
+from taet.formatting import clock, plural
 from taet.report import write
 from taet.training.environment import cores, taet_command
 from taet.training.folder import RunFolder
@@ -88,8 +87,6 @@ class Comparison:
     outcomes: tuple[CellOutcome, ...]
     out_of_time: bool = False
     report: Path | None = None
-    decisions: tuple[RowPair, ...] = ()
-    """The rows against the baseline, if they were compared until decided."""
 
     def __repr__(self) -> str:
         states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
@@ -104,8 +101,6 @@ class Comparison:
     def seconds(self) -> dict[str, float]:
         """Seconds of training and of attacks over all cells, as far as their folders record them."""
         each = [outcome.seconds for outcome in self.outcomes]
-        pairs = [one.decision.cost["seconds"] for one in self.decisions if one.decision is not None]
-        each += [{"training": 0.0, "evaluation": seconds} for seconds in pairs]
         return {kind: round(sum(seconds[kind] for seconds in each), 3) for kind in ("training", "evaluation")}
 
     def to_json(self) -> dict[str, Any]:
@@ -117,70 +112,7 @@ class Comparison:
             "counts": self.counts,
             "seconds": self.seconds,
             "cells": [outcome.to_json() for outcome in self.outcomes],
-            **({"decisions": [one.to_json() for one in self.decisions]} if self.decisions else {}),
         }
-
-
-def compare(
-    specification: AnySpecification,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    time_budget: float | None = None,
-    jobs: int | Literal["auto"] = 1,
-    part: tuple[int, int] | None = None,
-    until: Until | None = None,
-    dry_run: bool = False,
-    say: Say | None = None,
-    command: str = "",
-) -> Comparison:
-    """Run the cells that `out` lacks, and write `out`/comparison.json and `out`/report.html.
-
-    A cell is `taet train` and `taet evaluate` in separate processes, with output in `out`/logs; a failed cell does not
-    affect others. Finished cells are kept and started ones continue, so an interrupted comparison continues when it is
-    called again. Two calls on one folder share the work.
-
-    Args:
-        specification: a TOML file, a mapping with the same keys, or the result of `read`.
-        out: folder of the comparison. Default: the name of the file without its suffix.
-        time_budget: seconds after which no cell is started and running ones are saved and stopped.
-        jobs: number of cells that run in parallel; they share the processor's cores, and are spread evenly over the
-            machine's GPUs, or those in CUDA_VISIBLE_DEVICES. "auto": the number of GPUs, or 1 without a GPU.
-        part: (3, 16) runs the third of 16 parts of the cells, as divided by `deal`, and writes neither comparison.json
-            nor the report; `merge` does so when all parts have ended.
-        until: train every cell, but instead of attacking it on all test images, compare every row with the baseline
-            until it is decided which is better (`taet.decide`); not with `part`.
-        dry_run: only plan: read no images, write nothing.
-        say: called with every event as one line.
-        command: the command that started it; stored in the decisions.
-
-    Raises:
-        UserError: a mistake in the specification, a folder with a run of other settings, or published data that are not
-            on this machine, except in a dry run.
-        KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
-    """
-    deadline = deadline_of(time_budget)
-    title, place, planned = _planned(specification, out)
-    if until is not None:
-        if part is not None:
-            raise UserError("until decided: got a part of the cells; allowed: all of them")
-        planned = [replace(cell, attacked=False) for cell in planned]
-        pairs_of(planned, place, until.baseline)  # raises an error for a mistake before anything is trained
-    if part is not None:
-        planned = deal(planned, *part)
-    if dry_run:
-        return Comparison(title, place, _outcomes(planned, {}, _machine(jobs)[1]))
-    foretell([cell for cell in planned if cell.state in OPEN], jobs, say)
-    result, interrupted = fill(title, place, planned, deadline, jobs, say)
-    if until is not None and not interrupted:
-        decided = decide_pairs(planned, place, until, deadline, say or (lambda _: None), command)
-        late = any(one.decision is None or one.decision.reason == "time" for one in decided)
-        out_of_time = result.out_of_time or (late and time.monotonic() >= deadline)
-        result = replace(result, decisions=tuple(decided), out_of_time=out_of_time)
-    if part is None:
-        write_json(place / RESULT, result.to_json())
-    if interrupted:
-        raise KeyboardInterrupt
-    return result if part is not None else replace(result, report=_report(result))
 
 
 def deadline_of(time_budget: float | None) -> float:
@@ -190,15 +122,6 @@ def deadline_of(time_budget: float | None) -> float:
     if not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     return time.monotonic() + time_budget
-
-
-def foretell(left: Sequence[Cell], jobs: int | Literal["auto"], say: Say | None) -> None:
-    """Report roughly how long cells will take, before they begin, if it is a minute or more."""
-    side_by_side, threads, _ = _machine(jobs)
-    seconds = None if say is None else rough_seconds(left, threads)
-    at_once = max(1, min(side_by_side, len(left)))
-    if say is not None and seconds is not None and seconds / at_once >= TOLD_SECONDS:
-        say(f"rough estimate: {duration(seconds / at_once)} for {plural(len(left), 'run')} with their attacks")
 
 
 def fill(
@@ -288,12 +211,11 @@ def _report(result: Comparison) -> Path | None:
     if not there:
         return None
     left = [outcome for outcome in result.outcomes if outcome.state != "done"]
-    decided = [one.folder for one in result.decisions if one.decision is not None]
     return write(
-        [*(cell.folder for cell in there), *decided],
+        [cell.folder for cell in there],
         result.out / "report.html",
         title=result.title,
-        names=[*(cell.row for cell in there), *([None] * len(decided))],
+        names=[cell.row for cell in there],
         not_run=list(dict.fromkeys((_words(outcome), outcome.reason or outcome.state) for outcome in left)),
     )
 

@@ -356,19 +356,10 @@ class RunFolder:
         write_json(self.audit(weights), seal(values))
         write_atomically(self.audit(weights, "html"), page.encode())
 
-    def abstention(self, weights: str = DELIVERED) -> Path:
-        """Validation answers under attack for a file of weights; thresholds are chosen by them."""
-        return self.path / f"abstention{weights.removeprefix(DELIVERED)}.json"
-
     @property
     def decision(self) -> Path:
         """The decision between two models, in a folder of its own."""
         return self.path / "decision.json"
-
-    @property
-    def tracked(self) -> Path:
-        """What was written to a tracker that cannot be queried."""
-        return self.path / "tracked.json"
 
     @property
     def report(self) -> Path:
