@@ -34,7 +34,6 @@ from taet.cli import (
     main,
     predict,
     push,
-    reproduce,
     transfer,
 )
 from taet.evaluation import ResultCard, diagnostics
@@ -63,7 +62,6 @@ READ = {
     "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
-    "reproduce": reproduce.read,
     "transfer": parser(transfer, transfer.TransferOptions),
 }
 ROOT = Path(__file__).parents[1]

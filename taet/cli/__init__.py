@@ -26,8 +26,6 @@ COMMANDS = {
     "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
-    "reproduce": "reproduce the tables and figures of both papers, next to the published numbers",
-    "leaderboard": "print the leaderboard, or check a submitted result card: taet leaderboard submit CARD",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
@@ -40,7 +38,9 @@ COMMANDS = {
 LEFT = {
     "cost": "python benchmarks/cost.py",
     "embed": "python examples/embed.py RUN PICTURE",
+    "leaderboard": "taet report RUNS, or taet.results(...).board()",
     "plan": "python examples/learning_curve.py METHOD...",
+    "reproduce": "python papers/reproduce.py",
     "track": "python examples/track.py RUN",
     "tune": "python examples/tune.py",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ import tyro
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.cli.subject import OfRun, here
-from taet.deployment.predict import BATCH_SIZE, batches
-from taet.deployment.predictions import Predictions, joined
-from taet.deployment.reading import changes
+from taet.deployment.predict import BATCH_SIZE, Predictions, batches, changes, joined
 from taet.errors import UserError
 from taet.fields import Count
-from taet.files import make_folder, write_atomically
+from taet.files import check_output, make_folder, write_atomically
 from taet.models import trusted
 from taet.training.folder import RunFolder
 
@@ -32,8 +29,7 @@ EXAMPLES = (
 )
 DESCRIPTION = """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on
 standard output. Images are read as in training and converted to the size and colour of the run; conversions are
-reported. The run's data are not needed. CSV cells that a spreadsheet would read as a formula (first character = + - @)
-get a leading '.
+reported. The run's data are not needed.
 
 --attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
 run. true means that this attack failed; another attack may succeed.
@@ -108,6 +104,7 @@ def _check_place(parsed: PredictOptions) -> None:
     """Refuse an output file that exists or cannot be written, before any work; create its folder."""
     if parsed.out is None:
         return
+    check_output(parsed.out)
     is_file = parsed.out.is_file() and not parsed.out.is_symlink()
     if os.path.lexists(parsed.out) and not (parsed.force and is_file):
         what = "exists" if is_file else "is not a file"
@@ -117,8 +114,7 @@ def _check_place(parsed: PredictOptions) -> None:
 
 def _write(found: Predictions, parsed: PredictOptions) -> None:
     """Write the predictions; a file name that is not valid text keeps its bytes in CSV and is escaped in JSON."""
-    as_json = parsed.format == "json"
-    text = json.dumps(found.to_json(parsed.top), indent=1) + "\n" if as_json else found.to_csv(parsed.top)
+    text = found.to_json(parsed.top) if parsed.format == "json" else found.to_csv(parsed.top)
     if parsed.out is not None:
         write_atomically(parsed.out, text.encode("utf-8", "surrogateescape"))
         return
