@@ -7,6 +7,7 @@ Source: Dong et al., Adversarial Distributional Training for Robust Deep Learnin
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -56,6 +57,10 @@ class AdversarialDistributionalTraining(Method):
 
     class Config(Method.Config):
         """The fit of the distribution."""
+
+        left = MappingProxyType(
+            {"variant": "exp", "entropy_weight": None, "width": 64, "generator_lr": 2e-4, "threshold": 0.9}
+        )
 
         entropy_weight: NonNegative = 0.01
         """Factor lambda of the entropy (public code)."""

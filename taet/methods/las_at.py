@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import torch
@@ -78,6 +79,11 @@ class LearnableAttackStrategy(Method):
 
     class Config(Method.Config):
         """The choices of the strategy and its training."""
+
+        left = MappingProxyType(
+            {"variant": "las-pgd", "beta": None, "interval": None, "robust_reward": None, "clean_reward": None}
+            | dict.fromkeys(("eps", "steps", "step_size"))
+        )
 
         label_mass: Annotated[float, Field(gt=0, le=1)] = 0.7
         """Target probability of the label (paper)."""

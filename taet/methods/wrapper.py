@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import torch
@@ -50,6 +51,7 @@ class ClassBudgets(Method):
     class Config(Method.Config):
         """The base method."""
 
+        left = MappingProxyType({"knobs": ()})
         holder: ClassVar[str] = ""  # the method's own name, in messages
         base: Base = Run.default("method")
         """Name of the wrapped method."""
