@@ -145,15 +145,8 @@ def grids(_: Section | None) -> Section:
 
 
 def paired(stored: Section | None) -> Section:
-    """Each difference again from the cards that its key names; the keys are recorded once, by `collect`."""
-    keys = stored or dict.fromkeys(question(*one) for one in package.recorded())
-    return {key: answer(json.loads(key)) for key in keys}
-
-
-def question(first: Any, second: Any, attacks: Any, *others: Any) -> str:
-    """The arguments of a paired difference as JSON, with the names of cards in the place of cards."""
-    sides = [{str(seed): name_of(card) for seed, card in side.items()} for side in (first, second)]
-    return json.dumps([*sides, [*attacks], *others])
+    """Each difference again from the cards that its key names; the keys were recorded by v0.1.0."""
+    return {key: answer(json.loads(key)) for key in stored or ()}
 
 
 def answer(key: list[Any]) -> Any:
@@ -166,17 +159,15 @@ def answer(key: list[Any]) -> Any:
 
 
 def verdicts(_: Section | None) -> Section:
-    return {name: dict(zip(("word", "because", "scale"), one, strict=True)) for name, one in package.claims().items()}
+    return {name: dict(zip(("word", "scale", "numbers"), one, strict=True)) for name, one in package.claims().items()}
 
 
 def boards(_: Section | None) -> Section:
     found: Section = {}
-    for title, rows in package.leaderboards():
-        found[title] = [label for label, _, _ in rows]
-        for label, rank, held in rows:
-            names, attacks = [*map(name_of, held)], ("autoattack", "clean", "pgd-20")
-            scores = {attack: mean_balanced(held, attack) for attack in attacks}
-            found[f"{title}: {names[0]}"] = {"label": label, "rank": rank, "cards": names, "balanced": scores}
+    for rank, held in package.leaderboards():
+        names, attacks = sorted(map(name_of, held)), ("autoattack", "clean", "pgd-20")
+        scores = {attack: mean_balanced(held, attack) for attack in attacks}
+        found[names[0]] = {"rank": rank, "cards": names, "balanced": scores}
     return found
 
 

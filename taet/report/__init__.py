@@ -54,7 +54,7 @@ def write(
         text = page.page(runs, list(shown.values()), title, not_run, decisions, class_attack)
     with located("report"):
         make_folder(out.parent)
-    write_atomically(out, text.encode(errors="backslashreplace"), devices=True)  # names of folders may be any bytes
+    write_atomically(out, text.encode(errors="backslashreplace"))  # names of folders may be any bytes
     return out
 
 

@@ -49,7 +49,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint; a file that is damaged, foreign or written by a newer version raises a UserError."""
     if not path.exists():
         raise UserError(f"nothing to resume: {path.parent} holds no {path.name} yet")
-    with opened(path, links=False) as file:
+    with opened(path) as file:
         try:
             check_archive(file)
             state = torch.load(file, weights_only=True, map_location="cpu")
@@ -85,7 +85,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load a safetensors file into `model`; a file of another architecture, or a damaged one, raises a UserError."""
     try:  # from bytes, because safetensors cannot open a file whose name is not UTF-8
-        tensors = load(read_bytes(path, most=MOST_BYTES, links=False))
+        tensors = load(read_bytes(path, most=MOST_BYTES))
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file, or is truncated ({error})") from None
     held, wanted = (
@@ -111,7 +111,7 @@ def weights_about(path: Path) -> WeightsAbout:
 
 def stored_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file; one that cannot be read raises a UserError."""
-    with opened(path, links=False) as file:
+    with opened(path) as file:
         size, start = os.fstat(file.fileno()).st_size, file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= min(size - 8, MOST_JSON_BYTES):

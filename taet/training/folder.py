@@ -54,8 +54,6 @@ WeightsName: TypeAlias = Literal["model", "model-last", "model-best"]
 DELIVERED: WeightsName = "model"
 """Name of the weights that a run delivers; those of the last or best epoch have a file of their own if they differ."""
 LAST, BEST = "model-last", "model-best"
-PUBLISHED = (RUN, METRICS, DONE, WEIGHTS := DELIVERED + SUFFIX, CARD := "evaluation.json")
-"""The files that a published model consists of."""
 PART = ".part"
 """Suffix of a folder that is not complete yet."""
 
@@ -150,7 +148,7 @@ class RunFolder:
 
     def _read(self, path: Path) -> bytes:
         """Return the content of a file, verified by its checksum in `done`, if any."""
-        content = read_bytes(path, most=MOST_JSON_BYTES, links=False)
+        content = read_bytes(path, most=MOST_JSON_BYTES)
         if path.name != DONE and self.sums.get(path.name, found := hashlib.sha256(content).hexdigest()) != found:
             raise _changed(path)
         return content
@@ -159,7 +157,7 @@ class RunFolder:
     def sealed(self) -> bool:
         """Whether run.json carries its own SHA-256, as it does since version 0.1."""
         path = self.path / RUN
-        return self.is_run and check_seal(path, read_json(path, links=False))
+        return self.is_run and check_seal(path, read_json(path))
 
     @cached_property  # it never changes
     def record(self) -> RunRecord:
@@ -238,7 +236,7 @@ class RunFolder:
     def check_metrics(self, mark: MetricsMark) -> None:
         """Refuse metrics.jsonl if its content up to the checkpoint was changed."""
         path = self.path / METRICS
-        content = read_bytes(path, most=MOST_JSON_BYTES, links=False)[: mark.length] if path.exists() else b""
+        content = read_bytes(path, most=MOST_JSON_BYTES)[: mark.length] if path.exists() else b""
         if len(content) < mark.length:
             raise UserError(f"{path} is shorter than when {CHECKPOINT} was written: it was changed; cannot resume")
         if mark.sha256 and hashlib.sha256(content).hexdigest() != mark.sha256:
@@ -314,7 +312,7 @@ class RunFolder:
         path, about = self.weights(name), self.weights_about(name)
         if about.run_hash != self.record.run_hash:
             raise UserError(f"{path} holds the weights of another run than {self.path / RUN} describes")
-        if self.sums.get(path.name, found := file_sha256(path, links=False)) != found:
+        if self.sums.get(path.name, found := file_sha256(path)) != found:
             raise _changed(path)
         return about
 
@@ -334,7 +332,7 @@ class RunFolder:
     def finish(self) -> None:
         """Mark the training as finished, with the SHA-256 of every file that it wrote."""
         paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob(f"*{SUFFIX}"))]
-        sums = {path.name: file_sha256(path, links=False) for path in paths if path.exists()}
+        sums = {path.name: file_sha256(path) for path in paths if path.exists()}
         write_json(self.path / DONE, seal({"files": sums}))
 
     def card(self, weights: str = DELIVERED) -> Path:

@@ -237,7 +237,7 @@ class Trainer:
             interruption(self.asked_to_stop),
             unless_one_ends(f"; {self.folder.checkpoint} is kept; continue: taet train --resume {self.folder.path}"),
             contextlib.nullcontext() if self.board is None else contextlib.closing(self.board),
-            synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
+            synchronised(self.run.training.sync_bn),
         ):
             while self.epoch < self.run.training.epochs:
                 self._train_epoch()
@@ -415,7 +415,7 @@ class Trainer:
         """Return the estimated duration of the whole run, measured by a step of every stage on copies."""
         with (
             _global_state_kept(self.device, self.threads),
-            synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
+            synchronised(self.run.training.sync_bn),
         ):
             with contextlib.closing(self.loader.epoch(0)) as batches:
                 batch = next(batches)

@@ -17,9 +17,8 @@ from taet.training import TrainingResult, train
 from taet.training.folder import RunFolder
 
 PACKAGE = Path(__file__).parents[2] / "taet"
-FILES = [
-    path for path in PACKAGE.rglob("*.py") if path not in {PACKAGE / "training" / "folder.py", PACKAGE / "files.py"}
-]
+NAMING = {PACKAGE / "training" / "folder.py", PACKAGE / "files.py", PACKAGE / "models" / "hub.py"}
+FILES = [path for path in PACKAGE.rglob("*.py") if path not in NAMING]
 NAMES = re.compile(r"(run\.json|metrics\.jsonl|checkpoint\.pt|evaluation\S*\.json|model\S*\.safetensors|examples\.npz)")
 FOLDERS = {"done", "artifacts", "tensorboard"}
 
