@@ -25,7 +25,6 @@ COMMANDS = {
     "audit": "check whether robustness results can be trusted, by the checklist of Carlini et al. (2019)",
     "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
-    "embed": "plot features or logits of runs, clean and attacked, by t-SNE, and print measures of separability",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
     "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
     "report": "write one self-contained HTML file about any number of runs",
