@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from taet.losses.long_tail import cross_entropy, full_precision, is_label

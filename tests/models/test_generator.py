@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from taet.models.generator import Encoder, Generator
+from torch import Tensor, nn
 
 
 def parameters(module: nn.Module) -> int:
