@@ -24,23 +24,18 @@ from taet.attacks.noise import Source
 from taet.attacks.spec import option_fields
 from taet.cli import (
     COMMANDS,
-    audit,
     check,
     compare,
-    cost,
     evaluate,
     export,
     flags,
-    gate,
-    main,
     predict,
     push,
-    transfer,
-    tune,
 )
-from taet.evaluation import ResultCard, diagnostics
+from taet.evaluation import ResultCard
 from taet.evaluation.card import compare_runs
-from taet.experiments.specification import parse, read
+from taet.evaluation.rules import RULES
+from taet.experiments import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import build
@@ -56,17 +51,12 @@ def parser(command: ModuleType, options: type) -> Callable[[list[str]], object]:
 
 
 READ = {
-    "audit": audit.read,
     "check": check.read,
     "compare": compare.read,
-    "cost": parser(cost, cost.CostOptions),
     "evaluate": evaluate.read,
     "export": parser(export, export.ExportOptions),
-    "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
-    "transfer": parser(transfer, transfer.TransferOptions),
-    "tune": parser(tune, tune.TuneOptions),
 }
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -141,20 +131,10 @@ def test_the_table_of_attacks_has_every_name_and_option() -> None:
     assert written == {name: set(option_fields(kind)) or {""} for name, kind in catalogue.kinds().items()}
 
 
-def test_every_flag_of_the_diagnostics_is_documented() -> None:
+def test_every_flag_is_documented() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET, *diagnostics.PROBE]
-    assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {
-        *(rule.flag for rule in rules),
-        diagnostics.BOUND,
-        diagnostics.MISLED,
-        *collapse.FLAGS,
-    }
-
-
-def test_every_flag_of_the_audit_alone_is_documented() -> None:
-    text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `([\w-]+)` \| [a-z]", text, re.M)) == {rule.flag for rule in diagnostics.AUDIT}
+    flags = {rule.flag for rule in RULES if rule.of != "deep"}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {*flags, *collapse.FLAGS}
 
 
 def test_links_lead_somewhere() -> None:
@@ -526,10 +506,3 @@ def test_the_runs_that_the_discussion_warns_of_have_the_flags() -> None:
     for path in paths:
         flags = {flag["flag"] for flag in ResultCard.load(path).flags}
         assert {"autoattack-far-below-pgd", "logit-scale"} <= flags, path
-
-
-def test_the_example_of_the_gate_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    cards = [str(RESULTS / "digits-lt-methods" / f"{name}-seed0.json") for name in ("at", "harl")]
-    assert main(["gate", *cards, "--columns", "clean", "autoattack"]) == 1
-    indented = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())
-    assert indented in (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")

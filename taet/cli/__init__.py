@@ -22,23 +22,35 @@ COMMANDS = {
     "train": "train a method: taet train METHOD [options]; continue a run: taet train --resume RUN",
     "check": "check this machine, every file of a run, or what would invalidate an evaluation of a model",
     "evaluate": "attack a finished run, or any model, and write its result card",
-    "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
-    "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
     "push": "publish a finished run with its result card and a model card: a folder, or the Hugging Face Hub",
-    "cost": "measure the cost of training on this machine: passes, seconds, memory, and what TAET saves",
     "list": "list methods, attacks, data, models, protocols or recipes",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
 }
+
+LEFT = {
+    "audit": "taet check RUN --deep",
+    "cost": "python benchmarks/cost.py",
+    "doctor": "taet check",
+    "embed": "python examples/embed.py RUN PICTURE",
+    "gate": "taet report NEW --fail-if-worse OLD",
+    "leaderboard": "taet report RUNS, or taet.results(...).board()",
+    "plan": "python examples/learning_curve.py METHOD...",
+    "reproduce": "python papers/reproduce.py",
+    "track": "python examples/track.py RUN",
+    "transfer": "taet evaluate RUN --attacks pgd-20@OTHER",
+    "tune": "python examples/tune.py",
+}
+"""Commands that left, and what does their work now."""
 
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
 
 taet help COMMAND is taet COMMAND --help.
 
-Exit status: 0 success; 1 a cell of a comparison failed, taet gate failed, or an unexpected error;
+Exit status: 0 success; 1 a cell of a comparison failed, a check failed, or an unexpected error;
 2 a mistake in the call, a file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"
@@ -149,8 +161,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"taet {__version__}")
         return 0
-    if arguments[0] == "plan":
-        raise UserError("unknown command 'plan'; what more images are worth: taet compare SPEC --what-if")
+    if arguments[0] in LEFT:
+        raise UserError(f"the command {arguments[0]} has left; now: {LEFT[arguments[0]]}")
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)
     if importlib.util.find_spec("fcntl") is None:

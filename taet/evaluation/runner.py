@@ -84,7 +84,7 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Attacked:
     """What an attack did to N images."""
 
     predictions: Ints
@@ -276,7 +276,7 @@ class Runner:
         natural: Ints | None = None,
         keep: bool = False,
         progress: Progress = lambda *_: None,
-    ) -> Outcome:
+    ) -> Attacked:
         """Attack all images; `natural` are the predictions on clean images, if known; `keep` saves finished batches."""
         units = self.store(attack.name, [attack.to_json(), self.batch_size]) if keep else None
         with user_errors(f"'{attack.name}' failed in the model: {{kind}}: {{reason}}"):
@@ -285,9 +285,11 @@ class Runner:
             done = self._in_batches(attack, units, progress)
         names = ("predictions", "scores", "distances")
         predictions, scores, distances = (np.concatenate([unit[name] for unit in done]) for name in names)
-        return Outcome(predictions, {name: sum(unit[name].item() for unit in done) for name in WORK}, scores, distances)
+        return Attacked(
+            predictions, {name: sum(unit[name].item() for unit in done) for name in WORK}, scores, distances
+        )
 
-    def _suite(self, attack: Suite, natural: Ints | None, units: BatchStore | None, progress: Progress) -> Outcome:
+    def _suite(self, attack: Suite, natural: Ints | None, units: BatchStore | None, progress: Progress) -> Attacked:
         outcome = attack.run_parts(
             self.model,
             channels_first(np.asarray(self.images)),
@@ -298,7 +300,7 @@ class Runner:
             state=units,
             progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
         )
-        return Outcome(
+        return Attacked(
             outcome.predictions.numpy(),
             {name: getattr(outcome, name) for name in WORK},
             parts={part: mask.numpy() for part, mask in outcome.parts.items()},
