@@ -30,9 +30,11 @@ from taet.report import write
 from taet.settings import Run, override
 from taet.training import resume, train
 from taet.training.choices import Chosen, choice_lines
+from taet.training.expected import expected_seconds
 from taet.training.folder import RunFolder
+from taet.training.prepare import Plan, describe
 from taet.training.result import TrainingResult
-from taet.training.trainer import Trainer
+from taet.training.state import State
 
 COARSE_SELECTION = 0.02
 """Standard error above which `taet train` warns: twice as much, 4 points, is more than most methods differ by."""
@@ -145,7 +147,7 @@ def run(arguments: list[str]) -> None:
             finished = _train(request, arguments)
         else:
             with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
-                finished = resume(options.resume, progress=report, announce=lambda trainer: say(continued(trainer)))
+                finished = resume(options.resume, progress=report, announce=lambda *at: say(continued(*at)))
         if options.json:
             row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
             print(json.dumps(row))
@@ -229,10 +231,11 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
         run, chosen = first(request.planned)
     begun: list[Path] = []
 
-    def announce(trainer: Trainer) -> None:
-        begun.append(trainer.folder.path)
+    def announce(plan: Plan, state: State, folder: RunFolder) -> None:
+        begun.append(folder.path)
         if not options.json:
-            say("\n".join([introduction(trainer, chosen), *expected(trainer, options.attacks(run))]))
+            said = [introduction(plan, state, chosen), *expected(plan, state, options.attacks(run))]
+            say("\n".join([*said, f"folder: {folder.path}"]))
 
     with progress(run.method) as report:
         command = flags.call_text(["train", *arguments])
@@ -254,9 +257,9 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 
 
-def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
+def introduction(plan: Plan, state: State, chosen: Mapping[str, Chosen]) -> str:
     """Return what `taet train` prints first: the data, the network, and what was chosen."""
-    dataset, run = trainer.dataset, trainer.run
+    dataset, run = plan.dataset, plan.run
     counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
@@ -266,30 +269,30 @@ def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} {spread} to train on",
         *(f"  {note}" for note in dataset.notes),
     ]
-    lines += [] if trainer.extra is None else [f"  {text}" for text in trainer.description("").deviations[-1:]]
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    lines += [] if plan.extra is None else [f"  {text}" for text in describe(plan, state, "").deviations[-1:]]
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
     _, height, width = dataset.image_shape
     epochs = plural(run.training.epochs, "epoch")
     stem = models.stem(run.model.name, dataset.image_shape, run.model.stem)
     lines += [
         f"{run.method}: {epochs} of {run.model.name}, {parameters:,} parameters, {f'{stem} stem, ' if stem else ''}on "
-        f"{width}x{height} pixels, {'mirrored at random' if trainer.loader.mirror else 'never mirrored'}",
-        *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
-        *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
-        *(f"  {text}" for text in _coarse_selection(trainer)),
+        f"{width}x{height} pixels, {'mirrored at random' if plan.loader.mirror else 'never mirrored'}",
+        *(f"  {note}" for note in getattr(state.model, "notes", ())),
+        *(f"  {text}" for text in state.method.warnings(counts.tolist(), run.training.batch_size)),
+        *(f"  {text}" for text in _coarse_selection(plan)),
     ]
     turned = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
-    if choices := {**chosen, **turned, **trainer.choices}:
+    if choices := {**chosen, **turned, **plan.choices}:
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choice_lines(choices))]
     return "\n".join(lines)
 
 
-def _coarse_selection(trainer: Trainer) -> list[str]:
+def _coarse_selection(plan: Plan) -> list[str]:
     """Return a warning if the validation images of the curve may be too few to tell epochs apart."""
-    if trainer.run.training.selection != "best-validation":
+    if plan.run.training.selection != "best-validation":
         return []
-    split = trainer.curve.split
-    counts, names = split.class_counts, trainer.dataset.class_names
+    split = plan.curve.split
+    counts, names = split.class_counts, plan.dataset.class_names
     error, least = statistics.largest_standard_error(counts), int(counts.argmin())
     if error <= COARSE_SELECTION:
         return []
@@ -300,18 +303,18 @@ def _coarse_selection(trainer: Trainer) -> list[str]:
     ]
 
 
-def expected(trainer: Trainer, attacks: bool) -> list[str]:
-    """Return where the run is written, and how long training and any following attacks take."""
-    training = duration(trainer.expected_seconds())
-    attacking = span(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
+def expected(plan: Plan, state: State, attacks: bool) -> list[str]:
+    """Return how long training and any following attacks take."""
+    training = duration(expected_seconds(plan, state))
+    attacking = span(attack_seconds(plan.run, state.model, plan.dataset.test, plan.device))
     after = "the attacks and the probe after it" if attacks else "taet evaluate after it"
-    return [f"training will take {training}, {after} {attacking}", f"folder: {trainer.folder.path}"]
+    return [f"training will take {training}, {after} {attacking}"]
 
 
-def continued(trainer: Trainer) -> str:
+def continued(plan: Plan, state: State, folder: RunFolder) -> str:
     """Return where a run continues, and how long the rest of its training takes."""
-    epochs, done = trainer.run.training.epochs, trainer.work.done(trainer.epoch, trainer.step / len(trainer.loader), 0)
-    if trainer.epoch == epochs:
-        return f"folder: {trainer.folder.path}, trained"
-    left = duration(trainer.expected_seconds() * (1 - done / trainer.work.total))
-    return f"folder: {trainer.folder.path}, epoch {trainer.epoch + 1} of {epochs}; the rest will take {left}"
+    epochs, done = plan.run.training.epochs, plan.work.done(state.epoch, state.step / len(plan.loader), 0)
+    if state.epoch == epochs:
+        return f"folder: {folder.path}, trained"
+    left = duration(expected_seconds(plan, state) * (1 - done / plan.work.total))
+    return f"folder: {folder.path}, epoch {state.epoch + 1} of {epochs}; the rest will take {left}"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taet.training import step as steps
+from taet.training import fit
 
 
 @pytest.fixture
@@ -329,12 +329,12 @@ def test_no_space_left_on_the_disk(
 def test_a_loss_that_is_not_finite(
     refused: Callable[..., None], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = steps.training_step
+    step = fit.training_step
 
     def broken(*args: Any, **options: Any) -> Any:
         return step(*args, **options)._replace(total=torch.tensor(float("nan")))
 
-    monkeypatch.setattr(steps, "training_step", broken)
+    monkeypatch.setattr(fit, "training_step", broken)
     refused(
         ["train", "at", *small, "--epochs", "1", "--out", tmp_path / "run"],
         "the loss is not finite in epoch 1",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from taet.cli.train import introduction, read
 from taet.methods.harl import Harl
 from taet.settings import Run
-from taet.training.trainer import Trainer
+from taet.training.prepare import prepare
 
 
 @pytest.mark.parametrize(
@@ -25,10 +24,10 @@ from taet.training.trainer import Trainer
     ],
 )
 def test_a_batch_that_misses_most_classes_is_told_where_the_loss_counts_them_as_zero(
-    method: str, settings: dict[str, Any], warned: bool, tiny: Callable[..., Run], tmp_path: Path
+    method: str, settings: dict[str, Any], warned: bool, tiny: Callable[..., Run]
 ) -> None:
-    trainer = Trainer(tiny(method, settings), tmp_path, model=None, dataset=None, progress=None)
-    assert ("a batch of 4 misses 7 of 10 classes on average" in introduction(trainer, {})) == warned
+    plan, state = prepare(tiny(method, settings))
+    assert ("a batch of 4 misses 7 of 10 classes on average" in introduction(plan, state, {})) == warned
 
 
 @pytest.mark.parametrize(
@@ -40,11 +39,11 @@ def test_a_batch_that_misses_most_classes_is_told_where_the_loss_counts_them_as_
     ],
 )
 def test_an_epoch_that_few_validation_images_choose_is_told(
-    settings: dict[str, Any], warned: bool, tiny: Callable[..., Run], tmp_path: Path
+    settings: dict[str, Any], warned: bool, tiny: Callable[..., Run]
 ) -> None:
     settings = {"data.imbalance_ratio": 1.0} | settings
-    trainer = Trainer(tiny("at", settings), tmp_path, model=None, dataset=None, progress=None)
-    said = introduction(trainer, {})
+    plan, state = prepare(tiny("at", settings))
+    said = introduction(plan, state, {})
     assert ("so chance may decide which epoch is best; --selection last" in said) == warned
     if warned:
         assert "on 40 validation images, 4 of '0', a balanced accuracy has a standard error of up to 7.9 points" in said

@@ -23,7 +23,8 @@ from taet.methods import Method, Task
 from taet.methods.adt import ascend, negative_entropy_bound, tanh_gaussian
 from taet.methods.base import Adversarial, Attack, Step
 from taet.models import Classifier
-from taet.settings import Outer, Threat
+from taet.settings import Outer, Run, Threat, Training
+from taet.training.state import State
 from taet.training.step import training_step
 
 Network = Callable[..., Classifier]
@@ -252,7 +253,7 @@ def test_the_generator_ascends_what_the_classifier_descends(variant: str, networ
         values.append(loss.parts["label"].item())
     assert values[-1] > 1.03 * values[0]
     method, optimizer = build(variant, generator_lr=1e-12), torch.optim.SGD(model.parameters(), lr=0.01)
-    losses = [training_step(model, method, optimizer, digits, attack(), autocast=False) for _ in range(steps)]
+    losses = [training_step(State(model, method, optimizer), digits, attack()) for _ in range(steps)]
     assert losses[-1].parts["label"] < 0.9 * losses[0].parts["label"]
 
 
@@ -289,7 +290,7 @@ def test_a_step_moves_the_generators_once_also_with_perturbed_weights(
     method, model = build(variant, **charged(variant)), network(10)
     before = deepcopy(method.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    training_step(model, method, optimizer, digits, attack(), autocast=False, awp=0.01)
+    training_step(State(model, method, optimizer, run=Run(training=Training(awp=0.01))), digits, attack())
     moved = [(value - before[name]).abs().max().item() for name, value in method.state_dict().items()]
     assert max(moved) == pytest.approx(2e-4, rel=1e-2)  # the first step of Adam
     assert sum(value > 0 for value in moved) > 0.9 * len(moved)
@@ -301,7 +302,7 @@ def test_a_restored_run_goes_on_as_before(variant: str, network: Network, digits
 
     def step(method: Method, model: nn.Module, seed: int) -> Tensor:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return training_step(model, method, optimizer, digits, attack(seed), autocast=False).total
+        return training_step(State(model, method, optimizer), digits, attack(seed)).total
 
     step(method, model, 0)
     other, twin = build(variant, **charged(variant)), deepcopy(model)
@@ -323,7 +324,7 @@ def test_any_image_size(variant: str, labels: list[int], shape: tuple[int, int, 
     small = {"steps": 2, "samples": 1} if variant == "exp" else {}
     method, model, batch = build(variant, shape, **small), network(10, shape[0]), batch_of(labels, shape)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = training_step(model, method, optimizer, batch, attack(), autocast=False)
+    loss = training_step(State(model, method, optimizer), batch, attack())
     assert torch.isfinite(loss.total)
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 
