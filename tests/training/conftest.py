@@ -68,6 +68,20 @@ def before_step() -> Callable[..., AbstractContextManager[None]]:
 
 
 @pytest.fixture
+def killed_before(
+    before_step: Callable[..., AbstractContextManager[None]],
+) -> Callable[..., AbstractContextManager[None]]:
+    """Within this context, the run is killed before the step with an index."""
+
+    @contextmanager
+    def inside(at: int) -> Iterator[None]:
+        with before_step(at), pytest.raises(Killed):
+            yield
+
+    return inside
+
+
+@pytest.fixture
 def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Of every step to come: the weights after it, the learning rate, the labels, and the loss."""
     seen: list[Any] = []
