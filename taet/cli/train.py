@@ -32,7 +32,7 @@ from taet.training import resume, train
 from taet.training.choices import Chosen, choice_lines
 from taet.training.expected import expected_seconds
 from taet.training.folder import RunFolder
-from taet.training.prepare import Plan, describe
+from taet.training.prepare import TrainingPlan, describe
 from taet.training.result import TrainingResult
 from taet.training.state import State
 
@@ -231,7 +231,7 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
         run, chosen = first(request.planned)
     begun: list[Path] = []
 
-    def announce(plan: Plan, state: State, folder: RunFolder) -> None:
+    def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
         begun.append(folder.path)
         if not options.json:
             said = [introduction(plan, state, chosen), *expected(plan, state, options.attacks(run))]
@@ -257,7 +257,7 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 
 
-def introduction(plan: Plan, state: State, chosen: Mapping[str, Chosen]) -> str:
+def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:
     """Return what `taet train` prints first: the data, the network, and what was chosen."""
     dataset, run = plan.dataset, plan.run
     counts, names = dataset.class_counts, dataset.class_names
@@ -287,7 +287,7 @@ def introduction(plan: Plan, state: State, chosen: Mapping[str, Chosen]) -> str:
     return "\n".join(lines)
 
 
-def _coarse_selection(plan: Plan) -> list[str]:
+def _coarse_selection(plan: TrainingPlan) -> list[str]:
     """Return a warning if the validation images of the curve may be too few to tell epochs apart."""
     if plan.run.training.selection != "best-validation":
         return []
@@ -303,7 +303,7 @@ def _coarse_selection(plan: Plan) -> list[str]:
     ]
 
 
-def expected(plan: Plan, state: State, attacks: bool) -> list[str]:
+def expected(plan: TrainingPlan, state: State, attacks: bool) -> list[str]:
     """Return how long training and any following attacks take."""
     training = duration(expected_seconds(plan, state))
     attacking = span(attack_seconds(plan.run, state.model, plan.dataset.test, plan.device))
@@ -311,7 +311,7 @@ def expected(plan: Plan, state: State, attacks: bool) -> list[str]:
     return [f"training will take {training}, {after} {attacking}"]
 
 
-def continued(plan: Plan, state: State, folder: RunFolder) -> str:
+def continued(plan: TrainingPlan, state: State, folder: RunFolder) -> str:
     """Return where a run continues, and how long the rest of its training takes."""
     epochs, done = plan.run.training.epochs, plan.work.done(state.epoch, state.step / len(plan.loader), 0)
     if state.epoch == epochs:

@@ -20,13 +20,13 @@ from taet.training.folder import RunFolder
 from taet.training.resolve import learns_from_validation
 from taet.training.schedule import curve_decides
 
-State = Literal["done", "started", "missing", "failed", "not applicable"]
+CellState = Literal["done", "started", "missing", "failed", "not applicable"]
 
 
 class FolderState(NamedTuple):
     """What the folder of a cell held when it was read."""
 
-    state: State
+    state: CellState
     """Done means a finished run with a card of every attack."""
     commands: tuple[list[str], ...] = ()
     """The remaining commands, as arguments of `taet`."""
@@ -67,7 +67,7 @@ class Cell:
         return replace(self, name=name, seed=seed, folder=self.folder.with_name(name)).changed({"seed": seed})
 
     @property
-    def state(self) -> State:
+    def state(self) -> CellState:
         return self.look().state
 
     def look(self, threads: int = 1) -> FolderState:

@@ -19,7 +19,7 @@ import torch
 
 from taet.data.prepare import check_there
 from taet.errors import UserError
-from taet.experiments.cell import Cell, State
+from taet.experiments.cell import Cell, CellState
 from taet.experiments.grid import Grid, cells_of, parse, read
 from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, plural
@@ -41,7 +41,7 @@ class CellOutcome:
     """A cell with its state and the reason for it."""
 
     cell: Cell
-    state: State
+    state: CellState
     reason: str
     commands: tuple[str, ...]
     """The remaining commands."""

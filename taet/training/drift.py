@@ -7,14 +7,14 @@ import torch
 
 from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, share, world_size
-from taet.training.prepare import Plan
+from taet.training.prepare import TrainingPlan
 from taet.training.state import State
 from taet.training.step import examples
 
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-def drift(plan: Plan, state: State) -> dict[str, object]:
+def drift(plan: TrainingPlan, state: State) -> dict[str, object]:
     """Return mean and quartiles per class of the L2 distance between the examples of this and of the last epoch.
 
     Of the first `distance_images` of every class, not augmented and with the same start noise in every epoch, so that

@@ -13,19 +13,19 @@ from taet.data.loader import Batch
 from taet.models.view import make_view
 from taet.training.fit import surroundings
 from taet.training.optimizer import build_optimizer
-from taet.training.prepare import Plan
+from taet.training.prepare import TrainingPlan
 from taet.training.state import State
 from taet.training.step import enough_images, training_step
 
 
-def expected_seconds(plan: Plan, state: State) -> float:
+def expected_seconds(plan: TrainingPlan, state: State) -> float:
     """Return the estimated duration of the whole run, measured by a step of every stage."""
     with surroundings(plan), contextlib.closing(plan.loader.epoch(0)) as batches:
         batch = next(batches)
         return plan.work.seconds(state.method.task.stages, lambda epoch: _pace(plan, state, epoch, batch))
 
 
-def _pace(plan: Plan, state: State, epoch: int, batch: Batch) -> float:
+def _pace(plan: TrainingPlan, state: State, epoch: int, batch: Batch) -> float:
     """Seconds of one pass of one image in a step of `epoch`: of the second step, as the first includes setup."""
     model, method = copy.deepcopy((state.model, state.method))
     optimizer = build_optimizer(model, plan.run.training)

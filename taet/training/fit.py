@@ -22,7 +22,7 @@ from taet.training.environment import keep_freed_memory, on_threads, peak_memory
 from taet.training.interruption import interruption
 from taet.training.optimizer import set_learning_rate
 from taet.training.pauses import Pauses
-from taet.training.prepare import Plan
+from taet.training.prepare import TrainingPlan
 from taet.training.record import Epoch
 from taet.training.result import TrainingResult
 from taet.training.schedule import learning_rate
@@ -30,13 +30,13 @@ from taet.training.state import State
 from taet.training.step import enough_images, examples, training_step
 from taet.training.tensorboard import Board
 
-Observer = Callable[[Plan, State], Mapping[str, object]]
+Observer = Callable[[TrainingPlan, State], Mapping[str, object]]
 """Called at the end of every epoch; what it returns is added to the row of the epoch."""
 
 _logger = logging.getLogger(__name__)
 
 
-def fit(plan: Plan, state: State, pause: Pauses, observe: Observer | None = None) -> TrainingResult:
+def fit(plan: TrainingPlan, state: State, pause: Pauses, observe: Observer | None = None) -> TrainingResult:
     """Train from the current state to the end of the last epoch, and write what the run delivers."""
     training, folder = plan.run.training, pause.folder
     observers = [*([drift] if training.distance_images else []), *([observe] if observe else [])]
@@ -59,7 +59,7 @@ def fit(plan: Plan, state: State, pause: Pauses, observe: Observer | None = None
         return deliver(plan, state, pause)
 
 
-def train_epoch(plan: Plan, state: State, pause: Pauses) -> None:
+def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     """Take the steps of the epoch that are left."""
     run, loader, epoch, average = plan.run, plan.loader, state.epoch, state.average
     state.begin_epoch()
@@ -81,7 +81,7 @@ def train_epoch(plan: Plan, state: State, pause: Pauses) -> None:
         average.update_parameters(state.model)
 
 
-def watch(plan: Plan, state: State, pause: Pauses) -> WatchedEpoch | None:
+def watch(plan: TrainingPlan, state: State, pause: Pauses) -> WatchedEpoch | None:
     """Measure the point of the curve for this epoch, if it has one, and keep the best weights."""
     curve, watching = plan.curve, partial(pause, "watching")
     if state.epoch not in curve.epochs:
@@ -99,7 +99,7 @@ def watch(plan: Plan, state: State, pause: Pauses) -> WatchedEpoch | None:
 
 
 def end_epoch(
-    plan: Plan, state: State, pause: Pauses, watched: WatchedEpoch | None, seen: Mapping[str, object]
+    plan: TrainingPlan, state: State, pause: Pauses, watched: WatchedEpoch | None, seen: Mapping[str, object]
 ) -> Epoch:
     """Write the row of the epoch and go on to the next one."""
     # Not where the curve is measured, because a run that is interrupted in between measures it again.
@@ -131,7 +131,7 @@ def end_epoch(
     return row
 
 
-def deliver(plan: Plan, state: State, pause: Pauses) -> TrainingResult:
+def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> TrainingResult:
     """Write the delivered weights, those of other epochs if they differ, and the mark that the run is done."""
     run, folder = plan.run, pause.folder
     if state.average is not None and state.method.average_decay and not state.average.n_averaged:
@@ -158,7 +158,7 @@ def deliver(plan: Plan, state: State, pause: Pauses) -> TrainingResult:
     return TrainingResult(folder.path, run, state.model.eval(), plan.dataset, history)
 
 
-def deployed(plan: Plan, state: State, pause: Pauses, *, averaged: bool = True) -> nn.Module:
+def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool = True) -> nn.Module:
     """Copy the model for deployment: with averaged weights if the run uses them, and the method's offset."""
     model = copy.deepcopy(state.model)
     if averaged and state.average is not None and state.average.n_averaged:
@@ -169,7 +169,7 @@ def deployed(plan: Plan, state: State, pause: Pauses, *, averaged: bool = True) 
     return model
 
 
-def _estimate_statistics(plan: Plan, state: State, pause: Pauses, model: nn.Module) -> None:
+def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model: nn.Module) -> None:
     """Set the statistics of batch normalisation by one epoch of training examples for `model`.
 
     Averaged weights have no statistics of their own. The public code of SWA in this field uses clean images; a
@@ -193,7 +193,7 @@ def _estimate_statistics(plan: Plan, state: State, pause: Pauses, model: nn.Modu
 
 
 @contextlib.contextmanager
-def surroundings(plan: Plan) -> Iterator[None]:
+def surroundings(plan: TrainingPlan) -> Iterator[None]:
     """Compute as the run asks, and restore the caller's random state and number of threads afterwards."""
     if plan.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.device)

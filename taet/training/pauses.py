@@ -12,7 +12,7 @@ from taet.distributed import first, in_any, rank, world_size
 from taet.errors import UserError, custom_code, located
 from taet.progress import Progress
 from taet.training.folder import RunFolder
-from taet.training.prepare import Plan
+from taet.training.prepare import TrainingPlan
 from taet.training.state import State
 
 LOOK_SECONDS = 0.5  # between two reads of the loss, for the progress line and the check for values that are not finite
@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.5  # between two reads of the loss, for the progress line and t
 class Pauses:
     """The pauses of one run, in `folder`. Clocks and signals differ between processes; all act if one of them must."""
 
-    def __init__(self, plan: Plan, state: State, folder: RunFolder, progress: Progress | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, state: State, folder: RunFolder, progress: Progress | None = None) -> None:
         self.plan, self.state, self.folder = plan, state, folder
         self.progress = progress if rank() == 0 else None
         self.work = plan.work

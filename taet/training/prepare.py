@@ -40,7 +40,7 @@ from taet.training.state import State
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a training works with and does not change."""
 
     resolved: Resolved
@@ -83,7 +83,7 @@ def prepare(
     dataset: Dataset | None = None,
     progress: Progress | None = None,
     begun: bool = False,
-) -> tuple[Plan, State]:
+) -> tuple[TrainingPlan, State]:
     """Return the plan of a run and its state before the first step; a run that cannot be trained raises a UserError.
 
     `model` and `dataset` replace those named by the run. With `begun` the weights will be restored, so the file of
@@ -113,7 +113,7 @@ def prepare(
     if training.channels_last:
         network.notes += memory_layout.guard(network, method)
     curve = TrainingCurve(resolved, dataset.splits[resolved.split], device)
-    plan = Plan(resolved, dataset, extra, loader, curve, device, choices, model is not None, arrays)
+    plan = TrainingPlan(resolved, dataset, extra, loader, curve, device, choices, model is not None, arrays)
     _check_processes(plan, network)
     copy_first(network.state_dict().values())  # processes may have different initial weights
     dtype, steps = torch.bfloat16 if training.precision == "bf16" else None, training.epochs * len(loader)
@@ -169,7 +169,7 @@ def build_model(
     return model.to(memory_format=torch.channels_last) if run.training.channels_last else model
 
 
-def _check_processes(plan: Plan, model: nn.Module) -> None:
+def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
     """Refuse settings or images that several processes cannot share."""
     processes, device = world_size(), plan.device
     if processes == 1:
@@ -186,7 +186,7 @@ def _check_processes(plan: Plan, model: nn.Module) -> None:
         raise UserError("data: got other images in one process than in another; allowed: the same in all")
 
 
-def describe(plan: Plan, state: State, command: str) -> RunRecord:
+def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
     """Return the content of run.json; `command` is the call that started the run."""
     run, method, dataset, weights = plan.run, state.method, plan.dataset, plan.run.model.weights
     added = None if plan.extra is None else describe_extra(plan.extra, plan.resolved)

@@ -23,12 +23,12 @@ from taet.training.finished import check_given
 from taet.training.fit import Observer, fit
 from taet.training.folder import RunFolder
 from taet.training.pauses import Pauses
-from taet.training.prepare import Plan, describe, prepare
+from taet.training.prepare import TrainingPlan, describe, prepare
 from taet.training.record import RunRecord
 from taet.training.result import TrainingResult
 from taet.training.state import State
 
-Announce: TypeAlias = Callable[[Plan, State, RunFolder], None]
+Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]
 """Called once, before the first step."""
 
 
