@@ -67,7 +67,8 @@ def bf16_instructions(device: torch.device) -> str:
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else ""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # which may forbid them
     allowed = any(name in limit for name in ("ALL", "DEFAULT", "AMX", "BF16", "FP16"))
-    return ", ".join({"avx512_bf16", "amx_bf16", "bf16"} & {*_reported("flags", "features").split()}) if allowed else ""
+    found = {"avx512_bf16", "amx_bf16", "bf16"} & {*_reported("flags", "features").split()}
+    return ", ".join(sorted(found)) if allowed else ""
 
 
 def cores() -> int:

@@ -146,7 +146,7 @@ def _with_extra(
 def fastest_precision(device: torch.device) -> Chosen:
     """Return bf16 if the device has instructions for it, else float32."""
     found = bf16_instructions(device)
-    return Chosen("bf16", f"{found} here") if found else Chosen("float32", "no instructions for bf16 here")
+    return Chosen("bf16", f"instructions for it: {found}") if found else Chosen("float32", "no instructions for bf16")
 
 
 def build_model(
