@@ -1,28 +1,23 @@
-"""`taet report RUN...`: one self-contained HTML file."""
+"""`taet report RUN...`: the report of any number of runs and cards."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from taet.cli import flags
-from taet.report import write
-
-EXAMPLES = (
-    "taet report runs",
-    "taet report results/digits-lt-demo --class-attack pgd-20",
-    "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'",
-)
+from taet.cli.options import POSITIONAL, Command, parse
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """Which runs the report shows, and where it is written."""
+class Report(Command):
+    """Make one self-contained HTML file from any number of run folders."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    examples = (
+        "taet report runs",
+        "taet report results/digits-lt-demo --class-attack pgd-20",
+        "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'",
+    )
+
+    runs: Annotated[tuple[Path, ...], POSITIONAL]
     """Run folders; folders with only a result card, evaluation.json, as taet evaluate --model writes them; folders of
     such folders; or result cards as files."""
     out: Path = Path("report.html")
@@ -33,12 +28,14 @@ class ReportOptions:
     """Attack of the per-class tables and figures, e.g. pgd-20. Default: the strongest."""
 
 
-def run(arguments: list[str]) -> None:
+def run(words: list[str]) -> None:
     """Write the report and print its path."""
-    description = "Make one self-contained HTML file from any number of run folders."
-    parsed = flags.parse(ReportOptions, arguments, "taet report", description, EXAMPLES)
-    runs = [run for path in parsed.runs for run in runs_in(path)]
-    print(write(runs, parsed.out, title=parsed.title, class_attack=parsed.class_attack))
+    command = parse(Report, words, "taet report").command
+
+    from taet.report import write
+
+    runs = [run for path in command.runs for run in runs_in(path)]
+    print(write(runs, command.out, title=command.title, class_attack=command.class_attack))
 
 
 def runs_in(path: Path) -> list[Path]:
