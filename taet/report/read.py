@@ -177,7 +177,7 @@ def read(path: Path) -> ReportedRun:
 
 
 def beside(card: Path, file: str) -> Path:
-    """Return the path of a run's file beside a card: NAME.metrics.jsonl, as `taet reproduce --save` writes it."""
+    """Return the path of a run's file beside a card: NAME.metrics.jsonl, as papers/reproduce.py writes it."""
     return card.with_suffix(f".{file}")
 
 

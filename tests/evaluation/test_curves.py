@@ -15,9 +15,9 @@ import taet
 from taet.attacks.draws import Draws
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
+from taet.evaluation.column import CurveName
 from taet.evaluation.curves import curve_attacks, curves
 from taet.evaluation.runner import Runner
-from taet.evaluation.column import CurveName
 from taet.settings import Evaluation
 
 Evaluated = Callable[..., ResultCard]

@@ -16,10 +16,10 @@ from torch.nn import functional
 import taet
 from taet.attacks import pgd
 from taet.evaluation import ResultCard, parse_attack
+from taet.evaluation.column import CurveName
 from taet.evaluation.curves import curves
 from taet.evaluation.diagnostics import ATTACKS, MODEL, TEST_SET, flags
 from taet.evaluation.runner import make_runner
-from taet.evaluation.column import CurveName
 from taet.evaluation.transfer import transfer_columns
 
 EPS = 0.15

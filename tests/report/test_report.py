@@ -620,7 +620,7 @@ def test_runs_of_different_precision_are_named() -> None:
 
 @pytest.mark.full
 def test_a_committed_card_is_reported_with_the_epochs_beside_it(runs: list[Path], tmp_path: Path) -> None:
-    """As `taet reproduce --save` writes them: the card, and some of its epochs."""
+    """As papers/reproduce.py writes them: the card, and some of its epochs."""
     for run in runs[:2]:
         shutil.copy(run / "evaluation.json", tmp_path / f"{run.name}.json")
     card = tmp_path / f"{runs[0].name}.json"
