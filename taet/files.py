@@ -178,6 +178,19 @@ def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
 # Writing
 
 
+RUN, MARKS = "run.json", ("done", "checkpoint.pt", "metrics.jsonl")
+
+
+def check_output(path: Path, *owned: str) -> None:
+    """Refuse an output in a run folder, also with --force, except below the names in it that the command owns."""
+    place = path.absolute().parent.resolve() / path.name
+    for folder in (place, *place.parents):
+        if (folder / RUN).is_file() and any((folder / mark).exists() for mark in MARKS):
+            if not {*place.relative_to(folder).parts[:1]} & {*owned}:
+                raise UserError(f"{path}: got a place in the run folder {folder}; allowed: a place outside of runs")
+            return
+
+
 def write_atomically(
     path: Path, content: bytes, check: Callable[[Path], object] | None = None, *, devices: bool = False
 ) -> None:

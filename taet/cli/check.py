@@ -72,12 +72,14 @@ def _check_model(parsed: Parsed[Check]) -> int:
     from taet.evaluation.verification import verify
     from taet.models import trusted
     from taet.training.environment import resolve_device
-    from taet.training.folder import DELIVERED
+    from taet.training.folder import DELIVERED, RunFolder
 
     command, data = parsed.command, parsed.of("data")
     attacks_of(Evaluation(attacks=command.attacks or Evaluation.default("attacks"), batch_size=command.batch_size))
     device, name = resolve_device(command.device), local(command.model or "")
     is_run = is_folder(name) and not data
+    if is_run and not RunFolder(Path(name)).is_run:
+        RunFolder(Path(name)).record  # noqa: B018  # refuses it
     files = [finding._asdict() for finding in verify(Path(name))] if is_run else []
     for one in files if not command.as_json else ():
         state = f"WRONG: {one['problem']}" if one["problem"] else f"on trust: {one['unverified']}"

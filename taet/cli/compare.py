@@ -75,9 +75,11 @@ def run(words: list[str]) -> int:
 
     from taet.cli.processes import saved, say
     from taet.experiments.jobs import compare
+    from taet.files import check_output
     from taet.models import trusted
 
     place = command.out or Path(command.spec.stem)
+    check_output(place)
     with saved(["compare", *words], place), trusted(*command.trust_model):
         result = compare(
             command.spec,

@@ -53,6 +53,8 @@ class DataCommand(Command):
 def run(words: list[str]) -> None:
     """Show or prepare a data set."""
     parsed = parse(DataCommand, words, "taet data", [Part("data", Data(), True, OF_DATA)])
+    if parsed.command.action == "show" and parsed.command.layout is not None:
+        raise UserError("--layout goes with taet data prepare")
     if parsed.command.out is not None:
         _check_out(parsed.command, parsed.command.out)
     given = {**parsed.given, "data.name": parsed.command.set}
@@ -64,7 +66,9 @@ def run(words: list[str]) -> None:
 
 def _check_out(command: DataCommand, out: Path) -> None:
     from taet.data import layouts
+    from taet.files import check_output
 
+    check_output(out)
     if command.action == "show" and out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     if command.action == "prepare" and command.layout is None:

@@ -47,11 +47,13 @@ def run(words: list[str]) -> None:
     from taet import protocols
     from taet.cli.processes import progress
     from taet.evaluation import evaluate
+    from taet.files import check_output
     from taet.report import write
     from taet.settings import override
     from taet.training import resume, train
     from taet.training.folder import RunFolder
 
+    check_output(command.out)
     begun = time.monotonic()
     folders = [command.out / "runs" / method for method in METHODS]
     steps = 2 * len(METHODS)

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from taet.cli.options import POSITIONAL, Command, Parsed, Part, RunPath, call_text, parse, without
+from taet.cli.options import POSITIONAL, Command, Parsed, Part, RunPath, Weights, call_text, parse, without
 from taet.errors import UserError
-from taet.fields import Processes
+from taet.fields import Processes, check_value
 from taet.settings import Data, Evaluation
 
 OF_DATA = ("name", "root", "imbalance_ratio", "test", "size")
@@ -77,6 +77,7 @@ def read(words: list[str]) -> Parsed[Evaluate]:
             raise UserError("which model? taet evaluate RUN, or taet evaluate --model NAME --data NAME")
         if parsed.of("data") or command.normalize != "none" or command.out is not None:
             raise UserError(f"--data, --normalize and --out go with --model {command.run}; a run has its own")
+        check_value("weights", command.weights or "model", Weights)
     elif command.run is not None:
         raise UserError(f"got {command.run} and --model {command.model}; allowed: one")
     return parsed
@@ -90,6 +91,7 @@ def run(words: list[str]) -> int:
     from taet.cli.subject import local, results_of
     from taet.distributed import started_together
     from taet.evaluation.bundles import attacks_of
+    from taet.files import check_output
     from taet.models import trusted
 
     attacks_of(Evaluation(**parsed.of("evaluation")))
@@ -98,6 +100,7 @@ def run(words: list[str]) -> int:
         more = [Path(command.weights).stem] if command.weights else []
         more += [command.normalize] if command.normalize != "none" else []
         place = command.out or results_of("evaluate", command.model, *more)
+        check_output(place)
         command = command.replace(model=local(command.model), out=place)
     count, alone = _count(parsed), without(words, "--processes")
     if count > 1 and started_together():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from taet.cli.options import POSITIONAL, Command, parse
+from taet.cli.options import POSITIONAL, Command, Weights, parse
 
 
 class Export(Command):
@@ -25,7 +25,7 @@ class Export(Command):
     """Run folder."""
     format: Literal["pt2", "onnx", "safetensors"]
     """Format of the file."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
+    weights: Weights = "model"
     """Weights: those that the run delivers, those of its last epoch, or of its best one."""
     out: Path | None = None
     """File to write. Default: RUN/artifacts/WEIGHTS.FORMAT."""
@@ -41,7 +41,10 @@ def run(words: list[str]) -> None:
     command = parse(Export, words, "taet export").command
 
     from taet.deployment.export import export
+    from taet.files import check_output
     from taet.models import trusted
 
+    if command.out is not None:
+        check_output(command.out, "artifacts")
     with trusted(command.trust_model):
         print(export(command.run, command.format, command.out, command.weights, force=command.force))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NoRet
 from pydantic.fields import FieldInfo
 
 from taet.errors import Done, UserError, nearest, printable
-from taet.fields import PIXEL_UNITS, OnlyWith, Rule, Settings, bounds_text, leaves, read_text
+from taet.fields import PIXEL_UNITS, OnlyWith, Rule, Settings, bounds_text, check_value, leaves, read_text
 from taet.formatting import size
 from taet.settings import SHORT
 
@@ -29,6 +29,8 @@ POSITIONAL = object()
 """Marks a field that is given by its place, not by an option."""
 RunPath = Annotated[Path, Rule(lambda path: str(path) == printable(str(path)), "a path in UTF-8, on one line")]
 """A folder for files of weights; their library supports no other paths."""
+Weights = Literal["model", "model-last", "model-best"]
+"""Weights of a run: those that it delivers, of its last epoch, or of its best one."""
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -105,8 +107,10 @@ def parse(kind: type[C], words: Sequence[str], prog: str, parts: Sequence[Part] 
     found = {name: _read(value, hints[name]) for name, value in vars(namespace).items()}
     own = {name: value for name, value in found.items() if "." not in name}
     for name, field in kind.model_fields.items():
-        if field.is_required() and name not in own:
-            raise UserError(f"{_metavar(name, field)} is missing; see {prog} --help")
+        if name in own:
+            check_value(name.replace("_", " "), own[name], hints[name])
+        elif field.is_required():
+            raise UserError(f"which {_metavar(name, field)}? see {prog} --help")
     return Parsed(kind(**own), {name: value for name, value in found.items() if "." in name})
 
 
@@ -226,9 +230,11 @@ def _unexpected(rest: Sequence[str], parser: _Parser) -> UserError:
     if option is None:
         return UserError(f"unexpected '{rest[0]}'; see {parser.prog} --help")
     known = [name for action in parser._actions for name in action.option_strings]
-    prefix = option.partition(".")[0] + "."
+    start, dot, _ = option.partition(".")
+    prefix = f"{start}."
     same = next((name for name in known if name.endswith(f".{option.lstrip('-')}")), None)
-    near = same or nearest(option, [name for name in known if name.startswith(prefix)] or known)
+    alike = [name for name in known if name.startswith(prefix)] or [name for name in known if "." in name or not dot]
+    near = same or nearest(option, alike)
     hint = f"; did you mean {near}?" if near else ""
     return UserError(f"unknown option {option}{hint}; see {parser.prog} --help")
 
@@ -237,7 +243,8 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
     """Return the word that a call gives for an option; None without it."""
     pairs = zip(words, [*words[1:], ""], strict=False)
     found = (word.partition("=")[2] or after for word, after in pairs if word.partition("=")[0] == option)
-    return next(found, None)
+    value = next(found, None)
+    return None if value is None or value.startswith("--") else value
 
 
 def without(words: Sequence[str], option: str) -> list[str]:

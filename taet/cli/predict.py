@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from taet.cli.options import POSITIONAL, Command, parse
+from taet.cli.options import POSITIONAL, Command, Weights, parse
 from taet.errors import UserError
 from taet.fields import Count
 
@@ -43,7 +43,7 @@ class Predict(Command):
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     attack: str | None = None
     """Test whether predictions survive this attack (see taet list attacks), e.g. pgd-20 or pgd-20:restarts=5."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
+    weights: Weights = "model"
     """Weights: those that the run delivers, those of its last epoch, or of its best one."""
     format: Literal["csv", "json"] = "csv"
     """Output format."""
@@ -103,10 +103,11 @@ def run(words: list[str]) -> int:
 
 def _check_place(command: Predict) -> None:
     """Refuse an output file that exists or cannot be written, before any work; create its folder."""
-    from taet.files import make_folder
+    from taet.files import check_output, make_folder
 
     if command.out is None:
         return
+    check_output(command.out)
     is_file = command.out.is_file() and not command.out.is_symlink()
     if os.path.lexists(command.out) and not (command.force and is_file):
         what = "exists" if is_file else "is not a file"

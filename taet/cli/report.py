@@ -32,7 +32,10 @@ def run(words: list[str]) -> None:
     """Write the report and print its path."""
     command = parse(Report, words, "taet report").command
 
+    from taet.files import check_output
     from taet.report import write
+
+    check_output(command.out, "report.html")
 
     runs = [run for path in command.runs for run in runs_in(path)]
     print(write(runs, command.out, title=command.title, class_attack=command.class_attack))

@@ -13,8 +13,8 @@ from taet import protocols, registry
 from taet.cli.options import POSITIONAL, Command, Part, RunPath, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed, check_value, hints, read_text
-from taet.files import parse_json, read_bytes
-from taet.settings import Run, override, to_json
+from taet.files import check_output, parse_json, read_bytes
+from taet.settings import Run, option, override, to_json
 
 if TYPE_CHECKING:
     from taet.training.choices import Chosen
@@ -127,20 +127,26 @@ def read(words: Sequence[str]) -> Request:
     asks = bool({"-h", "--help"} & {*words})
     file = dict(settings_in(Path(place))) if place and not asks else {}
     method = words[0] if words and not words[0].startswith("-") else file.get("method")
-    protocol = value_of("--protocol", words) or file.get("protocol") or Run.default("protocol")
+    protocol = value_of("--protocol", words)
+    protocol = file.get("protocol", Run.default("protocol")) if protocol is None else protocol
     start = protocols.start(protocol, method or Run.default("method"), value_of("--recipe", words))
     if method is not None:
-        start = start.replace(settings=start.settings or registry.config_of(method)())
+        from taet import methods
+
+        start = start.replace(settings=start.settings or methods.find(method).Config())
     parts = [] if start.settings is None or method is None else [Part("method", start.settings)]
     parts += [Part(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
     options, given = parse(Train, words, f"taet train {method or ''}".strip(), parts)
     if options.resume is not None:
         others = {*options.model_fields_set, *given} - {"resume", "trust_model", "evaluate", "as_json"}
         if others:
-            raise UserError(f"--resume takes everything from the run: got {', '.join(sorted(others))} as well")
+            words = ", ".join(f"--{option(name)}" for name in sorted(others))
+            raise UserError(f"--resume takes everything from the run: got {words} as well")
         return Request(start, {}, options)
     if method is None:
         raise UserError("which method? taet train METHOD [options]; see taet list methods")
+    if options.out is not None:
+        check_output(options.out.parent)  # the folder itself may be this run, which has a message of its own
     if options.trust_model is not None and place is None:
         raise UserError("--trust-model goes with --resume or --config; a new run has the --model of this call")
     given = {

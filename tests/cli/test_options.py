@@ -73,7 +73,7 @@ def test_words_are_read_as_the_types_of_their_fields() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "RUN is missing; see taet sample --help"),
+        ("", "which RUN? see taet sample --help"),
         ("x --top", "--top: expected one argument; see taet sample --help"),
         ("x --top 1 --top 1", "--top: got it more than once; allowed: once"),
         ("x --probe --no-probe", "--no-probe: got it more than once; allowed: once"),
