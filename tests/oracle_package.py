@@ -119,15 +119,18 @@ def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[s
 
     Of balanced accuracy: mean over the seeds, low, high, and number of seeds.
     """
-    from taet.report import measured, read, series, tables
+    import taet
+    from taet.report import tables
 
-    runs = [read.read(path) for path in paths]
-    for row in measured.ranked(measured.measured(series.grouped(runs, [None] * len(runs)))):
-        attacks = measured.attacks_of([row])
-        cells = [tables.balanced_cell(row.summaries[attack]) for attack in attacks]
-        values = [[cell.value, cell.low, cell.high, cell.count] for cell in cells]
-        names = [f"{attack.name} {attack.threat}" for attack in attacks]
-        yield row.series.label, [run.path for run in row.series.runs], dict(zip(names, values, strict=True))
+    for found in taet.results(list(paths)).by_test_set():
+        scores = found.scores("balanced")
+        for row in tables.order(found):
+            values = {}
+            for line in scores[scores["row"] == row].itertuples():
+                column = tables.column_of(found, line.attack)
+                said = "" if column.norm is None else tables.threat(column)
+                values[f"{column.name} {said}"] = [line.accuracy, line.low, line.high, line.seeds]
+            yield row, [Path(one.source.name) for one in found.named if one.row == row], values
 
 
 def trained(method: str, settings: Mapping[str, Any], attacks: Sequence[str], out: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,14 +13,13 @@ from taet.errors import UserError
 from taet.fields import Count
 
 if TYPE_CHECKING:
-    from taet.deployment.predictions import Predictions
+    from taet.deployment.predict import Predictions
 
 
 class Predict(Command):
     """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on standard
     output. Images are read as in training and converted to the size and colour of the run; conversions are reported.
-    The run's data are not needed. CSV cells that a spreadsheet would read as a formula (first character = + - @) get a
-    leading '.
+    The run's data are not needed.
 
     --attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
     run. true means that this attack failed; another attack may succeed.
@@ -68,9 +66,7 @@ def run(words: list[str]) -> int:
 
     from taet.cli.processes import progress, say
     from taet.cli.subject import local
-    from taet.deployment.predict import batches
-    from taet.deployment.predictions import Predictions, joined
-    from taet.deployment.reading import changes
+    from taet.deployment.predict import Predictions, batches, changes, joined
     from taet.models import trusted
     from taet.training.folder import RunFolder
 
@@ -119,8 +115,7 @@ def _write(found: Predictions, command: Predict) -> None:
     """Write the predictions; a file name that is not valid text keeps its bytes in CSV and is escaped in JSON."""
     from taet.files import write_atomically
 
-    is_json = command.format == "json"
-    text = json.dumps(found.to_json(command.top), indent=1) + "\n" if is_json else found.to_csv(command.top)
+    text = found.to_json(command.top) if command.format == "json" else found.to_csv(command.top)
     if command.out is not None:
         write_atomically(command.out, text.encode("utf-8", "surrogateescape"))
         return

@@ -38,7 +38,7 @@ def run(words: list[str]) -> None:
     """Publish a run and print its name."""
     command = parse(Push, words, "taet push").command
 
-    from taet.deployment.publish import TO_FILL_IN, named_outside, publish
+    from taet.deployment.hub import TO_FILL_IN, named_outside, publish
 
     name = publish(command.run, command.target, licence=command.license, private=command.private)
     for text in named_outside(command.run):

@@ -13,9 +13,8 @@ from torch import nn
 from taet import registry
 from taet.data import Dataset, load
 from taet.errors import UserError
-from taet.models import foreign
+from taet.models import foreign, hub
 from taet.settings import Data
-from taet.training import published
 from taet.training.folder import RunFolder
 
 
@@ -51,7 +50,7 @@ def opened(name: str, data: Mapping[str, Any], weights: str | None, normalize: s
         name,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
-        weights=weights and published.read_weights(Path(weights)),
+        weights=None if weights is None else Path(weights),
         normalize=normalize,
     )
     return Opened(loaded.model, dataset, name, loaded.notes)
@@ -59,10 +58,10 @@ def opened(name: str, data: Mapping[str, Any], weights: str | None, normalize: s
 
 def local(name: str) -> str:
     """Return the folder of a published model, hf:USER/NAME@COMMIT, whose files are checked; another name as it is."""
-    if published.is_published(name):
-        return str(published.local(name))
-    if (Path(name) / published.CONFIG).is_file():
-        published.verify(Path(name))
+    if hub.is_published(name):
+        return str(hub.local(name))
+    if (Path(name) / hub.CONFIG).is_file():
+        hub.verify(Path(name))
     return name
 
 
@@ -73,6 +72,6 @@ def results_of(*words: str) -> Path:
 
 def is_folder(name: str) -> bool:
     """Whether `name` refers to a folder rather than a model; a published model is a folder."""
-    if published.is_published(name) or RunFolder(Path(name)).is_run or (":" not in name and os.sep in name):
+    if hub.is_published(name) or RunFolder(Path(name)).is_run or (":" not in name and os.sep in name):
         return True
     return Path(name).is_dir() and name not in registry.entries("models")

@@ -120,4 +120,4 @@ def draw(dataset: Dataset, path: Path) -> None:
         figure.align_ylabels()
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
-    write_atomically(path, drawn.getvalue(), devices=True)
+    write_atomically(path, drawn.getvalue())

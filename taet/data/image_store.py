@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import math
@@ -19,7 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.errors import UserError
-from taet.files import cache, check_kind, flock, remove_leftovers, replacing
+from taet.files import cache, check_kind, remove_leftovers, replacing
 from taet.formatting import data_size
 
 CHUNK = 1 << 24
@@ -262,7 +263,7 @@ def _one_builder(path: Path) -> Iterator[None]:
     while True:
         with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)) as file:
             with contextlib.suppress(OSError):  # a file system without locks: both write it, one after the other
-                flock(file, wait=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
             if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
                 continue  # the one before has removed it
             try:

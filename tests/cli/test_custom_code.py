@@ -88,8 +88,16 @@ CHANGES = {
         ),
         "option of no type": ("    def loss", CONFIG.replace("WHAT", "a: 'Nothing' = 1"), "mine.py"),
         "option of odd type": ("    def loss", CONFIG.replace("WHAT", "a: bytes = b''"), "option a: got the type"),
-        "option without a default": ("    def loss", CONFIG.replace("WHAT", "a: int"), "got the option a without a def"),
-        "text for a number": ("    def loss", CONFIG.replace("WHAT", "a: int = 'q'"), "method a: got 'q'; allowed: a w"),
+        "option without a default": (
+            "    def loss",
+            CONFIG.replace("WHAT", "a: int"),
+            "got the option a without a def",
+        ),
+        "text for a number": (
+            "    def loss",
+            CONFIG.replace("WHAT", "a: int = 'q'"),
+            "method a: got 'q'; allowed: a w",
+        ),
         "raises": ("total =", "raise ValueError('q'); total =", "loss: ValueError: q"),
         "exits": ("total =", "raise SystemExit(0); total =", "loss: SystemExit: 0"),
         "other arguments": ("(self, model, x, y, adversarial)", "(self)", "loss: TypeError: Mine.loss() takes 1"),

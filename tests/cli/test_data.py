@@ -43,7 +43,9 @@ def test_own_images_are_shown_with_what_is_chosen_for_them(tmp_path: Path, taet:
     for kind in ("1", "2"):
         (tmp_path / kind).mkdir()
         for number in range(10):
-            Image.new("RGB", (16, 16), (9 * number, 5, 99 if kind == "1" else 0)).save(tmp_path / kind / f"{number}.png")
+            Image.new("RGB", (16, 16), (9 * number, 5, 99 if kind == "1" else 0)).save(
+                tmp_path / kind / f"{number}.png"
+            )
     outcome = taet("data", "show", tmp_path)
     assert outcome.code == 0
     assert "decided; each can be set by its option:" in outcome.err

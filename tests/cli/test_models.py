@@ -44,7 +44,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     draws, labels = np.random.default_rng(0), np.arange(80) % 4
     levels = 51 * (1 + labels)[:, None, None, None]
     images = np.clip(levels + draws.integers(-5, 6, (80, 32, 32, 3)), 0, 255).astype(np.uint8)
-    parts = {f"{part}_images": images for part in ("train", "test")} | {f"{p}_labels": labels for p in ("train", "test")}
+    parts = {f"{part}_images": images for part in ("train", "test")} | {
+        f"{p}_labels": labels for p in ("train", "test")
+    }
     np.savez(tmp_path / "grey.npz", **parts)
     (tmp_path / "grey_nets.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
@@ -104,7 +106,10 @@ def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any
         ("check grey_nets:Brightness --data grey.npz --weights w.pt", "weights: got w.pt; allowed: a file that exists"),
         ("check grey_nets:Brightness --data grey.npz --device gpu", "device: got gpu; allowed: auto, cpu, cuda"),
         ("check grey_nets:brightness --data grey.npz", "did you mean 'Brightness'?"),
-        ("check grey_nets:Pair --data grey.npz", "model output: got a tuple; allowed: one tensor of logits (N, classes)"),
+        (
+            "check grey_nets:Pair --data grey.npz",
+            "model output: got a tuple; allowed: one tensor of logits (N, classes)",
+        ),
         ("check grey_nets:wide --data grey.npz", "model output: got 1000 logits; allowed: 4, one per class"),
     ],
 )

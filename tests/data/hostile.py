@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from taet.data.archives import unpack
-from taet.deployment.reading import find
+from taet.deployment.predict import find
 
 HUGE = 10**12
 OUTSIDE = "outside/secret.png"

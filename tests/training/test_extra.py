@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from taet.evaluation.schema import ExtraAbout
 from torch import nn
 
 from taet import evaluate, methods, report
@@ -19,7 +20,6 @@ from taet.data import load
 from taet.data.dataset import Split
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.evaluation.schema import ExtraAbout
 from taet.losses.long_tail import log_prior, rebalancing_weights
 from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
