@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from taet.cli.evaluate import OF_DATA
-from taet.cli.options import POSITIONAL, Command, Parsed, Part, parse
+from taet.cli.options import POSITIONAL, Command, Options, Parsed, parse
 from taet.fields import Count
 from taet.settings import Data, Evaluation
 
@@ -20,7 +20,7 @@ DATA_FILES = (
 )
 
 
-class Check(Command):
+class CheckCommand(Command):
     """Without a model: print the installed versions, the device that a run would use, the speed of attacks on it, and
     the data files found.
 
@@ -57,14 +57,14 @@ class Check(Command):
 
 
 def run(words: list[str]) -> int:
-    """Check, and print what was found."""
-    parsed = parse(Check, words, "taet check", [Part("data", Data(), usual=OF_DATA)])
+    """CheckCommand, and print what was found."""
+    parsed = parse(CheckCommand, words, "taet check", [Options("data", Data(), usual=OF_DATA)])
     if parsed.command.model is None:
         return _print_machine(machine(), parsed.command.as_json)
     return _check_model(parsed)
 
 
-def _check_model(parsed: Parsed[Check]) -> int:
+def _check_model(parsed: Parsed[CheckCommand]) -> int:
     from taet.cli.subject import is_folder, local, opened
     from taet.evaluation.bundles import attacks_of
     from taet.evaluation.check import check

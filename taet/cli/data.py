@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from taet.cli.options import POSITIONAL, Command, Part, parse
+from taet.cli.options import POSITIONAL, Command, Options, parse
 from taet.errors import UserError
 from taet.settings import Data, Run, override, to_json
 
@@ -52,7 +52,7 @@ class DataCommand(Command):
 
 def run(words: list[str]) -> None:
     """Show or prepare a data set."""
-    parsed = parse(DataCommand, words, "taet data", [Part("data", Data(), True, OF_DATA)])
+    parsed = parse(DataCommand, words, "taet data", [Options("data", Data(), True, OF_DATA)])
     if parsed.command.action == "show" and parsed.command.layout is not None:
         raise UserError("--layout goes with taet data prepare")
     if parsed.command.out is not None:

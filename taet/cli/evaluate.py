@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from taet.cli.options import POSITIONAL, Command, Parsed, Part, RunPath, Weights, call_text, parse, without
+from taet.cli.options import POSITIONAL, Command, Options, Parsed, RunPath, Weights, call_text, parse, without
 from taet.errors import UserError
 from taet.fields import Processes, check_value
 from taet.settings import Data, Evaluation
@@ -69,7 +69,7 @@ class Evaluate(Command):
 
 def read(words: list[str]) -> Parsed[Evaluate]:
     """Parse a call; mistakes are refused before anything is loaded."""
-    parts = [Part("evaluation", Evaluation(), bare=True), Part("data", Data(), usual=OF_DATA)]
+    parts = [Options("evaluation", Evaluation(), bare=True), Options("data", Data(), usual=OF_DATA)]
     parsed = parse(Evaluate, words, "taet evaluate", parts)
     command = parsed.command
     if command.model is None:

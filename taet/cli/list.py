@@ -11,7 +11,7 @@ from taet.errors import UserError
 from taet.protocols import PROTOCOLS, recipe_settings, recipes
 from taet.settings import option
 
-Kind = Literal["methods", "attacks", "data", "models", "protocols", "recipes"]
+Listed = Literal["methods", "attacks", "data", "models", "protocols", "recipes"]
 
 
 class List(Command):
@@ -19,7 +19,7 @@ class List(Command):
 
     examples = ("taet list methods", "taet list attacks --json")
 
-    kind: Annotated[Kind | None, POSITIONAL] = None
+    kind: Annotated[Listed | None, POSITIONAL] = None
     """methods, attacks, data, models, protocols or recipes."""
     as_json: bool = False
     """Print JSON."""

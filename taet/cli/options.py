@@ -1,7 +1,7 @@
 """The options of a command, built from the fields of pydantic models.
 
 A command declares what it takes as a `Command`. Each field is an option in kebab case, or a positional argument if it
-is marked POSITIONAL; its docstring, bounds and default are the text of --help. A `Part` adds the fields of settings,
+is marked POSITIONAL; its docstring, bounds and default are the text of --help. `Options` add the fields of settings,
 such as `Data`, under a prefix: of these only what was given is returned.
 """
 
@@ -40,7 +40,7 @@ class Command(Settings):
     examples: ClassVar[tuple[str, ...]] = ()
 
 
-class Part(NamedTuple):
+class Options(NamedTuple):
     """Settings whose fields are options."""
 
     name: str
@@ -93,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
-def parse(kind: type[C], words: Sequence[str], prog: str, parts: Sequence[Part] = ()) -> Parsed[C]:
+def parse(kind: type[C], words: Sequence[str], prog: str, parts: Sequence[Options] = ()) -> Parsed[C]:
     """Read a call; --help prints the options and ends the command, and a mistake is a `UserError`."""
     asked = {"-h", "--help"} & {*words}
     hints: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def parse(kind: type[C], words: Sequence[str], prog: str, parts: Sequence[Part] 
     return Parsed(kind(**own), {name: value for name, value in found.items() if "." in name})
 
 
-def _parser(kind: type[Command], prog: str, parts: Sequence[Part], hints: dict[str, Any]) -> _Parser:
+def _parser(kind: type[Command], prog: str, parts: Sequence[Options], hints: dict[str, Any]) -> _Parser:
     fields = kind.model_fields.items()
     places = [_metavar(name, field) for name, field in fields if POSITIONAL in field.metadata]
     parser = _Parser(

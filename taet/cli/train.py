@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from taet import protocols, registry
-from taet.cli.options import POSITIONAL, Command, Part, RunPath, call_text, parse, value_of
+from taet.cli.options import POSITIONAL, Command, Options, RunPath, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed, check_value, hints, read_text
 from taet.files import check_output, parse_json, read_bytes
@@ -134,8 +134,8 @@ def read(words: Sequence[str]) -> Request:
         from taet import methods
 
         start = start.replace(settings=start.settings or methods.find(method).Config())
-    parts = [] if start.settings is None or method is None else [Part("method", start.settings)]
-    parts += [Part(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
+    parts = [] if start.settings is None or method is None else [Options("method", start.settings)]
+    parts += [Options(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
     options, given = parse(Train, words, f"taet train {method or ''}".strip(), parts)
     if options.resume is not None:
         others = {*options.model_fields_set, *given} - {"resume", "trust_model", "evaluate", "as_json"}

@@ -9,7 +9,7 @@ import pytest
 
 from taet import protocols
 from taet.cli.evaluate import Evaluate
-from taet.cli.options import POSITIONAL, Command, Parsed, Part, call_text, parse, value_of, without
+from taet.cli.options import POSITIONAL, Command, Options, Parsed, call_text, parse, value_of, without
 from taet.cli.train import read
 from taet.errors import Done, UserError
 from taet.fields import Count
@@ -39,7 +39,7 @@ class Sample(Command):
     """How many."""
 
 
-PARTS = [Part("threat", Threat()), Part("outer", Outer()), Part("training", Training(), bare=True)]
+PARTS = [Options("threat", Threat()), Options("outer", Outer()), Options("training", Training(), bare=True)]
 
 
 def sample(*words: str) -> Parsed[Sample]:
@@ -102,7 +102,7 @@ def test_help_says_names_texts_bounds_and_defaults(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(Done):
-        parse(Sample, ["--help"], "taet sample", [Part("threat", Threat(), usual=("eps",))])
+        parse(Sample, ["--help"], "taet sample", [Options("threat", Threat(), usual=("eps",))])
     lines = " ".join(capsys.readouterr().out.split())
     assert lines.startswith(
         "usage: taet sample RUN IMAGES [options] What is tried here. examples: taet sample run a.png"
@@ -116,7 +116,7 @@ def test_help_says_names_texts_bounds_and_defaults(
     assert "default: 8/255)" in lines
     assert "--threat.steps" not in lines
     with pytest.raises(Done):
-        parse(Sample, ["--help", "all"], "taet sample", [*PARTS, Part("evaluation", Evaluation(), usual=())])
+        parse(Sample, ["--help", "all"], "taet sample", [*PARTS, Options("evaluation", Evaluation(), usual=())])
     lines = " ".join(capsys.readouterr().out.split())
     assert "--no-probe Whether it is probed." in lines
     assert "--force Whether it replaces." in lines
@@ -147,7 +147,7 @@ def test_a_call_of_train_is_the_run_that_it_says() -> None:
 def test_every_field_of_an_evaluation_is_an_option_of_evaluate() -> None:
     words = ["x", "--attacks", "clean", "pgd-7", "--cw-constant", "none", "--cw-bounded", "--data.size", "8"]
     parsed = parse(
-        Evaluate, words, "taet evaluate", [Part("evaluation", Evaluation(), bare=True), Part("data", Data())]
+        Evaluate, words, "taet evaluate", [Options("evaluation", Evaluation(), bare=True), Options("data", Data())]
     )
     assert parsed.of("evaluation") == {"attacks": ("clean", "pgd-7"), "cw_constant": None, "cw_bounded": True}
     assert parsed.of("data") == {"size": 8}
