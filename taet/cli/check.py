@@ -57,7 +57,7 @@ class CheckCommand(Command):
 
 
 def run(words: list[str]) -> int:
-    """CheckCommand, and print what was found."""
+    """Check, and print what was found."""
     parsed = parse(CheckCommand, words, "taet check", [Options("data", Data(), usual=OF_DATA)])
     if parsed.command.model is None:
         return _print_machine(machine(), parsed.command.as_json)
