@@ -397,7 +397,7 @@ def read_text(text: str, hint: Any) -> Any:
     `none` becomes None if the type allows it.
     """
     kinds = [kind for kind, _ in leaves(hint)]
-    if text == "none" and types.NoneType in kinds:
+    if text in ("none", "None") and types.NoneType in kinds:
         return None
     if text in ("true", "false") and bool in kinds:
         return text == "true"
