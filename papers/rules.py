@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from items import Item, Row, Scale
 from paired import Cards, attacks_on, paired, text
-from runs import FEATURES, RESULTS, Runs, load, thinned
+from runs import RESULTS, Runs, load, thinned
 from scipy import special, stats
 
 from taet import statistics
@@ -220,12 +219,12 @@ def orders_reversed(at: Study, item: Item, columns: Sequence[str]) -> Verdict:
     pairs = [*itertools.combinations([cards for _, cards in held], 2)]
     limit = float(special.ndtri(1 - statistics.LEVEL / (4 * len(pairs) * len(columns))))  # two sides, two averages
     counts = {column: [_is_reversed(*pair, column, limit) for pair in pairs] for column in columns}
-    said = (f"{column} {sum(filter(None, of))} of {len(of)}" for column, of in counts.items())
+    said = (f"{column} {sum(of)} of {len(of)}" for column, of in counts.items())
     word: Word = "holds" if any(any(of) for of in counts.values()) else "undecided"
     return Verdict(word, (f"pairs of rows of {item.name} with opposite orders: {', '.join(said)}",))
 
 
-def _is_reversed(first: Cards, second: Cards, attack: str, limit: float) -> bool | None:
+def _is_reversed(first: Cards, second: Cards, attack: str, limit: float) -> bool:
     """Return whether plain and balanced accuracy differ in opposite directions, each by `limit` standard errors.
 
     Plain accuracy is that of a test set with the classes' shares in training. Of several common seeds, an image counts
@@ -285,7 +284,10 @@ def more_separable(at: Study, first: Row, second: Row) -> Verdict:
 
     A fold's classifier is fitted to features of the same test images in both rows, so the answers are paired by image.
     """
-    sides = [_features(at, one) for one in (first, second)]
+    each = [at.runs.of(at.scale.run(one)) for one in (first, second)]
+    sides = [
+        {seed: of for seed, run in runs.items() if "separated" in (of := run.features("features"))} for runs in each
+    ]
     same = ("test_sha256", "rows", "labels", "attack", "seed")
     common = sorted(sides[0].keys() & sides[1].keys())
     seeds = [seed for seed in common if all(sides[0][seed][what] == sides[1][seed][what] for what in same)]
@@ -301,16 +303,9 @@ def more_separable(at: Study, first: Row, second: Row) -> Verdict:
     return Verdict(together(parts), tuple(said))
 
 
-def _features(at: Study, one: Row) -> dict[int, dict[str, Any]]:
-    """Return, by seed, the committed features of a row, whose answers a linear classifier gave image by image."""
-    paths = {seed: run.beside(FEATURES) for seed, run in at.runs.of(at.scale.run(one)).items()}
-    found = {seed: json.loads(path.read_bytes()) for seed, path in paths.items() if path.exists()}
-    return {seed: of for seed, of in found.items() if of.get("separated")}
-
-
 def bound_gaps(card: ResultCard) -> dict[str, float]:
     """Return natural error + disagreement - robust error, a mean over classes, under each attack in its ball."""
-    found, (labels, classes) = {}, (card.labels, card.num_classes)
+    found, labels, classes = {}, card.labels, card.num_classes
     for column in card.columns if card.clean is not None else ():
         if column.bounded and column.ordinary:
             natural, _ = statistics.class_errors(card.clean.correct, column.correct, labels, classes)

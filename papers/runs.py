@@ -31,7 +31,8 @@ SIZES = {
 }
 """Number of classes, images of the largest and test images of each, by the first part of a data set's name."""
 COUNTS = ("data.max_count", "data.test_max_count")
-FEATURES = "embedding-features.json"
+WATCHED = ("training.distance_images",)
+"""Settings of what is recorded beside a training; they do not change it."""
 
 Key = frozenset[tuple[str, Any]]
 """The settings that decide a run and are not the defaults of its method, without the seed."""
@@ -74,6 +75,12 @@ class Measured:
             raise UserError(f"{path}: the epochs are those of other weights than the card's; remove it")
         return [line for line in lines if "epoch" in line]
 
+    def features(self, of: str) -> dict[str, Any]:
+        """Return what is kept of the features or logits of its test images; nothing if there is no such file."""
+        path = self.beside(f"embedding-{of}.json")
+        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        return found
+
     @property
     def seconds(self) -> float | None:
         """Seconds of an epoch of training, without its curve; None without epochs."""
@@ -102,8 +109,8 @@ def key(settings: Mapping[str, Any]) -> Key:
     """Return the key of a run from its settings; settings that later versions add do not change it."""
     usual = _defaults(settings["method"])
     own = {name: value for name, value in settings.items() if name not in usual or usual[name] != value}
-    own.pop("seed", None)
-    return frozenset((name, tuple(value) if isinstance(value, list) else value) for name, value in own.items())
+    decide = own.keys() - {"seed", *WATCHED}
+    return frozenset((name, tuple(own[name]) if isinstance(own[name], list) else own[name]) for name in decide)
 
 
 def name_of(row: Row) -> str:
@@ -192,7 +199,7 @@ def _best(found: Sequence[Measured], attacks: Iterable[str]) -> Measured:
     for one in committed:
         if one.weights != committed[0].weights:
             raise UserError(f"{committed[0].path} and {one.path} are one run with other weights; remove one of them")
-    return max(own or committed, key=lambda one: len(one.attacks.intersection(attacks)))
+    return max(own or committed, key=lambda one: (len(one.attacks.intersection(attacks)), len(one.attacks)))
 
 
 @functools.cache

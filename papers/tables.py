@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from items import PAPERS, SECONDS, Item, Row, Scale, items
@@ -252,9 +250,7 @@ def _separable(item: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield numbers about features or logits of test images, where they are kept."""
     for one in shown:
         for seed, run in one.runs.items():
-            path = run.beside(f"embedding-{item.shows}.json")
-            numbers: dict[str, Any] = json.loads(path.read_bytes())["numbers"] if path.exists() else {}
-            for side, of in numbers.items():
+            for side, of in run.features(item.shows).get("numbers", {}).items():
                 yield ("", item.shows, *(name.replace("_", " ") for name in of))
                 yield (f"{one.label}, seed {seed}", side, *(f"{value:.3f}" for value in of.values()))
 

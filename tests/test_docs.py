@@ -27,7 +27,6 @@ from taet.cli import (
     audit,
     check,
     compare,
-    cost,
     evaluate,
     export,
     flags,
@@ -36,11 +35,10 @@ from taet.cli import (
     predict,
     push,
     transfer,
-    tune,
 )
 from taet.evaluation import ResultCard, diagnostics
 from taet.evaluation.card import compare_runs
-from taet.experiments.specification import parse, read
+from taet.experiments import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import build
@@ -59,14 +57,12 @@ READ = {
     "audit": audit.read,
     "check": check.read,
     "compare": compare.read,
-    "cost": parser(cost, cost.CostOptions),
     "evaluate": evaluate.read,
     "export": parser(export, export.ExportOptions),
     "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
     "transfer": parser(transfer, transfer.TransferOptions),
-    "tune": parser(tune, tune.TuneOptions),
 }
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

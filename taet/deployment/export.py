@@ -74,7 +74,7 @@ def export(
     channels, *size = record.data.image_shape
     deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes, fit=record.fit).eval()
     about = {
-        **folder.weights_about(weights)._asdict(),
+        **folder.weights_about(weights).model_dump(),
         "taet": taet.__version__,
         "weights_sha256": weights_digest(network),  # as in the run's result card
         "eps": record.run.threat.eps,
