@@ -30,8 +30,6 @@ from taet.cli import (
     evaluate,
     export,
     flags,
-    gate,
-    main,
     predict,
     push,
     transfer,
@@ -59,7 +57,6 @@ READ = {
     "compare": compare.read,
     "evaluate": evaluate.read,
     "export": parser(export, export.ExportOptions),
-    "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
     "transfer": parser(transfer, transfer.TransferOptions),
@@ -294,10 +291,3 @@ def test_paired_intervals_in_texts_are_those_of_the_result_cards() -> None:
         for quoted in signed.finditer(text):
             before = text[max(0, quoted.start() - 160) : quoted.start()]
             assert expected[quoted.groups()] in re.findall(r"\d+\.\d", before), (page, quoted[0])
-
-
-def test_the_example_of_the_gate_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    cards = [str(RESULTS / "digits-lt-methods" / f"{name}-seed0.json") for name in ("at", "harl")]
-    assert main(["gate", *cards, "--columns", "clean", "autoattack"]) == 1
-    indented = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())
-    assert indented in (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")

@@ -193,7 +193,7 @@ def _labels(rows: Mapping[str, tuple[ResultCard, Values]]) -> dict[str, str]:
             deviation = words(None) if usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
-            if own and usual:  # a known method is named by its own settings, whatever the others have
+            if own and name in usual:  # an option of a method is named against its default, whatever others have
                 found[group][words(None)] += len(rows)
     labels = {}
     for key, (card, settings) in rows.items():
