@@ -80,7 +80,7 @@ class Data(Settings):
     """Images of the largest training class. Default: as many as the data allow."""
     test: Annotated[Literal["long-tailed", "balanced", "validation"], Field(title="test set")] = "long-tailed"
     """Test set: cut to the same imbalance ratio (long-tailed), or balanced. validation: use the validation images
-    instead, and never the test images (taet tune)."""
+    instead, and never the test images."""
     test_max_count: ImageCount | None = None
     """Images of the largest test class. Default: as many as the data allow."""
     validation: Annotated[PartialShare, Field(title="validation share")] = 0.0
@@ -308,7 +308,7 @@ class Training(Settings):
     workers: Annotated[int, Field(ge=0, le=1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
     """Processes that apply RandAugment or AutoAugment in advance. 0: the training process itself."""
     tuned: Whole = 0
-    """Number of trials by which taet tune chose the settings, shown in cards and tables; set by taet tune."""
+    """Number of trials by which a search chose the settings (examples/tune.py), shown in cards and tables."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
