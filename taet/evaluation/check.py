@@ -188,8 +188,9 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
 
     def checkpoint() -> str:
         state = folder.load_checkpoint(folder.record.run_hash)
-        folder.check_metrics(MetricsMark(state.get("metrics_bytes", 0), state.get("metrics_sha256", "")))
-        return "" if state.get("metrics_sha256") else OLD
+        at = state.get("position", state)  # of an older version
+        folder.check_metrics(MetricsMark(at.get("metrics_bytes", 0), at.get("metrics_sha256", "")))
+        return "" if at.get("metrics_sha256") else OLD
 
     def done() -> str:
         return "" if folder.sums else OLD
