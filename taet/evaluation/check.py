@@ -160,8 +160,10 @@ def verify(path: Path) -> tuple[Finding, ...]:
     """Read every file of a run folder as its users do, and check that all belong together."""
     if not path.is_dir():
         raise UserError(f"check: no such folder: '{path}'")
-    found = []
-    for name, read in _readers(RunFolder(path)):
+    folder, found = RunFolder(path), []
+    if not folder.is_run and not folder.card().exists():
+        _ = folder.record  # refuses it
+    for name, read in _readers(folder):
         try:
             left = read()
             found.append(Finding(name, f"on trust: {left}" if left else "verified"))
@@ -212,7 +214,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
         return read
 
     yield ".", left
-    if folder.is_run or not folder.card().exists():  # without a card, the folder must be a run
+    if folder.is_run:
         yield RUN, record
         if folder.is_done or (folder.path / METRICS).exists():
             yield METRICS, rows

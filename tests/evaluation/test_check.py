@@ -195,7 +195,8 @@ def test_a_card_of_another_run_and_a_folder_of_nothing_are_found(run: Path, tmp_
     with pytest.raises(UserError, match="no such folder"):
         check(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert "run.json" in wrong(check(tmp_path / "empty"))
+    with pytest.raises(UserError, match="is not a run folder"):
+        check(tmp_path / "empty")
     other = train(
         override(protocols.taet("at-bsl"), {"model.name": "resnet8", "training.epochs": 1}), out=tmp_path / "b"
     )
