@@ -278,8 +278,8 @@ class Training(Settings):
     the run delivers the average. Each point of the curve attacks the training images once more, for the batch
     statistics of the average. 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of training, by autocast; evaluations use float32. auto: the faster one on this machine, measured once
-    per network; the choice is recorded and kept when the run is resumed, also on another machine."""
+    """Arithmetic of training, by autocast; evaluations use float32. auto: bf16 where the GPU or the processor has
+    instructions for it; the choice is recorded and kept when the run is resumed, also on another machine."""
     channels_last: bool = True
     """Use the channels_last memory layout for images and convolutions."""
     sync_bn: bool = True
@@ -304,8 +304,7 @@ class Training(Settings):
     capture: bool = True
     """On a GPU, with one process: replay training steps as CUDA graphs where possible."""
     threads: Processes | None = None
-    """CPU threads; with the same number, results are bit-identical. Default: torch's choice, or 1 where that is
-    measured to be faster."""
+    """CPU threads; with the same number, results are bit-identical. Default: torch's choice."""
     workers: Annotated[int, Field(ge=0, le=1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
     """Processes that apply RandAugment or AutoAugment in advance. 0: the training process itself."""
     tuned: Whole = 0
