@@ -149,7 +149,7 @@ def test_a_model_of_any_origin_is_checked(taet: Any) -> None:
 
 
 def test_the_machine_is_checked(taet: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("taet.evaluation.check._attack_speed", lambda _, bf16: 100.0 + bf16)
+    monkeypatch.setattr(sys.modules["taet.evaluation.check"], "_attack_speed", lambda _, bf16: 100.0 + bf16)
     (tmp_path / "cifar10.npz").touch()
     monkeypatch.setenv("TAET_DATA", str(tmp_path))
     found = {one["what"]: one["text"] for one in json.loads(taet("check", "--json").out)}
