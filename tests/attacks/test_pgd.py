@@ -87,15 +87,15 @@ def test_divergence_on_a_linear_model_is_golden() -> None:
 def test_ball_step_and_number_of_steps_may_differ_per_sample() -> None:
     inputs, model = golden("las_masked_pgd_linear")
     steps = torch.tensor(inputs["iters"])
+    lengths = torch.tensor([number(alpha) for alpha in inputs["alpha"]], dtype=torch.float64)
     x_adv = pgd(
         model,
         inputs["x"],
         torch.tensor(inputs["labels"]),
         eps=torch.tensor([number(eps) for eps in inputs["eps"]], dtype=torch.float64),
         steps=int(steps.max()),
-        step_size=torch.tensor([number(alpha) for alpha in inputs["alpha"]], dtype=torch.float64),
+        step_size=[lengths * (step < steps) for step in range(int(steps.max()))],
         start_noise=inputs["start"],
-        active=torch.arange(int(steps.max()))[:, None] < steps,
     )
     check("las_masked_pgd_linear", x_adv)
 
@@ -126,7 +126,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits() -> None:
     model, (x, y) = network(), images()
 
     def attack(seed: int) -> Tensor:
-        return pgd(model, x, y, eps=0.1, steps=2, step_size=0.02, generator=torch.Generator().manual_seed(seed))
+        return pgd(model, x, y, eps=0.1, steps=2, step_size=0.02, start_noise=torch.Generator().manual_seed(seed))
 
     assert torch.equal(attack(3), attack(3))
     assert not torch.equal(attack(3), attack(4))
@@ -157,7 +157,7 @@ def test_no_radius_returns_the_images_and_no_step_stays_inside(start: Any) -> No
     assert 0 <= float(still.min()) <= float(still.max()) <= 1
 
 
-def test_inactive_samples_stay_and_the_observer_sees_every_iterate_before_its_update() -> None:
+def test_samples_without_a_step_stay_and_the_observer_sees_every_iterate_before_its_update() -> None:
     model, (x, y) = network(), images()
     active = torch.tensor([True, False] * 3)
     seen: list[Tensor] = []
@@ -167,7 +167,7 @@ def test_inactive_samples_stay_and_the_observer_sees_every_iterate_before_its_up
         assert not logits.requires_grad
         seen.append(logits)
 
-    x_adv = pgd(model, x, y, eps=0.1, steps=3, step_size=0.05, start="none", active=active, observe=observe)
+    x_adv = pgd(model, x, y, eps=0.1, steps=3, step_size=0.05 * active, start="none", observe=observe)
     assert torch.equal((x_adv != x).flatten(1).any(1), active)
     assert len(seen) == 3
     torch.testing.assert_close(seen[0], model.eval()(x).detach())
@@ -281,7 +281,7 @@ def test_restarts_draw_one_after_the_other() -> None:
     y = model(x).argmax(1)
     settings: dict[str, Any] = {"eps": 0.01, "steps": 0, "step_size": 0.1}
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([pgd(model, x, y, generator=generator, **settings) for _ in range(3)])
+    draws = torch.stack([pgd(model, x, y, start_noise=generator, **settings) for _ in range(3)])
     losses = torch.stack([cross_entropy(model(x_adv), y) for x_adv in draws])
     kept = pgd(model, x, y, restarts=3, **settings)
     assert not fooled(model(kept), y).any()
