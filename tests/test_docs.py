@@ -27,20 +27,16 @@ from taet.cli import (
     audit,
     check,
     compare,
-    cost,
     evaluate,
     export,
     flags,
-    gate,
-    main,
     predict,
     push,
     transfer,
-    tune,
 )
 from taet.evaluation import ResultCard, diagnostics
 from taet.evaluation.card import compare_runs
-from taet.experiments.specification import parse, read
+from taet.experiments import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import build
@@ -59,14 +55,11 @@ READ = {
     "audit": audit.read,
     "check": check.read,
     "compare": compare.read,
-    "cost": parser(cost, cost.CostOptions),
     "evaluate": evaluate.read,
     "export": parser(export, export.ExportOptions),
-    "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
     "transfer": parser(transfer, transfer.TransferOptions),
-    "tune": parser(tune, tune.TuneOptions),
 }
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -263,11 +256,10 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 MINI, CHOSEN = "reproduce/mini", "reproduce/mini-selected"
-WISE, IR50 = "cifar10-lt-class-wise", MINI + "/{}_cifar10-lt_ir50_seed{}"
+IR50 = MINI + "/{}_cifar10-lt_ir50_seed{}"
 PLAIN, BSL, REAT = (
     IR50.format(*row) for row in (("at", "0-44a790f3"), ("at-bsl", "0-0e677bf7"), ("reat", "0-4be6c47b"))
 )
-BSLS = IR50.format("at-bsl", "?-[0-3]???????")
 SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
     "README.md": f"""
         {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
@@ -279,67 +271,6 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
     "docs/fine-tuning.md": """
         ham10000-fine-tune trades standard clean
         ham10000-fine-tune trades standard autoattack-fast""",
-    "results/ham10000-fine-tune/about.md": """
-        ham10000-fine-tune trades standard clean
-        ham10000-fine-tune trades standard autoattack-fast""",
-    "results/ham10000/about.md": "ham10000 taet at-bsl autoattack-fast",
-    "results/digits-lt-extra/about.md": """
-        digits-lt-extra held-back-seed? none-seed? pgd-20
-        digits-lt-extra held-back-seed? none-seed? autoattack-fast
-        digits-lt-extra copies-seed? none-seed? clean
-        digits-lt-extra copies-inverse-seed? none-seed? clean
-        digits-lt-extra held-back-seed? copies-inverse-seed? clean
-        digits-lt-extra held-back-seed? copies-inverse-seed? autoattack-fast
-        digits-lt-extra mixed-inverse-seed? copies-inverse-seed? clean
-        digits-lt-extra mixed-inverse-seed? copies-inverse-seed? autoattack-fast
-        digits-lt-extra gaussian-inverse-seed? copies-inverse-seed? clean
-        digits-lt-extra gaussian-inverse-seed? copies-inverse-seed? autoattack-fast
-        digits-lt-extra mixed-inverse-seed? mixed-seed? clean""",
-    "results/cifar10-lt-class-wise/about.md": f"""
-        . {WISE}/counts+at-bsl-seed0 {BSL} autoattack
-        . {WISE}/dafa+at-bsl-seed0 {BSL} autoattack
-        . {WISE}/cfa+at-bsl-seed0 {BSL} autoattack
-        . {WISE}/counts+at-bsl-seed0 {BSL} clean
-        . {WISE}/cgr-prior-alone-seed? {BSLS} autoattack
-        . {WISE}/cgr-seed0 {BSL} clean
-        . {WISE}/cgr-seed0 {BSL} autoattack
-        . {WISE}/faal-seed? {BSLS} autoattack
-        . {WISE}/faal-seed? {BSLS} clean
-        . {WISE}/n-fgsm-seed? {BSLS} autoattack
-        . {WISE}/faal-seed0 {PLAIN} autoattack
-        . {WISE}/frl-seed0 {PLAIN} autoattack
-        . {WISE}/cfa-seed0 {PLAIN} autoattack
-        . {WISE}/dafa-seed0 {PLAIN} autoattack
-        . {WISE}/n-fgsm-seed0 {PLAIN} autoattack
-        . {WISE}/liet-seed0 {PLAIN} autoattack
-        . {WISE}/wat-seed0 {BSL} autoattack
-        {WISE} cgr-prior-alone-seed0 cgr-seed0 autoattack
-        {WISE} cgr-seed0 cgr-prior-alone-seed0 clean""",
-    "results/digits-lt-class-wise/about.md": """
-        digits-lt-class-wise cfa+at-seed? at-seed? autoattack-fast
-        digits-lt-class-wise cfa+at-bsl-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise cfa+at-seed? at-seed? clean
-        digits-lt-class-wise dafa+at-seed? at-seed? autoattack-fast
-        digits-lt-class-wise dafa+at-bsl-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise counts+at-seed? at-seed? autoattack-fast
-        digits-lt-class-wise counts+at-bsl-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise cgr-prior-alone-seed? cgr-seed? autoattack-fast
-        digits-lt-class-wise cgr-prior-alone-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise cgr-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise cgr-no-prior-seed? cgr-seed? clean
-        digits-lt-class-wise cgr-no-margin-seed? cgr-seed? clean
-        digits-lt-class-wise cgr-no-margin-seed? cgr-seed? autoattack-fast
-        digits-lt-class-wise frl-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise dafa-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise cfa-seed? at-bsl-seed? autoattack-fast
-        digits-lt-class-wise n-fgsm-seed? at-seed? autoattack-fast
-        digits-lt-class-wise n-fgsm-long-seed? at-seed? autoattack-fast
-        digits-lt-class-wise n-fgsm-long-seed? at-seed? clean
-        digits-lt-class-wise dafa+at-seed? n-fgsm-long-seed? autoattack-fast
-        digits-lt-class-wise at-long-seed? n-fgsm-long-seed? clean
-        digits-lt-class-wise at-long-seed? n-fgsm-long-seed? autoattack-fast
-        digits-lt-class-wise at-long-seed? at-seed? clean
-        digits-lt-class-wise at-long-seed? at-seed? autoattack-fast""",
 }
 
 
@@ -360,176 +291,3 @@ def test_paired_intervals_in_texts_are_those_of_the_result_cards() -> None:
         for quoted in signed.finditer(text):
             before = text[max(0, quoted.start() - 160) : quoted.start()]
             assert expected[quoted.groups()] in re.findall(r"\d+\.\d", before), (page, quoted[0])
-
-
-LT, RA = "digits-lt-methods/{}-seed?", "digits-lt-methods/ra+bsl/{}-seed0"
-FOCAL, LDAM, BALANCED = (IR50.format("at", f"0-{cell}") for cell in ("b49df1da", "30e2c483", "9644792c"))
-MART, TRADES, ROBAL = (IR50.format(*cell) for cell in (("mart", "0-9*"), ("trades", "0-4*"), ("robal", "0-*")))
-FAILING = [IR50.format(*cell) for cell in (("trades", "0-7*"), ("mart", "0-d*"), ("at-bsl", "0-6*"))]
-EQUAL = f"{MINI}/at_cifar10-balanced-small_*"
-IR10 = "reproduce/{}/{}_cifar10-lt_ir10_seed0-*"
-TAETS = {
-    "taet": "taet-8323d86a",
-    "bcl": "taet-6e7f8955",
-    "hdl": "taet-d0e33853",
-    "rcel": "taet-4c602d22",
-    "five steps": "taet-66c1c68b",
-    "twenty steps": "taet-b738de16",
-    "thirty steps": "taet-9068d699",
-    "forty steps": "taet-be7b4106",
-    "gamma": "taet-ca809e4c",
-    "beta": "taet-ebb4cb58",
-    "beta, gamma": "taet-c9c0ee45",
-    "alpha": "taet-4f6fa05f",
-    "alpha, gamma": "taet-6cb4c10d",
-    "alpha, beta": "taet-2ccc2dae",
-    "all": "taet-fc4a9818",
-}
-"""TAET as published, with one term of HEL, other steps, half of these weights: method and the key of the run."""
-
-
-def mini10(*names: str) -> list[str]:
-    """The cards of these rows at scale mini and imbalance ratio 10."""
-    found = (TAETS.get(name, f"{name}-*").rpartition("-") for name in names)
-    return [f"reproduce/mini/{method}_cifar10-lt_ir10_seed0-{key}" for method, _, key in found]
-
-
-DISCUSSION = [  # words of results/README.md, the attack, the row of each number, or the two rows of a difference
-    (
-        "TRADES ends at 10.7 % of the clean images, MART and AT-BSL with weight perturbation at 33.2 and 33.2 %",
-        "clean",
-        FAILING,
-    ),
-    (
-        "AT-BSL 22.7, RoBal 22.1, REAT 21.8, LAS-AT 21.6, AT 21.4, MART 21.4, ADT 21.3, HE 21.1",
-        "autoattack",
-        mini10("at-bsl", "robal", "reat", "las-at", "at", "mart", "adt", "he"),
-    ),
-    (
-        "TRADES has 19.1, TAET 16.1 and GAIRAT 16.0",
-        "autoattack",
-        mini10("trades", "taet", "gairat"),
-    ),
-    (
-        "REAT has 48.5, AT-BSL 47.8, RoBal 46.6, GAIRAT 44.4, TRADES 37.8, ADT 35.6, AT 34.2, MART 33.2",
-        "clean",
-        mini10("reat", "at-bsl", "robal", "gairat", "trades", "adt", "at", "mart"),
-    ),
-    ("HE 32.9, LAS-AT 31.6 and TAET 30.8", "clean", mini10("he", "las-at", "taet")),
-    ("ends at 13.0 % of the clean", "clean", [IR50.format("reat", "0-baff*")]),
-    ("and 2.1 % under AutoAttack: that", "autoattack", [IR50.format("reat", "0-baff*")]),
-    ("are level (65.0, 64.7, 64.7;", "autoattack", [LT.format(name) for name in ("reat", "at", "at-bsl")]),
-    ("21.3 against 27.7 % under AutoAttack", "autoattack", [IR10.format("cpu", name) for name in ("taet", "at-bsl")]),
-    ("49.6 against 58.6 on clean images", "clean", [IR10.format("cpu", name) for name in ("taet", "at-bsl")]),
-    ("(16.1 against 22.7;", "autoattack", mini10("taet", "at-bsl")),
-    (
-        "BCL alone 24.5, all three terms 22.3, HDL alone 3.0, RCEL alone 0.0",
-        "pgd-20",
-        mini10("bcl", "taet", "hdl", "rcel"),
-    ),
-    ("it is 30.8, 30.4, 27.0 and 29.0.", "clean", mini10("taet", "gamma", "alpha", "alpha, gamma")),
-    ("is 42.9, 43.2, 35.7 and 36.4;", "clean", mini10("beta, gamma", "beta", "alpha, beta", "all")),
-    ("lie between 19.6 and 23.7, and", "pgd-20", mini10("alpha", "beta, gamma")),
-    ("one has 22.3. That", "pgd-20", mini10("taet")),
-    ("15.5 against 16.1 under AutoAttack", "autoattack", mini10("five steps", "taet")),
-    ("and 39.5 against 30.8", "clean", mini10("five steps", "taet")),
-    ("level: 30.8, 30.9 with twenty, 31.6 with", "clean", mini10("taet", "twenty steps", "thirty steps")),
-    ("31.6 with thirty, 33.3 with forty", "clean", mini10("thirty steps", "forty steps")),
-    ("on clean images, 30.8 against 44.0 (C10)", "clean", mini10("taet", "bcl")),
-    ("12.6 points better than AT on clean images", "clean", [(BSL, PLAIN)]),
-    ("2.6 points worse under AutoAttack", "autoattack", [(PLAIN, BSL)]),
-    ("(16.8 against 19.4)", "autoattack", [BSL, PLAIN]),
-    ("AT-BSL has 17.0 and 17.4 %", "autoattack", [IR50.format("at-bsl", seed) for seed in ("1-*", "2-*")]),
-    ("and REAT 17.9, 16.3 and 18.0 %", "autoattack", [REAT, *(IR50.format("reat", seed) for seed in ("1-*", "2-*"))]),
-    (
-        "12.7, 16.9 and 17.4 % under",
-        "autoattack",
-        [f"{CHOSEN}/at-bsl_*seed0*", f"{CHOSEN}/at-bsl_*seed1*", IR50.format("at-bsl", "2-*")],
-    ),
-    ("and REAT's 17.9, 14.7 and 18.4 %", "autoattack", [REAT, f"{CHOSEN}/reat_*seed1*", f"{CHOSEN}/reat_*seed2*"]),
-    ("MART 19.5, AT 19.4, LDAM 18.9, focal 18.8,", "autoattack", [MART, PLAIN, LDAM, FOCAL]),
-    (
-        "REAT 17.9, TRADES 17.7, class-balanced 16.9, AT-BSL 16.8, RoBal 14.2",
-        "autoattack",
-        [REAT, TRADES, BALANCED, BSL, ROBAL],
-    ),
-    ("AT-BSL 40.0, RoBal 39.6, REAT 38.8, class-balanced 37.6,", "clean", [BSL, ROBAL, REAT, BALANCED]),
-    ("focal and TRADES 28.1,", "clean", [FOCAL]),
-    ("TRADES 28.1, AT 27.4, MART 26.8, LDAM 25.1", "clean", [TRADES, PLAIN, MART, LDAM]),
-    (
-        "the same with REAT: 18.7 focal, 16.0 class-balanced, 18.7 LDAM",
-        "autoattack",
-        [IR50.format("reat", f"0-{key}") for key in ("c2bb813f", "f379f0d4", "f49d4e72")],
-    ),
-    ("without imbalance give AT 22.6", "autoattack", [EQUAL]),
-    ("which is 5.8 points above AT-BSL", "autoattack", [(EQUAL, BSL)]),
-    ("on the long tail, and 45.8 on clean images", "clean", [EQUAL]),
-    (
-        "FAAL 19.4, N-FGSM 18.9, LIET 18.6, FRL 18.5, CFA 17.9, CGR's prior alone 17.7, AT-BSL 17.1, DAFA 16.9,",
-        "autoattack",
-        [
-            *(f"{WISE}/{name}-seed?" for name in ("faal", "n-fgsm", "liet", "frl", "cfa", "cgr-prior-alone")),
-            BSLS,
-            f"{WISE}/dafa-seed?",
-        ],
-    ),
-    ("TAET 15.6, CGR 15.1, WAT 13.5", "autoattack", [f"{WISE}/{name}-seed?" for name in ("taet", "cgr", "wat")]),
-    (
-        "RoBal 65.5, AT and AT-BSL, which are then the same, 63.5,",
-        "autoattack",
-        [RA.format(name) for name in ("robal", "at")],
-    ),
-    (
-        "which are then the same, 63.5, ADT 63.0, REAT 62.0",
-        "autoattack",
-        [RA.format(name) for name in ("at-bsl", "adt", "reat")],
-    ),
-    ("GAIRAT and HE 59.0, LAS-AT 57.0", "autoattack", [RA.format(name) for name in ("gairat", "las-at")]),
-    ("HE 59.0, LAS-AT 57.0, RobustLT 54.0", "autoattack", [RA.format(name) for name in ("he", "las-at", "robust-lt")]),
-    ("MART 51.5. TRADES drops to 24.0", "autoattack", [RA.format(name) for name in ("mart", "trades")]),
-]
-
-
-def test_numbers_of_the_discussion_are_those_of_the_result_cards() -> None:
-    text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    text = " ".join(text.partition("## Discussion")[2].partition("## Tables")[0].split())
-
-    @functools.cache
-    def percent(row: str, attack: str) -> float:
-        paths = [path for path in RESULTS.glob(f"{row}.json") if ".embedding-" not in path.name]
-        cards = [ResultCard.load(path) for path in paths]
-        return 100 * sum(card.summary(attack).balanced for card in cards) / len(cards)
-
-    checked = set()
-    for words, attack, rows in DISCUSSION:
-        assert words in text
-        numbers = [*re.finditer(r"\d+\.\d", words)]
-        for number, row in zip(numbers, rows, strict=True):
-            value = percent(row, attack) if isinstance(row, str) else percent(row[0], attack) - percent(row[1], attack)
-            assert f"{value:.1f}" == number[0], (words, row)
-        checked |= {text.index(words) + number.start() for number in numbers}
-    assert {number.start() for number in re.finditer(r"\d+\.\d", text)} == checked
-
-
-def test_costs_in_texts_are_the_measured_ones() -> None:
-    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
-    costs = {one["name"]: one["seconds_ratio"] for one in json.loads((RESULTS / "cost.json").read_text())["costs"]}
-    (words,) = re.findall(r"N-FGSM -0\.6 \(.*?\) at (\S+), LIET -0\.8 \(.*?\) at (\d\.\d+)", text)
-    assert words == (f"{costs['n-fgsm']:.2f}", f"{costs['liet']:.2f}")
-
-
-def test_the_runs_that_the_discussion_warns_of_have_the_flags() -> None:
-    folders = ("digits-lt-methods", "cifar10-lt-methods", "cifar10-lt-ir10")
-    paths = [path for folder in folders for name in ("taet", "harl") for path in RESULTS.glob(f"{folder}/{name}*.json")]
-    paths += [*RESULTS.glob("reproduce/*/taet_*-c6ca4bc1.json"), *RESULTS.glob("reproduce/*/taet_*-8323d86a.json")]
-    assert len(paths) == 11
-    for path in paths:
-        flags = {flag["flag"] for flag in ResultCard.load(path).flags}
-        assert {"autoattack-far-below-pgd", "logit-scale"} <= flags, path
-
-
-def test_the_example_of_the_gate_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    cards = [str(RESULTS / "digits-lt-methods" / f"{name}-seed0.json") for name in ("at", "harl")]
-    assert main(["gate", *cards, "--columns", "clean", "autoattack"]) == 1
-    indented = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())
-    assert indented in (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")

@@ -152,8 +152,6 @@ compare ''; compare .; compare /dev/null; compare /dev/zero
 compare s.toml --time-budget MANYh; compare s.toml --time-budget ''; compare s.toml --jobs 99999999999
 compare s.toml --part MANY/2; compare s.toml --part 1/99999999999; compare s.toml --part 0/0
 data show ''; data show ~nouser/x; data show digits-lt --out ''; data prepare digits-lt --layout npz --out ''
-cost --out ''; cost --classes 99999999999; cost --image-shape 99999 99999 99999; cost --threads 99999
-cost --curve MANY; cost --rounds 99999999999
 transfer . . --eps nan; transfer . . --batch-size 0; evaluate . --processes 99999999999
 predict . x --batch-size 0; predict . x --top MANY; predict . x --attack pgd-1:restarts=99999999999
 evaluate --model os:getcwd --data digits-lt; evaluate --model resnet8 --data digits-lt --normalize nan/1
