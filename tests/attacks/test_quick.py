@@ -86,13 +86,6 @@ def test_the_order_of_the_nearest_classes_is_golden(norm: Norm) -> None:
     assert sorted(few[0].tolist()) == sorted(expected["by_logit"][0][:2])
 
 
-def test_a_class_without_a_gradient_is_the_last_target() -> None:
-    weight = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 2.0]])
-    bias = torch.tensor([1.0, 0.9, -3.0])
-    found = nearest_classes(lambda x: x @ weight.T + bias, torch.full((1, 2), 0.5), torch.tensor([0]))
-    assert found.tolist() == [[2, 1]]
-
-
 def linear(classes: int = 2, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
     """A linear classifier of 20 pixels in the middle of the range, so that no ball is cut, and its own labels."""
     generator = torch.Generator().manual_seed(seed)
