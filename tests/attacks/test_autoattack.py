@@ -19,8 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taet.attacks.autoattack import (
     NAMES,
-    Plan,
-    SuiteRun,
     Version,
     autoattack,
     plan,
@@ -30,6 +28,7 @@ from taet.attacks.ball import Norm
 from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
 from taet.attacks.suite import Suite, SuiteResult
+from taet.attacks.suite_run import Batches, Plan, SuiteRun
 from taet.attacks.units import Unit
 from taet.data.augmentation import to_unit
 from taet.errors import UserError
@@ -54,7 +53,8 @@ def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tens
 
 
 def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> SuiteRun:
-    return SuiteRun(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, "float32", True, None)
+    batches = Batches(x, y, len(y), x.device, None, True)
+    return SuiteRun(Counted(model), batches, chosen, EPS[chosen.norm], 0, "float32")
 
 
 def train(classes: int, channels: int = 3) -> nn.Module:
