@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from taet.evaluation import GivenImages, ResultCard
 from taet.evaluation.evaluate import attack_seconds, span
 from taet.evaluation.runner import Runner
 from taet.settings import Run, override
-from taet.training.trainer import Trainer
 from tests.evaluation.conftest import EPS, unit
 
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
@@ -128,10 +128,11 @@ def test_progress_never_goes_back_and_ends_at_its_total_once(
 
 @pytest.mark.parametrize(("attacks", "least"), [(("pgd-20",), 1.0), (("clean", "autoattack-fast"), 0.55)])
 def test_what_attacks_usually_take_is_estimated_beside_the_most(
-    attacks: tuple[str, ...], least: float, tiny: Callable[..., Run], tmp_path: Path
+    attacks: tuple[str, ...], least: float, tiny: Callable[..., Run], task: Task
 ) -> None:
-    made = Trainer(tiny("at", {"evaluation.attacks": attacks}), tmp_path, model=None, dataset=None, progress=None)
-    usual, most = attack_seconds(made.run, made.model, made.dataset.test, made.device)
+    test = SimpleNamespace(images=task[1], labels=task[2], class_names="abcd")
+    run = tiny("at", {"evaluation.attacks": attacks})
+    usual, most = attack_seconds(run, task[0], test, torch.device("cpu"))  # type: ignore[arg-type]
     assert least <= usual / most <= max(least, 0.8)
     assert span((180.0, 720.0)) == "about 3 minutes, at most 12 minutes"
     assert span((180.0, 182.0)) == "about 3 minutes"
