@@ -121,6 +121,8 @@ class Data(Settings):
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept during a run: in memory, or in a file that is built once and read batch by batch. auto: on
     disk if they would need more than a quarter of the memory. The results do not depend on it."""
+    skip_unreadable: bool = False
+    """Leave out image files that cannot be decoded, count them in the notes of the run, and name some."""
     extra: str | None = None
     """Extra training images, real or generated: folder:PATH of class folders, csv:PATH, npz:PATH with images and
     labels, or `copies` of the training images, as a control. Never used for validation or tests."""

@@ -11,7 +11,6 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from taet import config, protocols
 from taet.cli import flags
@@ -19,7 +18,6 @@ from taet.cli import list as listing
 from taet.cli.progress import progress
 from taet.config import Data
 from taet.data import is_own, load
-from taet.data.dataset import Dataset
 from taet.data.description import describe, draw, render
 from taet.errors import UserError, unknown
 from taet.experiments import own_data
@@ -35,8 +33,7 @@ SHOW = (
 PREPARE = (
     "taet data prepare cifar10-lt",
     "taet data prepare tiny-imagenet-lt --root ~/data",
-    "taet data prepare cifar10-lt --layout taet-npy --out cifar10lt_10",
-    "taet data prepare dermamnist --layout folder --out dermamnist_png",
+    "taet data prepare dermamnist --size 64",
 )
 HELP = f"""usage: taet data show NAME [options]
        taet data prepare NAME [options]
@@ -44,8 +41,7 @@ HELP = f"""usage: taet data show NAME [options]
 
 show     print class counts of every split, imbalance ratio, checksums and notes, as a run would use the set;
          --out FILE.png draws them, --json prints JSON
-prepare  download the official files (without a network: print which file to put where), check, unpack and read them;
-         --layout npz, folder (PNG images) or taet-npy also writes the set with these options for other programs
+prepare  download the official files (without a network: print which file to put where), check, unpack and read them
 list     print the names, as taet list data
 
 For the options: taet data show --help and taet data prepare --help.
@@ -68,14 +64,9 @@ class ShowOptions:
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """A data set and how to write it."""
+    """A data set."""
 
     data: flags.Given = flags.options(Data())
-    layout: Literal["npz", "folder", "taet-npy"] | None = None
-    """Also write the set with these options: one .npz with MedMNIST's keys, a folder of PNG images (train/CLASS/...),
-    or the folder of arrays that TAET's repository reads."""
-    out: Path | None = None
-    """Where --layout writes; nothing is overwritten. Default: in this folder, named as by TAET, e.g. cifar10lt_10."""
 
 
 def _parse(
@@ -120,48 +111,20 @@ def _options(data: Data) -> str:
     return " ".join([f"--data {shlex.quote(data.name)}", *words])
 
 
-def _default_out(dataset: Dataset, layout: str) -> Path:
-    """Return the name with the imbalance ratio as in TAET's repository: cifar10lt_10 for cifar10-lt cut to 10."""
-    kind, _, path = dataset.name.partition(":")
-    stem = Path(path).stem if path else kind.replace("-", "")
-    ratio = f"{round(dataset.imbalance_ratio, 1):g}"
-    return Path(stem + (f"_{ratio}" if ratio != "1" else "") + {"npz": ".npz", "folder": "_png"}.get(layout, ""))
-
-
 def _prepare(arguments: list[str]) -> None:
-    from taet.data import layouts
     from taet.data.prepare import prepare
 
     if not arguments:
         raise UserError("which data set? taet data prepare NAME; see taet list data")
     description = "Download the official files of a data set, check them, and print what the set holds."
     parsed = _parse(PrepareOptions, "prepare", arguments, description, PREPARE)
-    if parsed.out is not None and parsed.layout is None:
-        raise UserError(f"--out {parsed.out} needs --layout npz, folder or taet-npy")
-    if parsed.out is not None:
-        layouts.check_free(parsed.out)  # before any download or read
     data = Data(**parsed.data)
     with progress("prepare") as report:
         dataset, done = prepare(data, report)
     counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     about = f"{counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
     print("\n".join([*done, f"{dataset.name}: {about}"]))
-    if parsed.layout is None:
-        print(f"next: taet train taet {_options(data)}")
-        return
-    out = parsed.out or _default_out(dataset, parsed.layout)
-    with progress("write") as report:
-        layouts.write(dataset, parsed.layout, out, report)
-    print(f"written: {out}")
-    if not dataset.mirror:
-        print(
-            "note: mirrored images of this set lose their labels, which no layout records; train with --data.mirror no"
-        )
-    grouped = any(split.groups is not None for split in dataset.splits.values())
-    if grouped and parsed.layout == "taet-npy":
-        print("note: this layout does not record groups of images; npz and folder keep each group in one split")
-    option = " --group folder" if grouped and parsed.layout == "folder" else ""
-    print(f"next: taet data show {shlex.quote(f'{parsed.layout}:{out}')}{option}")
+    print(f"next: taet train taet {_options(data)}")
 
 
 def run(arguments: list[str]) -> None:

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
 from taet.bounds import LongSeed, Whole, check_value
-from taet.data.dataset import checked_labels
 from taet.data.loader import class_balanced
+from taet.data.source import checked_labels
 from taet.randomness import generator
 
 

@@ -6,14 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Outline, Split
-from taet.data.downloads import Download, official
-from taet.data.foreign_files import MOST_BYTES, reading
-from taet.data.images import decode_all
-from taet.data.places import find, not_found
+from taet.data.images import Files, survey
+from taet.data.places import Download, find, not_found, official
+from taet.data.source import Ints, Labels, Source
+from taet.data.storage import Images, reading
 from taet.errors import UserError
 
 NAMES = {
@@ -24,7 +22,6 @@ PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}
 """The cut of the set in REAT: Li et al., arXiv:2307.10205."""
 FOLDER = "tiny-imagenet-200"
 CLASSES = 200
-IMAGE_SHAPE = (3, 64, 64)
 PER_CLASS = {"train": 500, "test": 50}
 (ARCHIVE,) = official("tiny-imagenet")
 AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
@@ -37,8 +34,8 @@ def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is on
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
     """Return the first fields of each line of a tab-separated table."""
-    with reading(path, f"the official table; {AGAIN}", most=MOST_BYTES) as file:
-        rows = [line.split("\t")[:columns] for line in file.read().decode().splitlines() if line.strip()]
+    with reading(path, f"the official table; {AGAIN}"):
+        rows = [line.split("\t")[:columns] for line in path.read_text("utf-8").splitlines() if line.strip()]
     short = next((number for number, row in enumerate(rows, 1) if len(row) < columns), None)
     if short is not None:
         raise UserError(f"Tiny-ImageNet: line {short} of '{path}' has fewer than {columns} columns; {AGAIN}")
@@ -66,7 +63,7 @@ def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, list[tuple[Path
     return {"train": train, "test": test}
 
 
-def _check(folder: Path, wnids: list[str], part: str, labels: NDArray[np.int64]) -> None:
+def _check(folder: Path, wnids: list[str], part: str, labels: Ints) -> None:
     """Refuse a split in which a class has a wrong number of images; label CLASSES means an unknown class."""
     counts = np.bincount(labels, minlength=CLASSES + 1)
     wrong = np.flatnonzero(counts != [PER_CLASS[part]] * CLASSES + [0])
@@ -78,12 +75,7 @@ def _check(folder: Path, wnids: list[str], part: str, labels: NDArray[np.int64])
         )
 
 
-def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
-    """Return the published numbers; the class names are in the files."""
-    return Outline.of_counts(list(map(str, range(CLASSES))), PER_CLASS, IMAGE_SHAPE, named=False)
-
-
-def read(data: Data) -> Dataset:
+def read(data: Data) -> Source:
     """Return all of Tiny-ImageNet, balanced: 500 training and 50 test images of each of 200 classes, 64x64 pixels.
 
     The test images are the official validation images, since the official test images have no labels. Classes are in
@@ -100,19 +92,16 @@ def read(data: Data) -> Dataset:
             f"Tiny-ImageNet: '{folder / 'wnids.txt'}' names {len(wnids)} classes; allowed: {CLASSES}; {AGAIN}"
         )
     names = _class_names(folder, wnids)
-    splits = {}
+    splits, images = dict[str, Labels](), dict[str, Images]()
     for part, files in _labelled_files(folder, wnids).items():
         labels = np.array([label for _, label in files], np.int64)
         _check(folder, wnids, part, labels)
-        images = decode_all([path for path, _ in files], data.size, data.storage, fit=data.fit)
-        splits[part] = Split(images, labels, names, np.arange(len(labels)))
-    return Dataset(
-        data.name,
-        splits["train"],
-        None,
-        splits["test"],
-        notes=(
-            "classes are in the order of their WordNet ids",
-            "the test images are the official validation images: those of the official test set have no labels",
-        ),
+        splits[part], images[part] = (
+            Labels(labels, names),
+            Files(survey([path for path, _ in files]), data.size, data.fit),
+        )
+    notes = (
+        "classes are in the order of their WordNet ids",
+        "the test images are the official validation images: those of the official test set have no labels",
     )
+    return Source(data.name, splits, images, notes=notes)

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Fit
-from taet.data.image_store import Stored
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.errors import UserError
 
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]
-ImageSource = Pixels | Stored | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+ImageSource = Pixels | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 class NamedImages(NamedTuple):
@@ -31,7 +30,7 @@ class NamedImages(NamedTuple):
 
 def find(given: ImageSource) -> NamedImages:
     """Return the images of files and folders (searched through, hidden ones left out), or of an array (N, H, W, C)."""
-    if isinstance(given, np.ndarray | Stored):
+    if isinstance(given, np.ndarray):
         return _of_array(given)
     listed = [given] if isinstance(given, str | os.PathLike) else list(given)
     found = (filter(is_image, files_below(path)) if path.is_dir() else [path] for path in map(Path, listed))
@@ -47,10 +46,10 @@ def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
     found = survey([Path(name) for name in find(given).names])
     channels, height, width = shape
     other = np.flatnonzero((found.sizes != (width, height)).any(1))
-    notes, total = list[str](), len(found.paths)
+    notes, total = list[str](), len(found.files)
     if len(other):
         first = "{}x{}".format(*found.sizes[other[0]])
-        example = f"e.g. '{found.paths[other[0]]}' of {first}"
+        example = f"e.g. '{found.files[other[0]]}' of {first}"
         notes.append(f"{len(other)} of {total} images are resized to {width}x{height} pixels as in training, {example}")
         notes += found.not_square(fit) if height == width else []
     wrong = int((found.grey if channels == 3 else ~found.grey).sum())

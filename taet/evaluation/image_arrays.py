@@ -10,25 +10,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taet.data.augmentation import to_unit
-from taet.data.image_store import Stored
 from taet.errors import UserError
 from taet.metrics import Ints
 
-TestImages = NDArray[Any] | Stored
+TestImages = NDArray[Any]
 """uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""
 
 
 def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
     pixels: TestImages
-    if isinstance(images, Stored):
+    if isinstance(images, np.memmap):
         pixels = images
     else:
         pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if pixels.ndim != 4 or len(pixels) == 0:
         raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-    if isinstance(pixels, Stored) or pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8:
         if pixels.shape[3] not in (1, 3):
             raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
     elif pixels.dtype.kind == "f":

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import torch
 
-from taet.data.prepare import check_there
+from taet.data.sources import source
 from taet.errors import UserError
 from taet.experiments.cells import Cell, State, cells
 from taet.experiments.forecast import rough_seconds, settled
@@ -215,7 +215,7 @@ def fill(
     """
     side_by_side, threads, gpus = _machine(jobs)
     for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
-        check_there(data)
+        source(data)
     make_folder(place / "logs")
     planned = settled(planned, say or (lambda _: None))
     work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from taet.data.prepare import check_there
+from taet.data.sources import source
 from taet.errors import UserError
 from taet.evaluation.embedding import embed
 from taet.experiments.cells import Cell
@@ -87,7 +87,7 @@ class Session:
         missing: dict[str, str] = {}
         for data in {cell.run.data for cell in cells if cell.run is not None}:
             try:
-                check_there(data)
+                source(data)
             except UserError as error:
                 missing[data.name] = str(error)
         left = [cell for cell in cells if cell.run is not None and cell.run.data.name not in missing]

@@ -24,7 +24,7 @@ from taet.attacks.weighting import generation_weighting
 from taet.bounds import NonNegative
 from taet.config import Run
 from taet.data import DataFacts, Dataset, load
-from taet.data.extra import check_classes, distinct_counts
+from taet.data.extra import read_extra
 from taet.data.loader import Batch, Loader
 from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
@@ -41,7 +41,6 @@ from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
 from taet.training.estimate import work_of
-from taet.training.extra import load_extra
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
@@ -94,11 +93,8 @@ class Trainer:
         self.extra = None
         if resolved().mixture is not None:
             with reporting_to(self.progress):
-                self.extra = in_turn(lambda: load_extra(run.data, self.dataset, self.device))
-        distinct = None if self.extra is None else distinct_counts(self.extra, self.dataset.train)
-        self.resolved = resolved(extra_counts=distinct)
-        if self.extra is not None and self.resolved.mixture is not None:
-            check_classes(self.extra, self.resolved.mixture)
+                self.extra = in_turn(lambda: read_extra(run.data, self.dataset))
+        self.resolved = resolved(extra_counts=None if self.extra is None else self.extra.split.class_counts.tolist())
         self.method = self.resolved.method.to(self.device)
         self.loader = Loader(
             self.dataset.train,
