@@ -16,8 +16,8 @@ CUSTOM: set[str] = set()
 """Names of the other packages and modules, up to the first dot, that hold custom code."""
 
 
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, which may steer a terminal, and halves of characters, which no file can hold."""
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which may steer a terminal or turn the text around, and halves of characters."""
 
 
 class UserError(Exception):
@@ -63,7 +63,12 @@ def custom_origin(error: BaseException) -> str | None:
 
 def printable(text: str) -> str:
     """Return the text with UNPRINTABLE characters replaced by their codes."""
-    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return UNPRINTABLE.sub(_code, text)
+
+
+def _code(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from taet.data.places import locate
 from taet.data.selection import divided
 from taet.data.source import PARTS, Ints, Labels, Source, check_names
 from taet.data.storage import Images
-from taet.data.tables import NUMBER, Row, labelled, located
+from taet.data.tables import NUMBER, Row, labelled, labelled_tables, located
 from taet.errors import UserError, unknown
 
 NAMES = {
@@ -160,29 +159,39 @@ def listing(data: Data) -> Listing:
     them; the images of a subfolder, across classes, are a group where every class has two or more. Some published sets
     have layouts of their own: see `taet.data.layouts`. Of a table: see `taet.data.tables`.
     """
-    path, more = locate(data), list[str]()
-    table = data.name.startswith("csv:")
-    if table:
-        rows, notes = labelled(path, data.group)
-        rows, more = located(rows, path.parent if data.root is None else Path(os.path.expanduser(data.root)))
+    path = locate(data)
+    if table := data.name.startswith("csv:"):
+        rows, notes = _from_table(path, path.parent if data.root is None else Path(os.path.expanduser(data.root)), data)
     elif not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
     else:
-        rows, notes = layouts.rows(path, data.group) or _folder(_unpacked(path), data.group)
+        inner = _only_folders(path)
+        known = (layouts.rows(one, data.group) for one in inner)
+        rows, notes = next(filter(None, known), None) or _folder(_unpacked(inner), data)
     signs = None if data.group == "none" else layouts.signs(rows)
-    listed = Listing.of(signs or rows, f"'{path}'", [*notes, *more], NUMBERS if table else ())
+    listed = Listing.of(signs or rows, f"'{path}'", notes, NUMBERS if table else ())
     if signs is None:
         return listed
     note = "names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"
     return replace(listed, mirror=False, notes=(*listed.notes, note))
 
 
-def _folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
-    """Return the images of class folders, and notes."""
+def _from_table(table: Path, folder: Path, data: Data) -> tuple[list[Row], list[str]]:
+    rows, notes = labelled(table, data.group)
+    found, more = located(rows, folder)
+    return found, [*notes, *more]
+
+
+def _folder(path: Path, data: Data) -> tuple[list[Row], list[str]]:
+    """Return the images of class folders, and notes; a single table beside the folders has the labels instead."""
+    group, folders = data.group, _split_folders(path)
+    if "" in folders and len(tables := labelled_tables(path)) == 1:
+        rows, notes = _from_table(tables[0], path, data)
+        return rows, [f"labels are those of '{tables[0].name}'", *notes]
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes, left_out = list[Row](), list[str](), Counter[str]()
-    for split, folder in _split_folders(path).items():
+    for split, folder in folders.items():
         table = None if split in ("", "train") or _folders(folder) else _table_of(folder)
         if table is None:
             rows += class_rows(folder, split, left_out)
@@ -218,6 +227,7 @@ def _by_table(folder: Path, table: Path, split: str, known: set[str]) -> list[Ro
 def class_rows(folder: Path, split: str, left_out: Counter[str]) -> list[Row]:
     """Return the images of each class folder, in alphabetical order, with their subfolders as groups."""
     rows, classes = list[Row](), _folders(folder)
+    check_names([child.name for child in classes])
     left_out["outside of the class folders"] += sum(is_image(child) for child in folder.iterdir())
     for child in classes:
         files = files_below(child)
@@ -227,7 +237,7 @@ def class_rows(folder: Path, split: str, left_out: Counter[str]) -> list[Row]:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     if not classes:
-        raise UserError(f"'{folder}' holds no class folders; allowed: 1 or more")
+        raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
     return rows
 
 
@@ -235,14 +245,18 @@ def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _unpacked(path: Path) -> Path:
-    """Return the folder with the split folders if `path` holds only that folder, as an archive does; else `path`."""
-    below = path
-    while len(inner := _folders(below)) == 1:
-        below = inner[0]
-        if {"train", "test"} <= _by_split(below).keys():
-            return below
-    return _inner(path)
+def _only_folders(path: Path) -> list[Path]:
+    """Return `path`, the folder in it if it holds no other, and so on: an archive unpacks to a folder of its own."""
+    found = [path]
+    while len(inner := _folders(found[-1])) == 1:
+        found += inner
+    return found
+
+
+def _unpacked(inner: Sequence[Path]) -> Path:
+    """Return the first of these folders with the split folders, else the first."""
+    divided = (path for path in inner if {"train", "test"} <= _by_split(path).keys())
+    return next(divided, _inner(inner[0]))
 
 
 def _inner(folder: Path) -> Path:
@@ -278,9 +292,6 @@ def _held(folder: Path) -> list[tuple[str, int]]:
 def _table_of(folder: Path) -> Path | None:
     """Return the table with the labels of a folder without class folders, inside it or beside it under its name."""
     split = folder.parent if folder.name.lower() == INNER else folder
-    near = [table for place in (split, split.parent, split.parent.parent) for table in sorted(place.glob("*.csv"))]
-    for table in [*sorted(folder.glob("*.csv")), *(one for one in near if split.name.lower() in one.stem.lower())]:
-        with contextlib.suppress(UserError):  # a table of something else
-            labelled(table)
-            return table
-    return None
+    near = [table for place in (split, split.parent, split.parent.parent) for table in labelled_tables(place)]
+    found = [*labelled_tables(folder), *(table for table in near if split.name.lower() in table.stem.lower())]
+    return found[0] if found else None

@@ -23,9 +23,11 @@ def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.
     from sklearn.model_selection import StratifiedGroupKFold
 
     parts = Fraction(share).limit_denominator(10) or Fraction(1, round(1 / share))
-    folds = max(2, min(parts.denominator, int(np.bincount(labels).max())))
     codes = np.unique(groups, return_inverse=True)[1]
     held = np.zeros(codes.max() + 1, bool)  # by group
+    folds = max(2, min(parts.denominator, len(held), int(np.bincount(labels).max())))
+    if len(held) < 2:
+        return held[codes]
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=twister(seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes with fewer images than folds

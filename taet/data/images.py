@@ -232,7 +232,8 @@ def survey(files: Sequence[ImageFile], *, decode: bool = False) -> Survey:
     with _settled():
         read: Iterator[list[_Header | str]]
         read = ahead(lambda some: [_header(file, decode) for file in some], batches, AHEAD)
-        headers = list(chain.from_iterable(counted(read, len(files), "headers of image files", len)))
+        read = counted(read, len(files), "headers of image files", len)
+        headers = list(chain.from_iterable(read))
     found = list(zip(files, headers, strict=True))
     readable = [(file, header) for file, header in found if isinstance(header, _Header)]
     return Survey(

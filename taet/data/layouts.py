@@ -8,7 +8,7 @@ from pathlib import Path
 
 from taet.data.images import files_below, is_image
 from taet.data.storage import reading
-from taet.data.tables import NUMBER, TABLE, Row, labelled, located, read_table
+from taet.data.tables import NUMBER, TABLE, Row, located, read_table
 from taet.errors import UserError
 
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
@@ -19,18 +19,12 @@ ORGANS = ("lower-gi-tract", "upper-gi-tract")
 def rows(folder: Path, group: str | None) -> tuple[list[Row], list[str]] | None:
     """Return the images of a known layout, and notes; None for another folder.
 
-    HAM10000 (Tschandl et al., Scientific Data 2018): a table of image_id, dx, lesion_id beside folders of images.
     ISIC 2019 (arXiv:1908.02288): a table with a column for each class, and one with the lesions. HyperKvasir (Borgli et
     al., Scientific Data 2020): class folders two levels below a folder for each organ.
     """
-    for table in sorted(folder.glob("HAM10000_metadata*")):
-        own, notes = labelled(table, group)
-        found, more = located(own, folder)
-        return found, ["layout of HAM10000", *notes, *more]
     if (folder / ISIC).is_file():
-        own, notes = _isic(folder, group), ["layout of ISIC 2019; lesions stay in one split"]
-        found, more = located(own, folder)
-        return found, [*notes, *more]
+        own, notes = located(_isic(folder, group), folder)
+        return own, ["layout of ISIC 2019", *notes]
     if all((folder / organ).is_dir() for organ in ORGANS):
         files = [file for organ in ORGANS for file in files_below(folder / organ) if is_image(file)]
         return [Row(file, file.parent.name) for file in files], ["layout of HyperKvasir: classes are the inner folders"]
@@ -38,13 +32,11 @@ def rows(folder: Path, group: str | None) -> tuple[list[Row], list[str]] | None:
 
 
 def _isic(folder: Path, group: str | None) -> list[Row]:
-    lesions: dict[str, str] = {}
-    if group is None:
-        table = folder / ISIC.replace("GroundTruth", "Metadata")
-        with reading(table, TABLE):
-            lesions = {cells["image"]: cells["lesion_id"] for _, cells in read_table(table)}
-    made, path = list[Row](), folder / ISIC
+    lesions, made, path = dict[str, str](), list[Row](), folder / ISIC
     with reading(path, TABLE):
+        if group != "none":
+            table = read_table(folder / ISIC.replace("GroundTruth", "Metadata"))
+            lesions = {cells["image"]: cells[group or "lesion_id"] for _, cells in table}
         for place, cells in read_table(path):
             classes = [name for name, cell in cells.items() if name != "image" and float(cell) == 1]
             if len(classes) != 1:

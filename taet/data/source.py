@@ -144,7 +144,8 @@ def checked_images(what: str, images: Given) -> Images:
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
     if 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; at least one image is needed")
-    if not isinstance(images, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
+    if not (isinstance(images, np.memmap) and images.flags.writeable):
+        # torch cannot share arrays that are read-only or have negative strides
         array = np.require(array, requirements=("C", "W"))
     return array if array.ndim == 4 else array[..., np.newaxis]
 

@@ -52,8 +52,7 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
                 (f"'{path}', entry {number}", {name: "" if cell is None else str(cell) for name, cell in entry.items()})
                 for number, entry in enumerate(entries, 1)
             ]
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         names, rows = [name.strip() for name in next(reader, [])], []
         for cells in reader:
             place = f"'{path}', line {reader.line_num}"
@@ -61,6 +60,27 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
                 raise UserError(f"{place}: got {len(cells)} cells; allowed: {len(names)}")
             rows += [(place, dict(zip(names, map(str.strip, cells), strict=True)))] if any(cells) else []
         return rows
+
+
+def _delimiter(text: str) -> str:
+    return max(",;\t", key=text.partition("\n")[0].count)
+
+
+def _columns(names: Sequence[str]) -> dict[str, str]:
+    lower = {name.lower(): name for name in reversed(names)}
+    return {what: next((lower[one] for one in usual if one in lower), "") for what, usual in COLUMNS.items()}
+
+
+def labelled_tables(folder: Path) -> list[Path]:
+    """Return the tables in a folder that by their first line have columns of paths and labels."""
+    found = []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tab", ".tsv", "")):
+        if path.is_file() and not path.name.startswith("."):
+            with path.open("rb") as file:
+                header = file.readline(1 << 16).decode("utf-8-sig", "replace")
+            columns = _columns([name.strip(' "\r\n') for name in header.split(_delimiter(header))])
+            found += [path] if columns["path"] and columns["label"] else []
+    return found
 
 
 def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]]:
@@ -71,8 +91,7 @@ def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]
     """
     table = read_table(path)
     names = list(table[0][1]) if table else []
-    lower = {name.lower(): name for name in reversed(names)}
-    columns = {what: next((lower[one] for one in usual if one in lower), "") for what, usual in COLUMNS.items()}
+    columns = _columns(names)
     if group is not None:
         columns["group"] = "" if group == "none" else group
         if columns["group"] not in ("", *names):
@@ -101,13 +120,12 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     """Leave out repeated rows; refuse an image with two labels, splits or groups."""
     first: dict[str, Row] = {}
     for row in rows:
-        before = first.setdefault(str(row.file), row)
+        before = first.setdefault(row.file, row)
         for what in ("label", "split", "group"):
             one, other = getattr(before, what), getattr(row, what)
             if one != other:
-                raise UserError(
-                    f"'{row.file}' has two {what}s, '{one}' in {before.place}, and '{other}' in {row.place}"
-                )
+                places = f"'{one}' in {before.place}, and '{other}' in {row.place}"
+                raise UserError(f"'{row.file}' has two {what}s, {places}")
     return list(first.values())
 
 
@@ -117,25 +135,24 @@ def located(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     A path is relative to `folder`. If the first is not there, folders at its begin are left out one by one, as on the
     machine where a table was made; then files are looked for by their names, with or without an ending, anywhere below.
     """
-    paths = [PurePath(str(row.file)) for row in rows]
-    for left_out in range(len(paths[0].parts)):
-        if (folder / PurePath(*paths[0].parts[left_out:])).is_file():
-            files: list[Path | None] = [folder / PurePath(*path.parts[left_out:]) for path in paths]
-            notes = [f"'{PurePath(*paths[0].parts[:left_out])}' in '{paths[0]}' is left out"] if left_out else []
-            files = [file if file is not None and file.is_file() else None for file in files]
-            break
+    paths, notes = [PurePath(row.file).parts for row in rows], list[str]()
+    number = next((n for n in range(len(paths[0])) if (folder / Path(*paths[0][n:])).is_file()), None)
+    if number is not None:
+        files = [file if (file := folder / Path(*parts[number:])).is_file() else None for parts in paths]
+        notes += [f"'{'/'.join(paths[0][:number])}' is left out of '{rows[0].file}' and others"] if number else []
     else:
         named: dict[str, list[Path]] = defaultdict(list)
         for file in filter(is_image, files_below(folder)):
             for name in {file.name, file.stem}:
                 named[name].append(file)
-        files = [next(iter(_same(named[path.name])), None) for path in paths]
-        notes = [f"images are found by their names below '{folder}'"]
+        files = [next(iter(_same(named[parts[-1]])), None) for parts in paths]
+        notes.append(f"images are found by their names below '{folder}'")
     missing = [row for row, file in zip(rows, files, strict=True) if file is None]
     if missing:
+        by_name = "" if number is not None else " and by name below it"
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
-            f"for in '{folder}' and by name below it; --data.root names another folder"
+            f"for in '{folder}'{by_name}; --data.root names another folder"
         )
     return [row._replace(file=file) for row, file in zip(rows, files, strict=True)], notes
 

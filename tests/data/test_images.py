@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from taet.data import images as module
-from taet.data.image_store import Stored
+import numpy as _n; Stored = _n.memmap
 from taet.data.images import SUFFIXES, decode_all, decode_where_possible, resized, scaled, survey, unreadable
 from taet.errors import UserError
 
