@@ -25,8 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taet import config, methods, metrics, protocols, train
-from taet.config import Outer
+from taet import methods, protocols, statistics, train
 from taet.data import Dataset, Split
 from taet.data.loader import class_balanced
 from taet.files import write_json
@@ -44,6 +43,7 @@ from taet.methods.robust_lt import RobustLT, class_budgets
 from taet.models import build
 from taet.models.classifier import Classifier
 from taet.randomness import generator
+from taet.settings import Outer, from_json, override
 from taet.training.environment import environment, resolve_device
 
 RESULT = Path(__file__).parent / "results" / "class_terms.json"
@@ -216,7 +216,9 @@ def in_batches(about: About, counts: Tensor) -> Iterator[dict[str, Any]]:
                 "prior": equalization(log_prior(counts).expand(size, -1), batch, -log_prior(counts)),
             },
             "tail": tail_terms(model, features, batch, counts.float()),
-            "class_balanced_effective_images": effective_images(effective_number_weights(counts, Outer.beta), shuffled),
+            "class_balanced_effective_images": effective_images(
+                effective_number_weights(counts, Outer.default("beta")), shuffled
+            ),
         }
 
 
@@ -231,8 +233,8 @@ def priors(counts: Tensor) -> dict[str, Any]:
     named = {
         "log_prior": log_prior(counts),
         "ldam_margin": ldam_margins(counts),
-        "class_balanced_weight": effective_number_weights(counts, Outer.beta),
-        "robust_lt_budget": class_budgets(counts.float(), RobustLT.Config.a),
+        "class_balanced_weight": effective_number_weights(counts, Outer.default("beta")),
+        "robust_lt_budget": class_budgets(counts.float(), RobustLT.Config.default("a")),
     }
     return {name: {"least": float(values.min()), "most": float(values.max())} for name, values in named.items()}
 
@@ -312,8 +314,8 @@ TRAININGS: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (  # m
 
 def trained(data: Dataset, method: str, knobs: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Train for a few epochs; return loss and adversarial training accuracy of each, and the test accuracy."""
-    own = config.from_json(methods.find(method).Config, dict(knobs))
-    run = config.override(protocols.taet(method), {**RUN, **changes, "settings": own})
+    own = from_json(methods.find(method).Config, dict(knobs))
+    run = override(protocols.taet(method), {**RUN, **changes, "settings": own})
     with tempfile.TemporaryDirectory() as out:
         done = train(run, dataset=data, out=Path(out) / "run")
     counts = [(row["train"]["correct"], row["train"]["total"]) for row in done.history]
@@ -323,8 +325,8 @@ def trained(data: Dataset, method: str, knobs: Mapping[str, Any], changes: Mappi
         "knobs": dict(knobs),
         "settings": dict(changes),
         "loss": [row["loss"]["total"] for row in done.history],
-        "training_accuracy": [metrics.accuracy(*row) for row in counts],
-        "test_accuracy": {name: metrics.balanced_accuracy(**last[name]) for name in ("clean", "pgd-1")},
+        "training_accuracy": [statistics.accuracy(*row) for row in counts],
+        "test_accuracy": {name: statistics.balanced_accuracy(**last[name]) for name in ("clean", "pgd-1")},
     }
 
 

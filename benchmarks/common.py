@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from taet.config import Training
 from taet.data import Split
 from taet.data.loader import Loader
 from taet.files import write_json
+from taet.settings import Training
 from taet.training.environment import environment
 
 RESULTS = Path(__file__).parent / "results"

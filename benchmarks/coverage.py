@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.intervals import mean_recall_limits, mean_value_limits
 
 CLASSES = (2, 3, 10, 100)
@@ -31,7 +31,7 @@ DISAGREE = ((0.01, 0.01), (0.05, 0.05), (0.15, 0.15), (0.4, 0.4), (0.05, 0.01), 
 """Shares of images that only the first, and only the second model gets right, the same in every class."""
 
 
-def sizes(classes: int) -> dict[str, metrics.Ints]:
+def sizes(classes: int) -> dict[str, statistics.Ints]:
     """Numbers of test images per class."""
     half = classes - classes // 2
     found = {f"{n} each": np.full(classes, n) for n in (1, 2, 3, 5, 10, 30, 100, 1000)}
@@ -43,7 +43,7 @@ def sizes(classes: int) -> dict[str, metrics.Ints]:
     return found
 
 
-def recalls(classes: int) -> dict[str, metrics.Floats]:
+def recalls(classes: int) -> dict[str, statistics.Floats]:
     """True recalls, of the classes in the order of `sizes`, largest first."""
     half = classes - classes // 2
     found = {f"{p} each": np.full(classes, p) for p in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
@@ -54,16 +54,18 @@ def recalls(classes: int) -> dict[str, metrics.Floats]:
     return found
 
 
-def combined_wilson(correct: metrics.Ints, total: metrics.Ints) -> tuple[metrics.Floats, metrics.Floats]:
+def combined_wilson(correct: statistics.Ints, total: statistics.Ints) -> tuple[statistics.Floats, statistics.Floats]:
     """The interval before: Wilson's by class, combined by the method of variance estimates recovery (MOVER)."""
-    low, high = metrics.wilson_interval(correct, total)
+    low, high = statistics.wilson_interval(correct, total)
     share = correct / total
     mean, classes = share.mean(-1), len(total)
     below, above = (np.sqrt((part**2).sum(-1)) / classes for part in (share - low, high - share))
     return np.maximum(mean - below, 0), np.minimum(mean + above, 1)
 
 
-def measure(total: metrics.Ints, truth: metrics.Floats, draws: int, generator: np.random.Generator) -> dict[str, float]:
+def measure(
+    total: statistics.Ints, truth: statistics.Floats, draws: int, generator: np.random.Generator
+) -> dict[str, float]:
     """Share of draws whose interval covers the true mean recall, and the mean width, for both intervals."""
     drawn = generator.binomial(total, truth, size=(draws, len(total)))
     different, index = np.unique(drawn, axis=0, return_inverse=True)
@@ -75,7 +77,7 @@ def measure(total: metrics.Ints, truth: metrics.Floats, draws: int, generator: n
     return found
 
 
-def disagreements(classes: int) -> dict[str, metrics.Floats]:
+def disagreements(classes: int) -> dict[str, statistics.Floats]:
     """True shares of the differences -1, 0 and 1 of two models, (C, 3), of the classes in the order of `sizes`."""
     half = classes - classes // 2
     found = {f"{a}, {b} each": np.tile([b, 1 - a - b, a], (classes, 1)) for a, b in DISAGREE}
@@ -84,16 +86,16 @@ def disagreements(classes: int) -> dict[str, metrics.Floats]:
     return {**found, "0.3 on opposite sides": sides, "0, 0.02 of the larger, 0.4, 0.1 of the smaller": tails}
 
 
-def bootstrapped(counts: metrics.Ints, generator: np.random.Generator) -> metrics.Floats:
+def bootstrapped(counts: statistics.Ints, generator: np.random.Generator) -> statistics.Floats:
     """The interval before: percentiles of a stratified bootstrap, of differences (C, 3)."""
     total = counts.sum(1)
     drawn = generator.multinomial(total, counts / total[:, None], size=(RESAMPLES, len(total)))
-    found: metrics.Floats = np.quantile((drawn @ [-1, 0, 1] / total).mean(1), [0.025, 0.975])
+    found: statistics.Floats = np.quantile((drawn @ [-1, 0, 1] / total).mean(1), [0.025, 0.975])
     return found
 
 
 def measure_paired(
-    total: metrics.Ints, truth: metrics.Floats, draws: int, generator: np.random.Generator
+    total: statistics.Ints, truth: statistics.Floats, draws: int, generator: np.random.Generator
 ) -> dict[str, float]:
     """As `measure`, for differences with the shares `truth` (C, 3)."""
     value = float((truth @ [-1, 0, 1]).mean())
@@ -109,7 +111,7 @@ def measure_paired(
 
 def settings(
     paired: bool, numbers: Sequence[int] = CLASSES
-) -> Iterator[tuple[dict[str, Any], metrics.Ints, metrics.Floats]]:
+) -> Iterator[tuple[dict[str, Any], statistics.Ints, statistics.Floats]]:
     """Every combination of number of classes, sizes and recalls, or shares of images on which two models differ."""
     for classes in numbers:
         for size, total in sizes(classes).items():

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import taet
-from taet import config, protocols
+from taet import protocols
 from taet.attacks.cw_l2 import BOX
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import margin
@@ -45,6 +44,7 @@ from taet.cli.processes import meeting_point
 from taet.data.augmentation import to_unit
 from taet.distributed import first, joined
 from taet.evaluation import parse_attack
+from taet.settings import Evaluation, override
 from taet.training.environment import resolve_device
 from taet.training.finished import load_run
 
@@ -72,7 +72,7 @@ class Subject(NamedTuple):
     images: NDArray[np.uint8]
     """(N, H, W, C)."""
     labels: NDArray[np.int64]
-    settings: config.Evaluation
+    settings: Evaluation
     eps: float
     device: torch.device
 
@@ -168,7 +168,7 @@ def subject(folder: str | None, count: int, batch_size: int) -> Subject:
     """Return the model of a run folder, or one trained now, and `count` images spread over its test set."""
     if folder is None:
         with tempfile.TemporaryDirectory() as out:
-            trained = taet.train(config.override(protocols.taet("at"), DIGITS), out=out)
+            trained = taet.train(override(protocols.taet("at"), DIGITS), out=out)
         run, model, dataset = trained.run, trained.model, trained.dataset
     else:
         run, model, dataset, _ = load_run(folder)
@@ -179,7 +179,7 @@ def subject(folder: str | None, count: int, batch_size: int) -> Subject:
         model=model.to(device).eval(),
         images=dataset.test.images[rows],
         labels=dataset.test.labels[rows],
-        settings=replace(run.evaluation, batch_size=batch_size),
+        settings=run.evaluation.replace(batch_size=batch_size),
         eps=run.threat.eps if run.evaluation.eps is None else run.evaluation.eps,
         device=device,
     )

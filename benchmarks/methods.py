@@ -56,7 +56,7 @@ def passes_ratios(wanted: Sequence[Case]) -> list[float]:
     costs = cost.measure(timing=cost.Timing(batch_size=2, curve=(), rounds=1, precision="float32"), wanted=plain)[
         "costs"
     ]
-    unit = 2 * (cost.Timing.steps + 1)
+    unit = 2 * (cost.Timing.default("steps") + 1)
     more = [2 / unit if case.awp else 0.0 for case in wanted]  # one pass more of each to perturb the weights
     return [round(found["passes_ratio"] + extra, 3) for found, extra in zip(costs, more, strict=True)]
 

@@ -18,8 +18,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from taet.config import Threat
 from taet.data import Split
+from taet.settings import Threat
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):

@@ -24,9 +24,9 @@ from common import arguments, record, wait
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from taet.config import Run
 from taet.data import Dataset
 from taet.losses import Loss
+from taet.settings import Run
 from taet.training.environment import resolve_device
 from taet.training.trainer import Trainer
 

@@ -24,10 +24,9 @@ from class_terms import SETS, kept_by, power_law_counts, rounded
 from steps import operations
 from torch import Tensor
 
-from taet import config, methods, models, registry
+from taet import methods, models, registry
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Threat
 from taet.evaluation import ResultCard
 from taet.files import write_json
 from taet.losses import cross_entropy
@@ -35,6 +34,7 @@ from taet.methods.base import Attack, Step, Task
 from taet.models.sync_norm import synchronised
 from taet.models.view import make_view
 from taet.randomness import generator
+from taet.settings import Threat, from_json
 from taet.training.environment import environment, resolve_device
 
 HERE = Path(__file__).parent
@@ -151,7 +151,7 @@ def exchanged(name: str, knobs: Mapping[str, Any], counts: tuple[int, ...], numb
     Neither their number nor their sizes depend on the images, so that small ones do.
     """
     task = Task(counts, (3, 8, 8), epochs=EPOCHS, steps_per_epoch=sum(counts) // BATCH, milestones=(75, 90))
-    method = methods.build(name, config.from_json(methods.find(name).Config, dict(knobs)), task)
+    method = methods.build(name, from_json(methods.find(name).Config, dict(knobs)), task)
     method.enter(EPOCHS - 1)
     model = models.build(NETWORK, len(counts), task.image_shape, head=method.task.head, stem="cifar")
     x, y = images((4, *task.image_shape)), torch.arange(4) * (len(counts) // 4)

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from taet.attacks.noise import Source
-from taet.config import Threat
 from taet.data.loader import Batch
 from taet.experiments.memory import peak_bytes
 from taet.experiments.steps import MethodSteps, Workload
+from taet.settings import Threat
 
 
 class Steps(MethodSteps):
@@ -29,7 +29,7 @@ class Steps(MethodSteps):
         batch_size: int = 128,
         share: slice = slice(None),
         model: str = "resnet8",
-        attack_steps: int = Threat.steps,
+        attack_steps: int = Threat.default("steps"),
         awp: float = 0.0,
         bf16: bool = False,
         device: torch.device | str = "cpu",

@@ -35,10 +35,11 @@ import torch
 from common import as_in_training
 from numpy.typing import NDArray
 
-from taet import config, protocols, train
+from taet import protocols, train
 from taet.data import Dataset, Split
 from taet.data.image_store import Stored, gather
 from taet.files import write_json
+from taet.settings import override
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, resolve_device
 
@@ -160,7 +161,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         speed = {"disk": round(drawn / disk), "memory": round(drawn / memory)}
         speed |= {"ratio": round(statistics.median(ratios), 3), "spread": spread}
     with phase("training"):
-        run = config.override(protocols.taet("at"), RUN | {"training.threads": given.threads})
+        run = override(protocols.taet("at"), RUN | {"training.threads": given.threads})
         few = Dataset("generated", data.train.choose(np.arange(given.trained)), None, data.test)
         with tempfile.TemporaryDirectory() as out:
             done = train(run, dataset=few, out=Path(out) / "run")

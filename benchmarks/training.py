@@ -31,9 +31,9 @@ import torch
 from common import alternate, answer, arguments, asked, processes, ratio, record, seconds, show
 from torch import Tensor, nn
 
-from taet import config, models, protocols
-from taet.config import Run, Threat
+from taet import models, protocols
 from taet.data import Dataset
+from taet.settings import Run, Threat, override
 from taet.training.environment import peak_memory_mb, resolve_device
 from taet.training.trainer import Trainer
 
@@ -104,7 +104,7 @@ def dataset(images: int, side: int = 32) -> Dataset:
 
 def settings(given: argparse.Namespace, precision: str, epochs: int) -> Run:
     """Return the protocol's settings with a low, constant learning rate, so that losses stay finite."""
-    return config.override(
+    return override(
         protocols.taet("at"),
         {
             "model.name": given.model,

@@ -20,7 +20,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +29,14 @@ from common import command
 from torch import nn
 
 import taet
-from taet import config, protocols
+from taet import protocols
 from taet.data import load
 from taet.evaluation import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.diagnostics import masking
 from taet.files import write_json
 from taet.models import trusted
+from taet.settings import Data, override
 from taet.training.folder import RunFolder
 
 
@@ -141,7 +141,7 @@ def main() -> int:
 def train(out: Path, subject: Subject) -> None:
     """Train a model unless its folder is there."""
     if not RunFolder(out).is_done:
-        run = config.override(protocols.taet(subject.method), subject.changes)
+        run = override(protocols.taet(subject.method), subject.changes)
         taet.train(run, out=out)
         print("trained", out.name, flush=True)
 
@@ -183,15 +183,15 @@ def spent(folder: Path) -> dict[str, float]:
     return found
 
 
-def tested(data: config.Data) -> tuple[Any, Any, tuple[str, ...]]:
+def tested(data: Data) -> tuple[Any, Any, tuple[str, ...]]:
     """Return PER_CLASS test images of each class."""
-    dataset = load(replace(data, test_max_count=PER_CLASS))
+    dataset = load(data.replace(test_max_count=PER_CLASS))
     return dataset.test.images, dataset.test.labels, dataset.class_names
 
 
-def unseen(data: config.Data) -> tuple[Any, Any, tuple[str, ...]]:
+def unseen(data: Data) -> tuple[Any, Any, tuple[str, ...]]:
     """Return UNSEEN images: the whole test set, and training images that the cut to a long tail removed."""
-    cut, whole = load(data), load(replace(data, imbalance_ratio=1.0))
+    cut, whole = load(data), load(data.replace(imbalance_ratio=1.0))
     removed = np.setdiff1d(whole.train.indices, cut.train.indices)
     generator = np.random.default_rng(0)
     drawn = generator.choice(len(removed), UNSEEN - len(whole.test), replace=False)

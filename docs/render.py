@@ -25,16 +25,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-from taet import bounds, config, losses, methods, protocols, registry, reproduce
+from taet import losses, methods, protocols, registry, reproduce
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec, option_fields
-from taet.config import Outer
 from taet.errors import UserError
-from taet.evaluation import ResultCard, paired
+from taet.evaluation import ResultCard
+from taet.fields import Positive, Settings, allowed_text, hints
 from taet.formatting import markdown_table
 from taet.methods import Method, Task
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.findings import findings
+from taet.settings import Outer, to_json
+from taet.statistics import Difference
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
@@ -116,6 +118,8 @@ def prose(text: str) -> str:
 
 def field_docs(cls: type) -> dict[str, str]:
     """The description of every field of a dataclass, those of its parents first."""
+    if issubclass(cls, Settings):
+        return {name: " ".join((field.description or "").split()) for name, field in cls.model_fields.items()}
     found: dict[str, str] = {}
     for kind in (kind for kind in reversed(cls.__mro__) if dataclasses.is_dataclass(kind)):
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
@@ -156,7 +160,7 @@ def accepted(name: str) -> tuple[list[str], str]:
     taken, refusal = [], ""
     for outer in OUTERS:
         try:
-            methods.build(name, None, task(outer=Outer(outer)))
+            methods.build(name, None, task(outer=Outer(name=outer)))
             taken.append(outer)
         except UserError as error:
             refusal = str(error)
@@ -282,11 +286,9 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
 
 def changed(card: ResultCard) -> str:
     """Options of the method that the run changed."""
-    plain = config.to_json(methods.find(card.method).Config())
+    plain = to_json(methods.find(card.method).Config())
     given = card.run["config"]["settings"] or {}
-    return ", ".join(
-        f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != config.immutable(value)
-    )
+    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != plain(value))
 
 
 def measured(name: str) -> str:
@@ -412,8 +414,8 @@ def attack_tables() -> str:
         about = " ".join((inspect.getdoc(kind) or "").partition(" Source:")[0].split())
         attacks.append((", ".join(called), about, passes_of([one.strip("`") for one in called]), ", ".join(fields)))
         for option, field in fields.items():
-            hint = bounds.Positive if field == "eps" else bounds.hints(kind)[field]
-            takes.setdefault((option, bounds.allowed_text(hint), field_docs(kind)[field]), []).append(called[0])
+            hint = Positive if field == "eps" else hints(kind)[field]
+            takes.setdefault((option, allowed_text(hint), field_docs(kind)[field]), []).append(called[0])
     rows = [(f"`{option}`", values, about, ", ".join(of)) for (option, values, about), of in takes.items()]
     return "\n\n".join(
         [
@@ -439,7 +441,7 @@ def versus_at() -> str:
     return table(("row", *parts), lines)
 
 
-def _verdict(one: paired.Difference) -> str:
+def _verdict(one: Difference) -> str:
     return "undecided" if not one.decided else "**better**" if one.value > 0 else "worse"
 
 

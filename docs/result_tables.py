@@ -15,16 +15,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taet import methods, metrics, registry
+from taet import methods, registry
 from taet.evaluation import ResultCard, Summary
 from taet.evaluation.card import compare_runs
-from taet.evaluation.paired import Difference
 from taet.experiments import cost_tables
 from taet.formatting import markdown_table, percent, percent_interval
 from taet.reproduce import Store, scales
 from taet.reproduce.cell_store import load_card
 from taet.reproduce.costs import time_ratio
 from taet.reproduce.leaderboard import boards
+from taet.statistics import Difference, mean_and_standard_error
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "results"
@@ -116,12 +116,12 @@ def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCa
 
 def mean(values: Sequence[Value]) -> float:
     """Return the mean over seeds."""
-    return float(metrics.mean_and_standard_error([share for share, _ in values])[0])
+    return float(mean_and_standard_error([share for share, _ in values])[0])
 
 
 def cell(values: Sequence[Value], best: bool) -> str:
     """Return a percentage with its interval, or a mean with its standard error; bold if best of its column."""
-    share, error = metrics.mean_and_standard_error([share for share, _ in values])
+    share, error = mean_and_standard_error([share for share, _ in values])
     text = f"**{percent(float(share))}**" if best else percent(float(share))
     return f"{text} ({percent_interval(*values[0][1]) if len(values) == 1 else percent(float(error))})"
 
@@ -239,7 +239,7 @@ def fairness_table(folder: Path) -> str:
 
 def brackets(values: Sequence[float], digits: int) -> str:
     """Return the mean with its standard error in brackets."""
-    mean, error = metrics.mean_and_standard_error(values)
+    mean, error = mean_and_standard_error(values)
     return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ({error:.{digits}f})")
 
 

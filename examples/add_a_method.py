@@ -16,12 +16,11 @@ variable, the contract tests cover it: ball, unchanged model, bf16, missing clas
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Le
+from pydantic import Field
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
@@ -36,11 +35,10 @@ class PredictionBalanced(Method):
     title = "Prediction-balanced AT"
     reference = "an example of this project, 2026"
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The strength of the weights."""
 
-        power: Annotated[float, Ge(0), Le(4)] = 0.25
+        power: Annotated[float, Field(ge=0, le=4)] = 0.25
         """Exponent of the weights; 0 is plain AT (ours)."""
 
     weights: Tensor
@@ -63,7 +61,8 @@ class PredictionBalanced(Method):
 def main() -> dict[str, Any]:
     """Train and attack AT and this method; return their cards."""
     import taet
-    from taet import config, protocols, registry
+    from taet import protocols, registry
+    from taet.settings import override
 
     registry.add("methods", __file__)
     changes = {"data.max_count": 60, "data.test": "balanced", "data.test_max_count": 20, "model.name": "resnet8"}
@@ -72,7 +71,7 @@ def main() -> dict[str, Any]:
     cards = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("at", "prediction-balanced"):
-            result = taet.train(config.override(protocols.taet(name), changes), out=Path(folder) / name)
+            result = taet.train(override(protocols.taet(name), changes), out=Path(folder) / name)
             cards[name] = taet.evaluate(result.folder, attacks=("clean", "pgd-20"))
             print(cards[name])
     return cards

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from taet import metrics
+from taet import statistics
 from taet.attacks import pgd
 from taet.losses import hierarchical_equalization
 
@@ -75,14 +75,14 @@ def train(data: TensorDataset, *, two_stages: bool, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def robust_counts(model: nn.Module, x: Tensor, y: Tensor) -> tuple[metrics.Ints, metrics.Ints]:
+def robust_counts(model: nn.Module, x: Tensor, y: Tensor) -> tuple[statistics.Ints, statistics.Ints]:
     """Number of test images per class that withstand PGD-20, and number of all test images, (10,) each."""
     x_adv = pgd(model, x, y, eps=EPS, steps=20, step_size=EPS / 8)
     with torch.no_grad():
-        return metrics.class_counts(model(x_adv).argmax(1) == y, y, 10)
+        return statistics.class_counts(model(x_adv).argmax(1) == y, y, 10)
 
 
-def main() -> dict[str, tuple[metrics.Ints, metrics.Ints]]:
+def main() -> dict[str, tuple[statistics.Ints, statistics.Ints]]:
     """Train and attack both models and print the results."""
     data, x, y = digits()
     counts = {
@@ -91,15 +91,15 @@ def main() -> dict[str, tuple[metrics.Ints, metrics.Ints]]:
     }
     print(f"accuracy in % under PGD-20, eps {EPS:g}")
     print(f"{'class':>8}{'trained on':>12}{'tested on':>11}", *(f"{name:>22}" for name in counts))
-    recalls = [metrics.per_class_accuracy(*of) for of in counts.values()]
+    recalls = [statistics.per_class_accuracy(*of) for of in counts.values()]
     rows = zip(torch.bincount(data.tensors[1]).tolist(), torch.bincount(y).tolist(), *recalls, strict=True)
     for label, (trained, tested, *values) in enumerate(rows):
         print(f"{label:>8}{trained:>12}{tested:>11}", *(f"{100 * value:>22.1f}" for value in values))
     for name, (correct, total) in counts.items():
-        low, high = (100 * end for end in metrics.balanced_interval(correct, total))
-        label, worst = metrics.worst_class(correct, total)
+        low, high = (100 * end for end in statistics.balanced_interval(correct, total))
+        label, worst = statistics.worst_class(correct, total)
         print(
-            f"{name}: balanced accuracy {100 * metrics.balanced_accuracy(correct, total):.1f} "
+            f"{name}: balanced accuracy {100 * statistics.balanced_accuracy(correct, total):.1f} "
             f"[{low:.1f}, {high:.1f}], weakest class {label} with {100 * worst:.1f}"
         )
     print("The intervals cover the choice of test images. Another training seed gives other numbers.")

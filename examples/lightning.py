@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from taet import metrics
+from taet import statistics
 from taet.attacks import pgd
 from taet.data import ClassBalancedSampler
 from taet.losses import balanced_softmax, cross_entropy
@@ -90,8 +90,8 @@ class AdversarialModule(lightning.LightningModule):
         correct, total = self.correct.clone().cpu().numpy()
         self.correct.zero_()
         self.robust = (correct, total)
-        low, high = metrics.balanced_interval(correct, total)
-        values = {"balanced": metrics.balanced_accuracy(correct, total), "low": low, "high": high}
+        low, high = statistics.balanced_interval(correct, total)
+        values = {"balanced": statistics.balanced_accuracy(correct, total), "low": low, "high": high}
         self.log_dict(values, prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -99,7 +99,7 @@ class AdversarialModule(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9, weight_decay=5e-4)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, tuple[metrics.Ints, metrics.Ints]]:
+def main(arguments: list[str] | None = None) -> dict[str, tuple[statistics.Ints, statistics.Ints]]:
     """Train with balanced softmax, and with a class-balanced sampler; print both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
@@ -125,9 +125,9 @@ def main(arguments: list[str] | None = None) -> dict[str, tuple[metrics.Ints, me
         trainer.fit(model, DataLoader(train, batch_size=64, **order), DataLoader(test, batch_size=256))
         found[name] = model.robust
         correct, total = model.robust
-        low, high = (100 * end for end in metrics.balanced_interval(correct, total))
-        print(f"{name}: balanced {100 * metrics.balanced_accuracy(correct, total):.1f} % [{low:.1f}, {high:.1f}]")
-        print(*(f"{100 * value:.0f}" for value in metrics.per_class_accuracy(correct, total)))
+        low, high = (100 * end for end in statistics.balanced_interval(correct, total))
+        print(f"{name}: balanced {100 * statistics.balanced_accuracy(correct, total):.1f} % [{low:.1f}, {high:.1f}]")
+        print(*(f"{100 * value:.0f}" for value in statistics.per_class_accuracy(correct, total)))
     return found
 
 

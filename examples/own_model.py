@@ -24,8 +24,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import taet
-from taet import config, protocols
+from taet import protocols
 from taet.data import Dataset, long_tail_counts, long_tail_indices
+from taet.settings import override
 
 
 def small_network() -> nn.Module:
@@ -52,7 +53,7 @@ def main() -> taet.evaluation.ResultCard:
     # A protocol plus changes. Digits have strong contrast, so eps is larger than 8/255.
     changes = {"training.epochs": 20, "training.batch_size": 32, "training.lr": 0.05, "training.monitor_steps": 5}
     changes |= {"threat.eps": 0.1, "threat.step_size": 0.025, "threat.steps": 5}
-    run = config.override(protocols.taet("at-bsl"), changes)
+    run = override(protocols.taet("at-bsl"), changes)
 
     torch.manual_seed(0)  # your module draws its own initial weights; everything else follows from run.seed
     with tempfile.TemporaryDirectory() as folder:  # use your own folder to keep the run

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 import taet
-from taet import config, protocols
+from taet import protocols
+from taet.settings import override
 from taet.training.environment import environment
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ def settings() -> dict[str, Any]:
 
 def seconds(method: str, epochs: int) -> float:
     """Return the CPU seconds of a training."""
-    run = config.override(protocols.taet(method), {**settings(), "training.epochs": epochs})
+    run = override(protocols.taet(method), {**settings(), "training.epochs": epochs})
     with tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
         taet.train(run, out=Path(folder) / "run")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "plan": "taet.experiments.own_data",
+    "compare": "taet.experiments.jobs",
+    "plan": "taet.experiments.own_images",
     "train": "taet.training",
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
     "decide": "taet.evaluation",
+    "results": "taet.report.results",
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from taet.deployment.predict import predict as predict
     from taet.evaluation.decide import decide as decide
     from taet.evaluation.evaluate import evaluate as evaluate
-    from taet.experiments.own_data import plan as plan
+    from taet.experiments.jobs import compare as compare
+    from taet.experiments.own_images import plan as plan
+    from taet.report.results import results as results
     from taet.training.runs import resume as resume
     from taet.training.runs import train as train
 

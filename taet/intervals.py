@@ -1,13 +1,22 @@
-"""The interval of a mean over classes, of proportions or differences, also of few images in many classes."""
+"""Intervals of means over classes, and tests and intervals of the paired difference of two models."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LEVEL = 0.05
+DRAWS = 10_000
+"""Of the signs in a randomisation test: p = 2.5 % is known to within 0.3 points."""
 
 PSEUDO = 2.0
 """Images that each class borrows from the pooled recall: one image of its own says nothing of its variance."""
@@ -15,6 +24,43 @@ RANGE = 60.0
 """Largest shift of a logit in the search for the ends: at 60 a recall differs from 0 or 1 by 1e-26."""
 POINTS, ROUNDS = 17, 4
 """A search by ROUNDS grids of POINTS ends in a cell of 2 RANGE / 16^4 = 0.002, where the tail is nearly linear."""
+
+
+def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Return the score interval `(low, high)` of a proportion, in the shape of the counts; nan where the total is 0.
+
+    With p = correct/total, n = total and z the normal quantile of (1 + level)/2:
+
+        (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+
+    for all classes at once. Source: Wilson, "Probable inference, the law of succession, and statistical inference",
+    JASA 22, 1927.
+    """
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    n = np.asarray(total, dtype=np.float64)
+    n = np.where(n > 0, n, np.nan)
+    p = np.asarray(correct, dtype=np.float64) / n
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    # At p = 0 and p = 1 the exact bounds are 0 and 1; rounding must not push them past p.
+    return np.clip(centre - half, 0, p), np.clip(centre + half, p, 1)
+
+
+def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval `(low, high)` of the balanced accuracy: `mean_recall_limits` of the classes with images.
+
+    It covers the true mean recall also with 1 to 10 images in a class, where a bootstrap does not: a class that is
+    completely right has no width there. `benchmarks/coverage.py` simulates the coverage.
+    """
+    counts = tuple((int(k), int(n)) for k, n in zip(np.ravel(correct), np.ravel(total), strict=True) if n > 0)
+    return _balanced_interval(counts, level) if counts else (math.nan, math.nan)
+
+
+@functools.lru_cache(maxsize=4096)
+def _balanced_interval(counts: tuple[tuple[int, int], ...], level: float) -> tuple[float, float]:
+    right, count = np.array(counts).T
+    low, high = mean_recall_limits(right, count, level)
+    return float(low), float(high)
 
 
 def mean_recall_limits(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -117,3 +163,163 @@ def _ends(
     least, most = within
     low, high = np.minimum(below, mean), np.maximum(above, mean)
     return np.where(mean <= least, least, low), np.where(mean >= most, most, high)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test that two classifiers are equally accurate, in [0, 1].
+
+        p = min(1, 2 sum_{i <= min(b, c)} binom(m, i) / 2^m),   m = b + c
+
+    with b and c the numbers of images that only one of the two classifies correctly.
+    Source: McNemar, Psychometrika 12, 1947; in its exact binomial form.
+    """
+    from scipy import special  # imported here to keep the command line fast
+
+    return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+def student_quantile(level: float, degrees: int) -> float:
+    """Return the two-sided quantile of Student's t distribution, e.g. 4.303 for level 0.95 and 2 degrees of freedom."""
+    from scipy import special
+
+    return float(special.stdtrit(degrees, (1 + level) / 2))
+
+
+def mean_and_standard_error(values: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the mean over the first axis of `values`, (n, ...), and its standard error s / sqrt(n), (...) each.
+
+    s^2 = sum_i (v_i - mean)^2 / (n - 1). The error of a single value is nan, and so is the mean of none.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    count, unknown = len(sample), np.full(sample.shape[1:], np.nan)
+    if count < 2:
+        return (sample[0] if count else unknown), unknown
+    return sample.mean(0), np.asarray(sample.std(0, ddof=1) / math.sqrt(count))
+
+
+@dataclass(frozen=True, repr=False)
+class Difference:
+    """Balanced accuracy of the first side minus that of the second on the same test images, in [-1, 1].
+
+    Of several answers an image (`difference`) it lies between - answers and + answers.
+    """
+
+    value: float
+    low: float
+    """Lower end of the interval, of 95 % for one comparison."""
+    high: float
+    p: float
+    """Probability of a difference at least as large if the two sides were exchangeable, image by image."""
+    runs: int = 1
+    """Pairs of runs, of which it is the mean."""
+    standard_error: float = math.nan
+    """Over the pairs of runs; nan with one pair."""
+
+    def __repr__(self) -> str:
+        ends = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        runs = f"; interval over {self.runs} pairs of runs as well" if self.runs > 1 else ""
+        return f"Difference({100 * self.value:+.1f} points {ends}, p = {self.p:.2g} over test images{runs})"
+
+    @property
+    def decided(self) -> bool:
+        """Whether 0 is outside the interval and p below 5 %.
+
+        Each alone decides too early: the interval where four images differ, all in one direction (p = 12.5 %), and p,
+        which covers the images only, where the seeds vary much.
+        """
+        return self.p < LEVEL and not self.low <= 0 <= self.high
+
+
+def difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    *,
+    answers: int = 1,
+    comparisons: int = 1,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Difference:
+    """Compare two masks on the same images, or several pairs of masks, one pair per seed.
+
+    With a_ri and b_ri whether run r of the first and of the second side gets image i right, d_i = mean_r(a_ri - b_ri):
+
+        value = (1/K) sum_c (1/n_c) sum_{i: y_i = c} d_i        over the K classes with images
+
+    The interval is `mean_value_limits` of the d_i of each class. p is that of a randomisation test, which flips the
+    sign of each d_i with probability 1/2: McNemar's exact test for one pair of runs and classes of one size, otherwise
+    sampled, (1 + k)/(1 + draws) with k draws at least as far from 0 as the value.
+
+    With one pair of runs the interval covers the choice of the test images only: it tells which of two models is
+    better, not which method. With R >= 2 pairs it covers the training seeds too: an end at distance q from the value
+    moves to sqrt(q^2 + (t SE)^2), with SE the standard error of the R differences and t the Student quantile at R - 1
+    degrees of freedom: 12.7 for two seeds, so use three or more.
+
+    Args:
+        first: (N,) or (R, N), whether each image is classified correctly.
+        second: the same shape; its run r is compared with run r of `first`.
+        labels: (N,) true classes.
+        num_classes: C.
+        answers: what a_ri and b_ri count up to, if each is the number of correct answers to several questions.
+        comparisons: k differences whose intervals shall cover together with 95 %: each errs with 5 %/k (Bonferroni).
+        draws: number of draws of the signs.
+        seed: seed of these draws.
+
+    Source: Fisher, "The Design of Experiments", 1935, section 21; Phipson, Smyth, "Permutation p-values should never be
+    zero", Statistical Applications in Genetics and Molecular Biology 9, 2010.
+    """
+    left, right = np.atleast_2d(np.asarray(first, dtype=int)), np.atleast_2d(np.asarray(second, dtype=int))
+    classes = np.asarray(labels, dtype=np.int64)
+    if left.shape != right.shape or left.shape[1:] != classes.shape or not left.size:
+        raise ValueError(f"masks: got {left.shape} and {right.shape}; allowed: (runs, {len(classes)}) on both sides")
+    if min(left.min(), right.min()) < 0 or max(left.max(), right.max()) > answers:
+        raise ValueError(f"masks: allowed: from 0 to {answers}, the number of answers of an image")
+    runs, generator, level = len(left), np.random.default_rng(seed), LEVEL / comparisons
+    counts = _gains(left, right, classes, num_classes, answers)
+    total = counts.sum(1)
+    gains = np.arange(-runs * answers, runs * answers + 1) / runs
+    value = _balanced(counts, gains, total)
+    low, high = mean_value_limits(counts, gains, 1 - level)
+    low, high = np.minimum(low, value), np.maximum(high, value)  # which is rounded
+    each = (_gains(a[None], b[None], classes, num_classes, answers) for a, b in zip(left, right, strict=True))
+    of_one = np.arange(-answers, answers + 1.0)
+    _, error = mean_and_standard_error([_balanced(one, of_one, total) for one in each])
+    if runs > 1:
+        seeds = student_quantile(1 - level, runs - 1) * error
+        low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
+    return Difference(
+        value=float(value),
+        low=max(float(low), -answers),
+        high=min(float(high), answers),
+        p=_p_value(counts, gains, value, draws, generator),
+        runs=runs,
+        standard_error=float(error),
+    )
+
+
+def _gains(left: Ints, right: Ints, labels: Ints, num_classes: int, answers: int) -> Ints:
+    """Histogram per class of the images by the difference of correct answers of all runs, left minus right."""
+    most = len(left) * answers
+    width = 2 * most + 1
+    gain = (left - right).sum(0) + most
+    counts = np.bincount(labels * width + gain, minlength=num_classes * width).reshape(num_classes, width)
+    return counts[counts.any(1)]
+
+
+def _balanced(counts: Ints, gains: Floats, total: Ints) -> Floats:
+    """Return the mean over classes of the mean gain of a class, over the last two axes of `counts`, (..., K, 2R+1)."""
+    means: Floats = (counts @ gains / total).mean(-1)
+    return means.round(12) + 0.0  # so that equal values, and 0, do not differ by rounding; + 0.0 turns -0.0 into 0
+
+
+def _p_value(counts: Ints, gains: Floats, value: Floats, draws: int, generator: np.random.Generator) -> float:
+    most, total = len(gains) // 2, counts.sum(1)
+    better, worse = counts[:, most + 1 :], counts[:, most - 1 :: -1]
+    if most == 1 and (total == total[0]).all():
+        return mcnemar(int(better.sum()), int(worse.sum()))
+    changed = better + worse
+    signs = 2 * generator.binomial(changed, 0.5, size=(draws, *changed.shape)) - changed
+    null = _balanced(signs, gains[most + 1 :], total)
+    beyond = int((np.abs(null) >= abs(value)).sum())
+    return (1 + beyond) / (1 + draws)

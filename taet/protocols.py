@@ -10,11 +10,12 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from taet.config import Data, Evaluation, Model, Run, Threat, Training, immutable, override
 from taet.errors import UserError, unknown
+from taet.fields import plain
+from taet.settings import Data, Evaluation, Model, Run, Threat, Training, override
 
 
-def taet(method: str = Run.method) -> Run:
+def taet(method: str = Run.default("method")) -> Run:
     """The protocol of TAET (CVPR 2025, arXiv:2503.01924): 100 epochs, weights of the last epoch, long-tailed test set.
 
     SGD 0.1 with momentum 0.9, weight decay 5e-4, divided by ten at 75 % and 90 %; Linf 8/255, 10 steps of 2/255 from
@@ -23,7 +24,7 @@ def taet(method: str = Run.method) -> Run:
     return Run(method=method, protocol="taet")
 
 
-def reat(method: str = Run.method) -> Run:
+def reat(method: str = Run.default("method")) -> Run:
     """The protocol of REAT (arXiv:2307.10205): 80 epochs, weights of the best validation epoch, balanced test set.
 
     SGD as in `taet`, divided by ten at 60 and 75 of 80; Linf 8/255, 10 steps of 2/255 from U(-eps, eps); no input
@@ -46,7 +47,7 @@ def reat(method: str = Run.method) -> Run:
     )
 
 
-def official(method: str = Run.method) -> Run:
+def official(method: str = Run.default("method")) -> Run:
     """Each method with its own published optimiser, schedule and attack, to reproduce papers, not to compare methods.
 
     Other settings stay as in `taet`. The keys of `Method.official` are settings of a run; `method.*` are options of the
@@ -81,7 +82,7 @@ RECIPES_FILE = Path(__file__).with_name("recipes.toml")
 def recipes() -> dict[str, dict[str, object]]:
     """Return the settings of every recipe by their dotted names, lists as tuples, and its `title`."""
     stored = tomllib.loads(RECIPES_FILE.read_text(encoding="utf-8"))
-    return {name: {key: immutable(value) for key, value in settings.items()} for name, settings in stored.items()}
+    return {name: {key: plain(value) for key, value in settings.items()} for name, settings in stored.items()}
 
 
 def recipe_settings(name: str) -> dict[str, object]:
@@ -94,7 +95,7 @@ def recipe_settings(name: str) -> dict[str, object]:
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
-def start(protocol: str, method: str = Run.method, recipe: str | None = None) -> Run:
+def start(protocol: str, method: str = Run.default("method"), recipe: str | None = None) -> Run:
     """Return the run of `protocol` for `method`, with the settings of `recipe` if given."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)

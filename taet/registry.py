@@ -229,3 +229,13 @@ def find(kind: Kind, name: str) -> RegistryEntry:
         strange = kind == "methods" and nearest(name, known) is None
         raise UserError(f"{error}; is it a plugin? name its folder in TAET_PLUGINS") if strange else error
     return known[name]
+
+
+def config_of(method: str) -> type:
+    """Return the `Config` of a method, whose file this imports."""
+    module = find("methods", method).load()
+    own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
+    kinds: list[type] = [found.Config for found in own if hasattr(found, "Config")]
+    if len(kinds) != 1:
+        raise UserError(f"{module.__file__}: got {len(kinds)} methods; allowed: one class that extends Method")
+    return kinds[0]

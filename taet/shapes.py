@@ -1,8 +1,8 @@
 """Shapes of JSON values, declared as types, and one check that a value has its shape.
 
 A shape is a TypedDict, a dataclass or a named tuple (fields with a default may be missing), `dict[str, ...]`,
-`list[...]`, `tuple[..., ...]`, `Any` for every finite JSON value, a scalar with bounds as in `taet.bounds`, or one of
-these or None. `Annotated[dict[str, Any], Run]` is the JSON of a dataclass. Checked values have the declared types.
+`list[...]`, `tuple[..., ...]`, `Any` for every finite JSON value, a scalar with bounds as in `taet.fields`, or one of
+these or None. `Annotated[dict[str, Any], Run]` is the JSON of a model. Checked values have the declared types.
 """
 
 from __future__ import annotations
@@ -14,25 +14,15 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
-from annotated_types import Ge, Le
+from pydantic import BaseModel
 
-from taet.bounds import Rule, allowed_text, check_value, hints
 from taet.errors import UserError
+from taet.fields import allowed_text, check_value
 
 WIDEST = 2**63
 """Whole numbers are below this bound, as in 64-bit arrays."""
 DEEPEST = 50
 """Largest number of nested levels."""
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and not {*text} - {*"0123456789abcdef"}
-
-
-Sha256 = Annotated[str, Rule(_is_sha256, "64 hexadecimal digits")]
-StoredCount = Annotated[int, Ge(0), Le(2**53)]
-"""A number that counts something."""
-Name = Annotated[str, Rule(lambda text: 0 < len(text) <= 1000, "1 to 1000 characters")]
 
 
 def check_shape(what: str, value: object, shape: Any) -> None:
@@ -57,7 +47,13 @@ def _check(what: str, value: object, shape: Any, depth: int) -> None:
     origin, arguments = typing.get_origin(inner), typing.get_args(inner)
     if kind is Any:
         _check_any(what, value, depth)
-    elif record or typing.is_typeddict(kind) or dataclasses.is_dataclass(kind) or hasattr(kind, "_field_defaults"):
+    elif (
+        record
+        or typing.is_typeddict(kind)
+        or dataclasses.is_dataclass(kind)
+        or _is_model(kind)
+        or hasattr(kind, "_field_defaults")
+    ):
         _check_fields(what, value, _fields(record or kind), depth)
     elif origin in (dict, Mapping):
         for key, entry in _mapping(what, value).items():
@@ -83,6 +79,10 @@ def _check_fields(what: str, value: object, fields: Mapping[str, Any], depth: in
         _check(f"{what} {name[:60]}".strip(), values[name], Any, depth + 1)
 
 
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 @functools.cache
 def _fields(kind: Any) -> Mapping[str, Any]:
     """Return the shape of every field of a class, marked NotRequired where it may be missing or has a default."""
@@ -91,8 +91,15 @@ def _fields(kind: Any) -> Mapping[str, Any]:
         optional = {*(() if kind.__total__ else found)}
     elif hasattr(kind, "_field_defaults"):
         found, optional = typing.get_type_hints(kind, include_extras=True), {*kind._field_defaults}
+    elif _is_model(kind):
+        found = typing.get_type_hints(kind, include_extras=True)
+        found, optional = (
+            {name: Any if name == "settings" else found[name] for name in kind.model_fields},
+            {*kind.model_fields},
+        )
     else:
-        found, missing = hints(kind), (dataclasses.MISSING, dataclasses.MISSING)
+        found, missing = typing.get_type_hints(kind, include_extras=True), (dataclasses.MISSING, dataclasses.MISSING)
+        found = {one.name: found[one.name] for one in dataclasses.fields(kind)}
         optional = {f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) != missing}
     return {name: NotRequired[one] if name in optional else one for name, one in found.items()}
 

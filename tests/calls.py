@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taet.cli.train import parse
-from taet.config import Run
+from taet.settings import Run
 
 
 def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:

@@ -21,10 +21,10 @@ from matplotlib.text import Text
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from taet import config, protocols, registry
-from taet.config import Run
+from taet import protocols, registry
 from taet.files import file_sha256, seal
 from taet.registry import Kind
+from taet.settings import Run, override
 from taet.training.decisive_settings import run_hash
 from taet.training.folder import RunFolder
 
@@ -117,7 +117,7 @@ def tiny() -> Callable[..., Run]:
     """Return a run of two epochs of three steps each on 78 digits; changes are dotted fields."""
 
     def build(method: str = "at", changes: dict[str, Any] | None = None) -> Run:
-        return config.override(protocols.taet(method), TINY | (changes or {}))
+        return override(protocols.taet(method), TINY | (changes or {}))
 
     return build
 

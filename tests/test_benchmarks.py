@@ -21,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from taet import methods, models
 from taet.attacks.noise import Source
-from taet.config import Threat
 from taet.data.loader import Batch
 from taet.methods import Attack, Task
 from taet.models.view import make_view
+from taet.settings import Threat
 from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step
 

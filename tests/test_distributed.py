@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from taet.config import Outer
 from taet.distributed import (
     average_gradients,
     claim,
@@ -36,6 +35,7 @@ from taet.errors import UserError
 from taet.losses import cross_entropy, hierarchical_equalization, tail_margin
 from taet.losses.outer import OuterLoss
 from taet.losses.tail_margin import Form
+from taet.settings import Outer
 
 CLASSES, SAMPLES, PROCESSES = 5, 11, 2
 # Where the batch is cut. The labels leave class 4 out of the whole batch and others out of one share only.
@@ -51,7 +51,7 @@ def hel(absent: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def outer(name: str, **settings: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    loss = OuterLoss(Outer(name, **settings), COUNTS, scale=5.0, drw_from=0)
+    loss = OuterLoss(Outer(name=name, **settings), COUNTS, scale=5.0, drw_from=0)
     return lambda logits, labels: global_mean(loss(logits, labels))
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import taet
-from taet import config, methods, protocols, registry, report
+from taet import methods, protocols, registry, report
 from taet.attacks import catalogue
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
@@ -40,7 +40,6 @@ from taet.cli import (
     transfer,
     tune,
 )
-from taet.config import Threat
 from taet.evaluation import ResultCard, diagnostics
 from taet.evaluation.card import compare_runs
 from taet.experiments.specification import parse, read
@@ -48,6 +47,7 @@ from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import build
 from taet.protocols import PROTOCOLS
+from taet.settings import Threat, override
 from taet.training import collapse
 from tests.calls import configure
 
@@ -186,7 +186,7 @@ def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_p
     changes = {"data.name": "two-digits", "model.name": "small-cnn", "training.epochs": 1, "training.monitor_every": 0}
     changes |= {"data.max_count": 30, "data.test_max_count": 10}
     changes |= {"settings": {"smoothing": 0.2}, "threat.steps": 1, "threat.eps": 0.1}
-    result = taet.train(config.override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
+    result = taet.train(override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
     card = taet.evaluate(result.folder, attacks=["clean", "corner:tries=2", "pgd-2"])
     assert (card.title, card.data["name"]) == ("AT + label smoothing", "two-digits")
     assert [column.name for column in card.columns] == ["clean", "corner:tries=2", "pgd-2"]

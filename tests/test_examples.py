@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import taet
-from taet import config, methods, metrics, registry
+from taet import methods, registry, statistics
 from taet.data import load
 from taet.data.extra import read_extra
+from taet.settings import Data, Run, override
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -72,9 +73,9 @@ def test_add_a_method(
 ) -> None:
     train = taet.train
 
-    def shorter(run: config.Run, **options: Any) -> Any:
+    def shorter(run: Run, **options: Any) -> Any:
         assert run.training.epochs == 20
-        return train(config.override(run, {"training.epochs": epochs}), **options)
+        return train(override(run, {"training.epochs": epochs}), **options)
 
     monkeypatch.setattr(taet, "train", shorter)
     request.addfinalizer(lambda: registry.forget("methods", EXAMPLES / "add_a_method.py"))
@@ -107,7 +108,7 @@ def test_generate_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     distance = ((images.reshape(300, 1, -1) - centres) ** 2).sum(2)
     assert (distance.argmin(1) == labels).mean() > 0.8
     settings = {"extra": f"npz:{path}", "extra_source": "a Gaussian for each class", "extra_classes": "inverse"}
-    extra = read_extra(config.Data("digits-lt", imbalance_ratio=10, validation=0.2, **settings), data)
+    extra = read_extra(Data(name="digits-lt", imbalance_ratio=10, validation=0.2, **settings), data)
     assert len(extra.split) == 300, "none is nearly an image that is held out"
 
 
@@ -120,10 +121,10 @@ def test_hel_in_your_loop(capsys: pytest.CaptureFixture[str]) -> None:
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[:2] for row in rows[2:12]] == [[str(c), str(n)] for c, n in enumerate(TRAINED_ON)]
     for column, (name, (correct, total)) in enumerate(counts.items(), 3):
-        recalls = [f"{100 * value:.1f}" for value in metrics.per_class_accuracy(correct, total)]
+        recalls = [f"{100 * value:.1f}" for value in statistics.per_class_accuracy(correct, total)]
         assert [row.split()[column] for row in rows[2:12]] == recalls
         assert total.sum() == 797
-        assert metrics.balanced_accuracy(correct, total) > 0.4, "four times chance, under attack"
+        assert statistics.balanced_accuracy(correct, total) > 0.4, "four times chance, under attack"
         assert any(row.startswith(f"{name}: balanced") for row in rows)
 
 
@@ -137,7 +138,7 @@ def test_lightning(capsys: pytest.CaptureFixture[str]) -> None:
     for name, (correct, total) in counts.items():
         assert total.sum() == 797
         assert 0 < correct.sum() < 797
-        assert f"{name}: balanced {100 * metrics.balanced_accuracy(correct, total):.1f} %" in printed
+        assert f"{name}: balanced {100 * statistics.balanced_accuracy(correct, total):.1f} %" in printed
 
 
 def test_the_notebook_is_clean() -> None:

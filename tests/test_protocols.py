@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -11,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import config, methods, protocols, registry
+from taet import methods, protocols, registry
 from taet.cli import list as listing
-from taet.config import Run
 from taet.data import load
 from taet.errors import UserError
+from taet.settings import Run, override, to_json
 from taet.training.resolve import resolve
 from tests.calls import configure
 
 
 def test_taet_is_the_default() -> None:
     run = protocols.start("taet", "harl")
-    assert dataclasses.replace(run, method="at") == Run()
+    assert run.replace(method="at") == Run()
     assert (run.method, run.protocol) == ("harl", "taet")
     training, threat = run.training, run.threat
     assert (training.epochs, training.batch_size, training.lr) == (100, 128, 0.1)
@@ -109,7 +108,7 @@ def test_official_is_each_method_as_it_was_published_and_nothing_else(name: str)
     knobs = {key.removeprefix("method."): value for key, value in OFFICIAL[name].items() if key.startswith("method.")}
     settings = {key: value for key, value in OFFICIAL[name].items() if not key.startswith("method.")}
     own = methods.find(name).Config(**knobs)
-    assert protocols.official(name) == config.override(
+    assert protocols.official(name) == override(
         protocols.taet(name), {"protocol": "official", "settings": own, **settings}
     )
 
@@ -145,7 +144,7 @@ def test_the_ratio_of_a_protocol_is_for_sets_that_are_made_long_tailed(tmp_path:
     images = np.zeros((48, 8, 8), np.uint8)
     path = tmp_path / "own.npz"
     np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    settings = config.to_json(protocols.reat("at").data)
+    settings = to_json(protocols.reat("at").data)
     assert load(**{**settings, "name": str(path), "validation": 0.0}).class_counts.tolist() == [40, 8]
     assert load(**{**settings, "validation": 0.0}).imbalance_ratio > 40
 
@@ -155,7 +154,7 @@ def test_a_recipe_of_a_protocol_is_its_training(name: str) -> None:
     for other in ("taet", "reat"):
         run, own = protocols.start(other, "at", name), protocols.start(name, "at")
         kept = {"selection": run.training.selection}
-        assert run.training == dataclasses.replace(own.training, **kept)
+        assert run.training == own.training.replace(**kept)
         assert run.threat == protocols.start(other, "at").threat
     assert protocols.start(name, "at", name) == protocols.start(name, "at")
 
@@ -202,4 +201,4 @@ def test_every_recipe_is_printed_in_full(capsys: pytest.CaptureFixture[str]) -> 
 def test_smoothing_is_refused_where_it_has_no_meaning(method: str, changes: dict[str, Any], why: str) -> None:
     run, _ = configure(method, ["--outer.label-smoothing", "0.1"])
     with pytest.raises(UserError, match=rf"^{method}: got label smoothing 0\.1; .*{re.escape(why)}"):
-        resolve(config.override(run, changes), None)
+        resolve(override(run, changes), None)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from taet.evaluation import ResultCard
-from taet.evaluation.paired import Difference
 from taet.experiments.comparison import Comparison
+from taet.statistics import Difference
 
 CARD = Path(__file__).parents[1] / "results" / "digits-lt-demo" / "at.json"
 

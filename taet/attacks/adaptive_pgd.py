@@ -12,7 +12,7 @@ from taet.attacks.ball import Norm
 from taet.attacks.objectives import Objective, scaled
 from taet.attacks.pgd import ProjectedAscent
 from taet.attacks.spec import Model
-from taet.bounds import Positive
+from taet.fields import Positive
 from taet.losses.long_tail import cross_entropy
 
 NAMES = {

@@ -23,10 +23,10 @@ from taet.attacks.precision import SearchPrecision, exact_float32
 from taet.attacks.spec import FIXED, Fields, Model
 from taet.attacks.suite import Suite, SuiteArguments, SuiteResult
 from taet.attacks.units import Unit, UnitStore, run_units
-from taet.bounds import Count, check_radius, check_value
-from taet.config import Evaluation
 from taet.errors import UserError, unknown
+from taet.fields import Count, check_radius, check_value
 from taet.progress import Progress
+from taet.settings import Evaluation
 
 NAMES = {
     "autoattack": "the official standard suite in L-infinity, APGD-CE, APGD-T, FAB-T, Square (Croce & Hein 2020): the "

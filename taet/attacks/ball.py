@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from taet.attacks.noise import Source
-from taet.bounds import check_radius
 from taet.errors import UserError
+from taet.fields import check_radius
 
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "positive", "none"]

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from taet import bounds, registry
+from taet import registry
 from taet.attacks.ball import Norm
 from taet.attacks.draws import Draws
 from taet.attacks.function import FunctionAttack
 from taet.attacks.spec import AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
-from taet.bounds import Positive, got_text, hints
-from taet.config import Evaluation, Threat
 from taet.errors import UserError, unknown
+from taet.fields import Positive, allowed_text, fits, got_text, hints, read_text
+from taet.settings import Evaluation, Threat
 
 SETTINGS = Evaluation()
 STEPS = (20, 100)  # shown for a name that ends in a number of steps
@@ -162,11 +162,10 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
         if not equals or not value or field in given:
             raise UserError(f"attack '{name}': got '{part}'; allowed: option=value, each option once")
         hint = Positive | None if field == "eps" else hints(kind)[field]
-        try:
-            given[field] = bounds.read_text(value, hint)
-        except ValueError:
-            allowed = bounds.allowed_text(hint) + (", e.g. 8/255" if field == "eps" else "")
-            raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {allowed}") from None
+        given[field] = read_text(value, hint)
+        if not fits(given[field], hint):
+            allowed = allowed_text(hint) + (", e.g. 8/255" if field == "eps" else "")
+            raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {allowed}")
         if field == "eps" and given[field] is None and not kind.minimal:
             raise UserError(f"attack '{name}': eps got 'none'; allowed: a number, since this attack needs a ball")
     return given

@@ -14,9 +14,9 @@ from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.objectives import Target, fooled, margin, target_classes, target_passes
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
-from taet.bounds import Count, NonNegative, Positive, check_value
-from taet.config import Evaluation
+from taet.fields import Count, NonNegative, Positive, check_value
 from taet.losses.long_tail import full_precision
+from taet.settings import Evaluation
 
 NAMES = {
     "cw-l2": "smallest L2 perturbation by Adam, any norm or within eps (Carlini, Wagner 2017); 200 passes,"

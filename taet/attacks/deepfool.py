@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from pydantic import Field
 from torch import Tensor
 
 from taet.attacks.ball import Norm, check_size, choose, distance, finite, frozen, lengths, refuse_unsound, spread, unit
@@ -15,12 +15,12 @@ from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.objectives import check_classes, fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
-from taet.bounds import Count, NonNegative, check_value
+from taet.fields import Count, NonNegative, check_value
 from taet.losses.long_tail import full_precision, is_label
 
 NAMES = {"deepfool": "nearest L2 boundary by linearisation, fast (Moosavi-Dezfooli et al. 2016); 500 passes at most"}
 
-Candidates = Annotated[int, Ge(2)]
+Candidates = Annotated[int, Field(ge=2)]
 BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the boundary; from the authors' public code
 
 

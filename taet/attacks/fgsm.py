@@ -21,8 +21,8 @@ from taet.attacks.objectives import (
 )
 from taet.attacks.pgd import pgd
 from taet.attacks.spec import AttackSpec, Fields, Model
-from taet.config import Evaluation
 from taet.losses.long_tail import cross_entropy
+from taet.settings import Evaluation
 
 NAMES = {
     "fgsm": "one signed gradient step, no random start; a warning sign if it beats pgd (Goodfellow et al. 2015);"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import Norm, check_floating, check_range, frozen
 from taet.attacks.objectives import check_classes
-from taet.bounds import got_text
 from taet.errors import UserError
+from taet.fields import got_text
 
 P = ParamSpec("P")
 Model = Callable[[Tensor], Tensor]

@@ -11,8 +11,8 @@ from torch import Tensor
 from taet.attacks.ball import Norm
 from taet.attacks.draws import Draws
 from taet.attacks.targets import CANDIDATES, nearest_classes
-from taet.bounds import got_text
 from taet.errors import UserError
+from taet.fields import got_text
 from taet.losses.consistency import kl_divergence
 from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, out_of_range
 

@@ -40,10 +40,10 @@ from taet.attacks.objectives import (
     target_passes,
 )
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model, Option
-from taet.bounds import Count, Positive, Whole, check_value
-from taet.config import Evaluation
 from taet.errors import UserError, unknown
+from taet.fields import Count, Positive, Whole, check_value
 from taet.losses.long_tail import cross_entropy, full_precision
+from taet.settings import Evaluation
 
 NAMES = {
     "pgd": "pgd-N: N signed gradient steps from a random start, the standard measure (Madry et al. 2018);"

@@ -19,10 +19,10 @@ from taet.attacks.objectives import Objective, fooled, margin, probability_margi
 from taet.attacks.pgd import pgd
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.attacks.targets import nearest_classes
-from taet.bounds import Count, Share, check_value
-from taet.config import Evaluation
 from taet.errors import UserError
+from taet.fields import Count, Share, check_value
 from taet.losses.long_tail import full_precision
+from taet.settings import Evaluation
 
 NAMES = {
     "quick": "the cheap tier, an upper bound close to autoattack on models that raise no flag;"

@@ -14,7 +14,7 @@ from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.objectives import fooled
 from taet.attacks.spec import AttackSpec, Model
-from taet.bounds import Count
+from taet.fields import Count
 
 NAMES = {
     "random-noise": "random images in the L-infinity ball: sound attacks break more (Carlini et al. 2019); one pass "

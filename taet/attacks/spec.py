@@ -19,9 +19,9 @@ from taet.attacks.identity import Identity, identity
 from taet.attacks.inputs import Model as Model
 from taet.attacks.inputs import ready
 from taet.attacks.precision import SearchPrecision
-from taet.bounds import NonNegative, check_fields, check_radius, hints
-from taet.config import Evaluation
 from taet.errors import UserError
+from taet.fields import NonNegative, check_fields, check_radius, hints
+from taet.settings import Evaluation
 
 
 class MadeOn(NamedTuple):
@@ -46,7 +46,7 @@ class AttackSpec(ABC):
     """An attack with everything that determines its result, except the model and the images.
 
     Every attack declares a subclass in its file. The dataclass fields are the options that users write after a colon
-    (`pgd-20:restarts=5`), with bounds as in `Annotated[int, Ge(1)]`; `make` sets the fields that a name does not set.
+    (`pgd-20:restarts=5`), with bounds as in `Count`; `make` sets the fields that a name does not set.
     Equal specifications give the same result on the same model and images.
     """
 

@@ -14,8 +14,8 @@ from taet.attacks.ball import Norm, check_size, frozen
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.spec import AttackSpec, Model
-from taet.bounds import Count, LongSeed, check_value
 from taet.errors import UserError
+from taet.fields import Count, LongSeed, check_value
 
 NAMES = {
     "square": "random search without gradients, which reveals gradient masking (Andriushchenko et al. 2020); "

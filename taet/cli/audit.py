@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Gt
+from pydantic import Field
 
-from taet.bounds import Count, Radius, Whole
 from taet.cli import flags
 from taet.cli.processes import together
 from taet.cli.progress import progress
 from taet.cli.subject import OfNamed, OfRun, folder_for, here, opened, parse
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.audit import IMAGES, Audit, audit
 from taet.evaluation.bundles import attacks_of
+from taet.fields import Count, Radius, Whole
 from taet.models import trusted
 from taet.report.page import audit_page
+from taet.settings import Evaluation
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model
 from taet.training.folder import DELIVERED, RunFolder
@@ -47,9 +46,9 @@ class AuditOptions:
     """Attacks in addition to those of the audit, e.g. autoattack."""
     images: Count = IMAGES
     """Test images in the sample, spread as evenly over the classes as possible."""
-    eps: Annotated[Radius, Gt(0)] | None = None
+    eps: Annotated[Radius, Field(gt=0)] | None = None
     """Radius of the L-infinity ball, e.g. 8/255. Default: that of the run, or of protocol taet."""
-    step_size: Annotated[Radius, Gt(0)] | None = None
+    step_size: Annotated[Radius, Field(gt=0)] | None = None
     """Step of PGD. Default: that of the run, in proportion to eps, and at least eps / 8."""
     batch_size: Count | None = None
     """Images per batch."""
@@ -115,6 +114,6 @@ def read(arguments: list[str]) -> RunAudit | ModelAudit:
     """Parse a call; mistakes are refused before model and data are loaded."""
     parsed = parse(RunAudit, ModelAudit, arguments, "audit", DESCRIPTION, EXAMPLES)
     if parsed.attacks:
-        attacks_of(dataclasses.replace(Evaluation(), attacks=parsed.attacks))
+        attacks_of(Evaluation().replace(attacks=parsed.attacks))
     resolve_device(parsed.device)
     return parsed

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from taet.bounds import Count
 from taet.cli.subject import OfNamed, OfRun, here, opened, parse
-from taet.config import Evaluation
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.check import Check, check
 from taet.evaluation.subject import GivenImages, subject_of
+from taet.fields import Count
 from taet.models import trusted
+from taet.settings import Evaluation
 from taet.training.environment import resolve_device
 
 EXAMPLES = (
@@ -28,13 +28,16 @@ would invalidate an evaluation, with a remedy.
 MODEL is a run folder (with its own data, unless --data is given), or a model as for taet evaluate --model."""
 
 
+BATCH_SIZE: int = Evaluation.default("batch_size")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
     """How a model is tested."""
 
     attacks: tuple[str, ...] | None = None
     """Attacks whose time is estimated. Default: those of the run, or of the protocol taet."""
-    batch_size: Count = Evaluation.batch_size
+    batch_size: Count = BATCH_SIZE
     """Images per batch."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -86,6 +89,6 @@ def _checked(parsed: RunCheck | ModelCheck) -> tuple[Check, tuple[str, ...]]:
 def read(arguments: list[str]) -> RunCheck | ModelCheck:
     """Parse a call; mistakes are refused before model and data are loaded."""
     parsed = parse(RunCheck, ModelCheck, arguments, "check", DESCRIPTION, EXAMPLES)
-    attacks_of(Evaluation(attacks=parsed.attacks or Evaluation.attacks, batch_size=parsed.batch_size))
+    attacks_of(Evaluation(attacks=parsed.attacks or Evaluation.default("attacks"), batch_size=parsed.batch_size))
     resolve_device(parsed.device)
     return parsed

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.progress import saved, say
 from taet.errors import UserError
@@ -19,6 +18,7 @@ from taet.evaluation import StopRule
 from taet.experiments import Comparison, Until, compare, merge, what_if
 from taet.experiments.comparison import OPEN
 from taet.experiments.specification import read as read_spec
+from taet.fields import Processes
 from taet.files import write_json
 from taet.formatting import clock, plural
 from taet.models import trusted

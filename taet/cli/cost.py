@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from annotated_types import Ge, Le
+from pydantic import Field
 
 from taet import methods
 from taet.cli import flags
 from taet.cli.progress import progress
-from taet.config import Data
 from taet.data import DataFacts, facts, load
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
@@ -22,6 +21,7 @@ from taet.experiments.cost_tables import CostTable, setting, tables
 from taet.experiments.steps import RATIO, TOTAL, Workload
 from taet.files import write_json
 from taet.formatting import aligned
+from taet.settings import Data
 
 EXAMPLES = (
     "taet cost",
@@ -34,8 +34,8 @@ DESCRIPTION = """Measure the cost of training on this machine, in about a minute
 passes of a clean step and of an attack step; gamma, rho, eta and the share of time that TAET saves, predicted and
 measured; peak memory of a clean and of an adversarial step; seconds per epoch by PGD steps and by method. Published
 numbers are printed next to them. The images are random; the training steps are those of real runs."""
-GeneratedSide = Annotated[int, Ge(1), Le(4096)]
-Classes = Annotated[int, Ge(2), Le(TOTAL // int(RATIO))]  # the smallest class of as many has one image
+GeneratedSide = Annotated[int, Field(ge=1, le=4096)]
+Classes = Annotated[int, Field(ge=2, le=TOTAL // int(RATIO))]  # the smallest class of as many has one image
 METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 
 
@@ -43,7 +43,7 @@ METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 class CostOptions:
     """What is measured, and how."""
 
-    model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])] = Workload.model
+    model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])] = Workload.default("model")
     """As in taet train."""
     data: flags.Given = flags.options(Data(name=""), "data", "--data")
     image_shape: tuple[GeneratedSide, GeneratedSide, GeneratedSide] | None = None
@@ -89,16 +89,17 @@ def wanted_methods(names: tuple[str, ...]) -> list[TimedMethod]:
 
 def _workload(parsed: CostOptions) -> Workload:
     if not parsed.data:
-        classes = parsed.classes or len(Workload.class_counts)
+        classes = parsed.classes or len(Workload.default("class_counts"))
         counts = long_tail_counts(classes, TOTAL // classes, RATIO)
-        return Workload(parsed.model, parsed.image_shape or Workload.image_shape, tuple(counts))
+        shape = parsed.image_shape or Workload.default("image_shape")
+        return Workload(model=parsed.model, image_shape=shape, class_counts=tuple(counts))
     if not parsed.data.get("name"):
         raise UserError("--data.*: got options of a data set without --data NAME")
     if parsed.image_shape or parsed.classes:
         raise UserError("--image-shape, --classes: got them beside --data, which sets both; allowed: either")
     data = Data(**parsed.data)
     known = facts(data) or DataFacts.of(load(data))
-    return Workload(parsed.model, known.image_shape, known.class_counts)
+    return Workload(model=parsed.model, image_shape=known.image_shape, class_counts=known.class_counts)
 
 
 def text(table: CostTable) -> str:

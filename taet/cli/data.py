@@ -5,23 +5,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from taet import config, protocols
+from taet import protocols
 from taet.cli import flags
 from taet.cli import list as listing
 from taet.cli.progress import progress
-from taet.config import Data
 from taet.data import is_own, load
 from taet.data.description import describe, draw, render
 from taet.errors import UserError, unknown
-from taet.experiments import own_data
+from taet.experiments import own_images
 from taet.progress import reporting_to
+from taet.settings import Data, override
 from taet.training.choices import Chosen, choice_lines
 
 SHOW = (
@@ -85,13 +84,13 @@ def _show(arguments: list[str]) -> None:
     choices: dict[str, Chosen] = {}
     with progress("read") as report, reporting_to(report):
         if is_own(data.name):  # as in taet train
-            plan = own_data.planned(config.override(protocols.taet(), {"data": data}))
+            plan = own_images.planned(override(protocols.taet(), {"data": data}))
             given = {f"data.{name}": value for name, value in parsed.data.items()}
-            run = config.override(plan.run, given)
+            run = override(plan.run, given)
             choices = {name: made for name, made in plan.followed(run).items() if name.startswith("data.")}
             data = run.data
         dataset = load(data)
-    choices |= own_data.mirroring(data, dataset)
+    choices |= own_images.mirroring(data, dataset)
     if choices:
         print("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]), file=sys.stderr)
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
@@ -103,11 +102,11 @@ def _show(arguments: list[str]) -> None:
 def _options(data: Data) -> str:
     """Return the options of `taet train` that give `data`."""
     words = []
-    for field in dataclasses.fields(Data):
-        value = getattr(data, field.name)
-        if field.name != "name" and value != field.default:
+    for name, field in Data.model_fields.items():
+        value = getattr(data, name)
+        if name != "name" and value != field.default:
             text = f"{value:.10g}" if isinstance(value, float) else str(value)
-            words.append(f"--data.{field.name.replace('_', '-')} {shlex.quote(text)}")
+            words.append(f"--data.{name.replace('_', '-')} {shlex.quote(text)}")
     return " ".join([f"--data {shlex.quote(data.name)}", *words])
 
 

@@ -7,11 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from taet import config, protocols
+from taet import protocols
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.evaluation import evaluate
 from taet.report import write
+from taet.settings import override
 from taet.training import resume, train
 from taet.training.folder import RunFolder
 
@@ -60,7 +61,7 @@ def run(arguments: list[str]) -> None:
             if RunFolder(folder).is_run:
                 resume(folder, progress=report)
             else:
-                run = config.override(protocols.taet(method), CHANGES)
+                run = override(protocols.taet(method), CHANGES)
                 train(run, out=folder, progress=report, command="taet demo")
     for number, folder in enumerate(folders):
         if RunFolder(folder).card().exists():

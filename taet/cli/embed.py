@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from annotated_types import Ge
+from pydantic import Field
 
-from taet.bounds import Count, Seed
 from taet.cli import flags
 from taet.errors import UserError
 from taet.evaluation.embedding import Embedding, embed
+from taet.fields import Count, Seed
 from taet.files import make_folder, write_atomically
 from taet.formatting import aligned, percent
 from taet.models import trusted
@@ -41,7 +41,7 @@ class EmbedOptions:
     """features, the input of the last layer, or logits."""
     classes: tuple[str, ...] = ()
     """Names of classes. Default: all."""
-    images: Annotated[Count, Ge(2)] = 100
+    images: Annotated[Count, Field(ge=2)] = 100
     """Test images of each class, the first ones."""
     seed: Seed = 0
     """Seed of t-SNE."""

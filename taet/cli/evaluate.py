@@ -11,20 +11,20 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.compare import seconds
 from taet.cli.processes import allowed, number_of, run_together, that_pay, together
 from taet.cli.progress import progress, saved
 from taet.cli.subject import OfModel, OfRun, folder_for, here, opened, results_of
-from taet.config import Data, Evaluation
 from taet.data import load
 from taet.distributed import started_together
 from taet.errors import UserError
 from taet.evaluation import GivenImages, StopRule, decide, evaluate
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.measurement import Extent
+from taet.fields import Processes
 from taet.models import trusted
+from taet.settings import Data, Evaluation
 from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder, WeightsName
 

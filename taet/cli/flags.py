@@ -25,10 +25,11 @@ import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from taet import bounds, config
 from taet.cli import wrapped
 from taet.errors import Done, UserError, printable, unknown
+from taet.fields import PIXEL_UNITS, Rule, allowed_text, bounds_text, check_value, condition_text, hints, read_number
 from taet.formatting import size
+from taet.settings import SHORT, option
 
 T = TypeVar("T")
 Given = dict[str, Any]
@@ -37,7 +38,7 @@ Options = dict[str, dict[str, Any]]
 """The options of every prefix, with those without a prefix under "", each with the type of its value."""
 
 SOURCE_UNREAD = (tyro.conf.HelptextFromCommentsOff,)  # every text is in a docstring, not in a comment
-RunPath = Annotated[Path, bounds.Rule(lambda path: str(path) == printable(str(path)), "a path in UTF-8, on one line")]
+RunPath = Annotated[Path, Rule(lambda path: str(path) == printable(str(path)), "a path in UTF-8, on one line")]
 """A folder for files of weights; their library supports no other paths."""
 
 REGISTRY = ConstructorRegistry()
@@ -69,8 +70,8 @@ def _add_rule(kind: type, metavar: str, read: Callable[[str], Any], write: Calla
         )
 
 
-_add_rule(float, "FLOAT", bounds.read_number, lambda value: f"{value:.6g}")
-_add_rule(int, "INT", bounds.read_whole)
+_add_rule(float, "FLOAT", read_number, lambda value: f"{value:.6g}")
+_add_rule(int, "INT", int)
 _add_rule(Path, "PATH", read_path)
 
 
@@ -97,7 +98,7 @@ def _text(value: Any, hint: Any) -> str:
     """Return a default as --help shows it."""
     if isinstance(value, tuple):
         return " ".join(_text(item, hint) for item in value)
-    in_pixels = bounds.PIXEL_UNITS in getattr(hint, "__metadata__", ())
+    in_pixels = PIXEL_UNITS in getattr(hint, "__metadata__", ())
     return size(value) if in_pixels else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -105,15 +106,16 @@ def _described(hint: Any, text: str, default: Any, label: str = "") -> Any:
     """Return the type of an option with its --help: text, bounds, condition and default."""
     unsaid = default in (None, (), "") or re.search("Default: |[Bb]y default", text)
     said = "required" if default is dataclasses.MISSING else "" if unsaid else f"default: {_text(default, hint)}"
-    notes = "; ".join(filter(None, (bounds.bounds_text(hint), bounds.condition_text(hint, label), said)))
+    notes = "; ".join(filter(None, (bounds_text(hint), condition_text(hint, label), said)))
     return Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint=f"({notes})" if notes else "")]
 
 
 def _given_types(default: Any) -> dict[str, Any]:
     """Return the types of the options that change the fields of `default`."""
     kind = type(default)
-    texts, label = _documentation(kind), getattr(kind, "label", "")
-    types = bounds.hints(kind).items()
+    texts = {name: " ".join((field.description or "").split()) for name, field in kind.model_fields.items()}
+    label = kind.label
+    types = hints(kind).items()
     return {name: _described(hint, texts.get(name, ""), getattr(default, name), label) for name, hint in types}
 
 
@@ -122,11 +124,11 @@ def _expanded(kind: type[T]) -> tuple[type[T], Options]:
     made, texts = [], _documentation(kind)
     found: Options = {"": {}}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        hint, about = bounds.hints(kind)[field.name], field.metadata
+        hint, about = hints(kind)[field.name], field.metadata
         if "default" in about:
             types, prefix, alias = _given_types(about["default"]), about["prefix"], about["alias"]
             start = f"--{prefix}." if prefix else "--"
-            found.setdefault(prefix, {}).update({start + config.option(name): own for name, own in types.items()})
+            found.setdefault(prefix, {}).update({start + option(name): own for name, own in types.items()})
             if alias:
                 found[""][alias] = types["name"]
                 types["name"] = Annotated[types["name"], tyro.conf.arg(aliases=[alias])]  # noqa: F821, a key
@@ -139,7 +141,7 @@ def _expanded(kind: type[T]) -> tuple[type[T], Options]:
             hint = _described(hint, texts.get(field.name, ""), field.default)
             if tyro.conf.Positional not in hint.__metadata__:
                 named = (getattr(one, "name", None) for one in hint.__metadata__)
-                found[""][f"--{config.option(next(filter(None, named), field.name))}"] = hint
+                found[""][f"--{option(next(filter(None, named), field.name))}"] = hint
         made.append((field.name, hint, field))
     expanded = dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True)
     expanded.__doc__ = kind.__doc__
@@ -168,8 +170,8 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
     if parsed is not None:
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]
             if "default" not in field.metadata:
-                value, hint = getattr(parsed, field.name), bounds.hints(kind)[field.name]
-                bounds.check_value(field.name.replace("_", " "), value, hint)
+                value, hint = getattr(parsed, field.name), hints(kind)[field.name]
+                check_value(field.name.replace("_", " "), value, hint)
         return parsed
     raise UserError(f"{_mistake(output.getvalue(), known, arguments, prog)}; see {prog} --help")
 
@@ -211,7 +213,7 @@ def _mistake(box: str, parts: Options, words: Sequence[str], prog: str) -> str:
         return f"{lines[2]} is missing"
     if found := re.match(r"Error parsing (--[\w.-]+)", message):
         hint = next((options[found[1]] for options in parts.values() if found[1] in options), str)
-        return f"{found[1]}: got '{value_of(found[1], words)}'; allowed: {bounds.allowed_text(hint)}"
+        return f"{found[1]}: got '{value_of(found[1], words)}'; allowed: {allowed_text(hint)}"
     if found := re.match(r"Unrecognized options: ([^,\s]+)", message):
         return _unknown_option(found[1], parts, prog)
     return message.rstrip(".")
@@ -227,10 +229,14 @@ def value_of(option: str, words: Sequence[str]) -> str:
     values: list[str] = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
-        if config.option(name) == option:
+        if _short(name) == option:
             after = itertools.takewhile(lambda other: not re.match(r"--?[A-Za-z]", other), words[position + 1 :])
             values = [value] if equals else list(after)
     return " ".join(values)
+
+
+def _short(name: str) -> str:
+    return {f"--{long}": f"--{short}" for long, short in SHORT.items()}.get(name, name)
 
 
 def _unknown_option(option: str, parts: Options, prog: str) -> str:
@@ -258,7 +264,7 @@ def call_text(words: Sequence[str]) -> str:
 
 def given(parsed: object, *names: str) -> list[str]:
     """Return those of the fields of a call that have a value, as options."""
-    return [f"--{config.option(name)}" for name in names if getattr(parsed, name)]
+    return [f"--{option(name)}" for name in names if getattr(parsed, name)]
 
 
 def without(words: Sequence[str], option: str) -> list[str]:

@@ -9,13 +9,13 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from taet.bounds import PartialShare
 from taet.cli import flags
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
-from taet.evaluation.paired import LEVEL, Difference
+from taet.fields import PartialShare
 from taet.formatting import aligned, points
+from taet.statistics import LEVEL, Difference
 from taet.training import published
 
 EXAMPLES = (

@@ -6,9 +6,9 @@ import json
 from typing import Any, cast
 
 from taet import registry
-from taet.config import option
 from taet.errors import UserError, unknown
 from taet.protocols import PROTOCOLS, recipe_settings, recipes
+from taet.settings import option
 
 KINDS = ("methods", "attacks", "data", "models", "protocols", "recipes")
 HELP = f"""usage: taet list {{{",".join(KINDS)}}} [--json]

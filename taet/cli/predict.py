@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from annotated_types import Gt, Lt
+from pydantic import Field
 
-from taet.bounds import Count
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.cli.subject import OfRun, here
@@ -22,6 +21,7 @@ from taet.deployment.predict import BATCH_SIZE, batches
 from taet.deployment.predictions import Predictions, joined
 from taet.deployment.reading import changes
 from taet.errors import UserError
+from taet.fields import Count
 from taet.files import make_folder, write_atomically
 from taet.models import trusted
 from taet.training.folder import RunFolder
@@ -61,7 +61,7 @@ class PredictOptions(OfRun):
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     attack: str | None = None
     """Test whether predictions survive this attack (see `taet list attacks`), e.g. pgd-20 or pgd-20:restarts=5."""
-    abstain: Annotated[float, Gt(0), Lt(1)] | None = None
+    abstain: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Largest accepted share of wrong answers per predicted class; the model abstains on other images."""
     abstain_attacks: tuple[str, ...] = ATTACKS
     """Attacks on validation images for which the thresholds must hold, in addition to clean images."""

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from taet.bounds import LongSeed, Processes
 from taet.cli import flags
 from taet.cli.compare import part_numbers, seconds
 from taet.cli.progress import saved, say
 from taet.errors import UserError
+from taet.fields import LongSeed, Processes
 from taet.files import make_folder, write_atomically
 from taet.formatting import listed
 from taet.reproduce.cell_store import Store

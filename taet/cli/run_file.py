@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taet import bounds, config, methods, protocols
-from taet.config import Run
+from taet import methods, protocols
 from taet.errors import UserError, cut, located, nearest, unknown
 from taet.experiments.specification import MOST_BYTES, flat, toml_table
+from taet.fields import PIXEL_UNITS, Settings, check_value, got_text, hints, plain, read_text
 from taet.files import parse_json, read_bytes
 from taet.formatting import size
+from taet.settings import Run, to_json
 
 WORDS = ("method", "protocol", "seed")
 """Keys outside of a table."""
@@ -41,28 +40,28 @@ def read(path: Path, method: str | None = None) -> RunFile:
             values = values["run"]
         values = {key: value for key, value in values.items() if not (key == "settings" and value is None)}
         for name in ("method", "protocol"):
-            bounds.check_value(name, values.get(name, ""), str)
+            check_value(name, values.get(name, ""), str)
         protocol = values.get("protocol")
         if protocol is not None and protocol not in protocols.PROTOCOLS:
             raise unknown("protocol", protocol, protocols.PROTOCOLS)
         method = method or values.get("method")
-        known = _known(methods.find(method or Run.method).Config)
+        known = _known(methods.find(method or Run.default("method")).Config)
         return RunFile(path, method, protocol, dict(_settings(values, known)))
 
 
 def _known(own: type) -> dict[str, Any]:
     """Return the type of every setting of a run by its dotted name."""
-    known = dict(bounds.hints(Run))
-    parts = {name: kind for name, kind in known.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+    known = dict(hints(Run))
+    parts = {name: kind for name, kind in known.items() if isinstance(kind, type) and issubclass(kind, Settings)}
     parts["settings"] = own
-    inner = {f"{part}.{name}": hint for part, kind in parts.items() for name, hint in bounds.hints(kind).items()}
+    inner = {f"{part}.{name}": hint for part, kind in parts.items() for name, hint in hints(kind).items()}
     return {name: hint for name, hint in known.items() if name not in parts} | inner
 
 
 def _settings(values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in flat(values):
         if any(key.startswith(f"{name}.") for key in known):
-            raise UserError(f"{name}: got {bounds.got_text(value)}; allowed: a table, [{name}]")
+            raise UserError(f"{name}: got {got_text(value)}; allowed: a table, [{name}]")
         if name not in known:
             near = nearest(name, known)
             raise UserError(f"unknown key '{cut(name)}'" + (f"; did you mean '{near}'?" if near else ""))
@@ -72,23 +71,23 @@ def _settings(values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[t
 
 def _value(name: str, value: Any, hint: Any) -> Any:
     """Return a value in the type of its field: lists as tuples, `8/255` as a number, `none` as None."""
-    value = config.immutable(value) if isinstance(value, list) else value
+    value = plain(value) if isinstance(value, list) else value
     try:
-        bounds.check_value(name, value, hint)
+        check_value(name, value, hint)
     except UserError:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not (value == "none" or "/" in value):
             raise
-        with contextlib.suppress(ValueError):  # it is refused below, by its key
-            value = bounds.read_text(value, hint)
-        bounds.check_value(name, value, hint)
+        value = read_text(value, hint)
+        check_value(name, value, hint)
     return value
 
 
 def text(run: Run) -> str:
     """Return a run as TOML: every setting that is not None, or "none" where that is not what the protocol has."""
-    values, known = config.to_json(run), _known(type(run.settings))
-    start = config.to_json(protocols.start(run.protocol, run.method))
-    start["settings"] = start["settings"] or config.to_json(type(run.settings)())
+    assert run.settings is not None
+    values, known = to_json(run), _known(type(run.settings))
+    start = to_json(protocols.start(run.protocol, run.method))
+    start["settings"] = start["settings"] or to_json(type(run.settings)())
     lines = [f"{name} = {_toml(values[name], known[name])}" for name in WORDS]
     for part, fields in values.items():
         if isinstance(fields, Mapping):
@@ -104,7 +103,7 @@ def _toml(value: Any, hint: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(item, hint) for item in value)}]"
     if isinstance(value, float):
-        in_pixels = bounds.PIXEL_UNITS in getattr(hint, "__metadata__", ())
+        in_pixels = PIXEL_UNITS in getattr(hint, "__metadata__", ())
         written = size(value, None, 0) if in_pixels else repr(value)
         return f'"{written}"' if "/" in written else written
     # A JSON string is also a TOML string, except that TOML escapes DEL too.

@@ -15,10 +15,10 @@ from torch import nn
 
 from taet import registry
 from taet.cli import flags
-from taet.config import Data
 from taet.data import Dataset, load
 from taet.errors import UserError
 from taet.models import foreign
+from taet.settings import Data
 from taet.training import published
 from taet.training.folder import DELIVERED, RunFolder, WeightsName
 
@@ -61,7 +61,7 @@ class OfModel(Trusting):
         """Return the data that the options choose for the model called `name`."""
         if not self.data.get("name"):
             raise UserError(f"--data is missing: {name} names no test images; see taet list data")
-        return dataclasses.replace(Data(), **self.data)
+        return Data().replace(**self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +93,9 @@ def data_for_run(name: str, origin: OfModel) -> Dataset:
     record = RunFolder(Path(name)).record
     _, height, width = record.data.image_shape
     if data.size is None and height == width:
-        data = dataclasses.replace(data, size=height)
+        data = data.replace(size=height)
     if data.size is not None:
-        data = dataclasses.replace(data, fit=origin.data.get("fit", record.fit))
+        data = data.replace(fit=origin.data.get("fit", record.fit))
     return load(data)
 
 

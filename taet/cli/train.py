@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,23 +11,23 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from taet import methods, metrics, models, protocols
-from taet.bounds import LongSeed
+from taet import methods, models, protocols, statistics
 from taet.cli import flags, run_file
 from taet.cli.processes import reported_once, together
 from taet.cli.progress import progress, saved, say
 from taet.cli.run_file import RunFile
-from taet.config import Run, override
 from taet.data import facts, full_name, is_own
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.measurement import attack_seconds, span
-from taet.experiments import own_data
+from taet.experiments import own_images
+from taet.fields import LongSeed
 from taet.formatting import duration, plural
 from taet.progress import reporting_to
 from taet.report import write
+from taet.settings import Run, override
 from taet.training import resume, train
 from taet.training.choices import Chosen, choice_lines
 from taet.training.folder import RunFolder
@@ -113,7 +112,7 @@ class TrainingRequest(NamedTuple):
         run = self.run()
         if not is_own(run.data.name):
             return self._with_network(run)
-        plan = own_data.planned(dataclasses.replace(self.start, data=run.data))
+        plan = own_images.planned(self.start.replace(data=run.data))
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(override(plan.run, self.given), named)
         return run, plan.followed(run)
@@ -123,7 +122,7 @@ class TrainingRequest(NamedTuple):
         if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
             return run, {}
         known = facts(run.data)
-        made = own_data.network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
+        made = own_images.network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
         if made.value == run.model.name:
             return run, {}
         why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
@@ -169,7 +168,7 @@ def read(arguments: Sequence[str]) -> TrainingRequest:
     if has_method:
         request = parse(words[0], words[1:], file=file)
     elif asks_help or "--resume" in names or (file is not None and file.method is not None):
-        request = parse((file and file.method) or Run.method, words, "METHOD", file)
+        request = parse((file and file.method) or Run.default("method"), words, "METHOD", file)
     else:
         raise UserError("which method? taet train METHOD [options]; see taet list methods")
     if request.options.evaluate and request.options.no_evaluate:
@@ -196,8 +195,8 @@ def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | Non
     """Parse `METHOD [options]`; --help shows `prog` in the place of the method; options replace those of a `file`."""
     protocol, recipe = (flags.value_of(f"--{name}", words) for name in ("protocol", "recipe"))
     protocol = protocol or (file.protocol or "" if file else "")
-    start = protocols.start(protocol or Run.protocol, method, recipe or None)
-    start = dataclasses.replace(start, settings=start.settings or methods.find(method).Config())
+    start = protocols.start(protocol or Run.default("protocol"), method, recipe or None)
+    start = start.replace(settings=start.settings or methods.find(method).Config())
     parts = {"settings": flags.options(start.settings, "method")}  # in the order of the sections of --help
     parts |= {name: flags.options(getattr(start, name), name, f"--{name}") for name in ("data", "model")}
     parts |= {"training": flags.options(start.training), "threat": flags.options(start.threat, "threat")}
@@ -279,7 +278,7 @@ def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
         *(f"  {text}" for text in _coarse_selection(trainer)),
     ]
-    turned = {} if run.training.augment in ("none", "crop") else own_data.mirroring(run.data, dataset)
+    turned = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     if choices := {**chosen, **turned, **trainer.choices}:
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choice_lines(choices))]
     return "\n".join(lines)
@@ -291,7 +290,7 @@ def _coarse_selection(trainer: Trainer) -> list[str]:
         return []
     split = trainer.curve.split
     counts, names = split.class_counts, trainer.dataset.class_names
-    error, least = metrics.largest_standard_error(counts), int(counts.argmin())
+    error, least = statistics.largest_standard_error(counts), int(counts.argmin())
     if error <= COARSE_SELECTION:
         return []
     return [

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from annotated_types import Gt
+from pydantic import Field
 
-from taet.bounds import Count, Radius
 from taet.cli import flags
 from taet.cli.processes import together
 from taet.cli.progress import progress
 from taet.evaluation.transfer import transfer
+from taet.fields import Count, Radius
 from taet.models import trusted
 
 EXAMPLES = (
@@ -35,7 +35,7 @@ class TransferOptions:
     """Two or more run folders with the same test images."""
     attack: str = "pgd-20"
     """Name of an attack (see `taet list attacks`), e.g. fgsm, pgd-20, cw-linf-100."""
-    eps: Annotated[Radius, Gt(0)] | None = None
+    eps: Annotated[Radius, Field(gt=0)] | None = None
     """Radius of the ball, e.g. 8/255."""
     batch_size: Count | None = None
     """Images per batch."""

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.compare import counted, seconds
 from taet.cli.progress import saved, say
 from taet.experiments.tune import BEST, Tuned, tune
+from taet.fields import Processes
 from taet.formatting import aligned, percent, words
 from taet.models import trusted
 

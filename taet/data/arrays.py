@@ -13,11 +13,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.places import locate
 from taet.data.source import PARTS, Given, Ints, Source, to_source
 from taet.data.storage import PIECE, Pixels, Shape, file_key, gather, portions, reading
 from taet.errors import UserError, cut, located
+from taet.settings import Data
 
 NAMES = {
     "npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)",

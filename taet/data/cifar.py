@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.arrays import keys, npz_names, read_npz
 from taet.data.places import Download, find, not_found, official
 from taet.data.source import Arrays, Given, Source, to_source
 from taet.errors import UserError, located
+from taet.settings import Data
 
 NAMES = {
     "cifar10": "CIFAR-10, 10 balanced classes of 32x32 colour pixels; official files or cifar10.npz",

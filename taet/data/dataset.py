@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from taet import metrics
+from taet import statistics
 from taet.data.source import Ints, Labelled, to_source
 from taet.data.storage import Pixels, pieces
 from taet.errors import printable
@@ -169,13 +169,15 @@ class Dataset:
 
     @property
     def ranks(self) -> Ints:
-        """Rank of each class by training count, (C,): see `taet.metrics.class_ranks`."""
-        return metrics.class_ranks(self.class_counts)
+        """Rank of each class by training count, (C,): see `taet.statistics.class_ranks`."""
+        return statistics.class_ranks(self.class_counts)
 
     @property
     def groups(self) -> dict[str, Ints]:
-        """Labels of the head, body and tail classes: see `taet.metrics.class_groups`."""
-        return {name: np.asarray(labels, np.int64) for name, labels in metrics.class_groups(self.class_counts).items()}
+        """Labels of the head, body and tail classes: see `taet.statistics.class_groups`."""
+        return {
+            name: np.asarray(labels, np.int64) for name, labels in statistics.class_groups(self.class_counts).items()
+        }
 
     @property
     def splits(self) -> dict[str, Split]:

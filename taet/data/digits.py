@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.dataset import Dataset
+from taet.settings import Data
 
 NAMES = {"digits-lt": "scikit-learn's bundled digits, 8x8 grey pixels, made long-tailed; no download"}
 TEST_PER_CLASS = 60

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.arrays import npz_names, read_npz
 from taet.data.dataset import Dataset, Split
 from taet.data.files import class_rows
@@ -26,6 +25,7 @@ from taet.data.sources import fingerprints, read_images
 from taet.data.storage import Images
 from taet.data.tables import NUMBER
 from taet.errors import UserError, located, unknown
+from taet.settings import Data
 
 KEYS = (("images", "labels"), ("image", "label"))
 """Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
@@ -83,7 +83,7 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
     """
     assert data.extra is not None
     kind = data.extra.partition(":")[0]
-    path = locate(replace(data, name=data.extra))
+    path = locate(data.replace(name=data.extra))
     with located("data extra"):
         images, labels = (_of_npz if kind == "npz" else _of_folder)(path, data, dataset.class_names)
         if labels.max() >= dataset.num_classes:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Data
 from taet.data.places import Download, find, not_found, official
 from taet.data.source import Source, to_source
 from taet.data.storage import reading
 from taet.errors import UserError, located
+from taet.settings import Data
 
 NAMES = {
     "fashion-mnist": "Fashion-MNIST, 10 balanced classes of clothes, 28x28 grey pixels; official files",

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.config import Data
 from taet.data import layouts
 from taet.data.images import SUFFIXES, Files, Survey, files_below, is_image, survey
 from taet.data.places import locate
@@ -20,6 +19,7 @@ from taet.data.source import PARTS, Ints, Labels, Source, check_names
 from taet.data.storage import Images
 from taet.data.tables import NUMBER, Row, labelled, labelled_tables, located
 from taet.errors import UserError, unknown
+from taet.settings import Data
 
 NAMES = {
     "folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders",

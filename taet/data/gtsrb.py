@@ -7,12 +7,12 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-from taet.config import Data
 from taet.data.files import Listing
 from taet.data.places import Download, not_found, official, roots
 from taet.data.source import Source
 from taet.data.tables import Row, read_table
 from taet.errors import UserError
+from taet.settings import Data
 
 NAMES = {
     "gtsrb": "GTSRB, 43 German traffic signs, naturally long-tailed (11 to 1); frames of one sign stay in one split"
@@ -86,4 +86,4 @@ def read(data: Data) -> Source:
     scaled = f"whole images, sign and border, scaled to {size}x{size} pixels"
     scaled += "" if data.size else ", since they have many sizes and none was asked for"
     listed = Listing.of(rows, f"'{place}'", [scaled, "groups are frames of one sign"], CLASS_NAMES)
-    return replace(listed.source(replace(data, size=size)), mirror=False)
+    return replace(listed.source(data.replace(size=size)), mirror=False)

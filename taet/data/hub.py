@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from taet.config import Data
 from taet.data.files import NUMBERS, Listing
 from taet.data.tables import COLUMNS, SPLITS, Row
 from taet.errors import UserError, needed, unknown
+from taet.settings import Data
 
 NAMES = {"hf": "hf:USER/NAME@REVISION, images of the Hugging Face hub with a column of labels; needs taet[datasets]"}
 

@@ -19,12 +19,12 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Fit
 from taet.data.ahead import ahead
 from taet.data.source import Ints
 from taet.data.storage import Pixels, Shape, file_key, reason
 from taet.errors import UserError, cut
 from taet.progress import counted
+from taet.settings import Fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taet.config import Training
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
@@ -20,6 +19,7 @@ from taet.data.policies import POLICIES, PolicyBatch, apply_all
 from taet.data.storage import Pixels
 from taet.distributed import share
 from taet.randomness import generator
+from taet.settings import Training
 
 AHEAD = 3
 """Most batches that are read in advance."""

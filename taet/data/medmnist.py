@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from taet.config import Data
 from taet.data.arrays import keys, npz_names, read_npz
 from taet.data.places import Download, find, not_found
 from taet.data.source import PARTS, Source, to_source
 from taet.errors import UserError, located
+from taet.settings import Data
 
 NAMES = {
     "bloodmnist": "MedMNIST: blood cells under the microscope, 8 classes, colour; bloodmnist.npz",

@@ -7,9 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-from taet.config import Data
 from taet.errors import UserError
 from taet.formatting import data_size
+from taet.settings import Data
 
 
 class Missing(UserError):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from taet import registry
-from taet.config import Data
 from taet.data.dataset import Dataset
 from taet.data.places import Download, Missing, roots
 from taet.data.sources import load, source
@@ -17,6 +16,7 @@ from taet.data.storage import reason
 from taet.errors import UserError
 from taet.files import file_sha256
 from taet.progress import Progress
+from taet.settings import Data
 
 
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:

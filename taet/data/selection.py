@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.groups import hold_out
 from taet.data.long_tail import (
     PROFILES,
@@ -23,6 +22,7 @@ from taet.data.long_tail import (
 )
 from taet.data.source import Ints, Labelled, Labels
 from taet.errors import UserError
+from taet.settings import Data
 
 BALANCED_SMALL = "-balanced-small"
 VALIDATION = "validation"

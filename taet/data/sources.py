@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet import registry
-from taet.config import Data, from_json, to_json
 from taet.data.dataset import DataFacts, Dataset, Split
 from taet.data.files import Listing
 from taet.data.images import Files, pillow, resized
@@ -23,6 +21,7 @@ from taet.data.selection import BALANCED_SMALL, VALIDATION, Choice, select
 from taet.data.source import Ints, Labels, Source
 from taet.data.storage import Images, Pixels, gather, pieces, portions
 from taet.errors import UserError, custom_code, located, nearest
+from taet.settings import Data, from_json, to_json
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy", "hf")
 LONG_TAILED = "-lt"
@@ -71,7 +70,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     if ratio is None and kind not in PATH_SOURCES and name.endswith((LONG_TAILED, BALANCED_SMALL)):
         ratio = float(published.get("imbalance_ratio", data.default_imbalance_ratio))
     profile = data.profile or published.get("profile", PROFILES[0])
-    return replace(data, name=name, imbalance_ratio=ratio, profile=profile), entry
+    return data.replace(name=name, imbalance_ratio=ratio, profile=profile), entry
 
 
 def image_listing(data: Data) -> Listing | None:
@@ -177,7 +176,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     """Return a data set: `load(Data(...))`, or `load(name_or_path, **fields of Data)`.
 
     The name is one of `taet list data`, {folder,csv,npz,taet-npy,hf}:PATH, or a bare path; the settings are the fields
-    of `taet.config.Data`. Sets named -lt are cut to a long-tailed profile, with classes in the order of the labels;
+    of `taet.settings.Data`. Sets named -lt are cut to a long-tailed profile, with classes in the order of the labels;
     those named -balanced-small get as many training images, spread evenly over the classes; others stay as they are
     unless an imbalance ratio is given. `max_count` is the largest training class of the profile, or a cap on every
     class where nothing is cut; `test_max_count` does the same for the test set. `validation` is held out after the cut

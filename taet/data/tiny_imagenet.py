@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.config import Data
 from taet.data.images import Files, survey
 from taet.data.places import Download, find, not_found, official
 from taet.data.source import Ints, Labels, Source
 from taet.data.storage import Images, reading
 from taet.errors import UserError
+from taet.settings import Data
 
 NAMES = {
     "tiny-imagenet": "Tiny-ImageNet, 200 classes of 64x64 colour pixels, whole; the official folder tiny-imagenet-200",

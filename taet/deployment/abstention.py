@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
-from annotated_types import Gt, Lt
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 from torch import nn
 
 from taet.attacks.clean import Clean
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
-from taet.bounds import Count, Share, Whole, check_value
 from taet.data import Dataset
 from taet.data.dataset import Split
 from taet.errors import UserError, located
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import make_runner
+from taet.fields import Count, Name, Sha256, Share, Whole, check_value
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, listed, percent
-from taet.metrics import Floats, Ints
 from taet.progress import Meter, Progress
-from taet.shapes import Name, Sha256, check_shape
+from taet.shapes import check_shape
+from taet.statistics import Floats, Ints
 from taet.training.checkpoint import tensors_digest
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
@@ -42,7 +42,7 @@ CANDIDATES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 ATTACKS = ("pgd-20", "pgd-20:target=runner-up", "pgd-20:objective=pm")
 """Untargeted; and for high confidence in a wrong class, by its probability and by the margin."""
 SCHEMA = 1
-WrongShare = Annotated[float, Gt(0), Lt(1)]
+WrongShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 def needed(share: float, tests: int) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from taet.config import Fit
 from taet.data.augmentation import to_unit
+from taet.settings import Fit
 
 FRACTION = 2**22  # Pillow keeps the weights of 8-bit images as whole multiples of 2^-22 (PRECISION_BITS in Resample.c)
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.config import Fit
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.errors import UserError
+from taet.settings import Fit
 
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]

@@ -22,7 +22,6 @@ from taet.attacks.inputs import check_output
 from taet.attacks.objectives import Objective, margin
 from taet.attacks.spec import Model
 from taet.attacks.units import Unit, run_units
-from taet.bounds import Count, check_value
 from taet.data.dataset import images_sha256
 from taet.data.long_tail import even_sample
 from taet.evaluation import bundles, diagnostics
@@ -30,18 +29,19 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
+from taet.evaluation.column import Json
 from taet.evaluation.facts import AuditFacts
 from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.measurement import Extent, measure
-from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner
 from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
+from taet.fields import Count, check_value
 from taet.losses.long_tail import cross_entropy
-from taet.metrics import Ints
 from taet.progress import Meter, Progress
+from taet.statistics import Ints
 
 SCHEMA = 1
 IMAGES = 250
@@ -129,7 +129,7 @@ def audit(
             gradient it is attacked through differentiable replacements; with several logits per class, the largest one
             of each class is used.
         images, labels: with a Module, or in place of a run's own, as in `taet.evaluate`.
-        settings: fields of `taet.config.Evaluation` to change; `attacks` are added to `ATTACKS`. The step size is
+        settings: fields of `taet.settings.Evaluation` to change; `attacks` are added to `ATTACKS`. The step size is
             by default the model's own, in proportion to eps, and at least eps / 8.
         count: number of images in the sample, which is as even over the classes as possible.
         surrogate: name and Module of a similar model, whose adversarial examples are also evaluated.
@@ -245,7 +245,7 @@ def _with_surrogate(card: ResultCard, runner: Runner, surrogate: tuple[str, nn.M
     name, model = surrogate
     source = replace(subject, model=model).runner(runner.device, runner.state_dir)
     columns = transfer_columns(source, [runner], parse_attack("pgd-20", subject.settings, subject.eps), name=name)
-    return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
+    return diagnostics.flagged(card.changed(columns=(*card.columns, *columns)))
 
 
 def _facts(card: ResultCard, runner: Runner, reaches: bool, width: int) -> AuditFacts:

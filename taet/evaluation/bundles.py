@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from taet import protocols
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec
-from taet.bounds import hints
-from taet.config import Evaluation, Threat
 from taet.errors import UserError, unknown
+from taet.fields import hints
+from taet.settings import Evaluation, Threat
 
 DEFAULTS = Evaluation()
 OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a bundle brings
@@ -71,7 +70,7 @@ def settle(own: Evaluation, changed: Mapping[str, Any], eps: float) -> Evaluatio
     sizes = (changed.get("eps"), own.eps, eps)
     radius = next(size for size in sizes if size is not None)
     expanded = expand(changed.get("attacks", own.attacks), own, radius)
-    return replace(expanded, **{**changed, "attacks": expanded.attacks, "eps": radius})
+    return expanded.replace(**{**changed, "attacks": expanded.attacks, "eps": radius})
 
 
 def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:
@@ -83,17 +82,17 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
     """
     bundles = [name for name in names if name in protocols.COLUMNS]
     if not bundles:
-        return replace(settings, attacks=tuple(names))
+        return settings.replace(attacks=tuple(names))
     if len(bundles) > 1:
         raise UserError(f"attacks: got {' and '.join(bundles)}, whose settings differ; allowed: one protocol at a time")
     attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
     theirs = protocols.start(bundles[0]).evaluation
     scale = 1 if eps is None or eps == Threat().eps else eps / Threat().eps
-    theirs = replace(theirs, step_size=theirs.step_size * scale)
+    theirs = theirs.replace(step_size=theirs.step_size * scale)
     known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
         name: getattr(theirs, name)
         for name in OF_THE_PAPER
         if any(getattr(settings, name) == getattr(one, name) for one in known)
     }
-    return replace(settings, attacks=tuple(attacks), **paper)
+    return settings.replace(attacks=tuple(attacks), **paper)

@@ -4,101 +4,185 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 import numpy as np
+from pydantic import Field, model_validator
+from typing_extensions import TypedDict
 
-from taet import metrics
-from taet.bounds import Count, check_radius, hints
-from taet.errors import UserError, located, unknown
-from taet.evaluation.column import WORST_CASE, Column, check_classes
-from taet.evaluation.facts import ModelFacts, probed
-from taet.evaluation.packing import Json, PackedIntegers, pack_integers, plain, unpack_integers
-from taet.evaluation.paired import Difference, difference
-from taet.evaluation.schema import (
-    KIND,
-    SCHEMA,
-    DataAbout,
-    Environment,
-    Flag,
-    ModelAbout,
-    ThreatAbout,
-    TrainedRun,
-    check_schema,
-    check_summary,
-    stored_columns,
+from taet import statistics
+from taet.attacks.ball import Norm
+from taet.errors import UserError, cut, located, unknown
+from taet.evaluation.column import (
+    WORST_CASE,
+    AsItIs,
+    AtLeastZero,
+    Column,
+    Digest,
+    Json,
+    PackedLabels,
+    Record,
+    Tally,
+    Title,
+    check_classes,
 )
-from taet.evaluation.summary import Interval, Summary, summarise
+from taet.evaluation.facts import ModelFacts, probed
+from taet.evaluation.summary import Interval, Summary, check_stored, disagreements, summarise
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
-from taet.metrics import Ints
-from taet.shapes import Sha256, check_shape
+from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
-STORED = (
-    *("method", "title", "protocol", "threat", "seed", "model", "data", "batch_size"),
-    *("created", "command", "run", "environment", "flags", "probe"),
-)
-"""The fields of a card that are stored unchanged, in this order."""
+KIND, SCHEMA = "taet result card", 3
 MOST_BYTES = 2**29
 """Largest file of a card: with 1,000 classes a column takes 6 MB."""
 MOST_CLASSES = 2**16
 """Most classes: a predicted class is stored in two bytes."""
 
 
-@dataclass(frozen=True, eq=False)
-class ResultCard:
+class ThreatAbout(TypedDict):
+    """The ball that a card is about."""
+
+    norm: Norm
+    eps: Annotated[float, Field(gt=0)]
+
+
+class ModelAbout(TypedDict):
+    """The evaluated model."""
+
+    name: str
+    weights_sha256: Digest
+    """Hash of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
+    file_sha256: NotRequired[Digest]
+    """Hash of the weights file in the run folder."""
+    parameters: NotRequired[Tally]
+    selection: NotRequired[str | None]
+    epoch: NotRequired[Tally | None]
+    leak: NotRequired[bool]
+    """Whether the epoch was chosen on the test set."""
+    notes: NotRequired[Sequence[str]]
+    answers: NotRequired[Sequence[Sequence[float | None]]]
+    """Logits and gradient norms of the first images; None is nan."""
+
+
+class ExtraAbout(TypedDict):
+    """Extra training images of the model; the run's record has more details."""
+
+    source: str
+    saw_removed_tail: Literal["no", "yes", "unknown"]
+    sha256: Digest
+    per_batch: Tally
+    batch_size: Tally
+    classes: str
+    class_counts: Sequence[Tally]
+    trained_on: NotRequired[str]
+    """What their generator was trained on: this-set, balanced-original or other."""
+    labels: NotRequired[str]
+    """given with the images, or pseudo: predicted by a model."""
+    kept: NotRequired[AtLeastZero]
+    """Fraction of each class that a filter kept."""
+    judge_sha256: NotRequired[Digest | None]
+    """SHA-256 of the weights of the model that filtered them."""
+    left_out: NotRequired[dict[str, Sequence[Tally]]]
+    """For each split: images left out as exact and as near duplicates of its images; empty for copies."""
+    left_out_by: NotRequired[str]
+    """How duplicates were found."""
+    compared: NotRequired[bool]
+    """Whether they were compared with the test images, which excludes duplicates."""
+
+
+EXTRA_ABOUT = tuple(name for name in ExtraAbout.__annotations__ if name != "compared")
+"""What a card repeats of the run's record of its extra images."""
+
+
+class DataAbout(TypedDict):
+    """The test images, and what is known about the training images."""
+
+    name: str
+    class_names: Annotated[Sequence[str], Field(min_length=2, max_length=MOST_CLASSES)]
+    test_sha256: Digest
+    train_class_counts: NotRequired[Sequence[Tally] | None]
+    imbalance_ratio: NotRequired[AtLeastZero | None]
+    notes: NotRequired[Sequence[str]]
+    extra: NotRequired[ExtraAbout]
+
+
+class Flag(TypedDict):
+    """A warning of the rules."""
+
+    flag: Title
+    text: str
+    """What was found, what it means and what to do."""
+
+
+class TrainedRun(TypedDict, total=False):
+    """How the model was trained; its settings are kept as stored, also those that this version does not know."""
+
+    config: Json
+    hash: Digest
+    """Hash of the settings (`taet.training.decisive_settings.run_hash`), as stored in the weights file."""
+    command: str
+    deviations: Sequence[str]
+    """Deviations of the method from the protocol, in words."""
+
+
+class Environment(TypedDict, total=False):
+    """The machine and the software of an evaluation."""
+
+    versions: dict[str, str | None]
+    commit: str | None
+    device: str
+
+
+class Card(Record):
     """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
     method: str
     title: str
     protocol: str
-    threat: ThreatAbout
+    threat: AsItIs[ThreatAbout]
     """Norm and radius of the evaluation: {"norm": "linf", "eps": 0.0314}."""
     seed: int | None
     """Seed of the training run; None for a model that was trained elsewhere."""
-    model: ModelAbout
-    data: DataAbout
-    batch_size: Count
-    labels: Ints
-    """(N,): true classes in test order."""
-    columns: tuple[Column, ...]
-    flags: tuple[Flag, ...] = ()
-    """Warnings of the diagnostics."""
-    probe: dict[str, int | float] = field(default_factory=dict)
-    """Facts about outputs on a sample of images (`taet.evaluation.probe`); empty if nothing was attacked."""
-    run: TrainedRun = field(default_factory=TrainedRun)
-    """How the model was trained; empty for a model that was trained elsewhere."""
-    environment: Environment = field(default_factory=Environment)
+    model: AsItIs[ModelAbout]
+    data: AsItIs[DataAbout]
+    batch_size: Annotated[int, Field(ge=1)]
     created: str = ""
     command: str = ""
-    examples_sha256: Sha256 | None = None
+    run: AsItIs[TrainedRun] = Field(default_factory=TrainedRun)
+    """How the model was trained; empty for a model that was trained elsewhere."""
+    environment: AsItIs[Environment] = Field(default_factory=Environment)
+    flags: Annotated[tuple[AsItIs[Flag], ...], Field(strict=False)] = ()
+    """Warnings of the rules."""
+    probe: AsItIs[dict[str, int | float]] = Field(default_factory=dict)
+    """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
+    columns: Annotated[tuple[Column, ...], Field(strict=False)]
+    labels: PackedLabels
+    """(N,): true classes in test order."""
+    examples_sha256: Digest | None = None
     """SHA-256 of the card's file of example images; None if there is none, or it is not known."""
-    sealed: bool = True
+    sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""
 
-    def __post_init__(self) -> None:
-        shapes = hints(ResultCard)
-        for name in (*STORED, "examples_sha256"):
-            check_shape(name, plain(getattr(self, name)), shapes[name])
-        check_radius("threat eps", self.threat["eps"], self.threat["norm"])
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Refuse a card that contradicts itself."""
+        if self.threat["norm"] == "linf" and self.threat["eps"] > 1:
+            raise UserError(f"threat eps: got {self.threat['eps']:g}; allowed: 0 to 1")
         self.facts  # noqa: B018  # refuses a probe that cannot be
-        count, classes = len(self.labels), self.num_classes
-        if not 2 <= classes <= MOST_CLASSES:
-            raise UserError(f"data class_names: got {classes}; allowed: 2 to {MOST_CLASSES}")
-        check_classes("labels", self.labels, count, classes)
+        check_classes("labels", self.labels, len(self.labels), self.num_classes)
         counts = self.data.get("train_class_counts")
-        if counts is not None and len(counts) != classes:
-            raise UserError(f"data train_class_counts: got {len(counts)}; allowed: {classes}, one per class")
+        if counts is not None and len(counts) != self.num_classes:
+            raise UserError(f"data train_class_counts: got {len(counts)}; allowed: {self.num_classes}, one per class")
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             raise UserError(f"columns: got {', '.join(names)}; allowed: each attack once")
         for column in self.columns:
-            column.check(self.labels, classes)
+            column.check(self.labels, self.num_classes)
+        return self
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -123,6 +207,11 @@ class ResultCard:
         """How the training deviated from the protocol, in words; also empty if the card does not store it."""
         return tuple(self.run.get("deviations", ()))
 
+    @property
+    def clean(self) -> Column | None:
+        """The column of the clean images; None if it was not measured."""
+        return next((column for column in self.columns if column.norm is None), None)
+
     def column(self, name: str) -> Column:
         """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured.
 
@@ -137,7 +226,7 @@ class ResultCard:
                 return self.worst_case(norm)
         raise unknown("column", name, [*(column.name for column in self.columns), *WORST_CASE.values()])
 
-    def worst_case(self, norm: str = "linf", eps: float | None = None) -> Column:
+    def worst_case(self, norm: Norm = "linf", eps: float | None = None) -> Column:
         """Return the exact worst case over the card's attacks within one ball, image by image, as a column.
 
         An image is correct if it is correct without attack and under every attack within this ball. Columns measured
@@ -163,7 +252,7 @@ class ResultCard:
         inside = [column for column in inside if column.eps == radii[0]]
         columns = [*([self.clean] if self.clean else []), *inside]
         masks = np.stack([column.correct for column in columns])
-        left = dict(zip((column.name for column in columns), metrics.worst_case(masks), strict=True))
+        left = dict(zip((column.name for column in columns), statistics.worst_case(masks), strict=True))
         first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
         return Column.worst_of(
             ({"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside),
@@ -177,19 +266,6 @@ class ResultCard:
             backwards=sum(column.backwards for column in columns),
         )
 
-    def compare(self, other: ResultCard, column: str) -> Difference:
-        """Return the difference in balanced accuracy under one attack between this card's model and another one.
-
-        The interval covers the choice of the test images only: it tells which of the two models is better. To compare
-        two methods, several seeds are needed (`compare_runs`).
-        """
-        return compare_runs([self], [other], column)
-
-    @property
-    def clean(self) -> Column | None:
-        """The column of the clean images; None if it was not measured."""
-        return next((column for column in self.columns if column.norm is None), None)
-
     def summary(self, name: str) -> Summary:
         """Compute the numbers of an attack from the masks of its column."""
         return self.summary_of(self.column(name))
@@ -198,23 +274,32 @@ class ResultCard:
         """Compute the numbers of a column on the card's images from its masks."""
         return summarise(column, self.clean, self.labels, self.num_classes, self.data.get("train_class_counts"))
 
+    def compare(self, other: Card, column: str) -> Difference:
+        """Return the difference in balanced accuracy under one attack between this card's model and another one.
+
+        The interval covers the choice of the test images only: it tells which of the two models is better. To compare
+        two methods, several seeds are needed (`compare_runs`).
+        """
+        return compare_runs([self], [other], column)
+
     def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
-        return {
-            "kind": KIND,
-            "schema": SCHEMA,
-            **{name: plain(getattr(self, name)) for name in STORED},
-            "columns": [column.to_json(self.summary(column.name).to_json()) for column in self.columns],
-            "labels": pack_integers(self.labels),
-            **({} if self.examples_sha256 is None else {"examples_sha256": self.examples_sha256}),
-        }
+        stored = self.model_dump(exclude={"columns"} | ({"examples_sha256"} if self.examples_sha256 is None else set()))
+        columns = [column.model_dump() | {"summary": self._numbers(column)} for column in self.columns]
+        last: Json = {name: stored.pop(name) for name in ("labels", "examples_sha256") if name in stored}
+        return {"kind": KIND, "schema": SCHEMA, **stored, "flags": [*self.flags], "columns": columns, **last}
+
+    def _numbers(self, column: Column) -> Json:
+        """Return the summary of a column as JSON: as it was read, if only rounding separates it from the recomputed."""
+        computed = self.summary_of(column).to_json()
+        return computed if any(disagreements("", column.stored, computed)) else column.stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the card as JSON with its checksum, atomically: if writing fails, the old file stays as it was."""
         write_json(Path(path), seal(self.to_json()))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ResultCard:
+    def load(cls, path: str | os.PathLike[str]) -> Card:
         """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
         Raises:
@@ -224,34 +309,23 @@ class ResultCard:
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
         stored = read_json(path, most=MOST_BYTES, links=False)
+        sealed = isinstance(stored, Mapping) and check_seal(path, stored)
         with located(f"result card {path}"):
-            check_schema(stored)
-        sealed = check_seal(path, stored)
-        with located(f"result card {path}"):
-            return replace(cls.from_json(stored), sealed=sealed)
+            return cls.from_json(stored, sealed=sealed)
 
     @classmethod
-    def from_json(cls, stored: Any) -> ResultCard:
+    def from_json(cls, stored: Any, *, sealed: bool = True) -> Card:
         """Rebuild a card from the output of `to_json`, in this schema or an older one."""
-        schema, shapes = check_schema(stored), hints(cls)
-        for name in (*STORED, "columns", "labels"):
-            if name not in stored:
-                raise UserError(f"the field '{name}' is missing")
-        for name in (*STORED, "examples_sha256"):
-            if name in stored:
-                check_shape(name, stored[name], shapes[name])
-        columns = stored_columns(stored["columns"], schema)
-        check_shape("labels", stored["labels"], PackedIntegers)
-        try:
-            arrays = tuple(map(Column.from_json, columns)), unpack_integers(stored["labels"])
-        except ValueError as error:  # the packed bytes do not fit their number
-            raise UserError(f"a field has the wrong form ({error})") from error
-        fields = {name: stored[name] for name in STORED} | {"flags": tuple(stored["flags"])}
-        examples = stored.get("examples_sha256")
-        card = cls(**fields, columns=arrays[0], labels=arrays[1], examples_sha256=examples)
-        for column in columns:
-            name = column["name"]
-            check_summary(f"column '{name}' summary", column["summary"], card.summary(name).to_json(), schema)
+        if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
+            raise UserError("not a result card")
+        schema = stored.get("schema")
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
+            hint = "; update taet" if type(schema) is int and schema > SCHEMA else ""
+            raise UserError(f"schema: got {cut(repr(schema), 60)}; allowed: 1 to {SCHEMA}{hint}")
+        card = cls(**{name: value for name, value in stored.items() if name != "sealed"}, sealed=sealed)
+        for column in card.columns:
+            column.attack  # noqa: B018  # raises an error for settings that the attack cannot have
+            check_stored(f"column '{column.name}' summary", column.stored, card.summary_of(column), schema)
         return card
 
     def __repr__(self) -> str:
@@ -259,32 +333,27 @@ class ResultCard:
         head += f", {self.threat['norm']} ball of {self.threat['eps']:.4g}"
         rows = [("attack", "accuracy %", "balanced %", "worst class %", "")]
         for column in self.columns:
-            if column.curve:
-                continue
-            summary = self.summary(column.name)
-            label, value = summary.worst_class
-            rows.append(
-                (
-                    column.name,
-                    _percent(summary.accuracy, summary.accuracy_interval),
-                    _percent(summary.balanced, summary.balanced_interval),
-                    f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-",
-                    _remark(column, summary),
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+            if not column.curve:
+                summary = self.summary_of(column)
+                label, value = summary.worst_class
+                balanced = _percent(summary.balanced, summary.balanced_interval)
+                worst = f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-"
+                plain = _percent(summary.accuracy, summary.accuracy_interval)
+                rows.append((column.name, plain, balanced, worst, _remark(column, summary)))
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         deviations = (f"leaves the protocol: {text}" for text in self.deviations)
         return "\n".join([head, *lines, *deviations, *(f"! {flag['text']}" for flag in self.flags)])
 
 
-def compare_runs(
-    first: Sequence[ResultCard], second: Sequence[ResultCard], column: str, comparisons: int = 1
-) -> Difference:
+ResultCard = Card
+
+
+def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, comparisons: int = 1) -> Difference:
     """Return the difference in balanced accuracy under one attack between two methods, with one card per seed.
 
     The i-th card of `first` is paired with the i-th of `second`, as runs with the same seed. `comparisons` differences
-    share the error of their intervals (see `paired.difference`).
+    share the error of their intervals (see `taet.statistics.difference`).
 
     Raises:
         UserError: different numbers of cards, different test images, or different settings of the attack (its random

@@ -14,7 +14,7 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE
 from taet.files import file_sha256, read_bytes, write_atomically
-from taet.metrics import Ints
+from taet.statistics import Ints
 from taet.training.folder import DELIVERED, RunFolder
 
 TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6

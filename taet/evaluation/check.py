@@ -11,25 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.inputs import SUM_TOLERANCE
 from taet.attacks.spec import AttackSpec
-from taet.config import Evaluation
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
+from taet.evaluation.column import Json
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, problems
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
-from taet.evaluation.packing import Json, plain
+from taet.evaluation.packing import plain
 from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import Trial, answer, attempt, input_gradient, user_errors
 from taet.formatting import aligned, clock, listed, percent
-from taet.metrics import Ints, Mask
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
+from taet.settings import Evaluation
+from taet.statistics import Ints, Mask
 from taet.training.environment import environment
 
 RANDOMISED = "not applicable: the model is randomised"
@@ -117,9 +118,9 @@ def check(
     images: TestImages | Tensor,
     labels: NDArray[np.integer] | Tensor,
     *,
-    attacks: Sequence[str] = Evaluation.attacks,
+    attacks: Sequence[str] = Evaluation.default("attacks"),
     class_names: Sequence[str] | None = None,
-    batch_size: int = Evaluation.batch_size,
+    batch_size: int = Evaluation.default("batch_size"),
     name: str | None = None,
 ) -> Check:
     """Test a model on a batch of images; report problems that would invalidate an evaluation, and its duration.
@@ -192,9 +193,9 @@ def _findings(
     random = facts.repeat_difference > REPEAT_DIFFERENCE
     each = ", ".join(f"{name} {percent(value)}" for name, value in accuracies.items())
     given = f"{100 * float(correct.mean()):.1f} % correct as given"
-    counts = metrics.class_counts(correct, trial.y.cpu().numpy(), width)
-    chance, lowest = 100 / int((counts[1] > 0).sum()), 100 * metrics.balanced_interval(*counts)[0]
-    balanced = f"balanced accuracy {100 * metrics.balanced_accuracy(*counts):.1f} %, chance is {chance:.1f} %"
+    counts = statistics.class_counts(correct, trial.y.cpu().numpy(), width)
+    chance, lowest = 100 / int((counts[1] > 0).sum()), 100 * statistics.balanced_interval(*counts)[0]
+    balanced = f"balanced accuracy {100 * statistics.balanced_accuracy(*counts):.1f} %, chance is {chance:.1f} %"
     sound = {
         "classes": f"{width} logits, one per class",
         "normalisation": f"{given}; no other normalisation is better ({each})",
@@ -246,7 +247,7 @@ def _normalisations(trial: Trial, correct: Mask) -> tuple[dict[str, float], str]
     accuracies = {name: float(mask.mean()) for name, mask in masks.items()}
     best = max(accuracies, key=lambda name: accuracies[name])
     gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
-    better = gained > lost and metrics.mcnemar(gained, lost) * len(ways) < LEVEL
+    better = gained > lost and statistics.mcnemar(gained, lost) * len(ways) < LEVEL
     return accuracies, _option(best, ways[best]) if better else ""
 
 
@@ -297,7 +298,7 @@ def _speeds(trial: Trial) -> tuple[float, float]:
 def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:
     """Estimate how many images are classified correctly, from the accuracy of each class on the tried images."""
     classes = trial.logits.shape[1]
-    recalls = metrics.per_class_accuracy(*metrics.class_counts(correct, trial.y.cpu().numpy(), classes))
+    recalls = statistics.per_class_accuracy(*statistics.class_counts(correct, trial.y.cpu().numpy(), classes))
     known = np.where(np.isnan(recalls), correct.mean(), recalls)
     return round(float(known @ np.bincount(labels, minlength=classes)))
 

@@ -1,72 +1,216 @@
-"""One column of a result card: what one attack did to each test image."""
+"""One column of a result card: what one attack did to each test image. Also how a card packs arrays into JSON."""
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+from typing_extensions import TypedDict
 
 from taet.attacks import catalogue
+from taet.attacks.ball import Norm
 from taet.attacks.identity import Identity, identity
 from taet.attacks.spec import AttackSpec
-from taet.bounds import check_radius
-from taet.errors import UserError, unknown
-from taet.evaluation.packing import (
-    Json,
-    pack_floats,
-    pack_integers,
-    pack_mask,
-    plain,
-    unpack_floats,
-    unpack_integers,
-    unpack_mask,
-)
-from taet.evaluation.schema import CURVES, StoredColumn
-from taet.metrics import Ints, Mask
+from taet.errors import UserError, cut
+from taet.statistics import Ints
 
-WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
-"""Name of the column that holds the worst case within the balls of a norm."""
-
-Floats32 = NDArray[np.float32]
+T = TypeVar("T")
+Json = dict[str, Any]
+"""A JSON object, as `json.loads` returns it."""
+WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
+"""Title of the column that holds the worst case within the balls of a norm."""
+CurveName = Literal["steps", "eps", "logit-scale"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Column:
-    """One attack on all test images, in test order."""
+def plain(value: Any) -> Any:
+    """Return a value as JSON: tuples and arrays as lists, numpy scalars as numbers and nan as None, at any depth."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape."""
 
     name: str
-    norm: str | None
-    """Norm of the ball, e.g. "linf"; None for clean images."""
-    eps: float | None
+    kind: str
+    """The type of the stored numbers; of bits, the first of eight is the highest of its byte."""
+
+    def pack(self, values: NDArray[Any]) -> Json:
+        """Return the array as JSON."""
+        size = {"shape": list(values.shape)} if self.name == "float32" else {"count": len(values)}
+        stored = np.packbits(values) if self.name == "bits" else values.astype(self.kind)
+        return {**size, self.name: base64.b64encode(stored.tobytes()).decode()}
+
+    def unpack(self, value: Any) -> NDArray[Any]:
+        """Return the array of its JSON; an array is returned as it is."""
+        if isinstance(value, np.ndarray):
+            return value
+        try:
+            stored = np.frombuffer(base64.b64decode(value[self.name], validate=True), self.kind)
+            if self.name != "bits":
+                shape = value["shape"] if self.name == "float32" else [value["count"]]
+                if math.prod(shape) != stored.size or min(shape, default=0) < 0:
+                    raise ValueError(f"{stored.size} numbers for the shape {shape}")
+                return stored.astype(np.float32 if self.name == "float32" else np.int64).reshape(shape)
+            if len(stored) != (value["count"] + 7) // 8:
+                raise ValueError(f"{len(stored)} bytes for {value['count']} bits")
+            return np.unpackbits(stored, count=value["count"]).astype(bool)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"an array in base64 ({cut(str(error))})") from None
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        written = core_schema.plain_serializer_function_ser_schema(self.pack)
+        return core_schema.no_info_plain_validator_function(self.unpack, serialization=written)
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """Annotation of a value that is checked, as a `kind` if that is given, and kept with all its further fields."""
+
+    kind: Any = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        known = handler(source) if self.kind is None else handler.generate_schema(self.kind)
+        written = core_schema.plain_serializer_function_ser_schema(plain)
+        return core_schema.no_info_wrap_validator_function(_as_given, known, serialization=written)
+
+
+def _as_given(value: Any, check: Callable[[Any], object]) -> Any:
+    check(value)
+    return value
+
+
+AsItIs = Annotated[T, AsGiven()]
+PackedMask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
+PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
+PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
+Title = Annotated[str, Field(min_length=1, max_length=1000)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Tally = Annotated[int, Field(ge=0, le=2**53)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """A frozen model whose errors are one line each; two are equal only if they are the same object."""
+
+    what: ClassVar[str] = ""
+    """Begins a message; of a record with a name, together with that."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_line(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(values)
+        except ValidationError as error:
+            name = values.get("name") if isinstance(values, Mapping) and cls.what else None
+            raise refused(error, f"{cls.what} '{name[:60]}'" if isinstance(name, str) else cls.what) from None
+
+    def changed(self, **fields: Any) -> Self:
+        """Return a copy with other values of these fields, checked again."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | fields)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+def refused(error: ValidationError, label: str) -> UserError:
+    """Return the first error of a model as one line: what, the given value and the allowed ones."""
+    first = error.errors(include_url=False)[0]
+    *place, last = first["loc"] or ("",)
+    if first["type"] != "missing":
+        place = [*place, last]
+    where = label + "".join(f"[{one}]" if isinstance(one, int) else f" {one}" for one in place)
+    if first["type"] == "missing":
+        return UserError(f"{where}: the field '{last}' is missing".strip(": "))
+    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return UserError(f"{where.strip()}: got {cut(repr(first['input']), 60)}; allowed: {allowed}")
+
+
+class SourceAbout(TypedDict):
+    """The model that adversarial examples were made on."""
+
+    name: str
+    weights_sha256: Digest
+
+
+class WorstCaseMember(TypedDict):
+    """An attack of a worst case."""
+
+    name: Title
+    norm: NotRequired[Norm | None]
+    eps: NotRequired[AtLeastZero | None]
+    attacks: NotRequired[list[WorstCaseMember]]
+
+
+class Parameters(TypedDict, total=False):
+    """Settings of an attack that any reader may need; its specification checks the others."""
+
+    seed: int | None
+    source: SourceAbout
+    source_sha256: Digest
+    attacks: list[WorstCaseMember]
+    note: str
+
+
+class Column(Record):
+    """One attack on all test images, in test order; a default is what a column of an older schema lacks."""
+
+    what: ClassVar[str] = "column"
+
+    name: Title
+    norm: Norm | None
+    """Norm of the ball; None for clean images."""
+    eps: AtLeastZero | None
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
     """Whether the attack had to stay in the ball."""
-    parameters: Json
+    parameters: Annotated[Json, AsGiven(Parameters)]
     """Settings of the attack: steps, step size, start, seed, iterations, target classes."""
-    correct: Mask
-    """(N,): classified correctly under the attack."""
-    predictions: Ints
-    """(N,): class predicted under the attack."""
-    parts: dict[str, Mask] = field(default_factory=dict)
-    """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
-    seconds: float = 0.0
-    forwards: int = 0
+    seconds: Annotated[AtLeastZero, Field(le=1e12)] = 0.0
+    forwards: Tally = 0
     """Forward passes, counted in images."""
-    backwards: int = 0
+    backwards: Tally = 0
     """Backward passes, counted in images."""
-    distances: Floats32 | None = None
+    stored: AsItIs[Json] = Field({}, alias="summary", repr=False)
+    """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
+    correct: PackedMask
+    """(N,): classified correctly under the attack."""
+    predictions: PackedLabels
+    """(N,): class predicted under the attack."""
+    parts: dict[str, PackedMask] = {}
+    """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
+    distances: PackedFloats | None = None
     """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where
     the attack failed; None for other attacks."""
-    roc_auc: Floats32 | None = None
-    """(C, C): how well the score of class j separates it from class k (`metrics.pairwise_auc`); None where it was not
-    measured, e.g. with more than `metrics.PAIRED_CLASSES` classes."""
-    curve: str = ""
-    """The curve that this column was measured for, one of `CURVES`; empty for an attack that tables show."""
+    roc_auc: PackedFloats | None = None
+    """(C, C): how well the score of class j separates it from class k (`statistics.pairwise_auc`); None where it was
+    not measured, e.g. with more than `statistics.PAIRED_CLASSES` classes."""
+    curve: Literal["", CurveName] = ""
+    """The curve that this column was measured for; empty for an attack that tables show."""
 
     @cached_property
     def attack(self) -> AttackSpec:
@@ -82,24 +226,18 @@ class Column:
     def of(cls, attack: AttackSpec, predictions: Ints, labels: Ints, **measured: Any) -> Column:
         """Return the column of an attack, given its predictions (N,) and the labels (N,)."""
         measured["parameters"] = attack.parameters | measured.get("parameters", {})
-        return cls(
-            name=attack.name,
-            norm=attack.norm,
-            eps=attack.eps,
-            bounded=attack.bounded,
-            correct=predictions == labels,
-            predictions=predictions,
-            curve=attack.curve,
-            **measured,
-        )
+        names = ("name", "norm", "eps", "bounded", "curve")
+        measured |= {name: getattr(attack, name) for name in names}
+        return cls(correct=predictions == labels, predictions=predictions, **measured)
 
     @classmethod
     def worst_of(
-        cls, attacks: Iterable[Json], norm: str, eps: float | None, predictions: Ints, labels: Ints, **measured: Any
+        cls, attacks: Iterable[Json], norm: Norm, eps: float | None, predictions: Ints, labels: Ints, **measured: Any
     ) -> Column:
         """Return the worst case over attacks, given as JSON, within one ball."""
         chain = {"attacks": sorted(attacks, key=lambda attack: str(attack["name"]))}
-        return cls(WORST_CASE[norm], norm, eps, True, chain, predictions == labels, predictions, **measured)
+        measured |= {"name": WORST_CASE[norm], "norm": norm, "eps": eps, "bounded": True, "parameters": chain}
+        return cls(correct=predictions == labels, predictions=predictions, **measured)
 
     def __repr__(self) -> str:
         ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""
@@ -120,8 +258,8 @@ class Column:
         where = f"column '{self.name}'"
         if (self.eps is not None or self.bounded) and (self.norm is None or self.eps is None):
             raise UserError(f"{where}: got norm {self.norm} and eps {self.eps}; allowed: a ball has both")
-        if self.eps is not None:
-            check_radius(f"{where} eps", self.eps, self.norm or "linf")
+        if self.norm == "linf" and self.eps is not None and self.eps > 1:
+            raise UserError(f"{where} eps: got {self.eps:g}; allowed: 0 to 1")
         check_classes(f"{where} predictions", self.predictions, len(labels), num_classes)
         if self.correct.shape != labels.shape or (self.correct != (self.predictions == labels)).any():
             raise UserError(f"{where} correct: does not agree with its predictions and the labels")
@@ -138,50 +276,9 @@ class Column:
             present = np.bincount(labels, minlength=num_classes) > 0
             pairs = present & present[:, None] & ~np.eye(num_classes, dtype=bool)
             _check_floats(f"{where} roc_auc", self.roc_auc, pairs, 1.0)
-        if self.curve not in CURVES:
-            raise unknown("curve", self.curve, filter(None, CURVES))
 
-    def to_json(self, summary: Json) -> Json:
-        """Return the column as plain JSON together with the summary computed from it."""
-        return {
-            "name": self.name,
-            "norm": self.norm,
-            "eps": self.eps,
-            "bounded": self.bounded,
-            "parameters": plain(self.parameters),
-            "seconds": self.seconds,
-            "forwards": self.forwards,
-            "backwards": self.backwards,
-            "summary": summary,
-            "correct": pack_mask(self.correct),
-            "predictions": pack_integers(self.predictions),
-            "parts": {part: pack_mask(mask) for part, mask in self.parts.items()},
-            "distances": pack_floats(self.distances),
-            "roc_auc": pack_floats(self.roc_auc),
-            "curve": self.curve,
-        }
 
-    @classmethod
-    def from_json(cls, stored: StoredColumn) -> Column:
-        """Rebuild a column from what `to_json` returned, checked by `taet.evaluation.schema`."""
-        column = cls(
-            name=stored["name"],
-            norm=stored["norm"],
-            eps=stored["eps"],
-            bounded=stored["bounded"],
-            parameters={**stored["parameters"]},
-            correct=unpack_mask(stored["correct"]),
-            predictions=unpack_integers(stored["predictions"]),
-            parts={part: unpack_mask(mask) for part, mask in stored["parts"].items()},
-            seconds=float(stored["seconds"]),
-            forwards=stored["forwards"],
-            backwards=stored["backwards"],
-            distances=unpack_floats(stored["distances"]),
-            roc_auc=unpack_floats(stored["roc_auc"]),
-            curve=stored["curve"],
-        )
-        column.attack  # noqa: B018  # raises an error for settings that the attack cannot have
-        return column
+CURVES: tuple[str, ...] = get_args(CurveName)
 
 
 def check_classes(where: str, values: Ints, count: int, classes: int) -> None:
@@ -192,7 +289,7 @@ def check_classes(where: str, values: Ints, count: int, classes: int) -> None:
         raise UserError(f"{where}: got {values.min()} to {values.max()}; allowed: 0 to {classes - 1}")
 
 
-def _check_floats(where: str, values: Floats32, known: Mask, most: float) -> None:
+def _check_floats(where: str, values: NDArray[np.float32], known: NDArray[np.bool_], most: float) -> None:
     """Raise a `UserError` unless values are in [0, `most`] where `known` is True and nan elsewhere."""
     if values.shape != known.shape or values.dtype != np.float32:
         raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: float32 {known.shape}")

@@ -9,12 +9,12 @@ from typing import Any
 from taet.attacks.adaptive_pgd import AdaptivePgd
 from taet.attacks.pgd import Pgd
 from taet.attacks.spec import AttackSpec
-from taet.config import Evaluation
 from taet.errors import unknown
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.formatting import size
+from taet.settings import Evaluation
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 CHAIN = 20  # steps of the PGD whose radius or logit scale is varied

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def decide(
         attacks: the one attack that decides. Default: AutoAttack if the settings of the first run list it, else their
             most expensive attack in the ball.
         worst_case: let several attacks decide, one after another, each on the images that are still correct.
-        settings: fields of `taet.config.Evaluation` that replace those of the runs, which must agree.
+        settings: fields of `taet.settings.Evaluation` that replace those of the runs, which must agree.
         rule: error probability, accuracy that decides, seed of the order. Default: `StopRule()`.
         comparisons: number of comparisons; each gets an equal part of the error probability of the rule.
         names: names of the two sides. Default: those of their folders or classes.
@@ -93,7 +93,7 @@ def decide(
     if len(sides[0]) != len(sides[1]) or not sides[0]:
         raise UserError(f"decide: got {len(sides[0])} and {len(sides[1])} models; allowed: as many on both sides")
     rule = rule or StopRule()
-    shared = replace(rule, alpha=rule.alpha / comparisons)
+    shared = rule.replace(alpha=rule.alpha / comparisons)
     models = [model for side in sides for model in side]
     given = [subject_of("decide", model, images, labels, weights=weights) for model in models]
     subjects, name, chain = _agreed(given, attacks, worst_case, bundles.changes(settings))

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
+from pydantic import Field
 
-from taet import metrics
-from taet.bounds import Count, NonNegative, check_radius, hints
+from taet import statistics
+from taet.attacks.ball import Norm
 from taet.errors import UserError, located
 from taet.evaluation.column import check_classes
-from taet.evaluation.packing import Json, PackedMask, pack_mask, plain, unpack_mask
-from taet.evaluation.schema import DECISION, Environment, ThreatAbout, check_values
+from taet.evaluation.packing import Json, PackedBits, pack_mask, plain, unpack_mask
 from taet.evaluation.sequential import (
     BETS,
     REACH,
@@ -32,19 +32,36 @@ from taet.evaluation.sequential import (
     stop,
     weights,
 )
+from taet.evaluation.summary import disagreements
+from taet.fields import Count, Name, NonNegative, Sha256, StoredCount, check_radius, hints
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, points, short
-from taet.metrics import Floats, Ints, Mask
-from taet.shapes import Name, Sha256, StoredCount, check_shape
+from taet.shapes import check_shape
+from taet.statistics import Floats, Ints, Mask
 from taet.training.folder import RunFolder
 
-SCHEMA = 1
+SCHEMA, DECISION = 1, "taet decision"
 MOST_BYTES = 2**28
 ACCURACY: dict[DecidingAccuracy, str] = {"balanced": "balanced accuracy", "tail": "accuracy of the tail"}
 COVERS = (
     "An interval covers the choice of the test images, at every look at once; it does not cover other training seeds. "
     "An estimate at a stop leans away from 0."
 )
+
+
+class Ball(TypedDict):
+    """The ball that a decision is about."""
+
+    norm: Norm
+    eps: Annotated[float, Field(gt=0)]
+
+
+class Machine(TypedDict, total=False):
+    """The machine and the software of a decision."""
+
+    versions: dict[str, str | None]
+    commit: str | None
+    device: str
 
 
 class ModelOf(TypedDict):
@@ -89,7 +106,7 @@ class StoredDecision(TypedDict):
 
     rows: list[list[StoredCount]]
     classes: list[StoredCount]
-    correct: list[list[PackedMask]]
+    correct: list[list[PackedBits]]
     bets: list[NonNegative]
     summary: dict[str, Any]
 
@@ -132,7 +149,7 @@ class DecisionCard:
     """Name of the attack that decides; worst-case: several, one after another."""
     attacks: list[dict[str, Any]]
     """The attacks with their settings, in the order in which they ran."""
-    threat: ThreatAbout
+    threat: Ball
     batch_size: Count
     data: TestedOn
     rule: StopRule
@@ -146,7 +163,7 @@ class DecisionCard:
     """(M,): class of each image of a round."""
     correct: tuple[Mask, Mask]
     """Flags of the two sides, (R, T, M) each: still correct under the attack, for R pairs of models."""
-    environment: Environment = field(default_factory=Environment)
+    environment: Machine = field(default_factory=Machine)
     created: str = ""
     command: str = ""
 
@@ -288,7 +305,8 @@ class DecisionCard:
         plain_fields = {name: stored[name] for name in FIELDS} | {"rule": rule}
         classes = np.array(stored["classes"], dtype=np.int64)
         decision = cls(**plain_fields, rows=rows, classes=classes, correct=(flags[0], flags[1]))
-        check_values("summary", stored["summary"], decision.summary())
+        for message in disagreements("summary", stored["summary"], decision.summary()):
+            raise UserError(message)
         return decision
 
     @property
@@ -348,7 +366,7 @@ def gains(
     `correct` holds the flags of both sides, (R, T, M) each, `classes` the class of each image of a round, (M,).
     """
     first, second = (flags.mean(0) for flags in correct)
-    tail = np.isin(classes, [] if train_counts is None else metrics.class_groups(train_counts)["tail"])
+    tail = np.isin(classes, [] if train_counts is None else statistics.class_groups(train_counts)["tail"])
     every: dict[DecidingAccuracy, Mask] = {"balanced": np.ones_like(tail), "tail": tail}
     return {
         of: Gains((first - second)[:, there], weights(classes[there]), len(np.unique(classes[there])))

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.suite import Suite
-from taet.evaluation.card import ResultCard
+from taet.evaluation.card import Flag, ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.contrasts import (
     Contrast,
@@ -36,7 +36,6 @@ from taet.evaluation.contrasts import (
 )
 from taet.evaluation.curves import WHOLE, curves
 from taet.evaluation.facts import AuditFacts, ModelFacts
-from taet.evaluation.schema import Flag
 from taet.formatting import listed, percent, percent_interval
 
 # Largest decrease from PGD-20 to PGD-100 in the two papers' tables: 1.5 points in the L-infinity ball (TAET, table 1),
@@ -101,7 +100,7 @@ def flags(card: ResultCard) -> tuple[Flag, ...]:
 
 def flagged(card: ResultCard) -> ResultCard:
     """Return a card with its flags, including those about its probe."""
-    return replace(card, flags=(*flags(card), *_as_flags(_said(PROBE, card))))
+    return card.changed(flags=(*flags(card), *_as_flags(_said(PROBE, card))))
 
 
 def _as_flags(said: Mapping[str, str]) -> tuple[Flag, ...]:
@@ -463,11 +462,11 @@ def _no_images(card: ResultCard) -> str | None:
 
 
 def _few_images(card: ResultCard) -> str | None:
-    few = [card.class_names[label] for label in metrics.few_images(card.test_class_counts)]
+    few = [card.class_names[label] for label in statistics.few_images(card.test_class_counts)]
     some = f"{', '.join(few[:3])}{' ...' if len(few) > 3 else ''}"
     return (
-        f"{len(few)} of {card.num_classes} classes have fewer than {metrics.FEW_PER_CLASS} test images ({some}): their "
-        "numbers, and the balanced ones, are imprecise"
+        f"{len(few)} of {card.num_classes} classes have fewer than {statistics.FEW_PER_CLASS} test images ({some}): "
+        "their numbers, and the balanced ones, are imprecise"
         if few
         else None
     )

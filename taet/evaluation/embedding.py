@@ -17,10 +17,11 @@ from taet.errors import UserError, located, unknown
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
 from taet.evaluation.subject import subject_of
+from taet.fields import Sha256
 from taet.files import parse_json, read_bytes
-from taet.metrics import Floats, Ints
 from taet.models.classifier import Classifier
-from taet.shapes import Sha256, check_shape
+from taet.shapes import check_shape
+from taet.statistics import Floats, Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.folder import DELIVERED, WeightsName
 

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from taet.config import Evaluation, Threat
 from taet.data import Dataset
 from taet.errors import UserError
 from taet.evaluation import bundles
 from taet.evaluation.card import ResultCard
+from taet.evaluation.column import CurveName
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.measurement import Extent, measure
-from taet.evaluation.schema import CurveName
 from taet.evaluation.subject import AnyModel, ImagesArgument, TestLabels, check_used, subject_of
 from taet.progress import Progress
+from taet.settings import Evaluation, Threat
 from taet.training.folder import DELIVERED, RunFolder
 
 
@@ -58,7 +58,7 @@ def evaluate(
             point (N, C, H, W) in [0, 1]. Or `taet.evaluation.GivenImages`, with labels and what is known of them.
         labels: of those images: integers (N,), 0 to classes - 1.
         settings: settings of the attacks, or a mapping of those fields of `Evaluation` that change. Default: those of
-            the run, or `taet.config.Evaluation()`.
+            the run, or `taet.settings.Evaluation()`.
         curves: curves to measure, among steps, eps and logit-scale; each point is a column.
         worst_case: run the attacks one after another, each on the images that are still correct, and return that one
             column beside the clean one. Cheaper if only the worst case is needed.
@@ -80,7 +80,7 @@ def evaluate(
         state_dir: where finished batches are saved until the card is. Default: beside the card; without one, nowhere.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: the command that started the evaluation; stored in the card.
-        **changes: fields of `taet.config.Evaluation` in place of those of the settings: `attacks`, one or more names of
+        **changes: fields of `Evaluation` in place of those of the settings: `attacks`, one or more names of
             `taet list attacks`, optionally with options (pgd-20:restarts=5), or a protocol, taet or reat, for all
             columns of its paper; eps, step_size, batch_size, seed, ...; radii and steps in units of the image range,
             e.g. 8/255.
@@ -98,7 +98,7 @@ def evaluate(
     """
     whole, part = (settings, None) if isinstance(settings, Evaluation) else (None, settings)
     changed = bundles.changes(part, **changes)
-    bundles.attacks_of(replace(whole or Evaluation(), **changed))  # a mistake is reported before anything is loaded
+    bundles.attacks_of((whole or Evaluation()).replace(**changed))  # a mistake is reported before anything is loaded
     curve_attacks(curves, Evaluation(), Threat().eps)
     folder = None if out is None else RunFolder(Path(out))
     if folder is not None and folder.is_run:

@@ -21,7 +21,7 @@ from taet.evaluation.column import Column, check_classes
 from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.runner import Runner
 from taet.files import make_folder, read_bytes, write_atomically
-from taet.metrics import Ints
+from taet.statistics import Ints
 
 MOST_EXAMPLES = 24  # images that are saved
 MOST_BYTES = 2**28

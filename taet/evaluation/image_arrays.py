@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taet.data.augmentation import to_unit
 from taet.errors import UserError
-from taet.metrics import Ints
+from taet.statistics import Ints
 
 TestImages = NDArray[Any]
 """uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""

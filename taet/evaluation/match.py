@@ -24,8 +24,8 @@ from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among
 from taet.evaluation.sequential import Reason, StopRule, rounds
 from taet.formatting import count
-from taet.metrics import Ints, Mask
 from taet.progress import Progress
+from taet.statistics import Ints, Mask
 
 UNKNOWN = -1
 """Value of a flag that is not known yet."""
@@ -196,10 +196,10 @@ class Match:
             batch_size=card.batch_size,
             data={
                 "name": card.data["name"],
-                "class_names": card.data["class_names"],
+                "class_names": [*card.data["class_names"]],
                 "test_sha256": card.data["test_sha256"],
                 "test_class_counts": card.test_class_counts.tolist(),
-                "train_class_counts": card.data.get("train_class_counts"),
+                "train_class_counts": plain(card.data.get("train_class_counts")),
             },
             rule=self.rule,
             comparisons=comparisons,

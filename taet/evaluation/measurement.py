@@ -15,25 +15,24 @@ from torch import nn
 
 from taet.attacks.counted import Counted
 from taet.attacks.spec import AttackSpec
-from taet.config import Run
 from taet.data import Split
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import card_store, probe
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.card import ResultCard
-from taet.evaluation.column import WORST_CASE, Column
+from taet.evaluation.card import DataAbout, Environment, ModelAbout, ResultCard
+from taet.evaluation.column import WORST_CASE, Column, CurveName, plain
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.diagnostics import flagged
 from taet.evaluation.examples import earlier, save_examples
 from taet.evaluation.image_arrays import channels_first
 from taet.evaluation.runner import USUAL, Runner, among, attack_split, count_classes, one_threat_model
-from taet.evaluation.schema import CurveName, DataAbout, Environment, ModelAbout
 from taet.evaluation.subject import Subject
 from taet.formatting import duration
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.progress import Meter, Progress
+from taet.settings import Run
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
 from taet.training.folder import RunFolder
@@ -89,7 +88,7 @@ def measure(
             if folder is not None and path is not None and rank() == 0:
                 examples = folder.examples(path)
                 sha256 = save_examples(examples, known, card, runner, subject.attacks)
-                card = replace(card, examples_sha256=sha256)
+                card = card.changed(examples_sha256=sha256)
                 card_store.put(path, card)
                 with suppress(OSError):  # an old file of examples does no harm
                     earlier(examples).unlink()
@@ -119,7 +118,7 @@ def begin(
     model = {
         **subject.model_about,
         "weights_sha256": weights_digest(subject.model),
-        "answers": runner.fingerprint.tolist(),
+        "answers": plain(runner.fingerprint),
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
     }
     data = {
@@ -191,7 +190,7 @@ def _measured(
         probed = probe.probe(runner, subject.eps, images, lambda done: meter(done, later, "probe"))
     elif known is not None and not probed:
         probed = known.probe  # of fewer images
-    return flagged(replace(card, columns=(*measured, *_others(before, measured)), probe=probed))
+    return flagged(card.changed(columns=(*measured, *_others(before, measured)), probe=probed))
 
 
 def _passes(runner: Runner, attacks: Sequence[AttackSpec]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def is_of(facts: Mapping[str, int | float], seed: int, images: int) -> bool:
 
     Older cards have fewer facts.
     """
-    names = {one.name for one in fields(ModelFacts)} - {"batch_size"}
+    names = {*ModelFacts.model_fields} - {"batch_size"}
     return facts.get("seed") == seed and facts.keys() >= names and facts["images"] >= images
 
 
@@ -100,7 +99,7 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
         "only_smooth_pgd_correct": smooth & ~plain,
     }
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    facts = replace(facts, later_difference=later, sites=len(runner.sites), replaced=replaced, **counts)
+    facts = facts.changed(later_difference=later, sites=len(runner.sites), replaced=replaced, **counts)
     found = {"seed": runner.seed, **{name: value for name, value in vars(facts).items() if name != "batch_size"}}
     return {name: np.asarray(value) for name, value in found.items()}
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet import metrics
+from taet import statistics
 from taet.attacks import differentiable
 from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted
@@ -34,8 +34,8 @@ from taet.evaluation.image_arrays import TestImages, as_arrays, as_unit, channel
 from taet.evaluation.model_guard import restored
 from taet.evaluation.trial import attempt, input_gradient, user_errors
 from taet.files import digest
-from taet.metrics import Ints
 from taet.progress import Meter, Progress
+from taet.statistics import Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 
@@ -75,7 +75,7 @@ def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
         known = column.attack
         if known.name == attack.name and not known.identity.differences(attack.identity, seeds=True):
             # The column may have been measured for a curve only, and now be requested by name.
-            return replace(column, curve=attack.curve and column.curve)
+            return column if attack.curve else column.changed(curve="")
     return None
 
 
@@ -159,7 +159,7 @@ class Runner:
     @property
     def pairs(self) -> bool:
         """Whether the ROC-AUC of every pair of classes is stored; with very many classes it would be too large."""
-        return self.num_classes <= metrics.PAIRED_CLASSES
+        return self.num_classes <= statistics.PAIRED_CLASSES
 
     @cached_property
     def sites(self) -> dict[str, int]:
@@ -269,7 +269,7 @@ class Runner:
             parameters=result.parameters,
             parts=result.parts if isinstance(attack, Suite) else {},
             distances=result.distances if attack.minimal else None,
-            roc_auc=None if scores is None else metrics.pairwise_auc(scores, self.labels),
+            roc_auc=None if scores is None else statistics.pairwise_auc(scores, self.labels),
             **result.work,
         )
 

@@ -8,16 +8,15 @@ benchmarks/until_decided.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Gt, Lt
 from numpy.typing import ArrayLike
+from pydantic import Field
 
-from taet.bounds import Note, Seed, Settings
-from taet.metrics import Floats, Ints
+from taet.fields import Note, Seed, Settings
 from taet.randomness import derive_seed
+from taet.statistics import Floats, Ints
 
 BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the wealth that are bet; each bet runs from the beginning, and the mean of their wealths counts."""
@@ -29,13 +28,12 @@ DecidingAccuracy = Literal["balanced", "tail"]
 Reason = Literal["decided", "within", "exhausted", "hopeless", "time"]
 
 
-@dataclass(frozen=True)
 class StopRule(Settings):
     """When an evaluation stops."""
 
-    alpha: Annotated[float, Gt(0), Lt(1)] = 0.05
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Probability, at most, of ever deciding between two equal models; of the wrong one of two, half of it."""
-    within: Annotated[float, Gt(0), Lt(REACH), Note(" (0.03 is 3 points)")] | None = None
+    within: Annotated[float, Field(gt=0, lt=REACH), Note(" (0.03 is 3 points)")] | None = None
     """Also stop once the difference is known to be smaller than this share. Default: only when one model is better."""
     of: DecidingAccuracy = "balanced"
     """Accuracy that decides: balanced over all classes, or over those of the tail; the other is reported as well."""

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from taet.attacks.clean import Clean
 from taet.attacks.spec import AttackSpec
-from taet.config import EXTRA_COPIES, Evaluation, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.bundles import parse_attacks, settle
+from taet.evaluation.card import EXTRA_ABOUT
+from taet.evaluation.column import plain
 from taet.evaluation.image_arrays import TestImages, as_arrays
-from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.schema import EXTRA_ABOUT
 from taet.files import file_sha256
-from taet.metrics import Ints
+from taet.settings import Evaluation, Threat
+from taet.statistics import Ints
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
@@ -222,8 +222,7 @@ def _of_run(
     extra = record.data.extra
     if extra is not None:
         about_extra = {name: plain(getattr(extra, name)) for name in EXTRA_ABOUT}
-        # Copies of training images are never test images.
-        compared = run.data.extra == EXTRA_COPIES or sha256 in (record.data.test.sha256, extra.test_sha256)
+        compared = sha256 in (record.data.test.sha256, extra.test_sha256)
         data_about = {**data_about, "extra": {**about_extra, "compared": compared}}
     return Subject(
         model=model,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from taet import metrics
-from taet.evaluation.column import Column
-from taet.evaluation.packing import Json, plain
-from taet.metrics import Floats, Ints
+from taet import statistics
+from taet.errors import UserError
+from taet.evaluation.column import Column, Json, plain
+from taet.formatting import short
+from taet.statistics import Floats, Ints
 
 Interval = tuple[float, float]
+TOLERANCE = 1e-9
+"""Between a stored and a recomputed share: far above rounding, far below one image."""
+CHANGED_3 = ("balanced_interval", "group_intervals")
+"""Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +54,7 @@ class Summary:
     weak_classes: tuple[int, ...]
     """Labels of the classes whose recall is below the balanced accuracy."""
     few_images: tuple[int, ...]
-    """Labels of the classes with fewer than `metrics.FEW_PER_CLASS` test images."""
+    """Labels of the classes with fewer than `statistics.FEW_PER_CLASS` test images."""
     median_distance: float
     """Median norm of the perturbations, with failed attacks counted as infinitely far; nan if not measured."""
     roc_auc: float
@@ -57,21 +63,21 @@ class Summary:
     @property
     def worst_classes(self) -> float:
         """Mean recall of the tenth of the classes with the lowest recall; not stored, since it follows from them."""
-        return metrics.balanced_accuracy(*self._worst)
+        return statistics.balanced_accuracy(*self._worst)
 
     @property
     def worst_classes_interval(self) -> Interval:
         """95 % interval of that mean, without the choice of the classes."""
-        return metrics.balanced_interval(*self._worst)
+        return statistics.balanced_interval(*self._worst)
 
     @property
     def relative_deviation(self) -> float:
         """Standard deviation of the recalls of the classes over their mean; nan if all are 0."""
-        return metrics.relative_deviation(self.correct, self.total)
+        return statistics.relative_deviation(self.correct, self.total)
 
     @property
     def _worst(self) -> tuple[Ints, Ints]:
-        found = metrics.worst_classes(self.correct, self.total)
+        found = statistics.worst_classes(self.correct, self.total)
         return self.correct[found], self.total[found]
 
     def __repr__(self) -> str:
@@ -86,7 +92,7 @@ class Summary:
 
     def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""
-        return dict(plain(self))
+        return dict(plain(vars(self)))
 
 
 def summarise(
@@ -96,33 +102,56 @@ def summarise(
 
     Flip rates and errors need a `clean` column, groups of classes need the training counts (C,).
     """
-    correct, total = metrics.class_counts(column.correct, labels, num_classes)
-    groups = metrics.class_groups(train_counts) if train_counts is not None else {}
-    low, high = metrics.wilson_interval(correct.sum(), total.sum())
+    correct, total = statistics.class_counts(column.correct, labels, num_classes)
+    groups = statistics.class_groups(train_counts) if train_counts is not None else {}
+    low, high = statistics.wilson_interval(correct.sum(), total.sum())
     flip_rate, class_flip_rate = math.nan, np.full(num_classes, np.nan)
     natural, boundary = class_flip_rate, class_flip_rate
     if clean is not None:
-        flip_rate = metrics.flip_rate(clean.predictions, column.predictions)
-        class_flip_rate = metrics.class_flip_rate(clean.predictions, column.predictions, labels, num_classes)
-        natural, boundary = metrics.class_errors(clean.correct, column.correct, labels, num_classes)
+        flip_rate = statistics.flip_rate(clean.predictions, column.predictions)
+        class_flip_rate = statistics.class_flip_rate(clean.predictions, column.predictions, labels, num_classes)
+        natural, boundary = statistics.class_errors(clean.correct, column.correct, labels, num_classes)
     return Summary(
         correct=correct,
         total=total,
-        accuracy=metrics.accuracy(correct, total),
+        accuracy=statistics.accuracy(correct, total),
         accuracy_interval=(float(low), float(high)),
-        balanced=metrics.balanced_accuracy(correct, total),
-        balanced_interval=metrics.balanced_interval(correct, total),
-        per_class=metrics.per_class_accuracy(correct, total),
-        per_class_interval=metrics.wilson_interval(correct, total),
-        groups=metrics.group_accuracy(correct, total, groups),
-        group_intervals={name: metrics.balanced_interval(correct[of], total[of]) for name, of in groups.items()},
-        worst_class=metrics.worst_class(correct, total),
+        balanced=statistics.balanced_accuracy(correct, total),
+        balanced_interval=statistics.balanced_interval(correct, total),
+        per_class=statistics.per_class_accuracy(correct, total),
+        per_class_interval=statistics.wilson_interval(correct, total),
+        groups=statistics.group_accuracy(correct, total, groups),
+        group_intervals={name: statistics.balanced_interval(correct[of], total[of]) for name, of in groups.items()},
+        worst_class=statistics.worst_class(correct, total),
         flip_rate=flip_rate,
         class_flip_rate=class_flip_rate,
         natural_error=natural,
         boundary_error=boundary,
-        weak_classes=tuple(metrics.weak_classes(correct, total)),
-        few_images=tuple(metrics.few_images(total)),
-        median_distance=math.nan if column.distances is None else metrics.median_distance(column.distances),
-        roc_auc=math.nan if column.roc_auc is None else metrics.roc_auc(column.roc_auc),
+        weak_classes=tuple(statistics.weak_classes(correct, total)),
+        few_images=tuple(statistics.few_images(total)),
+        median_distance=math.nan if column.distances is None else statistics.median_distance(column.distances),
+        roc_auc=math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc),
     )
+
+
+def check_stored(where: str, stored: Mapping[str, Any], computed: Summary, schema: int) -> None:
+    """Raise a `UserError` if a number of a stored summary, by its schema, differs from the recomputed one."""
+    known = computed.to_json()
+    for name, value in stored.items():
+        if name in known and (schema >= 3 or name not in CHANGED_3):
+            for message in disagreements(f"{where} {name}", value, known[name]):
+                raise UserError(message)
+
+
+def disagreements(where: str, stored: Any, computed: Any) -> Iterator[str]:
+    """Yield a message for every stored number that differs from the recomputed one by more than rounding."""
+    if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
+        for key, value in computed.items():
+            yield from disagreements(f"{where} {key}", stored[key], value)
+    elif isinstance(computed, list) and isinstance(stored, list) and len(stored) == len(computed):
+        for index, value in enumerate(computed):
+            yield from disagreements(f"{where}[{index}]", stored[index], value)
+    elif stored != computed and not (
+        {type(stored), type(computed)} <= {int, float} and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
+    ):
+        yield f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}"

@@ -14,26 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Unit
-from taet.config import Evaluation, Run
 from taet.data.dataset import images_sha256
 from taet.distributed import first, joined, rank
 from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.bundles import expand, parse_attack
 from taet.evaluation.card import ResultCard
-from taet.evaluation.column import Column
+from taet.evaluation.column import Column, plain
 from taet.evaluation.diagnostics import flagged
 from taet.evaluation.evaluate import evaluate
-from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among
 from taet.evaluation.subject import subject_of
 from taet.files import file_sha256
 from taet.formatting import aligned
-from taet.metrics import Ints
 from taet.progress import Meter, Progress
+from taet.settings import Evaluation, Run
+from taet.statistics import Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
@@ -53,16 +52,16 @@ class Transfer:
 
     attack: str
     names: tuple[str, ...]
-    clean: metrics.Floats
+    clean: statistics.Floats
     """(M,): balanced accuracy on clean images."""
-    balanced: metrics.Floats
+    balanced: statistics.Floats
     """(M, M): mean recall over the classes that have test images."""
-    accuracy: metrics.Floats
+    accuracy: statistics.Floats
     """(M, M): share of all images."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the names and matrices as plain lists and numbers, None for nan."""
-        return dict(plain(self))
+        return dict(plain(vars(self)))
 
     def __repr__(self) -> str:
         rows = [("", "clean", *self.names)]
@@ -137,7 +136,7 @@ def transfer(
                 if any(name in targets for targets in missing.values()):
                     card, path = cards[name], folder.card()
                     if not card.sealed and folder.examples(path).exists():  # an older version did not name the images
-                        card = replace(card, examples_sha256=file_sha256(folder.examples(path)))
+                        card = card.changed(examples_sha256=file_sha256(folder.examples(path)))
                     card_store.put(path, card)
             for runner in runners.values():
                 runner.clear()
@@ -247,8 +246,8 @@ def _shares(card: ResultCard, column: Column | None) -> tuple[float, float]:
     """Return balanced and plain accuracy of a column; nan for a missing column."""
     if column is None:
         return math.nan, math.nan
-    counts = metrics.class_counts(column.correct, card.labels, card.num_classes)
-    return metrics.balanced_accuracy(*counts), metrics.accuracy(*counts)
+    counts = statistics.class_counts(column.correct, card.labels, card.num_classes)
+    return statistics.balanced_accuracy(*counts), statistics.accuracy(*counts)
 
 
 def _by_name(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
@@ -270,7 +269,7 @@ def _agreed(folders: Sequence[RunFolder], name: str, eps: float | None) -> Attac
         raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
 
     def of(run: Run) -> AttackSpec:
-        settings = run.evaluation if eps is None else replace(run.evaluation, eps=eps)
+        settings = run.evaluation if eps is None else run.evaluation.replace(eps=eps)
         return parse_attack(name, settings, run.threat.eps)
 
     first_place, record = folders[0].path, folders[0].record
@@ -311,4 +310,4 @@ def _runners(folders: Mapping[str, RunFolder], batch_size: int | None, device: t
 
 def _added(card: ResultCard, column: Column) -> ResultCard:
     """Return the card with a column added, or put in the place of one of its name, and with new flags."""
-    return flagged(replace(card, columns=(*(other for other in card.columns if other.name != column.name), column)))
+    return flagged(card.changed(columns=(*(other for other in card.columns if other.name != column.name), column)))

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from taet import config, methods, protocols
-from taet.config import Run
+from taet import methods, protocols
 from taet.data import facts, is_own
 from taet.errors import UserError, located, unknown
 from taet.evaluation import card_store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
-from taet.experiments import own_data
+from taet.experiments import own_images
 from taet.experiments.specification import DottedSettings, Entry, Point, Specification, Variant, check_keys
 from taet.formatting import size
 from taet.models import check_consent, consent
+from taet.settings import Run, option, override
 from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.folder import RunFolder
 from taet.training.resolve import check_model, learns_from_validation, resolve
@@ -49,7 +49,7 @@ class Cell:
 
     def changed(self, changes: DottedSettings) -> Cell:
         """Return the cell with these settings of its run changed."""
-        run = None if self.run is None else config.override(self.run, changes)
+        run = None if self.run is None else override(self.run, changes)
         return dataclasses.replace(self, run=run, settings={**self.settings, **changes})
 
     @property
@@ -162,7 +162,7 @@ class Planner:
     def __init__(self, out: Path, asked_by: str) -> None:
         self.out, self.asked_by = out, asked_by
         self.facts_of = functools.cache(facts)
-        self._planned = functools.cache(own_data.planned)
+        self._planned = functools.cache(own_images.planned)
         self._starts: dict[str, Run | str] = {}
         self._unseeded: dict[str, Cell] = {}
 
@@ -214,7 +214,7 @@ class Planner:
         if isinstance(start, str) or not is_own(str(settings["data.name"])):
             return {}
         about = {key: value for key, value in settings.items() if key.startswith("data.")}
-        run = config.override(start, {"method": Run.method, "settings": None, **about})
+        run = override(start, {"method": Run.default("method"), "settings": None, **about})
         try:
             return {name: made.value for name, made in self._planned(run).choices.items()}
         except UserError:  # `made` raises it as well, with its cause
@@ -237,7 +237,7 @@ class Planner:
             if not own:
                 raise
             shared = {key: settings[key] for key in settings if key.startswith("data.") and key not in own}
-            self.facts_of(config.override(start, shared).data)
+            self.facts_of(override(start, shared).data)
             raise UserError(f"methods: {entry.name}: {error}") from None
         try:
             resolved = resolve(run, found)
@@ -271,7 +271,7 @@ def _check_variant(grid: Specification, variant: Variant, of: Sequence[Cell]) ->
     if any(cell.run is not None for cell in of):
         return
     settings = {**grid.settings, **variant.settings}
-    knobs = {f"method.{f.name}" for cell in of for f in dataclasses.fields(methods.find(cell.entry.method).Config)}
+    knobs = {f"method.{name}" for cell in of for name in methods.find(cell.entry.method).Config.model_fields}
     with located(f"variants: {variant.name}" if variant.name else "settings"):
         for key in [key for key in settings if key.startswith("method.")]:
             if not knobs:
@@ -279,7 +279,7 @@ def _check_variant(grid: Specification, variant: Variant, of: Sequence[Cell]) ->
             if key not in knobs:
                 raise unknown("setting", key, knobs)
             del settings[key]
-        _run(protocols.taet(), Run.method, settings)
+        _run(protocols.taet(), Run.default("method"), settings)
         raise UserError(f"no method can take them: {of[0].entry.name}: {of[0].reason}")
 
 
@@ -311,12 +311,12 @@ def _run(start: Run, method: str, settings: DottedSettings) -> Run:
     """The run of a method, with settings on top of its protocol; data are not read."""
     knobs: Any = methods.find(method).Config() if start.settings is None else start.settings
     own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
-    known = [field.name for field in dataclasses.fields(knobs)]
+    known = list(type(knobs).model_fields)
     if own and not known:
         raise UserError(f"unknown setting 'method.{next(iter(own))}'; {method} has none of its own")
     check_keys(f"option of {method}", own, known)
     shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
-    run = config.override(start, {"settings": config.override(knobs, own), **shared})
+    run = override(start, {"settings": override(knobs, own), **shared})
     attacks_of(run.evaluation)
     return run
 
@@ -325,7 +325,7 @@ def _options(settings: DottedSettings) -> list[str]:
     """Return the command-line options of dotted settings."""
     words: list[str] = []
     for key, value in settings.items():
-        name = config.option(key)
+        name = option(key)
         if isinstance(value, bool):
             part, dot, last = name.rpartition(".")
             words.append(f"--{part}{dot}{'' if value else 'no-'}{last}")

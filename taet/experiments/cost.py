@@ -6,25 +6,25 @@ import math
 import os
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import model_validator
 
 from taet import methods, registry
 from taet.attacks.ball import frozen
-from taet.bounds import Count, Processes, Settings, Whole
-from taet.config import Threat, Training
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.experiments.cost_model import ADVERSARIAL, CLEAN, TWO_STAGE, CostModel, Measurement, image_megabytes
 from taet.experiments.steps import MethodSteps, Workload
+from taet.fields import Count, Processes, Settings, Whole
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
-from taet.metrics import Floats
 from taet.progress import Progress
+from taet.settings import Threat, Training
+from taet.statistics import Floats
 from taet.training.environment import environment, on_threads, resolve_device
 
 REPEATS = 5  # of short work, a pass or a clean step, so that clock resolution and interruptions matter little
@@ -33,19 +33,18 @@ TimedMethod: TypeAlias = tuple[str, Mapping[str, Any]]
 """A method's name and its settings."""
 
 
-@dataclass(frozen=True)
 class Timing(Settings):
     """How it is trained and how often it is measured."""
 
-    batch_size: Count = Training.batch_size
+    batch_size: Count = Training.default("batch_size")
     """Images per step."""
-    precision: typing.Literal["auto", "bf16", "float32"] = Training.precision
+    precision: typing.Literal["auto", "bf16", "float32"] = Training.default("precision")
     """Arithmetic of training under autocast. auto: the faster on this machine."""
-    steps: Count = Threat.steps
+    steps: Count = Threat.default("steps")
     """PGD steps of the attack in training: kappa."""
     curve: tuple[Count, ...] = (5, 10, 20, 30, 40)
     """Other numbers of PGD steps whose epoch is timed."""
-    epochs: Count = Training.epochs
+    epochs: Count = Training.default("epochs")
     """Epochs of a run."""
     clean_epochs: Whole = 40
     """Those of them that TAET trains on clean images: T_ce."""
@@ -56,10 +55,11 @@ class Timing(Settings):
     threads: Processes | None = None
     """CPU threads. Not given: torch's choice."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _within_the_epochs(self) -> Self:
         if self.clean_epochs > self.epochs:
             raise UserError(f"clean epochs: got {self.clean_epochs}; allowed: 0 to {self.epochs}, the epochs")
+        return self
 
     @property
     def clean_share(self) -> float:
@@ -172,7 +172,7 @@ def _method_cost(steps: MethodSteps, base: MethodSteps, batch: Batch, timing: Ti
 
 def measure(
     workload: Workload = Workload(),  # noqa: B008  # which cannot change, as the next one
-    timing: Timing = Timing(),
+    timing: Timing = Timing(),  # noqa: B008
     wanted: Iterable[TimedMethod] = (),
     *,
     progress: Progress | None = None,

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from taet.metrics import Floats
+from taet.statistics import Floats
 
 CLEAN, ADVERSARIAL, TWO_STAGE = "standard", "at", "taet"
 """The methods that the model compares."""

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from taet import models
-from taet.config import Run
 from taet.data import DataFacts, facts
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.runner import USUAL
 from taet.experiments.cells import Cell, in_precision, is_open
+from taet.settings import Run
 from taet.training.choices import Chosen
 from taet.training.environment import on_threads, resolve_device
 from taet.training.estimate import work_of

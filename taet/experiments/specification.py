@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from taet import methods, protocols, registry
-from taet.bounds import LongSeed, check_value, got_text, read_number
-from taet.config import SHORT, Data, Run, Training
 from taet.errors import UserError, cut, located, unknown
+from taet.fields import LongSeed, Settings, check_value, got_text, hints, read_number
 from taet.files import read_bytes
+from taet.settings import SHORT, Data, Run, Training
 
 KEYS = ("title", "methods", "data", "imbalance", "seeds", "protocol", "settings", "variants")
 METHOD_KEYS = ("name", "method", "settings")
@@ -33,10 +33,8 @@ LISTS: dict[str, tuple[type | tuple[type, ...], str, list[Any] | None]] = {  # t
     "variants": (dict, "tables", []),
 }
 NAME = re.compile(r"[A-Za-z0-9.+-]+")  # names become folders; parts of a folder's name are joined by _
-PARTS = tuple(f.name for f in dataclasses.fields(Run) if dataclasses.is_dataclass(f.default_factory))
-BARE = {short: name for name, short in SHORT.items()} | {
-    f.name: f"training.{f.name}" for f in dataclasses.fields(Training)
-}
+PARTS = tuple(name for name, kind in hints(Run).items() if isinstance(kind, type) and issubclass(kind, Settings))
+BARE = {short: name for name, short in SHORT.items()} | {name: f"training.{name}" for name in Training.model_fields}
 OWN = {  # settings that are keys of the specification
     "data.name": "data",
     "data.imbalance_ratio": "imbalance",
@@ -135,7 +133,7 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
     """Return the specification in a TOML table; `title` is the default title."""
     check_keys("key", values, KEYS)
     found = {key: _list(values, key) for key in LISTS}
-    protocol = value_in(values, "protocol", str, Run.protocol)
+    protocol = value_in(values, "protocol", str, Run.default("protocol"))
     if protocol not in protocols.PROTOCOLS:
         raise unknown("protocol", protocol, protocols.PROTOCOLS)
     for ratio in found["imbalance"]:
@@ -177,7 +175,7 @@ def entry_of(value: Any) -> Entry:
     registry.find("methods", method)
     own, where = value_in(value, "settings", dict, {}), f"methods: {name}"
     with located(where):  # a method is imported only for its settings
-        knobs = [field.name for field in dataclasses.fields(methods.find(method).Config)] if own else []
+        knobs = list(methods.find(method).Config.model_fields) if own else []
     return Entry(name, method, _settings(where, own, knobs))
 
 
@@ -263,7 +261,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _no_part(name: str, knobs: Sequence[str]) -> str:
-    dotted = [f"{part}.{f.name}" for part in PARTS for f in dataclasses.fields(getattr(Run(), part))]
+    dotted = [f"{part}.{name}" for part in PARTS for name in type(getattr(Run(), part)).model_fields]
     known = [*knobs, *BARE, *dotted]
     near = [full for full in dotted if full.partition(".")[2] == name] or difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""

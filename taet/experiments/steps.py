@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,16 @@ from torch import Tensor, nn
 
 from taet import methods, models
 from taet.attacks.noise import Source
-from taet.bounds import Count, Settings
-from taet.config import Threat, Training, epoch_at
 from taet.data.loader import Batch
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
 from taet.experiments.memory import held_bytes, peak_bytes
+from taet.fields import Count, Settings
 from taet.methods import Attack, Method, Task
-from taet.metrics import Floats
 from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
+from taet.settings import Threat, Training, epoch_at
+from taet.statistics import Floats
 from taet.training.optimizer import build_optimizer
 from taet.training.speed import precision as fastest_precision
 from taet.training.step import training_step
@@ -32,7 +31,6 @@ TOTAL, RATIO = 50_000, 10.0  # images and imbalance ratio of CIFAR-10-LT and CIF
 LR = 1e-3  # keeps the weights finite on random labels
 
 
-@dataclass(frozen=True)
 class Workload(Settings):
     """What is trained, as far as its cost depends on it: the images are random."""
 
@@ -60,16 +58,16 @@ class MethodSteps:
         settings: Mapping[str, Any] | None = None,
         workload: Workload | None = None,
         *,
-        epochs: int = Training.epochs,
-        attack_steps: int = Threat.steps,
-        precision: str = Training.precision,
+        epochs: int = Training.default("epochs"),
+        attack_steps: int = Threat.default("steps"),
+        precision: str = Training.default("precision"),
         device: torch.device | str = "cpu",
     ) -> None:
         self.workload, self.device = workload or Workload(), torch.device(device)
         self.epochs, self.attack_steps = epochs, attack_steps
         self.awp, self.source = 0.0, Source(torch.Generator(device).manual_seed(0))
         counts, shape = self.workload.class_counts, self.workload.image_shape
-        milestones = tuple(epoch_at(share, epochs) for share in Training.milestones)
+        milestones = tuple(epoch_at(share, epochs) for share in Training.default("milestones"))
         task = Task(counts, shape, epochs=epochs, steps_per_epoch=CYCLE, milestones=milestones)
         self.method: Method = methods.build(name, settings, task).to(device)
         self.model = models.build(self.workload.model, len(counts), shape, head=self.method.task.head).to(device)

@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, get_args, get_type_hints
 
-from annotated_types import Ge, Le
+from pydantic import Field, model_validator
 
-from taet import methods, metrics
-from taet.bounds import Seed, Settings, check_value, got_text
-from taet.config import Run
+from taet import methods, statistics
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located
 from taet.experiments import specification
@@ -26,8 +24,10 @@ from taet.experiments.cells import Cell, cells, in_precision
 from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, deadline_of, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
 from taet.experiments.specification import DottedSettings, Entry, Specification
+from taet.fields import Seed, Settings, check_value, got_text
 from taet.files import digest, make_folder, seal, write_json
 from taet.formatting import clock
+from taet.settings import Run
 from taet.training.folder import RunFolder
 
 BEST = "tuned.json"
@@ -39,12 +39,11 @@ FIXED = ("data.", "threat.", "evaluation.", "training.selection", "training.moni
 """Prefixes of settings that affect the score or the data and must not be tuned."""
 VALIDATION_SHARE = 0.2
 """Share held out for validation, if the specification does not set it."""
-Trials = Annotated[int, Ge(1), Le(10_000)]
+Trials = Annotated[int, Field(ge=1, le=10_000)]
 Study: TypeAlias = Any
 """A study of Optuna, which is imported only for a search."""
 
 
-@dataclass(frozen=True)
 class Choices(Settings):
     """The values of one setting: a list or a range."""
 
@@ -54,16 +53,17 @@ class Choices(Settings):
     log: bool = False
     step: float | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _a_list_or_a_range(self) -> Self:
         if self.values:
-            return
+            return self
         if not (math.isfinite(self.high - self.low) and self.low < self.high):
             raise UserError(f"got low {self.low} and high {self.high}; allowed: low below high")
         if self.log and (self.low <= 0 or self.step is not None):
             raise UserError(f"got low {self.low}, step {self.step}; allowed: log with low above 0 and without step")
         if self.step is not None and not 0 < self.step <= self.high - self.low:
             raise UserError(f"got step {self.step}; allowed: above 0, up to high - low")
+        return self
 
     @property
     def ends(self) -> tuple[str | float | bool, ...]:
@@ -162,10 +162,10 @@ def _space(entry: Entry, asked: Mapping[str, Any]) -> dict[str, Choices]:
             if any(one in listed[:place] for place, one in enumerate(listed)):
                 raise UserError(f"got {got_text(value)}; allowed: a list with each value once")
             if not listed and not _is_whole(entry, name):
-                choices = replace(choices, low=float(choices.low), high=float(choices.high))
+                choices = choices.replace(low=float(choices.low), high=float(choices.high))
             elif not all(isinstance(one, int) for one in (*choices.ends, choices.step or 1)) and not listed:
                 raise UserError(f"got {got_text(value)}; allowed: whole numbers for low, high and step")
-            found[name] = replace(choices, values=listed)
+            found[name] = choices.replace(values=listed)
     if not found:
         raise UserError(f"tune: {entry.name}: got nothing to tune; allowed: settings in tune.space or tune.methods")
     return found
@@ -181,7 +181,7 @@ def _is_whole(entry: Entry, name: str) -> bool:
 
 def _choices(value: Any) -> Choices:
     if isinstance(value, list) and value and all(isinstance(item, str | int | float | bool) for item in value):
-        return Choices(tuple(value))
+        return Choices(values=tuple(value))
     if not isinstance(value, Mapping) or not {"low", "high"} <= value.keys() <= {*RANGE_KEYS}:
         raise UserError(f"got {got_text(value)}; allowed: a list of values, or low and high, with log or step")
     return Choices(**value)
@@ -370,7 +370,7 @@ def value(folder: RunFolder) -> float:
     if not points or points[-1].split != VALIDATION:
         raise UserError(f"trial {folder.path} has no curve on validation images at epoch {epoch}, which a search needs")
     counts = points[-1].attacked
-    return metrics.balanced_accuracy(counts.correct, counts.total)
+    return statistics.balanced_accuracy(counts.correct, counts.total)
 
 
 def _best(row: str, study: Study, search: Search) -> dict[str, Any]:

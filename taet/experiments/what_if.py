@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.errors import UserError
 from taet.evaluation import ResultCard, card_store
 from taet.experiments.cells import Cell
 from taet.experiments.comparison import Comparison
 from taet.experiments.specification import Specification, Variant
 from taet.formatting import aligned, count, percent, points
-from taet.metrics import Floats
+from taet.statistics import Floats
 from taet.training.folder import RunFolder
 
 SHARES = (0.25, 0.5, 1.0)
@@ -111,7 +111,7 @@ def estimate(*classes: Floats) -> Estimate:
     if not sum(parts) > 0:
         return UNKNOWN
     degrees = (len(by_seed) - 1, sum(values.shape[1] - 1 for values in classes))
-    quantiles = [metrics.student_quantile(0.95, one) for one in degrees]
+    quantiles = [statistics.student_quantile(0.95, one) for one in degrees]
     value = float(by_seed.mean())
     reach = math.sqrt(sum(t**2 * part for t, part in zip(quantiles, parts, strict=True)))
     return Estimate(value, value - reach, value + reach)

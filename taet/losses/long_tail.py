@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taet.bounds import NonNegative, Positive, check_value
 from taet.errors import UserError, unknown
+from taet.fields import NonNegative, Positive, check_value
 
 FocalForm = Literal["softmax", "sigmoid"]
 NO_CLASS = -(2**63)

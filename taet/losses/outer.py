@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses.long_tail import (
@@ -20,6 +19,7 @@ from taet.losses.long_tail import (
     log_prior,
     positive_counts,
 )
+from taet.settings import Outer
 
 
 class OuterLoss(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from taet.distributed import global_sum
 from taet.errors import unknown
 from taet.losses.long_tail import check_labels, full_precision, out_of_range, positive_counts
-from taet.metrics import class_ranks
+from taet.statistics import class_ranks
 
 Form = Literal["official", "paper", "per-pair"]
 

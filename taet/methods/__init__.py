@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taet import config, registry
-from taet.bounds import check_fields, hints, is_readable
-from taet.config import Outer
+from taet import registry
 from taet.errors import PLUGIN, UNPRINTABLE, UserError, custom_code, located
+from taet.fields import Settings, hints, is_readable
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 from taet.models.heads import Head
+from taet.settings import Outer, from_json
 
 __all__ = ["Attack", "Method", "Task", "build", "find"]
 
@@ -84,12 +83,11 @@ def _check_class(cls: type[Method], where: str) -> None:
     for name in ("outer_loss", "head", "stage_at"):
         if not isinstance(inspect.getattr_static(cls, name), staticmethod):
             raise UserError(f"{where}: got {name} without @staticmethod; allowed: {name}(config, task, ...)")
-    kind = vars(cls.Config).get("__dataclass_params__") if isinstance(cls.Config, type) else None
-    if kind is None or not kind.frozen:
-        raise UserError(f"{where}: got a Config that is no frozen dataclass; allowed: @dataclass(frozen=True)")
-    for field in dataclasses.fields(cls.Config):
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{where}: got the option {field.name} without a default; every option needs one")
+    if not (isinstance(cls.Config, type) and issubclass(cls.Config, Settings)):
+        raise UserError(f"{where}: got a Config that is no Settings; allowed: class Config(Method.Config)")
+    for name, field in cls.Config.model_fields.items():
+        if field.is_required():
+            raise UserError(f"{where}: got the option {name} without a default; every option needs one")
 
 
 def _check_custom(cls: type[Method], where: str) -> None:
@@ -99,9 +97,8 @@ def _check_custom(cls: type[Method], where: str) -> None:
         if not isinstance(getattr(cls, name), kind):
             raise UserError(f"{where}: {name}: got a {type(getattr(cls, name)).__name__}; allowed: {kind.__name__}")
     with located(where), custom_code(f"{where}: Config"):
-        options = hints(cls.Config)
-        check_fields(cls.Config(), "method")
-    for name, hint in options.items():
+        cls.Config()
+    for name, hint in hints(cls.Config).items():
         if not is_readable(hint):
             raise UserError(
                 f"{where}: the option {name}: got the type {hint!r}; "
@@ -113,10 +110,9 @@ def build(name: str, settings: Any, task: Task) -> Method:
     """Return the method called `name`; `settings` is its Config, a mapping of options, or None for the defaults."""
     cls = find(name)
     if settings is None or isinstance(settings, Mapping):
-        settings = config.from_json(cls.Config, settings or {}, "method")
+        settings = from_json(cls.Config, settings or {}, "method")
     if type(settings) is not cls.Config:
         raise UserError(f"method {name}: got settings of type {type(settings).__qualname__}; allowed: its own Config")
-    check_fields(settings, "method")  # a Config need not be a `Settings`
     if task.weighting != "none" and not cls.label_attack:
         raise UserError(f"{name}: got the weighting {task.weighting}; its attack raises no loss on labels: only none")
     if task.outer.drw and not task.milestones:

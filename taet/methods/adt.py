@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Le
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from taet.attacks.ball import per_sample
-from taet.bounds import Count, NonNegative, OnlyWith, Positive
 from taet.distributed import global_mean, global_sum
+from taet.fields import Count, NonNegative, OnlyWith, Positive
 from taet.losses.long_tail import cross_entropy, full_precision
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task
 from taet.models.generator import Encoder, Generator
@@ -69,7 +68,6 @@ class AdversarialDistributionalTraining(Method):
         "model.normalize": "none",
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The form of the distribution and its fit."""
 
@@ -85,7 +83,7 @@ class AdversarialDistributionalTraining(Method):
         """exp: learning rate of the fit (paper)."""
         accumulate: Annotated[bool, OnlyWith(variant="exp")] = True
         """exp: each step uses the sum of all gradients so far, as in the public code; off: only the latest."""
-        width: Annotated[int, Ge(1), Le(1024), OnlyWith(variant=AMORTISED)] = 64
+        width: Annotated[int, Field(ge=1, le=1024), OnlyWith(variant=AMORTISED)] = 64
         """exp-am, imp-am: channels of the generator's first layer. The paper has 256, which costs as much as 19
         ResNet-18."""
         generator_lr: Annotated[Positive, OnlyWith(variant=AMORTISED)] = 2e-4

@@ -5,15 +5,14 @@ Source: Yue et al., Revisiting Adversarial Training under Long-Tailed Distributi
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.methods.base import Adversarial, Loss, Method, Overrides, Task
+from taet.settings import Outer
 
 
 class AdversarialTrainingBalancedSoftmax(Method):
@@ -50,7 +49,7 @@ class AdversarialTrainingBalancedSoftmax(Method):
                 f"at-bsl: got the outer loss {task.outer.name}; its loss is balanced softmax: "
                 f"use `at --outer {task.outer.name}`"
             )
-        return replace(task.outer, name="balanced-softmax")
+        return task.outer.replace(name="balanced-softmax")
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         logits = model(adversarial.x)

@@ -20,15 +20,15 @@ from taet.attacks.ball import draw_noise
 from taet.attacks.noise import Source
 from taet.attacks.objectives import Objective
 from taet.attacks.pgd import pgd
-from taet.bounds import Settings
-from taet.config import Outer, Threat
 from taet.errors import UserError
+from taet.fields import Settings
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
-from taet.metrics import class_ranks
 from taet.models.heads import Head
 from taet.models.view import View
+from taet.settings import Outer, Threat
+from taet.statistics import class_ranks
 
 __all__ = [
     "Adversarial",
@@ -270,7 +270,6 @@ class Method(nn.Module):
     label_and_divergence: ClassVar[bool] = False
     """Whether the loss is a label term on clean images plus beta KL(f(x) || f(x')), which can be weighed by class."""
 
-    @dataclass(frozen=True)
     class Config(Settings):
         """The method has no settings of its own."""
 

@@ -5,15 +5,14 @@ Source: Wei et al., CFA: Class-Wise Calibrated Fair Adversarial Training, CVPR 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from taet.bounds import OnlyWith, PartialShare, Positive, Share
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import OnlyWith, PartialShare, Positive, Share
 from taet.losses import kl_divergence
 from taet.losses.class_sums import class_sums
 from taet.methods.base import Adversarial, Loss, Seen, Task
@@ -85,11 +84,10 @@ class Cfa(ClassBudgets):
     reference = "Wei et al., CVPR 2023"
     deviations: tuple[str, ...] = ("training eps and step size differ by class, larger where it resists the attack",)
 
-    @dataclass(frozen=True)
     class Config(ClassBudgets.Config):
         """The base method, the budgets and the weights of the divergence."""
 
-        holder = "cfa"  # in messages
+        holder: ClassVar[str] = "cfa"  # in messages
         base: Base = "trades"
         """Name of the wrapped method (paper: trades and at)."""
         lambda_1: Positive = 0.5

@@ -5,21 +5,21 @@ Source: CGRm, arXiv:2608.09688.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.bounds import NonNegative, OnlyWith, Share
-from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import NonNegative, OnlyWith, Share
 from taet.losses import kl_divergence
 from taet.losses.long_tail import positive_counts
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task
 from taet.methods.robust_lt import CountsRule
+from taet.settings import Outer
 
 # Constants of the public code.
 KAPPA, MOMENTUM = 0.5, 0.8
@@ -99,7 +99,6 @@ class ConfusionGuided(Method):
     deviations: tuple[str, ...] = ("training eps and step size differ by class", "weights or margins follow validation")
     needs_feedback = True
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The form of the loss and its parts, each of which can be turned off."""
 
@@ -132,7 +131,7 @@ class ConfusionGuided(Method):
         if task.weighting != "none" and (config.form == "trades" or config.balanced):
             why = "its attack raises no loss on labels" if config.form == "trades" else "it balances its attack itself"
             raise UserError(f"cgr: got the weighting {task.weighting}; {why}: only none")
-        if not config.weights and config.class_beta != ConfusionGuided.Config.class_beta:
+        if not config.weights and config.class_beta != ConfusionGuided.Config.default("class_beta"):
             raise UserError(f"method class beta: got {config.class_beta:g}; allowed: with weights only")
         targets = [(point * task.epochs / POINTS) for point in range(1, POINTS)]
         self.points = {min(task.watched, key=lambda epoch: abs(epoch + 1 - target)) for target in targets}
@@ -151,7 +150,7 @@ class ConfusionGuided(Method):
             raise UserError(
                 f"cgr: got the outer loss {task.outer.name}, and it balances itself: add --method.no-balanced"
             )
-        return replace(task.outer, name="balanced-softmax")
+        return task.outer.replace(name="balanced-softmax")
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
         if self.config.budget:

@@ -5,10 +5,9 @@ Source: RobustLT (Zhang et al., CVPR 2026, arXiv:2605.13395), DAFA (Lee et al., 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from taet.bounds import NonNegative, OnlyWith, PartialShare, Positive, Share
+from taet.fields import NonNegative, OnlyWith, PartialShare, Positive, Share
 from taet.methods.base import Task
 from taet.methods.cfa import BEGIN, CfaRule
 from taet.methods.dafa import WARM_UP, DafaRule, InnerShare, in_words
@@ -31,11 +30,10 @@ class ClassBudget(ClassBudgets):
     reference = "Zhang et al., CVPR 2026, arXiv:2605.13395; Lee et al., ICLR 2024; Wei et al., CVPR 2023"
     deviations: tuple[str, ...] = ("training eps and step size differ by class, by the rule",)
 
-    @dataclass(frozen=True)
     class Config(ClassBudgets.Config):
         """The rule with its constants, and the base method."""
 
-        holder = "class-budget"  # in messages
+        holder: ClassVar[str] = "class-budget"  # in messages
         rule: Literal["counts", "dafa", "cfa"] = "counts"
         """How the budget of a class is found."""
         base: Base = "at"

@@ -5,20 +5,19 @@ Source: Lee et al., DAFA: Distance-Aware Fair Adversarial Training, ICLR 2024.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Gt, Lt
+from pydantic import Field
 from torch import Tensor
 
-from taet.bounds import NonNegative
 from taet.errors import UserError
+from taet.fields import NonNegative
 from taet.losses.class_sums import class_sums
 from taet.methods.base import Method, Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
-InnerShare = Annotated[float, Gt(0), Lt(1)]
+InnerShare = Annotated[float, Field(gt=0, lt=1)]
 WARM_UP = 7 / 11  # 70 of 110 epochs
 MANY_CLASSES = 100
 
@@ -98,11 +97,10 @@ class Dafa(ClassBudgets):
     reference = "Lee et al., ICLR 2024"
     deviations: tuple[str, ...] = ("training eps, step size and weight of the label term differ by class",)
 
-    @dataclass(frozen=True)
     class Config(ClassBudgets.Config):
         """The base method and the weights."""
 
-        holder = "dafa"  # in messages
+        holder: ClassVar[str] = "dafa"  # in messages
         base: Base = "trades"
         """Name of the wrapped method (the public code: trades)."""
         lam: NonNegative | None = None

@@ -5,16 +5,15 @@ Source: Zhang et al., Towards Fairness-Aware Adversarial Learning, CVPR 2024.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from taet.attacks.objectives import margin, natural_divergence
-from taet.bounds import NonNegative, OnlyWith, Share
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import NonNegative, OnlyWith, Share
 from taet.losses import kl_divergence
 from taet.losses.class_sums import class_sums
 from taet.losses.least_favourable import least_favourable
@@ -41,7 +40,6 @@ class FairnessAware(Method):
     title = "FAAL"
     reference = "Zhang et al., CVPR 2024"
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The form of the loss, and how classes are weighted."""
 

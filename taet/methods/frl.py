@@ -5,16 +5,15 @@ Source: Xu et al., To be Robust or to be Fair: Towards Fairness in Adversarial T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.bounds import NonNegative, OnlyWith, PartialShare, Share
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import NonNegative, OnlyWith, PartialShare, Share
 from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, second_stage
 from taet.methods.gairat import weighted_mean
@@ -54,7 +53,6 @@ class FairRobust(Method):
     label_attack = False
     needs_feedback = True
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The divergence, the tolerated gap, and the rates of the multipliers."""
 

@@ -5,15 +5,14 @@ Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, I
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Le
+from pydantic import Field
 from torch import Tensor, nn
 
-from taet.bounds import OnlyWith
 from taet.distributed import global_mean, global_sum
+from taet.fields import OnlyWith
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
 
 WeightFunction = Literal["tanh", "sigmoid", "discrete"]
@@ -72,13 +71,12 @@ class Gairat(Method):
         "training.milestones": (59 / 120, 89 / 120),
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The weights of the examples."""
 
         weighting: WeightFunction = "tanh"
         """Function from the number of steps to the weight (public code)."""
-        lam: Annotated[float, Ge(-20), Le(20), OnlyWith(weighting=("tanh", "sigmoid"))] = -1.0
+        lam: Annotated[float, Field(ge=-20, le=20), OnlyWith(weighting=("tanh", "sigmoid"))] = -1.0
         """Lambda, added to the argument of tanh and sigmoid: larger values give more equal weights (public code)."""
 
     @staticmethod

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from taet.bounds import NonNegative, OnlyWith, PartialShare
 from taet.errors import UserError
+from taet.fields import NonNegative, OnlyWith, PartialShare
 from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
 from taet.methods.base import Adversarial, Loss, Method, Overrides, Step, Task, refuse_smoothing
 
@@ -48,7 +47,6 @@ class Harl(Method):
         "training.milestones": (0.75, 0.9),
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """Factors of the three terms, and the treatment of classes without a sample in the batch."""
 

@@ -5,16 +5,15 @@ Source: Pang et al., Boosting Adversarial Training with Hypersphere Embedding, N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Le
+from pydantic import Field
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.bounds import NonNegative, Note, OnlyWith, Positive
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import NonNegative, Note, OnlyWith, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task, refuse_smoothing
@@ -57,7 +56,6 @@ class HypersphereEmbedding(Method):
         "method.scale": 10.0,
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The form of the loss and the constants of the cosines."""
 
@@ -65,7 +63,7 @@ class HypersphereEmbedding(Method):
         """pgd: cross-entropy on attacked images; trades, alp: also on clean images, with a term that couples both."""
         scale: Positive = 15.0
         """Factor s of the cosines, in training and evaluation (public code)."""
-        margin: Annotated[float, Ge(0), Le(2), Note(" (the range of cosines)")] = 0.2
+        margin: Annotated[float, Field(ge=0, le=2), Note(" (the range of cosines)")] = 0.2
         """Margin m, subtracted from the cosine of the label in the loss (public code)."""
         beta: Annotated[NonNegative | None, OnlyWith(variant=("trades", "alp"))] = None
         """Factor of the coupling term. Default: 6 with trades, 0.5 with alp (public code)."""

@@ -8,19 +8,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Le
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from taet.attacks.ball import draw_noise, frozen
 from taet.attacks.objectives import natural_divergence
 from taet.attacks.pgd import pgd
-from taet.bounds import Count, NonNegative, OnlyWith, Positive, Rule
 from taet.distributed import average_gradients, global_mean
+from taet.fields import Count, NonNegative, OnlyWith, Positive, Rule
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import full_precision
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task, refuse_smoothing
@@ -120,13 +119,12 @@ class LearnableAttackStrategy(Method):
         "method.width": 64,
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The form of the loss, the choices of the strategy and its training."""
 
         variant: Literal["las-pgd", "las-trades"] = "las-pgd"
         """las-pgd: smoothed cross-entropy on attacked images; las-trades: TRADES."""
-        label_mass: Annotated[float, Gt(0), Le(1), OnlyWith(variant="las-pgd")] = 0.7
+        label_mass: Annotated[float, Field(gt=0, le=1), OnlyWith(variant="las-pgd")] = 0.7
         """las-pgd: target probability of the label (paper)."""
         eps: Range | None = None
         """Lowest and highest radius in eighths of the threat's. Default: 3 15, las-trades 5 9 (public commands)."""
@@ -144,7 +142,7 @@ class LearnableAttackStrategy(Method):
         """Factor of the copy's clean accuracy in the reward. Default: 2, las-trades 4 (public code)."""
         strategy_lr: Positive = 1e-4
         """Learning rate of the strategy (public code); las-trades divides it by ten at every milestone."""
-        width: Annotated[int, Ge(1), Le(1024)] = 16
+        width: Annotated[int, Field(ge=1, le=1024)] = 16
         """Channels of the strategy network's first layer; the published ResNet-18 has 64."""
 
     def __init__(self, config: Config, task: Task) -> None:

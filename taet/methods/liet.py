@@ -6,14 +6,13 @@ Source: LIET, ICCV 2025, as in its public implementation in FastAT_Benchmark.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from taet.attacks.ball import frozen, per_sample, spread
-from taet.bounds import NonNegative, PartialShare
 from taet.distributed import global_mean
+from taet.fields import NonNegative, PartialShare
 from taet.losses.consistency import js_divergence
 from taet.losses.long_tail import cross_entropy, is_label
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task, refuse_smoothing
@@ -42,7 +41,6 @@ class LabelInitialized(Method):
     deviations = ("one step of eps from a perturbation of the label; above an eps of 8/255 up to 3 eps from the image",)
     single_step = True
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The divergence, and the target."""
 

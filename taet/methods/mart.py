@@ -5,13 +5,12 @@ Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Miscla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from taet.bounds import NonNegative
 from taet.distributed import global_mean
+from taet.fields import NonNegative
 from taet.losses.consistency import misclassification_kl, runner_up_penalty
 from taet.methods.base import Adversarial, Loss, Method, Overrides
 
@@ -45,7 +44,6 @@ class Mart(Method):
         "training.milestones": (74 / 120, 89 / 120, 99 / 120),
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """Factor of the divergence."""
 

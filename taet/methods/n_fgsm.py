@@ -5,14 +5,13 @@ Source: de Jorge et al., Make Some Noise: Reliable and Efficient Single-Step Adv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from taet.attacks.ball import draw_noise
-from taet.bounds import NonNegative
 from taet.distributed import global_mean
+from taet.fields import NonNegative
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 
 
@@ -39,7 +38,6 @@ class NoisyFgsm(Method):
     )
     single_step = True
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The noise."""
 

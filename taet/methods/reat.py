@@ -5,18 +5,17 @@ Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Train
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
-from taet.bounds import NonNegative, OnlyWith
-from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import NonNegative, OnlyWith
 from taet.losses import rebalancing_weights
 from taet.losses.tail_margin import Form, tail_classes, tail_margin
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
+from taet.settings import Outer
 
 
 class Reat(Method):
@@ -49,7 +48,6 @@ class Reat(Method):
         "training.milestones": (60 / 80, 75 / 80),
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The three parts, each of which can be turned off, and the form of the regulariser."""
 
@@ -81,7 +79,7 @@ class Reat(Method):
     @staticmethod
     def outer_loss(config: Config, task: Task) -> Outer:
         if config.bsl and task.outer.name == "cross-entropy":
-            return replace(task.outer, name="balanced-softmax")
+            return task.outer.replace(name="balanced-softmax")
         return task.outer
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:

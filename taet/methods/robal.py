@@ -5,14 +5,13 @@ Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from taet.bounds import NonNegative, Positive
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import NonNegative, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin, log_prior, positive_counts
 from taet.methods.base import Adversarial, Loss, Method, Overrides, Task, refuse_smoothing
@@ -76,7 +75,6 @@ class RoBal(Method):
         "training.milestones": (59 / 80, 74 / 80),  # epochs from 0
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The form, and constants that replace the published ones of that form."""
 
@@ -136,7 +134,7 @@ class RoBal(Method):
 
 def constants(config: RoBal.Config, task: Task) -> Constants:
     """Return what the configuration gives, and what is published for the rest."""
-    given = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "form"}
+    given = config.model_dump(exclude={"form"})
     published = PUBLISHED[config.form, task.num_classes >= MANY_CLASSES]
     if task.outer.name in ("balanced-softmax", "logit-adjustment"):
         published = published._replace(tau_p=0)

@@ -5,13 +5,13 @@ Source: Zhang et al., RobustLT, CVPR 2026, arXiv:2605.13395.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from taet import methods
-from taet.bounds import Share
+from taet.fields import Share
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
@@ -60,11 +60,10 @@ class RobustLT(ClassBudgets):
     reference = "Zhang et al., CVPR 2026, arXiv:2605.13395"
     deviations: tuple[str, ...] = ("training eps and step size differ by class and grow from 0 in the warm-up",)
 
-    @dataclass(frozen=True)
     class Config(ClassBudgets.Config):
         """The base method and the budgets."""
 
-        holder = "robust-lt"  # in messages
+        holder: ClassVar[str] = "robust-lt"  # in messages
         base: Base = "at-bsl"
         """Name of the wrapped method (the paper: at-bsl and taet)."""
         a: Share = 0.3

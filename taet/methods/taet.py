@@ -6,16 +6,16 @@ Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distrib
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
-from taet.bounds import Share
-from taet.config import Outer, epoch_at
 from taet.distributed import global_mean
 from taet.errors import UserError
+from taet.fields import Share
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task, refuse_smoothing
 from taet.methods.harl import Harl
+from taet.settings import Outer, epoch_at
 
 
 class Taet(Method):
@@ -34,7 +34,6 @@ class Taet(Method):
     official = Harl.official
     budget_warm_up = 1.0  # RobustLT, its experiments with TAET
 
-    @dataclass(frozen=True)
     class Config(Harl.Config):
         """The options of HARL and the length of the clean stage."""
 

@@ -5,14 +5,13 @@ Source: Zhang et al., Theoretically Principled Trade-off between Robustness and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.bounds import NonNegative
 from taet.distributed import global_mean
+from taet.fields import NonNegative
 from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides
 
@@ -47,7 +46,6 @@ class Trades(Method):
         "training.milestones": (74 / 76,),
     }
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """Factor of the divergence."""
 

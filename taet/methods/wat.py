@@ -5,14 +5,12 @@ Source: Li, Liu, WAT: Improve the Worst-Class Robustness in Adversarial Training
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.bounds import NonNegative
 from taet.distributed import global_mean
+from taet.fields import NonNegative
 from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task
 
@@ -46,7 +44,6 @@ class WorstClass(Method):
     label_attack = False
     needs_feedback = True
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The divergence, and the rate of the weights."""
 

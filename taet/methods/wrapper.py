@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from taet import config as configs
 from taet import methods, registry
-from taet.bounds import Rule
 from taet.errors import UserError, unknown
+from taet.fields import Rule
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Step, Task
 from taet.models.heads import Head
+from taet.settings import Run, from_json
 
 
 def _is_other(name: str) -> bool:
@@ -51,12 +49,11 @@ class ClassBudgets(Method):
     Everything else is the base's. Evaluation and the curve use eps for every class.
     """
 
-    @dataclass(frozen=True)
     class Config(Method.Config):
         """The base method."""
 
-        holder = ""  # the method's own name, in messages
-        base: Base = configs.Run.method
+        holder: ClassVar[str] = ""  # the method's own name, in messages
+        base: Base = Run.default("method")
         """Name of the wrapped method."""
         knobs: tuple[str, ...] = ()
         """Options of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
@@ -140,7 +137,7 @@ class ClassBudgets(Method):
 def base_settings(name: str, knobs: Sequence[str], holder: str) -> Any:
     """Return the Config of the method called `name` from options written as on the command line, "tail-weight=2"."""
     kind, where = methods.find(name).Config, f"{holder}: option of {name}"
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = list(kind.model_fields)
     values: dict[str, Any] = {}
     for knob in knobs:
         field, equals, text = (part.strip() for part in knob.partition("="))
@@ -156,7 +153,7 @@ def base_settings(name: str, knobs: Sequence[str], holder: str) -> Any:
             raise UserError(f"{where}: got {field.replace('_', '-')} more than once; allowed: each once")
         values[field] = _value(text)
     try:
-        return configs.from_json(kind, values)
+        return from_json(kind, values)
     except UserError as error:
         raise UserError(f"{where}: {str(error).removeprefix('method ')}") from None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.report.measured import AttackKey, Measured, TextCell, heads
@@ -66,12 +66,12 @@ def _parts(columns: Sequence[tuple[ResultCard, Column]], parts: Sequence[str]) -
     masks = [[_clean(card), *(column.parts[part] for part in parts)] for card, column in columns if column.parts]
     if not masks:
         return (None,) * (len(parts) + 2)
-    left = metrics.worst_case(np.swapaxes(np.asarray(masks), 0, 1)).sum(-1)
+    left = statistics.worst_case(np.swapaxes(np.asarray(masks), 0, 1)).sum(-1)
     broken = left[:-1] - left[1:]
     return tuple(TextCell(_mean(counts)) for counts in (left[0], *broken, left[-1]))
 
 
-def _clean(card: ResultCard) -> metrics.Mask:
+def _clean(card: ResultCard) -> statistics.Mask:
     """Return the mask of images that are classified correctly without attack; all if that was not measured."""
     return np.ones(len(card.labels), dtype=bool) if card.clean is None else card.clean.correct
 

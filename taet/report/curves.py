@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from taet import metrics
+from taet import statistics
 from taet.evaluation.curves import WHOLE, curves
 from taet.evaluation.summary import Summary
 from taet.formatting import listed, percent, size
-from taet.metrics import Ints
 from taet.report import series
 from taet.report.figures import INK, Look, Panel, make_figure, make_panel, percent_axis, short
 from taet.report.measured import Measured
 from taet.report.read import ReportedData
 from taet.report.series import DASHES, Series, over_epochs
 from taet.report.tables import ScoreCell, balanced_cell
+from taet.statistics import Ints
 from taet.training.record import CurvePoint
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: st
 
     def accuracy(attacked: bool, members: Ints | slice, point: CurvePoint) -> float:
         counts = point.attacked if attacked else point.clean
-        return metrics.balanced_accuracy(counts.correct[members], counts.total[members])
+        return statistics.balanced_accuracy(counts.correct[members], counts.total[members])
 
     def top(*values: Value) -> float:
         drawn = [value(point) for point in points for value in values]

@@ -10,11 +10,11 @@ import numpy as np
 
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.evaluation.paired import Difference, difference
 from taet.evaluation.transfer import Transfer, matrices
 from taet.report import series
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
+from taet.statistics import Difference, difference
 
 Compared = Literal["balanced", "tail", "plain"]
 """Which accuracy is compared: balanced, balanced over the tail classes, or the share of all images."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.evaluation.embedding import Embedding
 from taet.formatting import percent
 from taet.report.figures import Panel, make_panel, short
@@ -53,7 +53,7 @@ def draw(found: Sequence[Embedding], labels: Sequence[str], width: float = 7.0) 
 
 
 def _rank(one: Embedding, label: int) -> int:
-    return 0 if one.train_class_counts is None else int(metrics.class_ranks(one.train_class_counts)[label])
+    return 0 if one.train_class_counts is None else int(statistics.class_ranks(one.train_class_counts)[label])
 
 
 def numbers(one: Embedding, side: str) -> str:

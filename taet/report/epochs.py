@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from taet import metrics
-from taet.metrics import Floats, Ints
+from taet import statistics
 from taet.report.curves import mark_epochs
 from taet.report.figures import GREY, Look, Panel, class_rows, make_figure, make_panel, percent_axis, short
 from taet.report.read import ReportedData
 from taet.report.series import Series, over_epochs
+from taet.statistics import Floats, Ints
 from taet.training.record import Counts, Epoch
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def class_curves(one: Series) -> Panel | None:
 
 def _recalls(counts: Callable[[Epoch], Counts | None], epoch: Epoch) -> Floats | None:
     known = counts(epoch)
-    return None if known is None else metrics.per_class_accuracy(known.correct, known.total)
+    return None if known is None else statistics.per_class_accuracy(known.correct, known.total)
 
 
 def predicted_shares(one: Series) -> Panel | None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from taet import metrics
-from taet.metrics import Floats, Ints
+from taet import statistics
 from taet.report import tables
 from taet.report.measured import AttackKey, Measured
 from taet.report.read import ReportedData
 from taet.report.series import COLOURS, DASHES, MARKERS, Series
 from taet.report.tables import ScoreCell
+from taet.statistics import Floats, Ints
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -264,8 +264,8 @@ def class_errors(runs: Sequence[Measured], attack: AttackKey | None) -> list[Pan
     panels = []
     for run in runs:
         found, series = run.summaries.get(attack, ()) if attack else (), run.series
-        natural, _ = metrics.mean_and_standard_error([summary.natural_error for summary in found])
-        boundary, _ = metrics.mean_and_standard_error([summary.boundary_error for summary in found])
+        natural, _ = statistics.mean_and_standard_error([summary.natural_error for summary in found])
+        boundary, _ = statistics.mean_and_standard_error([summary.boundary_error for summary in found])
         if attack is None or np.isnan(natural).all():
             continue
         figure, axes, order = class_rows(series.data)
@@ -341,7 +341,7 @@ def predicted_classes(series: Series, epochs: Sequence[int] = ()) -> Panel | Non
 
 def confusions(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[tuple[str, list[Panel]]]:
     """Draw confusion matrices under each attack, summed over the seeds of a series; none for very many classes."""
-    if any(len(run.series.data.class_names) > metrics.PAIRED_CLASSES for run in runs):
+    if any(len(run.series.data.class_names) > statistics.PAIRED_CLASSES for run in runs):
         return []
     return [
         (attack.title, [_confusion(run, attack, f"confusion-{i}") for run in runs if attack in run.summaries])

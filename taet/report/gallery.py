@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taet.evaluation.examples import Examples
-from taet.metrics import Ints
+from taet.statistics import Ints
 
 EXAMPLES = 8
 

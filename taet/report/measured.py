@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.identity import Identity
 from taet.attacks.suite import Suite
@@ -105,12 +105,14 @@ class Measured:
     def balanced(self, attack: AttackKey) -> float:
         """Return the mean balanced accuracy under an attack; nan if it was not measured."""
         found = self.summaries.get(attack, ())
-        return float(metrics.mean_and_standard_error([summary.balanced for summary in found])[0])
+        return float(statistics.mean_and_standard_error([summary.balanced for summary in found])[0])
 
-    def confusion(self, attack: AttackKey) -> metrics.Ints:
+    def confusion(self, attack: AttackKey) -> statistics.Ints:
         """Return images by true class (rows) and predicted class under an attack, (C, C), summed over seeds."""
         pairs = self.columns[attack]
-        each = (metrics.confusion_matrix(card.labels, column.predictions, card.num_classes) for card, column in pairs)
+        each = (
+            statistics.confusion_matrix(card.labels, column.predictions, card.num_classes) for card, column in pairs
+        )
         return np.asarray(sum(each))
 
     def mistakes(self, attack: AttackKey, most: int) -> list[tuple[int, int, int, float]]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import jinja2
 
-from taet import formatting, metrics
+from taet import formatting, statistics
 from taet.errors import unknown
 from taet.evaluation.audit import Audit
 from taet.evaluation.decision_card import ACCURACY, DecisionCard
@@ -47,7 +47,7 @@ def page(
         title=title or f"Adversarial robustness on {sets}",
         comparisons=comparisons,
         numbers=sentences.numbers(all_series),
-        few=metrics.FEW_PER_CLASS,
+        few=statistics.FEW_PER_CLASS,
         whiskered=figures.WHISKERED_CLASSES,
         large=figures.NAMED_CLASSES,
         named=figures.NAMED_ROWS,

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from taet import metrics
-from taet.config import Run
+from taet import statistics
 from taet.data.sources import is_own
 from taet.errors import UserError, located
 from taet.evaluation import card_store
@@ -24,7 +23,8 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import digest, parse_json, read_bytes, write_atomically
-from taet.metrics import Ints
+from taet.settings import Run
+from taet.statistics import Ints
 from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RUN, RunFolder
 from taet.training.record import Epoch, MetricsRow, RunRecord, run_from_json
@@ -52,7 +52,9 @@ class ReportedData:
     @property
     def ranks(self) -> Ints:
         """Rank of each class by training images, 0 for the largest, (C,); its label if the counts are not known."""
-        return np.arange(len(self.class_names)) if self.train_counts is None else metrics.class_ranks(self.train_counts)
+        return (
+            np.arange(len(self.class_names)) if self.train_counts is None else statistics.class_ranks(self.train_counts)
+        )
 
     @property
     def order(self) -> Ints:
@@ -62,13 +64,13 @@ class ReportedData:
     @property
     def groups(self) -> dict[str, Ints]:
         """Labels of the head, body and tail classes; empty if the training counts are not known."""
-        groups = {} if self.train_counts is None else metrics.class_groups(self.train_counts)
+        groups = {} if self.train_counts is None else statistics.class_groups(self.train_counts)
         return {name: np.asarray(groups[name], dtype=np.int64) for name in groups if name != "last_half"}
 
     @property
     def few(self) -> tuple[int, ...]:
-        """Labels of the classes with few test images (`metrics.few_images`)."""
-        return tuple(metrics.few_images(self.test_counts))
+        """Labels of the classes with few test images (`statistics.few_images`)."""
+        return tuple(statistics.few_images(self.test_counts))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from taet import config
 from taet.errors import UserError
-from taet.evaluation.paired import Difference
 from taet.formatting import words
 from taet.methods.wrapper import base_settings
 from taet.report.differences import Pairs
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
 from taet.report.tables import ScoreCell, balanced_cell
+from taet.settings import to_json
+from taet.statistics import Difference
 
 METHOD = "class-budget"
 RuleSettings = tuple[tuple[str, object], ...]
@@ -79,7 +79,7 @@ def _place(series: Series) -> tuple[str, RuleSettings] | None:
     if base == METHOD:
         try:
             base, knobs = own.pop("base"), own.pop("knobs")
-            own, rule = config.to_json(base_settings(base, knobs, METHOD)), tuple(own.items())
+            own, rule = to_json(base_settings(base, knobs, METHOD)), tuple(own.items())
         except (KeyError, UserError):  # no settings stored, or a base that is not installed
             return None
     text = json.dumps([base, own, others], sort_keys=True)

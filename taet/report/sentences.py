@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.evaluation.decision_card import COVERS, DecisionCard
 from taet.formatting import count, listed, percent, points, size
 from taet.report.measured import AttackKey
@@ -104,9 +104,8 @@ def few(data: ReportedData) -> str:
         return ""
     some = f"{len(named)} of {len(data.class_names)} classes, {named[0]} to {named[-1]}"
     which = listed(named) if len(named) <= 12 else some
-    return (
-        f"{which}: one image changes the accuracy of such a class by more than {100 / metrics.FEW_PER_CLASS:g} points."
-    )
+    points = 100 / statistics.FEW_PER_CLASS
+    return f"{which}: one image changes the accuracy of such a class by more than {points:g} points."
 
 
 def curve_split(series: Series) -> str:

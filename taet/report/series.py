@@ -18,8 +18,8 @@ from taet import registry
 from taet.evaluation.card import ResultCard
 from taet.evaluation.examples import Examples
 from taet.formatting import words
-from taet.metrics import Floats, Ints
 from taet.report.read import ReportedData, ReportedRun
+from taet.statistics import Floats, Ints
 from taet.training.collapse import training_flags
 from taet.training.record import Epoch
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.evaluation.summary import Interval, Summary
 from taet.formatting import percent
 from taet.report.differences import Compared, Pairs
@@ -52,8 +52,8 @@ def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str =
     """Return the value of one run with its interval, or the mean over several seeds with Student's interval."""
     if len(values) == 1:
         return ScoreCell(values[0], *intervals[0], detail=detail)
-    mean, error = (float(number) for number in metrics.mean_and_standard_error(values))
-    reach = metrics.student_quantile(LEVEL, len(values) - 1) * error
+    mean, error = (float(number) for number in statistics.mean_and_standard_error(values))
+    reach = statistics.student_quantile(LEVEL, len(values) - 1) * error
     low, high = max(mean - reach, 0.0), min(mean + reach, 1.0)
     return ScoreCell(mean, low, high, detail=detail, error=error, count=len(values))
 
@@ -168,7 +168,7 @@ def even(runs: Sequence[Measured]) -> bool:
 
 def balanced_cell(summaries: Sequence[Summary]) -> ScoreCell:
     """Return balanced accuracy, for an attack that minimises the perturbation with the median distance."""
-    reach = float(metrics.mean_and_standard_error([s.median_distance for s in summaries])[0])
+    reach = float(statistics.mean_and_standard_error([s.median_distance for s in summaries])[0])
     detail = "" if math.isnan(reach) else f"median {reach:.3g}"
     return spread([s.balanced for s in summaries], [s.balanced_interval for s in summaries], detail)
 
@@ -213,13 +213,13 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) ->
     """
 
     def worst(summaries: Sequence[Summary]) -> ScoreCell | None:
-        recalls, _ = metrics.mean_and_standard_error([s.per_class for s in summaries])
+        recalls, _ = statistics.mean_and_standard_error([s.per_class for s in summaries])
         if np.isnan(recalls).all():
             return None
         index = int(np.nanargmin(recalls))
         return class_cell(summaries, index, named([index], data))
 
-    groups = {} if data.train_counts is None else metrics.class_groups(data.train_counts)
+    groups = {} if data.train_counts is None else statistics.class_groups(data.train_counts)
     measures = [
         Measure(
             TextCell(name.replace("_", " "), "1 class" if len(members) == 1 else f"{len(members)} classes"),
@@ -229,7 +229,7 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) ->
         for name, members in groups.items()
         if members
     ]
-    share = f"worst {100 * metrics.WORST_SHARE:g} %"
+    share = f"worst {100 * statistics.WORST_SHARE:g} %"
     measures += [
         Measure(TextCell("worst class"), attack, worst),
         Measure(TextCell(share, "of the classes"), attack, tenth),
@@ -248,7 +248,7 @@ def tenth(summaries: Sequence[Summary]) -> ScoreCell | None:
 
 def unevenness(run: Measured, attack: AttackKey) -> TextCell:
     """Return the standard deviation of class accuracies over their mean; for several seeds with its standard error."""
-    mean, error = metrics.mean_and_standard_error([s.relative_deviation for s in run.summaries.get(attack, ())])
+    mean, error = statistics.mean_and_standard_error([s.relative_deviation for s in run.summaries.get(attack, ())])
     if math.isnan(mean):
         return TextCell("–")
     return TextCell(f"{mean:.2f}", "" if math.isnan(error) else f"± {error:.2f}")
@@ -265,13 +265,13 @@ def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackK
     """Return flip rate, areas under the ROC curve, and the classes that are weak under the attack."""
 
     def mean(values: Sequence[float]) -> TextCell:
-        return TextCell(percent(float(metrics.mean_and_standard_error(values)[0])))
+        return TextCell(percent(float(statistics.mean_and_standard_error(values)[0])))
 
     def cells(run: Measured) -> tuple[TextCell, ...]:
         found = run.summaries.get(attack, ())
         before = run.summaries.get(clean, ()) if clean is not None else ()
         correct = np.sum([s.correct for s in found], axis=0)
-        weak = metrics.weak_classes(correct, np.sum([s.total for s in found], axis=0)) if found else []
+        weak = statistics.weak_classes(correct, np.sum([s.total for s in found], axis=0)) if found else []
         ordered = sorted(weak, key=lambda label: -data.ranks[label])
         return (
             mean([s.flip_rate for s in found]),

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import taet
-from taet import config, methods
-from taet.config import Run
+from taet import methods
 from taet.errors import UserError, located
 from taet.evaluation import card_store, embedding
 from taet.evaluation.card import ResultCard
@@ -23,6 +22,7 @@ from taet.experiments.specification import Point
 from taet.files import digest, make_folder, parse_json, read_bytes, write_atomically
 from taet.report.read import beside, rows_beside, write_rows
 from taet.reproduce.manifest import Item, PaperRow, Scale
+from taet.settings import Run, override
 from taet.training.decisive_settings import training_settings
 from taet.training.folder import RunFolder
 from taet.training.record import Epoch, MetricsRow, run_from_json
@@ -58,7 +58,7 @@ def _usual(method: str) -> Mapping[str, object]:
 
 def any_seed_hash(run: Run) -> str:
     """Return the hash that a run shares with runs of other seeds."""
-    return cell_hash(dataclasses.replace(run, seed=Run.seed))
+    return cell_hash(run.replace(seed=Run.default("seed")))
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Store:
             with contextlib.suppress(UserError):
                 run = run_from_json(values["run"]["config"])
                 rules = rules_of(values["model"], vars(run.training))
-                found += [(path, config.override(run, {"training.selection": rule})) for rule in rules]
+                found += [(path, override(run, {"training.selection": rule})) for rule in rules]
         return found
 
     @functools.cached_property
@@ -262,7 +262,7 @@ class Store:
         """Return the committed card of the epoch that a curve selected in the training of a run of the last epoch."""
         if one.card is None or one.cell.run is None or one.cell.run.training.selection != "last":
             return None
-        other = config.override(one.cell.run, {"training.selection": "best-validation"})
+        other = override(one.cell.run, {"training.selection": "best-validation"})
         cards = (load_card(path) for path in self._index.get(cell_hash(other), []))
         of_one_folder = ("hash", "command")  # another training with these settings may have had other rounding
         own = [one.card.run.get(name) for name in of_one_folder]

@@ -6,10 +6,10 @@ import functools
 from typing import TypedDict
 
 from taet import methods
-from taet.config import Threat, to_json
 from taet.evaluation.packing import Json
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on
 from taet.reproduce.manifest import FOLDER, read_toml
+from taet.settings import Threat, to_json
 from taet.training.folder import RunFolder
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.evaluation.card import ResultCard
-from taet.evaluation.paired import Difference, difference
 from taet.formatting import points
 from taet.reproduce.cell_store import attacks_on
+from taet.statistics import Difference, difference
 
 
 def difference_text(found: Difference) -> str:
@@ -64,4 +64,4 @@ def _attacked(cards: Mapping[int, ResultCard], *names: str) -> dict[int, ResultC
 def _labels(card: ResultCard, of: int | str) -> list[int]:
     if isinstance(of, int):
         return [of]
-    return [int(label) for label in metrics.class_groups(card.data["train_class_counts"] or [])[of]]
+    return [int(label) for label in statistics.class_groups(card.data["train_class_counts"] or [])[of]]

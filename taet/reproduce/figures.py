@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from taet.bounds import read_number
+from taet.fields import read_number
 from taet.report import embeddings, epochs, figures
 from taet.report.curves import training_curves
 from taet.report.figures import Panel, each, look_of, make_figure, make_panel, percent_axis, reach, short

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from taet import metrics
+from taet import statistics
 from taet.formatting import points, sentence
 from taet.reproduce.cell_store import Store, by_seed, load_card
 from taet.reproduce.claims import WORDS, Word, claims
@@ -58,9 +58,11 @@ def _protocols(store: Store, scales: Sequence[Scale]) -> str:
         counts = {"balanced": np.full(len(recalls), sum(TAET_TEST) // len(recalls)), "long-tailed": np.array(TAET_TEST)}
         wide = []
         for name, total in counts.items():
-            low, high = metrics.balanced_interval(np.round(recalls * total), total)
+            low, high = statistics.balanced_interval(np.round(recalls * total), total)
             wide.append(f"{name} {100 * (high - low):.1f} points ({total.min()} to {total.max()} images of a class)")
-        rarest = [metrics.wilson_interval(np.round(recalls[-1:] * total[-1]), total[-1:]) for total in counts.values()]
+        rarest = [
+            statistics.wilson_interval(np.round(recalls[-1:] * total[-1]), total[-1:]) for total in counts.values()
+        ]
         tail = [f"{100 * float(high[0] - low[0]):.1f}" for low, high in rarest]
         said = f"Interval of balanced accuracy under AutoAttack, with the recalls of results/{WIDTHS_OF}"
         lines.append(f"- **Long-tailed against balanced test set** (TAET, 5). {said}: {'; '.join(wide)}.")

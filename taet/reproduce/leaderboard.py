@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taet import metrics, registry
-from taet.config import Run
+from taet import registry, statistics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.contrasts import exceeds, same_ball
@@ -22,6 +21,7 @@ from taet.reproduce.costs import time_ratio
 from taet.reproduce.differences import paired_cards
 from taet.reproduce.manifest import PAPERS, Item, PaperRow, Scale, items, settings_words
 from taet.reproduce.text_table import TextTable
+from taet.settings import Run
 from taet.training.decisive_settings import CURVE, run_hash, training_settings
 from taet.training.record import run_from_json
 from taet.training.resolve import learns_from_validation
@@ -143,7 +143,7 @@ class Standings:
 
     def _line(self, one: Contender) -> tuple[str, ...]:
         found, under = [card.summary(LEAD) for card in one.cards.values()], one.mean("pgd-20")
-        _, error = metrics.mean_and_standard_error([summary.balanced for summary in found])
+        _, error = statistics.mean_and_standard_error([summary.balanced for summary in found])
         counts = one.card.data.get("train_class_counts") or []
         has_tail = max(counts, default=0) - min(counts, default=0) > 1  # equal counts may differ by rounding
         tails = [summary.groups["tail"] for summary in found if summary.groups and has_tail]

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from taet.bounds import read_number
 from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.embedding import Space
 from taet.experiments.specification import Entry, Point
+from taet.fields import read_number
 from taet.formatting import size, words
 from taet.shapes import check_shape
 

@@ -10,17 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from taet import metrics
+from taet import statistics
 from taet.evaluation.card import ResultCard
-from taet.evaluation.paired import Difference
 from taet.evaluation.summary import Summary
 from taet.formatting import MISSING, duration, listed, percent, percent_interval, plural, points
-from taet.metrics import Floats, Ints
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed
 from taet.reproduce.costs import seconds_left
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, Scale, class_number
 from taet.reproduce.text_table import TextTable
+from taet.statistics import Difference, Floats, Ints
 from taet.training.record import Epoch
 
 FEWEST = 3
@@ -207,7 +206,7 @@ def _measured(one: Filled, column: PaperColumn) -> str:
     if len(found) == 1:
         value, interval, _ = found[0]
         return percent(value) + mark + ("" if interval is None else f" ({percent_interval(*interval)})")
-    mean, error = metrics.mean_and_standard_error([held.value for held in found])
+    mean, error = statistics.mean_and_standard_error([held.value for held in found])
     return f"{percent(float(mean))}{mark} ±{percent(float(error))} (n {len(found)})"
 
 
@@ -341,7 +340,7 @@ def _curves(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
         heads = heads or tuple(f"epoch {epoch.epoch}" for epoch in chosen)
         for name in ("clean", "attacked") if epochs else ():
             counts = [getattr(epoch.monitor, name) for epoch in epochs]
-            values = [metrics.balanced_accuracy(count.correct, count.total) for count in counts]
+            values = [statistics.balanced_accuracy(count.correct, count.total) for count in counts]
             shown = [percent(values[epochs.index(epoch)]) for epoch in chosen]
             attack = "clean" if name == "clean" else str(getattr(epochs[0].monitor, "attack", ""))
             peak = int(np.argmax(values))
@@ -362,7 +361,7 @@ def _groups(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
         chosen = [epoch for epoch in first if epoch.epoch in item.epochs] or _spread(first)
         heads = heads or tuple(f"epoch {epoch.epoch}" for epoch in chosen)
         counts = card.data["train_class_counts"] or []
-        for group, labels in metrics.class_groups(counts).items() if chosen else ():
+        for group, labels in statistics.class_groups(counts).items() if chosen else ():
             if group in GROUPS:
                 share = f"{100 * sum(counts[label] for label in labels) / sum(counts):.3g}"
                 shown = [f"{_of_group(getattr(epoch, field), predicted, labels):.3g}" for epoch in chosen]

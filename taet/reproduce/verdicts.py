@@ -14,7 +14,6 @@ from scipy import special
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.embedding import Embedding
-from taet.evaluation.paired import LEVEL, Difference, difference
 from taet.experiments.comparison import OPEN
 from taet.formatting import listed, percent, percent_interval, sentence
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, load_card, thinned
@@ -24,6 +23,7 @@ from taet.reproduce.manifest import Item, PaperColumn, PaperRow, Scale, items, r
 from taet.reproduce.possible_orders import correlations
 from taet.reproduce.render import Filled, correlation_text, filled, rank_correlation
 from taet.reproduce.text_table import TextTable
+from taet.statistics import LEVEL, Difference, difference
 
 FEWEST_EPOCHS = 5
 """Least number of recorded epochs in a mean over epochs."""

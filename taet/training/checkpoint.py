@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from taet.bounds import Count
 from taet.errors import UserError, located
+from taet.fields import Count
 from taet.files import MOST_JSON_BYTES, opened, parse_json, read_bytes, write_atomically
 from taet.models.weights import MOST_BYTES, check_archive
 from taet.shapes import check_shape

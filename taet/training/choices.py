@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from taet.config import option
 from taet.formatting import size
+from taet.settings import option
 
 
 class Chosen(NamedTuple):

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
-from taet.config import Run
 from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.data.long_tail import even_sample
 from taet.distributed import global_sum, rank, world_size
 from taet.methods.base import Seen
 from taet.randomness import generator
+from taet.settings import Run
 from taet.training.feedback import FeedbackSums
 from taet.training.record import MetricsRow
 from taet.training.resolve import Resolved
@@ -110,7 +110,7 @@ class TrainingCurve:
         """Return the point of `epoch`, from 0, and keep the best weights; `pause` is called before each batch."""
         point = self.look(model, pause)
         attacked = point.row[f"pgd-{self.run.training.monitor_steps}"]
-        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
+        score = statistics.balanced_accuracy(attacked["correct"], attacked["total"])
         if self.chooses and score > self.best_score:
             self.best_score, self.best_epoch = score, epoch
             self.best_weights = {name: value.cpu() for name, value in model.state_dict().items()}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from taet import config
-from taet.config import Run
 from taet.files import digest
+from taet.settings import LEFT, Run, to_json
 
 # Settings of place, speed and saving.
 MACHINE = frozenset(
@@ -30,8 +29,13 @@ LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 
 def training_settings(run: Run | Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that determine a run's training, by dotted name; `run` may be given as JSON."""
-    values = config.to_json(run) if isinstance(run, Run) else run
-    return {name: value for name, value in _flat(values, "") if name not in MACHINE | LATER}
+    values = to_json(run) if isinstance(run, Run) else run
+    left = {f"data.{name}": value for name, value in LEFT.items()}
+    return {
+        name: value
+        for name, value in _flat(values, "")
+        if name not in MACHINE | LATER and not (name in left and value == left[name])
+    }
 
 
 def run_hash(run: Run | Mapping[str, Any]) -> str:
@@ -39,7 +43,7 @@ def run_hash(run: Run | Mapping[str, Any]) -> str:
 
     For stored JSON it is the hash of the version that wrote it: later versions may have more settings.
     """
-    values = config.to_json(run) if isinstance(run, Run) else run
+    values = to_json(run) if isinstance(run, Run) else run
     parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}
     kept = {
         part: {name: entry for name, entry in entries.items() if f"{part}.{name}" not in MACHINE}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from taet.config import Run
+from taet.settings import Run
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Literal
 from torch import nn
 
 from taet import models
-from taet.config import Run
 from taet.data import Dataset, load
 from taet.errors import UserError
+from taet.settings import Run
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.record import RunRecord
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located
+from taet.fields import Sha256
 from taet.files import (
     MOST_JSON_BYTES,
     changed,
@@ -40,7 +41,7 @@ from taet.files import (
     write_atomically,
     write_json,
 )
-from taet.shapes import Sha256, check_shape
+from taet.shapes import check_shape
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
 from taet.training.decisive_settings import training_settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from taet.config import Training
+from taet.settings import Training
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from taet.errors import UserError, custom_code, needed
+from taet.fields import Sha256
 from taet.files import cache, check_seal, file_sha256, make_folder, read_json, seal, write_json
 from taet.models import weights
 from taet.models.weights import StoredWeights
-from taet.shapes import Sha256, check_shape
+from taet.shapes import check_shape
 from taet.training.folder import CARD, PUBLISHED, RUN, WEIGHTS
 
 CONFIG, PAGE = "config.json", "README.md"

@@ -10,19 +10,19 @@ from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
-from annotated_types import Ge, Le
+from pydantic import Field
 
-from taet import config, methods, metrics
-from taet.bounds import Count, NonNegative
-from taet.config import Run
+from taet import methods, statistics
 from taet.errors import UserError
+from taet.fields import Count, NonNegative, Sha256, StoredCount, plain
 from taet.formatting import listed
-from taet.metrics import Floats, Ints
 from taet.models.heads import Head
-from taet.shapes import Sha256, StoredCount, check_shape, kind_text
+from taet.settings import Fit, Run, from_json
+from taet.shapes import check_shape
+from taet.statistics import Floats, Ints
 from taet.training.decisive_settings import run_hash
 
-ImageSide = Annotated[int, Ge(0), Le(2**16)]
+ImageSide = Annotated[int, Field(ge=0, le=2**16)]
 MOST_VALUES = 2**28
 """Largest number of values of an image, so that no record can demand a model that exceeds the memory."""
 T = TypeVar("T")
@@ -32,17 +32,13 @@ MetricsRow = dict[str, Any]
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
     """Rebuild a Run from JSON, with the Config of its method."""
-    settings = {} if values.get("settings") is None else values["settings"]
-    if not isinstance(settings, Mapping):
-        raise UserError(f"method settings: got {kind_text(settings)}; allowed: an object")
-    run: Run = config.from_json(Run, {**values, "settings": None})
-    return config.override(run, {"settings": config.from_json(methods.find(run.method).Config, settings)})
+    return from_json(Run, {**values, "settings": values.get("settings") or {}})
 
 
 def _built(kind: type[T], values: Mapping[str, Any], **parts: Any) -> T:
     """Build the dataclass `kind` from its JSON fields, ignoring others; `parts` are already built."""
     known = {f.name for f in dataclasses.fields(kind)} - parts.keys()  # type: ignore[arg-type]
-    return kind(**{name: config.immutable(value) for name, value in values.items() if name in known}, **parts)
+    return kind(**{name: plain(value) for name, value in values.items() if name in known}, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +106,7 @@ class DataRecord:
 
     name: str = ""
     class_names: tuple[str, ...] = ()
-    num_classes: Annotated[int, Ge(0), Le(2**20)] = 0
+    num_classes: Annotated[int, Field(ge=0, le=2**20)] = 0
     image_shape: tuple[ImageSide, ImageSide, ImageSide] = (0, 0, 0)
     """(C, H, W)."""
     resized: bool | None = None
@@ -238,7 +234,7 @@ class RunRecord:
         return self.run.data.size is not None if self.data.resized is None else self.data.resized
 
     @property
-    def fit(self) -> config.Fit:
+    def fit(self) -> Fit:
         """How images that are not square are resized for the run."""
         return self.run.data.fit if self.resizes else "squeeze"
 
@@ -385,7 +381,7 @@ class Epoch:
 def balanced_accuracies(counts: Mapping[str, object] | None) -> dict[str, float]:
     """Return the balanced accuracy of each entry that has counts, such as those of a row's point of the curve."""
     found = {name: values for name, values in (counts or {}).items() if isinstance(values, dict)}
-    return {name: metrics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
+    return {name: statistics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
 
 
 def best_epoch(epochs: Sequence[Epoch]) -> int | None:
@@ -394,6 +390,6 @@ def best_epoch(epochs: Sequence[Epoch]) -> int | None:
     for epoch in epochs:
         if epoch.monitor is not None:
             counts = epoch.monitor.attacked
-            score = metrics.balanced_accuracy(counts.correct, counts.total)
+            score = statistics.balanced_accuracy(counts.correct, counts.total)
             best, found = (score, epoch.epoch) if score > best else (best, found)
     return found

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taet import config, methods, models, registry
-from taet.config import Run, epoch_at
+from taet import methods, models, registry
 from taet.data import DataFacts
 from taet.data.extra import Mixture, mixture
 from taet.data.loader import batch_bounds
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead, Head
+from taet.settings import Run, epoch_at, override
 from taet.training.published import read_weights
 from taet.training.schedule import milestone_epochs, watched_epochs
 
@@ -42,7 +42,7 @@ class Resolved:
 
     def at(self, precision: str) -> Resolved:
         """Return the same request with this precision."""
-        return dataclasses.replace(self, run=config.override(self.run, {"training.precision": precision}))
+        return dataclasses.replace(self, run=override(self.run, {"training.precision": precision}))
 
     @property
     def chooses(self) -> bool:
@@ -91,7 +91,7 @@ def resolve(
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback:
         _check_feedback(run, method, split, facts, arrays)
-    resolved = Resolved(config.override(run, {"settings": method.config}), method, split, mixed)
+    resolved = Resolved(override(run, {"settings": method.config}), method, split, mixed)
     if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
     return resolved

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from taet.config import Run
 from taet.data import Dataset
 from taet.formatting import plural
+from taet.settings import Run
 from taet.training.collapse import training_flags
 from taet.training.record import Epoch, MetricsRow, balanced_accuracies
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
-from taet import config, models
-from taet.config import Run
+from taet import models
 from taet.data import Dataset
 from taet.distributed import first, joined
 from taet.errors import UserError
 from taet.progress import Progress
+from taet.settings import Run, override
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import check_given
@@ -107,7 +107,7 @@ def resume(
     record = place.record
     check_given(place.path, record, "model", model)
     check_given(place.path, record, "dataset", dataset)
-    run = config.override(record.run, {"training.threads": record.threads})
+    run = override(record.run, {"training.threads": record.threads})
     with joined(resolve_device(run.training.device).type), owned(place):
         begun = first(place.checkpoint.exists)
         if model is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from taet.config import Run, epoch_at
+from taet.settings import Run, epoch_at
 
 POINTS, IMAGES = 20, 1000
 """Default points, and images per point, of a curve that does not affect the weights."""

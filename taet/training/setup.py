@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from taet import config, models
+from taet import models
 from taet.attacks.ball import frozen
-from taet.config import Model, Run
 from taet.data import Dataset
 from taet.data.extra import Extra
 from taet.distributed import gather, world_size
@@ -20,6 +19,7 @@ from taet.methods import Method
 from taet.models import Adapter, Classifier
 from taet.models.sync_norm import normalisations
 from taet.models.view import View, make_view
+from taet.settings import Model, Run, to_json
 from taet.training.checkpoint import SCHEMA
 from taet.training.environment import environment
 from taet.training.extra import describe_extra
@@ -105,7 +105,7 @@ def describe(
     leak = resolved.split == "test" and run.training.selection == "best-test"
     return RunRecord(
         schema=SCHEMA,
-        settings=config.to_json(run),
+        settings=to_json(run),
         method_title=method.title,
         reference=method.reference,
         deviations=(*method.deviations, *tuned, *([] if added is None else [added.sentence])),

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from taet.attacks.ball import frozen
-from taet.config import Training
 from taet.errors import UserError
 from taet.files import cache, check_seal, digest, make_folder, read_json, seal, write_json
 from taet.models.view import fold
+from taet.settings import Training
 from taet.training.choices import Chosen
 from taet.training.environment import cores, instructions, on_threads, processor, version
 

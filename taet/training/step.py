@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.weighting import Weighting
-from taet.config import Run, epoch_at
 from taet.data.loader import Batch
 from taet.distributed import average_gradients, rank
 from taet.errors import UserError
@@ -16,6 +15,7 @@ from taet.methods.base import Attack, Loss, Method, Step
 from taet.models.sync_norm import average_statistics, normalisations
 from taet.models.view import View
 from taet.randomness import derive_seed, generator
+from taet.settings import Run, epoch_at
 from taet.training.graphs import Graphs
 from taet.training.weight_perturbation import buffers_kept, perturbed_weights
 

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Annotated, TypedDict
 
 import torch
-from annotated_types import Ge, Le
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from taet import models
 from taet.attacks.weighting import generation_weighting
-from taet.bounds import NonNegative
-from taet.config import Run
 from taet.data import DataFacts, Dataset, load
 from taet.data.extra import read_extra
 from taet.data.loader import Batch, Loader
 from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
+from taet.fields import NonNegative
 from taet.models import memory_layout
 from taet.models.sync_norm import average_statistics, synchronised
 from taet.progress import Progress, reporting_to
+from taet.settings import Run
 from taet.training import checkpoint_parts
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
@@ -158,17 +158,17 @@ class Trainer:
             "method": checkpoint_parts.of(self.method),
             "method_optimizers": checkpoint_parts.each(self.method.optimizers),
             "optimizer": checkpoint_parts.optimizer(self.optimizer),
-            "epoch": checkpoint_parts.field(self, "epoch", Annotated[int, Ge(0), Le(self.run.training.epochs)]),
-            "step": checkpoint_parts.field(self, "step", Annotated[int, Ge(0), Le(len(self.loader))]),
+            "epoch": checkpoint_parts.field(self, "epoch", Annotated[int, Field(ge=0, le=self.run.training.epochs)]),
+            "step": checkpoint_parts.field(self, "step", Annotated[int, Field(ge=0, le=len(self.loader))]),
             "running": checkpoint_parts.of(self.epoch_sums),
             "predicted": checkpoint_parts.in_place("predicted", self.predicted),
             "best_score": checkpoint_parts.attribute(self.curve, "best_score", _check_score),
-            "best_epoch": checkpoint_parts.field(self.curve, "best_epoch", Annotated[int, Ge(-1)]),
+            "best_epoch": checkpoint_parts.field(self.curve, "best_epoch", Annotated[int, Field(ge=-1)]),
             "best_weights": checkpoint_parts.weights(self.curve, "best_weights", self.model),
             "average": checkpoint_parts.of(self.average),
             "drift": checkpoint_parts.of(self.drift),
             "weights": checkpoint_parts.in_place("weights", self.steps.weighting.weights),
-            "metrics_bytes": checkpoint_parts.field(self, "metrics_bytes", Annotated[int, Ge(0)]),
+            "metrics_bytes": checkpoint_parts.field(self, "metrics_bytes", Annotated[int, Field(ge=0)]),
             "metrics_sha256": checkpoint_parts.field(self, "metrics_sha256", str),
             "seconds": checkpoint_parts.field(self, "seconds", Spent),
         }

@@ -12,8 +12,8 @@ from torch import nn
 
 from taet.attacks.ball import choose, distance, draw_noise, finite, frozen, lengths, project, unit, verify
 from taet.attacks.noise import Source
-from taet.bounds import check_radius
 from taet.errors import UserError
+from taet.fields import check_radius
 
 
 def test_project_clips_to_the_ball_of_each_sample_and_to_the_image_range() -> None:

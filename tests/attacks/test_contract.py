@@ -27,11 +27,11 @@ from taet.attacks.counted import Counted
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.attacks.suite import Suite
 from taet.cli import main
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.runner import Runner
+from taet.settings import Evaluation
 
 EPS, COUNT, CLASSES = 0.1, 6, 4
 SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.6, step_size_l2=0.3, batch_size=COUNT)
@@ -71,7 +71,7 @@ def runner_on(model: nn.Module, seed: int = 0) -> Runner:
 
 def attacked(name: str, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tuple[AttackSpec, Tensor, Tensor]:
     """The attack, images and adversarial images."""
-    attack = catalogue.parse(name, replace(SETTINGS, seed=seed))
+    attack = catalogue.parse(name, SETTINGS.replace(seed=seed))
     runner = runner_on(Network().eval(), seed)
     with runner.still():
         x, x_adv = runner.perturb(attack, np.array(rows))
@@ -158,7 +158,7 @@ def counts_the_passes_that_a_hook_counts(name: str) -> None:
     model.register_forward_hook(forward)
     before = dict(seen)
     with runner.still():
-        for attack in (catalogue.parse(name, SETTINGS), catalogue.parse(name, replace(SETTINGS, seed=1))):
+        for attack in (catalogue.parse(name, SETTINGS), catalogue.parse(name, SETTINGS.replace(seed=1))):
             counted = runner.model.measure()
             result = runner.attack(attack, np.arange(COUNT), None, None, lambda *_: None)
             found = {what: seen[what] - before[what] for what in seen}
@@ -250,7 +250,7 @@ def is_read_back_from_a_card(name: str) -> None:
     again = catalogue.stored(moved.name, moved.norm, moved.eps, json.loads(json.dumps(moved.parameters)))
     assert (again, again.base, again.noise_key) == (moved, attack.base, attack.noise_key)
     assert again != attack
-    one, two = (catalogue.parse(name, replace(SETTINGS, seed=seed)) for seed in (0, 1))
+    one, two = (catalogue.parse(name, SETTINGS.replace(seed=seed)) for seed in (0, 1))
     assert one.identity == two.identity
 
 
@@ -363,7 +363,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from taet.attacks.spec import AttackSpec, option_fields
-from taet.bounds import Count
+from taet.fields import Count
 
 NAMES = {"nudge": "all pixels one step up or down, N times"}
 

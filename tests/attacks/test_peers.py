@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet import metrics
+from taet import statistics
 from taet.attacks import cw_l2, deepfool, fgsm, pgd
 from taet.attacks.ball import distance
 from taet.data import load
@@ -123,7 +123,7 @@ def assert_no_more_than_chance(ours: Tensor, theirs: Tensor, subject: Subject) -
     broken, wanted = subject.broken(ours), subject.broken(theirs)
     only_ours, only_theirs = int((broken & ~wanted).sum()), int((wanted & ~broken).sum())
     assert only_ours + only_theirs < 0.25 * len(broken)
-    assert metrics.mcnemar(only_ours, only_theirs) > 0.001
+    assert statistics.mcnemar(only_ours, only_theirs) > 0.001
 
 
 def norms(x_adv: Tensor, subject: Subject) -> Tensor:

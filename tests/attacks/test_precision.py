@@ -13,10 +13,10 @@ import taet
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
 from taet.attacks.precision import arithmetic
-from taet.config import Evaluation, Run, override
 from taet.data import Dataset
 from taet.errors import UserError
 from taet.evaluation import ResultCard
+from taet.settings import Evaluation, Run, override
 from taet.training.curve import monitor
 
 BF16 = Evaluation(search_precision="bf16")

@@ -23,9 +23,9 @@ from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
 from taet.attacks.square import square
 from taet.attacks.suite import Suite
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.models import Normalized
+from taet.settings import Evaluation
 
 COUNT, CLASSES, EPS = 4, 4, 8 / 255
 SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.5, step_size_l2=0.2, batch_size=COUNT)

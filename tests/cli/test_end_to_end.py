@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taet import metrics
+from taet import statistics
 from taet.cli import demo
 from taet.evaluation import ResultCard
 from taet.training.folder import RunFolder
@@ -24,7 +24,7 @@ def test_train_leaves_a_run_folder(finished: Any) -> None:
     rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, 11))
     for name in ("clean", "pgd-2"):
-        balanced = metrics.balanced_accuracy(**rows[-1]["monitor"][name])
+        balanced = statistics.balanced_accuracy(**rows[-1]["monitor"][name])
         assert re.search(rf"{name} +balanced accuracy {100 * balanced:.2f} %", finished.train.out)
     assert f"next: taet evaluate {finished.folder}" in finished.train.out
     assert "100 %" in finished.train.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -265,6 +264,6 @@ def test_an_option_beside_a_bundle_replaces_the_setting_of_its_paper(
         for option in ((), ("--cw-constant", "5")):
             assert taet("evaluate", *str(words).split(), "--attacks", "reat", *option).err.endswith("planned\n")
     for searched, given in (subjects[:2], subjects[2:]):
-        assert given.settings == dataclasses.replace(searched.settings, cw_constant=5)
+        assert given.settings == searched.settings.replace(cw_constant=5)
         (before,), (after,) = ([a for a in subject.attacks if isinstance(a, CwL2)] for subject in (searched, given))
         assert (before.c, after.c, before.eps, after.eps) == ("search", 5, 1.0, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from taet import protocols
 from taet.cli.evaluate import read as read_evaluation
 from taet.cli.flags import without
 from taet.cli.train import parse
-from taet.config import Evaluation, override
 from taet.errors import UserError
+from taet.settings import Evaluation, override
 from tests.calls import configure
 
 
@@ -80,7 +79,7 @@ def test_help_shows_bounds_and_the_defaults_of_the_protocol(
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "Passes over the training images. (1 or more; default: 80)" in text
-    assert "Highest learning rate. (above 0, up to 1e+38; default: 0.1)" in text
+    assert "Highest learning rate. (above 0; default: 0.1)" in text
     assert "default: 8/255)" in text
     assert "(0 or more; default: 6)" in text  # of the method's own beta
 
@@ -175,4 +174,4 @@ def test_every_field_of_an_evaluation_is_an_option_of_evaluate() -> None:
         "seed": 3,
         "search_precision": "bf16",
     }
-    assert set(parsed.evaluation) == {field.name for field in dataclasses.fields(Evaluation)}
+    assert set(parsed.evaluation) == {*Evaluation.model_fields}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from taet.evaluation import Column, ResultCard
-from taet.evaluation.paired import difference
+from taet.statistics import difference
 
 ACTION = Path(__file__).parents[2] / ".github" / "actions" / "gate" / "action.yml"
 LABELS = np.repeat(np.arange(4), 50)
@@ -38,7 +38,8 @@ def write(path: Path, lost: dict[str, int], images: str = "cd" * 32, **change: A
     data = {"name": "toy", "class_names": list("abcd"), "test_sha256": images}
     model = {"name": "small", "weights_sha256": "ab" * 32, "leak": False}
     threat = {"norm": "linf", "eps": 0.1}
-    card = ResultCard("at", "AT", "taet", threat, 0, model, data, 50, LABELS, tuple(columns))  # type: ignore[arg-type]
+    names = {"method": "at", "title": "AT", "protocol": "taet", "seed": 0, "batch_size": 50}
+    card = ResultCard(**names, threat=threat, model=model, data=data, labels=LABELS, columns=tuple(columns))
     card.save(path)
     return path
 

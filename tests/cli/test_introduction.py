@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from taet.cli.train import introduction, read
-from taet.config import Run
 from taet.methods.harl import Harl
+from taet.settings import Run
 from taet.training.trainer import Trainer
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taet.config import Run
+from taet.settings import Run
 from taet.training import resume, train
 
 LIMITED = """

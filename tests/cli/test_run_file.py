@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import config
 from taet.cli.run_file import text
 from taet.cli.train import read
 from taet.errors import UserError
+from taet.settings import to_json
 from taet.training.decisive_settings import run_hash
 
 CALLS = (
@@ -30,8 +30,8 @@ CALLS = (
 def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> None:
     run, _ = read(call.split()).planned()
     (tmp_path / "run.toml").write_text(text(run))
-    (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": config.to_json(run), "command": "taet train"}))
-    (tmp_path / "plain.json").write_text(json.dumps(config.to_json(run)))
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": to_json(run), "command": "taet train"}))
+    (tmp_path / "plain.json").write_text(json.dumps(to_json(run)))
     for name in ("run.toml", "run.json", "plain.json"):
         again, decided = read(["--config", str(tmp_path / name)]).planned()
         assert again == run

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from taet import config, protocols, train
+from taet import protocols, train
 from taet.evaluation import ResultCard
+from taet.settings import override
 
 CHANGES = {
     "model.name": "resnet8",
@@ -25,7 +26,7 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     place = tmp_path_factory.mktemp("runs")
-    settings = [config.override(protocols.taet("at"), CHANGES | {"seed": seed}) for seed in range(2)]
+    settings = [override(protocols.taet("at"), CHANGES | {"seed": seed}) for seed in range(2)]
     return [train(run, out=place / f"seed {run.seed}").folder for run in settings]
 
 

@@ -5,10 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import facts, load, storage
 from taet.data.dataset import DataFacts
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture
@@ -176,7 +176,9 @@ def test_large_sets_go_to_disk_by_themselves_and_through_little_memory(npz, arra
 def test_a_damaged_file_of_the_cache_is_deleted_and_an_interrupted_one_never_used(npz, arrays, cached, monkeypatch):
     name = npz(arrays())
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(UserError, match=r"cannot keep .* of images in '.*cache': No space left; allowed: another folder"):
+    with pytest.raises(
+        UserError, match=r"cannot keep .* of images in '.*cache': No space left; allowed: another folder"
+    ):
         load(name, storage="disk")
     monkeypatch.undo()
     monkeypatch.setenv("TAET_CACHE", str(cached))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from taet.config import Data
 from taet.data import cifar, load
 from taet.errors import UserError
+from taet.settings import Data
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "long_tail.json").read_text())
 VERSIONS = dict(cifar.VERSIONS)
@@ -83,7 +83,7 @@ def write_official(folder, monkeypatch, name="cifar10"):
 def test_both_layouts_give_the_same_set(name, tmp_path, monkeypatch):
     write_official(tmp_path / "a", monkeypatch, name)
     write_npz(tmp_path / "b", name)
-    official, packed = (cifar.read(Data(name, root=str(tmp_path / folder))) for folder in "ab")
+    official, packed = (cifar.read(Data(name=name, root=str(tmp_path / folder))) for folder in "ab")
     assert official.test.sha256 == packed.test.sha256
     # The five batches hold every fifth image each, so their order is another one.
     images, labels = tiny(name, "train", PER_CLASS[name])
@@ -97,7 +97,7 @@ def test_both_layouts_give_the_same_set(name, tmp_path, monkeypatch):
 
 def test_classes_are_named_in_the_order_of_the_labels(tmp_path, monkeypatch):
     write_official(tmp_path, monkeypatch, "cifar100")
-    names = cifar.read(Data("cifar100", root=str(tmp_path))).class_names
+    names = cifar.read(Data(name="cifar100", root=str(tmp_path))).class_names
     assert len(set(names)) == 100
     assert names == tuple(sorted(names))  # as in the official meta file
     assert VERSIONS["cifar10"].class_names[:2] == ("airplane", "automobile")
@@ -105,7 +105,7 @@ def test_classes_are_named_in_the_order_of_the_labels(tmp_path, monkeypatch):
 
 def test_fine_labels_are_taken_not_the_coarse_ones(tmp_path, monkeypatch):
     write_official(tmp_path, monkeypatch, "cifar100")
-    dataset = cifar.read(Data("cifar100", root=str(tmp_path)))
+    dataset = cifar.read(Data(name="cifar100", root=str(tmp_path)))
     assert dataset.test.labels.tolist() == list(range(100))
 
 
@@ -171,7 +171,7 @@ def test_a_file_of_other_content_is_refused_in_one_line(change, message, tmp_pat
 
 @pytest.mark.parametrize(("name", "reader"), [("cifar10-lt", "CIFAR10"), ("cifar100-balanced-small", "CIFAR100")])
 def test_what_is_downloaded_is_the_official_archive(name, reader):
-    (download,) = cifar.downloads(Data(name))
+    (download,) = cifar.downloads(Data(name=name))
     official = getattr(torchvision.datasets, reader)
     assert download[:3] == (official.url, official.filename, official.tgz_md5)
     assert download.unpacks_to == official.base_folder

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from taet import registry
-from taet.config import Data
 from taet.data import DataFacts, Dataset, facts, load
 from taet.data.sources import PATH_SOURCES
 from taet.errors import UserError
+from taet.settings import Data
 
 SETTINGS = [{}, {"validation": 0.2}, {"imbalance_ratio": 3.0}]
 

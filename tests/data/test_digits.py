@@ -3,13 +3,13 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from taet.config import Data
 from taet.data import load
 from taet.data.digits import read
+from taet.settings import Data
 
 
 def test_every_digit_is_used_once_and_the_last_ones_are_the_test_set():
-    dataset, digits = read(Data("digits-lt")), load_digits()
+    dataset, digits = read(Data(name="digits-lt")), load_digits()
     assert sorted([*dataset.train.indices, *dataset.test.indices]) == list(range(1797))
     assert dataset.test.class_counts.tolist() == [60] * 10
     for label in range(10):
@@ -20,7 +20,7 @@ def test_every_digit_is_used_once_and_the_last_ones_are_the_test_set():
 
 
 def test_grey_levels_are_rounded_to_256():
-    dataset, digits = read(Data("digits-lt")), load_digits()
+    dataset, digits = read(Data(name="digits-lt")), load_digits()
     levels = dict(zip(digits.images[dataset.train.indices].ravel(), dataset.train.images.ravel(), strict=True))
     assert levels == {value: round(value * 255 / 16) for value in range(17)}
     assert dataset.image_shape == (1, 8, 8)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from taet.data.image_store import gather
+from taet.data.mixture import class_shares, mixture
 
-from taet.config import Data, Training
 from taet.data import Dataset, Split, load, repeats
 from taet.data.extra import Extra, check_classes, distinct_counts, read_extra
-from taet.data.image_store import gather
 from taet.data.loader import Joined, Loader
-from taet.data.mixture import class_shares, mixture
 from taet.errors import UserError
 from taet.losses import balanced_softmax
+from taet.settings import Data, Training
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mixture.json").read_text())
 COUNTS = (12, 7, 3)

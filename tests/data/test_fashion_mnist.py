@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from taet.config import Data
 from taet.data import fashion_mnist, load
 from taet.errors import UserError
+from taet.settings import Data
 
 PER_CLASS = {"train": 10, "test": 2}
 FILES = [Path(download.file).name for download in fashion_mnist.FILES]
@@ -57,7 +57,7 @@ def test_it_is_read_as_torchvision_reads_it(unpacked, raw, tmp_path):
     whole = {file.name: gzip.decompress(file.read_bytes()) for file in raw.iterdir()}
     if unpacked:
         unpack(raw)
-    dataset = fashion_mnist.read(Data("fashion-mnist", root=str(tmp_path)))
+    dataset = fashion_mnist.read(Data(name="fashion-mnist", root=str(tmp_path)))
     for file, content in whole.items():  # torchvision reads the unpacked files only
         (raw / file).with_suffix("").write_bytes(content)
     for train, split in ((True, dataset.train), (False, dataset.test)):
@@ -93,7 +93,7 @@ def test_the_official_numbers_are_cut_exponentially(monkeypatch, tmp_path):
 
 def test_what_is_downloaded_is_what_torchvision_downloads():
     official = torchvision.datasets.FashionMNIST
-    downloads = fashion_mnist.downloads(Data("fashion-mnist"))
+    downloads = fashion_mnist.downloads(Data(name="fashion-mnist"))
     assert [(Path(download.file).name, download.md5) for download in downloads] == official.resources
     official_copy = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"  # the other has no https
     assert [download.url for download in downloads] == [f"{official_copy}/{file}" for file, _ in official.resources]

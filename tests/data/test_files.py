@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import facts, image_listing, load
 from taet.data.dataset import DataFacts
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture
@@ -115,7 +115,10 @@ def test_grey_and_colour_files_are_colour_and_sizes_must_agree_unless_one_is_giv
         (lambda p: shutil.rmtree(p / "train" / "ant"), "unknown class of '.*test/ant/00.png': 'ant'; allowed: cat"),
         (lambda p: shutil.rmtree(p / "test") or (p / "test").mkdir(), "test' holds no class folders"),
         (lambda p: (p / "test" / "cat").rename(p / "test" / "cta"), "'cta'.*did you mean 'cat'"),
-        (lambda p: shutil.copytree(p / "val" / "cat", p / "valid" / "cat"), "two validation folders, 'val' and 'valid'"),
+        (
+            lambda p: shutil.copytree(p / "val" / "cat", p / "valid" / "cat"),
+            "two validation folders, 'val' and 'valid'",
+        ),
         (lambda p: (p / "train" / "ant").rename(p / "train" / "a\u202ent"), r"class names: got 'a\\u202ent'"),
     ],
 )

@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-
-from taet.config import Data
-from taet.data import facts, gtsrb, image_listing, load
 from taet.data.listing import FRAMES as FRAMES_PATTERN
+
+from taet.data import facts, gtsrb, image_listing, load
 from taet.errors import UserError
+from taet.settings import Data
 
 CLASSES = 43
 TRACKS, FRAMES, TEST = 3, 2, 2
@@ -163,7 +163,7 @@ def test_the_facts_are_known_without_the_files(tmp_path, monkeypatch, facts_agre
 
 def test_the_official_numbers(monkeypatch):
     monkeypatch.undo()
-    found = facts(Data("gtsrb", root="nowhere"))
+    found = facts(Data(name="gtsrb", root="nowhere"))
     assert found.sizes == {"train": gtsrb.TRAINING["Final_Training/Images"], "test": gtsrb.TEST}
     assert (min(found.class_counts), max(found.class_counts), found.class_counts[33]) == (210, 2250, 689)
 
@@ -202,7 +202,7 @@ def test_the_training_folder_alone_is_read_and_the_whole_is_named(tmp_path, part
 @pytest.mark.parametrize("given", [True, False])
 def test_tracks_counted_anew_in_each_class_are_groups_of_one_class(tmp_path, given):
     place = write(tmp_path / "own/GTSRB")
-    data = Data(f"folder:{place if given else place / 'Final_Training'}")
+    data = Data(name=f"folder:{place if given else place / 'Final_Training'}")
     listed = image_listing(data)
     assert listed.are_frames()
     grouped = listed.grouped_by(FRAMES_PATTERN)
@@ -222,7 +222,7 @@ def patients(place, repeated):
             for number in range(3):
                 same = 0 if patient < repeated else 3 * label
                 save(place / kind / f"p{patient:02d}_{number + same}.png", 5 * patient, number)
-    return image_listing(Data(f"folder:{place}"))
+    return image_listing(Data(name=f"folder:{place}"))
 
 
 @pytest.mark.parametrize("repeated", [0, 1, 20])

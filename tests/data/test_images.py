@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from taet.data import images as module
-import numpy as _n; Stored = _n.memmap
+import numpy as _n
+
+Stored = _n.memmap
 from taet.data.images import SUFFIXES, decode_all, decode_where_possible, resized, scaled, survey, unreadable
 from taet.errors import UserError
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from taet.config import Data
 from taet.data import image_listing, load
 from taet.errors import UserError
+from taet.settings import Data
 
 COLOUR = {"mode": "RGB", "size": (12, 10)}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from taet import registry
-from taet.config import Data
 from taet.data import facts, load, medmnist
 from taet.errors import UserError
+from taet.settings import Data
 
 SETS = dict(medmnist.SETS)
 PUBLISHED = {
@@ -114,7 +114,7 @@ def test_a_file_of_the_right_size_in_any_folder_goes_before_a_small_one(tmp_path
 
 
 def test_chestmnist_is_refused_as_multi_label():
-    for refused in (lambda: load("chestmnist"), lambda: medmnist.downloads(Data("chestmnist"))):
+    for refused in (lambda: load("chestmnist"), lambda: medmnist.downloads(Data(name="chestmnist"))):
         with pytest.raises(UserError, match=r"chestmnist is multi-label: .*; allowed: .*dermamnist") as error:
             refused()
         assert "\n" not in str(error.value)
@@ -139,7 +139,7 @@ def test_a_missing_file_is_one_line_with_its_address(tmp_path):
 )
 def test_what_is_downloaded_is_the_file_of_the_size(size, file, md5, megabytes, monkeypatch):
     monkeypatch.setitem(medmnist.SETS, "pathmnist", SETS["pathmnist"])
-    (download,) = medmnist.downloads(Data("pathmnist", size=size))
+    (download,) = medmnist.downloads(Data(name="pathmnist", size=size))
     assert download.file == file
     assert download.url == f"https://zenodo.org/records/10519652/files/{file}?download=1"
     assert download.md5 == md5
@@ -175,7 +175,7 @@ def test_the_facts_are_those_of_the_labels_where_the_file_is_there(name, tmp_pat
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_facts_are_the_published_ones_where_no_file_is_there(name):
-    found = facts(Data(name, size=64))
+    found = facts(Data(name=name, size=64))
     assert (found is None) == (name in ("octmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist"))
     if found is not None:
         *sizes, _, channels = PUBLISHED[name]

@@ -10,13 +10,13 @@ import zipfile
 
 import pytest
 from PIL import Image
+from taet.data.downloads import Download
 
 from taet import registry
-from taet.config import Data
 from taet.data import gtsrb, tiny_imagenet
-from taet.data.downloads import Download
 from taet.data.prepare import prepare
 from taet.errors import UserError
+from taet.settings import Data
 
 WNIDS = ("n01", "n02")
 ARCHIVE = "tiny-imagenet-200.zip"
@@ -301,7 +301,7 @@ def test_archives_that_share_a_folder_are_unpacked_into_one_tree(root, monkeypat
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "gtsrb", "tiny-imagenet", "pathmnist"])
 def test_every_address_is_encrypted_and_all_but_medmnist_have_a_sha256(name):
     module = registry.entries("data")[name].load()
-    for download in module.downloads(Data(name)):
+    for download in module.downloads(Data(name=name)):
         assert download.url.startswith("https://")
         assert len(download.md5) == 32
         assert download.sha256 is None if name == "pathmnist" else len(download.sha256) == 64

@@ -6,11 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from taet.config import Data
 from taet.data import describe, full_name, load
-import numpy as _n; Stored = _n.memmap
+import numpy as _n
+
+Stored = _n.memmap
 from taet.data.sources import mirrors
 from taet.errors import UserError
+from taet.settings import Data
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def counts(dataset):
 
 
 def test_the_settings_of_a_run_are_its_arguments():
-    data = Data("digits-lt", imbalance_ratio=20, validation=0.1)
+    data = Data(name="digits-lt", imbalance_ratio=20, validation=0.1)
     assert load(data).train.sha256 == load("digits-lt", imbalance_ratio=20, validation=0.1).train.sha256
 
 
@@ -326,12 +328,12 @@ def test_real_ham10000_is_taken_as_it_is(real_data):
     ],
 )
 def test_own_images_are_mirrored_unless_names_of_classes_say_left_or_right_or_nothing(names, mirror, expected):
-    data = Data("folder:x", mirror=mirror)
+    data = Data(name="folder:x", mirror=mirror)
     assert mirrors(data, True, names) == expected
-    assert mirrors(Data("gtsrb", mirror=mirror), False, names) == (mirror == "yes")
+    assert mirrors(Data(name="gtsrb", mirror=mirror), False, names) == (mirror == "yes")
 
 
 def test_arrays_without_names_are_mirrored_as_before():
     """Their classes are numbers because nobody named them."""
-    assert mirrors(Data("npz:x.npz"), True, ("0", "1"))
-    assert not mirrors(Data("x.csv"), True, ("0", "1"))
+    assert mirrors(Data(name="npz:x.npz"), True, ("0", "1"))
+    assert not mirrors(Data(name="x.csv"), True, ("0", "1"))

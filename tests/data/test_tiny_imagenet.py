@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.config import Data
 from taet.data import load, long_tail_counts, tiny_imagenet
 from taet.errors import UserError
+from taet.settings import Data
 
 PER_CLASS = {"train": 12, "test": 2}
 WNIDS = ("n02124075", "n01443537", "n03126707", "n01629819")  # as wnids.txt has them: in no order

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import taet
-from taet import config, methods, models, protocols
+from taet import methods, models, protocols
 from taet.data import Dataset
 from taet.models import Head
+from taet.settings import override, to_json
 from taet.training.checkpoint import save_weights
 from taet.training.decisive_settings import run_hash
 
@@ -52,7 +53,7 @@ def dataset() -> Dataset:
 def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, whose images were resized."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    taet.train(config.override(protocols.taet("robal"), RUN), out=folder, dataset=dataset)
+    taet.train(override(protocols.taet("robal"), RUN), out=folder, dataset=dataset)
     return folder
 
 
@@ -64,13 +65,13 @@ def make_run() -> Callable[..., Path]:
         folder: Path, name: str, shape: tuple[int, int, int], size: int | None = None, fit: str = "squeeze"
     ) -> Path:
         (folder / "artifacts").mkdir(parents=True)
-        run = config.override(protocols.taet("at"), {"model.name": name, "data.size": size, "data.fit": fit})
+        run = override(protocols.taet("at"), {"model.name": name, "data.size": size, "data.fit": fit})
         model = models.build(name, len(NAMES), shape)
         with torch.no_grad():
             model.offset.copy_(torch.tensor([0.5, 0.0, -0.5]))
         record = {
             "schema": 1,
-            "run": config.to_json(run),
+            "run": to_json(run),
             "method_title": "AT",
             "deviations": [],
             "selection": {"rule": "last", "leak": False},

@@ -15,12 +15,13 @@ import pytest
 from scipy import stats
 
 import taet
-from taet import config, methods, protocols
+from taet import methods, protocols
 from taet.data import Dataset
 from taet.deployment import abstention, predict, thresholds
 from taet.deployment.abstention import CANDIDATES, counts, lowest_safe, needed, upper_limits
 from taet.errors import UserError
 from taet.files import seal
+from taet.settings import override
 from taet.training.resolve import learns_from_validation
 
 FAST = ("pgd-2",)
@@ -134,7 +135,7 @@ def run(noisy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = {"model.name": "resnet8", "threat.eps": 0.02, "threat.steps": 1, "training.epochs": 4}
     given |= {"training.batch_size": 8, "training.monitor_every": 0, "training.precision": "float32"}
     given |= {"training.threads": 1, "evaluation.step_size": 0.02, "training.lr": 0.05}
-    taet.train(config.override(protocols.taet("at"), given), out=folder, dataset=noisy)
+    taet.train(override(protocols.taet("at"), given), out=folder, dataset=noisy)
     return folder
 
 
@@ -227,7 +228,7 @@ def test_what_is_refused(run: Path, trained: Path, noisy: Dataset, dataset: Data
 
 
 def test_a_run_that_was_tuned_on_the_validation_images_is_refused() -> None:
-    run = config.override(protocols.taet("at"), {"training.tuned": 40})
+    run = override(protocols.taet("at"), {"training.tuned": 40})
     record: Any = SimpleNamespace(run=run, method="at", selection=SimpleNamespace(rule="last"))
     with pytest.raises(UserError, match="abstain: taet tune chose the settings of this run by the validation images"):
         abstention._check_unseen(record, "model")
@@ -238,7 +239,7 @@ def test_a_run_that_was_tuned_on_the_validation_images_is_refused() -> None:
     [("at", {}, False), ("wat", {}, True), ("cfa", {}, False), ("cfa", {"gate": "relative"}, True)],
 )
 def test_which_methods_learn_from_validation_images(method: str, settings: dict[str, Any], learns: bool) -> None:
-    run = config.override(protocols.taet(method), {"settings": methods.find(method).Config(**settings)})
+    run = override(protocols.taet(method), {"settings": methods.find(method).Config(**settings)})
     assert learns_from_validation(run) is learns
 
 

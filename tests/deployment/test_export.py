@@ -17,13 +17,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import taet
-from taet import config, protocols
-from taet.config import Fit
+from taet import protocols
 from taet.data import Dataset
 from taet.data.images import picture, scaled
 from taet.deployment import export as export_run
 from taet.errors import UserError
 from taet.models import resnet, vit
+from taet.settings import Fit, override
 from taet.training.finished import load_model
 
 ATOL = 1e-4
@@ -244,7 +244,7 @@ class Counting(nn.Module):
 
 
 def test_a_module_from_memory(dataset: Dataset, tmp_path: Path) -> None:
-    run = config.override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
+    run = override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
     taet.train(run, out=tmp_path / "run", model=nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), dataset=dataset)
     with pytest.raises(UserError, match=r"trained with a model from memory: give it again, from Python, as model="):
         export_run(tmp_path / "run", "pt2")
@@ -269,7 +269,7 @@ def test_mistakes_are_one_line(
     unfinished = make_run(tmp_path / "unfinished", "resnet8", (3, 16, 16))
     (unfinished / "model.safetensors").unlink()
     refused("holds no model.safetensors: the run is not finished; resume it first", unfinished, "pt2")
-    run = config.override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
+    run = override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
     taet.train(run, out=tmp_path / "odd", model=Counting(), dataset=dataset)
     refused("model: torch.export cannot trace it: ", tmp_path / "odd", "pt2", model=Counting())
     real = importlib.util.find_spec

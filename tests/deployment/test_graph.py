@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from taet.config import Fit
 from taet.data.images import picture, scaled
 from taet.deployment.graph import bilinear_weights, resize
+from taet.settings import Fit
 
 Draw = Callable[..., np.ndarray]
 Prepare = Callable[..., torch.Tensor]

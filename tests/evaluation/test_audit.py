@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import audit, diagnostics
 from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged, audit_sample
 from taet.evaluation.checklist import QUESTIONS
 from taet.evaluation.subject import GivenImages, subject_of
 from taet.report.page import audit_page
+from taet.settings import Evaluation
 from tests import museum
 
 ASIDE = {
@@ -122,7 +122,7 @@ def test_the_step_crosses_the_ball_whatever_step_a_run_has(
 ) -> None:
     given_images = GivenImages(*museum.tested())
     subject = subject_of("audit", museum.base(), given_images)
-    subject = replace(subject, settings=replace(subject.settings, step_size=own[0]), train_eps=own[1])
+    subject = replace(subject, settings=subject.settings.replace(step_size=own[0]), train_eps=own[1])
     sampled = audit_sample(subject, given, 10)
     assert sampled.settings.step_size == pytest.approx(expected, rel=1e-12)
     assert sampled.eps == given.get("eps", own[1])

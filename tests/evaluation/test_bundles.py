@@ -8,9 +8,9 @@ import pytest
 
 from taet import protocols
 from taet.attacks import catalogue
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.bundles import expand, parse_attack, parse_attacks
+from taet.settings import Evaluation
 
 TAET, REAT = protocols.taet().evaluation, protocols.reat().evaluation
 EPS = 8 / 255

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.check import Check, check
 from taet.models.foreign import NORMALIZATIONS, Normalized
+from taet.settings import Evaluation
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 SUBJECTS = {
@@ -140,7 +140,9 @@ def test_the_images_that_autoattack_takes_up_are_estimated_class_by_class(data: 
 
 def test_a_protocol_stands_for_its_attacks(checked: Callable[..., Check]) -> None:
     assert [cost.attack for cost in checked(Brightness(), attacks=("taet",)).costs][:2] == ["clean", "fgsm"]
-    assert [cost.attack for cost in checked(Brightness(), attacks=Evaluation.attacks).costs] == [*Evaluation.attacks]
+    assert [cost.attack for cost in checked(Brightness(), attacks=Evaluation.default("attacks")).costs] == [
+        *Evaluation.default("attacks")
+    ]
 
 
 # -- what spoils an evaluation -----------------------------------------------------------------------------------------

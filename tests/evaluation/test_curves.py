@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 import taet
 from taet.attacks.draws import Draws
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
+from taet.evaluation.column import CurveName
 from taet.evaluation.curves import curve_attacks, curves
 from taet.evaluation.runner import Runner
-from taet.evaluation.schema import CurveName
+from taet.settings import Evaluation
 
 Evaluated = Callable[..., ResultCard]
 EPS, STEP = 0.05, 0.01
@@ -176,15 +175,15 @@ def test_an_evaluation_that_goes_on_takes_what_is_there(
 
 
 def test_a_curve_needs_three_points_and_holds_one_at_a_place(card: ResultCard) -> None:
-    few = replace(card, columns=tuple(card.column(name) for name in ("pgd-20", "adaptive-pgd-20", "pgd-1")))
+    few = card.changed(columns=tuple(card.column(name) for name in ("pgd-20", "adaptive-pgd-20", "pgd-1")))
     assert curves(few) == ()
-    again = replace(card.column("pgd-20"), name="pgd-20:eps=0.050")
-    (curve,) = (curve for curve in curves(replace(card, columns=(*card.columns, again))) if curve.name == "eps")
+    again = card.column("pgd-20").changed(name="pgd-20:eps=0.050")
+    (curve,) = (curve for curve in curves(card.changed(columns=(*card.columns, again))) if curve.name == "eps")
     assert [column.name for x, column in curve.points if x == EPS] == ["pgd-20"]
 
 
 def with_parameters(column: Column, **change: Any) -> Column:
-    return replace(column, parameters={**column.parameters, **change})
+    return column.changed(parameters={**column.parameters, **change})
 
 
 @pytest.mark.parametrize(
@@ -200,7 +199,7 @@ def test_a_point_of_other_settings_is_none_of_the_curve(
     card: ResultCard, change: dict[str, Any], left: list[float]
 ) -> None:
     columns = [with_parameters(one, **change) if one.name == "pgd-20" else one for one in card.columns]
-    mixed = replace(card, columns=tuple(columns))
+    mixed = card.changed(columns=tuple(columns))
     assert list(points(mixed, "eps")) == pytest.approx(left)
     there = "seed" in change
     assert list(points(mixed, "steps")) == [1, 2, 5, 10, *([20] * there), 50, 100]
@@ -208,8 +207,8 @@ def test_a_point_of_other_settings_is_none_of_the_curve(
 
 
 def test_another_ball_is_another_curve(card: ResultCard) -> None:
-    columns = [replace(one, eps=2 * EPS) if one.name == "pgd-50" else one for one in card.columns]
-    assert list(points(replace(card, columns=tuple(columns)), "steps")) == [1, 2, 5, 10, 20, 100]
+    columns = [one.changed(eps=2 * EPS) if one.name == "pgd-50" else one for one in card.columns]
+    assert list(points(card.changed(columns=tuple(columns)), "steps")) == [1, 2, 5, 10, 20, 100]
 
 
 def test_of_several_sets_the_curve_is_the_one_measured_for_it_else_the_largest(card: ResultCard) -> None:
@@ -217,9 +216,9 @@ def test_of_several_sets_the_curve_is_the_one_measured_for_it_else_the_largest(c
     columns = [
         with_parameters(card.column(name), **({"step_size": 0.02} if name in names[3:] else {})) for name in names
     ]
-    marked = replace(card, columns=tuple(columns))
-    assert list(points(replace(marked, columns=tuple(replace(one, curve="") for one in columns)), "steps")) == [
+    marked = card.changed(columns=tuple(columns))
+    assert list(points(marked.changed(columns=tuple(one.changed(curve="") for one in columns)), "steps")) == [
         10, 20, 50, 100,
     ]  # fmt: skip
-    asked = tuple(replace(one, curve="" if one.name in names[3:] else "steps") for one in columns)
-    assert list(points(replace(marked, columns=asked), "steps")) == [1, 2, 5]
+    asked = tuple(one.changed(curve="" if one.name in names[3:] else "steps") for one in columns)
+    assert list(points(marked.changed(columns=asked), "steps")) == [1, 2, 5]

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import nn
 
 import taet
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import DecisionCard, GivenImages, ResultCard, StopRule, sequential
 from taet.evaluation.batch_store import BatchStore
 from taet.files import seal
+from taet.settings import Evaluation
 
 SETTINGS = {"eps": 0.1, "step_size": 0.05, "batch_size": 16}
 COUNTS = [120, 80, 40, 40]
@@ -239,7 +239,7 @@ def test_a_decision_comes_back_from_its_file_and_a_changed_one_does_not(tmp_path
 
 def test_it_is_no_result_card_and_no_table_can_take_it_for_one(tmp_path: Path) -> None:
     decide(out=tmp_path)
-    with pytest.raises(UserError, match="a decision between two models on some of the images"):
+    with pytest.raises(UserError, match="not a result card"):
         ResultCard.load(tmp_path / "decision.json")
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from taet import metrics
+from taet import statistics
 from taet.attacks.quick import MEASURED
-from taet.config import Evaluation
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.contrasts import exceeds
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.diagnostics import ATTACKS, MASKING, MODEL, flags
+from taet.settings import Evaluation
 
 COUNT = 1200
 EPS = 8 / 255
@@ -36,7 +35,7 @@ def column(name: str, accuracy: float, **change: Any) -> Column:
         correct=correct,
         predictions=np.where(correct, np.arange(COUNT) % 2, 1 - np.arange(COUNT) % 2),
     )
-    return replace(made, **change)
+    return made.changed(**change)
 
 
 def found(
@@ -51,8 +50,9 @@ def found(
     labels = np.arange(COUNT) % 2 if labels is None else labels
     data = {"class_names": list(class_names), "name": "toy", "test_sha256": "0" * 64}
     about = {"name": "toy", "weights_sha256": "0" * 64, **(model or {})}
-    card = ResultCard("at", "AT", "taet", {"norm": "linf", "eps": EPS}, 0, about, data, 250, labels, columns)
-    raised = flags(replace(card, probe=probe or {}, run=run or {}))
+    names = {"method": "at", "title": "AT", "protocol": "taet", "seed": 0, "batch_size": 250}
+    parts = {"model": about, "data": data, "threat": {"norm": "linf", "eps": EPS}, "columns": columns}
+    raised = flags(ResultCard(**names, **parts, labels=labels, probe=probe or {}, run=run or {}))
     texts = {flag["flag"]: flag["text"] for flag in raised}
     assert len(texts) == len(raised)
     assert all(text.endswith(".") and "\n" not in text for text in texts.values())
@@ -163,7 +163,7 @@ def test_a_point_of_a_curve_is_not_taken_for_a_weak_attack() -> None:
     ]
     assert {point.curve for point in points} == {"steps", "eps", "logit-scale"}
     assert found(column("clean", 0.9), *points) == {}
-    short = [replace(point, parameters={**point.parameters, "step_size": 1e-3}) for point in points]
+    short = [point.changed(parameters={**point.parameters, "step_size": 1e-3}) for point in points]
     assert set(found(*short)) == {"pgd-too-short"}
 
 
@@ -179,7 +179,7 @@ def test_without_an_allowance_it_is_mcnemars_test() -> None:
     """At the 5 % level, but for the few counts whose exact p-value lies between 4.8 and 5 %."""
     for only_upper in range(100):
         for only_lower in range(only_upper):
-            p = metrics.mcnemar(only_upper, only_lower)
+            p = statistics.mcnemar(only_upper, only_lower)
             assert exceeds(only_upper, only_lower) == (p < 0.05) or 0.048 < p < 0.05
     assert not exceeds(20, 30)
 
@@ -204,7 +204,7 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
 
 def test_square_after_attacks_without_gradients_blames_none() -> None:
     parts = {"random-noise": np.arange(COUNT) < 800, "square": np.arange(COUNT) < 552}
-    chain = replace(column("square", 0.46), name="worst-case", parameters={"attacks": []}, parts=parts)
+    chain = column("square", 0.46).changed(name="worst-case", parameters={"attacks": []}, parts=parts)
     assert found(column("clean", 0.8), chain) == {}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation import embedding
 from taet.evaluation.embedding import Embedding, embed
 from taet.report import embeddings, figures
+from taet.settings import Run
 from taet.training import train
 from taet.training.checkpoint import weights_digest
 from taet.training.finished import load_model

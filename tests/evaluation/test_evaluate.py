@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import taet
-from taet import config, metrics
+from taet import statistics
 from taet.attacks import fgsm
-from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import GivenImages, ResultCard
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.runner import Runner
+from taet.settings import Evaluation, Run, override
 
 EPS = 0.1
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
@@ -354,8 +354,8 @@ def test_finished_batches_are_kept_where_it_is_asked_also_beside_a_card(
 
 
 def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
-    run = config.override(
-        config.Run(),
+    run = override(
+        Run(),
         {
             "model.name": "resnet8",
             "training.epochs": 1,
@@ -409,7 +409,7 @@ def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
 def test_of_very_many_classes_nothing_is_kept_for_every_pair(
     most: int, measured: bool, evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "PAIRED_CLASSES", most)
+    monkeypatch.setattr(statistics, "PAIRED_CLASSES", most)
     card = evaluated("clean", out=tmp_path)
     monkeypatch.setattr(Runner, "run", None)  # the second time nothing is run
     assert evaluated("clean", out=tmp_path).column("clean").seconds == card.column("clean").seconds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +98,11 @@ def test_only_an_ordinary_file_is_read(card: ResultCard, tmp_path: Path, kind: s
 def test_images_of_another_card_are_not_shown(card: ResultCard, tmp_path: Path) -> None:
     path = write(tmp_path / "examples.npz")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    mine = replace(card, sealed=True, examples_sha256=sha256)
+    mine = card.changed(sealed=True, examples_sha256=sha256)
     assert read_examples(path, mine) is not None
     with pytest.raises(UserError, match="was changed: it is not the file that the result card names"):
-        read_examples(path, replace(mine, examples_sha256="0" * 64))
-    assert read_examples(path, replace(mine, examples_sha256=None)) is None
+        read_examples(path, mine.changed(examples_sha256="0" * 64))
+    assert read_examples(path, mine.changed(examples_sha256=None)) is None
 
 
 def test_an_evaluation_names_the_images_that_it_saved_and_keeps_those_of_a_stronger_attack(

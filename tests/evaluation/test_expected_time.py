@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from taet.config import Run
 from taet.evaluation import runner
 from taet.evaluation.measurement import attack_seconds, span
+from taet.settings import Run
 from taet.training.trainer import Trainer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -17,10 +16,10 @@ from torch.nn import functional
 import taet
 from taet.attacks import pgd
 from taet.evaluation import ResultCard, parse_attack
+from taet.evaluation.column import CurveName
 from taet.evaluation.curves import curves
 from taet.evaluation.diagnostics import ATTACKS, MODEL, TEST_SET, flags
 from taet.evaluation.runner import make_runner
-from taet.evaluation.schema import CurveName
 from taet.evaluation.transfer import transfer_columns
 
 EPS = 0.15
@@ -266,5 +265,5 @@ def test_examples_of_another_model_beat_gradients_that_are_masked(evaluate: Call
         card = evaluate(target, "pgd-20", count=100)
         source, other = (make_runner(model, x, y) for model in (trained(16.0), target))
         (borrowed,) = transfer_columns(source, [other], attack, name="other")
-        found = flags(replace(card, columns=(*card.columns, borrowed)))
+        found = flags(card.changed(columns=(*card.columns, borrowed)))
         assert {flag["flag"] for flag in found} & {"transfer-beats-white-box"} == expected

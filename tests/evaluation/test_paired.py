@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
-from taet import metrics
-from taet.errors import UserError
-from taet.evaluation import Column, ResultCard
-from taet.evaluation.card import compare_runs
-from taet.evaluation.paired import Difference, difference
+from taet import statistics
 from taet.intervals import mean_value_limits
+from taet.statistics import Difference, difference
 
 LABELS = np.repeat([0, 1, 2], [30, 12, 4])
 
@@ -110,7 +106,7 @@ def test_the_interval_covers_with_few_images_in_each_class(images: int, shares: 
 def test_p_is_mcnemars_where_classes_have_one_size() -> None:
     labels = np.arange(40) % 4
     first, second = masks(0, 1, 0.8)[0][:40], masks(1, 1, 0.5)[0][:40]
-    expected = metrics.mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
+    expected = statistics.mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
     assert expected < 0.1
     assert difference(first, second, labels, 6).p == expected
 
@@ -210,44 +206,3 @@ def test_the_interval_covers_the_truth_and_equal_models_are_rarely_told_apart() 
 def test_masks_of_other_shapes_are_refused(first: np.ndarray, second: np.ndarray) -> None:
     with pytest.raises(ValueError, match="masks"):
         difference(first, second, LABELS, 3)
-
-
-def card(seed: int, *, sha256: str = "ab" * 32, steps: int = 20, eps: float = 8 / 255) -> ResultCard:
-    predictions = np.where(masks(seed, 1)[0], LABELS, (LABELS + 1) % 3)
-    parameters: dict[str, Any] = {"steps": steps, "start": "uniform", "seed": seed}
-    column = Column("pgd-20", "linf", eps, True, parameters, predictions == LABELS, predictions)
-    data = {"name": "toy", "class_names": ["a", "b", "c"], "test_sha256": sha256}
-    model = {"name": "small", "weights_sha256": "0" * 64}
-    return ResultCard("at", "AT", "taet", {"norm": "linf", "eps": eps}, seed, model, data, 250, LABELS, (column,))
-
-
-def test_cards_are_compared_by_their_masks() -> None:
-    first, second = card(0), card(1)
-    expected = difference(first.column("pgd-20").correct, second.column("pgd-20").correct, LABELS, 3)
-    found = first.compare(second, "pgd-20")
-    assert (found.value, found.low, found.high, found.p) == (expected.value, expected.low, expected.high, expected.p)
-    worst = first.compare(second, "worst-case")  # of one attack
-    assert (worst.value, worst.p) == (expected.value, expected.p)
-    several = compare_runs([card(0), card(2)], [card(1), card(3)], "pgd-20")
-    assert several.runs == 2
-    assert several.value == pytest.approx((found.value + card(2).compare(card(3), "pgd-20").value) / 2)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "column", "message"),
-    [
-        ([card(0)], [card(1, sha256="cd" * 32)], "pgd-20", "got test images 'abab.* and 'cdcd"),
-        ([card(0)], [card(1, steps=10)], "pgd-20", "'pgd-20' was measured with steps 20 and 10"),
-        ([card(0)], [card(1, eps=4 / 255)], "pgd-20", "measured with eps 0.03.* and 0.01"),
-        ([card(0)], [card(1, steps=10)], "worst-case", "'worst-case' was measured with attacks"),
-        ([card(0)], [card(1)], "pgd-2", "did you mean 'pgd-20'"),
-        ([card(0), card(1)], [card(2)], "pgd-20", "got 2 and 1 cards"),
-        ([], [], "pgd-20", "got 0 and 0 cards"),
-    ],
-)
-def test_what_cannot_be_compared_is_one_line(
-    first: list[ResultCard], second: list[ResultCard], column: str, message: str
-) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        compare_runs(first, second, column)
-    assert "\n" not in str(error.value)

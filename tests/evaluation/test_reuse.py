@@ -8,11 +8,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from taet import config, protocols, train
+from taet import protocols, train
 from taet.data import load
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation import ResultCard, evaluate, probe, runner
+from taet.settings import override
 
 CHANGES = {
     "model.name": "resnet8",
@@ -26,7 +27,7 @@ CHANGES = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return train(config.override(protocols.taet("at"), CHANGES), out=tmp_path / "run").folder
+    return train(override(protocols.taet("at"), CHANGES), out=tmp_path / "run").folder
 
 
 def network() -> nn.Module:
@@ -94,7 +95,7 @@ def test_weights_without_our_metadata_are_one_line(run: Path) -> None:
 def test_a_run_from_memory_is_evaluated_with_what_it_was_trained_from(tmp_path: Path) -> None:
     data = load("digits-lt", max_count=12, test_max_count=6)
     folder = tmp_path / "run"
-    train(config.override(protocols.taet("at"), CHANGES), out=folder, model=network(), dataset=data)
+    train(override(protocols.taet("at"), CHANGES), out=folder, model=network(), dataset=data)
     with pytest.raises(UserError, match="from memory"):
         evaluate(folder, attacks="clean")
     card = evaluate(folder, attacks=["fgsm", "pgd-2"], model=network(), dataset=data)

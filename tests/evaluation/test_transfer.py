@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from taet import config, protocols, train
+from taet import protocols, train
 from taet.attacks import fgsm
 from taet.errors import UserError
 from taet.evaluation import ResultCard, diagnostics, evaluate, parse_attack
@@ -23,6 +23,7 @@ from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.runner import Runner, as_unit, make_runner
 from taet.evaluation.transfer import Transfer, matrices, matrix, transfer, transfer_columns
 from taet.files import lock
+from taet.settings import Evaluation, override
 from taet.training.finished import load_run
 
 EPS = 0.1
@@ -38,7 +39,7 @@ CHANGES = {
     "threat.steps": 1,
     "evaluation.batch_size": 20,
 }
-STEP = config.Evaluation(step_size=EPS / 2)
+STEP = Evaluation(step_size=EPS / 2)
 NAMES = ("a", "b", "c")
 
 
@@ -46,7 +47,7 @@ NAMES = ("a", "b", "c")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three runs that differ in their seed alone, on 78 test images: four batches."""
     place = tmp_path_factory.mktemp("trained")
-    settings = [config.override(protocols.taet("at"), CHANGES | {"seed": seed}) for seed in range(3)]
+    settings = [override(protocols.taet("at"), CHANGES | {"seed": seed}) for seed in range(3)]
     return [train(run, out=place / name).folder for name, run in zip(NAMES, settings, strict=True)]
 
 
@@ -277,9 +278,7 @@ def test_other_test_images_other_settings_and_names_that_clash_are_one_line(
     runs = copies(trained, tmp_path)
 
     def other(name: str, **changes: Any) -> Path:
-        settings = config.override(
-            protocols.taet("at"), CHANGES | {"training.epochs": 1, "data.max_count": 12, **changes}
-        )
+        settings = override(protocols.taet("at"), CHANGES | {"training.epochs": 1, "data.max_count": 12, **changes})
         return train(settings, out=tmp_path / "others" / name).folder
 
     fewer, wider = other("d", **{"data.test_max_count": 15}), other("a", **{"threat.eps": 0.05})

@@ -12,7 +12,7 @@ import pytest
 
 import taet
 from taet.experiments import cells as planning
-from taet.experiments import comparison, parse
+from taet.experiments import comparison, jobs, parse
 
 SMALL: dict[str, Any] = {
     "methods": ["at"],
@@ -98,7 +98,8 @@ def processes(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     script.write_text(PROCESS.format(executable=sys.executable))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(comparison, "write", lambda _, out, **__: out)  # the report is tested elsewhere
+    for module in (comparison, jobs):
+        monkeypatch.setattr(module, "write", lambda _, out, **__: out)  # the report is tested elsewhere
 
     def calls(**asked: str) -> list[dict[str, Any]]:
         (place / "asked.json").write_text(json.dumps({name.removeprefix("seed"): what for name, what in asked.items()}))

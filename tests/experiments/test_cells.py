@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from taet import config, methods, registry
+from taet import methods, registry
 from taet.cli.train import read
 from taet.data import facts
 from taet.errors import UserError
@@ -20,6 +20,7 @@ from taet.evaluation import ResultCard
 from taet.experiments import parse
 from taet.experiments.cells import Cell, cells
 from taet.files import seal
+from taet.settings import override
 from taet.training.decisive_settings import training_settings
 from tests.calls import configure
 
@@ -45,7 +46,7 @@ def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path,
         run, out = configure(words[1], words[2:])
         assert words[0] == "train"
         assert str(out) == str(cell.folder)
-        assert run == config.override(cell.run, {"training.threads": 3}), cell.name
+        assert run == override(cell.run, {"training.threads": 3}), cell.name
 
 
 def test_levels_of_a_method_are_no_sizes_of_the_ball(small: dict[str, Any], tmp_path: Path) -> None:

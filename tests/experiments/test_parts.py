@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from taet.config import Run
 from taet.errors import UserError
 from taet.experiments import merge
 from taet.experiments.cells import Cell
 from taet.experiments.parts import deal
 from taet.experiments.specification import Entry, Variant
 from taet.files import file_sha256, seal
+from taet.settings import Run
 from taet.training.folder import RunFolder
 
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]

@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 
 from taet import data
-from taet.config import Data
 from taet.data import digits
 from taet.data.dataset import Dataset
 from taet.errors import UserError
@@ -28,6 +27,7 @@ from taet.experiments.cells import Cell
 from taet.experiments.comparison import CellOutcome, Comparison
 from taet.experiments.journal import JOURNAL
 from taet.experiments.tune import search_of, tune
+from taet.settings import Data
 from taet.training.folder import RunFolder
 
 SPEC: dict[str, Any] = {

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from taet.config import Outer
 from taet.losses import hierarchical_equalization, tail_margin
 from taet.losses.equalization import Absent
 from taet.losses.outer import OuterLoss
 from taet.losses.tail_margin import Form
+from taet.settings import Outer
 
 SAMPLES, CLASSES, WIDTH = 16, 2000, 24
 COUNTS = torch.linspace(1000, 2, CLASSES).round()
@@ -60,5 +60,5 @@ def test_equalization(absent: Absent) -> None:
 
 @pytest.mark.parametrize("name", get_args(get_type_hints(Outer)["name"]))
 def test_outer(name: Any) -> None:
-    loss = OuterLoss(Outer(name), COUNTS)
+    loss = OuterLoss(Outer(name=name), COUNTS)
     assert largest(lambda z: loss(z, LABELS).mean(), CLASSES) == SAMPLES * CLASSES

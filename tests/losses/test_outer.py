@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
-from taet.config import Outer
 from taet.errors import UserError
 from taet.losses import (
     balanced_softmax,
@@ -22,6 +20,7 @@ from taet.losses import (
     logit_adjustment,
 )
 from taet.losses.outer import OuterLoss
+from taet.settings import Outer
 
 COUNTS = [400, 90, 25, 10, 3]
 NUMBERS = torch.tensor(COUNTS)
@@ -48,7 +47,7 @@ PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def outer(name: str, drw_from: int | None = None, **changes: Any) -> OuterLoss:
     own = SETTINGS.get(name, {}) | ({"beta": 0.99} if changes.get("drw") else {})
-    return OuterLoss(Outer(name, **{**own, **changes}), COUNTS, SCALE, drw_from)  # type: ignore[arg-type]
+    return OuterLoss(Outer(name=name, **{**own, **changes}), COUNTS, SCALE, drw_from)  # type: ignore[arg-type]
 
 
 def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -144,21 +143,21 @@ def test_golden_class_balanced(golden: Any) -> None:
     number = golden("cb_softmax")
     i = number.inputs
     for divide_by, field in (("weights", "divide_by_sum_w"), ("batch", "divide_by_B")):
-        loss = OuterLoss(Outer("class-balanced", divide_by=divide_by), i["class_counts"])  # type: ignore[arg-type]
+        loss = OuterLoss(Outer(name="class-balanced", divide_by=divide_by), i["class_counts"])  # type: ignore[arg-type]
         number.check(loss(i["logits"], i["labels"]).mean(), field)
 
 
 def test_golden_class_balanced_focal(golden: Any) -> None:
     number = golden("cb_focal_sigmoid_beta0.9999_gamma2")
     i = number.inputs
-    settings = Outer("focal", focal_form="sigmoid", drw=True, divide_by="batch")
+    settings = Outer(name="focal", focal_form="sigmoid", drw=True, divide_by="batch")
     number.check(OuterLoss(settings, i["class_counts"], drw_from=0)(i["logits"], i["labels"]).mean())
 
 
 def test_golden_ldam_with_and_without_deferred_weights(golden: Any) -> None:
     number = golden("ldam_s30_m0.5")
     i = number.inputs
-    loss = OuterLoss(Outer("ldam", drw=True), i["class_counts"], scale=30.0, drw_from=1)
+    loss = OuterLoss(Outer(name="ldam", drw=True), i["class_counts"], scale=30.0, drw_from=1)
     number.check(loss(30 * i["cosines"], i["labels"]).mean(), "loss")
     loss.enter(1)
     golden("ldam_drw_s30_m0.5").check(loss(30 * i["cosines"], i["labels"]).mean())
@@ -180,7 +179,7 @@ def test_precision_is_that_of_the_logits_and_at_least_float32(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_huge_logits_and_a_class_without_images_stay_finite(name: str) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 1e4]], requires_grad=True)
-    values = OuterLoss(Outer(name, drw=True), [5, 2, 0], drw_from=0)(logits, torch.tensor([1, 2]))  # type: ignore[arg-type]
+    values = OuterLoss(Outer(name=name, drw=True), [5, 2, 0], drw_from=0)(logits, torch.tensor([1, 2]))  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(values.sum(), logits)
     assert torch.isfinite(values).all()
     assert torch.isfinite(gradient).all()
@@ -191,7 +190,7 @@ def test_nothing_of_it_is_saved() -> None:
 
 
 def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
-    settings = replace(Outer(), drw=True)
+    settings = Outer().replace(drw=True)
     with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):
         OuterLoss(settings, COUNTS)
 
@@ -225,4 +224,4 @@ def test_what_smoothing_adds_is_least_where_deployed_logits_are_equal(name: str)
 @pytest.mark.parametrize("name", ["focal", "ldam"])
 def test_a_loss_for_one_label_takes_no_smoothing(name: str) -> None:
     with pytest.raises(UserError, match=rf"label smoothing: got 0\.1 with the outer loss {name}: focal loss and the"):
-        Outer(name, label_smoothing=0.1)  # type: ignore[arg-type]
+        Outer(name=name, label_smoothing=0.1)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taet import metrics
+from taet import statistics
 from taet.errors import UserError
 from taet.losses import tail_margin
 from taet.losses.tail_margin import Form, tail_classes
@@ -140,7 +140,9 @@ def test_which_classes_are_tail(classes: int, code: list[int], paper: list[int])
     counts = torch.arange(classes, 0, -1)
     for form, expected in (("official", code), ("per-pair", code), ("paper", paper)):
         assert tail_classes(counts, form).nonzero().flatten().tolist() == list(expected)  # type: ignore[arg-type]
-    assert tail_classes(counts, "paper").nonzero().flatten().tolist() == metrics.class_groups(counts.tolist())["tail"]
+    assert (
+        tail_classes(counts, "paper").nonzero().flatten().tolist() == statistics.class_groups(counts.tolist())["tail"]
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)

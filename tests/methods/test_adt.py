@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.methods.adt import ascend, negative_entropy_bound, tanh_gaussian
 from taet.methods.base import Adversarial, Attack, Step
 from taet.models import Classifier
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 Network = Callable[..., Classifier]
@@ -38,7 +38,7 @@ amortised = pytest.mark.parametrize("variant", AMORTISED)
 def build(
     variant: str = "exp", shape: tuple[int, int, int] = (1, 8, 8), outer: str = "cross-entropy", **knobs: Any
 ) -> Method:
-    task = Task(COUNTS, shape, epochs=4, steps_per_epoch=4, outer=Outer(outer))  # type: ignore[arg-type]
+    task = Task(COUNTS, shape, epochs=4, steps_per_epoch=4, outer=Outer(name=outer))  # type: ignore[arg-type]
     small = {} if variant == "exp" else {"width": 4}
     return methods.build("adt", {"variant": variant, **small, **knobs}, task)
 

@@ -12,12 +12,12 @@ import torch
 from taet import methods, models
 from taet.attacks import pgd
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.methods.base import Attack
 from taet.models import Classifier, Head
+from taet.settings import Outer, Threat
 
 THREAT = Threat(eps=0.1, step_size=0.05, steps=3, start="uniform")
 
@@ -110,7 +110,7 @@ def test_an_unknown_method_is_refused_with_the_nearest_match() -> None:
 
 def test_an_unknown_outer_loss_is_refused_with_the_nearest_match() -> None:
     with pytest.raises(UserError, match=r"did you mean 'balanced-softmax'\?"):
-        Outer("balance-softmax")
+        Outer(name="balance-softmax")
 
 
 def test_settings_of_another_method_are_refused() -> None:
@@ -134,7 +134,7 @@ def test_a_prior_moves_the_examples_and_label_weights_do_not() -> None:
 
 
 def test_ldam_brings_its_cosine_head() -> None:
-    task = Task((4, 2), (1, 8, 8), epochs=2, steps_per_epoch=1, outer=Outer("ldam", scale=12))
+    task = Task((4, 2), (1, 8, 8), epochs=2, steps_per_epoch=1, outer=Outer(name="ldam", scale=12))
     method = methods.build("at", None, task)
     assert method.task.head == Head("cosine", scale=12)
     logits, labels = torch.tensor([[3.0, -6.0]]), torch.tensor([1])

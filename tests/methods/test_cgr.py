@@ -11,18 +11,18 @@ import torch
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack, Seen
 from taet.methods.cgr import EDGE, class_betas, class_weights, next_score, rivals
+from taet.settings import Outer, Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 OFF = {"balanced": False, "weights": False, "margin": 0.0, "budget": False}
 
 
 def build(counts=(500, 200, 80, 20), epochs=110, watched=(), outer="cross-entropy", weighting="none", **knobs):
-    task = Task(counts, (1, 8, 8), epochs, 1, milestones=(epochs - 1,), outer=Outer(outer), weighting=weighting,
+    task = Task(counts, (1, 8, 8), epochs, 1, milestones=(epochs - 1,), outer=Outer(name=outer), weighting=weighting,
                 watched=watched)  # fmt: skip
     return methods.build("cgr", knobs, task)
 

@@ -10,11 +10,11 @@ import torch
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Attack
 from taet.methods.robust_lt import class_budgets
+from taet.settings import Threat
 from taet.training.step import training_step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import math
 import re
@@ -17,27 +16,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet import config, methods, registry
+from taet import methods, registry
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.methods import Method, Task, las_at
 from taet.methods.base import Adversarial, Attack, Loss, Seen, Step
 from taet.methods.wrapper import ClassBudgets
 from taet.models import Classifier
+from taet.settings import Outer, Threat, from_json, to_json
 from taet.training.step import training_step
 from taet.training.weight_perturbation import buffers_kept
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=2, start="uniform")
 OUTERS = {
-    "balanced-softmax": Outer("balanced-softmax"),
-    "logit-adjustment": Outer("logit-adjustment", tau=0.5),
-    "focal": Outer("focal"),
-    "focal-sigmoid": Outer("focal", focal_form="sigmoid"),
-    "class-balanced": Outer("class-balanced"),
-    "ldam": Outer("ldam"),
+    "balanced-softmax": Outer(name="balanced-softmax"),
+    "logit-adjustment": Outer(name="logit-adjustment", tau=0.5),
+    "focal": Outer(name="focal"),
+    "focal-sigmoid": Outer(name="focal", focal_form="sigmoid"),
+    "class-balanced": Outer(name="class-balanced"),
+    "ldam": Outer(name="ldam"),
     "drw": Outer(drw=True),
 }
 # Other values than a rule would find: an epoch more of the clean stage, part of a warm-up, a method that can be held.
@@ -135,12 +134,12 @@ def test_settings_are_its_config_or_a_mapping_or_nothing(name: str, task: MakeTa
     cls = methods.find(name)
     for settings in (None, {}, cls.Config()):
         assert methods.build(name, settings, task()).config == cls.Config()
-    assert config.from_json(cls.Config, config.to_json(cls.Config())) == cls.Config()
+    assert from_json(cls.Config, to_json(cls.Config())) == cls.Config()
 
 
 @every_method
 def test_an_unknown_knob_is_refused(name: str, task: MakeTask) -> None:
-    knobs = [field.name for field in dataclasses.fields(methods.find(name).Config)]
+    knobs = list(methods.find(name).Config.model_fields)
     with pytest.raises(UserError, match="unknown field of Config 'no_such_knob'"):
         methods.build(name, {"no_such_knob": 1}, task())
     for knob in (knob for knob in knobs if len(knob) > 1):  # to one letter nothing is near
@@ -160,11 +159,16 @@ def test_every_knob_is_documented(name: str) -> None:
                 assert documented, ast.unparse(field)
 
 
+def knobs(name: str) -> dict[str, Any]:
+    """The type of every option of a method, without its bounds."""
+    kind = methods.find(name).Config
+    return {knob: typing.get_type_hints(kind)[knob] for knob in kind.model_fields}
+
+
 @every_method
 def test_knobs_refuse_what_no_knob_can_be(name: str) -> None:
     kind = methods.find(name).Config
-    assert dataclasses.fields(kind) == () or kind.__dataclass_params__.frozen
-    for knob, hint in typing.get_type_hints(kind).items():
+    for knob, hint in knobs(name).items():
         nonsense: list[Any] = []
         if typing.get_origin(hint) is typing.Literal:
             nonsense = ["no-such-choice"]
@@ -216,7 +220,7 @@ def outcome(stages: list[Case], network: Network, batch: Batch, **changes: Any) 
         method = case._replace(knobs=case.knobs | changes).build()
         model = network(10, head=method.task.head)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        threat = dataclasses.replace(THREAT, bn_mode="train")
+        threat = THREAT.replace(bn_mode="train")
         loss = training_step(model, method, optimizer, batch, attack(threat=threat), autocast=False, number=9)
         values = {"total": loss.total, "logits": loss.logits, "offset": method.offset(), **loss.parts}
         values |= state(method) | {f"model {name}": parameter.grad for name, parameter in model.named_parameters()}
@@ -400,7 +404,7 @@ def test_examples_lie_in_the_ball_and_in_the_image_range(
 ) -> None:
     method = case.build()
     model = network(10, head=method.task.head)
-    x = perturb(method, model, batch, attack(threat=dataclasses.replace(THREAT, start=start))).x
+    x = perturb(method, model, batch, attack(threat=THREAT.replace(start=start))).x
     assert x.shape == batch.x.shape
     assert x.dtype == batch.x.dtype
     assert not x.requires_grad

@@ -13,11 +13,11 @@ import torch
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
 from taet.methods.dafa import class_weights
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
@@ -26,7 +26,7 @@ COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 
 
 def build(epochs=11, counts=COUNTS, outer="cross-entropy", **settings):
-    task = Task(counts, (1, 8, 8), epochs, 1, milestones=(epochs - 1,), outer=Outer(outer))
+    task = Task(counts, (1, 8, 8), epochs, 1, milestones=(epochs - 1,), outer=Outer(name=outer))
     return methods.build("dafa", settings, task)
 
 
@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_in_the_recorded_epoch_has_all_of_it(network, digits)
 
 def test_label_weights_follow_weights_by_outer_loss_and_leave_the_divergence(network, digits):
     method, plain = build(outer="class-balanced"), methods.build(
-        "trades", None, Task(COUNTS, (1, 8, 8), 11, 1, milestones=(10,), outer=Outer("class-balanced"))
+        "trades", None, Task(COUNTS, (1, 8, 8), 11, 1, milestones=(10,), outer=Outer(name="class-balanced"))
     )  # fmt: skip
     method.factor.copy_(torch.linspace(0.5, 1.5, 10))
     method.enter(9)

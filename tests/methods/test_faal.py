@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from taet import methods
-from taet.config import Outer
 from taet.errors import UserError
 from taet.losses.least_favourable import least_favourable
 from taet.methods import Task
 from taet.methods.base import Adversarial
+from taet.settings import Outer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 PROBLEMS = ("r0.0", "r0.01", "r0.1", "r0.5", "r2.0", "absent", "equal", "one_class", "tie")
@@ -21,7 +21,7 @@ PROBLEMS = ("r0.0", "r0.01", "r0.1", "r0.5", "r2.0", "absent", "equal", "one_cla
 
 def build(classes=3, epoch=9, outer="cross-entropy", milestones=(6, 8), **knobs):
     counts = tuple(range(classes + 1, 1, -1))
-    task = Task(counts, (1, 8, 8), 10, 1, milestones=milestones, outer=Outer(outer))
+    task = Task(counts, (1, 8, 8), 10, 1, milestones=milestones, outer=Outer(name=outer))
     method = methods.build("faal", knobs, task)
     method.enter(epoch)
     return method

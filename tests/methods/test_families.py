@@ -11,7 +11,6 @@ from torch import nn
 
 from taet import methods, registry
 from taet.attacks.noise import Source
-from taet.config import Threat
 from taet.data.loader import Batch
 from taet.methods import Task
 from taet.methods.base import Attack
@@ -21,6 +20,7 @@ from taet.models.preact_resnet import PreActBlock
 from taet.models.resnet import Bottleneck, ResidualLayout, residual_network
 from taet.models.vit import TransformerLayout, vision_transformer
 from taet.models.wide_resnet import wide_layout
+from taet.settings import Threat
 from taet.training.step import training_step
 
 METHODS = sorted(registry.entries("methods"))

@@ -10,11 +10,11 @@ import torch
 
 from taet.attacks.noise import Source
 from taet.attacks.weighting import generation_weighting
-from taet.config import Threat
 from taet.data.long_tail import long_tail_counts
 from taet.losses import hierarchical_equalization, tail_margin
 from taet.losses.equalization import expected_absent_classes
 from taet.methods.base import Attack
+from taet.settings import Threat
 
 COUNTS = torch.tensor([14.0, 12, 10, 9, 8, 7, 6, 5, 4, 3])
 PREDICTED = torch.tensor([40.0, 3, 9, 9, 1, 7, 1, 5, 3, 0])  # of a model that favours the head and never says nine

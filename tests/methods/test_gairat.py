@@ -11,18 +11,18 @@ import torch
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
 from taet.methods.gairat import importance, weighted_mean
+from taet.settings import Outer, Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "methods.json").read_text())
 FORMS = ("tanh", "sigmoid", "discrete")
 
 
 def build(epoch=9, milestones=(6, 8), outer="cross-entropy", counts=(100, 20, 5), **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=milestones, outer=Outer(outer))
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=milestones, outer=Outer(name=outer))
     method = methods.build("gairat", knobs, task)
     method.enter(epoch)
     return method

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from taet.attacks.noise import Source
-from taet.config import Threat, Training
 from taet.data.loader import Batch
 from taet.methods import Method
 from taet.methods.base import Attack, Loss
 from taet.models import Classifier
 from taet.models.view import make_view
+from taet.settings import Threat, Training
 from taet.training.graphs import WARM_UP, Graphs
 from taet.training.optimizer import build_optimizer, set_learning_rate
 from taet.training.step import training_step

@@ -15,13 +15,13 @@ from torch import Tensor
 from taet import methods
 from taet.attacks import pgd
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import balanced_softmax, cross_entropy, kl_divergence
 from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack
 from taet.models import Classifier, Head
+from taet.settings import Outer, Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "methods.json").read_text())
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
@@ -33,7 +33,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 def build(
     counts: tuple[int, ...] = COUNTS, outer: Any = "cross-entropy", weighting: str = "none", **knobs: Any
 ) -> Method:
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer), weighting=weighting)
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer), weighting=weighting)
     return methods.build("he", knobs, task)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat, Training
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import effective_number_weights, focal
@@ -27,6 +26,7 @@ from taet.methods.base import Adversarial, Attack, Loss, Step
 from taet.methods.las_at import PUBLISHED, draw, probe, reinforce
 from taet.models import Classifier
 from taet.models.view import make_view
+from taet.settings import Outer, Threat, Training
 from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step
 
@@ -46,7 +46,7 @@ def build(
     outer: Any = "cross-entropy",
     **knobs: Any,
 ) -> Method:
-    outer = outer if isinstance(outer, Outer) else Outer(outer)
+    outer = outer if isinstance(outer, Outer) else Outer(name=outer)
     task = Task(counts, shape, epochs=8, steps_per_epoch=4, milestones=(6, 7), outer=outer)
     return methods.build("las-at", {"variant": variant, "width": 2, **knobs}, task)
 
@@ -230,7 +230,7 @@ LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     "outer",
     ["cross-entropy", "balanced-softmax", "logit-adjustment", "class-balanced", "ldam", Outer(drw=True),
-     Outer("ldam", drw=True)],
+     Outer(name="ldam", drw=True)],
     ids=str,
 )  # fmt: skip
 def test_both_shares_of_the_target_go_through_the_outer_loss(outer: Any) -> None:

@@ -11,11 +11,11 @@ import torch
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.losses import balanced_softmax, boosted_cross_entropy
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
+from taet.settings import Outer, Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 CLEAN, ATTACKED = torch.zeros(4, 1), torch.ones(4, 1)  # stand for images
@@ -23,7 +23,7 @@ COUNTS = (100, 20, 5)
 
 
 def build(outer="cross-entropy", counts=COUNTS, **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(outer))
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(name=outer))
     return methods.build("mart", knobs, task)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import BNMode
 from taet.attacks.noise import Source
-from taet.config import Threat
 from taet.data.loader import Batch
 from taet.distributed import world_size
 from taet.losses import cross_entropy
@@ -30,6 +28,7 @@ from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
 from taet.models.heads import build_head
 from taet.models.sync_norm import synchronised
+from taet.settings import Threat
 from taet.training.feedback import FeedbackSums
 from taet.training.step import training_step
 
@@ -106,7 +105,7 @@ def trained(case: Case, share: slice, job: Job) -> Values:
     found: Values = {}
     for number, x in enumerate(images):
         batch = Batch(torch.arange(SAMPLES)[share], x[share], LABELS[share])
-        attack = Attack(replace(THREAT, bn_mode=job.bn_mode), Source(noise, share.start, SAMPLES))
+        attack = Attack(THREAT.replace(bn_mode=job.bn_mode), Source(noise, share.start, SAMPLES))
         with synchronised(model, method, wanted=job.synchronised):
             more = {"awp": job.awp, "number": number, "own_statistics": not job.synchronised}
             loss = training_step(model, method, optimizer, batch, attack, autocast=False, **more)

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch.nn import functional
 
-from taet import config, methods, protocols
+from taet import methods, protocols
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.losses import balanced_softmax, focal, rebalancing_weights, tail_margin
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
+from taet.settings import Outer, Threat, override
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 
 
 def build(outer="cross-entropy", counts=COUNTS, weighting="none", **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer), weighting=weighting)
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer), weighting=weighting)
     return methods.build("reat", knobs, task)
 
 
@@ -177,7 +177,7 @@ def test_nonsense_is_refused_in_one_line(knob, value, message):
 
 
 def test_its_published_settings_are_those_of_the_protocol_that_it_gave():
-    run, protocol = config.override(protocols.taet("reat"), methods.find("reat").official), protocols.reat("reat")
+    run, protocol = override(protocols.taet("reat"), methods.find("reat").official), protocols.reat("reat")
     assert run.threat == protocol.threat
     assert run.model == protocol.model
-    assert replace(run.training, selection=protocol.training.selection) == protocol.training
+    assert run.training.replace(selection=protocol.training.selection) == protocol.training

@@ -9,7 +9,7 @@ import pytest
 
 from taet import registry
 from taet.cli import main
-from taet.config import Run
+from taet.settings import Run
 from taet.training import train
 
 SHORT = {"training.epochs": 2, "data.max_count": 10, "data.test_max_count": 4, "data.validation": 0.2}

@@ -16,12 +16,12 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from taet.attacks.ball import frozen
-from taet.config import Threat
 from taet.distributed import global_mean
 from taet.losses import cross_entropy
 from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
+from taet.settings import Threat
 from taet.training.weight_perturbation import perturbed_weights
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=1, start="uniform")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import balanced_softmax
@@ -22,13 +21,14 @@ from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack
 from taet.models import Classifier, Head
 from taet.models.heads import build_head
+from taet.settings import Outer, Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "methods.json").read_text())
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 
 
 def build(counts: tuple[int, ...] = COUNTS, outer: Any = "cross-entropy", **knobs: Any) -> Method:
-    return methods.build("robal", knobs, Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer)))
+    return methods.build("robal", knobs, Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer)))
 
 
 def counts_of(inputs: dict[str, Any]) -> tuple[int, ...]:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Attack, Step
 from taet.methods.robust_lt import class_budgets
 from taet.methods.wrapper import base_settings
 from taet.models import Head
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
@@ -25,7 +25,7 @@ CIFAR10_LT = torch.tensor([5000.0, 3237, 2096, 1357, 878, 568, 368, 238, 154, 10
 
 
 def task(outer="cross-entropy", weighting="none", epochs=10):
-    return Task(COUNTS, (1, 8, 8), epochs, 1, milestones=(6, 8), outer=Outer(outer), weighting=weighting)
+    return Task(COUNTS, (1, 8, 8), epochs, 1, milestones=(6, 8), outer=Outer(name=outer), weighting=weighting)
 
 
 def build(base, *knobs, outer="cross-entropy", weighting="none", **settings):

@@ -13,11 +13,11 @@ import torch
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Threat
 from taet.losses.consistency import js_divergence
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack, Step
 from taet.methods.liet import INTERVAL
+from taet.settings import Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 

@@ -7,18 +7,18 @@ import torch
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.losses import balanced_softmax, cross_entropy
 from taet.methods import Task
 from taet.methods.base import Attack
+from taet.settings import Outer, Threat
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 
 
 def task(outer="cross-entropy", weighting="none"):
     return Task(
-        COUNTS, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(outer), weighting=weighting
+        COUNTS, (1, 8, 8), epochs=10, steps_per_epoch=1, milestones=(6,), outer=Outer(name=outer), weighting=weighting
     )
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from taet import methods
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import balanced_softmax, cross_entropy, hierarchical_equalization
 from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
+from taet.settings import Outer, Threat
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
@@ -28,7 +28,7 @@ Network = Callable[..., Classifier]
 
 
 def build(name: str, epoch: int = ADVERSARIAL, outer: Any = "cross-entropy", epochs: int = 10, **knobs: Any) -> Method:
-    task = Task(class_counts=COUNTS, image_shape=(1, 8, 8), epochs=epochs, steps_per_epoch=1, outer=Outer(outer))
+    task = Task(class_counts=COUNTS, image_shape=(1, 8, 8), epochs=epochs, steps_per_epoch=1, outer=Outer(name=outer))
     method = methods.build(name, knobs, task)
     method.enter(epoch)
     return method

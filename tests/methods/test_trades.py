@@ -14,18 +14,18 @@ from taet import methods
 from taet.attacks import pgd
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.losses import balanced_softmax, kl_divergence
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
+from taet.settings import Outer, Threat
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 CLEAN, ATTACKED = torch.zeros(4, 1), torch.ones(4, 1)  # stand for images
 
 
 def build(outer="cross-entropy", counts=(100, 20, 5), weighting="none", **knobs):
-    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(outer), weighting=weighting)
+    task = Task(counts, (1, 8, 8), epochs=10, steps_per_epoch=1, outer=Outer(name=outer), weighting=weighting)
     return methods.build("trades", knobs, task)
 
 

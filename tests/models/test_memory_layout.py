@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 import taet
-from taet import config, methods, protocols
+from taet import methods, protocols
 from taet.models import memory_layout
+from taet.settings import override
 
 IMITATED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
 REPEATS = 20  # more than enough: the first steps without the guard end the process
@@ -63,7 +64,7 @@ def train_own_network() -> None:
     torch.manual_seed(0)
     pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     network = nn.Sequential(nn.Upsample(scale_factor=8), nn.Conv2d(1, 4, 3, padding=1), layer(), *pooling)
-    run = config.override(protocols.taet("at"), TINY)
+    run = override(protocols.taet("at"), TINY)
     (note,) = taet.train(run, model=network).model.notes
     assert "oneDNN issue 6035" in note
     assert note.endswith(": network.2")
@@ -72,7 +73,7 @@ def train_own_network() -> None:
 def train_strategy() -> None:
     """The network of LAS-AT belongs to the method and takes the model's images."""
     changes = {"model.name": "resnet8", "settings": methods.find("las-at").Config(width=2, interval=1)}
-    run = config.override(protocols.taet("las-at"), TINY | changes)
+    run = override(protocols.taet("las-at"), TINY | changes)
     (note,) = taet.train(run).model.notes
     assert "strategy.body" in note
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import config
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.report import measured, read, series
 from taet.report.measured import Measured
+from taet.settings import Run, override, to_json
 
 METHODS = {"at": 0.45, "at-bsl": 0.55, "taet": 0.6}
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -118,11 +117,11 @@ def write_run(
     """Write a run folder with the files that training and evaluation write."""
     (path / "artifacts").mkdir(parents=True)
     train, test, skill = counts(len(names), 140, 10), counts(len(names), 90, 10), METHODS.get(method, 0.5)
-    run = config.override(config.Run(method=method, seed=seed), {"training.selection": selection})
+    run = override(Run(method=method, seed=seed), {"training.selection": selection})
     stages = [{"stage": "clean", "from_epoch": 1}, {"stage": "adversarial", "from_epoch": 6}]
     record = {
         "schema": 1,
-        "run": config.to_json(run),
+        "run": to_json(run),
         "method_title": f"{method} in words",
         "reference": "Authors, Venue, arXiv:0000.00000",
         "deviations": list(deviations),
@@ -155,10 +154,10 @@ def write_run(
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     drawn = save_examples(path / "artifacts" / "examples.npz", len(names), channels) if examples else None
     if evaluated:
-        trained = {"config": json.loads(json.dumps(config.to_json(run)))}
+        trained = {"config": json.loads(json.dumps(to_json(run)))}
         card = build_card(method, skill, names, train, test, seed, examples_sha256=drawn, run=trained)
         model = {**card.model, "selection": selection, "leak": selection == "best-test"}
-        dataclasses.replace(card, model=model).save(path / "evaluation.json")
+        card.changed(model=model).save(path / "evaluation.json")
     return path
 
 

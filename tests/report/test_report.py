@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -20,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import config, methods, metrics, report
+from taet import methods, report, statistics
 from taet.cli.report import runs_in
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.report import figures, measured, provenance, read, sentences, series, tables
+from taet.settings import Run, override, to_json
 from taet.training.folder import RunFolder
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
@@ -119,7 +118,7 @@ def test_a_picture_has_a_pixel_for_every_pair_of_classes_or_is_not_drawn(
 ) -> None:
     words = "more classes than a picture can show"
     assert words not in page.text
-    monkeypatch.setattr(metrics, "PAIRED_CLASSES", 9)
+    monkeypatch.setattr(statistics, "PAIRED_CLASSES", 9)
     other = Page(report.write(runs[:1], tmp_path / "report.html"))
     assert words in other.text
     assert "confusion matrix, per cent" in page.source
@@ -158,7 +157,7 @@ def test_of_many_classes_the_most_frequent_mistakes_are_listed(
     assert "Clean: the most frequent mistakes" in found.text
     card = ResultCard.load(runs[0] / "evaluation.json")
     (clean,) = [column for column in card.columns if column.name == "clean"]
-    counts = metrics.confusion_matrix(card.labels, clean.predictions, card.num_classes)
+    counts = statistics.confusion_matrix(card.labels, clean.predictions, card.num_classes)
     totals, names = counts.sum(1), card.data["class_names"]
     np.fill_diagonal(counts, 0)
     listed = next(rows for rows in found.tables if rows[0][1][1] == "Predicted")[1:]
@@ -253,7 +252,7 @@ def test_one_run_has_no_best(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_a_card_of_a_version_with_fewer_settings_is_a_seed_of_the_same_row(make_card: Callable[..., Any]) -> None:
-    new = json.loads(json.dumps(config.to_json(Run(settings=methods.find("at").Config()))))
+    new = json.loads(json.dumps(to_json(Run(settings=methods.find("at").Config()))))
     old = {**new, "outer": {name: value for name, value in new["outer"].items() if name != "label_smoothing"}}
     other = {**new, "outer": {**new["outer"], "label_smoothing": 0.1}}
     cards = [make_card("at", seed, run={"config": stored}) for seed, stored in enumerate((new, old, other))]
@@ -266,8 +265,8 @@ def test_a_card_of_a_version_with_fewer_settings_is_a_seed_of_the_same_row(make_
 def test_own_images_of_a_version_without_mirror_were_mirrored_and_are_another_row(
     make_card: Callable[..., Any],
 ) -> None:
-    run = config.override(Run(settings=methods.find("at").Config()), {"data.name": "folder:x"})
-    new = json.loads(json.dumps(config.to_json(run)))
+    run = override(Run(settings=methods.find("at").Config()), {"data.name": "folder:x"})
+    new = json.loads(json.dumps(to_json(run)))
     old = {**new, "data": {name: value for name, value in new["data"].items() if name != "mirror"}}
     cards = [make_card("at", seed, run={"config": stored}) for seed, stored in enumerate((new, old))]
     runs = [read.ReportedRun(Path(str(card.seed)), None, (), card, None, read.data_of_card(card)) for card in cards]
@@ -320,7 +319,7 @@ def test_runs_of_other_settings_are_named_by_them(make_run: MakeRun, tmp_path: P
         record["run"]["training"]["threads"] = 7  # of the machine: no setting of its own
         (path / "run.json").write_text(json.dumps(record))
         card = ResultCard.load(path)
-        dataclasses.replace(card, run={"config": record["run"]}).save(path / "evaluation.json")
+        card.changed(run={"config": record["run"]}).save(path / "evaluation.json")
     page = Page(report.write(runs, tmp_path / "report.html"))
     assert {row[0][1] for row in page.tables[0][1:]} == {"at (outer cross-entropy)", "at (outer balanced-softmax)"}
 
@@ -392,7 +391,7 @@ def test_the_last_epoch_of_a_run_that_chose_another_on_the_test_set_is_no_leak(
     """Its card, made with `--weights model-last`, with the epochs beside it."""
     run = make_run(tmp_path / "at", selection="best-test")
     card = ResultCard.load(run)
-    last = dataclasses.replace(card, model={**card.model, "selection": "last", "leak": False})
+    last = card.changed(model={**card.model, "selection": "last", "leak": False})
     last.save(tmp_path / "last.json")
     read.write_rows(tmp_path / "last.json", RunFolder(run).rows, card.model["weights_sha256"])
     page = Page(report.write([tmp_path / "last.json"], tmp_path / "report.html"))
@@ -490,10 +489,10 @@ def test_a_card_of_another_run_is_not_shown_under_this_runs_name(make_run: MakeR
         return str(error.value)
 
     assert "belongs to another run than" in refused(ResultCard.load(other))
-    assert "belongs to another run than" in refused(dataclasses.replace(card, run={}))
-    moved = dataclasses.replace(card, data={**card.data, "test_sha256": "0" * 64})
+    assert "belongs to another run than" in refused(card.changed(run={}))
+    moved = card.changed(data={**card.data, "test_sha256": "0" * 64})
     assert "was made with other test images than the run" in refused(moved)
-    renamed = dataclasses.replace(card, data={**card.data, "class_names": [*card.class_names[1:], "zero"]})
+    renamed = card.changed(data={**card.data, "class_names": [*card.class_names[1:], "zero"]})
     assert "was made with other test images than the run" in refused(renamed)
     (mine / "model.safetensors").write_bytes(b"other weights")
     assert "model.safetensors" in refused(card)
@@ -600,10 +599,9 @@ def test_a_class_without_test_images_is_told_at_the_top(make_run: MakeRun, tmp_p
     every = Page(report.write([folder], tmp_path / "r.html"))
     kept = card.labels != 9
     columns = [
-        dataclasses.replace(one, correct=one.correct[kept], predictions=one.predictions[kept], parts={})
-        for one in card.columns
+        one.changed(correct=one.correct[kept], predictions=one.predictions[kept], parts={}) for one in card.columns
     ]
-    dataclasses.replace(card, labels=card.labels[kept], columns=tuple(columns)).save(folder / "evaluation.json")
+    card.changed(labels=card.labels[kept], columns=tuple(columns)).save(folder / "evaluation.json")
     some = Page(report.write([folder], tmp_path / "r.html"))
     assert "balanced numbers are over 9 of 10 classes" in some.text
     assert "balanced numbers are over" not in every.text

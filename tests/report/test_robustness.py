@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import metrics, report
+from taet import report, statistics
 from taet.evaluation import transfer
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
@@ -52,7 +52,7 @@ def rich(card: ResultCard) -> ResultCard:
     source = {"name": other, "weights_sha256": WEIGHTS[other]}
     ball = {"norm": "l2", "eps": 1.0}
     more = (
-        dataclasses.replace(far, distances=distances),
+        far.changed(distances=distances),
         column(card, "pgd-l2-20", 0.4, **ball),
         *(column(card, f"pgd-{n}", 0.9 - n / 200, parameters={"steps": n}, curve="steps") for n in (1, 5, 50)),
         *(column(card, f"pgd-20:eps={k}/255", 1 - k / 80, eps=k / 255, curve="eps") for k in (2, 64)),
@@ -64,8 +64,8 @@ def rich(card: ResultCard) -> ResultCard:
         ),
         column(card, f"pgd-20@{other}", 0.8, parameters={"steps": 20, "source": source}),
     )
-    columns = (dataclasses.replace(card.columns[0], roc_auc=auc), *card.columns[1:], *more)
-    return dataclasses.replace(card, columns=columns, model=card.model | {"weights_sha256": WEIGHTS[card.method]})
+    columns = (card.columns[0].changed(roc_auc=auc), *card.columns[1:], *more)
+    return card.changed(columns=columns, model=card.model | {"weights_sha256": WEIGHTS[card.method]})
 
 
 @pytest.fixture(scope="module")
@@ -143,18 +143,18 @@ def test_the_worst_case_is_exact_and_lower_than_each_attack(runs: list[Measured]
         expected = [all(c.correct[i] for c in (card.columns[0], *inside)) for i in range(len(card.labels))]
         found = run.columns[worst][0][1].correct
         assert found.tolist() == expected
-        counts = metrics.class_counts(expected, card.labels, card.num_classes)
-        assert run.balanced(worst) == metrics.balanced_accuracy(*counts)
+        counts = statistics.class_counts(expected, card.labels, card.num_classes)
+        assert run.balanced(worst) == statistics.balanced_accuracy(*counts)
 
 
 def test_one_attack_has_no_worst_case_and_a_stored_one_is_kept(card: ResultCard, measure: Measure) -> None:
     attacked = card.columns[1]
-    alone = measure(dataclasses.replace(card, columns=card.columns[:2]))
+    alone = measure(card.changed(columns=card.columns[:2]))
     assert [attack.name for attack in alone.summaries] == ["clean", attacked.name]
-    stored = dataclasses.replace(
-        attacked, name="worst-case", parameters={"attacks": [{"name": "fgsm"}]}, parts={"fgsm": attacked.correct}
+    stored = attacked.changed(
+        name="worst-case", parameters={"attacks": [{"name": "fgsm"}]}, parts={"fgsm": attacked.correct}
     )
-    only = measure(dataclasses.replace(card, columns=(card.columns[0], stored)))
+    only = measure(card.changed(columns=(card.columns[0], stored)))
     assert [attack.name for attack in only.summaries] == ["clean", "worst-case"]
     strongest = measured.strongest([only])
     assert strongest is not None
@@ -163,14 +163,14 @@ def test_one_attack_has_no_worst_case_and_a_stored_one_is_kept(card: ResultCard,
     clean = card.columns[0].correct
     expected = [clean.sum(), (clean & ~attacked.correct).sum(), (clean & attacked.correct).sum()]
     assert [fact.text for fact in parts.rows[0][1]] == [str(count) for count in expected]
-    both = measure(dataclasses.replace(card, columns=(*card.columns[:2], stored, card.columns[2])))
+    both = measure(card.changed(columns=(*card.columns[:2], stored, card.columns[2])))
     assert [attack.name for attack in both.summaries] == ["clean", "fgsm", "pgd-20", "worst-case"]
     assert measured.heads([*both.summaries])[-1].detail == "L∞, ε 8/255; 2 attacks"
 
 
 def test_strongest_is_autoattack_in_the_ball_of_the_card(card: ResultCard, measure: Measure) -> None:
     def strongest(*columns: Column) -> str:
-        found = measured.strongest([measure(dataclasses.replace(card, columns=columns))])
+        found = measured.strongest([measure(card.changed(columns=columns))])
         return found.name if found else ""
 
     clean, fgsm, pgd = card.columns[:3]
@@ -259,9 +259,9 @@ def test_a_curve_that_does_not_reach_nothing_is_told(rich_runs: list[Path], tmp_
     card = ResultCard.load(rich_runs[0] / "evaluation.json")
     stuck = column(card, "pgd-20:eps=1", 0.5, eps=1.0, curve="eps")
     columns = tuple(stuck if c.name == stuck.name else c for c in card.columns)
-    dataclasses.replace(card, columns=columns).save(tmp_path / "evaluation.json")
+    card.changed(columns=columns).save(tmp_path / "evaluation.json")
     text = words(report.write([tmp_path], tmp_path / "report.html").read_text())
-    value = dataclasses.replace(card, columns=columns).summary(stuck.name).balanced
+    value = card.changed(columns=columns).summary(stuck.name).balanced
     assert f"at ({100 * value:.1f} %) does not, so this attack is too weak" in text
 
 
@@ -317,16 +317,16 @@ def test_marks_and_sentence_follow_the_pairs(make_run: MakeRun, tmp_path: Path) 
     lost = correct[np.linspace(0, len(correct) - 1, 12).astype(int)]
     predictions = suite.predictions.copy()
     predictions[lost] = (strong.labels[lost] + 1) % 10
-    weaker = dataclasses.replace(suite, correct=predictions == strong.labels, predictions=predictions, parts={})
+    weaker = suite.changed(correct=predictions == strong.labels, predictions=predictions, parts={})
     columns = tuple(weaker if c.name == "autoattack" else c for c in strong.columns)
-    dataclasses.replace(own, labels=strong.labels, columns=columns).save(folders[0] / "evaluation.json")
+    own.changed(labels=strong.labels, columns=columns).save(folders[0] / "evaluation.json")
     comparison = compare(folders)
     place = [head.text for head in comparison.headline.heads].index("autoattack")
     cells = [cells[place] for _, cells in comparison.headline.rows]
     assert cells[1].high > cells[0].low  # so that intervals alone would not decide
     assert [(cell.mark, cell.tied) for cell in cells] == [("best", False), ("second", False)]
     assert comparison.result.endswith("compared image by image, its lead is more than chance.")
-    dataclasses.replace(strong, run=own.run).save(folders[0] / "evaluation.json")
+    strong.changed(run=own.run).save(folders[0] / "evaluation.json")
     assert "undecided" not in compare(folders).result
     assert compare(folders).result.startswith("Under autoattack, at and taet share")
 
@@ -406,7 +406,7 @@ def test_flags_of_one_name_are_together(make_run: MakeRun, tmp_path: Path) -> No
     for folder in folders:
         card = ResultCard.load(folder / "evaluation.json")
         flags = ({"flag": "masked", "text": texts[folder.name]},)
-        dataclasses.replace(card, flags=flags).save(folder / "evaluation.json")
+        card.changed(flags=flags).save(folder / "evaluation.json")
     ((name, raised),) = compare(folders).flags.items()
     assert name == "masked"
     assert {text: set(rows) for text, rows in raised.items()} == {"The same.": {"at", "at-bsl"}, "Another.": {"taet"}}
@@ -419,7 +419,7 @@ def card_alone(folder: Path, card: ResultCard, name: str, **data: Any) -> Path:
     folder.mkdir()
     model = card.model | {"name": name, "selection": None, "epoch": None}
     about: dict[str, Any] = {"method": name, "title": name, "protocol": "", "seed": None, "run": {}, "model": model}
-    dataclasses.replace(card, **about, data=card.data | data).save(folder / "evaluation.json")
+    card.changed(**about, data=card.data | data).save(folder / "evaluation.json")
     return folder
 
 
@@ -463,7 +463,7 @@ def test_the_card_of_a_run_keeps_its_method_and_seed(make_run: MakeRun, tmp_path
         config = json.loads((run / "run.json").read_text())["run"]
         (tmp_path / f"s{seed}").mkdir()
         told = {"config": config, "deviations": ["its own eps"]}
-        dataclasses.replace(card, run=told).save(tmp_path / f"s{seed}" / "evaluation.json")
+        card.changed(run=told).save(tmp_path / f"s{seed}" / "evaluation.json")
         folders.append(tmp_path / f"s{seed}")
     (one,) = series.grouped([read.read(path) for path in folders], [None, None])
     assert (one.label, [run.seed for run in one.runs]) == ("taet", [0, 1])

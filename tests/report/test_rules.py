@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import config, methods, report
-from taet.config import Run
+from taet import methods, report
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.report import measured, read, rules, series
 from taet.report.rules import RuleTable
+from taet.settings import Run, override, to_json
 
 MakeCard = Callable[..., ResultCard]
 Row = tuple[str, dict[str, Any], Sequence[int]]
@@ -31,11 +30,11 @@ def ruled(base: str, rule: str = "counts", seeds: Sequence[int] = (0, 1, 2), **m
 def card_of(make: MakeCard, row: Row, seed: int, **settings: Any) -> ResultCard:
     method, own, _ = row
     run = Run(method=method, seed=seed, settings=methods.find(method).Config(**own))
-    stored = json.loads(json.dumps(config.to_json(config.override(run, settings))))
+    stored = json.loads(json.dumps(to_json(override(run, settings))))
     card = make(method, seed, run={"config": stored})
     # The seed of the draw is that of the rule as well, so that rules differ.
     other = make("-".join([method, *map(str, own.values())]), seed)
-    return dataclasses.replace(card, columns=other.columns)
+    return card.changed(columns=other.columns)
 
 
 def table_of(cards: Iterable[ResultCard]) -> RuleTable | None:
@@ -93,10 +92,10 @@ def test_without_a_rule_or_without_its_base_there_is_no_table(make_card: MakeCar
     # A model from elsewhere, and a method that is not installed.
     other = card_of(make_card, PLAIN, 0)
     strange = {"config": {**other.run["config"], "method": "not-installed"}}
-    assert table_of([dataclasses.replace(other, run={}), dataclasses.replace(other, run=strange)]) is None
+    assert table_of([other.changed(run={}), other.changed(run=strange)]) is None
     away = card_of(make_card, ruled("at"), 0)
     own = {**away.run["config"]["settings"], "base": "not-installed"}
-    assert table_of([other, dataclasses.replace(away, run={"config": {**away.run["config"], "settings": own}})]) is None
+    assert table_of([other, away.changed(run={"config": {**away.run["config"], "settings": own}})]) is None
 
 
 def test_a_column_without_a_common_seed_has_only_dashes(make_card: MakeCard) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -99,8 +98,8 @@ def test_missing_and_empty_cells_are_never_marked() -> None:
 
 def test_columns_are_one_attack_whatever_the_seed_but_not_the_radius(card: ResultCard) -> None:
     def key(**changes: object) -> measured.AttackKey:
-        column = dataclasses.replace(card.column("pgd-20"), parameters={"seed": 0, "steps": 20})
-        return measured.key(dataclasses.replace(column, **changes))
+        column = card.column("pgd-20").changed(parameters={"seed": 0, "steps": 20})
+        return measured.key(column.changed(**changes))
 
     same = key(parameters={"seed": 7, "steps": 20})
     assert same == key()
@@ -117,10 +116,10 @@ def of_balanced_images(card: ResultCard) -> ResultCard:
     count = np.bincount(card.labels).min()
     kept = np.concatenate([np.flatnonzero(card.labels == c)[:count] for c in np.unique(card.labels)])
     columns = tuple(
-        dataclasses.replace(column, correct=column.correct[kept], predictions=column.predictions[kept], parts={})
+        column.changed(correct=column.correct[kept], predictions=column.predictions[kept], parts={})
         for column in card.columns
     )
-    return dataclasses.replace(card, labels=card.labels[kept], columns=columns)
+    return card.changed(labels=card.labels[kept], columns=columns)
 
 
 def test_plain_accuracy_is_left_out_where_the_test_set_is_balanced(

@@ -17,7 +17,6 @@ import pytest
 import taet
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.paired import Difference, difference
 from taet.files import seal
 from taet.reproduce import Store, claims, items, render, scales, site, verdicts
 from taet.reproduce.cell_store import thinned
@@ -27,6 +26,7 @@ from taet.reproduce.leaderboard import BoardKind, Contender, Standings
 from taet.reproduce.manifest import Item, PaperColumn, row_from
 from taet.reproduce.session import Session, overview, state_of
 from taet.reproduce.text_table import FORMS, TextTable, rendered
+from taet.statistics import Difference, difference
 
 Fill = Callable[[Item], Store]
 QUICK = ["taet/figure1", "taet/figure2", "reat/figure3"]

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from taet.config import Run, Training
 from taet.errors import UserError
+from taet.settings import Run, Training
 from taet.training import resume, train
 from taet.training import step as steps
 from taet.training.averaging import WeightAverage, ema_decay

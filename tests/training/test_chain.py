@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 import taet
 from taet import report
 from taet.cli import main
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.verification import FileFinding, verify
 from taet.files import seal
 from taet.report.read import read as read_report
+from taet.settings import Run
 from taet.training import resume, train
 from taet.training.finished import load_model
 from taet.training.folder import RunFolder

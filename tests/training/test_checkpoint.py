@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from taet import models
-from taet.config import Run, to_json
 from taet.errors import UserError
 from taet.methods.taet import Taet
+from taet.settings import Run, to_json
 from taet.training import TrainingResult, resume, train
 from taet.training.checkpoint import load_weights, save_checkpoint, save_weights, weights_digest
 from taet.training.finished import load_run

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from taet.config import Run
+from taet.settings import Run
 from taet.training import train
 from taet.training.collapse import FLAGS, first_loss, training_flags
 from taet.training.record import Epoch

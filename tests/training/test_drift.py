@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from taet.config import Run, override
 from taet.data import Dataset, Split
+from taet.settings import Run, override
 from taet.training import resume, train
 from taet.training.drift import Drift
 from taet.training.folder import RunFolder

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from taet.config import Run
 from taet.errors import UserError
+from taet.settings import Run
 from taet.training import step as steps
 from taet.training import train
 from taet.training.trainer import Trainer

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from taet.evaluation.schema import ExtraAbout
 from torch import nn
 
-from taet import config, evaluate, methods, report
+from taet import evaluate, methods, report
 from taet.cli import main
-from taet.config import Outer, Run
 from taet.data import load
 from taet.data.dataset import Split
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.evaluation.schema import ExtraAbout
 from taet.losses.long_tail import log_prior, rebalancing_weights
 from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
 from taet.methods.robust_lt import class_budgets
+from taet.settings import Outer, Run, from_json, to_json
 from taet.shapes import check_shape
 from taet.training import resume, train
 from taet.training import step as steps
@@ -46,9 +46,9 @@ def built(method: str, settings: dict[str, Any] | None = None, **more: Any) -> m
 
 def test_losses_that_undo_the_prior_are_told_that_of_the_batches() -> None:
     told = torch.tensor(EXPOSURE)
-    for name, more in (("at-bsl", {}), ("reat", {}), ("cgr", {}), ("at", {"outer": Outer("balanced-softmax")})):
+    for name, more in (("at-bsl", {}), ("reat", {}), ("cgr", {}), ("at", {"outer": Outer(name="balanced-softmax")})):
         assert torch.equal(built(name, **more).outer.shift.float(), told.log())
-    adjusted = built("at", outer=Outer("logit-adjustment", tau=2.0)).outer.shift
+    adjusted = built("at", outer=Outer(name="logit-adjustment", tau=2.0)).outer.shift
     assert torch.allclose(adjusted, 2 * log_prior(told.double()))
     robal = built("robal")
     assert torch.allclose(robal.offset(), robal.constants.tau_p * log_prior(told))  # type: ignore[attr-defined]
@@ -58,10 +58,10 @@ def test_weights_and_budgets_are_those_of_what_is_shown_and_margins_those_of_ima
     told = torch.tensor(EXPOSURE)
     assert torch.equal(built("reat").weights, rebalancing_weights(told, told))  # type: ignore[arg-type]
     assert torch.equal(built("robust-lt").rule.budgets, class_budgets(told, 0.3))  # type: ignore[union-attr]
-    balanced = built("at", outer=Outer("class-balanced", beta=0.99)).outer
-    assert torch.allclose(balanced.balanced, built("at", outer=Outer("class-balanced", beta=0.99)).outer.balanced)
+    balanced = built("at", outer=Outer(name="class-balanced", beta=0.99)).outer
+    assert torch.allclose(balanced.balanced, built("at", outer=Outer(name="class-balanced", beta=0.99)).outer.balanced)
     assert balanced.balanced[1] == balanced.balanced[2] > balanced.balanced[0]
-    assert built("at", outer=Outer("ldam")).outer.margins.unique().numel() == 1  # 60 images of each class
+    assert built("at", outer=Outer(name="ldam")).outer.margins.unique().numel() == 1  # 60 images of each class
 
 
 def test_groups_of_classes_stay_those_of_the_real_images() -> None:
@@ -243,9 +243,9 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 def test_a_record_of_an_older_version_has_no_extra_images(tiny: Callable[..., Run]) -> None:
-    values = config.to_json(tiny("at"))
+    values = to_json(tiny("at"))
     values["data"] = {name: value for name, value in values["data"].items() if not name.startswith("extra")}
-    assert config.from_json(Run, json.loads(json.dumps(values)) | {"settings": None}).data == tiny("at").data
+    assert from_json(Run, json.loads(json.dumps(values)) | {"settings": None}).data == tiny("at").data
 
 
 def test_the_sentence_says_labels_filter_and_what_was_left_out_as_far_as_recorded() -> None:

@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 import taet
 from taet import report
 from taet.cli import main
-from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.verification import verify
 from taet.experiments import compare, merge
 from taet.files import is_leftover
+from taet.settings import Run
 from taet.training import resume, train
 
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from taet import methods, registry
-from taet.config import Run, override
 from taet.data import DataFacts, Dataset, Split, load
 from taet.errors import UserError
 from taet.methods.base import Seen
+from taet.settings import Run, override
 from taet.training import TrainingResult, resume, train
 from taet.training.curve import TrainingCurve
 from taet.training.feedback import FeedbackSums

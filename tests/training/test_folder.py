@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from taet.config import Run
 from taet.errors import UserError
 from taet.files import seal
+from taet.settings import Run
 from taet.training import TrainingResult, train
 from taet.training.folder import RunFolder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import multiprocessing
 import threading
@@ -15,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from taet.data.image_store import Stored, gather
 
-from taet.config import Training
 from taet.data import Split
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
-from taet.data.image_store import Stored, gather
 from taet.data.loader import Batch, Loader, class_balanced, fits
 from taet.data.policies import PolicyBatch, apply
 from taet.randomness import generator
+from taet.settings import Training
 
 
 def split(count: int, side: int = 8, channels: int = 3) -> Split:
@@ -32,7 +31,7 @@ def split(count: int, side: int = 8, channels: int = 3) -> Split:
 
 
 def loader(count: int = 20, *, given: Split | None = None, **changes: Any) -> Loader:
-    fields = {field.name for field in dataclasses.fields(Training)}
+    fields = {*Training.model_fields}
     training = {"batch_size": 6, "channels_last": False} | {name: changes[name] for name in fields & {*changes}}
     rest = {"seed": 3, "mirror": True} | {name: changes[name] for name in {*changes} - fields}
     return Loader(given or split(count), Training(**training), device=torch.device("cpu"), **rest)

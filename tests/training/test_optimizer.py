@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from taet import models, protocols
-from taet.config import Run, Training, override
 from taet.errors import UserError
 from taet.models import CosineHead, Head
+from taet.settings import Run, Training, override
 from taet.training import step as steps
 from taet.training import train
 from taet.training.optimizer import build_optimizer

@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from taet import config
-from taet.config import Run
 from taet.errors import UserError
+from taet.settings import Run, override, to_json
 from taet.training import resume, train
 from taet.training.checkpoint import weights_digest
 from taet.training.record import run_from_json
@@ -100,7 +99,7 @@ def work(number: int, folder: Path) -> None:
                 found["mistakes"] = []
                 for changes, out in (({}, "2"), ({"training.batch_size": 1}, "new"), ({"data.name": "no"}, "new")):
                     with pytest.raises(UserError) as caught:
-                        train(config.override(run, changes), out=folder / name / out)
+                        train(override(run, changes), out=folder / name / out)
                     found["mistakes"].append(str(caught.value).replace(str(folder), ""))
         with group(folder, number, MOST):
             for name in runs:
@@ -125,7 +124,7 @@ def folder(
     items = (item for item in request.session.items if item.path == request.path and hasattr(item, "callspec"))
     chosen = {item.callspec.params["name"] for item in items}
     runs = {
-        name: config.to_json(tiny(method, SHARED | changes))
+        name: to_json(tiny(method, SHARED | changes))
         for name, (method, changes) in RUNS.items()
         if name in chosen or not chosen
     }

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from taet import config, models, protocols
-from taet.config import Run
+from taet import models, protocols
 from taet.data import DataFacts, facts
 from taet.errors import UserError
 from taet.models import Head
+from taet.settings import Run, override
 from taet.training.resolve import check_model, resolve
 
 LONG_TAIL = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80, "test": 30})
@@ -53,7 +53,7 @@ def test_a_validation_split_is_required_only_where_the_splits_are_known(tiny: Ca
     with pytest.raises(UserError, match=r"add Dataset\.from_arrays"):
         resolve(run, LONG_TAIL, arrays=True)
     assert resolve(run, None).split == "test"  # the source may have a validation split of its own
-    assert resolve(config.override(run, {"data.validation": 0.1}), None).split == "validation"
+    assert resolve(override(run, {"data.validation": 0.1}), None).split == "validation"
 
 
 def test_more_processes_than_images_in_a_batch_are_refused(tiny: Callable[..., Run]) -> None:
@@ -73,14 +73,14 @@ def test_a_network_is_checked_once_and_without_values(
     monkeypatch.setattr(models, "build", lambda *given, **named: built.append(build(*given, **named)) or built[-1])
     run = tiny("at", {"model.name": "resnet8", "model.stem": "imagenet"})
     for seed in range(3):
-        check_model(resolve(config.override(run, {"seed": seed}), LONG_TAIL), LONG_TAIL)
+        check_model(resolve(override(run, {"seed": seed}), LONG_TAIL), LONG_TAIL)
     (network,) = built
     assert all(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())), "it takes memory"
 
 
 def test_published_data_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAET_DATA", raising=False)
-    run = config.override(protocols.taet("at"), {"data.name": "cifar10-lt", "data.imbalance_ratio": 50})
+    run = override(protocols.taet("at"), {"data.name": "cifar10-lt", "data.imbalance_ratio": 50})
     known = facts(run.data)
     assert known is not None
     assert resolve(run, known).method.task.class_counts[0] == 5000

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from taet import models
-from taet.config import Run
 from taet.errors import UserError
 from taet.files import seal
+from taet.settings import Run
 from taet.training import TrainingResult, resume, train
 from taet.training import step as steps
 from taet.training.folder import RunFolder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from taet.config import Run, Training
+from taet.settings import Run, Training
 from taet.training import resume, speed, train
 from taet.training.folder import RunFolder
 from taet.training.speed import settle

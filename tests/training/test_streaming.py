@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from taet import config, evaluate
-from taet.config import Run
-from taet.data import load
 from taet.data.image_store import Stored
+
+from taet import evaluate
+from taet.data import load
+from taet.settings import Run, override
 from taet.training import resume, train
 from taet.training import step as steps
 
@@ -39,7 +39,7 @@ def stored(tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def build(storage: str, method: str = "at", **changes: Any) -> Run:
         named = {"data.name": f"npz:{tmp_path / 'digits.npz'}", "data.max_count": None, "data.storage": storage}
-        return config.override(tiny(method), named | changes)
+        return override(tiny(method), named | changes)
 
     return build
 
@@ -106,7 +106,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from taet import config, protocols, train
+from taet import protocols, train
+from taet.settings import override
 from taet.data import load
 from taet.data.image_store import Stored
 from taet.training.curve import monitor
@@ -133,7 +134,7 @@ for part, total in (("train", 149_000), ("test", 1000)):
 
 dataset = load(f"taet-npy:{folder}", validation=0.01, storage="disk")
 assert all(isinstance(split.images, Stored) for split in dataset.splits.values())
-run = config.override(protocols.taet("at"), {
+run = override(protocols.taet("at"), {
     "model.name": "resnet8", "threat.steps": 1, "training.batch_size": 32, "training.threads": 1,
 })
 shown = []
@@ -148,7 +149,7 @@ try:
 except KeyboardInterrupt:
     pass
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(size, 10))
-watched = config.override(run, {
+watched = override(run, {
     "threat.eps": 0.01, "evaluation.step_size": 0.01, "training.monitor_steps": 1, "training.channels_last": False,
 })
 counts = monitor(model, dataset.test, watched, device=torch.device("cpu"), pause=lambda: None)

@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import taet
-from taet import methods, metrics, protocols
-from taet.config import Run, epoch_at, override
+from taet import methods, protocols, statistics
 from taet.data import Dataset, Split
 from taet.errors import UserError
 from taet.evaluation.subject import selection_of
 from taet.methods.cfa import Cfa
+from taet.settings import Run, epoch_at, override
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training import step as steps
 from taet.training.checkpoint import weights_digest
@@ -134,7 +134,7 @@ def test_rows_are_complete(result: TrainingResult) -> None:
 def test_the_last_point_of_the_curve_is_that_of_the_delivered_model(result: TrainingResult) -> None:
     test, last = result.dataset.test, result.history[-1]["monitor"]
     card = taet.evaluate(result.model, test.images, test.labels, attacks=("clean",))
-    correct, total = metrics.class_counts(card.column("clean").correct, test.labels, 10)
+    correct, total = statistics.class_counts(card.column("clean").correct, test.labels, 10)
     assert last["clean"] == {"correct": correct.tolist(), "total": total.tolist()}
     assert last["split"] == "test"
 
@@ -402,7 +402,7 @@ def test_the_curve_is_on_the_validation_split_and_the_best_is_its_best(
     finished = train(run, out=tmp_path / "run")
     split = finished.dataset.validation
     assert split is not None
-    scores = [metrics.balanced_accuracy(**row["monitor"]["pgd-1"]) for row in finished.history]
+    scores = [statistics.balanced_accuracy(**row["monitor"]["pgd-1"]) for row in finished.history]
     epoch = 1 + int(np.argmax(scores))
     assert delivered(finished.folder)[1] == epoch
     again = monitor(finished.model, split, finished.run, device=torch.device("cpu"), pause=lambda: None, fgsm=True)
@@ -510,7 +510,7 @@ def test_a_plain_module_and_arrays_train_and_resume(
 ) -> None:
     run, data = tiny("taet", {"training.batch_size": 10, "training.epochs": 12, "training.lr": 0.1}), arrays()
     whole = train(run, out=tmp_path / "whole", model=network(), dataset=data)
-    assert metrics.balanced_accuracy(**whole.history[-1]["monitor"]["clean"]) == 1.0
+    assert statistics.balanced_accuracy(**whole.history[-1]["monitor"]["clean"]) == 1.0
     logits = whole.model(torch.rand(4, 1, 6, 6))
     assert logits.shape == (4, 3)
 
@@ -574,7 +574,7 @@ def test_a_validation_split_leaves_the_class_counts(tiny: Callable[..., Run], tm
 
 
 def test_the_repr_is_the_last_point_of_the_curve(result: TrainingResult) -> None:
-    balanced = metrics.balanced_accuracy(**result.history[-1]["monitor"]["clean"])
+    balanced = statistics.balanced_accuracy(**result.history[-1]["monitor"]["clean"])
     assert f"clean    balanced accuracy {100 * balanced:.2f} %" in repr(result)
     assert str(result.folder) in repr(result)
 

@@ -1,22 +1,16 @@
-"""The settings of a run, as frozen dataclasses that convert to plain JSON and back.
-
-Every field declares what it allows (`taet.bounds`); the check, the error message and `--help` come from there.
-"""
+"""The settings of a run: frozen, checked when they are built, to plain JSON and back."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
-from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 
-from taet.bounds import (
-    Called,
+from taet import registry
+from taet.errors import UserError, unknown
+from taet.fields import (
     Count,
     ImageCount,
     LongSeed,
@@ -34,25 +28,17 @@ from taet.bounds import (
     Settings,
     Share,
     Whole,
-    check_fields,
-    hints,
+    plain,
+    refused,
 )
-from taet.errors import UserError, unknown
 
-T = TypeVar("T")
+T = TypeVar("T", bound=BaseModel)
+S = TypeVar("S", bound=Settings)
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 
 
 def _no_attack_hint(value: float) -> str:
     return "; for no attack: --attacks clean" if value == 0 else ""
-
-
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 def _are_rising_shares(values: tuple[float, ...]) -> bool:
@@ -61,16 +47,27 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
 
 Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
 """How an image that is not square is made square."""
-EXTRA_KINDS = ("folder:", "csv:", "npz:")
-EXTRA_COPIES = "copies"
+EXTRA_KINDS = ("folder:", "npz:")
+LEFT: Mapping[str, object] = {
+    "group_pattern": None,
+    "image_column": None,
+    "label_column": None,
+    "image_template": None,
+    "extra_classes": "prior",
+    "extra_trained_on": "other",
+    "extra_labels": "given",
+    "extra_filter": 1.0,
+    "extra_filter_model": None,
+}
+"""Settings of the data in files of older versions, with their defaults: one at its default is as if it were absent."""
 
 
-@dataclass(frozen=True)
 class Data(Settings):
     """The data set, and how it is made long-tailed."""
 
     name: str = "digits-lt"
-    """Name of a data set (see `taet list data`), or your own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH."""
+    """Name of a data set (see `taet list data`), or your own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH,
+    hf:USER/NAME@REVISION."""
     root: str | None = None
     """Folder of the official files. Default: the environment variable TAET_DATA."""
     imbalance_ratio: Ratio | None = None
@@ -84,34 +81,24 @@ class Data(Settings):
     (tiny-imagenet-lt: linear)."""
     max_count: ImageCount | None = None
     """Images of the largest training class. Default: as many as the data allow."""
-    test: Annotated[Literal["long-tailed", "balanced", "validation"], Called("test set")] = "long-tailed"
+    test: Annotated[Literal["long-tailed", "balanced", "validation"], Field(title="test set")] = "long-tailed"
     """Test set: cut to the same imbalance ratio (long-tailed), or balanced. validation: use the validation images
     instead, and never the test images (taet tune)."""
     test_max_count: ImageCount | None = None
     """Images of the largest test class. Default: as many as the data allow."""
-    validation: Annotated[PartialShare, Called("validation share")] = 0.0
+    validation: Annotated[PartialShare, Field(title="validation share")] = 0.0
     """Share of each training class that is held out for validation, before class counts are taken."""
-    train_share: Annotated[float, Gt(0), Le(1), Called("data train share")] = 1.0
+    train_share: Annotated[float, Field(gt=0, le=1, title="data train share")] = 1.0
     """Share of each training class that is used, rounded, at least one image. A smaller share is a subset of a larger
     one. Validation and test images stay the same."""
     group: str | None = None
     """Keep images that belong together (of a patient, a lesion, a track) in one split. For a csv: a column; for an
-    .npz: an array (train_NAME); in both, `group` is used by default. For a folder: `folder`, the path of an image below
-    its class folder."""
-    group_pattern: Annotated[str, Rule(_is_pattern, "a regular expression, e.g. '(\\d+_\\d+)_'")] | None = None
-    """Take the group of an image from its file name: the match of the pattern, or its first capture group. A pattern
-    with a / is searched in the file's path instead, so that a folder can be a group: '(patient\\d+)/'."""
-    image_column: str | None = None
-    """Column of a csv that names the image files. Default: path, file, filename, image or image_id."""
-    label_column: str | None = None
-    """Column of a csv that holds the labels. Default: label, class, ClassId, target or dx."""
-    image_template: Annotated[str, Rule(lambda text: "{}" in text, "a path with {}, e.g. images/{}.jpg")] | None = None
-    """Path of an image of a csv, where {} stands for the value in the image column. Default: that value, or the file of
-    that name, with or without extension, in a subfolder."""
+    .npz: an array (train_NAME); in both, `group` is used by default. For a folder: `folder`, the subfolders of class
+    folders, by default where each class has several. none: no groups."""
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Whether images may be mirrored in training (with augment crop-flip). auto: as known for a published set; yes for
-    your own images, unless class names contain left or right, or are only numbers."""
-    size: Annotated[int, Ge(4), Le(2048), Note(" pixels")] | None = None
+    your own images."""
+    size: Annotated[int, Field(ge=4, le=2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     fit: Fit = "squeeze"
     """How images that are not square are resized: squeezed, cropped to the square in the middle, or padded with black
@@ -124,50 +111,45 @@ class Data(Settings):
     skip_unreadable: bool = False
     """Leave out image files that cannot be decoded, count them in the notes of the run, and name some."""
     extra: str | None = None
-    """Extra training images, real or generated: folder:PATH of class folders, csv:PATH, npz:PATH with images and
-    labels, or `copies` of the training images, as a control. Never used for validation or tests."""
-    extra_fraction: Annotated[PartialShare, Called("data extra fraction")] = 0.7
+    """Extra training images, real or generated: folder:PATH of class folders, or npz:PATH with images and labels. Never
+    used for validation or tests."""
+    extra_fraction: Annotated[PartialShare, Field(title="data extra fraction")] = 0.7
     """Share of extra images in every batch, rounded down; 0: none."""
-    extra_classes: Literal["prior", "uniform", "inverse"] = "prior"
-    """Classes of extra images: as in the training set, uniform, or (inverse) to make batches as even as possible."""
     extra_source: str | None = None
     """How the extra images were made and from what, in one sentence; required, and printed with every result."""
-    extra_trained_on: Literal["this-set", "balanced-original", "other"] = "other"
-    """Training data of the generator of the extra images: this long-tailed training set, the balanced set that it was
-    cut from, or other images. Tables use it to report whether the run had access to the removed tail images."""
-    extra_labels: Literal["given", "pseudo"] = "given"
-    """Labels of the extra images: given with them, or predicted by a model (pseudo)."""
-    extra_filter: Annotated[float, Gt(0), Le(1), Called("data extra filter")] = 1.0
-    """Share of extra images of each class that is kept: those whose label is most probable under the filter model."""
-    extra_filter_model: str | None = None
-    """Folder of the run with the filter model, which must have been trained on the same training images."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name.startswith("extra_")}
-        changed = [name for name, value in own.items() if value != getattr(type(self), name)]
+    @model_validator(mode="before")
+    @classmethod
+    def _left(cls, values: Any) -> Any:
+        """Leave out settings of older versions that have their default; another value is refused."""
+        if not isinstance(values, Mapping):
+            return values
+        for name, value in ((name, values[name]) for name in LEFT if name in values):
+            if value != LEFT[name]:
+                raise UserError(f"data {name.replace('_', ' ')}: got {value}; this setting has left, see CHANGELOG.md")
+        return {name: value for name, value in values.items() if name not in LEFT}
+
+    @model_validator(mode="after")
+    def _extra_images(self) -> Self:
         if self.extra is None:
-            for name in changed:
-                raise UserError(f"data {name.replace('_', ' ')}: got {own[name]}; allowed: with data extra only")
-            return
+            for name in ("extra_fraction", "extra_source"):
+                if getattr(self, name) != self.default(name):
+                    got = f"data {name.replace('_', ' ')}: got {getattr(self, name)}"
+                    raise UserError(f"{got}; allowed: with data extra only")
+            return self
         kind, colon, path = self.extra.partition(":")
-        if self.extra != EXTRA_COPIES and not (kind + colon in EXTRA_KINDS and path):
-            raise UserError(f"data extra: got '{self.extra}'; allowed: {', '.join(EXTRA_KINDS)} with a path, or copies")
-        if self.extra == EXTRA_COPIES:
-            for name in set(changed) - {"extra_fraction", "extra_classes"}:
-                raise UserError(f"data {name.replace('_', ' ')}: got {own[name]}; allowed: with other data than copies")
-        elif not (self.extra_source or "").strip():
+        if kind + colon not in EXTRA_KINDS or not path:
+            raise UserError(f"data extra: got '{self.extra}'; allowed: {', '.join(EXTRA_KINDS)} with a path")
+        if not (self.extra_source or "").strip():
             why = "a sentence that says how the images were made and from what"
             raise UserError(f"data extra: got '{self.extra}' without a source; add --data.extra-source, {why}")
-        if (self.extra_filter < 1) != (self.extra_filter_model is not None):
-            raise UserError("data extra filter: got one of share and model; allowed: both, e.g. 0.5 and runs/standard")
+        return self
 
 
-@dataclass(frozen=True)
 class Model(Settings):
     """The network."""
 
-    label = "model"
+    label: ClassVar[str] = "model"
 
     name: str = "resnet18"
     """Name of a model (see `taet list models`), torchvision:NAME, timm:NAME, or package.module:callable."""
@@ -182,11 +164,10 @@ class Model(Settings):
     network given as package.module:callable is never normalised."""
 
 
-@dataclass(frozen=True)
 class Threat(Settings):
     """The training attack: projected gradient ascent in an L-infinity ball."""
 
-    label = "threat"
+    label: ClassVar[str] = "threat"
 
     eps: Radius = 8 / 255
     """Radius of the ball, for images in [0, 1]."""
@@ -201,17 +182,17 @@ class Threat(Settings):
     weighting: Literal["none", "rw", "rws", "enr", "brw", "rbl"] = "none"
     """Class weights in the attack's objective (REAT, table 2). With sign steps in eval mode only brw has an effect."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _attacks_something(self) -> Self:
         if self.steps == 0 and self.start == "none":
             raise UserError("threat steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
+        return self
 
 
-@dataclass(frozen=True)
 class Outer(Settings):
     """The loss on the labels in the training loss, and its constants."""
 
-    label = "outer"
+    label: ClassVar[str] = "outer"
 
     name: Literal["cross-entropy", "balanced-softmax", "logit-adjustment", "focal", "class-balanced", "ldam"] = (
         "cross-entropy"
@@ -233,17 +214,17 @@ class Outer(Settings):
     """Deferred re-weighting: class-balanced weights from the first milestone on (same paper)."""
     divide_by: Annotated[Literal["weights", "batch"], OnlyWith(name="class-balanced", drw=True)] = "weights"
     """Divide weighted losses by the sum of the batch's weights, or by the batch size."""
-    label_smoothing: Annotated[PartialShare, Called("label smoothing")] = 0.0
+    label_smoothing: Annotated[PartialShare, Field(title="label smoothing")] = 0.0
     """Share of the target that is spread over all classes: equally, or by the class prior where the loss adds it."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _smooths_one_label(self) -> Self:
         if self.label_smoothing and self.name in ("focal", "ldam"):
             why = "focal loss and the margins of ldam are defined for one label"
             raise UserError(f"label smoothing: got {self.label_smoothing:g} with the outer loss {self.name}: {why}")
+        return self
 
 
-@dataclass(frozen=True)
 class Training(Settings):
     """Optimisation. The defaults are those of both papers: SGD with momentum and a step schedule."""
 
@@ -253,7 +234,7 @@ class Training(Settings):
     """Images per step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW (Loshchilov and Hutter, ICLR 2019), which transformers need (see --recipe vit)."""
-    lr: Annotated[float, Gt(0), Le(1e38), Called("learning rate")] = 0.1
+    lr: Annotated[float, Field(gt=0, le=1e38, title="learning rate")] = 0.1
     """Highest learning rate."""
     momentum: Annotated[PartialShare, OnlyWith(optimizer="sgd")] = 0.9
     """Momentum of SGD."""
@@ -315,43 +296,50 @@ class Training(Settings):
     threads: Processes | None = None
     """CPU threads; with the same number, results are bit-identical. Default: torch's choice, or 1 where that is
     measured to be faster."""
-    workers: Annotated[int, Ge(0), Le(1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
+    workers: Annotated[int, Field(ge=0, le=1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
     """Processes that apply RandAugment or AutoAugment in advance. 0: the training process itself."""
     tuned: Whole = 0
     """Number of trials by which taet tune chose the settings, shown in cards and tables; set by taet tune."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _averages_once(self) -> Self:
         if self.awp_start and not self.awp:
             raise UserError(f"awp start: got {self.awp_start}; allowed: with awp above 0 only")
         if self.ema and self.swa != 1:
             raise UserError(f"swa: got {self.swa} with ema {self.ema}; allowed: one average of the weights")
+        return self
 
 
-@dataclass(frozen=True)
 class Evaluation(Settings):
     """The attacks on a finished model."""
 
-    label = "evaluation"
+    label: ClassVar[str] = "evaluation"
 
-    attacks: Annotated[tuple[str, ...], MinLen(1)] = ("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack")
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "clean",
+        "fgsm",
+        "pgd-20",
+        "pgd-100",
+        "cw-l2",
+        "autoattack",
+    )
     """Names of attacks (see `taet list attacks`), optionally with settings, e.g. pgd-20:restarts=5; or taet or reat:
     all columns of that paper."""
-    eps: Annotated[Radius, Gt(0), Note("", _no_attack_hint)] | None = None
+    eps: Annotated[Radius, Field(gt=0), Note("", _no_attack_hint)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
-    step_size: Annotated[Radius, Gt(0)] = 1 / 255
+    step_size: Annotated[Radius, Field(gt=0)] = 1 / 255
     """Step of PGD in the L-infinity ball."""
-    eps_l2: Annotated[RadiusL2, Gt(0)] = 1.0
+    eps_l2: Annotated[RadiusL2, Field(gt=0)] = 1.0
     """Radius of the L2 ball, for images in [0, 1]: of pgd-l2, autoattack-l2, and of cw-l2 if bounded (REAT)."""
-    step_size_l2: Annotated[RadiusL2, Gt(0)] = 0.2
+    step_size_l2: Annotated[RadiusL2, Field(gt=0)] = 0.2
     """Step of PGD in the L2 ball (REAT)."""
-    cw_constant: Annotated[Positive, Called("cw constant")] | None = 10.0
+    cw_constant: Annotated[Positive, Field(title="cw constant")] | None = 10.0
     """Weight of the margin in cw-l2 (TAET's code). None: the smallest that succeeds, by binary search."""
     cw_bounded: bool = False
     """Count a success of cw-l2 only within eps_l2."""
-    search_precision: Annotated[Literal["float32", "bf16", "tf32"], Called("search precision")] = "float32"
+    search_precision: Annotated[Literal["float32", "bf16", "tf32"], Field(title="search precision")] = "float32"
     """Arithmetic of the attacks except AutoAttack, which has its own option (autoattack:precision=bf16). The model
     decides in float32 which images are broken."""
     batch_size: Count = 250
@@ -360,29 +348,36 @@ class Evaluation(Settings):
     """Seed of every random start."""
 
 
-@dataclass(frozen=True)
 class Run(Settings):
     """Everything that determines the results of a run."""
 
     method: str = "at"
     """A method's name (see `taet list methods`)."""
-    settings: Any = None
+    settings: SerializeAsAny[Settings] | None = None
     """The method's own `Config`; None: its defaults."""
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    threat: Threat = field(default_factory=Threat)
-    outer: Outer = field(default_factory=Outer)
-    training: Training = field(default_factory=Training)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    data: Data = Data()
+    model: Model = Model()
+    threat: Threat = Threat()
+    outer: Outer = Outer()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
     protocol: str = "taet"
     """The protocol that the settings started from."""
     seed: LongSeed = 0
     """Seed of weights, batches, augmentation and attack starts."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if dataclasses.is_dataclass(self.settings):  # also a Config that is no `Settings`
-            check_fields(self.settings, "method")
+    @model_validator(mode="before")
+    @classmethod
+    def _own_settings(cls, values: Any) -> Any:
+        """Settings given as a mapping become the `Config` of the method, whose file this imports."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("settings"), Mapping):
+            return values
+        kind = registry.config_of(values.get("method", cls.default("method")))
+        if not issubclass(kind, Settings):
+            raise UserError(
+                f"method {values['method']}: got a Config that is no Settings; allowed: Config(Method.Config)"
+            )
+        return {**values, "settings": from_json(kind, values["settings"], "method")}
 
     @property
     def attack_eps(self) -> float:
@@ -403,60 +398,42 @@ def option(name: str) -> str:
     return SHORT.get(name, name.removeprefix("training.")).replace("_", "-")
 
 
-def override(run: Run, changes: Mapping[str, object]) -> Run:
-    """Return `run` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, each checked again.
+def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
+    """Return `config` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, each checked again.
 
     All fields of a part are replaced at once, so their order does not matter.
     """
-    replaced: Run = _replace(run, changes, "")
-    return replaced
-
-
-def _replace(node: Any, changes: Mapping[str, object], prefix: str) -> Any:
-    if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        name = next(iter(changes))
-        raise UserError(f"setting '{prefix}{name}': got a field of {node!r}, which has none")
-    names = [field.name for field in dataclasses.fields(node)]
     values: dict[str, Any] = {}
     parts: dict[str, dict[str, object]] = {}
     for path, value in changes.items():
         name, dot, rest = path.partition(".")
-        if name not in names:
-            raise unknown(f"setting '{prefix}{path}': field", name, names)
+        if name not in type(config).model_fields:
+            raise unknown(f"setting '{prefix}{path}': field", name, type(config).model_fields)
         if dot:
             parts.setdefault(name, {})[rest] = value
         else:
             values[name] = value
     for name, part in parts.items():
+        own = getattr(config, name)
         if name in values:
             raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {name} is given as a whole as well")
-        values[name] = _replace(getattr(node, name), part, f"{prefix}{name}.")
-    return dataclasses.replace(node, **values)
+        if not isinstance(own, Settings):
+            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': got a field of {own!r}, which has none")
+        values[name] = override(own, part, f"{prefix}{name}.")
+    return config.replace(**values)
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """Return a dataclass as plain dictionaries, lists, strings and numbers."""
-    return dataclasses.asdict(config)
+def to_json(config: BaseModel) -> dict[str, Any]:
+    """Return settings as plain dictionaries, tuples, strings and numbers."""
+    return config.model_dump()
 
 
-def immutable(value: Any) -> Any:
-    """Return a value of JSON or TOML with its lists as tuples, at any depth."""
-    return tuple(map(immutable, value)) if isinstance(value, list) else value
+def from_json(kind: type[T], values: object, label: str = "") -> T:
+    """Build a model from the output of `to_json`; a missing field takes its default, and an unknown one is refused.
 
-
-def from_json(kind: type[T], values: Mapping[str, Any], label: str = "") -> T:
-    """Rebuild the dataclass `kind` from the output of `to_json`; a missing field takes its default.
-
-    An unknown field is a `UserError`. `label` precedes the fields in messages about a `kind` that is no `Settings`.
+    `label` precedes the fields in messages about a `kind` that is no `Settings`.
     """
-    known, arguments = hints(kind), {}
-    for key, value in values.items():
-        if key not in known:
-            raise unknown(f"field of {kind.__name__}", key, known)
-        if dataclasses.is_dataclass(known[key]) and isinstance(value, Mapping):
-            value = from_json(typing.cast(type, known[key]), value)
-        arguments[key] = tuple(value) if isinstance(value, list) else value
-    built = kind(**arguments)
-    if not isinstance(built, Settings):
-        check_fields(built, label)
-    return built
+    try:
+        return kind.model_validate(plain(values))
+    except ValidationError as error:
+        raise refused(error, kind, label) from None

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from taet.config import Data, Fit, Run, override
 from taet.data import DataFacts, Dataset, facts, full_name, image_listing, is_own, load
 from taet.data.images import FITTED
 from taet.data.selection import VALIDATION
 from taet.errors import UserError
 from taet.formatting import plural
 from taet.protocols import start
+from taet.settings import Data, Fit, Run, override
 from taet.training.choices import Chosen, choice_lines
 
 # Our choices, in the order in which a user sees them.
@@ -81,7 +81,7 @@ class OwnDataPlan:
         return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
 
 
-def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.protocol) -> OwnDataPlan:
+def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.default("protocol")) -> OwnDataPlan:
     """Return the run of `method` on your own images: folder:PATH, csv:PATH, npz:PATH, or the path alone.
 
     The protocol determines everything except settings that depend on the images and the machine: image size, groups,
@@ -109,7 +109,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
         **({} if accelerated else attacked(run.data, found.tested)),
         "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
-    if run.protocol == Run.protocol:  # the columns of another protocol are used as they are
+    if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
     return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
 
@@ -143,8 +143,8 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
     """Return what was chosen about mirroring the user's own images in training."""
     if not is_own(data.name) or data.mirror != "auto":
         return {}
-    why = "the default; no for letters, signs, and whatever has a left and a right" if dataset.mirror else "as known"
-    return {"data.mirror": Chosen("yes" if dataset.mirror else "no", why)}
+    why = "the default; no for letters, signs, and whatever has a left and a right"
+    return {"data.mirror": Chosen("yes", why) if dataset.mirror else Chosen("no", "traffic signs")}
 
 
 def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:

@@ -27,8 +27,8 @@ def lesions(tmp_path: Path) -> Path:
 def test_a_run_without_other_options_says_trains_attacks_and_reports(
     lesions: Path, monkeypatch: pytest.MonkeyPatch, taet: Command
 ) -> None:
-    monkeypatch.setattr("taet.experiments.own_data.FEWEST_EPOCHS", 2)
-    monkeypatch.setattr("taet.experiments.own_data.STEPS", 2)
+    monkeypatch.setattr("taet.experiments.own_images.FEWEST_EPOCHS", 2)
+    monkeypatch.setattr("taet.experiments.own_images.STEPS", 2)
     folder = lesions.parent / "run"
     outcome = taet("train", "taet", "--data", f"folder:{lesions}", "--out", folder)
     assert outcome.code == 0, outcome.err

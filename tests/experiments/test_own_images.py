@@ -11,10 +11,10 @@ from PIL import Image
 
 from taet import protocols
 from taet.cli.train import read
-from taet.config import Data, Run, override
 from taet.data import load
 from taet.errors import UserError
-from taet.experiments.own_data import FEWEST_EPOCHS, OwnImages, attacked, length, own_images, plan, planned
+from taet.experiments.own_images import FEWEST_EPOCHS, OwnImages, attacked, length, own_images, plan, planned
+from taet.settings import Data, Run, override
 
 CPU, GPU = False, True  # has the machine an accelerator?
 
@@ -129,7 +129,7 @@ def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
 
 
 def test_the_budget_of_test_images_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taet.experiments.own_data.TESTED", 20)
+    monkeypatch.setattr("taet.experiments.own_images.TESTED", 20)
     images, labels = np.zeros((90, 8, 8), np.uint8), np.arange(90) % 2
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     words = ["at", "--data", str(tmp_path / "x.npz")]

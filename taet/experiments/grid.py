@@ -1,0 +1,329 @@
+"""The grid of a comparison: methods x data x imbalance ratios x seeds x variants, as a TOML file, and its cells."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import itertools
+import os
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from taet import methods, protocols, registry
+from taet.data import facts, is_own
+from taet.errors import UserError, cut, located, unknown
+from taet.evaluation.bundles import attacks_of
+from taet.experiments import own_images
+from taet.experiments.cell import Cell, alike
+from taet.fields import got_text, plain, read_number
+from taet.files import read_bytes
+from taet.models import check_consent
+from taet.settings import SHORT, Data, Run, override, to_json
+from taet.training.resolve import check_model, resolve
+
+MOST_BYTES, MOST_CELLS, DEEPEST = 2**20, 100_000, 8  # of a file, of a grid, and of tables inside each other
+DEFAULTS = to_json(Run())
+PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
+BARE = {short: name for name, short in SHORT.items()} | {name: f"training.{name}" for name in DEFAULTS["training"]}
+KEYS = {"data.name": "data", "data.imbalance_ratio": "imbalance", "seed": "seeds", "protocol": "protocol"}
+"""Settings that are keys of the grid."""
+
+Dotted = dict[str, Any]
+"""Settings of a run by dotted name, and `method.KNOB` for those of its method; lists are tuples."""
+
+
+def knobs(method: str) -> tuple[str, ...]:
+    """Return the names of a method's own settings."""
+    return tuple(to_json(methods.find(method).Config()))
+
+
+def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Dotted:
+    """Return settings by dotted name, from dotted or command-line names; the knobs `own` need no `method.`."""
+    settings: Dotted = {}
+    with located(where):
+        for key, value in _flat(values):
+            name = key.replace("-", "_")
+            name = f"method.{name}" if name in own else BARE.get(name, name)
+            if name in KEYS:
+                raise UserError(f"got {key}; allowed: as {KEYS[name]} of the specification")
+            if name.partition(".")[0] not in (*PARTS, "method") or "." not in name:
+                raise _no_setting(name, own)
+            if name in settings:
+                raise UserError(f"got {key} twice; allowed: each once")
+            if isinstance(value, str) and "/" in value and name.endswith((".eps", ".step_size")):
+                value = read_number(value)
+            settings[name] = plain(value)
+    return settings
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
+    if prefix.count(".") > DEEPEST:
+        raise UserError(f"got the key {cut(prefix)}; allowed: at most {DEEPEST} tables inside each other")
+    pairs = []
+    for key, value in values.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return pairs
+
+
+def _no_setting(name: str, own: Iterable[str]) -> UserError:
+    full = [f"{part}.{field}" for part in PARTS for field in DEFAULTS[part]]
+    same = [one for one in full if one.partition(".")[2] == name]
+    near = same or difflib.get_close_matches(name, [*own, *BARE, *full], n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    parts = ", ".join([*own, *(f"{part}.*" for part in (*PARTS, "method"))])
+    return UserError(f"unknown setting '{name}'; allowed: {parts}, or an option of taet train by its name{hint}")
+
+
+def _once(values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    for value, count in Counter(getattr(value, "name", value) for value in values).items():
+        if count > 1:
+            raise UserError(f"{info.field_name}: got {value} {count} times; allowed: each once")
+    return values
+
+
+def _ratio(value: float) -> float:
+    Data(imbalance_ratio=value)
+    return value
+
+
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+-]+$")]
+"""Names become folders; the parts of a folder's name are joined by _."""
+SOME, ONCE = Field(min_length=1), AfterValidator(_once)
+ALL = BeforeValidator(lambda value: [*registry.entries("methods")] if value == "all" else value)
+
+
+class _Table(BaseModel):
+    """A table of the file; an unknown key is refused with the nearest match."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_keys(cls, values: object) -> object:
+        for key in values if isinstance(values, Mapping) else ():
+            if key not in cls.model_fields:
+                raise unknown(f"key of a {cls.__name__.lower()}", str(key), cls.model_fields)
+        return values
+
+
+class Variant(_Table):
+    """Settings with which the whole grid is repeated; the one without a name is the unchanged grid."""
+
+    name: RowName
+    settings: Annotated[Dotted, SOME]
+
+    @field_validator("settings")
+    @classmethod
+    def _has_settings(cls, settings: Dotted, info: ValidationInfo) -> Dotted:
+        return dotted(f"variants: {info.data.get('name')}", settings)
+
+
+class Entry(_Table):
+    """A method of the comparison and the name of its row; in a file a table, or the method's name alone."""
+
+    name: RowName
+    method: str
+    settings: Dotted = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value, "method": value}
+        return {"method": value.get("name"), **value} if isinstance(value, Mapping) else value
+
+    @field_validator("method")
+    @classmethod
+    def _exists(cls, method: str) -> str:
+        registry.find("methods", method)
+        return method
+
+    @field_validator("settings")
+    @classmethod
+    def _has_settings(cls, settings: Dotted, info: ValidationInfo) -> Dotted:
+        with located(f"methods: {info.data.get('name')}"):  # a method is imported only for its settings
+            own = knobs(info.data["method"]) if settings and "method" in info.data else ()
+        return dotted(f"methods: {info.data.get('name')}", settings, own)
+
+
+class Point(NamedTuple):
+    """A run of a grid without its seed."""
+
+    data: str
+    imbalance: float | None
+    variant: Variant
+    entry: Entry
+
+
+class Grid(_Table):
+    """Methods x data x imbalance ratios x seeds x variants, with shared settings."""
+
+    title: str = "comparison"
+    methods: Annotated[tuple[Entry, ...], ALL, SOME, ONCE]
+    data: Annotated[tuple[str, ...], SOME, ONCE]
+    imbalance: Annotated[tuple[Annotated[StrictInt | StrictFloat, AfterValidator(_ratio)] | None, ...], SOME, ONCE] = (
+        None,
+    )
+    """Imbalance ratios; None takes the data as they are."""
+    seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...], SOME, ONCE] = (0,)
+    protocol: str = Run.default("protocol")
+    settings: Dotted = {}
+    variants: Annotated[tuple[Variant, ...], ONCE] = ()
+
+    @field_validator("protocol")
+    @classmethod
+    def _exists(cls, protocol: str) -> str:
+        if protocol not in protocols.PROTOCOLS:
+            raise unknown("protocol", protocol, protocols.PROTOCOLS)
+        return protocol
+
+    @field_validator("settings")
+    @classmethod
+    def _has_settings(cls, settings: Dotted) -> Dotted:
+        return dotted("settings", settings)
+
+    @model_validator(mode="after")
+    def _is_of_a_size(self) -> Grid:
+        if (number := len(self.points) * len(self.seeds)) > MOST_CELLS:
+            raise UserError(f"got {number:,} cells; allowed: at most {MOST_CELLS:,}")
+        return self
+
+    @property
+    def points(self) -> list[Point]:
+        """The runs of one seed, in order."""
+        every = [Variant.model_construct(name="", settings={}), *self.variants]
+        return [Point(*one) for one in itertools.product(self.data, self.imbalance, every, self.methods)]
+
+
+def read(path: str | os.PathLike[str]) -> Grid:
+    """Return the grid of a TOML file; a mistake is a `UserError` that names the key."""
+    with located(f"specification {path}"):
+        try:
+            values = tomllib.loads(read_bytes(Path(path), most=MOST_BYTES).decode())
+        except RecursionError:
+            raise UserError("not TOML: lists or tables are nested too deeply") from None
+        except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
+            raise UserError(f"not TOML: {cut(str(error))}") from None
+        return parse({"title": Path(path).stem, **values})
+
+
+def parse(values: Mapping[str, Any]) -> Grid:
+    """Return the grid of a mapping with the keys of the TOML file."""
+    try:
+        return Grid.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(part for part in first["loc"] if isinstance(part, str))
+        if first["type"] == "missing":
+            raise UserError(f"{where} is missing") from None
+        allowed = first["msg"].removeprefix("Input should be ").replace("tuple", "list").replace("Tuple", "a list")
+        raise UserError(f"{where}: got {got_text(first['input'])}; allowed: {allowed}") from None
+
+
+def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
+    """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
+
+    A method that refuses the settings is not applicable there. If every method of a variant refuses them on some data,
+    or one refuses those of its own entry alone, a `UserError` is raised. No images are read. `asked_by`: the file that
+    the grid was read from.
+    """
+    with located(asked_by and f"specification {asked_by}"):
+        planner = Planner(grid, out, asked_by or "specification")
+        first = planner.cells()
+        planned = [cell.with_seed(seed) for seed in grid.seeds for cell in first]
+        for cell in planned:
+            cell.check_folder()
+        return alike(planned)
+
+
+class Planner:
+    """Makes the cells of a grid; what several have in common is computed once."""
+
+    def __init__(self, grid: Grid, out: Path, asked_by: str) -> None:
+        self.grid, self.runs, self.asked_by = grid, out / "runs", asked_by
+        self.facts_of, self.chosen_for = functools.cache(facts), functools.cache(own_images.planned)
+
+    def cells(self) -> list[Cell]:
+        """Return the cells without their seeds."""
+        found = [(point, self.cell(point)) for point in self.grid.points]
+        folders: dict[Path, str] = {}
+        for point, cell in found:
+            if (other := folders.setdefault(cell.folder, cell.data)) != cell.data:
+                raise UserError(f"data: {other} and {cell.data} would both be in {cell.folder}")
+            if cell.run is None and point.entry.settings and not point.variant.name:
+                shared = {key: value for key, value in self.grid.settings.items() if key.startswith("data.")}
+                with located(f"methods: {point.entry.name}"):  # its own mistake is not left out silently
+                    self.run(point.entry, {**_data(point), **shared, **point.entry.settings})
+        for place, group in itertools.groupby(found, lambda pair: pair[0][:3]):
+            refused = [cell for _, cell in group]
+            if all(cell.run is None for cell in refused):
+                cell = next((cell for cell in refused if "did you mean" in cell.reason), refused[0])
+                where = f"variants: {place[2].name}" if place[2].name else "settings"
+                raise UserError(f"{where}: no method can take them: {cell.method}: {cell.reason}")
+        return [cell for _, cell in found]
+
+    def cell(self, point: Point) -> Cell:
+        """Return the cell of a point; its method may refuse the settings."""
+        data, ratio, variant, entry = point
+        place = data.replace(":", "-").replace("/", "-").strip("-.")
+        name = "_".join(filter(None, (entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}")))
+        settings = {**_data(point), **self.grid.settings, **variant.settings, **entry.settings}
+        row = f"{entry.name} + {variant.name}" if variant.name else entry.name
+        said = {**settings, "protocol": self.grid.protocol}
+        cell = Cell(name, row, entry.method, variant.name, data, ratio, 0, self.runs / name, said)
+        for key in variant.settings.keys() & entry.settings.keys():
+            if variant.settings[key] != entry.settings[key]:
+                return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
+        try:
+            chosen = self.chosen(entry, settings)
+            return replace(cell, run=self.run(entry, chosen | settings), settings=chosen | said)
+        except UserError as error:
+            return replace(cell, reason=str(error))
+
+    def chosen(self, entry: Entry, settings: Dotted) -> Dotted:
+        """Return settings that `taet train` would choose for the user's own images; every command then states them."""
+        if not is_own(str(settings["data.name"])):
+            return {}
+        about = {key: value for key, value in settings.items() if key.startswith("data.")}
+        start = protocols.start(self.grid.protocol, entry.method)
+        run = override(start, {"method": Run.default("method"), "settings": None, **about})
+        return {name: made.value for name, made in self.chosen_for(run).choices.items()}
+
+    def run(self, entry: Entry, settings: Dotted) -> Run:
+        """Return the run of a method with these settings on top of its protocol; raise a `UserError` if it has none."""
+        start = protocols.start(self.grid.protocol, entry.method)
+        basis: Any = methods.find(entry.method).Config() if start.settings is None else start.settings
+        own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
+        for key in own.keys() - knobs(entry.method):
+            raise unknown(f"option of {entry.method}", key, knobs(entry.method))
+        shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
+        run = override(start, {"settings": override(basis, own), **shared})
+        attacks_of(run.evaluation)
+        check_consent(self.asked_by, run.model.name)
+        found = self.facts_of(run.data)
+        resolved = resolve(run, found)
+        check_model(resolved, found)
+        return resolved.run
+
+
+def _data(point: Point) -> Dotted:
+    return {"data.name": point.data} | ({} if point.imbalance is None else {"data.imbalance_ratio": point.imbalance})

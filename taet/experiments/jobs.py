@@ -1,0 +1,377 @@
+"""Run the missing cells of a comparison in parallel, each as processes of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+
+from taet.data.sources import source
+from taet.errors import UserError
+from taet.experiments.cell import Cell, State
+from taet.experiments.grid import Grid, cells_of, parse, read
+from taet.files import locked, make_folder, write_json
+from taet.formatting import clock, plural
+from taet.report import write
+from taet.training.environment import cores, taet_command
+from taet.training.folder import RunFolder
+from taet.training.interruption import interruption
+
+SCHEMA, RESULT, REPORT = 1, "comparison.json", "report.html"
+LOOK_SECONDS = 0.1  # between two polls of the processes
+TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
+OPEN = ("started", "missing")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CellOutcome:
+    """A cell with its state and the reason for it."""
+
+    cell: Cell
+    state: State
+    reason: str
+    commands: tuple[str, ...]
+    """The remaining commands."""
+    seconds: dict[str, float]
+    """Seconds of training and evaluation that the run and its card record."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell's entry in comparison.json."""
+        known = ("name", "row", "method", "variant", "data", "imbalance", "seed")
+        return {
+            **{name: getattr(self.cell, name) for name in known},
+            "folder": str(self.cell.folder),
+            **{name: value for name, value in asdict(self).items() if name != "cell"},
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """The state of every cell, and the report if there is a run."""
+
+    title: str
+    out: Path
+    outcomes: tuple[CellOutcome, ...]
+    out_of_time: bool = False
+    report: Path | None = None
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
+        return f"Comparison('{self.title}' in {self.out}: {states}; report: {self.report})"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many cells are in each state."""
+        return dict(Counter(outcome.state for outcome in self.outcomes))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Recorded seconds of training and evaluation over all cells."""
+        kinds = ("training", "evaluation")
+        return {kind: round(sum(outcome.seconds[kind] for outcome in self.outcomes), 3) for kind in kinds}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contents of comparison.json."""
+        about = {"schema": SCHEMA, "title": self.title, "out_of_time": self.out_of_time, "counts": self.counts}
+        return {**about, "seconds": self.seconds, "cells": [outcome.to_json() for outcome in self.outcomes]}
+
+
+def compare(
+    spec: Grid | Mapping[str, Any] | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int | Literal["auto"] = 1,
+    time_budget: float | None = None,
+    part: tuple[int, int] | None = None,
+    dry_run: bool = False,
+    say: Say = lambda _: None,
+) -> Comparison:
+    """Run the cells that `out` lacks, and write `out`/comparison.json and `out`/report.html.
+
+    A cell is `taet train` and `taet evaluate` in separate processes, with output in `out`/logs; a failed cell does not
+    affect others. Finished cells are kept and started ones continue, so an interrupted comparison continues when it is
+    called again. Several calls on one folder share the work.
+
+    Args:
+        spec: a TOML file, a mapping with the same keys, or a `Grid`.
+        out: folder of the comparison. Default: the name of the file without its suffix.
+        jobs: number of cells that run in parallel; they share the processor's cores, and are spread evenly over the
+            machine's GPUs, or those in CUDA_VISIBLE_DEVICES. "auto": the number of GPUs, or 1 without a GPU.
+        time_budget: seconds after which no cell is started and running ones are saved and stopped.
+        part: (3, 16) runs every 16th cell from the third on, and writes neither comparison.json nor the report. The
+            folders of several machines are merged by copying them together; a call without `part` then reports.
+        dry_run: only plan: read no images, write nothing.
+        say: called with every event as one line.
+
+    Raises:
+        UserError: a mistake in the specification, a folder with a run of other settings, or published data that are not
+            on this machine, except in a dry run.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
+    """
+    if time_budget is not None and not time_budget > 0:
+        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
+    deadline = math.inf if time_budget is None else time.monotonic() + time_budget
+    if isinstance(spec, str | os.PathLike):
+        grid, file, place = read(spec), str(spec), Path(out or Path(spec).stem)
+    elif out is None:
+        raise UserError("compare: got no out; allowed: a folder, where the specification is not a file")
+    else:
+        grid, file, place = spec if isinstance(spec, Grid) else parse(spec), "", Path(out)
+    if (run := next((one for one in (place, *place.parents) if RunFolder(one).is_run), None)) is not None:
+        raise UserError(f"out: got {place}, which is in the folder of the run {run}; allowed: another folder")
+    planned = cells_of(grid, place, file)
+    if part is not None:
+        if not 1 <= part[0] <= part[1]:
+            raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
+        planned = planned[part[0] - 1 :: part[1]]
+    side_by_side, threads, gpus = _machine(jobs)
+    if dry_run:
+        return Comparison(grid.title, place, _outcomes(planned, {}, threads))
+    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
+        source(data)
+    make_folder(place / "logs")
+    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
+    interrupted = work.run(deadline)
+    outcomes = _outcomes(planned, work.failed, threads)
+    late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
+    report = None if part is not None or interrupted else _report(grid.title, place, outcomes)
+    result = Comparison(grid.title, place, outcomes, late, report)
+    if part is None:
+        write_json(place / RESULT, result.to_json())
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
+    """Return how many cells run side by side, the threads of each, as OMP_NUM_THREADS says, and the GPUs."""
+    if jobs != "auto" and jobs < 1:
+        raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
+    # The number is found without starting CUDA if NVML is available.
+    gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+    side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    fits = given.isdecimal() and 0 < int(given) <= 1024
+    return side_by_side, int(given) if fits else max(1, cores() // side_by_side), gpus
+
+
+def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[CellOutcome, ...]:
+    outcomes = []
+    for cell in planned:
+        held = cell.look(threads)
+        state, reason = held.state, cell.reason
+        if cell.name in failed and state != "done":
+            state, reason = "failed", failed[cell.name]
+        commands = tuple(shlex.join(["taet", *words]) for words in held.commands)
+        seconds = {"training": held.training, "evaluation": held.evaluation}
+        outcomes.append(CellOutcome(cell, state, reason, commands, seconds))
+    return tuple(outcomes)
+
+
+def _report(title: str, place: Path, outcomes: Sequence[CellOutcome]) -> Path | None:
+    """Write the report of all existing runs, with the missing cells and why they are missing."""
+    there = [outcome.cell for outcome in outcomes if RunFolder(outcome.cell.folder).is_run]
+    if not there:
+        return None
+    left = [(_words(outcome), outcome.reason or outcome.state) for outcome in outcomes if outcome.state != "done"]
+    return write(
+        [cell.folder for cell in there],
+        place / REPORT,
+        title=title,
+        names=[cell.row for cell in there],
+        not_run=list(dict.fromkeys(left)),
+    )
+
+
+def _words(outcome: CellOutcome) -> str:
+    """Return a cell in words, without the seed if it is not applicable."""
+    cell = outcome.cell
+    ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
+    seed = "" if outcome.state == "not applicable" else f", seed {cell.seed}"
+    return f"{cell.row} on {cell.data}{ratio}{seed}"
+
+
+def devices(visible: str | None, count: int) -> list[str]:
+    """Return, for each GPU, the value of CUDA_VISIBLE_DEVICES that shows only this GPU to a process.
+
+    `visible` is its current value, numbers or UUIDs, or None; `count` is the number of GPUs that CUDA finds.
+    """
+    if visible is None:
+        return [str(number) for number in range(count)]
+    names = [name.strip() for name in visible.split(",")]
+    # CUDA counts only the first part of a partitioned GPU, although each process may use another part.
+    return names if count and names[0].startswith("MIG-") else names[:count]
+
+
+@dataclass
+class _Job:
+    """A running cell: its command, and the log, which its process writes and keeps locked."""
+
+    cell: Cell
+    words: list[str]
+    gpu: str | None
+    log: BinaryIO
+    process: subprocess.Popen[bytes]
+    begun: float = field(default_factory=time.monotonic)
+    told: str = ""
+    """Its last line of progress."""
+
+
+class _Work:
+    """The cells that are not done, run by `jobs` at a time."""
+
+    def __init__(
+        self, planned: Sequence[Cell], logs: Path, jobs: int, threads: int, gpus: Sequence[str], say: Say
+    ) -> None:
+        self.logs, self.jobs, self.threads, self.gpus, self.say = logs, jobs, threads, gpus, say
+        states = [cell.state for cell in planned]
+        self.waiting = deque(cell for cell, state in zip(planned, states, strict=True) if state in OPEN)
+        self.done, self.total = states.count("done"), len(planned) - states.count("not applicable")
+        self.running: list[_Job] = []
+        self.failed: dict[str, str] = {}
+        self.elsewhere: set[str] = set()
+        self.begun = self.told = time.monotonic()
+        self.ended = 0
+        listed = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+        on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
+        say(f"{plural(len(planned), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
+
+    def run(self, deadline: float) -> bool:
+        """Work until all is done, the time is up, or the user interrupts; return whether the user interrupted."""
+        with interruption() as asked:
+            try:
+                while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
+                    self._fill()
+                    self._look()
+                    self._watch()
+                    asked.wait(LOOK_SECONDS)
+            finally:
+                self._stop()
+            return asked.is_set()
+
+    def _fill(self) -> None:
+        """Start cells up to the number of jobs; a cell that another process works on is tried again later."""
+        for _ in range(len(self.waiting)):
+            if len(self.running) == self.jobs:
+                return
+            cell = self.waiting.popleft()
+            log = _locked(self.logs / f"{cell.name}.txt")
+            if log is not None:
+                self._next(cell, log)
+                continue
+            self.waiting.append(cell)
+            if cell.name not in self.elsewhere:
+                self.say(f"{cell.name}: another process is working on it")
+                self.elsewhere.add(cell.name)
+
+    def _next(self, cell: Cell, log: BinaryIO, before: _Job | None = None) -> None:
+        """Start the next command of a cell, or end it."""
+        commands = cell.look(self.threads).commands
+        begun = time.monotonic() if before is None else before.begun
+        if not commands:
+            log.close()
+            self.ended += 1
+            left = (len(self.waiting) + len(self.running)) * (time.monotonic() - self.begun) / self.ended
+            after = f", about {clock(left)} left" if left else ""
+            self._tell(cell, f"done in {clock(time.monotonic() - begun)}{after}")
+        elif before is not None and commands[0] == before.words:
+            self._fail(cell, log, "the command ended well, but the cell is not complete")
+        else:
+            gpu = self._gpu(cell) if before is None else before.gpu
+            what = " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1])
+            self._tell(cell, what + ("" if gpu is None else f" on GPU {gpu}"))
+            self.running.append(_Job(cell, commands[0], gpu, log, self._start(cell, commands[0], gpu, log), begun))
+
+    def _gpu(self, cell: Cell) -> str | None:
+        """Return the GPU with the fewest cells; a cell that names its GPU, such as cuda:1, may use all."""
+        if cell.run is not None and ":" in cell.run.training.device:
+            return None
+        return min(self.gpus, key=[job.gpu for job in self.running].count, default=None)
+
+    def _start(self, cell: Cell, words: list[str], gpu: str | None, log: BinaryIO) -> subprocess.Popen[bytes]:
+        log.write(f"$ {shlex.join(['taet', *words])}\n".encode())
+        log.flush()
+        threads = (cell.run and cell.run.training.threads) or self.threads
+        seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        return subprocess.Popen(
+            taet_command(words),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), **seen},
+            start_new_session=True,  # Ctrl-C is forwarded once: a second signal would prevent saving
+        )
+
+    def _look(self) -> None:
+        """Continue with the cells whose process has ended."""
+        for job in [job for job in self.running if job.process.poll() is not None]:
+            self.running.remove(job)
+            if (status := job.process.returncode) == 0:
+                self._next(job.cell, job.log, before=job)
+            else:
+                ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+                self._fail(job.cell, job.log, f"{ended}: {_last_line(Path(job.log.name))}")
+
+    def _watch(self) -> None:
+        """Report the progress of each running cell at intervals, by the last line of its log."""
+        if time.monotonic() - self.told < TELL_SECONDS:
+            return
+        self.told = time.monotonic()
+        for job in self.running:
+            line = _last_line(Path(job.log.name))
+            if line != job.told and not line.startswith("$"):
+                job.told = line
+                self._tell(job.cell, line)
+
+    def _fail(self, cell: Cell, log: BinaryIO, why: str) -> None:
+        log.close()
+        self.ended += 1
+        self.failed[cell.name] = why
+        self._tell(cell, f"failed: {why}")
+
+    def _stop(self) -> None:
+        """Make every process save its state and end."""
+        if self.running:
+            self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
+        for number in (signal.SIGTERM, signal.SIGINT):  # the second one does not wait for the end of a batch
+            for job in self.running:
+                job.process.send_signal(number)
+            try:
+                for job in self.running:
+                    job.process.wait()
+                    job.log.close()
+                break
+            except KeyboardInterrupt:
+                continue
+
+    def _tell(self, cell: Cell, what: str) -> None:
+        self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")
+
+
+def _locked(path: Path) -> BinaryIO | None:
+    """Open the log of a cell and lock it if the file system supports locks; None if another process holds it."""
+    with contextlib.ExitStack() as failed:
+        log = failed.enter_context(path.open("ab"))
+        with contextlib.suppress(BlockingIOError):
+            locked(log)
+            failed.pop_all()
+            return log
+    return None
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("taet: error: ")

@@ -1,0 +1,408 @@
+"""How a field of settings or of a record is declared, checked and refused.
+
+`lr: Annotated[float, Field(gt=0)] = 0.1` declares type and bounds; pydantic checks them, and `refused` turns what it
+found into one line, `label lr: got X; allowed: Y; did you mean Z?`. --help shows the same words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from taet.errors import UserError, cut, unknown
+
+Marks = tuple[Any, ...]
+"""What is declared about a type: bounds of pydantic, and the classes below."""
+
+
+class Note:
+    """Text that follows the bounds in messages and in --help; `suggest` returns a hint about a refused number."""
+
+    def __init__(self, text: str, suggest: Callable[[float], str] = lambda _: "") -> None:
+        self.text, self.suggest = text, suggest
+
+
+class Rule:
+    """A condition that bounds cannot express; `text` describes it in messages and in --help."""
+
+    def __init__(self, test: Callable[[Any], bool], text: str) -> None:
+        self.test, self.text = test, text
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: Any) -> Any:
+        if not self.test(value):
+            raise ValueError(self.text)
+        return value
+
+
+class OnlyWith:
+    """The field has an effect only where another field has one of these values: `OnlyWith(absent="ema")`.
+
+    A tuple lists several values; several names are alternatives. Otherwise the field must keep its default.
+    """
+
+    def __init__(self, **others: Any) -> None:
+        self.others = {name: value if isinstance(value, tuple) else (value,) for name, value in others.items()}
+
+    def holds(self, config: Settings) -> bool:
+        """Whether the field has an effect in `config`."""
+        return any(getattr(config, name) in values for name, values in self.others.items())
+
+    def text(self, label: str) -> str:
+        """Return the condition in words; `label` replaces the field called `name`."""
+        parts = []
+        for name, values in self.others.items():
+            word = label if name == "name" and label else name.replace("_", " ")
+            parts.append(word if values == (True,) else f"{word} {' or '.join(map(str, values))}")
+        return f"with {' or '.join(parts)} only"
+
+
+def _pixel_hint(value: float) -> str:
+    return f"; did you mean {value:g}/255?" if 1 < value <= 255 else ""
+
+
+def _ratio_hint(value: float) -> str:
+    return f"; did you mean {1 / value:g}?" if 0 < value < 1 else ""
+
+
+LARGEST = 10**6
+"""Bounds from here on only stop typing errors; messages name them where a value is beyond them."""
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Whole = Annotated[int, Field(ge=0, le=LARGEST)]
+ImageCount = Annotated[int, Field(ge=1, le=10**9)]
+Processes = Annotated[int, Field(ge=1, le=1024)]
+"""Processes or threads of this machine."""
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of a whole, 0 to 1."""
+PartialShare = Annotated[float, Field(ge=0, lt=1)]
+"""A share of less than the whole."""
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+LongSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Ratio = Annotated[float, Field(ge=1), Note(" (largest class over smallest)", _ratio_hint)]
+"""An imbalance ratio."""
+PIXEL_UNITS = Note(", in units of the image range, e.g. 8/255", _pixel_hint)
+Radius = Annotated[float, Field(ge=0, le=1), PIXEL_UNITS]
+"""The size of an L-infinity perturbation of an image in [0, 1]."""
+RadiusL2 = Annotated[float, Field(ge=0), Note(", e.g. 1.0 or 128/255")]
+"""The size of an L2 perturbation; it grows with the image and may exceed 1."""
+Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
+StoredCount = Annotated[int, Field(ge=0, le=2**53)]
+"""A number in a file that counts something."""
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+"""What no text in UTF-8 can hold; arguments that are not UTF-8 contain lone surrogates."""
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+"""No text for a number, no True for 1, no NaN: what files and calls must hold."""
+
+
+class Record(BaseModel):
+    """A part of a file, frozen; a later version may have added fields. Lists are declared as tuples."""
+
+    model_config = ConfigDict(**STRICT, extra="ignore")
+
+
+class Settings(BaseModel):
+    """Settings that are checked when they are built, frozen, with the docstring of every field beside it."""
+
+    model_config = ConfigDict(**STRICT, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    label: ClassVar[str] = ""
+    """Precedes the names of the fields in messages."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, data: object, build: Callable[[object], Self]) -> Self:
+        if not isinstance(data, Mapping):
+            return build(data)
+        values = {name: plain(value) for name, value in data.items()}
+        for name, value in values.items():
+            if isinstance(value, str) and UNWRITABLE.search(value) and name in cls.model_fields:
+                raise wrong(name.replace("_", " "), value, hints(cls)[name], cls.label)
+        try:
+            built = build(values)
+        except ValidationError as error:
+            raise refused(error, cls, cls.label) from None
+        for name, field in cls.model_fields.items():
+            if isinstance(given := values.get(name), int | tuple) and given == getattr(built, name):
+                built.__dict__[name] = given  # 1 stays 1 in a field of float: hashes of runs depend on it
+            value = getattr(built, name)
+            for mark in field.metadata:
+                if isinstance(mark, OnlyWith) and value != field.default and not mark.holds(built):
+                    what = field.title or f"{cls.label} {name.replace('_', ' ')}".strip()
+                    raise UserError(f"{what}: got {got_text(value)}; allowed: {mark.text(cls.label)}")
+        return built
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """Return the default of a field."""
+        return cls.model_fields[name].default
+
+    def replace(self, **changes: Any) -> Self:
+        """Return these settings with some fields changed, checked again."""
+        return type(self)(**{**self.__dict__, **changes})
+
+
+def plain(value: Any) -> Any:
+    """Return a value with numbers of NumPy as those of Python and lists as tuples, at any depth."""
+    if type(value) in (list, tuple):
+        return tuple(map(plain, value))
+    if type(value) is dict:
+        return {key: plain(one) for key, one in value.items()}
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
+
+
+def leaves(hint: Any, marks: Marks = ()) -> list[tuple[Any, Marks]]:
+    """Return the alternatives of a type, each with all that is declared about it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        found = [mark.metadata if isinstance(mark, FieldInfo) else [mark] for mark in hint.__metadata__]
+        return leaves(arguments[0], (*(mark for each in found for mark in each), *marks))
+    if origin in (typing.Union, types.UnionType):
+        return [leaf for argument in arguments for leaf in leaves(argument, marks)]
+    return [(hint, marks)]
+
+
+def hints(kind: Any) -> dict[str, Any]:
+    """Return the type of every field of a model or a dataclass, with all that is declared about it."""
+    return _hints(kind)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(kind):
+        found = typing.get_type_hints(kind, include_extras=True)
+        return {field.name: found[field.name] for field in dataclasses.fields(kind)}
+    return {name: field.rebuild_annotation() for name, field in kind.model_fields.items()}
+
+
+def type_text(kind: Any) -> str:
+    """Return a type in words, without its bounds."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    if origin is tuple:
+        item = type_text(leaves(arguments[0])[0][0]).removeprefix("a ")
+        if item == "an object":
+            return "a list"
+        return f"{'' if arguments[-1] is ... else f'{len(arguments)} '}{item}s"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return words.get(kind, "a list" if origin is list else "an object" if origin is dict else _object_text(kind))
+
+
+def _object_text(kind: Any) -> str:
+    return "an object" if isinstance(kind, type) and issubclass(kind, BaseModel) else getattr(kind, "__name__", "value")
+
+
+def _range_text(marks: Marks, value: object) -> str:
+    """Return the allowed range in words: `above 0, up to 1`."""
+    found = {name: getattr(mark, name) for mark in marks for name in ("gt", "ge", "lt", "le") if hasattr(mark, name)}
+    high = found.get("lt", found.get("le"))
+    if high is not None and high >= LARGEST and not (isinstance(value, int | float) and value > high):
+        high = None
+    end = "" if high is None else f"below {high}" if "lt" in found else f"up to {high}"
+    if "gt" in found:
+        return ", ".join(filter(None, (f"above {found['gt']}", end)))
+    if "ge" not in found or high is None:
+        return end if "ge" not in found else f"{found['ge']} or more"
+    return f"{found['ge']} up to, not including, {high}" if "lt" in found else f"{found['ge']} to {high}"
+
+
+def _bounds_of(kind: Any, marks: Marks, value: object = None) -> str:
+    each = ""
+    if typing.get_origin(kind) is tuple:
+        each, value = _bounds_of(*leaves(typing.get_args(kind)[0])[0]), None
+    parts = [f"each {each}" if each else "", _range_text(marks, value)]
+    parts += [f"at least {mark.min_length}" for mark in marks if hasattr(mark, "min_length")]
+    parts += [mark.text for mark in marks if isinstance(mark, Rule)]
+    return ", ".join(filter(None, parts)) + "".join(mark.text for mark in marks if isinstance(mark, Note))
+
+
+def bounds_text(hint: Any) -> str:
+    """Return the bounds that a type declares, in words: `above 0, up to 1`; "" if it declares none."""
+    return ", or ".join(filter(None, (_bounds_of(kind, marks) for kind, marks in leaves(hint))))
+
+
+def _is_kind(value: object, kind: Any) -> bool:
+    """Whether a value is of a type, whatever its bounds."""
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def allowed_text(hint: Any, value: object = None) -> str:
+    """Return a type and its bounds in words; for a value of that type, only the bounds."""
+    texts = []
+    for kind, marks in leaves(hint):
+        if kind is types.NoneType:
+            continue
+        right = _is_kind(value, kind)
+        bounds = _bounds_of(kind, marks, value if right else None)
+        if right and isinstance(value, float) and not math.isfinite(value):
+            bounds = ", ".join(filter(None, (bounds, "a finite number")))
+        elif right and not bounds:
+            bounds = "text in UTF-8 without zero bytes" if kind is str else type_text(kind)
+        texts.append(bounds if right else ", ".join(filter(None, (type_text(kind), bounds))))
+    return ", or ".join(texts)
+
+
+def got_text(value: object) -> str:
+    """Return a refused value as messages write it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    try:
+        return "none" if value == () else cut(repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits; nested lists
+        return f"a {type(value).__name__} too large to print"
+
+
+def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:
+    """Return the error for a value that a type does not allow; for a choice, that of `unknown`."""
+    choices = [one for kind, _ in leaves(hint) if typing.get_origin(kind) is Literal for one in typing.get_args(kind)]
+    if isinstance(value, str) and choices:
+        return unknown(what, value, map(str, choices))
+    notes = [mark for _, marks in leaves(hint) for mark in marks if isinstance(mark, Note)]
+    suggestion = ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        suggestion = "".join(note.suggest(value) for note in notes)
+    is_float = isinstance(value, float) and all(kind is not float for kind, _ in leaves(hint))
+    got = repr(value) if is_float else got_text(value)  # 3.0 is no whole number
+    message = f"{what}: got {got}; allowed: {allowed_text(hint, value)}{suggestion}"
+    return UserError(f"{label} {message}".strip().replace(" : ", ": "))
+
+
+def _inside(hint: Any, step: int | str) -> Any:
+    """Return the type of a part of a value, None if it is not declared."""
+    for kind, _ in leaves(hint):
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and step in kind.model_fields:
+            return kind.model_fields[str(step)].rebuild_annotation()
+        if isinstance(step, int) and origin in (list, tuple, Sequence):
+            return arguments[step] if origin is tuple and arguments[-1] is not ... else arguments[0]
+        if origin in (dict, Mapping):
+            return arguments[1]
+    return None
+
+
+def refused(error: ValidationError, kind: Any, label: str = "") -> UserError:
+    """Return the first mistake that pydantic found in a value of type `kind` as the one line; `label` names the value.
+
+    This is the only place where an error of pydantic becomes text.
+    """
+    first = error.errors(include_url=False)[0]
+    what, title = "", ""
+    for step in first["loc"]:
+        inner = _inside(kind, step)
+        if inner is None:
+            break
+        field = getattr(kind, "model_fields", {}).get(step)
+        title = field.title or "" if field else title
+        word = f"[{step}]" if isinstance(step, int) else f" {step.replace('_', ' ')}"
+        what, kind = f"{what}{word}", inner
+    what = what.strip()
+    missing = str(first["loc"][-1]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return UserError(f"{label} {what}: the field '{missing}' is missing".lstrip(" :"))
+    if first["type"] == "extra_forbidden":
+        known = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else ()
+        return unknown(f"field of {getattr(kind, '__name__', what)}", missing, known)
+    if first["type"] == "value_error" and not first["loc"]:
+        return UserError(f"{label}: {first['ctx']['error']}".removeprefix(": "))
+    return wrong(title or what, first["input"], kind, "" if title else label)
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=STRICT)
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is of the type `hint` and within its bounds."""
+    try:
+        _adapter(hint).validate_python(plain(value))
+    except ValidationError:
+        return False
+    return not (isinstance(value, str) and UNWRITABLE.search(value))
+
+
+def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
+    """Refuse a value that does not fit the type `hint` and its bounds."""
+    if not fits(value, hint):
+        raise wrong(what, plain(value), hint, label)
+
+
+def is_readable(hint: Any) -> bool:
+    """Whether a command line can set a field of this type."""
+    for kind, _ in leaves(hint):
+        if typing.get_origin(kind) is tuple:
+            if not all(is_readable(one) for one in typing.get_args(kind) if one is not ...):
+                return False
+        elif typing.get_origin(kind) is not Literal and kind not in (int, float, str, bool, types.NoneType):
+            return False
+    return True
+
+
+def condition_text(hint: Any, label: str = "") -> str:
+    """Return in words the settings under which the field has an effect; "" if it always has."""
+    return "; ".join(mark.text(label) for _, marks in leaves(hint) for mark in marks if isinstance(mark, OnlyWith))
+
+
+def check_fields(owner: Any, label: str) -> None:
+    """Refuse a field of a dataclass that does not fit its type."""
+    for name, hint in hints(type(owner)).items():
+        check_value(name.replace("_", " "), getattr(owner, name), hint, label)
+
+
+def check_radius(what: str, value: float, norm: str) -> None:
+    """Refuse a perturbation size that a ball of `norm` cannot have."""
+    check_value(what, value, Radius if norm == "linf" else RadiusL2)
+
+
+NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
+
+
+def read_number(text: str) -> float:
+    """Return a finite number as users write it, also as a fraction such as 8/255; anything else raises a ValueError."""
+    above, slash, below = text.partition("/")
+    if not NUMBER.fullmatch(above) or (slash and not NUMBER.fullmatch(below)) or (slash and not float(below)):
+        raise ValueError(text)
+    value = float(above) / float(below or 1)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def read_text(text: str, hint: Any) -> Any:
+    """Return what a user wrote for a field as the field's type; a text that has none stays, and its check refuses it.
+
+    `none` becomes None if the type allows it.
+    """
+    kinds = [kind for kind, _ in leaves(hint)]
+    if text == "none" and types.NoneType in kinds:
+        return None
+    if text in ("true", "false") and bool in kinds:
+        return text == "true"
+    if int in kinds and re.fullmatch(r"[+-]?\d{1,40}", text, re.ASCII):
+        return int(text)
+    if float in kinds:
+        try:
+            return read_number(text)
+        except ValueError:
+            return text
+    return text

@@ -1,0 +1,248 @@
+"""Accuracy by class and by group, intervals, and paired differences, all from counts, masks and scores.
+
+`total` and `correct` are integer arrays (C,): per class, the number of test images and of those classified correctly.
+A class without test images has no accuracy: it is nan in arrays over classes and left out of means.
+A mask is a boolean array (N,): for each test image, whether it is classified correctly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from taet.intervals import LEVEL as LEVEL
+from taet.intervals import Difference as Difference
+from taet.intervals import Floats as Floats
+from taet.intervals import Ints as Ints
+from taet.intervals import balanced_interval as balanced_interval
+from taet.intervals import difference as difference
+from taet.intervals import mcnemar as mcnemar
+from taet.intervals import mean_and_standard_error as mean_and_standard_error
+from taet.intervals import student_quantile as student_quantile
+from taet.intervals import wilson_interval as wilson_interval
+
+Mask = NDArray[np.bool_]
+
+FEW_PER_CLASS = 50
+"""With fewer test images than this, one image changes the accuracy of its class by more than two points."""
+WORST_SHARE = 0.1
+"""Share of the classes that the mean of the worst classes is taken over, as papers of class-wise fairness print it."""
+PAIRED_CLASSES = 1000
+"""With more classes nothing is stored or drawn for every pair of them: for 8,142 classes that takes 350 MB a card."""
+
+
+def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
+    """Return `(correct, total)`, each (C,), from a mask (N,) and the true labels (N,)."""
+    marked, classes = np.asarray(mask, dtype=bool), np.asarray(labels, dtype=np.int64)
+    total = np.bincount(classes, minlength=num_classes)
+    correct = np.bincount(classes[marked], minlength=num_classes)
+    return correct.astype(np.int64), total.astype(np.int64)
+
+
+def accuracy(correct: ArrayLike, total: ArrayLike) -> float:
+    """Return the share of all images that are correct, sum_c correct_c / sum_c total_c; nan without images."""
+    return _ratio(np.sum(correct), np.sum(total)).item()
+
+
+def per_class_accuracy(correct: ArrayLike, total: ArrayLike) -> Floats:
+    """Return the recall of each class, correct_c / total_c, (C,) in [0, 1]; nan where a class has no images."""
+    return _ratio(correct, total)
+
+
+def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
+    """Return the mean recall, (1/K) sum_c correct_c / total_c, over the K classes that have test images.
+
+    Source: Brodersen, Ong, Stephan, Buhmann, "The balanced accuracy and its posterior distribution", ICPR 2010.
+    """
+    recalls = per_class_accuracy(correct, total)
+    present = ~np.isnan(recalls)
+    return float(recalls[present].mean()) if present.any() else math.nan
+
+
+def group_accuracy(correct: ArrayLike, total: ArrayLike, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return the balanced accuracy inside each group of class labels; nan for a group without test images."""
+    right, count = np.asarray(correct), np.asarray(total)
+    return {name: balanced_accuracy(right[list(of)], count[list(of)]) for name, of in groups.items()}
+
+
+def worst_class(correct: ArrayLike, total: ArrayLike) -> tuple[int, float]:
+    """Return `(label, recall)` of the class with the lowest recall, first among equals; (-1, nan) without images."""
+    recalls = per_class_accuracy(correct, total)
+    if np.isnan(recalls).all():
+        return -1, math.nan
+    label = int(np.nanargmin(recalls))
+    return label, float(recalls[label])
+
+
+def worst_classes(correct: ArrayLike, total: ArrayLike, share: float = WORST_SHARE) -> list[int]:
+    """Return the labels of the ceil(share K) classes with the lowest recall, of the K that have test images."""
+    recalls = per_class_accuracy(correct, total)
+    present = np.flatnonzero(~np.isnan(recalls))
+    worst = present[recalls[present].argsort(kind="stable")]
+    return [int(label) for label in worst[: math.ceil(share * len(present) - 1e-9)]]
+
+
+def relative_deviation(correct: ArrayLike, total: ArrayLike) -> float:
+    """Return sqrt((1/K) sum_c (r_c - mean r)^2) / mean r of the recalls of the K classes with test images, or nan."""
+    recalls = per_class_accuracy(correct, total)
+    recalls = recalls[~np.isnan(recalls)]
+    mean = recalls.mean() if recalls.size else 0.0
+    return float(recalls.std() / mean) if mean else math.nan
+
+
+def weak_classes(correct: ArrayLike, total: ArrayLike) -> list[int]:
+    """Return the labels of the classes whose recall is below the balanced accuracy, whatever their size.
+
+    Source: the weak classes of TAET, CVPR 2025, arXiv:2503.01924.
+    """
+    counts = enumerate(zip(np.asarray(correct), np.asarray(total), strict=True))
+    recalls = {label: Fraction(int(right), int(count)) for label, (right, count) in counts if count > 0}
+    # Fractions, since the rounded mean of equal recalls may be above all of them.
+    mean = sum(recalls.values()) / max(len(recalls), 1)
+    return [label for label, recall in recalls.items() if recall < mean]
+
+
+def few_images(total: ArrayLike) -> list[int]:
+    """Return the labels of the classes with fewer than `FEW_PER_CLASS` test images, including classes with none."""
+    return [int(label) for label in np.flatnonzero(np.asarray(total) < FEW_PER_CLASS)]
+
+
+def flip_rate(clean_predictions: ArrayLike, predictions: ArrayLike) -> float:
+    """Return the share of images whose predicted class (N,) changes, mean 1{F(x') != F(x)}, also between wrong ones."""
+    flipped = np.asarray(clean_predictions) != np.asarray(predictions)
+    return _ratio(flipped.sum(), flipped.size).item()
+
+
+def class_flip_rate(
+    clean_predictions: ArrayLike, predictions: ArrayLike, labels: ArrayLike, num_classes: int
+) -> Floats:
+    """Return the flip rate among the images of each true class, (C,) in [0, 1]; nan where a class has no images."""
+    flipped = np.asarray(clean_predictions) != np.asarray(predictions)
+    return per_class_accuracy(*class_counts(flipped, labels, num_classes))
+
+
+def class_errors(
+    clean_correct: ArrayLike, correct: ArrayLike, labels: ArrayLike, num_classes: int
+) -> tuple[Floats, Floats]:
+    """Return `(natural, boundary)`, the two parts of the robust error of each class, (C,) in [0, 1] each.
+
+        natural_c = P(F(x) != y | y = c),   boundary_c = P(F(x) = y and F(x') != y | y = c)
+
+    of the masks (N,) without and under attack; nan for a class without images. x itself lies in the ball, so an image
+    that an attack happens to correct stays an error.
+    Source: Zhang et al., "Theoretically principled trade-off between robustness and accuracy", ICML 2019,
+    arXiv:1901.08573, section 3.
+    """
+    before, after = np.asarray(clean_correct, dtype=bool), np.asarray(correct, dtype=bool)
+    natural = per_class_accuracy(*class_counts(~before, labels, num_classes))
+    return natural, per_class_accuracy(*class_counts(before & ~after, labels, num_classes))
+
+
+def worst_case(masks: ArrayLike) -> Mask:
+    """Return which images are correct under the first, the first two, ..., all A attacks, (A, N) from masks (A, N)."""
+    return np.logical_and.accumulate(np.asarray(masks, dtype=bool), axis=0)
+
+
+def median_distance(distances: ArrayLike) -> float:
+    """Return the median of the perturbation norms (N,) over the images that were classified correctly before.
+
+    0 stands for an image that was misclassified before and is left out, nan for a failed attack, infinitely far. The
+    median is nan where it is infinite.
+    """
+    values = np.asarray(distances, dtype=np.float64)
+    values = values[values != 0]
+    median = float(np.median(np.where(np.isnan(values), np.inf, values))) if values.size else math.inf
+    return median if math.isfinite(median) else math.nan
+
+
+def pairwise_auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float32]:
+    """Return how well the score of each class separates it from each other class, A (C, C) in [0, 1].
+
+        A[j, k] = P(s_j(x) > s_j(x')) + P(s_j(x) = s_j(x')) / 2   for x drawn from class j and x' from class k
+
+    the area under the ROC curve of score j on these two classes alone; nan on the diagonal and where one of the two has
+    no images. `scores` (N, C) are softmax probabilities, not logits, whose common offset is arbitrary. The result is in
+    single precision, as cards store it.
+    Source: Hand, Till, Machine Learning 45, 2001, section 3; their Â(j|k).
+    """
+    values, classes = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if values.ndim != 2 or values.shape[:1] != classes.shape or not np.isfinite(values).all():
+        raise ValueError(f"scores: got {values.shape}; allowed: finite ({len(classes)}, C), one row per label")
+    num_classes = values.shape[1]
+    total = np.bincount(classes, minlength=num_classes)
+    matrix = np.full((num_classes, num_classes), np.nan, dtype=np.float32)
+    for label in np.flatnonzero(total):
+        column = values[:, label]
+        own = np.sort(column[classes == label])
+        # Each image is above `below` of the class's own scores and level with `level - below` of them.
+        below, level = np.searchsorted(own, column, "left"), np.searchsorted(own, column, "right")
+        lost = np.bincount(classes, weights=(below + level) / 2, minlength=num_classes)
+        matrix[label] = 1 - _ratio(lost, len(own) * total)
+    np.fill_diagonal(matrix, np.nan)
+    return matrix
+
+
+def roc_auc(matrix: ArrayLike) -> float:
+    """Return the macro one-versus-one area under the ROC curve in [0, 1]: the mean of the matrix over all pairs.
+
+        M = 2 / (K (K - 1)) sum_{j < k} (A[j, k] + A[k, j]) / 2
+
+    over the K classes with images, A from `pairwise_auc`; nan with fewer than two classes.
+    Source: Hand, Till, Machine Learning 45, 2001, section 3; their M.
+    """
+    areas = np.asarray(matrix, dtype=np.float64)
+    known = ~np.isnan(areas)
+    return float(areas[known].mean()) if known.any() else math.nan
+
+
+def largest_standard_error(total: ArrayLike) -> float:
+    """Return sqrt(sum_c 1/n_c)/(2K), the standard error of a balanced accuracy where all recalls are 1/2."""
+    counts = np.asarray(total, dtype=np.float64)
+    counts = counts[counts > 0]
+    return float(np.sqrt((1 / counts).sum()) / (2 * len(counts))) if len(counts) else math.nan
+
+
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> Ints:
+    """Return how often class r was predicted as class k, (C, C) integers, rows r true, columns k predicted."""
+    true, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
+    for name, values in (("label", true), ("prediction", predicted)):
+        if values.size and not (values.min() >= 0 and values.max() < num_classes):
+            raise ValueError(f"{name}s: got {values.min()} to {values.max()}; allowed: 0 to {num_classes - 1}")
+    return np.bincount(true * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_ranks(train_counts: ArrayLike) -> Ints:
+    """Return the rank of each class, (C,): 0 for the class with most training images, ties by label."""
+    return np.argsort(_largest_first(train_counts))
+
+
+def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
+    """Return the labels of each group of classes, largest class first; a group may be empty with few classes.
+
+    With classes ranked 1..C by training count: head is 1..floor(C/3), tail is ceil(2C/3)..C, body the rest (REAT); of
+    two classes, one is head and one tail. last_half is the last floor(C/2) (TAET).
+    """
+    order = _largest_first(train_counts).tolist()
+    count = len(order)
+    head, tail = (1, 1) if count == 2 else (count // 3, math.ceil(2 * count / 3) - 1)
+    return {
+        "head": order[:head],
+        "body": order[head:tail],
+        "tail": order[tail:],
+        "last_half": order[count - count // 2 :],
+    }
+
+
+def _largest_first(train_counts: ArrayLike) -> Ints:
+    return np.argsort(-np.asarray(train_counts, dtype=np.int64), kind="stable")
+
+
+def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
+    numerator, denominator = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    quotient = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient

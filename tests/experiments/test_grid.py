@@ -1,0 +1,312 @@
+"""A grid: what a specification says, the runs that it means, and that every mistake is a line that names the key."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from taet import methods, registry
+from taet.cli.train import read as read_call
+from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.experiments.cell import Cell
+from taet.experiments.grid import cells_of, parse, read
+from taet.files import seal
+from taet.settings import override
+from taet.training.decisive_settings import training_settings
+from tests.calls import configure
+
+GOOD: dict[str, Any] = {"methods": ["at"], "data": ["digits-lt"]}
+TEXT = """
+title = "Two"
+methods = ["at", {name = "harl-skip", method = "harl", settings = {absent = "skip", "outer.name" = "focal"}}]
+data = ["digits-lt"]
+imbalance = [10, 50.0]
+seeds = [3]
+protocol = "reat"
+[settings]
+batch-size = 32
+model = "resnet8"
+threat.eps = "8/255"
+training.milestones = [0.5, 0.8]
+[[variants]]
+name = "ra+bsl"
+settings = {"outer.name" = "balanced-softmax", method.beta = 6}
+"""
+
+
+def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
+    return cells_of(parse(small | changes), out)
+
+
+def test_a_file_and_its_defaults(tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(TEXT)
+    found = read(tmp_path / "two.toml")
+    assert (found.title, found.data, found.imbalance) == ("Two", ("digits-lt",), (10, 50.0))
+    assert (found.seeds, found.protocol) == ((3,), "reat")
+    assert found.settings == {
+        "training.batch_size": 32,
+        "model.name": "resnet8",
+        "threat.eps": 8 / 255,
+        "training.milestones": (0.5, 0.8),
+    }
+    assert [(entry.name, entry.method, entry.settings) for entry in found.methods] == [
+        ("at", "at", {}),
+        ("harl-skip", "harl", {"method.absent": "skip", "outer.name": "focal"}),
+    ]
+    assert found.variants[0].settings == {"outer.name": "balanced-softmax", "method.beta": 6}
+    (tmp_path / "small.toml").write_text('methods = "all"\ndata = ["digits-lt"]')
+    found = read(tmp_path / "small.toml")
+    assert [entry.name for entry in found.methods] == list(registry.entries("methods"))
+    assert (found.title, found.imbalance, found.seeds, found.protocol) == ("small", (None,), (0,), "taet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": ["at"]}, r"unknown key of a grid 'method'.*did you mean 'methods'\?"),
+        ({"methods": "at"}, "methods: got 'at'; allowed: a valid list"),
+        ({"methods": []}, r"methods: got \[\]; allowed: .*at least 1"),
+        ({"methods": ["att"]}, r"unknown method 'att'.*did you mean"),
+        ({"methods": ["at", "at"]}, "methods: got at 2 times; allowed: each once"),
+        ({"methods": [{"name": "x", "metod": "at"}]}, r"unknown key of a entry 'metod'.*'method'\?"),
+        ({"methods": [{"name": "a/b", "method": "at"}]}, "methods.name: got 'a/b'"),
+        ({"methods": [{"name": "x", "method": "at", "settings": 1}]}, "settings: got 1"),
+        ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
+        ({"imbalance": [True]}, "imbalance.*: got True"),
+        ({"imbalance": [0.1]}, r"imbalance ratio: got 0.1.*did you mean 10\?"),
+        ({"imbalance": [float("nan")]}, "imbalance ratio: got nan"),
+        ({"seeds": [0.5]}, "seeds: got 0.5; allowed: a valid integer"),
+        ({"seeds": [-1]}, "seeds: got -1; allowed: greater than or equal to 0"),
+        ({"seeds": list(range(100_001))}, "got 100,001 cells; allowed: at most 100,000"),
+        ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
+        ({"settings": {"epoch": 3}}, r"settings: unknown setting 'epoch'.*did you mean 'epochs'\?"),
+        ({"settings": {"eps": 3}}, r"unknown setting 'eps'.*did you mean 'threat.eps'\?"),
+        ({"settings": {"trainin.epochs": 3}}, r"allowed: data\.\*.*did you mean 'training.epochs'\?"),
+        ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
+        ({"settings": {"seed": 3}}, "settings: got seed; allowed: as seeds of the specification"),
+        ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
+        ({"variants": [{"name": "x"}]}, "variants.settings is missing"),
+        ({"data": None}, "data: got None"),
+    ],
+)
+def test_a_mistake_in_a_specification_is_one_line(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        parse(GOOD | changes)
+    assert "\n" not in str(caught.value)
+
+
+MANY = "9" * 5000
+GRID = 'methods = ["at"]\ndata = ["digits-lt"]\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"methods = [", "not TOML: "),
+        (b"seeds = [0]", "methods is missing"),
+        (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "not TOML: lists or tables are nested too deeply"),
+        (f"{GRID}[settings]\n{'a.' * 5000}a = 1".encode(), "allowed: at most 8 tables inside each other"),
+        (f"{GRID}seeds = [{MANY}]".encode(), "not TOML: Exceeds the limit"),
+        (f"{GRID}seeds = [0x{MANY}]".encode(), "seeds: got a int too large to print"),
+        (f"{GRID}[settings]\nepochs = 0x{MANY}".encode(), "epochs: got a int too large to print"),
+        (f"{GRID}[settings]\nepochs = 2020-01-01".encode(), "epochs: got datetime.date(2020, 1, 1)"),
+        (b'title = "\xff"', "not TOML: 'utf-8' codec"),
+        (b"#" * 2**21, "got 2,097,152 bytes; allowed: at most 1,048,576"),
+    ],
+)
+def test_a_file_that_is_no_specification_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        cells_of(read(tmp_path / "spec.toml"), tmp_path, str(tmp_path / "spec.toml"))
+    assert message in str(caught.value)
+    assert "spec.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("protocol", ["taet", "reat", "official"])
+def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path, protocol: str) -> None:
+    settings = {**small["settings"], "training.tensorboard": True, "training.channels_last": False}
+    # Two epochs and validation images: a method that learns from them is refused otherwise.
+    settings["training"] = settings["training"] | {"epochs": 2}
+    settings["data.validation"] = 0.2
+    settings |= {"training.milestones": [0.5, 0.8], "evaluation.step_size": "2/255", "outer.drw": False}
+    names = [name for name in registry.entries("methods") if protocol != "official" or methods.find(name).official]
+    found = planned(small, tmp_path, methods=names, protocol=protocol, settings=settings, imbalance=[5.5], seeds=[4])
+    assert len(found) == len(names)
+    for cell in found:
+        assert cell.run is not None, cell.reason
+        (words, *_) = cell.look(threads=3).commands
+        run, out = configure(words[1], words[2:])
+        assert words[0] == "train"
+        assert str(out) == str(cell.folder)
+        assert run == override(cell.run, {"training.threads": 3}), cell.name
+
+
+def test_cells_are_in_the_order_in_which_a_part_of_them_is_most_useful(small: dict[str, Any], tmp_path: Path) -> None:
+    variants = [{"name": "bsl", "settings": {"outer.name": "balanced-softmax"}}]
+    found = planned(small, tmp_path, methods=["at", "trades"], seeds=[0, 1], variants=variants, imbalance=[10.0])
+    assert [cell.name for cell in found] == [
+        f"{name}_digits-lt_ir10_seed{seed}" for seed in (0, 1) for name in ("at", "trades", "at_bsl", "trades_bsl")
+    ]
+    assert [cell.row for cell in found[:4]] == ["at", "trades", "at + bsl", "trades + bsl"]
+    assert [cell.run.seed for cell in found if cell.run] == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_what_a_method_refuses_is_not_applicable_with_the_reason(small: dict[str, Any], tmp_path: Path) -> None:
+    variants = [
+        {"name": "bsl", "settings": {"outer.name": "balanced-softmax"}},
+        {"name": "skip", "settings": {"method.absent": "skip"}},
+    ]
+    entries = ["at", "harl", {"name": "at-focal", "method": "at", "settings": {"outer.name": "focal"}}]
+    found = planned(small, tmp_path, methods=entries, seeds=[0], variants=variants)
+    reasons = {cell.row: cell.reason for cell in found if cell.state == "not applicable"}
+    assert reasons.keys() == {"harl + bsl", "at-focal + bsl", "at + skip", "at-focal + skip"}
+    assert reasons["harl + bsl"].startswith("harl: got the outer loss balanced-softmax")
+    assert reasons["at-focal + bsl"] == "its own settings say outer.name focal"
+    assert "unknown option of at 'absent'" in reasons["at + skip"]
+    assert not [cell for cell in found if cell.reason and cell.look().commands]
+    found = planned(small, tmp_path, methods=["robust-lt", "at"], seeds=[0], protocol="official")
+    assert [cell.state for cell in found] == ["not applicable", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"settings": {"training.epoch": 3}}, r"^settings: .*did you mean 'epochs'\?"),
+        ({"settings": {"training.epochs": "3"}}, "^settings: .*epochs: got '3'"),
+        ({"settings": {"method.bta": 3}, "methods": ["at", "trades"]}, r"^settings: .*did you mean 'beta'\?"),
+        ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
+        ({"settings": {"evaluation.attacks": ["pgd20"]}}, r"unknown attack 'pgd20'.*did you mean 'pgd-20'\?"),
+        ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
+        ({"data": ["digits-lt", "digit-lt"]}, r"unknown data set 'digit-lt'.*did you mean 'digits-lt'\?"),
+        ({"imbalance": [1000]}, "would get no training image"),
+        ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
+        ({"methods": ["standard"], "protocol": "official"}, "protocol official: got standard"),
+    ],
+)
+def test_a_mistake_that_concerns_every_method(
+    small: dict[str, Any], tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        planned(small, tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("harl", {"outer.name": "focal"}, "harl: got the outer loss focal"),
+        ("at", {"selection": "best-validation"}, "selection best-validation needs a validation split"),
+        ("trades", {"method.bta": 3}, r"unknown option of trades 'bta'; .*did you mean 'beta'\?"),
+        ("at", {"data.max_count": 9999}, "a largest class of 9999"),
+    ],
+)
+def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(
+    small: dict[str, Any], tmp_path: Path, method: str, settings: dict[str, Any], words: str
+) -> None:
+    entry = {"name": "mine", "method": method, "settings": settings}
+    with pytest.raises(UserError, match=f"^methods: mine: .*{words}"):
+        planned(small, tmp_path, methods=["at", entry])
+
+
+def test_an_entry_that_only_shared_settings_make_impossible(small: dict[str, Any], tmp_path: Path) -> None:
+    chosen = {"name": "chosen", "method": "at", "settings": {"selection": "best-validation"}}
+    skip = {"name": "skip", "method": "harl", "settings": {"absent": "skip"}}
+    settings = {**small["settings"], "data.validation": 0.2, "outer": "focal"}
+    first, second = planned(small, tmp_path, methods=[chosen, skip], seeds=[0], settings=settings)
+    assert first.run is not None
+    assert second.reason.startswith("harl: got the outer loss focal")
+
+
+def test_two_data_sets_never_share_a_folder(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taet.experiments.grid.Planner.run", lambda *_: None)
+    monkeypatch.setattr("taet.experiments.grid.Planner.chosen", lambda *_: {})
+    with pytest.raises(UserError, match=r"data: npz:a/b.npz and npz:a-b.npz would both be in"):
+        planned(small, tmp_path, data=["npz:a/b.npz", "npz:a-b.npz"])
+
+
+@pytest.fixture
+def cell(small: dict[str, Any], template: Path, tmp_path: Path) -> Cell:
+    """The first cell, with a folder that is done."""
+    (found, *_) = planned(small, tmp_path)
+    shutil.copytree(template, found.folder)
+    return found
+
+
+def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
+    folder = str(cell.folder)
+    assert (cell.state, cell.look().commands) == ("done", ())
+    assert cell.look().training > 0
+    (cell.folder / "evaluation.json").unlink()
+    assert cell.look()[:2] == ("started", (["evaluate", folder],))
+    (cell.folder / "done").unlink()
+    assert cell.look()[:2] == ("started", (["train", "--resume", folder], ["evaluate", folder]))
+    (cell.folder / "run.json").unlink()
+    assert cell.state == "missing"
+    assert [words[0] for words in cell.look().commands] == ["train", "evaluate"]
+
+
+def test_a_card_needs_the_ball_and_the_attacks(cell: Cell, small: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**small["settings"], "evaluation.attacks": ["fgsm", "pgd-3"]}
+    (more, *_) = planned(small, tmp_path, settings=settings)
+    assert more.look().commands == (["evaluate", str(cell.folder), "--attacks", "fgsm", "pgd-3"],)
+    (fewer, *_) = planned(small, tmp_path, settings=settings | {"evaluation.attacks": ["fgsm"]})
+    assert fewer.state == "done"
+    path = cell.folder / "evaluation.json"
+    assert [column.name for column in ResultCard.load(path).columns] == ["clean", "fgsm"]
+    card = json.loads(path.read_text())
+    card["threat"]["eps"] = 0.01
+    path.write_text(json.dumps(seal(card)))
+    assert cell.look().commands == (["evaluate", str(cell.folder)],)
+
+
+@pytest.mark.usefixtures("cell")
+def test_a_folder_with_other_settings_is_refused(small: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**small["settings"], "training.lr": 0.2}
+    with pytest.raises(UserError, match=r"holds a run with other settings: training.lr is 0.1 there and 0.2"):
+        planned(small, tmp_path, settings=settings)
+    training = small["settings"]["training"] | {"device": "cpu", "save_minutes": 1.0, "monitor_steps": 7}
+    assert planned(small, tmp_path, settings=small["settings"] | {"training": training})[0].state == "done"
+
+
+def test_cells_that_leave_the_precision_to_the_machine_take_that_of_the_started_ones(
+    small: dict[str, Any], template: Path, tmp_path: Path
+) -> None:
+    """The template trained in float32; another machine might take bf16."""
+    training = {name: value for name, value in small["settings"]["training"].items() if name != "precision"}
+    settings = small["settings"] | {"training": training}
+    fresh = planned(small, tmp_path, settings=settings)
+    assert not any("training.precision" in cell.settings for cell in fresh)
+    shutil.copytree(template, fresh[0].folder)
+    found = planned(small, tmp_path, settings=settings)
+    assert [cell.run and cell.run.training.precision for cell in found] == ["float32"] * 3
+    words = [cell.look().commands[0][2:] for cell in found[1:]]
+    assert [configure("at", each)[0].training.precision for each in words] == ["float32"] * 2
+
+
+def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> None:
+    """Else a comparison that is continued finds a run with another batch size than it asked for."""
+    for part, label in itertools.product(("train", "test"), "ab"):
+        (tmp_path / "mine" / part / label).mkdir(parents=True)
+        for number in range(6):
+            image = Image.new("RGB", (20, 24), (number, 9 * len(part), ord(label)))
+            image.save(tmp_path / "mine" / part / label / f"{number}.png")
+    settings = {"training": {"epochs": 2}, "evaluation.attacks": ["clean", "pgd-20"]}
+    data = [f"folder:{tmp_path / 'mine'}"]
+    for cell in cells_of(parse({"methods": ["at", "reat"], "data": data, "settings": settings}), tmp_path / "out"):
+        run, _ = read_call(cell.look().commands[0][1:]).planned()
+        assert cell.run is not None
+        assert training_settings(run) == training_settings(cell.run)
+        assert (run.training.batch_size, run.training.epochs, run.model.name) == (32, 2, "resnet8")
+        assert run.data.size is None

@@ -1,0 +1,279 @@
+"""The work on a comparison, with stand-ins for its processes: order, failures, budgets, interruptions, locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet.errors import UserError
+from taet.experiments import jobs
+from taet.experiments.jobs import Comparison, compare, devices
+
+Processes = Callable[..., list[dict[str, Any]]]
+NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def time_is_up_when(monkeypatch: pytest.MonkeyPatch, condition: Callable[[], bool]) -> None:
+    """Let hours pass as soon as the condition holds."""
+    monotonic = time.monotonic
+    monkeypatch.setattr("taet.experiments.jobs.time.monotonic", lambda: monotonic() + 1e4 * condition())
+
+
+def when_there(path: Path, do: Callable[[], object]) -> None:
+    """Do something in another thread as soon as a file exists."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        do()
+
+    threading.Thread(target=watch).start()
+
+
+def states(result: Comparison) -> list[str]:
+    return [outcome.state for outcome in result.outcomes]
+
+
+def test_what_is_missing_is_run_once(small: dict[str, Any], processes: Processes, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = compare(small | {"title": "Small"}, tmp_path / "out", say=said.append)
+    assert states(result) == ["done"] * 3
+    assert (result.report, result.out_of_time) == (tmp_path / "out" / "report.html", False)
+    assert [call["words"][0] for call in processes()] == ["train", "evaluate"] * 3
+    assert said[0] == f"3 cells: 3 missing; logs in {tmp_path / 'out' / 'logs'}"
+    assert said[1:3] == [f"[0/3] {NAMES[0]}: train", f"[0/3] {NAMES[0]}: evaluate"]
+    assert said[3].startswith(f"[1/3] {NAMES[0]}: done in 0:0")
+    assert "left" in said[3]
+    assert "left" not in said[-1]
+    log = (tmp_path / "out" / "logs" / f"{NAMES[0]}.txt").read_text()
+    folder = tmp_path / "out" / "runs" / NAMES[0]
+    assert log.splitlines()[0].startswith("$ taet train at --data digits-lt ")
+    assert log.splitlines()[1] == f"$ taet evaluate {folder}"
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (stored["title"], stored["counts"]) == ("Small", {"done": 3})
+    assert [cell["name"] for cell in stored["cells"]] == NAMES
+    assert all(cell["seconds"]["training"] > 0 for cell in stored["cells"])
+
+    before = len(processes())
+    assert states(compare(small | {"seeds": [2, 3]}, tmp_path / "out")) == ["done", "done"]
+    assert len(processes()) == before + 2
+
+
+def test_a_dry_run_touches_nothing(small: dict[str, Any], tmp_path: Path) -> None:
+    result = compare(small, tmp_path / "out", dry_run=True)
+    assert states(result) == ["missing"] * 3
+    assert result.outcomes[1].commands[1] == f"taet evaluate {tmp_path / 'out' / 'runs' / NAMES[1]}"
+    assert not any(tmp_path.iterdir())
+
+
+def test_missing_published_data_are_planned_and_refused_before_the_work_begins(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    wanted = {**small, "data": ["cifar10-lt"], "seeds": [0], "settings": {"training.epochs": 1}}
+    assert states(compare(wanted, tmp_path / "out", dry_run=True)) == ["missing"]
+    with pytest.raises(UserError, match="is not in 'data'; run taet data prepare cifar10-lt"):
+        compare(wanted, tmp_path / "out")
+    assert not processes()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.full
+def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(
+    small: dict[str, Any], processes: Processes, tmp_path: Path
+) -> None:
+    processes(seed0="fail", seed1="idle")
+    said: list[str] = []
+    result = compare(small, tmp_path / "out", say=said.append)
+    assert states(result) == ["failed", "failed", "done"]
+    assert result.outcomes[0].reason == "exit status 1: the loss is not finite"
+    assert result.outcomes[1].reason == "the command ended well, but the cell is not complete"
+    assert f"[1/3] {NAMES[0]}: failed: exit status 1: the loss is not finite" in said
+    processes()
+    assert states(compare(small, tmp_path / "out")) == ["done"] * 3
+    assert processes()[-3]["words"] == ["train", "--resume", str(tmp_path / "out" / "runs" / NAMES[0])]
+
+
+@pytest.mark.full
+def test_the_time_budget_stops_what_runs_and_begins_nothing(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes(seed1="hang")
+    with monkeypatch.context() as patch:
+        time_is_up_when(patch, (tmp_path / "out" / "runs" / NAMES[1] / "hangs").exists)
+        result = compare(small, tmp_path / "out", time_budget=5e3)
+    assert states(result) == ["done", "started", "missing"]
+    assert result.out_of_time
+    assert (tmp_path / "out" / "runs" / NAMES[1] / "saved").exists()
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["out_of_time"]
+    processes()
+    result = compare(small, tmp_path / "out", time_budget=5e3)
+    assert (states(result), result.out_of_time) == (["done"] * 3, False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_until_every_process_has_saved(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, number: signal.Signals
+) -> None:
+    processes(seed0="hang", seed1="hang")
+    folders = [tmp_path / "out" / "runs" / name for name in NAMES]
+    second = folders[1] / "hangs"
+    when_there(folders[0] / "hangs", lambda: when_there(second, lambda: os.kill(os.getpid(), number)))
+    with pytest.raises(KeyboardInterrupt):
+        compare(small, tmp_path / "out", jobs=2)
+    assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert stored["counts"] == {"started": 2, "missing": 1}
+    assert not stored["out_of_time"]
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("processes")
+def test_a_cell_that_another_process_works_on_is_left_to_it(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    said: list[str] = []
+    with (tmp_path / "out" / "logs" / f"{NAMES[0]}.txt").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        last = tmp_path / "out" / "runs" / NAMES[2] / "evaluation.json"
+        with monkeypatch.context() as patch:
+            time_is_up_when(patch, last.exists)
+            result = compare(small, tmp_path / "out", time_budget=5e3, say=said.append)
+        assert states(result) == ["missing", "done", "done"]
+        assert said.count(f"{NAMES[0]}: another process is working on it") == 1
+        threading.Timer(0.5, fcntl.flock, (log, fcntl.LOCK_UN)).start()
+        assert states(compare(small, tmp_path / "out")) == ["done"] * 3
+
+
+def test_the_cores_are_shared_among_the_jobs(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "cores", lambda: 6)
+    for given, expected in (("3", 3), ("1,2", 1), ("none", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        (planned, *_) = compare(small, tmp_path / "out", jobs=3, dry_run=True).outcomes
+        assert f"--threads {expected} " in f"{planned.commands[0]} "
+    own = {**small["settings"], "training": {**small["settings"]["training"], "threads": 4}}
+    compare(small | {"seeds": [0], "settings": own}, tmp_path / "own", jobs=2)
+    train, evaluate = processes()
+    assert train["words"].count("--threads") == 1
+    assert train["words"][train["words"].index("--threads") + 1] == "4"
+    assert (train["threads"], evaluate["threads"]) == ("4", "4")
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("", 0, []),
+        ("-1", 0, []),
+        ("5, 2,7", 3, ["5", "2", "7"]),
+        ("1,9,2", 1, ["1"]),  # CUDA stops at the first number that there is not
+        ("MIG-a,MIG-b", 1, ["MIG-a", "MIG-b"]),  # CUDA sees one of them, whoever sees both
+        ("MIG-a,MIG-b", 0, []),
+    ],
+)
+def test_the_gpus_are_those_that_this_process_may_use(visible: str | None, count: int, expected: list[str]) -> None:
+    assert devices(visible, count) == expected
+
+
+@pytest.mark.full
+def test_cells_are_spread_over_the_gpus_and_keep_theirs(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(jobs, "cores", lambda: 6)
+    said: list[str] = []
+    compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", jobs="auto", say=said.append)
+    assert "; 2 side by side on GPU GPU-a, GPU-b; logs in " in said[0]
+    calls = processes()
+    assert {call["threads"] for call in calls} == {"3"}
+    used: dict[str, list[str]] = {}
+    for call in calls:
+        seed = next(word for words in call["words"] if (word := words.rpartition("seed")[2]) and "_seed" in words)
+        used.setdefault(seed, []).append(call["gpu"])
+    assert all(len(gpus) == 2 and len(set(gpus)) == 1 for gpus in used.values()), "train and evaluate on one"
+    assert {gpus[0] for gpus in used.values()} == {"GPU-a", "GPU-b"}
+    training = small["settings"]["training"] | {"device": "cuda:1"}
+    compare(small | {"seeds": [0], "settings": small["settings"] | {"training": training}}, tmp_path / "named")
+    assert [call["gpu"] for call in processes()[len(calls) :]] == ["GPU-a,GPU-b"] * 2, "it chooses among all"
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("processes")
+def test_a_running_cell_says_how_far_it_is_once(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "_last_line", lambda _: "at: 60 %, elapsed 0:20, ETA 1:20, epoch 1/2")
+    said: list[str] = []
+    compare(small | {"seeds": [0]}, tmp_path / "out", say=said.append)
+    told = [line for line in said if line.endswith("at_digits-lt_seed0: at: 60 %, elapsed 0:20, ETA 1:20, epoch 1/2")]
+    assert 1 <= len(told) <= 2, "of training, and of the attacks"
+
+
+@pytest.mark.full
+def test_parts_are_merged_by_copying_their_folders(small: dict[str, Any], processes: Processes, tmp_path: Path) -> None:
+    """Two machines without a common file system, one of them interrupted on its way."""
+    processes(seed2="hang")
+    one, two = tmp_path / "one", tmp_path / "two"
+    when_there(one / "runs" / NAMES[2] / "hangs", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        compare(small, one, part=(1, 2))
+    processes()
+    found = [compare(small, one, part=(1, 2)), compare(small, two, part=(2, 2))]
+    assert [[outcome.cell.name for outcome in each.outcomes] for each in found] == [[NAMES[0], NAMES[2]], [NAMES[1]]]
+    assert sorted(path.name for path in one.iterdir()) == ["logs", "runs"]
+    shutil.copytree(two, one, dirs_exist_ok=True)
+    before = len(processes())
+    result = compare(small, one)
+    assert (states(result), result.report) == (["done"] * 3, one / "report.html")
+    assert len(processes()) == before
+    assert not compare(small, one, part=(4, 4)).outcomes
+
+
+def test_a_file_system_without_locks_is_no_hindrance(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert states(compare(small | {"seeds": [0]}, tmp_path / "out")) == ["done"]
+    assert len(processes()) == 2
+
+
+def test_mistakes_in_the_call(small: dict[str, Any], template: Path, tmp_path: Path) -> None:
+    for wrong, words in (
+        ({"jobs": 0}, "jobs: got 0; allowed: 1 or more, or auto"),
+        ({"part": (3, 2)}, "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
+        ({"time_budget": 0}, "time budget: got 0 seconds"),
+        ({"out": template / "x"}, "which is in the folder of the run"),
+    ):
+        with pytest.raises(UserError, match=words):
+            compare(small, **{"out": tmp_path, **wrong})
+    with pytest.raises(UserError, match="got no out"):
+        compare(small)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        compare(small, tmp_path / "file")
