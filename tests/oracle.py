@@ -5,7 +5,7 @@
 
 The sections cards, flags, runs, grids, paired, verdicts, boards and tables read the committed files; training and
 commands run something, a minute each. A difference is named, and no failure, if tests/golden/oracle/named_changes.toml
-matches it. The package is reached only through the functions of the first part: when a name moves, change it there.
+matches it. The package is reached only through tests/oracle_package.py: when a name moves, change it there.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import functools
 import gzip
 import hashlib
 import importlib.metadata
-import inspect
+import io
 import itertools
 import json
 import math
 import os
 import re
+import shlex
+import shutil
 import sys
 import tempfile
 import tomllib
@@ -29,155 +31,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import oracle_package as package
+from oracle_package import RESULTS
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-RESULTS, STORED = ROOT / "results", ROOT / "tests" / "golden" / "oracle"
-TOLERANCE = 1e-12
-NEW = {"skip_unreadable"}
-"""Settings of the data that are younger than the oracle."""
+STORED = Path(__file__).parent / "golden" / "oracle"
 Section = dict[str, Any]
 """Plain JSON by key; the key is the unit that is counted as equal or not."""
-
-# -- the package ------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def load_card(path: Path) -> Any:
-    from taet.evaluation.card import ResultCard
-
-    return ResultCard.load(path)
-
-
-def summary_json(card: Any, column: Any) -> Any:
-    """The numbers of a column of a card, recomputed from its mask."""
-    return card.summary_of(column).to_json()
-
-
-def raised_flags(card: Any) -> list[list[str]]:
-    """Names and texts of the flags that the numbers of a card raise now."""
-    from taet.evaluation.diagnostics import flagged
-
-    return [[flag["flag"], flag["text"]] for flag in flagged(card).flags]
-
-
-def run_hash(config: Mapping[str, Any]) -> str:
-    from taet.training import decisive_settings
-
-    return decisive_settings.run_hash(config)
-
-
-def as_stored(run: Any) -> dict[str, Any]:
-    """The JSON of a Run with the settings of its data as they were: those that have left, and none that is new."""
-    from taet.settings import LEFT, to_json
-
-    config = to_json(run)
-    return {**config, "data": {**LEFT, **{name: config["data"][name] for name in config["data"].keys() - NEW}}}
-
-
-def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of a Run that is read from JSON."""
-    from taet.training.record import run_from_json
-
-    return as_stored(run_from_json(config))
-
-
-def grid(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
-    """Yield name, row and Run as JSON of each cell of a specification of `taet compare`; None where it is refused."""
-    from taet.experiments.cells import cells
-    from taet.experiments.specification import read
-
-    for cell in cells(read(path), Path("out")):
-        yield cell.name, cell.row, None if cell.run is None else as_stored(cell.run)
-
-
-def paired_difference(
-    first: Mapping[int, Any],
-    second: Mapping[int, Any],
-    attacks: Sequence[str],
-    of: int | str | None,
-    comparisons: int,
-    less: str | None,
-) -> Any:
-    """Paired difference of cards by seed: value, low, high, p, runs, standard_error; None if they have no common seed.
-
-    Of the classes `of` (a label, head, body, tail or None for all), each side under its attack, less the difference
-    under the attack `less`.
-    """
-    from taet.reproduce.differences import paired_cards
-
-    return paired_cards(first, second, attacks, of, comparisons, less)
-
-
-def claims() -> dict[str, list[str]]:
-    """Verdict, reason and scale of each claim of the papers."""
-    from taet.reproduce.verdicts import best_verdicts
-
-    return {name: [one.word, one.because, one.scale] for name, one in best_verdicts(*committed()).items()}
-
-
-def leaderboards() -> Iterator[tuple[str, list[tuple[str, str, list[Any]]]]]:
-    """Yield each leaderboard: its title, and of each row, best first, its label, ranks and cards."""
-    from taet.reproduce.leaderboard import boards
-
-    for board in boards(*committed()):
-        yield board.kind.title, [(row.label, board.rank(row), [*row.cards.values()]) for row in board.rows]
-
-
-def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[str, list[Any]]]]:
-    """Yield the rows of a report of these cards, best first: label, cards, and balanced accuracy by attack.
-
-    Of balanced accuracy: mean over the seeds, low, high, and number of seeds.
-    """
-    from taet.report import measured, read, series, tables
-
-    runs = [read.read(path) for path in paths]
-    for row in measured.ranked(measured.measured(series.grouped(runs, [None] * len(runs)))):
-        attacks = measured.attacks_of([row])
-        cells = [tables.balanced_cell(row.summaries[attack]) for attack in attacks]
-        values = [[cell.value, cell.low, cell.high, cell.count] for cell in cells]
-        names = [f"{attack.name} {attack.threat}" for attack in attacks]
-        yield row.series.label, [run.path for run in row.series.runs], dict(zip(names, values, strict=True))
-
-
-@functools.cache
-def committed() -> tuple[Any, Any]:
-    from taet.reproduce import Store, scales
-
-    return Store(Path("none"), [RESULTS]), [*scales().values()]
-
-
-def recorded() -> Iterator[tuple[Any, ...]]:
-    """Yield the arguments of every paired difference behind the findings and the ranks of the leaderboards."""
-    from taet.reproduce import findings, leaderboard, verdicts
-
-    found, places = [], (findings, leaderboard, verdicts)
-    real = verdicts.paired_cards
-
-    def record(*given: Any, **named: Any) -> Any:
-        bound = inspect.signature(real).bind(*given, **named)
-        bound.apply_defaults()
-        found.append(bound.args)
-        return real(*given, **named)
-
-    for place in places:
-        place.paired_cards = record
-    findings.findings(*committed())
-    list(leaderboards())
-    for place in places:
-        place.paired_cards = real
-    yield from (one for one in found if one[0] and one[1] and None not in one[2])
-
-
-def trained(method: str, settings: Mapping[str, Any], attacks: Sequence[str], out: Path) -> Any:
-    """Train a method with protocol taet and these settings in the folder `out`, and return the card of the attacks."""
-    import taet
-    from taet import protocols
-    from taet.settings import override
-
-    taet.train(override(protocols.taet(method), dict(settings)), out=out)
-    return taet.evaluate(out, attacks=attacks)
-
 
 # -- committed files ---------------------------------------------------------------------------------------------------
 
@@ -194,21 +55,24 @@ def card_paths() -> dict[str, Path]:
 
 def name_of(card: Any) -> str:
     """Name of the committed card that was read as `card`; of equal cards the first."""
-    return _names()[card.model["weights_sha256"], card.created, len(card.columns)]
+    return names_by_facts()[facts(card)]
+
+
+def facts(card: Any) -> tuple[Any, ...]:
+    return card.model["weights_sha256"], card.created, len(card.columns)
 
 
 @functools.cache
-def _names() -> dict[tuple[Any, ...], str]:
-    every = [(name, load_card(path)) for name, path in reversed(card_paths().items())]
-    return {(card.model["weights_sha256"], card.created, len(card.columns)): name for name, card in every}
+def names_by_facts() -> dict[tuple[Any, ...], str]:
+    return {facts(package.load_card(path)): name for name, path in reversed(card_paths().items())}
 
 
 def cards(_: Section | None) -> Section:
-    return {name: card_facts(path) for name, path in card_paths().items()}
+    return {name: one_card(path) for name, path in card_paths().items()}
 
 
-def card_facts(path: Path) -> Any:
-    card, before = load_card(path), path.read_bytes()
+def one_card(path: Path) -> Any:
+    card, before = package.load_card(path), path.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         card.save(Path(folder) / "card.json")
         saved = (Path(folder) / "card.json").read_bytes()
@@ -245,68 +109,68 @@ def column_facts(card: Any, column: Any) -> Any:
         "masks_sha256": sha256(b"".join(map(bytes, [column.correct, *column.parts.values()]))),
         "predictions_sha256": sha256(bytes(map(int, column.predictions))),
         "parts": {name: int(mask.sum()) for name, mask in column.parts.items()},
-        "summary": summary_json(card, column),
+        "summary": package.summary_json(card, column),
     }
 
 
 def flags(_: Section | None) -> Section:
-    return {name: raised_flags(load_card(path)) for name, path in card_paths().items()}
+    return {name: package.raised_flags(package.load_card(path)) for name, path in card_paths().items()}
 
 
 def runs(_: Section | None) -> Section:
     found = {}
     for name, path in card_paths().items():
-        stored, run = load_card(path).run.get("hash"), load_card(path).run.get("config")
+        stored, run = package.load_card(path).run.get("hash"), package.load_card(path).run.get("config")
         if run is not None:
-            found[name] = {"stored": stored, "recomputed": run_hash(run), **read_again(run)}
+            found[name] = {"stored": stored, "recomputed": package.run_hash(run), **read_again(run)}
     return found
 
 
 def read_again(config: Mapping[str, Any]) -> Any:
     try:
-        again = round_trip(config)
+        again = package.round_trip(config)
     except Exception:
         return {"refused": True}
-    return {"read": again, "hash_of_read": run_hash(again)}
+    return {"read": again, "hash_of_read": package.run_hash(again)}
 
 
 def grids(_: Section | None) -> Section:
     found = {}
     for path in sorted(RESULTS.rglob("*.toml")):
-        for name, row, run in grid(path):
+        for name, row, run in package.grid(path):
             of = f"{path.relative_to(RESULTS).as_posix().removeprefix('archive/')} {name}"
-            found[of] = [row, None if run is None else run_hash(run)]
+            found[of] = [row, None if run is None else package.run_hash(run)]
     return found
 
 
 def paired(stored: Section | None) -> Section:
     """Each difference again from the cards that its key names; the keys are recorded once, by `collect`."""
-    keys = stored or {question(*one): None for one in recorded()}
+    keys = stored or dict.fromkeys(question(*one) for one in package.recorded())
     return {key: answer(json.loads(key)) for key in keys}
 
 
-def question(first: Any, second: Any, attacks: Any, of: Any, comparisons: int, less: Any) -> str:
+def question(first: Any, second: Any, attacks: Any, *others: Any) -> str:
     """The arguments of a paired difference as JSON, with the names of cards in the place of cards."""
     sides = [{str(seed): name_of(card) for seed, card in side.items()} for side in (first, second)]
-    return json.dumps([*sides, [*attacks], of, comparisons, less])
+    return json.dumps([*sides, [*attacks], *others])
 
 
 def answer(key: list[Any]) -> Any:
     paths = card_paths()
     if lacking := [name for side in key[:2] for name in side.values() if name not in paths]:
         return f"no card {lacking[0]}"
-    first, second = ({int(seed): load_card(paths[name]) for seed, name in side.items()} for side in key[:2])
-    found = paired_difference(first, second, *key[2:])
+    first, second = ({int(seed): package.load_card(paths[name]) for seed, name in side.items()} for side in key[:2])
+    found = package.paired_difference(first, second, *key[2:])
     return found and [found.value, found.low, found.high, found.p, found.runs, found.standard_error]
 
 
 def verdicts(_: Section | None) -> Section:
-    return {name: dict(zip(("word", "because", "scale"), one, strict=True)) for name, one in claims().items()}
+    return {name: dict(zip(("word", "because", "scale"), one, strict=True)) for name, one in package.claims().items()}
 
 
 def boards(_: Section | None) -> Section:
     found: Section = {}
-    for title, rows in leaderboards():
+    for title, rows in package.leaderboards():
         found[title] = [label for label, _, _ in rows]
         for label, rank, held in rows:
             names, attacks = [*map(name_of, held)], ("autoattack", "clean", "pgd-20")
@@ -324,7 +188,7 @@ def tables(_: Section | None) -> Section:
     found: Section = {}
     paths = {path: name for name, path in card_paths().items()}
     for folder in sorted({path.parent for path in paths}):
-        rows = [*report_rows([path for path in paths if path.parent == folder])]
+        rows = [*package.report_rows([path for path in paths if path.parent == folder])]
         place = str(Path(paths[rows[0][1][0]]).parent)
         found[place] = [label for label, _, _ in rows]
         for label, held, values in rows:
@@ -370,7 +234,7 @@ def machine(_: Section | None) -> Section:
 def one_training(method: str, settings: Mapping[str, Any], attacks: Sequence[str], out: Path) -> Any:
     from safetensors.numpy import load_file
 
-    card = trained(method, settings, attacks, out)
+    card = package.trained(method, settings, attacks, out)
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     tensors = sorted(load_file(out / "model.safetensors").items())
     return {
@@ -387,11 +251,82 @@ def close_abroad(old: Any, new: Any) -> bool:
     return shares[0].keys() == shares[1].keys() and all(abs(v - shares[1][k]) <= ABROAD for k, v in shares[0].items())
 
 
+# -- commands that fail ------------------------------------------------------------------------------------------------
+
+SMALL = "train at --model resnet8 --epochs 1 --data.max-count 10 --data.test-max-count 2 --threat.steps 1 --out o"
+
+
+def commands(_: Section | None) -> Section:
+    """Exit status and the line on stderr of each command of commands.txt; a change of the wording is only shown."""
+    lines = (STORED / "commands.txt").read_text(encoding="utf-8").splitlines()
+    with tempfile.TemporaryDirectory() as folder:
+        base, digits = Path(folder) / "base", tomllib.loads((STORED / "digits.toml").read_text(encoding="utf-8"))
+        package.trained("at", digits["settings"], ["clean", "fgsm"], base / "run")
+        made_files(base)
+        cases = [line for line in lines if line and not line.startswith("#")]
+        return {case: one_command(case, base, Path(folder) / str(number)) for number, case in enumerate(cases)}
+
+
+def made_files(base: Path) -> None:
+    from PIL import Image
+
+    for name, number in itertools.product("ab", range(3)):
+        (base / "f" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 * number).save(base / "f" / name / f"{number}.png")
+    images, labels = np.zeros((6, 8, 8), np.uint8), np.array([0, 1, 0, 1, 0, 1])
+    np.savez(base / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    (base / "t.csv").write_text("path,label\nf/a/0.png,a\nf/b/0.png,b\n")
+    (base / "s.toml").write_text('methods = ["at"]\ndata = ["digits-lt"]\n')
+
+
+def edit(text: str, folder: Path) -> None:
+    file, _, change = text.partition(" ")
+    path, (name, _, value) = folder / file, change.partition("=")
+    if change.startswith(":"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(change[1:].replace("\\n", "\n"))
+    elif path.suffix == ".npz":
+        arrays = {**np.load(path), name: None if value == "null" else np.array(json.loads(value))}
+        np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
+    else:
+        record = json.loads(path.read_text())
+        *above, last = (int(part) if part.isdigit() else part for part in name.split("."))
+        functools.reduce(lambda one, key: one[key], above, record)[last] = json.loads(value)
+        try:
+            path.write_text(json.dumps(package.sealed(record)))
+        except ValueError:  # no checksum of NaN
+            path.write_text(json.dumps(record))
+
+
+def one_command(case: str, base: Path, folder: Path) -> Any:
+    edits, words, names = (part.strip() for part in f" {case}".split(" | "))
+    shutil.copytree(base, folder)
+    for text in filter(None, edits.split(" ; ")):
+        edit(text, folder)
+    before, here, said = contents(folder), Path.cwd(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            status: Any = package.command_line(shlex.split(words.replace("TRAIN", SMALL).replace("MANY", "9" * 400)))
+    except (Exception, SystemExit) as error:
+        status = repr(error)
+    finally:
+        os.chdir(here)
+    lines = [line for line in said.getvalue().splitlines() if line.startswith(("taet: error: ", "Traceback"))]
+    wording = lines[0].replace(str(folder), ".")[:300] if lines else ""
+    found = {"status": status, "lines": len(lines), "unchanged": contents(folder) == before}
+    shutil.rmtree(folder)
+    return {**found, "named": bool(lines) and names in lines[0], "wording": wording}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 # -- storing and comparing ---------------------------------------------------------------------------------------------
 
-SECTIONS: dict[str, Callable[[Section | None], Section]] = {
-    one.__name__: one for one in (machine, cards, flags, runs, grids, paired, verdicts, boards, tables, training)
-}
+PARTS = (machine, cards, flags, runs, grids, paired, verdicts, boards, tables, commands, training)
+SECTIONS: dict[str, Callable[[Section | None], Section]] = {one.__name__: one for one in PARTS}
 
 
 def sha256(content: bytes) -> str:
@@ -403,12 +338,13 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, sort_keys=True, default=lambda one: one.item()))
 
 
-def collect(out: Path, names: Sequence[str]) -> None:
+def collect(out: Path, names: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         content = json.dumps(plain(SECTIONS[name](None)), sort_keys=True, separators=(",", ":")).encode()
         (out / f"{name}.json.gz").write_bytes(gzip.compress(content, 9, mtime=0))
         print(f"{name}: {len(content):,} bytes, sha256 {sha256(content)[:12]}")
+    return 0
 
 
 def differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, str]]:
@@ -425,7 +361,7 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 def same(old: Any, new: Any) -> bool:
     if isinstance(old, float) and isinstance(new, int | float) and not isinstance(new, bool):
-        return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or (math.isnan(old) and math.isnan(new))
+        return math.isclose(old, new, rel_tol=1e-12, abs_tol=1e-12) or (math.isnan(old) and math.isnan(new))
     return type(old) is type(new) and old == new
 
 
@@ -447,14 +383,20 @@ def compare(names: Sequence[str]) -> int:
     abroad, failed = read("machine") != machine(None), False
     for name in names:
         old = read(name)
-        new = plain(SECTIONS[name](old))
+        try:
+            new = plain(SECTIONS[name](old))
+        except Exception as error:
+            print(f"{name}: not computed: {error!r}", flush=True)
+            failed = True
+            continue
         lines, equal = list[str](), 0
         for key in old:
             found = [*differences(old[key], new.get(key, "nothing"), key)]
             found = [] if found and abroad and is_known(name, old[key], new.get(key)) else found
             equal += not found
             for at, how in found:
-                why = next((one["why"] for one in changes if fnmatchcase(f"{name}/{at}", one["match"])), None)
+                why = next((one["why"] for one in changes if fnmatchcase(f"{name}/{at}: {how}", one["match"])), None)
+                why = "only the wording" if why is None and at.endswith("/wording") else why
                 failed |= why is None
                 lines.append(f"  {at}: {how}" if why is None else f"  named ({why}): {at}: {how}")
         lines += [f"  {added} new, not compared"] if (added := len(new.keys() - old.keys())) else []
@@ -463,13 +405,13 @@ def compare(names: Sequence[str]) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    command, *rest = words or [""]
-    if command not in ("collect", "compare") or (command == "collect" and not rest):
-        print(__doc__)
-        return 2
-    names = rest[1:] if command == "collect" else rest
-    chosen = names or [*SECTIONS]
-    return compare(chosen) if command == "compare" else collect(Path(rest[0]), chosen) or 0
+    match words:
+        case ["collect", out, *names]:
+            return collect(Path(out), names or [*SECTIONS])
+        case ["compare", *names]:
+            return compare(names or [*SECTIONS])
+    print(__doc__)
+    return 2
 
 
 if __name__ == "__main__":

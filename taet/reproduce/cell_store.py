@@ -187,7 +187,7 @@ class Store:
         if not cards:
             return None, ()
         best = max(cards, key=lambda card: len(attacks_on(card).intersection(run.evaluation.attacks)))
-        best = dataclasses.replace(best, model={**best.model, "selection": run.training.selection})
+        best = best.changed(model={**best.model, "selection": run.training.selection})
         return best, next(filter(None, map(rows_beside, paths, cards)), ())
 
     @functools.cached_property
