@@ -47,7 +47,6 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
 
 Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
 """How an image that is not square is made square."""
-EXTRA_KINDS = ("folder:", "npz:")
 LEFT: Mapping[str, object] = {
     "group_pattern": None,
     "image_column": None,
@@ -137,10 +136,7 @@ class Data(Settings):
                     got = f"data {name.replace('_', ' ')}: got {getattr(self, name)}"
                     raise UserError(f"{got}; allowed: with data extra only")
             return self
-        kind, colon, path = self.extra.partition(":")
-        if kind + colon not in EXTRA_KINDS or not path:
-            raise UserError(f"data extra: got '{self.extra}'; allowed: {', '.join(EXTRA_KINDS)} with a path")
-        if not (self.extra_source or "").strip():
+        if ":" in self.extra and not (self.extra_source or "").strip():
             why = "a sentence that says how the images were made and from what"
             raise UserError(f"data extra: got '{self.extra}' without a source; add --data.extra-source, {why}")
         return self

@@ -64,6 +64,9 @@ def mixture(
     """
     if data.extra is None or data.extra_fraction == 0:
         return None
+    kind, _, path = data.extra.partition(":")
+    if kind not in READERS or not path:
+        raise UserError(f"data extra: got '{data.extra}'; allowed: {', '.join(f'{one}:PATH' for one in READERS)}")
     extra = math.floor(data.extra_fraction * batch_size + 1e-9)  # 0.29 * 100 is 28.999999999999996
     if not 0 < extra < batch_size:
         got = f"got {data.extra_fraction:g} with a batch size of {batch_size}, which leaves no"
@@ -82,10 +85,9 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
     must be those of the training images.
     """
     assert data.extra is not None
-    kind = data.extra.partition(":")[0]
     path = locate(data.replace(name=data.extra))
     with located("data extra"):
-        images, labels = (_of_npz if kind == "npz" else _of_folder)(path, data, dataset.class_names)
+        images, labels = READERS[data.extra.partition(":")[0]](path, data, dataset.class_names)
         if labels.max() >= dataset.num_classes:
             raise UserError(f"'{path}': got label {labels.max()}; allowed: 0 to {dataset.num_classes - 1}")
         pixels = read_images(images, None, data)
@@ -127,3 +129,6 @@ def _of_folder(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, In
     numbers = {name: label for label, name in enumerate(names)}
     labels = [numbers[row.label] if row.label in numbers else int(row.label) for row in rows]
     return Files(survey([row.file for row in rows]), data.size, data.fit), np.array(labels, np.int64)
+
+
+READERS = {"npz": _of_npz, "folder": _of_folder}

@@ -26,7 +26,7 @@ def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.
     codes = np.unique(groups, return_inverse=True)[1]
     held = np.zeros(codes.max() + 1, bool)  # by group
     folds = max(2, min(parts.denominator, len(held), int(np.bincount(labels).max())))
-    if len(held) < 2:
+    if len(held) < 2 or np.bincount(labels).max() < 2:
         return held[codes]
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=twister(seed))
     with warnings.catch_warnings():

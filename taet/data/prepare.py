@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 from taet import registry
@@ -47,10 +49,10 @@ def _ready(download: Download, left: Sequence[Download], folders: Sequence[Path]
     root = next((folder for folder in folders if (folder / download.file).is_file()), folders[0])
     path = root / download.file
     progress(0, 1, path.name)
-    if path.is_file():
-        _check(path, download)
-    else:
+    if not path.is_file():
         _fetch(download, path, [f"{one} at '{folders[0] / one.file}'" for one in left])
+    elif not _is_right(path, download):
+        raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
     _unpack(path, root / download.unpacks_to)
@@ -59,27 +61,25 @@ def _ready(download: Download, left: Sequence[Download], folders: Sequence[Path]
 
 def _fetch(download: Download, path: Path, orders: Sequence[str]) -> None:
     from torch.hub import download_url_to_file
-    from torchvision.datasets.utils import download_url
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if download.sha256 is None:
-            download_url(download.url, path.parent, path.name, download.md5)
-        else:
-            download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
-    except (OSError, RuntimeError) as error:
+        download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
+        if not _is_right(path, download):
+            path.unlink()
+            raise ValueError("its MD5 is another one")
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        put = ", and ".join(orders)
         raise UserError(
-            f"cannot download {path.name} ({reason(error)}); put {', and '.join(orders)}, then run the same command "
-            "again"
+            f"cannot download {path.name} ({reason(error)}); put {put}, then run the same command again"
         ) from error
 
 
-def _check(path: Path, download: Download) -> None:
-    from torchvision.datasets.utils import check_md5
-
-    same = check_md5(path, download.md5) if download.sha256 is None else file_sha256(path) == download.sha256
-    if not same:
-        raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
+def _is_right(path: Path, download: Download) -> bool:
+    if download.sha256 is not None:
+        return file_sha256(path) == download.sha256
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == download.md5
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -137,15 +137,14 @@ def checked_images(what: str, images: Given) -> Images:
     """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
     if not isinstance(images, np.ndarray) and hasattr(images, "read"):
         return images  # type: ignore[return-value]
-    array = np.asarray(images)
+    array = images if isinstance(images, np.memmap) else np.asarray(images)
     if array.dtype != np.uint8:
         raise UserError(f"{what}: got {_kind(array)}; allowed: uint8, pixel values 0 to 255")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
     if 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; at least one image is needed")
-    if not (isinstance(images, np.memmap) and images.flags.writeable):
-        # torch cannot share arrays that are read-only or have negative strides
+    if not isinstance(images, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
         array = np.require(array, requirements=("C", "W"))
     return array if array.ndim == 4 else array[..., np.newaxis]
 

@@ -127,7 +127,7 @@ def kept(blocks: Iterable[Pixels], shape: Shape, key: str) -> Pixels:
     if file_sha256(path) != seal.read_text():
         path.unlink()
         raise UserError(f"'{path}' was damaged, and is deleted; run the same command again")
-    images: Pixels = npy.open_memmap(path, "c")  # writable for torch; nothing is written to the file
+    images: Pixels = npy.open_memmap(path, "r")
     return images
 
 

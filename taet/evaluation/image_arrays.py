@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taet.data.augmentation import to_unit
+from taet.data.augmentation import as_tensor, to_unit
 from taet.errors import UserError
 from taet.statistics import Ints
 
@@ -45,12 +45,12 @@ def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tup
 
 
 def channels_first(pixels: NDArray[Any]) -> Tensor:
-    """Return images as (N, C, H, W) without a copy, uint8 or float as they are."""
-    tensor = torch.from_numpy(pixels)
+    """Return images as (N, C, H, W), uint8 or float as they are; a copy only of images on disk."""
+    tensor = as_tensor(pixels)
     return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
 
 
 def as_unit(pixels: NDArray[Any]) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
-    tensor = torch.from_numpy(pixels)
+    tensor = as_tensor(pixels)
     return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor

@@ -25,7 +25,7 @@ from taet.evaluation.packing import Json
 from taet.files import digest, parse_json, read_bytes, write_atomically
 from taet.settings import Run
 from taet.statistics import Ints
-from taet.training.decisive_settings import training_settings
+from taet.training.decisive_settings import left_behind, training_settings
 from taet.training.folder import METRICS, RUN, RunFolder
 from taet.training.record import Epoch, MetricsRow, RunRecord, run_from_json
 
@@ -136,7 +136,8 @@ class ReportedRun:
         if self.written and ("mirror" in data or not is_own(str(data.get("name")))):
             with contextlib.suppress(UserError):
                 run = run_from_json(self.written)
-        return {name: value for name, value in training_settings(run).items() if name != "seed"}
+        found = training_settings(run) | left_behind(self.written)
+        return {name: value for name, value in found.items() if name != "seed"}
 
 
 def is_decision(path: Path) -> bool:

@@ -21,7 +21,7 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.formatting import size, words
 from taet.settings import Run, override
-from taet.training.decisive_settings import CURVE, training_settings
+from taet.training.decisive_settings import CURVE, left_behind, training_settings
 from taet.training.record import run_from_json
 from taet.training.resolve import learns_from_validation
 from taet.training.schedule import curve_decides
@@ -137,7 +137,7 @@ def _trained(card: ResultCard, usual_rule: str) -> Mapping[str, Any]:
     if isinstance(run, Run):
         run = override(run, {"training.selection": rule})
         idle = frozenset() if curve_decides(run, learns_from_validation(run)) else CURVE
-    values = {**training_settings(run), "training.selection": rule}
+    values = {**training_settings(run), **left_behind(card.run["config"]), "training.selection": rule}
     values[EVERY] = values.get(EVERY) or 1  # a curve that decides has a point for each epoch
     left = UNNAMED | IMAGES | idle
     return {name: value for name, value in values.items() if name not in left and not name.startswith("evaluation.")}

@@ -38,6 +38,12 @@ def training_settings(run: Run | Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def left_behind(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of stored JSON that have left and are not at their default, by dotted name."""
+    data = stored.get("data", {})
+    return {f"data.{name}": data[name] for name, value in LEFT.items() if name in data and data[name] != value}
+
+
 def run_hash(run: Run | Mapping[str, Any]) -> str:
     """SHA-256 of these settings and the later attacks, as stored in checkpoints and weights.
 

@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.fields import Count, NonNegative, Sha256, StoredCount, plain
 from taet.formatting import listed
 from taet.models.heads import Head
-from taet.settings import Fit, Run, from_json
+from taet.settings import LEFT, Fit, Run, from_json
 from taet.shapes import check_shape
 from taet.statistics import Floats, Ints
 from taet.training.decisive_settings import run_hash
@@ -31,8 +31,9 @@ MetricsRow = dict[str, Any]
 
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
-    """Rebuild a Run from JSON, with the Config of its method."""
-    return from_json(Run, {**values, "settings": values.get("settings") or {}})
+    """Rebuild a Run from JSON, with the Config of its method; settings that have left are ignored."""
+    data = {name: value for name, value in values.get("data", {}).items() if name not in LEFT}
+    return from_json(Run, {**values, "data": data, "settings": values.get("settings") or {}})
 
 
 def _built(kind: type[T], values: Mapping[str, Any], **parts: Any) -> T:

@@ -155,13 +155,14 @@ def test_where_images_are_kept_changes_nothing(how, settings, npz, folder, array
     assert not any(isinstance(split.images, np.memmap) for split in memory.splits.values())
     assert disk.manifest() == memory.manifest()
     assert disk.train.channel_statistics() == memory.train.channel_statistics()
-    assert facts(Data(name, **settings)) == DataFacts.of(memory)
+    assert facts(Data(name=name, **settings)) == DataFacts.of(memory)
     times = [file.stat().st_mtime_ns for file in sorted(cached.iterdir())]
     assert load(name, storage="disk", **settings).manifest() == disk.manifest()
     assert [file.stat().st_mtime_ns for file in sorted(cached.iterdir())] == times, "nothing is written twice"
 
 
-def test_large_sets_go_to_disk_by_themselves_and_through_little_memory(npz, arrays, cached, monkeypatch):
+@pytest.mark.usefixtures("cached")
+def test_large_sets_go_to_disk_by_themselves_and_through_little_memory(npz, arrays, monkeypatch):
     given = arrays((40, 20, 10), (8, 4, 2))
     expected = load(npz(given, np.savez_compressed), imbalance_ratio=2).manifest()
     monkeypatch.setattr(storage, "memory", lambda: 1000)

@@ -71,7 +71,7 @@ def test_without_split_folders_a_fifth_of_each_class_is_the_test_set(flat):
 def test_facts_are_those_of_the_loaded_set_and_read_headers_only(more, flat, monkeypatch):
     expected = DataFacts.of(load(str(flat), **more))
     monkeypatch.setattr("taet.data.images._decode", None)
-    assert facts(Data(str(flat), **more)) == expected
+    assert facts(Data(name=str(flat), **more)) == expected
 
 
 def test_a_class_may_lack_test_images_and_may_be_called_train(split, fill):
@@ -131,7 +131,7 @@ def test_bad_folders_are_refused_in_one_line(split, spoil, message):
 
 def test_a_missing_folder_is_said_before_names_are_listed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="^data: there is no folder or file 'lesions' here, and no data set of this"):
+    with pytest.raises(UserError, match=r"^data: there is no folder or file 'lesions' here, and no data set of this"):
         load("lesions")
     with pytest.raises(UserError, match="no such folder: 'lesions'"):
         load("folder:lesions")
@@ -171,7 +171,7 @@ def patients(tmp_path, fill):
 
 def owners(dataset):
     """The folder of the patient of each split's images."""
-    rows = image_listing(Data(dataset.name)).rows
+    rows = image_listing(Data(name=dataset.name)).rows
     return {part: {rows[i].group for i in split.indices} - {""} for part, split in dataset.splits.items()}
 
 
@@ -311,6 +311,6 @@ def test_files_that_are_no_tables_are_refused(name, content, message, tmp_path):
 def test_repeated_rows_count_once_and_an_unknown_group_column_is_named(images):
     rows = [f"images/{i:02d}.png,{i % 2},{i}" for i in range(10)] * 2
     assert len(load(table(images, rows, "path,label,patient")).train) == 8
-    with pytest.raises(UserError, match="unknown column for data group in .*'patients'.*did you mean 'patient'"):
+    with pytest.raises(UserError, match=r"unknown column for data group in .*'patients'.*did you mean 'patient'"):
         load(table(images, rows, "path,label,patient"), group="patients")
     assert load(table(images, rows, "path,label,patient"), group="patient").train.groups is not None

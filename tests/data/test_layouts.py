@@ -11,7 +11,7 @@ COLOUR = {"mode": "RGB", "size": (12, 10)}
 
 def apart(dataset):
     """The groups of each split."""
-    rows = image_listing(Data(dataset.name)).rows
+    rows = image_listing(Data(name=dataset.name)).rows
     groups = {part: {rows[i].group for i in split.indices} for part, split in dataset.splits.items()}
     assert not groups["train"] & groups["test"]
     return groups
@@ -90,7 +90,7 @@ def test_isic_2019_with_lesions(tmp_path, fill):
     (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text("\n".join([header, *meta]))
     dataset = load(str(tmp_path), size=8)
     assert dataset.class_names == ("MEL", "NV")
-    groups = image_listing(Data(str(tmp_path))).rows
+    groups = image_listing(Data(name=str(tmp_path))).rows
     kept, held = ({groups[i].group for i in split.indices} - {""} for split in (dataset.train, dataset.test))
     assert not kept & held
     assert len(kept | held) == 5
