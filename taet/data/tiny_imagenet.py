@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
-from taet.data.images import Files, survey
+from taet.data.files import Listing
 from taet.data.places import Download, find, not_found, official
-from taet.data.source import Ints, Labels, Source
-from taet.data.storage import Images, reading
+from taet.data.source import Source
+from taet.data.storage import reading
+from taet.data.tables import Row
 from taet.errors import UserError
 from taet.settings import Data
 
@@ -50,29 +49,12 @@ def _class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     return tuple(name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
 
 
-def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, list[tuple[Path, int]]]:
-    """Return the image files of both splits with their labels; training files in the order of class, then of name."""
-    numbers = {wnid: label for label, wnid in enumerate(wnids)}
-    train = [
-        (file, label)
-        for wnid, label in numbers.items()
-        for file in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
-    ]
-    rows = _rows(folder / "val" / "val_annotations.txt", 2)
-    test = [(folder / "val" / "images" / name, numbers.get(wnid, CLASSES)) for name, wnid in rows]
-    return {"train": train, "test": test}
-
-
-def _check(folder: Path, wnids: list[str], part: str, labels: Ints) -> None:
-    """Refuse a split in which a class has a wrong number of images; label CLASSES means an unknown class."""
-    counts = np.bincount(labels, minlength=CLASSES + 1)
-    wrong = np.flatnonzero(counts != [PER_CLASS[part]] * CLASSES + [0])
-    if len(wrong):
-        wnid = [*wnids, "that wnids.txt does not name"][wrong[0]]
-        raise UserError(
-            f"Tiny-ImageNet: class {wnid} has {counts[wrong[0]]} {part} images in '{folder}'; "
-            f"allowed: {PER_CLASS[part]} of each; {AGAIN}"
-        )
+def _images(folder: Path, wnids: list[str]) -> list[Row]:
+    """Return the images of both splits by WordNet id; training images in the order of class, then of name."""
+    found = {wnid: sorted((folder / "train" / wnid / "images").glob("*.JPEG")) for wnid in wnids}
+    train = [Row(file, wnid, "train") for wnid, files in found.items() for file in files]
+    annotated = _rows(folder / "val" / "val_annotations.txt", 2)
+    return [*train, *(Row(folder / "val" / "images" / name, wnid, "test") for name, wnid in annotated)]
 
 
 def read(data: Data) -> Source:
@@ -88,20 +70,18 @@ def read(data: Data) -> Source:
         raise not_found("Tiny-ImageNet", data, f"unpack {ARCHIVE.url}")
     wnids = sorted({wnid.strip() for (wnid,) in _rows(folder / "wnids.txt", 1)})
     if len(wnids) != CLASSES:
-        raise UserError(
-            f"Tiny-ImageNet: '{folder / 'wnids.txt'}' names {len(wnids)} classes; allowed: {CLASSES}; {AGAIN}"
-        )
-    names = _class_names(folder, wnids)
-    splits, images = dict[str, Labels](), dict[str, Images]()
-    for part, files in _labelled_files(folder, wnids).items():
-        labels = np.array([label for _, label in files], np.int64)
-        _check(folder, wnids, part, labels)
-        splits[part], images[part] = (
-            Labels(labels, names),
-            Files(survey([path for path, _ in files]), data.size, data.fit),
-        )
+        raise UserError(f"Tiny-ImageNet: '{folder}/wnids.txt' names {len(wnids)} classes; allowed: {CLASSES}; {AGAIN}")
+    names = dict(zip(wnids, _class_names(folder, wnids), strict=True))
+    rows = _images(folder, wnids)
+    for part, expected in PER_CLASS.items():
+        counts = Counter(row.label for row in rows if row.split == part)
+        for wnid in [*wnids, *(counts.keys() - {*wnids})]:
+            if counts[wnid] != expected or wnid not in names:
+                got = f"got {counts[wnid]} {part} images of class {wnid} in '{folder}'"
+                raise UserError(f"Tiny-ImageNet: {got}; allowed: {expected} of each class of wnids.txt; {AGAIN}")
     notes = (
         "classes are in the order of their WordNet ids",
         "the test images are the official validation images: those of the official test set have no labels",
     )
-    return Source(data.name, splits, images, notes=notes)
+    named = [row._replace(label=names[row.label]) for row in rows]
+    return Listing.of(named, f"'{folder}'", notes, [*names.values()]).source(data)
