@@ -139,28 +139,34 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     least = sorted(every, key=lambda row: row[3]["covers"])[:LEAST]
     again = [{**one, **simulate(total, truth, given.again, second)} for one, total, truth, _ in least]
     rows = [{**one, **found} for one, _, _, found in every]
-    result = {"draws": given.draws, "again": given.again, "least": again, "settings": rows}
-    lines = [json.dumps(row) for row in rows]
-    head = json.dumps({name: value for name, value in result.items() if name != "settings"})[:-1]
-    out.write_text(f'{head}, "settings": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    result = {"draws": given.draws, "again": given.again, "least": again, **summary(rows)}
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     report(result)
     return result
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean and least coverage over all settings, and by the sizes of the classes with the ratio of widths."""
+    found: dict[str, Any] = {"settings": len(rows), "sizes": {}}
+    for name in ("now", "before"):
+        covers = np.array([row["covers" if name == "now" else "covers_before"] for row in rows])
+        numbers = {"mean": float(covers.mean()), "least": float(covers.min()), "below_0.94": int((covers < 0.94).sum())}
+        found[name] = {key: round(value, 4) for key, value in numbers.items()}
+    for size in dict.fromkeys(row["images"] for row in rows):
+        of = [row for row in rows if row["images"] == size]
+        width = float(np.median([row["width"] / (row["width_before"] or np.inf) for row in of]))
+        least = {"least": min(row["covers"] for row in of), "least_before": min(row["covers_before"] for row in of)}
+        found["sizes"][size] = {**least, "width_ratio": round(width, 2)}
+    return found
+
+
 def report(result: dict[str, Any]) -> None:
     """Print what docs/evaluation.md says."""
-    rows = result["settings"]
-    for name in ("", "_before"):
-        covers = np.array([row[f"covers{name}"] for row in rows])
-        print(
-            f"{name or 'now':8} mean {covers.mean():.3f}, least {covers.min():.3f}, below 0.94: {(covers < 0.94).sum()}"
-        )
+    for name in ("now", "before"):
+        print(f"{name:8}", ", ".join(f"{key} {value}" for key, value in result[name].items()))
     print(f"of the {LEAST} least, drawn again: {min(row['covers'] for row in result['least']):.4f} and more")
-    for size in sizes(2):
-        of = [row for row in rows if row["images"] == size]
-        ratio = np.median([row["width"] / (row["width_before"] or np.inf) for row in of])
-        now, before = (min(row[f"covers{name}"] for row in of) for name in ("", "_before"))
-        print(f"{size:18} covers {now:.3f} or more, before {before:.3f}; width {ratio:.2f} of the one before (median)")
+    for size, row in result["sizes"].items():
+        print(f"{size:18}", ", ".join(f"{key} {value}" for key, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,6 @@ have the same model, images and batches, and alternate every round. Each has its
 memory allocator hold for a process; only one works at a time. The random starts of PGD are drawn once, as in our
 evaluation, and given to the plain script, so all flags must agree: otherwise the command ends with status 1.
 
-Ours is measured twice: as one process with `--threads` threads, like the plain script, and as that number of processes
-with one thread each, which share the batches as under torchrun.
-
     python benchmarks/evaluation.py                      a small network, first trained on scikit-learn's digits
     python benchmarks/evaluation.py --run runs/x         the model of a finished run, on images of its test set
 """
@@ -16,7 +13,6 @@ with one thread each, which share the batches as under torchrun.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import operator
 import os
 import sys
@@ -40,16 +36,14 @@ from taet import protocols
 from taet.attacks.cw_l2 import BOX
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import margin
-from taet.cli.processes import meeting_point
 from taet.data.augmentation import to_unit
-from taet.distributed import first, joined
 from taet.evaluation import parse_attack
 from taet.settings import Evaluation, override
 from taet.training.environment import resolve_device
 from taet.training.finished import load_run
 
 BUNDLE = "taet"
-WAYS = ("ours", "shared", "straightforward")
+WAYS = ("ours", "straightforward")
 DIGITS = {  # as in the comparisons on the digits in results/, but a third of the epochs
     "model.name": "resnet8",
     "data.test": "balanced",
@@ -118,7 +112,7 @@ def main() -> int:
     result = record(
         given.out,
         of.device,
-        {"whole": whole(rounds["ours"], other), "whole, a process per thread": whole(rounds["shared"], other)},
+        {"whole": whole(rounds["ours"], other)},
         load,
         columns=columns,
         subject=of.about,
@@ -133,35 +127,11 @@ def main() -> int:
 
 def measure(way: str, of: Subject, threads: int) -> None:
     """Evaluate one way, on request."""
-    if way == "shared":
-        return share(of, threads)
     torch.set_num_threads(threads)
     noises = starts(of)
     while True:
         asked()
         answer((evaluate(of) if way == "ours" else straightforward(of, noises))._asdict())
-
-
-def share(of: Subject, count: int) -> None:
-    """Evaluate as `count` processes of one thread, of which this is the first, as under torchrun."""
-    _store, meeting = meeting_point(count)
-    os.environ.update(meeting)
-    spawn = multiprocessing.get_context("spawn")
-    for number in range(1, count):
-        spawn.Process(target=evaluate_together, args=(of, number), daemon=True).start()
-    evaluate_together(of, 0)
-
-
-def evaluate_together(of: Subject, number: int) -> None:
-    """Evaluate with the others as process `number`, on request to the first."""
-    os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
-    torch.set_num_threads(1)
-    with joined(of.device.type):
-        while True:
-            first(asked)
-            found = evaluate(of)
-            if number == 0:
-                answer(found._asdict())
 
 
 def subject(folder: str | None, count: int, batch_size: int) -> Subject:

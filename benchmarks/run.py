@@ -25,7 +25,6 @@ COMMANDS = (
     "training.py --model resnet8 --rounds 5 --steps 8",
     "losses.py",
     "evaluation.py --images 100 --batch-size 25 --rounds 3",
-    "scaling.py --quick",
 )
 FALL = 0.15  # of a ratio, that is reported
 

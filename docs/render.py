@@ -1,7 +1,7 @@
 """Write every page, and every part of a page, that follows from the code or from the committed result cards.
 
 docs/methods/ has one page per method, from its source, the golden numbers, the measured cost and the result cards;
-docs/losses.md comes from docstrings, docs/findings.md from cards and claims. The tables of other pages stand between
+docs/losses.md comes from docstrings. The tables of other pages stand between
 two markers.
 
 python docs/render.py            prints the names of pages that are out of date
@@ -25,16 +25,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-from taet import losses, methods, protocols, registry, reproduce
+import numpy as np
+
+from taet import losses, methods, protocols, registry, statistics
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.fields import Positive, Settings, allowed_text, hints
-from taet.formatting import markdown_table
+from taet.formatting import markdown_table, points
 from taet.methods import Method, Task
-from taet.reproduce.differences import difference_text, paired_cards
-from taet.reproduce.findings import findings
 from taet.settings import Outer, to_json
 from taet.statistics import Difference
 
@@ -42,7 +42,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
 LOSSES = ROOT / "docs" / "losses.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
-FINDINGS = ROOT / "docs" / "findings.md"
 CHOICE = ROOT / "docs" / "which-method.md"
 COMPARED = "digits-lt-methods"
 """The comparison of the most methods with several seeds."""
@@ -286,9 +285,9 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
 
 def changed(card: ResultCard) -> str:
     """Options of the method that the run changed."""
-    plain = to_json(methods.find(card.method).Config())
+    usual = to_json(methods.find(card.method).Config())
     given = card.run["config"]["settings"] or {}
-    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != plain(value))
+    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if usual.get(knob) != value)
 
 
 def measured(name: str) -> str:
@@ -432,13 +431,21 @@ def versus_at() -> str:
     parts = {"clean": ("clean", None), "AutoAttack": ("autoattack", None), "tail, AutoAttack": ("autoattack", "tail")}
     found = {}
     for row, mine in cards.items():
-        sides = [dict(enumerate(side)) for side in (mine, base)]
-        found[row] = [paired_cards(*sides, [column, column], group) for column, group in parts.values()]
+        found[row] = [_paired(mine, base, column, group) for column, group in parts.values()]
     lines = [
-        (row, *(f"{_verdict(one)} {difference_text(one)}" for one in of))
+        (row, *(f"{_verdict(one)} {points(one.value)} ({points(one.low)} to {points(one.high)})" for one in of))
         for row, of in sorted(found.items(), key=lambda pair: -pair[1][1].value)
     ]
     return table(("row", *parts), lines)
+
+
+def _paired(first: Sequence[ResultCard], second: Sequence[ResultCard], column: str, group: str | None) -> Difference:
+    """The paired difference of two rows under an attack, of all classes or those of a group."""
+    card = first[0]
+    classes = statistics.class_groups(card.data["train_class_counts"])[group] if group else range(card.num_classes)
+    keep = np.isin(card.labels, [*classes])
+    masks = [[one.column(column).correct[keep] for one in side] for side in (first, second)]
+    return statistics.difference(*masks, card.labels[keep], card.num_classes)
 
 
 def _verdict(one: Difference) -> str:
@@ -448,8 +455,6 @@ def _verdict(one: Difference) -> str:
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
-    known = [scale for scale in reproduce.scales().values() if scale.name != "smoke"]
-    found[FINDINGS] = findings(reproduce.Store(ROOT / "runs" / "none", [ROOT / "results"]), known)
     parts = [(EVALUATION, HEAD, END, f"\n{attack_tables()}\n"), (CHOICE, HEAD, END_OF_CHOICE, f"\n{versus_at()}\n")]
     parts += [(path, TABLES, END_OF_TABLES, results().tables(path)) for path in results().PAGES]
     for path, begin, end, text in parts:

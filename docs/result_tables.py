@@ -7,6 +7,7 @@ docs/render.py writes them.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -15,15 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import taet
 from taet import methods, registry
 from taet.evaluation import ResultCard, Summary
 from taet.evaluation.card import compare_runs
 from taet.experiments import cost_tables
 from taet.formatting import markdown_table, percent, percent_interval
-from taet.reproduce import Store, scales
-from taet.reproduce.cell_store import load_card
-from taet.reproduce.costs import time_ratio
-from taet.reproduce.leaderboard import boards
+from taet.settings import to_json
 from taet.statistics import Difference, mean_and_standard_error
 
 ROOT = Path(__file__).parents[1]
@@ -87,10 +86,12 @@ BEFORE_SINE = (
 )
 # The README shows the comparison of all methods without variants with these columns, and the leaderboards of a scale.
 FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
-FRONT_SCALES, FRONT_HEADS = (
-    ("cpu", "mini"),
-    ("", "rank", "autoattack", "95 % or ± error", "clean", "pgd-20", "tail", "seeds"),
-)
+FRONT_HEADS = ("method", "rank", "autoattack", "95 %", "clean", "pgd-20", "tail", "seeds")
+BOARD = ["data", "imbalance_ratio", "model", "protocol"]
+FRONT_SCALES = {
+    "cpu": "published counts and epochs, ResNet-8, 200 test images of each class",
+    "mini": "at most 1,000 training images in a class, published epochs, ResNet-8, 1,000 test images",
+}
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -106,7 +107,7 @@ def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCa
         files |= {(*path.relative_to(folder).parent.parts, path.stem): path for path in folder.glob("*/**/*.json")}
     groups: dict[tuple[str, str], list[ResultCard]] = {}
     for (*variant, name), path in sorted(files.items()):
-        groups.setdefault((" + ".join(variant), re.sub(r"-seed\d+$", "", name)), []).append(load_card(path))
+        groups.setdefault((" + ".join(variant), re.sub(r"-seed\d+$", "", name)), []).append(ResultCard.load(path))
     rows = {}
     for (variant, stem), cards in groups.items():
         title = cards[0].title if stem == cards[0].method else f"{cards[0].title} ({stem})"
@@ -138,6 +139,33 @@ def deviations(cards: Sequence[ResultCard]) -> list[str]:
 def epochs(card: ResultCard) -> int:
     """Return the number of epochs of a card's training; 1 if the card does not say."""
     return int(card.run.get("config", {}).get("training", {}).get("epochs", 1))
+
+
+@functools.cache
+def ratios() -> dict[str, float]:
+    """Seconds of a step relative to AT, by method and variant, as results/cost.json has them."""
+    found = json.loads((HERE / "cost.json").read_text(encoding="utf-8"))["costs"]
+    return {" ".join([one["name"], *one["settings"].values()]): one["seconds_ratio"] for one in found}
+
+
+def time_ratio(config: Mapping[str, Any]) -> float | None:
+    """Return the time of an epoch relative to AT with 10 steps, from the settings of a run; None if not measured.
+
+    s x (clean epoch) + (1 - s) x (adversarial epoch) x (steps + 1)/11, with s the share of clean epochs
+    """
+    name = config["method"]
+    if name not in ratios() or config.get("training", {}).get("awp"):
+        return None
+    usual = to_json(methods.find(name).Config())
+    own = {**usual, **(config.get("settings") or {})}
+    label = name if own.get("variant") == usual.get("variant") else f"{name} {own['variant']}"
+    if own.get("base") != usual.get("base") or label not in ratios():
+        return None
+    clean, measured, share = ratios()["standard"], usual.get("clean_share", 0.0), own.get("clean_share", 0.0)
+    attacked = (ratios()[label] - measured * clean) / (1 - measured)
+    if name not in ("standard", "n-fgsm", "liet"):  # these take no number of steps
+        attacked *= (config.get("threat", {}).get("steps", 10) + 1) / 11
+    return float(share * clean + (1 - share) * attacked)
 
 
 def cost(card: ResultCard, usual_epochs: int) -> str:
@@ -295,7 +323,7 @@ def by_seed(folder: Path) -> dict[str, dict[int, ResultCard]]:
     for name, path in files_of(folder).items():
         row, seeded, number = name.rpartition("-seed")
         if seeded:
-            found.setdefault(row, {})[int(number)] = load_card(path)
+            found.setdefault(row, {})[int(number)] = ResultCard.load(path)
     return {row: dict(sorted(cards.items())) for row, cards in sorted(found.items())}
 
 
@@ -345,17 +373,19 @@ def cost_model() -> list[str]:
 
 def leaderboards() -> list[str]:
     """Return the leaderboards of the scales that the README shows, with the most important columns."""
-    parts, notes = ["### CIFAR-10-LT at the published number of epochs, small network"], ()
-    for scale in (scales()[name] for name in FRONT_SCALES):
-        found = boards(Store(HERE / "none", [HERE]), [scale])
-        parts += [f"Scale {scale.name}: {scale.says}."] if found else []
-        for board in found:
-            table = board.table()
-            places = [table.heads.index(head) for head in FRONT_HEADS]
-            lines = [["method", *FRONT_HEADS[1:]], *([row[place] for place in places] for row in table.rows)]
-            parts += [f"{board.kind.title}:", markdown_table(lines), *(note for row in board.rows for note in row.also)]
-            notes = table.notes[:2]
-    return [*parts, " ".join(notes)]
+    parts = ["### CIFAR-10-LT at the published number of epochs, small network"]
+    for scale, says in FRONT_SCALES.items():
+        folders = [HERE / "reproduce" / scale, *([HERE / "cifar10-lt-class-wise"] if scale == "mini" else [])]
+        board = taet.results(*folders).board()
+        parts.append(f"Scale {scale}: {says}.")
+        for (data, ratio, model, protocol), of in board.groupby(BOARD, sort=False):
+            lines = [FRONT_HEADS]
+            for one in of.to_dict("records"):
+                values = [percent(one[name]) if one[name] == one[name] else "–" for name in ("clean", "pgd-20", "tail")]
+                ends = percent_interval(one["low"], one["high"])
+                lines.append((one["row"], one["rank"], percent(one["autoattack"]), ends, *values, str(one["seeds"])))
+            parts += [f"{data}, imbalance ratio {ratio:.3g}, {model} · protocol {protocol}:", markdown_table(lines)]
+    return [*parts, "Balanced accuracy in per cent. Rows that a paired test cannot tell apart share ranks."]
 
 
 def section(folder: str, texts: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "results/README.md", "benchmarks/README.md")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 API = "docs/api.md"
+PAPERS = "docs/tables-{}.md"
+sys.path.insert(0, str(ROOT / "papers"))
 MODULES = ("data", "models", "losses", "attacks", "methods", "training")
 MODULES += ("evaluation", "deployment", "experiments", "report", "metrics")
 
@@ -59,11 +62,16 @@ def described(name: str, value: object) -> str:
 
 def write(out: Path) -> None:
     """Write the pages with what they link to, in the same folders as in the repository."""
+    import tables
+    from runs import Runs
+
     shutil.rmtree(out, ignore_errors=True)
     for path in dict.fromkeys(sources()):
         place = out / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
+    for paper, text in tables.pages(Runs()).items():
+        (out / PAPERS.format(paper)).write_text(text, encoding="utf-8")
     sections = [described(name, value) for name, value in public()]
     text = "# Public functions and classes\n\nMade from the docstrings.\n\n" + "\n".join(sections)
     (out / API).write_text(text, encoding="utf-8")

@@ -32,11 +32,7 @@ MEETINGS = itertools.count()
 
 @contextmanager
 def joined(device_type: str) -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun, or inside a group already, do nothing.
-
-    CPU tensors and other objects are exchanged through gloo, GPU tensors through nccl; each process uses the GPU of its
-    LOCAL_RANK.
-    """
+    """Join the processes that torchrun started, each on the GPU of its LOCAL_RANK; do nothing without it."""
     if not started_together() or dist.is_initialized():
         yield
         return
@@ -46,7 +42,7 @@ def joined(device_type: str) -> Iterator[None]:
             raise UserError(f"processes: got more than the {devices} GPUs of a machine; allowed: one per GPU")
         torch.cuda.set_device(place)
     # A second group must not find the addresses of the first in the store.
-    store, number, size = _meeting_point(PATIENCE)
+    store, number, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))  # type: ignore[attr-defined]
     store = dist.PrefixStore(f"taet/{next(MEETINGS)}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
@@ -60,12 +56,6 @@ def started_together() -> bool:
     """Whether torchrun, or `taet.cli.processes.run_together`, started this process together with others."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
     return not alone and dist.is_available()
-
-
-def _meeting_point(timeout: timedelta) -> tuple[Any, int, int]:
-    """The store of torchrun, the rank of this process, and the number of processes."""
-    found: tuple[Any, int, int] = next(iter(dist.rendezvous("env://", timeout=timeout)))  # type: ignore[attr-defined]
-    return found
 
 
 class ProcessEnded(RuntimeError):
@@ -117,7 +107,7 @@ def claim(what: str) -> bool:
     if not started_together():
         return True
     try:
-        store, *_ = _meeting_point(timedelta(seconds=10))
+        store, *_ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=10))))  # type: ignore[attr-defined]
         return bool(store.add(f"taet/claimed/{what}", 1) == 1)
     except (RuntimeError, ValueError):  # the store has ended too: printing twice is better than not at all
         return True
@@ -170,14 +160,14 @@ def first(work: Callable[[], T]) -> T:
 
 
 def in_turn(work: Callable[[], T]) -> T:
-    """Run `work` on the first process, then on the first of each machine, then on the others, and return its result.
+    """Run `work` on the first process of each machine, then on the others, which find its files; return its result.
 
-    Later processes find the files that earlier ones wrote. A UserError in any process is raised on all.
+    A UserError in any process is raised on all.
     """
     if world_size() == 1:
         return work()
-    turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
-    for now in range(3):
+    turn = 0 if os.environ.get("LOCAL_RANK", str(rank())) == "0" else 1
+    for now in range(2):
         value, error = _attempt(work) if now == turn else (None, None)
         for found in gather(error):
             if found is not None:

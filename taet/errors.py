@@ -94,7 +94,7 @@ def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
     names = sorted(allowed)
     near = nearest(got, names)
     hint = "" if near is None else f"; did you mean '{near}'?"
-    return UserError(f"unknown {kind} '{cut(got)}'; allowed: {', '.join(names)}{hint}")
+    return UserError(f"unknown {kind} '{cut(got)}'; allowed: {', '.join(names) or 'none'}{hint}")
 
 
 @contextmanager

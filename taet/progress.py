@@ -11,8 +11,8 @@ from typing import TypeVar
 
 Progress = Callable[[float, float, str], None]
 """Called as progress(done, total, label). Attacks count passes of an image through the model."""
-QUIET_SECONDS = 2.0  # reading that takes less needs no progress
-TELL_SECONDS = 0.5
+QUIET_SECONDS, TELL_SECONDS = 2.0, 0.5
+"""Reading that takes less than the first needs no progress; the second is between two reports."""
 T = TypeVar("T")
 _report: ContextVar[Progress | None] = ContextVar("reading", default=None)
 
@@ -32,8 +32,7 @@ class Meter:
 
     def begin(self, later: float = 0, alike: int = 0) -> None:
         """Start the next piece of work; the arguments say what comes after it."""
-        self.before, self.here = self.before + self.here, 0
-        self.later, self.alike = later, alike
+        self.before, self.here, self.later, self.alike = self.before + self.here, 0, later, alike
 
     def __call__(self, done: float, total: float, label: str) -> None:
         """Report progress inside the current piece; the end of everything is reported once."""
@@ -56,14 +55,12 @@ def reporting_to(report: Progress | None) -> Iterator[None]:
 
 def counted(items: Iterable[T], total: int, text: str, each: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
     """Yield the items; if they take longer than a moment, report how many of `total` are done."""
-    report, done = _report.get(), 0
-    told = time.monotonic() + QUIET_SECONDS
-    shown = False
+    report, done, due, shown = _report.get(), 0, time.monotonic() + QUIET_SECONDS, False
     for item in items:
         yield item
         done += each(item)
-        if report is not None and time.monotonic() >= told:
+        if report is not None and time.monotonic() >= due:
             report(done, total, text)
-            told, shown = time.monotonic() + TELL_SECONDS, True
+            due, shown = time.monotonic() + TELL_SECONDS, True
     if report is not None and shown:
         report(total, total, text)

@@ -23,6 +23,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import tomllib
@@ -144,15 +145,8 @@ def grids(_: Section | None) -> Section:
 
 
 def paired(stored: Section | None) -> Section:
-    """Each difference again from the cards that its key names; the keys are recorded once, by `collect`."""
-    keys = stored or dict.fromkeys(question(*one) for one in package.recorded())
-    return {key: answer(json.loads(key)) for key in keys}
-
-
-def question(first: Any, second: Any, attacks: Any, *others: Any) -> str:
-    """The arguments of a paired difference as JSON, with the names of cards in the place of cards."""
-    sides = [{str(seed): name_of(card) for seed, card in side.items()} for side in (first, second)]
-    return json.dumps([*sides, [*attacks], *others])
+    """Each difference again from the cards that its key names; the keys were recorded by v0.1.0."""
+    return {key: answer(json.loads(key)) for key in stored or ()}
 
 
 def answer(key: list[Any]) -> Any:
@@ -165,17 +159,15 @@ def answer(key: list[Any]) -> Any:
 
 
 def verdicts(_: Section | None) -> Section:
-    return {name: dict(zip(("word", "because", "scale"), one, strict=True)) for name, one in package.claims().items()}
+    return {name: dict(zip(("word", "scale", "numbers"), one, strict=True)) for name, one in package.claims().items()}
 
 
 def boards(_: Section | None) -> Section:
     found: Section = {}
-    for title, rows in package.leaderboards():
-        found[title] = [label for label, _, _ in rows]
-        for label, rank, held in rows:
-            names, attacks = [*map(name_of, held)], ("autoattack", "clean", "pgd-20")
-            scores = {attack: mean_balanced(held, attack) for attack in attacks}
-            found[f"{title}: {names[0]}"] = {"label": label, "rank": rank, "cards": names, "balanced": scores}
+    for rank, held in package.leaderboards():
+        names, attacks = sorted(map(name_of, held)), ("autoattack", "clean", "pgd-20")
+        scores = {attack: mean_balanced(held, attack) for attack in attacks}
+        found[names[0]] = {"rank": rank, "cards": names, "balanced": scores}
     return found
 
 
@@ -305,18 +297,25 @@ def one_command(case: str, base: Path, folder: Path) -> Any:
         edit(text, folder)
     before, here, said = contents(folder), Path.cwd(), io.StringIO()
     os.chdir(folder)
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(20)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             status: Any = package.command_line(shlex.split(words.replace("TRAIN", SMALL).replace("MANY", "9" * 400)))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         status = repr(error)
     finally:
+        signal.alarm(0)
         os.chdir(here)
     lines = [line for line in said.getvalue().splitlines() if line.startswith(("taet: error: ", "Traceback"))]
     wording = lines[0].replace(str(folder), ".")[:300] if lines else ""
     found = {"status": status, "lines": len(lines), "unchanged": contents(folder) == before}
     shutil.rmtree(folder)
     return {**found, "named": bool(lines) and names in lines[0], "wording": wording}
+
+
+def too_long(*_: object) -> None:
+    raise KeyboardInterrupt  # the command was accepted, and runs on: status 130
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 NEW = {"skip_unreadable"}
 """Settings of the data that are younger than the oracle."""
-sys.path.insert(0, str(ROOT))  # the package of this checkout, not an installed one
+sys.path[:0] = [str(ROOT), str(ROOT / "papers")]  # the package of this checkout, not an installed one
 
 
 @functools.cache
@@ -58,10 +58,9 @@ def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def grid(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     """Yield name, row and Run as JSON of each cell of a specification of `taet compare`; None where it is refused."""
-    from taet.experiments.cells import cells
-    from taet.experiments.specification import read
+    from taet.experiments.grid import cells_of, read
 
-    for cell in cells(read(path), Path("out")):
+    for cell in cells_of(read(path), Path("out")):
         yield cell.name, cell.row, None if cell.run is None else as_stored(cell.run)
 
 
@@ -78,24 +77,49 @@ def paired_difference(
     Of the classes `of` (a label, head, body, tail or None for all), each side under its attack, less the difference
     under the attack `less`.
     """
-    from taet.reproduce.differences import paired_cards
+    from paired import paired
 
-    return paired_cards(first, second, attacks, of, comparisons, less)
+    from taet.statistics import class_groups
+
+    ranks = None
+    if of is not None:
+        counts = next(iter(first.values())).data["train_class_counts"]
+        order = [label for name in ("head", "body", "tail") for label in class_groups(counts)[name]]
+        places = [order.index(label) + 1 for label in (class_groups(counts)[of] if isinstance(of, str) else [of])]
+        ranks = places[0], places[-1]
+    return paired(first, second, (attacks[0], attacks[1]), ranks=ranks, less=less or "", comparisons=comparisons)
 
 
-def claims() -> dict[str, list[str]]:
-    """Verdict, reason and scale of each claim of the papers."""
-    from taet.reproduce.verdicts import best_verdicts
+def claims() -> dict[str, list[Any]]:
+    """Verdict, scale and the numbers behind it of each claim of the papers."""
+    from findings import verdicts
+    from runs import Runs
 
-    return {name: [one.word, one.because, one.scale] for name, one in best_verdicts(*committed()).items()}
+    tested = ("full", "cpu", "mini")
+    found = {}
+    for name, (_, one) in verdicts(Runs()).items():
+        of_runs = one.scale in tested and one.word != "not tested"
+        found[name] = [one.word, one.scale if of_runs else "", numbers(one.evidence) if of_runs else []]
+    return found
 
 
-def leaderboards() -> Iterator[tuple[str, list[tuple[str, str, list[Any]]]]]:
-    """Yield each leaderboard: its title, and of each row, best first, its label, ranks and cards."""
-    from taet.reproduce.leaderboard import boards
+def numbers(evidence: Sequence[str]) -> list[str]:
+    """The differences with their intervals, or without any the per cents, of the evidence of a claim, sorted."""
+    text = " ".join(evidence)
+    return sorted(re.findall(r"[−+]?\d+\.\d \([^ ]+ to [−+]?\d+\.\d", text) or re.findall(r"[−+\d.]+ %", text))
 
-    for board in boards(*committed()):
-        yield board.kind.title, [(row.label, board.rank(row), [*row.cards.values()]) for row in board.rows]
+
+def leaderboards() -> Iterator[tuple[str, list[Any]]]:
+    """Yield the rank and the cards of each row of the leaderboards of the papers' scales."""
+    import taet
+
+    cpu, mini, more = (RESULTS / name for name in ("reproduce/cpu", "reproduce/mini", "cifar10-lt-class-wise"))
+    for found in (taet.results(cpu), taet.results(mini, more)):
+        for one in found.board().to_dict("records"):
+            about = {name: one[name] for name in ("data", "model", "protocol", "row")}
+            about["imbalance_ratio"] = one["imbalance_ratio"]
+            by_seed = {card.seed: card for card in found.on(**about).cards}  # two have equal weights
+            yield one["rank"], [*by_seed.values()]
 
 
 def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[str, list[Any]]]]:
@@ -103,44 +127,18 @@ def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[s
 
     Of balanced accuracy: mean over the seeds, low, high, and number of seeds.
     """
-    from taet.report import measured, read, series, tables
+    import taet
+    from taet.report import tables
 
-    runs = [read.read(path) for path in paths]
-    for row in measured.ranked(measured.measured(series.grouped(runs, [None] * len(runs)))):
-        attacks = measured.attacks_of([row])
-        cells = [tables.balanced_cell(row.summaries[attack]) for attack in attacks]
-        values = [[cell.value, cell.low, cell.high, cell.count] for cell in cells]
-        names = [f"{attack.name} {attack.threat}" for attack in attacks]
-        yield row.series.label, [run.path for run in row.series.runs], dict(zip(names, values, strict=True))
-
-
-@functools.cache
-def committed() -> tuple[Any, Any]:
-    from taet.reproduce import Store, scales
-
-    return Store(Path("none"), [RESULTS]), [*scales().values()]
-
-
-def recorded() -> Iterator[tuple[Any, ...]]:
-    """Yield the arguments of every paired difference behind the findings and the ranks of the leaderboards."""
-    from taet.reproduce import findings, leaderboard, verdicts
-
-    found, places = [], (findings, leaderboard, verdicts)
-    real = verdicts.paired_cards
-
-    def record(*given: Any, **named: Any) -> Any:
-        bound = inspect.signature(real).bind(*given, **named)
-        bound.apply_defaults()
-        found.append(bound.args)
-        return real(*given, **named)
-
-    for place in places:
-        place.paired_cards = record
-    findings.findings(*committed())
-    list(leaderboards())
-    for place in places:
-        place.paired_cards = real
-    yield from (one for one in found if one[0] and one[1] and None not in one[2])
+    for found in taet.results(list(paths)).by_test_set():
+        scores = found.scores("balanced")
+        for row in tables.order(found):
+            values = {}
+            for line in scores[scores["row"] == row].itertuples():
+                column = tables.column_of(found, line.attack)
+                said = "" if column.norm is None else tables.threat(column)
+                values[f"{column.name} {said}"] = [line.accuracy, line.low, line.high, line.seeds]
+            yield row, [Path(one.source.name) for one in found.named if one.row == row], values
 
 
 def trained(method: str, settings: Mapping[str, Any], attacks: Sequence[str], out: Path) -> Any:

@@ -13,11 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from taet import methods, models
 from taet.attacks.noise import Source
@@ -98,7 +96,7 @@ def test_the_plain_attack_stays_in_the_ball_and_takes_the_weights_to_train_mode(
 
 
 @pytest.mark.full
-def test_sides_that_are_processes_take_turns_and_are_recorded(load: Load, tmp_path: Path) -> None:
+def test_sides_that_are_processes_take_turns_and_are_recorded(tmp_path: Path) -> None:
     words = "--model resnet8 --batch-size 8 --rounds 1 --threads 1 --sides float32 plain".split()  # noqa: SIM905
     out = tmp_path / "training-MODEL.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -111,9 +109,6 @@ def test_sides_that_are_processes_take_turns_and_are_recorded(load: Load, tmp_pa
     assert row["ratio"] == pytest.approx(row["other"] / row["ours"], rel=0.01)
     ours, plain = result["sides"]["float32"], result["sides"]["plain"]
     assert ours["loss"] == pytest.approx(plain["loss"], abs=0.2)  # two steps, with other crops and other start noise
-    render = load("render")
-    render.RESULTS = tmp_path
-    assert f"| resnet8, batch 8: float32 against plain | **{row['ratio']:.2f}** |" in render.training()
 
 
 def test_sides_take_turns_and_the_first_call_does_not_count(load: Load) -> None:
@@ -158,29 +153,6 @@ def test_outside_a_checkout_the_file_before_is_compared_with(load: Load, tmp_pat
     assert load("run").committed(tmp_path / "a.json") == {"ratios": {}}
 
 
-def test_shapes_of_convolutions_account_for_the_arithmetic_of_a_pass(load: Load) -> None:
-    model = models.build("resnet8", 10)
-    shapes = load("roofline").shapes(model, torch.rand(2, 3, 32, 32))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.rand(2, 3, 32, 32))
-    head = 2 * 2 * 64 * 10
-    assert sum(shapes.values()) == sum(isinstance(layer, nn.Conv2d) for layer in model.modules())
-    assert sum(number * shape.flops(2) for shape, number in shapes.items()) == counter.get_total_flops() - head
-
-
-def test_a_profile_tells_operations_and_the_shares_of_their_kinds(load: Load) -> None:
-    profiles = load("profiles")
-    layer, x = nn.Conv2d(3, 8, 3), torch.rand(8, 3, 32, 32)
-    found = profiles.profiled(lambda: layer(x).exp(), torch.device("cpu"))
-    side = profiles.summary(found)
-    assert side["waits"] == []
-    assert sum(side["kinds"].values()) == pytest.approx(1, abs=1e-3)
-    assert side["kinds"]["convolutions"] > 0
-    assert side["kinds"][profiles.OTHERS] > 0
-    assert [row["calls"] for row in side["operations"] if row["op"] == "aten::exp"] == [1]
-    assert profiles.text(side).splitlines()[-1].split() == ["together", f"{side['ms']:.1f}"]
-
-
 def test_recorded_passes_are_made_again_alike(load: Load) -> None:
     passes = load("passes")
     recorded, x = passes.Recorded(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))), torch.rand(5, 1, 2, 2)
@@ -196,21 +168,35 @@ def test_recorded_passes_are_made_again_alike(load: Load) -> None:
     assert recorded.passes == found
 
 
-def test_the_pages_hold_the_figures_of_the_results(load: Load) -> None:
-    render = load("render")
-    pages = [page.read_text(encoding="utf-8") for page in render.PAGES]
-    assert {found[2] for page in pages for found in render.MARK.finditer(page)} == set(render.BLOCKS)
-    for page in pages:
-        assert render.rendered(page) == page
+def asked(**changes: Any) -> Namespace:
+    given = {"model": "resnet8", "image_shape": (1, 8, 8), "classes": 10, "batch_size": 4, "precision": "float32"}
+    given |= {"steps": 3, "curve": (1,), "epochs": 10, "clean_epochs": 4, "rounds": 1, "threads": 1, "device": "cpu"}
+    return Namespace(**given, methods=["standard", "at"], **changes)
 
 
-def test_the_simulation_of_until_decided_counts_what_it_drew(load: Load) -> None:
-    simulation = load("until_decided")
-    row = simulation.simulate(simulation.equal(12, [40] * 10, 0.25), 20, 0)
-    assert row["for_first"] + row["for_second"] <= row["runs"] == 20
-    assert row["for_first"] > 15
-    assert 10 <= row["median_images"] <= row["images"] == 400
-    case = simulation.Case("unequal", [40, 20], [0.2, -0.2], 0.5)
-    assert case.draw(500, np.random.default_rng(0)).shape == (500, 20, 3)
-    drawn = case.draw(500, np.random.default_rng(0)).mean((0, 1))
-    np.testing.assert_allclose(drawn, [0.2, 0.2, -0.2], atol=0.03)
+def test_the_cost_model_is_that_of_the_paper_and_of_the_parts(load: Load) -> None:
+    cost = load("cost")
+    assert cost.rho(0.619, 10) == pytest.approx(0.139, abs=5e-4)
+    assert cost.eta(0.619, 10, 0.4) == pytest.approx(0.656, abs=5e-4)
+    assert cost.printed_eta(0.619, 10, 0.4) == pytest.approx(0.608, abs=5e-4)
+    assert cost.line_gamma({5: 1 + 5 * 0.5, 10: 1 + 10 * 0.5}) == pytest.approx(0.5)
+    found = cost.measure(asked())
+    clean, at = found["costs"]
+    assert (clean["forwards"], clean["backwards"]) == (1, 1)
+    assert (at["forwards"], at["backwards"], at["passes_ratio"], at["flops_ratio"]) == (4, 4, 1, 1)
+    # A pass costs 1, back to the images 1 and back to the weights 2, but for the first layer, which has no images.
+    assert clean["flops_ratio"] == pytest.approx(3 / (3 * 2 + 3), rel=0.1)
+    assert found["model"]["eta"]["median"] == pytest.approx(
+        cost.eta(found["model"]["gamma"]["median"], 3, 0.4), rel=1e-3
+    )
+
+
+def test_peak_memory_counts_a_storage_until_it_is_freed(load: Load) -> None:
+    cost, held = load("cost"), torch.zeros(1000)
+
+    def work() -> None:
+        for _ in range(3):  # never two at once
+            made = held + 1
+            del made
+
+    assert cost.peak_bytes(work, [held, held[:10]], torch.device("cpu")) == 2 * 4000

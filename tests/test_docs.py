@@ -35,8 +35,6 @@ from taet.cli import (
     main,
     predict,
     push,
-    reproduce,
-    track,
     transfer,
     tune,
 )
@@ -67,8 +65,6 @@ READ = {
     "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
-    "reproduce": reproduce.read,
-    "track": track.read,
     "transfer": parser(transfer, transfer.TransferOptions),
     "tune": parser(tune, tune.TuneOptions),
 }

@@ -43,7 +43,7 @@ def test_pages_lie_as_in_the_repository_with_what_they_link_to(pages: Path) -> N
 def test_every_public_function_has_its_section(pages: Path) -> None:
     text = (pages / "docs" / "api.md").read_text()
     names = re.findall(r"^## (\S+)$", text, re.M)
-    assert len(names) == len(set(names)) > 100
+    assert len(names) == len(set(names)) > 80
     for name in ("taet.train", "taet.deployment.thresholds", "taet.losses.balanced_softmax", "taet.metrics.accuracy"):
         assert name in names
     assert {f"taet.{name}" for name in taet._LAZY} <= {*names}

@@ -40,7 +40,7 @@ CANDIDATES = 20  # likeliest other classes, which are ordered by their distance
 
 
 class Gap(NamedTuple):
-    """How far the cheap tier was above the official AutoAttack, as measured (`benchmarks/verdicts.py`)."""
+    """How far the cheap tier was above the official AutoAttack, as measured (results/verdicts.json)."""
 
     models: int
     """Pairs of a model and a ball."""

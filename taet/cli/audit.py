@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from taet.evaluation.audit import IMAGES, Audit, audit
 from taet.evaluation.bundles import attacks_of
 from taet.fields import Count, Radius, Whole
 from taet.models import trusted
-from taet.report.page import audit_page
 from taet.settings import Evaluation
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model
@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
         with progress(f"audit {name}") as report:
             settings: dict[str, Any] = {"state_dir": state, "progress": report, "device": parsed.device}
             found = _audited(parsed, settings | {"command": flags.call_text(["audit", *arguments])})
-        folder.save_audit(found.to_json(), audit_page(found), weights)
+        folder.save_audit(found.to_json(), f"<!doctype html>\n<pre>{html.escape(str(found))}</pre>\n", weights)
         shutil.rmtree(state, ignore_errors=True)
     path = folder.audit(weights)
     print(path.read_text(encoding="utf-8") if parsed.json else f"{found}\n\n{folder.audit(weights, 'html')}")

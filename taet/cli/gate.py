@@ -15,8 +15,8 @@ from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
 from taet.fields import PartialShare
 from taet.formatting import aligned, points
+from taet.models import hub
 from taet.statistics import LEVEL, Difference
-from taet.training import published
 
 EXAMPLES = (
     "taet gate old.json new.json",
@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _card(path: Path) -> ResultCard:
-    return ResultCard.load(published.local(path))
+    return ResultCard.load(hub.local(path))
 
 
 def gate(old: ResultCard, new: ResultCard, columns: tuple[str, ...] = (), margin: float = 0.0) -> list[ColumnVerdict]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -11,18 +10,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field
 
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.cli.subject import OfRun, here
-from taet.deployment.abstention import ATTACKS, Thresholds, thresholds
-from taet.deployment.predict import BATCH_SIZE, batches
-from taet.deployment.predictions import Predictions, joined
-from taet.deployment.reading import changes
+from taet.deployment.predict import BATCH_SIZE, Predictions, batches, changes, joined
 from taet.errors import UserError
 from taet.fields import Count
-from taet.files import make_folder, write_atomically
+from taet.files import check_output, make_folder, write_atomically
 from taet.models import trusted
 from taet.training.folder import RunFolder
 
@@ -31,26 +26,16 @@ EXAMPLES = (
     "taet predict runs/x a.png b.jpg --top 3 --format json",
     "taet predict runs/x images/ --attack pgd-20 --out predictions.csv",
     "taet predict runs/x images/ --attack pgd-100:restarts=5,eps=4/255 --batch-size 50",
-    "taet predict runs/x images/ --abstain 0.1",
 )
 DESCRIPTION = """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on
 standard output. Images are read as in training and converted to the size and colour of the run; conversions are
-reported. The run's data are not needed. CSV cells that a spreadsheet would read as a formula (first character = + - @)
-get a leading '.
+reported. The run's data are not needed.
 
 --attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
 run. true means that this attack failed; another attack may succeed.
 
---abstain 0.1 adds the column answered: true where the probability is high enough that at most 10 % of the answers of
-each predicted class are wrong, also under attack (--abstain-attacks), with 95 % confidence for all classes together.
-The first call attacks the run's validation images, which needs its data; the result is kept in the run folder.
-
 An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2.
 After an interruption the results so far are written."""
-
-
-MOST_REFUSED = 10
-"""Largest number of never answered classes that are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +46,6 @@ class PredictOptions(OfRun):
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     attack: str | None = None
     """Test whether predictions survive this attack (see `taet list attacks`), e.g. pgd-20 or pgd-20:restarts=5."""
-    abstain: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Largest accepted share of wrong answers per predicted class; the model abstains on other images."""
-    abstain_attacks: tuple[str, ...] = ATTACKS
-    """Attacks on validation images for which the thresholds must hold, in addition to clean images."""
     format: Literal["csv", "json"] = "csv"
     """Output format."""
     out: Path | None = None
@@ -84,7 +65,6 @@ def run(arguments: list[str]) -> int:
     parsed, parts = here(read(arguments)), list[Predictions]()
     _check_place(parsed)
     try:
-        rule = _rule(parsed)
         with trusted(parsed.trust_model), progress(f"predict {parsed.run}") as report:
             for part in batches(
                 parsed.run,
@@ -95,7 +75,7 @@ def run(arguments: list[str]) -> int:
                 device=parsed.device,
                 progress=report,
             ):
-                parts.append(part if rule is None else part.abstaining(rule))
+                parts.append(part)
                 if len(parts) == 1:
                     record = RunFolder(parsed.run).record
                     for note in changes(parsed.images, record.data.image_shape, record.fit):
@@ -108,26 +88,6 @@ def run(arguments: list[str]) -> int:
         count = sum(map(len, parts))
         print(f"taet: {unread} of {count} images could not be read: see the column error", file=sys.stderr)
     return 2 if unread else 0
-
-
-def _rule(parsed: PredictOptions) -> Thresholds | None:
-    """Return the thresholds, and print their guarantee and the classes that are never answered."""
-    if parsed.abstain is None:
-        return None
-    with trusted(parsed.trust_model), progress(f"abstain {parsed.run}") as report:
-        rule = thresholds(
-            parsed.run,
-            parsed.abstain,
-            attacks=parsed.abstain_attacks,
-            weights=parsed.weights,
-            device=parsed.device,
-            progress=report,
-        )
-    for line in (str(rule), *rule.refused[:MOST_REFUSED]):
-        print(f"taet: abstain: {line}", file=sys.stderr)
-    if len(rule.refused) > MOST_REFUSED:
-        print(f"taet: abstain: no answer of {len(rule.refused) - MOST_REFUSED} more classes", file=sys.stderr)
-    return rule
 
 
 def read(arguments: list[str]) -> PredictOptions:
@@ -144,6 +104,7 @@ def _check_place(parsed: PredictOptions) -> None:
     """Refuse an output file that exists or cannot be written, before any work; create its folder."""
     if parsed.out is None:
         return
+    check_output(parsed.out)
     is_file = parsed.out.is_file() and not parsed.out.is_symlink()
     if os.path.lexists(parsed.out) and not (parsed.force and is_file):
         what = "exists" if is_file else "is not a file"
@@ -153,8 +114,7 @@ def _check_place(parsed: PredictOptions) -> None:
 
 def _write(found: Predictions, parsed: PredictOptions) -> None:
     """Write the predictions; a file name that is not valid text keeps its bytes in CSV and is escaped in JSON."""
-    as_json = parsed.format == "json"
-    text = json.dumps(found.to_json(parsed.top), indent=1) + "\n" if as_json else found.to_csv(parsed.top)
+    text = found.to_json(parsed.top) if parsed.format == "json" else found.to_csv(parsed.top)
     if parsed.out is not None:
         write_atomically(parsed.out, text.encode("utf-8", "surrogateescape"))
         return

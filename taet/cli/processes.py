@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,24 +24,28 @@ from taet.training.interruption import interruption
 
 REPORTING_SECONDS = 1.0
 """Time for the process that reports the error: torchrun kills it as soon as another one has ended."""
-CHECK_SECONDS = 0.1
-"""Between two checks of the started processes."""
+CHECK_SECONDS, ENDING_SECONDS = 0.1, 30.0
+"""Between two checks of the started processes, and for all of them to end by themselves."""
 WORTH_STARTING = 1e6
 """Passes of an image that take longer than starting another process, also with a network of 78 thousand weights."""
-ENDING_SECONDS = 30.0
-"""Time for all processes to end by themselves, after a failure or an interruption."""
 
 
 @contextlib.contextmanager
 def together(device: str) -> Iterator[None]:
     """Join the other processes, if any, on `device`, and discard the output of all but the first."""
-    end_with_parent()
+    if STARTED_TOGETHER in os.environ:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     with reported_once(), joined(resolve_device(device).type), contextlib.ExitStack() as stack:
         if rank() > 0:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # returns when `run_together` closes it or is killed: nothing is ever written
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -91,77 +95,33 @@ def run_together(count: int, words: Sequence[str], threads: int | None = None) -
     They are set up as by torchrun, whose failure report would hide the one-line error. When one process fails, the
     user interrupts, or this process dies, all of them end.
     """
-    _store, meeting = meeting_point(count)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     given = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))) if threads is None else str(threads)
-    common = {**meeting, STARTED_TOGETHER: "1", "OMP_NUM_THREADS": given}
-    running: list[subprocess.Popen[bytes]] = []
-    with interruption() as asked:
-        try:
-            for number in range(count):
-                place = {"RANK": str(number), "LOCAL_RANK": str(number)}
-                running.append(
-                    subprocess.Popen(
-                        taet_command(words),
-                        env={**os.environ, **common, **place},
-                        stdin=subprocess.PIPE,  # closes with this process: see `end_with_parent`
-                        start_new_session=True,  # so that Ctrl-C reaches each process once, through this one
-                    )
-                )
-            while not asked.is_set() and {process.poll() for process in running} in ({None}, {None, 0}):
-                asked.wait(CHECK_SECONDS)
-            first_failed = next((process.returncode for process in running if process.poll()), 0)
-        except BaseException:
+    common = {STARTED_TOGETHER: "1", "OMP_NUM_THREADS": given, "WORLD_SIZE": str(count)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    if sys.platform == "linux":  # use the loopback interface; the host name may not resolve
+        common["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    with interruption() as asked, contextlib.ExitStack() as ended:
+        running: list[subprocess.Popen[bytes]] = []
+        for number in map(str, range(count)):
+            environment = {**os.environ, **common, "RANK": number, "LOCAL_RANK": number}
+            # In a session of its own, so that Ctrl-C reaches each process once, through this one.
+            command, pipe = taet_command(words), subprocess.PIPE
+            process = subprocess.Popen(command, env=environment, stdin=pipe, start_new_session=True)
+            running.append(ended.enter_context(process))
+            ended.callback(process.kill)  # first of all
+        while not asked.is_set() and {process.poll() for process in running} in ({None}, {None, 0}):
+            asked.wait(CHECK_SECONDS)
+        first_failed = next((process.returncode for process in running if process.poll()), 0)
+        for process in running if asked.is_set() else ():
+            process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            deadline = time.monotonic() + ENDING_SECONDS
             for process in running:
-                process.kill()
-            raise
-        statuses = _ended(running, at_once=asked.is_set())
-    if not any(statuses):
-        return 0
-    if asked.is_set():
+                process.wait(max(0.0, deadline - time.monotonic()))
+    statuses = [process.wait() for process in running]
+    if any(statuses) and asked.is_set():
         raise KeyboardInterrupt
     if first_failed < 0 and max(statuses) <= 0:
         raise UserError(f"a process was ended by {signal.Signals(-first_failed).name}; finished batches are kept")
     return max(statuses)
-
-
-def meeting_point(count: int) -> tuple[Any, dict[str, str]]:
-    """Return a store through which `count` processes find each other while it exists, and their environment."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    found = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is in this process, not in one of theirs
-        "WORLD_SIZE": str(count),
-    }
-    if sys.platform == "linux":  # use the loopback interface; the host name may not resolve
-        found["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    return store, found
-
-
-def _ended(running: Sequence[subprocess.Popen[bytes]], at_once: bool) -> list[int]:
-    """Wait for all processes to end, and end those that do not; return their exit statuses."""
-    if at_once:
-        for process in running:
-            process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + ENDING_SECONDS
-    try:
-        for process in running:
-            process.wait(max(0.0, deadline - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass
-    for process in running:
-        process.kill()
-        if process.stdin is not None:
-            process.stdin.close()
-    return [process.wait() for process in running]
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it by `run_together` ends, even if that is killed."""
-
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)  # returns when the parent closes it: nothing is ever written
-        os._exit(1)
-
-    if STARTED_TOGETHER in os.environ:
-        threading.Thread(target=wait, daemon=True).start()

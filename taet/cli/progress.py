@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
 from taet.formatting import clock
 from taet.progress import Progress as Report
@@ -25,73 +26,51 @@ def progress(title: str) -> Iterator[Report]:
 
     A text that ends in a line break is printed on its own line; after the end of one task another one may begin.
     """
-    console = Console(stderr=True)
+    console, last = Console(stderr=True), -math.inf
     if not console.is_terminal:
-        yield _lines(title)
+        yield _Lines(title)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar:
         task = bar.add_task(title, total=None, text="")
-        spaced = _Spaced()
 
         def show(done: float, total: float, text: str) -> None:
+            nonlocal last
             if bar.tasks[0].finished and done < total:
                 bar.reset(task)  # another task, with its own speed
             bar.update(task, completed=done, total=total, text=text.rstrip())
-            if text.endswith("\n") and spaced.due(done >= total):
+            if text.endswith("\n") and (done >= total or time.monotonic() - last >= LINE_SECONDS):
                 console.print(f"{title}: {text.rstrip()}", highlight=False)
+                last = time.monotonic()
 
         yield show
 
 
-class _Spaced:
-    """Limits the rate of lines: the first is printed at once, the next ones only after some time."""
+class _Lines:
+    """Prints a line at the start and the end of each task, and every ten seconds; results apart from other texts."""
 
-    def __init__(self) -> None:
-        self.last: float | None = None
+    def __init__(self, title: str) -> None:
+        self.title, self.ended = title, True
+        self.began, self.first = 0.0, 0.0
+        self.last = {True: -math.inf, False: -math.inf}
+        """When the last result, and the last other text, was printed."""
 
-    def due(self, always: bool = False) -> bool:
-        """Return whether a line may be printed now."""
-        now = time.monotonic()
-        if not always and self.last is not None and now - self.last < LINE_SECONDS:
-            return False
-        self.last = now
-        return True
-
-
-def _lines(title: str) -> Report:
-    began, first = time.monotonic(), 0.0
-    ordinary, results = _Spaced(), _Spaced()
-    ended = True
-
-    def show(done: float, total: float, text: str) -> None:
-        nonlocal began, first, ended
-        if ended and done < total:  # the first or another task; a resumed run starts with some of it done
-            began, first, ended = time.monotonic(), done, False
-        again, ended = ended, done >= total
-        worth = text.endswith("\n") and results.due(ended)
-        if again or not (worth or ordinary.due(ended)):
+    def __call__(self, done: float, total: float, text: str) -> None:
+        now, result = time.monotonic(), text.endswith("\n")
+        if self.ended and done < total:  # the first or another task; a resumed run starts with some of it done
+            self.began, self.first, self.ended = now, done, False
+        again, self.ended = self.ended, done >= total
+        due = self.ended or any(now - self.last[kind] >= LINE_SECONDS for kind in {result, False})
+        if again or not due:
             return
-        elapsed = time.monotonic() - began
-        if ended:
-            say(f"{title}: 100 %, done in {clock(elapsed)}, {text.rstrip()}")
-            return
-        rate = (done - first) / max(elapsed, 1e-9)
-        eta = f", ETA {clock((total - done) / rate)}" if rate > 0 else ""
-        percent = f"{100 * done / total:.0f} %"
-        say(f"{title}: {percent}, elapsed {clock(elapsed)}{eta}, {text.rstrip()}")
-
-    return show
+        self.last[result] = now
+        elapsed = now - self.began
+        state = f"100 %, done in {clock(elapsed)}"
+        if not self.ended:
+            rate = (done - self.first) / max(elapsed, 1e-9)
+            eta = f", ETA {clock((total - done) / rate)}" if rate > 0 else ""
+            state = f"{100 * done / total:.0f} %, elapsed {clock(elapsed)}{eta}"
+        say(f"{self.title}: {state}, {text.rstrip()}")
 
 
 def say(text: str) -> None:

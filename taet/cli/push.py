@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from taet.cli import flags
-from taet.deployment.publish import TO_FILL_IN, named_outside, publish
+from taet.deployment.hub import TO_FILL_IN, named_outside, publish
 
 EXAMPLES = (
     "taet push runs/x folder:published/x",

@@ -1,4 +1,4 @@
-"""`taet report RUN...`: one self-contained HTML file."""
+"""`taet report RUN...`: tables and figures of result cards as one file."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ from typing import Annotated
 import tyro
 
 from taet.cli import flags
-from taet.report import write
+from taet.report import fail_if_worse, write
 
 EXAMPLES = (
     "taet report runs",
-    "taet report results/digits-lt-demo --class-attack pgd-20",
     "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'",
+    "taet report results/digits-lt-demo --out table.tex",
+    "taet report runs/candidate --fail-if-worse runs/released",
 )
+DESCRIPTION = """Write the tables and figures of result cards as one file: .html, a page that needs no other file; .md
+and .tex, its main tables; .csv, one line for each card, attack and group of classes.
+
+Exit status: 1 if --fail-if-worse is given and the new model is worse than OLD beyond chance under clean images or an
+attack of OLD; 0 otherwise; 2 if something cannot be read or compared."""
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Which runs the report shows, and where it is written."""
+    """Which cards the report shows, and where it is written."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders; folders with only a result card, evaluation.json, as taet evaluate --model writes them; folders of
-    such folders; or result cards as files."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, result cards, or folders of these."""
     out: Path = Path("report.html")
-    """File to write."""
+    """File to write: .html, .md, .csv or .tex."""
     title: str | None = None
     """Title of the page."""
-    class_attack: str | None = None
-    """Attack of the per-class tables and figures, e.g. pgd-20. Default: the strongest."""
+    fail_if_worse: str | None = None
+    """Result card or run folder of the model in use: exit with status 1 if the new one is worse. Nothing is written."""
 
 
-def run(arguments: list[str]) -> None:
-    """Write the report and print its path."""
-    description = "Make one self-contained HTML file from any number of run folders."
-    parsed = flags.parse(ReportOptions, arguments, "taet report", description, EXAMPLES)
-    runs = [run for path in parsed.runs for run in runs_in(path)]
-    print(write(runs, parsed.out, title=parsed.title, class_attack=parsed.class_attack))
-
-
-def runs_in(path: Path) -> list[Path]:
-    """Return the run and card folders directly in a folder that is neither, else its cards, else the folder itself."""
-    from taet.report.read import cards_in, is_shown
-
-    if not path.is_dir() or is_shown(path):
-        return [path]
-    return sorted(filter(is_shown, path.iterdir())) or cards_in(path) or [path]
+def run(arguments: list[str]) -> int:
+    """Write the report and print its path, or compare with an older model."""
+    parsed = flags.parse(ReportOptions, arguments, "taet report", DESCRIPTION, EXAMPLES)
+    if parsed.fail_if_worse is None:
+        print(write(parsed.runs, parsed.out, parsed.title))
+        return 0
+    lines = fail_if_worse(parsed.runs, parsed.fail_if_worse)
+    print("\n".join(lines) or "pass: under no attack is the new model known to be worse")
+    return 1 if lines else 0

@@ -17,9 +17,8 @@ from taet import registry
 from taet.cli import flags
 from taet.data import Dataset, load
 from taet.errors import UserError
-from taet.models import foreign
+from taet.models import foreign, hub
 from taet.settings import Data
-from taet.training import published
 from taet.training.folder import DELIVERED, RunFolder, WeightsName
 
 R = TypeVar("R", bound="OfRun")
@@ -119,7 +118,7 @@ def opened(name: str, origin: OfModel) -> Opened:
         name,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
-        weights=origin.weights and published.read_weights(origin.weights),
+        weights=origin.weights,
         normalize=origin.normalize,
     )
     return Opened(loaded.model, dataset, name, loaded.notes)
@@ -143,11 +142,11 @@ def here(parsed: flags.T, command: str = "") -> flags.T:
     """
     field = "model" if hasattr(parsed, "model") else "run"
     name = getattr(parsed, field)
-    if not published.is_published(name):
-        if (Path(name) / published.CONFIG).is_file():
-            published.verify(Path(name))
+    if not hub.is_published(name):
+        if (Path(name) / hub.CONFIG).is_file():
+            hub.verify(Path(name))
         return parsed
-    changes: dict[str, Any] = {field: type(name)(published.local(name))}
+    changes: dict[str, Any] = {field: type(name)(hub.local(name))}
     if command and getattr(parsed, "out", None) is None:
         changes["out"] = results_of(command, str(name))
     return dataclasses.replace(parsed, **changes)  # type: ignore[type-var]
@@ -155,6 +154,6 @@ def here(parsed: flags.T, command: str = "") -> flags.T:
 
 def is_folder(name: str) -> bool:
     """Whether `name` refers to a folder rather than a model; a published model is a folder."""
-    if published.is_published(name) or RunFolder(Path(name)).is_run or (":" not in name and os.sep in name):
+    if hub.is_published(name) or RunFolder(Path(name)).is_run or (":" not in name and os.sep in name):
         return True
     return Path(name).is_dir() and name not in registry.entries("models")

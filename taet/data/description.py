@@ -106,4 +106,4 @@ def draw(dataset: Dataset, path: Path) -> None:
         figure.suptitle(f"{dataset.name}: {classes} classes, imbalance ratio {dataset.imbalance_ratio:.4g}")
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
-    write_atomically(path, drawn.getvalue(), devices=True)
+    write_atomically(path, drawn.getvalue())

@@ -1,8 +1,6 @@
-"""Use of a finished run: predictions for new images, and files that run without this package."""
+"""Use of a finished run: predictions for new images, files that run without this package, and publishing."""
 
-from taet.deployment.abstention import Thresholds, thresholds
 from taet.deployment.export import export
-from taet.deployment.predict import predict
-from taet.deployment.predictions import Predictions
+from taet.deployment.predict import Predictions, predict
 
-__all__ = ["Predictions", "Thresholds", "export", "predict", "thresholds"]
+__all__ = ["Predictions", "export", "predict"]

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import taet
-from taet.deployment.graph import Deployed
-from taet.errors import UserError, located, unknown
-from taet.evaluation.trial import user_errors
-from taet.files import make_folder, write_atomically
+from taet.data.augmentation import to_unit
+from taet.errors import UserError, custom_code, unknown
+from taet.files import check_output, make_folder, write_atomically
 from taet.randomness import generator
-from taet.training.checkpoint import METADATA, WeightsAbout, weights_digest
+from taet.settings import Fit
+from taet.training.checkpoint import METADATA, weights_digest
 from taet.training.finished import load_model
-from taet.training.folder import RunFolder
-from taet.training.record import RunRecord
+from taet.training.folder import ARTIFACTS, RunFolder
 
+FORMATS = {"pt2": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensors": ()}
+"""The formats, and the packages that each needs."""
 TOLERANCE = 1e-4  # largest difference from the model's logits, relative to the largest of them or to 1
 TRIED = (1, 3)  # batch sizes on which a written file is tested
+FRACTION = 2**22  # Pillow keeps the weights of 8-bit images as whole multiples of 2^-22 (PRECISION_BITS in Resample.c)
 
 
 def export(
@@ -45,8 +46,8 @@ def export(
 
     The graph maps `images` uint8 (N, H, W, C), pixel values 0 to 255, to `logits` float32 (N, classes), for any N. If
     the run's images were resized (`--data.size`; gtsrb always), H and W are arbitrary, and the graph resizes as Pillow
-    does (see `taet.deployment.graph.resize`); else they are the run's. safetensors holds the weights alone. The file is
-    loaded back and its logits are compared with the model's before it gets its name.
+    does (see `resize`); else they are the run's. safetensors holds the weights alone. The file is loaded back and its
+    logits are compared with the model's before it gets its name.
 
     Args:
         run_dir: a finished run.
@@ -61,57 +62,62 @@ def export(
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    chosen, folder = FORMATS[format], RunFolder(Path(run_dir))
-    missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise UserError(f"format {format} needs the package {missing[0]}: pip install 'taet[onnx]'")
+    for package in FORMATS[format]:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"format {format} needs the package {package}: pip install 'taet[onnx]'")
+    folder = RunFolder(Path(run_dir))
     path = folder.artifact(f"{weights}.{format}") if out is None else Path(out)
+    check_output(path, ARTIFACTS)
     if path.exists() and not force:
         raise UserError(f"{path} exists already; allowed: another --out, or --force to replace it")
     _, network, record = load_model(folder.path, weights, model=model)
-    folder.check_plain()  # artifacts might be a link
     channels, *size = record.data.image_shape
     deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes, fit=record.fit).eval()
-    about = json.dumps(_metadata(folder.weights_about(weights), record, deployed), ensure_ascii=False)
+    about = {
+        **folder.weights_about(weights).model_dump(),
+        "taet": taet.__version__,
+        "weights_sha256": weights_digest(network),  # as in the run's result card
+        "eps": record.run.threat.eps,
+        "class_names": record.data.class_names,
+        "image_shape": record.data.image_shape,
+        "resizes": record.resizes,
+        "fit": record.fit,
+    }
     # of other lengths than the model's, tied to none and not square
     sides = [factor * side + 3 for factor, side in zip((2, 3), size, strict=True)] if record.resizes else size
     shape = (*sides, channels)
-    with (
-        located(str(folder.path)),
-        user_errors(f"model: fails on images of shape {shape} ({{reason}})"),
-        torch.no_grad(),
-    ):
-        deployed(_noise(2, shape))
     with _quiet(), torch.no_grad():
-        content = chosen.written(deployed, _noise(2, shape), about)
+        with custom_code(f"{folder.path}: model: fails on images of shape {shape}"):
+            deployed(_noise(2, shape))
+        content = _written(format, deployed, _noise(2, shape), json.dumps(about, ensure_ascii=False))
         make_folder(path.parent)
         write_atomically(path, content, check=lambda part: _check(format, part, deployed, shape))
     return path
 
 
-def _metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> dict[str, Any]:
-    """Return the run hash, method, epoch, ball, weights, classes and image shape that an exported file keeps."""
-    return {
-        **written._asdict(),
-        "taet": taet.__version__,
-        "weights_sha256": weights_digest(deployed.model),  # as in the run's result card
-        "eps": record.run.threat.eps,
-        "class_names": record.data.class_names,
-        "image_shape": record.data.image_shape,
-        "resizes": deployed.resizes,
-        "fit": deployed.fit,
-    }
+def _written(format: str, deployed: Deployed, example: Tensor, about: str) -> bytes:
+    """Return the content of the file, with `about` in its metadata."""
+    if format == "safetensors":
+        # Copied, because safetensors refuses tied weights, which share memory.
+        state = {name: tensor.clone().contiguous() for name, tensor in deployed.model.state_dict().items()}
+        return save(state, metadata={METADATA: about})
+    program = _captured(deployed, example)
+    if format == "pt2":
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={f"{METADATA}.json": about})
+        return buffer.getvalue()
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
+    onnx: Any = torch.onnx.export(program, dynamic_shapes={"images": _axes(deployed, str)}, dynamo=True, **names)
+    onnx.model.metadata_props[METADATA] = about
+    content: bytes = onnx.model_proto.SerializeToString()
+    return content
 
 
 def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgram:
     """The graph of a model, for any batch size and, if it resizes, any image size."""
-    try:
-        program = torch.export.export(
-            deployed, (example,), dynamic_shapes={"images": _axes(deployed, torch.export.Dim)}
-        )
-    except Exception as error:  # the tracer and a custom model may raise anything
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model: torch.export cannot trace it: {type(error).__name__}: {reason}") from error
+    with custom_code("model: torch.export cannot trace it"):
+        shapes = {"images": _axes(deployed, torch.export.Dim)}
+        program = torch.export.export(deployed, (example,), dynamic_shapes=shapes)
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths and source lines of this machine
@@ -120,72 +126,27 @@ def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgr
 
 def _axes(deployed: Deployed, named: Callable[[str], Any]) -> dict[int, Any]:
     """The axes of the images with variable length."""
-    return {
-        axis: named(name) for axis, name in enumerate(("batch", "height", "width") if deployed.resizes else ["batch"])
-    }
+    names = ("batch", "height", "width") if deployed.resizes else ("batch",)
+    return {axis: named(name) for axis, name in enumerate(names)}
 
 
-def _pt2(deployed: Deployed, example: Tensor, about: str) -> bytes:
-    buffer = io.BytesIO()
-    torch.export.save(_captured(deployed, example), buffer, extra_files={f"{METADATA}.json": about})
-    return buffer.getvalue()
-
-
-def _of_pt2(path: Path, _: Deployed) -> Callable[[Tensor], Tensor]:
-    with path.open("rb") as file:
-        return torch.export.load(file).module()
-
-
-def _onnx(deployed: Deployed, example: Tensor, about: str) -> bytes:
-    program: Any = torch.onnx.export(
-        _captured(deployed, example),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes={"images": _axes(deployed, str)},
-        verbose=False,
-    )
-    program.model.metadata_props[METADATA] = about
-    content: bytes = program.model_proto.SerializeToString()
-    return content
-
-
-def _of_onnx(path: Path, _: Deployed) -> Callable[[Tensor], Tensor]:
+def _loaded(format: str, path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor]:
+    """Return the function from images to logits that the file holds, or for weights the model with them."""
+    if format == "safetensors":
+        tensors = {f"model.{name}": tensor for name, tensor in load_file(path).items()}
+        return lambda images: torch.func.functional_call(deployed, tensors, (images,))
+    if format == "pt2":
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
     runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _safetensors(deployed: Deployed, _: Tensor, about: str) -> bytes:
-    state = deployed.model.state_dict()  # copied, because safetensors refuses tied weights, which share memory
-    return save({name: tensor.clone().contiguous() for name, tensor in state.items()}, metadata={METADATA: about})
-
-
-def _of_safetensors(path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor]:
-    tensors = {f"model.{name}": tensor for name, tensor in load_file(path).items()}
-    return lambda images: torch.func.functional_call(deployed, tensors, (images,))
-
-
-class Format(NamedTuple):
-    """How a format is written and executed."""
-
-    written: Callable[[Deployed, Tensor, str], bytes]
-    loaded: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
-    packages: tuple[str, ...] = ()
-
-
-FORMATS: Mapping[str, Format] = {
-    "pt2": Format(_pt2, _of_pt2),
-    "onnx": Format(_onnx, _of_onnx, ("onnx", "onnxruntime", "onnxscript")),
-    "safetensors": Format(_safetensors, _of_safetensors),
-}
-
-
 def _check(format: str, path: Path, deployed: Deployed, shape: tuple[int, ...]) -> None:
     """Refuse a file whose logits differ from those of the model."""
-    answer = FORMATS[format].loaded(path, deployed)
-    for number in TRIED:
-        images = _noise(number, shape)
+    answer = _loaded(format, path, deployed)
+    for images in (_noise(number, shape) for number in TRIED):
         wanted = deployed(images)
         apart = float((answer(images) - wanted).abs().max())
         if not apart <= TOLERANCE * max(1.0, float(wanted.abs().max())):
@@ -204,3 +165,55 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         yield
+
+
+class Deployed(nn.Module):
+    """images uint8 (N, H, W, C), pixel values 0 to 255 -> logits float32 (N, classes).
+
+    With `resizes`, H and W are arbitrary and each image is resized to `size` (height, width) by `fit`; else they must
+    equal `size`.
+    """
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], *, resizes: bool, fit: Fit = "squeeze") -> None:
+        super().__init__()
+        self.model, self.size, self.resizes, self.fit = model, size, resizes, fit
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = resize(images, *self.size, self.fit).to(torch.float32) / 255 if self.resizes else to_unit(images)
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def resize(images: Tensor, height: int, width: int, fit: Fit = "squeeze") -> Tensor:
+    """uint8 (N, H, W, C) -> (N, C, height, width), integer pixel values in float64, as Pillow resizes each image.
+
+    Along the rows first, then along the columns, each rounded half up; products and sums are exact multiples of 2^-22.
+    So every value equals Pillow's, unless Pillow begins with the columns (from version 13 on, if an image loses more
+    than twice as many rows as columns): then a value may differ by 1. `fit`: as in `taet.data.images.scaled`.
+    """
+    levels, device = images.permute(0, 3, 1, 2).to(torch.float64), images.device
+    rows, columns = images.shape[1], images.shape[2]
+    levels = torch.floor(levels @ bilinear_weights(columns, width, device, fit, rows).T + 0.5)
+    return torch.floor(bilinear_weights(rows, height, device, fit, columns) @ levels + 0.5)
+
+
+def bilinear_weights(source: int, target: int, device: torch.device, fit: Fit = "squeeze", other: int = 1) -> Tensor:
+    """Weights (target, source), float64, of Pillow's bilinear filter along one side of an image.
+
+    w_oi ~ max(0, 1 - |i + 1/2 - (o + 1/2) s| / max(s, 1)) with s = source / target; each row sums to 1, up to rounding
+    to multiples of 2^-22. The filter widens with the reduction, which is the antialiasing. Written from the algorithm
+    of Pillow's Resample.c; both sizes may be symbols of a graph. `other` is the other side of the image. crop: i counts
+    from the square in the middle, and pixels outside of it have no weight; pad: o counts from the first row of the
+    image, and black rows are 0.
+    """
+    length, across, side = (torch.scalar_tensor(n, dtype=torch.float64, device=device) for n in (source, other, target))
+    taken = torch.minimum(length, across) if fit == "crop" else length
+    longest = torch.maximum(length, across)
+    kept = ((2 * length * target + longest) / (2 * longest)).floor().clamp(min=1) if fit == "pad" else side
+    outputs, inputs = (torch.arange(size, dtype=torch.float64, device=device) + 0.5 for size in (target, source))
+    inputs, outputs = inputs - ((length - taken) / 2).floor(), outputs[:, None] + ((kept - side) / 2).floor()
+    scale = taken / kept
+    weights = (1 - (inputs - outputs * scale).abs() / scale.clamp(min=1)).relu()
+    weights = weights * ((inputs > 0) & (inputs < taken) & (outputs > 0) & (outputs < kept))
+    # Only black rows sum to 0; others to 1/2 or more.
+    return torch.floor(weights / weights.sum(1, keepdim=True).clamp(min=0.25) * FRACTION + 0.5) / FRACTION

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +19,110 @@ from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
-from taet.deployment.abstention import ATTACKS, in_ball, thresholds
-from taet.deployment.predictions import NO_CLASS, Predictions, joined
-from taet.deployment.reading import ImageSource, find
+from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
+from taet.formatting import plural
 from taet.progress import Progress
+from taet.settings import Fit
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model
 
+if TYPE_CHECKING:
+    import pandas
+
 BATCH_SIZE = 250
+DIGITS = 6  # of a probability in a table; `probabilities` has full precision
+NO_CLASS = -1
+
+Pixels = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+ImageSource = Pixels | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions:
+    """Predictions for N images, in the given order."""
+
+    paths: tuple[str, ...]
+    """The files, or positions in an array."""
+    labels: NDArray[np.int64]
+    """(N,): the class of the largest logit; -1 for an image that could not be read."""
+    class_names: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    """(N, C): softmax of the logits; nan for an image that could not be read."""
+    survives: NDArray[np.bool_] | None
+    """(N,): whether the class is the same under the attack, False for an unreadable image; None without an attack."""
+    errors: tuple[str, ...]
+    """Why an image could not be read; empty if it could."""
+    attack: str
+    """The attack, with its options; empty without one."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def unread(self) -> int:
+        """How many images could not be read."""
+        return sum(map(bool, self.errors))
+
+    def table(self, top: int = 1) -> pandas.DataFrame:
+        """Return a row per image: path, class, probability; survives after an attack; error if any image has one.
+
+        With `top` above 1 the next most likely classes follow as class_2, probability_2, and so on. Values of an image
+        that could not be read are None.
+        """
+        import pandas  # a second, which only this needs
+
+        ranked = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
+        shares = np.take_along_axis(self.probabilities, ranked, 1).astype(np.float64).round(DIGITS)
+        columns: dict[str, Any] = {"path": self.paths}
+        for place in range(ranked.shape[1]):
+            ending = "" if place == 0 else f"_{place + 1}"
+            columns[f"class{ending}"] = np.asarray(self.class_names, dtype=object)[ranked[:, place]]
+            columns[f"probability{ending}"] = shares[:, place]
+        if self.survives is not None:
+            columns["survives"] = self.survives
+        found = pandas.DataFrame(columns, dtype=object)
+        unread = np.array(self.errors, dtype=object) != ""
+        found.loc[unread, found.columns[1:]] = None
+        return found.assign(error=[error or None for error in self.errors]) if unread.any() else found
+
+    def to_csv(self, top: int = 1) -> str:
+        """Return the table as CSV with a header: survives is true or false, and unknown values are empty."""
+        table = self.table(top)
+        if "survives" in table:
+            table["survives"] = table["survives"].map({True: "true", False: "false"})
+        text: str = table.to_csv(index=False, lineterminator="\n")
+        return text
+
+    def to_json(self, top: int = 1) -> str:
+        """Return the names of the classes, the attack or None, and the rows, as JSON."""
+        rows = self.table(top).to_dict("records")
+        values = {"class_names": list(self.class_names), "attack": self.attack or None, "images": rows}
+        return json.dumps(values, indent=1) + "\n"
+
+    def __repr__(self) -> str:
+        counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))
+        found = [f"{self.class_names[label]} {counts[label]}" for label in np.argsort(-counts, kind="stable")]
+        parts = [f"{plural(len(self), 'image')}: {', '.join(found[: np.count_nonzero(counts)]) or 'no class'}"]
+        if self.survives is not None:
+            parts.append(f"{int(self.survives.sum())} of {len(self) - self.unread} survive {self.attack}")
+        return "; ".join([*parts, *([f"{self.unread} could not be read"] if self.unread else [])])
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Join the predictions of one or more batches."""
+    masks = [part.survives for part in parts if part.survives is not None]
+    return replace(
+        parts[0],
+        paths=tuple(path for part in parts for path in part.paths),
+        labels=np.concatenate([part.labels for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        survives=np.concatenate(masks) if masks else None,
+        errors=tuple(error for part in parts for error in part.errors),
+    )
 
 
 def predict(
@@ -34,8 +130,6 @@ def predict(
     images: ImageSource,
     *,
     attack: str | None = None,
-    abstain: float | None = None,
-    abstain_attacks: Sequence[str] = ATTACKS,
     weights: str = "model",
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
@@ -53,9 +147,6 @@ def predict(
         images: files and folders (searched through, hidden files left out), or an array uint8 (N, H, W, C), C 1 or 3.
         attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings; `survives`
             says whether the predicted class (no label is known) survives it; this proves only that one attack failed.
-        abstain: largest rate of wrong answers per predicted class; `answered` then says which images are answered. See
-            `taet.deployment.thresholds`, which this calls.
-        abstain_attacks: attacks under each of which, as on clean images, that rate must hold.
         weights: which of the run's weights: model, model-last or model-best.
         batch_size: images that are in memory, and passed to the model, at a time.
         device: auto, cpu, cuda or cuda:N.
@@ -63,30 +154,15 @@ def predict(
         model: for a run that was trained from a Module in memory, a Module of the same structure.
 
     Raises:
-        UserError: a run that is not finished, an unknown attack or one without a ball, no image. For
-            abstention, see `taet.deployment.thresholds`. An unreadable file does not raise: `errors` has the reason.
+        UserError: a run that is not finished, an unknown attack or one without a ball, no image. An unreadable file
+            does not raise: `errors` has the reason.
     """
-    rule = None
-    if abstain is not None:
-        rule = thresholds(run_dir, abstain, attacks=abstain_attacks, weights=weights, device=device, model=model)
-    parts = batches(
-        run_dir,
-        images,
-        attack=attack,
-        weights=weights,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-        model=model,
-    )
-    found = joined(list(parts))
-    return found if rule is None else found.abstaining(rule)
+    return joined(list(batches(run_dir, images, attack, weights, batch_size, device, progress, model)))
 
 
 def batches(
     run_dir: str | os.PathLike[str],
     images: ImageSource,
-    *,
     attack: str | None = None,
     weights: str = "model",
     batch_size: int = BATCH_SIZE,
@@ -97,17 +173,13 @@ def batches(
     """Yield the result of `predict` batch by batch, so that an interruption loses no finished batch."""
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    if attack is not None:
-        in_ball(parse_attack(attack))  # report a mistake before anything is loaded
     source, where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
-    channels, height, width = record.data.image_shape
-    classes = record.data.class_names
-    spec = None
+    classes, spec = len(record.data.class_names), None
     if attack is not None:
-        spec = in_ball(parse_attack(attack, run.evaluation, run.threat.eps))
-        spec.check_classes(len(classes))
-    cost = 1 + (0 if spec is None else spec.passes(len(classes)))
+        spec = _in_ball(parse_attack(attack, run.evaluation, run.threat.eps))
+        spec.check_classes(classes)
+    cost = 1 + (0 if spec is None else spec.passes(classes))
     counted, done = Counted(network.to(where)), 0
 
     def report(inside: float, _: float, label: str) -> None:
@@ -115,23 +187,30 @@ def batches(
             progress(done * cost + inside, len(source.names) * cost, label)
 
     for rows in (slice(start, start + batch_size) for start in range(0, len(source.names), batch_size)):
-        names, found = source.names[rows], source.read(rows, (channels, height, width), record.fit)
+        found = source.read(rows, record.data.image_shape, record.fit)
         readable = [number for number, image in enumerate(found) if not isinstance(image, str)]
         labels = np.full(len(found), NO_CLASS, np.int64)
-        probabilities = np.full((len(found), len(classes)), np.nan, np.float32)
+        probabilities = np.full((len(found), classes), np.nan, np.float32)
         survives = None if spec is None else np.zeros(len(found), np.bool_)
         if readable:
             pixels = np.stack([image for image in found if not isinstance(image, str)])
-            runner = _PixelRunner(
-                counted, pixels, labels[readable], len(classes), batch_size, run.evaluation.seed, where
-            )
+            runner = _PixelRunner(counted, pixels, labels[readable], classes, batch_size, run.evaluation.seed, where)
             labels[readable], probabilities[readable] = _classes(runner)
             if spec is not None and survives is not None:
                 survives[readable] = _survive(replace(runner, labels=labels[readable]), spec, report)
         done += len(found)
         report(0, 0, f"{done} of {len(source.names)} images")
         errors = tuple(image if isinstance(image, str) else "" for image in found)
-        yield Predictions(names, labels, classes, probabilities, survives, errors, attack or "")
+        names = record.data.class_names
+        yield Predictions(source.names[rows], labels, names, probabilities, survives, errors, attack or "")
+
+
+def _in_ball(attack: AttackSpec) -> AttackSpec:
+    """Refuse clean images and unbounded attacks, for which survival is not defined."""
+    if not attack.bounded:
+        advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
+        raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
+    return attack
 
 
 class _PixelRunner(Runner):
@@ -153,10 +232,68 @@ def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 def _survive(runner: Runner, attack: AttackSpec, report: Progress) -> NDArray[np.bool_]:
     """Whether the class of each image is still `runner.labels` under the attack, (N,)."""
-    size = runner.batch_size if attack.batch_independent else 1
+    one = replace(runner, batch_size=runner.batch_size if attack.batch_independent else 1)
     with runner.still():
-        result = replace(runner, batch_size=size).attack(
-            attack, np.arange(len(runner.labels)), runner.labels, None, report
-        )
+        result = one.attack(attack, np.arange(len(runner.labels)), runner.labels, None, report)
     mask: NDArray[np.bool_] = result.predictions == runner.labels
     return mask
+
+
+class NewImages(NamedTuple):
+    """Images in order, by their names: paths, or positions in an array."""
+
+    names: tuple[str, ...]
+    images: Sequence[Path] | Pixels
+
+    def read(self, rows: slice, shape: Shape, fit: Fit) -> list[Pixels | str]:
+        """Return images uint8 (H, W, C) as inputs (C, H, W) of a model, or the reason why one cannot be read."""
+        images = self.images[rows]
+        if isinstance(images, np.ndarray):
+            return [fitted(image, shape, fit) for image in images]
+        return [
+            f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape, fit)
+            for path, image in decode_where_possible(images, shape[:0:-1], fit=fit)
+        ]
+
+
+def find(given: ImageSource) -> NewImages:
+    """Return the images of files and folders (searched through, hidden ones left out), or of an array (N, H, W, C)."""
+    if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
+            got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
+            raise UserError(f"images: got {got}; allowed: {allowed}")
+        return NewImages(tuple(map(str, range(len(given)))), given)
+    listed = [given] if isinstance(given, str | os.PathLike) else list(given)
+    found = (filter(is_image, files_below(path)) if path.is_dir() else [path] for path in map(Path, listed))
+    files = list(chain.from_iterable(found))
+    if not files:
+        places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
+        raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
+    return NewImages(tuple(map(str, files)), files)
+
+
+def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
+    """Describe how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
+    found = survey([Path(name) for name in find(given).names])
+    channels, height, width = shape
+    other = np.flatnonzero((found.sizes != (width, height)).any(1))
+    notes, total = list[str](), len(found.files)
+    if len(other):
+        example = f"e.g. '{found.files[other[0]]}' of {found.sizes[other[0]][0]}x{found.sizes[other[0]][1]}"
+        notes.append(f"{len(other)} of {total} images are resized to {width}x{height} pixels as in training, {example}")
+        notes += found.not_square(fit) if height == width else []
+    wrong = int((found.grey if channels == 3 else ~found.grey).sum())
+    if wrong:
+        kinds = ("grey", "colour") if channels == 3 else ("colour", "grey")
+        notes.append(f"{wrong} of {total} images are {kinds[0]} and read as {kinds[1]}, as the run's are")
+    return notes
+
+
+def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:
+    """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
+
+    It is resized as in training, then converted to grey (ITU-R 601 luma) or colour as the model requires.
+    """
+    channels, height, width = shape
+    fitting = scaled(picture(image), (width, height), fit)
+    return np.asarray(fitting.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)

@@ -37,7 +37,7 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> ResultCard:
         data, file = folder.record.data, folder.weights(weights)
         if data.class_names != card.class_names or data.test.sha256 != card.data["test_sha256"]:
             raise UserError(f"{path} was made with other test images than the run; evaluate the run again")
-        if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file, links=False)):
+        if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file)):
             raise UserError(f"{path} was made with another file of weights than {file.name}; evaluate the run again")
     return card
 
@@ -67,8 +67,8 @@ def put(path: Path, card: ResultCard) -> None:
     An older card is copied before the new one replaces it, so that no failure can lose a card.
     """
     if path.exists():
-        before, content = ResultCard.load(path), read_bytes(path, links=False)
-        if not _holds(card, before) and all(read_bytes(place, links=False) != content for place in _beside(path)):
+        before, content = ResultCard.load(path), read_bytes(path)
+        if not _holds(card, before) and all(read_bytes(place) != content for place in _beside(path)):
             write_atomically(_unused(path, before), content)
     card.save(path)
     for place in _beside(path):

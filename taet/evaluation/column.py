@@ -133,6 +133,9 @@ class Record(BaseModel):
         """Return a copy with other values of these fields, checked again."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | fields)
 
+    def __str__(self) -> str:
+        return repr(self)
+
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 

@@ -268,7 +268,7 @@ class DecisionCard:
         """
         path = Path(path)
         path = RunFolder(path).decision if path.is_dir() else path
-        stored = read_json(path, most=MOST_BYTES, links=False)
+        stored = read_json(path, most=MOST_BYTES)
         with located(f"decision {path}"):
             if not isinstance(stored, dict) or stored.get("kind") != DECISION:
                 raise UserError("not a decision")

@@ -53,7 +53,7 @@ def read_examples(path: Path, card: ResultCard) -> Examples | None:
     if not path.exists() or (card.sealed and card.examples_sha256 is None):
         return None
     for place in filter(Path.exists, (path, earlier(path))):
-        content = read_bytes(place, most=MOST_BYTES, links=False)
+        content = read_bytes(place, most=MOST_BYTES)
         sha256 = hashlib.sha256(content).hexdigest()
         if card.examples_sha256 in (None, sha256):
             break
@@ -124,7 +124,7 @@ def save_examples(
     content = buffer.getvalue()
     make_folder(path.parent)
     if path.exists():
-        write_atomically(earlier(path), read_bytes(path, most=MOST_BYTES, links=False))
+        write_atomically(earlier(path), read_bytes(path, most=MOST_BYTES))
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
 

@@ -251,7 +251,7 @@ def _of_run(
             "selection": (chosen := selection_of(weights, record.selection)).rule,
             "epoch": held.weights_about(weights).epoch,
             "leak": chosen.leak,
-            "file_sha256": file_sha256(held.weights(weights), links=False),
+            "file_sha256": file_sha256(held.weights(weights)),
         },
         data_about=data_about,
         card=held.card(weights) if images is None else None,

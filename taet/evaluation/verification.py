@@ -96,7 +96,7 @@ def _weights(folder: RunFolder, name: str) -> str:
 
 
 def _audit(path: Path) -> str:
-    if not check_seal(path, read_json(path, links=False)):
+    if not check_seal(path, read_json(path)):
         raise UserError(f"{path} was not written by taet audit, or was changed: it has no SHA-256")
     return ""
 

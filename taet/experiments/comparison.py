@@ -284,18 +284,11 @@ def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) 
 
 def _report(result: Comparison) -> Path | None:
     """Write the report of all existing runs, with the missing cells and why they are missing."""
-    there = [outcome.cell for outcome in result.outcomes if RunFolder(outcome.cell.folder).is_run]
-    if not there:
-        return None
-    left = [outcome for outcome in result.outcomes if outcome.state != "done"]
-    decided = [one.folder for one in result.decisions if one.decision is not None]
-    return write(
-        [*(cell.folder for cell in there), *decided],
-        result.out / "report.html",
-        title=result.title,
-        names=[*(cell.row for cell in there), *([None] * len(decided))],
-        not_run=list(dict.fromkeys((_words(outcome), outcome.reason or outcome.state) for outcome in left)),
-    )
+    folders = [RunFolder(outcome.cell.folder) for outcome in result.outcomes]
+    there = [folder.path for folder in folders if folder.card().exists()]
+    left = [f"{_words(one)}: {one.reason or one.state}." for one in result.outcomes if one.state != "done"]
+    notes = list(dict.fromkeys(left))
+    return write(there, result.out / "report.html", title=result.title, notes=notes) if there else None
 
 
 def _words(outcome: CellOutcome) -> str:

@@ -6,26 +6,15 @@ import difflib
 import functools
 import itertools
 import os
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictFloat,
-    StrictInt,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from taet import methods, protocols, registry
 from taet.data import facts, is_own
@@ -33,13 +22,13 @@ from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.bundles import attacks_of
 from taet.experiments import own_images
 from taet.experiments.cell import Cell, alike
-from taet.fields import got_text, plain, read_number
+from taet.fields import LongSeed, Ratio, Rule, Settings, read_number
 from taet.files import read_bytes
 from taet.models import check_consent
-from taet.settings import SHORT, Data, Run, override, to_json
+from taet.settings import SHORT, Run, from_json, override, to_json
 from taet.training.resolve import check_model, resolve
 
-MOST_BYTES, MOST_CELLS, DEEPEST = 2**20, 100_000, 8  # of a file, of a grid, and of tables inside each other
+MOST_BYTES, MOST_CELLS = 2**20, 100_000  # of a file, and of a grid
 DEFAULTS = to_json(Run())
 PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
 BARE = {short: name for name, short in SHORT.items()} | {name: f"training.{name}" for name in DEFAULTS["training"]}
@@ -48,11 +37,6 @@ KEYS = {"data.name": "data", "data.imbalance_ratio": "imbalance", "seed": "seeds
 
 Dotted = dict[str, Any]
 """Settings of a run by dotted name, and `method.KNOB` for those of its method; lists are tuples."""
-
-
-def knobs(method: str) -> tuple[str, ...]:
-    """Return the names of a method's own settings."""
-    return tuple(to_json(methods.find(method).Config()))
 
 
 def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Dotted:
@@ -70,14 +54,12 @@ def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Do
                 raise UserError(f"got {key} twice; allowed: each once")
             if isinstance(value, str) and "/" in value and name.endswith((".eps", ".step_size")):
                 value = read_number(value)
-            settings[name] = plain(value)
+            settings[name] = value
     return settings
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
-    if prefix.count(".") > DEEPEST:
-        raise UserError(f"got the key {cut(prefix)}; allowed: at most {DEEPEST} tables inside each other")
     pairs = []
     for key, value in values.items():
         pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
@@ -100,34 +82,16 @@ def _once(values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
     return values
 
 
-def _ratio(value: float) -> float:
-    Data(imbalance_ratio=value)
-    return value
-
-
-RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+-]+$")]
+RowName = Annotated[str, Rule(re.compile("[A-Za-z0-9.+-]+").fullmatch, "letters, digits and the signs . + -")]
 """Names become folders; the parts of a folder's name are joined by _."""
 SOME, ONCE = Field(min_length=1), AfterValidator(_once)
-ALL = BeforeValidator(lambda value: [*registry.entries("methods")] if value == "all" else value)
+ALL = BeforeValidator(lambda value: (*registry.entries("methods"),) if value == "all" else value)
 
 
-class _Table(BaseModel):
-    """A table of the file; an unknown key is refused with the nearest match."""
-
-    model_config = ConfigDict(frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_known_keys(cls, values: object) -> object:
-        for key in values if isinstance(values, Mapping) else ():
-            if key not in cls.model_fields:
-                raise unknown(f"key of a {cls.__name__.lower()}", str(key), cls.model_fields)
-        return values
-
-
-class Variant(_Table):
+class Variant(Settings):
     """Settings with which the whole grid is repeated; the one without a name is the unchanged grid."""
 
+    label: ClassVar[str] = "variants"
     name: RowName
     settings: Annotated[Dotted, SOME]
 
@@ -137,12 +101,13 @@ class Variant(_Table):
         return dotted(f"variants: {info.data.get('name')}", settings)
 
 
-class Entry(_Table):
+class Entry(Settings):
     """A method of the comparison and the name of its row; in a file a table, or the method's name alone."""
 
+    label: ClassVar[str] = "methods"
     name: RowName
     method: str
-    settings: Dotted = {}
+    settings: Dotted = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -160,8 +125,9 @@ class Entry(_Table):
     @field_validator("settings")
     @classmethod
     def _has_settings(cls, settings: Dotted, info: ValidationInfo) -> Dotted:
-        with located(f"methods: {info.data.get('name')}"):  # a method is imported only for its settings
-            own = knobs(info.data["method"]) if settings and "method" in info.data else ()
+        own: Iterable[str] = ()
+        if settings and "method" in info.data:  # a method is imported only for its settings
+            own = methods.find(info.data["method"]).Config.model_fields
         return dotted(f"methods: {info.data.get('name')}", settings, own)
 
 
@@ -174,19 +140,17 @@ class Point(NamedTuple):
     entry: Entry
 
 
-class Grid(_Table):
+class Grid(Settings):
     """Methods x data x imbalance ratios x seeds x variants, with shared settings."""
 
     title: str = "comparison"
     methods: Annotated[tuple[Entry, ...], ALL, SOME, ONCE]
     data: Annotated[tuple[str, ...], SOME, ONCE]
-    imbalance: Annotated[tuple[Annotated[StrictInt | StrictFloat, AfterValidator(_ratio)] | None, ...], SOME, ONCE] = (
-        None,
-    )
+    imbalance: Annotated[tuple[Ratio | None, ...], SOME, ONCE] = (None,)
     """Imbalance ratios; None takes the data as they are."""
-    seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...], SOME, ONCE] = (0,)
-    protocol: str = Run.default("protocol")
-    settings: Dotted = {}
+    seeds: Annotated[tuple[LongSeed, ...], SOME, ONCE] = (0,)
+    protocol: str = "taet"
+    settings: Dotted = Field(default_factory=dict)
     variants: Annotated[tuple[Variant, ...], ONCE] = ()
 
     @field_validator("protocol")
@@ -202,7 +166,7 @@ class Grid(_Table):
         return dotted("settings", settings)
 
     @model_validator(mode="after")
-    def _is_of_a_size(self) -> Grid:
+    def _is_of_a_size(self) -> Self:
         if (number := len(self.points) * len(self.seeds)) > MOST_CELLS:
             raise UserError(f"got {number:,} cells; allowed: at most {MOST_CELLS:,}")
         return self
@@ -218,25 +182,16 @@ def read(path: str | os.PathLike[str]) -> Grid:
     """Return the grid of a TOML file; a mistake is a `UserError` that names the key."""
     with located(f"specification {path}"):
         try:
-            values = tomllib.loads(read_bytes(Path(path), most=MOST_BYTES).decode())
+            return parse({"title": Path(path).stem, **tomllib.loads(read_bytes(Path(path), most=MOST_BYTES).decode())})
         except RecursionError:
-            raise UserError("not TOML: lists or tables are nested too deeply") from None
+            raise UserError("lists or tables are nested too deeply") from None
         except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
             raise UserError(f"not TOML: {cut(str(error))}") from None
-        return parse({"title": Path(path).stem, **values})
 
 
 def parse(values: Mapping[str, Any]) -> Grid:
     """Return the grid of a mapping with the keys of the TOML file."""
-    try:
-        return Grid.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(part for part in first["loc"] if isinstance(part, str))
-        if first["type"] == "missing":
-            raise UserError(f"{where} is missing") from None
-        allowed = first["msg"].removeprefix("Input should be ").replace("tuple", "list").replace("Tuple", "a list")
-        raise UserError(f"{where}: got {got_text(first['input'])}; allowed: {allowed}") from None
+    return from_json(Grid, values)
 
 
 def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
@@ -313,10 +268,8 @@ class Planner:
         start = protocols.start(self.grid.protocol, entry.method)
         basis: Any = methods.find(entry.method).Config() if start.settings is None else start.settings
         own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
-        for key in own.keys() - knobs(entry.method):
-            raise unknown(f"option of {entry.method}", key, knobs(entry.method))
         shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
-        run = override(start, {"settings": override(basis, own), **shared})
+        run = override(start, {"settings": override(basis, own, "method."), **shared})
         attacks_of(run.evaluation)
         check_consent(self.asked_by, run.model.name)
         found = self.facts_of(run.data)

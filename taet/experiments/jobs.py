@@ -182,18 +182,10 @@ def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) 
 
 
 def _report(title: str, place: Path, outcomes: Sequence[CellOutcome]) -> Path | None:
-    """Write the report of all existing runs, with the missing cells and why they are missing."""
-    there = [outcome.cell for outcome in outcomes if RunFolder(outcome.cell.folder).is_run]
-    if not there:
-        return None
-    left = [(_words(outcome), outcome.reason or outcome.state) for outcome in outcomes if outcome.state != "done"]
-    return write(
-        [cell.folder for cell in there],
-        place / REPORT,
-        title=title,
-        names=[cell.row for cell in there],
-        not_run=list(dict.fromkeys(left)),
-    )
+    """Write the report of all evaluated cells, and why others are missing; None if there is none."""
+    there = [folder.path for one in outcomes if (folder := RunFolder(one.cell.folder)).card().exists()]
+    left = [f"{_words(one)}: {one.reason or one.state}." for one in outcomes if one.state != "done"]
+    return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
 
 
 def _words(outcome: CellOutcome) -> str:

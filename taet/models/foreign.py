@@ -1,4 +1,4 @@
-"""Models of any origin: from this package, from other libraries, and custom models, whose code is run.
+"""Models of any origin: of this package, of other libraries, and custom models, whose code is run only with consent.
 
 For training, a network is split into features and head. For an evaluation it stays whole, with the weights and the
 normalisation that it expects.
@@ -13,7 +13,6 @@ import inspect
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +27,11 @@ from taet.models.weights import StoredWeights, fill, read
 from taet.randomness import seeded
 
 FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
+LINEAR = Head()
 RGB = 3
-_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 # The argument for the image size in torchvision's models of a fixed size, by the first part of their names.
 IMAGE_SIZE = {"vit": "image_size", "maxvit": "input_size"}
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
 class Statistics(NamedTuple):
@@ -86,34 +86,23 @@ def load(
 ) -> Loaded:
     """Return the model called `spec` in eval mode, with its weights and with its input normalisation inside.
 
-    Args:
-        spec: `package.module:callable`, which takes nothing or `num_classes` and returns a Module, or is one (the
-            current directory is importable); `torchvision:NAME`; `timm:NAME`; or a name of `taet list models`.
-        num_classes: required width of the logits.
-        image_shape: (channels, height, width) of the images.
-        weights: .safetensors, or a file of `torch.save` that holds tensors only. The weights may be under a key such as
-            "state_dict", and all names may share a prefix such as "module.". Default: the weights of the callable's
-            module, else random weights from seed 0.
-        normalize: none, imagenet, cifar10, cifar100, or MEANS/STDS, one number per channel separated by commas.
-
-    Raises:
-        UserError: an unknown name, a callable that fails, a file that holds code or does not fit the model.
+    `spec` and `image_shape` are those of `taet.models.build`. Without `weights`, which must fit wholly, the model keeps
+    those of the callable's module, or gets random ones from seed 0. `normalize` is none, imagenet, cifar10, cifar100 or
+    MEANS/STDS, one number per channel separated by commas.
     """
     statistics = parse_normalization(normalize, image_shape[0])
     with seeded(0, "weights"):
         build = elsewhere if ":" in spec else registered
         network: nn.Module = build(spec, num_classes, image_shape)
         state = None if weights is None else read(weights)
+        fresh = "none given, so fresh ones drawn from seed 0"
+        about = f"weights: as {spec} gives them" if is_own(spec) else f"weights: {fresh}"
         if state is not None:
             if state.from_run and not isinstance(network, Classifier):
                 whole = any(key.startswith("network.") for key in state.tensors)
                 network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)
             with custom_code(f"{state.path} cannot be loaded into {spec}"):
                 about = fill(network, state)
-        elif is_own(spec):
-            about = f"weights: as {spec} gives them"
-        else:
-            about = "weights: none given, so fresh ones drawn from seed 0"
     if statistics is None:
         return Loaded(network.eval(), (about,))
     if isinstance(network, Classifier) and not (network.mean.eq(0).all() and network.std.eq(1).all()):
@@ -126,37 +115,26 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     """Return the statistics given by name or as MEANS/STDS; None for none."""
     if text == "none":
         return None
-    if "/" not in text and text not in NORMALIZATIONS:
+    found = NORMALIZATIONS.get(text)
+    if found is None and "/" not in text:
         raise unknown("normalisation", text, ("none", *NORMALIZATIONS, "M1,M2,M3/S1,S2,S3"))
-    statistics = NORMALIZATIONS[text] if text in NORMALIZATIONS else _spelled_out(text)
-    if len(statistics.mean) != channels:
-        got = f"got {len(statistics.mean)} channels"
-        raise UserError(f"normalisation '{text}': {got}; allowed: {channels}, as the images have")
-    return statistics
-
-
-def _spelled_out(text: str) -> Statistics:
     try:
-        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+        mean, std = found or (tuple(map(float, part.split(","))) for part in text.split("/"))
         if len(mean) != len(std) or not min(std) > 0 or not torch.tensor([*mean, *std]).isfinite().all():
             raise ValueError
     except ValueError:
         example = "0.49,0.48,0.45/0.25,0.24,0.26"
         raise UserError(f"normalisation: got '{text}'; allowed: means / deviations above 0, e.g. {example}") from None
+    if len(mean) != channels:
+        raise UserError(f"normalisation '{text}': got {len(mean)} channels; allowed: {channels}, as the images have")
     return Statistics(mean, std)
 
 
-def is_own(name: str) -> bool:
-    """Whether `name` is a custom model, package.module:callable."""
-    return ":" in name and not name.startswith(("torchvision:", "timm:"))
+# Networks by name
 
 
 def registered(
-    name: str,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
-    stem: str = "auto",
+    name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head = LINEAR, stem: str = "auto"
 ) -> Classifier:
     """Return the network called `name` in `taet list models`, for images (N, *image_shape)."""
     known = registry.entries("models")
@@ -180,20 +158,88 @@ def elsewhere(spec: str, num_classes: int, image_shape: tuple[int, int, int]) ->
     return _from_path(kind, name, num_classes)
 
 
+def _from_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    models: Any = importlib.import_module("torchvision.models")
+    _check_listed("torchvision", name, models.list_models(module=models))  # classifiers only
+    channels, height, width = image_shape
+    sizes = {"image_size": height, "input_size": (height, width)}
+    sized = {key: sizes[key] for first, key in IMAGE_SIZE.items() if name.partition("_")[0] == first}
+    network = _made(models.get_model, f"torchvision:{name}", name, weights=None, num_classes=num_classes, **sized)
+    if channels != RGB:  # a first convolution with fresh weights of the same standard deviation
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        shape = (first.out_channels, channels, *first.kernel_size)
+        first.weight = nn.Parameter(torch.empty(shape).normal_(std=first.weight.std().item()))
+        first.in_channels = channels
+    return network
+
+
+def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    timm = needed("timm", f"model 'timm:{name}'", "timm")
+    architecture = name.partition(".")[0]  # the rest is the tag of a pretraining
+    _check_listed("timm", architecture, timm.list_models())
+    channels, *size = image_shape
+    settings: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
+    if timm.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
+        settings["img_size"] = tuple(size)
+    return _made(timm.create_model, f"timm:{name}", name, **settings)
+
+
+def _check_listed(package: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        near = nearest(name, names)
+        hint = "" if near is None else f"; did you mean '{near}'?"
+        raise UserError(f"unknown {package} model '{name}'; allowed: the {len(names)} names of {package}{hint}")
+
+
+def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
+    spec = f"{module_name}:{name}"
+    if not (name and all(part.isidentifier() for part in module_name.split("."))):
+        raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
+    CUSTOM.add(module_name.partition(".")[0])
+    with _importable_here():
+        # Random draws during the import must not shift other draws.
+        with custom_code(f"module '{module_name}' cannot be imported"), torch.random.fork_rng(devices=[]):
+            module = importlib.import_module(module_name)
+        if not hasattr(module, name):
+            own = (key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+            raise unknown(f"callable of {module_name}", name, own)
+        made = getattr(module, name)
+        if isinstance(made, nn.Module):
+            return made
+        with custom_code(f"{spec} failed"):
+            takes = "num_classes" in inspect.signature(made).parameters
+        return _made(made, spec, **({"num_classes": num_classes} if takes else {}))
+
+
+def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
+    """Build a network; an exception of the builder, e.g. for an unsupported image size, becomes one line."""
+    with custom_code(f"{spec} failed"):
+        network = build(*arguments, **settings)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{spec}: got a {type(network).__name__}; allowed: a torch.nn.Module, or what returns one")
+    return network
+
+
+@contextlib.contextmanager
+def _importable_here() -> Iterator[None]:
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+# Features and head
+
+
 def taken_apart(
-    network: nn.Module,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
+    network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], head: Head = LINEAR
 ) -> Classifier | Adapter:
     """Split `network` into features and head: its last linear layer with `num_classes` outputs, or a cosine head.
 
     That layer is the head if its outputs are the network's logits, which is tested on two images. The features are then
-    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier is returned
-    unchanged.
-
-    Raises:
-        UserError: a network that cannot process the images, or does not return one logit per class.
+    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier stays as it is.
     """
     images = torch.rand(2, *image_shape)
     check_logits(network.eval(), images, num_classes)
@@ -255,82 +301,17 @@ def _parts(network: nn.Module, num_classes: int, images: Tensor) -> tuple[nn.Mod
     return body, last, name
 
 
-def _from_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    models: Any = importlib.import_module("torchvision.models")
-    names = models.list_models(module=models)  # classifiers only
-    if name not in names:
-        raise _unlisted("torchvision", name, names, "torchvision.models.list_models()")
-    channels, height, width = image_shape
-    sizes = {"image_size": height, "input_size": (height, width)}
-    sized = {key: sizes[key] for first, key in IMAGE_SIZE.items() if name.partition("_")[0] == first}
-    network = _made(models.get_model, f"torchvision:{name}", name, weights=None, num_classes=num_classes, **sized)
-    if channels != RGB:
-        _take_channels(network, channels)
-    return network
+# Consent to custom code
 
 
-def _take_channels(network: nn.Module, channels: int) -> None:
-    """Give the first convolution the images' number of channels, with fresh weights of the same standard deviation."""
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    shape = (first.out_channels, channels, *first.kernel_size)
-    first.weight = nn.Parameter(torch.empty(shape).normal_(std=first.weight.std().item()))
-    first.in_channels = channels
-
-
-def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    timm = needed("timm", f"model 'timm:{name}'", "timm")
-    names, architecture = timm.list_models(), name.partition(".")[0]  # the rest is the tag of a pretraining
-    if architecture not in names:
-        raise _unlisted("timm", name, names, "timm.list_models()")
-    channels, *size = image_shape
-    settings: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
-    if timm.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
-        settings["img_size"] = tuple(size)
-    return _made(timm.create_model, f"timm:{name}", name, **settings)
-
-
-def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
-    """Build a network; an exception of the builder, e.g. for an unsupported image size, becomes one line."""
-    with custom_code(f"{spec} failed"):
-        network = build(*arguments, **settings)
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{spec}: got a {type(network).__name__}; allowed: a torch.nn.Module, or what returns one")
-    return network
-
-
-def _unlisted(package: str, name: str, names: Collection[str], listing: str) -> UserError:
-    """The error for an unknown name in a long list."""
-    near = nearest(name, names)
-    hint = "" if near is None else f"; did you mean '{near}'?"
-    return UserError(f"unknown {package} model '{name}'; allowed: the {len(names)} names of {listing}{hint}")
-
-
-def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
-    spec = f"{module_name}:{name}"
-    if not (name and all(part.isidentifier() for part in module_name.split("."))):
-        raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
-    first = module_name.partition(".")[0]
-    if first in {*sys.stdlib_module_names, "taet"}:
-        origin = "this package" if first == "taet" else "Python's standard library"
-        raise UserError(f"{spec}: {first} is of {origin}; allowed: a module of your own")
-    CUSTOM.add(first)
-    with _importable_here():
-        # Random draws during the import must not shift other draws.
-        with custom_code(f"module '{module_name}' cannot be imported"), torch.random.fork_rng(devices=[]):
-            module = importlib.import_module(module_name)
-        if not hasattr(module, name):
-            own = (key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-            raise unknown(f"callable of {module_name}", name, own)
-        made = getattr(module, name)
-        return made if isinstance(made, nn.Module) else _call(made, spec, num_classes)
+def is_own(name: str) -> bool:
+    """Whether `name` is a custom model, package.module:callable."""
+    return ":" in name and not name.startswith(("torchvision:", "timm:"))
 
 
 @contextlib.contextmanager
 def trusted(*names: str | None) -> Iterator[None]:
-    """Let runs and specifications name the models `names`, package.module:callable: their code is imported and run.
-
-    The content of a file alone never decides which code is run. None is ignored.
-    """
+    """Let files name the models `names`, package.module:callable: their code is imported and run. None is ignored."""
     before = _trusted.set(frozenset(filter(None, names)))
     try:
         yield
@@ -353,69 +334,11 @@ def check_consent(where: str, name: str) -> None:
 
 
 def check_trust(folder: Path, name: str) -> None:
-    """Refuse the model that the run in `folder` names if it is custom code that was not named to `trusted` as well.
-
-    Code that lies in the folder, or may, is always refused. The check imports nothing. The current directory
-    is searched before all others, also for the imports of the module, so it must not lie in the folder either.
-
-    Raises:
-        UserError: in one line.
-    """
+    """Refuse the model that the run in `folder` names without consent, or where its code would lie in the folder."""
     check_consent(str(folder), name)
-    if not is_own(name):
-        return
-    inside = folder.resolve()
-    with _importable_here():
-        places = (_current(), *_places(name.partition(":")[0].split(".")))
-    if any(place.resolve().is_relative_to(inside) for place in places):
+    here, first = Path.cwd(), name.partition(":")[0].partition(".")[0]
+    places = (here, here / first, here / f"{first}.py")
+    if is_own(name) and any(place.resolve().is_relative_to(folder.resolve()) for place in places):
         never = "opening a run never runs code that may have come with it"
-        raise UserError(
-            f"model '{name}' is looked for in {folder}, and {never}; "
-            "allowed: a module elsewhere, and another current directory"
-        )
-
-
-def _places(names: Sequence[str]) -> Iterator[Path]:
-    """Yield the places of the parent packages of a module, and its own, as far as they are found."""
-    path: Sequence[str] | None = None
-    for name in names:
-        finders = sys.meta_path if path is None else [PathFinder]
-        spec = next((found for finder in finders if (found := finder.find_spec(name, path)) is not None), None)
-        if spec is None:
-            return
-        if spec.has_location and spec.origin is not None:
-            yield Path(spec.origin)
-        if spec.submodule_search_locations is None:
-            return
-        path = list(spec.submodule_search_locations)
-        yield from map(Path, path)
-
-
-def _current() -> Path:
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        raise UserError("model: the current directory, where custom code is looked for first, is gone") from None
-
-
-@contextlib.contextmanager
-def _importable_here() -> Iterator[None]:
-    before = list(sys.path)
-    sys.path.insert(0, str(_current()))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _call(build: Any, spec: str, num_classes: int) -> nn.Module:
-    """Call the object that the user named, with `num_classes` if it accepts that."""
-    if not callable(build):
-        raise UserError(f"{spec}: got a {type(build).__name__}; allowed: a torch.nn.Module, or what returns one")
-    try:
-        signature = inspect.signature(build)
-        arguments = {"num_classes": num_classes} if "num_classes" in signature.parameters else {}
-        signature.bind(**arguments)
-    except (TypeError, ValueError) as error:  # ValueError: no signature, as for some built-in functions
-        raise UserError(f"{spec} {error}; allowed: a callable of nothing, or of num_classes") from None
-    return _made(build, spec, **arguments)
+        allowed = "a module elsewhere, and another current directory"
+        raise UserError(f"model '{name}' is looked for in {folder}, and {never}; allowed: {allowed}")

@@ -1,71 +1,104 @@
-"""The report: one self-contained HTML file from any number of run folders, with every number traced to its run."""
+"""Views of result cards: one table, figures, a leaderboard, and a report as HTML, Markdown, CSV or LaTeX."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taet.errors import UserError, located
 
-__all__ = ["write"]
+if TYPE_CHECKING:
+    from taet.report.results import Results
+    from taet.report.sources import Sources
+
+__all__ = ["fail_if_worse", "write"]
+
+ENDINGS = (".html", ".md", ".csv", ".tex")
 
 
 def write(
-    run_dirs: Sequence[str | Path],
-    out: str | Path,
-    title: str | None = None,
-    *,
-    names: Sequence[str | None] | None = None,
-    not_run: Sequence[tuple[str, str]] = (),
-    class_attack: str | None = None,
+    sources: Sources | Results, out: str | os.PathLike[str], title: str | None = None, *, notes: Sequence[str] = ()
 ) -> Path:
-    """Write the report of the runs in `run_dirs` to the HTML file `out` and return its path.
+    """Write the report of result cards to the file `out`, and return its path.
 
-    Only runs with the same training counts and test set are compared in one table; runs that differ only in the seed
-    are one row, with means and standard errors. Runs without a result card are listed with their training curves; a
-    folder with only a result card is a row without curves. Decisions of `taet.decide` have a section of their own, as
-    they cover only some of the images. The file contains its styles, figures and images, and the same runs give the
-    same bytes.
+    The ending of `out` says how: .html, one page that contains its styles, figures and images; .md and .tex, its main
+    tables; .csv, `Results.table()`. The same cards give the same bytes.
 
     Args:
-        run_dirs: folders with a run or a result card, or with the decision of `taet.decide`; or files with a card.
-        out: file to write: a new file, an HTML page to replace, a device or a FIFO.
+        sources: `taet.results(...)`, or what it takes: run folders, cards, folders or patterns of these.
+        out: a new file, or an earlier report.
         title: title of the page. Default: one that names the data sets.
-        names: the label of each folder. Default: labels made from the settings.
-        not_run: (name, reason) of other runs that were requested.
-        class_attack: the attack in tables and figures of classes. Default: the strongest.
+        notes: sentences at the beginning, such as which runs are missing.
 
     Raises:
-        UserError: a folder without a run, or a file that cannot be written.
+        UserError: a source without a card, another ending, or a file that is no report.
     """
-    from taet.evaluation.decision_card import DecisionCard
     from taet.files import make_folder, write_atomically
-    from taet.report import figures, page, read
+    from taet.formatting import listed
+    from taet.report import page
+    from taet.report.results import Results, results
 
-    if not run_dirs:
-        raise UserError("report: got no run folder; allowed: one or more folders with a run or a result card")
-    out, folders = Path(out), list(map(Path, run_dirs))
-    _check_target(out)
-    named = dict(zip(folders, [None] * len(folders) if names is None else names, strict=True))
-    decisions = [DecisionCard.load(path) for path in named if read.is_decision(path)]
-    shown = {path: name for path, name in named.items() if not read.is_decision(path)}
-    runs = [read.read(path) for path in shown]
-    with figures.style():
-        text = page.page(runs, list(shown.values()), title, not_run, decisions, class_attack)
+    out = Path(out)
+    _check(out)
+    found = sources if isinstance(sources, Results) else results(sources)
+    title = title or f"Adversarial robustness on {listed(dict.fromkeys(card.data['name'] for card in found.cards))}"
+    waiting = [f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else []
+    if out.suffix == ".csv":
+        text = found.table().to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    else:
+        text = {".html": page.html, ".md": page.markdown, ".tex": page.latex}[out.suffix](
+            found, title, [*notes, *waiting]
+        )
     with located("report"):
         make_folder(out.parent)
-    write_atomically(out, text.encode(errors="backslashreplace"), devices=True)  # names of folders may be any bytes
+    write_atomically(out, text.encode(errors="backslashreplace"))  # names of folders may be any bytes
     return out
 
 
-def _check_target(out: Path) -> None:
-    """Raise a `UserError` rather than replace a file that is not a page, such as one of a run."""
+def _check(out: Path) -> None:
+    """Raise a `UserError` rather than replace a file that is no report, such as one of a run."""
     from taet.files import opened
+    from taet.training.folder import RunFolder
 
+    if out.suffix not in ENDINGS:
+        raise UserError(f"report: got {out}; allowed: a file that ends in {', '.join(ENDINGS)}")
+    run = RunFolder(out.parent)
+    if run.is_run and out != run.report:
+        raise UserError(f"report: {out} would be in the folder of a run; allowed: {run.report}, or another folder")
     if out.is_dir():
         raise UserError(f"report: got the folder {out}; allowed: a file, e.g. {out / 'report.html'}")
-    if out.is_file():
+    if out.is_file() and out.suffix == ".html":
         with opened(out) as file:
             start = file.read(100).strip().lower()
         if start and not start.startswith((b"<!doctype html", b"<html")):
             raise UserError(f"report: {out} is there and is no HTML page; allowed: a new file, or an earlier report")
+
+
+def fail_if_worse(new: Sources, old: Sources) -> list[str]:
+    """Return a line for each attack under which `new` is worse than `old` beyond chance; none is a pass.
+
+    Each side is the cards of one model, or of one method with several seeds. Clean images and every attack within a
+    ball of `old` are compared by the paired test of balanced accuracy on the same images, each of k at the level 5 %/k,
+    so that all decisions together hold with 95 %.
+
+    Raises:
+        UserError: other test images, another number of cards, or an attack that `new` lacks or has with other settings.
+    """
+    from taet.evaluation.card import compare_runs
+    from taet.formatting import points
+    from taet.intervals import LEVEL
+    from taet.report.sources import read
+
+    ours, theirs = (sorted((one.card for one in read(side)[0]), key=lambda card: card.seed or 0) for side in (new, old))
+    columns = [c for c in theirs[0].columns if c.ordinary and (c.bounded or c.norm is None)]
+    if not columns:
+        raise UserError("the old card has no column of clean images or of an attack within a ball; evaluate it again")
+    lines = []
+    for name in (column.name for column in columns):
+        found = compare_runs(ours, theirs, name, len(columns))
+        if found.decided and found.p < LEVEL / len(columns) and found.value < 0:
+            ends = f"{points(found.low)} to {points(found.high)}"
+            lines.append(f"worse under {name}: {points(found.value)} points of balanced accuracy ({ends})")
+    return lines

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -205,13 +208,13 @@ class Results:
     def _scores(self) -> pd.DataFrame:
         import pandas as pd
 
-        keys = ["row", "attack", "group"]
-        table = self.table().drop_duplicates([*keys, "seed"])
-        found = []
-        for _, of in table.groupby(keys, sort=False):
-            numbers = of[["accuracy", "low", "high"]].to_numpy()
-            found.append((*of.iloc[0][keys], *over_seeds(numbers), len(of)))
-        return pd.DataFrame(found, columns=[*keys, "accuracy", "low", "high", "error", "seeds"])
+        by_key: dict[tuple[object, ...], dict[object, tuple[object, ...]]] = {}
+        for line in lines(self.named):
+            of = dict(zip(COLUMNS, line, strict=True))
+            seeds = by_key.setdefault((of["row"], of["attack"], of["group"]), {})
+            seeds.setdefault(of["seed"], (of["accuracy"], of["low"], of["high"]))
+        found = [(*key, *over_seeds(np.array([*of.values()], dtype=float)), len(of)) for key, of in by_key.items()]
+        return pd.DataFrame(found, columns=["row", "attack", "group", "accuracy", "low", "high", "error", "seeds"])
 
     def compare(self, first: str, second: str, *attacks: str, group: str = "balanced") -> pd.DataFrame:
         """Return the paired differences of two rows on the same images, first minus second, under their attacks.
@@ -288,6 +291,11 @@ class Results:
         found.attrs["left out"] = left
         return found
 
+    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write the report as HTML, Markdown, CSV or LaTeX, by the ending of `path`, and return its path."""
+        report = importlib.import_module("taet.report")  # which is made of results
+        return Path(report.write(self, path, title))
+
     def _ranked(self) -> pd.DataFrame:
         """Return the board of one setting."""
         import pandas as pd
@@ -295,7 +303,7 @@ class Results:
         scores = self.scores("balanced", "tail", "worst").set_index(["row", "attack", "group"])
         means = scores["accuracy"]
         order = sorted(self.rows, key=lambda row: -means[row, LEAD, "balanced"])
-        setting, found = self.named[0].setting, []
+        setting, ratio, found = self.named[0].setting, self.cards[0].data.get("imbalance_ratio"), []
         for row in order:
             others = (self.difference(row, other, LEAD) for other in order if other != row)
             decided = [one.value for one in others if one is not None and one.decided]
@@ -304,7 +312,7 @@ class Results:
             flags = {name for one in self.named if one.row == row for name in raised(one.card)}
             found.append(
                 (
-                    *(setting.data, setting.imbalance_ratio, setting.model, setting.protocol, setting.selection, row),
+                    *(setting.data, ratio, setting.model, setting.protocol, setting.selection, row),
                     str(best) if best == worst else f"{best}–{worst}",
                     *(lead["accuracy"], lead["low"], lead["high"]),
                     *(means.get((row, attack, "balanced"), math.nan) for attack in ("clean", "pgd-20")),

@@ -13,8 +13,8 @@ from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.examples import Examples, read_examples
 from taet.files import digest, parse_json, read_bytes
+from taet.models.hub import local
 from taet.training.folder import METRICS, RunFolder
-from taet.training.published import local
 from taet.training.record import Epoch
 
 Sources = str | os.PathLike[str] | ResultCard | Iterable["Sources"]

@@ -1,337 +1,294 @@
-"""Tables of the report: values with 95 % intervals, or means over seeds with standard errors, all from result cards."""
+"""The tables of the report: one function each, from results to frames of cells; its docstring is the text above it."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import compress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from taet import statistics
-from taet.evaluation.summary import Interval, Summary
-from taet.formatting import percent
-from taet.report.differences import Compared, Pairs
-from taet.report.measured import AttackKey, Measured, TextCell, heads
-from taet.report.read import ReportedData
-from taet.report.series import Series, baseline
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
+from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, points, size, words
+from taet.report.numbers import NamedCard, class_names
+from taet.report.results import Results
 
-LEVEL = 0.95
-"""Confidence level of the interval of a mean over seeds."""
-EXTRA = (TextCell("saw the removed tail", "extra images"),)
-COSTS = (TextCell("training", "per run"), TextCell("flags", "kinds"))
-NAMED = 6
-"""Largest number of classes that are named in a cell."""
-NUMBERED_CLASSES = 12
-"""Largest number of classes for which the confusion matrix shows its numbers."""
-MOST_MISTAKES = 10
-"""Number of pairs of classes that are listed as most often confused."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_COLUMNS = 8
+"""Most rows of results that stand side by side in a table of classes."""
+ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
+ESCAPED |= {"·": r"$\cdot$", "∞": r"$\infty$", "ε": r"$\epsilon$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
-@dataclass(frozen=True)
-class ScoreCell:
-    """A value in [0, 1] with its interval; `mark` is best, second or empty, `tied`: possibly as good as the best."""
+class Text(NamedTuple):
+    """A text, what stands small below it or in brackets behind it, and whether it is bold."""
 
-    value: float
-    low: float
-    high: float
-    mark: str = ""
-    tied: bool = False
+    text: str
     detail: str = ""
-    error: float | None = None
-    """Standard error of the mean over seeds; None with one seed."""
-    count: int = 1
-    """Number of seeds."""
+    bold: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.detail})" if self.detail else self.text
 
 
-def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str = "") -> ScoreCell:
-    """Return the value of one run with its interval, or the mean over several seeds with Student's interval."""
-    if len(values) == 1:
-        return ScoreCell(values[0], *intervals[0], detail=detail)
-    mean, error = (float(number) for number in statistics.mean_and_standard_error(values))
-    reach = statistics.student_quantile(LEVEL, len(values) - 1) * error
-    low, high = max(mean - reach, 0.0), min(mean + reach, 1.0)
-    return ScoreCell(mean, low, high, detail=detail, error=error, count=len(values))
-
-
-@dataclass(frozen=True)
-class MethodTable:
-    """One row per series; a cell is None if it was not measured."""
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A frame of cells; its index names the rows, its columns are cells as well."""
 
     title: str
-    heads: tuple[TextCell, ...]
-    rows: tuple[tuple[Series, tuple[ScoreCell | TextCell | None, ...]], ...]
-    note: str = ""
+    frame: pd.DataFrame
+
+    @property
+    def lines(self) -> list[tuple[str, list[Text]]]:
+        """Name and cells of each row."""
+        return [(str(name), list(cells)) for name, *cells in self.frame.itertuples()]
+
+    def _texts(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+        """Return the head and the rows as escaped texts, those in bold put into `bold`."""
+        heads = [Text(str(self.frame.index.name)), *self.frame.columns]
+        rows = [heads, *([Text(name), *cells] for name, cells in self.lines)]
+        escaped = ([(escape(" ".join(str(cell).split())), cell.bold) for cell in row] for row in rows)
+        return [[bold.format(text) if is_bold else text for text, is_bold in row] for row in escaped]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown; names may hold any sign."""
+        signs = {sign: f"\\{sign}" for sign in r"\|*_`<>[]"}
+        return markdown_table(self._texts(lambda text: "".join(signs.get(sign, sign) for sign in text), "**{}**"))
+
+    def latex(self) -> str:
+        """Return the table in LaTeX, for the package booktabs."""
+        rows = self._texts(lambda text: "".join(ESCAPED.get(sign, sign) for sign in text), r"\textbf{{{}}}")
+        head, *body = (" & ".join(row) + r" \\" for row in rows)
+        begin = [r"\begin{table}", rf"\begin{{tabular}}{{l{'r' * len(self.frame.columns)}}}", r"\toprule"]
+        end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        return "\n".join([f"% {self.title}", *begin, head, r"\midrule", *body, *end])
 
 
-Apart = Callable[[int, int], bool]
-"""Whether the best row, the first argument, is better beyond chance than the row in the second argument."""
+def table(title: str, rows: Mapping[str, Mapping[Text, Text]], name: str = "method") -> Table:
+    """Return a table of cells by row and column; a missing one is a dash."""
+    import pandas as pd
+
+    heads = list(dict.fromkeys(head for cells in rows.values() for head in cells))
+    values = [[cells.get(head, Text(MISSING)) for head in heads] for cells in rows.values()]
+    return Table(title, pd.DataFrame(values, pd.Index(list(rows), name=name), pd.Index(heads, tupleize_cols=False)))
 
 
-def marked(cells: Sequence[ScoreCell | None], apart: Apart | None = None) -> list[ScoreCell | None]:
-    """Mark the best and the second best value of a column, and every cell that may be as good as the best.
-
-    Without `apart`, a cell counts as below the best if their intervals do not overlap. If all values are equal, there
-    is no best; a second value that is 0 or shared by several rows is not marked.
-    """
-    there = {row: cell for row, cell in enumerate(cells) if cell is not None and not math.isnan(cell.value)}
-    values = [cell.value for cell in there.values()]
-    ranking = sorted(set(values), reverse=True)
-    if len(ranking) < 2:
-        return list(cells)
-    below = apart or (lambda best, other: there[other].high < there[best].low)
-    tops = [row for row, cell in there.items() if cell.value == ranking[0]]
-    near = [row for row in there if row not in tops and not all(below(top, row) for top in tops)]
-    tied = {*near, *(tops if near or len(tops) > 1 else ())}
-    has_second = values.count(ranking[0]) == values.count(ranking[1]) == 1 and ranking[1] > 0
-    marks = {ranking[0]: "best", ranking[1]: "second" if has_second else ""}
-    for row, cell in there.items():
-        there[row] = dataclasses.replace(cell, mark=marks.get(cell.value, ""), tied=row in tied)
-    return [there.get(row, cell) for row, cell in enumerate(cells)]
+def accuracy(found: Mapping[str, float] | pd.Series) -> Text:
+    """Return an accuracy with its interval, as in every table."""
+    if math.isnan(found["accuracy"]):
+        return Text(MISSING)
+    return Text(percent(found["accuracy"]), percent_interval(found["low"], found["high"]))
 
 
-Score = Callable[[Sequence[Summary]], ScoreCell | None]
-"""The number of a cell, from one summary per seed."""
+def order(results: Results) -> list[str]:
+    """Return the rows by balanced accuracy under the strongest attack, best first, those without it last."""
+    scores = results.scores("balanced")
+    lead = scores[scores["attack"] == (results.strongest or results.attacks[0])].set_index("row")["accuracy"]
+    return sorted(results.rows, key=lambda row: -lead.get(row, -1.0))
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A column of a table: one number of each row under one attack."""
-
-    head: TextCell
-    attack: AttackKey
-    score: Score
-    apart: Callable[[Measured, Measured], bool] | None = None
-    """Whether the first row is better than the second beyond chance; by default, if the intervals do not overlap."""
-    ranked: bool = True
-    """Whether the best value is marked."""
-
-    def cells(self, runs: Sequence[Measured]) -> list[ScoreCell | None]:
-        """Return the cell of every row, marked if the column is ranked."""
-        found = [self.score(run.summaries[self.attack]) if self.attack in run.summaries else None for run in runs]
-        if not self.ranked:
-            return found
-        apart = self.apart
-        return marked(found, apart and (lambda best, other: apart(runs[best], runs[other])))
+def column_of(results: Results, attack: str) -> Column:
+    """Return a column of an attack, for its settings."""
+    return next(one.columns[attack] for one in results.named if attack in one.columns)
 
 
-def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], note: str = "") -> MethodTable:
-    """Build a table column by column; each column has its own marks."""
-    columns = [measure.cells(runs) for measure in measures]
-    rows = tuple((run.series, tuple(column[row] for column in columns)) for row, run in enumerate(runs))
-    return MethodTable(title, tuple(measure.head for measure in measures), rows, note)
+def lead_attacks(results: Results) -> list[str]:
+    """Return clean and the strongest attack, those of the two that there are."""
+    clean = [attack for attack in results.attacks if column_of(results, attack).norm is None]
+    return [*clean[:1], *([results.strongest] if results.strongest else [])]
 
 
-def headline(
-    runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: ReportedData, pairs: Pairs
-) -> MethodTable:
-    """Return balanced accuracy under each attack, tail accuracy under the hardest one, plain accuracy, and cost.
-
-    Plain accuracy is omitted if it equals the balanced one, the tail if the training counts are not known. A cell is
-    tied with the best if the paired comparison does not decide between them.
-    """
-
-    def measure(head: TextCell, attack: AttackKey, score: Score, of: Compared) -> Measure:
-        return Measure(head, attack, score, lambda best, other: pairs.is_better(best, other, attack, of), attack.ranked)
-
-    named = zip(heads(attacks), attacks, strict=True)
-    measures = [measure(head, attack, balanced_cell, "balanced") for head, attack in named]
-    if hardest is not None and data.train_counts is not None:
-        measures.append(measure(TextCell("tail", hardest.name), hardest, partial(group_cell, group="tail"), "tail"))
-    clean = next((attack for attack in attacks if attack.norm is None), None)
-    if clean is not None and not even(runs):
-        measures.append(measure(TextCell("accuracy", "plain, clean"), clean, accuracy_cell, "plain"))
-    scores, base = table("Balanced accuracy", measures, runs), baseline([run.series for run in runs])
-    mixed = EXTRA if any(saw(run.series) for run in runs) else ()
-    rows = tuple(
-        (series, (*cells, *(TextCell(saw(series) or "–") for _ in mixed), *costs(series, base)))
-        for series, cells in scores.rows
-    )
-    return dataclasses.replace(scores, heads=(*scores.heads, *mixed, *COSTS), rows=rows)
+def threat(column: Column) -> str:
+    """Return the threat model of an attack in words."""
+    norm = {"linf": "L∞", "l2": "L2"}.get(str(column.norm), str(column.norm))
+    if not column.bounded or column.eps is None:
+        return f"{norm}, unbounded"
+    return f"{norm}, ε {size(column.eps) if column.norm == 'linf' else f'{column.eps:.4g}'}"
 
 
-def saw(series: Series) -> str:
-    """Return whether the source of the extra images saw the removed tail: no, yes, unknown, or "" if there are none."""
-    found = (card.data["extra"]["saw_removed_tail"] for card in series.cards if "extra" in card.data)
-    return next(iter(found), "")
+def under(attack: str) -> str:
+    """Return an attack as the title of a table or figure."""
+    return "Clean images" if attack == "clean" else f"Under {attack}"
 
 
-def even(runs: Sequence[Measured]) -> bool:
-    """Return whether all classes have the same number of test images, so that plain accuracy is the balanced one."""
-    totals = [summary.total for run in runs for summaries in run.summaries.values() for summary in summaries]
-    return all(len(set(total[total > 0].tolist())) <= 1 for total in totals)
+def _add(results: Results, rows: dict[str, dict[Text, Text]], head: Text, attack: str, group: str = "balanced") -> None:
+    """Add the column of an attack and a group to rows; the best is bold if it is decided against each other row."""
+    scores = results.scores(group)
+    found = scores[scores["attack"] == attack].dropna(subset="accuracy")
+    found = found.sort_values("accuracy", ascending=False, kind="stable").set_index("row")
+    cells, column = {str(row): accuracy(line) for row, line in found.iterrows()}, column_of(results, attack)
+    top, *others = list(cells) or [""]
+    if others and (column.bounded or column.norm is None):  # without a bound every model breaks
+        decided = (results.difference(top, other, attack, group) for other in others)
+        if all(one is not None and one.decided and one.value > 0 for one in decided):
+            cells[top] = cells[top]._replace(bold=True)
+    for row in rows:
+        rows[row][head] = cells.get(row, Text(MISSING))
 
 
-def balanced_cell(summaries: Sequence[Summary]) -> ScoreCell:
-    """Return balanced accuracy, for an attack that minimises the perturbation with the median distance."""
-    reach = float(statistics.mean_and_standard_error([s.median_distance for s in summaries])[0])
-    detail = "" if math.isnan(reach) else f"median {reach:.3g}"
-    return spread([s.balanced for s in summaries], [s.balanced_interval for s in summaries], detail)
+def _rows(results: Results) -> dict[str, dict[Text, Text]]:
+    return {row: {} for row in order(results)}
 
 
-def accuracy_cell(summaries: Sequence[Summary]) -> ScoreCell:
-    """Return plain accuracy."""
-    return spread([s.accuracy for s in summaries], [s.accuracy_interval for s in summaries])
+def headline(results: Results) -> Table:
+    """Balanced accuracy under each attack, of the tail classes, and the share of all clean images if it differs."""
+    rows, counts = _rows(results), results.cards[0].test_class_counts
+    ball = results.strongest and threat(column_of(results, results.strongest))
+    for attack in results.attacks:
+        column = column_of(results, attack)
+        own = "" if column.norm is None or threat(column) == ball else threat(column)
+        _add(results, rows, Text(attack, own), attack)
+    if results.strongest is not None:
+        _add(results, rows, Text("tail", results.strongest), results.strongest, "tail")
+    if "clean" in results.attacks and len({*counts[counts > 0].tolist()}) > 1:
+        _add(results, rows, Text("all images", "clean"), "clean", "plain")
+    seeds = {row: len([*_seeds(results, row)]) for row in rows}
+    if max(seeds.values()) > 1:
+        for row, number in seeds.items():
+            rows[row][Text("seeds")] = Text(str(number))
+    return table("Balanced accuracy", rows)
 
 
-def group_cell(summaries: Sequence[Summary], group: str) -> ScoreCell | None:
-    """Return balanced accuracy over a group of classes; None if a card lacks the training counts."""
-    if not all(group in s.groups for s in summaries):
-        return None
-    return spread([s.groups[group] for s in summaries], [s.group_intervals[group] for s in summaries])
+def groups(results: Results) -> Iterator[Table]:
+    """Balanced accuracy inside the head, body and tail classes, the thirds of the classes by training images, and the
+    accuracy of the worst class of each seed."""
+    for attack in lead_attacks(results):
+        rows = _rows(results)
+        for group in ("head", "body", "tail"):
+            _add(results, rows, Text(group), attack, group)
+        for line in results.scores("worst").query("attack == @attack").to_dict("records"):
+            rows[line["row"]][Text("worst class")] = accuracy(line)
+        yield table(under(attack), rows)
 
 
-def costs(series: Series, base: Series | None) -> tuple[TextCell, TextCell]:
-    """Return seconds of training, also relative to the baseline on the same machine, and the number of flags."""
-    seconds = f"{series.seconds:.0f} s" if series.seconds >= 10 else f"{series.seconds:.1f} s"
-    relative = ""
-    if base is not None and base.seconds and base.machine == series.machine:
-        relative = f"{series.seconds / base.seconds:.2f} × {base.label}"
-    training = TextCell(seconds, relative) if series.seconds else TextCell("–", "not known")
-    return training, TextCell(str(len(series.flags)))
+def differences(results: Results) -> Iterator[Table]:
+    """Difference of balanced accuracy to the best row in percentage points, compared image by image on the same test
+    images, with its 95 % interval. Undecided: the interval contains 0, or the p-value of a randomisation test is 5 % or
+    more. For one seed it tells which of two models is better, not which method; for several it covers the seeds too."""
+    best, *others = order(results)
+    found: dict[str, dict[Text, Text]] = {row: {} for row in others}
+    for attack in lead_attacks(results):
+        for row in others:
+            one = results.difference(row, best, attack)
+            if one is not None:
+                ends = f"{points(one.low)} to {points(one.high)}{'' if one.decided else ', undecided'}"
+                found[row][Text(attack)] = Text(points(one.value), ends)
+    if found:
+        yield table(f"Minus {best}", found)
 
 
-def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable:
-    """Return plain accuracy under each attack; no rows if it equals the balanced one."""
-    if even(runs):
-        note = "equal to the balanced one, since all classes have the same number of test images"
-        return MethodTable("Plain accuracy", (), (), note)
-    named = zip(heads(attacks), attacks, strict=True)
-    return table(
-        "Plain accuracy", [Measure(head, attack, accuracy_cell, ranked=attack.ranked) for head, attack in named], runs
-    )
+def classes(results: Results) -> Iterator[Table]:
+    """Accuracy of each class with its 95 % interval, the class with most training images first."""
+    card, rows = results.cards[0], order(results)[:MOST_COLUMNS]
+    counts, tested = card.data.get("train_class_counts"), card.test_class_counts
+    names, largest = class_names(card), largest_first(card)
+    for attack in lead_attacks(results):
+        found: dict[str, dict[Text, Text]] = {}
+        for label in largest:
+            found[names[label]] = {} if counts is None else {Text("training images"): Text(count(counts[label]))}
+            found[names[label]][Text("test images")] = Text(count(tested[label]))
+        scores = results.scores(*names).query("attack == @attack").to_dict("records")
+        for line in sorted((line for line in scores if line["row"] in rows), key=lambda line: rows.index(line["row"])):
+            found[line["group"]][Text(line["row"])] = accuracy(line)
+        yield table(under(attack), found, "class")
 
 
-def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) -> MethodTable:
-    """Return accuracy of head, body, tail, the last half and the worst classes, and its spread, under one attack.
-
-    The worst class is found by the mean over seeds, the worst tenth for each seed.
-    """
-
-    def worst(summaries: Sequence[Summary]) -> ScoreCell | None:
-        recalls, _ = statistics.mean_and_standard_error([s.per_class for s in summaries])
-        if np.isnan(recalls).all():
-            return None
-        index = int(np.nanargmin(recalls))
-        return class_cell(summaries, index, named([index], data))
-
-    groups = {} if data.train_counts is None else statistics.class_groups(data.train_counts)
-    measures = [
-        Measure(
-            TextCell(name.replace("_", " "), "1 class" if len(members) == 1 else f"{len(members)} classes"),
-            attack,
-            partial(group_cell, group=name),
-        )
-        for name, members in groups.items()
-        if members
-    ]
-    share = f"worst {100 * statistics.WORST_SHARE:g} %"
-    measures += [
-        Measure(TextCell("worst class"), attack, worst),
-        Measure(TextCell(share, "of the classes"), attack, tenth),
-    ]
-    scores = table(attack.name, measures, runs, attack.threat)
-    pairs = zip(runs, scores.rows, strict=True)
-    rows = tuple((series, (*cells, unevenness(run, attack))) for run, (series, cells) in pairs)
-    return dataclasses.replace(scores, heads=(*scores.heads, TextCell("deviation / mean", "of the classes")), rows=rows)
+def largest_first(card: ResultCard) -> list[int]:
+    """Return the labels, that of the class with most training images first."""
+    counts = card.data.get("train_class_counts")
+    return [*map(int, np.argsort(-np.asarray(counts or [0] * card.num_classes), kind="stable"))]
 
 
-def tenth(summaries: Sequence[Summary]) -> ScoreCell | None:
-    """Return the mean accuracy of the worst tenth of the classes of each seed; None without test images."""
-    values = [s.worst_classes for s in summaries]
-    return None if any(map(math.isnan, values)) else spread(values, [s.worst_classes_interval for s in summaries])
+def behaviour(results: Results) -> Iterator[Table]:
+    """Answers changed: share of all images whose predicted class changes under attack. Natural and boundary error: mean
+    over the classes of the shares that are wrong without the attack, and wrong only under it. ROC-AUC: how well the
+    scores separate two classes, mean over all pairs. Weak classes: those below the balanced accuracy. Median distance:
+    size of the perturbations of an unbounded attack. All are means over the seeds."""
+    attack, rows = str(results.strongest), _rows(results)
+    for row in rows:
+        found: dict[str, list[tuple[float, str]]] = {}
+        for one in _seeds(results, row):
+            if attack in one.columns and one.card.clean is not None:
+                for name, value, form in _behaviour(one.card, one.columns[attack], one.card.clean):
+                    found.setdefault(name, []).append((value, form))
+        rows[row] = {
+            Text(name): Text(of[0][1].format(np.mean([value for value, _ in of]))) for name, of in found.items()
+        }
+    yield table(under(attack), rows)
 
 
-def unevenness(run: Measured, attack: AttackKey) -> TextCell:
-    """Return the standard deviation of class accuracies over their mean; for several seeds with its standard error."""
-    mean, error = statistics.mean_and_standard_error([s.relative_deviation for s in run.summaries.get(attack, ())])
-    if math.isnan(mean):
-        return TextCell("–")
-    return TextCell(f"{mean:.2f}", "" if math.isnan(error) else f"± {error:.2f}")
+def _behaviour(card: ResultCard, column: Column, clean: Column) -> Iterator[tuple[str, float, str]]:
+    """Yield the name, value and form of each fact about the answers of a model under an attack."""
+    natural, boundary = statistics.class_errors(clean.correct, column.correct, card.labels, card.num_classes)
+    right = statistics.class_counts(column.correct, card.labels, card.num_classes)
+    yield "answers changed", 100 * statistics.flip_rate(clean.predictions, column.predictions), "{:.1f}"
+    yield "natural error", 100 * float(np.nanmean(natural)), "{:.1f}"
+    yield "boundary error", 100 * float(np.nanmean(boundary)), "{:.1f}"
+    for name, of in (("ROC-AUC, clean", clean), ("ROC-AUC", column)):
+        if of.roc_auc is not None:
+            yield name, 100 * statistics.roc_auc(of.roc_auc), "{:.1f}"
+    yield "weak classes", len(statistics.weak_classes(*right)), "{:.3g}"
+    for other in (other for other in card.columns if other.distances is not None):
+        yield f"median distance, {other.name}", statistics.median_distance(other.distances or ()), "{:.3g}"
 
 
-def named(labels: Sequence[int], data: ReportedData) -> str:
-    """Return names of classes, with a star for few test images; of many classes, only the first ones."""
-    few = data.few
-    names = [f"{data.class_names[label]}{' *' if label in few else ''}" for label in labels]
-    return ", ".join(names if len(names) <= NAMED else [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"])
+def _seeds(results: Results, row: str) -> Iterator[NamedCard]:
+    """Yield the cards of a row, the first of each seed."""
+    own = [one for one in results.named if one.row == row]
+    yield from {one.card.seed: one for one in reversed(own)}.values()
 
 
-def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: ReportedData) -> MethodTable:
-    """Return flip rate, areas under the ROC curve, and the classes that are weak under the attack."""
-
-    def mean(values: Sequence[float]) -> TextCell:
-        return TextCell(percent(float(statistics.mean_and_standard_error(values)[0])))
-
-    def cells(run: Measured) -> tuple[TextCell, ...]:
-        found = run.summaries.get(attack, ())
-        before = run.summaries.get(clean, ()) if clean is not None else ()
-        correct = np.sum([s.correct for s in found], axis=0)
-        weak = statistics.weak_classes(correct, np.sum([s.total for s in found], axis=0)) if found else []
-        ordered = sorted(weak, key=lambda label: -data.ranks[label])
-        return (
-            mean([s.flip_rate for s in found]),
-            mean([s.roc_auc for s in before]),
-            mean([s.roc_auc for s in found]),
-            TextCell(str(len(weak)) if found else "–", named(ordered, data)),
-        )
-
-    columns = [TextCell("answers changed", attack.name), TextCell("ROC-AUC", "clean"), TextCell("ROC-AUC", attack.name)]
-    columns.append(TextCell("weak classes", attack.name))
-    rows = [(run.series, cells(run)) for run in runs]
-    # A column without any values is left out: an attack in parts has no scores.
-    kept = [any(row[at].text != "–" for _, row in rows) for at in range(len(columns))]
-    shown = tuple((series, tuple(compress(row, kept))) for series, row in rows)
-    return MethodTable("Behaviour under attack", tuple(compress(columns, kept)), shown)
+def broken(results: Results) -> Iterator[Table]:
+    """Test images that are right without attack and wrong under it, and how many no other attack of the table breaks:
+    means over the seeds. Where a weaker attack breaks many alone, the strongest is not strong enough for the model."""
+    attacks, rows = in_ball(results), _rows(results)
+    for row in rows:
+        found: dict[str, list[tuple[int, int]]] = {}
+        for one in _seeds(results, row):
+            here = [attack for attack in attacks if attack in one.columns]
+            if one.card.clean is not None and here:
+                lost = one.card.clean.correct & ~np.stack([one.columns[attack].correct for attack in here])
+                alone = (lost & (lost.sum(0) == 1)).sum(1)
+                for attack, every, only in zip(here, lost.sum(1), alone, strict=True):
+                    found.setdefault(attack, []).append((int(every), int(only)))
+        means = {attack: np.mean(values, axis=0) for attack, values in found.items()}
+        rows[row] = {Text(a): Text(f"{means[a][0]:.4g}", f"{means[a][1]:.4g} alone") for a in attacks if a in means}
+    yield table("Images that each attack breaks", rows)
 
 
-def class_cell(summaries: Sequence[Summary], index: int, detail: str = "") -> ScoreCell:
-    """Return the accuracy of one class."""
-    intervals = [(float(low[index]), float(high[index])) for low, high in (s.per_class_interval for s in summaries)]
-    return spread([float(summary.per_class[index]) for summary in summaries], intervals, detail)
+def in_ball(results: Results) -> Sequence[str]:
+    """Return the attacks within the ball of the strongest one."""
+    if results.strongest is None:
+        return []
+    ball = threat(column_of(results, results.strongest))
+    return [attack for attack in results.attacks if threat(column_of(results, attack)) == ball]
 
 
-@dataclass(frozen=True)
-class ClassTable:
-    """One row per class, from the largest to the smallest; one column per attack and series."""
-
-    heads: tuple[tuple[Series, str], ...]
-    rows: tuple[tuple[int, tuple[ScoreCell | None, ...]], ...]
-
-
-class Mistakes(NamedTuple):
-    """The most frequent mistakes of a row."""
-
-    series: Series
-    rows: list[tuple[str, str, int, float]]
-    """True class, predicted class, images, and their share of the true class."""
-
-
-def mistakes(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[tuple[str, list[Mistakes]]]:
-    """Return the most frequent mistakes under each attack, if a matrix of all classes would show no numbers."""
-    found = []
-    for attack in attacks:
-        rows = []
-        for run in runs:
-            names = run.series.data.class_names
-            if attack in run.summaries and len(names) > NUMBERED_CLASSES:
-                pairs = run.mistakes(attack, MOST_MISTAKES)
-                rows.append(Mistakes(run.series, [(names[t], names[p], n, share) for t, p, n, share in pairs]))
-        found += [(attack.title, rows)] if rows else []
-    return found
-
-
-def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: ReportedData) -> ClassTable:
-    """Return the accuracy of every class under each of `attacks`, with the best series in each cell marked."""
-
-    def cells(index: int, attack: AttackKey) -> list[ScoreCell | None]:
-        found = [run.summaries.get(attack) for run in runs]
-        return marked([class_cell(summaries, index) if summaries else None for summaries in found])
-
-    columns = tuple((run.series, attack.name) for attack in attacks for run in runs)
-    order = map(int, data.order)
-    return ClassTable(columns, tuple((i, tuple(cell for one in attacks for cell in cells(i, one))) for i in order))
+def provenance(results: Results) -> Iterator[Table]:
+    """The cards behind every number, and how each was made."""
+    rows: dict[str, dict[Text, Text]] = {}
+    for one in results.named:
+        card = one.card
+        facts: dict[str, object] = {
+            "method": one.row,
+            "title": card.title,
+            "seed": card.seed,
+            "SHA-256 of the weights": card.model["weights_sha256"],
+            "SHA-256 of the test images": card.data["test_sha256"],
+            "epoch": " ".join(words(card.model[key]) for key in ("epoch", "selection") if card.model.get(key)),
+            "leaves the protocol": "; ".join(card.deviations),
+            "settings of the method": card.run.get("config", {}).get("settings"),
+            "training": f"{sum(epoch.seconds for epoch in one.source.epochs):.0f} s" if one.source.epochs else None,
+            "evaluation": f"{sum(column.seconds for column in card.columns):.0f} s",
+            "evaluated by": card.command,
+            "on": card.created,
+            "checksum": "" if card.sealed else "none: of an older version",
+        }
+        shown = {name: words(value) for name, value in facts.items() if value not in (None, "", {})}
+        rows[one.source.name] = {Text(name): Text(text) for name, text in shown.items()}
+    yield table("Cards", rows, "card")

@@ -1,4 +1,4 @@
-"""The formats of checkpoints, whose entries `Trainer.parts` lists, and of weights: data that never run code."""
+"""The formats of checkpoints and of weights: data that never run code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,16 +16,16 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from taet.errors import UserError, located
-from taet.fields import Count
+from taet.fields import Count, Record
 from taet.files import MOST_JSON_BYTES, opened, parse_json, read_bytes, write_atomically
 from taet.models.weights import MOST_BYTES, check_archive
-from taet.shapes import check_shape
+from taet.settings import from_json
 
 SCHEMA = 1
 METADATA = "taet"  # the key of a safetensors file's metadata that holds ours, as JSON
 
 
-class WeightsAbout(NamedTuple):
+class WeightsAbout(Record):
     """What a file of weights says about itself."""
 
     method: str
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint; a file that is damaged, foreign or written by a newer version raises a UserError."""
     if not path.exists():
         raise UserError(f"nothing to resume: {path.parent} holds no {path.name} yet")
-    with opened(path, links=False) as file:
+    with opened(path) as file:
         try:
             check_archive(file)
             state = torch.load(file, weights_only=True, map_location="cpu")
@@ -85,7 +85,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load a safetensors file into `model`; a file of another architecture, or a damaged one, raises a UserError."""
     try:  # from bytes, because safetensors cannot open a file whose name is not UTF-8
-        tensors = load(read_bytes(path, most=MOST_BYTES, links=False))
+        tensors = load(read_bytes(path, most=MOST_BYTES))
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file, or is truncated ({error})") from None
     held, wanted = (
@@ -100,27 +100,18 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def weights_about(path: Path) -> WeightsAbout:
     """Return the metadata of a file of weights; a file that `taet train` did not write raises a UserError."""
-    metadata = stored_metadata(path)
-    if METADATA not in metadata:
-        raise UserError(f"{path} was not written by taet train: it does not name its run")
-    values = parse_json(metadata[METADATA].encode(), f"{path} was not written by taet train")
-    with located(f"{path} was not written by taet train"):
-        check_shape("", values, WeightsAbout)
-    return WeightsAbout(**{name: values[name] for name in WeightsAbout._fields if name in values})
-
-
-def stored_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; one that cannot be read raises a UserError."""
-    with opened(path, links=False) as file:
+    with opened(path) as file:
         size, start = os.fstat(file.fileno()).st_size, file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= min(size - 8, MOST_JSON_BYTES):
             raise UserError(f"{path} cannot be read (it is not a safetensors file); was the folder copied whole?")
         values = parse_json(file.read(length), f"{path} cannot be read")
-    metadata = values.get("__metadata__", {}) if isinstance(values, dict) else None
-    with located(f"{path}: metadata"):
-        check_shape("", metadata, dict[str, str])
-    return dict(metadata or {})
+    metadata = values.get("__metadata__") if isinstance(values, dict) else None
+    text = metadata.get(METADATA) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise UserError(f"{path} was not written by taet train: it does not name its run")
+    with located(f"{path} was not written by taet train"):
+        return from_json(WeightsAbout, parse_json(text.encode(), METADATA))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from taet import statistics
 from taet.formatting import percent
 from taet.training.record import Epoch
 
@@ -32,8 +31,8 @@ def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance
 def training_flags(epochs: Sequence[Epoch]) -> Mapping[str, str]:
     """Return the text of every flag that the curve of a single-step run raises; other runs raise none."""
     watched = [(epoch.epoch, epoch.monitor) for epoch in epochs if epoch.monitor and epoch.monitor.fgsm]
-    pgd = [statistics.balanced_accuracy(point.attacked.correct, point.attacked.total) for _, point in watched]
-    fgsm = [statistics.balanced_accuracy(p.fgsm.correct, p.fgsm.total) for _, p in watched if p.fgsm is not None]
+    pgd = [point.attacked.balanced_accuracy for _, point in watched]
+    fgsm = [point.fgsm.balanced_accuracy for _, point in watched if point.fgsm is not None]
     chance = 1 / len(watched[0][1].clean.total) if watched else 0.0
     name, found = FLAGS[0], first_loss(pgd, fgsm, chance)
     if found is None:

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located
-from taet.fields import Sha256
+from taet.fields import Record, Sha256
 from taet.files import (
     MOST_JSON_BYTES,
     changed,
@@ -41,7 +41,7 @@ from taet.files import (
     write_atomically,
     write_json,
 )
-from taet.shapes import check_shape
+from taet.settings import from_json
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
 from taet.training.decisive_settings import training_settings
@@ -54,8 +54,6 @@ WeightsName: TypeAlias = Literal["model", "model-last", "model-best"]
 DELIVERED: WeightsName = "model"
 """Name of the weights that a run delivers; those of the last or best epoch have a file of their own if they differ."""
 LAST, BEST = "model-last", "model-best"
-PUBLISHED = (RUN, METRICS, DONE, WEIGHTS := DELIVERED + SUFFIX, CARD := "evaluation.json")
-"""The files that a published model consists of."""
 PART = ".part"
 """Suffix of a folder that is not complete yet."""
 
@@ -67,10 +65,9 @@ class MetricsMark(NamedTuple):
     sha256: str = hashlib.sha256().hexdigest()
 
 
-class StoredDone(TypedDict):
+class DoneRecord(Record):
     """What `done` holds: the SHA-256 of every file that the finished training wrote."""
 
-    sha256: Sha256
     files: dict[str, Sha256]
 
 
@@ -80,10 +77,17 @@ class RunFolder:
 
     path: Path
 
+    # The folder
+
     @property
     def is_run(self) -> bool:
         """Whether it holds a run, rather than only a result card."""
         return (self.path / RUN).is_file()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the training is finished."""
+        return (self.path / DONE).exists()
 
     @property
     def is_taken(self) -> bool:
@@ -131,35 +135,7 @@ class RunFolder:
             if path.is_dir() and not path.is_symlink():
                 yield path
 
-    @property
-    def sums(self) -> Mapping[str, str]:
-        """SHA-256 of each file that the finished training wrote; empty before the end, and for older versions."""
-        path = self.path / DONE
-        if not path.exists():
-            return {}
-        content = self._read(path)
-        if not content:
-            if self.sealed:
-                raise UserError(f"{path} is empty: it was cut short")
-            return {}
-        values = parse_json(content, str(path))
-        with located(str(path)):
-            check_shape("", values, StoredDone)
-        check_seal(path, values)
-        return dict(values["files"])
-
-    def _read(self, path: Path) -> bytes:
-        """Return the content of a file, verified by its checksum in `done`, if any."""
-        content = read_bytes(path, most=MOST_JSON_BYTES, links=False)
-        if path.name != DONE and self.sums.get(path.name, found := hashlib.sha256(content).hexdigest()) != found:
-            raise _changed(path)
-        return content
-
-    @property
-    def sealed(self) -> bool:
-        """Whether run.json carries its own SHA-256, as it does since version 0.1."""
-        path = self.path / RUN
-        return self.is_run and check_seal(path, read_json(path, links=False))
+    # run.json and done
 
     @cached_property  # it never changes
     def record(self) -> RunRecord:
@@ -173,7 +149,6 @@ class RunFolder:
             raise UserError(f"{path}: got schema {schema}; allowed: up to {SCHEMA}; a newer taet wrote it")
         with located(f"{path} was not written by taet train, or was changed"):
             record = RunRecord.from_json(values)
-            record.check_settings()
         check_seal(path, values)
         return record
 
@@ -182,45 +157,72 @@ class RunFolder:
         write_json(self.path / RUN, seal(record.to_json()))
 
     @property
-    def rows(self) -> tuple[MetricsRow, ...]:
-        """The rows of metrics.jsonl as JSON, one per epoch in order; an incomplete last row is left out."""
-        return tuple(row for row, _ in self._rows())
+    def sealed(self) -> bool:
+        """Whether run.json carries its own SHA-256, as it does since version 0.1."""
+        path = self.path / RUN
+        return self.is_run and check_seal(path, read_json(path))
 
-    def _rows(self) -> list[tuple[MetricsRow, Epoch]]:
-        path = self.path / METRICS
-        if not path.exists() and METRICS in self.sums:
-            raise UserError(f"{path} is missing: {DONE} names it")
-        return self._pairs(self._read(path) if path.exists() else b"")
+    @property
+    def sums(self) -> Mapping[str, str]:
+        """SHA-256 of each file that the finished training wrote; empty before the end, and for older versions."""
+        path = self.path / DONE
+        content = read_bytes(path, most=MOST_JSON_BYTES) if path.exists() else b""
+        if not content:
+            if path.exists() and self.sealed:
+                raise UserError(f"{path} is empty: it was cut short")
+            return {}
+        values = parse_json(content, str(path))
+        with located(str(path)):
+            files = from_json(DoneRecord, values).files
+        if not check_seal(path, values):
+            raise UserError(f"{path}: the field 'sha256' is missing")
+        return files
 
-    def _pairs(self, content: bytes) -> list[tuple[MetricsRow, Epoch]]:
-        path, lines, pairs = self.path / METRICS, content.split(b"\n"), []
-        for number, line in enumerate(lines[:-1], 1):  # a row ends with a newline
-            row = parse_json(line, f"{path}: line {number} is damaged")
-            with located(f"{path}: line {number}"):
-                epoch = Epoch.from_json(row)
-                if epoch.epoch != number:
-                    raise UserError(f"got epoch {epoch.epoch}; allowed: {number}; were its rows changed?")
-            pairs.append((row, epoch))
-        return pairs
+    def finish(self) -> None:
+        """Mark the training as finished, with the SHA-256 of every file that it wrote."""
+        paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob(f"*{SUFFIX}"))]
+        sums = {path.name: file_sha256(path) for path in paths if path.exists()}
+        write_json(self.path / DONE, seal({"files": sums}))
+
+    def _read(self, path: Path) -> bytes:
+        """Return the content of a file, verified by its checksum in `done`, if any."""
+        content = read_bytes(path, most=MOST_JSON_BYTES)
+        if self.sums.get(path.name, found := hashlib.sha256(content).hexdigest()) != found:
+            raise _changed(path)
+        return content
+
+    # metrics.jsonl
 
     @property
     def metrics(self) -> tuple[Epoch, ...]:
-        """The typed rows of metrics.jsonl; rows with another number of classes are refused."""
-        epochs = tuple(epoch for _, epoch in self._rows())
+        """The rows of metrics.jsonl, one per epoch in order; an incomplete last row is left out.
+
+        Rows with another number of classes than the run are refused.
+        """
+        path = self.path / METRICS
+        if not path.exists() and METRICS in self.sums:
+            raise UserError(f"{path} is missing: {DONE} names it")
+        epochs = self._epochs(self._read(path) if path.exists() else b"")
         classes = self.record.data.num_classes if self.is_run else 0
         for epoch in epochs:
-            seen = (epoch.trained, None if epoch.monitor is None else epoch.monitor.clean)
-            points = [point.total for point in seen if point is not None]
-            counts = (epoch.predicted, epoch.distance, epoch.quartiles, *points)
-            if any(count is not None and len(count) != classes for count in counts):
-                where = f"{self.path / METRICS}: line {epoch.epoch}"
+            if self.is_run and epoch.num_classes - {classes}:
+                where = f"{path}: line {epoch.epoch}"
                 raise UserError(f"{where}: got counts for another number of classes; allowed: {classes}")
         return epochs
 
+    def _epochs(self, content: bytes) -> tuple[Epoch, ...]:
+        path, epochs = self.path / METRICS, []
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):  # a row ends with a newline
+            row = parse_json(line, f"{path}: line {number} is damaged")
+            with located(f"{path}: line {number}"):
+                epochs.append(Epoch.from_json(row))
+                if epochs[-1].epoch != number:
+                    raise UserError(f"got epoch {epochs[-1].epoch}; allowed: {number}; were its rows changed?")
+        return tuple(epochs)
+
     def append(self, row: MetricsRow) -> MetricsMark:
         """Add a row to metrics.jsonl and return its new length and checksum."""
-        path = self.path / METRICS
-        with changed(path) as file:
+        with changed(self.path / METRICS) as file:
             file.seek(0, os.SEEK_END)
             file.write((json.dumps(row, allow_nan=False) + "\n").encode())
             length = file.tell()
@@ -238,12 +240,14 @@ class RunFolder:
     def check_metrics(self, mark: MetricsMark) -> None:
         """Refuse metrics.jsonl if its content up to the checkpoint was changed."""
         path = self.path / METRICS
-        content = read_bytes(path, most=MOST_JSON_BYTES, links=False)[: mark.length] if path.exists() else b""
+        content = read_bytes(path, most=MOST_JSON_BYTES)[: mark.length] if path.exists() else b""
         if len(content) < mark.length:
             raise UserError(f"{path} is shorter than when {CHECKPOINT} was written: it was changed; cannot resume")
         if mark.sha256 and hashlib.sha256(content).hexdigest() != mark.sha256:
             raise UserError(f"{path} was changed since {CHECKPOINT} was written; cannot resume")
-        self._pairs(content)
+        self._epochs(content)
+
+    # The checkpoint
 
     @property
     def checkpoint(self) -> Path:
@@ -260,6 +264,8 @@ class RunFolder:
         if state.get("run_hash") != run_hash:
             raise UserError(f"{self.checkpoint} belongs to another run than {self.path / RUN}; nothing was changed")
         return state
+
+    # Weights
 
     def weights(self, name: str = DELIVERED) -> Path:
         """The file of weights `model`, `model-last` or `model-best`, or the equal file of `model`."""
@@ -290,8 +296,8 @@ class RunFolder:
 
     def save_weights(self, name: str, state: Mapping[str, Tensor], about: WeightsAbout) -> None:
         """Write a file of weights."""
-        about = about._replace(weights_sha256=tensors_digest(state))
-        checkpoint.save_weights(self._weights(name), state, about._asdict())
+        about = about.model_copy(update={"weights_sha256": tensors_digest(state)})
+        checkpoint.save_weights(self._weights(name), state, about.model_dump())
 
     def load_weights(self, name: str, model: nn.Module) -> None:
         """Load weights into `model`; missing or changed ones, and those of another run, raise a UserError."""
@@ -314,9 +320,11 @@ class RunFolder:
         path, about = self.weights(name), self.weights_about(name)
         if about.run_hash != self.record.run_hash:
             raise UserError(f"{path} holds the weights of another run than {self.path / RUN} describes")
-        if self.sums.get(path.name, found := file_sha256(path, links=False)) != found:
+        if self.sums.get(path.name, found := file_sha256(path)) != found:
             raise _changed(path)
         return about
+
+    # Cards and other files
 
     def check_card(self, path: Path, config: Mapping[str, Any], weights_sha256: str, name: str = DELIVERED) -> None:
         """Refuse a card of another run, judged by its settings, or of weights other than the run's."""
@@ -325,17 +333,6 @@ class RunFolder:
             raise UserError(f"{path} belongs to another run than {self.path / RUN}; evaluate the run again")
         if self.weights(name).exists() and self.check_weights(name).weights_sha256 not in ("", weights_sha256):
             raise UserError(f"{path} has other weights than {self.weights(name).name}; evaluate the run again")
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the training is finished."""
-        return (self.path / DONE).exists()
-
-    def finish(self) -> None:
-        """Mark the training as finished, with the SHA-256 of every file that it wrote."""
-        paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob(f"*{SUFFIX}"))]
-        sums = {path.name: file_sha256(path, links=False) for path in paths if path.exists()}
-        write_json(self.path / DONE, seal({"files": sums}))
 
     def card(self, weights: str = DELIVERED) -> Path:
         """The result card of a file of weights."""
@@ -356,19 +353,10 @@ class RunFolder:
         write_json(self.audit(weights), seal(values))
         write_atomically(self.audit(weights, "html"), page.encode())
 
-    def abstention(self, weights: str = DELIVERED) -> Path:
-        """Validation answers under attack for a file of weights; thresholds are chosen by them."""
-        return self.path / f"abstention{weights.removeprefix(DELIVERED)}.json"
-
     @property
     def decision(self) -> Path:
         """The decision between two models, in a folder of its own."""
         return self.path / "decision.json"
-
-    @property
-    def tracked(self) -> Path:
-        """What was written to a tracker that cannot be queried."""
-        return self.path / "tracked.json"
 
     @property
     def report(self) -> Path:

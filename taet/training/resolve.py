@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead, Head
 from taet.settings import Run, epoch_at, override
-from taet.training.published import read_weights
 from taet.training.schedule import milestone_epochs, watched_epochs
 
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
@@ -191,7 +189,7 @@ def _outline(
     """Return the network; one of this package has no values and takes no memory."""
     entry = registry.entries("models").get(name)
     if entry is None or entry.path is not None or weights is not None:
-        return models.build(name, classes, shape, head=head, stem=stem, weights=weights and read_weights(Path(weights)))
+        return models.build(name, classes, shape, head=head, stem=stem, weights=weights)
     with torch.device("meta"), _NoDraws():
         return models.build(name, classes, shape, head=head, stem=stem)
 

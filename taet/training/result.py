@@ -11,7 +11,7 @@ from taet.data import Dataset
 from taet.formatting import plural
 from taet.settings import Run
 from taet.training.collapse import training_flags
-from taet.training.record import Epoch, MetricsRow, balanced_accuracies
+from taet.training.record import Epoch, MetricsRow
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,12 +25,11 @@ class TrainingResult:
     history: tuple[MetricsRow, ...]
 
     def __repr__(self) -> str:
-        watched = [row for row in self.history if row["monitor"]][-1:]
-        epochs = plural(len(self.history), "epoch")
-        lines = [f"{self.run.method} on {self.dataset.name}: {epochs}, {self.folder}"]
-        for row in watched:
-            where = f"({row['monitor']['split']}, last point of the curve)"
-            seen = balanced_accuracies(row["monitor"]).items()
-            lines += [f"  {name:8} balanced accuracy {100 * value:.2f} % {where}" for name, value in seen]
-        flags = training_flags([Epoch.from_json(row) for row in self.history])
+        epochs = [Epoch.from_json(row) for row in self.history]
+        lines = [f"{self.run.method} on {self.dataset.name}: {plural(len(epochs), 'epoch')}, {self.folder}"]
+        for point in [epoch.monitor for epoch in epochs if epoch.monitor][-1:]:
+            where = f"({point.split}, last point of the curve)"
+            seen = {name: counts.balanced_accuracy for name, counts in point.counts.items()}
+            lines += [f"  {name:8} balanced accuracy {100 * value:.2f} % {where}" for name, value in seen.items()]
+        flags = training_flags(epochs)
         return "\n".join([*lines, *(f"  {name}: {text}" for name, text in flags.items())])

@@ -14,16 +14,17 @@ from taet.data import Dataset
 from taet.data.extra import Extra
 from taet.distributed import gather, world_size
 from taet.errors import UserError
+from taet.fields import plain
 from taet.files import file_sha256
 from taet.methods import Method
 from taet.models import Adapter, Classifier
+from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations
 from taet.models.view import View, make_view
-from taet.settings import Model, Run, to_json
+from taet.settings import Model, Run, from_json, to_json
 from taet.training.checkpoint import SCHEMA
 from taet.training.environment import environment
 from taet.training.extra import describe_extra
-from taet.training.published import read_weights, weights_file
 from taet.training.record import DataRecord, RunRecord, SelectionRecord, SplitRecord, StageRecord
 from taet.training.resolve import Resolved, check_needs
 
@@ -34,9 +35,8 @@ def build_model(
     """Return the network on `device`: the run's own, with a file of `weights`, or the `given` one."""
     run, chosen, shape = resolved.run, resolved.run.model, (dataset.num_classes, dataset.image_shape)
     if given is None:
-        own = None if weights is None else read_weights(Path(weights))
         head = resolved.method.task.head
-        model = models.build(chosen.name, *shape, seed=run.seed, head=head, stem=chosen.stem, weights=own)
+        model = models.build(chosen.name, *shape, seed=run.seed, head=head, stem=chosen.stem, weights=weights)
         # A custom callable handles the normalisation of images in [0, 1] itself.
         if isinstance(model, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
             model.normalize_by(*dataset.train.channel_statistics())
@@ -105,7 +105,7 @@ def describe(
     leak = resolved.split == "test" and run.training.selection == "best-test"
     return RunRecord(
         schema=SCHEMA,
-        settings=to_json(run),
+        run=plain(to_json(run)),
         method_title=method.title,
         reference=method.reference,
         deviations=(*method.deviations, *tuned, *([] if added is None else [added.sentence])),
@@ -120,7 +120,7 @@ def describe(
             imbalance_ratio=dataset.imbalance_ratio,
             notes=dataset.notes,
             arrays=arrays,
-            splits={name: SplitRecord(**split.manifest()) for name, split in dataset.splits.items()},
+            splits={name: from_json(SplitRecord, split.manifest()) for name, split in dataset.splits.items()},
             extra=added,
         ),
         model_given=model_given,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taet.errors import UserError
-from taet.training.record import MetricsRow, balanced_accuracies
+from taet.training.record import Epoch
 
 
 class Board:
@@ -21,11 +21,11 @@ class Board:
         self.open: Callable[[], Any] = lambda: SummaryWriter(str(folder))
         self.writer: Any = None
 
-    def write(self, row: MetricsRow) -> None:
+    def write(self, epoch: Epoch) -> None:
         """Add the scalars of one epoch."""
         self.writer = self.open() if self.writer is None else self.writer
-        for name, value in scalars(row).items():
-            self.writer.add_scalar(name, value, row["epoch"])
+        for name, value in scalars(epoch).items():
+            self.writer.add_scalar(name, value, epoch.epoch)
 
     def close(self) -> None:
         """Write all pending events."""
@@ -33,7 +33,8 @@ class Board:
             self.writer.close()
 
 
-def scalars(row: MetricsRow) -> dict[str, float]:
+def scalars(epoch: Epoch) -> dict[str, float]:
     """Learning rate, loss and parts, and balanced accuracies of one row of metrics.jsonl."""
-    values = {f"loss/{name}": value for name, value in row["loss"].items()} | {"lr": row["lr"]}
-    return values | {f"balanced accuracy/{name}": n for name, n in balanced_accuracies(row["monitor"]).items()}
+    values = {f"loss/{name}": value for name, value in epoch.loss.items()} | {"lr": epoch.lr or 0.0}
+    seen = epoch.balanced_accuracies.items()
+    return values | {f"balanced accuracy/{name}": value for name, value in seen if name != "training"}

@@ -45,7 +45,7 @@ from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
 from taet.training.optimizer import build_optimizer, set_learning_rate
-from taet.training.record import MetricsRow, RunRecord, balanced_accuracies
+from taet.training.record import Epoch, MetricsRow, RunRecord
 from taet.training.resolve import resolve
 from taet.training.result import TrainingResult
 from taet.training.schedule import learning_rate
@@ -233,7 +233,7 @@ class Trainer:
             interruption(self.asked_to_stop),
             unless_one_ends(f"; {self.folder.checkpoint} is kept; continue: taet train --resume {self.folder.path}"),
             contextlib.nullcontext() if self.board is None else contextlib.closing(self.board),
-            synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
+            synchronised(self.run.training.sync_bn),
         ):
             while self.epoch < self.run.training.epochs:
                 self._train_epoch()
@@ -325,30 +325,31 @@ class Trainer:
         if watched is not None and watched.seen is not None:
             self.method.feedback(self.epoch, watched.seen)
         correct, total, predicted = sums.together()
-        row = {
-            "epoch": self.epoch + 1,
-            "stage": self.method.stage,
-            "lr": learning_rate(self.run, self.epoch, steps - 1, steps),  # of its last step
-            "loss": {name: value.item() / sums.images for name, value in sums.sums.items()},
-            "train": {"correct": correct.tolist(), "total": total.tolist()},
-            "predicted": predicted.tolist(),
-            "distance": distance,
-            "distance_quartiles": self.drift.quartiles,
-            "monitor": None if watched is None else watched.row,
-            "seconds": round(self.seconds["all"], 3),
-            "images_per_second": round(sums.images / max(self.seconds["training"], 1e-9), 1),
-            "peak_memory_mb": round(peak_memory_mb(self.device), 1),
-        }
-        self.metrics_bytes, self.metrics_sha256 = first(lambda: self.folder.append(row))
+        row = Epoch.from_json(
+            {
+                "epoch": self.epoch + 1,
+                "stage": self.method.stage,
+                "lr": learning_rate(self.run, self.epoch, steps - 1, steps),  # of its last step
+                "loss": {name: value.item() / sums.images for name, value in sums.sums.items()},
+                "train": {"correct": correct.tolist(), "total": total.tolist()},
+                "predicted": predicted.tolist(),
+                "distance": distance,
+                "distance_quartiles": self.drift.quartiles,
+                "monitor": None if watched is None else watched.row,
+                "seconds": round(self.seconds["all"], 3),
+                "images_per_second": round(sums.images / max(self.seconds["training"], 1e-9), 1),
+                "peak_memory_mb": round(peak_memory_mb(self.device), 1),
+            }
+        )
+        self.metrics_bytes, self.metrics_sha256 = first(lambda: self.folder.append(row.to_json()))
         if self.board is not None:
             self.board.write(row)
         self.predicted = predicted.to(self.predicted.dtype)
         self.epoch_sums, self.watched_batches = EpochSums.empty(self.dataset.num_classes, self.device), 0
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
-        seen = balanced_accuracies({"training": row["train"], **(row["monitor"] or {})}).items()
-        accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in seen)
-        self._show(f"loss {row['loss']['total']:.3f} · balanced accuracy: {accuracies}")
+        accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in row.balanced_accuracies.items())
+        self._show(f"loss {row.loss['total']:.3f} · balanced accuracy: {accuracies}")
 
     def _finish(self) -> TrainingResult:
         """Write the delivered weights, those of other epochs if they differ, and the mark that the run is done."""
@@ -366,14 +367,16 @@ class Trainer:
             if left is not None and when != epoch:
                 self._save_weights(f"model-{other}", left, when)
             self.folder.finish()
-            return self.folder.rows
+            return tuple(epoch.to_json() for epoch in self.folder.metrics)
 
         history = first(write)
         self.model.load_state_dict(delivered)
         return TrainingResult(self.folder.path, self.run, self.model.eval(), self.dataset, history)
 
     def _save_weights(self, name: str, tensors: dict[str, Tensor], epoch: int) -> None:
-        self.folder.save_weights(name, tensors, WeightsAbout(self.run.method, epoch + 1, self.run_hash))
+        self.folder.save_weights(
+            name, tensors, WeightsAbout(method=self.run.method, epoch=epoch + 1, run_hash=self.run_hash)
+        )
 
     def _deployed(self, *, averaged: bool = True) -> nn.Module:
         """Copy the model for deployment: with averaged weights if the run uses them, and the method's offset."""
@@ -411,7 +414,7 @@ class Trainer:
         """Return the estimated duration of the whole run, measured by a step of every stage on copies."""
         with (
             _global_state_kept(self.device, self.threads),
-            synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
+            synchronised(self.run.training.sync_bn),
         ):
             with contextlib.closing(self.loader.epoch(0)) as batches:
                 batch = next(batches)

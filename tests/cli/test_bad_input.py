@@ -85,7 +85,6 @@ def refused(taet: Any) -> Callable[..., None]:
         ("evaluate . --attacks pgd", ["attack 'pgd': got no number of steps", "e.g. pgd-20"]),
         ("evaluate . --out x", ["unknown option --out; see taet evaluate --help"]),
         ("evaluate . --attack fgsm", ["unknown option --attack;", "did you mean --attacks?"]),
-        ("reproduce --item taet/table1", ["unknown option --item; see taet reproduce --help"]),
         ("evaluate . --weights best", ["unknown --weights 'best'", "did you mean 'model-best'?"]),
         ("report", ["no run folder"]),
         ("report no", ["no: no run folder"]),

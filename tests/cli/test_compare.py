@@ -99,7 +99,6 @@ TUNING = SPECIFICATION.replace(', "harl"', "") + "[tune]\ntrials = 1\nspace = {l
         ("compare two.toml --jobs 2", "two"),
         ("compare two.toml --out 'else where'", "else where"),
         ("tune search.toml", "search"),
-        ("reproduce taet/figure1 --scale smoke --out again", "again"),
     ],
 )
 def test_an_interruption_names_the_folder_and_the_command_that_goes_on(

@@ -64,30 +64,6 @@ def test_an_attack_and_json(taet: Any, finished: Any, digits: Path) -> None:
     assert [str(image["survives"]).lower() for image in written["images"]] == [row["survives"] for row in found]
 
 
-def test_abstaining_says_what_it_promises_and_what_it_lacks(
-    taet: Any, finished: Any, digits: Path, small: list[str], tmp_path: Path
-) -> None:
-    outcome = taet("predict", finished.folder, digits, "--abstain", "0.1")
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.endswith("held out no validation images; train it with --data.validation 0.2\n")
-    run = tmp_path / "run"
-    trained = taet("train", "at", *small, "--epochs", "1", "--data.validation", "0.5", "--out", run)
-    assert trained.code == 0
-    words = ("predict", run, digits, "--abstain-attacks", "fgsm", "--abstain")
-    few = taet(*words, "0.1")
-    assert few.code == 2
-    assert few.err.endswith("validation images for a share of 0.1; allowed: 74 or more answered as one class\n") or (
-        "abstain: no class can be answered; no answer is '" in few.err.splitlines()[-1]
-    )
-    found = taet(*words, "0.99", "--format", "json")
-    assert found.code == 0
-    assert "at most 99.0 % of the answers of each predicted class are wrong under each of clean and fgsm" in found.err
-    written = json.loads(found.out)
-    assert written["abstain"]["share"] == 0.99
-    assert {image["answered"] for image in written["images"]} <= {True, False}
-    assert "got 2; allowed: above 0, below 1" in taet(*words, "2").err
-
-
 def test_what_the_evaluation_says_of_the_same_images(taet: Any, finished: Any, tmp_path: Path) -> None:
     from taet.data import load
 

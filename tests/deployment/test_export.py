@@ -21,48 +21,44 @@ from taet import protocols
 from taet.data import Dataset
 from taet.data.images import picture, scaled
 from taet.deployment import export as export_run
+from taet.deployment.export import bilinear_weights, resize
 from taet.errors import UserError
 from taet.models import resnet, vit
 from taet.settings import Fit, override
 from taet.training.finished import load_model
+from taet.training.folder import RunFolder
 
 ATOL = 1e-4
 Make = Callable[..., Path]
 Draw = Callable[..., np.ndarray]
 Prepare = Callable[..., Tensor]
-
-
-@pytest.fixture(scope="session")
-def onnxruntime() -> Any:
-    for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason="pip install 'taet[onnx]'")
-    return pytest.importorskip("onnxruntime", reason="pip install 'taet[onnx]'")
+FORMATS = ["pt2", pytest.param("onnx", marks=pytest.mark.full)]
 
 
 @pytest.fixture
-def answers(request: pytest.FixtureRequest) -> Callable[[Path], Callable[[np.ndarray], Tensor]]:
+def answers() -> Callable[[Path], Callable[[np.ndarray], Tensor]]:
     """Load a file without this package: uint8 images -> logits."""
 
     def load(path: Path) -> Callable[[np.ndarray], Tensor]:
         if path.suffix == ".pt2":
             program = torch.export.load(path).module()
-            return lambda images: program(torch.from_numpy(images))
-        session = request.getfixturevalue("onnxruntime").InferenceSession(path)
+            return lambda images: program(torch.from_numpy(images)).detach()
+        session = importlib.import_module("onnxruntime").InferenceSession(path)
+        (given,), (found,) = session.get_inputs(), session.get_outputs()
+        assert (given.name, given.type, found.name) == ("images", "tensor(uint8)", "logits")
         return lambda images: torch.from_numpy(session.run(["logits"], {"images": images})[0])
 
     return load
 
 
 @pytest.fixture(scope="session")
-def exported(
-    trained: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Callable[[str], Path]:
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The run as a file of a format, written once, in a folder that is made for it."""
     folder = tmp_path_factory.mktemp("exported") / "new folder"
 
     def write(format: str) -> Path:
         if format == "onnx":
-            request.getfixturevalue("onnxruntime")
+            pytest.importorskip("onnxruntime", reason="pip install 'taet[onnx]'")
         path = folder / f"robal.{format}"
         return path if path.exists() else export_run(trained, format, path)
 
@@ -70,14 +66,13 @@ def exported(
 
 
 def wanted(folder: Path, x: Tensor) -> Tensor:
-    _, model, _ = load_model(folder)
     with torch.no_grad():
-        logits: Tensor = model(x)
+        logits: Tensor = load_model(folder)[1](x)
     return logits
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.full)])
+@pytest.mark.parametrize("format", FORMATS)
 def test_cosine_head_and_offset_at_every_size_and_batch(
     format: str, exported: Callable[[str], Path], trained: Path, answers: Any, pictures: Draw, prepared: Prepare
 ) -> None:
@@ -89,20 +84,10 @@ def test_cosine_head_and_offset_at_every_size_and_batch(
         torch.testing.assert_close(answer(images), expected, rtol=0, atol=ATOL)
 
 
-@pytest.fixture
-def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of one block, with every operation of the deeper ones, which take exporters much longer."""
-    monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.ResidualLayout((8,), (1,)))
-    monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", vit.TransformerLayout(4, 16, 1, 2, 32))
-
-
-@pytest.mark.sample(3)
-@pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize(
-    ("format", "model", "shape"),
-    [("pt2", "resnet8", (1, 12, 20)), ("onnx", "resnet8", (1, 12, 20)), ("onnx", "vit-mini-p4", (3, 8, 8))],
-)
-def test_grey_images_of_one_size_and_a_transformer(
+@pytest.mark.sample(2)
+@pytest.mark.parametrize(("model", "shape"), [("resnet8", (1, 12, 20)), ("vit-mini-p4", (3, 8, 8))])
+@pytest.mark.parametrize("format", FORMATS)
+def test_images_of_one_size_by_a_network_and_a_transformer(
     format: str,
     model: str,
     shape: tuple[int, int, int],
@@ -111,10 +96,10 @@ def test_grey_images_of_one_size_and_a_transformer(
     answers: Any,
     pictures: Draw,
     prepared: Prepare,
-    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if format == "onnx":
-        request.getfixturevalue("onnxruntime")
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.ResidualLayout((8,), (1,)))  # exporters take long
+    monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", vit.TransformerLayout(4, 16, 1, 2, 32))
     folder = make_run(tmp_path / "run", model, shape)
     answer = answers(export_run(folder, format))
     for batch in (1, 5):
@@ -122,54 +107,18 @@ def test_grey_images_of_one_size_and_a_transformer(
         torch.testing.assert_close(answer(images), wanted(folder, prepared(images, shape)), rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize(("size", "resized"), [(None, True), (12, False), (12, None), (None, None)])
-def test_the_record_says_whether_images_may_have_any_size(
-    size: int | None, resized: bool | None, make_run: Make, tmp_path: Path
-) -> None:
-    """Arrays are taken as they are whatever the option says, and some sets are resized without; old runs say none."""
-    folder = make_run(tmp_path / "run", "resnet8", (1, 12, 12), size)
-    record = json.loads((folder / "run.json").read_text())
-    record["data"] |= {} if resized is None else {"resized": resized}
-    (folder / "run.json").write_text(json.dumps(record))
-    expected = size is not None if resized is None else resized
-    assert metadata(export_run(folder, "safetensors"))["resizes"] is expected
-
-
-def test_the_file_says_what_predict_says(
-    exported: Callable[[str], Path], trained: Path, answers: Any, pictures: Draw
-) -> None:
-    images = pictures(6, (40, 30, 3))
-    logits = answers(exported("pt2"))(images).detach()
-    found = taet.predict(trained, images)
-    np.testing.assert_array_equal(found.labels, logits.argmax(1))
-    np.testing.assert_allclose(found.probabilities, logits.softmax(1), atol=1e-6)
-
-
-@pytest.mark.sample(2)
-@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.full)])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_the_file_fits_images_as_the_run_does(
-    format: str, fit: Fit, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw, request: pytest.FixtureRequest
+def test_the_file_says_what_predict_says_and_fits_images_as_the_run_does(
+    format: str, fit: Fit, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw
 ) -> None:
-    if format == "onnx":
-        request.getfixturevalue("onnxruntime")
     folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), 12, fit)
     answer = answers(export_run(folder, format))
     for shape in ((40, 30, 3), (11, 25, 3)):
         images = pictures(3, shape)
-        found = taet.predict(folder, images)
-        np.testing.assert_allclose(found.probabilities, answer(images).detach().softmax(1), atol=1e-5)
-        square = np.stack([np.asarray(scaled(picture(image), (12, 12), fit)) for image in images])
-        np.testing.assert_allclose(found.probabilities, taet.predict(folder, square).probabilities, atol=1e-6)
-
-
-def test_weights_alone_are_those_of_the_run(trained: Path) -> None:
-    path = export_run(trained, "safetensors")
-    assert path == trained / "artifacts" / "model.safetensors"
-    tensors = taet.models.build("resnet8", 3, (3, 16, 16), head=taet.models.Head("cosine")).state_dict()
-    with safe_open(path, "pt") as file, safe_open(trained / "model.safetensors", "pt") as own:
-        assert set(file.keys()) == set(own.keys()) == set(tensors)
-        assert all(torch.equal(file.get_tensor(name), own.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        found, logits = taet.predict(folder, images), answer(images)
+        np.testing.assert_allclose(found.probabilities, logits.softmax(1), atol=1e-5)
+        np.testing.assert_array_equal(found.labels, logits.argmax(1))
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -186,8 +135,7 @@ def metadata(path: Path) -> dict[str, Any]:
         return dict(json.loads(file.metadata()["taet"]))
 
 
-@pytest.mark.sample(2)
-@pytest.mark.parametrize("format", ["pt2", "onnx", "safetensors"])
+@pytest.mark.parametrize("format", [*FORMATS, "safetensors"])
 def test_a_file_names_its_run_and_no_machine(
     format: str, exported: Callable[[str], Path], trained: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -196,7 +144,7 @@ def test_a_file_names_its_run_and_no_machine(
     assert about["taet"] == taet.__version__
     assert (about["method"], about["epoch"], about["eps"], about["resizes"]) == ("robal", 12, 0.05, True)
     assert (about["class_names"], about["image_shape"]) == (["red", "green", "blue"], [3, 16, 16])
-    assert about["run_hash"] == torch.load(trained / "checkpoint.pt", weights_only=True)["run_hash"]
+    assert about["run_hash"] == RunFolder(trained).record.run_hash
     card = taet.evaluate(trained, attacks="clean", dataset=dataset, out=tmp_path)
     assert about["weights_sha256"] == card.model["weights_sha256"]
     content = path.read_bytes()
@@ -204,29 +152,30 @@ def test_a_file_names_its_run_and_no_machine(
         assert str(place).encode() not in content
 
 
-@pytest.mark.full
-def test_axes_have_names(exported: Callable[[str], Path], onnxruntime: Any) -> None:
-    session = onnxruntime.InferenceSession(exported("onnx"))
-    (images,), (logits,) = session.get_inputs(), session.get_outputs()
-    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", "height", "width", 3])
-    assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 3])
+def test_weights_alone_are_those_of_the_run(trained: Path) -> None:
+    path = export_run(trained, "safetensors")
+    assert path == trained / "artifacts" / "model.safetensors"
+    with safe_open(path, "pt") as file, safe_open(trained / "model.safetensors", "pt") as own:
+        assert set(file.keys()) == set(own.keys())
+        assert all(torch.equal(file.get_tensor(name), own.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
 
-def test_what_is_there_is_replaced_only_when_asked(trained: Path, tmp_path: Path) -> None:
+def test_no_file_of_a_run_is_replaced_and_others_only_when_asked(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     path.write_text("mine")
     with pytest.raises(UserError, match=r"mine\.safetensors exists already; allowed: another --out, or --force"):
         export_run(trained, "safetensors", path)
     assert path.read_text() == "mine"
     assert metadata(export_run(trained, "safetensors", path, force=True))["method"] == "robal"
+    with pytest.raises(UserError, match="got a place in the run folder"):
+        export_run(trained, "safetensors", trained / "model.safetensors", force=True)
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sys.modules["taet.deployment.export"]
-    wrong = module.Format(module._safetensors, lambda _, deployed: lambda images: deployed(images) + 2e-3)
-    monkeypatch.setattr(module, "FORMATS", {"safetensors": wrong})
+    monkeypatch.setattr(module, "_loaded", lambda _, __, deployed: lambda images: deployed(images) + 2e-3)
     with pytest.raises(UserError, match=r"the file's logits differ from the model's by 0\.002; nothing was written"):
         export_run(trained, "safetensors", tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
@@ -241,19 +190,6 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.flatten(1)[:, : int(x.sum()) % 2 + 1].mean(1, keepdim=True))
-
-
-def test_a_module_from_memory(dataset: Dataset, tmp_path: Path) -> None:
-    run = override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
-    taet.train(run, out=tmp_path / "run", model=nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), dataset=dataset)
-    with pytest.raises(UserError, match=r"trained with a model from memory: give it again, from Python, as model="):
-        export_run(tmp_path / "run", "pt2")
-    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
-    path = export_run(tmp_path / "run", "pt2", model=model)
-    images = dataset.test.images[:4]
-    with torch.no_grad():
-        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
-    torch.testing.assert_close(torch.export.load(path).module()(torch.from_numpy(images)), expected)
 
 
 def test_mistakes_are_one_line(
@@ -271,7 +207,43 @@ def test_mistakes_are_one_line(
     refused("holds no model.safetensors: the run is not finished; resume it first", unfinished, "pt2")
     run = override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
     taet.train(run, out=tmp_path / "odd", model=Counting(), dataset=dataset)
+    refused("trained with a model from memory: give it again, from Python, as model=", tmp_path / "odd", "pt2")
     refused("model: torch.export cannot trace it: ", tmp_path / "odd", "pt2", model=Counting())
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real("json"))
     refused(r"format onnx needs the package onnxscript: pip install 'taet\[onnx\]'", trained, "onnx")
+
+
+# Resizing in the graph
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((100, 80), (32, 32)), ((32, 33), (32, 32)), ((8, 8), (32, 20)), ((1, 1), (5, 7)), ((37, 225), (224, 37))],
+)
+def test_every_grey_level_is_pillows(
+    before: tuple[int, int], after: tuple[int, int], channels: int, pictures: Draw, prepared: Prepare
+) -> None:
+    images = pictures(4, (*before, channels))
+    found = resize(torch.from_numpy(images), *after).float() / 255
+    torch.testing.assert_close(found, prepared(images, (channels, *after)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fit", ["squeeze", "crop", "pad"])
+@pytest.mark.parametrize(("before", "side"), [((100, 80), 32), ((20, 13), 32), ((1, 70), 9), ((117, 30), 9)])
+def test_images_that_are_not_square_become_so_as_in_training(
+    fit: Fit, before: tuple[int, int], side: int, pictures: Draw
+) -> None:
+    """One level apart where Pillow may begin with the columns."""
+    images = pictures(3, (*before, 3))
+    expected = np.stack([np.asarray(scaled(picture(image), (side, side), fit)) for image in images])
+    found = resize(torch.from_numpy(images), side, side, fit).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1.01 if max(before) > 3 * min(before) else 0)
+
+
+def test_weights_by_hand() -> None:
+    """4 pixels to 2: each takes four triangles of half-width 2 about its centre, of which one lies outside."""
+    found = bilinear_weights(4, 2, torch.device("cpu"))
+    expected = torch.tensor([[3, 3, 1, 0], [0, 1, 3, 3]], dtype=torch.float64) / 7
+    torch.testing.assert_close(found, expected, rtol=0, atol=2**-22)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import taet
@@ -22,7 +19,7 @@ from taet import models
 from taet.data import Dataset
 from taet.data.images import decode_all
 from taet.deployment import Predictions, predict
-from taet.deployment.reading import fitted
+from taet.deployment.predict import fitted
 from taet.errors import UserError
 
 ATTACK = "pgd-3"
@@ -34,8 +31,7 @@ def answered(trained: Path, dataset: Dataset) -> Predictions:
     return predict(trained, dataset.test.images, attack=ATTACK)
 
 
-@pytest.mark.sample(2)
-@pytest.mark.parametrize("attack", ["fgsm", "pgd-3:start=none", "pgd-l2-2:start=none", "cw-l2:eps=2,steps=2,lr=0.1"])
+@pytest.mark.parametrize("attack", ["pgd-3:start=none", "cw-l2:eps=2,steps=2,lr=0.1"])
 def test_classes_and_survival_are_those_of_the_evaluation(
     attack: str, trained: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -48,27 +44,36 @@ def test_classes_and_survival_are_those_of_the_evaluation(
     assert 0 < found.survives.sum() < len(found)
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 250])
+@pytest.mark.parametrize("batch_size", [1, 5])
 def test_neither_order_nor_batch_matters(
     batch_size: int, trained: Path, dataset: Dataset, answered: Predictions
 ) -> None:
     order = np.random.default_rng(0).permutation(len(answered))
-    found = predict(trained, dataset.test.images[order], attack=ATTACK, batch_size=batch_size)
+    told: list[tuple[float, float]] = []
+    found = predict(
+        trained,
+        dataset.test.images[order],
+        attack=ATTACK,
+        batch_size=batch_size,
+        progress=lambda done, total, _: told.append((done, total)),
+    )
     assert answered.survives is not None
     assert 0 < answered.survives.sum() < len(answered)
     np.testing.assert_array_equal(found.labels, answered.labels[order])
     np.testing.assert_array_equal(found.survives, answered.survives[order])
     np.testing.assert_allclose(found.probabilities, answered.probabilities[order], atol=1e-5)
+    assert told == sorted(told)
+    assert told[-1] == (24 * (1 + 7), 24 * (1 + 7))
 
 
+@pytest.mark.full
 def test_autoattack_on_each_image_alone(trained: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 5)
     images = dataset.test.images[2:6]
     found = predict(trained, images, attack="autoattack-10")
     assert found.survives is not None
     assert 0 < found.survives.sum() < 4
-    backwards = predict(trained, images[::-1], attack="autoattack-10")
-    np.testing.assert_array_equal(backwards.survives, found.survives[::-1])
+    np.testing.assert_array_equal(predict(trained, images[::-1], attack="autoattack-10").survives, found.survives[::-1])
 
 
 def test_the_ball_is_the_runs(trained: Path, dataset: Dataset) -> None:
@@ -80,18 +85,16 @@ def test_the_ball_is_the_runs(trained: Path, dataset: Dataset) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, pictures: Draw) -> Path:
-    """Image files of many kinds, some in a folder below, and what is to be passed over."""
+    """Image files of several kinds, some in a folder below, and what is to be passed over."""
     place = tmp_path / "images"
     (place / "below" / ".hidden").mkdir(parents=True)
-    draw = [Image.fromarray(image) for image in pictures(6, (40, 30, 3))]
+    draw = [Image.fromarray(image) for image in pictures(4, (40, 30, 3))]
     draw[0].save(place / "b.png")
     draw[1].convert("L").save(place / "a grey one.PNG")
-    draw[2].convert("RGBA").save(place / "c.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    draw[3].save(place / "below" / "turned.jpg", exif=exif)
-    draw[4].convert("P").save(place / "below" / "ä.gif")
-    Image.fromarray(np.asarray(draw[5].convert("L")).astype(np.uint16) * 257).save(place / "deep.png")
+    draw[2].save(place / "below" / "turned.jpg", exif=exif)
+    draw[3].convert("P").save(place / "below" / "ä.gif")
     for hidden in (".cache.png", "notes.txt", "below/.hidden/x.png"):
         (place / hidden).write_bytes(b"no image")
     return place
@@ -99,24 +102,13 @@ def folder(tmp_path: Path, pictures: Draw) -> Path:
 
 def test_files_are_read_as_training_reads_them(trained: Path, folder: Path) -> None:
     found = predict(trained, folder)
-    names = ["a grey one.PNG", "b.png", "below/turned.jpg", "below/ä.gif", "c.png", "deep.png"]
+    names = ["a grey one.PNG", "b.png", "below/turned.jpg", "below/ä.gif"]
     assert found.paths == tuple(str(folder / name) for name in names)
     arrays = np.asarray(decode_all([folder / name for name in names], 16))
     np.testing.assert_array_equal(found.probabilities, predict(trained, arrays).probabilities)
     assert len(np.unique(found.probabilities, axis=0)) == len(names)
     one = predict(trained, [folder / "b.png", str(folder / "below")])
-    assert one.paths == tuple(str(folder / name) for name in ("b.png", "below/turned.jpg", "below/ä.gif"))
-    np.testing.assert_array_equal(one.labels, found.labels[[1, 2, 3]])
-    assert predict(trained, str(folder / "b.png")).labels.tolist() == [found.labels[1]]
-
-
-def test_a_run_of_other_sides_and_grey_images(make_run: Any, folder: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "resnet8", (1, 12, 20))
-    with Image.open(folder / "b.png") as image:
-        pixels = np.asarray(image.resize((20, 12), Image.Resampling.BILINEAR).convert("L"))
-    found = predict(run, [folder / "b.png", folder / "deep.png"])
-    expected = predict(run, pixels[None, :, :, None]).probabilities
-    np.testing.assert_allclose(found.probabilities[:1], expected, atol=1e-6)
+    np.testing.assert_array_equal(one.labels, found.labels[1:])
 
 
 def test_grey_becomes_colour_and_back() -> None:
@@ -130,14 +122,11 @@ def test_grey_becomes_colour_and_back() -> None:
 def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path) -> None:
     good = predict(trained, folder, attack=ATTACK)
     (folder / "empty.png").touch()
-    (folder / "below" / "text.jpg").write_text("no image")
     (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:400])
     found = predict(trained, [folder, folder / "missing.png"], attack=ATTACK, batch_size=4)
-    read = np.array([not path.endswith(("empty.png", "text.jpg", "cut.png", "missing.png")) for path in found.paths])
-    assert found.unread == 4
+    read = np.array([not path.endswith(("empty.png", "cut.png", "missing.png")) for path in found.paths])
     np.testing.assert_array_equal([not error for error in found.errors], read)
     assert all(path in error for path, error in zip(found.paths, found.errors, strict=True) if error)
-    assert "it is empty" in found.errors[[path.endswith("empty.png") for path in found.paths].index(True)]
     assert found.survives is not None
     assert good.survives is not None
     np.testing.assert_array_equal(found.labels[read], good.labels)
@@ -148,14 +137,15 @@ def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path)
     assert repr(predict(trained, folder / "empty.png")) == "1 image: no class; 1 could not be read"
 
 
-def test_rows_csv_and_json(trained: Path, folder: Path, answered: Predictions) -> None:
+def test_table_csv_and_json(trained: Path, folder: Path, answered: Predictions) -> None:
     found = predict(trained, folder / "b.png")
-    (row,) = found.rows()
-    assert row == {
-        "path": str(folder / "b.png"),
-        "class": ["red", "green", "blue"][found.labels[0]],
-        "probability": round(float(found.probabilities.max()), 6),
-    }
+    assert found.table().to_dict("records") == [
+        {
+            "path": str(folder / "b.png"),
+            "class": ["red", "green", "blue"][found.labels[0]],
+            "probability": round(float(found.probabilities.max()), 6),
+        }
+    ]
     (folder / "bad.png").touch()
     found = predict(trained, [folder / "b.png", folder / "bad.png"], attack=ATTACK)
     good, bad = csv.DictReader(io.StringIO(found.to_csv(top=2)))
@@ -163,42 +153,22 @@ def test_rows_csv_and_json(trained: Path, folder: Path, answered: Predictions) -
     assert float(good["probability"]) >= float(good["probability_2"])
     assert (good["survives"] in ("true", "false"), good["error"]) == (True, "")
     assert [bad[name] for name in ("class", "probability", "class_2", "survives")] == [""] * 4
-    assert "it is empty" in bad["error"]
-    written = json.loads(json.dumps(found.to_json(top=9)))
+    assert "bad.png" in bad["error"]
+    written = json.loads(found.to_json(top=9))
     assert (written["attack"], written["class_names"]) == (ATTACK, ["red", "green", "blue"])
     shares = [written["images"][0][name] for name in ("probability", "probability_2", "probability_3")]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
-    assert written["images"][1]["class"] is None
+    assert [written["images"][1][name] for name in ("class", "probability", "survives")] == [None] * 3
     assert repr(found).endswith(f"{int(found.survives.sum())} of 1 survive pgd-3; 1 could not be read")  # type: ignore[union-attr]
     counts = np.bincount(answered.labels, minlength=3)
-    assert repr(answered).startswith("24 images: ")
-    assert f"{answered.class_names[int(counts.argmax())]} {counts.max()}" in repr(answered)
+    assert repr(answered).startswith(f"24 images: {answered.class_names[int(counts.argmax())]} {counts.max()}")
 
 
-def test_progress_goes_up_to_the_whole(trained: Path, dataset: Dataset) -> None:
-    told: list[tuple[float, float, str]] = []
-    predict(
-        trained,
-        dataset.test.images,
-        attack=ATTACK,
-        batch_size=10,
-        progress=lambda done, total, label: told.append((done, total, label)),
-    )
-    done, totals, labels = zip(*told, strict=True)
-    assert list(done) == sorted(done)
-    assert set(totals) == {done[-1]} == {24 * (1 + 7)}
-    assert [label for label in labels if "of" in label] == [f"{n} of 24 images" for n in (10, 20, 24)]
-
-
-def test_the_caller_is_left_as_it_was(trained: Path, dataset: Dataset) -> None:
-    torch.manual_seed(7)
-    random.seed(7)
-    state, environment = torch.random.get_rng_state(), dict(os.environ)
-    images = dataset.test.images.copy()
-    predict(trained, images, attack=ATTACK)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert dict(os.environ) == environment
-    np.testing.assert_array_equal(images, dataset.test.images)
+def test_a_certain_answer_is_a_number() -> None:
+    """1.0 equals True."""
+    sure = np.array([[1.0, 0.0]], np.float32)
+    found = Predictions(("a.png",), np.zeros(1, np.int64), ("x", "y"), sure, np.array([True]), ("",), ATTACK)
+    assert found.to_csv(top=2) == "path,class,probability,class_2,probability_2,survives\na.png,x,1.0,y,0.0,true\n"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +181,6 @@ def test_the_caller_is_left_as_it_was(trained: Path, dataset: Dataset) -> None:
         ({"weights": "model-best"}, r"holds no model-best\.safetensors: it has model\.safetensors"),
         ({"device": "gpu"}, r"device: got gpu; allowed"),
         ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
-        ({"images": np.zeros((8, 8, 3), np.uint8)}, r"images: got uint8 \(8, 8, 3\)"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, r"images: got uint8 \(0, 8, 8, 3\)"),
         ({"images": []}, r"no image in what was given; allowed: files, or folders with any of \.bmp"),
     ],
@@ -234,7 +203,7 @@ def build(num_classes):
 """
 
 
-def test_code_that_a_run_names_is_called_but_none_that_lies_in_it(
+def test_code_that_a_run_names_is_called_with_consent_but_none_that_lies_in_it(
     make_run: Any,
     mended: Callable[[Path], Path],
     pictures: Draw,
@@ -245,40 +214,22 @@ def test_code_that_a_run_names_is_called_but_none_that_lies_in_it(
     record, images = json.loads((run / "run.json").read_text()), pictures(2, (16, 16, 3))
     expected = predict(run, images).probabilities
     monkeypatch.chdir(tmp_path)
+    for file in ("run/net.py", "net_beside_a_run.py"):
+        (tmp_path / file).write_text(CODE)
 
-    def answer(module: str) -> Predictions:
-        record["run"]["model"]["name"] = f"{module}:build"
+    def answer(name: str, *trusted: str) -> Predictions:
+        record["run"]["model"]["name"] = name
         (run / "run.json").write_text(json.dumps(record))
         mended(run)
-        with models.trusted(f"{module}:build"):
+        with models.trusted(*trusted):
             return predict("run", images)
 
-    for module, file in (("run.net_in_a_run", "net_in_a_run.py"), ("run.artifacts.net", "artifacts/net.py")):
-        (run / file).write_text(CODE)
-        with pytest.raises(UserError, match=rf"'{module}:build' is looked for in run, and opening a run never runs"):
-            answer(module)
-        assert not (run / file).with_suffix(".called").exists()
-    (tmp_path / "net_beside_a_run.py").write_text(CODE)
-    np.testing.assert_array_equal(answer("net_beside_a_run").probabilities, expected)
+    with pytest.raises(UserError, match="is looked for in run, and opening a run never runs code"):
+        answer("run.net:build", "run.net:build")
+    with pytest.raises(UserError, match="allowed: with --trust-model net_beside_a_run:build"):
+        answer("net_beside_a_run:build")
+    assert not list(tmp_path.rglob("*.called"))
+    found = answer("net_beside_a_run:build", "net_beside_a_run:build")
+    np.testing.assert_array_equal(found.probabilities, expected)
     assert (tmp_path / "net_beside_a_run.called").exists()
     del sys.modules["net_beside_a_run"]
-
-
-def test_a_folder_without_images(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"no image in '{tmp_path}'; allowed: files, or folders with any of"):
-        predict(trained, tmp_path)
-
-
-def test_no_cell_of_the_csv_is_a_formula() -> None:
-    found = Predictions(
-        ("=1+1.png", "-x.png", "a.png"),
-        np.array([0, 1, 0]),
-        ("@SUM(A1)", "b"),
-        np.array([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0]], np.float32),
-        None,
-        ("", "", ""),
-        "",
-    )
-    rows = list(csv.reader(io.StringIO(found.to_csv())))[1:]
-    assert [row[:2] for row in rows] == [["'=1+1.png", "'@SUM(A1)"], ["'-x.png", "b"], ["a.png", "'@SUM(A1)"]]
-    assert found.rows()[0]["path"] == "=1+1.png"

@@ -18,7 +18,6 @@ from taet.evaluation import audit, diagnostics
 from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged, audit_sample
 from taet.evaluation.checklist import QUESTIONS
 from taet.evaluation.subject import GivenImages, subject_of
-from taet.report.page import audit_page
 from taet.settings import Evaluation
 from tests import museum
 
@@ -168,12 +167,6 @@ def test_everything_is_in_the_json_and_on_the_page() -> None:
     assert values["counts"] == found.counts
     assert values["ok"] is False
     assert "pgd-5" in {column["name"] for column in values["card"]["columns"]}
-    page = audit_page(found)
-    assert "<b>" not in page
-    assert "from &amp; to" in page
-    for item in found.items:
-        assert item.question.replace("'", "&#39;") in page
-    assert page.count("<li class=") == len(found.items)
     lines = str(found).splitlines()
     assert lines[0] == f"<b>: {found.counts['pass']} pass, {found.counts['fail']} fail, 6 not applicable"
     assert sum("FAIL" in line for line in lines) == found.counts["fail"]

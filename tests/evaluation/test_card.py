@@ -101,7 +101,7 @@ def test_a_round_trip_keeps_everything(tmp_path: Path) -> None:
 
 def test_it_prints_itself_as_a_table_without_its_curves() -> None:
     told = card(run={"config": {}, "command": "", "deviations": ("its own eps",)})
-    lines = repr(told).splitlines()
+    lines = str(told).splitlines()
     assert [line.split()[0] for line in lines[1:]] == [
         "attack",
         "clean",

@@ -106,7 +106,7 @@ def trained(case: Case, share: slice, job: Job) -> Values:
     for number, x in enumerate(images):
         batch = Batch(torch.arange(SAMPLES)[share], x[share], LABELS[share])
         attack = Attack(THREAT.replace(bn_mode=job.bn_mode), Source(noise, share.start, SAMPLES))
-        with synchronised(model, method, wanted=job.synchronised):
+        with synchronised(job.synchronised):
             more = {"awp": job.awp, "number": number, "own_statistics": not job.synchronised}
             loss = training_step(model, method, optimizer, batch, attack, autocast=False, **more)
         values = {"loss": loss.total, "logits": loss.logits} | {f"part {name}": v for name, v in loss.parts.items()}

@@ -13,8 +13,6 @@ import pytest
 
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.report import measured, read, series
-from taet.report.measured import Measured
 from taet.settings import Run, override, to_json
 
 METHODS = {"at": 0.45, "at-bsl": 0.55, "taet": 0.6}
@@ -154,7 +152,7 @@ def write_run(
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     drawn = save_examples(path / "artifacts" / "examples.npz", len(names), channels) if examples else None
     if evaluated:
-        trained = {"config": json.loads(json.dumps(to_json(run)))}
+        trained = {"config": json.loads(json.dumps(to_json(run))), "deviations": list(deviations)}
         card = build_card(method, skill, names, train, test, seed, examples_sha256=drawn, run=trained)
         model = {**card.model, "selection": selection, "leak": selection == "best-test"}
         card.changed(model=model).save(path / "evaluation.json")
@@ -211,12 +209,3 @@ def make_card() -> Callable[..., ResultCard]:
 @pytest.fixture
 def card() -> ResultCard:
     return build_card("at", 0.5, NAMES, counts(10, 140, 10), counts(10, 90, 10))
-
-
-@pytest.fixture
-def measure() -> Callable[[ResultCard], Measured]:
-    def of(card: ResultCard) -> Measured:
-        folder = read.ReportedRun(Path("at"), None, (), card, None, read.data_of_card(card))
-        return measured.measured(series.grouped([folder], [None]))[0]
-
-    return of

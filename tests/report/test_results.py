@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -38,7 +37,7 @@ def trained(make_card: MakeCard) -> MakeCard:
         card = make_card(method, seed, run={"config": json.loads(json.dumps(to_json(run)))}, protocol=protocol)
         weights = f"{abs(hash((method, seed, protocol, *changes.items(), *own.items()))):064x}"
         model = {**card.model, "selection": run.training.selection, "weights_sha256": weights[:64], **dict(about)}
-        return dataclasses.replace(card, model=model)
+        return card.changed(model=model)
 
     return make
 
@@ -132,7 +131,7 @@ def test_the_board_ranks_by_autoattack_and_ranks_are_ranges(make_card: MakeCard)
     probe = {"batch_size": 250, "images": 9, "clean_correct": 9, "distributions": 0, "zero_gradients": 0}
     cards = [make_card(method, seed, probe=probe) for method in ("at", "taet") for seed in range(3)]
     strong = [
-        dataclasses.replace(card, method="strong", columns=tuple(_right(card, column) for column in card.columns))
+        card.changed(method="strong", columns=tuple(_right(card, column) for column in card.columns))
         for card in cards[:3]
     ]
     without = make_card("at-bsl")
@@ -145,7 +144,7 @@ def test_the_board_ranks_by_autoattack_and_ranks_are_ranges(make_card: MakeCard)
 
 
 def _right(card: ResultCard, column: Any) -> Any:
-    return dataclasses.replace(column, correct=np.ones_like(column.correct), predictions=card.labels, parts={})
+    return column.changed(correct=np.ones_like(column.correct), predictions=card.labels, parts={})
 
 
 def test_seeds_are_one_row_and_changed_settings_name_another(trained: MakeCard) -> None:
@@ -181,35 +180,35 @@ def test_an_idle_curve_and_the_evaluation_name_nothing(trained: MakeCard) -> Non
     assert names(trained("at"), trained("at", 1, training__monitor_every=7, evaluation__batch_size=3)) == ["at"] * 2
 
 
-def test_equal_names_have_the_part_of_the_setting_that_differs(trained: MakeCard) -> None:
+def test_another_network_is_named_too(trained: MakeCard) -> None:
     cards = [trained("at"), trained("at", about={"name": "wide", "weights_sha256": "f" * 64}), trained("taet")]
-    assert names(*cards) == ["at · small", "at · wide", "taet"]
+    assert names(*cards) == ["at", "at (wide)", "taet"]
 
 
 def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: MakeCard, make_card: MakeCard) -> None:
     first = trained("at-bsl")
     alike = trained("at", outer__name="balanced-softmax", about={"weights_sha256": first.model["weights_sha256"]})
     assert names(first, alike) == ["at-bsl", "at (balanced-softmax)"]
-    alike = dataclasses.replace(alike, columns=first.columns)  # the same predictions as well
+    alike = alike.changed(columns=first.columns)  # the same predictions as well
     assert names(first, alike) == ["at-bsl"] * 2
     assert names(trained("at"), trained("at", about={"weights_sha256": "e" * 64})) == ["at", "at #2"]
-    given = dataclasses.replace(make_card("my-net"), seed=None)
-    other = dataclasses.replace(make_card("my-net", 5), seed=None)
+    given = make_card("my-net").changed(seed=None)
+    other = make_card("my-net", 5).changed(seed=None)
     assert names(given, given, other) == ["my-net", "my-net", "my-net #2"]
 
 
 def test_attacks_of_one_name_show_the_settings_in_which_they_differ(make_card: MakeCard) -> None:
     card, other = make_card("at"), make_card("taet")
-    column = dataclasses.replace(other.column("pgd-20"), parameters={"steps": 20, "step_size": 2 / 255})
+    column = other.column("pgd-20").changed(parameters={"steps": 20, "step_size": 2 / 255})
     rest = tuple(one for one in other.columns if one.name != "pgd-20")
-    found = taet.results(card, dataclasses.replace(other, columns=(*rest, column)))
+    found = taet.results(card, other.changed(columns=(*rest, column)))
     assert [name for name in found.attacks if "pgd" in name] == ["pgd-20 (step_size 1/255)", "pgd-20 (step_size 2/255)"]
     assert found.compare("at", "taet", "pgd-20 (step_size 1/255)").empty
 
 
 def test_several_test_sets_are_separate_tables(make_card: MakeCard) -> None:
     card = make_card("at")
-    other = dataclasses.replace(make_card("taet"), data={**card.data, "test_sha256": "cd" * 32})
+    other = make_card("taet").changed(data={**card.data, "test_sha256": "cd" * 32})
     found = taet.results(card, other)
     assert len(found.by_test_set()) == 2
     assert set(found.table()["row"]) == {"at", "taet"}
@@ -238,7 +237,7 @@ def test_cards_come_from_patterns_folders_files_and_memory(
 
 def test_a_class_named_like_a_group_stays_apart(make_card: MakeCard) -> None:
     card = make_card("at")
-    name = dataclasses.replace(card, data={**card.data, "class_names": ["tail", *card.class_names[1:]]})
+    name = card.changed(data={**card.data, "class_names": ["tail", *card.class_names[1:]]})
     table = taet.results(name).table()
     assert {"tail", "class tail"} <= set(table["group"])
     assert not table.duplicated(["row", "attack", "group"]).any()

@@ -21,7 +21,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.verification import FileFinding, verify
 from taet.files import seal
-from taet.report.read import read as read_report
+from taet.report import sources
 from taet.settings import Run
 from taet.training import resume, train
 from taet.training.finished import load_model
@@ -70,7 +70,7 @@ def use(folder: Path) -> dict[str, Any]:
     card = ResultCard.load(folder)
     column = card.column("fgsm")
     _, model, record = load_model(folder)
-    read = read_report(folder)
+    ((read, *_), _) = sources.read(folder)
     again = Path(shutil.copytree(folder, folder.with_name("resumed")))
     try:
         history = resume(again).history

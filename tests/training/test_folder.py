@@ -15,11 +15,11 @@ from taet.files import seal
 from taet.settings import Run
 from taet.training import TrainingResult, train
 from taet.training.folder import RunFolder
+from taet.training.record import RunRecord
 
 PACKAGE = Path(__file__).parents[2] / "taet"
-FILES = [
-    path for path in PACKAGE.rglob("*.py") if path not in {PACKAGE / "training" / "folder.py", PACKAGE / "files.py"}
-]
+NAMING = {PACKAGE / "training" / "folder.py", PACKAGE / "files.py", PACKAGE / "models" / "hub.py"}
+FILES = [path for path in PACKAGE.rglob("*.py") if path not in NAMING]
 NAMES = re.compile(r"(run\.json|metrics\.jsonl|checkpoint\.pt|evaluation\S*\.json|model\S*\.safetensors|examples\.npz)")
 FOLDERS = {"done", "artifacts", "tensorboard"}
 
@@ -62,8 +62,8 @@ def test_a_record_is_written_as_it_is_read(finished: TrainingResult) -> None:
 
 def test_rows_are_typed(finished: TrainingResult) -> None:
     folder = RunFolder(finished.folder)
-    assert folder.rows == finished.history
     (epoch,) = folder.metrics
+    assert (epoch.to_json(),) == finished.history
     assert epoch.epoch == 1
     assert epoch.loss == finished.history[0]["loss"]
     assert epoch.monitor is not None
@@ -72,13 +72,14 @@ def test_rows_are_typed(finished: TrainingResult) -> None:
 
 def test_a_row_that_was_cut_short_is_left_out_and_a_damaged_one_refused(tmp_path: Path) -> None:
     path, folder = tmp_path / "metrics.jsonl", RunFolder(tmp_path)
-    assert folder.rows == ()
+    assert folder.metrics == ()
     row = {"epoch": 1, "stage": "all", "loss": {}, "seconds": 1.0}
     path.write_text(f'{json.dumps(row)}\n{{"epo')
-    assert folder.rows == (row,)
+    (epoch,) = folder.metrics
+    assert (epoch.epoch, epoch.monitor) == (1, None)
     path.write_text(f'{{"epo\n{json.dumps(row)}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is damaged"):
-        _ = folder.rows
+        _ = folder.metrics
 
 
 def test_weights_say_where_they_come_from(finished: TrainingResult, tmp_path: Path) -> None:
@@ -89,3 +90,23 @@ def test_weights_say_where_they_come_from(finished: TrainingResult, tmp_path: Pa
     RunFolder(tmp_path).weights().write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read"):
         RunFolder(tmp_path).weights_about()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("image_shape", [1, 0, 8], "got 0; allowed: 1 to 65536"),
+        ("image_shape", [1, 8], "image shape.*the field '2' is missing"),
+        ("image_shape", [65536, 65536, 8], "channels, height and width"),
+        ("num_classes", -1, "0 or more"),
+        ("class_names", ["a"], "one per class"),
+        ("splits", {}, "the field 'test' is missing"),
+    ],
+)
+def test_a_record_of_impossible_images_is_refused(
+    finished: TrainingResult, field: str, value: object, allowed: str
+) -> None:
+    stored = json.loads((finished.folder / "run.json").read_text())
+    stored["data"][field] = value
+    with pytest.raises(UserError, match=allowed):
+        RunRecord.from_json(stored)

@@ -349,7 +349,7 @@ def test_a_run_delivers_the_epoch_that_was_asked_for(
 def test_the_training_does_not_depend_on_the_rule_of_selection(
     tiny: Callable[..., Run], tmp_path: Path, method: str, changes: dict[str, Any]
 ) -> None:
-    """Cards of the last epoch stand for the runs that deliver it (`taet.reproduce.cell_store`)."""
+    """Cards of the last epoch stand for the runs that deliver it (papers/runs.py)."""
     runs = {
         rule: tiny(method, VALIDATED | changes | {"training.selection": rule}) for rule in ("last", "best-validation")
     }

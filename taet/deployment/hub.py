@@ -1,0 +1,180 @@
+"""`taet push`: a finished run with its result card and a model card, as a folder or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import taet
+from taet.errors import UserError, custom_code, needed
+from taet.evaluation import card_store
+from taet.evaluation.card import ResultCard
+from taet.files import check_output, file_sha256, make_folder, read_bytes, seal, write_atomically, write_json
+from taet.formatting import markdown_table, percent, percent_interval, size
+from taet.models.hub import CONFIG, FILES, verify
+from taet.models.weights import MOST_BYTES
+from taet.training.folder import DONE, RunFolder
+from taet.training.record import RunRecord
+
+TO_FILL_IN = "to be filled in by the publisher"
+PAGE = """---
+license: {licence}
+library_name: taet
+pipeline_tag: image-classification
+tags: {tags}
+---
+
+# {title}
+
+A classifier trained by taet for adversarial robustness under long-tailed data.
+
+{about}
+
+## Results
+
+Balanced accuracy: the mean recall over the classes. 95 % intervals: over the test images. evaluation.json holds the
+answer to every image.
+
+{results}
+
+{flags}
+
+## Intended use and limits
+
+For research on robustness, and as a starting point for models whose data resemble these. Measure it on your own images
+before you rely on it, per class: rare classes are the least accurate ones.
+
+**Not a certificate.** The figures say which of these attacks failed, within a {norm} ball of radius {eps} around each
+test image. Another attack, a larger ball or another change of the image may succeed.
+
+## How to use it
+
+    taet predict hf:{name}@COMMIT images/
+    taet evaluate --model hf:{name}@COMMIT --data folder:./other-images
+
+COMMIT is the full commit of this repository. Every file is checked by its SHA-256; no file is code.
+"""
+
+
+def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", private: bool = False) -> str:
+    """Publish a finished, evaluated run, and return its name for later use: a folder, or hf:USER/NAME@COMMIT.
+
+    Args:
+        run_dir: a finished run with the result card of the weights that it delivers.
+        target: folder:PATH, for which no network is needed, or USER/NAME on the hub (needs taet[hub]).
+        licence: identifier of the hub, e.g. apache-2.0; without it the model card has a placeholder.
+        private: whether a new repository of the hub is private.
+
+    Raises:
+        UserError: an unfinished run, one without a card, another target, a folder with other files in it.
+    """
+    if licence and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise UserError(f"licence: got '{licence}'; allowed: an identifier of the hub in lower case, e.g. apache-2.0")
+    kind, _, path = target.partition(":")
+    if kind == "folder" and path:
+        stage(Path(run_dir), Path(path), licence, "USER/NAME")
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", target):
+        raise UserError(f"target: got '{target}'; allowed: USER/NAME, or folder:PATH")
+    library = needed("huggingface_hub", f"pushing to {target}", "hub", "; without it: folder:PATH")
+    with tempfile.TemporaryDirectory() as place:
+        stage(Path(run_dir), Path(place, "model"), licence, target)
+        with custom_code(target):
+            api = library.HfApi()
+            api.create_repo(target, private=private, exist_ok=True)
+            said = f"Upload a model of taet {taet.__version__}"
+            done = api.upload_folder(repo_id=target, folder_path=str(Path(place, "model")), commit_message=said)
+    return f"hf:{target}@{done.oid}"
+
+
+def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
+    """Write the folder of a published model; an earlier one is replaced, any other folder with files is refused."""
+    run = RunFolder(run_dir)
+    record = run.record
+    if not run.is_done:
+        raise UserError(f"{run_dir} is not finished; resume it first: taet train --resume {run_dir}")
+    run.check_weights()
+    card = card_store.of_folder(run)
+    if card is None or "file_sha256" not in card.model:
+        lacks = f"{run_dir} has no result card that names its file of weights"
+        raise UserError(f"{lacks}; make one: taet evaluate {run_dir}")
+    if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
+        raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")
+    if not (out / CONFIG).exists():
+        check_output(out)
+    make_folder(out)
+    for old in (CONFIG, *FILES):  # a folder without config.json is not a published model
+        (out / old).unlink(missing_ok=True)
+    for file in FILES:
+        if file != DONE and (run_dir / file).exists():
+            write_atomically(out / file, read_bytes(run_dir / file, most=MOST_BYTES))
+    RunFolder(out).finish()
+    write_atomically(out / "README.md", model_card(record, card, licence, name).encode())
+    facts = {
+        "library_name": "taet",
+        "taet_version": taet.__version__,
+        "model": {"name": record.run.model.name, "image_shape": list(record.data.image_shape)},
+        "class_names": list(record.data.class_names),
+        "weights_sha256": card.model["weights_sha256"],
+        "files": {file: file_sha256(out / file) for file in FILES if (out / file).exists()},
+    }
+    write_json(out / CONFIG, seal(facts))
+    verify(out)
+
+
+def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
+    """Return the names from the training machine in a run, which publishing would make public."""
+    record = RunFolder(Path(run_dir)).record
+    found = [record.command, record.run.data.name, record.run.data.root, record.run.model.weights]
+    return [text for text in found if text and os.sep in text]
+
+
+def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> str:
+    """Return the page of a model, with front matter for the hub; every number comes from the result card."""
+    run, data = record.run, card.data
+    about = [
+        ("Method", f"{record.method_title} ({record.reference})"),
+        ("Network", f"{run.model.name}, {record.parameters:,} parameters, input {record.data.image_shape}"),
+        ("Protocol", run.protocol + "".join(f"; leaves it: {text}" for text in record.deviations)),
+        ("Training attack", f"L-infinity, eps {size(run.threat.eps)}"),
+        ("Epoch and seed", f"{card.model.get('epoch')} of {run.training.epochs}, {record.selection.rule}; {run.seed}"),
+        ("Data", f"{data['name']}, {card.num_classes} classes, {sum(record.data.train.class_counts):,} images"),
+        ("Imbalance ratio", "not known" if data.get("imbalance_ratio") is None else f"{data['imbalance_ratio']:.4g}"),
+        ("Test images", f"{len(card.labels):,}, SHA-256 {data['test_sha256']}"),
+        *((("Extra images", record.data.extra.sentence),) if record.data.extra else ()),
+        *(("Note", note) for note in data.get("notes", ())),
+        ("Licence", licence or f"{TO_FILL_IN}, with the licence of the training images in mind"),
+    ]
+    results = [("attack", "accuracy %", "balanced %", "95 % interval", "worst class %")]
+    for column in (column for column in card.columns if column.ordinary):
+        found = card.summary_of(column)
+        label, worst = found.worst_class
+        named = f"{percent(worst)} ({card.class_names[label]})" if label >= 0 else ""
+        interval = percent_interval(*found.balanced_interval)
+        results.append((column.name, percent(found.accuracy), percent(found.balanced), interval, named))
+    flags = [f"- `{flag['flag']}`: {_text(flag['text'])}" for flag in card.flags]
+    return PAGE.format(
+        licence=json.dumps(licence or "unknown"),
+        tags=json.dumps(["adversarial-robustness", "long-tailed-recognition", run.method]),
+        title=f"{_text(record.method_title)} on {_text(data['name'])}",
+        about=_table([("", ""), *about]),
+        results=_table(results),
+        flags="\n".join(["Warnings of the evaluation:\n", *flags] if flags else ["The evaluation raised no warning."]),
+        norm=card.threat["norm"],
+        eps=size(card.threat["eps"]),
+        name=name,
+    )
+
+
+def _text(value: str) -> str:
+    """Return a text escaped for Markdown, on one line."""
+    return re.sub(r"([\\|*_\[\]`#])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    return markdown_table([[_text(cell) for cell in row] for row in rows])

@@ -1,0 +1,79 @@
+"""Published models: a run folder with a config.json, on disk or at a pinned commit of the Hugging Face Hub.
+
+config.json stores the SHA-256 of every file and its own. Only these files are downloaded, and none of them runs code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from taet.errors import UserError, custom_code, needed
+from taet.files import check_seal, file_sha256, read_json
+
+WEIGHTS, CARD = "model.safetensors", "evaluation.json"
+FILES = ("run.json", "metrics.jsonl", "done", WEIGHTS, CARD)
+CONFIG = "config.json"
+PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+
+
+def is_published(name: str | os.PathLike[str]) -> bool:
+    """Whether a name refers to a published model: hf:USER/NAME@COMMIT, or folder:PATH."""
+    return os.fspath(name).startswith(("hf:", "folder:"))
+
+
+def local(name: str | os.PathLike[str]) -> Path:
+    """Return the verified folder of a published model, downloaded if it is not in the hub's cache yet; or a path.
+
+    Raises:
+        UserError: a name without a full commit, a missing package, a download that fails, a file whose SHA-256 is not
+            the one in the model's config.json or result card.
+    """
+    kind, _, path = os.fspath(name).partition(":")
+    if not is_published(name):
+        return Path(name)
+    folder = Path(path) if kind == "folder" else _downloaded(os.fspath(name))
+    verify(folder)
+    return folder
+
+
+def _downloaded(name: str) -> Path:
+    found = PINNED.fullmatch(name)
+    if found is None:
+        repository = name.removeprefix("hf:").partition("@")[0]
+        find = f"git ls-remote https://huggingface.co/{repository} HEAD prints the latest"
+        allowed = "hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"
+        raise UserError(f"got {name}; allowed: {allowed}; {find}")
+    library = needed("huggingface_hub", name, "hub")
+    with custom_code(name):
+        return Path(library.snapshot_download(found[1], revision=found[2], allow_patterns=[*FILES, CONFIG]))
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the file of weights of a path, of the folder of a published model, or of hf:USER/NAME@COMMIT."""
+    place = local(path)
+    if not is_published(path):
+        if not (place / CONFIG).is_file():
+            return place
+        verify(place)
+    return place / WEIGHTS
+
+
+def verify(folder: Path) -> None:
+    """Refuse a published folder with a missing or changed file, or with a card of other weights."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} holds no {CONFIG}; allowed: a folder that taet push wrote")
+    stored = read_json(path)
+    sums: Any = stored.get("files") if isinstance(stored, dict) and check_seal(path, stored) else None
+    if not isinstance(sums, dict) or not {WEIGHTS, CARD, "run.json"} <= sums.keys():
+        raise UserError(f"{path} was not written by taet push: it has no SHA-256 of every file")
+    for name in FILES:
+        if name in sums and file_sha256(folder / name) != sums[name]:
+            raise UserError(f"{folder / name} was changed or damaged: its SHA-256 differs from the one in {CONFIG}")
+    card = read_json(folder / CARD)
+    model: Any = card.get("model") if isinstance(card, dict) and check_seal(folder / CARD, card) else None
+    if not isinstance(model, dict) or model.get("file_sha256") != sums[WEIGHTS]:
+        raise UserError(f"{folder / CARD} was made with other weights than {WEIGHTS}: the checksums differ")

@@ -1,0 +1,189 @@
+"""What is pushed is read back, from a folder or a hub that keeps folders; pins and checksums; never code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import taet
+from taet import models
+from taet.data import Dataset
+from taet.deployment.hub import publish
+from taet.errors import UserError
+from taet.evaluation.card import ResultCard
+from taet.files import seal
+from taet.models.hub import CONFIG, FILES, local
+from taet.models.weights import read
+from taet.training.finished import load_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = f"hf:user/colours@{COMMIT}"
+
+
+@pytest.fixture(scope="module")
+def run(trained: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a result card."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run")
+    taet.evaluate(folder, attacks=["clean", "fgsm"], dataset=dataset)
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(publish(run, f"folder:{tmp_path_factory.mktemp('published') / 'x'}", licence="mit"))
+
+
+@pytest.fixture
+def copy(published: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "copy"))
+
+
+class Hub:
+    """The functions of huggingface_hub that are used, on folders: the interface of its documentation."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.private = place, list[bool]()
+        self.HfApi = lambda: self
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        (self.place / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        self.private.append(private)
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> SimpleNamespace:
+        assert commit_message
+        shutil.copytree(folder_path, self.place / repo_id / COMMIT)
+        return SimpleNamespace(oid=COMMIT)
+
+    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str]) -> str:
+        assert allow_patterns == [*FILES, CONFIG]
+        source = self.place / repo_id / revision
+        if not source.is_dir():
+            raise FileNotFoundError(f"no revision {revision}")
+        return str(source)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    fake = Hub(tmp_path / "hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    return fake
+
+
+def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, published: Path) -> None:
+    assert {path.name for path in published.iterdir()} == {*FILES, CONFIG, "README.md"}
+    for name in ("run.json", "metrics.jsonl", "model.safetensors", "evaluation.json"):
+        assert (published / name).read_bytes() == (run / name).read_bytes()
+    facts = json.loads((published / CONFIG).read_text())
+    assert facts["class_names"] == ["red", "green", "blue"]
+    assert facts["model"] == {"name": "resnet8", "image_shape": [3, 16, 16]}
+    page, card = (published / "README.md").read_text(), ResultCard.load(run)
+    for column in card.columns:
+        summary = card.summary(column.name)
+        assert f"| {column.name} | {100 * summary.accuracy:.1f} | {100 * summary.balanced:.1f} |" in page
+    assert 'license: "mit"\n' in page
+    assert "Not a certificate" in page
+    assert all(f"`{flag['flag']}`" in page for flag in card.flags)
+
+
+def test_a_push_and_a_load_give_the_same_answers(run: Path, hub: Hub, dataset: Dataset) -> None:
+    """As a run, and as weights of a fresh network."""
+    name = publish(run, "user/colours", private=True)
+    assert (name, hub.private) == (NAME, [True])
+    found = taet.predict(local(name), dataset.test.images)
+    np.testing.assert_array_equal(found.probabilities, taet.predict(run, dataset.test.images).probabilities)
+    head = load_model(run)[2].head
+    model = models.build("resnet8", 3, (3, 16, 16), head=head, weights=name)
+    assert model.notes[0].endswith(f"tensors of {NAME}, its head included")
+    assert read(local(name)).tensors.keys() == model.state_dict().keys()
+
+
+def test_an_earlier_push_is_replaced_and_nothing_else(run: Path, copy: Path, tmp_path: Path) -> None:
+    publish(run, f"folder:{copy}")
+    assert 'license: "unknown"\n' in (copy / "README.md").read_text()
+    assert local(f"folder:{copy}") == copy
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for place, message in ((tmp_path / "full", "allowed: a new or empty one"), (run / "x", "a place in the run fol")):
+        with pytest.raises(UserError, match=message):
+            publish(run, f"folder:{place}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:user/colours", "allowed: hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"),
+        ("hf:user/colours@main", "got hf:user/colours@main; allowed"),
+        (f"hf:user/other@{COMMIT}", f"hf:user/other@{COMMIT}: FileNotFoundError: no revision"),
+        ("folder:.", "holds no config.json; allowed: a folder that taet push wrote"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("hub")
+def test_only_a_full_commit_is_read(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        local(name)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def rewrite(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a sealed file as somebody who can write its seal."""
+    stored = json.loads(path.read_text())
+    change(stored)
+    path.write_text(json.dumps(seal(stored)))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda at: flip(at / "metrics.jsonl"), "metrics.jsonl was changed or damaged"),
+        (lambda at: (at / "done").unlink(), "cannot read"),
+        (lambda at: (at / CONFIG).write_text("{}"), "was not written by taet push"),
+        (lambda at: rewrite(at / CONFIG, lambda stored: stored["files"].pop("run.json")), "no SHA-256 of every file"),
+        (lambda at: rewrite(at / "evaluation.json", lambda card: card["model"].clear()), "changed"),
+    ],
+)  # fmt: skip
+def test_damage_is_one_line(copy: Path, harm: Any, message: str) -> None:
+    harm(copy)
+    for read_it in (lambda: local(f"folder:{copy}"), lambda: read(copy)):
+        with pytest.raises(UserError, match=message) as caught:
+            read_it()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "licence", "message"),
+    [
+        ("name", "", "allowed: USER/NAME, or"),
+        ("folder:", "", "allowed: USER/N"),
+        ("a/b", "MIT License", "licence: got"),
+    ],
+)
+def test_a_wrong_target_is_one_line(run: Path, target: str, licence: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        publish(run, target, licence=licence)
+
+
+def test_an_unfinished_run_one_without_a_card_and_a_missing_package(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"pip install 'taet\[hub\]'; without it: folder:PATH"):
+        publish(run, "user/name")
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    for file, message in (("evaluation.json", "has no result card"), ("done", "is not finished")):
+        (folder / file).unlink()
+        with pytest.raises(UserError, match=message):
+            publish(folder, f"folder:{tmp_path / 'z'}")
+    assert not (tmp_path / "z").exists()
