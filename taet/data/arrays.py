@@ -14,10 +14,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.data.places import locate
-from taet.data.source import PARTS, Given, Ints, Source, to_source
-from taet.data.storage import PIECE, Pixels, Shape, file_key, gather, portions, reading
+from taet.data.source import PARTS, DataSource, GivenArray, to_source
+from taet.data.storage import PIECE, ArrayShape, Pixels, file_key, gather, portions, reading
 from taet.errors import UserError, cut, located
 from taet.settings import Data
+from taet.statistics import Ints
 
 NAMES = {
     "npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)",
@@ -34,7 +35,7 @@ class NpzImages:
 
     path: Path
     name: str
-    shape: Shape
+    shape: ArrayShape
 
     @property
     def key(self) -> str:
@@ -69,7 +70,7 @@ class PlaneImages:
     """Images in an .npy file of rows (N, C S S): the red plane of S x S pixels, row by row, then green, then blue."""
 
     path: Path
-    shape: Shape
+    shape: ArrayShape
 
     @property
     def key(self) -> str:
@@ -92,7 +93,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic
     return (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
 
 
-def _read(path: Path, archive: zipfile.ZipFile, name: str) -> Given:
+def _read(path: Path, archive: zipfile.ZipFile, name: str) -> GivenArray:
     """Return an array of an .npz; images are read when they are chosen, pickled objects are refused."""
     with archive.open(f"{name}.npy") as file:
         shape, by_columns, dtype = _header(file)
@@ -116,7 +117,7 @@ def npz_names(path: Path) -> list[str]:
     return names
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, Given]:
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, GivenArray]:
     """Return these arrays of an .npz file."""
     with reading(path, NPZ), zipfile.ZipFile(path) as archive:
         return {name: _read(path, archive, name) for name in names}
@@ -135,7 +136,7 @@ def keys(there: Sequence[str], group: str | None = None) -> list[str]:
     return [*required, *(key for key in (*groups[1:], "class_names") if key in there)]
 
 
-def read(data: Data) -> Source:
+def read(data: Data) -> DataSource:
     """Return the splits of a file or folder as they are; its optional array `class_names` names the classes.
 
     In an .npz, train_G, val_G and test_G with the group G of --data.group, or else train_group and so on, hold the
@@ -166,12 +167,12 @@ def read(data: Data) -> Source:
     return replace(source, notes=tuple(notes))
 
 
-def _read_folder(folder: Path) -> dict[str, Given]:
+def _read_folder(folder: Path) -> dict[str, GivenArray]:
     if not folder.is_dir():
         raise UserError(f"no such folder: '{folder}'")
     with located(f"'{folder}'"):
         wanted = keys(sorted(path.stem for path in folder.glob("*.npy")))
-    arrays: dict[str, Given] = {}
+    arrays: dict[str, GivenArray] = {}
     for key in wanted:
         path = folder / f"{key}.npy"
         with reading(path, NPY):
@@ -180,7 +181,7 @@ def _read_folder(folder: Path) -> dict[str, Given]:
     return arrays
 
 
-def _plane_shape(path: Path, rows: NDArray[np.generic]) -> Shape:
+def _plane_shape(path: Path, rows: NDArray[np.generic]) -> ArrayShape:
     """Return the shape (N,S,S,C) of images stored as rows (N, C S S), C 3 or 1."""
     if rows.ndim != 2 or rows.dtype != np.uint8 or rows.size == 0:
         raise UserError(f"'{path}': got {rows.dtype} of shape {rows.shape}; allowed: uint8 of shape (N,3072)")

@@ -10,7 +10,7 @@ import numpy as np
 
 from taet.data.arrays import keys, npz_names, read_npz
 from taet.data.places import Download, find, not_found, official
-from taet.data.source import Arrays, Given, Source, to_source
+from taet.data.source import Arrays, DataSource, GivenArray, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -79,7 +79,7 @@ def _official(place: Path, version: CifarVersion) -> Arrays:
     from torchvision import datasets
 
     reader = getattr(datasets, version.title.replace("-", ""))
-    arrays: dict[str, Given] = {}
+    arrays: dict[str, GivenArray] = {}
     try:
         with warnings.catch_warnings():
             # The official pickles name NumPy types as in 2009, which newer NumPy deprecates.
@@ -93,7 +93,7 @@ def _official(place: Path, version: CifarVersion) -> Arrays:
     return arrays
 
 
-def read(data: Data) -> Source:
+def read(data: Data) -> DataSource:
     """Return the whole set, balanced: 50,000 training and 10,000 test images. Source: Krizhevsky, 2009.
 
     CIFAR-100 has its 100 fine classes. A file that is missing, damaged or has other content raises a `UserError`.

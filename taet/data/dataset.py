@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from taet import statistics
-from taet.data.source import Ints, Labelled, to_source
+from taet.data.source import Labelled, to_source
 from taet.data.storage import Pixels, pieces
 from taet.errors import printable
+from taet.statistics import Ints
 
 
 def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:

@@ -20,12 +20,13 @@ from taet.data.dataset import Dataset, Split
 from taet.data.files import class_rows
 from taet.data.images import Files, survey
 from taet.data.places import locate
-from taet.data.source import Given, Ints, checked_images, checked_labels
+from taet.data.source import GivenArray, checked_images, checked_labels
 from taet.data.sources import fingerprints, read_images
 from taet.data.storage import Images
 from taet.data.tables import NUMBER
 from taet.errors import UserError, located, unknown
 from taet.settings import Data
+from taet.statistics import Ints
 
 KEYS = (("images", "labels"), ("image", "label"))
 """Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
@@ -112,7 +113,7 @@ def _of_npz(path: Path, _: Data, __: Sequence[str]) -> tuple[Images, Ints]:
     keys = next((pair for pair in KEYS if {*pair} <= {*names}), None)
     if keys is None:
         raise UserError(f"'{path}': got the arrays {', '.join(names) or 'none'}; allowed: images and labels")
-    arrays: dict[str, Given] = read_npz(path, keys)
+    arrays: dict[str, GivenArray] = read_npz(path, keys)
     images, labels = checked_images(keys[0], arrays[keys[0]]), checked_labels(keys[1], arrays[keys[1]])
     if images.shape[0] != len(labels):
         raise UserError(f"'{path}': got {images.shape[0]} images but {len(labels)} labels")

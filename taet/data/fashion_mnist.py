@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.data.places import Download, find, not_found, official
-from taet.data.source import Source, to_source
+from taet.data.source import DataSource, to_source
 from taet.data.storage import reading
 from taet.errors import UserError, located
 from taet.settings import Data
@@ -63,7 +63,7 @@ def _find(data: Data) -> list[Path]:
     return found
 
 
-def read(data: Data) -> Source:
+def read(data: Data) -> DataSource:
     """Return all of Fashion-MNIST, balanced: 60,000 training and 10,000 test images.
 
     Source: Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms,

@@ -15,11 +15,12 @@ from taet.data import layouts
 from taet.data.images import SUFFIXES, Files, Survey, files_below, is_image, survey
 from taet.data.places import locate
 from taet.data.selection import divided
-from taet.data.source import PARTS, Ints, Labels, Source, check_names
+from taet.data.source import PARTS, DataSource, Labels, check_names
 from taet.data.storage import Images
 from taet.data.tables import NUMBER, Row, labelled, labelled_tables, located
 from taet.errors import UserError, unknown
 from taet.settings import Data
+from taet.statistics import Ints
 
 NAMES = {
     "folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders",
@@ -131,7 +132,7 @@ class Listing:
                     f"'{row.file}' for {row.split}; keep it in one, or give --data.group none"
                 )
 
-    def source(self, data: Data) -> Source:
+    def source(self, data: Data) -> DataSource:
         """Return the splits, with images that are grey if all files are, else RGB; see `taet.data.images.Files`."""
         files = Files(self.survey, data.size, data.fit)
         splits, images = dict[str, Labels](), dict[str, Images]()
@@ -149,7 +150,7 @@ class Listing:
             alone = f"; {named['']} images stand alone" if named[""] else ""
             notes.append(f"{len(named) - ('' in named)} groups, each in one split{alone}")
         notes += [*self.notes, *self.survey.sentences(data.size, data.fit)]
-        return Source(data.name, splits, images, self.mirror, tuple(notes), data.size is not None)
+        return DataSource(data.name, splits, images, self.mirror, tuple(notes), data.size is not None)
 
 
 def listing(data: Data) -> Listing:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.data.long_tail import twister
-from taet.data.source import Ints
+from taet.statistics import Ints
 
 
 def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from taet.data.files import Listing
 from taet.data.places import Download, not_found, official, roots
-from taet.data.source import Source
+from taet.data.source import DataSource
 from taet.data.tables import Row, read_table
 from taet.errors import UserError
 from taet.settings import Data
@@ -62,7 +62,7 @@ def _rows(place: Path, training: str) -> list[Row]:
     return [*train, *(Row(images / name, names[label], "test") for name, label in test)]
 
 
-def read(data: Data) -> Source:
+def read(data: Data) -> DataSource:
     """Return the training images, grouped by track, and the 12,630 test images of 43 classes.
 
     There are 39,209 training images, 210 to 2,250 per class, or the 26,640 of the online competition if only these are

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.data.ahead import ahead
-from taet.data.source import Ints
-from taet.data.storage import Pixels, Shape, file_key, reason
+from taet.data.storage import ArrayShape, Pixels, file_key, reason
 from taet.errors import UserError, cut
 from taet.progress import counted
 from taet.settings import Fit
+from taet.statistics import Ints
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -208,8 +208,10 @@ class Survey:
     def not_square(self, fit: Fit) -> list[str]:
         """Say how many images are not square, and what `fit` does with them."""
         places = np.flatnonzero(self.sizes[:, 0] != self.sizes[:, 1])
-        of, total = len(places), len(self.files)
-        return [f"{of} of {total} images: not square, {FITTED[fit]} (e.g. '{self.files[places[0]]}')"] if of else []
+        if len(places) == 0:
+            return []
+        example = Path(str(self.files[places[0]])).name
+        return [f"{len(places)} of {len(self.files)} images: not square, {FITTED[fit]} (e.g. '{example}')"]
 
     def sentences(self, size: int | None, fit: Fit) -> list[str]:
         """Describe the images; `size` is what they will be scaled to, `fit` how."""
@@ -346,7 +348,7 @@ class Files:
         width, height = found.common_size(size)
         self.files, self.size, self.fit = found.files, size, fit
         self.most = max(1, min(AHEAD, ROOM // (math.prod(found.largest) * 2)))
-        self.shape: Shape = (len(found.files), height, width, found.channels)
+        self.shape: ArrayShape = (len(found.files), height, width, found.channels)
 
     def at(self, rows: Ints) -> Files:
         """Return the images at `rows`."""

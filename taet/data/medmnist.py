@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from taet.data.arrays import keys, npz_names, read_npz
 from taet.data.places import Download, find, not_found
-from taet.data.source import PARTS, Source, to_source
+from taet.data.source import PARTS, DataSource, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -89,7 +89,7 @@ def _find(data: Data) -> tuple[Path, int] | None:
     return next(((path, side) for path, side in paths if path is not None), None)
 
 
-def read(data: Data) -> Source:
+def read(data: Data) -> DataSource:
     """Return the published splits from the file of `data.size` pixels if there is one, else from that of 28 pixels.
 
     Sizes published: 28, 64, 128, 224. A file that is missing or has other content raises a `UserError`, and so does a

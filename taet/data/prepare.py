@@ -69,10 +69,9 @@ def _fetch(download: Download, path: Path, orders: Sequence[str]) -> None:
             path.unlink()
             raise ValueError("its MD5 is another one")
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        put = ", and ".join(orders)
-        raise UserError(
-            f"cannot download {path.name} ({reason(error)}); put {put}, then run the same command again"
-        ) from error
+        why = reason(error).removeprefix("<urlopen error ").removesuffix(">")
+        put = f"put {', and '.join(orders)}, then run the same command again"
+        raise UserError(f"cannot download {path.name} ({why}); {put}") from error
 
 
 def _is_right(path: Path, download: Download) -> bool:

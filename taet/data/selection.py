@@ -20,9 +20,10 @@ from taet.data.long_tail import (
     long_tail_counts,
     long_tail_indices,
 )
-from taet.data.source import Ints, Labelled, Labels
+from taet.data.source import Labelled, Labels
 from taet.errors import UserError
 from taet.settings import Data
+from taet.statistics import Ints
 
 BALANCED_SMALL = "-balanced-small"
 VALIDATION = "validation"

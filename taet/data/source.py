@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from taet.data.storage import Images, Unread
 from taet.errors import UNPRINTABLE, UserError
+from taet.statistics import Ints
 
-Ints: TypeAlias = NDArray[np.int64]
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 """Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
-Given: TypeAlias = ArrayLike | Unread
-Arrays: TypeAlias = Mapping[str, Given]
+GivenArray: TypeAlias = ArrayLike | Unread
+Arrays: TypeAlias = Mapping[str, GivenArray]
 """Arrays under MedMNIST's keys; those of a validation split and class_names are optional."""
 
 
@@ -58,7 +58,7 @@ class Labels(Labelled):
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class DataSource:
     """What a source holds: the labels of its own splits, and their images, which are read when they are chosen."""
 
     name: str
@@ -75,7 +75,7 @@ class Source:
         _, height, width, channels = self.images["train"].shape
         return channels, height, width
 
-    def check(self, counts: Mapping[str, int], image_shape: tuple[int, int, int]) -> Source:
+    def check(self, counts: Mapping[str, int], image_shape: tuple[int, int, int]) -> DataSource:
         """Return self; another shape, and other `counts` of images of each class in each split, are refused."""
         if self.image_shape != image_shape:
             raise UserError(f"got images of shape {self.image_shape}; allowed: {image_shape}")
@@ -93,7 +93,7 @@ def to_source(
     class_names: Sequence[str] | None = None,
     mirror: bool = True,
     group: str | None = None,
-) -> Source:
+) -> DataSource:
     """Return the source of arrays under MedMNIST's keys; invalid arrays raise a `UserError`.
 
     With `group`, the arrays train_`group` and so on, if present, hold the group of each image, as numbers or text.
@@ -112,7 +112,7 @@ def to_source(
         splits[part], images[part] = Labels(own, names, groups.get(part)), pixels
         if pixels.shape[1:] != (shape := images["train"].shape[1:]):
             raise UserError(f"{key}_images: got images of shape {pixels.shape[1:]}; allowed: {shape}, as in training")
-    return Source(name, splits, images, mirror)
+    return DataSource(name, splits, images, mirror)
 
 
 def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str) -> dict[str, Ints]:
@@ -133,7 +133,7 @@ def _kind(array: NDArray[np.generic]) -> str:
     return f"{array.dtype}{' with NaN' if array.dtype.kind == 'f' and np.isnan(array).any() else ''}"
 
 
-def checked_images(what: str, images: Given) -> Images:
+def checked_images(what: str, images: GivenArray) -> Images:
     """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
     if not isinstance(images, np.ndarray) and hasattr(images, "read"):
         return images  # type: ignore[return-value]
@@ -149,7 +149,7 @@ def checked_images(what: str, images: Given) -> Images:
     return array if array.ndim == 4 else array[..., np.newaxis]
 
 
-def checked_labels(what: str, labels: Given) -> Ints:
+def checked_labels(what: str, labels: GivenArray) -> Ints:
     """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 raises a `UserError`."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":
@@ -165,7 +165,7 @@ def checked_labels(what: str, labels: Given) -> Ints:
     return array.astype(np.int64)
 
 
-def _checked_names(labels: Ints, stored: Given | None, given: Sequence[str] | None) -> tuple[str, ...]:
+def _checked_names(labels: Ints, stored: GivenArray | None, given: Sequence[str] | None) -> tuple[str, ...]:
     """Return the class names, given or `stored`; a class without a training image raises a `UserError`."""
     if given is None and stored is not None:
         names = np.asarray(stored)

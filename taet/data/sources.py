@@ -18,10 +18,11 @@ from taet.data.images import Files, pillow, resized
 from taet.data.long_tail import PROFILES
 from taet.data.places import Missing
 from taet.data.selection import BALANCED_SMALL, VALIDATION, Choice, select
-from taet.data.source import Ints, Labels, Source
+from taet.data.source import DataSource, Labels
 from taet.data.storage import Images, Pixels, gather, pieces, portions
 from taet.errors import UserError, custom_code, located, nearest
 from taet.settings import Data, from_json, to_json
+from taet.statistics import Ints
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy", "hf")
 LONG_TAILED = "-lt"
@@ -82,19 +83,19 @@ def image_listing(data: Data) -> Listing | None:
     return listed.readable() if data.skip_unreadable else listed
 
 
-def source(data: Data) -> Source:
+def source(data: Data) -> DataSource:
     """Return what the source of `data` holds, before anything is chosen; images are not read where that is possible."""
     listed = image_listing(data)
     data, entry = _named(data)
     if listed is not None:
         return listed.source(data)
-    made: Source | Dataset = entry.call("read", Source | Dataset, data)  # type: ignore[arg-type]
+    made: DataSource | Dataset = entry.call("read", DataSource | Dataset, data)  # type: ignore[arg-type]
     if isinstance(made, Dataset):
         if entry.path is not None:
             _check_custom(made, entry.path)
         splits = {part: Labels(of.labels, of.class_names, of.groups, of.indices) for part, of in made.splits.items()}
         images = {part: of.images for part, of in made.splits.items()}
-        made = Source(made.name, splits, images, made.mirror, made.notes, made.resized)
+        made = DataSource(made.name, splits, images, made.mirror, made.notes, made.resized)
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         raise UserError(
             f"data group: got '{data.group}' for {data.name}; allowed: with your own images that have groups"
@@ -165,7 +166,7 @@ def read_images(images: Images, rows: Ints | None, data: Data) -> Pixels:
     return gather(blocks, shape, key=key, storage=data.storage)
 
 
-def _read(found: Source, choice: Choice, data: Data) -> Split:
+def _read(found: DataSource, choice: Choice, data: Data) -> Split:
     labels = choice.of(found.splits)
     images = read_images(found.images[choice.origin], choice.positions, data)
     assert labels.indices is not None
@@ -218,7 +219,7 @@ def fingerprints(images: Pixels) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(hashes), np.uint64)
 
 
-def _repeats(splits: Mapping[str, Split], found: Source, chosen: Mapping[str, Choice]) -> Sequence[str]:
+def _repeats(splits: Mapping[str, Split], found: DataSource, chosen: Mapping[str, Choice]) -> Sequence[str]:
     """Return a note on how many images of one split are also in another, with an example, if there are any."""
     hashes, notes = {part: fingerprints(split.images) for part, split in splits.items()}, []
     for part, other in PAIRS:

@@ -24,14 +24,14 @@ SHARE = 4
 """Images that need more than 1/SHARE of the memory are kept on disk."""
 Pixels: TypeAlias = NDArray[np.uint8]
 """Images (N,H,W,C), 0 to 255; a `np.memmap` if they are on disk."""
-Shape: TypeAlias = tuple[int, int, int, int]
+ArrayShape: TypeAlias = tuple[int, int, int, int]
 
 
 class Unread(Protocol):
     """Images that are read when they are chosen."""
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ArrayShape:
         """(N,H,W,C)."""
 
     @property
@@ -94,7 +94,7 @@ def on_disk(size: int, storage: str) -> bool:
     return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
 
 
-def gather(blocks: Iterable[Pixels], shape: Shape, *, key: Callable[[], str], storage: str) -> Pixels:
+def gather(blocks: Iterable[Pixels], shape: ArrayShape, *, key: Callable[[], str], storage: str) -> Pixels:
     """Return blocks of images as one array (N,H,W,C), in memory or mapped from disk: see `on_disk` and `kept`.
 
     More images than fit into memory raise a `UserError`.
@@ -113,7 +113,7 @@ def gather(blocks: Iterable[Pixels], shape: Shape, *, key: Callable[[], str], st
     return images
 
 
-def kept(blocks: Iterable[Pixels], shape: Shape, key: str) -> Pixels:
+def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:
     """Map the .npy file of the cache that is named after `key`; without it, write the blocks to it first.
 
     It is written under another name, checksummed and renamed, so a file of that name is whole. Its SHA-256 is compared
@@ -131,7 +131,7 @@ def kept(blocks: Iterable[Pixels], shape: Shape, key: str) -> Pixels:
     return images
 
 
-def _write(path: Path, seal: Path, blocks: Iterable[Pixels], shape: Shape) -> None:
+def _write(path: Path, seal: Path, blocks: Iterable[Pixels], shape: ArrayShape) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     done = 0
     try:
@@ -155,7 +155,7 @@ def _write(path: Path, seal: Path, blocks: Iterable[Pixels], shape: Shape) -> No
         part.unlink(missing_ok=True)
 
 
-def portions(rows: NDArray[np.int64], shape: Shape) -> Iterator[NDArray[np.int64]]:
+def portions(rows: NDArray[np.int64], shape: ArrayShape) -> Iterator[NDArray[np.int64]]:
     """Yield the numbers of images in portions that take a few megabytes."""
     step = max(1, PIECE // math.prod(shape[1:]))
     return (rows[first : first + step] for first in range(0, len(rows), step))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from taet.data.files import Listing
 from taet.data.places import Download, find, not_found, official
-from taet.data.source import Source
+from taet.data.source import DataSource
 from taet.data.storage import reading
 from taet.data.tables import Row
 from taet.errors import UserError
@@ -57,7 +57,7 @@ def _images(folder: Path, wnids: list[str]) -> list[Row]:
     return [*train, *(Row(folder / "val" / "images" / name, wnid, "test") for name, wnid in annotated)]
 
 
-def read(data: Data) -> Source:
+def read(data: Data) -> DataSource:
     """Return all of Tiny-ImageNet, balanced: 500 training and 50 test images of each of 200 classes, 64x64 pixels.
 
     The test images are the official validation images, since the official test images have no labels. Classes are in

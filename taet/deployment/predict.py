@@ -20,6 +20,7 @@ from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
+from taet.data.storage import Pixels
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
@@ -36,7 +37,6 @@ BATCH_SIZE = 250
 DIGITS = 6  # of a probability in a table; `probabilities` has full precision
 NO_CLASS = -1
 
-Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]
 ImageSource = Pixels | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 

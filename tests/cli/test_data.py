@@ -19,7 +19,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("Network is unreachable")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.delenv("TAET_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -30,7 +30,7 @@ def test_help_covers_both_actions(taet: Any) -> None:
     examples = outcome.out.split("examples:")[1]
     assert "taet data show " in examples
     assert "taet data prepare " in examples
-    for action, option in (("show", "--json"), ("prepare", "--layout")):
+    for action, option in (("show", "--json"), ("prepare", "--size")):
         text = taet("data", action, "--help").out
         assert option in text
         assert f"taet data {action} " in text.split("examples:")[1]
@@ -79,43 +79,6 @@ def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("layout", "name"), [("taet-npy", "digitslt_10"), ("npz", "digitslt_10.npz"), ("folder", "digitslt_10_png")]
-)
-def test_prepare_writes_every_layout_and_says_how_to_read_it(taet: Any, tmp_path: Path, layout: str, name: str) -> None:
-    outcome = taet("data", "prepare", *SMALL, "--layout", layout)
-    assert outcome.code == 0, outcome.err
-    *_, written, note, following = outcome.out.splitlines()
-    assert note.endswith("train with --data.mirror no")  # digits have a direction
-    assert written == f"written: {name}"
-    assert following == f"next: taet data show {layout}:{name}"
-    shown = json.loads(taet(*following.split()[2:], "--json").out)
-    assert shown["class_counts"] == json.loads(taet("data", "show", *SMALL, "--json").out)["class_counts"]
-    again = taet("data", "prepare", *SMALL, "--layout", layout)
-    assert (again.code, "exists already and is kept" in again.err) == (2, True)
-    elsewhere = tmp_path / "else where"
-    assert taet("data", "prepare", *SMALL, "--layout", layout, "--out", elsewhere).code == 0
-    assert elsewhere.exists()
-
-
-@pytest.mark.parametrize("layout", ["npz", "folder", "taet-npy"])
-def test_groups_are_written_where_the_layout_can_hold_them(taet: Any, tmp_path: Path, layout: str) -> None:
-    for number in range(20):
-        folder = tmp_path / "patients" / "ab"[number % 2] / f"p {number}"
-        folder.mkdir(parents=True)
-        for image in range(2):
-            Image.new("L", (6, 6), 5 * number + image).save(folder / f"{image}.png")
-    outcome = taet("data", "prepare", "folder:patients", "--group", "folder", "--layout", layout, "--out", "written")
-    assert outcome.code == 0, outcome.err
-    *_, written, following = outcome.out.splitlines()
-    lost = "note: this layout does not record groups of images; npz and folder keep each group in one split"
-    assert (written == lost) == (layout == "taet-npy")
-    assert following.endswith(" --group folder") == (layout == "folder")
-    shown = json.loads(taet(*following.split()[2:], "--validation", "0.2", "--json").out)
-    whole = all(count % 2 == 0 for counts in shown["class_counts"].values() for count in counts)
-    assert whole == (layout != "taet-npy")
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "which data set? taet data show NAME or taet data prepare NAME"),
@@ -124,8 +87,6 @@ def test_groups_are_written_where_the_layout_can_hold_them(taet: Any, tmp_path: 
             ["shwo", "digits-lt"],
             "unknown action of taet data 'shwo'; allowed: list, prepare, show; did you mean 'show'?",
         ),
-        (["prepare", "digits-lt", "--layout", "nzp"], "unknown --layout 'nzp'"),
-        (["prepare", "digits-lt", "--out", "x"], "--out x needs --layout npz, folder or taet-npy"),
         (["prepare", "chestmnist"], "multi-label"),
         (["prepare", "gtsbr"], "did you mean 'gtsrb'?"),
     ],
@@ -135,13 +96,6 @@ def test_mistakes_are_one_line(taet: Any, arguments: list[str], message: str) ->
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
     assert outcome.err.count("taet: error:") == 1
-
-
-def test_a_place_that_is_taken_is_refused_before_anything_is_read(taet: Any, tmp_path: Path) -> None:
-    (tmp_path / "x.npz").touch()
-    outcome = taet("data", "prepare", "npz:nowhere", "--layout", "npz", "--out", str(tmp_path / "x.npz"))
-    assert outcome.code == 2
-    assert "exists already and is kept" in outcome.err
 
 
 def test_a_drawing_is_not_written_through_a_link(taet: Any, tmp_path: Path) -> None:
@@ -161,7 +115,5 @@ def test_own_images_are_shown_with_the_decision_about_mirroring(tmp_path: Path, 
     outcome = taet("data", "show", tmp_path)
     assert outcome.code == 0
     (line,) = (line for line in outcome.err.splitlines() if "--data.mirror" in line)
-    assert line.split(maxsplit=2)[1:] == [
-        "no",
-        "class names that are numbers do not say whether left and right matter; yes mirrors",
-    ]
+    why = "the default; no for letters, signs, and whatever has a left and a right"
+    assert line.split(maxsplit=2)[1:] == ["yes", why]

@@ -11,26 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from taet.evaluation.schema import ExtraAbout
-from torch import nn
 
-from taet import evaluate, methods, report
+from taet import evaluate, methods
 from taet.cli import main
 from taet.data import load
-from taet.data.dataset import Split
 from taet.errors import UserError
-from taet.evaluation.card import ResultCard
 from taet.losses.long_tail import log_prior, rebalancing_weights
 from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
 from taet.methods.robust_lt import class_budgets
 from taet.settings import Outer, Run, from_json, to_json
-from taet.shapes import check_shape
 from taet.training import resume, train
 from taet.training import step as steps
-from taet.training.extra import kept_by
 from taet.training.folder import RunFolder
-from taet.training.record import ExtraRecord
 
 AssertSame = Callable[[Path, Path], None]
 COUNTS, EXPOSURE, DISTINCT = (50, 20, 10), (30.0, 25.0, 25.0), (60, 60, 60)
