@@ -246,7 +246,7 @@ def cost_setting() -> str:
         "Passes: of the classifier per image and step, mean over a run. Seconds: per step, relative to PGD-10 AT in "
         f"the same round, median of {found['rounds']} rounds, with {found['network']}, 32 x 32, batches of "
         f"{found['batch_size']}, {found['precision']}, {found['threads']} thread, {found['environment']['device']}. "
-        f"{measured_later(found)}`taet cost --methods all` measures again."
+        f"{measured_later(found)}`python benchmarks/cost.py --methods all` measures again."
     )
 
 

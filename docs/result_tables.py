@@ -20,7 +20,6 @@ import taet
 from taet import methods, registry
 from taet.evaluation import ResultCard, Summary
 from taet.evaluation.card import compare_runs
-from taet.experiments import cost_tables
 from taet.formatting import markdown_table, percent, percent_interval
 from taet.settings import to_json
 from taet.statistics import Difference, mean_and_standard_error
@@ -33,9 +32,8 @@ Value = tuple[float, tuple[float, float]]
 README = ROOT / "README.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 MODELS = ROOT / "docs" / "models.md"
-COST = ROOT / "docs" / "cost.md"
 SPEED = ROOT / "docs" / "speed.md"
-PAGES = (README, EVALUATION, MODELS, COST, SPEED, HERE / "README.md")
+PAGES = (README, EVALUATION, MODELS, SPEED, HERE / "README.md")
 # Attacks of one name in the sense of different papers, for the page about attacks.
 ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
 TRANSFORMERS = ("digits-lt-vit",)
@@ -361,16 +359,6 @@ def scatter(cards: Mapping[int, ResultCard], attack: str) -> str:
     return f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})"
 
 
-def cost_model() -> list[str]:
-    """Return the tables of the measured cost model, as `taet cost` prints them."""
-    found = json.loads((HERE / "cost-model.json").read_text(encoding="utf-8"))
-    parts = [f"`{found['command']}`: {cost_tables.setting(found)}."]
-    for title, heads, rows in cost_tables.tables(found):
-        lines = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
-        parts += [f"### {title}", "\n".join(lines)]
-    return parts
-
-
 def leaderboards() -> list[str]:
     """Return the leaderboards of the scales that the README shows, with the most important columns."""
     parts = ["### CIFAR-10-LT at the published number of epochs, small network"]
@@ -507,8 +495,6 @@ def tables(page: Path) -> str:
         parts = [section(name, texts) for name in TRANSFORMERS]
     elif page == SPEED:
         parts = [section(name, short) for name in PRECISIONS]
-    elif page == COST:
-        parts = cost_model()
     else:
         parts = [*(section(name, texts) for name in texts), *single_step()]
     return "\n\n".join(parts)

@@ -27,20 +27,16 @@ from taet.cli import (
     audit,
     check,
     compare,
-    cost,
     evaluate,
     export,
     flags,
-    gate,
-    main,
     predict,
     push,
     transfer,
-    tune,
 )
 from taet.evaluation import ResultCard, diagnostics
 from taet.evaluation.card import compare_runs
-from taet.experiments.specification import parse, read
+from taet.experiments import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import build
@@ -59,14 +55,11 @@ READ = {
     "audit": audit.read,
     "check": check.read,
     "compare": compare.read,
-    "cost": parser(cost, cost.CostOptions),
     "evaluate": evaluate.read,
     "export": parser(export, export.ExportOptions),
-    "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
     "push": parser(push, push.PushOptions),
     "transfer": parser(transfer, transfer.TransferOptions),
-    "tune": parser(tune, tune.TuneOptions),
 }
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -526,10 +519,3 @@ def test_the_runs_that_the_discussion_warns_of_have_the_flags() -> None:
     for path in paths:
         flags = {flag["flag"] for flag in ResultCard.load(path).flags}
         assert {"autoattack-far-below-pgd", "logit-scale"} <= flags, path
-
-
-def test_the_example_of_the_gate_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    cards = [str(RESULTS / "digits-lt-methods" / f"{name}-seed0.json") for name in ("at", "harl")]
-    assert main(["gate", *cards, "--columns", "clean", "autoattack"]) == 1
-    indented = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())
-    assert indented in (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")

@@ -227,7 +227,7 @@ def declared_types(tree: ast.Module) -> Iterator[str]:
 
 def test_a_name_of_a_type_is_used_once() -> None:
     """A run's settings of its model and an attack's model, a function, keep the name that both have for users."""
-    leaving = ("cells", "comparison", "specification", "until_decided")  # replaced by grid.py, cell.py and jobs.py
+    leaving = ("cells", "comparison", "specification")  # replaced by grid.py, cell.py and jobs.py
     kept = [tree for path, tree in trees().items() if path.parent.name != "experiments" or path.stem not in leaving]
     found = Counter(name for tree in kept for name in declared_types(tree))
     assert {name for name, count in found.items() if count > 1} == {"Model"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taet.evaluation import ResultCard
-from taet.experiments.comparison import Comparison
+from taet.experiments import Comparison
 from taet.statistics import Difference
 
 CARD = Path(__file__).parents[1] / "results" / "digits-lt-demo" / "at.json"

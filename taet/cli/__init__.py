@@ -23,25 +23,34 @@ COMMANDS = {
     "check": "find problems that would invalidate an evaluation of a run or any model, and estimate its duration",
     "evaluate": "attack a finished run, or any model, and write its result card",
     "audit": "check whether robustness results can be trusted, by the checklist of Carlini et al. (2019)",
-    "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
-    "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
     "push": "publish a finished run with its result card and a model card: a folder, or the Hugging Face Hub",
-    "cost": "measure the cost of training on this machine: passes, seconds, memory, and what TAET saves",
     "list": "list methods, attacks, data, models, protocols or recipes",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
     "doctor": "check whether this machine can train, and how fast; taet doctor RUN verifies every file of a run",
 }
 
+LEFT = {
+    "cost": "python benchmarks/cost.py",
+    "embed": "python examples/embed.py RUN PICTURE",
+    "gate": "taet report NEW --fail-if-worse OLD",
+    "leaderboard": "taet report RUNS, or taet.results(...).board()",
+    "plan": "python examples/learning_curve.py METHOD...",
+    "reproduce": "python papers/reproduce.py",
+    "track": "python examples/track.py RUN",
+    "tune": "python examples/tune.py",
+}
+"""Commands that left, and what does their work now."""
+
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
 
 taet help COMMAND is taet COMMAND --help.
 
-Exit status: 0 success; 1 a cell of a comparison failed, taet audit or taet gate failed, or an unexpected error;
+Exit status: 0 success; 1 a cell of a comparison failed, a check failed, or an unexpected error;
 2 a mistake in the call, a file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"
@@ -152,8 +161,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"taet {__version__}")
         return 0
-    if arguments[0] == "plan":
-        raise UserError("unknown command 'plan'; what more images are worth: taet compare SPEC --what-if")
+    if arguments[0] in LEFT:
+        raise UserError(f"the command {arguments[0]} has left; now: {LEFT[arguments[0]]}")
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)
     if importlib.util.find_spec("fcntl") is None:

@@ -14,12 +14,8 @@ import tyro
 from taet.cli import flags
 from taet.cli.progress import saved, say
 from taet.errors import UserError
-from taet.evaluation import StopRule
-from taet.experiments import Comparison, Until, compare, merge, what_if
-from taet.experiments.comparison import OPEN
-from taet.experiments.specification import read as read_spec
+from taet.experiments import Comparison, compare
 from taet.fields import Processes
-from taet.files import write_json
 from taet.formatting import clock, plural
 from taet.models import trusted
 
@@ -28,10 +24,6 @@ EXAMPLES = (
     "taet compare digits.toml --dry-run",
     "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
     "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",
-    "taet compare digits.toml --until decided --baseline at",
-    "taet compare digits.toml --what-if",
-    "taet compare digits.toml --out runs/digits --merge",
-    "taet compare digits.toml --out runs/digits --merge from-a/digits from-b/digits",
 )
 DESCRIPTION = """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. Finished
 cells are kept, and started ones continue. Each cell is a run folder in OUT/runs; its output is in OUT/logs.
@@ -75,19 +67,8 @@ class CompareOptions:
     """Cells that run at the same time; they share the cores, and each uses the GPU with the fewest cells. auto: one per
     GPU (of CUDA_VISIBLE_DEVICES, if it is set), or 1 without a GPU."""
     part: str | None = None
-    """K/N, e.g. 3/16: run only the third of 16 fixed parts of the cells, and write no report."""
-    merge: tuple[Path, ...] | None = None
-    """Write the report after all parts have ended; nothing is run. Finished runs of this comparison in the given
-    folders are copied to OUT first."""
-    until: Literal["decided"] | None = None
-    """Train every cell, then compare every row with the baseline on the same test images in random order, and stop as
-    soon as one of the two is known to be better, instead of attacking every cell on all images."""
-    rule: flags.Given = flags.options(StopRule())
-    baseline: str | None = None
-    """With --until: the row that the others are compared with. Default: the first of methods."""
-    what_if: bool = False
-    """Repeat the grid on a quarter and on half of the training images of each class, and estimate per class what twice
-    the images would gain, compared with another method; SPEC needs two seeds or more."""
+    """K/N, e.g. 3/16: run only every 16th cell from the third on, and write no report. When all parts have ended, copy
+    their folders together and call the command without --part."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
@@ -97,52 +78,29 @@ class CompareOptions:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a comparison or a part of it, or merge its parts; return 1 if a cell failed."""
+    """Run a comparison or a part of it; return 1 if a cell failed."""
     parsed = read(arguments)
-    given = what_if.with_shares(read_spec(parsed.spec)) if parsed.what_if else parsed.spec
     place = parsed.out or Path(parsed.spec.stem)
     with saved(["compare", *arguments], place), trusted(*parsed.trust_model):
-        if parsed.merge is not None:
-            result = merge(given, place, parsed.merge, say=say)
-        else:
-            result = compare(
-                given,
-                place,
-                time_budget=seconds(parsed.time_budget),
-                jobs=parsed.jobs,
-                part=part_numbers(parsed.part),
-                until=None if parsed.until is None else Until(StopRule(**parsed.rule), parsed.baseline),
-                dry_run=parsed.dry_run,
-                say=say,
-                command=flags.call_text(["compare", *arguments]),
-            )
+        result = compare(
+            parsed.spec,
+            place,
+            jobs=parsed.jobs,
+            time_budget=seconds(parsed.time_budget),
+            part=part_numbers(parsed.part),
+            dry_run=parsed.dry_run,
+            say=say,
+        )
     if parsed.json:
         print(json.dumps(result.to_json(), indent=1))
-    elif parsed.dry_run:
-        print(listing(result))
     else:
-        print(summary(result, parsed, shlex.join(["taet", "compare", *arguments])))
-    if parsed.what_if and not parsed.dry_run and parsed.part is None:
-        found = what_if.worth(result)
-        write_json(result.out / "what-if.json", [one.to_json() for one in found])
-        if not parsed.json:
-            print(what_if.table(found))
+        print(listing(result) if parsed.dry_run else summary(result, parsed, ["taet", "compare", *arguments]))
     return int("failed" in result.counts)
 
 
 def read(arguments: list[str]) -> CompareOptions:
-    """Parse a call; contradictory options are refused."""
-    parsed = flags.parse(CompareOptions, arguments, "taet compare", DESCRIPTION, EXAMPLES)
-    if parsed.merge is not None and (given := flags.given(parsed, "part", "until", "time_budget", "dry_run")):
-        raise UserError(f"--merge runs nothing: got {' and '.join(given)} as well")
-    if parsed.until is None and (parsed.rule or parsed.baseline):
-        given = [f"--{name.replace('_', '-')}" for name in (*parsed.rule, *(["baseline"] if parsed.baseline else []))]
-        raise UserError(f"got {' and '.join(given)}; allowed: with --until decided")
-    if parsed.until is not None and parsed.what_if:
-        raise UserError("--what-if needs every image attacked: got --until decided as well")
-    if parsed.until is not None and parsed.part is not None:
-        raise UserError("--until decided compares all cells: got --part as well")
-    return parsed
+    """Parse a call."""
+    return flags.parse(CompareOptions, arguments, "taet compare", DESCRIPTION, EXAMPLES)
 
 
 def seconds(text: str | None) -> float | None:
@@ -190,20 +148,16 @@ def timed(taken: dict[str, float]) -> str:
     return f"{clock(taken['training'])} of training and {clock(taken['evaluation'])} of attacks"
 
 
-def summary(result: Comparison, parsed: CompareOptions, command: str) -> str:
-    """Return which cells failed, what remains, and where the report is; `command` is the call."""
+def summary(result: Comparison, parsed: CompareOptions, words: list[str]) -> str:
+    """Return which cells failed, what remains, and where the report is; `words` are the call."""
     lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
-    lines += [one.sentence for one in result.decisions]
     lines.append(counted(result))
-    trust = ["--trust-model", *parsed.trust_model] if parsed.trust_model else []
-    whole_options = [*trust, *(["--what-if"] if parsed.what_if else [])]
-    whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out), *whole_options])
     if result.out_of_time:
-        lines.append(f"the time budget is used up; continue: {command}")
+        lines.append(f"the time budget is used up; continue: {shlex.join(words)}")
     elif parsed.part is not None:
-        lines.append(f"when every part has ended: {whole} --merge")
-    elif parsed.merge is not None and any(state in result.counts for state in OPEN):
-        lines.append(f"not all cells are done; continue: {whole}")
+        trust = ["--trust-model", *parsed.trust_model] if parsed.trust_model else []
+        whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out), *trust])
+        lines.append(f"when every part has ended: {whole}")
     if result.report is not None:
         lines.append(f"open {result.report}")
     return "\n".join(lines)

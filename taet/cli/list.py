@@ -13,7 +13,7 @@ from taet.settings import option
 KINDS = ("methods", "attacks", "data", "models", "protocols", "recipes")
 HELP = f"""usage: taet list {{{",".join(KINDS)}}} [--json]
 
-Print the names of one kind, recipes with all their settings. taet cost --methods all measures the cost of every method.
+Print the names of one kind, recipes with all their settings.
 
 examples:
   taet list methods

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from taet import methods, protocols
 from taet.errors import UserError, cut, located, nearest, unknown
-from taet.experiments.specification import MOST_BYTES, flat, toml_table
+from taet.experiments.grid import MOST_BYTES, flat, toml_table
 from taet.fields import PIXEL_UNITS, Settings, check_value, got_text, hints, plain, read_text
 from taet.files import parse_json, read_bytes
 from taet.formatting import size

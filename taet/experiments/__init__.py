@@ -1,7 +1,6 @@
 """Comparisons: methods x data x imbalance ratios x seeds as run folders, of which only the missing ones are run."""
 
-from taet.experiments.comparison import CellOutcome, Comparison, compare, merge
-from taet.experiments.specification import Specification, parse, read
-from taet.experiments.until_decided import Until
+from taet.experiments.grid import Grid, cells_of, parse, read
+from taet.experiments.jobs import Comparison, compare
 
-__all__ = ["CellOutcome", "Comparison", "Specification", "Until", "compare", "merge", "parse", "read"]
+__all__ = ["Comparison", "Grid", "cells_of", "compare", "parse", "read"]

@@ -22,7 +22,7 @@ from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.bundles import attacks_of
 from taet.experiments import own_images
 from taet.experiments.cell import Cell, alike
-from taet.fields import LongSeed, Ratio, Rule, Settings, read_number
+from taet.fields import LongSeed, Ratio, Rule, Settings, plain, read_number
 from taet.files import read_bytes
 from taet.models import check_consent
 from taet.settings import SHORT, Run, from_json, override, to_json
@@ -43,7 +43,7 @@ def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Do
     """Return settings by dotted name, from dotted or command-line names; the knobs `own` need no `method.`."""
     settings: Dotted = {}
     with located(where):
-        for key, value in _flat(values):
+        for key, value in flat(values):
             name = key.replace("-", "_")
             name = f"method.{name}" if name in own else BARE.get(name, name)
             if name in KEYS:
@@ -58,11 +58,11 @@ def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Do
     return settings
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
     pairs = []
     for key, value in values.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return pairs
 
 
@@ -181,12 +181,17 @@ class Grid(Settings):
 def read(path: str | os.PathLike[str]) -> Grid:
     """Return the grid of a TOML file; a mistake is a `UserError` that names the key."""
     with located(f"specification {path}"):
-        try:
-            return parse({"title": Path(path).stem, **tomllib.loads(read_bytes(Path(path), most=MOST_BYTES).decode())})
-        except RecursionError:
-            raise UserError("lists or tables are nested too deeply") from None
-        except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
-            raise UserError(f"not TOML: {cut(str(error))}") from None
+        return parse({"title": Path(path).stem, **toml_table(read_bytes(Path(path), most=MOST_BYTES))})
+
+
+def toml_table(content: bytes) -> dict[str, Any]:
+    """Return the table of a TOML file, with lists as tuples."""
+    try:
+        return {key: plain(value) for key, value in tomllib.loads(content.decode()).items()}
+    except RecursionError:
+        raise UserError("lists or tables are nested too deeply") from None
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
+        raise UserError(f"not TOML: {cut(str(error))}") from None
 
 
 def parse(values: Mapping[str, Any]) -> Grid:

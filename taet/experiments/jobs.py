@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,6 +24,7 @@ from taet.experiments.grid import Grid, cells_of, parse, read
 from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, plural
 from taet.report import write
+from taet.report.results import Results, results
 from taet.training.environment import cores, taet_command
 from taet.training.folder import RunFolder
 from taet.training.interruption import interruption
@@ -50,12 +51,9 @@ class CellOutcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell's entry in comparison.json."""
-        known = ("name", "row", "method", "variant", "data", "imbalance", "seed")
-        return {
-            **{name: getattr(self.cell, name) for name in known},
-            "folder": str(self.cell.folder),
-            **{name: value for name, value in asdict(self).items() if name != "cell"},
-        }
+        known = {name: getattr(self.cell, name) for name in ("name", "row", "method", "variant", "data", "imbalance")}
+        state = {"state": self.state, "reason": self.reason, "commands": self.commands, "seconds": self.seconds}
+        return {**known, "seed": self.cell.seed, "folder": str(self.cell.folder), **state}
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +80,10 @@ class Comparison:
         """Recorded seconds of training and evaluation over all cells."""
         kinds = ("training", "evaluation")
         return {kind: round(sum(outcome.seconds[kind] for outcome in self.outcomes), 3) for kind in kinds}
+
+    def results(self) -> Results:
+        """Return the result cards of the cells as one table."""
+        return results([outcome.cell.folder for outcome in self.outcomes if outcome.state == "done"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents of comparison.json."""
@@ -124,6 +126,34 @@ def compare(
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
+    title, place, planned = _planned(spec, out)
+    if part is not None:
+        if not 1 <= part[0] <= part[1]:
+            raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
+        planned = planned[part[0] - 1 :: part[1]]
+    side_by_side, threads, gpus = _machine(jobs)
+    if dry_run:
+        return Comparison(title, place, _outcomes(planned, {}, threads))
+    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
+        source(data)
+    make_folder(place / "logs")
+    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
+    interrupted = work.run(deadline)
+    outcomes = _outcomes(planned, work.failed, threads)
+    late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
+    report = None if part is not None or interrupted else _report(title, place, outcomes)
+    result = Comparison(title, place, outcomes, late, report)
+    if part is None:
+        write_json(place / RESULT, result.to_json())
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def _planned(
+    spec: Grid | Mapping[str, Any] | str | os.PathLike[str], out: str | os.PathLike[str] | None
+) -> tuple[str, Path, list[Cell]]:
+    """Return the title of a comparison, its folder and its cells."""
     if isinstance(spec, str | os.PathLike):
         grid, file, place = read(spec), str(spec), Path(out or Path(spec).stem)
     elif out is None:
@@ -132,28 +162,7 @@ def compare(
         grid, file, place = spec if isinstance(spec, Grid) else parse(spec), "", Path(out)
     if (run := next((one for one in (place, *place.parents) if RunFolder(one).is_run), None)) is not None:
         raise UserError(f"out: got {place}, which is in the folder of the run {run}; allowed: another folder")
-    planned = cells_of(grid, place, file)
-    if part is not None:
-        if not 1 <= part[0] <= part[1]:
-            raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
-        planned = planned[part[0] - 1 :: part[1]]
-    side_by_side, threads, gpus = _machine(jobs)
-    if dry_run:
-        return Comparison(grid.title, place, _outcomes(planned, {}, threads))
-    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
-        source(data)
-    make_folder(place / "logs")
-    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
-    interrupted = work.run(deadline)
-    outcomes = _outcomes(planned, work.failed, threads)
-    late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
-    report = None if part is not None or interrupted else _report(grid.title, place, outcomes)
-    result = Comparison(grid.title, place, outcomes, late, report)
-    if part is None:
-        write_json(place / RESULT, result.to_json())
-    if interrupted:
-        raise KeyboardInterrupt
-    return result
+    return grid.title, place, cells_of(grid, place, file)
 
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:

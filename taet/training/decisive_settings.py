@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from taet.errors import UserError
 from taet.files import digest
-from taet.settings import LEFT, Run, to_json
+from taet.settings import LEFT, Run, from_json, to_json
 
 # Settings of place, speed and saving.
 MACHINE = frozenset(
@@ -28,18 +30,27 @@ LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 
 
 def training_settings(run: Run | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that determine a run's training, by dotted name; `run` may be given as JSON."""
-    values = to_json(run) if isinstance(run, Run) else run
-    left = {f"data.{name}": value for name, value in LEFT.items()}
-    return {
-        name: value
-        for name, value in _flat(values, "")
-        if name not in MACHINE | LATER and not (name in left and value == left[name])
-    }
+    """Return the settings that determine a run's training, by dotted name.
+
+    `run` may be given as JSON, which is read as this version reads it; what it cannot read is taken as stored.
+    """
+    values = run
+    if not isinstance(run, Run):
+        with contextlib.suppress(UserError):
+            values = from_json(Run, current(run))
+    behind = {} if isinstance(run, Run) else left_behind(run)
+    values = to_json(values) if isinstance(values, Run) else current(values)
+    return {name: value for name, value in _flat(values, "") if name not in MACHINE | LATER} | behind
+
+
+def current(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored JSON of a run without the settings of its data that have left."""
+    data = {name: value for name, value in stored.get("data", {}).items() if name not in LEFT}
+    return {**stored, **({"data": data} if "data" in stored else {})}
 
 
 def left_behind(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of stored JSON that have left and are not at their default, by dotted name."""
+    """Return the settings that have left and are not at their default, by dotted name."""
     data = stored.get("data", {})
     return {f"data.{name}": data[name] for name, value in LEFT.items() if name in data and data[name] != value}
 

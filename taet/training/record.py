@@ -15,8 +15,8 @@ from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.formatting import listed
 from taet.models.heads import Head
-from taet.settings import LEFT, Fit, Run, from_json
-from taet.training.decisive_settings import run_hash
+from taet.settings import Fit, Run, from_json
+from taet.training.decisive_settings import current, run_hash
 
 MOST_VALUES = 2**28
 """Largest number of values of an image, so that no record can demand a model that exceeds the memory."""
@@ -244,8 +244,7 @@ class RunRecord(Record):
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
     """Rebuild a Run from JSON, with the Config of its method; settings that have left are ignored."""
-    data = {name: value for name, value in values.get("data", {}).items() if name not in LEFT}
-    return from_json(Run, {**values, "data": data, "settings": values.get("settings") or {}})
+    return from_json(Run, {**current(values), "settings": values.get("settings") or {}})
 
 
 class Counts(Record):

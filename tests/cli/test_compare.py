@@ -19,7 +19,7 @@ import pytest
 from taet.cli import compare as command
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.experiments import comparison
+from taet.experiments import jobs
 
 SPECIFICATION = """
 title = "Balanced softmax or not"
@@ -90,25 +90,18 @@ def test_a_dry_run_prints_commands_and_json(taet: Any, place: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["two.toml"]
 
 
-TUNING = SPECIFICATION.replace(', "harl"', "") + "[tune]\ntrials = 1\nspace = {lr = [0.1, 0.2]}\n"
-
-
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     ("words", "out"),
     [
         ("compare two.toml --jobs 2", "two"),
         ("compare two.toml --out 'else where'", "else where"),
-        ("tune search.toml", "search"),
     ],
 )
 def test_an_interruption_names_the_folder_and_the_command_that_goes_on(
-    taet: Any, place: Path, words: str, out: str, monkeypatch: pytest.MonkeyPatch
+    taet: Any, words: str, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if words.startswith("tune"):
-        pytest.importorskip("optuna", reason="taet tune needs optuna (taet[tune])")
-    (place / "search.toml").write_text(TUNING)
-    monkeypatch.setattr(comparison, "settled", lambda planned, _: planned)
-    monkeypatch.setattr(comparison._Work, "run", lambda *_: True)
+    monkeypatch.setattr(jobs._Work, "run", lambda *_: True)
     outcome = taet(*shlex.split(words))
     assert outcome.code == 130
     said = f"progress is saved in {out}; continue with: taet {words}"
@@ -116,37 +109,29 @@ def test_an_interruption_names_the_folder_and_the_command_that_goes_on(
 
 
 def test_what_the_time_budget_left_is_said_with_the_command_that_goes_on(place: Path) -> None:
-    planned = comparison.compare("two.toml", place / "out", dry_run=True)
+    planned = jobs.compare("two.toml", place / "out", dry_run=True)
     result = dataclasses.replace(planned, out_of_time=True, report=place / "report.html")
-    parsed = command.read(["two.toml", "--time-budget", "1h"])
-    assert command.summary(result, parsed, "taet compare two.toml --time-budget 1h").splitlines() == [
+    words = ["two.toml", "--time-budget", "1h"]
+    assert command.summary(result, command.read(words), ["taet", "compare", *words]).splitlines() == [
         "2 cells: 1 missing, 1 not applicable",
         "the time budget is used up; continue: taet compare two.toml --time-budget 1h",
         f"open {place / 'report.html'}",
     ]
 
 
-def test_what_comes_after_a_part_and_after_a_merge_is_said(taet: Any, place: Path) -> None:
-    planned = comparison.compare("two.toml", place / "out", dry_run=True)
-    whole = f"taet compare two.toml --out {place / 'out'}"
+def test_what_comes_after_a_part_is_said(taet: Any, place: Path) -> None:
+    planned = jobs.compare("two.toml", place / "out", dry_run=True)
     part = command.read(["two.toml", "--out", str(place / "out"), "--part", "1/2"])
-    assert command.summary(planned, part, "").splitlines()[1:] == [f"when every part has ended: {whole} --merge"]
-    listed = taet("compare", "two.toml", "--part", "2/2", "--dry-run")
+    said = command.summary(planned, part, []).splitlines()[1:]
+    assert said == [f"when every part has ended: taet compare two.toml --out {place / 'out'}"]
+    listed = taet("compare", "two.toml", "--part", "3/3", "--dry-run")
     assert (listed.code, listed.out) == (0, "0 cells: none\n")
-    (place / "out" / "runs").mkdir(parents=True)
-    merged = taet("compare", "two.toml", "--out", place / "out", "--merge")
-    assert merged.code == 0
-    assert merged.out.splitlines() == [
-        "2 cells: 1 missing, 1 not applicable",
-        f"not all cells are done; continue: {whole}",
-    ]
-    assert json.loads((place / "out" / "comparison.json").read_text())["counts"] == {"missing": 1, "not applicable": 1}
 
 
 def test_the_commands_of_the_documents_can_be_read() -> None:
     lines = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8").splitlines()
     calls = [line.split("#")[0].split()[2:] for line in lines if line.startswith("    taet compare ")]
-    assert len(calls) > 5
+    assert len(calls) > 3
     for words in calls:
         parsed = command.read(words)
         assert parsed.part is None or command.part_numbers(parsed.part)[0] >= 1
@@ -158,7 +143,7 @@ def test_a_cell_that_failed_is_exit_status_1(taet: Any, monkeypatch: pytest.Monk
         work.failed["at_digits-lt_seed0"] = "exit status 2: the disk is full"
         return False
 
-    monkeypatch.setattr(comparison._Work, "run", broken)
+    monkeypatch.setattr(jobs._Work, "run", broken)
     outcome = taet("compare", "two.toml")
     assert outcome.code == 1
     assert outcome.out.splitlines() == [
@@ -187,9 +172,6 @@ def test_what_is_no_duration(text: str) -> None:
         ("compare two.toml --jobs x", "--jobs: got 'x'; allowed: a whole number, 1 to 1024, or auto"),
         ("compare two.toml --part 3", "part: got '3'; allowed: K/N with K from 1 to N, e.g. 3/16"),
         ("compare two.toml --part 3/2", "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
-        ("compare two.toml --merge --part 1/2", "--merge runs nothing: got --part as well"),
-        ("compare two.toml --merge", "merge: two holds no runs"),
-        ("compare two.toml --merge nowhere", "merge: nowhere is not the folder of a comparison: it holds no runs"),
         ("compare two.toml --time-budget soon", "time budget: got 'soon'"),
         ("compare two.toml --time-budget 0s", "time budget: got 0 seconds; allowed: above 0"),
         ("compare two.toml --job 2", "unknown option --job; did you mean --jobs?"),

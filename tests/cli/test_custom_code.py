@@ -339,7 +339,7 @@ def test_a_specification_alone_never_chooses_what_is_imported(taet: Any, custom:
     sys.modules.pop("my_network")
     Path("my_network.touched").unlink()
     message = "s.toml: got the model 'my_network:build', which is code outside this package; allowed: with --trust-"
-    for words in ("compare s.toml --dry-run", "compare s.toml", "compare s.toml --merge"):
+    for words in ("compare s.toml --dry-run", "compare s.toml"):
         refused(taet(*words.split()), message)
         assert not Path("my_network.touched").exists()
         assert not Path("s").exists()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from taet import __version__, methods, registry
-from taet.cli import COMMANDS, DEBUG, main
+from taet.cli import COMMANDS, DEBUG, LEFT, main
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
@@ -100,11 +100,11 @@ def test_a_mistake_is_one_line_and_exit_status_2_as_a_process() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_what_if_is_named_where_it_is_looked_for(taet: Any) -> None:
-    outcome = taet("plan", "--what-if")
+@pytest.mark.parametrize("name", LEFT)
+def test_a_command_that_left_names_its_successor(taet: Any, name: str) -> None:
+    outcome = taet(name, "--help")
     assert outcome.code == 2
-    said = "taet: error: unknown command 'plan'; what more images are worth: taet compare SPEC --what-if\n"
-    assert outcome.err == said
+    assert outcome.err == f"taet: error: the command {name} has left; now: {LEFT[name]}\n"
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -123,7 +123,7 @@ def test_an_interruption_is_one_line_and_exit_status_130(taet: Any, monkeypatch:
     assert (outcome.code, outcome.err.strip()) == (130, "taet: interrupted; only finished work is kept")
 
 
-@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize("command", ["compare"])
 def test_help_keeps_the_lines_of_its_example(command: str, taet: Any) -> None:
     """So that it can be copied into a file."""
     description = importlib.import_module(f"taet.cli.{command}").DESCRIPTION

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,13 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from taet.cli import compare
 from tests.calls import configure
 
 FOLDER = Path(__file__).parents[2] / "examples" / "slurm"
 SCRIPTS = sorted(FOLDER.glob("*.sbatch"))
 SLURM = {
-    "SLURM_ARRAY_TASK_ID": "3",
     "SLURM_CPUS_PER_TASK": "8",
     "SLURM_GPUS_ON_NODE": "4",
     "SLURM_JOB_ID": "12345",
@@ -100,24 +97,6 @@ def test_bash_can_read_a_script(script: Path) -> None:
     assert max(directives) < min(commands), "SLURM reads no directive after the first command"
 
 
-def test_a_task_of_the_array_works_on_its_part(start: Start, calls: Calls) -> None:
-    assert start("compare-array.sbatch", "study.toml", "runs/a study").wait() == 0
-    ((word, *words),) = calls("taet")
-    parsed = compare.read(words)
-    assert word == "compare"
-    assert (parsed.spec, parsed.out, parsed.jobs) == (Path("study.toml"), Path("runs/a study"), "auto")
-    assert compare.part_numbers(str(parsed.part)) == (3, 16)
-    text = (FOLDER / "compare-array.sbatch").read_text()
-    assert re.findall(r"(?m)^#SBATCH --array=1-(\d+)$", text) == re.findall(r"(?m)^PARTS=(\d+)\b", text) == ["16"]
-    assert not calls("scontrol")
-
-
-def test_the_job_after_the_array_merges(start: Start, calls: Calls) -> None:
-    assert start("compare-merge.sbatch", "study.toml", "runs/study").wait() == 0
-    ((_, *words),) = calls("taet")
-    assert compare.read(words).merge == ()
-
-
 def test_a_run_on_several_machines_starts_and_goes_on(start: Start, calls: Calls, tmp_path: Path) -> None:
     assert start("train.sbatch", *TRAIN).wait() == 0
     (words,) = calls("torchrun")
@@ -134,11 +113,8 @@ def test_a_run_on_several_machines_starts_and_goes_on(start: Start, calls: Calls
     assert calls("torchrun")[1][place + 2 :] == ["train", "--resume", "runs/x"]
 
 
-@pytest.mark.parametrize("words", [("compare-array.sbatch", "study.toml", "runs/study"), ("train.sbatch", *TRAIN)])
-def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(
-    start: Start, calls: Calls, tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    job, deadline = start(*words, works=True), time.monotonic() + 30
+def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(start: Start, calls: Calls, tmp_path: Path) -> None:
+    job, deadline = start("train.sbatch", *TRAIN, works=True), time.monotonic() + 30
     while not (tmp_path / "bin" / "working").exists():
         assert job.poll() is None
         assert time.monotonic() < deadline
@@ -149,10 +125,7 @@ def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(
     assert calls("scontrol")[-1] == ["requeue", "12345"]
 
 
-@pytest.mark.parametrize("words", [("compare-array.sbatch", "study.toml", "runs/study"), ("train.sbatch", *TRAIN)])
 @pytest.mark.parametrize("status", [1, 130])
-def test_a_job_that_fails_or_is_preempted_is_not_queued_by_itself(
-    start: Start, calls: Calls, words: tuple[str, ...], status: int
-) -> None:
-    assert start(*words, status=status).wait() == status
+def test_a_job_that_fails_or_is_preempted_is_not_queued_by_itself(start: Start, calls: Calls, status: int) -> None:
+    assert start("train.sbatch", *TRAIN, status=status).wait() == status
     assert not [call for call in calls("scontrol") if call[0] == "requeue"]

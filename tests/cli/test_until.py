@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from taet.cli import compare as command
-from taet.errors import UserError
 from taet.evaluation import DecisionCard
-from taet.experiments import parse
-from taet.experiments.cells import cells
+from taet.experiments import cells_of, parse
 from taet.training import train
 
 SPECIFICATION = """
@@ -34,36 +30,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison whose three runs are trained."""
     place = tmp_path_factory.mktemp("trained")
     (place / "three.toml").write_text(SPECIFICATION)
-    for cell in cells(parse(tomllib.loads(SPECIFICATION)), place / "three"):
+    for cell in cells_of(parse(tomllib.loads(SPECIFICATION)), place / "three"):
         assert cell.run is not None
         train(cell.run, out=cell.folder)
     return place
-
-
-@pytest.mark.full
-@pytest.mark.usefixtures("outlined")
-def test_a_comparison_until_decided(taet: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(trained)
-    done = taet("compare", "three.toml", "--until", "decided", "--baseline", "standard")
-    assert done.code == 0
-    lines = done.out.splitlines()
-    assert lines[0].startswith("at against standard on digits-lt: ")
-    assert lines[1].startswith("trades against standard on digits-lt: ")
-    assert lines[2].startswith("3 cells: 3 done; ")
-    stored = json.loads((trained / "three" / "comparison.json").read_text())
-    assert [one["baseline"] for one in stored["decisions"]] == ["standard", "standard"]
-    first, second = (DecisionCard.load(one["folder"]) for one in stored["decisions"])
-    assert (first.attack, first.comparisons, first.rule.alpha) == ("pgd-2", 2, 0.025)  # the attack of most passes
-    assert (first.rows[: len(second.rows)] == second.rows[: len(first.rows)]).all()
-    assert second.cost["known"] == min(first.rows.size, second.rows.size)  # the baseline's flags are those of before
-    page = (trained / "three" / "report.html").read_text()
-    assert "Stopped when decided" in page
-    assert "trades minus standard under pgd-2 on digits-lt" in page
-
-    before = time.time()
-    again = taet("compare", "three.toml", "--until", "decided", "--baseline", "standard")
-    assert again.out.splitlines()[:2] == lines[:2]
-    assert all((Path(one["folder"]) / "decision.json").stat().st_mtime < before for one in stored["decisions"])
 
 
 @pytest.mark.full
@@ -93,20 +63,6 @@ def test_two_runs_until_decided(taet: Any, trained: Path, monkeypatch: pytest.Mo
         assert refused.code == 2
         assert message in refused.err
         assert refused.err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["x.toml", "--within", "0.02"], "got --within; allowed: with --until decided"),
-        (["x.toml", "--baseline", "at"], "got --baseline; allowed: with --until decided"),
-        (["x.toml", "--until", "decided", "--part", "1/2"], "got --part as well"),
-        (["x.toml", "--until", "decided", "--merge"], "got --until as well"),
-    ],
-)
-def test_contradictions_are_refused(words: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        command.read(words)
 
 
 NETS = """

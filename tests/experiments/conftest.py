@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 import taet
-from taet.experiments import cells as planning
-from taet.experiments import comparison, jobs, parse
+from taet.experiments import cells_of, jobs, parse
 
 SMALL: dict[str, Any] = {
     "methods": ["at"],
@@ -82,7 +81,7 @@ def small() -> dict[str, Any]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of that specification, trained and attacked."""
     place = tmp_path_factory.mktemp("template")
-    run = planning.cells(parse(SMALL), place)[0].run
+    run = cells_of(parse(SMALL), place)[0].run
     taet.train(run, out=place / "template")
     taet.evaluate(place / "template")
     return place / "template"
@@ -98,8 +97,7 @@ def processes(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     script.write_text(PROCESS.format(executable=sys.executable))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    for module in (comparison, jobs):
-        monkeypatch.setattr(module, "write", lambda _, out, **__: out)  # the report is tested elsewhere
+    monkeypatch.setattr(jobs, "write", lambda _, out, **__: out)  # the report is tested elsewhere
 
     def calls(**asked: str) -> list[dict[str, Any]]:
         (place / "asked.json").write_text(json.dumps({name.removeprefix("seed"): what for name, what in asked.items()}))

@@ -30,7 +30,7 @@ from taet.cli import main
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.verification import verify
-from taet.experiments import compare, merge
+from taet.experiments import compare
 from taet.files import is_leftover
 from taet.settings import Run
 from taet.training import resume, train
@@ -305,16 +305,11 @@ def jobs(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> 
             lambda root: compare(table, root / "compared"),
             cells,
         ),
-        "merge": Job(
-            lambda root: shutil.copytree(compared(), root / "elsewhere"),
-            lambda root: merge(table, root / "compared", [root / "elsewhere"]),
-            cells,
-        ),
     }
 
 
-NAMES = ("train", "evaluate", "evaluate again", "predict", "export", "report", "compare", "merge")
-LONG = ("train", "evaluate", "evaluate again", "report", "compare", "merge")
+NAMES = ("train", "evaluate", "evaluate again", "predict", "export", "report", "compare")
+LONG = ("train", "evaluate", "evaluate again", "report", "compare")
 EACH = [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in NAMES]
 
 
