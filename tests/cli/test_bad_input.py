@@ -43,8 +43,8 @@ def refused(taet: Any) -> Callable[..., None]:
         ("trian", ["unknown command 'trian'", "did you mean 'train'?"]),
         ("train", ["which method?", "taet list methods"]),
         ("train ta", ["unknown method 'ta'", "allowed: adt, at, at-bsl", "did you mean 'taet'?"]),
-        ("train at --data digit-lt", ["unknown data set 'digit-lt'", "did you mean 'digits-lt'?"]),
-        ("train at --data digit-lt --out x", ["unknown data set 'digit-lt'"]),
+        ("train at --data digit-lt", ["no folder or file 'digit-lt'", "did you mean 'digits-lt'?"]),
+        ("train at --data digit-lt --out x", ["no folder or file 'digit-lt'"]),
         ("train at --model resnet9", ["unknown model 'resnet9'", "did you mean 'resnet8'?"]),
         ("train at --epoch 3", ["unknown option --epoch;", "did you mean --epochs?"]),
         ("train at --method.alpha 1", ["unknown option --method.alpha"]),
@@ -92,7 +92,7 @@ def refused(taet: Any) -> Callable[..., None]:
         ("list methods models", ["taet list takes one of"]),
         ("data", ["which data set?"]),
         ("data sow", ["unknown action of taet data 'sow'", "did you mean 'show'?"]),
-        ("data show digit-lt", ["unknown data set 'digit-lt'", "did you mean 'digits-lt'?"]),
+        ("data show digit-lt", ["no folder or file 'digit-lt'", "did you mean 'digits-lt'?"]),
         ("doctor --jsn", ["unknown option --jsn; did you mean --json?"]),
         ("demo --ot x", ["unknown option --ot;", "did you mean --out?"]),
     ],
@@ -202,10 +202,10 @@ def folder(place: Path, classes: str = "ab", side_of_last: int = 8) -> Path:
 def test_folders(refused: Callable[..., None], tmp_path: Path) -> None:
     out = ["--out", tmp_path / "run"]
     one = folder(tmp_path / "one", "a")
-    refused(["train", "at", "--data", f"folder:{one}", *out], "got only 'a'; allowed: 2 or more")
+    refused(["train", "at", "--data", f"folder:{one}", *out], "got ['a']; allowed: 2 classes or more")
     broken = folder(tmp_path / "broken")
     (broken / "b" / "1.png").write_bytes(b"no image at all")
-    refused(["train", "at", "--data", f"folder:{broken}", *out], f"cannot read image '{broken / 'b' / '1.png'}'")
+    refused(["train", "at", "--data", f"folder:{broken}", *out], f"cannot be read: '{broken / 'b' / '1.png'}'")
     mixed = folder(tmp_path / "mixed", side_of_last=9)
     refused(["data", "show", f"folder:{mixed}", "--size", "None"], "8x8 pixels", "9x9", "--data.size 8")
     empty = folder(tmp_path / "empty")
@@ -235,7 +235,7 @@ IMAGES = np.zeros((6, 8, 8), np.uint8)
         ({"test_labels": np.array([0, 1, 2, 0, 1, 0])}, ["test_labels: got label 2; allowed: 0 to 1"]),
         ({"train_labels": np.array([0, 2, 0, 2, 0, 2])}, ["class '1' has no training image"]),
         ({"train_labels": np.array([0, 1])}, ["got 6 images but 2 labels"]),
-        ({"train_images": np.array([{}] * 6)}, ["pickled objects"]),
+        ({"train_images": np.array([{}] * 6)}, ["Object arrays cannot be loaded"]),
     ],
 )
 def test_npz(refused: Callable[..., None], tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:

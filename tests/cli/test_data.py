@@ -75,7 +75,7 @@ def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> Non
     assert line.startswith("taet: error: cannot download tiny-imagenet-200.zip (Network is unreachable); put")
     assert "put tiny-imagenet-200.zip (248.1 MB, SHA-256 6198c8ae" in line
     assert line.endswith(" at 'here/tiny-imagenet-200.zip', then run the same command again")
-    assert not any(tmp_path.iterdir())
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def built(method: str, settings: dict[str, Any] | None = None, **more: Any) -> m
 
 def test_losses_that_undo_the_prior_are_told_that_of_the_batches() -> None:
     told = torch.tensor(EXPOSURE)
-    for name, more in (("at-bsl", {}), ("reat", {}), ("cgr", {}), ("at", {"outer": Outer(name="balanced-softmax")})):
+    for name, more in (("at-bsl", {}), ("reat", {}), ("at", {"outer": Outer(name="balanced-softmax")})):
         assert torch.equal(built(name, **more).outer.shift.float(), told.log())
     adjusted = built("at", outer=Outer(name="logit-adjustment", tau=2.0)).outer.shift
     assert torch.allclose(adjusted, 2 * log_prior(told.double()))
