@@ -19,7 +19,7 @@ import torch
 
 from taet.data.sources import source
 from taet.errors import UserError
-from taet.experiments.cell import Cell, State
+from taet.experiments.cell import Cell, Outcome
 from taet.experiments.grid import Grid, cells_of, parse, read
 from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, plural
@@ -37,32 +37,13 @@ OPEN = ("started", "missing")
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class CellOutcome:
-    """A cell with its state and the reason for it."""
-
-    cell: Cell
-    state: State
-    reason: str
-    commands: tuple[str, ...]
-    """The remaining commands."""
-    seconds: dict[str, float]
-    """Seconds of training and evaluation that the run and its card record."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the cell's entry in comparison.json."""
-        known = {name: getattr(self.cell, name) for name in ("name", "row", "method", "variant", "data", "imbalance")}
-        state = {"state": self.state, "reason": self.reason, "commands": self.commands, "seconds": self.seconds}
-        return {**known, "seed": self.cell.seed, "folder": str(self.cell.folder), **state}
-
-
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """The state of every cell, and the report if there is a run."""
 
     title: str
     out: Path
-    outcomes: tuple[CellOutcome, ...]
+    outcomes: tuple[Outcome, ...]
     out_of_time: bool = False
     report: Path | None = None
 
@@ -75,12 +56,6 @@ class Comparison:
         """How many cells are in each state."""
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Recorded seconds of training and evaluation over all cells."""
-        kinds = ("training", "evaluation")
-        return {kind: round(sum(outcome.seconds[kind] for outcome in self.outcomes), 3) for kind in kinds}
-
     def results(self) -> Results:
         """Return the result cards of the cells as one table."""
         return results([outcome.cell.folder for outcome in self.outcomes if outcome.state == "done"])
@@ -88,7 +63,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return the contents of comparison.json."""
         about = {"schema": SCHEMA, "title": self.title, "out_of_time": self.out_of_time, "counts": self.counts}
-        return {**about, "seconds": self.seconds, "cells": [outcome.to_json() for outcome in self.outcomes]}
+        return {**about, "cells": [outcome.to_json() for outcome in self.outcomes]}
 
 
 def compare(
@@ -177,27 +152,24 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     return side_by_side, int(given) if fits else max(1, cores() // side_by_side), gpus
 
 
-def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[CellOutcome, ...]:
-    outcomes = []
-    for cell in planned:
-        held = cell.look(threads)
-        state, reason = held.state, cell.reason
-        if cell.name in failed and state != "done":
-            state, reason = "failed", failed[cell.name]
-        commands = tuple(shlex.join(["taet", *words]) for words in held.commands)
-        seconds = {"training": held.training, "evaluation": held.evaluation}
-        outcomes.append(CellOutcome(cell, state, reason, commands, seconds))
-    return tuple(outcomes)
+def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[Outcome, ...]:
+    held = [cell.look(threads) for cell in planned]
+    return tuple(
+        one._replace(state="failed", reason=failed[one.cell.name])
+        if one.cell.name in failed and one.state != "done"
+        else one
+        for one in held
+    )
 
 
-def _report(title: str, place: Path, outcomes: Sequence[CellOutcome]) -> Path | None:
+def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None:
     """Write the report of all evaluated cells, and why others are missing; None if there is none."""
     there = [folder.path for one in outcomes if (folder := RunFolder(one.cell.folder)).card().exists()]
     left = [f"{_words(one)}: {one.reason or one.state}." for one in outcomes if one.state != "done"]
     return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
 
 
-def _words(outcome: CellOutcome) -> str:
+def _words(outcome: Outcome) -> str:
     """Return a cell in words, without the seed if it is not applicable."""
     cell = outcome.cell
     ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
