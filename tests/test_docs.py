@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,44 +21,30 @@ from taet.attacks import catalogue
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.spec import option_fields
-from taet.cli import (
-    COMMANDS,
-    audit,
-    check,
-    compare,
-    evaluate,
-    export,
-    flags,
-    predict,
-    push,
-    transfer,
-)
+from taet.cli import COMMANDS, LEFT, compare, data, evaluate, export, predict, push
+from taet.cli import check as check_command
+from taet.cli import report as report_command
+from taet.cli.options import Command, Options, parse
 from taet.evaluation import ResultCard, diagnostics
 from taet.evaluation.card import compare_runs
-from taet.experiments import parse, read
+from taet.experiments import parse as parse_grid
+from taet.experiments import read
 from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import build
 from taet.protocols import PROTOCOLS
-from taet.settings import Threat, override
+from taet.settings import Data, Threat, override
 from taet.training import collapse
 from tests.calls import configure
 
-
-def parser(command: ModuleType, options: type) -> Callable[[list[str]], object]:
-    """Read a call of a command whose options are all that it checks."""
-    return lambda words: flags.parse(options, words, "taet", command.DESCRIPTION, command.EXAMPLES)
-
-
-READ = {
-    "audit": audit.read,
-    "check": check.read,
-    "compare": compare.read,
-    "evaluate": evaluate.read,
-    "export": parser(export, export.ExportOptions),
-    "predict": predict.read,
-    "push": parser(push, push.PushOptions),
-    "transfer": parser(transfer, transfer.TransferOptions),
+KINDS: dict[str, type[Command]] = {
+    "check": check_command.CheckCommand,
+    "compare": compare.Compare,
+    "data": data.DataCommand,
+    "export": export.Export,
+    "predict": predict.Predict,
+    "push": push.Push,
+    "report": report_command.Report,
 }
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -96,7 +81,8 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def commands() -> list[list[str]]:
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
     calls = [line for line in lines if re.match(r"    taet \w", line) and "|" not in line]
-    return [shlex.split(re.split("#|->| > ", call)[0])[1:] for call in calls]
+    found = [shlex.split(re.split("#|->| > ", call)[0])[1:] for call in calls]
+    return [words for words in found if words[0] not in LEFT]
 
 
 @pytest.mark.sample(2)
@@ -110,8 +96,11 @@ def test_a_command_in_the_documents_exists_with_its_flags(words: list[str]) -> N
     if command == "train" and rest[0] != "--resume":
         run, _ = configure(rest[0], rest[1:])
         assert run.method == rest[0]
-    elif command in READ:
-        assert READ[command](rest)
+    elif command == "evaluate":
+        assert evaluate.read(rest)
+    elif command in KINDS:
+        parts = [Options("data", Data(), bare=command == "data")] if command in ("check", "data") else []
+        assert parse(KINDS[command], rest, f"taet {command}", parts)
 
 
 def test_every_method_attack_data_set_and_protocol_is_documented() -> None:
@@ -209,7 +198,12 @@ def test_the_specifications_of_comparisons_can_be_read() -> None:
     page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
     source = re.search(r"```toml\n(.*?)```", page, re.S)
     assert source is not None
-    assert [entry.name for entry in parse(tomllib.loads(source[1])).methods] == ["at", "taet", "trades", "harl-skip"]
+    assert [entry.name for entry in parse_grid(tomllib.loads(source[1])).methods] == [
+        "at",
+        "taet",
+        "trades",
+        "harl-skip",
+    ]
     for path in (ROOT / "results").glob("*/compare.toml"):
         command = f"taet compare {path.relative_to(ROOT)} --out runs/{path.parent.name}"
         assert command in path.read_text(encoding="utf-8")

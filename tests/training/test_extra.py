@@ -21,8 +21,7 @@ from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
 from taet.methods.robust_lt import class_budgets
 from taet.settings import Outer, Run, from_json, to_json
-from taet.training import resume, train
-from taet.training import step as steps
+from taet.training import fit, resume, train
 from taet.training.folder import RunFolder
 
 AssertSame = Callable[[Path, Path], None]
@@ -87,7 +86,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
 ) -> None:
     run = tiny("at-bsl", MIXED | {"data.extra": noise(tmp_path / "noise.npz")})
     train(run, out=tmp_path / "whole")
-    step, calls = steps.training_step, itertools.count()
+    step, calls = fit.training_step, itertools.count()
 
     def stopping(*args: Any, **options: Any) -> Any:
         if next(calls) == 4:  # in the second epoch
@@ -95,7 +94,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
         return step(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "training_step", stopping)
+        patch.setattr(fit, "training_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(run, out=tmp_path / "stopped")
     noise(tmp_path / "noise.npz", seed=1)
