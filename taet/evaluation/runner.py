@@ -26,9 +26,8 @@ from taet.attacks.precision import exact_float32
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
 from taet.attacks.units import Unit, run_units
-from taet.data.augmentation import to_unit
+from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
-from taet.data.image_store import Stored
 from taet.errors import UserError
 from taet.evaluation.column import Column
 from taet.evaluation.facts import attempt, traced, user_errors
@@ -39,7 +38,7 @@ from taet.statistics import Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 
-TestImages = NDArray[Any] | Stored
+TestImages = NDArray[Any]
 """uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
 TRIED, QUICK = 32, 1.0  # images that are timed; a whole batch is timed as well if that takes fewer seconds
@@ -50,14 +49,14 @@ FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
 def channels_first(pixels: NDArray[Any]) -> Tensor:
-    """Return images as (N, C, H, W) without a copy, uint8 or float as they are."""
-    tensor = torch.from_numpy(pixels)
+    """Return images as (N, C, H, W), uint8 or float as they are; a copy only of images on disk."""
+    tensor = as_tensor(pixels)
     return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
 
 
 def as_unit(pixels: NDArray[Any]) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
-    tensor = torch.from_numpy(pixels)
+    tensor = as_tensor(pixels)
     return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor
 
 

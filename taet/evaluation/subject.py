@@ -22,7 +22,6 @@ from taet.attacks.precision import exact_float32
 from taet.attacks.spec import AttackSpec
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
-from taet.data.image_store import Stored
 from taet.errors import UserError, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import EXTRA_ABOUT, Card
@@ -32,7 +31,7 @@ from taet.evaluation.runner import Runner, TestImages, as_unit, channels_first, 
 from taet.files import file_sha256
 from taet.models import Classifier
 from taet.models.view import make_view
-from taet.settings import EXTRA_COPIES, Evaluation, Threat
+from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.decisive_settings import run_hash
@@ -47,14 +46,14 @@ TestLabels = NDArray[Any] | Tensor
 def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
     pixels: TestImages
-    if isinstance(images, Stored):
+    if isinstance(images, np.memmap):
         pixels = images
     else:
         pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if pixels.ndim != 4 or len(pixels) == 0:
         raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-    if isinstance(pixels, Stored) or pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8:
         if pixels.shape[3] not in (1, 3):
             raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
     elif pixels.dtype.kind == "f":
@@ -218,8 +217,7 @@ def of_run(
         sha256 = images_sha256(pixels, labels)
     if (extra := record.data.extra) is not None:
         about = {name: plain(getattr(extra, name)) for name in EXTRA_ABOUT if hasattr(extra, name)}
-        # Copies of training images are never test images.
-        compared = run.data.extra == EXTRA_COPIES or sha256 in (record.data.test.sha256, extra.test_sha256)
+        compared = sha256 in (record.data.test.sha256, extra.test_sha256)
         data = {**data, "extra": {**about, "compared": compared}}
     chosen = selection_of(weights, record.selection)
     counts = list(record.data.train.class_counts)
