@@ -15,58 +15,51 @@ COARSE_SELECTION = 0.02
 """Standard error above which a warning is printed: twice as much, 4 points, is more than most methods differ by."""
 
 
-def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
-    """Return the data, the network, and what was chosen."""
+def introduction(trainer: Trainer, chosen: Mapping[str, Chosen], attacked: bool = False) -> str:
+    """Return the data, the network, what was chosen, where the run is written, and how long it takes."""
     dataset, run = trainer.dataset, trainer.run
     counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
+    spread = f"'{names[most]}' to {counts[least]:,} '{names[least]}'" if counts[most] > counts[least] else "of each"
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    each = counts[most] == counts[least]
-    spread = "of each" if each else f"'{names[most]}' to {counts[least]:,} '{names[least]}'"
+    stem = models.stem(run.model.name, dataset.image_shape, run.model.stem)
+    _, height, width = dataset.image_shape
+    notes = [
+        *([] if trainer.extra is None else trainer.description("").deviations[-1:]),
+        *getattr(trainer.model, "notes", ()),
+        *trainer.method.warnings(counts.tolist(), run.training.batch_size),
+        *_coarse_selection(trainer),
+    ]
+    turned = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
+    choices = choice_lines({**chosen, **turned, **trainer.choices})
+    attacking = span(attack_seconds(run, trainer.model, dataset.test, trainer.device))
     lines = [
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} {spread} to train on",
         *(f"  {note}" for note in dataset.notes),
-    ]
-    lines += [] if trainer.extra is None else [f"  {text}" for text in trainer.description("").deviations[-1:]]
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    _, height, width = dataset.image_shape
-    stem = models.stem(run.model.name, dataset.image_shape, run.model.stem)
-    lines += [
-        f"{run.method}: {plural(run.training.epochs, 'epoch')} of {run.model.name}, {parameters:,} parameters, "
+        f"{run.method}: {plural(run.training.epochs, 'epoch')} of {run.model.name}, "
+        f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,} parameters, "
         f"{f'{stem} stem, ' if stem else ''}on {width}x{height} pixels, "
         f"{'mirrored at random' if trainer.loader.mirror else 'never mirrored'}",
-        *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
-        *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
-        *(f"  {text}" for text in _coarse_selection(trainer)),
+        *(f"  {note}" for note in notes),
+        *(["decided; each can be set by its option:", *(f"  {line}" for line in choices)] if choices else []),
+        f"training will take {duration(trainer.expected_seconds())}, "
+        f"{'the attacks and the probe' if attacked else 'taet evaluate'} after it {attacking}",
+        f"folder: {trainer.folder.path}",
     ]
-    turned = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
-    if choices := {**chosen, **turned, **trainer.choices}:
-        lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choice_lines(choices))]
     return "\n".join(lines)
 
 
 def _coarse_selection(trainer: Trainer) -> list[str]:
     """Return a warning if the validation images of the curve may be too few to tell epochs apart."""
-    if trainer.run.training.selection != "best-validation":
-        return []
-    split = trainer.curve.split
-    counts, names = split.class_counts, trainer.dataset.class_names
+    counts, names = trainer.curve.split.class_counts, trainer.dataset.class_names
     error, least = statistics.largest_standard_error(counts), int(counts.argmin())
-    if error <= COARSE_SELECTION:
+    if trainer.run.training.selection != "best-validation" or error <= COARSE_SELECTION:
         return []
     return [
-        f"selection best-validation: on {len(split):,} validation images, {counts[least]:,} of '{names[least]}', a "
-        f"balanced accuracy has a standard error of up to {100 * error:.1f} points, so chance may decide which epoch "
-        "is best; --selection last delivers the last one"
+        f"selection best-validation: on {len(trainer.curve.split):,} validation images, {counts[least]:,} of "
+        f"'{names[least]}', a balanced accuracy has a standard error of up to {100 * error:.1f} points, so chance may "
+        "decide which epoch is best; --selection last delivers the last one"
     ]
-
-
-def expected(trainer: Trainer, attacks: bool) -> str:
-    """Return where the run is written, and how long training and any following attacks take."""
-    attacking = span(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
-    after = "the attacks and the probe after it" if attacks else "taet evaluate after it"
-    training = duration(trainer.expected_seconds())
-    return f"training will take {training}, {after} {attacking}\nfolder: {trainer.folder.path}"
 
 
 def continued(trainer: Trainer) -> str:
