@@ -18,8 +18,10 @@ from taet.files import check_output, parse_json, read_bytes
 from taet.settings import Run, option, override, to_json
 
 if TYPE_CHECKING:
+    from taet.training.folder import RunFolder
+    from taet.training.prepare import TrainingPlan
     from taet.training.result import TrainingResult
-    from taet.training.trainer import Trainer
+    from taet.training.state import State
 
 MOST_BYTES = 2**20
 USUAL = {
@@ -200,7 +202,7 @@ def run(words: list[str]) -> None:
             finished = _train(request, words, attacked)
         else:
             with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
-                finished = resume(options.resume, progress=report, announce=lambda trainer: say(continued(trainer)))
+                finished = resume(options.resume, progress=report, announce=lambda *at: say(continued(*at)))
         row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
         print(json.dumps(row) if options.as_json else finished)
         named = [str(finished.folder), *models.consent(finished.run.model.name)]
@@ -222,11 +224,11 @@ def _train(request: Request, words: Sequence[str], attacked: bool) -> TrainingRe
         run, chosen = first(request.planned)
     begun: list[Path] = []
 
-    def announce(trainer: Trainer) -> None:
-        begun.append(trainer.folder.path)
+    def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
+        begun.append(folder.path)
         if not request.options.as_json:
             unnamed = "" if "data.name" in request.given else f"no --data: {run.data.name}\n"
-            say(unnamed + introduction(trainer, chosen, attacked))
+            say(f"{unnamed}{introduction(plan, state, chosen, attacked)}\nfolder: {folder.path}")
 
     with progress(run.method) as report:
         try:
