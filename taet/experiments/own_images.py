@@ -130,7 +130,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
 
 
 def chosen(begin: Run, given: Mapping[str, Any], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
-    """Return the run `begin` with the settings `given`, and with the missing ones chosen for images and machine; the choices.
+    """Return the run `begin` with the settings `given`, and what is missing chosen for images and machine; the choices.
 
     For a published data set only a network is chosen, unless it is given or not wanted.
     """
