@@ -72,7 +72,7 @@ def monitor(
             y = torch.from_numpy(split.labels[rows]).to(device)
             noise = generator(device, run.seed, "monitor", number)
             with arithmetic(device.type, precision):
-                attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, generator=noise)
+                attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, start_noise=noise)
                 single = ascend(x, y, steps=1, step_size=eps, start="none") if fgsm else None
             with torch.no_grad():
                 features = model.features(attacked) if sums is not None and sums.with_features else None
