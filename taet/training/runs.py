@@ -54,9 +54,10 @@ def train(
 ) -> TrainingResult:
     """Train `run` from the start in the new folder `out`, and return the result.
 
-    `run` is a method's name too, for the protocol taet on `data`, a data set's name or your own images. `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is
-    stored in the run's record. An existing folder is refused. After a KeyboardInterrupt, `resume` continues from the
-    checkpoint with bit-identical results.
+    `run` may be a method's name: then the protocol taet on `data`, a data set's name or your own images. `model`
+    (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored in the
+    run's record. An existing folder is refused. After a KeyboardInterrupt, `resume` continues from the checkpoint with
+    bit-identical results.
 
     All processes of torchrun must make this call and share every batch; only the first one writes.
     """
