@@ -66,7 +66,7 @@ def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> Non
     outcome = taet("data", "prepare", "tiny-imagenet-lt", "--root", "here")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.splitlines()[-1].startswith("taet: error: cannot download tiny-imagenet-200.zip")
-    assert not any(tmp_path.iterdir())
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(
