@@ -69,7 +69,8 @@ class Sample(Settings):
         ({"radius": 8}, "sample radius: got 8; allowed: 0 to 1, in units of the image range, e.g. 8/255; did you mean"),
         ({"radius": 300}, "sample radius: got 300; allowed: 0 to 1, in units of the image range, e.g. 8/255"),
         ({"radius": math.nan}, "sample radius: got nan; allowed: 0 to 1, in units of the image range, e.g. 8/255"),
-        ({"radius": "8/255"}, "sample radius: got '8/255'; allowed: a number, 0 to 1"),
+        ({"radius": "8"}, "sample radius: got '8'; allowed: a number, 0 to 1"),
+        ({"radius": "8/0"}, "sample radius: got '8/0'; allowed: a number, 0 to 1"),
         ({"ratio": 0.02}, "sample ratio: got 0.02; allowed: 1 or more (largest class over smallest); did you mean 50?"),
         (
             {"ratio": math.inf},
@@ -100,6 +101,7 @@ def test_nonsense_is_refused_in_one_line(given: dict[str, Any], message: str) ->
 def test_the_borders_are_allowed() -> None:
     Sample(count=10**6, radius=1, ratio=1, share=0, pair=[1, 1], power=2.0, form="b")  # type: ignore[arg-type]
     Threat(eps=0, step_size=0, steps=0)
+    assert from_json(Sample, {"radius": "8/255"}).radius == 8 / 255
     Training(milestones=())
 
 
@@ -113,7 +115,7 @@ def test_the_borders_are_allowed() -> None:
         (lambda: Training(milestones=(75, 90)), r"milestones: got \(75, 90\); allowed: rising shares of the epochs"),
         (lambda: Training(lr=0), "learning rate: got 0; allowed: above 0$"),
         (lambda: Data(size=3), "size: got 3; allowed: 4 to 2048 pixels"),
-        (lambda: Data(group_pattern="("), r"group pattern: got '\('; allowed: a regular expression"),
+        (lambda: Data(group_pattern="(a)"), r"data group pattern: got \(a\); this setting has left"),
         (lambda: Data(extra_fraction=0.5), "data extra fraction: got 0.5; allowed: with data extra only"),
         (lambda: Data(extra="folder:x"), "data extra: got 'folder:x' without a source"),
         (lambda: Outer(gamma=1.0), "^outer gamma: got 1; allowed: with outer focal only$"),

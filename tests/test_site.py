@@ -75,6 +75,8 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.
     study = re.search(r"`study.toml`:\n\n```toml\n(.*?)```", text, re.S)
     assert study is not None
     (tmp_path / "study.toml").write_text(study[1])
+    for code in re.findall(r"```python\n(.*?)```", TUTORIAL[0].read_text(), re.S):
+        exec(code, {})
     calls = re.findall(r"^    taet (.*)$", text, re.M)
     assert len(calls) > 8
     for call in calls:
