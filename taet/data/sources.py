@@ -58,7 +58,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
     known = registry.entries("data")
     if kind not in known:
-        near = next(iter(difflib.get_close_matches(kind, known, 1, 0.7)), None)
+        near = next(iter(difflib.get_close_matches(kind, known, 1, 0.65)), None)
         raise UserError(
             f"data: there is no folder or file '{name}' here, and no data set of this name; allowed: a folder, a .csv, "
             f".json or .npz file, or one of {', '.join(known)}" + (f"; did you mean '{near}'?" if near else "")
