@@ -123,6 +123,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(**STRICT, extra="forbid", use_attribute_docstrings=True, validate_default=True)
     label: ClassVar[str] = ""
     """Precedes the names of the fields in messages."""
+    left: ClassVar[Mapping[str, object]] = {}
+    """Entries of earlier versions, each with the default that it had: with that value they are read as if absent."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -130,6 +132,7 @@ class Settings(BaseModel):
         if not isinstance(data, Mapping):
             return build(data)
         values = {name: plain(value) for name, value in data.items()}
+        values = {name: value for name, value in values.items() if name not in cls.left or value != cls.left[name]}
         for name, value in values.items():
             if isinstance(value, str) and UNWRITABLE.search(value) and name in cls.model_fields:
                 raise wrong(name.replace("_", " "), value, hints(cls)[name], cls.label)

@@ -117,12 +117,10 @@ def test_a_method_without_published_settings_has_no_profile() -> None:
     without = {name for name in OURS if name not in OFFICIAL}
     assert without == {
         "cfa",
-        "cgr",
         "class-budget",
         "dafa",
         "faal",
         "frl",
-        "liet",
         "n-fgsm",
         "robust-lt",
         "standard",
@@ -194,7 +192,6 @@ def test_every_recipe_is_printed_in_full(capsys: pytest.CaptureFixture[str]) -> 
         ("he", {}, "its margin is defined for one label"),
         ("robal", {}, "its margins are defined for one label"),
         ("las-at", {}, "--method.label-mass 1"),
-        ("liet", {"settings.smoothing": 0.5}, "--method.smoothing 0"),
         ("taet", {"settings.clean_share": 0.0}, "none of the epochs is clean"),
     ],
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
 from taet.losses.long_tail import cross_entropy, full_precision, is_label
@@ -29,16 +26,6 @@ def kl_divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
     log_p = full_precision(target_logits).log_softmax(1)
     log_q = full_precision(logits).log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
-
-
-def js_divergence(logits: Tensor, others: Tensor) -> Tensor:
-    """Jensen-Shannon divergence between two predictions, [KL(p || m) + KL(q || m)] / 2 with m = (p + q) / 2.
-
-    logits (N, C), others (N, C) -> (N,), 0 to log 2. The gradient flows through both.
-    """
-    log_p, log_q = (full_precision(values).log_softmax(1) for values in (logits, others))
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(1) / 2
 
 
 def runner_up_penalty(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from taet.attacks.ball import draw_noise, frozen
-from taet.attacks.objectives import natural_divergence
 from taet.attacks.pgd import pgd
 from taet.distributed import average_gradients, global_mean
-from taet.fields import Count, NonNegative, OnlyWith, Positive, Rule
-from taet.losses import cross_entropy, kl_divergence
+from taet.fields import Count, NonNegative, Positive, Rule
+from taet.losses import cross_entropy
 from taet.losses.long_tail import full_precision
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task, refuse_smoothing
 from taet.models.strategy import Strategy
@@ -29,6 +29,7 @@ from taet.randomness import seeded
 UNIT = 1 / 8  # levels are published in 1/255 at an eps of 8/255: each is an eighth of the threat's eps
 PROBE_STEPS, PROBE_STEP, RESTARTS = 10, 2 * UNIT, 2  # of the attack that measures the look-ahead copy (public code)
 LARGEST_NORM = 1.0  # that the strategy's gradient is clipped to (public code)
+LARGEST_LOSS = 10.0  # of the attacked loss in the reward (public code)
 
 Range = Annotated[
     tuple[int, int],
@@ -36,54 +37,16 @@ Range = Annotated[
 ]
 
 
-class Published(NamedTuple):
-    """Settings of one variant: inclusive ranges from its published commands, the rest from its public code."""
-
-    ranges: Mapping[str, Range]
-    interval: int
-    robust_reward: float
-    clean_reward: float
-    largest_loss: float
-    """Upper limit of the attacked loss in the reward."""
-    momentum: float = 0.0
-    """Of the strategy's optimiser."""
-    weight_decay: float = 0.0
-    """Likewise."""
-
-
-PUBLISHED = {
-    "las-pgd": Published(
-        ranges={"eps": (3, 15), "steps": (3, 14), "step_size": (1, 5)},
-        interval=20,
-        robust_reward=4.0,
-        clean_reward=2.0,
-        largest_loss=10.0,
-    ),
-    "las-trades": Published(
-        ranges={"eps": (5, 9), "steps": (7, 14), "step_size": (2, 4), "beta": (5, 9)},
-        interval=1,
-        robust_reward=8.0,
-        clean_reward=4.0,
-        largest_loss=20.0,
-        momentum=0.9,
-        weight_decay=5e-4,
-    ),
-}
-
-
 class LearnableAttackStrategy(Method):
-    """Loss on examples of an attack whose eps, steps and step size are drawn for each image by a strategy network.
+    """Loss: mean CE(f(x'), q), x' from PGD whose eps, steps and step size a strategy network draws for each image.
 
-    las-pgd      mean CE(f(x'), q): q has `label_mass` on the label and the rest spread over the other classes; x'
-                 raises the cross-entropy
-    las-trades   mean CE(f(x), y) + mean beta_i KL(f(x) || f(x')), where beta_i is drawn too and x' raises the KL
-
-    Every `interval` steps the strategy learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
+    q has `label_mass` on the label and the rest spread over the other classes. Every `interval` steps the strategy
+    learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
     R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
     accuracies are those of a copy of the model after one step on x', by plain SGD without momentum, as published, or by
     the run's AdamW. Robust accuracy is under ten steps of PGD with two restarts at the threat's eps. The gradient of
     the strategy is clipped to length 1, as published. For a fresh network it is much longer, and then the size of the
-    reward has no effect. The strategy is dropped after training.
+    reward has no effect. The strategy is dropped after training. This is LAS-PGD, the form that table 1 of TAET means.
 
     The ranges include both ends, as in the published commands; the defaults of the public code exclude the upper one.
     They scale with the threat's eps, so they apply to another threat and to a budget per class. An image with fewer
@@ -91,19 +54,14 @@ class LearnableAttackStrategy(Method):
     host wait for the device in every step. The outer loss applies to the smoothed target, with its logits and class
     weights in both shares. Focal loss is defined for one label only and scales the share of the label.
 
-    With `--awp 0.01`, eps 7 15, steps 8 16, step size 2 5, interval 1, `label_mass` 1 and both reward factors 1,
-    las-pgd is close to LAS-AWP. The public code of LAS-AWP differs: the strategy's learning rate falls with that of the
-    model, the copy takes its step on the smoothed cross-entropy although training uses the plain one, and examples end
-    within the threat's ball for any drawn eps.
-
-    Official: las-pgd on a WRN-34-10. las-trades has 100 epochs, with the learning rate divided by ten at 75 and 90.
+    Official: on a WRN-34-10.
     """
 
     title = "LAS-AT"
     reference = "Jia et al., CVPR 2022, arXiv:2203.06616"
     deviations = (
-        "eps (las-pgd: 3/8 to 15/8 of the threat's, las-trades: 5/8 to 9/8), steps and step size are drawn for every "
-        "image by a strategy network; las-pgd starts from U(-eps, eps) of the threat, las-trades from 0.001 N(0, 1)",
+        "eps (3/8 to 15/8 of the threat's), steps and step size are drawn for every image by a strategy network; the "
+        "attack starts from U(-eps, eps) of the threat",
     )
     label_attack = False
     official: ClassVar[Overrides] = {
@@ -120,54 +78,43 @@ class LearnableAttackStrategy(Method):
     }
 
     class Config(Method.Config):
-        """The form of the loss, the choices of the strategy and its training."""
+        """The choices of the strategy and its training."""
 
-        variant: Literal["las-pgd", "las-trades"] = "las-pgd"
-        """las-pgd: smoothed cross-entropy on attacked images; las-trades: TRADES."""
-        label_mass: Annotated[float, Field(gt=0, le=1), OnlyWith(variant="las-pgd")] = 0.7
-        """las-pgd: target probability of the label (paper)."""
-        eps: Range | None = None
-        """Lowest and highest radius in eighths of the threat's. Default: 3 15, las-trades 5 9 (public commands)."""
-        steps: Range | None = None
-        """Fewest and most steps. Default: 3 14, las-trades 7 14 (public commands)."""
-        step_size: Range | None = None
-        """Shortest and longest step in eighths of the threat's eps. Default: 1 5, las-trades 2 4 (public commands)."""
-        beta: Annotated[Range | None, OnlyWith(variant="las-trades")] = None
-        """las-trades: lowest and highest factor of the KL. Default: 5 9 (public commands)."""
-        interval: Count | None = None
-        """Training steps between two updates of the strategy. Default: 20, las-trades 1 (public commands)."""
-        robust_reward: NonNegative | None = None
-        """Factor of the copy's robust accuracy in the reward. Default: 4, las-trades 8 (public code)."""
-        clean_reward: NonNegative | None = None
-        """Factor of the copy's clean accuracy in the reward. Default: 2, las-trades 4 (public code)."""
+        left = MappingProxyType(
+            {"variant": "las-pgd", "beta": None, "interval": None, "robust_reward": None, "clean_reward": None}
+            | dict.fromkeys(("eps", "steps", "step_size"))
+        )
+
+        label_mass: Annotated[float, Field(gt=0, le=1)] = 0.7
+        """Target probability of the label (paper)."""
+        eps: Range = (3, 15)
+        """Lowest and highest radius in eighths of the threat's (public commands)."""
+        steps: Range = (3, 14)
+        """Fewest and most steps (public commands)."""
+        step_size: Range = (1, 5)
+        """Shortest and longest step in eighths of the threat's eps (public commands)."""
+        interval: Count = 20
+        """Training steps between two updates of the strategy (public commands)."""
+        robust_reward: NonNegative = 4.0
+        """Factor of the copy's robust accuracy in the reward (public code)."""
+        clean_reward: NonNegative = 2.0
+        """Factor of the copy's clean accuracy in the reward (public code)."""
         strategy_lr: Positive = 1e-4
-        """Learning rate of the strategy (public code); las-trades divides it by ten at every milestone."""
+        """Learning rate of the strategy (public code)."""
         width: Annotated[int, Field(ge=1, le=1024)] = 16
         """Channels of the strategy network's first layer; the published ResNet-18 has 64."""
 
+    config: Config
+
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        if config.variant == "las-pgd" and config.label_mass < 1:
+        if config.label_mass < 1:
             refuse_smoothing("las-at", task, "it smooths its targets itself: --method.label-mass 1")
-        published = PUBLISHED[config.variant]
-        knobs = {name: getattr(config, name) for name in ("interval", "robust_reward", "clean_reward")}
-        self.published = published._replace(**{name: value for name, value in knobs.items() if value is not None})
-        self.ranges = {name: getattr(config, name) or levels for name, levels in published.ranges.items()}
-        options = [highest - lowest + 1 for lowest, highest in self.ranges.values()]
+        self.ranges = (config.eps, config.steps, config.step_size)
+        options = [highest - lowest + 1 for lowest, highest in self.ranges]
         with seeded(task.seed, "las-at"):
             self.strategy = Strategy(options, config.width, task.image_shape[0])
-        self.optimizers["strategy"] = torch.optim.SGD(
-            self.strategy.parameters(),
-            lr=config.strategy_lr,
-            momentum=published.momentum,
-            weight_decay=published.weight_decay,
-        )
-
-    def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
-        if self.config.variant == "las-trades":
-            passed = sum(epoch >= milestone for milestone in self.task.milestones)
-            for group in self.optimizers["strategy"].param_groups:
-                group["lr"] = self.config.strategy_lr * 0.1**passed
+        self.optimizers["strategy"] = torch.optim.SGD(self.strategy.parameters(), lr=config.strategy_lr)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         with torch.no_grad(), frozen(self.strategy):
@@ -175,17 +122,12 @@ class LearnableAttackStrategy(Method):
         return self.attacked_by(model, x, y, attack, choices)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        if self.config.variant == "las-pgd":
-            logits = model(adversarial.x)
-            return Loss(global_mean(self.smoothed(logits, y)), {}, logits)
-        natural, logits = model(x), model(adversarial.x)
-        label = global_mean(self.outer(natural, y))
-        kl = global_mean(adversarial.info["beta"] * kl_divergence(natural, logits))
-        return Loss(label + kl, {"label": label, "kl": kl}, logits)
+        logits = model(adversarial.x)
+        return Loss(global_mean(self.smoothed(logits, y)), {}, logits)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
         """Train the strategy every `interval` steps; the model is unchanged."""
-        if step.number % self.published.interval:
+        if step.number % self.config.interval:
             return
         x, optimizer = step.x, self.optimizers["strategy"]
         # One image has no batch statistics; all processes decide by the images of all of them.
@@ -205,7 +147,7 @@ class LearnableAttackStrategy(Method):
 
         Both shares use the logits and class weights of the outer loss; focal loss scales its own share only.
         """
-        mass: float = self.config.label_mass
+        mass = self.config.label_mass
         log_p = self.outer.prepared(logits, y).log_softmax(1)
         others = (log_p.gather(1, y[:, None]).squeeze(1) - log_p.sum(1)) / (logits.shape[1] - 1)
         label: Tensor = self.outer(logits, y)
@@ -220,21 +162,24 @@ class LearnableAttackStrategy(Method):
 
     def attacked_by(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, choices: Tensor) -> Adversarial:
         """Examples of the attack that `choices` (N, heads) describe; the model is in eval mode."""
-        drawn = zip(self.ranges, choices.unbind(1), strict=True)
-        levels = {name: (choice + self.ranges[name][0]).to(x.dtype) for name, choice in drawn}
-        most = self.ranges["steps"][1]
-        settings: dict[str, Any] = {
-            "eps": attack.eps * (UNIT * levels["eps"]),
-            "step_size": attack.eps * (UNIT * levels["step_size"]),
-            "steps": most,
-            "active": torch.arange(most, device=x.device)[:, None] < levels["steps"],
-        }
-        if self.config.variant == "las-trades":
-            x_adv = attack(model, x, y, natural_divergence(model, x), start="gaussian", **settings)
-            return Adversarial(x_adv, {"beta": levels["beta"]})
+        eps, steps, step_size = (
+            choice + levels[0] for choice, levels in zip(choices.unbind(1), self.ranges, strict=True)
+        )
+        most = self.config.steps[1]
         # The start noise uses the threat's eps, so it may be outside the drawn ball until the first step.
         start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x
-        return Adversarial(attack(model, x, y, start="none", start_noise=start, **settings))
+        x_adv = attack(
+            model,
+            x,
+            y,
+            eps=attack.eps * (UNIT * eps.to(x.dtype)),
+            step_size=attack.eps * (UNIT * step_size.to(x.dtype)),
+            steps=most,
+            active=torch.arange(most, device=x.device)[:, None] < steps,
+            start="none",
+            start_noise=start,
+        )
+        return Adversarial(x_adv)
 
     def reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
         """Reward of the choices: the attacked loss, and the accuracies of the model after one step on the examples."""
@@ -247,10 +192,7 @@ class LearnableAttackStrategy(Method):
         with frozen(attacked):
             adversarial = self.attacked_by(attacked, x, y, attack, choices)
             with torch.no_grad():
-                if self.config.variant == "las-pgd":
-                    raised = global_mean(cross_entropy(attacked(adversarial.x), y))
-                else:
-                    raised = self.loss(attacked, x, y, adversarial).total
+                raised = global_mean(cross_entropy(attacked(adversarial.x), y))
         total = self.loss(ahead.train(), x, y, adversarial).total
         with torch.autocast(x.device.type, enabled=False):  # the head's backward in float32, as its forward
             total.backward()  # type: ignore[no-untyped-call]
@@ -259,8 +201,8 @@ class LearnableAttackStrategy(Method):
         probed = probe(ahead, x, y, attack)
         with torch.no_grad(), frozen(ahead):
             robust, clean = (global_mean((ahead(images).argmax(1) == y).to(x.dtype)) for images in (probed, x))
-        factors = self.published
-        return raised.clamp(0, factors.largest_loss) + factors.robust_reward * robust + factors.clean_reward * clean
+        config = self.config
+        return raised.clamp(0, LARGEST_LOSS) + config.robust_reward * robust + config.clean_reward * clean
 
 
 def draw(log_probabilities: Sequence[Tensor], uniform: Tensor) -> Tensor:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import math
-import re
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import SerializeAsAny, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from taet import methods, registry
-from taet.errors import UserError, unknown
-from taet.fields import Rule
+from taet.errors import UserError, located
+from taet.fields import Rule, Settings
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Step, Task
 from taet.models.heads import Head
 from taet.settings import Run, from_json
@@ -52,11 +51,21 @@ class ClassBudgets(Method):
     class Config(Method.Config):
         """The base method."""
 
+        left = MappingProxyType({"knobs": ()})
         holder: ClassVar[str] = ""  # the method's own name, in messages
         base: Base = Run.default("method")
         """Name of the wrapped method."""
-        knobs: tuple[str, ...] = ()
-        """Options of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
+        base_settings: SerializeAsAny[Settings] | None = None
+        """Settings of the base method. Default: its own defaults."""
+
+        @field_validator("base_settings", mode="before")
+        @classmethod
+        def _of_base(cls, value: object, info: ValidationInfo) -> object:
+            """Build the base's own Config from its settings as JSON."""
+            if not isinstance(value, Mapping) or "base" not in info.data:
+                return value
+            with located(f"{cls.holder}: base {info.data['base']}"):
+                return from_json(methods.find(info.data["base"]).Config, value, "method")
 
     base: Method
     factor: Tensor
@@ -65,7 +74,7 @@ class ClassBudgets(Method):
         super().__init__(config, task)
         if set(task.stages) == {"clean"}:
             raise UserError(f"method base: got {config.base}, which attacks in no epoch; allowed: one that does")
-        self.base = base = methods.build(config.base, _base(config)[1], task)
+        self.base = base = methods.build(config.base, config.base_settings, task)
         self.title = f"{self.title} + {base.title}"
         self.reference = f"{self.reference}; {base.reference}"
         self.deviations = (*base.deviations, *self.deviations)
@@ -82,13 +91,13 @@ class ClassBudgets(Method):
 
     @staticmethod
     def head(config: Config, task: Task) -> Head:
-        base, settings = _base(config)
-        return base.head(settings, task)
+        base = methods.find(config.base)
+        return base.head(config.base_settings or base.Config(), task)
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:
-        base, settings = _base(config)
-        return base.stage_at(settings, task, epoch)
+        base = methods.find(config.base)
+        return base.stage_at(config.base_settings or base.Config(), task, epoch)
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
         return self.base.warnings(class_counts, batch_size)
@@ -132,43 +141,3 @@ class ClassBudgets(Method):
 
     def offset(self) -> Tensor:
         return self.base.offset()
-
-
-def base_settings(name: str, knobs: Sequence[str], holder: str) -> Any:
-    """Return the Config of the method called `name` from options written as on the command line, "tail-weight=2"."""
-    kind, where = methods.find(name).Config, f"{holder}: option of {name}"
-    names = list(kind.model_fields)
-    values: dict[str, Any] = {}
-    for knob in knobs:
-        field, equals, text = (part.strip() for part in knob.partition("="))
-        field = field.replace("-", "_")
-        if not names:
-            raise UserError(f"{where}: got '{knob}'; allowed: none, {name} has no options")
-        if field not in names:
-            spelled = [known.replace("_", "-") for known in names]
-            raise UserError(f"{where}: {unknown('name', field.replace('_', '-'), spelled)}")
-        if not equals:
-            raise UserError(f"{where}: got '{knob}'; allowed: {knob}=value")
-        if field in values:
-            raise UserError(f"{where}: got {field.replace('_', '-')} more than once; allowed: each once")
-        values[field] = _value(text)
-    try:
-        return from_json(kind, values)
-    except UserError as error:
-        raise UserError(f"{where}: {str(error).removeprefix('method ')}") from None
-
-
-@functools.cache
-def _base(config: ClassBudgets.Config) -> tuple[type[Method], Any]:
-    """The class of the base method and its Config."""
-    return methods.find(config.base), base_settings(config.base, config.knobs, config.holder)
-
-
-def _value(text: str) -> Any:
-    """Value of an option given as text: true or false, a number, numbers separated by blanks, or the text itself."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(re.sub(r"(?<=\d)\s+(?=[-+.\d])", ", ", text))
-    except (ValueError, SyntaxError, TypeError):
-        return text

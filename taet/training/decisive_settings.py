@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from taet.errors import UserError
 from taet.files import digest
-from taet.settings import Run, to_json
+from taet.settings import Run, from_json, to_json
 
 # Settings of place, speed and saving.
 MACHINE = frozenset(
@@ -28,8 +30,15 @@ LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 
 
 def training_settings(run: Run | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that determine a run's training, by dotted name; `run` may be given as JSON."""
-    values = to_json(run) if isinstance(run, Run) else run
+    """Return the settings that determine a run's training, by dotted name.
+
+    `run` may be given as JSON, which is read as this version reads it; what it cannot read is taken as stored.
+    """
+    values = run
+    if not isinstance(run, Run):
+        with contextlib.suppress(UserError):
+            values = from_json(Run, run)
+    values = to_json(values) if isinstance(values, Run) else values
     return {name: value for name, value in _flat(values, "") if name not in MACHINE | LATER}
 
 

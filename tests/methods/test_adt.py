@@ -1,11 +1,10 @@
-"""ADT: golden formulas, the fit of the explicit form, the two generators that climb what the classifier descends."""
+"""ADT: golden formulas, and the fit of the distribution."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from taet.attacks.noise import Source
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.methods import Method, Task
-from taet.methods.adt import ascend, negative_entropy_bound, tanh_gaussian
-from taet.methods.base import Adversarial, Attack, Step
+from taet.methods.adt import ascend, sample_mean, tanh_entropy, width_entropy
+from taet.methods.base import Adversarial, Attack
 from taet.models import Classifier
 from taet.settings import Outer, Threat
 from taet.training.step import training_step
@@ -30,17 +29,11 @@ Network = Callable[..., Classifier]
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "methods.json").read_text())
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
-AMORTISED = ("exp-am", "imp-am")
-every_variant = pytest.mark.parametrize("variant", ["exp", *AMORTISED])
-amortised = pytest.mark.parametrize("variant", AMORTISED)
 
 
-def build(
-    variant: str = "exp", shape: tuple[int, int, int] = (1, 8, 8), outer: str = "cross-entropy", **knobs: Any
-) -> Method:
+def build(shape: tuple[int, int, int] = (1, 8, 8), outer: str = "cross-entropy", **knobs: Any) -> Method:
     task = Task(COUNTS, shape, epochs=4, steps_per_epoch=4, outer=Outer(name=outer))  # type: ignore[arg-type]
-    small = {} if variant == "exp" else {"width": 4}
-    return methods.build("adt", {"variant": variant, **small, **knobs}, task)
+    return methods.build("adt", knobs, task)
 
 
 def attack(seed: int = 0, eps: float = 8 / 255) -> Attack:
@@ -64,11 +57,6 @@ def sharp(model: Classifier) -> Classifier:
     return model
 
 
-def charged(variant: str) -> dict[str, float]:
-    """Knobs under which every bound is charged."""
-    return {"threshold": -5.0} if variant == "imp-am" else {}
-
-
 def golden(key: str) -> tuple[dict[str, Any], Any, float]:
     return GOLDEN[key]["inputs"], GOLDEN[key]["expected"], GOLDEN[key]["tolerance"]
 
@@ -80,20 +68,17 @@ def double(values: Any) -> Tensor:
 # -- golden ------------------------------------------------------------------------------------------------------------
 
 
+def drawn(mean: Tensor, rho: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions of a draw, and its entropy from the shares that the fit differentiates."""
+    directions = torch.tanh(mean + noise * F.softplus(rho))
+    return directions, sample_mean(noise.square()) / 2 + width_entropy(F.softplus(rho)) + tanh_entropy(directions)
+
+
 def test_golden_entropy() -> None:
     inputs, expected, tolerance = golden("adt_exp_entropy")
-    directions, entropy = tanh_gaussian(*(double(inputs[name]) for name in ("mean", "rho", "noise")))
+    directions, entropy = drawn(*(double(inputs[name]) for name in ("mean", "rho", "noise")))
     torch.testing.assert_close(directions, double(expected["a"]), rtol=0, atol=tolerance)
     assert entropy.mean().item() == pytest.approx(expected["entropy"], abs=tolerance)
-
-
-@pytest.mark.parametrize("key", ["adt_imp_neg_entropy_bound", "adt_imp_penalty_active"])
-def test_golden_bound(key: str) -> None:
-    inputs, expected, tolerance = golden(key)
-    bound = negative_entropy_bound(*(double(inputs[name]) for name in ("z", "mean", "var"))).mean()
-    assert bound.item() == pytest.approx(expected["U"], abs=tolerance)
-    assert inputs["threshold"] == methods.find("adt").Config().threshold
-    assert (bound - inputs["threshold"]).clamp(min=0).item() == pytest.approx(expected["penalty"], abs=tolerance)
 
 
 @pytest.mark.parametrize(("field", "accumulate"), [("official_accumulating", True), ("reset_each_step", False)])
@@ -110,7 +95,7 @@ def test_the_entropy_is_that_of_the_density_up_to_a_constant() -> None:
     """-log p(a) of a = tanh(u), u normal: -log N(u; mu, sigma) + log(1 - a^2)."""
     generator = torch.Generator().manual_seed(0)
     mean, rho, noise = torch.randn(3, 5, 2, 4, 4, generator=generator, dtype=torch.float64)
-    _, entropy = tanh_gaussian(mean, rho, noise)
+    _, entropy = drawn(mean, rho, noise)
     normal = torch.distributions.Normal(mean, F.softplus(rho))
     tanh = torch.distributions.TransformedDistribution(normal, [torch.distributions.TanhTransform(cache_size=1)])
     draw = torch.tanh(mean + F.softplus(rho) * noise)
@@ -174,163 +159,22 @@ def test_clearing_gradients_is_a_switch(network: Network, digits: Batch) -> None
     assert not torch.equal(first, second)
 
 
-# -- amortised ---------------------------------------------------------------------------------------------------------
-
-
-def recording(model: Classifier) -> list[Tensor]:
-    seen: list[Tensor] = []
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    return seen
-
-
-@amortised
-@pytest.mark.parametrize("autocast", [False, True])
-def test_the_loss_makes_the_same_examples_again(variant: str, autocast: bool, network: Network, digits: Batch) -> None:
-    method, model = build(variant), network(10)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        adversarial = perturb(method, model, digits, attack())
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        seen = recording(model)
-        method.loss(model.train(), digits.x, digits.y, adversarial).total.backward()
-    assert len(seen) == 1
-    assert torch.equal(seen[0], adversarial.x)
-    assert adversarial.x.dtype == torch.float32
-    assert not adversarial.x.requires_grad
-    assert all(p.grad is not None for p in method.generator.parameters())
-
-
-@amortised
-def test_the_generator_sees_the_image_and_two_gradients(variant: str, network: Network, digits: Batch) -> None:
-    method, model = build(variant), network(10).eval()
-    inputs = perturb(method, model, digits, attack()).info["inputs"]
-    assert torch.equal(inputs[:, :1], digits.x)
-    x = digits.x
-    for channel in (1, 2):
-        x = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), digits.y), x)
-        torch.testing.assert_close(inputs[:, channel : channel + 1], gradient)
-        x = (digits.x + 8 / 255 * gradient.sign()).clamp(0, 1)
-
-
-@amortised
-def test_one_backward_pass_serves_both_sides(variant: str, network: Network, digits: Batch) -> None:
-    """The weights get the gradient of the loss, the generator that of its own: -CE + lambda * charge."""
-    method, model = build(variant, entropy_weight=0.3, **charged(variant)), network(10)
-    adversarial = perturb(method, model, digits, attack())
-    loss = method.loss(model.train(), digits.x, digits.y, adversarial)
-    assert loss.total.item() == pytest.approx((loss.parts["label"] + 0.3 * loss.parts["entropy"]).item())
-    loss.total.backward()
-    inputs, noise = adversarial.info["inputs"], adversarial.info["noise"]
-    if variant == "exp-am":
-        directions, entropy = tanh_gaussian(*method.generator(inputs).chunk(2, 1), noise)
-        charge = -entropy.mean()
-    else:
-        directions = method.generator(inputs, noise).tanh()
-        mean, raw = method.encoder(directions).chunk(2, 1)
-        charge = negative_entropy_bound(noise, mean, F.softplus(raw)).mean() + 5.0
-    label = F.cross_entropy(model((digits.x + 8 / 255 * directions).clamp(0, 1)), digits.y)
-    weights, own = list(model.parameters()), list(method.parameters())
-    for parameter, wanted in zip(weights, torch.autograd.grad(label, weights, retain_graph=True), strict=True):
-        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
-    for parameter, wanted in zip(own, torch.autograd.grad(-label + 0.3 * charge, own), strict=True):
-        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.full
-@amortised
-def test_the_generator_ascends_what_the_classifier_descends(variant: str, network: Network, digits: Batch) -> None:
-    model, steps = sharp(network(10)), 6
-    generator = build(variant, generator_lr=0.01, entropy_weight=0.0)
-    values = []
-    for _ in range(steps):  # the classifier stands still
-        adversarial = perturb(generator, model, digits, attack(eps=0.1))
-        generator.zero_grad()
-        loss = generator.loss(model.eval(), digits.x, digits.y, adversarial)
-        loss.total.backward()
-        still = torch.optim.SGD(model.parameters())
-        generator.after_step(model, Step(digits.index, digits.x, digits.y, loss, attack(), still))
-        values.append(loss.parts["label"].item())
-    assert values[-1] > 1.03 * values[0]
-    method, optimizer = build(variant, generator_lr=1e-12), torch.optim.SGD(model.parameters(), lr=0.01)
-    losses = [training_step(model, method, optimizer, digits, attack(), autocast=False) for _ in range(steps)]
-    assert losses[-1].parts["label"] < 0.9 * losses[0].parts["label"]
-
-
-def test_only_a_bound_above_the_threshold_is_charged(network: Network, digits: Batch) -> None:
-    model = network(10)
-    adversarial = perturb(build("imp-am"), model, digits, attack())
-
-    def charge(threshold: float) -> float:
-        method = build("imp-am", threshold=threshold)
-        loss = method.loss(model.train(), digits.x, digits.y, adversarial)
-        assert loss.total.item() == pytest.approx((loss.parts["label"] + loss.parts["entropy"]).item())
-        return loss.parts["entropy"].item()
-
-    assert charge(100.0) == 0
-    assert charge(-2.0) == pytest.approx(charge(-1.0) + 1, abs=1e-5)
-
-
-@amortised
-def test_generators_are_the_same_in_every_run_and_leave_the_random_state_alone(variant: str) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        before = torch.random.get_rng_state()
-        first = build(variant)
-        assert torch.equal(torch.random.get_rng_state(), before)
-        torch.manual_seed(4)
-        second = build(variant)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-@amortised
-def test_a_step_moves_the_generators_once_also_with_perturbed_weights(
-    variant: str, network: Network, digits: Batch
-) -> None:
-    method, model = build(variant, **charged(variant)), network(10)
-    before = deepcopy(method.state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    training_step(model, method, optimizer, digits, attack(), autocast=False, awp=0.01)
-    moved = [(value - before[name]).abs().max().item() for name, value in method.state_dict().items()]
-    assert max(moved) == pytest.approx(2e-4, rel=1e-2)  # the first step of Adam
-    assert sum(value > 0 for value in moved) > 0.9 * len(moved)
-
-
-@amortised
-def test_a_restored_run_goes_on_as_before(variant: str, network: Network, digits: Batch) -> None:
-    method, model = build(variant, **charged(variant)), network(10)
-
-    def step(method: Method, model: nn.Module, seed: int) -> Tensor:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return training_step(model, method, optimizer, digits, attack(seed), autocast=False).total
-
-    step(method, model, 0)
-    other, twin = build(variant, **charged(variant)), deepcopy(model)
-    other.load_state_dict(deepcopy(method.state_dict()))
-    for name, optimizer in method.optimizers.items():
-        other.optimizers[name].load_state_dict(deepcopy(optimizer.state_dict()))
-    for seed in (1, 2):
-        assert torch.equal(step(method, model, seed), step(other, twin, seed))
-
-
 # -- all ---------------------------------------------------------------------------------------------------------------
 
 
-@every_variant
 @pytest.mark.parametrize(
     ("labels", "shape"), [([7], (1, 4, 4)), ([1, 2, 9], (1, 8, 8)), ([4, 4], (3, 32, 32))], ids=["4", "8", "32"]
 )
-def test_any_image_size(variant: str, labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
-    small = {"steps": 2, "samples": 1} if variant == "exp" else {}
-    method, model, batch = build(variant, shape, **small), network(10, shape[0]), batch_of(labels, shape)
+def test_any_image_size(labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
+    method, model, batch = build(shape, steps=2, samples=1), network(10, shape[0]), batch_of(labels, shape)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = training_step(model, method, optimizer, batch, attack(), autocast=False)
     assert torch.isfinite(loss.total)
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 
 
-@every_variant
-def test_every_image_has_its_own_ball(variant: str, network: Network, digits: Batch) -> None:
-    method, model = build(variant), network(10)
+def test_every_image_has_its_own_ball(network: Network, digits: Batch) -> None:
+    method, model = build(), network(10)
     factor = torch.linspace(0, 2, len(digits.x))
     x = perturb(method, model, digits, attack().scaled(factor)).x
     reach = (x - digits.x).abs().flatten(1).amax(1)
@@ -340,40 +184,24 @@ def test_every_image_has_its_own_ball(variant: str, network: Network, digits: Ba
     assert torch.equal(perturb(method, model, digits, attack(eps=0)).x, digits.x)
 
 
-@every_variant
-def test_the_outer_loss_is_the_run_s(variant: str, network: Network, digits: Batch) -> None:
+def test_the_outer_loss_is_the_run_s(network: Network, digits: Batch) -> None:
     model = network(10)
-    adversarial = perturb(build(variant), model, digits, attack())
-    loss = build(variant, outer="balanced-softmax").loss(model.train(), digits.x, digits.y, adversarial)
+    adversarial = perturb(build(), model, digits, attack())
+    loss = build(outer="balanced-softmax").loss(model.train(), digits.x, digits.y, adversarial)
     expected = F.cross_entropy(loss.logits + torch.tensor(COUNTS).log(), digits.y).item()
     assert loss.parts.get("label", loss.total).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("knob", "value"),
-    [("steps", 0), ("samples", 0), ("width", 0), ("inner_lr", 0.0), ("generator_lr", -1.0), ("entropy_weight", -0.1),
-     ("entropy_weight", math.nan), ("threshold", math.inf)],
-)  # fmt: skip
+    [("steps", 0), ("samples", 0), ("inner_lr", 0.0), ("entropy_weight", -0.1), ("entropy_weight", math.nan)],
+)
 def test_bad_knobs(knob: str, value: float) -> None:
     with pytest.raises(UserError, match=f"method {knob.replace('_', ' ')}: got .*allowed"):
         build(**{knob: value})
 
 
-@pytest.mark.parametrize(
-    ("variant", "knob", "value", "where"),
-    [("exp-am", "steps", 9, "exp"), ("imp-am", "inner_lr", 0.1, "exp"), ("imp-am", "accumulate", False, "exp"),
-     ("exp", "width", 8, "exp-am or imp-am"), ("exp", "generator_lr", 0.1, "exp-am or imp-am"),
-     ("exp", "threshold", 0.1, "imp-am"), ("exp-am", "threshold", 0.1, "imp-am")],
-)  # fmt: skip
-def test_a_knob_of_another_variant_is_refused(variant: str, knob: str, value: Any, where: str) -> None:
-    what = knob.replace("_", " ")
-    with pytest.raises(UserError, match=f"^method {what}: got {value}; allowed: with variant {where} only$"):
-        build(variant, **{knob: value})
-
-
-def test_the_published_entropy_weights_and_no_weighting_of_the_attack() -> None:
-    assert [build(variant).entropy_weight for variant in ("exp", *AMORTISED)] == [0.01, 0.01, 1.0]
-    assert build(entropy_weight=0.0).entropy_weight == 0
+def test_no_weighting_of_the_attack() -> None:
     task = Task(COUNTS, (1, 8, 8), epochs=4, steps_per_epoch=4, weighting="rw")
     with pytest.raises(UserError, match="weighting rw"):
         methods.build("adt", None, task)

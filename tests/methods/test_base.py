@@ -208,7 +208,10 @@ def test_a_run_of_burn_in_alone_is_refused(
     name: str, epochs: int, milestones: tuple[int, ...], begin: float | None, message: str | None
 ) -> None:
     task = Task((4, 2), (1, 8, 8), epochs, 1, milestones)
-    for holder, settings in ((name, {"begin": begin}), ("robust-lt", {"base": name, "knobs": (f"begin={begin}",)})):
+    for holder, settings in (
+        (name, {"begin": begin}),
+        ("robust-lt", {"base": name, "base_settings": {"begin": begin}}),
+    ):
         if message is None:
             assert "fair" in methods.build(holder, settings, task).task.stages
         else:

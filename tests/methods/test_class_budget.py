@@ -105,8 +105,8 @@ def test_none_holds_another_or_what_never_attacks(name):
             build(name, base=base)
     with pytest.raises(UserError, match=r"^method base: got standard, which attacks"):
         build(name, base="standard")
-    with pytest.raises(UserError, match=rf"^{name}: option of trades: unknown name 'betta'; allowed: beta"):
-        build(name, base="trades", knobs=("betta=3",))
+    with pytest.raises(UserError, match=rf"^{name}: base trades: unknown field of Config 'betta'; allowed: beta"):
+        build(name, base="trades", base_settings={"betta": 3})
 
 
 @pytest.mark.parametrize("rule", RULES)

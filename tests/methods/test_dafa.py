@@ -164,7 +164,7 @@ def test_label_weights_follow_weights_by_outer_loss_and_leave_the_divergence(net
 @pytest.mark.parametrize(("epochs", "settings", "message"), [
     (1, {}, r"method warm up: got 0.636 of 1 epochs, which leaves none of them; allowed: another share"),
     (11, {"warm_up": 0.99}, r"method warm up: got 0.99 of 11 epochs, which leaves none"),
-    (11, {"base": "taet", "knobs": ("clean_share=0.8",)}, "method warm up: .+ ends with an epoch without an attack"),
+    (11, {"base": "taet", "base_settings": {"clean_share": 0.8}}, "method warm up: .+ epoch without an attack"),
     (11, {"floor": 0.0}, "method floor: got 0; allowed: above 0, below 1"),
     (11, {"lam": -1.0}, "method lam: got -1; allowed: 0 or more"),
 ])  # fmt: skip

@@ -23,7 +23,7 @@ from taet.errors import UserError
 from taet.losses import effective_number_weights, focal
 from taet.methods import Method, Task, las_at
 from taet.methods.base import Adversarial, Attack, Loss, Step
-from taet.methods.las_at import PUBLISHED, draw, probe, reinforce
+from taet.methods.las_at import LARGEST_LOSS, draw, probe, reinforce
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.settings import Outer, Threat, Training
@@ -36,11 +36,9 @@ FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((FOLDER / "methods.json").read_text()) | json.loads((FOLDER / "attacks.json").read_text())
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 EPS = 8 / 255
-every_variant = pytest.mark.parametrize("variant", ["las-pgd", "las-trades"])
 
 
 def build(
-    variant: str = "las-pgd",
     counts: tuple[int, ...] = COUNTS,
     shape: tuple[int, int, int] = (1, 8, 8),
     outer: Any = "cross-entropy",
@@ -48,7 +46,7 @@ def build(
 ) -> Method:
     outer = outer if isinstance(outer, Outer) else Outer(name=outer)
     task = Task(counts, shape, epochs=8, steps_per_epoch=4, milestones=(6, 7), outer=outer)
-    return methods.build("las-at", {"variant": variant, "width": 2, **knobs}, task)
+    return methods.build("las-at", {"width": 2, **knobs}, task)
 
 
 def attack(seed: int = 0, eps: float = EPS) -> Attack:
@@ -69,7 +67,7 @@ def step_of(batch: Batch, model: nn.Module, seed: int = 0, number: int = 0) -> S
 def train(method: Method, model: nn.Module, batch: Batch) -> None:
     """Twenty steps in which the strategy learns nothing."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method.published = method.published._replace(interval=100)
+    method.config = method.config.replace(interval=100)
     for number in range(1, 21):
         training_step(model, method, optimizer, batch, attack(), autocast=False, number=number)
 
@@ -100,9 +98,9 @@ def test_golden_smoothed_cross_entropy() -> None:
 
 def test_golden_reinforce() -> None:
     golden = GOLDEN["las_reinforce"]
-    inputs, published = golden["inputs"], PUBLISHED["las-pgd"]
-    robust, clean = published.robust_reward * inputs["rob_acc"], published.clean_reward * inputs["clean_acc"]
-    reward = torch.tensor(inputs["R1"]).double().clamp(0, published.largest_loss) + robust + clean
+    inputs, config = golden["inputs"], build().config
+    robust, clean = config.robust_reward * inputs["rob_acc"], config.clean_reward * inputs["clean_acc"]
+    reward = torch.tensor(inputs["R1"]).double().clamp(0, LARGEST_LOSS) + robust + clean
     assert reward.item() == pytest.approx(golden["expected"]["reward"], abs=1e-7)
     log_probabilities = [double(logits).log_softmax(1) for logits in inputs["head_logits"]]
     choices = torch.tensor(inputs["actions"]).T
@@ -127,7 +125,7 @@ def test_golden_attack() -> None:
         [int(Fraction(eps.split("/")[0])), steps, int(Fraction(alpha.split("/")[0]))]
         for eps, steps, alpha in zip(inputs["eps"], inputs["iters"], inputs["alpha"], strict=True)
     ]
-    lowest = torch.tensor([low for low, _ in PUBLISHED["las-pgd"].ranges.values()])
+    lowest = torch.tensor([low for low, _ in build().ranges])
     model, x = nn.Linear(4, 3, bias=False).double(), double(inputs["x"])
     model.weight.data = double(inputs["W"])
     method = build(counts=(3, 2, 1))
@@ -155,10 +153,7 @@ def test_an_impossible_option_is_never_chosen() -> None:
     assert draw([log_probabilities], torch.tensor([[0.0], [0.5], [0.9]])).flatten().tolist() == [1, 3, 3]
 
 
-@every_variant
-def test_every_level_is_drawn_and_none_beyond(
-    variant: str, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_level_is_drawn_and_none_beyond(network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     def spy(*arguments: Any, **settings: Any) -> Tensor:
@@ -166,12 +161,12 @@ def test_every_level_is_drawn_and_none_beyond(
         return arguments[2]
 
     monkeypatch.setattr(Attack, "__call__", spy)
-    method, x = build(variant), digits.x.repeat(8, 1, 1, 1)
-    info = perturb(method, network(10), Batch(digits.index.repeat(8), x, digits.y.repeat(8)), attack()).info
+    method, x = build(), digits.x.repeat(8, 1, 1, 1)
+    perturb(method, network(10), Batch(digits.index.repeat(8), x, digits.y.repeat(8)), attack())
     found = {"steps": seen["active"].sum(0), "eps": seen["eps"] / EPS * 8, "step_size": seen["step_size"] / EPS * 8}
-    for name, (low, high) in PUBLISHED[variant].ranges.items():
-        levels = found.get(name, info.get(name)).round().long()
-        assert levels.unique().tolist() == list(range(low, high + 1)), name
+    for name, levels in found.items():
+        low, high = getattr(method.config, name)
+        assert levels.round().long().unique().tolist() == list(range(low, high + 1)), name
     assert seen["active"].shape == (seen["steps"], len(x))
     assert (seen["active"].int().diff(dim=0) <= 0).all()  # the first steps are taken, not the last
 
@@ -185,11 +180,8 @@ def test_choices_depend_on_the_source_and_not_on_the_mode_of_the_strategy(networ
     assert not torch.equal(perturb(method, model, digits, attack(1)).x, first)
 
 
-@every_variant
-def test_the_drawn_ball_scales_with_the_threat_s_and_with_each_image_s(
-    variant: str, network: Network, digits: Batch
-) -> None:
-    method, model = build(variant, eps=(15, 15), steps=(4, 4), step_size=(5, 5)), network(10)
+def test_the_drawn_ball_scales_with_the_threat_s_and_with_each_image_s(network: Network, digits: Batch) -> None:
+    method, model = build(eps=(15, 15), steps=(4, 4), step_size=(5, 5)), network(10)
     factor = torch.linspace(0, 2, len(digits.x))
     x = perturb(method, model, digits, attack().scaled(factor)).x
     reach = (x - digits.x).abs().flatten(1).amax(1)
@@ -209,18 +201,6 @@ def test_the_start_is_in_the_threat_s_ball_and_not_projected_to_a_smaller_one(ne
 
 
 # -- loss --------------------------------------------------------------------------------------------------------------
-
-
-def test_las_trades_weighs_each_divergence_by_its_own_beta(network: Network, digits: Batch) -> None:
-    method, model = build("las-trades"), network(10)
-    adversarial = perturb(method, model, digits, attack())
-    beta = adversarial.info["beta"]
-    assert beta.unique().tolist() == [5, 6, 7, 8, 9]
-    loss = method.loss(model.train(), digits.x, digits.y, adversarial)
-    natural, logits = model(digits.x), model(adversarial.x)
-    divergence = F.kl_div(logits.log_softmax(1), natural.softmax(1), reduction="none").sum(1)
-    expected = F.cross_entropy(natural, digits.y) + (beta * divergence).mean()
-    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 LABELS = torch.tensor([0, 1, 2, 0, 0, 1])
@@ -288,7 +268,6 @@ def test_the_strategy_learns_in_every_interval_th_step_only(network: Network, di
         method.after_step(model, step_of(digits, model, number, number))
         moved.append(not same(before, state(method)))
     assert moved == [True, False, False, True, False, False, True]
-    assert [build(variant).published.interval for variant in PUBLISHED] == [20, 1]
 
 
 @pytest.mark.parametrize(("total", "here", "learns"), [(None, 2, True), (2, 1, True), (1, 1, False)])
@@ -315,10 +294,9 @@ def test_its_gradient_is_clipped(network: Network, digits: Batch) -> None:
     assert torch.stack(moved).norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
-@every_variant
 @pytest.mark.parametrize("bn_mode", ["eval", "train"])
-def test_learning_leaves_the_model_as_it_was(variant: str, bn_mode: Any, network: Network, digits: Batch) -> None:
-    method, model = build(variant), network(10).train()
+def test_learning_leaves_the_model_as_it_was(bn_mode: Any, network: Network, digits: Batch) -> None:
+    method, model = build(), network(10).train()
     model.body[1].eval()  # whatever it was
     model.body[0].weight.requires_grad_(False)
     model.head.bias.grad = torch.full((10,), 3.0)
@@ -336,12 +314,10 @@ def test_learning_leaves_the_model_as_it_was(variant: str, bn_mode: Any, network
     assert torch.equal(torch.random.get_rng_state(), rng)
 
 
-@pytest.mark.sample(2)
-@every_variant
 def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
-    variant: str, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
+    network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, model = build(variant), network(10)
+    method, model = build(), network(10)
     train(method, model, digits)
     choices = torch.zeros(len(digits.x), len(method.ranges), dtype=torch.int64)
 
@@ -350,9 +326,6 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
             adversarial = method.attacked_by(model, digits.x, digits.y, attack(), choices)
             logits = model(adversarial.x)
             raised = F.cross_entropy(logits, digits.y)
-            if variant == "las-trades":
-                kl = F.kl_div(logits.log_softmax(1), model(digits.x).softmax(1), reduction="none").sum(1)
-                raised = F.cross_entropy(model(digits.x), digits.y) + 5 * kl.mean()
         ahead = deepcopy(model).train()
         loss = method.loss(ahead, digits.x, digits.y, adversarial).total
         gradients = torch.autograd.grad(loss, list(ahead.parameters()))
@@ -360,8 +333,7 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
             for parameter, gradient in zip(ahead.parameters(), gradients, strict=True):
                 parameter -= 0.1 * (gradient + 5e-4 * parameter)
             robust, clean = ((ahead.eval()(x).argmax(1) == digits.y).float().mean() for x in (probed, digits.x))
-        factors = (4, 2) if variant == "las-pgd" else (8, 4)
-        return (raised + factors[0] * robust + factors[1] * clean).item()
+        return (raised + 4 * robust + 2 * clean).item()
 
     probed = 1 - digits.x
     monkeypatch.setattr(las_at, "probe", lambda *_: probed)
@@ -371,16 +343,14 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
     assert method.reward(model, step, choices).item() == pytest.approx(naive(probed), rel=1e-4)
     with torch.no_grad():
         model.head.weight *= 1e4
-    reward = build(variant, robust_reward=0.0, clean_reward=0.0).reward(model, step_of(digits, model), choices)
-    assert reward.item() == pytest.approx({"las-pgd": 10, "las-trades": 20}[variant])
+    reward = build(robust_reward=0.0, clean_reward=0.0).reward(model, step_of(digits, model), choices)
+    assert reward.item() == pytest.approx(10)
 
 
-@pytest.mark.sample(2)
-@every_variant
 def test_with_a_view_of_the_model_the_reward_is_the_same_after_the_weights_have_moved(
-    variant: str, network: Network, digits: Batch
+    network: Network, digits: Batch
 ) -> None:
-    method, model = build(variant), network(10)
+    method, model = build(), network(10)
     view = make_view(model, (1, 8, 8))
     assert view is not None
     attacks: list[Tensor] = []
@@ -391,15 +361,14 @@ def test_with_a_view_of_the_model_the_reward_is_the_same_after_the_weights_have_
         method.reward(model, step_of(digits, model)._replace(view=given), choices) for given in (None, view)
     )
     assert viewed.item() == pytest.approx(plain.item(), rel=1e-4)
-    assert len(attacks) > method.ranges["steps"][1]
+    assert len(attacks) > method.config.steps[1]
 
 
-@every_variant
 def test_with_adamw_the_copy_takes_the_step_that_training_would_take(
-    variant: str, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
+    network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moments and decay included; of training's own optimiser nothing moves."""
-    method, model = build(variant), network(10)
+    method, model = build(), network(10)
     optimizer = build_optimizer(model, Training(optimizer="adamw", lr=0.01, weight_decay=0.5))
     for number in range(1, 4):
         training_step(model, method, optimizer, digits, attack(), autocast=False, number=number)
@@ -452,41 +421,30 @@ def test_the_probe_is_pgd_that_stops_where_it_has_won(network: Network, digits: 
     assert (found - best).abs().max() < 1e-6
 
 
-def test_the_rate_of_las_trades_falls_at_milestones() -> None:
-    for variant, rates in (("las-trades", [1e-4, 1e-4, 1e-5, 1e-6]), ("las-pgd", [1e-4] * 4)):
-        method, found = build(variant), []
-        for epoch in (0, 5, 6, 7):
-            method.start_epoch(epoch, torch.ones(10))
-            found.append(method.optimizers["strategy"].param_groups[0]["lr"])
-        assert found == pytest.approx(rates)
-
-
 # -- all ---------------------------------------------------------------------------------------------------------------
 
 
-@every_variant
 @pytest.mark.parametrize(
     ("labels", "shape"), [([7], (1, 4, 4)), ([1, 2, 9], (1, 8, 8)), ([4, 4], (3, 32, 32))], ids=["4", "8", "32"]
 )
-def test_any_image_size(variant: str, labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
+def test_any_image_size(labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
     x = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(1))
-    method, model = build(variant, shape=shape, steps=(1, 2)), network(10, shape[0])
+    method, model = build(shape=shape, steps=(1, 2)), network(10, shape[0])
     batch = Batch(torch.arange(len(labels)), x, torch.tensor(labels))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert torch.isfinite(training_step(model, method, optimizer, batch, attack(), autocast=False).total)
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 
 
-@every_variant
-def test_a_restored_run_goes_on_as_before(variant: str, network: Network, digits: Batch) -> None:
-    method, model = build(variant, interval=1, strategy_lr=1.0), network(10)
+def test_a_restored_run_goes_on_as_before(network: Network, digits: Batch) -> None:
+    method, model = build(interval=1, strategy_lr=1.0), network(10)
 
     def step(method: Method, model: nn.Module, seed: int) -> Tensor:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         return training_step(model, method, optimizer, digits, attack(seed), autocast=False).total
 
     step(method, model, 0)
-    other, twin = build(variant, interval=1, strategy_lr=1.0), deepcopy(model)
+    other, twin = build(interval=1, strategy_lr=1.0), deepcopy(model)
     assert not same(state(method), state(other))
     other.load_state_dict(deepcopy(method.state_dict()))
     other.optimizers["strategy"].load_state_dict(deepcopy(method.optimizers["strategy"].state_dict()))
@@ -508,22 +466,12 @@ def test_the_strategy_is_the_same_in_every_run_and_leaves_the_random_state_alone
 @pytest.mark.parametrize(
     ("knob", "value"),
     [("label_mass", 0.0), ("label_mass", 1.1), ("label_mass", math.nan), ("eps", (5, 3)), ("steps", (1, 2, 3)),
-     ("step_size", (-1, 3)), ("beta", (5, 9)), ("interval", 0), ("width", 0), ("strategy_lr", 0.0),
+     ("step_size", (-1, 3)), ("interval", 0), ("width", 0), ("strategy_lr", 0.0),
      ("robust_reward", -1.0), ("clean_reward", math.inf)],
 )  # fmt: skip
 def test_bad_knobs(knob: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"method {knob.replace('_', ' ')}: got "):
         build(**{knob: value})
-
-
-@pytest.mark.parametrize(
-    ("variant", "knobs", "where"),
-    [("las-trades", {"label_mass": 0.5}, "las-pgd"), ("las-pgd", {"beta": (5, 9)}, "las-trades")],
-)
-def test_a_knob_of_the_other_variant_is_refused(variant: str, knobs: dict[str, Any], where: str) -> None:
-    what = next(iter(knobs)).replace("_", " ")
-    with pytest.raises(UserError, match=rf"^method {what}: got .+; allowed: with variant {where} only$"):
-        build(variant, **knobs)
 
 
 def test_no_weighting_of_the_attack() -> None:

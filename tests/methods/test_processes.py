@@ -77,7 +77,7 @@ class LocalMean(Method):
 
 
 OWN_STATISTICS = Job("statistics of each", 7, synchronised=False)
-REFRESHED = ("las-at", "liet")
+REFRESHED = ("las-at",)
 """Methods whose `after_step` runs the model with its statistics."""
 LOCAL_MEAN = LocalMean(Method.Config(), Task((5, 4, 3, 2, 1), SHAPE, epochs=1, steps_per_epoch=1))
 

@@ -15,9 +15,8 @@ from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Attack, Step
 from taet.methods.robust_lt import class_budgets
-from taet.methods.wrapper import base_settings
 from taet.models import Head
-from taet.settings import Outer, Threat
+from taet.settings import Outer, Run, Threat, from_json, override, to_json
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
@@ -28,8 +27,10 @@ def task(outer="cross-entropy", weighting="none", epochs=10):
     return Task(COUNTS, (1, 8, 8), epochs, 1, milestones=(6, 8), outer=Outer(name=outer), weighting=weighting)
 
 
-def build(base, *knobs, outer="cross-entropy", weighting="none", **settings):
-    return methods.build("robust-lt", {"base": base, "knobs": knobs, **settings}, task(outer, weighting))
+def build(base, base_settings=None, outer="cross-entropy", weighting="none", **settings):
+    return methods.build(
+        "robust-lt", {"base": base, "base_settings": base_settings, **settings}, task(outer, weighting)
+    )
 
 
 def attack(**threat):
@@ -129,7 +130,7 @@ def test_everything_that_the_base_says_of_itself_is_passed_on():
     assert "Zhang et al., ICML 2019" in method.reference
     assert not method.label_attack
     assert methods.find("robust-lt").title == "RobustLT", "the class is as it was"
-    assert [build("reat").uses_features, build("reat", "tail=False").uses_features] == [True, False]
+    assert [build("reat").uses_features, build("reat", {"tail": False}).uses_features] == [True, False]
     assert build("at", outer="ldam").task.head == Head("cosine", 30.0)
     assert [build("taet").task.stages[epoch] for epoch in (3, 4)] == ["clean", "adversarial"]
     assert method.optimizers is method.base.optimizers
@@ -148,42 +149,33 @@ def test_the_average_of_the_base_is_kept(monkeypatch):
     assert [method.admits(epoch, None) for epoch in (2, 3)] == [False, True]
 
 
-@pytest.mark.parametrize(("base", "knobs"), [("standard", ()), ("taet", ("clean_share=1",))])
-def test_a_base_that_never_attacks_has_no_budget_to_scale(base, knobs):
+def test_the_base_has_its_own_settings():
+    built = build("trades", {"beta": 3})
+    assert built.base.config == built.config.base_settings == methods.find("trades").Config(beta=3)
+    assert build("trades").config.base_settings is None
+    run = override(Run(method="robust-lt"), {"settings": built.config})
+    assert from_json(Run, to_json(run)) == run
+    assert override(run, {"settings.base_settings.beta": 4}).settings.base_settings.beta == 4
+
+
+@pytest.mark.parametrize(("base", "own", "message"), [
+    ("robust-lt", {}, "method base: got 'robust-lt'; allowed: a method that wraps no other"),
+    ("trads", {}, r"robust-lt: base trads: unknown method 'trads'; .*did you mean 'trades'\?"),
+    ("trades", {"betta": 3}, r"robust-lt: base trades: unknown field of Config 'betta'; allowed: beta; .* 'beta'\?"),
+    ("trades", {"beta": -3}, "robust-lt: base trades: method beta: got -3; allowed: 0 or more"),
+])  # fmt: skip
+def test_a_base_or_setting_that_cannot_be_is_refused_in_one_line(base, own, message):
+    with pytest.raises(UserError, match=f"^{message}") as error:
+        build(base, own)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("base", "own"), [("standard", None), ("taet", {"clean_share": 1})])
+def test_a_base_that_never_attacks_has_no_budget_to_scale(base, own):
     with pytest.raises(
         UserError, match=f"^method base: got {base}, which attacks in no epoch; allowed: one that does$"
     ):
-        build(base, *knobs)
-
-
-def test_knobs_are_the_bases_own_settings():
-    assert build("trades", "beta=3").base.config.beta == 3
-    assert build("harl", "absent=skip", "gamma = 0.5").base.config == methods.find("harl").Config(
-        absent="skip", gamma=0.5
-    )
-    assert build("reat", "rbl=False", "form=per-pair").base.config.rbl is False
-    spelled = build("reat", "tail-weight=2", "rbl=false", "bsl=true").base.config
-    assert (spelled.tail_weight, spelled.rbl, spelled.bsl) == (2, False, True)
-    for text in ("3 9", "3,9", "(3, 9)"):
-        assert base_settings("las-at", [f"eps={text}"], "robust-lt").eps == (3, 9)
-
-
-@pytest.mark.parametrize(("base", "knobs", "message"), [
-    ("robust-lt", (), "method base: got 'robust-lt'; allowed: a method that wraps no other"),
-    ("trads", (), r"unknown method 'trads'; .*did you mean 'trades'\?"),
-    ("trades", ("beta",), "robust-lt: option of trades: got 'beta'; allowed: beta=value$"),
-    ("trades", ("betta=3",), r"robust-lt: option of trades: unknown name 'betta'; allowed: beta; .* 'beta'\?"),
-    ("trades", ("beta=big",), "robust-lt: option of trades: beta: got 'big'; allowed: a number, 0 or more"),
-    ("trades", ("beta=-3",), "robust-lt: option of trades: beta: got -3; allowed: 0 or more"),
-    ("reat", ("tail-weigt=3",), r"robust-lt: option of reat: unknown name 'tail-weigt'; .*'tail-weight'\?"),
-    ("reat", ("tail-weight=3", "tail_weight=2"), "robust-lt: option of reat: got tail-weight more than once; allowed"),
-    ("harl", ("absent=skp",), "robust-lt: option of harl: unknown absent 'skp'; allowed: ema, skip, zero"),
-    ("at", ("beta=3",), "robust-lt: option of at: got 'beta=3'; allowed: none, at has no options"),
-])  # fmt: skip
-def test_a_base_or_knob_that_cannot_be_is_refused_in_one_line(base, knobs, message):
-    with pytest.raises(UserError, match=f"^{message}") as error:
-        build(base, *knobs)
-    assert "\n" not in str(error.value)
+        build(base, own)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
