@@ -5,6 +5,7 @@
 # make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
 # make check      lint and types
 # make bench      speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
+# make results    renew results/results.csv and every page that follows from the code or the committed cards
 # make docs       the documentation as a site, build/site/index.html; a link that leads nowhere is an error
 # make lock       renew requirements.lock from pyproject.toml, with the hashes of all files
 # make sbom       renew sbom.cdx.json, the software bill of materials (CycloneDX)
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-avx2 fuzz check bench docs lock sbom wheel clean
+.PHONY: demo test test-all test-avx2 fuzz check bench results docs lock sbom wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/taet demo
@@ -48,6 +49,9 @@ check: $(INSTALLED)
 # The figures count on a machine that does nothing else.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+results: $(INSTALLED)
+	$(BIN)/python docs/render.py --write
 
 # mkdocs has an environment of its own, so that nothing else depends on its packages.
 docs: $(INSTALLED) .docs-venv/.installed

@@ -25,9 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
-
-from taet import losses, methods, protocols, registry, statistics
+from taet import losses, methods, protocols, registry
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.errors import UserError
@@ -35,7 +33,7 @@ from taet.evaluation import ResultCard
 from taet.fields import Positive, Settings, allowed_text, hints
 from taet.formatting import markdown_table, points
 from taet.methods import Method, Task
-from taet.settings import Outer, to_json
+from taet.settings import Outer
 from taet.statistics import Difference
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +44,7 @@ CHOICE = ROOT / "docs" / "which-method.md"
 COMPARED = "digits-lt-methods"
 """The comparison of the most methods with several seeds."""
 END, END_OF_CHOICE = "<!-- end of attacks -->", "<!-- end of differences -->"
-TABLES, END_OF_TABLES = "<!-- results: python docs/render.py --write -->", "<!-- end of results -->"
+TABLES, END_OF_TABLES = "<!-- results: make results -->", "<!-- end of results -->"
 COST = ROOT / "results" / "cost.json"
 LISTED = {"adaptive-pgd-N": "adaptive", "adaptive-pgd-l2-N": "adaptive"}
 """Attacks that `taet list attacks` has under another name."""
@@ -276,18 +274,12 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
     """Heading of the comparison, name of the row and its cards, of every row of every table."""
     found = []
     for about in sorted((ROOT / "results").glob("*/about.md")):
-        if about.parent.name in results().ATTACKS:  # models of another comparison, attacked once more
+        if about.parent.name.endswith("-attacks"):  # models of another comparison, attacked once more
             continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
-        found += [(heading, name, cards) for name, cards in results().cards_by_row(about.parent).items()]
+        for one in results().of_folder(about.parent.name):
+            found += [(heading, row, [*one.on(row=row).cards]) for row in one.rows]
     return found
-
-
-def changed(card: ResultCard) -> str:
-    """Options of the method that the run changed."""
-    usual = to_json(methods.find(card.method).Config())
-    given = card.run["config"]["settings"] or {}
-    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if usual.get(knob) != value)
 
 
 def measured(name: str) -> str:
@@ -300,10 +292,10 @@ def measured(name: str) -> str:
         for column in ("clean", "pgd-20", "autoattack"):
             found = [card.summary(column).balanced for card in of if column in {c.name for c in card.columns}]
             values.append(f"{100 * sum(found) / len(found):.1f}" if found else "")
-        lines.append((row, changed(of[0]), heading, str(len(of)), *values))
+        lines.append((row, heading, str(len(of)), *values))
     if not lines:
         return "No result card yet."
-    heads = ("row", "changed options", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
+    heads = ("row", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
     return table(heads, lines) + (
         "\n\nBalanced accuracy in per cent. [Results](../../results/README.md) has intervals, tails and commands."
     )
@@ -426,26 +418,17 @@ def attack_tables() -> str:
 
 def versus_at() -> str:
     """Every row of a comparison less AT, clean, under AutoAttack and on the tail: decided better, worse, or not."""
-    cards = results().cards_by_row(ROOT / "results" / COMPARED, variants=False)
-    base = cards.pop(next(row for row, of in cards.items() if of[0].method == "at"))
-    parts = {"clean": ("clean", None), "AutoAttack": ("autoattack", None), "tail, AutoAttack": ("autoattack", "tail")}
-    found = {}
-    for row, mine in cards.items():
-        found[row] = [_paired(mine, base, column, group) for column, group in parts.values()]
+    (found,) = results().of_folder(COMPARED)
+    parts = {"clean": ("clean", "balanced"), "AutoAttack": ("autoattack", "balanced")}
+    parts["tail, AutoAttack"] = "autoattack", "tail"
+    others = [row for row in found.rows if row != "at"]
+    complete = {row: [one for part in parts.values() if (one := found.difference(row, "at", *part))] for row in others}
     lines = [
         (row, *(f"{_verdict(one)} {points(one.value)} ({points(one.low)} to {points(one.high)})" for one in of))
-        for row, of in sorted(found.items(), key=lambda pair: -pair[1][1].value)
+        for row, of in sorted(complete.items(), key=lambda pair: -pair[1][1].value)
+        if of[0].runs > 1
     ]
     return table(("row", *parts), lines)
-
-
-def _paired(first: Sequence[ResultCard], second: Sequence[ResultCard], column: str, group: str | None) -> Difference:
-    """The paired difference of two rows under an attack, of all classes or those of a group."""
-    card = first[0]
-    classes = statistics.class_groups(card.data["train_class_counts"])[group] if group else range(card.num_classes)
-    keep = np.isin(card.labels, [*classes])
-    masks = [[one.column(column).correct[keep] for one in side] for side in (first, second)]
-    return statistics.difference(*masks, card.labels[keep], card.num_classes)
 
 
 def _verdict(one: Difference) -> str:
@@ -456,10 +439,10 @@ def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
     parts = [(EVALUATION, HEAD, END, f"\n{attack_tables()}\n"), (CHOICE, HEAD, END_OF_CHOICE, f"\n{versus_at()}\n")]
-    parts += [(path, TABLES, END_OF_TABLES, results().tables(path)) for path in results().PAGES]
+    parts += [(path, TABLES, END_OF_TABLES, results().rendered(path)) for path in results().PAGES]
     for path, begin, end, text in parts:
         found[path] = renewed(found.get(path) or path.read_text(encoding="utf-8"), begin, end, f"\n{text}\n")
-    return {PAGES / "README.md": index(), LOSSES: loss_page(), **found}
+    return {PAGES / "README.md": index(), LOSSES: loss_page(), results().CSV: results().csv(), **found}
 
 
 def renewed(page: str, begin: str, end: str, text: str) -> str:

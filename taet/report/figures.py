@@ -44,21 +44,22 @@ CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor
 def overview(results: Results) -> Iterator[Panel]:
     """Balanced accuracy of each row under each attack, and of its head, body and tail classes under the strongest."""
     rows, strongest = order(results)[:MOST_ROWS], lead_attacks(results)[-1:]
-    scores = results.scores("balanced").set_index("row")
+    scores, parts = (results.scores(*names).set_index("row") for names in (("balanced",), GROUPS))
     usual = [attack for attack in in_ball(results) if 2 * (scores["attack"] == attack).sum() >= len(results.rows)]
     attacks = [*lead_attacks(results)[:-1], *(attack for attack in usual if attack not in strongest)]
     attacks = [*attacks[: len(STRENGTHS) - 1], *strongest]
     colours = [*STRENGTHS[: len(attacks) - 1], STRENGTHS[-1]]
-    lines = {a: (scores[scores["attack"] == a], colour) for a, colour in zip(attacks, colours, strict=True)}
+    parts = parts[parts["attack"] == results.strongest]
+    reach = min(1.01, 1.02 * max(scores["high"].max(), parts["high"].max() if len(parts) else 0))
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
-    yield _forest(f"Balanced accuracy under each attack{of}", rows, lines)
-    scores = results.scores(*GROUPS).query("attack == @results.strongest").set_index("row")
-    if len(scores):
-        parts = {group: (scores[scores["group"] == group], colour) for group, colour in GROUPS.items()}
-        yield _forest(f"Head, body and tail classes under {results.strongest}{of}", rows, parts)
+    lines = {a: (scores[scores["attack"] == a], colour) for a, colour in zip(attacks, colours, strict=True)}
+    yield _forest(f"Balanced accuracy under each attack{of}", rows, lines, reach)
+    if len(parts):
+        groups = {group: (parts[parts["group"] == group], colour) for group, colour in GROUPS.items()}
+        yield _forest(f"Head, body and tail classes under {results.strongest}{of}", rows, groups, reach)
 
 
-def _forest(title: str, rows: Sequence[str], lines: Mapping[str, tuple[pd.DataFrame, str]]) -> Panel:
+def _forest(title: str, rows: Sequence[str], lines: Mapping[str, tuple[pd.DataFrame, str]], reach: float) -> Panel:
     """Draw a row for each method, with a marker and an interval for each line."""
     figure, ax = axes(0.85 + (0.44 if len(rows) < 10 else 0.36) * len(rows))
     for place, (label, (line, colour)) in enumerate(lines.items()):
@@ -68,8 +69,7 @@ def _forest(title: str, rows: Sequence[str], lines: Mapping[str, tuple[pd.DataFr
     for row in range(1, len(rows)):
         ax.axhline(row - 0.5, color="#ececec", linewidth=0.8, zorder=0)
     rows_axis(ax, rows)
-    highest = max(line.loc[line.index.isin(list(rows)), "high"].max() for line, _ in lines.values())
-    ax.set_xlim(-0.01, min(1.01, 1.02 * highest))
+    ax.set_xlim(-0.01, reach)
     percent_axis(ax.xaxis)
     legend(figure, ax)
     return draw(figure, title, f"with 95 % intervals, one row per method: {', '.join(lines)}")

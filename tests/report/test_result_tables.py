@@ -1,23 +1,26 @@
-"""The tables of the README: a row per card, or per method with several seeds."""
+"""results/results.csv and the pages of tables are what the committed cards give."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
-from collections.abc import Callable
+import io
+import json
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from taet import methods
-from taet.evaluation.card import ResultCard
+import taet
+from taet.report.numbers import COLUMNS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def render() -> ModuleType:
-    path = Path(__file__).parents[2] / "docs" / "result_tables.py"
-    spec = importlib.util.spec_from_file_location("result_tables", path)
+    spec = importlib.util.spec_from_file_location("result_tables", ROOT / "docs" / "result_tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -25,63 +28,48 @@ def render() -> ModuleType:
     return module
 
 
-def cells(table: str) -> dict[str, list[str]]:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return {row[0]: row[1:] for row in rows}
+def test_the_lines_of_one_test_set_are_those_of_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them: `full`, below."""
+    monkeypatch.chdir(ROOT)
+    stored = (ROOT / "results" / "results.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert stored[0] == ",".join(COLUMNS) + "\n"
+    cards = [line.partition(",")[0] for line in stored[1:]]
+    assert cards == sorted(cards)
+    found = taet.results("results/reproduce/cpu").table()  # no other card has these images
+    text = found.to_csv(index=False, header=False, float_format="%.6f", lineterminator="\n")
+    assert [line for line in stored if line.startswith("results/reproduce/cpu/")] == text.splitlines(keepends=True)
 
 
-def test_single_cards_have_intervals_and_the_order_of_robustness(
-    render: ModuleType, make_card: Callable[..., ResultCard], tmp_path: Path
-) -> None:
-    for method in ("taet", "at"):
-        make_card(method).save(tmp_path / f"{method}.json")
-    table = cells(render.table(tmp_path))
-    robust = {name: make_card(name).summary("autoattack").balanced for name in ("at", "taet")}
-    assert [*table] == ["method", "---", *(f"{name} in words" for name in sorted(robust, key=lambda m: -robust[m]))]
-    assert cells(render.table(tmp_path, ("clean", "autoattack")))["method"] == ["clean", *table["method"][-3:]]
-    assert table["method"][-3:] == ["autoattack", "tail, autoattack", "cost, AT = 1"]
-    summary = make_card("at").summary("clean")
-    low, high = summary.balanced_interval
-    assert table["at in words"][0] == f"{100 * summary.balanced:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+@pytest.mark.full
+def test_the_file_is_the_table_of_all_committed_cards(render: ModuleType) -> None:
+    text = (ROOT / "results" / "results.csv").read_text(encoding="utf-8")
+    assert text == render.csv(), "run make results"
+    stored = pd.read_csv(io.StringIO(text))
+    assert set(stored["card"]) == {one.source.name for one in render.committed().named}
+    assert stored["accuracy"].dropna().between(0, 1).all()
 
 
-def test_seeds_are_means_with_standard_errors_in_the_order_of_robustness(
-    render: ModuleType, make_card: Callable[..., ResultCard], tmp_path: Path
-) -> None:
-    (tmp_path / "ra").mkdir()
-    for seed in range(3):
-        for method, name in (("at", "at"), ("taet", "taet"), ("at", "at-other"), ("at", "ra/at")):
-            make_card(method, seed=seed + 10 * len(name)).save(tmp_path / f"{name}-seed{seed}.json")
-    table = cells(render.table(tmp_path))
-    assert table.pop("method")[-4:] == ["tail, autoattack", "accuracy", "n", "cost, AT = 1"]
-    table.pop("---")
-    assert set(table) == {"at in words", "at in words (at-other)", "at in words + ra", "taet in words"}
-    robust = [float(row[4].strip("*").split("*")[0].split()[0]) for row in table.values()]
-    assert robust == sorted(robust, reverse=True)
-    values = np.array([make_card("taet", seed=seed + 40).summary("autoattack").balanced for seed in range(3)])
-    mean, error = table["taet in words"][4].split()
-    assert mean.strip("*") == f"{100 * values.mean():.1f}"
-    assert error == f"({100 * values.std(ddof=1) / np.sqrt(3):.1f})"
-    assert table["taet in words"][-2] == "3"
-    assert [sum("**" in row[column] for row in table.values()) for column in range(7)] == [1] * 7
+def test_the_page_of_results_has_at_most_600_words_beside_its_tables(render: ModuleType) -> None:
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert len(" ".join(line for line in page.splitlines() if not line.startswith("|")).split()) <= 600
+    for about in (ROOT / "results").glob("*/about.md"):
+        assert about.read_text(encoding="utf-8").strip() in page
+        assert render.HERE / about.parent.name == about.parent
 
 
-def test_rows_that_leave_the_protocol_are_marked_and_the_words_are_below(
-    render: ModuleType, make_card: Callable[..., ResultCard], tmp_path: Path
-) -> None:
-    for seed in range(2):
-        make_card("taet", seed=seed, run={"deviations": ["its own eps"]}).save(tmp_path / f"taet-seed{seed}.json")
-        make_card("at", seed=seed).save(tmp_path / f"at-seed{seed}.json")
-        make_card("adt", seed=seed, run={"deviations": []}).save(tmp_path / f"adt-seed{seed}.json")
-        make_card("unknown", seed=seed).save(tmp_path / f"unknown-seed{seed}.json")
-        make_card("las-at", seed=seed).save(tmp_path / f"las-at-seed{seed}.json")  # does not know: the declared ones
-    table, *notes = render.table(tmp_path).split("\n\n")
-    assert len(table.splitlines()) == 2 + 5
-    names = [name for name in cells(table) if name not in ("method", "---")]
-    marked = [name.removesuffix("</sup>").split("<sup>") for name in names if "<sup>" in name]
-    (declared,) = methods.find("las-at").deviations
-    words = {"taet in words": "its own eps", "las-at in words": declared}
-    assert notes == [f"<sup>{mark}</sup> leaves the protocol: {words[name]}" for name, mark in marked]
-    assert sorted(name for name, _ in marked) == sorted(words)
-    assert [mark for _, mark in marked] == ["1", "2"]
-    assert {"at in words", "adt in words", "unknown in words"} < set(names)
+def test_the_notebook_asks_five_questions_in_five_lines_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ROOT / "examples" / "results.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    monkeypatch.chdir(path.parent)
+    scope: dict[str, object] = {}
+    answers = 0
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop()
+        assert isinstance(last, ast.Expr)
+        exec(compile(tree, path.name, "exec"), scope)
+        shown = repr(eval(compile(ast.Expression(last.value), path.name, "eval"), scope))
+        assert shown == "".join(cell["outputs"][0]["data"]["text/plain"])
+        answers += sum(bool(line.strip()) for line in cell["source"]) <= 5
+    assert answers == 6
+    assert sum(cell["source"][0].startswith("## ") for cell in cells) == 5
