@@ -23,7 +23,6 @@ COMMANDS = {
     "check": "find problems that would invalidate an evaluation of a run or any model, and estimate its duration",
     "evaluate": "attack a finished run, or any model, and write its result card",
     "audit": "check whether robustness results can be trusted, by the checklist of Carlini et al. (2019)",
-    "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
     "report": "write one self-contained HTML file about any number of runs",
@@ -38,6 +37,7 @@ COMMANDS = {
 LEFT = {
     "cost": "python benchmarks/cost.py",
     "embed": "python examples/embed.py RUN PICTURE",
+    "gate": "taet report NEW --fail-if-worse OLD",
     "leaderboard": "taet report RUNS, or taet.results(...).board()",
     "plan": "python examples/learning_curve.py METHOD...",
     "reproduce": "python papers/reproduce.py",
@@ -50,7 +50,7 @@ EPILOG = """Every command has --help, with examples, and --debug, which shows th
 
 taet help COMMAND is taet COMMAND --help.
 
-Exit status: 0 success; 1 a cell of a comparison failed, taet audit or taet gate failed, or an unexpected error;
+Exit status: 0 success; 1 a cell of a comparison failed, a check failed, or an unexpected error;
 2 a mistake in the call, a file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from taet.cli import flags
 from taet.cli.progress import saved, say
 from taet.errors import UserError
 from taet.experiments import Comparison, compare
+from taet.experiments.cell import Outcome
 from taet.fields import Processes
 from taet.formatting import clock, plural
 from taet.models import trusted
@@ -127,25 +129,24 @@ def part_numbers(text: str | None) -> tuple[int, int] | None:
 def listing(result: Comparison) -> str:
     """Return a line per cell with its state and time or reason, and the commands that remain."""
     lines = []
-    for outcome in result.outcomes:
-        said = f": {outcome.reason}" if outcome.reason else ""
-        if outcome.state == "done":
-            said = f" in {timed(outcome.seconds)}"
-        lines.append(f"{outcome.cell.name}: {outcome.state}{said}")
-        lines += [f"    {command}" for command in outcome.commands]
+    for one in result.outcomes:
+        said = f" in {timed([one])}" if one.state == "done" else f": {one.reason}" if one.reason else ""
+        lines.append(f"{one.cell.name}: {one.state}{said}")
+        lines += [f"    {shlex.join(['taet', *words])}" for words in one.commands]
     return "\n".join([*lines, counted(result)])
 
 
 def counted(result: Comparison) -> str:
     """Return how many cells are in each state, and the time used so far."""
     states = ", ".join(f"{n} {state}" for state, n in result.counts.items()) or "none"
-    taken = f"; {timed(result.seconds)}" if any(result.seconds.values()) else ""
-    return f"{plural(len(result.outcomes), 'cell')}: {states}{taken}"
+    spent = any(one.training or one.evaluation for one in result.outcomes)
+    return f"{plural(len(result.outcomes), 'cell')}: {states}{f'; {timed(result.outcomes)}' if spent else ''}"
 
 
-def timed(taken: dict[str, float]) -> str:
-    """Return the times of training and of attacks in words."""
-    return f"{clock(taken['training'])} of training and {clock(taken['evaluation'])} of attacks"
+def timed(outcomes: Sequence[Outcome]) -> str:
+    """Return the recorded times of training and of attacks in words."""
+    training, attacks = (sum(getattr(one, kind) for one in outcomes) for kind in ("training", "evaluation"))
+    return f"{clock(training)} of training and {clock(attacks)} of attacks"
 
 
 def summary(result: Comparison, parsed: CompareOptions, words: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,19 +22,6 @@ from taet.training.resolve import learns_from_validation
 from taet.training.schedule import curve_decides
 
 State = Literal["done", "started", "missing", "failed", "not applicable"]
-
-
-class FolderState(NamedTuple):
-    """What the folder of a cell held when it was read."""
-
-    state: State
-    """Done means a finished run with a card of every attack."""
-    commands: tuple[list[str], ...] = ()
-    """The remaining commands, as arguments of `taet`."""
-    training: float = 0.0
-    """Recorded seconds of training."""
-    evaluation: float = 0.0
-    """Recorded seconds of attacks."""
 
 
 @dataclass(frozen=True)
@@ -70,24 +58,24 @@ class Cell:
     def state(self) -> State:
         return self.look().state
 
-    def look(self, threads: int = 1) -> FolderState:
+    def look(self, threads: int = 1) -> Outcome:
         """Read the folder; a command to train gives the run this number of threads unless it has its own."""
         held, run, folder = RunFolder(self.folder), self.run, str(self.folder)
         if run is None:
-            return FolderState("not applicable")
+            return Outcome(self, "not applicable", reason=self.reason)
         trust = consent(run.model.name)
         evaluate, resume = ["evaluate", folder, *trust], ["train", "--resume", folder, *trust]
         if not held.is_run:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
-            return FolderState("missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
+            return Outcome(self, "missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
         card = card_store.of_folder(held) if held.is_done else None
         training = round(sum(epoch.seconds for epoch in held.metrics), 3)
         attacks = 0.0 if card is None else round(sum(column.seconds for column in card.columns), 3)
         if card is not None and _has_every_attack(card, run):
-            return FolderState("done", (), training, attacks)
+            return Outcome(self, "done", (), training, attacks)
         if held.record.run.evaluation.attacks != run.evaluation.attacks:
             evaluate += ["--attacks", *run.evaluation.attacks]
-        return FolderState("started", (evaluate,) if held.is_done else (resume, evaluate), training, attacks)
+        return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate), training, attacks)
 
     def check_folder(self) -> None:
         """Raise a `UserError` if the run in the folder has other settings."""
@@ -104,6 +92,34 @@ class Cell:
                     f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
                     f"there and {here} in the specification; choose another --out, or remove the folder"
                 )
+
+
+class Outcome(NamedTuple):
+    """A cell, and what its folder held when it was read."""
+
+    cell: Cell
+    state: State
+    """Done means a finished run with a card of every attack."""
+    commands: tuple[list[str], ...] = ()
+    """The remaining commands, as arguments of `taet`."""
+    training: float = 0.0
+    """Recorded seconds of training."""
+    evaluation: float = 0.0
+    """Recorded seconds of attacks."""
+    reason: str = ""
+    """Why it is not applicable, or failed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell's entry in comparison.json."""
+        names = ("name", "row", "method", "variant", "data", "imbalance", "seed")
+        return {
+            **{name: getattr(self.cell, name) for name in names},
+            "state": self.state,
+            "reason": self.reason,
+            "folder": str(self.cell.folder),
+            "seconds": {"training": self.training, "evaluation": self.evaluation},
+            "commands": [shlex.join(["taet", *words]) for words in self.commands],
+        }
 
 
 def alike(planned: list[Cell]) -> list[Cell]:

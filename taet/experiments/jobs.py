@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -19,11 +19,12 @@ import torch
 
 from taet.data.prepare import check_there
 from taet.errors import UserError
-from taet.experiments.cell import Cell, State
+from taet.experiments.cell import Cell, Outcome
 from taet.experiments.grid import Grid, cells_of, parse, read
 from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, plural
 from taet.report import write
+from taet.report.results import Results, results
 from taet.training.environment import cores, taet_command
 from taet.training.folder import RunFolder
 from taet.training.interruption import interruption
@@ -36,35 +37,13 @@ OPEN = ("started", "missing")
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class CellOutcome:
-    """A cell with its state and the reason for it."""
-
-    cell: Cell
-    state: State
-    reason: str
-    commands: tuple[str, ...]
-    """The remaining commands."""
-    seconds: dict[str, float]
-    """Seconds of training and evaluation that the run and its card record."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the cell's entry in comparison.json."""
-        known = ("name", "row", "method", "variant", "data", "imbalance", "seed")
-        return {
-            **{name: getattr(self.cell, name) for name in known},
-            "folder": str(self.cell.folder),
-            **{name: value for name, value in asdict(self).items() if name != "cell"},
-        }
-
-
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """The state of every cell, and the report if there is a run."""
 
     title: str
     out: Path
-    outcomes: tuple[CellOutcome, ...]
+    outcomes: tuple[Outcome, ...]
     out_of_time: bool = False
     report: Path | None = None
 
@@ -77,16 +56,14 @@ class Comparison:
         """How many cells are in each state."""
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Recorded seconds of training and evaluation over all cells."""
-        kinds = ("training", "evaluation")
-        return {kind: round(sum(outcome.seconds[kind] for outcome in self.outcomes), 3) for kind in kinds}
+    def results(self) -> Results:
+        """Return the result cards of the cells as one table."""
+        return results([outcome.cell.folder for outcome in self.outcomes if outcome.state == "done"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents of comparison.json."""
         about = {"schema": SCHEMA, "title": self.title, "out_of_time": self.out_of_time, "counts": self.counts}
-        return {**about, "seconds": self.seconds, "cells": [outcome.to_json() for outcome in self.outcomes]}
+        return {**about, "cells": [outcome.to_json() for outcome in self.outcomes]}
 
 
 def compare(
@@ -124,6 +101,34 @@ def compare(
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
+    title, place, planned = _planned(spec, out)
+    if part is not None:
+        if not 1 <= part[0] <= part[1]:
+            raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
+        planned = planned[part[0] - 1 :: part[1]]
+    side_by_side, threads, gpus = _machine(jobs)
+    if dry_run:
+        return Comparison(title, place, _outcomes(planned, {}, threads))
+    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
+        check_there(data)
+    make_folder(place / "logs")
+    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
+    interrupted = work.run(deadline)
+    outcomes = _outcomes(planned, work.failed, threads)
+    late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
+    report = None if part is not None or interrupted else _report(title, place, outcomes)
+    result = Comparison(title, place, outcomes, late, report)
+    if part is None:
+        write_json(place / RESULT, result.to_json())
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def _planned(
+    spec: Grid | Mapping[str, Any] | str | os.PathLike[str], out: str | os.PathLike[str] | None
+) -> tuple[str, Path, list[Cell]]:
+    """Return the title of a comparison, its folder and its cells."""
     if isinstance(spec, str | os.PathLike):
         grid, file, place = read(spec), str(spec), Path(out or Path(spec).stem)
     elif out is None:
@@ -132,28 +137,7 @@ def compare(
         grid, file, place = spec if isinstance(spec, Grid) else parse(spec), "", Path(out)
     if (run := next((one for one in (place, *place.parents) if RunFolder(one).is_run), None)) is not None:
         raise UserError(f"out: got {place}, which is in the folder of the run {run}; allowed: another folder")
-    planned = cells_of(grid, place, file)
-    if part is not None:
-        if not 1 <= part[0] <= part[1]:
-            raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
-        planned = planned[part[0] - 1 :: part[1]]
-    side_by_side, threads, gpus = _machine(jobs)
-    if dry_run:
-        return Comparison(grid.title, place, _outcomes(planned, {}, threads))
-    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
-        check_there(data)
-    make_folder(place / "logs")
-    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
-    interrupted = work.run(deadline)
-    outcomes = _outcomes(planned, work.failed, threads)
-    late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
-    report = None if part is not None or interrupted else _report(grid.title, place, outcomes)
-    result = Comparison(grid.title, place, outcomes, late, report)
-    if part is None:
-        write_json(place / RESULT, result.to_json())
-    if interrupted:
-        raise KeyboardInterrupt
-    return result
+    return grid.title, place, cells_of(grid, place, file)
 
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
@@ -168,27 +152,24 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     return side_by_side, int(given) if fits else max(1, cores() // side_by_side), gpus
 
 
-def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[CellOutcome, ...]:
-    outcomes = []
-    for cell in planned:
-        held = cell.look(threads)
-        state, reason = held.state, cell.reason
-        if cell.name in failed and state != "done":
-            state, reason = "failed", failed[cell.name]
-        commands = tuple(shlex.join(["taet", *words]) for words in held.commands)
-        seconds = {"training": held.training, "evaluation": held.evaluation}
-        outcomes.append(CellOutcome(cell, state, reason, commands, seconds))
-    return tuple(outcomes)
+def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[Outcome, ...]:
+    held = [cell.look(threads) for cell in planned]
+    return tuple(
+        one._replace(state="failed", reason=failed[one.cell.name])
+        if one.cell.name in failed and one.state != "done"
+        else one
+        for one in held
+    )
 
 
-def _report(title: str, place: Path, outcomes: Sequence[CellOutcome]) -> Path | None:
+def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None:
     """Write the report of all evaluated cells, and why others are missing; None if there is none."""
     there = [folder.path for one in outcomes if (folder := RunFolder(one.cell.folder)).card().exists()]
     left = [f"{_words(one)}: {one.reason or one.state}." for one in outcomes if one.state != "done"]
     return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
 
 
-def _words(outcome: CellOutcome) -> str:
+def _words(outcome: Outcome) -> str:
     """Return a cell in words, without the seed if it is not applicable."""
     cell = outcome.cell
     ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"

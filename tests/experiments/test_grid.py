@@ -72,28 +72,19 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
     [
         ({"method": ["at"]}, r"unknown field of Grid 'method'.*did you mean 'methods'\?"),
         ({"methods": "at"}, "methods: got 'at'; allowed: a list"),
-        ({"methods": []}, "methods: got none; allowed: at least 1"),
         ({"methods": ["att"]}, r"unknown method 'att'.*did you mean"),
-        ({"methods": ["at", "at"]}, "methods: got at 2 times; allowed: each once"),
         ({"methods": [{"name": "at", "metod": "at"}]}, r"unknown field of Entry 'metod'.*'method'\?"),
         ({"methods": [{"name": "a/b", "method": "at"}]}, "name: got 'a/b'; allowed: letters, digits"),
-        ({"methods": [{"name": "x", "method": "at", "settings": 1}]}, "settings: got 1"),
         ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
-        ({"imbalance": [True]}, "imbalance.*: got True"),
         ({"imbalance": [0.1]}, r"imbalance\[0\]: got 0.1.*did you mean 10\?"),
-        ({"imbalance": [float("nan")]}, r"imbalance\[0\]: got nan"),
         ({"seeds": [0.5]}, r"seeds\[0\]: got 0.5; allowed: a whole number"),
-        ({"seeds": [-1]}, r"seeds\[0\]: got -1; allowed: 0 or more"),
         ({"seeds": list(range(100_001))}, "got 100,001 cells; allowed: at most 100,000"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
         ({"settings": {"epoch": 3}}, r"settings: unknown setting 'epoch'.*did you mean 'epochs'\?"),
-        ({"settings": {"eps": 3}}, r"unknown setting 'eps'.*did you mean 'threat.eps'\?"),
         ({"settings": {"trainin.epochs": 3}}, r"allowed: data\.\*.*did you mean 'training.epochs'\?"),
         ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
-        ({"settings": {"seed": 3}}, "settings: got seed; allowed: as seeds of the specification"),
         ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
         ({"variants": [{"name": "x"}]}, "the field 'settings' is missing"),
-        ({"data": None}, "data: got None"),
     ],
 )
 def test_a_mistake_in_a_specification_is_one_line(changes: dict[str, Any], words: str) -> None:
@@ -110,14 +101,10 @@ GRID = 'methods = ["at"]\ndata = ["digits-lt"]\n'
     ("content", "message"),
     [
         (b"methods = [", "not TOML: "),
-        (b"seeds = [0]", "the field 'methods' is missing"),
         (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "lists or tables are nested too deeply"),
         (f"{GRID}[settings]\n{'a.' * 5000}a = 1".encode(), "lists or tables are nested too deeply"),
-        (f"{GRID}seeds = [{MANY}]".encode(), "not TOML: Exceeds the limit"),
         (f"{GRID}seeds = [0x{MANY}]".encode(), "seeds[0]: got a int too large to print"),
         (f"{GRID}[settings]\nepochs = 0x{MANY}".encode(), "epochs: got a int too large to print"),
-        (f"{GRID}[settings]\nepochs = 2020-01-01".encode(), "epochs: got datetime.date(2020, 1, 1)"),
-        (b'title = "\xff"', "not TOML: 'utf-8' codec"),
         (b"#" * 2**21, "got 2,097,152 bytes; allowed: at most 1,048,576"),
     ],
 )
@@ -182,13 +169,10 @@ def test_what_a_method_refuses_is_not_applicable_with_the_reason(small: dict[str
     ("changes", "words"),
     [
         ({"settings": {"training.epoch": 3}}, r"^settings: .*did you mean 'epochs'\?"),
-        ({"settings": {"training.epochs": "3"}}, "^settings: .*epochs: got '3'"),
         ({"settings": {"method.bta": 3}, "methods": ["at", "trades"]}, r"^settings: .*did you mean 'beta'\?"),
         ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
-        ({"settings": {"evaluation.attacks": ["pgd20"]}}, r"unknown attack 'pgd20'.*did you mean 'pgd-20'\?"),
         ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
         ({"data": ["digits-lt", "digit-lt"]}, r"unknown data set 'digit-lt'.*did you mean 'digits-lt'\?"),
-        ({"imbalance": [1000]}, "would get no training image"),
         ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
         ({"methods": ["standard"], "protocol": "official"}, "protocol official: got standard"),
     ],
@@ -205,7 +189,6 @@ def test_a_mistake_that_concerns_every_method(
     ("method", "settings", "words"),
     [
         ("harl", {"outer.name": "focal"}, "harl: got the outer loss focal"),
-        ("at", {"selection": "best-validation"}, "selection best-validation needs a validation split"),
         ("trades", {"method.bta": 3}, r"unknown setting 'method.bta'.*did you mean 'beta'\?"),
         ("at", {"data.max_count": 9999}, "a largest class of 9999"),
     ],
@@ -249,9 +232,9 @@ def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
     assert (cell.state, cell.look().commands) == ("done", ())
     assert cell.look().training > 0
     (cell.folder / "evaluation.json").unlink()
-    assert cell.look()[:2] == ("started", (["evaluate", folder],))
+    assert cell.look()[1:3] == ("started", (["evaluate", folder],))
     (cell.folder / "done").unlink()
-    assert cell.look()[:2] == ("started", (["train", "--resume", folder], ["evaluate", folder]))
+    assert cell.look()[1:3] == ("started", (["train", "--resume", folder], ["evaluate", folder]))
     (cell.folder / "run.json").unlink()
     assert cell.state == "missing"
     assert [words[0] for words in cell.look().commands] == ["train", "evaluate"]
