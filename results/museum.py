@@ -1,4 +1,4 @@
-"""Write the table of the museum in docs/audit.md: what every broken defence fools, what breaks it and which flag rises.
+"""Write the table of the museum in results/museum.md: what every broken defence fools, what breaks it and which flag rises.
 
 python results/museum.py            prints the table
 python results/museum.py --write    writes it
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from taet.evaluation import audit  # noqa: E402
 from tests import museum  # noqa: E402
 
-PAGE = ROOT / "docs" / "audit.md"
+PAGE = ROOT / "results" / "museum.md"
 BEGIN, END = "<!-- museum: python results/museum.py --write -->\n", "<!-- end of museum -->"
 SOUND = {"the network itself": museum.base, "the same, trained on clean images": museum.standard}
 
