@@ -66,10 +66,10 @@ def folder_tables(name: str) -> Iterator[str]:
 
 def boards() -> list[tuple[str, pd.DataFrame]]:
     """Return title and rows of each board of runs of the papers' settings."""
-    cards = [one for one in committed().named if one.source.name.startswith("results/reproduce/")]
+    current = [one.source.name for one in committed().named if not one.source.name.startswith("results/archive/")]
     found = []
-    for one in committed().by_test_set():
-        if {*map(id, one.named)} & {*map(id, cards)}:
+    for one in committed().on(card=current).by_test_set():
+        if any(card.source.name.startswith("results/reproduce/") for card in one.named):
             for (data, ratio, model, protocol, rule), rows in one.board().groupby(list(BOARD[:5]), sort=False):
                 if len(rows) < 2 or rule != "last":
                     continue

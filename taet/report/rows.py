@@ -14,13 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taet import methods, protocols
+from taet import methods, protocols, registry
 from taet.attacks.identity import Identity
 from taet.data.sources import is_own
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.formatting import size, words
-from taet.settings import Run, override
+from taet.settings import Run, override, to_json
 from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.record import run_from_json
 from taet.training.resolve import learns_from_validation
@@ -140,6 +140,10 @@ def _settings(card: ResultCard, usual_rule: str) -> Values:
     if "mirror" in stored["data"] or not is_own(str(stored["data"].get("name"))):
         with contextlib.suppress(UserError):
             run = run_from_json(stored)
+        if not isinstance(run, Run):  # of a method, or with an option of it, that is not known here
+            with contextlib.suppress(UserError):
+                shared = run_from_json({**stored, "method": Run.default("method"), "settings": None})
+                run = {**to_json(shared), "settings": stored.get("settings")}
     rules, wanted = _rules(card), usual_rule
     if wanted == "protocol":
         wanted = str(_of_protocol(card.protocol, card.method).get(RULE))
@@ -185,7 +189,7 @@ def _labels(rows: Mapping[str, tuple[ResultCard, Values]]) -> dict[str, str]:
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     off: dict[str, dict[str, tuple[tuple[str, str], str]]] = {}
     for key, (card, settings) in rows.items():
-        usual = _of_protocol(card.protocol, card.method)
+        usual, known = _of_protocol(card.protocol, card.method), card.method in registry.entries("methods")
         off[key] = {}
         for name, value in settings.items():
             own = name.startswith("settings.")
@@ -193,7 +197,7 @@ def _labels(rows: Mapping[str, tuple[ResultCard, Values]]) -> dict[str, str]:
             deviation = words(None) if usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
-            if own and usual:  # a known method is named by its own settings, whatever the others have
+            if own and known:  # an option is named against its default, whatever the others have
                 found[group][words(None)] += len(rows)
     labels = {}
     for key, (card, settings) in rows.items():
