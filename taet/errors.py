@@ -16,8 +16,15 @@ CUSTOM: set[str] = set()
 """Names of the other packages and modules, up to the first dot, that hold custom code."""
 
 
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, which may steer a terminal, and halves of characters, which no file can hold."""
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which may steer a terminal or turn text around, and halves of characters, which no file holds."""
+
+
+OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory", "could not create a primitive"),
+    *("can't start new thread", "failed to map segment from shared object"),
+)
+"""What libraries say where an allocation fails."""
 
 
 class UserError(Exception):
@@ -63,13 +70,13 @@ def custom_origin(error: BaseException) -> str | None:
 
 def printable(text: str) -> str:
     """Return the text with UNPRINTABLE characters replaced by their codes."""
-    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, or PyTorch on any device, ran out of memory; PyTorch on the CPU reports it only as text."""
-    named = type(error).__name__ == "OutOfMemoryError"
-    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Whether Python, PyTorch on any device, or the system ran out of memory; native code reports it only as text."""
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return named or (isinstance(error, Exception) and any(text in str(error) for text in OUT_OF_MEMORY))
 
 
 def cut(text: str, most: int = 200) -> str:

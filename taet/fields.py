@@ -279,7 +279,7 @@ def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:
     """Return the error for a value that a type does not allow; for a choice, that of `unknown`."""
     choices = [one for kind, _ in leaves(hint) if typing.get_origin(kind) is Literal for one in typing.get_args(kind)]
     if isinstance(value, str) and choices:
-        return unknown(what, value, map(str, choices))
+        return unknown(label if what == "name" and label else what, value, map(str, choices))
     notes = [mark for _, marks in leaves(hint) for mark in marks if isinstance(mark, Note)]
     suggestion = ""
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -397,7 +397,7 @@ def read_text(text: str, hint: Any) -> Any:
     `none` becomes None if the type allows it.
     """
     kinds = [kind for kind, _ in leaves(hint)]
-    if text == "none" and types.NoneType in kinds:
+    if text in ("none", "None") and types.NoneType in kinds:
         return None
     if text in ("true", "false") and bool in kinds:
         return text == "true"

@@ -181,7 +181,7 @@ def test_a_file_holds_one_method(plugins: Path, number: int) -> None:
 WHOLE = {
     "title": 'title = "One"',
     "reference": 'reference = "a test"',
-    "Config": "@dataclass(frozen=True)\n    class Config:\n        power: float = 1.0",
+    "Config": "class Config(Method.Config):\n        power: float = 1.0",
     "loss": "def loss(self, model, x, y, adversarial): ...",
 }
 
@@ -195,14 +195,12 @@ WHOLE = {
         ("untitled", "title", "", "got no title; allowed: a text"),
         ("unsaid", "title", "title: str", "got no title; allowed: a text"),
         ("unreferenced", "reference", "reference = 3", "reference: got 3; allowed: a text"),
-        ("plain", "Config", "class Config:\n        power: float = 1.0", "got a Config that is no frozen dataclass"),
-        ("thawed", "Config", "@dataclass\n    class Config:\n        power: float = 1.0", "no frozen dataclass"),
-        ("derived", "Config", "class Config(Method.Config):\n        power: float = 1.0", "no frozen dataclass"),
-        ("mapping", "Config", "Config = {}", "no frozen dataclass"),
+        ("plain", "Config", "class Config:\n        power: float = 1.0", "got a Config that is no Settings"),
+        ("mapping", "Config", "Config = {}", "got a Config that is no Settings"),
         (
             "bare",
             "Config",
-            "@dataclass(frozen=True)\n    class Config:\n        power: float",
+            "class Config(Method.Config):\n        power: float",
             "power without a default",
         ),
     ],
@@ -211,7 +209,7 @@ def test_a_method_that_lacks_a_part_is_refused_in_one_line(
     plugins: Path, name: str, part: str, source: str, message: str | None
 ) -> None:
     body = "\n    ".join((WHOLE | {part: source}).values())
-    head = '"""Part."""\nfrom dataclasses import dataclass\nfrom taet.methods.base import Method\n\n\n'
+    head = '"""Part."""\nfrom taet.methods.base import Method\n\n\n'
     (plugins / "methods" / f"{name}.py").write_text(f"{head}class One(Method):\n    {body}\n")
     if message is None:
         assert methods.find(name).title == "One"

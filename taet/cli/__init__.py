@@ -20,38 +20,42 @@ from taet.errors import Done, UserError, custom_origin, is_out_of_memory, printa
 COMMANDS = {
     "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
     "train": "train a method: taet train METHOD [options]; continue a run: taet train --resume RUN",
-    "check": "find problems that would invalidate an evaluation of a run or any model, and estimate its duration",
     "evaluate": "attack a finished run, or any model, and write its result card",
-    "audit": "check whether robustness results can be trusted, by the checklist of Carlini et al. (2019)",
-    "transfer": "evaluate each of several runs on the adversarial examples of the others",
+    "check": "check this machine, every file of a run, or what would invalidate an evaluation of a model",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
-    "report": "write one self-contained HTML file about any number of runs",
+    "report": "write any number of runs and cards as one HTML page, or as Markdown, CSV or LaTeX tables",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
     "push": "publish a finished run with its result card and a model card: a folder, or the Hugging Face Hub",
-    "list": "list methods, attacks, data, models, protocols or recipes",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
-    "doctor": "check whether this machine can train, and how fast; taet doctor RUN verifies every file of a run",
+    "list": "list methods, attacks, data, models, protocols or recipes",
 }
-
 LEFT = {
+    "abstain": "python examples/abstain.py",
+    "audit": "taet check MODEL",
     "cost": "python benchmarks/cost.py",
-    "embed": "python examples/embed.py RUN PICTURE",
+    "doctor": "taet check, or taet check RUN",
+    "embed": "python examples/embed.py",
     "gate": "taet report NEW --fail-if-worse OLD",
-    "leaderboard": "taet report RUNS, or taet.results(...).board()",
-    "plan": "python examples/learning_curve.py METHOD...",
+    "leaderboard": "taet report FOLDER... --out board.md, or taet.results(...).board()",
+    "plan": "taet data show NAME",
     "reproduce": "python papers/reproduce.py",
-    "track": "python examples/track.py RUN",
+    "track": "python examples/track.py",
+    "transfer": "taet evaluate RUN --attacks pgd-20@OTHER_RUN",
     "tune": "python examples/tune.py",
+    "what-if": "python examples/learning_curve.py",
+    "evaluate --until": "python examples/until_decided.py",
+    "compare --until": "python examples/until_decided.py",
+    "compare --what-if": "python examples/learning_curve.py",
+    "compare --merge": "copy the folders of the runs into one, and taet compare SPEC --out FOLDER",
+    "predict --abstain": "python examples/abstain.py",
+    "predict --certify-attack": "taet predict RUN IMAGE... --attack pgd-20",
 }
-"""Commands that left, and what does their work now."""
-
+"""Commands and options of earlier versions, and what does their work now."""
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
 
-taet help COMMAND is taet COMMAND --help.
-
-Exit status: 0 success; 1 a cell of a comparison failed, a check failed, or an unexpected error;
-2 a mistake in the call, a file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
+Exit status: 0 success; 1 a check or a cell of a comparison failed, or an unexpected error; 2 a mistake in the call, a
+file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"
 """Environment variable that acts as --debug."""
@@ -61,24 +65,13 @@ STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
 """Environment variable of the processes that one command started to share its work."""
 
 
-def help_width() -> int:
-    """Return the width of help texts in columns: that of the terminal, at most 120."""
-    return min(shutil.get_terminal_size().columns, 120)
-
-
-def wrapped(text: str) -> str:
-    """Return paragraphs, each wrapped to `help_width`; indented ones, such as TOML, are not changed."""
-    parts = text.split("\n\n")
-    filled = [part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), help_width()) for part in parts]
-    return "\n\n".join(filled)
-
-
 def help_text() -> str:
     """Return the output of `taet --help`."""
+    width = min(shutil.get_terminal_size().columns, 120)
     lines = ["usage: taet COMMAND [options]", "", "Adversarial robustness under long-tailed data.", ""]
     for name, text in COMMANDS.items():
-        lines += textwrap.wrap(text, help_width(), initial_indent=f"  {name:9} ", subsequent_indent=" " * 12)
-    return "\n".join([*lines, "", *wrapped(EPILOG).split("\n\n")])
+        lines += textwrap.wrap(text, width, initial_indent=f"  {name:9} ", subsequent_indent=" " * 12)
+    return "\n".join([*lines, "", *(textwrap.fill(" ".join(part.split()), width) for part in EPILOG.split("\n\n"))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,12 +128,12 @@ def ended_by(error: BaseException) -> tuple[int, str]:
             return 2, f"error: {error}"
         case _ if place is not None:
             return 2, f"error: {place}: {said(error)}; --debug shows the trace"
+        case _ if is_out_of_memory(error):
+            return 1, f"error: out of memory: {said(error)}; a smaller --batch-size takes less; --debug shows where"
         case BrokenPipeError():  # e.g. `taet list methods | head`
             return 0, ""
         case OSError() if error.filename is not None or error.errno in OUTPUT:
             return 2, f"error: {os.fsdecode(error.filename or 'output')}: {error.strerror}"
-        case _ if is_out_of_memory(error):
-            return 1, f"error: out of memory: {said(error)}; a smaller --batch-size takes less; --debug shows where"
     return 1, f"error: unexpected: {said(error)}. Please report this to the authors of taet with the output of --debug"
 
 
@@ -153,19 +146,21 @@ def _drop_output() -> None:
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    command, *words = arguments or ["--help"]
+    if command in ("-h", "--help"):
         print(help_text())
         return 0
-    if arguments[0] == "--version":
+    if command == "--version":
         from taet import __version__
 
         print(f"taet {__version__}")
         return 0
-    if arguments[0] in LEFT:
-        raise UserError(f"the command {arguments[0]} has left; now: {LEFT[arguments[0]]}")
-    if arguments[0] not in COMMANDS:
-        raise unknown("command", arguments[0], COMMANDS)
+    for left in (command, *(f"{command} {word.partition('=')[0]}" for word in words)):
+        if left in LEFT:
+            raise UserError(f"taet {left} was removed; instead: {LEFT[left]}")
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
     if importlib.util.find_spec("fcntl") is None:
         raise UserError("the commands lock files by fcntl, which Windows lacks; allowed: Linux, macOS, or WSL 2")
-    status: int | None = importlib.import_module(f"taet.cli.{arguments[0]}").run(arguments[1:])
+    status: int | None = importlib.import_module(f"taet.cli.{command}").run(words)
     return status or 0

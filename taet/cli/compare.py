@@ -6,60 +6,51 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
-from taet.cli import flags
-from taet.cli.progress import saved, say
+from taet.cli.options import POSITIONAL, Command, parse
 from taet.errors import UserError
-from taet.experiments import Comparison, compare
-from taet.experiments.cell import Outcome
 from taet.fields import Processes
 from taet.formatting import clock, plural
-from taet.models import trusted
 
-EXAMPLES = (
-    "taet compare digits.toml",
-    "taet compare digits.toml --dry-run",
-    "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
-    "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",
-)
-DESCRIPTION = """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. Finished
-cells are kept, and started ones continue. Each cell is a run folder in OUT/runs; its output is in OUT/logs.
-
-Exit status: 0 all done, or the time budget is used up; 1 a cell failed, the others are done; 2 a mistake in SPEC or in
-the call; 130 interrupted, with all finished work saved.
-
-Example of SPEC:
-
-  title = "Three methods on long-tailed digits"
-  methods = [                 # or "all"
-    "at", "taet",
-    {name = "harl-skip", method = "harl", settings = {absent = "skip"}}
-  ]
-  data = ["digits-lt"]
-  imbalance = [10, 50]        # optional; without it, the data as they are
-  seeds = [0, 1, 2]
-  protocol = "taet"
-
-  [settings]                  # of every run, as the options of taet train
-  model = "resnet8"
-  epochs = 60
-  threat.eps = "8/255"
-
-  [[variants]]                # the grid again, for methods that accept this
-  name = "bsl"
-  settings = {outer.name = "balanced-softmax"}"""
+if TYPE_CHECKING:
+    from taet.experiments import Comparison
+    from taet.experiments.cell import Outcome
 
 
-@dataclass(frozen=True)
-class CompareOptions:
-    """A comparison and how to run it."""
+class Compare(Command):
+    """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. Finished cells are
+    kept, and started ones continue. Each cell is a run folder in OUT/runs; its output is in OUT/logs.
 
-    spec: Annotated[Path, tyro.conf.Positional]
+    Exit status: 0 all done, or the time budget is used up; 1 a cell failed, the others are done.
+
+    Example of SPEC:
+
+        title = "Three methods on long-tailed digits"
+        methods = [                 # or "all"
+          "at", "taet",
+          {name = "harl-skip", method = "harl", settings = {absent = "skip"}}
+        ]
+        data = ["digits-lt"]
+        imbalance = [10, 50]        # optional; without it, the data as they are
+        seeds = [0, 1, 2]
+        protocol = "taet"
+        settings = {model = "resnet8", threat.eps = "8/255"}   # of every run, as in taet train
+
+        [[variants]]                # the grid again, for methods that accept this
+        name = "bsl"
+        settings = {outer.name = "balanced-softmax"}
+    """
+
+    examples = (
+        "taet compare digits.toml",
+        "taet compare digits.toml --dry-run",
+        "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
+        "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",
+    )
+
+    spec: Annotated[Path, POSITIONAL]
     """TOML file."""
     out: Path | None = None
     """Folder of the comparison. Default: SPEC without its suffix."""
@@ -69,40 +60,43 @@ class CompareOptions:
     """Cells that run at the same time; they share the cores, and each uses the GPU with the fewest cells. auto: one per
     GPU (of CUDA_VISIBLE_DEVICES, if it is set), or 1 without a GPU."""
     part: str | None = None
-    """K/N, e.g. 3/16: run only every 16th cell from the third on, and write no report. When all parts have ended, copy
-    their folders together and call the command without --part."""
+    """K/N, e.g. 3/16: run every 16th cell from the third on, and write no report. When all parts have ended, copy
+    their folders into one, and call without --part."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
     """Print every cell with its state and the commands that remain; nothing is run."""
-    json: bool = False
+    as_json: bool = False
     """Print the content of OUT/comparison.json."""
 
 
-def run(arguments: list[str]) -> int:
+def run(words: list[str]) -> int:
     """Run a comparison or a part of it; return 1 if a cell failed."""
-    parsed = read(arguments)
-    place = parsed.out or Path(parsed.spec.stem)
-    with saved(["compare", *arguments], place), trusted(*parsed.trust_model):
+    command = parse(Compare, words, "taet compare").command
+    budget, part = seconds(command.time_budget), part_numbers(command.part)
+
+    from taet.cli.processes import saved, say
+    from taet.experiments import compare
+    from taet.files import check_output
+    from taet.models import trusted
+
+    place = command.out or Path(command.spec.stem)
+    check_output(place)
+    with saved(["compare", *words], place), trusted(*command.trust_model):
         result = compare(
-            parsed.spec,
+            command.spec,
             place,
-            jobs=parsed.jobs,
-            time_budget=seconds(parsed.time_budget),
-            part=part_numbers(parsed.part),
-            dry_run=parsed.dry_run,
+            jobs=command.jobs,
+            time_budget=budget,
+            part=part,
+            dry_run=command.dry_run,
             say=say,
         )
-    if parsed.json:
+    if command.as_json:
         print(json.dumps(result.to_json(), indent=1))
     else:
-        print(listing(result) if parsed.dry_run else summary(result, parsed, ["taet", "compare", *arguments]))
+        print(listing(result) if command.dry_run else summary(result, command, shlex.join(["taet", "compare", *words])))
     return int("failed" in result.counts)
-
-
-def read(arguments: list[str]) -> CompareOptions:
-    """Parse a call."""
-    return flags.parse(CompareOptions, arguments, "taet compare", DESCRIPTION, EXAMPLES)
 
 
 def seconds(text: str | None) -> float | None:
@@ -149,15 +143,15 @@ def timed(outcomes: Sequence[Outcome]) -> str:
     return f"{clock(training)} of training and {clock(attacks)} of attacks"
 
 
-def summary(result: Comparison, parsed: CompareOptions, words: list[str]) -> str:
-    """Return which cells failed, what remains, and where the report is; `words` are the call."""
+def summary(result: Comparison, command: Compare, call: str) -> str:
+    """Return which cells failed, what remains, and where the report is; `call` is the command."""
     lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
     lines.append(counted(result))
     if result.out_of_time:
-        lines.append(f"the time budget is used up; continue: {shlex.join(words)}")
-    elif parsed.part is not None:
-        trust = ["--trust-model", *parsed.trust_model] if parsed.trust_model else []
-        whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out), *trust])
+        lines.append(f"the time budget is used up; continue: {call}")
+    elif command.part is not None:
+        trust = ["--trust-model", *command.trust_model] if command.trust_model else []
+        whole = shlex.join(["taet", "compare", str(command.spec), "--out", str(result.out), *trust])
         lines.append(f"when every part has ended: {whole}")
     if result.report is not None:
         lines.append(f"open {result.report}")

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from taet import protocols
-from taet.cli import flags
-from taet.cli.progress import progress
-from taet.evaluation import evaluate
-from taet.report import write
-from taet.settings import override
-from taet.training import resume, train
-from taet.training.folder import RunFolder
+from taet.cli.options import Command, parse
 
 METHODS = ("at", "at-bsl", "taet")
 # The protocol, adapted to the data. Strokes are black on white, so eps is larger than for photographs; the steps are in
@@ -33,28 +25,37 @@ CHANGES = {
     "training.batch_size": 64,
     "training.monitor_every": 2,
 }
-EXAMPLES = ("taet demo", "taet demo --out somewhere")
-DESCRIPTION = """Train AT, AT-BSL and TAET on long-tailed digits, attack them with FGSM, PGD and AutoAttack, and write a
-report."""
-
-
 WHY = """TAET needs more epochs than the 60 of this demo: its published factors of 0.1 act like a small learning rate.
 On such digits four times the epochs brought it from 23 to 48 % under AutoAttack (one seed, see results/README.md)."""
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """Where the demo is written."""
+class Demo(Command):
+    """Train AT, AT-BSL and TAET on long-tailed digits, attack them with FGSM, PGD and AutoAttack, and write a
+    report.
+    """
+
+    examples = ("taet demo", "taet demo --out somewhere")
 
     out: Path = Path("demo")
     """Folder for the runs and the report; existing runs are used or continued."""
 
 
-def run(arguments: list[str]) -> None:
+def run(words: list[str]) -> None:
     """Train, attack and report; existing runs are used."""
-    parsed = flags.parse(DemoOptions, arguments, "taet demo", DESCRIPTION, EXAMPLES)
+    command = parse(Demo, words, "taet demo").command
+
+    from taet import protocols
+    from taet.cli.processes import progress
+    from taet.evaluation import evaluate
+    from taet.files import check_output
+    from taet.report import write
+    from taet.settings import override
+    from taet.training import resume, train
+    from taet.training.folder import RunFolder
+
+    check_output(command.out)
     begun = time.monotonic()
-    folders = [parsed.out / "runs" / method for method in METHODS]
+    folders = [command.out / "runs" / method for method in METHODS]
     steps = 2 * len(METHODS)
     for number, (method, folder) in enumerate(zip(METHODS, folders, strict=True)):
         with progress(f"[{number + 1}/{steps}] train {method}") as report:
@@ -68,6 +69,6 @@ def run(arguments: list[str]) -> None:
             continue
         with progress(f"[{len(METHODS) + number + 1}/{steps}] attack {folder.name}") as report:
             print(evaluate(folder, progress=report, command=shlex.join(["taet", "evaluate", str(folder)])))
-    path = write(folders, parsed.out / "report.html", title="AT, AT-BSL and TAET on long-tailed digits")
+    path = write(folders, command.out / "report.html", title="AT, AT-BSL and TAET on long-tailed digits")
     print(" ".join(WHY.split()))
     print(f"done in {time.monotonic() - begun:.0f} seconds; open {path.resolve()}")

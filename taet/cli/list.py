@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from taet import registry
-from taet.errors import UserError, unknown
+from taet.cli.options import POSITIONAL, Command, parse
+from taet.errors import UserError
 from taet.protocols import PROTOCOLS, recipe_settings, recipes
 from taet.settings import option
 
-KINDS = ("methods", "attacks", "data", "models", "protocols", "recipes")
-HELP = f"""usage: taet list {{{",".join(KINDS)}}} [--json]
+Listed = Literal["methods", "attacks", "data", "models", "protocols", "recipes"]
 
-Print the names of one kind, recipes with all their settings.
 
-examples:
-  taet list methods
-  taet list attacks --json"""
+class List(Command):
+    """Print the names of one kind: methods, attacks, data, models, protocols, or recipes with all their settings."""
+
+    examples = ("taet list methods", "taet list attacks --json")
+
+    kind: Annotated[Listed | None, POSITIONAL] = None
+    """methods, attacks, data, models, protocols or recipes."""
+    as_json: bool = False
+    """Print JSON."""
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
@@ -38,19 +43,13 @@ def rows(kind: str) -> list[dict[str, Any]]:
     ]
 
 
-def run(arguments: list[str]) -> None:
+def run(words: list[str]) -> None:
     """Print the names of a kind."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return
-    kinds = [a for a in arguments if a != "--json"]
-    if len(kinds) != 1:
-        raise UserError(f"taet list takes one of {', '.join(KINDS)}; got {' '.join(kinds) or 'none'}")
-    (kind,) = kinds
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
-    listed = rows(kind)
-    if "--json" in arguments:
+    command = parse(List, words, "taet list").command
+    if command.kind is None:
+        raise UserError("which kind? taet list methods, attacks, data, models, protocols or recipes")
+    listed = rows(command.kind)
+    if command.as_json:
         print(json.dumps(listed, indent=1))
         return
     width = max(len(row["name"]) for row in listed)
@@ -59,7 +58,7 @@ def run(arguments: list[str]) -> None:
         if "reference" in row:
             print(f"{'':{width}}  {row['reference']}")
         for setting, value in row.get("settings", {}).items():
-            words = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            print(f"{'':{width}}  --{option(setting)} {words}")
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            print(f"{'':{width}}  --{option(setting)} {shown}")
         for text in row.get("deviations", ()):
             print(f"{'':{width}}  leaves the protocol: {text}")

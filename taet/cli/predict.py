@@ -5,47 +5,44 @@ from __future__ import annotations
 import io
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
-from taet.cli import flags
-from taet.cli.progress import progress
-from taet.cli.subject import OfRun, here
-from taet.deployment.predict import BATCH_SIZE, Predictions, batches, changes, joined
+from taet.cli.options import POSITIONAL, Command, Weights, parse
 from taet.errors import UserError
 from taet.fields import Count
-from taet.files import check_output, make_folder, write_atomically
-from taet.models import trusted
-from taet.training.folder import RunFolder
 
-EXAMPLES = (
-    "taet predict runs/x images/",
-    "taet predict runs/x a.png b.jpg --top 3 --format json",
-    "taet predict runs/x images/ --attack pgd-20 --out predictions.csv",
-    "taet predict runs/x images/ --attack pgd-100:restarts=5,eps=4/255 --batch-size 50",
-)
-DESCRIPTION = """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on
-standard output. Images are read as in training and converted to the size and colour of the run; conversions are
-reported. The run's data are not needed.
-
---attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
-run. true means that this attack failed; another attack may succeed.
-
-An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2.
-After an interruption the results so far are written."""
+if TYPE_CHECKING:
+    from taet.deployment.predict import Predictions
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions(OfRun):
-    """A finished run, images, and what to print about them."""
+class Predict(Command):
+    """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on standard
+    output. Images are read as in training and converted to the size and colour of the run; conversions are reported.
+    The run's data are not needed.
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    --attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
+    run. true means that this attack failed; another attack may succeed.
+
+    An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2.
+    After an interruption the results so far are written.
+    """
+
+    examples = (
+        "taet predict runs/x images/",
+        "taet predict runs/x a.png b.jpg --top 3 --format json",
+        "taet predict runs/x images/ --attack pgd-20 --out predictions.csv",
+        "taet predict runs/x images/ --attack pgd-100:restarts=5,eps=4/255 --batch-size 50",
+    )
+
+    run: Annotated[Path, POSITIONAL]
+    """Run folder."""
+    images: Annotated[tuple[Path, ...], POSITIONAL]
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     attack: str | None = None
-    """Test whether predictions survive this attack (see `taet list attacks`), e.g. pgd-20 or pgd-20:restarts=5."""
+    """Test whether predictions survive this attack (see taet list attacks), e.g. pgd-20 or pgd-20:restarts=5."""
+    weights: Weights = "model"
+    """Weights: those that the run delivers, those of its last epoch, or of its best one."""
     format: Literal["csv", "json"] = "csv"
     """Output format."""
     out: Path | None = None
@@ -54,69 +51,73 @@ class PredictOptions(OfRun):
     """Replace an existing output file."""
     top: Count = 1
     """Number of classes to print for each image, most likely first."""
-    batch_size: Count = BATCH_SIZE
+    batch_size: Count = 250
     """Images per batch."""
+    trust_model: str | None = None
+    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named
+    here."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
-def run(arguments: list[str]) -> int:
+def run(words: list[str]) -> int:
     """Classify every image; return 2 if one could not be read."""
-    parsed, parts = here(read(arguments)), list[Predictions]()
-    _check_place(parsed)
+    command = parse(Predict, words, "taet predict").command
+
+    from taet.cli.processes import progress, say
+    from taet.cli.subject import local
+    from taet.deployment.predict import Predictions, batches, changes, joined
+    from taet.models import trusted
+    from taet.training.folder import RunFolder
+
+    _check_place(command)
+    parts, folder = list[Predictions](), Path(local(str(command.run)))
     try:
-        with trusted(parsed.trust_model), progress(f"predict {parsed.run}") as report:
+        with trusted(command.trust_model), progress(f"predict {command.run}") as report:
             for part in batches(
-                parsed.run,
-                parsed.images,
-                attack=parsed.attack,
-                weights=parsed.weights,
-                batch_size=parsed.batch_size,
-                device=parsed.device,
+                folder,
+                command.images,
+                attack=command.attack,
+                weights=command.weights,
+                batch_size=command.batch_size,
+                device=command.device,
                 progress=report,
             ):
                 parts.append(part)
                 if len(parts) == 1:
-                    record = RunFolder(parsed.run).record
-                    for note in changes(parsed.images, record.data.image_shape, record.fit):
-                        print(f"taet: {note}", file=sys.stderr)
+                    record = RunFolder(folder).record
+                    for note in changes(command.images, record.data.image_shape, record.fit):
+                        say(f"taet: {note}")
     finally:  # also the results before an interruption
         if parts:
-            _write(joined(parts), parsed)
+            _write(joined(parts), command)
     unread = sum(part.unread for part in parts)
     if unread:
-        count = sum(map(len, parts))
-        print(f"taet: {unread} of {count} images could not be read: see the column error", file=sys.stderr)
+        say(f"taet: {unread} of {sum(map(len, parts))} images could not be read: see the column error")
     return 2 if unread else 0
 
 
-def read(arguments: list[str]) -> PredictOptions:
-    """Parse a call."""
-    if flags.options_of(arguments) & {"--certify-attack", "--certify_attack"}:
-        raise UserError("--certify-attack is now --attack: surviving an attack is no certificate")
-    parsed = flags.parse(PredictOptions, arguments, "taet predict", DESCRIPTION, EXAMPLES)
-    if not parsed.images:
-        raise UserError(f"which images? taet predict {parsed.run} IMAGES...: files and folders")
-    return parsed
-
-
-def _check_place(parsed: PredictOptions) -> None:
+def _check_place(command: Predict) -> None:
     """Refuse an output file that exists or cannot be written, before any work; create its folder."""
-    if parsed.out is None:
+    from taet.files import check_output, make_folder
+
+    if command.out is None:
         return
-    check_output(parsed.out)
-    is_file = parsed.out.is_file() and not parsed.out.is_symlink()
-    if os.path.lexists(parsed.out) and not (parsed.force and is_file):
+    check_output(command.out)
+    is_file = command.out.is_file() and not command.out.is_symlink()
+    if os.path.lexists(command.out) and not (command.force and is_file):
         what = "exists" if is_file else "is not a file"
-        raise UserError(f"{parsed.out} {what}; allowed: another --out{', or --force' if is_file else ''}")
-    make_folder(parsed.out.parent)
+        raise UserError(f"{command.out} {what}; allowed: another --out{', or --force' if is_file else ''}")
+    make_folder(command.out.parent)
 
 
-def _write(found: Predictions, parsed: PredictOptions) -> None:
+def _write(found: Predictions, command: Predict) -> None:
     """Write the predictions; a file name that is not valid text keeps its bytes in CSV and is escaped in JSON."""
-    text = found.to_json(parsed.top) if parsed.format == "json" else found.to_csv(parsed.top)
-    if parsed.out is not None:
-        write_atomically(parsed.out, text.encode("utf-8", "surrogateescape"))
+    from taet.files import write_atomically
+
+    text = found.to_json(command.top) if command.format == "json" else found.to_csv(command.top)
+    if command.out is not None:
+        write_atomically(command.out, text.encode("utf-8", "surrogateescape"))
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")

@@ -1,33 +1,113 @@
-"""Processes that share the work of one command, started by torchrun or by the command; only the first one prints."""
+"""What a command shows while it works, and processes that share its work, of which only the first one prints."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 from taet.cli import STARTED_TOGETHER, ended_by
 from taet.distributed import claim, joined, leave, rank, started_together
 from taet.errors import Done, UserError
+from taet.formatting import clock
+from taet.progress import Progress as Report
 from taet.training.environment import cores, resolve_device, taet_command
 from taet.training.interruption import interruption
 
+LINE_SECONDS = 10.0
+SPEED_SECONDS = 3600.0  # estimate the remaining time from this much of the past: one step may take minutes
 REPORTING_SECONDS = 1.0
 """Time for the process that reports the error: torchrun kills it as soon as another one has ended."""
 CHECK_SECONDS, ENDING_SECONDS = 0.1, 30.0
 """Between two checks of the started processes, and for all of them to end by themselves."""
 WORTH_STARTING = 1e6
 """Passes of an image that take longer than starting another process, also with a network of 78 thousand weights."""
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """Yield a function (done, total, text) that shows the progress of `title` on standard error.
+
+    A text that ends in a line break is printed on its own line; after the end of one task another one may begin.
+    """
+    console, last = Console(stderr=True), -math.inf
+    if not console.is_terminal:
+        yield _Lines(title)
+        return
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar:
+        task = bar.add_task(title, total=None, text="")
+
+        def show(done: float, total: float, text: str) -> None:
+            nonlocal last
+            if bar.tasks[0].finished and done < total:
+                bar.reset(task)  # another task, with its own speed
+            bar.update(task, completed=done, total=total, text=text.rstrip())
+            if text.endswith("\n") and (done >= total or time.monotonic() - last >= LINE_SECONDS):
+                console.print(f"{title}: {text.rstrip()}", highlight=False)
+                last = time.monotonic()
+
+        yield show
+
+
+class _Lines:
+    """Prints a line at the start and the end of each task, and every ten seconds; results apart from other texts."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.ended = title, True
+        self.began, self.first = 0.0, 0.0
+        self.last = {True: -math.inf, False: -math.inf}
+        """When the last result, and the last other text, was printed."""
+
+    def __call__(self, done: float, total: float, text: str) -> None:
+        now, result = time.monotonic(), text.endswith("\n")
+        if self.ended and done < total:  # the first or another task; a resumed run starts with some of it done
+            self.began, self.first, self.ended = now, done, False
+        again, self.ended = self.ended, done >= total
+        due = self.ended or any(now - self.last[kind] >= LINE_SECONDS for kind in {result, False})
+        if again or not due:
+            return
+        self.last[result] = now
+        elapsed = now - self.began
+        state = f"100 %, done in {clock(elapsed)}"
+        if not self.ended:
+            rate = (done - self.first) / max(elapsed, 1e-9)
+            eta = f", ETA {clock((total - done) / rate)}" if rate > 0 else ""
+            state = f"{100 * done / total:.0f} %, elapsed {clock(elapsed)}{eta}"
+        say(f"{self.title}: {state}, {text.rstrip()}")
+
+
+def say(text: str) -> None:
+    """Print a text at once on standard error: standard output is for the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def saved(command: Sequence[str], folder: Path | None = None) -> Iterator[None]:
+    """Within this context, an interruption reports that progress is saved, in `folder`, and the command to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        place = "" if folder is None else f" in {folder}"
+        words = shlex.join(["taet", *command])
+        raise KeyboardInterrupt(f"progress is saved{place}; continue with: {words}") from None
 
 
 @contextlib.contextmanager
@@ -76,11 +156,6 @@ def number_of(processes: int | Literal["auto"], device: str) -> int:
     if processes > 1 and chosen.index is not None:
         raise UserError(f"processes: got {processes} on {device}, which is one GPU; allowed: with --device cuda or cpu")
     return processes
-
-
-def that_pay(passes: float, batches: int) -> int:
-    """Return the number of processes that finish this much work soonest on a CPU: one per allowed core and batch."""
-    return 1 if passes < WORTH_STARTING else max(1, min(allowed(), batches))
 
 
 def allowed() -> int:

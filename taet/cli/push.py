@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from taet.cli import flags
-from taet.deployment.hub import TO_FILL_IN, named_outside, publish
-
-EXAMPLES = (
-    "taet push runs/x folder:published/x",
-    "taet push runs/x user/name --license apache-2.0",
-    "taet push runs/x user/name --private",
-)
-DESCRIPTION = """Write the weights (safetensors), settings, curve and result card of a finished run, with a model card,
-as a folder in the layout of the Hugging Face Hub, and print the name under which it is read: hf:user/name@COMMIT, or
-the folder. --weights NAME reads the weights; taet evaluate --model, check, audit and predict read the model. A name
-without a full commit is refused, every file is checked by its SHA-256, and no file is code.
-
-The hub needs the package huggingface_hub (pip install 'taet[hub]') and its login (hf auth login); a folder needs
-neither."""
+from taet.cli.options import POSITIONAL, Command, parse
 
 
-@dataclass(frozen=True)
-class PushOptions:
-    """A finished run, and where it is published."""
+class Push(Command):
+    """Write the weights (safetensors), settings, curve and result card of a finished run, with a model card, as a
+    folder in the layout of the Hugging Face Hub, and print the name under which it is read: hf:user/name@COMMIT, or the
+    folder. taet train --model.weights reads the weights; taet evaluate --model, check and predict read the model. A
+    name without a full commit is refused, every file is checked by its SHA-256, and no file is code.
 
-    run: Annotated[Path, tyro.conf.Positional]
+    The hub needs the package huggingface_hub (pip install 'taet[hub]') and its login (hf auth login); a folder needs
+    neither.
+    """
+
+    examples = (
+        "taet push runs/x folder:published/x",
+        "taet push runs/x user/name --license apache-2.0",
+        "taet push runs/x user/name --private",
+    )
+
+    run: Annotated[Path, POSITIONAL]
     """Run folder with a result card."""
-    target: Annotated[str, tyro.conf.Positional]
+    target: Annotated[str, POSITIONAL]
     """USER/NAME on the hub, or folder:PATH."""
     license: str = ""
     """Licence, by its identifier on the hub, e.g. apache-2.0. Default: left blank in the model card."""
@@ -39,12 +34,15 @@ class PushOptions:
     """Make a new repository on the hub private."""
 
 
-def run(arguments: list[str]) -> None:
+def run(words: list[str]) -> None:
     """Publish a run and print its name."""
-    parsed = flags.parse(PushOptions, arguments, "taet push", DESCRIPTION, EXAMPLES)
-    name = publish(parsed.run, parsed.target, licence=parsed.license, private=parsed.private)
-    for text in named_outside(parsed.run):
+    command = parse(Push, words, "taet push").command
+
+    from taet.deployment.hub import TO_FILL_IN, named_outside, publish
+
+    name = publish(command.run, command.target, licence=command.license, private=command.private)
+    for text in named_outside(command.run):
         print(f"note: run.json names '{text}', which is published with it")
-    if not parsed.license:
+    if not command.license:
         print(f"note: the licence in README.md is {TO_FILL_IN} (--license)")
     print(name)

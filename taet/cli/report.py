@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from taet.cli import flags
-from taet.report import fail_if_worse, write
-
-EXAMPLES = (
-    "taet report runs",
-    "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'",
-    "taet report results/digits-lt-demo --out table.tex",
-    "taet report runs/candidate --fail-if-worse runs/released",
-)
-DESCRIPTION = """Write the tables and figures of result cards as one file: .html, a page that needs no other file; .md
-and .tex, its main tables; .csv, one line for each card, attack and group of classes.
-
-Exit status: 1 if --fail-if-worse is given and the new model is worse than OLD beyond chance under clean images or an
-attack of OLD; 0 otherwise; 2 if something cannot be read or compared."""
+from taet.cli.options import POSITIONAL, Command, parse
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """Which cards the report shows, and where it is written."""
+class Report(Command):
+    """Write the tables and figures of result cards as one file: .html, a page that needs no other file; .md and .tex,
+    its main tables; .csv, one line for each card, attack and group of classes.
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    Exit status: 1 if --fail-if-worse is given and the new model is worse than OLD beyond chance, on clean images or
+    under an attack of OLD; 0 otherwise.
+    """
+
+    examples = (
+        "taet report runs",
+        "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'",
+        "taet report results/digits-lt-demo --out table.tex",
+        "taet report runs/candidate --fail-if-worse runs/released",
+    )
+
+    runs: Annotated[tuple[str, ...], POSITIONAL]
     """Run folders, result cards, or folders of these."""
     out: Path = Path("report.html")
     """File to write: .html, .md, .csv or .tex."""
@@ -38,12 +33,15 @@ class ReportOptions:
     """Result card or run folder of the model in use: exit with status 1 if the new one is worse. Nothing is written."""
 
 
-def run(arguments: list[str]) -> int:
+def run(words: list[str]) -> int:
     """Write the report and print its path, or compare with an older model."""
-    parsed = flags.parse(ReportOptions, arguments, "taet report", DESCRIPTION, EXAMPLES)
-    if parsed.fail_if_worse is None:
-        print(write(parsed.runs, parsed.out, parsed.title))
+    command = parse(Report, words, "taet report").command
+
+    from taet.report import fail_if_worse, write
+
+    if command.fail_if_worse is None:
+        print(write(command.runs, command.out, command.title))
         return 0
-    lines = fail_if_worse(parsed.runs, parsed.fail_if_worse)
+    lines = fail_if_worse(command.runs, command.fail_if_worse)
     print("\n".join(lines) or "pass: under no attack is the new model known to be worse")
     return 1 if lines else 0

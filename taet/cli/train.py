@@ -4,111 +4,99 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, make_dataclass
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import tyro
-
-from taet import methods, models, protocols, statistics
-from taet.cli import flags, run_file
-from taet.cli.processes import reported_once, together
-from taet.cli.progress import progress, saved, say
-from taet.cli.run_file import RunFile
-from taet.data import facts, full_name, is_own
-from taet.distributed import first
+from taet import protocols, registry
+from taet.cli.options import POSITIONAL, Command, Options, RunPath, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
-from taet.evaluation import evaluate
-from taet.evaluation.bundles import attacks_of
-from taet.evaluation.measurement import attack_seconds, span
-from taet.experiments import own_images
-from taet.fields import LongSeed
-from taet.formatting import duration, plural
-from taet.progress import reporting_to
-from taet.report import write
-from taet.settings import Run, override
-from taet.training import resume, train
-from taet.training.choices import Chosen, choice_lines
-from taet.training.folder import RunFolder
-from taet.training.result import TrainingResult
-from taet.training.trainer import Trainer
+from taet.fields import LongSeed, check_value, hints, read_text
+from taet.files import check_output, parse_json, read_bytes
+from taet.settings import Run, option, override, to_json
 
-COARSE_SELECTION = 0.02
-"""Standard error above which `taet train` warns: twice as much, 4 points, is more than most methods differ by."""
+if TYPE_CHECKING:
+    from taet.training.choices import Chosen
+    from taet.training.result import TrainingResult
+    from taet.training.trainer import Trainer
 
-EXAMPLES = (
-    "taet train taet --data digits-lt --model resnet8 --epochs 30",
-    "taet train at-bsl --data cifar10-lt --data.root ~/data --data.imbalance-ratio 50 --protocol reat",
-    "taet train harl --method.absent skip --threat.eps 8/255 --out runs/harl-skip",
-    "taet train taet --data folder:./lesions",
-    "taet train at --data csv:lesions.csv --data.group patient --data.size 64 --outer balanced-softmax",
-    "taet train at-bsl --data cifar10-lt --model vit-small-p4 --recipe vit",
-    "taet train taet --data folder:./lesions --print-config > run.toml",
-    "taet train --config run.toml --epochs 50",
-    "taet train --resume runs/harl-skip",
-    "torchrun --nproc-per-node 4 -m taet train taet --data cifar10-lt",
-)
-DESCRIPTION = """Train METHOD. Options --method.* are its own settings.
-
-Your own images (folder:, csv:, npz: or a path) need no other options: image size, groups, network, epochs and attacks
-that are not given are chosen for the images and this machine, and printed. --evaluate is then on by default.
-
-With torchrun, the processes share every batch: torchrun --nproc-per-node 4 -m taet train METHOD ..."""
+MOST_BYTES = 2**20
+USUAL = {
+    "data": ("name", "root", "imbalance_ratio"),
+    "model": ("name",),
+    "training": ("epochs", "batch_size", "lr", "augment"),
+    "threat": ("eps", "steps"),
+    "outer": ("name",),
+    "evaluation": (),
+}
+"""The settings that --help shows; --help all shows every one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """The options besides the settings of the run."""
+class Train(Command):
+    """Train METHOD on long-tailed data, or continue a run. Options --method.* are settings of the method: see
+    taet train METHOD --help.
 
+    Your own images (folder:, csv:, npz: or a path) need no other options: image size, groups, network, epochs and
+    attacks that are not given are chosen for the images and this machine, and printed. --evaluate is then the default.
+    """
+
+    examples = (
+        "taet train taet --data digits-lt --model resnet8 --epochs 30",
+        "taet train at-bsl --data cifar10-lt --data.root ~/data --data.imbalance-ratio 50 --protocol reat",
+        "taet train harl --method.absent skip --threat.eps 8/255 --out runs/harl-skip",
+        "taet train taet --data folder:./lesions --print-config > run.json",
+        "taet train --config run.json --epochs 50",
+        "taet train --resume runs/harl-skip",
+        "torchrun --nproc-per-node 4 -m taet train taet --data cifar10-lt",
+    )
+
+    method: Annotated[str | None, POSITIONAL] = None
+    """Training method (see taet list methods)."""
     protocol: str | None = None
     """Protocol that sets the defaults of all other options: taet, reat, or official, the published settings of METHOD.
     Default: taet, with a network chosen for images and machine."""
     recipe: str | None = None
-    """Group of settings that replace those of the protocol: taet, reat, vit, strong or fine-tune (see `taet list
-    recipes`)."""
-    seed: LongSeed = 0
-    """Seed of weights, batches, augmentation and attack starts."""
-    out: flags.RunPath | None = None
+    """Settings that replace those of the protocol: taet, reat, vit, strong or fine-tune (see taet list recipes)."""
+    seed: LongSeed | None = None
+    """Seed of weights, batches, augmentation and attack starts. Default: 0, or that of --config."""
+    out: RunPath | None = None
     """Folder of the run; it must not exist. Default: a new one in runs/."""
     resume: Path | None = None
-    """Continue a run that stopped; only --trust-model, --evaluate, --no-evaluate and --json may be added."""
+    """Continue a run that stopped; only --trust-model, --evaluate and --json may be added."""
     config: Path | None = None
-    """Settings file, TOML or JSON: the output of --print-config, or the run.json of a run. Other options replace its
+    """Settings file, JSON or TOML: the output of --print-config, or the run.json of a run. Other options replace its
     values, and METHOD may be left out."""
-    print_config: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print all settings as TOML, including those chosen for images and machine, and train nothing. Automatic precision
-    and threads are measured later, on the machine that trains."""
+    print_config: bool = False
+    """Print all settings, including those chosen for images and machine, and train nothing. Automatic precision and
+    threads are measured later, on the machine that trains."""
     trust_model: str | None = None
-    """Name of the model of the run to continue if it is package.module:callable: its code is imported and run only if
-    it is named here."""
-    evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Attack the finished run and write its report.html. On by default for your own images."""
-    no_evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Do not attack the finished run."""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Name of the model of --resume or --config if it is package.module:callable: its code is run only if it is named
+    here."""
+    evaluate: bool | None = None
+    """Attack the finished run and write its report.html. Default: only with your own images."""
+    as_json: bool = False
     """Print the finished run as JSON."""
 
-    def attacks(self, run: Run) -> bool:
-        """Whether the finished run is attacked."""
-        return self.evaluate or (is_own(run.data.name) and not self.no_evaluate)
 
-
-class TrainingRequest(NamedTuple):
-    """A parsed call that trains a new run."""
+class Request(NamedTuple):
+    """A parsed call."""
 
     start: Run
     """The run as the protocol prescribes it."""
     given: dict[str, Any]
-    """Dotted fields of the run that were given as options."""
-    options: TrainOptions
+    """Dotted fields of the run that a file or an option gives."""
+    options: Train
 
     def run(self) -> Run:
-        """Return the run with the given options."""
+        """Return the run with the given settings."""
         return override(self.start, self.given)
 
     def planned(self) -> tuple[Run, dict[str, Chosen]]:
         """Return the run with missing settings chosen for the images and the machine, and those choices."""
+        from taet.data import full_name, is_own
+        from taet.experiments import own_images
+
         run = self.run()
         if not is_own(run.data.name):
             return self._with_network(run)
@@ -119,6 +107,10 @@ class TrainingRequest(NamedTuple):
 
     def _with_network(self, run: Run) -> tuple[Run, dict[str, Chosen]]:
         """Choose a network, unless a protocol or a recipe with its own network is given."""
+        from taet.data import facts
+        from taet.experiments import own_images
+        from taet.training.choices import Chosen
+
         if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
             return run, {}
         known = facts(run.data)
@@ -129,114 +121,148 @@ class TrainingRequest(NamedTuple):
         return override(run, {"model.name": made.value}), {"model.name": Chosen(made.value, why)}
 
 
-def run(arguments: list[str]) -> None:
+def read(words: Sequence[str]) -> Request:
+    """Parse a call; no data are read."""
+    place = value_of("--config", words)
+    asks = bool({"-h", "--help"} & {*words})
+    file = dict(settings_in(Path(place))) if place and not asks else {}
+    method = words[0] if words and not words[0].startswith("-") else file.get("method")
+    protocol = value_of("--protocol", words)
+    protocol = file.get("protocol", Run.default("protocol")) if protocol is None else protocol
+    start = protocols.start(protocol, method or Run.default("method"), value_of("--recipe", words))
+    if method is not None:
+        from taet import methods
+
+        start = start.replace(settings=start.settings or methods.find(method).Config())
+    parts = [] if start.settings is None or method is None else [Options("method", start.settings)]
+    parts += [Options(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
+    options, given = parse(Train, words, f"taet train {method or ''}".strip(), parts)
+    if options.resume is not None:
+        others = {*options.model_fields_set, *given} - {"resume", "trust_model", "evaluate", "as_json"}
+        if others:
+            words = ", ".join(f"--{option(name)}" for name in sorted(others))
+            raise UserError(f"--resume takes everything from the run: got {words} as well")
+        return Request(start, {}, options)
+    if method is None:
+        raise UserError("which method? taet train METHOD [options]; see taet list methods")
+    if options.out is not None:
+        check_output(options.out.parent)  # the folder itself may be this run, which has a message of its own
+    if options.trust_model is not None and place is None:
+        raise UserError("--trust-model goes with --resume or --config; a new run has the --model of this call")
+    given = {
+        ("settings." + name.removeprefix("method.") if name.startswith("method.") else name): given[name]
+        for name in given
+    }
+    given |= {} if options.seed is None else {"seed": options.seed}
+    return _checked(Request(start, given, options), {k: v for k, v in file.items() if k not in ("method", "protocol")})
+
+
+def _checked(request: Request, file: dict[str, Any]) -> Request:
+    """Add the settings of a file, and refuse what could only fail after the training."""
+    from taet import models
+    from taet.evaluation.bundles import attacks_of
+
+    if request.options.config is not None:
+        with located(str(request.options.config)):
+            own = override(request.start, file)
+        if "model.name" not in request.given:  # a file never chooses code that is run
+            with models.trusted(request.options.trust_model):
+                models.check_consent(str(request.options.config), own.model.name)
+    request = request._replace(given=file | request.given)
+    attacks_of(request.run().evaluation)
+    return request
+
+
+def settings_in(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a file by dotted name: TOML, the JSON of --print-config, or a run.json."""
+    content = read_bytes(path, most=MOST_BYTES)
+    with located(str(path)):
+        if content.lstrip().startswith(b"{"):
+            values = parse_json(content, "JSON")
+        else:
+            try:
+                values = tomllib.loads(content.decode("utf-8"))
+            except ValueError as error:
+                raise UserError(f"is neither JSON nor TOML: {error}") from None
+        if "methods" in values:
+            raise UserError(f"is a comparison; run it with taet compare {path}")
+        values = values["run"] if isinstance(values.get("run"), Mapping) else values
+        for name, known in (("method", registry.entries("methods")), ("protocol", protocols.PROTOCOLS)):
+            check_value(name, values.get(name, ""), str)
+            if name in values and values[name] not in known:
+                raise unknown(name, values[name], known)
+        yield from _flat(values, hints(Run))
+
+
+def _flat(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        hint = known.get(name)
+        if isinstance(value, Mapping):
+            yield from _flat(value, hints(hint) if isinstance(hint, type) else {}, f"{prefix}{name}.")
+        elif isinstance(value, str) and "/" in value and hint is not None:
+            yield prefix + name, read_text(value, hint)
+        elif (prefix + name, value) != ("settings", None):
+            yield prefix + name, value
+
+
+def run(words: list[str]) -> None:
     """Train a new run, or continue one, attack it on request, and print the result."""
+    request = read(words)  # before torch is imported, so that --help is fast
+
+    from taet import models
+    from taet.cli.introduction import continued
+    from taet.cli.processes import progress, reported_once, saved, say, together
+    from taet.data import is_own
+    from taet.progress import reporting_to
+    from taet.training import resume
+    from taet.training.folder import RunFolder
+
+    options = request.options
     with reported_once():
-        request = read(arguments)
-        options = request.options
         if options.print_config:
             with progress("read") as report, reporting_to(report):
-                chosen, _ = request.planned()
-            print(run_file.text(chosen))
+                print(json.dumps(to_json(request.planned()[0]), indent=1))
             return
         asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
     with together(asked.training.device):
         if options.resume is None:
-            finished = _train(request, arguments)
+            finished = _train(request, words)
         else:
             with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
                 finished = resume(options.resume, progress=report, announce=lambda trainer: say(continued(trainer)))
-        if options.json:
-            row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
-            print(json.dumps(row))
-        else:
-            print(finished)
+        row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
+        print(json.dumps(row) if options.as_json else finished)
         named = [str(finished.folder), *models.consent(finished.run.model.name)]
-        if options.attacks(finished.run):
+        if options.evaluate or (options.evaluate is None and is_own(finished.run.data.name)):
             with saved(["train", "--resume", *named, *(["--evaluate"] if options.evaluate else [])], finished.folder):
-                _evaluate(finished, options.json)
-        elif not options.json:
+                _evaluate(finished, options.as_json)
+        elif not options.as_json:
             print(f"next: {shlex.join(['taet', 'evaluate', *named])}")
 
 
-def read(arguments: Sequence[str]) -> TrainingRequest:
-    """Parse a call; no data are read."""
-    words, has_method = list(arguments), bool(arguments) and not arguments[0].startswith("-")
-    names = flags.options_of(words)
-    asks_help = bool(names & {"-h", "--help"})
-    file = _file(words) if "--config" in names and not asks_help else None
-    if has_method:
-        request = parse(words[0], words[1:], file=file)
-    elif asks_help or "--resume" in names or (file is not None and file.method is not None):
-        request = parse((file and file.method) or Run.default("method"), words, "METHOD", file)
-    else:
-        raise UserError("which method? taet train METHOD [options]; see taet list methods")
-    if request.options.evaluate and request.options.no_evaluate:
-        raise UserError("got both --evaluate and --no-evaluate; allowed: one")
-    if request.options.resume is not None:
-        words = flags.without(flags.without(words, "--resume"), "--trust-model")
-        rest = [w for w in words if w not in ("--evaluate", "--no-evaluate", "--json")]
-        if rest:
-            raise UserError(f"--resume takes everything from the run: got {' '.join(rest)} as well")
-    elif request.options.trust_model is not None:
-        raise UserError("--trust-model goes with --resume; a new run has the --model of this call")
-    return request
+def _train(request: Request, words: Sequence[str]) -> TrainingResult:
+    from taet.cli.introduction import expected, introduction
+    from taet.cli.processes import progress, say
+    from taet.data import is_own
+    from taet.distributed import first
+    from taet.progress import reporting_to
+    from taet.training import train
 
-
-def _file(words: Sequence[str]) -> RunFile:
-    """Return the settings that --config names."""
-    path = flags.value_of("--config", words)
-    if not path:
-        raise UserError("--config needs a value; see taet train --help")
-    return run_file.read(Path(path), words[0] if not words[0].startswith("-") else None)
-
-
-def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | None = None) -> TrainingRequest:
-    """Parse `METHOD [options]`; --help shows `prog` in the place of the method; options replace those of a `file`."""
-    protocol, recipe = (flags.value_of(f"--{name}", words) for name in ("protocol", "recipe"))
-    protocol = protocol or (file.protocol or "" if file else "")
-    start = protocols.start(protocol or Run.default("protocol"), method, recipe or None)
-    start = start.replace(settings=start.settings or methods.find(method).Config())
-    parts = {"settings": flags.options(start.settings, "method")}  # in the order of the sections of --help
-    parts |= {name: flags.options(getattr(start, name), name, f"--{name}") for name in ("data", "model")}
-    parts |= {"training": flags.options(start.training), "threat": flags.options(start.threat, "threat")}
-    parts |= {"outer": flags.options(start.outer, "outer", "--outer")}
-    parts |= {"evaluation": flags.options(start.evaluation, "evaluation")}
-    kind = make_dataclass(
-        "MethodOptions",
-        [(name, flags.Given, part) for name, part in parts.items()],
-        bases=(TrainOptions,),
-        frozen=True,
-        kw_only=True,
-    )
-    options: Any = flags.parse(kind, words, f"taet train {prog or method}", DESCRIPTION, EXAMPLES)
-    given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
-    if options.protocol == "":
-        raise unknown("protocol", options.protocol, protocols.PROTOCOLS)
-    seed = {} if file and not flags.value_of("--seed", words) else {"seed": options.seed}
-    if file is not None:
-        with located(str(file.path)):
-            override(start, file.settings)
-        given = file.settings | given
-    request = TrainingRequest(start, given | seed, options)
-    attacks_of(request.run().evaluation)  # checked before the training, not after it
-    return request
-
-
-def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
     options = request.options
     with progress("read") as report, reporting_to(report):
         run, chosen = first(request.planned)
     begun: list[Path] = []
+    attacks = is_own(run.data.name) if options.evaluate is None else options.evaluate
 
     def announce(trainer: Trainer) -> None:
         begun.append(trainer.folder.path)
-        if not options.json:
-            say("\n".join([introduction(trainer, chosen), *expected(trainer, options.attacks(run))]))
+        if not options.as_json:
+            unnamed = "" if "data.name" in request.given else f"no --data: {run.data.name}\n"
+            say(f"{unnamed}{introduction(trainer, chosen)}\n{expected(trainer, attacks)}")
 
     with progress(run.method) as report:
-        command = flags.call_text(["train", *arguments])
         try:
+            command = call_text(["train", *words])
             return train(run, out=options.out, progress=report, command=command, announce=announce)
         except KeyboardInterrupt as error:
             if begun or error.args:
@@ -245,73 +271,17 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
 
 
 def _evaluate(finished: TrainingResult, as_json: bool) -> None:
+    from taet import models
+    from taet.cli.processes import progress
+    from taet.distributed import first
+    from taet.evaluation import evaluate
+    from taet.report import write
+    from taet.training.folder import RunFolder
+
     folder, named = finished.folder, finished.run.model.name
-    command = flags.call_text(["evaluate", str(folder), *models.consent(named)])
+    command = call_text(["evaluate", str(folder), *models.consent(named)])
     with models.trusted(named), progress(f"attack {folder.name}") as report:
         card = evaluate(folder, device=finished.run.training.device, progress=report, command=command)
     path = first(lambda: write([folder], RunFolder(folder).report))
     if not as_json:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
-
-
-def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
-    """Return what `taet train` prints first: the data, the network, and what was chosen."""
-    dataset, run = trainer.dataset, trainer.run
-    counts, names = dataset.class_counts, dataset.class_names
-    most, least = int(counts.argmax()), int(counts.argmin())
-    images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    each = counts[most] == counts[least]
-    spread = "of each" if each else f"'{names[most]}' to {counts[least]:,} '{names[least]}'"
-    lines = [
-        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} {spread} to train on",
-        *(f"  {note}" for note in dataset.notes),
-    ]
-    lines += [] if trainer.extra is None else [f"  {text}" for text in trainer.description("").deviations[-1:]]
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    _, height, width = dataset.image_shape
-    epochs = plural(run.training.epochs, "epoch")
-    stem = models.stem(run.model.name, dataset.image_shape, run.model.stem)
-    lines += [
-        f"{run.method}: {epochs} of {run.model.name}, {parameters:,} parameters, {f'{stem} stem, ' if stem else ''}on "
-        f"{width}x{height} pixels, {'mirrored at random' if trainer.loader.mirror else 'never mirrored'}",
-        *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
-        *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
-        *(f"  {text}" for text in _coarse_selection(trainer)),
-    ]
-    turned = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
-    if choices := {**chosen, **turned, **trainer.choices}:
-        lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choice_lines(choices))]
-    return "\n".join(lines)
-
-
-def _coarse_selection(trainer: Trainer) -> list[str]:
-    """Return a warning if the validation images of the curve may be too few to tell epochs apart."""
-    if trainer.run.training.selection != "best-validation":
-        return []
-    split = trainer.curve.split
-    counts, names = split.class_counts, trainer.dataset.class_names
-    error, least = statistics.largest_standard_error(counts), int(counts.argmin())
-    if error <= COARSE_SELECTION:
-        return []
-    return [
-        f"selection best-validation: on {len(split):,} validation images, {counts[least]:,} of '{names[least]}', a "
-        f"balanced accuracy has a standard error of up to {100 * error:.1f} points, so chance may decide which epoch "
-        "is best; --selection last delivers the last one"
-    ]
-
-
-def expected(trainer: Trainer, attacks: bool) -> list[str]:
-    """Return where the run is written, and how long training and any following attacks take."""
-    training = duration(trainer.expected_seconds())
-    attacking = span(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
-    after = "the attacks and the probe after it" if attacks else "taet evaluate after it"
-    return [f"training will take {training}, {after} {attacking}", f"folder: {trainer.folder.path}"]
-
-
-def continued(trainer: Trainer) -> str:
-    """Return where a run continues, and how long the rest of its training takes."""
-    epochs, done = trainer.run.training.epochs, trainer.work.done(trainer.epoch, trainer.step / len(trainer.loader), 0)
-    if trainer.epoch == epochs:
-        return f"folder: {trainer.folder.path}, trained"
-    left = duration(trainer.expected_seconds() * (1 - done / trainer.work.total))
-    return f"folder: {trainer.folder.path}, epoch {trainer.epoch + 1} of {epochs}; the rest will take {left}"

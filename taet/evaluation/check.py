@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Check:
 
     def to_json(self) -> Json:
         """Return everything as plain JSON."""
-        return {"ok": self.ok, **plain(self)}
+        return {"ok": self.ok, **plain(asdict(self))}
 
     def __repr__(self) -> str:
         rows = [("attack", "passes", "images", "at most")]

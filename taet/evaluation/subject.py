@@ -262,9 +262,9 @@ def _of_run(
 def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
     """Return how the epoch of some weights of a run was chosen, given how the delivered epoch was."""
     if weights == LAST:
-        return replace(delivered, rule="last", leak=False)
+        return delivered.model_copy(update={"rule": "last", "leak": False})
     if weights == BEST and delivered.rule == "last":  # only a curve on validation images has a best epoch then
-        return replace(delivered, rule="best-validation")
+        return delivered.model_copy(update={"rule": "best-validation"})
     return delivered
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from taet.cli import compare as command
+from taet.cli.options import parse
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.experiments import jobs
@@ -63,17 +64,11 @@ def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     record = json.loads((first / "run.json").read_text())
     assert record["command"].startswith("taet train at --data digits-lt --outer balanced-softmax --model resnet8 ")
     assert record["command"].endswith("--out two/runs/at_digits-lt_seed0")
-    card = ResultCard.load(first / "evaluation.json")
-    assert card.command == "taet evaluate two/runs/at_digits-lt_seed0"
-    page = (place / "two" / "report.html").read_text()
-    assert "<h1>Balanced softmax or not</h1>" in page
-    assert all(words in page for words in ("harl on digits-lt", "its loss already balances"))
-
+    assert ResultCard.load(first / "evaluation.json").command == "taet evaluate two/runs/at_digits-lt_seed0"
     listed = taet("compare", "two.toml", "--dry-run")
     assert re.fullmatch(rf"at_digits-lt_seed0: done in {time_taken}", listed.out.splitlines()[0])
     assert listed.out.splitlines()[1].startswith("harl_digits-lt_seed0: not applicable: harl: got the outer loss")
-    changed = SPECIFICATION.replace("epochs = 2", "epochs = 3")
-    (place / "two.toml").write_text(changed)
+    (place / "two.toml").write_text(SPECIFICATION.replace("epochs = 2", "epochs = 3"))
     refused = taet("compare", "two.toml")
     assert (refused.code, refused.out) == (2, "")
     assert "two/runs/at_digits-lt_seed0 holds a run with other settings: training.epochs is 2 there" in refused.err
@@ -90,51 +85,30 @@ def test_a_dry_run_prints_commands_and_json(taet: Any, place: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["two.toml"]
 
 
+@pytest.mark.parametrize(("words", "out"), [("--jobs 2", "two"), ("--out 'else where'", "else where")])
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize(
-    ("words", "out"),
-    [
-        ("compare two.toml --jobs 2", "two"),
-        ("compare two.toml --out 'else where'", "else where"),
-    ],
-)
 def test_an_interruption_names_the_folder_and_the_command_that_goes_on(
     taet: Any, words: str, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs._Work, "run", lambda *_: True)
-    outcome = taet(*shlex.split(words))
+    outcome = taet("compare", "two.toml", *shlex.split(words))
     assert outcome.code == 130
-    said = f"progress is saved in {out}; continue with: taet {words}"
+    said = f"progress is saved in {out}; continue with: taet compare two.toml {words}"
     assert outcome.err.splitlines()[-1] == f"taet: interrupted; {said}"
 
 
-def test_what_the_time_budget_left_is_said_with_the_command_that_goes_on(place: Path) -> None:
+def test_what_is_left_is_said_with_the_command_that_goes_on(place: Path) -> None:
     planned = jobs.compare("two.toml", place / "out", dry_run=True)
-    result = dataclasses.replace(planned, out_of_time=True, report=place / "report.html")
-    words = ["two.toml", "--time-budget", "1h"]
-    assert command.summary(result, command.read(words), ["taet", "compare", *words]).splitlines() == [
+    late = dataclasses.replace(planned, out_of_time=True, report=place / "report.html")
+    parsed = parse(command.Compare, ["two.toml", "--time-budget", "1h"], "taet compare").command
+    assert command.summary(late, parsed, "taet compare two.toml --time-budget 1h").splitlines() == [
         "2 cells: 1 missing, 1 not applicable",
         "the time budget is used up; continue: taet compare two.toml --time-budget 1h",
         f"open {place / 'report.html'}",
     ]
-
-
-def test_what_comes_after_a_part_is_said(taet: Any, place: Path) -> None:
-    planned = jobs.compare("two.toml", place / "out", dry_run=True)
-    part = command.read(["two.toml", "--out", str(place / "out"), "--part", "1/2"])
-    said = command.summary(planned, part, []).splitlines()[1:]
-    assert said == [f"when every part has ended: taet compare two.toml --out {place / 'out'}"]
-    listed = taet("compare", "two.toml", "--part", "3/3", "--dry-run")
-    assert (listed.code, listed.out) == (0, "0 cells: none\n")
-
-
-def test_the_commands_of_the_documents_can_be_read() -> None:
-    lines = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8").splitlines()
-    calls = [line.split("#")[0].split()[2:] for line in lines if line.startswith("    taet compare ")]
-    assert len(calls) > 3
-    for words in calls:
-        parsed = command.read(words)
-        assert parsed.part is None or command.part_numbers(parsed.part)[0] >= 1
+    parsed = parse(command.Compare, ["two.toml", "--part", "1/2"], "taet compare").command
+    whole = f"taet compare two.toml --out {place / 'out'}"
+    assert command.summary(planned, parsed, "").splitlines()[1:] == [f"when every part has ended: {whole}"]
 
 
 @pytest.mark.usefixtures("place")
@@ -161,28 +135,3 @@ def test_durations(text: str, expected: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(UserError, match=r"allowed: hours, minutes and seconds, e\.g\. 2h30m"):
         command.seconds(text)
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        ("compare", "is missing"),
-        ("compare no.toml", "cannot read no.toml: No such file"),
-        ("compare two.toml --jobs 0", "jobs: got 0; allowed: 1 to 1024, or auto"),
-        ("compare two.toml --jobs x", "--jobs: got 'x'; allowed: a whole number, 1 to 1024, or auto"),
-        ("compare two.toml --part 3", "part: got '3'; allowed: K/N with K from 1 to N, e.g. 3/16"),
-        ("compare two.toml --part 3/2", "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
-        ("compare two.toml --time-budget soon", "time budget: got 'soon'"),
-        ("compare two.toml --time-budget 0s", "time budget: got 0 seconds; allowed: above 0"),
-        ("compare two.toml --job 2", "unknown option --job; did you mean --jobs?"),
-        ("compare bad.toml", "taet: error: specification bad.toml: methods: typo: unknown method 'trade'"),
-    ],
-)
-def test_a_mistake_in_the_call_is_one_line(taet: Any, place: Path, words: str, part: str) -> None:
-    typo = 'methods = [{name = "typo", method = "robust-lt", settings = {base = "trade"}}]'
-    (place / "bad.toml").write_text(SPECIFICATION.replace('methods = ["at", "harl"]', typo))
-    outcome = taet(*words.split())
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.count("\n") == 1
-    assert part in outcome.err
-    assert sorted(path.name for path in place.iterdir()) == ["bad.toml", "two.toml"]

@@ -24,38 +24,32 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_help_covers_both_actions(taet: Any) -> None:
-    outcome = taet("data", "--help")
-    assert outcome.code == 0
-    examples = outcome.out.split("examples:")[1]
-    assert "taet data show " in examples
-    assert "taet data prepare " in examples
-    for action, option in (("show", "--json"), ("prepare", "--layout")):
-        text = taet("data", action, "--help").out
-        assert option in text
-        assert f"taet data {action} " in text.split("examples:")[1]
-
-
-def test_the_names_are_listed(taet: Any) -> None:
-    for words in ((), ("--json",)):
-        outcome = taet("data", "list", *words)
-        assert (outcome.code, outcome.out) == (0, taet("list", "data", *words).out)
-    assert "digits-lt" in outcome.out
-
-
-def test_show_draws_a_picture(taet: Any, tmp_path: Path) -> None:
+def test_show_prints_json_and_draws(taet: Any, tmp_path: Path) -> None:
+    found = json.loads(taet("data", "show", "digits-lt", "--max-count", "20", "--json").out)
+    assert found["class_counts"]["train"] == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
+    assert json.loads(taet("data", "show", "digits-lt", "--data.max-count", "20", "--json").out) == found
     outcome = taet("data", "show", *SMALL, "--out", "counts.png")
     assert outcome.code == 0
     assert "imbalance ratio 10" in outcome.out
-    assert outcome.out.endswith("\nwritten: counts.png\n")
-    for_a_program = taet("data", "show", *SMALL, "--out", "counts.svg", "--json")
-    assert json.loads(for_a_program.out)["class_counts"]
-    assert for_a_program.err == "written: counts.svg\n"
+    assert "written: counts.png" in outcome.err
     with Image.open(tmp_path / "counts.png") as image:
         assert image.format == "PNG"
     wrong = taet("data", "show", *SMALL, "--out", "counts.txt")
     assert (wrong.code, wrong.out) == (2, "")
     assert "--out: got 'counts.txt'; allowed: a file that ends in .png, .pdf, .svg" in wrong.err
+
+
+def test_own_images_are_shown_with_what_is_chosen_for_them(tmp_path: Path, taet: Any) -> None:
+    for kind in ("1", "2"):
+        (tmp_path / kind).mkdir()
+        for number in range(10):
+            Image.new("RGB", (16, 16), (9 * number, 5, 99 if kind == "1" else 0)).save(
+                tmp_path / kind / f"{number}.png"
+            )
+    outcome = taet("data", "show", tmp_path)
+    assert outcome.code == 0
+    assert "decided; each can be set by its option:" in outcome.err
+    assert "--data.size" in outcome.err or "--data.mirror" in outcome.err
 
 
 def test_prepare_of_what_needs_nothing_says_what_comes_next(taet: Any) -> None:
@@ -71,10 +65,7 @@ def test_prepare_of_what_needs_nothing_says_what_comes_next(taet: Any) -> None:
 def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> None:
     outcome = taet("data", "prepare", "tiny-imagenet-lt", "--root", "here")
     assert (outcome.code, outcome.out) == (2, "")
-    line = outcome.err.splitlines()[-1]
-    assert line.startswith("taet: error: cannot download tiny-imagenet-200.zip (Network is unreachable); put")
-    assert "put tiny-imagenet-200.zip (248.1 MB, SHA-256 6198c8ae" in line
-    assert line.endswith(" at 'here/tiny-imagenet-200.zip', then run the same command again")
+    assert outcome.err.splitlines()[-1].startswith("taet: error: cannot download tiny-imagenet-200.zip")
     assert not any(tmp_path.iterdir())
 
 
@@ -97,71 +88,19 @@ def test_prepare_writes_every_layout_and_says_how_to_read_it(taet: Any, tmp_path
     assert elsewhere.exists()
 
 
-@pytest.mark.parametrize("layout", ["npz", "folder", "taet-npy"])
-def test_groups_are_written_where_the_layout_can_hold_them(taet: Any, tmp_path: Path, layout: str) -> None:
-    for number in range(20):
-        folder = tmp_path / "patients" / "ab"[number % 2] / f"p {number}"
-        folder.mkdir(parents=True)
-        for image in range(2):
-            Image.new("L", (6, 6), 5 * number + image).save(folder / f"{image}.png")
-    outcome = taet("data", "prepare", "folder:patients", "--group", "folder", "--layout", layout, "--out", "written")
-    assert outcome.code == 0, outcome.err
-    *_, written, following = outcome.out.splitlines()
-    lost = "note: this layout does not record groups of images; npz and folder keep each group in one split"
-    assert (written == lost) == (layout == "taet-npy")
-    assert following.endswith(" --group folder") == (layout == "folder")
-    shown = json.loads(taet(*following.split()[2:], "--validation", "0.2", "--json").out)
-    whole = all(count % 2 == 0 for counts in shown["class_counts"].values() for count in counts)
-    assert whole == (layout != "taet-npy")
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        ([], "which data set? taet data show NAME or taet data prepare NAME"),
-        (["prepare"], "which data set? taet data prepare NAME"),
-        (
-            ["shwo", "digits-lt"],
-            "unknown action of taet data 'shwo'; allowed: list, prepare, show; did you mean 'show'?",
-        ),
-        (["prepare", "digits-lt", "--layout", "nzp"], "unknown --layout 'nzp'"),
-        (["prepare", "digits-lt", "--out", "x"], "--out x needs --layout npz, folder or taet-npy"),
-        (["prepare", "chestmnist"], "multi-label"),
-        (["prepare", "gtsbr"], "did you mean 'gtsrb'?"),
+        ("", "which ACTION? see taet data --help"),
+        ("prepare", "which SET? see taet data --help"),
+        ("shwo digits-lt", "unknown action 'shwo'; allowed: prepare, show; did you mean 'show'?"),
+        ("prepare digits-lt --layout nzp", "unknown layout 'nzp'"),
+        ("prepare digits-lt --out x", "--out x needs --layout npz, folder or taet-npy"),
+        ("show digits-lt --layout npz", "--layout goes with taet data prepare"),
+        ("prepare gtsbr", "did you mean 'gtsrb'?"),
     ],
 )
-def test_mistakes_are_one_line(taet: Any, arguments: list[str], message: str) -> None:
-    outcome = taet("data", *arguments)
+def test_mistakes_are_one_line(taet: Any, words: str, message: str) -> None:
+    outcome = taet("data", *words.split())
     assert (outcome.code, outcome.out) == (2, "")
-    assert message in outcome.err
-    assert outcome.err.count("taet: error:") == 1
-
-
-def test_a_place_that_is_taken_is_refused_before_anything_is_read(taet: Any, tmp_path: Path) -> None:
-    (tmp_path / "x.npz").touch()
-    outcome = taet("data", "prepare", "npz:nowhere", "--layout", "npz", "--out", str(tmp_path / "x.npz"))
-    assert outcome.code == 2
-    assert "exists already and is kept" in outcome.err
-
-
-def test_a_drawing_is_not_written_through_a_link(taet: Any, tmp_path: Path) -> None:
-    (tmp_path / "a.png").symlink_to(tmp_path / "victim")
-    outcome = taet("data", "show", "digits-lt", "--out", str(tmp_path / "a.png"))
-    assert outcome.code == 2
-    assert "got a link" in outcome.err
-    assert not (tmp_path / "victim").exists()
-
-
-def test_own_images_are_shown_with_the_decision_about_mirroring(tmp_path: Path, taet: Any) -> None:
-    for kind in ("1", "2"):
-        (tmp_path / kind).mkdir()
-        for number in range(10):
-            colour = (9 * number, 5, 99 if kind == "1" else 0)
-            Image.new("RGB", (16, 16), colour).save(tmp_path / kind / f"{number}.png")
-    outcome = taet("data", "show", tmp_path)
-    assert outcome.code == 0
-    (line,) = (line for line in outcome.err.splitlines() if "--data.mirror" in line)
-    assert line.split(maxsplit=2)[1:] == [
-        "no",
-        "class names that are numbers do not say whether left and right matter; yes mirrors",
-    ]
+    assert message in outcome.err.splitlines()[-1]

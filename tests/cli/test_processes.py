@@ -148,18 +148,6 @@ def test_a_process_that_dies_ends_the_others_with_one_line(
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("0", "processes: got 0; allowed: 1 to 1024, or auto"),
-        ("x", "--processes: got 'x'; allowed: a whole number, 1 to 1024, or auto; see taet evaluate --help"),
-    ],
-)
-def test_a_number_of_processes_that_cannot_be(given: str, message: str, taet: Any, folder: Path) -> None:
-    outcome = taet("evaluate", folder, "--processes", given)
-    assert (outcome.code, outcome.err.strip()) == (2, f"taet: error: {message}")
-
-
-@pytest.mark.parametrize(
     ("device", "gpus", "count"), [("cpu", 0, 5), ("cuda", 3, 3), ("cuda:1", 3, 1), ("auto", 0, 5), ("auto", 3, 3)]
 )
 def test_one_process_per_gpu_or_core(device: str, gpus: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,26 +155,6 @@ def test_one_process_per_gpu_or_core(device: str, gpus: int, count: int, monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     assert processes.number_of("auto", device) == count
-
-
-@pytest.mark.parametrize(
-    ("passes", "batches", "limit", "count"),
-    [
-        (2e6, 9, "", 5),
-        (2e6, 3, "", 3),
-        (2e6, 0, "", 1),
-        (9e5, 9, "", 1),
-        (2e6, 9, "1", 1),
-        (2e6, 9, "3", 3),
-        (2e6, 9, "99", 5),
-    ],
-)
-def test_unasked_there_are_never_more_processes_than_batches_cores_or_threads(
-    passes: float, batches: int, limit: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "cores", lambda: 5)
-    monkeypatch.setenv("OMP_NUM_THREADS", limit)
-    assert processes.that_pay(passes, batches) == count
 
 
 @pytest.mark.parametrize(
@@ -205,8 +173,8 @@ def test_a_run_with_enough_work_is_shared_unasked(
     monkeypatch.setattr(processes, "WORTH_STARTING", 5e4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     started: list[tuple[int, int | None]] = []
-    monkeypatch.setattr(evaluate, "run_together", lambda count, _, threads: started.append((count, threads)) or 0)
-    monkeypatch.setattr(evaluate, "_attack", lambda *_: (folder, ""))
+    monkeypatch.setattr(processes, "run_together", lambda count, _, threads: started.append((count, threads)) or 0)
+    monkeypatch.setattr(evaluate, "_attack", lambda *_: (folder / "run.json", ""))
     assert main(["evaluate", str(folder), "--device", "cpu", *words]) == 0
     assert started == ([(2, 1)] if count == 2 else [])
 
@@ -227,3 +195,33 @@ def test_one_of_several_processes_starts_no_others(taet: Any, folder: Path, monk
         2,
         "taet: error: processes: got 2 in one of several processes; allowed: without torchrun\n",
     )
+
+
+# -- progress without a terminal ---------------------------------------------------------------------------------------
+
+
+def test_progress_is_a_line_at_the_start_every_ten_seconds_and_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("taet.cli.processes.time.monotonic", lambda: clock[0])
+    steps = [(50, "resumed"), (51, "soon"), (60, "on"), (61, "a result\n"), (100, "end"), (100, "again"), (0, "other")]
+    with processes.progress("train") as report:
+        for now, (done, text) in zip((0, 5, 20, 21, 40, 41, 60), steps, strict=True):
+            clock[0] = 100.0 + now
+            report(done, 100, text)
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 50 %, elapsed 0:00, resumed",
+        "train: 60 %, elapsed 0:20, ETA 1:20, on",
+        "train: 61 %, elapsed 0:21, ETA 1:14, a result",
+        "train: 100 %, done in 0:40, end",
+        "train: 0 %, elapsed 0:00, other",
+    ]
+
+
+def test_an_interruption_names_the_way_on_once() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, processes.saved(["evaluate", "a b"], Path("a b")):
+        raise KeyboardInterrupt
+    assert str(caught.value) == "progress is saved in a b; continue with: taet evaluate 'a b'"
+    with pytest.raises(KeyboardInterrupt, match=r"^it$"), processes.saved(["evaluate", "x"]):
+        raise KeyboardInterrupt("it")

@@ -1,0 +1,107 @@
+"""`taet predict`, `taet export` and `taet push`: what they print and write, and that nothing is overwritten."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taet.evaluation import ResultCard
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty drawings of another size than the run's, in two folders."""
+    folder = tmp_path_factory.mktemp("digits")
+    draws = np.random.default_rng(0)
+    for number in range(40):
+        place = folder / f"part {number % 2}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (20, 17), np.uint8)).save(place / f"{number:02}.png")
+    return folder
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_table_of_a_folder(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
+    outcome = taet("predict", finished.folder, digits, "--batch-size", "16")
+    assert outcome.code == 0
+    found = rows(outcome.out)
+    assert [row["path"] for row in found] == sorted(map(str, digits.rglob("*.png")))
+    assert [*found[0]] == ["path", "class", "probability"]
+    assert outcome.err.splitlines()[-1].endswith("40 of 40 images")
+    path = tmp_path / "found.csv"
+    written = taet("predict", finished.folder, digits, "--out", path)
+    assert (written.code, written.out, rows(path.read_text())) == (0, "", found)
+    again = taet("predict", finished.folder, digits, "--out", path)
+    assert (again.code, again.err) == (2, f"taet: error: {path} exists; allowed: another --out, or --force\n")
+    assert taet("predict", finished.folder, digits / "part 0", "--out", path, "--force").code == 0
+    assert len(rows(path.read_text())) == 20
+
+
+def test_an_attack_and_json(taet: Any, finished: Any, digits: Path) -> None:
+    words = ("predict", finished.folder, digits / "part 0", "--attack", "pgd-3")
+    found = rows(taet(*words, "--top", "2").out)
+    assert [*found[0]] == ["path", "class", "probability", "class_2", "probability_2", "survives"]
+    written = json.loads(taet(*words, "--format", "json").out)
+    assert (written["attack"], written["class_names"]) == ("pgd-3", list(map(str, range(10))))
+    assert [str(image["survives"]).lower() for image in written["images"]] == [row["survives"] for row in found]
+
+
+def test_it_says_what_the_evaluation_says_of_the_same_images(taet: Any, finished: Any, tmp_path: Path) -> None:
+    from taet.data import load
+
+    card = ResultCard.load(finished.folder)
+    for number, image in enumerate(load("digits-lt", max_count=60, test_max_count=6).test.images):
+        Image.fromarray(np.asarray(image).squeeze(-1)).save(tmp_path / f"{number:03}.png")
+    found = rows(taet("predict", finished.folder, tmp_path, "--attack", "fgsm:eps=0.02").out)
+    clean, attacked = card.column("clean"), card.column("fgsm")
+    assert [int(row["class"]) for row in found] == clean.predictions.tolist()
+    survives = np.array([row["survives"] == "true" for row in found])
+    np.testing.assert_array_equal(survives[clean.correct], attacked.correct[clean.correct])
+
+
+def test_a_bad_file_has_its_reason_and_the_others_their_class(
+    taet: Any, finished: Any, digits: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad, really.png"
+    bad.touch()
+    outcome = taet("predict", finished.folder, digits / "part 0", bad, tmp_path / "missing.png")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == "taet: 2 of 22 images could not be read: see the column error"
+    *good, empty, missing = rows(outcome.out)
+    assert all(row["class"] and not row["error"] for row in good)
+    assert (empty["path"], empty["class"], empty["probability"]) == (str(bad), "", "")
+    assert "it is empty" in empty["error"]
+    assert "missing.png" in missing["error"]
+
+
+def test_an_export_prints_its_path_and_replaces_only_by_force(taet: Any, finished: Any, tmp_path: Path) -> None:
+    words = ("export", finished.folder, "--format", "safetensors", "--out", tmp_path / "x.safetensors")
+    assert taet(*words).out == f"{tmp_path / 'x.safetensors'}\n"
+    again = taet(*words)
+    assert again.code == 2
+    assert "x.safetensors exists" in again.err
+    assert taet(*words, "--force").code == 0
+    inside = taet("export", finished.folder, "--format", "safetensors")
+    assert inside.out == f"{finished.folder / 'artifacts' / 'model.safetensors'}\n"
+    assert taet("export", finished.folder).err == "taet: error: which FORMAT? see taet export --help\n"
+
+
+def test_a_published_run_is_read_by_its_folder(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
+    outcome = taet("push", finished.folder, f"folder:{tmp_path / 'x'}", "--license", "mit")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-1] == str(tmp_path / "x")
+    assert rows(taet("predict", tmp_path / "x", digits).out) == rows(taet("predict", finished.folder, digits).out)
+    data = ("--data", "digits-lt", "--data.test-max-count", "3", "--attacks", "clean", "--out", tmp_path / "card")
+    assert taet("evaluate", "--model", f"folder:{tmp_path / 'x'}", *data).code == 0
+    (tmp_path / "x" / "model.safetensors").write_bytes(b"x")
+    assert taet("predict", tmp_path / "x", digits).code == 2

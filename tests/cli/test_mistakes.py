@@ -1,0 +1,186 @@
+"""Every mistake: exit status 2, one line, and nothing is written or lost. The oracle has another 180 such calls."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taet.training import step as steps
+
+MANY = "9" * 400
+TRAIN = "train at --threat.steps 1 --batch-size 64 --out o"
+WRONG = {
+    "--epochs": "1_000 １２ 1e3 0x10 -5 99999999999 MANY MANYMANYMANYMANY nan '' + 1.0 0 three",
+    "--threads": "1000000 99999999999 0 -1 1025 MANY",
+    "--lr": "1_0 nan inf -inf 1e400 MANY 1e39 0 1/0 1/2/3 / 8/ '' 1e-400",
+    "--threat.eps": "nan 8 MANY -0.1 ٣/255",
+    "--seed": "-1 MANY 9223372036854775808 1.5",
+    "--data.imbalance-ratio": "MANY 0.5 nan 1e300 inf",
+    "--data.max-count": "MANY 99999999999 0 -3 1_0 9999",
+    "--data": "npz:~nouser/x ~nouser/x folder:~nouser csv:~nouser/a.csv '' npz: /dev/null npz:/dev/zero csv:/dev/zero "
+    "npz:/proc/self/mem \udcff npz:\udcff.npz digits-lt\udcff LONG folder:LONG",
+    "--out": "'' \udcff 'a\nb'",
+    "--protocol": "'' x",
+    "--model": "'' : a: LONG \udcff \udcff:x torchvision: timm: os:getcwd ..:x .:x a..b:c 'a b:c' taet:train "
+    "builtins:dict torch:rand taet.cli:main numpy:zeros",
+    "--model.weights": "'' /dev/zero . no.pt \udcff",
+    "--device": "'' cuda:-1 cuda:99999999999999999999 cuda:MANY mps meta \udcff",
+    "--evaluation.attacks": "pgd-0 pgd-99999999999 pgd-MANY pgd-٣ pgd-1:restarts=99999999999 pgd-1:restarts=MANY LONG "
+    "pgd-1:restarts=1_0 pgd-1:restarts=٣ pgd-1:eps=nan pgd-1:eps=MANY pgd-1:step=inf '' : pgd-1: pgd-1:eps pgd-1:=1 "
+    "cw-l2:c=1e400 \udcff",
+}
+"""Options of `taet train`, and values that none of them takes."""
+CALLS = r"""
+train ''; evaluate ''; report ''; predict '' x; predict . ''; export '' --format pt2; check ''; list ''
+evaluate \udcff; list \udcff; evaluate /dev/null; train --resume /dev/null; train --resume ''; demo --out ''
+compare ''; compare .; compare /dev/null; compare /dev/zero
+compare s.toml --time-budget MANYh; compare s.toml --time-budget ''; compare s.toml --jobs 99999999999
+compare s.toml --part MANY/2; compare s.toml --part 1/99999999999; compare s.toml --part 0/0
+data show ''; data show ~nouser/x; data show digits-lt --out ''; data prepare digits-lt --layout npz --out ''
+evaluate . --processes 99999999999; predict . x --batch-size 0; predict . x --top MANY
+evaluate --model os:getcwd --data digits-lt; evaluate --model resnet8 --data digits-lt --normalize nan/1
+evaluate --model resnet8 --data digits-lt --weights ''; evaluate --model resnet8 --data digits-lt --out ''
+evaluate --model resnet8 --data digits-lt --weights /dev/zero; train at --data digits-lt --data digits-lt
+"""
+
+
+@pytest.fixture
+def refused(taet: Any) -> Callable[..., None]:
+    """Run a command that must fail in one line holding every one of `parts`."""
+
+    def check(arguments: list[Any], *parts: str) -> None:
+        outcome = taet(*arguments)
+        assert (outcome.code, outcome.out) == (2, ""), arguments
+        *before, last = outcome.err.splitlines()  # before it: what a run said of its data, and its progress
+        assert last.startswith("taet: error: ")
+        assert not any(line.startswith(("taet: error", "Traceback")) for line in before)
+        for part in parts:
+            assert part in last
+
+    return check
+
+
+def split(text: str) -> list[str]:
+    """Words as a shell splits them; MANY stands for a number of 400 digits, LONG for a name of 5,000 letters."""
+    text = text.replace("MANY", MANY).replace("LONG", "x" * 5000)
+    return shlex.split(text.replace(r"\udcff", "\udcff"))
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("option", WRONG)
+def test_values_that_no_option_takes(
+    refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in TRAIN.split() if option != "--out" or word not in ("--out", "o")]
+    for value in split(WRONG[option]):
+        refused([*words, option, value])
+        assert not any(tmp_path.iterdir())
+
+
+def test_calls_of_every_command(refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in re.split("[;\n]", CALLS.strip()):
+        refused(split(words))
+        assert not any(tmp_path.iterdir())
+
+
+# -- run folders -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(finished: Any, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
+
+
+def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str], finished: Any) -> None:
+    before = (finished.folder / "run.json").read_bytes()
+    words = ["train", "at", *small, "--epochs", "10", "--out", finished.folder]
+    refused(words, f"{finished.folder} exists: it is finished, see taet evaluate {finished.folder}")
+    refused([*words, "--outer.drw"], f"{finished.folder} exists and is not this run; choose another --out")
+    assert (finished.folder / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", b"\x80\x04 something else"])
+def test_a_checkpoint_that_is_none(refused: Callable[..., None], damaged: Path, content: bytes) -> None:
+    (damaged / "checkpoint.pt").write_bytes(content)
+    refused(["train", "--resume", damaged], "checkpoint.pt is not a checkpoint of taet")
+    assert (damaged / "checkpoint.pt").read_bytes() == content
+
+
+def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damaged: Path, tmp_path: Path) -> None:
+    (damaged / "model.safetensors").unlink()
+    refused(["evaluate", damaged], "the run is not finished; resume it first")
+    (damaged / "run.json").write_text("{}")
+    for words in (
+        ["evaluate", damaged],
+        ["train", "--resume", damaged],
+        ["report", damaged, "--out", tmp_path / "x.html"],
+    ):
+        refused(words, "run.json")
+    (tmp_path / "empty").mkdir()
+    refused(["evaluate", tmp_path / "empty"], "is not a run folder")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict RUN RUN/artifacts --out RUN/run.json --force",
+        "export RUN --format safetensors --out RUN/model.safetensors --force",
+        "report RUN --out RUN/evaluation.json",
+        "report RUN --out RUN/other.html",
+        "compare s.toml --out RUN/inside",
+        "evaluate --model resnet8 --data digits-lt --out RUN",
+        "data show digits-lt --out RUN/counts.png",
+        "data prepare digits-lt --layout npz --out RUN/digits.npz",
+        "demo --out RUN/demo",
+        "train at --out RUN/inside",
+    ],
+)
+def test_no_output_goes_into_the_folder_of_a_run(
+    refused: Callable[..., None], damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text('methods = ["at"]\ndata = ["digits-lt"]\n')
+    before = {path: path.is_file() and path.read_bytes() for path in damaged.rglob("*")}
+    refused(words.replace("RUN", str(damaged)).split())
+    assert {path: path.is_file() and path.read_bytes() for path in damaged.rglob("*")} == before
+
+
+# -- while it runs -----------------------------------------------------------------------------------------------------
+
+
+def test_no_space_left_on_the_disk(
+    taet: Any, refused: Callable[..., None], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        refused(["train", "at", *small, "--epochs", "1", "--out", out], "no space left on the disk")
+    assert taet("train", "at", *small, "--epochs", "1", "--out", out).code == 0
+
+
+def test_a_loss_that_is_not_finite(
+    refused: Callable[..., None], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = steps.training_step
+
+    def broken(*args: Any, **options: Any) -> Any:
+        return step(*args, **options)._replace(total=torch.tensor(float("nan")))
+
+    monkeypatch.setattr(steps, "training_step", broken)
+    words = ["train", "at", *small, "--epochs", "1", "--out", tmp_path / "run"]
+    refused(words, "the loss is not finite in epoch 1", "checkpoint.pt keeps the last good state")

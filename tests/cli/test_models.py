@@ -1,0 +1,158 @@
+"""`taet evaluate --model` and `taet check`: anyone's network on anyone's images, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from taet.evaluation import ResultCard
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Brightness(nn.Module):
+    # Right on every image: the classes differ in their level of grey.
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.Parameter(torch.tensor([0.2, 0.4, 0.6, 0.8]))
+
+    def forward(self, x):
+        return -50 * (x.mean((1, 2, 3))[:, None] - self.levels).square()
+
+class Pair(Brightness):
+    def forward(self, x):
+        return super().forward(x), x
+
+def wide():
+    return nn.Sequential(Brightness(), nn.Linear(4, 1000))
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with images of four levels of grey, grey.npz, and grey_nets.py."""
+    draws, labels = np.random.default_rng(0), np.arange(80) % 4
+    levels = 51 * (1 + labels)[:, None, None, None]
+    images = np.clip(levels + draws.integers(-5, 6, (80, 32, 32, 3)), 0, 255).astype(np.uint8)
+    parts = {f"{part}_images": images for part in ("train", "test")} | {
+        f"{p}_labels": labels for p in ("train", "test")
+    }
+    np.savez(tmp_path / "grey.npz", **parts)
+    (tmp_path / "grey_nets.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("grey_nets", None)
+
+
+@pytest.mark.full
+def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = resnet18(num_classes=4).eval()
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"epoch": 7, "state_dict": state}, "net.pt")
+    words = ("evaluate", "--model", "torchvision:resnet18", "--weights", "net.pt", "--data", "grey.npz")
+    options = ("--attacks", "clean", "fgsm", "--normalize", "imagenet", "--eps", "2/255", "--eps-l2=128/255")
+    outcome = taet(*words, *options, "--out", "card")
+    assert outcome.code == 0, outcome.err
+    card = ResultCard.load(Path("card"))
+    assert [column.name for column in card.columns] == ["clean", "fgsm"]
+    assert (card.threat["eps"], card.data["train_class_counts"]) == (2 / 255, [20, 20, 20, 20])
+    assert card.command.startswith("taet evaluate --model torchvision:resnet18 --weights net.pt")
+    assert outcome.out.splitlines()[-3:] == [
+        "weights: 122 tensors of net.pt under 'state_dict', without the prefix 'module.'",
+        "normalisation: imagenet, inside the model",
+        "next: taet report card",
+    ]
+    assert taet(*words, *options, "--out", "card", "--json").out == Path("card", "evaluation.json").read_text()
+
+
+def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any) -> None:
+    data = ("--data", "digits-lt", "--data.max-count", "60", "--data.test-max-count", "6")
+    words = ("--attacks", "fgsm", "pgd-3", "--eps", "0.02", "--out", "card")
+    path = finished.folder / "model.safetensors"
+    assert taet("evaluate", "--model", "resnet8", "--weights", path, *data, *words).code == 0
+    own, run = ResultCard.load(Path("card")), ResultCard.load(finished.folder)
+    assert own.data["test_sha256"] == run.data["test_sha256"]
+    for name in ("clean", "fgsm", "pgd-3"):
+        np.testing.assert_array_equal(own.column(name).predictions, run.column(name).predictions)
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("evaluate --model torchvision:resnet-18 --data grey.npz", "did you mean 'resnet18'?"),
+        ("evaluate --model no_such_module:build --data grey.npz", "module 'no_such_module' cannot be imported"),
+        ("evaluate --model resnet8", "--data is missing: resnet8 names no test images"),
+        ("evaluate --model resnet8 --data grey.npz --attacks pdg-20", "did you mean 'pgd-20'?"),
+        ("evaluate --model resnet8 --data grey.npz --normalize imagnet", "did you mean 'imagenet'?"),
+        ("evaluate --model resnet8 --data grey.npz --eps-l2 x", "eps l2: got 'x'; allowed: a number, above 0"),
+        ("evaluate runs/x --data grey.npz", "--data, --normalize and --out go with --model runs/x"),
+        ("evaluate runs/x --model resnet8", "got runs/x and --model resnet8; allowed: one"),
+        ("evaluate runs/x --weights net.pt", "unknown weights 'net.pt'; allowed: model, model-best, model-last"),
+        ("check runs/x", "runs/x is not a run folder: it holds no run.json"),
+        ("check grey_nets:Brightness", "--data is missing: grey_nets:Brightness names no test images"),
+        ("check grey_nets:Brightness --data grey.npz --weights w.pt", "weights: got w.pt; allowed: a file that exists"),
+        ("check grey_nets:Brightness --data grey.npz --device gpu", "device: got gpu; allowed: auto, cpu, cuda"),
+        ("check grey_nets:brightness --data grey.npz", "did you mean 'Brightness'?"),
+        (
+            "check grey_nets:Pair --data grey.npz",
+            "model output: got a tuple; allowed: one tensor of logits (N, classes)",
+        ),
+        ("check grey_nets:wide --data grey.npz", "model output: got 1000 logits; allowed: 4, one per class"),
+    ],
+)
+def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
+    outcome = taet(*words.split())
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert outcome.err.startswith("taet: error: ")
+    assert part in outcome.err
+
+
+def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, tmp_path: Path) -> None:
+    outcome = taet("check", finished.folder, "--attacks", "fgsm")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert any(line.startswith("model.safetensors") and line.endswith("verified") for line in outcome.out.splitlines())
+    assert "77,754 parameters, 10 logits for images of 1 x 8 x 8; tried on" in outcome.out
+    found = json.loads(taet("check", finished.folder, "--attacks", "pgd-3", "autoattack", "--json").out)
+    assert [cost["attack"] for cost in found["costs"]] == ["pgd-3", "autoattack"]
+    assert not any(one["problem"] for one in found["files"])
+    broken = Path(shutil.copytree(finished.folder, tmp_path / "broken"))
+    (broken / "metrics.jsonl").write_text("{}\n")
+    outcome = taet("check", broken)
+    assert (outcome.code, outcome.err) == (1, "")
+    assert any(line.startswith("metrics.jsonl") and "WRONG: " in line for line in outcome.out.splitlines())
+
+
+def test_a_model_of_any_origin_is_checked(taet: Any) -> None:
+    words = ("check", "grey_nets:Brightness", "--data", "grey.npz", "--attacks", "clean", "pgd-20")
+    outcome = taet(*words)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "100.0 % correct as given" in outcome.out
+    assert outcome.out.endswith("weights: as grey_nets:Brightness gives them\n")
+    found = json.loads(taet(*words, "--normalize", "imagenet", "--json").out)
+    assert found["ok"] is False
+    assert found["accuracies"]["none"] == 1 > found["accuracy"]
+
+
+def test_the_machine_is_checked(taet: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("taet.cli.check.attack_speed", lambda _, bf16: 100.0 + bf16)
+    (tmp_path / "cifar10.npz").touch()
+    monkeypatch.setenv("TAET_DATA", str(tmp_path))
+    found = json.loads(taet("check", "--json").out)
+    assert found["pgd_10_images_per_second"] == {"bf16": 101.0, "float32": 100.0}
+    assert found["data"] == ["cifar10.npz"]
+    text = taet("check").out
+    assert all(version in text for version in found["versions"].values())
+    assert "cifar10.npz" in text

@@ -1,0 +1,162 @@
+"""Options from the fields of models: what is read, what is refused, and what --help says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from taet import protocols
+from taet.cli.evaluate import Evaluate
+from taet.cli.options import POSITIONAL, Command, Options, Parsed, call_text, parse, value_of, without
+from taet.cli.train import read
+from taet.errors import Done, UserError
+from taet.fields import Count
+from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, option, to_json
+
+
+class Sample(Command):
+    """What is tried here."""
+
+    examples = ("taet sample run a.png",)
+
+    run: Annotated[Path, POSITIONAL]
+    """Run folder."""
+    images: Annotated[tuple[Path, ...], POSITIONAL] = ()
+    """Images."""
+    top: Count = 1
+    """Number of classes, 50 % of them."""
+    share: float | None = 0.5
+    """A share."""
+    form: Literal["csv", "json"] = "csv"
+    """The format."""
+    probe: bool = True
+    """Whether it is probed."""
+    force: bool = False
+    """Whether it replaces."""
+    jobs: Count | Literal["auto"] = 1
+    """How many."""
+
+
+PARTS = [Options("threat", Threat()), Options("outer", Outer()), Options("training", Training(), bare=True)]
+
+
+def sample(*words: str) -> Parsed[Sample]:
+    return parse(Sample, words, "taet sample", PARTS)
+
+
+def test_words_are_read_as_the_types_of_their_fields() -> None:
+    command, given = sample(
+        *("x", "a.png", "b.png", "--top=3", "--share", "1/4", "--form", "json", "--no-probe", "--force"),
+        *("--jobs", "auto", "--threat.eps", "8/255", "--outer", "focal", "--outer.gamma", "1e-1"),
+        *("--milestones", "0.5", "0.75", "--no-capture", "--training.threads", "none", "--epochs", "3"),
+    )
+    assert (command.run, command.images) == (Path("x"), (Path("a.png"), Path("b.png")))
+    assert (command.top, command.share, command.form) == (3, 0.25, "json")
+    assert (command.probe, command.force, command.jobs) == (False, True, "auto")
+    assert given == {
+        "threat.eps": 8 / 255,
+        "outer.name": "focal",
+        "outer.gamma": 0.1,
+        "training.milestones": (0.5, 0.75),
+        "training.capture": False,
+        "training.threads": None,
+        "training.epochs": 3,
+    }
+    parsed = sample("x", "--outer.name", "focal", "--share", "none", "--threat.steps", "-1")
+    assert parsed.command.share is None
+    assert parsed.of("outer") == {"name": "focal"}
+    assert parsed.given["threat.steps"] == -1  # settings refuse it, with their own bounds
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "which RUN? see taet sample --help"),
+        ("x --top", "--top: expected one argument; see taet sample --help"),
+        ("x --top 1 --top 1", "--top: got it more than once; allowed: once"),
+        ("x --probe --no-probe", "--no-probe: got it more than once; allowed: once"),
+        ("x --threat.eps 0.1 --threat.eps 0.1", "--threat.eps: got it more than once; allowed: once"),
+        ("x --outer focal --outer.name ldam", "--outer.name: got it more than once; allowed: once"),
+        ("x --topp 1", "unknown option --topp; did you mean --top?; see taet sample --help"),
+        ("x --threat.step 1", "unknown option --threat.step; did you mean --threat.steps?; see taet sample --help"),
+        ("x --eps 1", "unknown option --eps; did you mean --threat.eps?; see taet sample --help"),
+        ("x --to 1", "unknown option --to; did you mean --top?; see taet sample --help"),
+        ("x --top 0", "top: got 0; allowed: 1 or more"),
+        ("x --top 1.0", "top: got '1.0'; allowed: a whole number, 1 or more"),
+        ("x --share a", "share: got 'a'; allowed: a number"),
+        ("x --form jsn", "unknown form 'jsn'; allowed: csv, json; did you mean 'json'?"),
+        ("x --jobs 0", "jobs: got 0; allowed: 1 or more, or auto"),
+        ("x --force=yes", "--force/--no-force: ignored explicit argument 'yes'; see taet sample --help"),
+    ],
+)
+def test_what_no_option_takes_is_one_line(words: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        sample(*words.split())
+    assert str(caught.value) == message
+
+
+def test_help_says_names_texts_bounds_and_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(Done):
+        parse(Sample, ["--help"], "taet sample", [Options("threat", Threat(), usual=("eps",))])
+    lines = " ".join(capsys.readouterr().out.split())
+    assert lines.startswith(
+        "usage: taet sample RUN IMAGES [options] What is tried here. examples: taet sample run a.png"
+    )
+    assert "All options: --help all" in lines
+    assert "--top N Number of classes, 50 % of them. (1 or more; default: 1)" in lines
+    assert (
+        "--threat.eps X Radius of the ball, for images in [0, 1]. (0 to 1, in units of the image range, e.g. 8/255; "
+        in lines
+    )
+    assert "default: 8/255)" in lines
+    assert "--threat.steps" not in lines
+    with pytest.raises(Done):
+        parse(Sample, ["--help", "all"], "taet sample", [*PARTS, Options("evaluation", Evaluation(), usual=())])
+    lines = " ".join(capsys.readouterr().out.split())
+    assert "--no-probe Whether it is probed." in lines
+    assert "--force Whether it replaces." in lines
+    assert "--evaluation.eps X Radius" in lines
+    assert "--outer cross-entropy|balanced-softmax|" in lines
+    assert "(0 or more; with outer logit-adjustment only; default: 1)" in lines
+
+
+def test_every_setting_of_a_run_is_an_option_of_train(taet: Any) -> None:
+    start = protocols.taet()
+    names = [f"{part}.{name}" for part, values in to_json(start).items() if isinstance(values, dict) for name in values]
+    text = taet("train", "trades", "--help", "all").out
+    for name in names:
+        assert f"--{option(name)}" in text.replace("--no-", "--"), name
+    assert "--method.beta" in text
+
+
+def test_a_call_of_train_is_the_run_that_it_says() -> None:
+    words = "taet --data cifar10-lt --data.imbalance-ratio 50 --epochs 3 --seed 7 --threat.eps 4/255 --method.alpha 1"
+    request = read(words.split())
+    run = request.run()
+    assert (run.method, run.data.name, run.data.imbalance_ratio) == ("taet", "cifar10-lt", 50.0)
+    assert (run.training.epochs, run.seed, run.threat.eps, run.settings.alpha) == (3, 7, 4 / 255, 1.0)  # type: ignore
+    assert read(["at", "--protocol", "reat"]).run().training.epochs == 80
+    assert read(["at", "--recipe", "vit", "--lr", "0.5"]).run().training.lr == 0.5
+
+
+def test_every_field_of_an_evaluation_is_an_option_of_evaluate() -> None:
+    words = ["x", "--attacks", "clean", "pgd-7", "--cw-constant", "none", "--cw-bounded", "--data.size", "8"]
+    parsed = parse(
+        Evaluate, words, "taet evaluate", [Options("evaluation", Evaluation(), bare=True), Options("data", Data())]
+    )
+    assert parsed.of("evaluation") == {"attacks": ("clean", "pgd-7"), "cw_constant": None, "cw_bounded": True}
+    assert parsed.of("data") == {"size": 8}
+
+
+def test_words_of_a_call() -> None:
+    words = ["a b", "--processes", "2", "--x=1"]
+    assert without(words, "--processes") == ["a b", "--x=1"]
+    assert without(words, "--x") == ["a b", "--processes", "2"]
+    assert (value_of("--x", words), value_of("--processes", words), value_of("--y", words)) == ("1", "2", None)
+    assert call_text(words) == "taet 'a b' --processes 2 --x=1"
+    assert Run().method == "at"

@@ -1,0 +1,224 @@
+"""`taet train`: runs from files, what is chosen for images and machine, and what is said before the first step."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taet.cli.introduction import introduction
+from taet.cli.train import read
+from taet.errors import CUSTOM, UserError
+from taet.methods.harl import Harl
+from taet.settings import Run, to_json
+from taet.training.decisive_settings import run_hash
+from taet.training.trainer import Trainer
+
+CALLS = (
+    "at",
+    "taet --data cifar10-lt --data.imbalance-ratio 50 --epochs 3 --seed 7 --threat.eps 4/255",
+    "robal --protocol reat --method.tau-p 0.5 --data digits-lt --data.root none",
+    "las-at --method.eps 1 9 --milestones 0.5 0.75 --evaluation.attacks clean pgd-20:restarts=5",
+    "at-bsl --lr 1e-05 --evaluation.cw-constant none",
+)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> None:
+    run, _ = read(call.split()).planned()
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": to_json(run), "command": "taet train"}))
+    (tmp_path / "plain.json").write_text(json.dumps(to_json(run)))
+    for name in ("run.json", "plain.json"):
+        again, decided = read(["--config", str(tmp_path / name)]).planned()
+        assert (again, run_hash(again), decided) == (run, run_hash(run), {})
+
+
+def test_the_command_prints_the_file_and_trains_nothing(taet: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = taet("train", "at", "--epochs", "2", "--print-config")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["training"]["precision"] == "auto"  # measured on the machine that trains
+    (tmp_path / "run.json").write_text(outcome.out)
+    assert taet("train", "--config", "run.json", "--print-config").out == outcome.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('method = "trades"\nseed = 3\ntraining.epochs = 9\n[threat]\neps = "4/255"\nsteps = 2\n')
+    run = read(["--config", str(path), "--threat.steps=5"]).run()
+    assert (run.method, run.seed, run.training.epochs, run.threat.eps, run.threat.steps) == ("trades", 3, 9, 4 / 255, 5)
+    run = read(["at", f"--config={path}", "--seed", "0"]).run()
+    assert (run.method, run.seed, run.training.epochs) == ("at", 0, 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[training]\nepoch = 3", "setting 'training.epoch': field 'epoch'; allowed: "),
+        ("[training]\nepochs = 0", "epochs: got 0; allowed: 1 or more"),
+        ("[training]\nepochs = true", "epochs: got True; allowed: a whole number, 1 or more"),
+        ("[training]\nepochs = 3.0", "epochs: got 3.0; allowed: a whole number, 1 or more"),
+        ('[training]\nepochs = "3"', "epochs: got '3'; allowed: a whole number, 1 or more"),
+        ('[threat]\neps = "8"', "threat eps: got '8'; allowed: a number, 0 to 1"),
+        ("[threat]\neps = 8", "threat eps: got 8; allowed: 0 to 1"),
+        ('[data]\ntest = "balancd"', "unknown test set 'balancd'; allowed: balanced, long-tailed, validation; did"),
+        ("epochs = 3", "unknown setting 'epochs'"),
+        ('data = "digits-lt"', "data: got 'digits-lt'; allowed: an object"),
+        ('method = "taett"', "unknown method 'taett'"),
+        ("method = 3", "method: got 3; allowed: a text"),
+        ('protocol = "taett"', "unknown protocol 'taett'; allowed: official, reat, taet; did you mean 'taet'?"),
+        ("[settings]\nbeta = 3", "unknown setting 'settings.beta'"),
+        ("[training]\nema = 0.9\nswa = 0.5", "swa: got 0.5 with ema 0.9"),
+        ('methods = ["at"]', "is a comparison; run it with taet compare "),
+        ("[training", "is neither JSON nor TOML: "),
+        ("{", "JSON: truncated or not JSON"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file_and_the_key(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        read(["at", "--config", str(path)] if "method =" not in content else ["--config", str(path)])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "which method? taet train METHOD"),
+        ("--config", "--config: expected one argument"),
+        ("--config none.toml", "cannot read none.toml"),
+        ("at --config FILE --resume runs/x", "--resume takes everything from the run: got --config, --method as well"),
+        ("--resume runs/x --epochs 3", "--resume takes everything from the run: got --epochs as well"),
+        ("at --trust-model a:b", "--trust-model goes with --resume or --config"),
+        ("--config FILE", "which method?"),
+    ],
+)
+def test_a_wrong_call_is_refused(words: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("seed = 1")
+    with pytest.raises(UserError) as caught:
+        read(words.replace("FILE", str(tmp_path / "run.toml")).split())
+    assert message in str(caught.value)
+
+
+def test_a_file_alone_never_chooses_code(taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text("from pathlib import Path\nPath('touched').touch()\ndef N(num_classes): ...\n")
+    Path("run.toml").write_text('method = "at"\nmodel.name = "evil:N"\n')
+    Path("run.json").write_text(json.dumps({"run": {"method": "at", "model": {"name": "evil:N"}}}))
+    for name in ("run.toml", "run.json"):
+        for words in ([], ["--trust-model", "evil:M"], ["--print-config"]):
+            outcome = taet("train", "--config", name, *words)
+            assert outcome.code == 2
+            assert (
+                f"{name}: got the model 'evil:N', which is code outside this package; allowed: with --t" in outcome.err
+            )
+    assert taet("train", "--config", "run.toml", "--trust-model", "evil:N", "--print-config").code == 0
+    assert taet("train", "--config", "run.toml", "--model", "evil:N", "--print-config").code == 0
+    assert not Path("touched").exists()
+    assert taet("train", "--config", "run.toml", "--trust-model", "evil:N").code == 2  # it builds no network
+    assert Path("touched").exists()
+    sys.modules.pop("evil")
+    CUSTOM.discard("evil")
+
+
+# -- what is chosen and said -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "network"),
+    [
+        ("at", "resnet8"),
+        ("at --data cifar10-lt", "resnet8"),
+        ("at --model resnet18", "resnet18"),
+        ("at --protocol taet", "resnet18"),
+        ("at --protocol reat --data cifar10-lt", "resnet18"),
+    ],
+)
+def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named(
+    words: str, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run, decided = read(words.split()).planned()
+    assert run.model.name == network
+    assert list(decided) == (["model.name"] if network == "resnet8" else [])
+    assert all("--protocol taet has resnet18" in made.why for made in decided.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("taet", {"training.batch_size": 4}, "a batch of 4 misses 7 of 10 classes on average"),
+        ("harl", {"training.batch_size": 4, "settings": Harl.Config(absent="skip")}, ""),
+        (
+            "at",
+            {"training.selection": "best-validation", "data.validation": 0.2, "data.imbalance_ratio": 1.0},
+            "on 40 validation images, 4 of '0', a balanced accuracy has a standard error of up to 7.9 points",
+        ),
+        ("at", {"training.selection": "last", "data.validation": 0.2}, ""),
+    ],
+)
+def test_what_may_go_wrong_is_said_first(
+    method: str, settings: dict[str, Any], said: str, tiny: Callable[..., Run], tmp_path: Path
+) -> None:
+    trainer = Trainer(tiny(method, settings), tmp_path, model=None, dataset=None, progress=None)
+    text = introduction(trainer, {})
+    assert said in text
+    assert said or not ("misses" in text or "chance may decide" in text)
+
+
+@pytest.fixture
+def lesions(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for name, count in (("naevus", 12), ("melanoma", 5)):
+        (tmp_path / "lesions" / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.fromarray(draw.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+            image.save(tmp_path / "lesions" / name / f"{number}.png")
+    return tmp_path / "lesions"
+
+
+@pytest.mark.usefixtures("outlined")
+def test_own_images_need_no_other_options_and_are_attacked_and_reported(
+    lesions: Path, monkeypatch: pytest.MonkeyPatch, taet: Any
+) -> None:
+    monkeypatch.setattr("taet.experiments.own_images.FEWEST_EPOCHS", 2)
+    monkeypatch.setattr("taet.experiments.own_images.STEPS", 2)
+    folder = lesions.parent / "run"
+    outcome = taet("train", "taet", "--data", f"folder:{lesions}", "--out", folder)
+    assert outcome.code == 0, outcome.err
+    said = outcome.err + outcome.out
+    for part in ("14 train + 3 test images of 2 classes", "10 'naevus' to 4 'melanoma' to train on", "--epochs"):
+        assert part in said
+    assert f"report: {folder / 'report.html'}" in said
+    assert (folder / "evaluation.json").is_file()
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("outlined")
+def test_a_run_goes_on_where_it_was_stopped_and_is_attacked_as_it_is_told(
+    lesions: Path, small: list[str], tmp_path: Path, taet: Any
+) -> None:
+    folder = lesions.parent / "run"
+    short = ("--epochs", "1", "--monitor-every", "0", "--threat.steps", "1")
+    outcome = taet("train", "at", "--data", lesions, *short, "--no-evaluate", "--out", folder)
+    assert outcome.code == 0, outcome.err
+    assert not (folder / "evaluation.json").exists()
+    assert "next: taet evaluate" in outcome.out
+    assert taet("train", "--resume", folder).code == 0
+    assert (folder / "report.html").is_file()
+    words = ["train", "standard", *small, "--epochs", "1", "--evaluation.attacks", "clean", "--out"]
+    outcome = taet(*words, tmp_path / "a")
+    assert "no --data: digits-lt" in outcome.err
+    assert not (tmp_path / "a" / "evaluation.json").exists()
+    assert taet(*words, tmp_path / "b", "--evaluate").code == 0
+    assert (tmp_path / "b" / "report.html").is_file()
