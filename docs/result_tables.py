@@ -132,6 +132,9 @@ def rendered(page: Path) -> str:
     parts = []
     for about in sorted(HERE.glob("*/about.md")):
         on_board = about.parent.name == "cifar10-lt-class-wise"  # the first leaderboard has its rows
-        parts += [about.read_text(encoding="utf-8").strip(), *(folder_tables(about.parent.name) if not on_board else ())]
+        parts += [
+            about.read_text(encoding="utf-8").strip(),
+            *(folder_tables(about.parent.name) if not on_board else ()),
+        ]
     parts += ["## Leaderboards", *(f"{title}:\n\n{board_table(rows)}" for title, rows in boards())]
     return "\n\n".join(parts)

@@ -18,7 +18,7 @@ from pathlib import Path
 import taet
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "results/README.md", "benchmarks/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "results/*.md", "benchmarks/README.md")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 API = "docs/api.md"
 PAPERS = "docs/tables-{}.md"
