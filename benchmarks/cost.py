@@ -51,9 +51,10 @@ from taet.methods import Attack, Task
 from taet.methods.base import Adversarial
 from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
-from taet.settings import Threat, Training, epoch_at
+from taet.settings import Run, Threat, Training, epoch_at
 from taet.training.environment import keep_freed_memory, resolve_device
 from taet.training.optimizer import build_optimizer
+from taet.training.state import State
 from taet.training.step import training_step
 
 Floats = NDArray[np.float64]
@@ -209,7 +210,13 @@ class Steps:
     def step(self, batch: Batch, number: int = 0, *, steps: int | None = None, viewed: bool = True) -> None:
         """Make one training step as in a run, but never from a CUDA graph; `viewed`: attack the view."""
         own, view = (self.model, self.method, self.optimizer), self.view if viewed else None
-        training_step(*own, batch, self.attack(steps), autocast=self.bf16, awp=0.0, number=number, view=view)
+        training_step(
+            State(
+                *own, run=Run(training=Training(precision="bf16" if self.bf16 else "float32")), step=number, view=view
+            ),
+            batch,
+            self.attack(steps),
+        )
 
     def mean(self, cost: Callable[[], Floats], batch: Batch, *, viewed: bool = True) -> Floats:
         """Return the increase of `cost` by a step, mean over a run."""

@@ -34,8 +34,11 @@ from torch import Tensor, nn
 from taet import models, protocols
 from taet.data import Dataset
 from taet.settings import Run, Threat, override
-from taet.training.environment import peak_memory_mb, resolve_device
-from taet.training.trainer import Trainer
+from taet.training.environment import keep_freed_memory, peak_memory_mb, resolve_device
+from taet.training.fit import surroundings, train_epoch
+from taet.training.folder import RunFolder
+from taet.training.pauses import Pauses
+from taet.training.prepare import prepare
 
 OURS = ("bf16", "float32")
 OTHERS = ("plain", "plain-2-workers", "torchattacks")
@@ -126,29 +129,26 @@ def measure(side: str, given: argparse.Namespace) -> None:
     if side in OURS:
         with tempfile.TemporaryDirectory() as folder:
             run = settings(given, side, epochs=1 + given.rounds)
-            Measured(run, Path(folder), model=None, dataset=data, progress=None).fit()
+            measured(run, RunFolder(Path(folder)), data)
     else:
         other(side, settings(given, "float32", epochs=1 + given.rounds), data)
 
 
-class Measured(Trainer):
-    """The trainer, which waits before every epoch and reports its seconds, without checkpoints."""
-
-    def _train_epoch(self) -> None:
-        asked()
-        self.took = seconds(super()._train_epoch, self.device)
-        self.loss = self.epoch_sums.sums["total"].item() / self.epoch_sums.images
-
-    def _end_epoch(self, *given: Any) -> None:
-        super()._end_epoch(*given)
-        answer(
-            {
-                "seconds": self.took,
-                "loss": self.loss,
-                "peak_memory_mb": peak_memory_mb(self.device),
-                "replayed": self.graphs is not None and self.graphs.recorded > 0,
-            }
-        )
+def measured(run: Run, folder: RunFolder, data: Dataset) -> list[float]:
+    """Train epoch by epoch on request, without a curve and checkpoints, and report the seconds; return the losses."""
+    plan, state = prepare(run, dataset=data)
+    pause, losses = Pauses(plan, state, folder), list[float]()
+    keep_freed_memory(plan.device)
+    with surroundings(plan):
+        while state.epoch < run.training.epochs:
+            asked()
+            took = seconds(lambda: train_epoch(plan, state, pause), plan.device)
+            losses.append(state.sums.sums["total"].item() / state.sums.images)
+            replayed = state.graphs is not None and state.graphs.recorded > 0
+            peak = peak_memory_mb(plan.device)
+            answer({"seconds": took, "loss": losses[-1], "peak_memory_mb": peak, "replayed": replayed})
+            state.end_epoch(state.sums.together()[2])
+    return losses
 
 
 def other(side: str, run: Run, data: Dataset) -> None:

@@ -80,7 +80,7 @@ class Data(Settings):
     """Images of the largest training class. Default: as many as the data allow."""
     test: Annotated[Literal["long-tailed", "balanced", "validation"], Field(title="test set")] = "long-tailed"
     """Test set: cut to the same imbalance ratio (long-tailed), or balanced. validation: use the validation images
-    instead, and never the test images (taet tune)."""
+    instead, and never the test images."""
     test_max_count: ImageCount | None = None
     """Images of the largest test class. Default: as many as the data allow."""
     validation: Annotated[PartialShare, Field(title="validation share")] = 0.0
@@ -278,8 +278,8 @@ class Training(Settings):
     the run delivers the average. Each point of the curve attacks the training images once more, for the batch
     statistics of the average. 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of training, by autocast; evaluations use float32. auto: the faster one on this machine, measured once
-    per network; the choice is recorded and kept when the run is resumed, also on another machine."""
+    """Arithmetic of training, by autocast; evaluations use float32. auto: bf16 where the GPU or the processor has
+    instructions for it; the choice is recorded and kept when the run is resumed, also on another machine."""
     channels_last: bool = True
     """Use the channels_last memory layout for images and convolutions."""
     sync_bn: bool = True
@@ -304,12 +304,11 @@ class Training(Settings):
     capture: bool = True
     """On a GPU, with one process: replay training steps as CUDA graphs where possible."""
     threads: Processes | None = None
-    """CPU threads; with the same number, results are bit-identical. Default: torch's choice, or 1 where that is
-    measured to be faster."""
+    """CPU threads; with the same number, results are bit-identical. Default: torch's choice."""
     workers: Annotated[int, Field(ge=0, le=1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
     """Processes that apply RandAugment or AutoAugment in advance. 0: the training process itself."""
     tuned: Whole = 0
-    """Number of trials by which taet tune chose the settings, shown in cards and tables; set by taet tune."""
+    """Number of trials by which a search chose the settings (examples/tune.py), shown in cards and tables."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 

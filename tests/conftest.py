@@ -44,7 +44,7 @@ TINY = {
     "evaluation.batch_size": 100,
 }
 
-PRELOADED = ["taet.cli.train", "taet.cli.evaluate", "taet.training.trainer", "taet.evaluation", "taet.models.resnet"]
+PRELOADED = ["taet.cli.train", "taet.cli.evaluate", "taet.training.runs", "taet.evaluation", "taet.models.resnet"]
 PRELOADED += ["pytest", "sklearn.datasets", "torch._dynamo"]  # digits, and what the first optimiser imports
 
 

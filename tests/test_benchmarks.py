@@ -24,6 +24,8 @@ from taet.methods import Attack, Task
 from taet.models.view import make_view
 from taet.settings import Threat
 from taet.training.optimizer import build_optimizer
+from taet.training.prepare import prepare
+from taet.training.state import State
 from taet.training.step import training_step
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -66,21 +68,21 @@ def test_a_plain_step_and_ours_move_the_weights_alike(load: Load) -> None:
     attack = Attack(run.threat, Source(torch.Generator().manual_seed(0)))
     view = make_view(ours, (3, 32, 32))
     assert view is not None
-    found = training_step(ours, method, build_optimizer(ours, run.training), batch, attack, autocast=False, view=view)
+    found = training_step(State(ours, method, build_optimizer(ours, run.training), view=view), batch, attack)
 
     assert found.total.item() == pytest.approx(loss, abs=1e-9)
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-9, rtol=0)
 
 
-def test_the_trainer_and_the_plain_loop_start_from_the_same_weights(load: Load, tmp_path: Path) -> None:
+def test_the_trainer_and_the_plain_loop_start_from_the_same_weights(load: Load) -> None:
     training = load("training")
     data, run = training.dataset(16), settings(training)
-    trainer = training.Measured(run, tmp_path, model=None, dataset=data, progress=None)
+    plan, state = prepare(run, dataset=data)
     network = training.network(run, data)
     for name, value in network.state_dict().items():
-        assert torch.equal(value, trainer.model.state_dict()[name]), name
-    assert len(trainer.loader) == len(training.plain.loader(data.train, 8, 0)) == 2
+        assert torch.equal(value, state.model.state_dict()[name]), name
+    assert len(plan.loader) == len(training.plain.loader(data.train, 8, 0)) == 2
 
 
 def test_the_plain_attack_stays_in_the_ball_and_takes_the_weights_to_train_mode(load: Load) -> None:

@@ -298,7 +298,6 @@ LONG_FILES = {
     "files.py": "the only door to the disk",
     "models/foreign.py": "models of any origin, and consent to their code",
     "training/folder.py": "every file of a run folder",
-    "training/trainer.py": "one loop and its state",
 }
 """Files of more than 400 lines, and what holds each together."""
 

@@ -18,8 +18,10 @@ from taet.settings import Run, option, override, to_json
 
 if TYPE_CHECKING:
     from taet.training.choices import Chosen
+    from taet.training.folder import RunFolder
+    from taet.training.prepare import TrainingPlan
     from taet.training.result import TrainingResult
-    from taet.training.trainer import Trainer
+    from taet.training.state import State
 
 MOST_BYTES = 2**20
 USUAL = {
@@ -229,7 +231,7 @@ def run(words: list[str]) -> None:
             finished = _train(request, words)
         else:
             with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
-                finished = resume(options.resume, progress=report, announce=lambda trainer: say(continued(trainer)))
+                finished = resume(options.resume, progress=report, announce=lambda *at: say(continued(*at)))
         row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
         print(json.dumps(row) if options.as_json else finished)
         named = [str(finished.folder), *models.consent(finished.run.model.name)]
@@ -254,11 +256,12 @@ def _train(request: Request, words: Sequence[str]) -> TrainingResult:
     begun: list[Path] = []
     attacks = is_own(run.data.name) if options.evaluate is None else options.evaluate
 
-    def announce(trainer: Trainer) -> None:
-        begun.append(trainer.folder.path)
+    def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
+        begun.append(folder.path)
         if not options.as_json:
             unnamed = "" if "data.name" in request.given else f"no --data: {run.data.name}\n"
-            say(f"{unnamed}{introduction(trainer, chosen)}\n{expected(trainer, attacks)}")
+            told = f"{introduction(plan, state, chosen)}\n{expected(plan, state, attacks)}"
+            say(f"{unnamed}{told}\nfolder: {folder.path}")
 
     with progress(run.method) as report:
         try:

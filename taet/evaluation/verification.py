@@ -86,8 +86,9 @@ def _rows(folder: RunFolder) -> str:
 
 def _checkpoint(folder: RunFolder) -> str:
     state = folder.load_checkpoint(folder.record.run_hash)
-    folder.check_metrics(MetricsMark(state.get("metrics_bytes", 0), state.get("metrics_sha256", "")))
-    return "" if state.get("metrics_sha256") else OLD
+    at = state.get("position", state)  # of an older version
+    folder.check_metrics(MetricsMark(at.get("metrics_bytes", 0), at.get("metrics_sha256", "")))
+    return "" if at.get("metrics_sha256") else OLD
 
 
 def _weights(folder: RunFolder, name: str) -> str:

@@ -21,7 +21,7 @@ from taet.training.folder import RunFolder
 from taet.training.resolve import learns_from_validation
 from taet.training.schedule import curve_decides
 
-State = Literal["done", "started", "missing", "failed", "not applicable"]
+CellState = Literal["done", "started", "missing", "failed", "not applicable"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Cell:
         return replace(self, name=name, seed=seed, folder=self.folder.with_name(name)).changed({"seed": seed})
 
     @property
-    def state(self) -> State:
+    def state(self) -> CellState:
         return self.look().state
 
     def look(self, threads: int = 1) -> Outcome:
@@ -98,7 +98,7 @@ class Outcome(NamedTuple):
     """A cell, and what its folder held when it was read."""
 
     cell: Cell
-    state: State
+    state: CellState
     """Done means a finished run with a card of every attack."""
     commands: tuple[list[str], ...] = ()
     """The remaining commands, as arguments of `taet`."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from taet.settings import Training
+
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
 
 
@@ -19,41 +24,32 @@ def ema_decay(step: int, warmup: int, tau: float) -> float:
     return 0.0 if since < 0 else min(tau, (1 + since) / (10 + since))
 
 
-class WeightAverage:
-    """A running average of a model's parameters and statistics: average <- d average + (1 - d) model.
+def weight_average(
+    model: nn.Module, training: Training, steps: int, own_decay: float, epochs: bool
+) -> AveragedModel | None:
+    """Return the average that a run of `steps` steps delivers, None if it delivers its last weights.
 
-    torch's AveragedModel would hold a second module, takes no decay per step, and averages whole numbers too.
+    average <- d average + (1 - d) model, for parameters and statistics; whole numbers are taken as they are. With `ema`
+    d is `ema_decay`, and the initial weights are the first model; with `epochs` d = k / (k + 1) after k models, their
+    mean; a method's `own_decay` is constant.
     """
+    if training.ema:
+        warmup = round(EMA_WARMUP * steps)
+        return averaged(model, lambda number: ema_decay(number - 1, warmup, training.ema), models=1)
+    if own_decay:
+        return averaged(model, lambda _: own_decay)
+    return averaged(model, lambda number: number / (number + 1)) if epochs else None
 
-    def __init__(self, model: nn.Module) -> None:
-        self.tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.models = 0
-        """The number of models in the average."""
 
-    @torch.no_grad()
-    def add(self, model: nn.Module, decay: float) -> None:
-        """Move towards `model`, in place; whole numbers, such as counts of batches, are taken as they are."""
-        state = model.state_dict()
-        real = [name for name, value in state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[name] for name in real], [state[name] for name in real], 1 - decay)
-        for name in state.keys() - real:
-            self.tensors[name].copy_(state[name])
-        self.models += 1
+def averaged(model: nn.Module, decay: Callable[[int], float], models: int = 0) -> AveragedModel:
+    """Return a copy of `model` that moves to others with decay(number of models so far); the first one replaces it."""
 
-    def add_admitted(self, model: nn.Module, decay: float) -> None:
-        """Add a model that a method admits to the average, which starts with the first such model."""
-        self.add(model, decay if self.models else 0.0)
+    def move(average: Tensors, current: Tensors, _: object) -> None:
+        if average[0].is_floating_point():
+            torch._foreach_lerp_(average, current, 1 - decay(int(result.n_averaged)))
+        else:
+            torch._foreach_copy_(average, current)
 
-    def add_equally(self, model: nn.Module) -> None:
-        """Add a model with the same weight as each earlier one: average <- average + (model - average) / (k + 1)."""
-        self.add(model, self.models / (self.models + 1))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state that a checkpoint stores."""
-        return {"models": self.models, "tensors": self.tensors}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore in place the state that `state_dict` returned."""
-        self.models = state_dict["models"]
-        for name, value in state_dict["tensors"].items():
-            self.tensors[name].copy_(value)
+    result = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+    result.n_averaged.fill_(models)
+    return result

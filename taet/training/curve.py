@@ -1,4 +1,4 @@
-"""The curve of a run: clean and PGD accuracy per class over the epochs, and the best epoch so far."""
+"""The curve of a run: clean and PGD accuracy per class over the epochs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from taet import statistics
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
@@ -20,24 +19,20 @@ from taet.data.long_tail import even_sample
 from taet.distributed import global_sum, rank, world_size
 from taet.methods.base import Seen
 from taet.randomness import generator
-from taet.settings import Run
+from taet.settings import Run, from_json
+from taet.training.epoch_sums import per_class
 from taet.training.feedback import FeedbackSums
-from taet.training.record import MetricsRow
+from taet.training.record import CurvePoint
 from taet.training.resolve import Resolved
 from taet.training.schedule import watched_epochs, watched_images
 
 CountsJson = dict[str, list[int]]
 
 
-def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
-    """Count the samples with `hits` (N,) per class, (C,) int64, without synchronising the device."""
-    return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).index_add_(0, labels, hits.long())
-
-
 class WatchedEpoch(NamedTuple):
-    """A point of the curve: the values stored in the row of its epoch, and those that a method may learn from."""
+    """A point of the curve, and what a method may learn from it."""
 
-    row: MetricsRow
+    point: CurvePoint
     seen: Seen | None
 
 
@@ -92,36 +87,25 @@ def monitor(
 
 
 class TrainingCurve:
-    """The points of a run's curve on one split, and the weights of the best one if the curve selects the epoch."""
+    """The points of a run's curve on one split, the same images at every point."""
 
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
-        self.run, self.name, self.chooses = resolved.run, resolved.split, resolved.chooses
+        self.run, self.name, self.method, self.device = resolved.run, resolved.split, resolved.method, device
         learns = resolved.method.needs_feedback
         most = watched_images(self.run, learns)
         if most is not None and most < len(split):
             split = split.choose(even_sample(split.labels, most, self.run.seed))
-        self.split, self.device, self.method = split, device, resolved.method
+        self.split = split
         self.epochs = set(watched_epochs(self.run, learns))
         self.batches = math.ceil(len(split) / self.run.evaluation.batch_size)
-        self.best_score, self.best_epoch = -math.inf, -1
-        self.best_weights: dict[str, Tensor] | None = None
 
-    def measure(self, model: nn.Module, epoch: int, pause: Callable[[], None]) -> WatchedEpoch:
-        """Return the point of `epoch`, from 0, and keep the best weights; `pause` is called before each batch."""
-        point = self.look(model, pause)
-        attacked = point.row[f"pgd-{self.run.training.monitor_steps}"]
-        score = statistics.balanced_accuracy(attacked["correct"], attacked["total"])
-        if self.chooses and score > self.best_score:
-            self.best_score, self.best_epoch = score, epoch
-            self.best_weights = {name: value.cpu() for name, value in model.state_dict().items()}
-        return point
-
-    def look(self, model: nn.Module, pause: Callable[[], None]) -> WatchedEpoch:
-        """Return the same point as `measure`, without keeping weights."""
+    def measure(self, model: nn.Module, pause: Callable[[], None]) -> WatchedEpoch:
+        """Return the point of `model`; `pause` is called before each batch."""
         split, method, sums = self.split, self.method, None
         if method.needs_feedback:
             sums = FeedbackSums(torch.from_numpy(split.class_counts).to(self.device), method.uses_features)
         # One step of the protocol's attack is a single-step method too, unless no epoch attacks.
         fgsm = method.single_step or (self.run.threat.steps == 1 and set(method.task.stages) != {"clean"})
         counts = monitor(model, split, self.run, device=self.device, pause=pause, fgsm=fgsm, sums=sums)
-        return WatchedEpoch({"split": self.name, **counts}, None if sums is None else sums.seen(self.name))
+        point = from_json(CurvePoint, {"split": self.name, **counts})
+        return WatchedEpoch(point, None if sums is None else sums.seen(self.name))

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from taet.errors import UserError
-from taet.files import digest
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
@@ -62,11 +61,14 @@ def processor() -> str:
     return _reported("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
 
 
-def instructions() -> str:
-    """The instructions that torch may use: its own level, limits set by the environment, the processor's features."""
-    flags = sorted(_reported("flags", "features").split())
-    limits = [f"{name}={os.environ.get(name, '')}" for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
-    return " ".join([torch.backends.cpu.get_cpu_capability(), *limits, digest(flags)[:16]])
+def bf16_instructions(device: torch.device) -> str:
+    """Return in words what makes bf16 fast on a device: a GPU or instructions of the processor; "" if nothing does."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # which may forbid them
+    allowed = any(name in limit for name in ("ALL", "DEFAULT", "AMX", "BF16", "FP16"))
+    found = {"avx512_bf16", "amx_bf16", "bf16"} & {*_reported("flags", "features").split()}
+    return ", ".join(sorted(found)) if allowed else ""
 
 
 def cores() -> int:

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from taet.distributed import global_sum, rank
 from taet.losses import Loss
-from taet.training.curve import per_class
+
+
+def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
+    """Count the samples with `hits` (N,) per class, (C,) int64, without synchronising the device."""
+    return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).index_add_(0, labels, hits.long())
 
 
 @dataclass
@@ -52,6 +56,8 @@ class EpochSums:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore sums over all processes: the first process takes the counts."""
-        device = self.counts.device
-        self.counts = int(rank() == 0) * torch.stack([state[n] for n in ("correct", "total", "predicted")]).to(device)
+        device, counts = self.counts.device, torch.stack([state[name] for name in ("correct", "total", "predicted")])
+        if (counts.shape, counts.dtype) != (self.counts.shape, self.counts.dtype):
+            raise ValueError("sums have another shape or type than in this run")
+        self.counts = int(rank() == 0) * counts.to(device)
         self.sums, self.images = {n: value.to(device) for n, value in state["sums"].items()}, state["images"]

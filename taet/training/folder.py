@@ -65,6 +65,9 @@ class MetricsMark(NamedTuple):
     sha256: str = hashlib.sha256().hexdigest()
 
 
+NO_METRICS = MetricsMark()
+
+
 class DoneRecord(Record):
     """What `done` holds: the SHA-256 of every file that the finished training wrote."""
 

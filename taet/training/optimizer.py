@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +47,24 @@ def hold_learning_rates(optimizer: torch.optim.Optimizer) -> None:
     """Store learning rates as tensors on the device of the weights, so that a captured step can read them."""
     for group in optimizer.param_groups:
         group["lr"] = torch.as_tensor(group["lr"], device=group["params"][0].device)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Restore the state of an optimiser; that of another one, or with other settings, raises an error."""
+    for held, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for name in held.keys() - {"params", "lr"}:  # the rate is set before each step
+            if name in group and group[name] != held[name]:  # a version of torch may add names
+                raise ValueError(f"optimizer: {name} is {group[name]!r:.100}, not {held[name]!r}")
+    optimizer.load_state_dict(dict(saved))
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if (
+                isinstance(value, Tensor)
+                and value.ndim
+                and (value.shape, value.dtype)
+                != (
+                    parameter.shape,
+                    parameter.dtype,
+                )
+            ):
+                raise ValueError(f"optimizer: {name} has another shape or type than in this run")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from taet.training import step as steps
+from taet.training import fit
 
 MANY = "9" * 400
 TRAIN = "train at --threat.steps 1 --batch-size 64 --out o"
@@ -176,11 +176,11 @@ def test_no_space_left_on_the_disk(
 def test_a_loss_that_is_not_finite(
     refused: Callable[..., None], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = steps.training_step
+    step = fit.training_step
 
     def broken(*args: Any, **options: Any) -> Any:
         return step(*args, **options)._replace(total=torch.tensor(float("nan")))
 
-    monkeypatch.setattr(steps, "training_step", broken)
+    monkeypatch.setattr(fit, "training_step", broken)
     words = ["train", "at", *small, "--epochs", "1", "--out", tmp_path / "run"]
     refused(words, "the loss is not finite in epoch 1", "checkpoint.pt keeps the last good state")

@@ -18,7 +18,7 @@ from taet.errors import CUSTOM, UserError
 from taet.methods.harl import Harl
 from taet.settings import Run, to_json
 from taet.training.decisive_settings import run_hash
-from taet.training.trainer import Trainer
+from taet.training.prepare import prepare
 
 CALLS = (
     "at",
@@ -167,10 +167,9 @@ def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named
     ],
 )
 def test_what_may_go_wrong_is_said_first(
-    method: str, settings: dict[str, Any], said: str, tiny: Callable[..., Run], tmp_path: Path
+    method: str, settings: dict[str, Any], said: str, tiny: Callable[..., Run]
 ) -> None:
-    trainer = Trainer(tiny(method, settings), tmp_path, model=None, dataset=None, progress=None)
-    text = introduction(trainer, {})
+    text = introduction(*prepare(tiny(method, settings)), {})
     assert said in text
     assert said or not ("misses" in text or "chance may decide" in text)
 

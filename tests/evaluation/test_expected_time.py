@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 from taet.evaluation import runner
 from taet.evaluation.measurement import attack_seconds, span
 from taet.settings import Run
-from taet.training.trainer import Trainer
+from taet.training.prepare import prepare
 
 
 def test_what_is_usual_is_told_beside_the_most() -> None:
@@ -23,11 +22,11 @@ def test_what_is_usual_is_told_beside_the_most() -> None:
 
 @pytest.mark.parametrize(("attacks", "least"), [(("pgd-20",), 1.0), (("clean", "autoattack-fast"), 0.55)])
 def test_a_suite_usually_takes_less_than_the_most(
-    attacks: tuple[str, ...], least: float, tiny: Callable[..., Run], tmp_path: Path
+    attacks: tuple[str, ...], least: float, tiny: Callable[..., Run]
 ) -> None:
     run = tiny("at", {"evaluation.attacks": attacks})
-    made = Trainer(run, tmp_path, model=None, dataset=None, progress=None)
-    usual, most = attack_seconds(run, made.model, made.dataset.test, made.device)
+    plan, state = prepare(run)
+    usual, most = attack_seconds(run, state.model, plan.dataset.test, plan.device)
     assert least <= usual / most <= max(least, 0.8)
 
 

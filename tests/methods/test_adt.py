@@ -23,6 +23,7 @@ from taet.methods.adt import ascend, sample_mean, tanh_entropy, width_entropy
 from taet.methods.base import Adversarial, Attack
 from taet.models import Classifier
 from taet.settings import Outer, Threat
+from taet.training.state import State
 from taet.training.step import training_step
 
 Network = Callable[..., Classifier]
@@ -168,7 +169,7 @@ def test_clearing_gradients_is_a_switch(network: Network, digits: Batch) -> None
 def test_any_image_size(labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
     method, model, batch = build(shape, steps=2, samples=1), network(10, shape[0]), batch_of(labels, shape)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = training_step(model, method, optimizer, batch, attack(), autocast=False)
+    loss = training_step(State(model, method, optimizer), batch, attack())
     assert torch.isfinite(loss.total)
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 

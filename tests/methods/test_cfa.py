@@ -13,7 +13,7 @@ from taet import methods
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Seen
-from taet.training.averaging import WeightAverage
+from taet.training.averaging import averaged
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 
@@ -122,12 +122,12 @@ def test_the_average_of_admitted_epochs_is_the_golden_one():
     inputs, expected = GOLDEN["cfa_fawa"]["inputs"], GOLDEN["cfa_fawa"]["expected"]
     method = build(average=inputs["decay"], gate="absolute", threshold=inputs["threshold"])
     model = torch.nn.Linear(1, 1, bias=False).double()
-    average = WeightAverage(model)
+    average = averaged(model, lambda _: method.average_decay)
     for epoch, (weight, worst) in enumerate(zip(inputs["weights"], inputs["worst_robust"], strict=True)):
         torch.nn.init.constant_(model.weight, weight)
         if method.admits(epoch, robust(0.5, worst, 0.9)):
-            average.add_admitted(model, method.average_decay)
-        found = average.tensors["weight"].item() if average.models else None
+            average.update_parameters(model)
+        found = average.module.weight.item() if average.n_averaged else None
         assert found == (None if expected["average"][epoch] is None else pytest.approx(expected["average"][epoch]))
 
 

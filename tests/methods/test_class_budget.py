@@ -15,6 +15,7 @@ from taet.methods import Task
 from taet.methods.base import Attack
 from taet.methods.robust_lt import class_budgets
 from taet.settings import Threat
+from taet.training.state import State
 from taet.training.step import training_step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
@@ -40,7 +41,7 @@ def one_step(method, network, batch, epoch=0):
     method.start_epoch(epoch, method.class_counts)
     model = network(10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = training_step(model, method, optimizer, batch, attack(), autocast=False)
+    loss = training_step(State(model, method, optimizer), batch, attack())
     return [loss.total, loss.logits, *model.parameters()]
 
 

@@ -25,7 +25,8 @@ from taet.methods import Method, Task, las_at
 from taet.methods.base import Adversarial, Attack, Loss, Seen, Step
 from taet.methods.wrapper import ClassBudgets
 from taet.models import Classifier
-from taet.settings import Outer, Threat, from_json, to_json
+from taet.settings import Outer, Run, Threat, Training, from_json, to_json
+from taet.training.state import State
 from taet.training.step import training_step
 from taet.training.weight_perturbation import buffers_kept
 
@@ -76,7 +77,13 @@ def step(
     method: Method, model: nn.Module, batch: Batch, seed: int = 0, lr: float = 0.1, autocast: bool = False
 ) -> Loss:
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    return training_step(model, method, optimizer, batch, attack(seed), autocast=autocast, number=seed)
+    return training_step(
+        State(
+            model, method, optimizer, run=Run(training=Training(precision="bf16" if autocast else "float32")), step=seed
+        ),
+        batch,
+        attack(seed),
+    )
 
 
 def built(case: Case, **settings: Any) -> Method | UserError:
@@ -221,7 +228,7 @@ def outcome(stages: list[Case], network: Network, batch: Batch, **changes: Any) 
         model = network(10, head=method.task.head)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         threat = THREAT.replace(bn_mode="train")
-        loss = training_step(model, method, optimizer, batch, attack(threat=threat), autocast=False, number=9)
+        loss = training_step(State(model, method, optimizer, step=9), batch, attack(threat=threat))
         values = {"total": loss.total, "logits": loss.logits, "offset": method.offset(), **loss.parts}
         values |= state(method) | {f"model {name}": parameter.grad for name, parameter in model.named_parameters()}
         if method.average_decay:

@@ -18,6 +18,7 @@ from taet.methods import Task
 from taet.methods.base import Adversarial, Attack
 from taet.methods.dafa import class_weights
 from taet.settings import Outer, Threat
+from taet.training.state import State
 from taet.training.step import training_step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
@@ -109,7 +110,7 @@ def trained(method, network, digits, epochs, steps=2, model=None):
         method.enter(epoch)
         method.start_epoch(epoch, method.class_counts)
         for number in range(steps):
-            training_step(model, method, optimizer, digits, attack(), autocast=False, number=number)
+            training_step(State(model, method, optimizer, step=number), digits, attack())
     return model
 
 

@@ -20,7 +20,8 @@ from taet.models.preact_resnet import PreActBlock
 from taet.models.resnet import Bottleneck, ResidualLayout, residual_network
 from taet.models.vit import TransformerLayout, vision_transformer
 from taet.models.wide_resnet import wide_layout
-from taet.settings import Threat
+from taet.settings import Run, Threat, Training
+from taet.training.state import State
 from taet.training.step import training_step
 
 METHODS = sorted(registry.entries("methods"))
@@ -109,7 +110,9 @@ def test_a_step_is_finite_and_moves_the_weights(
         before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         attack = Attack(THREAT, Source(torch.Generator().manual_seed(0)))
-        loss = training_step(model, method, optimizer, batch, attack, autocast=True, awp=0.01)
+        loss = training_step(
+            State(model, method, optimizer, run=Run(training=Training(precision="bf16", awp=0.01))), batch, attack
+        )
     assert torch.isfinite(loss.total)
     assert loss.logits.shape == (len(batch.y), CLASSES)
     after = dict(model.named_parameters())

@@ -20,9 +20,10 @@ from taet.methods import Method
 from taet.methods.base import Attack, Loss
 from taet.models import Classifier
 from taet.models.view import make_view
-from taet.settings import Threat, Training
+from taet.settings import Run, Threat, Training
 from taet.training.graphs import WARM_UP, Graphs
 from taet.training.optimizer import build_optimizer, set_learning_rate
+from taet.training.state import State
 from taet.training.step import training_step
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=1, start="uniform")
@@ -50,16 +51,17 @@ class Trained:
             x, y = torch.rand(samples, 1, 8, 8, generator=draws), torch.randint(CLASSES, (samples,), generator=draws)
             set_learning_rate(self.optimizer, 0.05 / (1 + number))
             loss = training_step(
-                self.model,
-                self.method,
-                self.optimizer,
+                State(
+                    self.model,
+                    self.method,
+                    self.optimizer,
+                    run=Run(training=Training(awp=self.awp)),
+                    step=1,
+                    view=self.view,
+                    graphs=self.graphs,
+                ),
                 Batch(torch.arange(samples), x, y),
                 Attack(THREAT, Source(draws)),
-                autocast=False,
-                awp=self.awp,
-                number=1,  # never the turn of a network that a method trains itself: that is outside of the graph
-                view=self.view,
-                graphs=self.graphs,
             )
             losses += [loss.total, loss.logits, *loss.parts.values()]
         return losses

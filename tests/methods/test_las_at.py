@@ -28,6 +28,7 @@ from taet.models import Classifier
 from taet.models.view import make_view
 from taet.settings import Outer, Threat, Training
 from taet.training.optimizer import build_optimizer
+from taet.training.state import State
 from taet.training.step import training_step
 
 Network = Callable[..., Classifier]
@@ -69,7 +70,7 @@ def train(method: Method, model: nn.Module, batch: Batch) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method.config = method.config.replace(interval=100)
     for number in range(1, 21):
-        training_step(model, method, optimizer, batch, attack(), autocast=False, number=number)
+        training_step(State(model, method, optimizer, step=number), batch, attack())
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -371,7 +372,7 @@ def test_with_adamw_the_copy_takes_the_step_that_training_would_take(
     method, model = build(), network(10)
     optimizer = build_optimizer(model, Training(optimizer="adamw", lr=0.01, weight_decay=0.5))
     for number in range(1, 4):
-        training_step(model, method, optimizer, digits, attack(), autocast=False, number=number)
+        training_step(State(model, method, optimizer, step=number), digits, attack())
     twin, theirs = deepcopy((model, optimizer))
     choices = torch.zeros(len(digits.x), len(method.ranges), dtype=torch.int64)
     seen: list[dict[str, Tensor]] = []
@@ -432,7 +433,7 @@ def test_any_image_size(labels: list[int], shape: tuple[int, int, int], network:
     method, model = build(shape=shape, steps=(1, 2)), network(10, shape[0])
     batch = Batch(torch.arange(len(labels)), x, torch.tensor(labels))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert torch.isfinite(training_step(model, method, optimizer, batch, attack(), autocast=False).total)
+    assert torch.isfinite(training_step(State(model, method, optimizer), batch, attack()).total)
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 
 
@@ -441,7 +442,7 @@ def test_a_restored_run_goes_on_as_before(network: Network, digits: Batch) -> No
 
     def step(method: Method, model: nn.Module, seed: int) -> Tensor:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return training_step(model, method, optimizer, digits, attack(seed), autocast=False).total
+        return training_step(State(model, method, optimizer), digits, attack(seed)).total
 
     step(method, model, 0)
     other, twin = build(interval=1, strategy_lr=1.0), deepcopy(model)

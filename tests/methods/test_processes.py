@@ -28,8 +28,9 @@ from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
 from taet.models.heads import build_head
 from taet.models.sync_norm import synchronised
-from taet.settings import Threat
+from taet.settings import Run, Threat, Training
 from taet.training.feedback import FeedbackSums
+from taet.training.state import State
 from taet.training.step import training_step
 
 CLASSES, SAMPLES, PROCESSES, STEPS = 5, 11, 2, 2
@@ -103,12 +104,13 @@ def trained(case: Case, share: slice, job: Job) -> Values:
     noise = torch.Generator().manual_seed(1)
     images = torch.rand(STEPS, SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found: Values = {}
+    run = Run(training=Training(awp=job.awp, sync_bn=job.synchronised))
     for number, x in enumerate(images):
         batch = Batch(torch.arange(SAMPLES)[share], x[share], LABELS[share])
         attack = Attack(THREAT.replace(bn_mode=job.bn_mode), Source(noise, share.start, SAMPLES))
         with synchronised(job.synchronised):
-            more = {"awp": job.awp, "number": number, "own_statistics": not job.synchronised}
-            loss = training_step(model, method, optimizer, batch, attack, autocast=False, **more)
+            state = State(model, method, optimizer, run, step=number)
+            loss = training_step(state, batch, attack)
         values = {"loss": loss.total, "logits": loss.logits} | {f"part {name}": v for name, v in loss.parts.items()}
         for owner, module in (("model", model), ("method", method)):
             for name, parameter in module.named_parameters():

@@ -17,6 +17,7 @@ from taet.methods.base import Attack, Step
 from taet.methods.robust_lt import class_budgets
 from taet.models import Head
 from taet.settings import Outer, Run, Threat, from_json, override, to_json
+from taet.training.state import State
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
@@ -102,7 +103,7 @@ def test_it_is_the_base_on_an_attack_scaled_by_class(base, network, digits):
             scaled = attack() if method is wrapped else attack().scaled(wrapped.factor[digits.y])
             model = network(10)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            models[method] = training_step(model, method, optimizer, digits, scaled, autocast=False), model
+            models[method] = training_step(State(model, method, optimizer), digits, scaled), model
         (ours, our_model), (theirs, their_model) = models[wrapped], models[plain]
         assert wrapped.stage == plain.stage
         assert torch.equal(ours.total, theirs.total)

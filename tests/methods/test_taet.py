@@ -19,6 +19,7 @@ from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
 from taet.settings import Outer, Threat
+from taet.training.state import State
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
@@ -49,7 +50,7 @@ def loss_of(method: Method, network: Network, batch: Batch) -> Loss:
 
 def step(method: Method, model: Classifier, batch: Batch) -> Loss:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return training_step(model, method, optimizer, batch, attack(), autocast=False)
+    return training_step(State(model, method, optimizer), batch, attack())
 
 
 def logits_of(network: Network, x: Tensor) -> Tensor:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +12,6 @@ from taet import models, protocols
 from taet.errors import UserError
 from taet.models import CosineHead, Head
 from taet.settings import Run, Training, override
-from taet.training import step as steps
-from taet.training import train
 from taet.training.optimizer import build_optimizer
 from taet.training.schedule import learning_rate
 
@@ -38,11 +33,6 @@ def test_the_rate_rises_evenly_to_the_whole_and_falls_along_half_a_cosine() -> N
     assert found[10:] == sorted(found[10:], reverse=True)
 
 
-def test_a_rise_goes_before_steps_as_well() -> None:
-    found = rates(recipe(epochs=10, warmup=0.1, decay="steps", milestones=(0.5,), lr=1.0), steps=2)
-    assert found == pytest.approx([0.5, 1.0] + [1.0] * 8 + [0.1] * 10)
-
-
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 0.45])
 def test_one_cycle_is_torchs(warmup: float) -> None:
     found = rates(recipe(epochs=4, warmup=warmup, decay="one-cycle", lr=0.2), steps=25)
@@ -57,13 +47,6 @@ def test_one_cycle_is_torchs(warmup: float) -> None:
         cycle.step() if len(expected) < 100 else None
     assert found == pytest.approx(expected, rel=1e-12)
     assert max(found) == pytest.approx(0.2)
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 7])
-def test_one_cycle_of_a_short_run_stays_between_0_and_the_highest(epochs: int) -> None:
-    found = rates(recipe(epochs=epochs, warmup=0, decay="one-cycle", lr=0.2), steps=1)
-    assert all(0 < rate <= 0.2 for rate in found)
-    assert max(found) > 0.1
 
 
 def test_without_a_rise_the_rate_is_that_of_the_papers_to_the_last_bit() -> None:
@@ -100,12 +83,6 @@ def test_adamw_takes_the_published_step() -> None:
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-6)
 
 
-def test_sgd_stays_one_group_of_everything() -> None:
-    optimizer = build_optimizer(models.build("resnet8", 3), Training())
-    (group,) = optimizer.param_groups
-    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
-
-
 def test_what_does_not_go_with_adamw_is_refused() -> None:
     with pytest.raises(UserError, match=r"momentum: got 0\.5; allowed: with optimizer sgd only"):
         Training(optimizer="adamw", momentum=0.5)
@@ -113,21 +90,3 @@ def test_what_does_not_go_with_adamw_is_refused() -> None:
         Training(warmup=1.0)
     with pytest.raises(UserError, match=r"unknown recipe 'vti'.*did you mean 'vit'"):
         protocols.start("taet", "at", "vti")
-
-
-def test_the_rate_that_the_optimiser_has_is_the_schedules(
-    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, found = steps.training_step, []
-
-    def recorded(model: nn.Module, method: Any, optimizer: torch.optim.Optimizer, *rest: Any, **options: Any) -> Any:
-        found.append([group["lr"] for group in optimizer.param_groups])
-        return step(model, method, optimizer, *rest, **options)
-
-    monkeypatch.setattr(steps, "training_step", recorded)
-    run = tiny("at", {**protocols.recipe_settings("vit"), "training.epochs": 3, "training.warmup": 0.5})
-    history = train(run, out=tmp_path / "run").history
-    expected = rates(run, steps=3)
-    assert found == [[rate, rate] for rate in expected]
-    assert len(set(expected)) > 6
-    assert [row["lr"] for row in history] == expected[2::3]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,11 +21,9 @@ from safetensors.torch import load_file
 
 from taet.errors import UserError
 from taet.settings import Run, override, to_json
-from taet.training import resume, train
+from taet.training import fit, resume, train
 from taet.training.checkpoint import weights_digest
 from taet.training.record import run_from_json
-from taet.training.step import Steps
-from taet.training.trainer import Trainer
 
 pytestmark = pytest.mark.full
 
@@ -39,7 +38,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         {"training.swa": 0.5, "training.distance_images": 3, "threat.bn_mode": "train", "training.augment": "none"},
     ),
     "stages, averaged steps, weights perturbed": ("harl", {"training.ema": 0.6, "training.awp": 0.01}),
-    "feedback, with features": ("cgr", {"training.epochs": 3, "data.validation": 0.3}),
     "feedback, summed up": ("wat", {"training.epochs": 3, "data.validation": 0.3}),
     "feedback, for budgets": ("frl", {"training.epochs": 3, "data.validation": 0.3}),
     "extra images": ("at-bsl", {"data.extra": "copies", "data.extra_fraction": 0.5, "data.extra_classes": "uniform"}),
@@ -62,16 +60,15 @@ def group(folder: Path, number: int, size: int) -> Iterator[None]:
 
 def stopped(run: Run, folder: Path, number: int) -> None:
     """Train until one process, and it alone, is asked to stop."""
-    take, steps = Steps.take, iter(range(100))
-    trainers: list[Trainer] = []
+    step, steps = fit.training_step, iter(range(100))
 
-    def asking(self: Steps, *given: Any) -> Any:
+    def asking(*given: Any) -> Any:
         if next(steps) == STOPPED_AFTER and number == 1:
-            trainers[0].asked_to_stop.set()
-        return take(self, *given)
+            signal.raise_signal(signal.SIGINT)
+        return step(*given)
 
-    with mock.patch.object(Steps, "take", asking), contextlib.suppress(KeyboardInterrupt):
-        train(run, out=folder, announce=trainers.append)
+    with mock.patch.object(fit, "training_step", asking), contextlib.suppress(KeyboardInterrupt):
+        train(run, out=folder)
         raise AssertionError("it was not stopped")
 
 

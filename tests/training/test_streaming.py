@@ -17,8 +17,7 @@ from taet import evaluate
 from taet.data import load
 from taet.data.image_store import Stored
 from taet.settings import Run, override
-from taet.training import resume, train
-from taet.training import step as steps
+from taet.training import fit, resume, train
 
 AssertSame = Callable[[Path, Path], None]
 LIMIT = 2 << 30
@@ -83,7 +82,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_from_the_disk(
     stored: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = train(stored("memory"), out=tmp_path / "memory")
-    real, calls = steps.training_step, []
+    real, calls = fit.training_step, []
 
     def stopping(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -92,7 +91,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_from_the_disk(
         return real(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "training_step", stopping)
+        patch.setattr(fit, "training_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(stored("disk"), out=tmp_path / "disk")
     resume(tmp_path / "disk")

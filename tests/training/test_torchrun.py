@@ -19,8 +19,7 @@ from taet.cli import main, processes
 from taet.distributed import leave
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.training import resume
-from taet.training.step import Steps
+from taet.training import fit, resume
 
 WORDS = "train at --data.max-count 20 --data.test-max-count 10 --model resnet8 --batch-size 32 --threads 1 --lr 0.002"
 WORDS += " --precision float32 --threat.eps 0.05 --threat.step-size 0.025 --threat.steps 2 --monitor-steps 2 --epochs 2"
@@ -93,7 +92,7 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(
     assert line.startswith("taet: error: another process of this job has ended (")
     assert line.endswith(f"; {folder / 'checkpoint.pt'} is kept; continue: taet train --resume {folder}")
     assert not (folder / "done").exists()
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == (DIES_BEFORE - 1) % 3
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["position"]["step"] == (DIES_BEFORE - 1) % 3
     assert len(resume(folder).history) == 2
     assert_weights_close(folder, alone)
 
@@ -148,15 +147,14 @@ raise SystemExit(main(["list"]))
 
 def dying() -> None:
     """Make the first process, which writes, kill itself in the middle of the run."""
-    take = Steps.take
+    step = fit.training_step
 
-    def deadly(self: Steps, *arguments: Any, **options: Any) -> Any:
-        *_, number, _view, _graphs = arguments
-        if number + 1 == DIES_BEFORE and os.environ["RANK"] == "0":
+    def deadly(state: Any, *given: Any) -> Any:
+        if state.number + 1 == DIES_BEFORE and os.environ["RANK"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
-        return take(self, *arguments, **options)
+        return step(state, *given)
 
-    Steps.take = deadly  # type: ignore[method-assign]
+    fit.training_step = deadly
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""The runs that most tests of training look at, trained once, and ways to stop one."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import taet
+from taet.settings import Run
+from taet.training import TrainingResult, fit, resume, train
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, nothing is tidied up."""
+
+
+@pytest.fixture(scope="session")
+def result(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    """TAET, so that there are two stages and the parts of HEL; float32; with a card."""
+    run = tiny("taet", {"training.epochs": 3, "training.precision": "float32", "data.test_max_count": 2})
+    made = train(run, out=tmp_path_factory.mktemp("result") / "run")
+    taet.evaluate(made.folder, attacks=("clean", "fgsm"))
+    return made
+
+
+@pytest.fixture(scope="session")
+def other(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with another seed."""
+    run = tiny("taet", {"training.epochs": 3, "training.precision": "float32", "data.test_max_count": 2, "seed": 1})
+    folder = train(run, out=tmp_path_factory.mktemp("other") / "run").folder
+    taet.evaluate(folder, attacks=("clean", "fgsm"))
+    return folder
+
+
+@pytest.fixture
+def folder(result: TrainingResult, tmp_path: Path) -> Path:
+    """A copy of the folder of that run, to be damaged."""
+    return Path(shutil.copytree(result.folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def before_step() -> Callable[..., AbstractContextManager[None]]:
+    """Within this context, something is done before the step with an index; by default the run is killed."""
+
+    def kill() -> None:
+        raise Killed
+
+    @contextmanager
+    def inside(at: int, do: Callable[[], object] = kill) -> Iterator[None]:
+        step, calls = fit.training_step, itertools.count()
+
+        def stepped(*given: Any) -> Any:
+            if next(calls) == at:
+                do()
+            return step(*given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fit, "training_step", stepped)
+            yield
+
+    return inside
+
+
+@pytest.fixture
+def killed_before(
+    before_step: Callable[..., AbstractContextManager[None]],
+) -> Callable[..., AbstractContextManager[None]]:
+    """Within this context, the run is killed before the step with an index."""
+
+    @contextmanager
+    def inside(at: int) -> Iterator[None]:
+        with before_step(at), pytest.raises(Killed):
+            yield
+
+    return inside
+
+
+@pytest.fixture
+def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Of every step to come: the weights after it, the learning rate, the labels, and the loss."""
+    seen: list[Any] = []
+    step = fit.training_step
+
+    def spy(state: Any, batch: Any, attack: Any) -> Any:
+        loss = step(state, batch, attack)
+        weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+        seen.append((weights, state.optimizer.param_groups[0]["lr"], batch.y, loss))
+        return loss
+
+    monkeypatch.setattr(fit, "training_step", spy)
+    return seen
+
+
+@pytest.fixture
+def go_on() -> Callable[[Run, Path], None]:
+    """What a user does after a kill."""
+
+    def again(run: Run, folder: Path) -> None:
+        if (folder / "run.json").exists():
+            resume(folder)
+        else:
+            train(run, out=folder)
+
+    return again
