@@ -1,4 +1,4 @@
-"""Write the table of the museum in results/museum.md: what every broken defence fools, what breaks it and which flag rises.
+"""Write the table of results/museum.md: what every broken defence fools, what breaks it and which flag rises.
 
 python results/museum.py            prints the table
 python results/museum.py --write    writes it
