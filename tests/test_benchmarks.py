@@ -101,7 +101,7 @@ def test_the_plain_attack_stays_in_the_ball_and_takes_the_weights_to_train_mode(
 def test_sides_that_are_processes_take_turns_and_are_recorded(tmp_path: Path) -> None:
     words = "--model resnet8 --batch-size 8 --rounds 1 --threads 1 --sides float32 plain".split()  # noqa: SIM905
     out = tmp_path / "training-MODEL.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}
     command = [sys.executable, str(FOLDER / "training.py"), *words, "--out", str(out)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     result = json.loads((tmp_path / "training-resnet8.json").read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ from taet.evaluation.column import (
 from taet.evaluation.facts import ModelFacts, probed
 from taet.evaluation.summary import Interval, Summary, check_stored, disagreements, summarise
 from taet.files import check_seal, read_json, seal, write_json
-from taet.formatting import short
+from taet.formatting import MISSING, percent, percent_interval, short
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
@@ -337,7 +337,7 @@ class Card(Record):
                 summary = self.summary_of(column)
                 label, value = summary.worst_class
                 balanced = _percent(summary.balanced, summary.balanced_interval)
-                worst = f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-"
+                worst = f"{percent(value)}, class {self.class_names[label]}" if label >= 0 else MISSING
                 plain = _percent(summary.accuracy, summary.accuracy_interval)
                 rows.append((column.name, plain, balanced, worst, _remark(column, summary)))
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
@@ -377,7 +377,7 @@ def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, com
 
 
 def _percent(value: float, interval: Interval) -> str:
-    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if not math.isnan(value) else "-"
+    return MISSING if math.isnan(value) else f"{percent(value)} ({percent_interval(*interval)})"
 
 
 def _remark(column: Column, summary: Summary) -> str:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -119,7 +120,8 @@ def rows_axis(axes: Axes, names: Sequence[str]) -> None:
     """Label the rows of a figure from top to bottom, all of up to 60 and else some of them."""
     count = len(names)
     shown = range(count) if count <= 60 else sorted({int(row) for row in np.linspace(0, count - 1, 41)})
-    axes.set_yticks(shown, [short(names[row]) for row in shown], fontsize=None if count <= 30 else 7)
+    texts = ["\n".join(textwrap.wrap(short(names[row], 44), 23)) for row in shown]
+    axes.set_yticks(shown, texts, fontsize=9 if count <= 30 else 7, linespacing=1.0)
     axes.set_ylim(count - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -52,13 +52,6 @@ class Setting(NamedTuple):
     """Rule that chose the epoch."""
 
 
-class Named(NamedTuple):
-    """The name of a card's row, and its setting."""
-
-    row: str
-    setting: Setting
-
-
 def images(card: ResultCard) -> tuple[object, ...]:
     """Return what the cards of one table share: test images, classes, labels, and the training images of each class."""
     counts = card.data.get("train_class_counts")
@@ -66,7 +59,7 @@ def images(card: ResultCard) -> tuple[object, ...]:
     return card.data["test_sha256"], card.class_names, labels, None if counts is None else tuple(counts)
 
 
-def named(cards: Sequence[ResultCard]) -> list[Named]:
+def named(cards: Sequence[ResultCard]) -> list[tuple[str, Setting]]:
     """Return the row of each card of one table: a name that is unique for each row, and its setting.
 
     Rows with equal weights for every seed that they share are one row, with the shorter name. Other weights of the same
@@ -84,7 +77,7 @@ def named(cards: Sequence[ResultCard]) -> list[Named]:
         seen[label] += 1
         labels[key] = label if seen[label] == 1 else f"{label} #{seen[label]}"
     same = _merged(cards, keys, labels)
-    return [Named(labels[same[key]], _setting(own)) for key, own in zip(keys, settings, strict=True)]
+    return [(labels[same[key]], _setting(own)) for key, own in zip(keys, settings, strict=True)]
 
 
 def _setting(settings: Values) -> Setting:

@@ -34,29 +34,21 @@ class StoredCard:
 
 
 def read(sources: Sources) -> tuple[list[StoredCard], list[str]]:
-    """Return the cards of all sources, sorted by name, and the run folders without a card.
+    """Return the cards of all sources, files sorted by name before those in memory, and the run folders without a card.
 
     Raises:
         UserError: a source without a card, a damaged card, a card of other weights than its folder's.
     """
-    found: dict[str, StoredCard] = {}
-    waiting: list[str] = []
-    for number, one in enumerate(_flat(sources), 1):
-        if isinstance(one, ResultCard):
-            name = f"card {number}"
-            found[name] = StoredCard(name, one)
-            continue
-        for path in _places(one):
-            folder = RunFolder(path)
-            if path.is_dir() and not folder.card().exists():
-                waiting.append(path.as_posix())
-            elif path.as_posix() not in found:
-                found[path.as_posix()] = _of_folder(folder) if path.is_dir() else _of_file(path)
-    if not found and waiting:
-        raise UserError(f"no result card in {waiting[0]}; allowed: evaluated runs (taet evaluate {waiting[0]})")
-    if not found:
-        raise UserError("results: got no result card; allowed: run folders, result cards, or folders of these")
-    return [found[name] for name in sorted(found)], sorted(set(waiting))
+    flat = list(_flat(sources))
+    held = [StoredCard(f"card {number}", one) for number, one in enumerate(flat, 1) if isinstance(one, ResultCard)]
+    paths = sorted({place.as_posix(): place for one in flat if isinstance(one, str) for place in _places(one)}.values())
+    waiting = [path.as_posix() for path in paths if path.is_dir() and not RunFolder(path).card().exists()]
+    found = [_of_folder(path) if path.is_dir() else _of_file(path) for path in paths if path.as_posix() not in waiting]
+    if not found and not held:
+        where = f" in {waiting[0]}" if waiting else ""
+        after = f"; evaluate it first: taet evaluate {waiting[0]}" if waiting else ""
+        raise UserError(f"no result card{where}; allowed: evaluated runs, result cards, or folders of these{after}")
+    return [*found, *held], waiting
 
 
 def _flat(sources: Sources) -> Iterator[str | ResultCard]:
@@ -72,36 +64,34 @@ def _flat(sources: Sources) -> Iterator[str | ResultCard]:
 def _places(name: str) -> list[Path]:
     """Return the run folders and card files that a name or pattern means."""
     path = local(name)
-    if path.exists():
-        return _inside(path) or _none(name)
-    if not glob.has_magic(name):
-        raise UserError(f"{name}: no such file or folder; allowed: a run folder, a result card, or a pattern of these")
-    return [place for found in sorted(glob.glob(name, recursive=True)) for place in _inside(Path(found))] or _none(name)
-
-
-def _none(name: str) -> list[Path]:
-    raise UserError(f"{name}: no result card; allowed: what taet train or taet evaluate wrote, or a folder of these")
+    if path.is_dir() or not path.exists():
+        names = [path] if path.is_dir() else [Path(one) for one in sorted(glob.glob(name, recursive=True))]
+        if found := [place for one in names for place in _inside(one)]:
+            return found
+        raise UserError(f"{name}: no result card; allowed: a run folder, a card, a folder or a pattern of these")
+    return [path]
 
 
 def _inside(path: Path) -> list[Path]:
-    """Return the path itself, or the runs and cards in a folder that is neither."""
+    """Return a run folder or card itself, or those in a folder; no links are followed."""
     if not path.is_dir():
-        return [path] if path.suffix != ".json" or is_card(path) or not path.is_file() else []
-    folder = RunFolder(path)
-    if folder.is_run or folder.card().is_file():
+        return [path] if path.suffix == ".json" and is_card(path) else []
+    if RunFolder(path).is_run or RunFolder(path).card().is_file():
         return [path]
-    inner = sorted(one for one in path.iterdir() if one.is_dir() and one.name not in SKIPPED)
-    files = sorted(one for one in path.glob("*.json") if is_card(one))
-    return [*files, *(place for one in inner for place in _inside(one))]
+    inner = (one for one in sorted(path.iterdir()) if not one.is_symlink() and one.name not in SKIPPED)
+    return [place for one in inner for place in _inside(one)]
 
 
 def is_card(path: Path) -> bool:
     """Return whether a file calls itself a result card at its beginning."""
+    if not path.is_file():
+        return False
     with located("results"), path.open("rb") as file:
         return KIND in file.read(200)
 
 
-def _of_folder(folder: RunFolder) -> StoredCard:
+def _of_folder(path: Path) -> StoredCard:
+    folder = RunFolder(path)
     card = card_store.of_folder(folder)
     assert card is not None
     epochs = folder.metrics if folder.is_run else ()

@@ -38,7 +38,6 @@ from taet.files import (
     read_json,
     remove_leftovers,
     seal,
-    write_atomically,
     write_json,
 )
 from taet.settings import from_json
@@ -347,14 +346,9 @@ class RunFolder:
             if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
                 yield path, f"{DELIVERED}{found[1] or ''}"
 
-    def audit(self, weights: str = DELIVERED, kind: str = "json") -> Path:
-        """The audit of a file of weights, as JSON or as HTML; `model*` is a pattern."""
-        return self.path / f"audit{weights.removeprefix(DELIVERED)}.{kind}"
-
-    def save_audit(self, values: Mapping[str, Any], page: str, weights: str = DELIVERED) -> None:
-        """Write an audit and its page."""
-        write_json(self.audit(weights), seal(values))
-        write_atomically(self.audit(weights, "html"), page.encode())
+    def audit(self, weights: str = DELIVERED) -> Path:
+        """The audit of a file of weights, which earlier versions wrote; `model*` is a pattern."""
+        return self.path / f"audit{weights.removeprefix(DELIVERED)}.json"
 
     @property
     def decision(self) -> Path:
@@ -369,10 +363,6 @@ class RunFolder:
     def examples(self, card: Path) -> Path:
         """Example images for figures, which belong to one of the result cards."""
         return self.artifact(f"examples{card.stem.removeprefix('evaluation')}.npz")
-
-    def embedding(self, of: str) -> Path:
-        """Two-dimensional embedding of test images by features or logits; `of` * is a pattern."""
-        return self.artifact(f"embedding-{of}.json")
 
     def artifact(self, name: str) -> Path:
         """A further file: examples, exported models."""

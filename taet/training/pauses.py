@@ -78,7 +78,9 @@ class Pauses:
         if first(folder.checkpoint.exists):
             saved = folder.load_checkpoint(folder.record.run_hash)
             with located(str(folder.checkpoint)), custom_code("it does not fit this run"):
-                if saved.get("images") != self.plan.hashes:
+                if "images" not in saved:
+                    raise UserError("another version of taet wrote it; start a new run")
+                if saved["images"] != self.plan.hashes:
                     raise UserError("it was written on other images; nothing was changed")
                 state.load_state_dict(saved)
             state.model.notes = folder.record.model_notes

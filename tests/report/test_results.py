@@ -43,7 +43,7 @@ def trained(make_card: MakeCard) -> MakeCard:
 
 
 def names(*cards: ResultCard) -> list[str]:
-    return [one.row for one in named(cards)]
+    return [row for row, _ in named(cards)]
 
 
 def test_every_number_of_the_table_follows_from_the_masks(make_card: MakeCard) -> None:
@@ -231,7 +231,7 @@ def test_cards_come_from_patterns_folders_files_and_memory(
     assert found.table()["card"].unique().tolist() == ["deep/er/at.json"]
     assert taet.results("**/*.json").table().equals(found.table())
     for wrong in ("nowhere", "*.txt", "deep/cost.json", []):
-        with pytest.raises(UserError, match=r"result card|no such file"):
+        with pytest.raises(UserError, match=r"no result card|not a result card"):
             taet.results(wrong)
 
 

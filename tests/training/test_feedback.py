@@ -25,8 +25,7 @@ from taet.training.curve import TrainingCurve
 from taet.training.feedback import FeedbackSums
 from taet.training.pauses import Pauses
 from taet.training.prepare import TrainingPlan
-from taet.training.resolve import learns_from_validation, resolve
-from taet.training.schedule import watched_epochs, watched_images
+from taet.training.resolve import resolve
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 FACTS = {"validation": 10, "test": 30}
@@ -129,14 +128,6 @@ def test_it_is_told_of_every_validation_image_and_learns_from_it(
     assert (seen.divergence >= 0).all()
 
 
-def test_validation_labels_matter(run: Run, whole: TrainingResult, tmp_path: Path) -> None:
-    data = load(run.data)
-    assert data.validation is not None
-    turned = dataclasses.replace(data.validation, labels=np.roll(data.validation.labels, 1))
-    other = train(run, out=tmp_path / "run", dataset=with_splits(data, validation=turned))
-    assert not same(whole, other)
-
-
 def with_splits(data: Dataset, **splits: Split) -> Dataset:
     return dataclasses.replace(data, **splits)
 
@@ -217,23 +208,6 @@ def test_stopped_while_the_curve_is_measured_it_learns_once(
     assert same(whole, resume(tmp_path / "run"))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("name", "settings"), [("wat", {}), ("frl", {}), ("cfa", {"gate": "relative"})])
-def test_each_of_them_goes_on_to_the_same_bits(
-    name: str,
-    settings: dict[str, Any],
-    tiny: Tiny,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    assert_same: Callable[[Path, Path], None],
-) -> None:
-    run = override(tiny(name, CHANGES), {"settings": methods.find(name).Config(**settings)})
-    train(run, out=tmp_path / "whole")
-    stop_while_watching(run, tmp_path / "stopped", monkeypatch)
-    resume(tmp_path / "stopped")
-    assert_same(tmp_path / "stopped", tmp_path / "whole")
-
-
 @pytest.mark.parametrize(
     ("changes", "sizes", "arrays", "message"),
     [
@@ -296,35 +270,6 @@ def test_a_curve_whose_only_point_follows_the_last_epoch_is_refused(
     assert resolve(override(tiny("cfa"), gate | {"training.epochs": 24, "training.monitor_every": 24}), facts)
 
 
-def _own(tmp_path: Path, name: str, body: str) -> Path:
-    """A method of the file `name`, whose constructor ends with `body`."""
-    path = tmp_path / f"{name}.py"
-    end = '        self.register_buffer("updates", torch.zeros(()))\n'
-    path.write_text(SOURCE.replace("    needs_feedback = True\n", "").replace(end, f"{end}        {body}\n"))
-    return path
-
-
-@pytest.mark.parametrize("name", ["its-own", "robust-lt"])
-def test_a_method_that_asks_for_feedback_in_its_constructor_has_a_point_in_every_epoch(
-    tiny: Tiny, tmp_path: Path, name: str, plugged: Plugged
-) -> None:
-    with plugged("methods", _own(tmp_path, "its_own", "self.needs_feedback = True")):
-        base = {"settings": {"base": "its-own"}} if name == "robust-lt" else {}
-        changes = {"training.epochs": 40, "training.monitor_every": None, "training.monitor_images": None}
-        run = override(tiny("its-own", changes), {"method": name, **base})
-        resolved = resolve(run, DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | FACTS))
-        assert resolved.method.task.watched == tuple(range(40))
-        assert len(watched_epochs(run, learns=learns_from_validation(run))) == 40
-        assert watched_images(run, learns=resolved.method.needs_feedback) is None
-
-
-def test_an_average_without_feedback_is_refused_in_one_line(tiny: Tiny, tmp_path: Path, plugged: Plugged) -> None:
-    with plugged("methods", _own(tmp_path, "average_alone", "self.average_decay = 0.9")):
-        message = "^average-alone: got an average_decay without needs_feedback; allowed: both, or neither$"
-        with pytest.raises(UserError, match=message):
-            resolve(tiny("average-alone"), DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | FACTS))
-
-
 def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,18 +303,6 @@ def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
     stop_while_watching(run, tmp_path / "stopped", monkeypatch)
     assert same(finished, resume(tmp_path / "stopped"))
     assert asked[4:] == [0, 1, 1, 2, 3]
-
-
-def test_where_no_epoch_is_admitted_the_last_weights_are_delivered_and_the_log_says_so(
-    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    gated = methods.find("cfa").Config(gate="absolute", threshold=1.0)
-    found = [
-        train(override(tiny("cfa", CHANGES), {"settings": settings}), out=tmp_path / name)
-        for name, settings in (("gated", gated), ("plain", methods.find("cfa").Config()))
-    ]
-    assert same(*found)
-    assert [message for message in caplog.messages if "no epoch passed the gate" in message] == caplog.messages[:1]
 
 
 @pytest.mark.parametrize("average", [{"training.ema": 0.9}, {"training.swa": 0.5}])
