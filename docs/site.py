@@ -24,7 +24,7 @@ API = "docs/api.md"
 PAPERS = "docs/tables-{}.md"
 sys.path.insert(0, str(ROOT / "papers"))
 MODULES = ("data", "models", "losses", "attacks", "methods", "training")
-MODULES += ("evaluation", "deployment", "experiments", "report", "metrics")
+MODULES += ("evaluation", "deployment", "experiments", "report", "statistics")
 
 
 def sources(root: Path = ROOT) -> Iterator[Path]:

@@ -72,7 +72,6 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commands(*pages: Path) -> list[list[str]]:
-    """The calls of `taet` in code lines; a line that ends in a backslash goes on."""
     lines = "\n".join(text(page).replace("\\\n", " ") for page in pages)
     calls = re.findall(r"^    (taet \w.*)$", lines, re.M)
     return [shlex.split(re.split(" #| > ", call)[0])[1:] for call in calls]
@@ -97,7 +96,6 @@ def test_a_command_in_the_documents_parses(words: list[str]) -> None:
 
 @pytest.mark.usefixtures("plugins", "outlined")
 def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_path: Path) -> None:
-    assert len(contributed()) == 4
     changes = {"data.name": "two-digits", "model.name": "linear", "training.epochs": 1, "threat.steps": 1}
     changes |= {"settings": {"smoothing": 0.2}, "training.monitor_every": 0, "data.test_max_count": 10}
     result = taet.train(override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
@@ -113,9 +111,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"x": torch.rand(4, 1, 8, 8), "y": torch.arange(4)}
     first, second = code(ROOT / "README.md")
-    short = first.replace('"training.epochs": 30', '"training.epochs": 1')
-    assert short != first
-    exec(short, names)
+    exec(first.replace('"training.epochs": 30', '"training.epochs": 1'), names)
     names["model"] = names["result"].model  # type: ignore[attr-defined]
     exec(second, names)
     assert names["loss"].isfinite()  # type: ignore[attr-defined]

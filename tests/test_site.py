@@ -41,7 +41,7 @@ def test_every_public_function_has_its_section(pages: Path) -> None:
     text = (pages / "docs" / "api.md").read_text()
     names = re.findall(r"^## (\S+)$", text, re.M)
     assert len(names) == len(set(names)) > 80
-    for name in ("taet.train", "taet.losses.balanced_softmax", "taet.metrics.accuracy"):
+    for name in ("taet.train", "taet.losses.balanced_softmax", "taet.statistics.accuracy"):
         assert name in names
     assert {f"taet.{name}" for name in taet._LAZY} <= {*names}
     assert "Return the predicted class of every image" in text
