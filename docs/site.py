@@ -53,7 +53,7 @@ def public() -> Iterator[tuple[str, object]]:
 def described(name: str, value: object) -> str:
     """Return the section of a function or class: its signature, and its docstring as it is written."""
     try:
-        signature = re.sub(r"<[^<>]*>|'", "", str(inspect.signature(value)))  # type: ignore[arg-type]
+        signature = re.sub(r"<[^<>]*(?:<[^<>]*>)?[^<>]*>|'", "", str(inspect.signature(value)))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         signature = ""
     call = name.rpartition(".")[2] + signature

@@ -2,7 +2,7 @@
 
     python examples/generate_extra.py made.npz --data digits-lt --imbalance-ratio 10 --validation 0.2
     taet train at-bsl --data digits-lt --data.imbalance-ratio 10 --data.validation 0.2 --data.extra npz:made.npz
-        --data.extra-fraction 0.5 --data.extra-classes inverse --data.extra-trained-on this-set
+        --data.extra-fraction 0.5
         --data.extra-source "class-conditional Gaussian on PCA of the long-tailed training images"
 
 Name the data set and how it is cut as in the run: then the generator never sees an image that the long tail lost, nor

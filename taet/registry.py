@@ -16,10 +16,10 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from taet.errors import PLUGIN, UserError, custom_code, nearest, said, unknown
@@ -83,31 +83,6 @@ class RegistryEntry:
             returned = f"{name} returned a {type(made).__name__}"
             raise UserError(f"{self.path or self.module}: {returned}; allowed: {getattr(kind, '__name__', kind)}")
         return made
-
-
-def guard(cls: type, returns: Mapping[str, tuple[Callable[..., bool], str]], where: str) -> None:
-    """Let the functions that a class of a plug-in defines raise a `UserError` for what they raise or wrongly return.
-
-    `returns` gives the test of a function's result, which gets the arguments too, and what is allowed, in words.
-    """
-    for name, (fits, allowed) in returns.items():
-        found = vars(cls).get(name)
-        function = found.__func__ if isinstance(found, staticmethod) else found
-        if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):
-            guarded = _guarded(function, f"{where}: {name}", fits, allowed)
-            setattr(cls, name, staticmethod(guarded) if isinstance(found, staticmethod) else guarded)
-
-
-def _guarded(function: Callable[..., Any], what: str, fits: Callable[..., bool], allowed: str) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*arguments: Any, **options: Any) -> Any:
-        with custom_code(what):
-            made = function(*arguments, **options)
-        if not fits(made, *arguments):
-            raise UserError(f"{what} returned a {type(made).__name__}; allowed: {allowed}")
-        return made
-
-    return call
 
 
 class _Declarations:

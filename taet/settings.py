@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
@@ -42,29 +41,32 @@ def _no_attack_hint(value: float) -> str:
     return "; for no attack: --attacks clean" if value == 0 else ""
 
 
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
-
-
 def _are_rising_shares(values: tuple[float, ...]) -> bool:
     return list(values) == sorted(values) and all(0 < value <= 1 for value in values)
 
 
 Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
 """How an image that is not square is made square."""
-EXTRA_KINDS = ("folder:", "csv:", "npz:")
-EXTRA_COPIES = "copies"
+LEFT: Mapping[str, object] = {
+    "group_pattern": None,
+    "image_column": None,
+    "label_column": None,
+    "image_template": None,
+    "extra_classes": "prior",
+    "extra_trained_on": "other",
+    "extra_labels": "given",
+    "extra_filter": 1.0,
+    "extra_filter_model": None,
+}
+"""Settings of the data in files of older versions, with their defaults: one at its default is as if it were absent."""
 
 
 class Data(Settings):
     """The data set, and how it is made long-tailed."""
 
     name: str = "digits-lt"
-    """Name of a data set (see `taet list data`), or your own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH."""
+    """Name of a data set (see `taet list data`), or your own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH,
+    hf:USER/NAME@REVISION."""
     root: str | None = None
     """Folder of the official files. Default: the environment variable TAET_DATA."""
     imbalance_ratio: Ratio | None = None
@@ -90,21 +92,11 @@ class Data(Settings):
     one. Validation and test images stay the same."""
     group: str | None = None
     """Keep images that belong together (of a patient, a lesion, a track) in one split. For a csv: a column; for an
-    .npz: an array (train_NAME); in both, `group` is used by default. For a folder: `folder`, the path of an image below
-    its class folder."""
-    group_pattern: Annotated[str, Rule(_is_pattern, "a regular expression, e.g. '(\\d+_\\d+)_'")] | None = None
-    """Take the group of an image from its file name: the match of the pattern, or its first capture group. A pattern
-    with a / is searched in the file's path instead, so that a folder can be a group: '(patient\\d+)/'."""
-    image_column: str | None = None
-    """Column of a csv that names the image files. Default: path, file, filename, image or image_id."""
-    label_column: str | None = None
-    """Column of a csv that holds the labels. Default: label, class, ClassId, target or dx."""
-    image_template: Annotated[str, Rule(lambda text: "{}" in text, "a path with {}, e.g. images/{}.jpg")] | None = None
-    """Path of an image of a csv, where {} stands for the value in the image column. Default: that value, or the file of
-    that name, with or without extension, in a subfolder."""
+    .npz: an array (train_NAME); in both, `group` is used by default. For a folder: `folder`, the subfolders of class
+    folders, by default where each class has several. none: no groups."""
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Whether images may be mirrored in training (with augment crop-flip). auto: as known for a published set; yes for
-    your own images, unless class names contain left or right, or are only numbers."""
+    your own images."""
     size: Annotated[int, Field(ge=4, le=2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     fit: Fit = "squeeze"
@@ -115,44 +107,38 @@ class Data(Settings):
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept during a run: in memory, or in a file that is built once and read batch by batch. auto: on
     disk if they would need more than a quarter of the memory. The results do not depend on it."""
+    skip_unreadable: bool = False
+    """Leave out image files that cannot be decoded, count them in the notes of the run, and name some."""
     extra: str | None = None
-    """Extra training images, real or generated: folder:PATH of class folders, csv:PATH, npz:PATH with images and
-    labels, or `copies` of the training images, as a control. Never used for validation or tests."""
+    """Extra training images, real or generated: folder:PATH of class folders, or npz:PATH with images and labels. Never
+    used for validation or tests."""
     extra_fraction: Annotated[PartialShare, Field(title="data extra fraction")] = 0.7
     """Share of extra images in every batch, rounded down; 0: none."""
-    extra_classes: Literal["prior", "uniform", "inverse"] = "prior"
-    """Classes of extra images: as in the training set, uniform, or (inverse) to make batches as even as possible."""
     extra_source: str | None = None
     """How the extra images were made and from what, in one sentence; required, and printed with every result."""
-    extra_trained_on: Literal["this-set", "balanced-original", "other"] = "other"
-    """Training data of the generator of the extra images: this long-tailed training set, the balanced set that it was
-    cut from, or other images. Tables use it to report whether the run had access to the removed tail images."""
-    extra_labels: Literal["given", "pseudo"] = "given"
-    """Labels of the extra images: given with them, or predicted by a model (pseudo)."""
-    extra_filter: Annotated[float, Field(gt=0, le=1, title="data extra filter")] = 1.0
-    """Share of extra images of each class that is kept: those whose label is most probable under the filter model."""
-    extra_filter_model: str | None = None
-    """Folder of the run with the filter model, which must have been trained on the same training images."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left(cls, values: Any) -> Any:
+        """Leave out settings of older versions that have their default; another value is refused."""
+        if not isinstance(values, Mapping):
+            return values
+        for name, value in ((name, values[name]) for name in LEFT if name in values):
+            if value != LEFT[name]:
+                raise UserError(f"data {name.replace('_', ' ')}: got {value}; this setting has left, see CHANGELOG.md")
+        return {name: value for name, value in values.items() if name not in LEFT}
 
     @model_validator(mode="after")
     def _extra_images(self) -> Self:
-        changed = [n for n in type(self).model_fields if n.startswith("extra_") and getattr(self, n) != self.default(n)]
-        mistakes = dict.fromkeys(changed, "with data extra only") if self.extra is None else {}
-        if self.extra == EXTRA_COPIES:
-            own = ("extra_fraction", "extra_classes")
-            mistakes = {name: "with other data than copies" for name in changed if name not in own}
-        for name, allowed in mistakes.items():
-            raise UserError(f"data {name.replace('_', ' ')}: got {getattr(self, name)}; allowed: {allowed}")
-        if self.extra is None or self.extra == EXTRA_COPIES:
+        if self.extra is None:
+            for name in ("extra_fraction", "extra_source"):
+                if getattr(self, name) != self.default(name):
+                    got = f"data {name.replace('_', ' ')}: got {getattr(self, name)}"
+                    raise UserError(f"{got}; allowed: with data extra only")
             return self
-        kind, colon, path = self.extra.partition(":")
-        if kind + colon not in EXTRA_KINDS or not path:
-            raise UserError(f"data extra: got '{self.extra}'; allowed: {', '.join(EXTRA_KINDS)} with a path, or copies")
-        if not (self.extra_source or "").strip():
+        if ":" in self.extra and not (self.extra_source or "").strip():
             why = "a sentence that says how the images were made and from what"
             raise UserError(f"data extra: got '{self.extra}' without a source; add --data.extra-source, {why}")
-        if (self.extra_filter < 1) != (self.extra_filter_model is not None):
-            raise UserError("data extra filter: got one of share and model; allowed: both, e.g. 0.5 and runs/standard")
         return self
 
 

@@ -223,12 +223,12 @@ def class_ranks(train_counts: ArrayLike) -> Ints:
 def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
     """Return the labels of each group of classes, largest class first; a group may be empty with few classes.
 
-    With classes ranked 1..C by training count: head is 1..floor(C/3), tail is ceil(2C/3)..C, body the rest (REAT);
-    last_half is the last floor(C/2) (TAET).
+    With classes ranked 1..C by training count: head is 1..floor(C/3), tail is ceil(2C/3)..C, body the rest (REAT); of
+    two classes, one is head and one tail. last_half is the last floor(C/2) (TAET).
     """
     order = _largest_first(train_counts).tolist()
     count = len(order)
-    head, tail = count // 3, math.ceil(2 * count / 3) - 1
+    head, tail = (1, 1) if count == 2 else (count // 3, math.ceil(2 * count / 3) - 1)
     return {
         "head": order[:head],
         "body": order[head:tail],

@@ -171,9 +171,7 @@ TARGETS = {
     "undone metrics.jsonl": Target("undone/metrics.jsonl", RESUMING, True),
     "checkpoint.pt": Target("undone/checkpoint.pt", RESUMING),
     "spec.toml": Target("spec.toml", ("compare spec.toml --dry-run",)),
-    "arrays.npz": Target(
-        "arrays.npz", ("data show npz:arrays.npz", "data prepare npz:arrays.npz --layout npz --out new")
-    ),
+    "arrays.npz": Target("arrays.npz", ("data show npz:arrays.npz", "data prepare npz:arrays.npz")),
     "table.csv": Target("table.csv", ("data show csv:table.csv", "data show csv:table.csv --group patient")),
     "coco.json": Target("coco.json", ("data show csv:coco.json",), True),
     "list.txt": Target("list.txt", ("data show csv:list.txt",)),

@@ -11,6 +11,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
+NEW = {"skip_unreadable"}
+"""Settings of the data that are younger than the oracle."""
 sys.path[:0] = [str(ROOT), str(ROOT / "papers")]  # the package of this checkout, not an installed one
 
 
@@ -39,21 +41,27 @@ def run_hash(config: Mapping[str, Any]) -> str:
     return decisive_settings.run_hash(config)
 
 
+def as_stored(run: Any) -> dict[str, Any]:
+    """The JSON of a Run with the settings of its data as they were: those that have left, and none that is new."""
+    from taet.settings import LEFT, to_json
+
+    config = to_json(run)
+    return {**config, "data": {**LEFT, **{name: config["data"][name] for name in config["data"].keys() - NEW}}}
+
+
 def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a Run that is read from JSON."""
-    from taet.settings import to_json
     from taet.training.record import run_from_json
 
-    return to_json(run_from_json(config))
+    return as_stored(run_from_json(config))
 
 
 def grid(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     """Yield name, row and Run as JSON of each cell of a specification of `taet compare`; None where it is refused."""
     from taet.experiments.grid import cells_of, read
-    from taet.settings import to_json
 
     for cell in cells_of(read(path), Path("out")):
-        yield cell.name, cell.row, None if cell.run is None else to_json(cell.run)
+        yield cell.name, cell.row, None if cell.run is None else as_stored(cell.run)
 
 
 def paired_difference(

@@ -105,7 +105,7 @@ def test_generate_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     centres = np.stack([data.train.images[data.train.labels == label].mean(0).ravel() for label in range(10)])
     distance = ((images.reshape(300, 1, -1) - centres) ** 2).sum(2)
     assert (distance.argmin(1) == labels).mean() > 0.8
-    settings = {"extra": f"npz:{path}", "extra_source": "a Gaussian for each class", "extra_classes": "inverse"}
+    settings = {"extra": f"npz:{path}", "extra_source": "a Gaussian for each class"}
     extra = read_extra(Data(name="digits-lt", imbalance_ratio=10, validation=0.2, **settings), data)
     assert len(extra.split) == 300
 

@@ -113,7 +113,7 @@ def test_the_borders_are_allowed() -> None:
         (lambda: Training(milestones=(75, 90)), r"milestones: got \(75, 90\); allowed: rising shares of the epochs"),
         (lambda: Training(lr=0), "learning rate: got 0; allowed: above 0$"),
         (lambda: Data(size=3), "size: got 3; allowed: 4 to 2048 pixels"),
-        (lambda: Data(group_pattern="("), r"group pattern: got '\('; allowed: a regular expression"),
+        (lambda: Data(group_pattern="(a)"), r"data group pattern: got \(a\); this setting has left"),
         (lambda: Data(extra_fraction=0.5), "data extra fraction: got 0.5; allowed: with data extra only"),
         (lambda: Data(extra="folder:x"), "data extra: got 'folder:x' without a source"),
         (lambda: Outer(gamma=1.0), "^outer gamma: got 1; allowed: with outer focal only$"),

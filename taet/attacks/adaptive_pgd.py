@@ -31,7 +31,6 @@ class AdaptivePgd(ProjectedAscent):
 
     names: ClassVar[Mapping[str, Norm | None]] = {"adaptive-pgd-N": "linf", "adaptive-pgd-l2-N": "l2"}
     order: ClassVar[int] = 4
-    maximised: ClassVar[tuple[str, ...]] = ("factor",)
 
     factor: Positive = 10.0
     """Factor of the logits in the objective."""

@@ -55,9 +55,9 @@ def check_range(what: str, least: float, largest: float, norm: Norm) -> None:
         raise UserError(f"{what}: got values from {least:g} to {largest:g}; allowed: {allowed}{hint}")
 
 
-def check_noise(noise: Tensor | None) -> None:
+def check_noise(noise: object) -> None:
     """Raise a `UserError` for start noise that is not finite; this waits for the device."""
-    if noise is not None and not bool(noise.isfinite().all()):
+    if isinstance(noise, Tensor) and not bool(noise.isfinite().all()):
         raise UserError("start noise: got NaN or infinity; allowed: finite numbers, in the shape of the images")
 
 

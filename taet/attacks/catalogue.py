@@ -6,18 +6,15 @@ import contextlib
 import hashlib
 import inspect
 import re
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from taet import registry
-from taet.attacks.ball import Norm
 from taet.attacks.draws import Draws
-from taet.attacks.function import FunctionAttack
 from taet.attacks.spec import AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
 from taet.errors import UserError, unknown
 from taet.fields import Positive, allowed_text, fits, got_text, hints, read_text
@@ -25,6 +22,52 @@ from taet.settings import Evaluation, Threat
 
 SETTINGS = Evaluation()
 STEPS = (20, 100)  # shown for a name that ends in a number of steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionAttack(AttackSpec):
+    """A custom attack that is a function without options, `my_attack(model, x, y, *, eps) -> x_adv`.
+
+    It stays in the L-infinity ball and may use torch's global generator.
+    """
+
+    batch_independent: ClassVar[bool] = False
+
+    @property
+    def noise_key(self) -> str:
+        return self.typed
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        called = self.base.replace("-", "_")
+        examples = registry.find("attacks", self.base).call(called, Tensor, model, x, y, eps=self.eps)
+        if examples.shape != x.shape:
+            raise self._refused(f"returned shape {tuple(examples.shape)}; allowed: images in the shape of x")
+        return examples.detach().to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedAttack(AttackSpec):
+    """An attack of a result card that cannot be run here: a worst case, or a custom attack whose file is missing."""
+
+    given: Fields
+
+    def __post_init__(self) -> None:
+        """Accept everything as it is stored."""
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        return dict(self.given)
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        raise self._refused("is known from a result card only; is it a plugin? name its folder in TAET_PLUGINS")
+
+
+class _Found(NamedTuple):
+    entry: registry.RegistryEntry
+    kind: type[AttackSpec]
+    pattern: str
+    given: Fields
+    """Fields that the name decides: the norm, and the number of steps where it has one."""
 
 
 def kinds() -> dict[str, type[AttackSpec]]:
@@ -58,6 +101,10 @@ def place(name: str) -> tuple[int, int, int]:
     return (*_rank(found.pattern, found.kind), found.given.get("steps", 0))
 
 
+def _rank(pattern: str, kind: type[AttackSpec]) -> tuple[int, int]:
+    return kind.order, [*kind.names].index(pattern) if pattern in kind.names else 0
+
+
 def parse(
     name: str, settings: Evaluation = SETTINGS, eps: float | None = None, others: Iterable[str] = ()
 ) -> AttackSpec:
@@ -87,50 +134,19 @@ def parse(
     return found.kind.make(given, settings, radius)
 
 
-class _Found(NamedTuple):
-    entry: registry.RegistryEntry
-    kind: type[AttackSpec]
-    pattern: str
-    given: Fields
-    """Fields that the name decides: the norm, and the number of steps where it has one."""
-
-
 def _offered(entry: registry.RegistryEntry) -> Iterator[tuple[str, type[AttackSpec]]]:
     """Yield the names that an entry's file declares, with their specifications."""
     module = entry.load()
-    declared = [
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, AttackSpec) and kind.__module__ == module.__name__ and kind.names
-    ]
-    if entry.path is not None:
-        for kind in declared:
-            _check_custom(kind, f"{entry.path}: {kind.__name__}")
+    own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__)
+    declared = [kind for kind in own if issubclass(kind, AttackSpec) and kind.names]
+    for kind in declared:
+        sound = "__dataclass_fields__" in vars(kind) and not inspect.isabstract(kind)
+        if not (sound and isinstance(kind.names, Mapping)):
+            allowed = "@dataclass(frozen=True, kw_only=True) with a mapping names and a method run"
+            raise UserError(f"{entry.path}: {kind.__name__}: got no such dataclass; allowed: {allowed}")
     yield from ((name, kind) for kind in declared for name in kind.names)
     if not declared:
         yield entry.name, FunctionAttack
-
-
-RETURNS: dict[str, tuple[Callable[..., bool], str]] = {
-    "make": (lambda made, *_: isinstance(made, AttackSpec), "an AttackSpec"),
-    "run": (lambda made, *_: isinstance(made, Tensor), "a tensor of images"),
-    "passes": (lambda made, *_: isinstance(made, int) and made >= 0, "a whole number, 0 or more"),
-    "check_classes": (lambda *_: True, ""),
-}
-"""What the functions of a custom attack must return."""
-
-
-def _check_custom(kind: type[AttackSpec], where: str) -> None:
-    """Refuse a custom specification with wrong declarations, and guard its functions."""
-    norms = (*typing.get_args(Norm), None)
-    names = kind.names.items() if isinstance(kind.names, Mapping) else [(None, "")]
-    if not all(isinstance(name, str) and norm in norms for name, norm in names):
-        raise UserError(f"{where}: names: got {kind.names!r}; allowed: names with a norm, linf, l2 or None")
-    if not isinstance(kind.order, int):
-        raise UserError(f"{where}: order: got {kind.order!r}; allowed: a whole number")
-    if "__dataclass_fields__" not in vars(kind) or inspect.isabstract(kind):
-        raise UserError(f"{where}: got no dataclass with run; allowed: @dataclass(frozen=True, kw_only=True) with run")
-    registry.guard(kind, RETURNS, where)
 
 
 def _find(base: str) -> _Found | None:
@@ -145,10 +161,6 @@ def _find(base: str) -> _Found | None:
                 steps = {"steps": int(match[1])} if match[1] else {}
                 return _Found(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
     return None
-
-
-def _rank(pattern: str, kind: type[AttackSpec]) -> tuple[int, int]:
-    return kind.order, [*kind.names].index(pattern) if pattern in kind.names else 0
 
 
 def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, object]:
@@ -169,23 +181,6 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
         if field == "eps" and given[field] is None and not kind.minimal:
             raise UserError(f"attack '{name}': eps got 'none'; allowed: a number, since this attack needs a ball")
     return given
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedAttack(AttackSpec):
-    """An attack of a result card that cannot be run here: a worst case, or a custom attack whose file is missing."""
-
-    given: Fields
-
-    def __post_init__(self) -> None:
-        """Accept everything as it is stored."""
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        return dict(self.given)
-
-    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        raise self._refused("is known from a result card only; is it a plugin? name its folder in TAET_PLUGINS")
 
 
 def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -> AttackSpec:

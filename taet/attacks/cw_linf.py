@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
 from taet.attacks.ball import Norm
 from taet.attacks.objectives import Objective, margin
 from taet.attacks.pgd import ProjectedAscent, pgd
-from taet.attacks.spec import Model
+from taet.attacks.spec import FIXED, Model
 
 NAMES = {"cw-linf": "cw-linf-N: pgd-N on the margin, independent of the logit scale (REAT's CW); 2N passes per restart"}
 
@@ -32,7 +32,8 @@ class CwLinf(ProjectedAscent):
     names: ClassVar[Mapping[str, Norm | None]] = {"cw-linf-N": "linf"}
     order: ClassVar[int] = 3
 
-    objective: ClassVar[str] = "cw"
+    objective: Annotated[Literal["cw"], FIXED] = "cw"
+    """Maximised function."""
 
     @property
     def on_margin(self) -> bool:

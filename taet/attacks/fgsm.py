@@ -56,6 +56,7 @@ class Fgsm(AttackSpec):
     names: ClassVar[Mapping[str, Norm | None]] = {"fgsm": "linf"}
     order: ClassVar[int] = 1
     one_step: ClassVar[bool] = True
+    unstored: ClassVar[Mapping[str, object]] = {"objective": "ce"}
 
     objective: LabelObjectiveName = "ce"
     """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), or margin of
@@ -89,5 +90,4 @@ class Fgsm(AttackSpec):
 
     @property
     def parameters(self) -> dict[str, object]:
-        objective = {} if self.objective == "ce" else {"objective": self.objective}
-        return {"steps": 1, "step_size": self.eps, "start": "none", **objective, **self._stored("target", "seed")}
+        return {"steps": 1, "step_size": self.eps, "start": "none", **super().parameters}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ParamSpec
 
 import torch
@@ -15,38 +13,30 @@ from torch import Tensor, nn
 from taet.attacks.ball import Norm, check_floating, check_range, frozen
 from taet.attacks.objectives import check_classes
 from taet.errors import UserError
-from taet.fields import got_text
 
 P = ParamSpec("P")
 Model = Callable[[Tensor], Tensor]
 
 SUM_TOLERANCE = 1e-5  # of the official AutoAttack for a probability distribution
 ROUNDING = 1e-3  # images this far outside [0, 1] came from an interpolation, not from a normalisation
-IMAGE_TO_LOGITS = "a Module or function from images (N, ...) in [0, 1] to logits (N, classes)"
 
 
 def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Decorate an attack on `model`, `x`, `y`: check its inputs, and compute gradients in any mode of the caller.
 
-    The attack must have a parameter `checked`: with `checked=True` the inputs are taken as valid, and no check that
-    would wait for the device is made.
+    The attack has a keyword `checked`: with `checked=True` the inputs are taken as valid, and no check that would wait
+    for the device is made.
     """
-    signature = inspect.signature(attack)
+    defaults: dict[str, Any] = getattr(attack, "__kwdefaults__", {})
 
     @functools.wraps(attack)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        try:
-            given = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{attack.__name__}() {error}") from None
-        given.apply_defaults()
-        named: dict[str, Any] = given.arguments
-        ball = {"eps": named.get("eps"), "norm": named.get("norm", "l2"), "checked": bool(named["checked"])}
-        with ready(named["model"], named["x"], named["y"], **ball) as (model, x, y):
-            named.update(model=model, x=x, y=y)
-            return attack(*given.args, **given.kwargs)
+    def call(model: Model, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        given = {**defaults, **options}
+        ball = {"eps": given.get("eps"), "norm": given.get("norm", "l2"), "checked": bool(given["checked"])}
+        with ready(model, x, y, **ball) as sound:
+            return attack(*sound, **options)  # type: ignore[arg-type]
 
-    return call
+    return call  # type: ignore[return-value]
 
 
 @contextmanager
@@ -56,7 +46,7 @@ def ready(
     """Yield model, images and labels in a form that attacks can use; raise a `UserError` for invalid inputs.
 
     The block runs outside of `torch.no_grad` and `torch.inference_mode`; tensors of inference mode are copied. The
-    model's first output is checked as well; if the attack never calls the model, it is called on x afterwards.
+    model's first output is checked as well, on x afterwards if the attack never calls the model.
     """
     if checked:
         check_floating(x)  # which costs nothing
@@ -72,7 +62,6 @@ def ready(
             yield model, x, y
             return
         answers = Answers(model, check_values(x, y, eps, norm))
-        check_type(model, x)
         yield answers, x, y
         if not answers.asked:
             with torch.no_grad(), frozen(answers):
@@ -81,19 +70,12 @@ def ready(
 
 def check_model(model: object) -> None:
     """Raise a `UserError` for a model that cannot be called on images, or with weights that let no gradient pass."""
-    got = ""
-    if isinstance(model, Mapping):
-        got = "a state dict; load it into a network: network.load_state_dict(...)"
-    elif isinstance(model, str | Path):
-        path = got_text(str(model))
-        got = f"the path {path}; load it: taet.resume(RUN).model or taet.models.build(NAME, C, weights=PATH)"
-    elif isinstance(model, type):
-        got = f"the class {model.__name__}; call it to build a model: {model.__name__}(...)"
-    elif not callable(model):
-        got = f"a {type(model).__name__}"
-    if got:
-        what, _, hint = got.partition("; ")
-        raise UserError(f"model: got {what}; allowed: {IMAGE_TO_LOGITS}{'; ' if hint else ''}{hint}")
+    if isinstance(model, type) or not callable(model):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UserError(
+            f"model: got {got}; allowed: a Module or function from images (N, ...) in [0, 1] to logits (N, classes), "
+            "e.g. taet.models.build(NAME, C, weights=PATH)"
+        )
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     if any(tensor.is_inference() for tensor in tensors):
         raise UserError(
@@ -102,46 +84,19 @@ def check_model(model: object) -> None:
         )
 
 
-def check_type(model: Model, x: Tensor) -> None:
-    """Raise a `UserError` if the model fails for the type of the images and not for that of its weights."""
-    tensors = [*model.parameters()] if isinstance(model, nn.Module) else []
-    types = [tensor.dtype for tensor in tensors if tensor.is_floating_point()] or [torch.float32]
-    if x.dtype in types:
-        return
-    tried = x[:2].to(tensors[0].device if tensors else x.device)
-    reason = _failure(model, tried)
-    if reason and not _failure(model, tried.to(types[0])):  # a model for batches of one size fails for both
-        allowed = "the type of the model's weights, as in x.float() and model.float()"
-        raise UserError(f"images: got {x.dtype}, on which the model fails ({reason}); allowed: {allowed}")
-
-
-def _failure(model: Model, x: Tensor) -> str:
-    """Return why the model fails on images; empty if it does not."""
-    try:
-        with torch.no_grad(), frozen(model):
-            model(x)
-    except RuntimeError as error:
-        return str(error).partition("\n")[0] or type(error).__name__
-    return ""
-
-
 def check_shapes(x: object, y: object) -> None:
     """Raise a `UserError` for images and labels of a wrong kind, type or shape; no value is read."""
     for what, values in (("images", x), ("labels", y)):
         if not isinstance(values, Tensor):
-            hint = " (torch.as_tensor makes one)" if hasattr(values, "__len__") else ""
-            raise UserError(f"{what}: got a {type(values).__name__}; allowed: a torch.Tensor{hint}")
+            raise UserError(f"{what}: got a {type(values).__name__}; allowed: a torch.Tensor (see torch.as_tensor)")
     assert isinstance(x, Tensor)
     assert isinstance(y, Tensor)
     check_floating(x)
     if x.ndim < 2 or x.numel() == 0:
         raise UserError(f"images: got shape {tuple(x.shape)}; allowed: a batch (N, ...) with N of 1 or more")
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        hint = ""
-        if y.ndim == 2 and len(y) == len(x):
-            hint = "; of one-hot rows pass y.argmax(1)"
-        elif y.shape == x.shape[:1]:
-            hint = "; convert whole numbers by y.long()"
+        hint = "; of one-hot rows pass y.argmax(1)" if y.ndim == 2 else ""
+        hint = "; convert whole numbers by y.long()" if y.shape == x.shape[:1] else hint
         got, allowed = f"{y.dtype} {tuple(y.shape)}", f"torch.int64 ({len(x)},), the class of each image"
         raise UserError(f"labels: got {got}; allowed: {allowed}{hint}")
 
@@ -153,52 +108,16 @@ def check_values(x: Tensor, y: Tensor, eps: object = None, norm: Norm = "linf") 
     ends = torch.stack([end.double().to(x.device) for part in parts for end in (part.amin(), part.amax())])
     low, high, least, largest, first, last = ends.tolist()  # one wait for all
     if not (low >= 0 and high <= 1):
-        raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN{_unit(low, high)}")
+        hint = ""
+        if low >= -ROUNDING and high <= 1 + ROUNDING:
+            hint = "; clamp them: x.clamp(0, 1)"
+        elif -torch.inf < low < 0:
+            hint = "; put the mean and std of normalised images into the model: taet.models.Normalized"
+        elif 2 < high <= 255:
+            hint = "; divide them by 255"
+        raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN{hint}")
     check_range("eps", least, largest, norm)
     return int(first), int(last)
-
-
-def _unit(low: float, high: float) -> str:
-    """Return a hint on how to scale images of this range to [0, 1]."""
-    if low >= -ROUNDING and high <= 1 + ROUNDING:
-        return "; clamp them: x.clamp(0, 1)"
-    if low < 0 and abs(low) < float("inf") and abs(high) < float("inf"):
-        return (
-            "; if they are normalised, attack the images before that and put mean and std into the model: "
-            "taet.models.Normalized(model, (mean, std))"
-        )
-    return "; divide them by 255" if 2 < high <= 255 else ""
-
-
-class Answers(nn.Module):
-    """A model whose first output is checked: logits, one per class, and labels within these classes."""
-
-    def __init__(self, model: Model, labels: tuple[int, int]) -> None:
-        super().__init__()
-        self.model = model
-        self.labels = labels
-        self.asked = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the model's output."""
-        output = self.model(x)
-        if not self.asked:
-            self.asked = True
-            self._check(check_output(output, x), x)
-        return output
-
-    def _check(self, logits: Tensor, x: Tensor) -> None:
-        check_classes("model output", logits)
-        check_labels(*self.labels, logits.shape[1])
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
-            raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
-        # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
-        inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
-        if bool(distributions(logits.detach()).all() & inside):
-            raise UserError(
-                "model output: got probabilities, which sum to 1 for every image and hide the gradient; allowed: "
-                "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
-            )
 
 
 def check_labels(low: int, high: int, classes: int) -> None:
@@ -222,3 +141,46 @@ def check_output(output: object, x: Tensor) -> Tensor:
 def distributions(logits: Tensor) -> Tensor:
     """Return for which images (N,) the logits (N, C) are probabilities: at least 0, with a sum of 1."""
     return (logits >= 0).all(1) & ((logits.sum(1, dtype=torch.float64) - 1).abs() <= SUM_TOLERANCE)
+
+
+class Answers(nn.Module):
+    """A model whose first output is checked: logits, one per class, and labels within these classes."""
+
+    def __init__(self, model: Model, labels: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.labels = labels
+        self.asked = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's output."""
+        if self.asked:
+            return self.model(x)
+        output = answer(self.model, x)
+        logits = check_output(output, x)
+        check_classes("model output", logits)
+        check_labels(*self.labels, logits.shape[1])
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
+        # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
+        inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
+        if bool(distributions(logits.detach()).all() & inside):
+            raise UserError(
+                "model output: got probabilities, which sum to 1 for every image and hide the gradient; allowed: "
+                "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
+            )
+        self.asked = True
+        return output
+
+
+def answer(model: Model, x: Tensor) -> Tensor:
+    """Return the model's output; a `UserError` if it fails on images of another type than its weights."""
+    types = {one.dtype for one in model.parameters() if one.is_floating_point()} if isinstance(model, nn.Module) else ()
+    try:
+        return model(x)
+    except RuntimeError as error:
+        if not types or x.dtype in types:
+            raise
+        allowed = "the type of the model's weights, as in x.float() and model.float()"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"images: got {x.dtype}, on which the model fails ({reason}); allowed: {allowed}") from None

@@ -98,6 +98,11 @@ def scaled(objective: Objective, factor: float) -> Objective:
     return lambda logits, y: objective(factor * logits, y)
 
 
+def towards(objective: Objective) -> Objective:
+    """Return the objective times -1, whose ascent leads to the class that y names."""
+    return lambda logits, y: -objective(logits, y)
+
+
 def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
     """Return the objective KL(f(x) || f(x')) of TRADES, which uses no labels; f(x) is computed once for all steps.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from taet.attacks.objectives import (
     named_objective,
     target_classes,
     target_passes,
+    towards,
 )
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model, Option
 from taet.errors import UserError, unknown
@@ -53,26 +54,25 @@ NAMES = {
 }
 
 Each = TypeVar("Each")
+Size = float | Tensor
 
 
 @refusing
 def pgd(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
-    eps: float | Tensor,
+    eps: Size,
     steps: int,
-    step_size: float | Tensor | Sequence[float | Tensor],
+    step_size: Size | Sequence[Size],
     norm: Norm = "linf",
     start: Start = "uniform",
+    start_noise: Tensor | torch.Generator | None = None,
     objective: Objective | Sequence[Objective] = cross_entropy,
     targeted: bool = False,
     restarts: int = 1,
     bn_mode: BNMode = "eval",
-    generator: torch.Generator | None = None,
-    start_noise: Tensor | None = None,
-    active: Tensor | None = None,
     observe: Callable[[int, Tensor], None] | None = None,
     checked: bool = False,
 ) -> Tensor:
@@ -80,11 +80,8 @@ def pgd(
 
     The direction is the sign of the gradient in the L-infinity ball, and in L2 the gradient of each sample divided by
     its norm; a zero gradient moves nothing. A sample whose gradient is not finite is returned as NaN, which
-    `taet.attacks.ball.verify` refuses, so that a broken model never counts as robust. The objective is summed over
-    samples, so that each sample moves by its own gradient. The model's modes, parameters, gradients and (with
-    `bn_mode="eval"`) statistics, the inputs and the global random state are not changed. With `checked`, nothing
-    synchronises with the device and no branch depends on values, so that a call with `start_noise` can be captured in a
-    CUDA graph.
+    `taet.attacks.ball.verify` refuses, so that a broken model never counts as robust. The model's modes, parameters,
+    gradients and (with `bn_mode="eval"`) statistics, the inputs and the global random state are not changed.
 
     Args:
         model: from x (N, ...) to logits (N, C).
@@ -93,96 +90,117 @@ def pgd(
         eps: radius of the ball, a number or one per sample (N,), in units of the image range, e.g. 8/255.
         steps: number of steps, 0 or more; with 0 steps the start noise itself is returned, projected into the ball.
         step_size: length of a step in `norm`, a number or one per sample (N,), same units; or a sequence of these, one
-            per step.
+            per step. A sample with length 0 does not move.
         norm: "linf" or "l2".
         start: "uniform" in the ball, or "positive", in the part of it above x, both clipped to [0, 1]; "gaussian"
             0.001 N(0, 1), not projected before the first step; or "none".
+        start_noise: noise to use instead of a draw, in the shape of x, or (restarts, *x.shape); or its generator, on
+            x's device, by default a new one seeded with 0.
         objective: maximised function from (logits, labels) to (N,); logits are float32 or wider. Or a sequence of
             these, one per step; the last one compares restarts.
         targeted: minimise the objective, for the target class.
         restarts: number of starts, 1 or more. With several, each sample keeps the first result that fools the model (or
-            reaches its target) or is not finite, else that of the highest objective. This takes one more forward pass
-            per restart.
+            reaches its target) or is not finite, else that of the highest objective, at one more forward pass each.
         bn_mode: "eval", or "train" for batch statistics, which also updates the running ones in every step.
-        generator: source of the start noise, on x's device. Default: a new one seeded with 0.
-        start_noise: noise to use instead of a draw, in the shape of x, or (restarts, *x.shape).
-        active: booleans, (N,) or (steps, N): which samples move, always or in each step.
         observe: called as observe(step, logits) before the update of each step, in every restart.
-        checked: skip the checks of the model, images, labels and values of tensors. They wait for the device once per
-            call, which a training step should avoid.
+        checked: skip the checks of the model, images, labels and values of tensors, which wait for the device once per
+            call. With `start_noise`, such a call can be captured in a CUDA graph.
 
     Returns:
-        Adversarial images, detached, in the shape of x; float32, or float64 if x is. NaN where a gradient was not
-        finite.
+        Adversarial images, detached, in the shape of x; float32, or float64 if x is.
 
     Raises:
-        UserError: invalid inputs (`taet.attacks.inputs`): images that are not floating point in [0, 1],
-            labels that are not one class per image, a model that does not return logits; an unknown norm or start; an
-            eps or step_size outside the range of the norm (L-infinity: 0 to 1); a tensor of another shape; start noise
-            that is not finite; an objective that is no function; no restart, or several without start noise; no steps
-            without start noise.
+        UserError: invalid inputs: images that are not floating point in [0, 1], labels that are not one class per
+            image, a model that does not return logits; a setting out of its range; a tensor of another shape.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
     """
-    for what, name, allowed in (("norm", norm, get_args(Norm)), ("start", start, get_args(Start))):
-        if name not in allowed:
-            raise unknown(what, str(name), allowed)
+    _check_choices(norm, start, steps, restarts)
     check_size("eps", eps, x, norm)
-    check_value("steps", steps, Whole)
-    check_value("restarts", restarts, Count)
-    if steps == 0 and start == "none":
-        raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
     origin = full_precision(x.detach())
-    starts = _starts(origin, eps, start, norm, restarts, generator, start_noise)
+    starts = _starts(origin, eps, start, norm, restarts, start_noise)
     objectives = _each_step("objective", objective, steps)
     check_callable(objectives)
-    sizes: Sequence[float | Tensor] = _each_step("step size", step_size, steps)
+    sizes: Sequence[Size] = _each_step("step size", step_size, steps)
     for size in sizes:
         check_size("step size", size, x, norm)
     if not checked:
         check_sizes("step size", sizes, norm)
         check_noise(start_noise)
-    lengths = [per_sample(size, origin) for size in sizes]
-    moves = None if active is None else active.expand(steps, -1)
-    radius = per_sample(eps, origin)
-    # The L-infinity ball inside [0, 1] is a box with the same corners in every step.
-    box = ((origin - radius).clamp(0, 1), (origin + radius).clamp(0, 1)) if norm == "linf" else None
-
-    def inside(x_adv: Tensor) -> Tensor:
-        return project(x_adv, origin, eps, norm) if box is None else x_adv.clamp(*box)
-
-    def height(step: int, logits: Tensor) -> Tensor:
-        value = objectives[step](logits, y)
-        return -value if targeted else value
-
-    def climb(x_adv: Tensor) -> Tensor:
-        for step in range(steps):
-            with torch.enable_grad():
-                x_adv.requires_grad_()
-                logits = full_precision(model(x_adv))
-                total = height(step, logits).sum()
-                # Without this, autocast would also change the backward pass of what ran in float32.
-                with torch.autocast(x_adv.device.type, enabled=False):
-                    (gradient,) = torch.autograd.grad(total, x_adv)
-            x_adv = x_adv.detach()
-            if observe is not None:
-                observe(step, logits.detach())
-            update = lengths[step] * _direction(gradient, norm)
-            if moves is not None:
-                update = update * per_sample(moves[step], origin)
-            x_adv = inside(x_adv + update)
-        return inside(x_adv)
-
-    def judge(x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            logits = full_precision(model(x_adv))
-            sound = finite(logits) & finite(x_adv)
-            # What is not finite is kept, so that it is seen.
-            return fooled(logits, y, targeted) | ~sound, height(-1, logits)
-
+    lengths = [per_sample(size, origin) for size in sizes[:steps]]
+    if targeted:
+        objectives = [towards(one) for one in objectives]
+    climb = _Climb(model, y, norm, lengths, objectives, _inside(origin, eps, norm), observe)
     with frozen(model, bn_mode):
-        return climb(next(starts)) if restarts == 1 else _best((climb(begin) for begin in starts), judge)
+        if restarts == 1:
+            return climb.run(next(starts))
+        return _best((climb.run(begin) for begin in starts), lambda x_adv: climb.judge(x_adv, targeted))
+
+
+class _Climb(NamedTuple):
+    """The steps of one restart."""
+
+    model: Model
+    y: Tensor
+    norm: Norm
+    lengths: Sequence[Size]
+    objectives: Sequence[Objective]
+    inside: Callable[[Tensor], Tensor]
+    observe: Callable[[int, Tensor], None] | None
+
+    def run(self, x_adv: Tensor) -> Tensor:
+        for step, length in enumerate(self.lengths):
+            logits, gradient = slope(self.model, x_adv, self.y, self.objectives[step])
+            if self.observe is not None:
+                self.observe(step, logits)
+            x_adv = self.inside(x_adv.detach() + length * direction(gradient, self.norm))
+        return self.inside(x_adv)
+
+    def judge(self, x_adv: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
+        """Return success and objective of each sample; what is not finite is a success, so that it is kept and seen."""
+        with torch.no_grad():
+            logits = full_precision(self.model(x_adv))
+            sound = finite(logits) & finite(x_adv)
+            return fooled(logits, self.y, targeted) | ~sound, self.objectives[-1](logits, self.y)
+
+
+def slope(model: Model, x_adv: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Return the logits, and the gradient of the objective summed over samples, which are independent."""
+    with torch.enable_grad():
+        x_adv.requires_grad_()
+        logits = full_precision(model(x_adv))
+        total = objective(logits, y).sum()
+        # Without this, autocast would also change the backward pass of what ran in float32.
+        with torch.autocast(x_adv.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(total, x_adv)
+    return logits.detach(), gradient
+
+
+def direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """Return the move of length 1 in `norm` that raises the linearised objective most."""
+    if norm == "l2":
+        return unit(gradient)
+    return gradient.sign() + 0 * gradient  # NaN if the gradient is not finite; sign(NaN) is 0
+
+
+def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]:
+    """Return the projection into the ball and into [0, 1]."""
+    if norm == "l2":
+        return lambda x_adv: project(x_adv, origin, eps, norm)
+    radius = per_sample(eps, origin)  # the L-infinity ball inside [0, 1] is a box with the same corners in every step
+    box = ((origin - radius).clamp(0, 1), (origin + radius).clamp(0, 1))
+    return lambda x_adv: x_adv.clamp(*box)
+
+
+def _check_choices(norm: str, start: str, steps: int, restarts: int) -> None:
+    for what, name, allowed in (("norm", norm, get_args(Norm)), ("start", start, get_args(Start))):
+        if name not in allowed:
+            raise unknown(what, str(name), allowed)
+    check_value("steps", steps, Whole)
+    check_value("restarts", restarts, Count)
+    if steps == 0 and start == "none":
+        raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
 
 
 def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
@@ -195,36 +213,21 @@ def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[
 
 
 def _starts(
-    origin: Tensor,
-    eps: float | Tensor,
-    start: Start,
-    norm: Norm,
-    restarts: int,
-    generator: torch.Generator | None,
-    start_noise: Tensor | None,
+    origin: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | None
 ) -> Iterator[Tensor]:
     """Return the start of each restart."""
-    if start_noise is None and restarts > 1:
-        if start == "none":
-            raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
-        generator = generator or torch.Generator(origin.device).manual_seed(0)  # otherwise all starts would be the same
-    source = None if generator is None else Source(generator)
     noises: Iterable[Tensor]
-    if start_noise is None:
-        noises = (draw_noise(origin, eps, start, source, norm) for _ in range(restarts))
-    else:
-        noises = start_noise if start_noise.ndim > origin.ndim else start_noise[None]
+    if isinstance(given, Tensor):
+        noises = given if given.ndim > origin.ndim else given[None]
         if len(noises) != restarts:
             raise UserError(f"start noise: got {len(noises)}; allowed: one per restart, {restarts}")
+    elif start == "none" and restarts > 1:
+        raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
+    else:
+        source = Source(given or torch.Generator(origin.device).manual_seed(0))
+        noises = (draw_noise(origin, eps, start, source, norm) for _ in range(restarts))
     begins = (origin + noise for noise in noises)
     return (project(x_adv, origin, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
-
-
-def _direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return the move of length 1 in `norm` that raises the linearised objective most."""
-    if norm == "l2":
-        return unit(gradient)
-    return gradient.sign() + 0 * gradient  # NaN if the gradient is not finite; sign(NaN) is 0
 
 
 def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
@@ -246,8 +249,10 @@ def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Ten
 class ProjectedAscent(AttackSpec):
     """`pgd` from start noise that is drawn per image; a subclass says what is maximised."""
 
-    maximised: ClassVar[tuple[str, ...]] = ("objective",)
-    """Fields that say what is maximised."""
+    stored_first: ClassVar[tuple[str, ...]] = (
+        *("steps", "step_size", "start", "restarts", "seed"),
+        *("objective", "factor", "target"),
+    )
 
     steps: Annotated[Count, FIXED]
     """Number of steps, N of the name."""
@@ -284,21 +289,10 @@ class ProjectedAscent(AttackSpec):
         eps, norm = self.radius, self.norm or "linf"
         aim = y if self.target is None else target_classes(self.target, model, x, y, draws, norm)
         noise = torch.stack([draws.start(x, eps, self.start, norm, restart) for restart in range(self.restarts)])
-        return pgd(
-            model,
-            x,
-            aim,
-            eps=eps,
-            steps=self.steps,
-            step_size=self.step_size,
-            norm=norm,
-            start=self.start,
-            objective=self.objective_of(model, x),
-            targeted=self.target is not None,
-            restarts=self.restarts,
-            start_noise=noise if self.restarts > 1 else noise[0],
-            checked=True,
-        )
+        ball: Fields = {"eps": eps, "norm": norm, "steps": self.steps, "step_size": self.step_size}
+        starts: Fields = {"start": self.start, "restarts": self.restarts, "start_noise": noise}
+        objective, targeted = self.objective_of(model, x), self.target is not None
+        return pgd(model, x, aim, **ball, **starts, objective=objective, targeted=targeted, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return self.restarts * (2 * self.steps + (self.restarts > 1)) + target_passes(self.target, num_classes) + 1
@@ -306,10 +300,6 @@ class ProjectedAscent(AttackSpec):
     @property
     def ascent_steps(self) -> int:
         return self.steps
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        return self._stored("steps", "step_size", "start", "restarts", "seed", *self.maximised, "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +311,7 @@ class Pgd(ProjectedAscent):
 
     names: ClassVar[Mapping[str, Norm | None]] = {"pgd-N": "linf", "pgd-l2-N": "l2"}
     order: ClassVar[int] = 2
+    unstored: ClassVar[Mapping[str, object]] = {"objective": "ce"}
 
     objective: ObjectiveName = "ce"
     """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), margin of
@@ -345,8 +336,3 @@ class Pgd(ProjectedAscent):
 
     def check_classes(self, num_classes: int) -> None:
         check_objective(self.name, self.objective, num_classes)
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        # Cards do not store cross-entropy.
-        return {name: value for name, value in super().parameters.items() if (name, value) != ("objective", "ce")}

@@ -16,7 +16,7 @@ from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.noise import Source
 from taet.attacks.objectives import Objective, fooled, margin, probability_margin
-from taet.attacks.pgd import pgd
+from taet.attacks.pgd import Size, pgd
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.attacks.targets import nearest_classes
 from taet.errors import UserError
@@ -87,15 +87,15 @@ def cosine_lengths(steps: int) -> list[float]:
 
 @refusing
 def quick(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
-    eps: float | Tensor,
+    eps: Size,
     norm: Norm = "linf",
     targets: int = 3,
     near: float = 0.3,
-    judge: Callable[[Tensor], Tensor] | None = None,
+    judge: Model | None = None,
     noise: Callable[[int], Tensor] | None = None,
     checked: bool = False,
 ) -> Tensor:
@@ -111,10 +111,9 @@ def quick(
 
     Steps begin at twice the radius and fall along a cosine; every run starts uniformly in its ball. An image is fooled
     at any iterate inside the ball of eps, if `judge` agrees, and is not attacked further. A path through a larger ball
-    reaches minima that no start inside the ball leads to: in L2 it broke the images that only FAB of AutoAttack had
-    broken. With C classes a robust image costs 92 + min(20, C - 1) + 80 min(3, C - 1) passes, and 800 more if an
-    iterate comes close to the boundary. The model, the inputs and the global random state are not changed. A bound from
-    above: it has no attack without gradients, so it must not be used where gradients mislead.
+    reaches minima that no start inside the ball leads to. With C classes a robust image costs 92 + min(20, C - 1) +
+    80 min(3, C - 1) passes, and 800 more if an iterate comes close to the boundary. A bound from above: it has no
+    attack without gradients, so it must not be used where gradients mislead.
 
     Args:
         model: from x (N, ...) to logits (N, C) with C of 2 or more.
@@ -143,42 +142,35 @@ def quick(
         source = Source(torch.Generator(x.device).manual_seed(0))
         noise = lambda _: draw_noise(full_precision(x.detach()), eps, "uniform", source, norm)  # noqa: E731
     with frozen(model), frozen(judge):
-        hunt = _Hunt(model, judge or model, x, y, eps, norm, noise)
+        hunt = _Hunt(model, judge or model, full_precision(x.detach()), y, eps, norm, noise)
         hunt.climb(hunt.standing, margin, cosine_lengths(FIRST_STEPS))
         for run in (0, 1):
             hunt.climb(hunt.standing, margin_objectives(MARGIN_STEPS, run), margin_lengths(MARGIN_STEPS))
         if len(hunt.standing):
-            closest = hunt.aim(targets)
-            long, short = cosine_lengths(TARGET_STEPS), [length / 2 for length in margin_lengths(MARGIN_STEPS)]
-            for _ in range(ROUNDS):
-                rows = hunt.close(near)
-                hunt.climb(rows, _towards(closest[rows]), long)
-                hunt.shrink(hunt.close(near), margin)
-                hunt.climb(hunt.close(near), margin_objectives(MARGIN_STEPS, 0), short)
+            hunt.refine(hunt.aim(targets), near)
     return hunt.x_adv
 
 
+@dataclass
 class _Hunt:
     """The images that are still correct, their adversarial images, and the smallest margin that they reached."""
 
-    def __init__(
-        self,
-        model: Callable[[Tensor], Tensor],
-        judge: Callable[[Tensor], Tensor],
-        x: Tensor,
-        y: Tensor,
-        eps: float | Tensor,
-        norm: Norm,
-        noise: Callable[[int], Tensor],
-    ) -> None:
-        self.model, self.judge, self.noise, self.runs = model, judge, noise, 0
-        self.x, self.y, self.eps, self.norm = full_precision(x.detach()), y, eps, norm
+    model: Model
+    judge: Model
+    x: Tensor
+    y: Tensor
+    eps: Size
+    norm: Norm
+    noise: Callable[[int], Tensor]
+    runs: int = 0
+
+    def __post_init__(self) -> None:
         with torch.no_grad():
-            logits = full_precision(judge(self.x))
-        self.clean = -margin(logits, y)
+            logits = full_precision(self.judge(self.x))
+        self.clean = -margin(logits, self.y)
         self.least = self.clean.clone()
         self.x_adv = choose(finite(logits), self.x, torch.full_like(self.x, torch.nan))
-        self.standing = (~fooled(logits, y) & finite(logits)).nonzero().flatten()
+        self.standing = (~fooled(logits, self.y) & finite(logits)).nonzero().flatten()
 
     def close(self, share: float) -> Tensor:
         """Return the images that are still correct, with a least margin of at most this share of the clean one."""
@@ -198,6 +190,15 @@ class _Hunt:
             reached[rows] = torch.minimum(reached[rows], least)
         return closest
 
+    def refine(self, closest: Tensor, near: float) -> None:
+        """Start again where the margin is small, towards the class that came closest, (N,)."""
+        long, short = cosine_lengths(TARGET_STEPS), [length / 2 for length in margin_lengths(MARGIN_STEPS)]
+        for _ in range(ROUNDS):
+            rows = self.close(near)
+            self.climb(rows, _towards(closest[rows]), long)
+            self.shrink(self.close(near), margin)
+            self.climb(self.close(near), margin_objectives(MARGIN_STEPS, 0), short)
+
     def shrink(self, rows: Tensor, objective: Objective) -> Tensor:
         """Run TARGET_STEPS steps in a ball that shrinks to that of eps; return the least margins inside that one."""
         steps = TARGET_STEPS - sum(steps for _, steps in WIDER)
@@ -215,37 +216,27 @@ class _Hunt:
         With `wider`, it begins in these larger balls, in which no success counts.
         """
         noise, self.runs = self.noise(self.runs)[rows], self.runs + 1
-        y, kept = self.y[rows], self.x[rows].clone()
-        met, least = torch.zeros_like(y, dtype=torch.bool), torch.full_like(self.least[rows], torch.inf)
         if not len(rows):
-            return least
-
-        def watched(x: Tensor) -> Tensor:
-            nonlocal kept, met, least
-            logits = full_precision(self.model(x))
-            left = -margin(logits.detach(), y)
-            kept = choose((left < 0) & ~met, x.detach(), kept)
-            met, least = met | (left < 0), torch.minimum(least, left)
-            return logits
-
+            return self.least[rows]
         for index, (ratio, steps) in enumerate(wider):
             begin = noise if index else ratio * noise
             noise = self._ascend(self.model, rows, objective, cosine_lengths(steps), begin, ratio) - self.x[rows]
+        watched = _Watched(self.model, self.x[rows], self.y[rows])
         last = self._ascend(watched, rows, objective, lengths, noise)
         sound = finite(last)  # an image of NaN stays so, and is refused by who verifies it
-        broken = met & sound
+        broken = watched.met & sound
         if bool(broken.any()):
             with torch.no_grad():
-                logits = full_precision(self.judge(kept[broken]))
-            broken[broken.clone()] = fooled(logits, y[broken])
-        self.x_adv[rows], self.least[rows] = choose(broken, kept, last), torch.minimum(self.least[rows], least)
-        gone = rows[broken | ~sound]
-        self.standing = self.standing[~torch.isin(self.standing, gone)]
-        return least
+                logits = full_precision(self.judge(watched.kept[broken]))
+            broken[broken.clone()] = fooled(logits, self.y[rows][broken])
+        self.x_adv[rows] = choose(broken, watched.kept, last)
+        self.least[rows] = torch.minimum(self.least[rows], watched.least)
+        self.standing = self.standing[~torch.isin(self.standing, rows[broken | ~sound])]
+        return watched.least
 
     def _ascend(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Model,
         rows: Tensor,
         objective: Objective | Sequence[Objective],
         lengths: Sequence[float],
@@ -255,21 +246,27 @@ class _Hunt:
         """Run `pgd` in the ball of `ratio` eps; `lengths` are in units of its radius."""
         eps = self.eps[rows] if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
         radius = _capped(ratio * eps, self.norm)
-        return pgd(
-            model,
-            self.x[rows],
-            self.y[rows],
-            eps=radius,
-            steps=len(lengths),
-            step_size=[_capped(length * radius, self.norm) for length in lengths],
-            norm=self.norm,
-            objective=objective,
-            start_noise=noise,
-            checked=True,
-        )
+        sizes = [_capped(length * radius, self.norm) for length in lengths]
+        ball: Fields = {"eps": radius, "norm": self.norm, "steps": len(sizes), "step_size": sizes}
+        return pgd(model, self.x[rows], self.y[rows], **ball, objective=objective, start_noise=noise, checked=True)
 
 
-def _capped(length: float | Tensor, norm: Norm) -> float | Tensor:
+class _Watched:
+    """A model that keeps the first image of each row that fools it, and the least margin of all iterates."""
+
+    def __init__(self, model: Model, x: Tensor, y: Tensor) -> None:
+        self.model, self.y, self.kept = model, y, x.clone()
+        self.met, self.least = torch.zeros_like(y, dtype=torch.bool), x.new_full((len(y),), torch.inf)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = full_precision(self.model(x))
+        left = -margin(logits.detach(), self.y)
+        self.kept = choose((left < 0) & ~self.met, x.detach(), self.kept)
+        self.met, self.least = self.met | (left < 0), torch.minimum(self.least, left)
+        return logits
+
+
+def _capped(length: Size, norm: Norm) -> Size:
     """Return a length that `pgd` takes: in L-infinity none is longer than the range of the image."""
     if norm == "l2":
         return length
@@ -319,18 +316,12 @@ class Quick(AttackSpec):
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         if self.schedule != SCHEDULE:
             raise UserError("quick: got the runs of an earlier version; allowed: a new evaluation with quick")
-        return quick(
-            model,
-            x,
-            y,
-            eps=self.radius,
-            norm=self.norm or "linf",
-            targets=self.targets,
-            near=self.near,
-            judge=model.judge if isinstance(model, Counted) else None,
-            noise=lambda run: draws.start(x, self.radius, "uniform", self.norm or "linf", run),
-            checked=True,
-        )
+        ball: Fields = {"eps": self.radius, "norm": self.norm or "linf"}
+        given: Fields = {
+            "judge": model.judge if isinstance(model, Counted) else None,
+            "noise": lambda run: draws.start(x, self.radius, "uniform", ball["norm"], run),
+        }
+        return quick(model, x, y, **ball, **given, targets=self.targets, near=self.near, checked=True)
 
     def passes(self, num_classes: int) -> int:
         """Estimated passes of a robust image that came close to the boundary."""

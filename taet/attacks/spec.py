@@ -70,6 +70,10 @@ class AttackSpec(ABC):
     """For an attack that only bounds the accuracy: what is known about its gap to the reference, in words."""
     not_transferable: ClassVar[str] = ""
     """Reason why its examples cannot be transferred to another model; empty if they can."""
+    stored_first: ClassVar[tuple[str, ...]] = ()
+    """Fields that a card stores before the others."""
+    unstored: ClassVar[Mapping[str, object]] = {}
+    """Values that a card does not store, by their fields."""
 
     name: str
     """The name as the user wrote it, with its options."""
@@ -117,14 +121,8 @@ class AttackSpec(ABC):
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
         """Attack a batch outside an evaluation: check the inputs, `run`, and check the result.
 
-        Args:
-            model: from x (N, ...) to logits (N, C); it is attacked in eval mode.
-            x: images (N, C, H, W), floating point in [0, 1].
-            y: labels (N,), int64.
-            rows: place of each image in its data set, which seeds its random draws. Default: 0 to N - 1.
-
-        Raises:
-            UserError: invalid inputs (`taet.attacks.inputs`); an image that left its ball or [0, 1].
+        `rows` are the places of the images in their data set, which seed their random draws, by default 0 to N - 1; the
+        other arguments and errors are those of `pgd`.
         """
         with ready(model, x, y) as (answers, images, labels), frozen(answers):
             draws = Draws(self.seed or 0, self.noise_key, np.arange(len(images)) if rows is None else np.array(rows))
@@ -134,10 +132,7 @@ class AttackSpec(ABC):
 
     @abstractmethod
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """Return adversarial images of x (N, C, H, W) in [0, 1] with labels y (N,), which the caller has checked.
-
-        Random numbers come from `draws`.
-        """
+        """Return adversarial images of x (N, C, H, W) in [0, 1] with labels y (N,), which the caller has checked."""
 
     def passes(self, num_classes: int) -> int:
         """Return the estimated passes of one image, forward or backward, including the forward pass that decides."""
@@ -189,17 +184,12 @@ class AttackSpec(ABC):
 
     @property
     def parameters(self) -> dict[str, object]:
-        """All settings except name, norm and eps, as a result card stores them; `catalogue.stored` reads them."""
-        return self._stored(*own_fields(type(self)), "seed")
-
-    def _stored(self, *names: str) -> dict[str, object]:
-        """Return these fields in this order, without None."""
-        values = {name: getattr(self, name) for name in (*names, "source_sha256")}
-        if self.precision != "float32":
-            values["precision"] = self.precision
-        if self.made_on is not None:
-            values["source"] = self.made_on._asdict()
-        return {name: value for name, value in values.items() if value is not None}
+        """All fields except name, norm and eps, as a result card stores them; `catalogue.stored` reads them."""
+        fields = {**dataclasses.asdict(self), "source": self.made_on and self.made_on._asdict()}
+        names = (*self.stored_first, *own_fields(type(self)), "seed", "source_sha256", "precision", "source")
+        silent = {"precision": "float32", **self.unstored}
+        found = {name: fields.get(name) for name in names}
+        return {name: value for name, value in found.items() if value is not None and value != silent.get(name)}
 
     @cached_property
     def identity(self) -> Identity:

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from taet.attacks.autoattack import as_float
 from taet.attacks.ball import Norm, check_size, frozen
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.spec import AttackSpec, Model
+from taet.attacks.suite_run import as_float
 from taet.errors import UserError
 from taet.fields import Count, LongSeed, check_value
 

@@ -19,16 +19,19 @@ from taet.progress import Progress
 Masks = Mapping[str, NDArray[np.bool_]]
 
 
-class SuiteArguments(TypedDict):
+class SuiteArguments(TypedDict, total=False):
     """How a suite is run; of these settings only the batch size affects the result."""
 
     natural: Tensor | None
     """Predictions on the clean images, (N,), if they are known."""
     batch_size: int
-    device: torch.device
+    device: torch.device | str | None
+    """Device of the model. Default: that of the images."""
     state: UnitStore | None
     """Keeps finished batches."""
     progress: Progress | None
+    keep_examples: bool
+    """Whether adversarial images are returned and stored, by default yes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, parse
 from taet.errors import UserError
 from taet.settings import Data, Run, override, to_json
-
-if TYPE_CHECKING:
-    from taet.data.dataset import Dataset
 
 OF_DATA = ("root", "imbalance_ratio", "profile", "max_count", "test", "validation", "group", "size", "seed")
 """Settings that --help shows."""
@@ -23,7 +20,7 @@ class DataCommand(Command):
     """show: print class counts of every split, imbalance ratio, checksums and notes, as a run would use the set.
 
     prepare: download the official files (without a network: print which file to put where), check, unpack and read
-    them; --layout also writes the set with these options for other programs.
+    them.
 
     The names of the sets: taet list data.
     """
@@ -33,7 +30,6 @@ class DataCommand(Command):
         "taet data show folder:./lesions --size 32 --json",
         "taet data show cifar100-lt --out counts.png",
         "taet data prepare tiny-imagenet-lt --root ~/data",
-        "taet data prepare cifar10-lt --layout taet-npy --out cifar10lt_10",
     )
 
     action: Annotated[Literal["show", "prepare"], POSITIONAL]
@@ -42,39 +38,30 @@ class DataCommand(Command):
     """Name of a data set, or your own images: folder:PATH, csv:PATH, npz:PATH."""
     as_json: bool = False
     """show: print JSON."""
-    layout: Literal["npz", "folder", "taet-npy"] | None = None
-    """prepare: also write the set with these options: one .npz with MedMNIST's keys, a folder of PNG images
-    (train/CLASS/...), or the folder of arrays that TAET's repository reads."""
     out: Path | None = None
-    """show: draw the images of each class in each split into this .png, .pdf or .svg file. prepare: where --layout
-    writes; nothing is overwritten. Default: in this folder, named as by TAET, e.g. cifar10lt_10."""
+    """show: draw the images of each class in each split into this .png, .pdf or .svg file."""
 
 
 def run(words: list[str]) -> None:
     """Show or prepare a data set."""
     parsed = parse(DataCommand, words, "taet data", [Options("data", Data(), True, OF_DATA)])
-    if parsed.command.action == "show" and parsed.command.layout is not None:
-        raise UserError("--layout goes with taet data prepare")
     if parsed.command.out is not None:
         _check_out(parsed.command, parsed.command.out)
     given = {**parsed.given, "data.name": parsed.command.set}
     if parsed.command.action == "show":
         _show(parsed.command, given)
     else:
-        _prepare(parsed.command, override(Run(), given).data)
+        _prepare(override(Run(), given).data)
 
 
 def _check_out(command: DataCommand, out: Path) -> None:
-    from taet.data import layouts
     from taet.files import check_output
 
+    if command.action != "show":
+        raise UserError("--out goes with taet data show")
     check_output(out)
-    if command.action == "show" and out.suffix.lower() not in PICTURES:
+    if out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{out}'; allowed: a file that ends in {', '.join(PICTURES)}")
-    if command.action == "prepare" and command.layout is None:
-        raise UserError(f"--out {out} needs --layout npz, folder or taet-npy")
-    if command.action == "prepare":
-        layouts.check_free(out)  # before any download or read
 
 
 def _show(command: DataCommand, given: dict[str, Any]) -> None:
@@ -101,9 +88,8 @@ def _show(command: DataCommand, given: dict[str, Any]) -> None:
         say(f"written: {command.out}")
 
 
-def _prepare(command: DataCommand, data: Data) -> None:
+def _prepare(data: Data) -> None:
     from taet.cli.processes import progress
-    from taet.data import layouts
     from taet.data.prepare import prepare
 
     with progress("prepare") as report:
@@ -111,20 +97,7 @@ def _prepare(command: DataCommand, data: Data) -> None:
     counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     about = f"{counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
     print("\n".join([*done, f"{dataset.name}: {about}"]))
-    if command.layout is None:
-        print(f"next: taet train taet {_options(data)}")
-        return
-    out = command.out or _default_out(dataset, command.layout)
-    with progress("write") as report:
-        layouts.write(dataset, command.layout, out, report)
-    print(f"written: {out}")
-    if not dataset.mirror:
-        print("note: mirrored images lose their labels, which no layout records; train with --data.mirror no")
-    grouped = any(split.groups is not None for split in dataset.splits.values())
-    if grouped and command.layout == "taet-npy":
-        print("note: this layout does not record groups of images; npz and folder keep each group in one split")
-    option = " --group folder" if grouped and command.layout == "folder" else ""
-    print(f"next: taet data show {shlex.quote(f'{command.layout}:{out}')}{option}")
+    print(f"next: taet train taet {_options(data)}")
 
 
 def _options(data: Data) -> str:
@@ -135,11 +108,3 @@ def _options(data: Data) -> str:
             text = f"{value:.10g}" if isinstance(value, float) else str(value)
             words.append(f"--data.{name.replace('_', '-')} {shlex.quote(text)}")
     return " ".join(words)
-
-
-def _default_out(dataset: Dataset, layout: str) -> Path:
-    """Return the name with the imbalance ratio as in TAET's repository: cifar10lt_10 for cifar10-lt cut to 10."""
-    kind, _, path = dataset.name.partition(":")
-    stem = Path(path).stem if path else kind.replace("-", "")
-    ratio = f"{round(dataset.imbalance_ratio, 1):g}"
-    return Path(stem + (f"_{ratio}" if ratio != "1" else "") + {"npz": ".npz", "folder": "_png"}.get(layout, ""))

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from taet.data.dataset import Dataset, Split
+from taet.data.dataset import DataFacts, Dataset, Split
 from taet.data.description import describe, render
 from taet.data.long_tail import balanced_small_counts, long_tail_counts, long_tail_indices
-from taet.data.sources import DataFacts, facts, full_name, image_listing, is_own, load
+from taet.data.sources import facts, full_name, image_listing, is_own, load
 
 if TYPE_CHECKING:
     from taet.data.sampler import ClassBalancedSampler

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,6 +34,11 @@ def crop_flip(
         x = torch.where(flipped, width - 1 - x, x)
     batch = torch.arange(number, device=device)[:, None, None]
     return padded[batch, (rows + y)[:, :, None], (columns + x)[:, None, :]]
+
+
+def as_tensor(pixels: NDArray[Any]) -> Tensor:
+    """Return an array as a tensor that shares it, or a copy of images on disk, which cannot be written to."""
+    return torch.from_numpy(pixels if pixels.flags.writeable else np.array(pixels))
 
 
 def to_unit(images: Tensor, *, channels_last: bool = False) -> Tensor:

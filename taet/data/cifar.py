@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from taet.data import npz
-from taet.data.dataset import Arrays, Dataset, Outline, to_dataset
-from taet.data.downloads import Download, official
-from taet.data.places import find, not_found
+from taet.data.arrays import keys, npz_names, read_npz
+from taet.data.places import Download, find, not_found, official
+from taet.data.source import Arrays, DataSource, GivenArray, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -69,14 +67,8 @@ def _kind(data: Data) -> str:
 
 
 def downloads(data: Data) -> tuple[Download, ...]:
-    """Return the official archive, with torchvision's checksum."""
+    """Return the official archive."""
     return (VERSIONS[_kind(data)].archive,)
-
-
-def outline(data: Data) -> Outline:
-    """Return the published numbers."""
-    version = VERSIONS[_kind(data)]
-    return Outline.of_counts(version.class_names, version.per_class, IMAGE_SHAPE)
 
 
 def _official(place: Path, version: CifarVersion) -> Arrays:
@@ -87,7 +79,7 @@ def _official(place: Path, version: CifarVersion) -> Arrays:
     from torchvision import datasets
 
     reader = getattr(datasets, version.title.replace("-", ""))
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: dict[str, GivenArray] = {}
     try:
         with warnings.catch_warnings():
             # The official pickles name NumPy types as in 2009, which newer NumPy deprecates.
@@ -101,7 +93,7 @@ def _official(place: Path, version: CifarVersion) -> Arrays:
     return arrays
 
 
-def read(data: Data) -> Dataset:
+def read(data: Data) -> DataSource:
     """Return the whole set, balanced: 50,000 training and 10,000 test images. Source: Krizhevsky, 2009.
 
     CIFAR-100 has its 100 fine classes. A file that is missing, damaged or has other content raises a `UserError`.
@@ -110,8 +102,7 @@ def read(data: Data) -> Dataset:
     place = find(data, version.folder, file)
     if place is None:
         raise not_found(version.title, data, f"unpack {version.archive.url} (or put {file})")
-    arrays = _official(place, version) if place.is_dir() else npz.read_arrays(place, data.storage)
     with located(f"{version.title} in '{place}'"):
-        dataset = to_dataset(arrays, class_names=version.class_names, name=data.name)
-        outline(data).check(dataset)
-    return dataset
+        arrays = _official(place, version) if place.is_dir() else read_npz(place, keys(npz_names(place)))
+        source = to_source(arrays, class_names=version.class_names, name=data.name)
+        return source.check(version.per_class, IMAGE_SHAPE)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from taet import statistics
-from taet.data.image_store import Images, Stored, pieces
-from taet.errors import UNPRINTABLE, UserError, printable
+from taet.data.source import Labelled, to_source
+from taet.data.storage import Pixels, pieces
+from taet.errors import printable
+from taet.statistics import Ints
 
 
-def images_sha256(images: NDArray[np.generic] | Stored, labels: NDArray[np.int64]) -> str:
+def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:
     """Return the SHA-256 of the images' shape as text, their bytes, and the labels as little-endian int64."""
     digest = hashlib.sha256(repr(images.shape).encode())
     for piece in pieces(images):
@@ -27,96 +28,20 @@ def images_sha256(images: NDArray[np.generic] | Stored, labels: NDArray[np.int64
     return digest.hexdigest()
 
 
-class Labelled:
-    """The common base of `Labels` and `Split`."""
-
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    groups: NDArray[np.int64] | None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def class_counts(self) -> NDArray[np.int64]:
-        """Number of images of each class, (C,)."""
-        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
-
-    def _groups_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        return None if self.groups is None else self.groups[positions]
-
-
-@dataclass(frozen=True, eq=False)
-class Labels(Labelled):
-    """The labels of a split, without its images: see `Split`."""
-
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    groups: NDArray[np.int64] | None = None
-
-    @classmethod
-    def of_counts(cls, class_names: Sequence[str], counts: int | Sequence[int]) -> Labels:
-        """Return labels with `counts` images per class, one number for all or (C,), class by class."""
-        return cls(np.repeat(np.arange(len(class_names)), counts), tuple(class_names))
-
-    def choose(self, positions: NDArray[np.int64]) -> Labels:
-        """Return the labels at `positions`, in that order."""
-        return Labels(self.labels[positions], self.class_names, self._groups_at(positions))
-
-
-@dataclass(frozen=True, eq=False)
-class Outline:
-    """Facts about a source that are known without reading its images."""
-
-    splits: Mapping[str, Labels]
-    """Labels of the source's own splits: "train", "test" and, if it has one, "validation"."""
-    image_shape: tuple[int, int, int]
-    """(C,H,W), before any resizing."""
-    mirror: bool = True
-    named: bool = True
-    """Whether these are the real class names."""
-
-    @classmethod
-    def of_counts(
-        cls,
-        class_names: Sequence[str],
-        counts: Mapping[str, int | Sequence[int]],
-        image_shape: tuple[int, int, int],
-        *,
-        mirror: bool = True,
-        named: bool = True,
-    ) -> Outline:
-        """Return the outline of splits with these `counts` of images per class: see `Labels.of_counts`."""
-        splits = {part: Labels.of_counts(class_names, each) for part, each in counts.items()}
-        return cls(splits, image_shape, mirror, named)
-
-    def check(self, dataset: Dataset) -> None:
-        """Refuse a data set with another shape or other class counts."""
-        if dataset.image_shape != self.image_shape:
-            raise UserError(f"got images of shape {dataset.image_shape}; allowed: {self.image_shape}")
-        for part, labels in self.splits.items():
-            found = dataset.splits[part].class_counts if part in dataset.splits else np.zeros_like(labels.class_counts)
-            for name, got, expected in zip(labels.class_names, found, labels.class_counts, strict=True):
-                if got != expected:
-                    raise UserError(f"got {got} {part} images of '{name}'; allowed: {expected} of this class")
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Split(Labelled):
     """Images with their labels."""
 
-    images: Images
-    """(N,H,W,C), C 1 or 3, pixel values 0 to 255; an array, or a file from which images are read when indexed."""
-    labels: NDArray[np.int64]
-    """(N,), 0 to the number of classes less one."""
+    images: Pixels
+    """(N,H,W,C), C 1 or 3, pixel values 0 to 255; mapped into memory if they are kept on disk."""
+    labels: Ints
     class_names: tuple[str, ...]
-    indices: NDArray[np.int64]
+    indices: Ints
     """(N,): the position of each image in the source's own split."""
-    groups: NDArray[np.int64] | None = None
-    """(N,): images with equal numbers (from one patient, lesion or track) are kept in one split; None: no groups."""
+    groups: Ints | None = None
 
     def __repr__(self) -> str:
-        place = f", in '{self.images.path}'" if isinstance(self.images, Stored) else ""
+        place = ", on disk" if isinstance(self.images, np.memmap) else ""
         return f"Split({len(self)} images of {len(self.class_names)} classes, {_form(self.images)}{place})"
 
     @cached_property
@@ -139,11 +64,11 @@ class Split(Labelled):
         spread = np.sqrt((squares / (255**2 * pixels) - mean**2).clip(min=1 / 255**2))
         return mean.tolist(), spread.tolist()
 
-    def choose(self, positions: NDArray[np.int64]) -> Split:
-        """Return the images at `positions`, in that order; images on disk are not read."""
-        images = self.images.choose(positions) if isinstance(self.images, Stored) else self.images[positions]
-        labels, indices = self.labels[positions], self.indices[positions]
-        return Split(images, labels, self.class_names, indices, self._groups_at(positions))
+    def choose(self, positions: Ints) -> Split:
+        """Return the images at `positions`, in that order."""
+        groups = None if self.groups is None else self.groups[positions]
+        chosen = np.asarray(self.images[positions]), self.labels[positions]
+        return Split(*chosen, self.class_names, self.indices[positions], groups)
 
     def manifest(self) -> dict[str, Any]:
         """Return indices, sha256 and class_counts, which identify the split, as plain JSON."""
@@ -166,7 +91,7 @@ class Dataset:
     resized: bool = False
     """Whether the images were resized, so that other images of any size can be resized as well."""
     whole_test: Split | None = None
-    """All test images of the source, not resized, if `test` is a part of them; extra images are compared with these."""
+    """With extra images, which are compared with them: all test images of the source, if `test` is a part of them."""
 
     def __post_init__(self) -> None:
         # Notes are printed and stored, and name files.
@@ -179,12 +104,12 @@ class Dataset:
     @classmethod
     def from_arrays(
         cls,
-        train_images: ArrayLike | Stored,
+        train_images: ArrayLike,
         train_labels: ArrayLike,
-        test_images: ArrayLike | Stored,
+        test_images: ArrayLike,
         test_labels: ArrayLike,
         *,
-        validation: tuple[ArrayLike | Stored, ArrayLike] | None = None,
+        validation: tuple[ArrayLike, ArrayLike] | None = None,
         class_names: Sequence[str] | None = None,
         name: str = "arrays",
         mirror: bool = True,
@@ -199,7 +124,12 @@ class Dataset:
         arrays: dict[str, Any] = {"train_images": train_images, "train_labels": train_labels}
         arrays |= {} if validation is None else dict(zip(("val_images", "val_labels"), validation, strict=True))
         arrays |= {"test_images": test_images, "test_labels": test_labels}
-        return to_dataset(arrays, class_names=class_names, name=name, mirror=mirror)
+        source = to_source(arrays, class_names=class_names, name=name, mirror=mirror)
+        splits = {
+            part: Split(source.images[part], of.labels, of.class_names, np.arange(len(of)))  # type: ignore[arg-type]
+            for part, of in source.splits.items()
+        }
+        return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror)
 
     def about(self) -> dict[str, Any]:
         """Return the entry about the test images for result cards."""
@@ -216,7 +146,7 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def class_counts(self) -> NDArray[np.int64]:
+    def class_counts(self) -> Ints:
         """Training images of each class, (C,)."""
         return self.train.class_counts
 
@@ -239,12 +169,12 @@ class Dataset:
         return f"{self.name}: {self.num_classes} classes, {form}, imbalance ratio {ratio:.4g}"
 
     @property
-    def ranks(self) -> NDArray[np.int64]:
+    def ranks(self) -> Ints:
         """Rank of each class by training count, (C,): see `taet.statistics.class_ranks`."""
         return statistics.class_ranks(self.class_counts)
 
     @property
-    def groups(self) -> dict[str, NDArray[np.int64]]:
+    def groups(self) -> dict[str, Ints]:
         """Labels of the head, body and tail classes: see `taet.statistics.class_groups`."""
         return {
             name: np.asarray(labels, np.int64) for name, labels in statistics.class_groups(self.class_counts).items()
@@ -261,126 +191,43 @@ class Dataset:
         return {name: split.manifest() for name, split in self.splits.items()}
 
 
-def _form(images: Images) -> str:
+@dataclass(frozen=True)
+class DataFacts:
+    """Class counts, shape and sizes of a data set as a run uses it: after cut, split and resizing."""
+
+    class_counts: tuple[int, ...]
+    """Training images of each class, (C,)."""
+    image_shape: tuple[int, int, int]
+    """(C,H,W), as a model takes it."""
+    sizes: Mapping[str, int]
+    """Images of each split: "train", "test" and, if there is one, "validation"."""
+    class_names: tuple[str, ...] | None = None
+    """In the order of the labels."""
+    mirror: bool = True
+    """Whether a mirrored image keeps its label."""
+    test_counts: tuple[int, ...] = ()
+    """Test images of each class, (C,)."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_counts)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DataFacts:
+        """Return the facts of a data set that is loaded."""
+        return cls.of_labels(dataset.splits, dataset.image_shape, dataset.mirror)
+
+    @classmethod
+    def of_labels(cls, splits: Mapping[str, Labelled], shape: tuple[int, int, int], mirror: bool) -> DataFacts:
+        """Return the facts of the chosen splits."""
+        train, test = splits["train"], splits["test"]
+        sizes = {part: len(split) for part, split in splits.items()}
+        counts, tested = tuple(train.class_counts.tolist()), tuple(test.class_counts.tolist())
+        return cls(counts, shape, sizes, train.class_names, mirror, tested)
+
+
+def _form(images: Pixels) -> str:
     """Return width and height in pixels, and grey or colour."""
     _, height, width, channels = images.shape
     return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"
-
-
-def _kind(array: NDArray[np.generic] | Stored) -> str:
-    return f"{array.dtype}{' with NaN' if array.dtype.kind == 'f' and np.isnan(array).any() else ''}"
-
-
-PARTS = {"train": "train", "validation": "val", "test": "test"}
-"""Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
-CLASS_NAMES = "class_names"
-Arrays: TypeAlias = Mapping[str, ArrayLike | Stored]
-"""Arrays under MedMNIST's keys; those of a validation split and class_names are optional."""
-
-
-def to_labels(arrays: Arrays, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
-    """Return the labels of each split; no array of images is needed. Invalid labels raise a `UserError`.
-
-    With `group`, the arrays train_`group` and so on, if present, hold the group of each image, as numbers or text.
-    """
-    keys = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in arrays}
-    found = {part: checked_labels(key, arrays[key]) for part, key in keys.items()}
-    names = _checked_names(found["train"], arrays, class_names)
-    for part, labels in found.items():
-        if labels.max() >= len(names):
-            raise UserError(f"{keys[part]}: got label {labels.max()}; allowed: 0 to {len(names) - 1}")
-    groups = {} if group is None else _groups(found, arrays, group)
-    return {part: Labels(labels, names, groups.get(part)) for part, labels in found.items()}
-
-
-def to_dataset(
-    arrays: Arrays,
-    *,
-    name: str,
-    class_names: Sequence[str] | None = None,
-    mirror: bool = True,
-    group: str | None = None,
-) -> Dataset:
-    """Make a data set from arrays, without a cut; invalid arrays raise a `UserError`. `group`: see `to_labels`."""
-    splits: dict[str, Split] = {}
-    for part, labels in to_labels(arrays, class_names, group).items():
-        key = f"{PARTS[part]}_images"
-        images = checked_images(key, arrays[key])
-        if len(images) != len(labels):
-            raise UserError(f"{key} and {PARTS[part]}_labels: got {len(images)} images but {len(labels)} labels")
-        splits[part] = Split(images, labels.labels, labels.class_names, np.arange(len(labels)), labels.groups)
-        shape = splits["train"].images.shape[1:]
-        if images.shape[1:] != shape:
-            raise UserError(f"{key}: got images of shape {images.shape[1:]}; allowed: {shape}, as in training")
-    return Dataset(name, splits["train"], splits.get("validation"), splits["test"], mirror)
-
-
-def _groups(labels: Mapping[str, NDArray[np.int64]], arrays: Arrays, group: str) -> dict[str, NDArray[np.int64]]:
-    """Return the groups of the images of each split as numbers."""
-    keys = {part: f"{PARTS[part]}_{group}" for part in labels if f"{PARTS[part]}_{group}" in arrays}
-    found = {part: np.asarray(arrays[key]) for part, key in keys.items()}
-    for part, values in found.items():
-        count = len(labels[part])
-        if values.size != count or values.dtype.kind not in "iuSU":
-            allowed = f"whole numbers or text, ({count},), one for each image"
-            raise UserError(f"{keys[part]}: got {values.dtype} of shape {values.shape}; allowed: {allowed}")
-    _, numbers = np.unique(np.concatenate([values.ravel() for values in found.values()]), return_inverse=True)
-    ends = np.cumsum([values.size for values in found.values()])[:-1]
-    return dict(zip(found, np.split(numbers.astype(np.int64), ends), strict=True))
-
-
-def checked_images(what: str, images: ArrayLike | Stored) -> Images:
-    """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
-    array = images if isinstance(images, Stored) else np.asarray(images)
-    if array.dtype != np.uint8:
-        raise UserError(f"{what}: got {_kind(array)}; allowed: uint8, pixel values 0 to 255")
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
-        raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
-    if 0 in array.shape:
-        raise UserError(f"{what}: got shape {array.shape}; at least one image is needed")
-    if isinstance(array, Stored):
-        return array
-    # torch cannot share arrays that are read-only or have negative strides: these are copied.
-    array = np.require(array, requirements=("C", "W"))
-    return array if array.ndim == 4 else array[..., np.newaxis]
-
-
-def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
-    """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 raises a `UserError`."""
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu":
-        raise UserError(f"{what}: got {_kind(array)}; allowed: whole numbers from 0")
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1 or len(array) == 0:
-        raise UserError(f"{what}: got shape {array.shape}; allowed: (N,) or (N,1), one label or more")
-    if array.min() < 0:
-        raise UserError(f"{what}: got label {array.min()}; allowed: whole numbers from 0")
-    if array.max() > np.iinfo(np.int64).max:
-        raise UserError(f"{what}: got label {array.max()}; allowed: numbers of classes")
-    return array.astype(np.int64)
-
-
-def _checked_names(
-    train_labels: NDArray[np.int64], arrays: Arrays, class_names: Sequence[str] | None
-) -> tuple[str, ...]:
-    """Return the class names, given or from the arrays; a class without a training image raises a `UserError`."""
-    if class_names is None and CLASS_NAMES in arrays:
-        given = np.asarray(arrays[CLASS_NAMES])
-        if given.dtype.kind != "U" or given.ndim != 1:
-            raise UserError(f"class_names: got {given.dtype} of shape {given.shape}; allowed: text of shape (C,)")
-        class_names = given.tolist()
-    found = np.unique(train_labels)
-    if len(found if class_names is None else class_names) < 2:
-        raise UserError("classes: got a single class; allowed: 2 or more")
-    for name, times in Counter(class_names or ()).items():
-        if UNPRINTABLE.search(name):
-            raise UserError(f"class names: got {name[:40]!a}; allowed: text of characters that can be printed")
-        if times > 1:
-            raise UserError(f"class names: got '{name}' twice; allowed: a different name for each class")
-    count = int(found[-1]) + 1 if class_names is None else len(class_names)
-    # The smallest missing label is at most the number of labels found, however large a wrong label is.
-    for label in np.setdiff1d(np.arange(min(count, len(found) + 1)), found)[:1]:
-        name = label if class_names is None else class_names[label]
-        raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
-    return tuple(map(str, range(count))) if class_names is None else tuple(class_names)

@@ -6,19 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from taet.data.dataset import Dataset, Outline
+from taet.data.dataset import Dataset
 from taet.settings import Data
 
 NAMES = {"digits-lt": "scikit-learn's bundled digits, 8x8 grey pixels, made long-tailed; no download"}
-PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 TEST_PER_CLASS = 60
-CLASS_NAMES = tuple(map(str, range(10)))
-
-
-def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
-    """Return the numbers of the file."""
-    counts = {"train": [count - TEST_PER_CLASS for count in PER_CLASS], "test": [TEST_PER_CLASS] * 10}
-    return Outline.of_counts(CLASS_NAMES, counts, (1, 8, 8), mirror=False)
 
 
 def read(data: Data) -> Dataset:

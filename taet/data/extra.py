@@ -1,194 +1,135 @@
-"""Extra training images, real or generated: reading them, leaving out held-out images, and their source.
+"""Extra training images, real or generated: reading them, and how they are mixed into training batches.
 
-They fill a share of every training batch (`taet.data.mixture`) and never enter validation or test. Images that are,
-exactly or nearly, validation images or any test images of the source (in the cut or not) are left out and counted.
+They fill a share of every training batch and never enter validation or test. The images are drawn uniformly, so the
+class prior of the batches follows from the files, and every class count that a loss uses is that of the mixture.
+Source of the batches: wzekai99/DM-Improves-AT (Wang et al., ICML 2023, arXiv:2302.04638).
 """
 
 from __future__ import annotations
 
-import os
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from taet.data import repeats
-from taet.data.array_file import array_names, read_array
-from taet.data.dataset import Dataset, Split, checked_images, checked_labels
-from taet.data.folder import class_files
-from taet.data.image_store import Images, keep
-from taet.data.images import decode_all
-from taet.data.mixture import Mixture
+from taet.data.arrays import npz_names, read_npz
+from taet.data.dataset import Dataset, Split
+from taet.data.files import class_rows
+from taet.data.images import Files, survey
 from taet.data.places import locate
-from taet.data.rows import NUMBER, read_rows
-from taet.data.sources import MOST_PAIRS, sized
+from taet.data.source import GivenArray, checked_images, checked_labels
+from taet.data.sources import fingerprints, read_images
+from taet.data.storage import Images
+from taet.data.tables import NUMBER
 from taet.errors import UserError, located, unknown
-from taet.settings import EXTRA_COPIES, Data
+from taet.settings import Data
+from taet.statistics import Ints
 
 KEYS = (("images", "labels"), ("image", "label"))
 """Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
-MOST_REPEATS = 0.1
-"""Largest share of extra images that may repeat validation or test images; a set with more is refused."""
-NEAR, EXACT = 1, 2
-"""Kinds of repeated images."""
-SAW = {"this-set": "no", "balanced-original": "yes", "other": "unknown"}
-"""Whether a generator saw the removed tail, by what it was trained on."""
 
 
 @dataclass(frozen=True)
 class Extra:
-    """The extra images that can be drawn, and how many were left out."""
+    """The extra images that can be drawn, and the SHA-256 of the test images, none of which is among them."""
 
     split: Split
-    copies: bool = False
-    """Whether these are the training images themselves."""
-    repeats: tuple[tuple[str, int, int], ...] = ()
-    """For validation and test: the split, and how many images were left out, exact and nearly equal ones."""
-    test_sha256: str | None = None
-    """SHA-256 of the test images that they were compared with."""
-    judge_sha256: str | None = None
-    """SHA-256 of the weights by which they were filtered."""
+    test_sha256: str
 
 
-def distinct_counts(extra: Extra, train: Split) -> tuple[int, ...]:
-    """Return the number of different images of each class, (C,), that are no training images of it.
+@dataclass(frozen=True)
+class Mixture:
+    """Batches of `batch` images, `extra` of which are extra ones."""
 
-    Images with equal pixels count once.
+    batch: int
+    extra: int
+    draw: tuple[float, ...]
+    """m: probability of each class for an extra image, (C,)."""
+    exposure: tuple[float, ...]
+    """N pi: class counts of the real images as they would be if they had the prior of the batches, (C,).
+
+    pi_c = (1 - phi) n_c / N + phi m_c, with phi the share of extra images in a batch
     """
-    if extra.copies:
-        return (0,) * len(train.class_names)
-    own, real = (
-        np.stack([split.labels.astype(np.uint64), repeats.fingerprints(split.images)]) for split in (extra.split, train)
-    )
-    every, firsts = np.unique(np.concatenate([real, own], axis=1), axis=1, return_index=True)
-    labels = every[0, firsts >= len(train)].astype(np.int64)
-    return tuple(np.bincount(labels, minlength=len(train.class_names)).tolist())
+
+
+def mixture(
+    data: Data, class_counts: Sequence[int], batch_size: int, extra_counts: Sequence[int] | None = None
+) -> Mixture | None:
+    """Return the mixture for real and extra class counts n and e (C,), m = e / sum(e); None without extra images.
+
+    A fraction f gives floor(f B) extra images in a batch of B. One that leaves no real or no extra image is refused.
+    Before the extra images are read, m is the prior of the real ones.
+    """
+    if data.extra is None or data.extra_fraction == 0:
+        return None
+    kind, _, path = data.extra.partition(":")
+    if kind not in READERS or not path:
+        raise UserError(f"data extra: got '{data.extra}'; allowed: {', '.join(f'{one}:PATH' for one in READERS)}")
+    extra = math.floor(data.extra_fraction * batch_size + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    if not 0 < extra < batch_size:
+        got = f"got {data.extra_fraction:g} with a batch size of {batch_size}, which leaves no"
+        raise UserError(f"data extra fraction: {got} {'extra' if extra == 0 else 'real'} image; allowed: 0, or another")
+    share, real = extra / batch_size, np.asarray(class_counts, np.float64)
+    added = real if extra_counts is None else np.asarray(extra_counts, np.float64)
+    draw = added / added.sum()
+    exposure = (1 - share) * real + share * real.sum() * draw
+    return Mixture(batch_size, extra, tuple(draw.tolist()), tuple(exposure.tolist()))
 
 
 def read_extra(data: Data, dataset: Dataset) -> Extra:
-    """Return the extra images that `data.extra` names, without held-out images; mistakes raise a `UserError`.
+    """Return the extra images that `data.extra` names; mistakes, and images of the test set, raise a `UserError`.
 
-    Classes are those of the data set: folders and labels by name or number, in an .npz by number. Pixels and channels
+    Classes are those of the data set: class folders by name or number, labels of an .npz by number. Pixels and channels
     must be those of the training images.
     """
     assert data.extra is not None
-    if data.extra == EXTRA_COPIES:
-        return Extra(dataset.train, copies=True)
-    kind = data.extra.partition(":")[0]
     path = locate(data.replace(name=data.extra))
     with located("data extra"):
-        images, labels = READERS[kind](path, data, dataset.class_names)
+        images, labels = READERS[data.extra.partition(":")[0]](path, data, dataset.class_names)
         if labels.max() >= dataset.num_classes:
             raise UserError(f"'{path}': got label {labels.max()}; allowed: 0 to {dataset.num_classes - 1}")
-        found = Split(images, labels, dataset.class_names, np.arange(len(labels)))
-        whole = sized(found, data.size, data.storage, data.fit)
-        shapes = whole.images.shape[1:], dataset.train.images.shape[1:]
+        pixels = read_images(images, None, data)
+        shapes = pixels.shape[1:], dataset.train.images.shape[1:]
         if shapes[0] != shapes[1]:
             got, wanted = (f"{w}x{h} pixels, {c} channels" for h, w, c in shapes)
             raise UserError(f"'{path}': got {got}; allowed: {wanted}, as the training images")
-        return _without_repeats(whole, dataset, data.storage)
+        test = dataset.test if dataset.whole_test is None else dataset.whole_test
+        known = {"test": test} | ({"validation": dataset.validation} if dataset.validation is not None else {})
+        for part, split in known.items():
+            same = np.isin(fingerprints(pixels), fingerprints(split.images))
+            if same.any():
+                first = int(same.argmax())
+                raise UserError(
+                    f"'{path}': {same.sum()} of {len(pixels)} images are {part} images, e.g. number {first}"
+                )
+        return Extra(Split(pixels, labels, dataset.class_names, np.arange(len(labels))), test.sha256)
 
 
-def check_classes(extra: Extra, mixture: Mixture) -> None:
-    """Refuse a class that should be drawn but has no extra image."""
-    counts, names = extra.split.class_counts, extra.split.class_names
-    for name, count, share in zip(names, counts, mixture.draw, strict=True):
-        if share and not count:
-            hint = "all classes, or --data.extra-classes inverse if it needs none"
-            if mixture.rule == "inverse":
-                hint = "every class that inverse draws"
-            raise UserError(f"data extra: got no image of class '{name}'; allowed: images of {hint}")
-
-
-def saw_removed_tail(data: Data) -> str:
-    """Return whether the generator of a run's extra images saw the removed tail images: no, yes or unknown."""
-    return "no" if data.extra == EXTRA_COPIES else SAW[data.extra_trained_on]
-
-
-def _read_npz(path: Path, data: Data, _: Sequence[str]) -> tuple[Images, NDArray[np.int64]]:
-    there = array_names(path)
-    keys = next((pair for pair in KEYS if set(pair) <= set(there)), None)
+def _of_npz(path: Path, _: Data, __: Sequence[str]) -> tuple[Images, Ints]:
+    names = npz_names(path)
+    keys = next((pair for pair in KEYS if {*pair} <= {*names}), None)
     if keys is None:
-        raise UserError(f"'{path}': got the arrays {', '.join(there) or 'none'}; allowed: images and labels")
-    images = checked_images(keys[0], read_array(path, keys[0], data.storage))
-    labels = checked_labels(keys[1], read_array(path, keys[1]))
-    if len(images) != len(labels):
-        raise UserError(f"'{path}': got {len(images)} images but {len(labels)} labels")
+        raise UserError(f"'{path}': got the arrays {', '.join(names) or 'none'}; allowed: images and labels")
+    arrays: dict[str, GivenArray] = read_npz(path, keys)
+    images, labels = checked_images(keys[0], arrays[keys[0]]), checked_labels(keys[1], arrays[keys[1]])
+    if images.shape[0] != len(labels):
+        raise UserError(f"'{path}': got {images.shape[0]} images but {len(labels)} labels")
     return images, labels
 
 
-def _read_folder(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, NDArray[np.int64]]:
+def _of_folder(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, Ints]:
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
-    found = class_files(path, 1, Counter())
-    files = [file for each in found.values() for file in each]
-    labels = [_label(name, names, f"'{path}'") for name, each in found.items() for _ in each]
-    return decode_all(files, data.size, data.storage, fit=data.fit), np.array(labels, np.int64)
+    rows = class_rows(path, "", Counter())
+    for name in {row.label for row in rows} - {*names}:
+        if not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
+            raise unknown(f"class in '{path}':", name, names)
+    numbers = {name: label for label, name in enumerate(names)}
+    labels = [numbers[row.label] if row.label in numbers else int(row.label) for row in rows]
+    return Files(survey([row.file for row in rows]), data.size, data.fit), np.array(labels, np.int64)
 
 
-def _read_csv(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, NDArray[np.int64]]:
-    rows = read_rows(path).rows
-    folder = Path(os.path.expanduser(data.root)) if data.root is not None else path.parent
-    labels = [_label(row.label, names, row.place) for row in rows]
-    images = decode_all([folder / row.path for row in rows], data.size, data.storage, fit=data.fit)
-    return images, np.array(labels, np.int64)
-
-
-READERS = {"npz": _read_npz, "folder": _read_folder, "csv": _read_csv}
-
-
-def _label(name: str, names: Sequence[str], where: str) -> int:
-    """Return the class that a folder or a row gives by name or number."""
-    if name in names:
-        return names.index(name)
-    if NUMBER.fullmatch(name) and 0 <= int(name) < len(names):
-        return int(name)
-    raise unknown(f"class in {where}:", name, names)
-
-
-def _held_out(dataset: Dataset, storage: str) -> dict[str, Split]:
-    """Return the images that are never trained on: validation images, and all test images of the source."""
-    found = {name: split for name, split in dataset.splits.items() if name != "train"}
-    if dataset.whole_test is not None:
-        height = dataset.train.images.shape[1]
-        found["test"] = sized(dataset.whole_test, height if dataset.resized else None, storage)
-    return found
-
-
-def _likeness(whole: Split, split: Split, mirror: bool, storage: str) -> NDArray[np.uint8]:
-    """Return for each image (N,) whether `split` holds it exactly or nearly, else 0.
-
-    The result is cached, so that resumed runs and other processes need not search again.
-    """
-
-    def search() -> Iterator[NDArray[np.uint8]]:
-        close = repeats.near(whole.images, split.images, mirror=mirror)
-        yield np.where(repeats.exact(whole.images, split.images), EXACT, close * NEAR).astype(np.uint8)
-
-    if storage == "memory" or len(whole) * len(split) <= MOST_PAIRS:
-        return next(search())
-    rule = f"{repeats.SIDE} x {repeats.SIDE} means within {repeats.NEAR}, {'also' if mirror else 'not'} mirrored"
-    shape = 1, len(whole), 1, 1  # as one image, whose checksum is compared when it is read
-    return keep(search(), shape, f"repeats of {whole.sha256} in {split.sha256}, {rule}")[0].ravel()
-
-
-def _without_repeats(whole: Split, dataset: Dataset, storage: str) -> Extra:
-    """Leave out held-out images; refuse a set that was made from them."""
-    kept, found, held_out = np.ones(len(whole), bool), [], _held_out(dataset, storage)
-    for name, split in held_out.items():
-        likeness = _likeness(whole, split, dataset.mirror, storage)
-        same, close = (kept & (likeness == degree) for degree in (EXACT, NEAR))
-        kept &= ~(same | close)
-        found.append((name, int(same.sum()), int(close.sum())))
-    left_out = int((~kept).sum())
-    if left_out > MOST_REPEATS * len(whole):
-        where = " and ".join(f"{exact} + {near} of {name}" for name, exact, near in found)
-        raise UserError(
-            f"{left_out} of {len(whole)} images are exactly or nearly held-out ones ({where}); "
-            f"allowed: up to {100 * MOST_REPEATS:g} %, which are left out"
-        )
-    split = whole if kept.all() else whole.choose(np.flatnonzero(kept))
-    return Extra(split, repeats=tuple(found), test_sha256=held_out["test"].sha256)
+READERS = {"npz": _of_npz, "folder": _of_folder}

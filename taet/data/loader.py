@@ -14,10 +14,9 @@ from torch import Tensor
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
-from taet.data.extra import Extra
-from taet.data.image_store import Images, Stored
-from taet.data.mixture import Mixture
+from taet.data.extra import Extra, Mixture
 from taet.data.policies import POLICIES, PolicyBatch, apply_all
+from taet.data.storage import Pixels
 from taet.distributed import share
 from taet.randomness import generator
 from taet.settings import Training
@@ -49,16 +48,16 @@ def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
     return grouped[first[drawn] + place.long()]
 
 
-def joined(first: Images, second: Images) -> Images | Joined:
+def joined(first: Pixels, second: Pixels) -> Pixels | Joined:
     """Return both sets of images concatenated, in memory if both are."""
-    if isinstance(first, Stored) or isinstance(second, Stored):
+    if isinstance(first, np.memmap) or isinstance(second, np.memmap):
         return Joined(first, second)
     return np.concatenate([first, second])
 
 
-def fits(images: Images | Joined, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
+def fits(images: Pixels | Joined, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
     """Whether all `images` are kept on the device: on a GPU, if they need at most half of its free memory."""
-    if not isinstance(images, np.ndarray):
+    if not isinstance(images, np.ndarray) or isinstance(images, np.memmap):
         return False
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
 
@@ -80,8 +79,8 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
 class Joined:
     """The images of a split followed by extra ones, read by position without copying."""
 
-    first: Images
-    second: Images
+    first: Pixels
+    second: Pixels
 
     def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         found = np.empty((len(positions), *self.first.shape[1:]), np.uint8)
@@ -145,14 +144,13 @@ class Loader:
     ) -> None:
         self.device = device
         place = torch.device("cpu") if training.augment in POLICIES else device  # a policy works on the CPU
-        images: Images | Joined = split.images
+        images: Pixels | Joined = split.images
         labels, self.real, self.supply = torch.from_numpy(split.labels), len(split), None
         if extra is not None and mixture is not None:
             added = torch.from_numpy(extra.split.labels)
-            self.supply = Supply(added, 0 if extra.copies else self.real, mixture)
-            if not extra.copies:
-                images, labels = joined(split.images, extra.split.images), torch.cat([labels, added])
-        self.images: Tensor | Images | Joined = images
+            self.supply = Supply(added, self.real, mixture)
+            images, labels = joined(split.images, extra.split.images), torch.cat([labels, added])
+        self.images: Tensor | Pixels | Joined = images
         if fits(images, place):
             self.images = torch.from_numpy(images).to(place)
         self.labels = labels.to(device)
@@ -235,7 +233,7 @@ class Loader:
 
     def _read(self, index: Tensor) -> Tensor:
         assert not isinstance(self.images, Tensor)
-        return self._pinned(torch.from_numpy(self.images[index.numpy()]))
+        return self._pinned(torch.from_numpy(np.asarray(self.images[index.numpy()])))
 
     def _moved(self, images: Tensor) -> Tensor:
         if images.device.type == self.device.type:

@@ -84,6 +84,13 @@ def held_out_counts(counts: Sequence[int], share: float) -> list[int]:
     return [max(0, min(max(1, _floor(share * count + 0.5)), count - 1)) for count in counts]
 
 
+def twister(seed: int) -> np.random.RandomState:
+    """Return NumPy's legacy generator, whose numbers never change between versions."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"data seed: got {seed}; allowed: 0 to 2**32 - 1")
+    return np.random.RandomState(seed)
+
+
 def long_tail_indices(labels: ArrayLike, counts: Sequence[int], seed: int = 0) -> NDArray[np.int64]:
     """Return positions of `counts` (C,) images per class in `labels` (N,), int64 (sum of counts,), by class.
 
@@ -93,11 +100,9 @@ def long_tail_indices(labels: ArrayLike, counts: Sequence[int], seed: int = 0) -
     LDAM-DRW (Cao et al., NeurIPS 2019, arXiv:1906.07413) and later work.
     """
     labels = np.asarray(labels)
-    if not 0 <= seed < 2**32:
-        raise UserError(f"data seed: got {seed}; allowed: 0 to 2**32 - 1")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(f"labels: got {labels.dtype} of shape {labels.shape}; allowed: whole numbers of shape (N,)")
-    generator = np.random.RandomState(seed)
+    generator = twister(seed)
     chosen = [np.empty(0, np.int64)]
     for label, count in enumerate(counts):
         positions = np.flatnonzero(labels == label)

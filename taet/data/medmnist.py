@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from taet.data import npz
-from taet.data.dataset import PARTS, Dataset, Outline, to_dataset
-from taet.data.downloads import Download
-from taet.data.places import find, not_found
+from taet.data.arrays import keys, npz_names, read_npz
+from taet.data.places import Download, find, not_found
+from taet.data.source import PARTS, DataSource, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -43,8 +42,6 @@ class MedicalSet(NamedTuple):
     class_names: tuple[str, ...]
     md5: tuple[str, str, str, str]
     """MD5 of the file of each of SIZES."""
-    class_counts: tuple[tuple[int, ...], ...] | None = None
-    """Of each split; None where no source is known."""
     mirror: bool = True
     """Whether a mirrored image keeps its label."""
     note: str = ""
@@ -92,28 +89,7 @@ def _find(data: Data) -> tuple[Path, int] | None:
     return next(((path, side) for path, side in paths if path is not None), None)
 
 
-def outline(data: Data) -> Outline | None:
-    """Return the numbers of the file, or the published ones if it is not there; None if neither is known."""
-    about, found = _set(data.name), _find(data)
-    if found is not None:
-        path, side = found
-        return Outline(npz.read_labels(path, about.class_names), (about.channels, side, side), about.mirror)
-    if about.class_counts is None:
-        return None
-    side, counts = _side(data.size), dict(zip(PARTS, about.class_counts, strict=True))
-    return Outline.of_counts(about.class_names, counts, (about.channels, side, side), mirror=about.mirror)
-
-
-def _check(dataset: Dataset, about: MedicalSet, side: int) -> None:
-    Outline({}, (about.channels, side, side)).check(dataset)
-    expected = dict(zip(PARTS, about.images, strict=True))
-    got = {part: len(split) for part, split in dataset.splits.items()}
-    if got != expected:
-        got_text, allowed = (", ".join(f"{count} {part}" for part, count in each.items()) for each in (got, expected))
-        raise UserError(f"got {got_text} images; allowed: {allowed}, as in {RECORD}")
-
-
-def read(data: Data) -> Dataset:
+def read(data: Data) -> DataSource:
     """Return the published splits from the file of `data.size` pixels if there is one, else from that of 28 pixels.
 
     Sizes published: 28, 64, 128, 224. A file that is missing or has other content raises a `UserError`, and so does a
@@ -124,11 +100,14 @@ def read(data: Data) -> Dataset:
         (wanted,) = downloads(data)
         raise not_found(wanted.file, data, f"put the file from {wanted.url}", f" --size {data.size}" * bool(data.size))
     path, side = found
-    arrays = npz.read_arrays(path, data.storage)
     with located(f"'{path}'"):
-        dataset = to_dataset(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
-        _check(dataset, about, side)
+        arrays = read_npz(path, keys(npz_names(path)))
+        source = to_source(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
+        source.check({}, (about.channels, side, side))
+        got = tuple(len(source.splits[part]) for part in PARTS if part in source.splits)
+        if got != about.images:
+            raise UserError(f"got {got} images in its splits; allowed: {about.images}, as in {RECORD}")
     notes = [f"read from {path.name}, images of {side} x {side} pixels"]
     if side != _side(data.size):
         notes.append(f"{_file(data.name, _side(data.size))} is not there")
-    return replace(dataset, notes=("; ".join(notes), *([about.note] if about.note else [])))
+    return replace(source, notes=("; ".join(notes), *([about.note] if about.note else [])))

@@ -2,78 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
 from taet import registry
-from taet.data.archives import unpack
 from taet.data.dataset import Dataset
-from taet.data.downloads import Download, check, fetch
-from taet.data.places import find, roots
-from taet.data.sources import load
+from taet.data.places import Download, Missing, roots
+from taet.data.sources import load, source
+from taet.data.storage import reason
 from taet.errors import UserError
+from taet.files import file_sha256
 from taet.progress import Progress
 from taet.settings import Data
-
-
-def _downloads(data: Data) -> tuple[Download, ...]:
-    """Return the official files of a data set; none for a bundled set or the user's own images."""
-    entry = registry.entries("data").get(data.name.partition(":")[0])
-    offered = getattr(entry.load(), "downloads", None) if entry is not None else None
-    return () if offered is None else tuple(offered(data))
-
-
-def _is_there(data: Data) -> bool:
-    """Whether the set can be read, ignoring the options that cut it."""
-    try:
-        load(Data(name=data.name, root=data.root, storage=data.storage))
-    except UserError:
-        return False
-    return True
-
-
-def check_there(data: Data) -> None:
-    """Refuse a published data set that `load` would not find; images are read only if official files are missing."""
-    places = [download.unpacks_to or download.file for download in _downloads(data)]
-    if not all(find(data, place) for place in places):
-        load(data)
-
-
-def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> None:
-    """Download missing files; if that fails, a `UserError` says which file to put where."""
-    for position, download in enumerate(missing):
-        try:
-            fetch(download, root, progress)
-        except (OSError, HTTPException) as error:
-            reason = " ".join(str(error).strip("<>").split()).removeprefix("urlopen error ") or type(error).__name__
-            orders = ", and ".join(
-                f"{left.name} ({left.size}, {left.checksum}) from {left.url} at '{root / left.file}'"
-                for left in missing[position:]
-            )
-            raise UserError(
-                f"cannot download {download.name} ({reason}); put {orders}, then run the same command again"
-            ) from error
-
-
-def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> str:
-    """Check an existing file, and unpack it if necessary; return what was done."""
-    root = download.root(folders)
-    assert root is not None
-    archive, checked = root / download.file, "the archive is gone, so its checksum is not compared"
-    if archive.is_file():
-        progress(0, 1, f"checking {download.name}")
-        check(archive, download)
-        checked = f"{download.checksum} is right"
-    if download.unpacks_to is None:
-        return f"'{archive}': {checked}"
-    target = root / download.unpacks_to
-    if target.exists():
-        return f"'{target}' was there; {checked}"
-    unpack(archive, archive.parent, progress)
-    if not target.exists():
-        raise UserError(f"'{archive}' holds no {target.name}; expected: the archive that is at {download.url}")
-    return f"'{target}' is unpacked from {archive.name}; {checked}"
 
 
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
@@ -83,12 +28,70 @@ def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     compared, archives are unpacked beside them, and the set is read, which checks its counts. Existing files are kept.
     Without a network, a `UserError` says which file to put where.
     """
-    folders = roots(data)
-    wanted = _downloads(data)
-    missing = [download for download in wanted if download.root(folders) is None]
-    if missing:
-        if _is_there(data):
-            return load(data), ["all is there, in other files than the official archives"]
-        _fetch_all(missing, folders[0], progress)
-    done = [_ready(download, folders, progress) for download in wanted]
-    return load(data), done or ["nothing to download"]
+    offered: Callable[[Data], Sequence[Download]] | None = None
+    if (entry := registry.entries("data").get(data.name.partition(":")[0])) is not None:
+        offered = getattr(entry.load(), "downloads", None)
+    wanted = () if offered is None else offered(data)
+    try:
+        source(data)
+    except Missing:
+        done = [_ready(one, wanted[number:], roots(data), progress) for number, one in enumerate(wanted)]
+        return load(data), done
+    return load(data), ["all is there" if wanted else "nothing to download"]
+
+
+def _ready(download: Download, left: Sequence[Download], folders: Sequence[Path], progress: Progress) -> str:
+    """Download a file unless a folder has it, compare its checksum, and unpack it; return what was done."""
+    if download.unpacks_to is not None:
+        for folder in folders:
+            if (folder / download.unpacks_to).exists():
+                return f"'{folder / download.unpacks_to}' was there"
+    root = next((folder for folder in folders if (folder / download.file).is_file()), folders[0])
+    path = root / download.file
+    progress(0, 1, path.name)
+    if not path.is_file():
+        _fetch(download, path, [f"{one} at '{folders[0] / one.file}'" for one in left])
+    elif not _is_right(path, download):
+        raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
+    if download.unpacks_to is None:
+        return f"'{path}': its checksum is right"
+    _unpack(path, root / download.unpacks_to)
+    return f"'{root / download.unpacks_to}' is unpacked from {path.name}; its checksum is right"
+
+
+def _fetch(download: Download, path: Path, orders: Sequence[str]) -> None:
+    from torch.hub import download_url_to_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
+        if not _is_right(path, download):
+            path.unlink()
+            raise ValueError("its MD5 is another one")
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        why = reason(error).removeprefix("<urlopen error ").removesuffix(">")
+        put = f"put {', and '.join(orders)}, then run the same command again"
+        raise UserError(f"cannot download {path.name} ({why}); {put}") from error
+
+
+def _is_right(path: Path, download: Download) -> bool:
+    if download.sha256 is not None:
+        return file_sha256(path) == download.sha256
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == download.md5
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack an archive aside, and move what is wanted of it to `target`: nothing is left half unpacked."""
+    try:
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as made:
+            if archive.suffix == ".zip":
+                with zipfile.ZipFile(archive) as zipped:
+                    zipped.extractall(made)  # which keeps every member inside, and makes no links
+            else:
+                with tarfile.open(archive) as packed:
+                    packed.extractall(made, filter="data")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (Path(made) / target.relative_to(archive.parent)).rename(target)
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot unpack '{archive}': {reason(error)}") from error

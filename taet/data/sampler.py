@@ -8,8 +8,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
-from taet.data.dataset import checked_labels
 from taet.data.loader import class_balanced
+from taet.data.source import checked_labels
 from taet.fields import LongSeed, Whole, check_value
 from taet.randomness import generator
 

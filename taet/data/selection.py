@@ -6,12 +6,10 @@ It depends on labels and groups only, so it is the same with and without the ima
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from taet.data.dataset import Labelled, Labels, Split
 from taet.data.groups import hold_out
 from taet.data.long_tail import (
     PROFILES,
@@ -22,8 +20,10 @@ from taet.data.long_tail import (
     long_tail_counts,
     long_tail_indices,
 )
+from taet.data.source import Labelled, Labels
 from taet.errors import UserError
 from taet.settings import Data
+from taet.statistics import Ints
 
 BALANCED_SMALL = "-balanced-small"
 VALIDATION = "validation"
@@ -31,22 +31,18 @@ VALIDATION = "validation"
 MOST_NAMES = 10
 """Most classes that a note names."""
 
-Positions: TypeAlias = NDArray[np.int64]
-Labelling = TypeVar("Labelling", Labels, Split)
-
 
 class Choice(NamedTuple):
     """The selected images of one split."""
 
     origin: str
     """The split of the source that they come from."""
-    positions: Positions | None
+    positions: Ints | None
     """Positions in that split; None: all images, in their own order."""
 
-    def of(self, source: Mapping[str, Labelling]) -> Labelling:
-        """Return the selected images, given the source's own splits."""
-        part = source[self.origin]
-        return part if self.positions is None else part.choose(self.positions)
+    def of(self, source: Mapping[str, Labels]) -> Labels:
+        """Return the labels of the selected images, given those of the source's own splits."""
+        return source[self.origin].choose(self.positions)
 
 
 def _largest(labels: Labelled, part: str, ratio: float, profile: str, max_count: int | None) -> int:
@@ -113,26 +109,25 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
     return train_counts, test_counts, notes
 
 
-def divided(
-    labels: Labelled, counts: list[int], held_out: list[int], seed: int
-) -> tuple[Positions | None, Positions | None]:
-    """Return the positions of the kept and of the held-out images, among `counts` images of each class.
+def divided(labels: Labelled, counts: list[int], share: float, seed: int) -> tuple[Ints | None, Ints | None]:
+    """Return the positions of the kept and of the held-out images, a `share` of `counts` images of each class.
 
     If there are groups, whole groups are held out. None: all images in their own order, or none held out.
     """
+    held_out = held_out_counts(counts, share)
     whole = sum(counts) == len(labels)
     if whole and not any(held_out):
         return None, None
-    if labels.groups is None:
+    if labels.groups is None or not share:
         kept, held = divide(labels.labels, counts, held_out, seed)
     else:
         chosen = np.arange(len(labels)) if whole else long_tail_indices(labels.labels, counts, seed)
-        apart = hold_out(labels.labels[chosen], labels.groups[chosen], held_out, seed)
+        apart = hold_out(labels.labels[chosen], labels.groups[chosen], share, seed)
         kept, held = chosen[~apart], chosen[apart]
     return kept, held if len(held) else None
 
 
-def _part_of(labels: NDArray[np.int64], kept: Positions, data: Data) -> Positions:
+def _part_of(labels: Ints, kept: Ints, data: Data) -> Ints:
     """Return a share of the training positions of each class, at least one position."""
     counts = np.bincount(labels[kept])
     wanted = np.where(counts > 0, np.maximum(np.rint(data.train_share * counts), 1), 0).astype(int).tolist()
@@ -147,29 +142,28 @@ def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice
     """
     train, test = source["train"], source["test"]
     train_counts, test_counts, notes = _class_counts(train, test, data)
-    held_out = none = [0] * len(train_counts)
+    share = 0.0 if "validation" in source else data.validation
     if "validation" in source:
         also = ", nothing else is held out" if data.validation else ""
         notes.append(f"the source's own validation split is kept{also}")
-    elif data.validation:
-        held_out = held_out_counts(train_counts, data.validation)
+    elif share:
         rounded = "rounded" if train.groups is None else "as near as whole groups come"
         notes.append(
             f"{data.validation:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation"
         )
-    kept, held = divided(train, train_counts, held_out, data.seed)
+    kept, held = divided(train, train_counts, share, data.seed)
     if data.train_share < 1:
         kept = _part_of(train.labels, np.arange(len(train)) if kept is None else kept, data)
         notes.append(f"{data.train_share:.3g} of each training class is used, at least 1 image")
     chosen = {"train": Choice("train", kept)}
     if held is not None:
-        counts = np.bincount(train.labels[held], minlength=len(none)).tolist()
+        counts = np.bincount(train.labels[held], minlength=len(train_counts)).tolist()
         notes += _lacking("validation", train.class_names, counts)
         chosen["validation"] = Choice("train", held)
     if "validation" in source:
         chosen["validation"] = Choice("validation", None)
     if data.test != VALIDATION:
-        chosen["test"] = Choice("test", divided(test, test_counts, none, data.seed)[0])
+        chosen["test"] = Choice("test", divided(test, test_counts, 0.0, data.seed)[0])
         return chosen, notes
     if "validation" not in chosen:
         raise UserError("test set: got validation, but no validation images; allowed: with --data.validation, e.g. 0.2")

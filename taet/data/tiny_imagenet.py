@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from taet.data.dataset import Dataset, Outline, Split
-from taet.data.downloads import Download, official
-from taet.data.foreign_files import MOST_BYTES, reading
-from taet.data.images import decode_all
-from taet.data.places import find, not_found
+from taet.data.files import Listing
+from taet.data.places import Download, find, not_found, official
+from taet.data.source import DataSource
+from taet.data.storage import reading
+from taet.data.tables import Row
 from taet.errors import UserError
 from taet.settings import Data
 
@@ -24,7 +21,6 @@ PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}
 """The cut of the set in REAT: Li et al., arXiv:2307.10205."""
 FOLDER = "tiny-imagenet-200"
 CLASSES = 200
-IMAGE_SHAPE = (3, 64, 64)
 PER_CLASS = {"train": 500, "test": 50}
 (ARCHIVE,) = official("tiny-imagenet")
 AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
@@ -37,8 +33,8 @@ def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is on
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
     """Return the first fields of each line of a tab-separated table."""
-    with reading(path, f"the official table; {AGAIN}", most=MOST_BYTES) as file:
-        rows = [line.split("\t")[:columns] for line in file.read().decode().splitlines() if line.strip()]
+    with reading(path, f"the official table; {AGAIN}"):
+        rows = [line.split("\t")[:columns] for line in path.read_text("utf-8").splitlines() if line.strip()]
     short = next((number for number, row in enumerate(rows, 1) if len(row) < columns), None)
     if short is not None:
         raise UserError(f"Tiny-ImageNet: line {short} of '{path}' has fewer than {columns} columns; {AGAIN}")
@@ -53,37 +49,15 @@ def _class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     return tuple(name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
 
 
-def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, list[tuple[Path, int]]]:
-    """Return the image files of both splits with their labels; training files in the order of class, then of name."""
-    numbers = {wnid: label for label, wnid in enumerate(wnids)}
-    train = [
-        (file, label)
-        for wnid, label in numbers.items()
-        for file in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
-    ]
-    rows = _rows(folder / "val" / "val_annotations.txt", 2)
-    test = [(folder / "val" / "images" / name, numbers.get(wnid, CLASSES)) for name, wnid in rows]
-    return {"train": train, "test": test}
+def _images(folder: Path, wnids: list[str]) -> list[Row]:
+    """Return the images of both splits by WordNet id; training images in the order of class, then of name."""
+    found = {wnid: sorted((folder / "train" / wnid / "images").glob("*.JPEG")) for wnid in wnids}
+    train = [Row(file, wnid, "train") for wnid, files in found.items() for file in files]
+    annotated = _rows(folder / "val" / "val_annotations.txt", 2)
+    return [*train, *(Row(folder / "val" / "images" / name, wnid, "test") for name, wnid in annotated)]
 
 
-def _check(folder: Path, wnids: list[str], part: str, labels: NDArray[np.int64]) -> None:
-    """Refuse a split in which a class has a wrong number of images; label CLASSES means an unknown class."""
-    counts = np.bincount(labels, minlength=CLASSES + 1)
-    wrong = np.flatnonzero(counts != [PER_CLASS[part]] * CLASSES + [0])
-    if len(wrong):
-        wnid = [*wnids, "that wnids.txt does not name"][wrong[0]]
-        raise UserError(
-            f"Tiny-ImageNet: class {wnid} has {counts[wrong[0]]} {part} images in '{folder}'; "
-            f"allowed: {PER_CLASS[part]} of each; {AGAIN}"
-        )
-
-
-def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
-    """Return the published numbers; the class names are in the files."""
-    return Outline.of_counts(list(map(str, range(CLASSES))), PER_CLASS, IMAGE_SHAPE, named=False)
-
-
-def read(data: Data) -> Dataset:
+def read(data: Data) -> DataSource:
     """Return all of Tiny-ImageNet, balanced: 500 training and 50 test images of each of 200 classes, 64x64 pixels.
 
     The test images are the official validation images, since the official test images have no labels. Classes are in
@@ -96,23 +70,18 @@ def read(data: Data) -> Dataset:
         raise not_found("Tiny-ImageNet", data, f"unpack {ARCHIVE.url}")
     wnids = sorted({wnid.strip() for (wnid,) in _rows(folder / "wnids.txt", 1)})
     if len(wnids) != CLASSES:
-        raise UserError(
-            f"Tiny-ImageNet: '{folder / 'wnids.txt'}' names {len(wnids)} classes; allowed: {CLASSES}; {AGAIN}"
-        )
-    names = _class_names(folder, wnids)
-    splits = {}
-    for part, files in _labelled_files(folder, wnids).items():
-        labels = np.array([label for _, label in files], np.int64)
-        _check(folder, wnids, part, labels)
-        images = decode_all([path for path, _ in files], data.size, data.storage, fit=data.fit)
-        splits[part] = Split(images, labels, names, np.arange(len(labels)))
-    return Dataset(
-        data.name,
-        splits["train"],
-        None,
-        splits["test"],
-        notes=(
-            "classes are in the order of their WordNet ids",
-            "the test images are the official validation images: those of the official test set have no labels",
-        ),
+        raise UserError(f"Tiny-ImageNet: '{folder}/wnids.txt' names {len(wnids)} classes; allowed: {CLASSES}; {AGAIN}")
+    names = dict(zip(wnids, _class_names(folder, wnids), strict=True))
+    rows = _images(folder, wnids)
+    for part, expected in PER_CLASS.items():
+        counts = Counter(row.label for row in rows if row.split == part)
+        for wnid in [*wnids, *(counts.keys() - {*wnids})]:
+            if counts[wnid] != expected or wnid not in names:
+                got = f"got {counts[wnid]} {part} images of class {wnid} in '{folder}'"
+                raise UserError(f"Tiny-ImageNet: {got}; allowed: {expected} of each class of wnids.txt; {AGAIN}")
+    notes = (
+        "classes are in the order of their WordNet ids",
+        "the test images are the official validation images: those of the official test set have no labels",
     )
+    named = [row._replace(label=names[row.label]) for row in rows]
+    return Listing.of(named, f"'{folder}'", notes, [*names.values()]).source(data)

@@ -20,6 +20,7 @@ from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
+from taet.data.storage import Pixels
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
@@ -36,7 +37,6 @@ BATCH_SIZE = 250
 DIGITS = 6  # of a probability in a table; `probabilities` has full precision
 NO_CLASS = -1
 
-Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]
 ImageSource = Pixels | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -277,9 +277,9 @@ def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
     found = survey([Path(name) for name in find(given).names])
     channels, height, width = shape
     other = np.flatnonzero((found.sizes != (width, height)).any(1))
-    notes, total = list[str](), len(found.paths)
+    notes, total = list[str](), len(found.files)
     if len(other):
-        example = f"e.g. '{found.paths[other[0]]}' of {found.sizes[other[0]][0]}x{found.sizes[other[0]][1]}"
+        example = f"e.g. '{found.files[other[0]]}' of {found.sizes[other[0]][0]}x{found.sizes[other[0]][1]}"
         notes.append(f"{len(other)} of {total} images are resized to {width}x{height} pixels as in training, {example}")
         notes += found.not_square(fit) if height == width else []
     wrong = int((found.grey if channels == 3 else ~found.grey).sum())

@@ -9,26 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taet.data.augmentation import to_unit
-from taet.data.image_store import Stored
+from taet.data.augmentation import as_tensor, to_unit
 from taet.errors import UserError
 from taet.statistics import Ints
 
-TestImages = NDArray[Any] | Stored
+TestImages = NDArray[Any]
 """uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""
 
 
 def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
     pixels: TestImages
-    if isinstance(images, Stored):
+    if isinstance(images, np.memmap):
         pixels = images
     else:
         pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if pixels.ndim != 4 or len(pixels) == 0:
         raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-    if isinstance(pixels, Stored) or pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8:
         if pixels.shape[3] not in (1, 3):
             raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
     elif pixels.dtype.kind == "f":
@@ -46,12 +45,12 @@ def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tup
 
 
 def channels_first(pixels: NDArray[Any]) -> Tensor:
-    """Return images as (N, C, H, W) without a copy, uint8 or float as they are."""
-    tensor = torch.from_numpy(pixels)
+    """Return images as (N, C, H, W), uint8 or float as they are; a copy only of images on disk."""
+    tensor = as_tensor(pixels)
     return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
 
 
 def as_unit(pixels: NDArray[Any]) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
-    tensor = torch.from_numpy(pixels)
+    tensor = as_tensor(pixels)
     return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor

@@ -25,7 +25,7 @@ from taet.evaluation.column import plain
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.runner import Runner, make_runner
 from taet.files import file_sha256
-from taet.settings import EXTRA_COPIES, Evaluation, Threat
+from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
@@ -222,8 +222,7 @@ def _of_run(
     extra = record.data.extra
     if extra is not None:
         about_extra = {name: plain(getattr(extra, name)) for name in EXTRA_ABOUT}
-        # Copies of training images are never test images.
-        compared = run.data.extra == EXTRA_COPIES or sha256 in (record.data.test.sha256, extra.test_sha256)
+        compared = sha256 in (record.data.test.sha256, extra.test_sha256)
         data_about = {**data_about, "extra": {**about_extra, "compared": compared}}
     return Subject(
         model=model,

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 
-from taet.data.prepare import check_there
+from taet.data.sources import source
 from taet.errors import UserError
 from taet.experiments.cell import Cell, Outcome
 from taet.experiments.grid import Grid, cells_of, parse, read
@@ -110,7 +110,7 @@ def compare(
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, threads))
     for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
-        check_there(data)
+        source(data)
     make_folder(place / "logs")
     work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
     interrupted = work.run(deadline)

@@ -13,9 +13,7 @@ import torch
 
 from taet.data import DataFacts, Dataset, facts, full_name, image_listing, is_own, load
 from taet.data.images import FITTED
-from taet.data.listing import FRAMES
 from taet.data.selection import VALIDATION
-from taet.data.sources import sided
 from taet.errors import UserError
 from taet.formatting import plural
 from taet.protocols import start
@@ -30,7 +28,6 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 POINTS = 10  # of the curve of a run
-TRAINING_SHARE = 0.8  # of the images, if no split is given
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 
@@ -44,31 +41,20 @@ class OwnImages(NamedTuple):
     largest: tuple[int, int]
     uniform: bool
     """Whether all images have the same size."""
-    grouped: bool = False
-    """Whether the subfolders of the class folders can be used as groups."""
     square: bool = True
     """Whether all images are square."""
-    frames: bool = False
-    """Whether file names look like numbered frames of sequences."""
     tested: tuple[int, ...] = ()
     """Test images of each class; (): not known."""
-    group: str | None = None
-    """A column of a table that can be used as groups."""
 
 
 def own_images(data: Data) -> OwnImages:
     """Return properties of the user's images, from the headers of image files or the labels and shape of arrays."""
     listed = image_listing(data)
     if listed is not None:
-        found, given = listed.survey.checked(), len(listed.by_split()["train"])
-        training = given * (TRAINING_SHARE if listed.splits is None else 1)
-        tested = np.bincount(listed.labels[listed.parts(data.seed)["test"]]).tolist()
+        found, parts = listed.survey.checked(), listed.parts(data.seed)
+        training, tested = len(parts["train"]), listed.labels.choose(parts["test"]).class_counts.tolist()
         square = bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
-        grouped, frames = listed.subfolders_are_groups(), listed.group_names is None and listed.are_frames()
-        sizes, column = (found.median, found.largest, found.uniform), listed.likely_group
-        by_column = None if column is None else image_listing(data.replace(group=column))
-        group = column if by_column is not None and by_column.has_usable_groups() else None
-        return OwnImages(training, *sizes, grouped, square, frames, tuple(tested), group)
+        return OwnImages(training, found.median, found.largest, found.uniform, square, tuple(tested))
     known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
     size, square = (width, height), width == height
@@ -115,10 +101,9 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
             f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
         )
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
-    found = own_images(run.data.replace(group=None))
+    found = own_images(run.data)
     choices = {
         **_size(found, run.data.fit, accelerated),
-        **_groups(run, found),
         "model.name": network(found.median, accelerated),
         **length(run, found, accelerated),
         **({} if accelerated else attacked(run.data, found.tested)),
@@ -154,25 +139,12 @@ def _size(found: OwnImages, fit: Fit, accelerated: bool) -> dict[str, Chosen]:
     return size if found.square else size | how
 
 
-def _groups(run: Run, found: OwnImages) -> dict[str, Chosen]:
-    if run.data.group is not None or run.data.group_pattern is not None:
-        return {}
-    if found.group is not None:
-        why = "by its name this column holds groups: the images of one stay in one split"
-        return {"data.group": Chosen(found.group, why)}
-    if found.grouped:
-        return {"data.group": Chosen("folder", "class folders have subfolders: the images of one stay in one split")}
-    why = "file names number the frames of sequences: those of one stay in one split"
-    return {"data.group_pattern": Chosen(FRAMES, why)} if found.frames else {}
-
-
 def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
     """Return what was chosen about mirroring the user's own images in training."""
     if not is_own(data.name) or data.mirror != "auto":
         return {}
-    why = sided(data, dataset.class_names)
-    why = f"{why}; yes mirrors" if why else "no class name says left or right; no for letters, signs, organs"
-    return {"data.mirror": Chosen("yes" if dataset.mirror else "no", why)}
+    why = "the default; no for letters, signs, and whatever has a left and a right"
+    return {"data.mirror": Chosen("yes", why) if dataset.mirror else Chosen("no", "traffic signs")}
 
 
 def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:

@@ -88,6 +88,9 @@ class Attack:
         threat = self.threat
         settings: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps, **deviation}
         start = settings.pop("start", threat.start)
+        if active is not None:  # an example that is frozen takes steps of length 0
+            moves = active.to(x.dtype).expand(settings["steps"], -1)
+            settings["step_size"] = [settings["step_size"] * row for row in moves]
         if "start_noise" not in settings:
             settings["start_noise"] = draw_noise(x, settings["eps"], start, self.source)
         return pgd(
@@ -97,7 +100,6 @@ class Attack:
             start=start,
             objective=self._rebalanced(objective),
             observe=observe,
-            active=active,
             bn_mode=threat.bn_mode,
             checked=True,
             **settings,

@@ -229,10 +229,10 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
     An image stops moving once it is misclassified. Batch normalisation is in train mode, as in the public code.
     """
     eps = attack.eps
-    active = torch.ones_like(y, dtype=torch.bool)
+    size = x.new_ones(len(x)) * (PROBE_STEP * eps)
 
     def stop_misclassified(_: int, logits: Tensor) -> None:
-        active.copy_(logits.argmax(1) == y)  # pgd reads it after this call, in every step
+        size.copy_(PROBE_STEP * eps * (logits.argmax(1) == y))  # pgd reads it after this call, in every step
 
     best, best_loss = x, x.new_full((len(x),), -math.inf)
     for _ in range(RESTARTS):
@@ -241,12 +241,11 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
             x,
             y,
             eps=eps,
-            step_size=PROBE_STEP * eps,
+            step_size=size,
             steps=PROBE_STEPS,
             start="uniform",
             start_noise=draw_noise(x, eps, "uniform", attack.source),
             bn_mode="train",
-            active=active,
             observe=stop_misclassified,
             checked=True,
         )

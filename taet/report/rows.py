@@ -21,7 +21,7 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.formatting import size, words
 from taet.settings import Run, override, to_json
-from taet.training.decisive_settings import CURVE, training_settings
+from taet.training.decisive_settings import CURVE, left_behind, training_settings
 from taet.training.record import run_from_json
 from taet.training.resolve import learns_from_validation
 from taet.training.schedule import curve_decides
@@ -144,7 +144,7 @@ def _settings(card: ResultCard, usual_rule: str) -> Values:
     if isinstance(run, Run):
         run = override(run, {RULE: rule})
         idle = IDLE if curve_decides(run, learns_from_validation(run)) else IDLE | CURVE
-    values = {**training_settings(run), **own, RULE: rule}
+    values = {**training_settings(run), **left_behind(stored), **own, RULE: rule}
     values[EVERY] = values.get(EVERY) or 1  # a curve that decides has a point for each epoch
     return {name: value for name, value in values.items() if name not in idle and not name.startswith("evaluation.")}
 

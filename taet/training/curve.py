@@ -14,7 +14,7 @@ from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
 from taet.data import Split
-from taet.data.augmentation import to_unit
+from taet.data.augmentation import as_tensor, to_unit
 from taet.data.long_tail import even_sample
 from taet.distributed import global_sum, rank, world_size
 from taet.methods.base import Seen
@@ -68,11 +68,11 @@ def monitor(
             if number >= batches:
                 continue
             rows = slice(number * batch_size, (number + 1) * batch_size)
-            x = to_unit(torch.from_numpy(split.images[rows]).to(device), channels_last=run.training.channels_last)
+            x = to_unit(as_tensor(split.images[rows]).to(device), channels_last=run.training.channels_last)
             y = torch.from_numpy(split.labels[rows]).to(device)
             noise = generator(device, run.seed, "monitor", number)
             with arithmetic(device.type, precision):
-                attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, generator=noise)
+                attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, start_noise=noise)
                 single = ascend(x, y, steps=1, step_size=eps, start="none") if fgsm else None
             with torch.no_grad():
                 features = model.features(attacked) if sums is not None and sums.with_features else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from taet.data.augmentation import to_unit
+from taet.data.augmentation import as_tensor, to_unit
 from taet.distributed import global_sum, rank, share, world_size
 from taet.training.prepare import TrainingPlan
 from taet.training.state import State
@@ -23,7 +23,7 @@ def drift(plan: TrainingPlan, state: State) -> dict[str, object]:
     split, size = plan.dataset.train, plan.run.training.batch_size
     classes = range(len(split.class_names))
     rows = np.concatenate([np.flatnonzero(split.labels == c)[: plan.run.training.distance_images] for c in classes])
-    x = to_unit(torch.from_numpy(split.images[rows]).to(plan.device))
+    x = to_unit(as_tensor(split.images[rows]).to(plan.device))
     y = torch.from_numpy(split.labels[rows]).to(plan.device)
     found = torch.zeros_like(x)
     for number, start in enumerate(range(0, len(found), size)):

@@ -13,7 +13,7 @@ from torch import nn
 from taet import models
 from taet.attacks.ball import frozen
 from taet.data import DataFacts, Dataset, load
-from taet.data.extra import Extra, check_classes, distinct_counts
+from taet.data.extra import Extra, read_extra
 from taet.data.loader import Loader
 from taet.distributed import copy_first, first, gather, in_turn, rank, world_size
 from taet.errors import UserError
@@ -31,7 +31,7 @@ from taet.training.choices import Chosen
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.estimate import RunWork, work_of
-from taet.training.extra import describe_extra, load_extra
+from taet.training.extra import describe_extra
 from taet.training.graphs import Graphs
 from taet.training.optimizer import build_optimizer
 from taet.training.record import RunRecord
@@ -93,7 +93,7 @@ def prepare(
     with reporting_to(progress if rank() == 0 else None):
         dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
         settle = functools.partial(resolve, run, DataFacts.of(dataset), processes=world_size(), arrays=arrays)
-        resolved, extra = _with_extra(settle, dataset, device)
+        resolved, extra = _with_extra(settle, dataset)
     precision = first(lambda: fastest_precision(device))
     choices = {"training.precision": precision} if run.training.precision == "auto" else {}
     resolved = resolved.at(precision.value if choices else run.training.precision)
@@ -129,18 +129,13 @@ def prepare(
     return plan, state
 
 
-def _with_extra(
-    settle: Callable[..., Resolved], dataset: Dataset, device: torch.device
-) -> tuple[Resolved, Extra | None]:
+def _with_extra(settle: Callable[..., Resolved], dataset: Dataset) -> tuple[Resolved, Extra | None]:
     """Return the checked request, and the extra images that it asks for."""
     resolved = settle()
     if resolved.mixture is None:
         return resolved, None
-    extra = in_turn(lambda: load_extra(resolved.run.data, dataset, device))
-    resolved = settle(extra_counts=distinct_counts(extra, dataset.train))
-    assert resolved.mixture is not None
-    check_classes(extra, resolved.mixture)
-    return resolved, extra
+    extra = in_turn(lambda: read_extra(resolved.run.data, dataset))
+    return settle(extra_counts=extra.split.class_counts.tolist()), extra
 
 
 def fastest_precision(device: torch.device) -> Chosen:

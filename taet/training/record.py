@@ -16,7 +16,7 @@ from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.formatting import listed
 from taet.models.heads import Head
 from taet.settings import Fit, Run, from_json
-from taet.training.decisive_settings import run_hash
+from taet.training.decisive_settings import current, run_hash
 
 MOST_VALUES = 2**28
 """Largest number of values of an image, so that no record can demand a model that exceeds the memory."""
@@ -243,8 +243,8 @@ class RunRecord(Record):
 
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
-    """Rebuild a Run from JSON, with the Config of its method."""
-    return from_json(Run, {**values, "settings": values.get("settings") or {}})
+    """Rebuild a Run from JSON, with the Config of its method; settings that have left are ignored."""
+    return from_json(Run, {**current(values), "settings": values.get("settings") or {}})
 
 
 class Counts(Record):

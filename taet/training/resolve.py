@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from taet import methods, models, registry
 from taet.data import DataFacts
+from taet.data.extra import Mixture, mixture
 from taet.data.loader import batch_bounds
-from taet.data.mixture import Mixture, mixture
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead, Head
@@ -69,7 +69,7 @@ def resolve(
     """Check a request; a request that cannot be trained raises a UserError.
 
     Without `facts` everything except the data is checked. `arrays`: the images are passed from memory. `extra_counts`:
-    the number of distinct extra images of each class, (C,), if known.
+    the number of extra images of each class, (C,), if known.
     """
     training, known = run.training, facts or STAND_IN
     split = _curve_split(run, facts, arrays)
@@ -79,10 +79,10 @@ def resolve(
     classes, shown = len(known.class_counts), training.monitor_images
     if facts is not None and shown is not None and shown < classes:
         raise UserError(f"monitor images: got {shown}; allowed: {classes} or more, an image of each class")
-    mixed = mixture(run.data, known.class_counts, training.batch_size)
+    mixed = mixture(run.data, known.class_counts, training.batch_size, extra_counts)
     if mixed is not None and training.sampling != "shuffled":
         got = f"got sampling {training.sampling}; allowed: shuffled, whose class prior is known"
-        raise UserError(f"data extra: {got}; --data.extra-classes inverse evens batches out")
+        raise UserError(f"data extra: {got}")
     method = _method(run, known, mixed, extra_counts)
     if method.average_decay and (training.ema or training.swa != 1):
         other = f"ema {training.ema:g}" if training.ema else f"swa {training.swa:g}"

@@ -19,10 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taet.attacks.autoattack import (
     NAMES,
-    Plan,
-    SuiteRun,
     Version,
-    as_float,
     autoattack,
     plan,
     run_parts,
@@ -31,6 +28,7 @@ from taet.attacks.ball import Norm
 from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
 from taet.attacks.suite import Suite, SuiteResult
+from taet.attacks.suite_run import Batches, Plan, SuiteRun
 from taet.attacks.units import Unit
 from taet.data.augmentation import to_unit
 from taet.errors import UserError
@@ -55,7 +53,8 @@ def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tens
 
 
 def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> SuiteRun:
-    return SuiteRun(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, "float32", True, None)
+    batches = Batches(x, y, len(y), x.device, None, True)
+    return SuiteRun(Counted(model), batches, chosen, EPS[chosen.norm], 0, "float32")
 
 
 def train(classes: int, channels: int = 3) -> nn.Module:
@@ -159,57 +158,6 @@ def test_equals_the_official_suite_for_any_number_of_classes(classes: int, norm:
     assert_official(train(classes), x, y, radius, norm, "10")
 
 
-@pytest.mark.sample(4)
-@pytest.mark.usefixtures("few_queries")
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("classes", [3, 10])
-def test_every_part_alone_is_that_of_the_official_package(classes: int, norm: Norm) -> None:
-    model, (x, y) = train(classes), data(classes, count=20)
-    chosen = plan(classes, "10", norm)
-    suite, theirs = (_suite(model, x, y, chosen), stock(model, EPS[norm], chosen))
-    by_name = {"apgd-t": theirs.apgd_targeted, "fab-t": theirs.fab, "square": theirs.square}
-    theirs.fab.targeted, theirs.fab.n_restarts = True, 1
-    for part in chosen.parts:
-        attack = by_name.get(part, theirs.apgd)
-        attack.loss = {"apgd-ce": "ce", "apgd-dlr": "dlr"}.get(part, getattr(attack, "loss", None))
-        attack.seed = 0
-        with torch.no_grad(), torch.random.fork_rng():
-            expected = attack.perturb(x.clone(), y.clone())
-        ((_, unit),) = suite.run(part, torch.arange(len(y)), None, 0, 0)
-        wrong = model(expected).argmax(1) != y
-        assert torch.equal(torch.from_numpy(unit["x_adv"]), expected[wrong])
-        assert bool(wrong.any()) or (part == "square" and classes == 3)
-
-
-@pytest.mark.full
-@pytest.mark.usefixtures("few_queries")
-@pytest.mark.diagonal("norm", "shape")
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 20, 15), (3, 224, 224)])
-def test_breaks_of_a_linear_model_what_can_be_broken_at_any_image_size(shape: tuple[int, int, int], norm: Norm) -> None:
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2))
-    with torch.no_grad():
-        model[1].weight.normal_(generator=generator)
-        model[1].bias.zero_()
-    few = 2 if shape[1] == 224 else 4
-    x = 0.4 + 0.2 * torch.rand(few, *shape, generator=generator)
-    logits = model(x).detach()
-    y = logits.argmax(1)
-    first, second = model[1].weight.detach()
-    dual = torch.linalg.vector_norm(first - second, 1 if norm == "linf" else 2)
-    border = (logits[:, 0] - logits[:, 1]).abs() / dual  # the distance to the other class
-    eps = float(border.sort().values[few // 2 - 1 : few // 2 + 1].mean())
-    outcome = run_parts(model, x, y, eps=eps, norm=norm, version="10", batch_size=BATCH)
-    assert norm == "l2" or eps < 0.4  # no image meets the border of [0, 1] before that of its class
-    assert outcome.correct.tolist() == (border > eps).tolist()
-    assert outcome.x_adv is not None
-    expected = official(model, x, y, eps, plan(logits.shape[1], "10", norm))
-    torch.testing.assert_close(outcome.x_adv, expected, rtol=0, atol=1e-6)
-    moved = (outcome.x_adv.double() - x.double()).flatten(1)
-    assert float(torch.linalg.vector_norm(moved, 2 if norm == "l2" else math.inf, dim=1).max()) <= eps + 1e-6
-
-
 def test_the_plan_follows_the_number_of_classes() -> None:
     assert plan(10).parts == ("apgd-ce", "apgd-t", "fab-t", "square")
     assert (plan(10).iterations, plan(10).queries, plan(10).target_classes) == (100, 5000, 9)
@@ -284,16 +232,6 @@ def test_resumes_at_the_unit_that_was_not_finished() -> None:
         assert (resumed.forwards, resumed.backwards) == (expected.forwards, expected.backwards)
 
 
-@pytest.mark.usefixtures("few_queries")
-def test_units_about_other_images_are_not_trusted() -> None:
-    model, (x, y) = train(4), data(4)
-    state = Memory({}, 99)
-    run_parts(model, x.flip(0), y.flip(0), eps=EPS["linf"], version="10", batch_size=BATCH, state=state)
-    expected = run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=7)
-    found = run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=7, state=state)
-    assert torch.equal(found.correct, expected.correct)
-
-
 @pytest.mark.sample(3)
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize(
@@ -317,17 +255,6 @@ def test_units_of_another_attack_on_as_many_images_are_not_trusted(change: str) 
     assert (len(state.keys) == count) == (change == "nothing")
 
 
-@pytest.mark.full
-def test_the_fast_version_takes_the_units_of_the_standard_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "QUERIES", 5)
-    model, (x, y) = train(4), data(4, count=6)
-    state = Memory({}, 99)
-    run_parts(model, x, y, eps=EPS["linf"], state=state)
-    count = len(state.keys)
-    run_parts(model, x, y, eps=EPS["linf"], version="fast", state=state)
-    assert len(state.keys) == count
-
-
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.diagonal("keep_examples", "dtype")
 @pytest.mark.parametrize("keep_examples", [True, False])
@@ -346,15 +273,6 @@ def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, 
     assert_same(run_parts(model, given, y, **settings, keep_examples=keep_examples, state=state), expected)
     assert len(state.keys) == count, "the same images, however they are held, share their units"
     assert torch.equal(given, before)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_8_bit_values_become_the_very_floats_of_training(channels: int) -> None:
-    pixels = torch.arange(256 * 2 * channels).reshape(2, 16, 16, channels).byte()
-    found = as_float(pixels.permute(0, 3, 1, 2))
-    assert torch.equal(found, to_unit(pixels))
-    assert found.is_contiguous()
-    assert as_float(found).data_ptr() != found.data_ptr(), "a copy, which may be written into"
 
 
 class Largest(TorchDispatchMode):
@@ -446,30 +364,6 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     return autoattack(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, **settings)
 
 
-@pytest.mark.full
-@pytest.mark.usefixtures("few_queries")
-def test_what_the_caller_is_about_does_not_matter() -> None:
-    model, (x, y) = train(4), data(4)
-    expected = attack(model, x, y)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(attack(model, x, y), expected)
-        assert torch.is_autocast_enabled("cpu")
-    with torch.no_grad():
-        assert torch.equal(attack(model, x, y), expected)
-        assert not torch.is_grad_enabled()
-    with torch.inference_mode():
-        found = attack(model, x.clone(), y.clone())
-        assert torch.is_inference_mode_enabled()
-    assert torch.equal(found, expected)
-    assert not found.is_inference()
-    generator_state = torch.random.get_rng_state()
-    try:
-        torch.random.manual_seed(99)
-        assert torch.equal(attack(model, x, y), expected)
-    finally:
-        torch.random.set_rng_state(generator_state)
-
-
 @pytest.mark.usefixtures("few_queries")
 def test_clean_predictions_that_are_known_are_not_made_again() -> None:
     model, (x, y) = train(4), data(4)
@@ -520,16 +414,6 @@ def test_the_fast_suite_is_the_beginning_of_the_standard_one(classes: int, norm:
     assert 0 < int(fast.correct.sum()) < len(y)
 
 
-@pytest.mark.usefixtures("few_queries")
-def test_a_model_that_returns_a_view_of_its_input_is_not_written_into() -> None:
-    x = torch.rand(6, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    y = x.flatten(1).argmax(1)
-    before = x.clone()
-    x_adv = autoattack(nn.Flatten(), x, y, eps=0.01, version="10")
-    assert torch.equal(x, before)
-    assert x_adv.isfinite().all()
-
-
 Report = tuple[float, float, str]
 
 
@@ -569,57 +453,6 @@ def test_progress_ends_at_its_total_and_names_the_parts() -> None:
     labels = [label for _, _, label in seen]
     assert labels[:4] == ["clean 1/3", "clean 2/3", "clean 3/3", "apgd-ce 1/3"]
     assert labels[-2:] == ["square 1/1", "done"]
-
-
-@pytest.mark.usefixtures("few_queries")
-def test_the_work_ahead_is_estimated_from_the_share_that_stands() -> None:
-    seen = watched(version="10")
-    whole = seen[-1][1]
-    totals = {label: total for _, total, label in seen}
-    assert totals["apgd-ce 1/3"] > 2 * whole  # as if nothing broke
-    assert 0.5 * whole < totals["apgd-ce 2/3"] < 1.5 * whole
-    assert 0.5 * whole < totals["apgd-ce 3/3"] < 1.5 * whole
-
-
-@pytest.mark.usefixtures("few_queries")
-def test_progress_moves_inside_a_unit_but_not_beyond_what_it_was_expected_to_cost(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("taet.attacks.counted.TICK_SECONDS", 0.0)
-    seen = watched(version="10")
-    for label in {label for _, _, label in seen} - {"done"}:
-        unit, cost = [done for done, _, name in seen if name == label], plan(4, "10").cost(label.partition(" ")[0])
-        assert len(set(unit)) > (1 if cost == 1 else 5)
-        assert unit[-1] - unit[0] <= BATCH * cost
-
-
-@pytest.mark.usefixtures("few_queries")
-def test_progress_of_what_is_resumed_starts_where_the_work_starts() -> None:
-    state = Memory({}, 99)
-    watched(version="10", state=state)
-    kept = {key: unit for key, unit in state.units.items() if not key.startswith("square")}
-    labels = [label for _, _, label in watched(version="10", state=Memory(kept, 99))]
-    assert labels == ["square 1/1", "done"]
-
-
-def test_ticks_are_rare() -> None:
-    model, (x, _) = Counted(train(4)), data(4)
-    seen: list[float] = []
-    with model.ticking(1000, seen.append):
-        for _ in range(20):
-            model(x)
-    assert seen == []
-
-
-def test_a_model_that_is_wrong_everywhere_is_done_at_once() -> None:
-    model, (x, y) = train(4), data(4)
-    wrong = (model(x).argmax(1) + 1) % 4
-    outcome = run_parts(model, x, wrong, eps=EPS["linf"])
-    assert not outcome.correct.any()
-    assert outcome.x_adv is not None
-    assert torch.equal(outcome.x_adv, x)
-    assert outcome.backwards == 0
-    assert (y >= 0).all()
 
 
 class Mean(nn.Module):

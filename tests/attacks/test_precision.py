@@ -44,13 +44,6 @@ def images() -> tuple[np.ndarray, np.ndarray]:
         return x, Flattered()(torch.from_numpy(x)).argmax(1).numpy()
 
 
-def test_what_fools_the_model_in_bfloat16_alone_does_not_count() -> None:
-    x, y = images()
-    attacks = ["clean", "pgd-3:precision=bf16", "pgd-3:restarts=2,precision=bf16", "quick:precision=bf16"]
-    card = taet.evaluate(Flattered(), x, y, attacks=attacks, eps=1e-6)
-    assert all(column.correct.all() for column in card.columns)
-
-
 def test_the_search_alone_is_in_bfloat16_and_leaves_the_switches_as_they_were() -> None:
     model = Flattered()
     counted, x = Counted(model), torch.rand(2, 3, 2, 2)

@@ -43,18 +43,6 @@ def run(count: int, state: Shelf | None, computed: list[int] | None = None) -> l
     return [int(unit["square"]) for unit in found]
 
 
-@pytest.mark.parametrize("count", [0, 1, 5])
-def test_units_come_in_order_with_and_without_a_state(count: int) -> None:
-    expected = [number**2 for number in range(count)]
-    state = Shelf()
-    assert run(count, None) == expected
-    assert run(count, state) == expected
-    assert state.written == [f"unit-{number}" for number in range(count)]
-    computed: list[int] = []
-    assert run(count, state, computed) == expected
-    assert computed == []
-
-
 def test_what_is_missing_or_about_something_else_is_done_again() -> None:
     state, computed = Shelf(), list[int]()
     run(6, state)

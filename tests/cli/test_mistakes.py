@@ -45,7 +45,7 @@ evaluate \udcff; list \udcff; evaluate /dev/null; train --resume /dev/null; trai
 compare ''; compare .; compare /dev/null; compare /dev/zero
 compare s.toml --time-budget MANYh; compare s.toml --time-budget ''; compare s.toml --jobs 99999999999
 compare s.toml --part MANY/2; compare s.toml --part 1/99999999999; compare s.toml --part 0/0
-data show ''; data show ~nouser/x; data show digits-lt --out ''; data prepare digits-lt --layout npz --out ''
+data show ''; data show ~nouser/x; data show digits-lt --out ''
 evaluate . --processes 99999999999; predict . x --batch-size 0; predict . x --top MANY
 evaluate --model os:getcwd --data digits-lt; evaluate --model resnet8 --data digits-lt --normalize nan/1
 evaluate --model resnet8 --data digits-lt --weights ''; evaluate --model resnet8 --data digits-lt --out ''
@@ -142,7 +142,6 @@ def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damage
         "compare s.toml --out RUN/inside",
         "evaluate --model resnet8 --data digits-lt --out RUN",
         "data show digits-lt --out RUN/counts.png",
-        "data prepare digits-lt --layout npz --out RUN/digits.npz",
         "demo --out RUN/demo",
         "train at --out RUN/inside",
     ],

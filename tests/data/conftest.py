@@ -1,15 +1,12 @@
-"""What several tests of the data share: small arrays, and where real data are."""
+"""What several tests of the data share: small arrays and image files, and where real data are."""
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from taet.data import DataFacts, facts, load
-from taet.settings import Data
+from PIL import Image
 
 REAL_DATA = os.environ.get("TAET_DATA")
 
@@ -42,28 +39,22 @@ def arrays() -> Callable[..., dict[str, np.ndarray]]:
     return make
 
 
-SETTINGS = (
-    {},
-    {"validation": 0.2},
-    {"validation": 0.3, "seed": 3, "size": 8},
-    {"max_count": 2, "test_max_count": 1},
-    {"imbalance_ratio": 2, "test": "balanced", "validation": 0.1},
-    {"imbalance_ratio": 2, "profile": "linear"},
-)
+@pytest.fixture
+def cached(tmp_path, monkeypatch) -> Path:
+    """Keep files of images in a folder of the test."""
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
-def facts_agree() -> Callable[..., None]:
-    """Return a function that compares the facts of a data set with what loading it gives, cut in several ways.
+def fill() -> Callable[..., list[Path]]:
+    """Return a function that writes images 00.png, 01.png, ... of grey levels level, level + 1, ... into a folder."""
 
-    `published`: the facts are the same where no file is there.
-    """
+    def write(folder, level=0, count=1, mode="L", size=(6, 6), name="{:02d}.png"):
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / name.format(i) for i in range(count)]
+        for i, path in enumerate(paths):
+            Image.new(mode, size, level + i if mode == "L" else (level + i,) * 3).save(path)
+        return paths
 
-    def check(name, *, root=None, published=False, settings=SETTINGS, **more):
-        for setting in settings:
-            found = facts(Data(name=name, root=root, **setting, **more))
-            loaded = DataFacts.of(load(name, root=root, **setting, **more))
-            assert found == (loaded if found.class_names else replace(loaded, class_names=None)), setting
-            assert not published or facts(Data(name=name, **setting, **more)) == found
-
-    return check
+    return write

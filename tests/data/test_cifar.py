@@ -1,7 +1,6 @@
-"""CIFAR-10 and CIFAR-100 from tiny files in both layouts, their published long-tailed counts, and the real CIFAR-10."""
+"""CIFAR-10 and CIFAR-100 from tiny files in both layouts, and the real CIFAR-10."""
 
 import hashlib
-import json
 import pickle
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from taet.data import cifar, load
 from taet.errors import UserError
 from taet.settings import Data
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "long_tail.json").read_text())
 VERSIONS = dict(cifar.VERSIONS)
 PER_CLASS = {"cifar10": {"train": 10, "test": 2}, "cifar100": {"train": 4, "test": 1}}
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -83,7 +81,7 @@ def write_official(folder, monkeypatch, name="cifar10"):
 def test_both_layouts_give_the_same_set(name, tmp_path, monkeypatch):
     write_official(tmp_path / "a", monkeypatch, name)
     write_npz(tmp_path / "b", name)
-    official, packed = (cifar.read(Data(name=name, root=str(tmp_path / folder))) for folder in "ab")
+    official, packed = (load(name, root=str(tmp_path / folder)) for folder in "ab")
     assert official.test.sha256 == packed.test.sha256
     # The five batches hold every fifth image each, so their order is another one.
     images, labels = tiny(name, "train", PER_CLASS[name])
@@ -95,18 +93,11 @@ def test_both_layouts_give_the_same_set(name, tmp_path, monkeypatch):
     assert official.mirror
 
 
-def test_classes_are_named_in_the_order_of_the_labels(tmp_path, monkeypatch):
-    write_official(tmp_path, monkeypatch, "cifar100")
-    names = cifar.read(Data(name="cifar100", root=str(tmp_path))).class_names
-    assert len(set(names)) == 100
-    assert names == tuple(sorted(names))  # as in the official meta file
-    assert VERSIONS["cifar10"].class_names[:2] == ("airplane", "automobile")
-
-
 def test_fine_labels_are_taken_not_the_coarse_ones(tmp_path, monkeypatch):
     write_official(tmp_path, monkeypatch, "cifar100")
-    dataset = cifar.read(Data(name="cifar100", root=str(tmp_path)))
+    dataset = load("cifar100", root=str(tmp_path))
     assert dataset.test.labels.tolist() == list(range(100))
+    assert dataset.class_names == tuple(sorted(dataset.class_names))  # as in the official meta file
 
 
 def test_names_say_what_is_cut(tmp_path):
@@ -177,58 +168,6 @@ def test_what_is_downloaded_is_the_official_archive(name, reader):
     assert download.unpacks_to == official.base_folder
 
 
-@pytest.fixture
-def whole(monkeypatch, tmp_path):
-    """CIFAR-10 and CIFAR-100 with all their labels, and images that take no memory."""
-    for name, version in VERSIONS.items():
-        monkeypatch.setitem(cifar.VERSIONS, name, version)
-        (tmp_path / f"{name}.npz").touch()
-
-    def read_arrays(path, storage):
-        assert storage == "auto"
-        version = VERSIONS[path.stem]
-        arrays = {}
-        for part, count in version.per_class.items():
-            labels = np.tile(np.arange(len(version.class_names)), count)
-            arrays[f"{part}_images"] = np.broadcast_to(np.uint8(0), (len(labels), 32, 32, 3))
-            arrays[f"{part}_labels"] = labels
-        return arrays
-
-    monkeypatch.setattr(cifar.npz, "read_arrays", read_arrays)
-    return str(tmp_path)
-
-
-@pytest.mark.parametrize("key", [key for key in GOLDEN if key.startswith("lt_counts")])
-def test_long_tailed_sets_have_the_published_counts(key, whole):
-    golden, name = GOLDEN[key], key.split("_")[2]
-    dataset = load(f"{name}-lt", root=whole, imbalance_ratio=golden["imbalance_ratio"], test="balanced")
-    counts = dataset.class_counts.tolist()
-    assert len(dataset.train) == sum(counts) == golden["total"]
-    assert counts == golden.get("counts", counts)
-    assert (counts[0], counts[-1]) == (golden.get("first", counts[0]), golden.get("last", counts[-1]))
-    assert len(dataset.test) == 10_000
-
-
-def test_steps_are_the_other_published_profile(whole):
-    dataset = load("cifar100-lt", root=whole, imbalance_ratio=100, profile="step")
-    assert dataset.class_counts.tolist() == [500] * 50 + [5] * 50
-
-
-@pytest.mark.parametrize(
-    ("name", "ratio", "counts"),
-    [
-        ("cifar10", 50, [1400] * 6 + [1399] * 4),  # 13996 images
-        ("cifar10", 10, [2044] + [2043] * 9),  # 20431
-        ("cifar100", 10, [196] * 73 + [195] * 27),  # 19573
-    ],
-)
-def test_balanced_small_sets_have_as_many_images_spread_evenly(name, ratio, counts, whole):
-    dataset = load(f"{name}-balanced-small", root=whole, imbalance_ratio=ratio, test="balanced")
-    assert dataset.class_counts.tolist() == counts
-    assert len(dataset.train) == GOLDEN[f"lt_counts_{name}_ir{ratio}"]["total"]
-    assert len(dataset.test) == 10_000
-
-
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("ratio", "train", "test"), [(10, 20431, 4084), (20, 17023, 3401), (50, 13996, 2795), (100, 12406, 2478)]
@@ -238,11 +177,3 @@ def test_real_cifar10_has_the_published_counts(real_data, monkeypatch, ratio, tr
     dataset = load("cifar10-lt", root=str(real_data("cifar10.npz").parent), imbalance_ratio=ratio)
     assert (len(dataset.train), len(dataset.test)) == (train, test)
     assert dataset.image_shape == (3, 32, 32)
-
-
-@pytest.mark.parametrize("name", cifar.NAMES)
-def test_the_facts_are_known_without_the_files(name, tmp_path, facts_agree):
-    write_npz(tmp_path / "files", name.partition("-")[0])
-    ratio = [{"imbalance_ratio": 2}, {"imbalance_ratio": 2, "validation": 0.25, "max_count": 3}]
-    settings = ratio if name.startswith("cifar100") else [*ratio, {"default_imbalance_ratio": 2.0}]
-    facts_agree(name, root=str(tmp_path / "files"), published=True, settings=settings)

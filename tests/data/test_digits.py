@@ -34,8 +34,3 @@ def test_it_is_cut_by_ten_by_default_and_says_so():
     assert "mostly by other writers" in dataset.notes[0]
     assert any("imbalance ratio 10" in note for note in dataset.notes)
     assert dataset.train.images.dtype == np.uint8
-
-
-def test_the_facts_are_known_without_reading(facts_agree):
-    settings = [{}, {"validation": 0.2, "seed": 1}, {"max_count": 40, "imbalance_ratio": 4, "size": 12}]
-    facts_agree("digits-lt", published=True, settings=settings)

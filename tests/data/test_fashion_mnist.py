@@ -57,7 +57,7 @@ def test_it_is_read_as_torchvision_reads_it(unpacked, raw, tmp_path):
     whole = {file.name: gzip.decompress(file.read_bytes()) for file in raw.iterdir()}
     if unpacked:
         unpack(raw)
-    dataset = fashion_mnist.read(Data(name="fashion-mnist", root=str(tmp_path)))
+    dataset = load("fashion-mnist", root=str(tmp_path))
     for file, content in whole.items():  # torchvision reads the unpacked files only
         (raw / file).with_suffix("").write_bytes(content)
     for train, split in ((True, dataset.train), (False, dataset.test)):
@@ -76,21 +76,6 @@ def test_names_say_what_is_cut(tmp_path):
     assert cut.class_counts.tolist() == [10, 7, 5, 4, 3, 2, 2, 1, 1, 1]
 
 
-@pytest.mark.usefixtures("raw")
-def test_the_official_numbers_are_cut_exponentially(monkeypatch, tmp_path):
-    monkeypatch.setattr(fashion_mnist, "PER_CLASS", {"train": 6000, "test": 1000})
-    labels = {"train": np.tile(np.arange(10), 6000), "t10k": np.tile(np.arange(10), 1000)}
-
-    def read_idx(path):
-        chosen = labels[path.name.split("-")[0]]
-        return chosen if "labels" in path.name else np.broadcast_to(np.uint8(0), (len(chosen), 28, 28))
-
-    monkeypatch.setattr(fashion_mnist, "read_idx", read_idx)
-    dataset = load("fashion-mnist-lt", root=str(tmp_path), imbalance_ratio=100)
-    assert dataset.class_counts.tolist() == [6000, 3596, 2156, 1292, 774, 464, 278, 166, 100, 60]
-    assert dataset.test.class_counts.tolist() == [1000, 599, 359, 215, 129, 77, 46, 27, 16, 10]
-
-
 def test_what_is_downloaded_is_what_torchvision_downloads():
     official = torchvision.datasets.FashionMNIST
     downloads = fashion_mnist.downloads(Data(name="fashion-mnist"))
@@ -100,23 +85,9 @@ def test_what_is_downloaded_is_what_torchvision_downloads():
     assert {Path(download.file).parent.as_posix() for download in downloads} == {"FashionMNIST/raw"}
 
 
-def test_a_missing_set_is_one_line_that_names_the_files(tmp_path):
-    with pytest.raises(UserError, match=r"Fashion-MNIST is not in .* run taet data prepare fashion-mnist-lt") as error:
-        load("fashion-mnist-lt", root=str(tmp_path))
-    assert all(file in str(error.value) for file in FILES)
-    assert "\n" not in str(error.value)
-
-
-def test_a_folder_without_any_of_the_files_is_passed_over(raw, tmp_path, monkeypatch):
-    elsewhere = tmp_path / "interrupted"
-    (elsewhere / raw.relative_to(tmp_path)).mkdir(parents=True)
-    monkeypatch.setenv("TAET_DATA", str(tmp_path))
-    assert len(load("fashion-mnist", root=str(elsewhere)).train) == 100
-
-
 def test_a_missing_file_is_named(raw, tmp_path):
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(UserError, match=r"raw' has no t10k-labels-idx1-ubyte.gz; run taet data prepare fashion-mnist,"):
+    with pytest.raises(UserError, match=r"raw' has no t10k-labels-idx1-ubyte; run taet data prepare fashion-mnist,"):
         load("fashion-mnist", root=str(tmp_path))
 
 
@@ -129,7 +100,7 @@ LABELS = np.tile(np.arange(10, dtype=np.uint8), 2)
     [
         ("t10k-images-idx3", packed(idx(IMAGES))[:40], "cannot read .*t10k-images"),
         ("t10k-images-idx3", b"no gzip at all", "cannot read .*t10k-images"),
-        ("t10k-images-idx3", packed(b""), "its header or its length is wrong"),
+        ("t10k-images-idx3", packed(b""), "cannot read .*t10k-images"),
         ("t10k-images-idx3", packed(idx(IMAGES)[:-1]), "its header or its length is wrong"),
         ("t10k-images-idx3", packed(b"\0\0\x0d" + idx(IMAGES)[3:]), "its header or its length is wrong"),
         ("t10k-images-idx3", packed(b"\0\0\x08\xff"), "its header or its length is wrong"),
@@ -144,16 +115,3 @@ def test_a_file_of_other_content_is_refused_in_one_line(file, content, message, 
     with pytest.raises(UserError, match=message) as error:
         load("fashion-mnist", root=str(tmp_path))
     assert "\n" not in str(error.value)
-
-
-def test_images_of_another_size_are_refused(raw, tmp_path):
-    for part, count in (("train", 100), ("t10k", 20)):
-        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(packed(idx(np.zeros((count, 8, 8), np.uint8))))
-    with pytest.raises(UserError, match=r"got images of shape \(1, 8, 8\); allowed: \(1, 28, 28\)"):
-        load("fashion-mnist", root=str(tmp_path))
-
-
-@pytest.mark.usefixtures("raw")
-def test_the_facts_are_known_without_the_files(tmp_path, monkeypatch, facts_agree):
-    monkeypatch.chdir("/")
-    facts_agree("fashion-mnist", root=str(tmp_path), published=True)

@@ -1,181 +1,115 @@
-"""Data sets written for other programs come back as they were."""
+"""Miniatures of what published sets unpack to, read by the path alone."""
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
-from taet.data import Dataset, layouts, load
-from taet.data.image_store import gather
-from taet.data.layouts import class_folders
+from taet.data import image_listing, load
 from taet.errors import UserError
+from taet.settings import Data
 
-KINDS = {"npz": "x.npz", "folder": "x", "taet-npy": "x"}
+COLOUR = {"mode": "RGB", "size": (12, 10)}
+
+
+def apart(dataset):
+    """The groups of each split."""
+    rows = image_listing(Data(name=dataset.name)).rows
+    groups = {part: {rows[i].group for i in split.indices} for part, split in dataset.splits.items()}
+    assert not groups["train"] & groups["test"]
+    return groups
 
 
 @pytest.fixture
-def make(arrays):
-    def build(shape=(4, 4, 3), names=("a", "b", "c"), train=(6, 3, 1), test=(2, 2, 1)):
-        found = arrays(train, test, shape)
-        validation = (found["train_images"][::2], found["train_labels"][::2])
-        return Dataset.from_arrays(*found.values(), validation=validation, class_names=names)
-
-    return build
-
-
-def write(dataset, layout, out, told=None):
-    layouts.write(dataset, layout, out, lambda *where: None if told is None else told.append(where))
-
-
-def pixels(split):
-    """The images of each class, in an order of their own."""
-    return [sorted(image.tobytes() for image in split.images[split.labels == c]) for c in range(len(split.class_names))]
+def gtsrb(tmp_path, fill):
+    """Three classes of four tracks of five frames, in the official folders."""
+    for label in range(3):
+        for track in range(4):
+            name = f"{track:05}_{{:05d}}.ppm"
+            fill(tmp_path / f"GTSRB/Final_Training/Images/{label:05}", 9 * label + track, 5, name=name, **COLOUR)
+    fill(tmp_path / "GTSRB/Final_Test/Images", 100, 6, name="{:05d}.ppm", **COLOUR)
+    rows = [f"{i:05}.ppm;12;10;1;1;5;5;{i % 3}" for i in range(6)]
+    (tmp_path / "GT-final_test.csv").write_text("\n".join(["Filename;Width;Height;A;B;C;D;ClassId", *rows]))
+    (tmp_path / "GTSRB/Final_Test/Images/GT-final_test.test.csv").write_text("Filename;Width;Height;A;B;C;D\n")
+    return tmp_path
 
 
-@pytest.mark.parametrize("layout", KINDS)
-@pytest.mark.parametrize("shape", [(4, 4, 3), (4, 4)])
-def test_every_layout_is_read_back(make, tmp_path, layout, shape):
-    dataset, out, told = make(shape), tmp_path / "new" / KINDS[layout], []
-    write(dataset, layout, out, told)
-    back = load(f"{layout}:{out}")
-    assert back.class_names == dataset.class_names
-    assert back.splits.keys() == dataset.splits.keys()
-    for name, split in dataset.splits.items():
-        assert pixels(back.splits[name]) == pixels(split)
-        if layout != "folder":
-            assert back.splits[name].sha256 == split.sha256
-    assert told[-1][:2] == (20, 20)
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+def test_gtsrb_in_its_official_folders(gtsrb):
+    for path in (gtsrb, gtsrb / "GTSRB"):
+        dataset = load(str(path), size=8, validation=0.25)
+        assert dataset.class_names == ("00000", "00001", "00002")
+        assert dataset.test.labels.tolist() == [0, 1, 2] * 2
+        assert (dataset.class_counts.tolist(), dataset.validation.class_counts.tolist()) == ([15] * 3, [5] * 3)
+        assert not {*dataset.train.groups} & {*dataset.validation.groups}
+        assert not dataset.mirror
+    alone = load(str(gtsrb / "GTSRB/Final_Training/Images"), size=8)
+    assert alone.test.class_counts.tolist() == [5] * 3
+    apart(alone)
 
 
-def test_images_on_disk_are_written_too(make, tmp_path, monkeypatch):
-    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
-    dataset = make()
-    stored = gather(dataset.train.images, dataset.train.images.shape, key="here", storage="disk")
-    for layout, name in KINDS.items():
-        out = tmp_path / layout / name
-        write(replace(dataset, train=replace(dataset.train, images=stored)), layout, out)
-        assert pixels(load(f"{layout}:{out}").train) == pixels(dataset.train)
+def test_gtsrb_as_kaggle_has_it(tmp_path, fill):
+    for label in range(2):
+        for track in range(5):
+            fill(tmp_path / f"Train/{label}", track, 3, name=f"{label:05}_{track:05}_{{:05d}}.png", **COLOUR)
+            fill(tmp_path / f"train/{label}", track, 3, name=f"{label:05}_{track:05}_{{:05d}}.png", **COLOUR)
+    fill(tmp_path / "Test", 50, 4, name="{:05d}.png", **COLOUR)
+    lines = [f"12,10,{i % 2},Test/{i:05}.png" for i in range(4)]
+    (tmp_path / "Test.csv").write_text("\n".join(["Width,Height,ClassId,Path", *lines]))
+    files = sorted((tmp_path / "Train").rglob("*.png"))
+    lines = [f"12,10,{file.parent.name},Train/{file.parent.name}/{file.name}" for file in files]
+    (tmp_path / "Train.csv").write_text("\n".join(["Width,Height,ClassId,Path", *lines]))
+    dataset = load(str(tmp_path), size=8)
+    assert (dataset.class_counts.tolist(), dataset.test.labels.tolist()) == ([15, 15], [0, 1, 0, 1])
+    by_table = load(str(tmp_path / "Train.csv"), size=8)
+    assert not by_table.mirror
+    apart(by_table)
 
 
-def test_png_files_have_the_position_in_the_source_as_their_name(make, tmp_path):
-    dataset = make(train=(8, 7, 6))
-    write(replace(dataset, train=dataset.train.choose(np.array([3, 9, 20]))), "folder", tmp_path / "x")
-    found = sorted(path.relative_to(tmp_path / "x" / "train").as_posix() for path in tmp_path.rglob("train/*/*"))
-    assert found == ["a/03.png", "b/09.png", "c/20.png"]
+def test_ham10000_with_lesions(tmp_path, fill):
+    fill(tmp_path / "HAM10000_images_part_1", 0, 30, name="ISIC_{:07d}.jpg", **COLOUR)
+    fill(tmp_path / "HAM10000_images_part_2", 100, 10, name="ISIC_1{:06d}.jpg", **COLOUR)
+    fill(tmp_path / "ham10000_images_part_1", 0, 30, name="ISIC_{:07d}.jpg", **COLOUR)  # Kaggle has it twice
+    names = [*(f"ISIC_{i:07d}" for i in range(30)), *(f"ISIC_1{i:06d}" for i in range(10))]
+    rows = [f"HAM_{i // 2},{name},{'nv' if i < 30 else 'mel'},histo,80.0" for i, name in enumerate(names)]
+    (tmp_path / "HAM10000_metadata.csv").write_text("\n".join(["lesion_id,image_id,dx,dx_type,age", *rows]))
+    (tmp_path / "hmnist_8_8_L.csv").write_text("pixel0000,label\n1,2\n")
+    dataset = load(str(tmp_path))
+    assert dataset.class_names == ("mel", "nv")
+    assert dataset.class_counts.tolist() == [8, 24]
+    assert len(set().union(*apart(dataset).values())) == 20
+    by_table = load(str(tmp_path / "HAM10000_metadata.csv"))
+    assert by_table.manifest() == dataset.manifest()
 
 
-def test_groups_are_kept_in_an_npz(make, tmp_path):
-    dataset = make()
-    train = replace(dataset.train, groups=np.arange(10) // 2)
-    write(replace(dataset, train=train), "npz", tmp_path / "x.npz")
-    with np.load(tmp_path / "x.npz") as file:
-        assert file["train_group"].tolist() == train.groups.tolist()
-        assert "test_group" not in file
-    groups = load(f"npz:{tmp_path / 'x.npz'}", group="group").train.groups
-    assert (np.unique(groups, return_inverse=True)[1] == train.groups).all()
+def test_isic_2019_with_lesions(tmp_path, fill):
+    fill(tmp_path / "ISIC_2019_Training_Input", 0, 40, name="ISIC_{:07d}.jpg", **COLOUR)
+    classes = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
+    ones = [[float(column == (0 if i < 10 else 1)) for column in range(9)] for i in range(40)]
+    rows = [f"ISIC_{i:07d},{','.join(map(str, one))}" for i, one in enumerate(ones)]
+    truth = tmp_path / "ISIC_2019_Training_GroundTruth.csv"
+    truth.write_text("\n".join(["image," + ",".join(classes), *rows]))
+    meta = [f"ISIC_{i:07d},55.0,torso,{f'BCN_{i // 4}' if i % 8 < 4 else ''},male" for i in range(40)]
+    header = "image,age_approx,anatom_site_general,lesion_id,sex"
+    (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text("\n".join([header, *meta]))
+    dataset = load(str(tmp_path), size=8)
+    assert dataset.class_names == ("MEL", "NV")
+    groups = image_listing(Data(name=str(tmp_path))).rows
+    kept, held = ({groups[i].group for i in split.indices} - {""} for split in (dataset.train, dataset.test))
+    assert not kept & held
+    assert len(kept | held) == 5
+    assert load(str(tmp_path), size=8, group="none").train.groups is None
+    truth.write_text(truth.read_text().replace("1.0", "0.0", 1))
+    with pytest.raises(UserError, match="line 2: got 0 classes of 'ISIC_0000000'; allowed: one"):
+        load(str(tmp_path), size=8)
 
 
-def test_groups_are_folders_in_the_class_folders(make, tmp_path):
-    dataset = make(train=(6, 3, 3))
-    groups = np.array([0, 0, 0, 1, 1, 11, 0, 11, 2, 3, 3, 4])
-    train, validation = (dataset.train.choose(np.flatnonzero(np.isin(groups, of))) for of in ([0, 2, 3, 11], [1, 4]))
-    train, validation = (replace(split, groups=groups[split.indices]) for split in (train, validation))
-    write(replace(dataset, train=train, validation=validation), "folder", tmp_path / "x")
-    assert {path.parent.relative_to(tmp_path / "x/train").as_posix() for path in tmp_path.glob("x/train/*/*/*")} == {
-        *("a/0", "a/11", "b/0", "b/2", "b/11", "c/3")
+def test_hyperkvasir_has_the_inner_folders_as_classes(tmp_path, fill):
+    inner = {
+        "lower-gi-tract/anatomical-landmarks/cecum": 10,
+        "lower-gi-tract/pathological-findings/polyps": 12,
+        "upper-gi-tract/anatomical-landmarks/z-line": 6,
     }
-    back = load(f"folder:{tmp_path / 'x'}", group="folder")
-    for name, split in {"train": train, "validation": validation}.items():
-        found = back.splits[name]
-        order, expected = (  # the same images of the same groups, whose numbers are others
-            sorted((image.tobytes(), group) for image, group in zip(of.images, of.groups, strict=True))
-            for of in (found, split)
-        )
-        pairs = {(new, old) for (_, new), (_, old) in zip(order, expected, strict=True)}
-        assert [image for image, _ in order] == [image for image, _ in expected]
-        assert len(pairs) == len({new for new, _ in pairs}) == len({old for _, old in pairs})
-    assert len(set(back.test.groups)) == len(back.test)  # which had none
-
-
-@pytest.mark.parametrize(
-    ("names", "folders"),
-    [
-        (("cat", "dog"), ["cat", "dog"]),
-        (("dog", "cat"), ["0 dog", "1 cat"]),
-        (("a/b", "a-b"), ["0 a-b", "1 a-b"]),
-        (("Bus", "bus"), ["0 Bus", "1 bus"]),
-        ((".hidden", "x"), ["hidden", "x"]),
-        (("..", "x"), ["0", "1 x"]),
-        (tuple(map(str, range(10))), list("0123456789")),
-        (tuple(map(str, range(11))), [f"{label:02}" for label in range(11)]),
-    ],
-)
-def test_folders_sort_as_the_labels_do_and_are_safe_names(names, folders):
-    assert class_folders(names) == folders
-    assert sorted(folders) == folders
-
-
-def test_classes_without_test_images_get_no_folder(make, tmp_path):
-    write(make(test=(2, 0, 1)), "folder", tmp_path / "x")
-    assert sorted(path.name for path in (tmp_path / "x/test").iterdir()) == ["a", "c"]
-    assert load(f"folder:{tmp_path / 'x'}").test.class_counts.tolist() == [2, 0, 1]
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_nothing_is_overwritten_and_nothing_half_written_stays(make, tmp_path, layout):
-    out = tmp_path / KINDS[layout]
-    out.write_text("mine")
-    with pytest.raises(UserError, match=r"x.*' exists already and is kept; allowed: another place, by --out"):
-        write(make(), layout, out)
-    assert out.read_text() == "mine"
-    out.unlink()
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        layouts.write(make(), layout, out, interrupt)
-    assert not any(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"unknown layout 'nzp'; .* did you mean 'npz'"):
-        write(make(), "nzp", out)
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_a_place_that_cannot_be_written_is_named(make, tmp_path, layout):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot make the folder .*file/\.x"):
-        write(make(), layout, tmp_path / "file" / "x")
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_of_two_that_write_the_same_the_second_is_told_who_is_at_it(make, tmp_path, layout):
-    out, told = tmp_path / KINDS[layout], []
-
-    def second(*_):
-        with pytest.raises(UserError, match=r"x.*\.part is in use by process \d+ .*; wait for it") as caught:
-            layouts.write(make(), layout, out, lambda *_: None)
-        told.append(caught)
-
-    layouts.write(make(), layout, out, second)
-    assert told
-    assert [path.name for path in tmp_path.iterdir()] == [out.name]
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_what_a_killed_process_left_is_removed_by_the_next(make, tmp_path, layout):
-    left = tmp_path / f".{KINDS[layout]}.part"
-    (left / KINDS[layout] / "train").mkdir(parents=True)
-    (left / ".lock").write_text("{}")
-    layouts.write(make(), layout, tmp_path / KINDS[layout], lambda *_: None)
-    assert [path.name for path in tmp_path.iterdir()] == [KINDS[layout]]
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_nothing_is_written_through_a_link_that_was_prepared(make, tmp_path, layout):
-    (tmp_path / "victim").mkdir()
-    (tmp_path / "victim" / "file").touch()
-    (tmp_path / f".{KINDS[layout]}.part").symlink_to(tmp_path / "victim")
-    with pytest.raises(UserError, match="is a link"):
-        layouts.write(make(), layout, tmp_path / KINDS[layout], lambda *_: None)
-    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["file"]
+    for name, count in inner.items():
+        fill(tmp_path / "labeled-images" / name, 10, count, name="{:04d}.jpg", **COLOUR)
+    (tmp_path / "labeled-images/image-labels.csv").write_text("Video file,Organ,Finding,Classification\na,b,c,d\n")
+    for path in (tmp_path / "labeled-images", tmp_path):
+        dataset = load(str(path), size=8)
+        assert dataset.class_names == ("cecum", "polyps", "z-line")
+        assert (dataset.class_counts + dataset.test.class_counts).tolist() == [10, 12, 6]

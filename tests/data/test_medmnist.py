@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from taet import registry
-from taet.data import facts, load, medmnist
+from taet.data import load, medmnist
 from taet.errors import UserError
 from taet.settings import Data
 
@@ -83,11 +83,6 @@ def test_what_is_left_in_a_mirror_is_right(name):
     assert SETS[name].mirror != sided
 
 
-def test_skin_lesions_that_lie_in_several_splits_are_noted(tmp_path):
-    np.savez(tmp_path / "dermamnist.npz", **made("dermamnist"))
-    assert any("several images show one lesion" in note for note in load("dermamnist", root=str(tmp_path)).notes)
-
-
 @pytest.mark.parametrize("size", [64, 128, 224])
 def test_the_file_of_the_size_that_is_asked_for_is_read(size, tmp_path):
     for side, name in ((28, "bloodmnist.npz"), (size, f"bloodmnist_{size}.npz")):
@@ -103,14 +98,6 @@ def test_the_small_file_stands_for_a_size_that_is_not_there(tmp_path):
     assert dataset.image_shape == (3, 64, 64)
     assert dataset.notes[0] == "read from bloodmnist.npz, images of 28 x 28 pixels; bloodmnist_64.npz is not there"
     assert load("bloodmnist", root=str(tmp_path), size=32).notes[0].endswith("28 x 28 pixels")
-
-
-def test_a_file_of_the_right_size_in_any_folder_goes_before_a_small_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("TAET_DATA", str(tmp_path / "b"))
-    for folder, side, name in (("a", 28, "bloodmnist.npz"), ("b", 64, "bloodmnist_64.npz")):
-        (tmp_path / folder).mkdir()
-        np.savez(tmp_path / folder / name, **made("bloodmnist", side))
-    assert "bloodmnist_64.npz" in load("bloodmnist", root=str(tmp_path / "a"), size=64).notes[0]
 
 
 def test_chestmnist_is_refused_as_multi_label():
@@ -150,8 +137,12 @@ def test_what_is_downloaded_is_the_file_of_the_size(size, file, md5, megabytes, 
     ("name", "change", "message"),
     [
         ("bloodmnist", {"test_labels": None, "test_images": None}, "has no test_images, test_labels"),
-        ("bloodmnist", {"val_labels": None, "val_images": None}, "33 train, 22 test images; allowed: 33 train, 12 val"),
-        ("bloodmnist", {"test_labels": np.array([0, None] * 11, object)}, "pickled objects"),
+        (
+            "bloodmnist",
+            {"val_labels": None, "val_images": None},
+            r"got \(33, 22\) images in its splits; allowed: \(33, 12, 22\)",
+        ),
+        ("bloodmnist", {"test_labels": np.array([0, None] * 11, object)}, "Object arrays cannot be loaded"),
         ("bloodmnist", {"test_labels": np.full((22, 1), 8)}, "got label 8; allowed: 0 to 7"),
         ("bloodmnist", {"test_labels": np.zeros((22, 14), np.uint8)}, r"test_labels: got shape \(22, 14\)"),
         ("bloodmnist", {"test_labels": np.zeros((22, 1))}, "test_labels: got float64"),
@@ -165,32 +156,3 @@ def test_a_file_of_other_content_is_refused_in_one_line(name, change, message, t
     with pytest.raises(UserError, match=rf"{name}\.npz'.*{message}") as error:
         load(name, root=str(tmp_path))
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["organamnist", "dermamnist"])
-def test_the_facts_are_those_of_the_labels_where_the_file_is_there(name, tmp_path, facts_agree):
-    np.savez_compressed(tmp_path / f"{name}.npz", **made(name))
-    facts_agree(name, root=str(tmp_path))
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_facts_are_the_published_ones_where_no_file_is_there(name):
-    found = facts(Data(name=name, size=64))
-    assert (found is None) == (name in ("octmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist"))
-    if found is not None:
-        *sizes, _, channels = PUBLISHED[name]
-        assert found.sizes == dict(zip(("train", "validation", "test"), sizes, strict=True))
-        assert found.image_shape == (channels, 64, 64)
-        assert found.class_names == SETS[name].class_names
-
-
-HAM10000 = (327, 514, 1099, 115, 1113, 6705, 142)
-"""Images of each class (Tschandl et al., Scientific Data 2018)."""
-
-
-@pytest.mark.parametrize(
-    ("name", "totals"),
-    [("dermamnist", HAM10000), ("breastmnist", (210, 133 + 437)), ("pneumoniamnist", (1349 + 234, 3883 + 390))],
-)
-def test_the_class_counts_add_up_to_those_of_the_source(name: str, totals: tuple[int, ...]) -> None:
-    assert tuple(map(sum, zip(*SETS[name].class_counts, strict=True))) == totals

@@ -6,9 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from taet.data import describe, full_name, load
-from taet.data.image_store import Stored
-from taet.data.sources import mirrors
+from taet.data import describe, facts, full_name, load
 from taet.errors import UserError
 from taet.settings import Data
 
@@ -131,14 +129,6 @@ def test_that_images_were_resized_is_known():
     assert describe(load("digits-lt", size=16))["resized"]
 
 
-def test_another_pillow_resizes_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("TAET_CACHE", str(tmp_path))
-    for version in ("1.0", "1.0", "2.0"):
-        monkeypatch.setattr("PIL.__version__", version)
-        load("digits-lt", size=16, storage="disk")
-    assert len(list(tmp_path.glob("*.npy"))) == 4  # train and test, by either
-
-
 SOURCE = """
 from taet.data import Dataset
 import numpy as np
@@ -201,15 +191,13 @@ def test_balanced_small_has_the_long_tailed_total_and_the_whole_test_set():
 
 @pytest.mark.usefixtures("toy")
 def test_groups_of_a_source_are_held_out_whole():
-    dataset = load("signs", validation=0.2)
-    assert dataset.validation.class_counts.tolist() == [8, 8, 8]
-    assert not set(dataset.validation.groups) & set(dataset.train.groups)
-    assert dataset.train.indices.tolist() == sorted(dataset.train.indices)
-    cut = load("signs", validation=0.2, imbalance_ratio=4)
-    assert not set(cut.validation.groups) & set(cut.train.groups)
-    assert (cut.class_counts + cut.validation.class_counts).tolist() == [40, 20, 10]
-    assert set(cut.train.indices) | set(cut.validation.indices) == set(load("signs", imbalance_ratio=4).train.indices)
-    with pytest.raises(UserError, match="data group: got 'track'; 'signs' keeps its own groups in one split without"):
+    for settings in ({}, {"imbalance_ratio": 4}):
+        dataset = load("signs", validation=0.2, **settings)
+        assert dataset.validation.class_counts.all()
+        assert not set(dataset.validation.groups) & set(dataset.train.groups)
+        both = set(dataset.train.indices) | set(dataset.validation.indices)
+        assert both == set(load("signs", **settings).train.indices)
+    with pytest.raises(UserError, match="data group: got 'track' for signs; allowed: with your own images that have"):
         load("signs", group="track")
 
 
@@ -252,29 +240,14 @@ def test_identical_images_in_two_splits_are_counted(tmp_path, arrays):
     assert load(str(tmp_path / "a.npz"), size=8).notes[-1] == note
 
 
-def test_where_the_images_lie_changes_nothing(tmp_path, arrays, monkeypatch):
-    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
-    given = arrays((40, 20, 5), (8, 4, 1))
-    given["test_images"][0] = given["train_images"][0]
-    np.savez(tmp_path / "a.npz", **given)
-    memory, disk = (
-        load(str(tmp_path / "a.npz"), validation=0.2, imbalance_ratio=4, size=6, storage=storage)
-        for storage in ("memory", "disk")
-    )
-    assert isinstance(disk.train.images, Stored)
-    assert isinstance(memory.train.images, np.ndarray)
-    assert disk.manifest() == memory.manifest()
-    assert disk.notes == memory.notes
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("digit-lt", {}, "unknown data set 'digit-lt'.*did you mean 'digits-lt'"),
-        ("nzp:a", {}, "unknown data set 'nzp'.*did you mean 'npz'"),
+        ("digit-lt", {}, "no folder or file 'digit-lt' here, and no data set of this name.*did you mean 'digits-lt'"),
+        ("nzp:a", {}, "no data set of this name.*did you mean 'npz'"),
         ("npz", {}, "data 'npz' needs a path: npz:PATH"),
         ("folder:", {}, "data 'folder' needs a path"),
-        ("no/where", {}, "no such data: 'no/where'"),
+        ("no/where", {}, "no folder or file 'no/where' here"),
         ("digits-lt", {"imbalance_ratio": 0.02}, "imbalance ratio: got 0.02.*did you mean 50"),
         ("digits-lt", {"max_count": 0}, "max count: got 0"),
         ("digits-lt", {"max_count": 5000}, "class '0', which has 118; the largest that fits: 118"),
@@ -283,7 +256,7 @@ def test_where_the_images_lie_changes_nothing(tmp_path, arrays, monkeypatch):
         (
             "digits-lt",
             {"group": "writer"},
-            "data group: got 'writer'; 'digits-lt' has no groups; allowed with: folder:",
+            "data group: got 'writer' for digits-lt; allowed: with your own images that have",
         ),
         ("digits-lt", {"test": "balance"}, "unknown test set 'balance'.*did you mean 'balanced'"),
         ("digits-lt", {"validation": 1}, "validation share: got 1"),
@@ -311,27 +284,15 @@ def test_real_ham10000_is_taken_as_it_is(real_data):
 
 
 @pytest.mark.parametrize(
-    ("names", "mirror", "expected"),
-    [
-        (("cat", "dog"), "auto", True),
-        (("turn left", "turn right"), "auto", False),
-        (("TurnLeft", "stop"), "auto", False),
-        (("kidney_right", "liver"), "auto", False),
-        (("bright", "leftover", "copyright"), "auto", True),
-        (("left", "right"), "yes", True),
-        (("cat", "dog"), "no", False),
-        (("00000", "00014"), "auto", False),
-        (("3", "8"), "yes", True),
-        (("3", "three"), "auto", True),
-    ],
+    ("mirror", "expected"), [("auto", (True, False)), ("yes", (True, True)), ("no", (False, False))]
 )
-def test_own_images_are_mirrored_unless_names_of_classes_say_left_or_right_or_nothing(names, mirror, expected):
-    data = Data(name="folder:x", mirror=mirror)
-    assert mirrors(data, True, names) == expected
-    assert mirrors(Data(name="gtsrb", mirror=mirror), False, names) == (mirror == "yes")
+def test_own_images_are_mirrored_unless_told_otherwise_and_published_ones_as_is_known(mirror, expected, long_tailed):
+    assert (load(long_tailed, mirror=mirror).mirror, load("digits-lt", mirror=mirror).mirror) == expected
+    assert facts(Data(name="digits-lt", mirror=mirror)).mirror == expected[1]
 
 
-def test_arrays_without_names_are_mirrored_as_before():
-    """Their classes are numbers because nobody named them."""
-    assert mirrors(Data(name="npz:x.npz"), True, ("0", "1"))
-    assert not mirrors(Data(name="x.csv"), True, ("0", "1"))
+def test_the_sides_of_a_published_set_are_kept_apart_from_a_file_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert facts(Data(name="cifar10-lt")) is None
+    with pytest.raises(UserError, match="CIFAR-10 is not in 'data'; run taet data prepare cifar10"):
+        load("cifar10")

@@ -172,7 +172,7 @@ def test_what_a_method_refuses_is_not_applicable_with_the_reason(small: dict[str
         ({"settings": {"method.bta": 3}, "methods": ["at", "trades"]}, r"^settings: .*did you mean 'beta'\?"),
         ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
         ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
-        ({"data": ["digits-lt", "digit-lt"]}, r"unknown data set 'digit-lt'.*did you mean 'digits-lt'\?"),
+        ({"data": ["digits-lt", "digit-lt"]}, r"no folder or file 'digit-lt'.*did you mean 'digits-lt'\?"),
         ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
         ({"methods": ["standard"], "protocol": "official"}, "protocol official: got standard"),
     ],

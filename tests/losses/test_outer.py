@@ -74,14 +74,6 @@ def test_each_name_is_its_function(name: str) -> None:
     close(loss(*batch()), PLAIN[name](*batch()))
 
 
-def test_every_name_has_a_function() -> None:
-    assert set(NAMES) == set(PLAIN)
-
-
-def test_the_sigmoid_form_of_focal_can_be_asked_for() -> None:
-    close(outer("focal", focal_form="sigmoid")(*batch()), focal(*batch(), 1.3, "sigmoid"))
-
-
 def test_class_balanced_is_the_weighted_mean_or_divides_by_the_batch() -> None:
     close(outer("class-balanced")(*batch()).mean(), weighted("class-balanced"))
     close(outer("class-balanced", divide_by="batch")(*batch()), class_balanced(*batch(), NUMBERS, 0.99))
@@ -104,24 +96,6 @@ def test_weights_are_deferred_to_an_epoch_whatever_the_loss(name: str) -> None:
     assert outer(name, drw=True, drw_from=0).weights[4] > 1
 
 
-def test_weights_are_not_deferred_unless_asked() -> None:
-    for epoch_of_decay in (None, 3):
-        close(outer("class-balanced", epoch_of_decay)(*batch()).mean(), weighted("class-balanced"))
-        assert torch.equal(outer("focal", epoch_of_decay)(*batch()), outer("focal")(*batch()))
-
-
-def test_the_shift_is_the_prior_under_two_losses_only() -> None:
-    logits, labels = batch()
-    for name in NAMES:
-        loss = outer(name)
-        if name in ("balanced-softmax", "logit-adjustment"):
-            close(cross_entropy(loss.shifted(logits), labels), loss(logits, labels))
-            assert not torch.equal(loss.shifted(logits), logits)
-        else:
-            assert torch.equal(loss.shifted(logits), logits)
-        assert loss.shifted(logits.bfloat16()).dtype == torch.float32
-
-
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "focal"])
 def test_it_is_the_weighed_cross_entropy_of_the_prepared_logits(name: str, deferred: bool) -> None:
@@ -133,10 +107,6 @@ def test_it_is_the_weighed_cross_entropy_of_the_prepared_logits(name: str, defer
     ones = loss.weighed(torch.ones_like(logits[:, 0]), labels)
     close(ones.mean(), torch.ones_like(ones).mean())
     assert (ones == 1).all() != (deferred or name == "class-balanced")
-
-
-def test_focal_loss_sees_the_logits_as_they_are() -> None:
-    assert torch.equal(outer("focal").prepared(*batch()), batch()[0])
 
 
 def test_golden_class_balanced(golden: Any) -> None:
@@ -176,19 +146,6 @@ def test_precision_is_that_of_the_logits_and_at_least_float32(name: str) -> None
     assert torch.equal(loss.double()(*batch()), outer(name, drw=True, drw_from=0)(*batch()))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_huge_logits_and_a_class_without_images_stay_finite(name: str) -> None:
-    logits = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 1e4]], requires_grad=True)
-    values = OuterLoss(Outer(name=name, drw=True), [5, 2, 0], drw_from=0)(logits, torch.tensor([1, 2]))  # type: ignore[arg-type]
-    (gradient,) = torch.autograd.grad(values.sum(), logits)
-    assert torch.isfinite(values).all()
-    assert torch.isfinite(gradient).all()
-
-
-def test_nothing_of_it_is_saved() -> None:
-    assert not outer("ldam", drw=True, drw_from=2).state_dict()
-
-
 def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
     settings = Outer().replace(drw=True)
     with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):
@@ -209,16 +166,6 @@ def test_smoothing_spreads_by_the_prior_that_the_loss_adds(name: str, tau: float
     target = 0.7 * torch.nn.functional.one_hot(labels, len(COUNTS)).double() + 0.3 * prior
     shifted = logits + tau * NUMBERS.double().log()
     close(outer(name, label_smoothing=0.3)(logits, labels), -(target * shifted.log_softmax(1)).sum(1))
-
-
-@pytest.mark.parametrize("name", ["cross-entropy", "balanced-softmax", "logit-adjustment"])
-def test_what_smoothing_adds_is_least_where_deployed_logits_are_equal(name: str) -> None:
-    logits, labels = torch.full((len(COUNTS), len(COUNTS)), 0.4, dtype=torch.float64), torch.arange(len(COUNTS))
-    logits.requires_grad_()
-    plain, mixed = outer(name), outer(name, label_smoothing=0.25)
-    (found,) = torch.autograd.grad(mixed(logits, labels).sum(), logits)
-    (label_alone,) = torch.autograd.grad(plain(logits, labels).sum(), logits)
-    close(found, 0.75 * label_alone)  # the rest has no gradient there
 
 
 @pytest.mark.parametrize("name", ["focal", "ldam"])

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import taet.losses
-from taet.attacks.objectives import dlr, margin
 from taet.errors import UserError
 
 CLASSES = 4
@@ -51,14 +50,6 @@ def test_a_label_that_is_no_class_is_named(name: str, wrong: int) -> None:
 def test_labels_of_another_kind_are_refused(name: str, labels: Tensor) -> None:
     with pytest.raises(UserError, match=r"labels: got torch\.\w+ \(.*\) with values \(3, 4\); allowed: torch.int64"):
         call(name, labels)
-
-
-@pytest.mark.parametrize("objective", [margin, dlr])
-def test_an_objective_refuses_the_same_labels(objective: Any) -> None:
-    with pytest.raises(UserError, match="labels: got 4; allowed: 0 to 3"):
-        objective(VALUES, torch.tensor([0, 4, 1]))
-    with pytest.raises(UserError, match=r"labels: got torch\.float32"):
-        objective(VALUES, torch.tensor([0.0, 1.0, 2.0]))
 
 
 @pytest.mark.parametrize("name", sorted(set(COUNTED) - {"tail_margin"}))

@@ -30,7 +30,7 @@ def test_attack_is_pgd_with_the_settings_of_the_threat(network: Callable[..., Cl
     model = network(10)
     expected = pgd(
         model, digits.x, digits.y, eps=0.1, steps=3, step_size=0.05, start="uniform",
-        generator=torch.Generator().manual_seed(3),
+        start_noise=torch.Generator().manual_seed(3),
     )  # fmt: skip
     assert torch.equal(attack()(model, digits.x, digits.y), expected)
 

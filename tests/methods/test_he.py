@@ -65,7 +65,7 @@ def test_the_attack_raises_the_loss_without_the_margin(network: Callable[..., Cl
     method, model = build(margin=0.5), network(10, head=build().task.head)
     expected = pgd(
         model, digits.x, digits.y, eps=THREAT.eps, steps=2, step_size=THREAT.step_size, start="gaussian",
-        generator=torch.Generator().manual_seed(0),
+        start_noise=torch.Generator().manual_seed(0),
     )  # fmt: skip
     for variant in ("pgd", "alp"):
         method = build(variant=variant, margin=0.5)

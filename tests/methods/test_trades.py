@@ -97,7 +97,7 @@ def test_the_attack_climbs_the_divergence_from_a_clean_pass_made_once(start, net
     natural = network(10).eval()(digits.x).detach()
     expected = pgd(
         network(10), digits.x, digits.y, eps=8 / 255, step_size=2 / 255, steps=3, start=start,
-        generator=torch.Generator().manual_seed(3), objective=lambda logits, _: kl_divergence(natural, logits),
+        start_noise=torch.Generator().manual_seed(3), objective=lambda logits, _: kl_divergence(natural, logits),
     )  # fmt: skip
     assert torch.equal(found, expected)
 

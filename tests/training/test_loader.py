@@ -18,9 +18,9 @@ import torch
 from taet.data import Split
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
-from taet.data.image_store import Stored, gather
 from taet.data.loader import Batch, Loader, class_balanced, fits
 from taet.data.policies import PolicyBatch, apply
+from taet.data.storage import kept
 from taet.randomness import generator
 from taet.settings import Training
 
@@ -144,14 +144,13 @@ def test_workers_change_no_batch_and_end_with_an_abandoned_epoch() -> None:
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loader]:
-    """Return a function like `loader` whose images lie on disk, in another order there."""
+    """Return a function like `loader` whose images lie on disk."""
     monkeypatch.setenv("TAET_CACHE", str(tmp_path))
 
     def make(count: int = 20, **changes: Any) -> Loader:
-        given, order = split(count), np.random.default_rng(1).permutation(count)
-        images = gather(given.images[order], given.images.shape, key=str(count), storage="disk")
-        assert isinstance(images, Stored)
-        return loader(count, **changes, given=replace(given, images=images.choose(np.argsort(order))))
+        given = split(count)
+        images = kept([given.images], given.images.shape, str(count))
+        return loader(count, **changes, given=replace(given, images=images))
 
     return make
 
@@ -266,7 +265,7 @@ def test_images_are_kept_on_a_gpu_that_has_room_for_twice_as_many(
         assert fits(images, gpu) == room
     assert fits(images, cpu)
     on_disk = stored().images
-    assert isinstance(on_disk, Stored)
+    assert isinstance(on_disk, np.memmap)
     assert not fits(on_disk, cpu)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -40,7 +41,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "stages, averaged steps, weights perturbed": ("harl", {"training.ema": 0.6, "training.awp": 0.01}),
     "feedback, summed up": ("wat", {"training.epochs": 3, "data.validation": 0.3}),
     "feedback, for budgets": ("frl", {"training.epochs": 3, "data.validation": 0.3}),
-    "extra images": ("at-bsl", {"data.extra": "copies", "data.extra_fraction": 0.5, "data.extra_classes": "uniform"}),
+    "extra images": (
+        "at-bsl",
+        {"data.extra": "npz:noise.npz", "data.extra_fraction": 0.5, "data.extra_source": "noise"},
+    ),
     "statistics of each": (
         "at",
         {"training.sync_bn": False, "training.selection": "best-validation", "data.max_count": 30},
@@ -125,7 +129,9 @@ def folder(
         for name, (method, changes) in RUNS.items()
         if name in chosen or not chosen
     }
-    (folder / "runs.json").write_text(json.dumps(runs))
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(folder / "noise.npz", images=images, labels=np.arange(40) % 10)
+    (folder / "runs.json").write_text(json.dumps(runs).replace("noise.npz", str(folder / "noise.npz")))
     side_by_side(__file__, folder, MOST)
     return folder
 
@@ -192,7 +198,7 @@ def test_a_mistake_is_one_in_all(told: list[dict[str, Any]]) -> None:
     exists, small, unknown = told[0]["mistakes"]
     assert "exists: it is finished" in exists
     assert small == "batch size: got 1 for 2 processes; allowed: 2 or more, an image for each"
-    assert unknown.startswith("unknown data set 'no'")
+    assert "no data set of this name" in unknown
 
 
 def test_the_record_says_how_many_there_were(folder: Path) -> None:

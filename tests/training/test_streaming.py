@@ -15,7 +15,6 @@ import pytest
 
 from taet import evaluate
 from taet.data import load
-from taet.data.image_store import Stored
 from taet.settings import Run, override
 from taet.training import fit, resume, train
 
@@ -64,7 +63,7 @@ def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
     assert_same: AssertSame,
 ) -> None:
     disk, memory = (train(stored(way, method, **changes), out=tmp_path / way) for way in ("disk", "memory"))
-    assert isinstance(disk.dataset.train.images, Stored)
+    assert isinstance(disk.dataset.train.images, np.memmap)
     assert isinstance(memory.dataset.train.images, np.ndarray)
     assert_same(disk.folder, memory.folder)
     disk_card, memory_card = (evaluate(result.folder, attacks=attacks, batch_size=10) for result in (disk, memory))
@@ -108,7 +107,6 @@ from numpy.lib import format as npy
 from taet import protocols, train
 from taet.settings import override
 from taet.data import load
-from taet.data.image_store import Stored
 from taet.training.curve import monitor
 
 def memory(kind):
@@ -132,7 +130,7 @@ for part, total in (("train", 149_000), ("test", 1000)):
     np.save(folder / f"{part}_labels.npy", np.arange(total) % 10)
 
 dataset = load(f"taet-npy:{folder}", validation=0.01, storage="disk")
-assert all(isinstance(split.images, Stored) for split in dataset.splits.values())
+assert all(isinstance(split.images, np.memmap) for split in dataset.splits.values())
 run = override(protocols.taet("at"), {
     "model.name": "resnet8", "threat.steps": 1, "training.batch_size": 32, "training.threads": 1,
 })
@@ -154,7 +152,7 @@ watched = override(run, {
 counts = monitor(model, dataset.test, watched, device=torch.device("cpu"), pause=lambda: None)
 used = memory("VmHWM")
 try:
-    np.asarray(dataset.train.images)
+    np.array(dataset.train.images)
     fits = True
 except MemoryError:
     fits = False

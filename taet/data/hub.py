@@ -1,0 +1,80 @@
+"""Data sets of the Hugging Face hub, of parquet files or folders of images, at a pinned revision."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from taet.data.files import NUMBERS, Listing
+from taet.data.tables import COLUMNS, SPLITS, Row
+from taet.errors import UserError, needed, unknown
+from taet.settings import Data
+
+NAMES = {"hf": "hf:USER/NAME@REVISION, images of the Hugging Face hub with a column of labels; needs taet[datasets]"}
+
+
+@dataclass(frozen=True, eq=False)
+class HubImage:
+    """An encoded image of a column: the bytes are read from the cached table when it is opened."""
+
+    table: Any
+    column: str
+    number: int
+    name: str
+
+    def open(self, _: str, /) -> IO[bytes]:
+        """Open the bytes."""
+        found = self.table[self.number][self.column]
+        return Path(found["path"]).open("rb") if found["bytes"] is None else io.BytesIO(found["bytes"])
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def listing(data: Data) -> Listing:
+    """List the images of hf:USER/NAME@REVISION: its splits, the column of images, and that of labels and groups.
+
+    The library `datasets` downloads and caches it, and runs no code of the repository. Splits called train, validation
+    and test are used; without a test split, that for validation takes its place, or else a fifth of each class. Labels
+    are a column of class labels, whose names are the classes, or of text or numbers.
+    """
+    name, at, revision = data.name.removeprefix("hf:").partition("@")
+    if not at or not revision:
+        raise UserError(f"data: got 'hf:{name}' without a revision; allowed: hf:USER/NAME@REVISION, e.g. a commit")
+    datasets = needed("datasets", f"'{data.name}'", "datasets")
+    try:
+        tables = datasets.load_dataset(name, revision=revision)
+    except Exception as error:  # of the network, of the hub, and of its readers
+        raise UserError(f"data: cannot load '{data.name}': {' '.join(str(error).split())[:300]}") from error
+    return of_tables(tables, data, datasets)
+
+
+def of_tables(tables: Mapping[str, Any], data: Data, datasets: Any) -> Listing:
+    """List the images of a dictionary of tables by split."""
+    splits = {SPLITS[split.lower()]: table for split, table in tables.items() if split.lower() in SPLITS}
+    if "train" not in splits:
+        raise UserError(f"data: '{data.name}' has the splits {', '.join(tables)}; allowed: with train")
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    features = splits["train"].features
+    image = next((name for name, feature in features.items() if isinstance(feature, datasets.Image)), None)
+    label = next((name for name in COLUMNS["label"] if name in features), None)
+    if image is None or label is None:
+        raise UserError(f"data: '{data.name}' has the columns {', '.join(features)}; allowed: with images and a label")
+    group = None if data.group == "none" else data.group
+    if group is not None and group not in features:
+        raise unknown(f"column for data group of '{data.name}':", group, features)
+    rows = list[Row]()
+    for split, table in splits.items():
+        coded = table.cast_column(image, datasets.Image(decode=False))
+        names = getattr(features[label], "names", None)
+        labels = [str(value) if names is None else names[value] for value in table[label]]
+        groups = [""] * len(table) if group is None else map(str, table[group])
+        rows += [
+            Row(HubImage(coded, image, number, f"{split} image {number}"), text, split if "test" in splits else "", of)
+            for number, (text, of) in enumerate(zip(labels, groups, strict=True))
+        ]
+    return Listing.of(rows, f"'{data.name}'", order=getattr(features[label], "names", NUMBERS))
