@@ -14,9 +14,19 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -96,9 +106,11 @@ LongSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Ratio = Annotated[float, Field(ge=1), Note(" (largest class over smallest)", _ratio_hint)]
 """An imbalance ratio."""
 PIXEL_UNITS = Note(", in units of the image range, e.g. 8/255", _pixel_hint)
-Radius = Annotated[float, Field(ge=0, le=1), PIXEL_UNITS]
+FRACTION = BeforeValidator(lambda value: _fraction(value) if isinstance(value, str) else value)
+"""Lets files hold 8/255 as text."""
+Radius = Annotated[float, FRACTION, Field(ge=0, le=1), PIXEL_UNITS]
 """The size of an L-infinity perturbation of an image in [0, 1]."""
-RadiusL2 = Annotated[float, Field(ge=0), Note(", e.g. 1.0 or 128/255")]
+RadiusL2 = Annotated[float, FRACTION, Field(ge=0), Note(", e.g. 1.0 or 128/255")]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
 StoredCount = Annotated[int, Field(ge=0, le=2**53)]
@@ -203,11 +215,9 @@ def type_text(kind: Any) -> str:
         if item == "an object":
             return "a list"
         return f"{'' if arguments[-1] is ... else f'{len(arguments)} '}{item}s"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return words.get(kind, "a list" if origin is list else "an object" if origin is dict else _object_text(kind))
-
-
-def _object_text(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+    if kind in words or origin in (list, dict):
+        return words.get(kind) or ("a list" if origin is list else "an object")
     return "an object" if isinstance(kind, type) and issubclass(kind, BaseModel) else getattr(kind, "__name__", "value")
 
 
@@ -350,22 +360,6 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
         raise wrong(what, plain(value), hint, label)
 
 
-def is_readable(hint: Any) -> bool:
-    """Whether a command line can set a field of this type."""
-    for kind, _ in leaves(hint):
-        if typing.get_origin(kind) is tuple:
-            if not all(is_readable(one) for one in typing.get_args(kind) if one is not ...):
-                return False
-        elif typing.get_origin(kind) is not Literal and kind not in (int, float, str, bool, types.NoneType):
-            return False
-    return True
-
-
-def condition_text(hint: Any, label: str = "") -> str:
-    """Return in words the settings under which the field has an effect; "" if it always has."""
-    return "; ".join(mark.text(label) for _, marks in leaves(hint) for mark in marks if isinstance(mark, OnlyWith))
-
-
 def check_fields(owner: Any, label: str) -> None:
     """Refuse a field of a dataclass that does not fit its type."""
     for name, hint in hints(type(owner)).items():
@@ -389,6 +383,13 @@ def read_number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(text)
     return value
+
+
+def _fraction(text: str) -> float | str:
+    try:
+        return read_number(text) if "/" in text else text
+    except ValueError:
+        return text
 
 
 def read_text(text: str, hint: Any) -> Any:

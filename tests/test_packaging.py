@@ -95,7 +95,7 @@ def test_the_wheel_works_in_an_environment_and_a_folder_of_its_own(wheels: list[
 
 WITHOUT_POSIX = """
 import importlib, pkgutil, sys
-import matplotlib.pyplot, pyautoattack, scipy.stats, sklearn.datasets, torch, torch.distributed, torchvision
+import matplotlib.pyplot, pyautoattack, scipy.stats, sklearn.datasets, torch, torch.distributed, torchvision, pydantic
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None  # as on Windows: an import of it fails
 import taet

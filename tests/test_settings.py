@@ -69,7 +69,8 @@ class Sample(Settings):
         ({"radius": 8}, "sample radius: got 8; allowed: 0 to 1, in units of the image range, e.g. 8/255; did you mean"),
         ({"radius": 300}, "sample radius: got 300; allowed: 0 to 1, in units of the image range, e.g. 8/255"),
         ({"radius": math.nan}, "sample radius: got nan; allowed: 0 to 1, in units of the image range, e.g. 8/255"),
-        ({"radius": "8/255"}, "sample radius: got '8/255'; allowed: a number, 0 to 1"),
+        ({"radius": "8"}, "sample radius: got '8'; allowed: a number, 0 to 1"),
+        ({"radius": "8/0"}, "sample radius: got '8/0'; allowed: a number, 0 to 1"),
         ({"ratio": 0.02}, "sample ratio: got 0.02; allowed: 1 or more (largest class over smallest); did you mean 50?"),
         (
             {"ratio": math.inf},
@@ -100,6 +101,7 @@ def test_nonsense_is_refused_in_one_line(given: dict[str, Any], message: str) ->
 def test_the_borders_are_allowed() -> None:
     Sample(count=10**6, radius=1, ratio=1, share=0, pair=[1, 1], power=2.0, form="b")  # type: ignore[arg-type]
     Threat(eps=0, step_size=0, steps=0)
+    assert from_json(Sample, {"radius": "8/255"}).radius == 8 / 255
     Training(milestones=())
 
 

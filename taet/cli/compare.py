@@ -73,7 +73,8 @@ class Compare(Command):
 def run(words: list[str]) -> int:
     """Run a comparison or a part of it; return 1 if a cell failed."""
     command = parse(Compare, words, "taet compare").command
-    budget, part = seconds(command.time_budget), part_numbers(command.part)
+    budget = None if command.time_budget is None else seconds(command.time_budget)
+    part = None if command.part is None else part_numbers(command.part)
 
     from taet.cli.processes import saved, say
     from taet.experiments import compare
@@ -99,10 +100,8 @@ def run(words: list[str]) -> int:
     return int("failed" in result.counts)
 
 
-def seconds(text: str | None) -> float | None:
-    """Return the seconds of a duration such as 2h30m, 90m or 600s; None of none."""
-    if text is None:
-        return None
+def seconds(text: str) -> float:
+    """Return the seconds of a duration such as 2h30m, 90m or 600s."""
     found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
     if not text or found is None:
         raise UserError(f"time budget: got '{text}'; allowed: hours, minutes and seconds, e.g. 2h30m, 90m or 600s")
@@ -110,10 +109,8 @@ def seconds(text: str | None) -> float | None:
     return 3600.0 * hours + 60.0 * minutes + rest
 
 
-def part_numbers(text: str | None) -> tuple[int, int] | None:
-    """Return the numbers K and N of a part K/N; None of none."""
-    if text is None:
-        return None
+def part_numbers(text: str) -> tuple[int, int]:
+    """Return the numbers K and N of a part K/N."""
     found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
     if found is None:
         raise UserError(f"part: got '{text}'; allowed: K/N with K from 1 to N, e.g. 3/16")

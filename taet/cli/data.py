@@ -11,7 +11,7 @@ from taet.cli.options import POSITIONAL, Command, Options, parse
 from taet.errors import UserError
 from taet.settings import Data, Run, override, to_json
 
-OF_DATA = ("root", "imbalance_ratio", "profile", "max_count", "test", "validation", "group", "size", "seed")
+USUAL = ("root", "imbalance_ratio", "profile", "max_count", "test", "validation", "group", "size", "seed")
 """Settings that --help shows."""
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -44,42 +44,34 @@ class DataCommand(Command):
 
 def run(words: list[str]) -> None:
     """Show or prepare a data set."""
-    parsed = parse(DataCommand, words, "taet data", [Options("data", Data(), True, OF_DATA)])
-    if parsed.command.out is not None:
-        _check_out(parsed.command, parsed.command.out)
-    given = {**parsed.given, "data.name": parsed.command.set}
-    if parsed.command.action == "show":
-        _show(parsed.command, given)
+    command, given = parse(DataCommand, words, "taet data", [Options("data", Data(), True, USUAL)])
+    given = {**given, "data.name": command.set}
+    if command.action == "show":
+        _show(command, given)
+    elif command.out is not None or command.as_json:
+        raise UserError("--out and --json go with taet data show")
     else:
         _prepare(override(Run(), given).data)
-
-
-def _check_out(command: DataCommand, out: Path) -> None:
-    from taet.files import check_output
-
-    if command.action != "show":
-        raise UserError("--out goes with taet data show")
-    check_output(out)
-    if out.suffix.lower() not in PICTURES:
-        raise UserError(f"--out: got '{out}'; allowed: a file that ends in {', '.join(PICTURES)}")
 
 
 def _show(command: DataCommand, given: dict[str, Any]) -> None:
     from taet import protocols
     from taet.cli.processes import progress, say
-    from taet.data import is_own, load
+    from taet.data import load
     from taet.data.description import describe, draw, render
     from taet.experiments import own_images
+    from taet.files import check_output
     from taet.progress import reporting_to
     from taet.training.choices import choice_lines
 
+    if command.out is not None:
+        check_output(command.out)
+        if command.out.suffix.lower() not in PICTURES:
+            raise UserError(f"--out: got '{command.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     with progress("read") as report, reporting_to(report):
-        run, choices = override(protocols.taet(), given), {}
-        if is_own(run.data.name):  # as in taet train
-            plan = own_images.planned(run)
-            run = override(plan.run, given)
-            choices = {name: made for name, made in plan.followed(run).items() if name.startswith("data.")}
+        run, chosen = own_images.chosen(protocols.taet(), given, network_too=False)
         dataset = load(run.data)
+    choices = {name: made for name, made in chosen.items() if name.startswith("data.")}
     if choices := choices | own_images.mirroring(run.data, dataset):
         say("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]))
     print(json.dumps(describe(dataset), indent=1) if command.as_json else render(dataset))
@@ -94,17 +86,11 @@ def _prepare(data: Data) -> None:
 
     with progress("prepare") as report:
         dataset, done = prepare(data, report)
-    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
-    about = f"{counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
-    print("\n".join([*done, f"{dataset.name}: {about}"]))
-    print(f"next: taet train taet {_options(data)}")
-
-
-def _options(data: Data) -> str:
-    """Return the options of `taet train` that give `data`."""
     words = [f"--data {shlex.quote(data.name)}"]
     for name, value in to_json(data).items():
         if name != "name" and value != Data.default(name):
             text = f"{value:.10g}" if isinstance(value, float) else str(value)
             words.append(f"--data.{name.replace('_', '-')} {shlex.quote(text)}")
-    return " ".join(words)
+    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    about = f"{counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
+    print("\n".join([*done, f"{dataset.name}: {about}", f"next: taet train taet {' '.join(words)}"]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from taet.cli.options import POSITIONAL, Command, Weights, parse
+from taet.cli.options import OfRun, parse
 
 
-class Export(Command):
+class Export(OfRun):
     """Write the model of a finished run to one file and print its path. pt2 (for torch.export.load) and onnx (needs
     taet[onnx]) compute logits from pixel values, uint8 (N, H, W, C), including the resizing of the run; safetensors
     holds the weights only. Each file stores its run and class names. It is loaded and compared with the model before it
@@ -21,19 +21,12 @@ class Export(Command):
         "taet export runs/x --format safetensors --weights model-best --out weights.safetensors --force",
     )
 
-    run: Annotated[Path, POSITIONAL]
-    """Run folder."""
     format: Literal["pt2", "onnx", "safetensors"]
     """Format of the file."""
-    weights: Weights = "model"
-    """Weights: those that the run delivers, those of its last epoch, or of its best one."""
     out: Path | None = None
     """File to write. Default: RUN/artifacts/WEIGHTS.FORMAT."""
     force: bool = False
     """Replace an existing file."""
-    trust_model: str | None = None
-    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named
-    here."""
 
 
 def run(words: list[str]) -> None:

@@ -40,6 +40,18 @@ class Command(Settings):
     examples: ClassVar[tuple[str, ...]] = ()
 
 
+class OfRun(Command):
+    """A command about a finished run."""
+
+    run: Annotated[Path, POSITIONAL]
+    """Run folder."""
+    weights: Weights = "model"
+    """Weights: those that the run delivers, those of its last epoch, or of its best one."""
+    trust_model: str | None = None
+    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named
+    here."""
+
+
 class Options(NamedTuple):
     """Settings whose fields are options."""
 

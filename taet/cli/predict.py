@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from taet.cli.options import POSITIONAL, Command, Weights, parse
+from taet.cli.options import POSITIONAL, OfRun, parse
 from taet.errors import UserError
 from taet.fields import Count
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taet.deployment.predict import Predictions
 
 
-class Predict(Command):
+class Predict(OfRun):
     """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on standard
     output. Images are read as in training and converted to the size and colour of the run; conversions are reported.
     The run's data are not needed.
@@ -35,14 +35,10 @@ class Predict(Command):
         "taet predict runs/x images/ --attack pgd-100:restarts=5,eps=4/255 --batch-size 50",
     )
 
-    run: Annotated[Path, POSITIONAL]
-    """Run folder."""
     images: Annotated[tuple[Path, ...], POSITIONAL]
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     attack: str | None = None
     """Test whether predictions survive this attack (see taet list attacks), e.g. pgd-20 or pgd-20:restarts=5."""
-    weights: Weights = "model"
-    """Weights: those that the run delivers, those of its last epoch, or of its best one."""
     format: Literal["csv", "json"] = "csv"
     """Output format."""
     out: Path | None = None
@@ -53,9 +49,6 @@ class Predict(Command):
     """Number of classes to print for each image, most likely first."""
     batch_size: Count = 250
     """Images per batch."""
-    trust_model: str | None = None
-    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named
-    here."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

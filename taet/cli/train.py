@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from taet import protocols, registry
 from taet.cli.options import POSITIONAL, Command, Options, RunPath, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
-from taet.fields import LongSeed, check_value, hints, read_text
+from taet.fields import LongSeed, check_value
 from taet.files import check_output, parse_json, read_bytes
 from taet.settings import Run, option, override, to_json
 
 if TYPE_CHECKING:
-    from taet.training.choices import Chosen
     from taet.training.folder import RunFolder
     from taet.training.prepare import TrainingPlan
     from taet.training.result import TrainingResult
@@ -33,6 +33,7 @@ USUAL = {
     "evaluation": (),
 }
 """The settings that --help shows; --help all shows every one."""
+OF_RESUME = {"resume", "trust_model", "evaluate", "as_json"}
 
 
 class Train(Command):
@@ -94,69 +95,44 @@ class Request(NamedTuple):
         """Return the run with the given settings."""
         return override(self.start, self.given)
 
-    def planned(self) -> tuple[Run, dict[str, Chosen]]:
+    def planned(self) -> tuple[Run, dict[str, Any]]:
         """Return the run with missing settings chosen for the images and the machine, and those choices."""
-        from taet.data import full_name, is_own
         from taet.experiments import own_images
 
-        run = self.run()
-        if not is_own(run.data.name):
-            return self._with_network(run)
-        plan = own_images.planned(self.start.replace(data=run.data))
-        named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
-        run = override(override(plan.run, self.given), named)
-        return run, plan.followed(run)
-
-    def _with_network(self, run: Run) -> tuple[Run, dict[str, Chosen]]:
-        """Choose a network, unless a protocol or a recipe with its own network is given."""
-        from taet.data import facts
-        from taet.experiments import own_images
-        from taet.training.choices import Chosen
-
-        if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
-            return run, {}
-        known = facts(run.data)
-        made = own_images.network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
-        if made.value == run.model.name:
-            return run, {}
-        why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
-        return override(run, {"model.name": made.value}), {"model.name": Chosen(made.value, why)}
+        no_network = self.options.protocol is not None or self.options.recipe is not None
+        return own_images.chosen(self.start, self.given, network_too=not no_network)
 
 
 def read(words: Sequence[str]) -> Request:
     """Parse a call; no data are read."""
     place = value_of("--config", words)
-    asks = bool({"-h", "--help"} & {*words})
-    file = dict(settings_in(Path(place))) if place and not asks else {}
-    method = words[0] if words and not words[0].startswith("-") else file.get("method")
-    protocol = value_of("--protocol", words)
-    protocol = file.get("protocol", Run.default("protocol")) if protocol is None else protocol
-    start = protocols.start(protocol, method or Run.default("method"), value_of("--recipe", words))
+    file = settings_in(Path(place)) if place and not {"-h", "--help"} & {*words} else {}
+    method = words[0] if words and not words[0].startswith("-") else file.pop("method", None)
+    in_file = file.pop("protocol", Run.default("protocol"))
+    named = value_of("--protocol", words)
+    start = protocols.start(in_file if named is None else named, method or "at", value_of("--recipe", words))
+    parts = [Options(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
     if method is not None:
         from taet import methods
 
-        start = start.replace(settings=start.settings or methods.find(method).Config())
-    parts = [] if start.settings is None or method is None else [Options("method", start.settings)]
-    parts += [Options(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
+        own = start.settings or methods.find(method).Config()
+        start = start.replace(settings=own)
+        parts.insert(0, Options("method", own))
     options, given = parse(Train, words, f"taet train {method or ''}".strip(), parts)
     if options.resume is not None:
-        others = {*options.model_fields_set, *given} - {"resume", "trust_model", "evaluate", "as_json"}
-        if others:
+        if others := {*options.model_fields_set, *given} - OF_RESUME:
             words = ", ".join(f"--{option(name)}" for name in sorted(others))
             raise UserError(f"--resume takes everything from the run: got {words} as well")
         return Request(start, {}, options)
     if method is None:
         raise UserError("which method? taet train METHOD [options]; see taet list methods")
-    if options.out is not None:
-        check_output(options.out.parent)  # the folder itself may be this run, which has a message of its own
     if options.trust_model is not None and place is None:
         raise UserError("--trust-model goes with --resume or --config; a new run has the --model of this call")
-    given = {
-        ("settings." + name.removeprefix("method.") if name.startswith("method.") else name): given[name]
-        for name in given
-    }
+    if options.out is not None:
+        check_output(options.out.parent)  # the folder itself may be this run, which has a message of its own
+    given = {re.sub("^method[.]", "settings.", name): value for name, value in given.items()}
     given |= {} if options.seed is None else {"seed": options.seed}
-    return _checked(Request(start, given, options), {k: v for k, v in file.items() if k not in ("method", "protocol")})
+    return _checked(Request(start, given, options), {name: value for name, value in file.items() if name != "method"})
 
 
 def _checked(request: Request, file: dict[str, Any]) -> Request:
@@ -164,28 +140,25 @@ def _checked(request: Request, file: dict[str, Any]) -> Request:
     from taet import models
     from taet.evaluation.bundles import attacks_of
 
-    if request.options.config is not None:
-        with located(str(request.options.config)):
-            own = override(request.start, file)
-        if "model.name" not in request.given:  # a file never chooses code that is run
-            with models.trusted(request.options.trust_model):
-                models.check_consent(str(request.options.config), own.model.name)
+    with located(str(request.options.config or "")):
+        own = override(request.start, file)
+    if "model.name" in file and "model.name" not in request.given:  # a file never chooses code that is run
+        with models.trusted(request.options.trust_model):
+            models.check_consent(str(request.options.config), own.model.name)
     request = request._replace(given=file | request.given)
     attacks_of(request.run().evaluation)
     return request
 
 
-def settings_in(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a file by dotted name: TOML, the JSON of --print-config, or a run.json."""
+def settings_in(path: Path) -> dict[str, Any]:
+    """Return the settings of a file by dotted name: TOML, the JSON of --print-config, or a run.json."""
     content = read_bytes(path, most=MOST_BYTES)
     with located(str(path)):
-        if content.lstrip().startswith(b"{"):
-            values = parse_json(content, "JSON")
-        else:
-            try:
-                values = tomllib.loads(content.decode("utf-8"))
-            except ValueError as error:
-                raise UserError(f"is neither JSON nor TOML: {error}") from None
+        try:
+            is_json = content.lstrip().startswith(b"{")
+            values = parse_json(content, "JSON") if is_json else tomllib.loads(content.decode("utf-8"))
+        except ValueError as error:
+            raise UserError(f"is neither JSON nor TOML: {error}") from None
         if "methods" in values:
             raise UserError(f"is a comparison; run it with taet compare {path}")
         values = values["run"] if isinstance(values.get("run"), Mapping) else values
@@ -193,23 +166,20 @@ def settings_in(path: Path) -> Iterator[tuple[str, Any]]:
             check_value(name, values.get(name, ""), str)
             if name in values and values[name] not in known:
                 raise unknown(name, values[name], known)
-        yield from _flat(values, hints(Run))
+        return dict(_flat(values))
 
 
-def _flat(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        hint = known.get(name)
         if isinstance(value, Mapping):
-            yield from _flat(value, hints(hint) if isinstance(hint, type) else {}, f"{prefix}{name}.")
-        elif isinstance(value, str) and "/" in value and hint is not None:
-            yield prefix + name, read_text(value, hint)
+            yield from _flat(value, f"{prefix}{name}.")
         elif (prefix + name, value) != ("settings", None):
             yield prefix + name, value
 
 
 def run(words: list[str]) -> None:
     """Train a new run, or continue one, attack it on request, and print the result."""
-    request = read(words)  # before torch is imported, so that --help is fast
+    request = read(words)
 
     from taet import models
     from taet.cli.introduction import continued
@@ -226,47 +196,44 @@ def run(words: list[str]) -> None:
                 print(json.dumps(to_json(request.planned()[0]), indent=1))
             return
         asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
+    attacked = is_own(asked.data.name) if options.evaluate is None else options.evaluate
     with together(asked.training.device):
         if options.resume is None:
-            finished = _train(request, words)
+            finished = _train(request, words, attacked)
         else:
             with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
                 finished = resume(options.resume, progress=report, announce=lambda *at: say(continued(*at)))
         row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
         print(json.dumps(row) if options.as_json else finished)
         named = [str(finished.folder), *models.consent(finished.run.model.name)]
-        if options.evaluate or (options.evaluate is None and is_own(finished.run.data.name)):
+        if attacked:
             with saved(["train", "--resume", *named, *(["--evaluate"] if options.evaluate else [])], finished.folder):
                 _evaluate(finished, options.as_json)
         elif not options.as_json:
             print(f"next: {shlex.join(['taet', 'evaluate', *named])}")
 
 
-def _train(request: Request, words: Sequence[str]) -> TrainingResult:
-    from taet.cli.introduction import expected, introduction
+def _train(request: Request, words: Sequence[str], attacked: bool) -> TrainingResult:
+    from taet.cli.introduction import introduction
     from taet.cli.processes import progress, say
-    from taet.data import is_own
     from taet.distributed import first
     from taet.progress import reporting_to
     from taet.training import train
 
-    options = request.options
     with progress("read") as report, reporting_to(report):
         run, chosen = first(request.planned)
     begun: list[Path] = []
-    attacks = is_own(run.data.name) if options.evaluate is None else options.evaluate
 
     def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
         begun.append(folder.path)
-        if not options.as_json:
+        if not request.options.as_json:
             unnamed = "" if "data.name" in request.given else f"no --data: {run.data.name}\n"
-            told = f"{introduction(plan, state, chosen)}\n{expected(plan, state, attacks)}"
-            say(f"{unnamed}{told}\nfolder: {folder.path}")
+            say(f"{unnamed}{introduction(plan, state, chosen, attacked)}\nfolder: {folder.path}")
 
     with progress(run.method) as report:
         try:
             command = call_text(["train", *words])
-            return train(run, out=options.out, progress=report, command=command, announce=announce)
+            return train(run, out=request.options.out, progress=report, command=command, announce=announce)
         except KeyboardInterrupt as error:
             if begun or error.args:
                 raise

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -112,6 +112,27 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
     return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
+
+
+def chosen(begin: Run, given: Mapping[str, Any], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
+    """Return the run `begin` with the settings `given`, and what is missing chosen for images and machine; the choices.
+
+    For a published data set only a network is chosen, unless it is given or not wanted.
+    """
+    run = override(begin, given)
+    if is_own(run.data.name):
+        plan = planned(begin.replace(data=run.data))
+        named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
+        run = override(override(plan.run, given), named)
+        return run, plan.followed(run)
+    if not network_too or "model.name" in given:
+        return run, {}
+    known = facts(run.data)
+    made = network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
+    if made.value == run.model.name:
+        return run, {}
+    why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
+    return override(run, {"model.name": made.value}), {"model.name": Chosen(made.value, why)}
 
 
 def network(size: tuple[int, int], accelerated: bool | None = None) -> Chosen:

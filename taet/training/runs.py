@@ -16,7 +16,7 @@ from taet.errors import UserError
 from taet.files import file_sha256
 from taet.models.hub import weights_file
 from taet.progress import Progress
-from taet.settings import Run, override
+from taet.settings import Data, Run, override
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import check_given
@@ -41,7 +41,8 @@ def default_folder(run: Run) -> Path:
 
 
 def train(
-    run: Run,
+    run: Run | str,
+    data: str | None = None,
     *,
     out: str | Path | None = None,
     model: nn.Module | None = None,
@@ -53,12 +54,17 @@ def train(
 ) -> TrainingResult:
     """Train `run` from the start in the new folder `out`, and return the result.
 
-    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is
-    stored in the run's record. An existing folder is refused. After a KeyboardInterrupt, `resume` continues from the
-    checkpoint with bit-identical results.
+    `run` may be a method's name: then the protocol taet on `data`, a data set's name or your own images. `model`
+    (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored in the
+    run's record. An existing folder is refused. After a KeyboardInterrupt, `resume` continues from the checkpoint with
+    bit-identical results.
 
     All processes of torchrun must make this call and share every batch; only the first one writes.
     """
+    if isinstance(run, str):
+        run = Run(method=run, data=Data() if data is None else Data(name=data))
+    elif data is not None:
+        raise UserError(f"data: got {data} beside a Run, which names its own; allowed: a method's name and data")
     folder = RunFolder(Path(out) if out is not None else default_folder(run))
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("Network is unreachable")
 
-    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.delenv("TAET_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -74,7 +75,8 @@ def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> Non
         ("", "which ACTION? see taet data --help"),
         ("prepare", "which SET? see taet data --help"),
         ("shwo digits-lt", "unknown action 'shwo'; allowed: prepare, show; did you mean 'show'?"),
-        ("prepare digits-lt --out x", "--out goes with taet data show"),
+        ("prepare digits-lt --out x.png", "--out and --json go with taet data show"),
+        ("show digits-lt --layout npz", "unknown option --layout"),
         ("prepare gtsbr", "did you mean 'gtsrb'?"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_bad_file_has_its_reason_and_the_others_their_class(
     *good, empty, missing = rows(outcome.out)
     assert all(row["class"] and not row["error"] for row in good)
     assert (empty["path"], empty["class"], empty["probability"]) == (str(bad), "", "")
-    assert "it is empty" in empty["error"]
+    assert "bad, really.png" in empty["error"]
     assert "missing.png" in missing["error"]
 
 

@@ -507,3 +507,19 @@ def test_progress_rises_to_the_whole_and_tensorboard_gets_the_rows(
     assert "epoch 1/2" in texts[0]
     assert any("clean" in text for text in texts)
     assert sum(path.stat().st_size for path in (tmp_path / "run" / "tensorboard").iterdir()) > 200
+
+
+def test_a_method_and_a_data_set_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Run] = []
+
+    def stop(run: Run, **_: object) -> None:
+        asked.append(run)
+        raise UserError("planned")
+
+    monkeypatch.setattr("taet.training.runs.prepare", stop)
+    for words in (("taet", "digits-lt"), ("taet",), ("no-such-method", "digits-lt")):
+        with pytest.raises(UserError, match="planned"):
+            taet.train(*words, out=tmp_path / "run")
+    assert [(run.method, run.data.name, run.protocol) for run in asked[:2]] == 2 * [("taet", "digits-lt", "taet")]
+    with pytest.raises(UserError, match="data: got digits-lt beside a Run"):
+        taet.train(Run(), "digits-lt", out=tmp_path / "run")
