@@ -19,7 +19,7 @@ from taet.attacks import catalogue
 from taet.attacks.spec import option_fields
 from taet.cli import COMMANDS, check, compare, data, evaluate, export, main, predict, push, report
 from taet.cli.options import Command, Options, parse
-from taet.evaluation import diagnostics
+from taet.evaluation.rules import RULES
 from taet.experiments import parse as parse_grid
 from taet.experiments import read
 from taet.protocols import PROTOCOLS
@@ -43,8 +43,7 @@ PAGES += [ROOT / "benchmarks" / "README.md"]
 MOST_WORDS, MOST_CHANGES = 25_000, 15_000
 MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
 WIDEST_CODE = 90
-FLAGS = {rule.flag for rules in (diagnostics.ATTACKS, diagnostics.MODEL, diagnostics.TEST_SET) for rule in rules}
-FLAGS |= {rule.flag for rule in diagnostics.PROBE} | {diagnostics.BOUND, diagnostics.MISLED, *collapse.FLAGS}
+FLAGS = {*(rule.flag for rule in RULES), *collapse.FLAGS}
 
 
 def text(path: Path) -> str:
