@@ -230,7 +230,7 @@ def test_a_name_of_a_type_is_used_once() -> None:
     leaving = ("cells", "comparison", "specification")  # replaced by grid.py, cell.py and jobs.py
     kept = [tree for path, tree in trees().items() if path.parent.name != "experiments" or path.stem not in leaving]
     found = Counter(name for tree in kept for name in declared_types(tree))
-    assert {name for name, count in found.items() if count > 1} == {"Model", "Record"}
+    assert {name for name, count in found.items() if count > 1} == {"Model"}
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs, which is then named here. The
@@ -291,8 +291,7 @@ LONG_FILES = {
     "fields.py": "how a field is declared, checked and refused",
     "settings.py": "every setting of a run",
     "data/images.py": "all that is done to a file before it is an array",
-    "evaluation/diagnostics.py": "one table of rules, so that a new flag is one entry",
-    "evaluation/runner.py": "one model under every attack, batch by batch",
+    "evaluation/rules.py": "one table of rules, so that a new flag is one entry",
     "experiments/comparison.py": "one comparison and the processes that fill it",
     "files.py": "the only door to the disk",
     "models/foreign.py": "models of any origin, and consent to their code",
