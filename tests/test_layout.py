@@ -44,6 +44,7 @@ LEAF_IMPORTS = {part: {"errors"} for part in ("distributed", "fields", "files", 
 LEAF_IMPORTS["registry"] = {"errors", "files"}
 LEAF_IMPORTS["statistics"], LEAF_IMPORTS["metrics"] = {"intervals"}, {"statistics"}
 LEAF_IMPORTS["shapes"] = {"fields", "errors"}
+LEAF_IMPORTS["fields"] = {"errors", "formatting"}
 LEAF_IMPORTS["settings"] = {"errors", "fields", "registry"}
 PROTOCOLS = {
     "fields",
@@ -289,8 +290,6 @@ def test_any_stays_rare() -> None:
 
 LONG_FILES = {
     "attacks/autoattack.py": "one suite: its plan, its parts and its batches",
-    "fields.py": "how a field is declared, checked and refused",
-    "settings.py": "every setting of a run",
     "data/images.py": "all that is done to a file before it is an array",
     "evaluation/diagnostics.py": "one table of rules, so that a new flag is one entry",
     "evaluation/runner.py": "one model under every attack, batch by batch",
