@@ -1,4 +1,4 @@
-"""Write the table of the museum in docs/audit.md: what every broken defence fools, what breaks it and which flag rises.
+"""Write the table of results/museum.md: what every broken defence fools, what breaks it and which flag rises.
 
 python results/museum.py            prints the table
 python results/museum.py --write    writes it
@@ -16,25 +16,33 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from taet.evaluation import audit  # noqa: E402
+from taet.errors import UserError  # noqa: E402
+from taet.evaluation import GivenImages, check, evaluate  # noqa: E402
+from taet.evaluation.rules import MASKING, RULES  # noqa: E402
 from tests import museum  # noqa: E402
 
-PAGE = ROOT / "docs" / "audit.md"
+PAGE = ROOT / "results" / "museum.md"
 BEGIN, END = "<!-- museum: python results/museum.py --write -->\n", "<!-- end of museum -->"
 SOUND = {"the network itself": museum.base, "the same, trained on clean images": museum.standard}
 
 
 def flags(model: nn.Module) -> str:
-    """The flags of an audit."""
+    """The flags of an evaluation, and of `taet check --deep`."""
     x, y = museum.tested()
-    names = [str(label) for label in range(museum.CLASSES)]
-    found = audit(model, x, y, settings={"eps": museum.EPS}, class_names=names, count=len(y))
-    return ", ".join(f"`{flag}`" for item in found.items for flag in item.flags) or "none"
+    names, deep = [str(label) for label in range(museum.CLASSES)], {rule.flag for rule in RULES if rule.of == "deep"}
+    try:
+        card = evaluate(model, x, y, ["fgsm", "pgd-20"], eps=museum.EPS, batch_size=len(y), probe=True)
+    except UserError:
+        return "refused: no gradient"
+    checked = check(model, GivenImages(x, y, names), deep=True, eps=museum.EPS)
+    found = [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
+    found += [finding.what for finding in checked.findings if finding.what in deep]
+    return ", ".join(f"`{flag}`" for flag in found) or "none"
 
 
 def rows() -> Iterator[str]:
     """The lines of the table."""
-    yield "| defence | fools | leaves, % | AutoAttack leaves, % | broken by | leaves, % | flags of the audit |"
+    yield "| defence | fools | leaves, % | AutoAttack leaves, % | broken by | leaves, % | flags |"
     yield "|---|---|---|---|---|---|---|"
     for name, build in SOUND.items():
         model = build()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "compare": "taet.experiments.jobs",
@@ -13,7 +13,6 @@ _LAZY = {
     "train": "taet.training",
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
-    "decide": "taet.evaluation",
     "results": "taet.report.results",
     "predict": "taet.deployment",
     "export": "taet.deployment",
@@ -37,7 +36,6 @@ _FOLDERS = (
 if TYPE_CHECKING:
     from taet.deployment.export import export as export
     from taet.deployment.predict import predict as predict
-    from taet.evaluation.decide import decide as decide
     from taet.evaluation.evaluate import evaluate as evaluate
     from taet.experiments.jobs import compare as compare
     from taet.experiments.own_images import plan as plan

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
+from typing_extensions import is_typeddict
 
 from taet.errors import UserError, cut, unknown
 from taet.formatting import read_number
@@ -222,9 +223,10 @@ def type_text(kind: Any) -> str:
             return "a list"
         return f"{'' if arguments[-1] is ... else f'{len(arguments)} '}{item}s"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
-    if kind in words or origin in (list, dict):
-        return words.get(kind) or ("a list" if origin is list else "an object")
-    return "an object" if isinstance(kind, type) and issubclass(kind, BaseModel) else getattr(kind, "__name__", "value")
+    if origin in (list, dict):
+        return "a list" if origin is list else "an object"
+    parts = is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+    return "an object" if parts else getattr(kind, "__name__", "value")
 
 
 def _range_text(marks: Marks, value: object) -> str:
@@ -258,7 +260,7 @@ def _is_kind(value: object, kind: Any) -> bool:
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple)
-    return isinstance(kind, type) and isinstance(value, kind)
+    return isinstance(kind, type) and not is_typeddict(kind) and isinstance(value, kind)
 
 
 def allowed_text(hint: Any, value: object = None) -> str:
@@ -308,6 +310,9 @@ def _inside(hint: Any, step: int | str) -> Any:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if isinstance(kind, type) and issubclass(kind, BaseModel) and step in kind.model_fields:
             return kind.model_fields[str(step)].rebuild_annotation()
+        if is_typeddict(kind) and step in kind.__annotations__:
+            field = typing.get_type_hints(kind, include_extras=True)[str(step)]
+            return typing.get_args(field)[0] if typing.get_origin(field) in (NotRequired, typing.NotRequired) else field
         if isinstance(step, int) and origin in (list, tuple, Sequence):
             return arguments[step] if origin is tuple and arguments[-1] is not ... else arguments[0]
         if origin in (dict, Mapping):
@@ -360,12 +365,6 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
     """Refuse a value that does not fit the type `hint` and its bounds."""
     if not fits(value, hint):
         raise wrong(what, plain(value), hint, label)
-
-
-def check_fields(owner: Any, label: str) -> None:
-    """Refuse a field of a dataclass that does not fit its type."""
-    for name, hint in hints(type(owner)).items():
-        check_value(name.replace("_", " "), getattr(owner, name), hint, label)
 
 
 def check_radius(what: str, value: float, norm: str) -> None:

@@ -120,11 +120,6 @@ def make_inputs(place: Path) -> None:
         stored = json.loads((old / name).read_text())
         del stored["sha256"]
         (old / name).write_text(json.dumps(stored))
-    words = ("run", "resnet8", "--until", "decided", "--data", "digits-lt", "--data.test-max-count", 2)
-    assert run("evaluate", *words, "--attacks", "clean", "--out", "both").code == 0
-    decision = json.loads((place / "both" / "decision.json").read_text())
-    del decision["sha256"]
-    (place / "both" / "decision.json").write_text(json.dumps(decision))
     from safetensors.torch import load_file
 
     torch.save(load_file(place / "run" / "model.safetensors"), place / "weights.pt")
@@ -145,7 +140,7 @@ OPENING = (
     "predict run images",
     "export run --format safetensors",
     "report run --out page.html",
-    "doctor run",
+    "check run",
 )
 RESUMING = ("train --resume undone", "train --resume undone --evaluate")
 OWN = "evaluate --model resnet8 --data digits-lt --data.test-max-count 2 --attacks clean --out card"
@@ -157,7 +152,6 @@ TARGETS = {
     "evaluation.json": Target("run/evaluation.json", OPENING[:1] + OPENING[3:], True),
     "examples.npz": Target("run/artifacts/examples.npz", OPENING[3:]),
     "done": Target("run/done", OPENING, True),
-    "decision.json": Target("both/decision.json", ("report both --out page.html",), True),
     **{
         f"old {Path(name).name}": Target(
             f"old/{name}", tuple(words.replace(" run", " old") for words in OPENING), structured
@@ -194,7 +188,6 @@ CALLS = (
     "export run --format safetensors --weights model --out exported.safetensors",
     "report run --out page.html --title T",
     "compare spec.toml --out grid --jobs 1 --part 1/2 --dry-run",
-    "transfer run undone --attack fgsm --eps 0.1 --batch-size 5",
     "data show digits-lt --max-count 3 --imbalance-ratio 2 --size 8 --json",
     "list methods --json",
 )

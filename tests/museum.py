@@ -1,7 +1,7 @@
 """A museum of broken defences: models that fool an attack, each with the attack that breaks it and the flag it raises.
 
 Each is made from one small network on scikit-learn's digits (8 x 8, 64-96-10, ReLU), trained on examples of PGD-5 with
-eps 0.05, so that the gap is the defence's and not the network's. `taet audit` and the tests look at all of them.
+eps 0.05, so that the gap is the defence's and not the network's. The tests look at all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional
 from taet.attacks import autoattack, pgd
 from taet.attacks.differentiable import Replaced
 from taet.attacks.objectives import Objective, margin
-from taet.evaluation.audit import MeanDraw, Merged
+from taet.evaluation.facts import MeanDraw, Merged
 from taet.losses import cross_entropy
 
 EPS, TRAIN_EPS = 0.1, 0.05
@@ -344,7 +344,7 @@ EXHIBITS = (
         noise_alone,
         "PGD, straight-through",
         lambda model: tried(model, view=Replaced(model)),
-        "no-gradient",
+        "",  # it is refused: no gradient reaches the image
         0.06,
         None,  # the loss has no gradient
     ),

@@ -30,7 +30,7 @@ def summary_json(card: Any, column: Any) -> Any:
 
 def raised_flags(card: Any) -> list[list[str]]:
     """Names and texts of the flags that the numbers of a card raise now."""
-    from taet.evaluation.diagnostics import flagged
+    from taet.evaluation.rules import flagged
 
     return [[flag["flag"], flag["text"]] for flag in flagged(card).flags]
 

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "taet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = {"distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
-LEAVES |= {"intervals", "progress", "fields", "settings", "shapes", "statistics"}
+LEAVES |= {"intervals", "progress", "fields", "settings", "statistics"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
 # it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
 FOLDERS = {
@@ -43,7 +43,6 @@ FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 LEAF_IMPORTS = {part: {"errors"} for part in ("distributed", "fields", "files", "registry")}
 LEAF_IMPORTS["registry"] = {"errors", "files"}
 LEAF_IMPORTS["statistics"], LEAF_IMPORTS["metrics"] = {"intervals"}, {"statistics"}
-LEAF_IMPORTS["shapes"] = {"fields", "errors"}
 LEAF_IMPORTS["fields"] = {"errors", "formatting"}
 LEAF_IMPORTS["settings"] = {"errors", "fields", "registry"}
 PROTOCOLS = {
@@ -231,7 +230,7 @@ def test_a_name_of_a_type_is_used_once() -> None:
     leaving = ("cells", "comparison", "specification")  # replaced by grid.py, cell.py and jobs.py
     kept = [tree for path, tree in trees().items() if path.parent.name != "experiments" or path.stem not in leaving]
     found = Counter(name for tree in kept for name in declared_types(tree))
-    assert {name for name, count in found.items() if count > 1} == {"Model", "Record"}
+    assert {name for name, count in found.items() if count > 1} == {"Model"}
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs, which is then named here. The
@@ -289,10 +288,8 @@ def test_any_stays_rare() -> None:
 
 
 LONG_FILES = {
-    "attacks/autoattack.py": "one suite: its plan, its parts and its batches",
     "data/images.py": "all that is done to a file before it is an array",
-    "evaluation/diagnostics.py": "one table of rules, so that a new flag is one entry",
-    "evaluation/runner.py": "one model under every attack, batch by batch",
+    "evaluation/rules.py": "one table of rules, so that a new flag is one entry",
     "experiments/comparison.py": "one comparison and the processes that fill it",
     "files.py": "the only door to the disk",
     "models/foreign.py": "models of any origin, and consent to their code",

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from taet.evaluation.diagnostics import MODEL
-from taet.evaluation.facts import ModelFacts, probed
-from taet.evaluation.probe import probe
-from taet.evaluation.runner import make_runner
+from taet.attacks.draws import Draws
+from taet.errors import UserError
+from taet.evaluation.facts import Merged, ModelFacts, deep_facts, probe
+from taet.evaluation.rules import said
+from taet.evaluation.runner import Runner
+from taet.evaluation.subject import make_runner
 from tests import museum
+
+Sample = tuple[Runner, Tensor, Tensor, Tensor]
+
+
+def sample(model: nn.Module) -> Sample:
+    """A runner, its images and labels, and start noise."""
+    x, y = museum.tested()
+    runner = make_runner(model, x, y, batch_size=len(y))
+    return runner, x, y, Draws(0, "probe", np.arange(len(y))).start(x, museum.EPS)
 
 
 def facts_of(model: nn.Module) -> ModelFacts:
-    x, y = museum.tested()
+    runner, x, y, noise = sample(model)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        runner = make_runner(model, x, y, batch_size=len(y))
-        facts = probed(probe(runner, museum.EPS, len(y), lambda _: None), len(y))
-    assert facts is not None
-    return facts
+        sites = runner.sites
+        with runner.still():
+            return probe(runner.model, x, y, noise, museum.EPS, sites)
 
 
 def raised(facts: ModelFacts) -> set[str]:
-    found = {rule.flag: rule.unless for rule in MODEL if rule.text(facts)}
-    return {flag for flag, unless in found.items() if found.keys().isdisjoint(unless)}
+    return {*said("model", facts)}
 
 
 # Which of two replacements of its steps has the better gradients depends on its trained weights, so on rounding.
@@ -61,3 +71,27 @@ def test_what_fools_attacks_is_named_and_nothing_else(build: Callable[[], nn.Mod
 def test_the_scale_of_the_logits_changes_nothing_that_the_probe_finds_at_its_own_scale() -> None:
     found = {round(facts_of(model()).scaled_pgd_correct / 3) for model in (museum.large_logits, museum.flat_softmax)}
     assert found == {round(facts_of(museum.base()).scaled_pgd_correct / 3)}
+
+
+def test_dummy_classes_and_random_draws_are_named_by_the_deep_facts() -> None:
+    for model, random, flag in (
+        (Merged(museum.dummies(), museum.CLASSES).eval(), False, "dummy-classes"),
+        (museum.stochastic(), True, "eot-beats-one-draw"),
+        (museum.base(), False, None),
+    ):
+        runner, x, y, noise = sample(model)
+        with torch.random.fork_rng(), runner.still():
+            torch.manual_seed(0)
+            found = said("deep", deep_facts(model, x, y, noise, museum.EPS, random=random))
+        assert {*found} == ({flag} if flag else set())
+
+
+def test_a_model_without_a_gradient_is_refused() -> None:
+    with pytest.raises(UserError, match="no gradient reaches the image"):
+        make_runner(museum.thresholded(), *museum.tested())
+
+
+def test_every_exhibit_is_fooled_by_one_attack_and_broken_by_another() -> None:
+    for exhibit in museum.EXHIBITS:
+        model = exhibit.build()
+        assert exhibit.fooled(model) - exhibit.broken(model) > exhibit.gap, exhibit.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -93,24 +93,53 @@ def cw_l2(
     if eps is not None:
         check_size("eps", eps, x, "l2")
     origin = full_precision(x.detach())
-    unsquash, squash = SQUASH[box or ("sine" if c is None else "tanh")]
+    descent = _Descent(model, origin, y, SQUASH[box or ("sine" if c is None else "tanh")], kappa, lr, targeted)
+    weight = origin.new_full((len(origin),), initial_c if c is None else c)
+    fails, succeeds = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
+    with frozen(model):
+        with torch.no_grad():
+            logits = full_precision(model(origin))
+            _, success = descent.judge(logits)
+        sound = finite(logits)
+        best, smallest = origin, torch.where(success, 0, succeeds)
+        for _ in range(search_steps if c is None else 1):
+            best, smallest, success, whole = descent.run(steps, weight, best, smallest)
+            sound = sound & whole
+            fails, succeeds = torch.where(success, fails, weight), torch.where(success, weight, succeeds)
+            weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
+    refuse_unsound("cw-l2", sound)
+    return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)
 
-    def judge(logits: Tensor) -> tuple[Tensor, Tensor]:
-        gap = margin(logits, y) if targeted else -margin(logits, y)
-        return gap, fooled(logits, y, targeted) & (gap <= -kappa)
 
-    def descend(weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Run a round; return the best images, their squared norms, any success, and whether all was finite."""
+class _Descent(NamedTuple):
+    """A round of Adam on the weighted sum of distance and margin."""
+
+    model: Model
+    origin: Tensor
+    y: Tensor
+    box: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+    kappa: float
+    lr: float
+    targeted: bool
+
+    def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the margin that is to fall, and whether it fell below -kappa, of each sample."""
+        gap = margin(logits, self.y) if self.targeted else -margin(logits, self.y)
+        return gap, fooled(logits, self.y, self.targeted) & (gap <= -self.kappa)
+
+    def run(self, steps: int, weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the best images, their squared norms, any success, and whether all was finite."""
         succeeded, sound = torch.zeros_like(weight, dtype=torch.bool), torch.ones_like(weight, dtype=torch.bool)
-        w = unsquash(BOX * (2 * origin - 1)).requires_grad_()
-        adam = torch.optim.Adam([w], lr=lr)
+        unsquash, squash = self.box
+        w = unsquash(BOX * (2 * self.origin - 1)).requires_grad_()
+        adam = torch.optim.Adam([w], lr=self.lr)
         for _ in range(steps):
             with torch.enable_grad():
                 x_adv = (squash(w) + 1) / 2
-                logits = full_precision(model(x_adv))
-                gap, success = judge(logits)
-                squared = (x_adv - origin).square().flatten(1).sum(1)
-                (w.grad,) = torch.autograd.grad((squared + weight * gap.clamp(min=-kappa)).sum(), w)
+                logits = full_precision(self.model(x_adv))
+                gap, success = self.judge(logits)
+                squared = (x_adv - self.origin).square().flatten(1).sum(1)
+                (w.grad,) = torch.autograd.grad((squared + weight * gap.clamp(min=-self.kappa)).sum(), w)
             sound = sound & finite(logits) & finite(w.grad)
             adam.step()
             x_adv, squared = x_adv.detach(), squared.detach()
@@ -118,22 +147,6 @@ def cw_l2(
             best, smallest = choose(better, x_adv, best), torch.where(better, squared, smallest)
             succeeded = succeeded | success
         return best, smallest, succeeded, sound
-
-    weight = origin.new_full((len(origin),), initial_c if c is None else c)
-    fails, succeeds = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
-    with frozen(model):
-        with torch.no_grad():
-            logits = full_precision(model(origin))
-            _, success = judge(logits)
-        sound = finite(logits)
-        best, smallest = origin, torch.where(success, 0, succeeds)
-        for _ in range(search_steps if c is None else 1):
-            best, smallest, success, whole = descend(weight, best, smallest)
-            sound = sound & whole
-            fails, succeeds = torch.where(success, fails, weight), torch.where(success, weight, succeeds)
-            weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
-    refuse_unsound("cw-l2", sound)
-    return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,21 +191,14 @@ class CwL2(AttackSpec):
         return super().make({**fields, **search, **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return cw_l2(
-            model,
-            x,
-            y if self.target is None else target_classes(self.target, model, x, y, draws, "l2"),
-            c=None if isinstance(self.c, str) else self.c,
-            kappa=self.kappa,
-            steps=self.steps,
-            lr=self.lr,
-            search_steps=self.search_steps or SEARCH_STEPS,
-            initial_c=self.initial_c or INITIAL_CONSTANT,
-            box=self.box or "tanh",
-            eps=self.eps,
-            targeted=self.target is not None,
-            checked=True,
-        )
+        aim = y if self.target is None else target_classes(self.target, model, x, y, draws, "l2")
+        descent: Fields = {"kappa": self.kappa, "steps": self.steps, "lr": self.lr, "box": self.box or "tanh"}
+        search: Fields = {
+            "c": None if isinstance(self.c, str) else self.c,
+            "search_steps": self.search_steps or SEARCH_STEPS,
+            "initial_c": self.initial_c or INITIAL_CONSTANT,
+        }
+        return cw_l2(model, x, aim, **descent, **search, eps=self.eps, targeted=self.target is not None, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return 2 * self.steps * (self.search_steps or 1) + target_passes(self.target, num_classes) + 1

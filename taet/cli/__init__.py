@@ -32,7 +32,7 @@ COMMANDS = {
 }
 LEFT = {
     "abstain": "python examples/abstain.py",
-    "audit": "taet check MODEL",
+    "audit": "taet check MODEL --deep",
     "cost": "python benchmarks/cost.py",
     "doctor": "taet check, or taet check RUN",
     "embed": "python examples/embed.py",

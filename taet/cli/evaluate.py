@@ -31,7 +31,7 @@ class Evaluate(Command):
     examples = (
         "taet evaluate runs/x",
         "taet evaluate runs/x --attacks clean pgd-20:restarts=5 cw-l2:c=search autoattack-fast",
-        "taet evaluate runs/x --attacks reat --curves steps eps",
+        "taet evaluate runs/x --attacks reat curve-steps curve-eps pgd-20@runs/other",
         "taet evaluate runs/x --weights model-best --eps 4/255 --json",
         "taet evaluate --model torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize imagenet",
         "taet evaluate --model mynets:build --weights net.safetensors --data npz:test.npz --out runs/x",
@@ -49,10 +49,6 @@ class Evaluate(Command):
     the channels, M1,M2,M3/S1,S2,S3."""
     out: RunPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME."""
-    curves: tuple[Literal["steps", "eps", "logit-scale"], ...] = ()
-    """Curves to measure; each point is a column."""
-    worst_case: bool = False
-    """Run the attacks one after another, each on the images that are still correct: one column beside the clean one."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
     trust_model: str | None = None
@@ -157,12 +153,5 @@ def _attack(parsed: Parsed[Evaluate], call: str) -> tuple[Path, str]:
         given: dict[str, Any] = {"name": found.name, "notes": notes, "out": place, "device": device}
         evaluated = partial(evaluate, found.model, GivenImages.of(found.dataset), **given)
     with progress(f"evaluate {command.run or command.model}") as report:
-        card = evaluated(
-            settings=parsed.of("evaluation"),
-            curves=command.curves,
-            worst_case=command.worst_case,
-            probe=command.probe,
-            progress=report,
-            command=call,
-        )
+        card = evaluated(**parsed.of("evaluation"), probe=command.probe, progress=report, command=call)
     return RunFolder(place).card(weights), "\n".join([str(card), *notes, f"next: taet report {place}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from taet import models, statistics
-from taet.evaluation.measurement import attack_seconds, span
+from taet.evaluation.evaluate import attack_seconds, span
 from taet.experiments import own_images
 from taet.formatting import duration, plural
 from taet.training.choices import Chosen, choice_lines

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import taet
 from taet.errors import UserError, custom_code, needed
-from taet.evaluation import card_store
+from taet.evaluation import store
 from taet.evaluation.card import ResultCard
 from taet.files import check_output, file_sha256, make_folder, read_bytes, seal, write_atomically, write_json
 from taet.formatting import markdown_table, percent, percent_interval, size
@@ -99,7 +99,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     if not run.is_done:
         raise UserError(f"{run_dir} is not finished; resume it first: taet train --resume {run_dir}")
     run.check_weights()
-    card = card_store.of_folder(run)
+    card = store.of_folder(run)
     if card is None or "file_sha256" not in card.model:
         lacks = f"{run_dir} has no result card that names its file of weights"
         raise UserError(f"{lacks}; make one: taet evaluate {run_dir}")

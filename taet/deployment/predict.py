@@ -225,7 +225,7 @@ class _PixelRunner(Runner):
 def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Predicted classes (N,) and probabilities (N, C) of the clean images, as in an evaluation's clean column."""
     with runner.still():
-        clean = runner.attack(Clean(), np.arange(len(runner.labels)), None, None, lambda *_: None)
+        clean = runner.attack(Clean())
     assert clean.scores is not None
     return clean.predictions, clean.scores
 
@@ -234,7 +234,7 @@ def _survive(runner: Runner, attack: AttackSpec, report: Progress) -> NDArray[np
     """Whether the class of each image is still `runner.labels` under the attack, (N,)."""
     one = replace(runner, batch_size=runner.batch_size if attack.batch_independent else 1)
     with runner.still():
-        result = one.attack(attack, np.arange(len(runner.labels)), runner.labels, None, report)
+        result = one.attack(attack, natural=runner.labels, progress=report)
     mask: NDArray[np.bool_] = result.predictions == runner.labels
     return mask
 

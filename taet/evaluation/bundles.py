@@ -1,98 +1,189 @@
-"""The requests of an evaluation: changed settings, attacks, and bundles, which are all columns of a paper."""
+"""The attacks of an evaluation by name: one attack, all columns of a paper, a curve, or examples of another run."""
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from taet import protocols
 from taet.attacks import catalogue
+from taet.attacks.adaptive_pgd import AdaptivePgd
+from taet.attacks.pgd import Pgd, ProjectedAscent
 from taet.attacks.spec import AttackSpec
-from taet.errors import UserError, unknown
-from taet.fields import hints
-from taet.settings import Evaluation, Threat
+from taet.errors import UserError
+from taet.evaluation.card import Card
+from taet.evaluation.column import Column, CurveName
+from taet.formatting import size
+from taet.settings import Evaluation, Threat, override
+from taet.training.folder import RunFolder
 
 DEFAULTS = Evaluation()
-OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a bundle brings
+OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a paper brings
+WHOLE = 1.0
+"""Radius of the ball that contains every image: no classifier is robust in it."""
+CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
+
+
+def _balls(eps: float) -> Iterator[str]:
+    """Yield PGD-20 in balls from a quarter of eps to 8 eps, and in the whole range of images."""
+    for ball in sorted({*(eps * factor for factor in (1 / 4, 1 / 2, 1, 2, 4, 8) if eps * factor < WHOLE), WHOLE}):
+        text = f"{WHOLE:g}" if ball == WHOLE else size(ball, 6, within=1e-9)
+        yield f"pgd-{CHAIN}" if ball == eps else f"pgd-{CHAIN}:eps={text}"
+
+
+CURVES: dict[str, tuple[CurveName, Callable[[float], Sequence[str] | Iterator[str]]]] = {
+    "curve-steps": ("steps", lambda _: [f"pgd-{steps}" for steps in (1, 2, 5, 10, 20, 50, 100)]),  # REAT, figures 4a, 8
+    "curve-eps": ("eps", _balls),
+    "curve-logit-scale": (
+        "logit-scale",
+        lambda _: [
+            *(f"adaptive-pgd-{CHAIN}:factor={factor}" for factor in ("0.01", "0.1")),
+            *(f"pgd-{CHAIN}", f"adaptive-pgd-{CHAIN}", f"adaptive-pgd-{CHAIN}:factor=100"),
+        ],
+    ),
+}
+"""Names of several attacks that differ in one setting, as functions of eps; each is marked as a point of the curve."""
 
 
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
-    """Return the attack that `NAME` or `NAME:option=value,...` means, as `taet.attacks.catalogue.parse` does.
+    """Return the attack that `NAME`, `NAME:option=value,...` or `ATTACK@RUN` means.
 
-    The name of a protocol refers to several attacks and raises a `UserError` here.
+    In the last form the examples are made on the model of another run. A name of several attacks is a `UserError`.
     """
-    base = name.partition(":")[0]
-    if base in protocols.COLUMNS:
-        raise UserError(f"attack '{base}': got a protocol of {len(protocols.COLUMNS[base])} attacks; allowed: one")
-    return catalogue.parse(name, settings, eps, others=protocols.COLUMNS)
-
-
-def parse_attacks(names: Sequence[str], settings: Evaluation = DEFAULTS, eps: float | None = None) -> list[AttackSpec]:
-    """Return one or more attacks; no, unknown or repeated attacks are a `UserError`."""
-    parsed = [parse_attack(name, settings, eps) for name in names]
-    if not parsed:
-        raise UserError("attacks: got none; allowed: one or more, e.g. clean pgd-20")
-    if len({attack.name for attack in parsed}) < len(parsed):
-        raise UserError(f"attacks: got {' '.join(names)}; allowed: each once")
-    return parsed
+    text, at, folder = name.partition("@")
+    base = text.partition(":")[0]
+    if base in protocols.COLUMNS or base in CURVES:
+        count = len(protocols.COLUMNS[base]) if base in protocols.COLUMNS else "several"
+        raise UserError(f"attack '{base}': got a name of {count} attacks; allowed: one")
+    attack = catalogue.parse(text, settings, eps, others=(*protocols.COLUMNS, *CURVES))
+    if not at:
+        return attack
+    if attack.not_transferable:
+        allowed = "an attack that changes every image, e.g. fgsm, pgd-20, cw-linf-100"
+        raise UserError(f"attack '{name}': got {attack.name}, {attack.not_transferable}; allowed: {allowed}")
+    source = RunFolder(Path(folder))
+    sha256 = source.weights_about().weights_sha256 if source.is_run and source.is_done else ""
+    if not sha256:
+        raise UserError(f"attack '{name}': got '{folder}'; allowed: the folder of a finished run of this version")
+    return attack.on(source.path.resolve().name, sha256)
 
 
 def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpec]:
-    """Return the attacks of an evaluation, with bundles replaced by their attacks; unknown ones are a `UserError`."""
-    expanded = expand(settings.attacks, settings, eps)
-    return parse_attacks(expanded.attacks, expanded, eps)
-
-
-def changes(settings: Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
-    """Return the fields of `Evaluation` that a call changes, from a mapping and from keyword arguments.
-
-    None is a value only of a field that may be None. Any other field's name is a `UserError`.
-    """
-    if not (settings is None or isinstance(settings, Mapping)):
-        raise UserError(f"settings: got {type(settings).__name__}; allowed: a mapping of fields of Evaluation")
-    known, changed = hints(Evaluation), {} if settings is None else {**settings}
-    for name in (*changed, *given):
-        if name not in known:
-            raise unknown("field of the settings", str(name), known)
-    optional = {name for name, hint in known.items() if type(None) in typing.get_args(hint)}
-    changed |= {name: value for name, value in given.items() if value is not None or name in optional}
-    if (names := changed.get("attacks")) is not None:
-        changed["attacks"] = (names,) if isinstance(names, str) else tuple(names)
-    return changed
-
-
-def settle(own: Evaluation, changed: Mapping[str, Any], eps: float) -> Evaluation:
-    """Return settings with these fields changed, a bundle replaced by its attacks, and a radius, by default `eps`.
-
-    An explicitly changed field takes precedence over the bundle.
-    """
-    sizes = (changed.get("eps"), own.eps, eps)
-    radius = next(size for size in sizes if size is not None)
-    expanded = expand(changed.get("attacks", own.attacks), own, radius)
-    return expanded.replace(**{**changed, "attacks": expanded.attacks, "eps": radius})
+    """Return the attacks of an evaluation, the points of curves last; unknown and repeated ones are a `UserError`."""
+    settings = expand(settings.attacks, settings, eps)
+    radius = settings.eps or eps or Threat().eps
+    asked = [name for name in settings.attacks if name not in CURVES]
+    found = [parse_attack(name, settings, eps) for name in asked]
+    if not settings.attacks:
+        raise UserError("attacks: got none; allowed: one or more, e.g. clean pgd-20")
+    if len({attack.name for attack in found}) < len(found):
+        raise UserError(f"attacks: got {' '.join(settings.attacks)}; allowed: each once")
+    points: dict[str, AttackSpec] = {}
+    for curve, names in (CURVES[name] for name in settings.attacks if name in CURVES):
+        for name in names(radius):
+            points.setdefault(name, replace(parse_attack(name, settings, eps), curve=curve))
+    return [*found, *(point for name, point in points.items() if name not in asked)]
 
 
 def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:
     """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
 
-    Such a bundle also sets the paper's step size, L2 ball and CW, which define its columns, except those that were set
-    to values of no protocol. With another radius `eps` than the paper's, the step size is in proportion. Two protocols
-    at once are a `UserError`.
+    It also sets the paper's step size, L2 ball and CW, which define its columns, except those that were set to values
+    of no protocol. With another radius `eps` than the paper's, the step size is in proportion. Two protocols at once
+    are a `UserError`.
     """
-    bundles = [name for name in names if name in protocols.COLUMNS]
-    if not bundles:
-        return settings.replace(attacks=tuple(names))
-    if len(bundles) > 1:
-        raise UserError(f"attacks: got {' and '.join(bundles)}, whose settings differ; allowed: one protocol at a time")
-    attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
-    theirs = protocols.start(bundles[0]).evaluation
-    scale = 1 if eps is None or eps == Threat().eps else eps / Threat().eps
-    theirs = theirs.replace(step_size=theirs.step_size * scale)
+    papers = [name for name in names if name in protocols.COLUMNS]
+    if not papers:
+        return override(settings, {"attacks": tuple(names)})
+    if len(papers) > 1:
+        raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
+    theirs = protocols.start(papers[0]).evaluation
+    theirs = override(theirs, {"step_size": scaled(theirs.step_size, eps, Threat().eps)})
     known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
         name: getattr(theirs, name)
         for name in OF_THE_PAPER
         if any(getattr(settings, name) == getattr(one, name) for one in known)
     }
-    return settings.replace(attacks=tuple(attacks), **paper)
+    attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
+    return override(settings, {"attacks": tuple(attacks), **paper})
+
+
+def scaled(step: float, eps: float | None, usual: float) -> float:
+    """Return a step for a ball of radius `usual`, in proportion to the radius `eps`."""
+    return step if eps in (None, usual) else step * (eps or usual) / usual
+
+
+def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: str = "taet") -> Evaluation:
+    """Return settings with these fields changed, a paper's name replaced by its attacks, and a radius, default `eps`.
+
+    Where a radius is changed and its step is not, the step follows: a step of the protocol is for the protocol's ball,
+    any other for the radius that it was set with. A changed field takes precedence over those of a paper.
+
+    Raises:
+        UserError: an unknown field or a wrong value, or a chosen step whose sum cannot reach the radius.
+    """
+    # None is no change, but for the constant of CW, which is then searched.
+    changed = {name: value for name, value in changes.items() if value is not None or name == "cw_constant"}
+    if (names := changed.get("attacks")) is not None:
+        changed["attacks"] = (names,) if isinstance(names, str) else tuple(names)
+    override(own, changed)  # refuses unknown fields, and values that cannot be
+    before, usual = own.eps or eps, protocols.start(protocol)
+    radius = changed.get("eps", before)
+    expanded = expand(changed.get("attacks", own.attacks), own, radius)
+    if expanded.attacks == changed.get("attacks", own.attacks):  # a paper brings its own steps
+        of_protocol = own.step_size == usual.evaluation.step_size
+        step = scaled(own.step_size, changed.get("eps"), usual.threat.eps if of_protocol else before)
+        step_l2 = scaled(own.step_size_l2, changed.get("eps_l2"), own.eps_l2)
+        expanded = override(expanded, {"step_size": step, "step_size_l2": step_l2})
+    settings = override(expanded, {**changed, "attacks": expanded.attacks, "eps": radius})
+    for attack in attacks_of(settings, radius):
+        field = "step_size_l2" if attack.norm == "l2" else "step_size"
+        chosen = field in changed or "step" in attack.options
+        if not chosen or attack.curve or not isinstance(attack, ProjectedAscent):
+            continue
+        if attack.steps * attack.step_size < attack.radius * (1 - 1e-9):
+            sum_of = f"{attack.steps} steps of {size(attack.step_size)}"
+            allowed = f"steps that add up to its radius {size(attack.radius)} or more"
+            raise UserError(f"attack '{attack.name}': got {sum_of}; allowed: {allowed}")
+    return settings
+
+
+def curves(card: Card) -> dict[str, dict[float, Column]]:
+    """Return the curves on a card by the setting that varies, in ascending order; empty with fewer than three points.
+
+    The points of a curve differ only in the varied setting, and over eps also in the step size, proportional to eps. If
+    a card has several such sets of columns, the one measured for the curve is used, else the largest. Clean images are
+    the point at eps 0.
+    """
+    found: dict[str, dict[float, Column]] = {}
+    for curve, varied in VARIED.items():
+        groups: dict[object, list[Column]] = {}
+        for column in card.columns:
+            if (fixed := _fixed(column, varied)) is not None:
+                groups.setdefault(fixed, []).append(column)
+        ranks = {key: (sum(one.curve == curve for one in group), len(group)) for key, group in groups.items()}
+        chosen = groups[max(ranks, key=lambda key: ranks[key])] if groups else []
+        if varied == "eps":
+            chosen = [*(column for column in card.columns if column.norm is None), *chosen]
+        # Clean images are at radius 0, PGD without a factor is at factor 1; of equal values the first is kept.
+        places = {float(getattr(column.attack, varied, 1) or 0): column for column in reversed(chosen)}
+        found[curve] = dict(sorted(places.items())) if len(places) >= 3 else {}
+    return found
+
+
+VARIED: dict[CurveName, str] = {"steps": "steps", "eps": "eps", "logit-scale": "factor"}
+
+
+def _fixed(column: Column, varied: str) -> object:
+    """Return the settings that all points of a curve share; None if the column cannot be a point of the curve."""
+    attack, kinds = column.attack, (Pgd, AdaptivePgd) if varied == "factor" else (Pgd,)
+    if not isinstance(attack, kinds) or attack.norm != "linf" or attack.made_on is not None:
+        return None
+    if not attack.options <= {varied} or (varied != "steps" and attack.steps != CHAIN):
+        return None
+    if varied == "eps":
+        return column.identity.apart_from("eps", "step_size"), round(attack.step_size / (attack.radius or 1), 9)
+    return column.identity.apart_from(varied)

@@ -16,21 +16,10 @@ from typing_extensions import TypedDict
 from taet import statistics
 from taet.attacks.ball import Norm
 from taet.errors import UserError, cut, located, unknown
-from taet.evaluation.column import (
-    WORST_CASE,
-    AsItIs,
-    AtLeastZero,
-    Column,
-    Digest,
-    Json,
-    PackedLabels,
-    Record,
-    Tally,
-    Title,
-    check_classes,
-)
+from taet.evaluation.column import WORST_CASE, AsItIs, CardPart, Column, Json, PackedLabels, check_classes
 from taet.evaluation.facts import ModelFacts, probed
 from taet.evaluation.summary import Interval, Summary, check_stored, disagreements, summarise
+from taet.fields import Name, NonNegative, Sha256, StoredCount
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import MISSING, percent, percent_interval, short
 from taet.statistics import Difference, Ints, difference
@@ -54,13 +43,13 @@ class ModelAbout(TypedDict):
     """The evaluated model."""
 
     name: str
-    weights_sha256: Digest
+    weights_sha256: Sha256
     """Hash of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
-    file_sha256: NotRequired[Digest]
+    file_sha256: NotRequired[Sha256]
     """Hash of the weights file in the run folder."""
-    parameters: NotRequired[Tally]
+    parameters: NotRequired[StoredCount]
     selection: NotRequired[str | None]
-    epoch: NotRequired[Tally | None]
+    epoch: NotRequired[StoredCount | None]
     leak: NotRequired[bool]
     """Whether the epoch was chosen on the test set."""
     notes: NotRequired[Sequence[str]]
@@ -73,20 +62,20 @@ class ExtraAbout(TypedDict):
 
     source: str
     saw_removed_tail: Literal["no", "yes", "unknown"]
-    sha256: Digest
-    per_batch: Tally
-    batch_size: Tally
+    sha256: Sha256
+    per_batch: StoredCount
+    batch_size: StoredCount
     classes: str
-    class_counts: Sequence[Tally]
+    class_counts: Sequence[StoredCount]
     trained_on: NotRequired[str]
     """What their generator was trained on: this-set, balanced-original or other."""
     labels: NotRequired[str]
     """given with the images, or pseudo: predicted by a model."""
-    kept: NotRequired[AtLeastZero]
+    kept: NotRequired[NonNegative]
     """Fraction of each class that a filter kept."""
-    judge_sha256: NotRequired[Digest | None]
+    judge_sha256: NotRequired[Sha256 | None]
     """SHA-256 of the weights of the model that filtered them."""
-    left_out: NotRequired[dict[str, Sequence[Tally]]]
+    left_out: NotRequired[dict[str, Sequence[StoredCount]]]
     """For each split: images left out as exact and as near duplicates of its images; empty for copies."""
     left_out_by: NotRequired[str]
     """How duplicates were found."""
@@ -103,9 +92,9 @@ class DataAbout(TypedDict):
 
     name: str
     class_names: Annotated[Sequence[str], Field(min_length=2, max_length=MOST_CLASSES)]
-    test_sha256: Digest
-    train_class_counts: NotRequired[Sequence[Tally] | None]
-    imbalance_ratio: NotRequired[AtLeastZero | None]
+    test_sha256: Sha256
+    train_class_counts: NotRequired[Sequence[StoredCount] | None]
+    imbalance_ratio: NotRequired[NonNegative | None]
     notes: NotRequired[Sequence[str]]
     extra: NotRequired[ExtraAbout]
 
@@ -113,7 +102,7 @@ class DataAbout(TypedDict):
 class Flag(TypedDict):
     """A warning of the rules."""
 
-    flag: Title
+    flag: Name
     text: str
     """What was found, what it means and what to do."""
 
@@ -122,7 +111,7 @@ class TrainedRun(TypedDict, total=False):
     """How the model was trained; its settings are kept as stored, also those that this version does not know."""
 
     config: Json
-    hash: Digest
+    hash: Sha256
     """Hash of the settings (`taet.training.decisive_settings.run_hash`), as stored in the weights file."""
     command: str
     deviations: Sequence[str]
@@ -137,7 +126,7 @@ class Environment(TypedDict, total=False):
     device: str
 
 
-class Card(Record):
+class Card(CardPart):
     """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
     method: str
@@ -162,7 +151,7 @@ class Card(Record):
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
     labels: PackedLabels
     """(N,): true classes in test order."""
-    examples_sha256: Digest | None = None
+    examples_sha256: Sha256 | None = None
     """SHA-256 of the card's file of example images; None if there is none, or it is not known."""
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""

@@ -1,312 +1,334 @@
-"""A quick check of a model before an evaluation: problems that would invalidate it, and its duration."""
+"""`taet check`: this machine, every seal of a run folder, or what would invalidate an evaluation of a model."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet import statistics
+from taet import models, statistics
+from taet.attacks import pgd
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
-from taet.attacks.inputs import SUM_TOLERANCE
-from taet.attacks.spec import AttackSpec
+from taet.attacks.draws import Draws
 from taet.data.long_tail import even_sample
+from taet.data.places import roots
 from taet.errors import UserError
+from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.column import Json
-from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, problems
-from taet.evaluation.image_arrays import TestImages, as_arrays
-from taet.evaluation.model_guard import restored
-from taet.evaluation.packing import plain
-from taet.evaluation.runner import make_runner
-from taet.evaluation.trial import Trial, answer, attempt, input_gradient, user_errors
-from taet.formatting import aligned, clock, listed, percent
+from taet.evaluation.facts import Merged, ModelFacts, Trial, answer, attempt, deep_facts, outputs, user_errors
+from taet.evaluation.rules import REPEAT_DIFFERENCE, said
+from taet.evaluation.runner import Runner, TestImages, restored
+from taet.evaluation.subject import GivenImages, Subject, TestLabels, make_runner, of_module, of_run
+from taet.files import is_leftover
+from taet.formatting import duration, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
-from taet.settings import Evaluation
-from taet.statistics import Ints, Mask
-from taet.training.environment import environment
+from taet.settings import Data
+from taet.training.environment import PACKAGES, environment, resolve_device
+from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, RunFolder
 
-RANDOMISED = "not applicable: the model is randomised"
+DATA_FILES = (
+    *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
+    *("dermamnist.npz", "ham10000_32.npz", "tiny-imagenet-200", "gtsrb"),
+)
+OLD = "written by an older version, without a checksum"
+MOST_EACH = 10  # logits for a class; more are those of another data set
 LEVEL = 0.05  # of all tests together whether another normalisation is better
-TIMED = 3  # repetitions of each timing, of which the fastest counts
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One property of a model that was tested."""
+    """One thing that was looked at."""
 
-    subject: str
-    ok: bool
+    what: str
     text: str
+    ok: bool = True
 
     def __str__(self) -> str:
-        return f"{'ok' if self.ok else '! '} {self.subject:14}{self.text}"
-
-
-@dataclass(frozen=True)
-class AttackCost:
-    """Expected cost of one attack on all images."""
-
-    attack: str
-    passes: int
-    """Forward and backward passes of one image through the model."""
-    images: int
-    """Images that are attacked: for AutoAttack those that are classified correctly."""
-    seconds: float
-    """Upper bound: an attack that stops early on an image takes less."""
+        return f"{'ok' if self.ok else '! '} {self.what:16}{self.text}"
 
 
 @dataclass(frozen=True)
 class Check:
-    """The findings about a model."""
+    """What was found, one line for each thing that was looked at."""
 
-    model: str
-    parameters: int
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    """(channels, height, width)."""
-    images: int
-    """Number of test images."""
-    tried: int
-    """Number of test images that were tried."""
-    device: str
-    accuracy: float
-    """Share of the tried images that are classified correctly."""
-    accuracies: dict[str, float]
-    """The same with each usual input normalisation; "none" means images in [0, 1]."""
-    forward_speed: float
-    """Images per second, forward."""
-    gradient_speed: float
-    """Images per second, forward and backward."""
     findings: tuple[Finding, ...]
-    costs: tuple[AttackCost, ...]
 
     @property
     def ok(self) -> bool:
         """Whether no problem was found."""
         return all(finding.ok for finding in self.findings)
 
-    def to_json(self) -> Json:
-        """Return everything as plain JSON."""
-        return {"ok": self.ok, **plain(asdict(self))}
+    @property
+    def lines(self) -> list[str]:
+        """The findings as text; ! marks a problem."""
+        return [*map(str, self.findings)]
 
     def __repr__(self) -> str:
-        rows = [("attack", "passes", "images", "at most")]
-        rows += [(cost.attack, f"{cost.passes}", f"{cost.images}", clock(cost.seconds)) for cost in self.costs]
-        rows += [("all", "", "", clock(sum(cost.seconds for cost in self.costs)))]
-        return "\n".join(
-            [
-                f"{self.model}: {self.parameters:,} parameters, {self.num_classes} logits for images of "
-                f"{' x '.join(map(str, self.image_shape))}; tried on {self.tried} of {self.images} test images",
-                *map(str, self.findings),
-                f"{self.forward_speed:.0f} images per second forward, {self.gradient_speed:.0f} forward and backward; "
-                f"{self.device}",
-                *aligned(rows),
-            ]
-        )
+        return "\n".join(self.lines)
 
 
 def check(
-    model: nn.Module,
-    images: TestImages | Tensor,
-    labels: NDArray[np.integer] | Tensor,
+    model_or_run_dir: nn.Module | str | os.PathLike[str] | None = None,
+    images: TestImages | Tensor | GivenImages | None = None,
+    labels: TestLabels | None = None,
     *,
-    attacks: Sequence[str] = Evaluation.default("attacks"),
-    class_names: Sequence[str] | None = None,
-    batch_size: int = Evaluation.default("batch_size"),
-    name: str | None = None,
+    deep: bool = False,
+    attacks: Sequence[str] | None = None,
+    eps: float | None = None,
+    weights: str = DELIVERED,
+    device: str = "auto",
 ) -> Check:
-    """Test a model on a batch of images; report problems that would invalidate an evaluation, and its duration.
+    """Check this machine; or every file of a run folder, and its model; or a model on a batch of its test images.
 
-    The model is tested in eval mode and exact float32 on its device. Its state, its modes and the random state are
-    restored afterwards.
+    A model is tested in eval mode and exact float32. Its state, its modes and the random state are restored afterwards.
 
     Args:
-        model: from images (N, C, H, W) in [0, 1] to logits (N, classes).
-        images: all test images, uint8 (N, H, W, C) or floating point (N, C, H, W) in [0, 1]; a batch of them is used.
+        model_or_run_dir: a Module, a run folder, or nothing for this machine.
+        images: test images as in `taet.evaluate`; with a run in place of its own.
         labels: integers (N,), 0 to classes - 1.
-        attacks: names of attacks, or of a protocol, whose time is estimated.
-        class_names: names of the classes, one per logit.
-        batch_size: number of images that are tried and timed.
-        name: name of the model in the result; by default its class.
+        deep: attack a randomised model also through the mean of many draws, and a model with several logits for each
+            class also through the largest of each.
+        attacks, eps: attacks whose time is estimated, and the radius. Default: those of the run, or of protocol taet.
+        weights: of a run: model, model-last or model-best.
+        device: auto, cpu, cuda or cuda:N.
 
     Raises:
         UserError: images or labels that `taet.evaluate` refuses, or a model that cannot be evaluated: it fails, returns
             anything but finite logits (N, classes), or has no gradient with respect to the image.
     """
-    parsed = attacks_of(Evaluation(attacks=tuple(attacks)))
-    pixels, classes = as_arrays(images, labels)
-    came = "; it was in training mode and is tested in eval mode" if model.training else ""
-    with restored(model) as changes:
-        tried = make_runner(model, pixels, classes, batch_size=batch_size)
-        width = tried.num_classes
-        if class_names is not None and len(class_names) != width:
-            raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
-        with tried.still():
-            trial = attempt(tried.model, *tried.batch(even_sample(classes, batch_size, tried.seed)))
-            if wrong := int((~finite(trial.logits)).sum()):
-                raise UserError(f"model output: not finite on {wrong} of {len(trial.y)} clean test images")
-            correct = trial.correct.cpu().numpy()
-            speeds = _speeds(trial)
-            normalisations = _normalisations(trial, correct)
-            highest = int(classes.max()) if class_names is None else width - 1
-            tested = _findings(trial, correct, normalisations, highest, came, changes)
-    right = _expected(trial, correct, classes)
-    return Check(
-        model=name or type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_classes=width,
-        image_shape=(trial.x.shape[1], trial.x.shape[2], trial.x.shape[3]),
-        images=len(classes),
-        tried=len(trial.y),
-        device=environment(tried.device)["device"],
-        accuracy=float(correct.mean()),
-        accuracies=normalisations[0],
-        forward_speed=speeds[0],
-        gradient_speed=speeds[1],
-        findings=tested,
-        costs=tuple(_cost(attack, width, len(classes), right, speeds) for attack in parsed),
-    )
+    if model_or_run_dir is None:
+        return Check((*_machine(resolve_device(device)),))
+    given = images if isinstance(images, GivenImages) or images is None else GivenImages(images, labels)  # type: ignore[arg-type]
+    if isinstance(model_or_run_dir, nn.Module):
+        if given is None:
+            raise UserError("check: got a model without images and labels; allowed: both, or a run folder alone")
+        subject = of_module(model_or_run_dir, given)
+        return Check((*_model(subject.changed({"attacks": attacks, "eps": eps}), device, deep),))
+    files = verify(Path(model_or_run_dir))
+    if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
+        return Check(files)
+    subject = of_run(model_or_run_dir, weights, images=given)
+    return Check((*files, *_model(subject.changed({"attacks": attacks, "eps": eps}), device, deep)))
 
 
-def _findings(
-    trial: Trial,
-    correct: Mask,
-    normalisations: tuple[dict[str, float], str],
-    highest: int,
-    came: str,
-    changes: Callable[[], list[str]],
-) -> tuple[Finding, ...]:
-    """Return one finding for each subject; dependence on the batch cannot be tested if the outputs vary anyway.
-
-    `highest` is the highest label, `came` a remark on the mode of the model, and `changes` names its changed tensors.
-    """
-    (accuracies, better), logits, width = normalisations, trial.logits, trial.logits.shape[1]
-    facts = trial.facts()
-    random = facts.repeat_difference > REPEAT_DIFFERENCE
-    each = ", ".join(f"{name} {percent(value)}" for name, value in accuracies.items())
-    given = f"{100 * float(correct.mean()):.1f} % correct as given"
-    counts = statistics.class_counts(correct, trial.y.cpu().numpy(), width)
-    chance, lowest = 100 / int((counts[1] > 0).sum()), 100 * statistics.balanced_interval(*counts)[0]
-    balanced = f"balanced accuracy {100 * statistics.balanced_accuracy(*counts):.1f} %, chance is {chance:.1f} %"
-    sound = {
-        "classes": f"{width} logits, one per class",
-        "normalisation": f"{given}; no other normalisation is better ({each})",
-        "accuracy": balanced,
-        "logits": _kind(logits),
-        "range": "finite on test images and on black, white and random ones",
-        "gradients": "finite, and not zero for any correctly classified image",
-        "determinism": "the same images give the same outputs",
-        "batch": RANDOMISED if random else "the output for an image does not depend on the other images",
-        "precision": "float32",
-        "eval mode": f"its state does not change{came}",
-    }
-    wrong = problems(facts)
-    if highest + 1 < width:
-        wrong["classes"] = f"{width} logits, but labels 0 to {highest} only; does the head belong to another data set?"
-    if better:
-        best = f"{100 * max(accuracies.values()):.1f} % with --normalize {better}"
-        wrong["normalisation"] = f"{given}, {best} ({each}); normalise the images like this"
-    if lowest <= chance:
-        wrong["accuracy"] = f"{balanced}; are the weights, the order of the classes and the image size right?"
-    if "logits" not in wrong and bool(((logits >= 0) & (logits <= 1)).all()):
-        shrunk = "all between 0 and 1, as after a sigmoid, which shrinks the gradients"
-        wrong["logits"] = f"{shrunk}; return the input of the sigmoid"
-    if nonfinite_on := _nonfinite_on(trial):
-        cause = "look for a division by zero"
-        wrong["range"] = f"not finite on {nonfinite_on} images, which an attack may produce; {cause}"
-    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
-        dtype = trial.model.model(trial.x[:2]).dtype
-    if dtype != torch.float32:
-        wrong["precision"] = f"outputs are {dtype}: rounding hides differences that decide an attack; return float32"
-    if changed := listed(changes(), most=3):  # after every other test
-        later = "later outputs are those of a different model; do not update state in eval mode"
-        wrong["eval mode"] = f"its state changes in eval mode ({changed}): {later}"
-    return tuple(Finding(subject, subject not in wrong, wrong.get(subject, text)) for subject, text in sound.items())
+# -- this machine ------------------------------------------------------------------------------------------------------
 
 
-def _normalisations(trial: Trial, correct: Mask) -> tuple[dict[str, float], str]:
-    """Return the accuracy with each of the usual normalisations, and the value of --normalize for a better one, or ''.
-
-    One is better if McNemar's test says so at `LEVEL` divided by the number of comparisons.
-    """
-    model = trial.model.model
-    network = model.network if isinstance(model, Normalized) else model
-    ways = _usual(trial.x.shape[1])
-    masks = {}
-    for name, how in ways.items():
-        normalised = network if how is None else Normalized(network, how).to(trial.x.device)
-        masks[name] = (answer(Counted(normalised), trial.x).max(1).indices == trial.y).cpu().numpy()
-    accuracies = {name: float(mask.mean()) for name, mask in masks.items()}
-    best = max(accuracies, key=lambda name: accuracies[name])
-    gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
-    better = gained > lost and statistics.mcnemar(gained, lost) * len(ways) < LEVEL
-    return accuracies, _option(best, ways[best]) if better else ""
+def _machine(device: torch.device) -> Iterator[Finding]:
+    about = environment(device)
+    for name in PACKAGES:
+        version = about["versions"][name]
+        yield Finding(name, version or f"missing: pip install {name}", version is not None)
+    yield Finding("device", f"{about['device']}, threads: {torch.get_num_threads()}")
+    speeds = {name: _attack_speed(device, name == "bf16") for name in ("bf16", "float32")}
+    for name, speed in speeds.items():
+        yield Finding(f"PGD-10 {name}", f"{speed:.0f} images a second, ResNet-8, 32 x 32")
+    places = roots(Data())
+    found = [str(root / name) for root in places for name in DATA_FILES if (root / name).exists()]
+    yield Finding("data", ", ".join(found) or f"no known file in {listed(f'{root}' for root in places)}")
+    free = shutil.disk_usage(".").free / 1e9
+    yield Finding("disk", f"{free:.1f} GB free here; a run of ResNet-18 takes about 0.2 GB", free >= 1)
 
 
-def _usual(channels: int) -> dict[str, Statistics | None]:
-    """Return the usual input normalisations of networks, as means and standard deviations."""
-    return {
-        "none": None,
-        **{name: statistics for name, statistics in NORMALIZATIONS.items() if len(statistics.mean) == channels},
-        "-1 to 1": Statistics((0.5,) * channels, (0.5,) * channels),
-        "0 to 255": Statistics((0.0,) * channels, (1 / 255,) * channels),
-    }
+def _attack_speed(device: torch.device, bf16: bool) -> float:
+    """Return the images per second of PGD-10 on a batch of 128: the best of three trials after a warm-up."""
+    model = models.build("resnet8", 10).to(device).to(memory_format=torch.channels_last)
+    x = torch.rand(128, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.arange(128, device=device) % 10
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            attacked = pgd(model, x, y, eps=8 / 255, step_size=2 / 255, steps=10, start="none")
+        attacked.sum().item()  # waits for the device
+        best = min(best, time.perf_counter() - begun)
+    return len(x) / best
 
 
-def _option(name: str, statistics: Statistics | None) -> str:
-    """Return a normalisation as the value of --normalize."""
-    if statistics is None or name in NORMALIZATIONS:
-        return name
-    return "/".join(",".join(f"{value:.6g}" for value in part) for part in statistics)
+# -- the files of a run ------------------------------------------------------------------------------------------------
 
 
-def _kind(logits: Tensor) -> str:
-    if bool(((logits.exp().sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
-        return "log-probabilities, which attacks treat like logits"
-    return f"from {logits.min():.3g} to {logits.max():.3g}"
+def verify(path: Path) -> tuple[Finding, ...]:
+    """Read every file of a run folder as its users do, and check that all belong together."""
+    if not path.is_dir():
+        raise UserError(f"check: no such folder: '{path}'")
+    folder, found = RunFolder(path), []
+    if not folder.is_run and not folder.card().exists():
+        _ = folder.record  # refuses it
+    for name, read in _readers(folder):
+        try:
+            left = read()
+            found.append(Finding(name, f"on trust: {left}" if left else "verified"))
+        except UserError as error:
+            found.append(Finding(name, " ".join(str(error).split()), ok=False))
+    return tuple(found)
 
 
-def _nonfinite_on(trial: Trial) -> str:
-    noise = torch.rand(trial.x[:1].shape, generator=generator("cpu", 0, "check", "noise")).to(trial.x.device)
+def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the name of each file with a function that reads it and returns what no checksum covers."""
+
+    def left() -> str:
+        folder.check_plain()
+        found = [path.name for path in folder.path.iterdir() if is_leftover(path.name)]
+        return f"{len(found)} files of a process that is at work, or was killed" if found else ""
+
+    def record() -> str:
+        _ = folder.record  # its method need not be installed here
+        return "" if folder.sealed else OLD
+
+    def rows() -> str:
+        _ = folder.metrics
+        return OLD if folder.is_done and not folder.sums else ""
+
+    def checkpoint() -> str:
+        state = folder.load_checkpoint(folder.record.run_hash)
+        at = state.get("position", state)  # of an older version
+        folder.check_metrics(MetricsMark(at.get("metrics_bytes", 0), at.get("metrics_sha256", "")))
+        return "" if at.get("metrics_sha256") else OLD
+
+    def done() -> str:
+        return "" if folder.sums else OLD
+
+    def weights(name: str) -> Callable[[], str]:
+        def read() -> str:
+            folder.check_weights(name)
+            return "" if folder.weights(name).name in folder.sums else OLD
+
+        return read
+
+    def card(path: Path, name: str) -> Callable[[], str]:
+        def read() -> str:
+            found = store.read(folder, path, name)
+            if path == folder.card(name):  # earlier cards may be about earlier images
+                store.read_examples(folder.examples(path), found)
+            return "" if found.sealed else OLD
+
+        return read
+
+    yield ".", left
+    if folder.is_run:
+        yield RUN, record
+        if folder.is_done or (folder.path / METRICS).exists():
+            yield METRICS, rows
+        if folder.checkpoint.exists():
+            yield folder.checkpoint.name, checkpoint
+        if folder.is_done:
+            yield DONE, done
+            try:
+                names = folder.weights_names
+            except UserError:  # told for `done`
+                names = [DELIVERED]
+            yield from ((folder.weights(name).name, weights(name)) for name in names)
+    yield from ((path.name, card(path, name)) for path, name in folder.cards())
+
+
+# -- a model -----------------------------------------------------------------------------------------------------------
+
+
+def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
+    """Yield what a batch of test images shows about a model."""
+    names, network = subject.about["data"]["class_names"], subject.model
+    network.to(subject.device if device == "auto" else resolve_device(device))
+    with restored(network) as changes:
+        came = "; it was in training mode and is tested in eval mode" if network.training else ""
+        batch_size, seed = subject.settings.batch_size, subject.settings.seed
+        runner = make_runner(network, subject.images, subject.labels, batch_size=batch_size, seed=seed)
+        width, rows = runner.num_classes, even_sample(runner.labels, runner.batch_size, seed)
+        several, rest = divmod(width, len(names)) if names else (1, 0)
+        if names and (rest or not 1 <= several <= MOST_EACH):
+            raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
+        x, y = runner.batch(rows)
+        with runner.still():
+            tried = attempt(runner.model, x, y)
+            if wrong := int((~finite(tried.logits)).sum()):
+                raise UserError(f"model output: not finite on {wrong} of {len(y)} clean test images")
+            facts = outputs(runner.model, x, y, tried)
+            about = f"{sum(weight.numel() for weight in network.parameters()):,} parameters, {width} logits for images"
+            yield Finding("model", f"{about} of {' x '.join(map(str, x.shape[1:]))}; tried on {len(y)} test images")
+            yield from _outputs(runner, x, y, tried, width if names is None else len(names))
+            yield from (Finding(flag, text, ok=False) for flag, text in said("model", facts).items())
+            if deep:
+                yield from _deep(runner, facts, several, subject.eps)
+            elif several > 1 or facts.repeat_difference > REPEAT_DIFFERENCE:
+                what = f"{several} logits for each class" if several > 1 else "random outputs"
+                yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
+        usual, most = runner.seconds(attacks_of(subject.settings, subject.eps))
+        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(usual)}, at most {duration(most)[6:]}")
+        if changed := listed(changes(), most=3):  # after every other test
+            later = "later outputs are those of a different model; do not update state in eval mode"
+            yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)
+        else:
+            yield Finding("eval mode", f"its state does not change{came}")
+
+
+def _deep(runner: Runner, facts: ModelFacts, several: int, eps: float) -> Iterator[Finding]:
+    rows = even_sample(runner.labels, runner.batch_size, runner.seed)
+    x, y = runner.batch(rows)
+    noise = Draws(runner.seed, "audit", rows).start(x, eps)
+    model = runner.model.model
+    seen = Merged(model, runner.num_classes // several).eval() if several > 1 else model
+    torch.manual_seed(runner.seed)
+    found = deep_facts(seen, x, y, noise, eps, random=facts.repeat_difference > REPEAT_DIFFERENCE)
+    texts = said("deep", found)
+    yield from (Finding(flag, text, ok=False) for flag, text in texts.items())
+    if not texts:
+        yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")
+
+
+def _outputs(runner: Runner, x: Tensor, y: Tensor, tried: Trial, classes: int) -> Iterator[Finding]:
+    """Yield what the logits show beside the rules: accuracy, normalisation, range and precision."""
+    model, correct = runner.model, (tried.logits.max(1).indices % classes == y).cpu().numpy()
+    counts = statistics.class_counts(correct, y.cpu().numpy(), classes)
+    chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
+    said_of = f"balanced accuracy {percent(statistics.balanced_accuracy(*counts))} %, chance is {percent(chance)} %"
+    hint = "" if low > chance else "; are the weights, the order of the classes and the image size right?"
+    yield Finding("accuracy", said_of + hint, ok=low > chance)
+    highest = int(runner.labels.max())
+    if highest + 1 < classes and classes == runner.num_classes:
+        text = f"{classes} logits, but labels 0 to {highest} only; does the head belong to another data set?"
+        yield Finding("classes", text, ok=False)
+    yield _normalisation(model.model, x, y, correct)
+    if bool(((tried.logits >= 0) & (tried.logits <= 1)).all()):
+        text = "all between 0 and 1, as after a sigmoid or a softmax, which shrink the gradients; return its input"
+        yield Finding("logits", text, ok=False)
+    noise = torch.rand(x[:1].shape, generator=generator("cpu", 0, "check", "noise")).to(x.device)
     corners = {"black": torch.zeros_like(noise), "white": torch.ones_like(noise), "random": noise}
     # Two of each, since a layer may need more than one image.
-    answers = {name: answer(trial.model, x.repeat(2, 1, 1, 1)) for name, x in corners.items()}
-    return listed(name for name, logits in answers.items() if not bool(logits.isfinite().all()))
+    broken = [name for name, one in corners.items() if not answer(model, one.repeat(2, 1, 1, 1)).isfinite().all()]
+    text = f"not finite on {listed(broken)} images, which an attack may produce; look for a division by zero"
+    yield Finding("range", text if broken else "finite on test images and on black, white and random ones", not broken)
+    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
+        dtype = model.model(x[:2]).dtype
+    if dtype != torch.float32:
+        text = f"outputs are {dtype}: rounding hides differences that decide an attack; return float32"
+        yield Finding("precision", text, ok=False)
 
 
-def _speeds(trial: Trial) -> tuple[float, float]:
-    """Return images per second, forward only, and forward and backward: those of the fastest repetition."""
-
-    def seconds(work: Callable[[], Tensor]) -> float:  # the trial before was the warm-up
-        began = time.perf_counter()
-        work().sum().item()  # waits for the device
-        return time.perf_counter() - began
-
-    forward = min(seconds(lambda: answer(trial.model, trial.x)) for _ in range(TIMED))
-    both = min(seconds(lambda: input_gradient(trial.model, trial.x, trial.y)) for _ in range(TIMED))
-    return len(trial.x) / forward, len(trial.x) / both
-
-
-def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:
-    """Estimate how many images are classified correctly, from the accuracy of each class on the tried images."""
-    classes = trial.logits.shape[1]
-    recalls = statistics.per_class_accuracy(*statistics.class_counts(correct, trial.y.cpu().numpy(), classes))
-    known = np.where(np.isnan(recalls), correct.mean(), recalls)
-    return round(float(known @ np.bincount(labels, minlength=classes)))
-
-
-def _cost(attack: AttackSpec, width: int, images: int, right: int, speeds: tuple[float, float]) -> AttackCost:
-    """Estimate the time of an attack whose passes alternate forward and backward and end with a forward one."""
-    passes = attack.passes(width)
-    attacked = right if attack.skips_misclassified else images
-    forward, both = 1 / speeds[0], 1 / speeds[1]
-    pairs, single = divmod(passes, 2)
-    return AttackCost(attack.name, passes, attacked, attacked * (pairs * both + single * forward))
+def _normalisation(model: nn.Module, x: Tensor, y: Tensor, correct: statistics.Mask) -> Finding:
+    """Return whether a usual normalisation of the input is better, by McNemar's test at `LEVEL` for all together."""
+    network = model.network if isinstance(model, Normalized) else model
+    channels = x.shape[1]
+    ways: dict[str, Statistics | None] = {"none": None}
+    ways |= {name: one for name, one in NORMALIZATIONS.items() if len(one.mean) == channels}
+    for mean, deviation in ((0.5, 0.5), (0.0, 1 / 255)):
+        ways["/".join(",".join([f"{value:.6g}"] * channels) for value in (mean, deviation))] = Statistics(
+            (mean,) * channels, (deviation,) * channels
+        )
+    masks = {}
+    for name, how in ways.items():
+        normalised = network if how is None else Normalized(network, how).to(x.device)
+        masks[name] = (answer(Counted(normalised), x).max(1).indices == y).cpu().numpy()
+    best = max(masks, key=lambda name: masks[name].sum())
+    gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
+    given = f"{percent(correct.mean())} % correct as given"
+    if gained > lost and statistics.mcnemar(gained, lost) * len(ways) < LEVEL:
+        return Finding("normalisation", f"{given}, {percent(masks[best].mean())} % with --normalize {best}", ok=False)
+    return Finding("normalisation", f"{given}; no usual normalisation is better")

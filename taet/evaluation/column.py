@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -27,14 +26,15 @@ from taet.attacks import catalogue
 from taet.attacks.ball import Norm
 from taet.attacks.identity import Identity, identity
 from taet.attacks.spec import AttackSpec
-from taet.errors import UserError, cut
+from taet.errors import UserError
+from taet.fields import Name, NonNegative, Record, Rule, Sha256, StoredCount, refused
 from taet.statistics import Ints
 
 T = TypeVar("T")
 Json = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
 WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
-"""Title of the column that holds the worst case within the balls of a norm."""
+"""Name of the column that holds the worst case within the balls of a norm."""
 CurveName = Literal["steps", "eps", "logit-scale"]
 
 
@@ -49,13 +49,15 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape."""
+class Packed(Rule):
+    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape.
 
-    name: str
-    kind: str
-    """The type of the stored numbers; of bits, the first of eight is the highest of its byte."""
+    `kind` is the type of the stored numbers; of bits, the first of eight is the highest of its byte.
+    """
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(lambda _: True, "in base64, as many as its count says")
+        self.name, self.kind = name, kind
 
     def pack(self, values: NDArray[Any]) -> Json:
         """Return the array as JSON."""
@@ -72,13 +74,13 @@ class Packed:
             if self.name != "bits":
                 shape = value["shape"] if self.name == "float32" else [value["count"]]
                 if math.prod(shape) != stored.size or min(shape, default=0) < 0:
-                    raise ValueError(f"{stored.size} numbers for the shape {shape}")
+                    raise ValueError(self.text)
                 return stored.astype(np.float32 if self.name == "float32" else np.int64).reshape(shape)
             if len(stored) != (value["count"] + 7) // 8:
-                raise ValueError(f"{len(stored)} bytes for {value['count']} bits")
+                raise ValueError(self.text)
             return np.unpackbits(stored, count=value["count"]).astype(bool)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"an array in base64 ({cut(str(error))})") from None
+        except (KeyError, TypeError, OverflowError):
+            raise ValueError(self.text) from None
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         written = core_schema.plain_serializer_function_ser_schema(self.pack)
@@ -106,19 +108,14 @@ AsItIs = Annotated[T, AsGiven()]
 PackedMask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
 PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
 PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
-Title = Annotated[str, Field(min_length=1, max_length=1000)]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Tally = Annotated[int, Field(ge=0, le=2**53)]
-AtLeastZero = Annotated[float, Field(ge=0)]
 
 
-class Record(BaseModel):
-    """A frozen model whose errors are one line each; two are equal only if they are the same object."""
+class CardPart(Record):
+    """A part of a card, whose errors are one line each; two are equal only if they are the same object."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
     what: ClassVar[str] = ""
-    """Begins a message; of a record with a name, together with that."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
+    """Begins a message; of a part with a name, together with that."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -127,7 +124,7 @@ class Record(BaseModel):
             return check(values)
         except ValidationError as error:
             name = values.get("name") if isinstance(values, Mapping) and cls.what else None
-            raise refused(error, f"{cls.what} '{name[:60]}'" if isinstance(name, str) else cls.what) from None
+            raise refused(error, cls, f"{cls.what} '{name[:60]}'" if isinstance(name, str) else cls.what) from None
 
     def changed(self, **fields: Any) -> Self:
         """Return a copy with other values of these fields, checked again."""
@@ -140,32 +137,19 @@ class Record(BaseModel):
     __hash__ = object.__hash__
 
 
-def refused(error: ValidationError, label: str) -> UserError:
-    """Return the first error of a model as one line: what, the given value and the allowed ones."""
-    first = error.errors(include_url=False)[0]
-    *place, last = first["loc"] or ("",)
-    if first["type"] != "missing":
-        place = [*place, last]
-    where = label + "".join(f"[{one}]" if isinstance(one, int) else f" {one}" for one in place)
-    if first["type"] == "missing":
-        return UserError(f"{where}: the field '{last}' is missing".strip(": "))
-    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return UserError(f"{where.strip()}: got {cut(repr(first['input']), 60)}; allowed: {allowed}")
-
-
 class SourceAbout(TypedDict):
     """The model that adversarial examples were made on."""
 
     name: str
-    weights_sha256: Digest
+    weights_sha256: Sha256
 
 
 class WorstCaseMember(TypedDict):
     """An attack of a worst case."""
 
-    name: Title
+    name: Name
     norm: NotRequired[Norm | None]
-    eps: NotRequired[AtLeastZero | None]
+    eps: NotRequired[NonNegative | None]
     attacks: NotRequired[list[WorstCaseMember]]
 
 
@@ -174,29 +158,29 @@ class Parameters(TypedDict, total=False):
 
     seed: int | None
     source: SourceAbout
-    source_sha256: Digest
+    source_sha256: Sha256
     attacks: list[WorstCaseMember]
     note: str
 
 
-class Column(Record):
+class Column(CardPart):
     """One attack on all test images, in test order; a default is what a column of an older schema lacks."""
 
     what: ClassVar[str] = "column"
 
-    name: Title
+    name: Name
     norm: Norm | None
     """Norm of the ball; None for clean images."""
-    eps: AtLeastZero | None
+    eps: NonNegative | None
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
     """Whether the attack had to stay in the ball."""
     parameters: Annotated[Json, AsGiven(Parameters)]
     """Settings of the attack: steps, step size, start, seed, iterations, target classes."""
-    seconds: Annotated[AtLeastZero, Field(le=1e12)] = 0.0
-    forwards: Tally = 0
+    seconds: Annotated[NonNegative, Field(le=1e12)] = 0.0
+    forwards: StoredCount = 0
     """Forward passes, counted in images."""
-    backwards: Tally = 0
+    backwards: StoredCount = 0
     """Backward passes, counted in images."""
     stored: AsItIs[Json] = Field({}, alias="summary", repr=False)
     """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
@@ -204,7 +188,7 @@ class Column(Record):
     """(N,): classified correctly under the attack."""
     predictions: PackedLabels
     """(N,): class predicted under the attack."""
-    parts: dict[str, PackedMask] = {}
+    parts: dict[str, PackedMask] = Field(default_factory=dict)
     """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
     distances: PackedFloats | None = None
     """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where

@@ -1,39 +1,57 @@
-"""Facts about a model's outputs on a sample of images, to which the rules of the diagnostics apply."""
+"""What the outputs and gradients of a model show on a sample of images: the facts to which the rules apply."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Annotated, Any, NamedTuple
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from taet.errors import located
-from taet.evaluation.column import AtLeastZero, Record, Tally
+from taet.attacks import pgd
+from taet.attacks.ball import finite
+from taet.attacks.counted import Counted
+from taet.attacks.differentiable import Replaced, Replacement
+from taet.attacks.inputs import distributions
+from taet.attacks.objectives import Objective, margin, scaled
+from taet.attacks.spec import Model
+from taet.errors import UserError, is_out_of_memory, located
+from taet.evaluation.column import CardPart
+from taet.fields import ImageCount, NonNegative, StoredCount
+from taet.losses.long_tail import cross_entropy
+
+STEPS = 20
+STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
+LOGIT_FACTOR = 10.0
+"""Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
+DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
 
 UnitDistance = Annotated[float, Field(ge=0, le=2.001)]
 """A distance between two vectors of unit length, rounded."""
-AtLeastOne = Annotated[int, Field(ge=1)]
-
-LOGIT_FACTOR = 10.0
-"""Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
 
 
-class ModelFacts(Record):
-    """Outputs of a model on a sample of images, as `taet.evaluation.probe` and `taet check` measure them.
+class ModelFacts(CardPart):
+    """Outputs of a model on a sample of images; a fact that was not measured, as in cards of older versions, is 0.
 
-    A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. A fact that
-    was not measured, as in cards of older versions, is 0.
+    A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. `x_correct`
+    counts the images that an attack x leaves correct, `only_x_correct` those of them that the attack that it is
+    compared with does not.
     """
 
-    batch_size: AtLeastOne
-    images: AtLeastOne
-    clean_correct: Tally
-    distributions: Tally
+    batch_size: ImageCount
+    images: ImageCount
+    clean_correct: StoredCount
+    distributions: StoredCount
     """Images whose logits are at least 0 and sum to 1."""
-    zero_gradients: Tally
+    zero_gradients: StoredCount
     """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: Tally = 0
+    nonfinite_gradients: StoredCount = 0
     """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
     repeat_difference: UnitDistance = 0.0
     """Difference when the model is called again."""
@@ -41,28 +59,26 @@ class ModelFacts(Record):
     """Difference after the model was called on other images."""
     batch_difference: UnitDistance = 0.0
     """Difference when the image is in another batch."""
-    pgd_correct: Tally = 0
-    """Images that PGD-20 on the cross-entropy (step eps / 8, uniform start) leaves correct."""
-    scaled_pgd_correct: Tally = 0
-    """The same, with the logits times 10 / `logit_gap` in the objective."""
-    only_pgd_correct: Tally = 0
-    """Images that only the first of these attacks leaves correct; the next field: only the second."""
-    only_scaled_pgd_correct: Tally = 0
-    logit_gap: AtLeastZero = 0.0
-    """Median gap between the two largest logits; 0 if not finite: then, as in older cards, the factor is 10."""
+    pgd_correct: StoredCount = 0
+    """PGD-20 on the cross-entropy, step eps / 8, uniform start."""
+    scaled_pgd_correct: StoredCount = 0
+    """The same, with the logits times `logit_factor` in the objective."""
+    only_pgd_correct: StoredCount = 0
+    only_scaled_pgd_correct: StoredCount = 0
+    logit_gap: NonNegative = 0.0
+    """Median gap between the two largest logits; 0 if not finite."""
     gradient_difference: UnitDistance = 0.0
     """Difference when a gradient is computed as well."""
-    sites: Tally = 0
+    sites: StoredCount = 0
     """Kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)."""
-    replaced: Tally = 0
+    replaced: StoredCount = 0
     """How many of them were replaced; if none, the next four fields are 0."""
-    straight_pgd_correct: Tally = 0
+    straight_pgd_correct: StoredCount = 0
     """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
-    only_straight_pgd_correct: Tally = 0
-    """Images that this attack leaves correct and PGD-20 does not."""
-    smooth_pgd_correct: Tally = 0
+    only_straight_pgd_correct: StoredCount = 0
+    smooth_pgd_correct: StoredCount = 0
     """The same on the margin, with smooth operations as replacements."""
-    only_smooth_pgd_correct: Tally = 0
+    only_smooth_pgd_correct: StoredCount = 0
 
     @property
     def logit_factor(self) -> float:
@@ -70,40 +86,219 @@ class ModelFacts(Record):
         return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
-def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
-    """Return the facts that the probe of an evaluation measured; None if nothing was attacked.
+class DeepFacts(CardPart):
+    """What only an attack made for a kind of model shows; 0 where a fact does not concern the model."""
 
-    A missing or impossible fact raises a `UserError`.
-    """
+    images: ImageCount
+    classes: StoredCount = 0
+    logits: StoredCount = 0
+    """Logits of an image, if a class has several, of which the largest counts."""
+    raw_correct: StoredCount = 0
+    """PGD-20 on the cross-entropy of all logits."""
+    merged_correct: StoredCount = 0
+    """PGD-20 on the margin of the largest logits of each class."""
+    only_merged_correct: StoredCount = 0
+    draws: StoredCount = 0
+    """Random draws of a randomised model per gradient."""
+    one_correct: StoredCount = 0
+    """PGD-20 on the margin, with a draw for each step; the mean probabilities of 64 draws decide."""
+    mean_correct: StoredCount = 0
+    """The same with the mean gradient of all draws (EOT)."""
+    only_mean_correct: StoredCount = 0
+
+
+def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
+    """Return the facts that a card stores; None if nothing was attacked. An impossible one is a `UserError`."""
     if not probe:
         return None
     with located("probe"):
         return ModelFacts(**{**probe, "batch_size": batch_size})
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditFacts:
-    """Facts that `taet audit` measures on a sample of images, in addition to the card and its probe."""
+@contextmanager
+def user_errors(failed: str) -> Iterator[None]:
+    """Turn any exception of the user's code into a `UserError` of one line: `failed`, with {reason} and {kind}."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        kind = type(error).__name__
+        reason = str(error).partition("\n")[0] or kind
+        hint = "; a smaller --batch-size takes less memory" if is_out_of_memory(error) else ""
+        raise UserError(failed.format(reason=reason, kind=kind) + hint) from error
 
-    images: int
-    reaches: bool = True
-    """Whether the gradient of the logits reaches the image without replaced operations."""
-    classes: Tally = 0
-    logits: Tally = 0
-    """Logits of an image; if a class has several, the largest counts, and the next three fields were measured."""
-    raw_correct: Tally = 0
-    """Images that PGD-20 on the cross-entropy of all logits leaves correct."""
-    merged_correct: Tally = 0
-    """The same for the margin of the largest logits of each class."""
-    only_merged_correct: Tally = 0
-    """Images that the attack on merged logits leaves correct and the other does not."""
-    draws: Tally = 0
-    """Random draws of a randomised model per gradient, which attacks average; 0 for a deterministic model."""
-    judged: Tally = 0
-    """Number of draws whose mean probabilities decide whether an image is correct."""
-    one_correct: Tally = 0
-    """Images that PGD-20 on the margin, with a draw for each step, leaves correct."""
-    mean_correct: Tally = 0
-    """The same with the mean gradient of all draws (EOT)."""
-    only_mean_correct: Tally = 0
-    """Images that the attack on the mean leaves correct and the other does not."""
+
+class Trial(NamedTuple):
+    """Logits (N, C) without a graph, the gradient of the cross-entropy at each image, and the logits with a graph."""
+
+    logits: Tensor
+    gradient: Tensor
+    traced: Tensor
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether logits and gradient of an image are finite, (N,)."""
+        return finite(self.logits) & finite(self.gradient)
+
+
+def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
+    """Call a model on x (N, C, H, W) with labels y (N,), in three passes; errors of its code are a `UserError`."""
+    return Trial(answer(model, x), *traced(model, x, y))
+
+
+def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the cross-entropy at each image and the logits, in two passes."""
+    leaf, gradient = x.clone().requires_grad_(), None
+    with user_errors(f"model: fails on a batch of {len(x)} images ({{reason}})"):
+        logits = model(leaf)
+        loss = cross_entropy(logits, y).sum()
+        if loss.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+    if gradient is None:
+        why = "is there a detach, no_grad or argmax in forward?"
+        raise UserError(f"model: no gradient reaches the image, so no attack can follow one; {why}")
+    return gradient, logits.detach()
+
+
+def answer(model: Counted, x: Tensor) -> Tensor:
+    """Return logits without a graph; errors of the model's code are a `UserError`."""
+    with user_errors(f"model: fails on a batch of {len(x)} images ({{reason}})"), torch.no_grad():
+        logits: Tensor = model(x)
+    return logits
+
+
+def difference(first: Tensor, second: Tensor) -> float:
+    """Return the largest L2 distance, 0 to 2, between two logit vectors of one image, each scaled to unit length.
+
+    Both are (N, classes); nan counts as 0.
+    """
+    apart = functional.normalize(first.nan_to_num()) - functional.normalize(second.nan_to_num())
+    return float(apart.norm(dim=1).max())
+
+
+def outputs(model: Counted, x: Tensor, y: Tensor, tried: Trial) -> ModelFacts:
+    """Return what a trial shows, and three more forward passes: the batch again, and in two halves.
+
+    It is split by class, so that the halves differ from each other and from the whole. Each has at least two images,
+    which some layers need: three images or fewer are not split.
+    """
+    correct = tried.logits.max(1).indices == y
+    largest = tried.logits.topk(2).values
+    gap = float((largest[:, 0] - largest[:, 1]).median())
+    again = difference(answer(model, x), tried.logits)
+    order = y.argsort(stable=True)
+    halves = torch.cat([answer(model, x[rows]) for rows in order.chunk(2 if len(order) > 3 else 1)])
+    return ModelFacts(
+        batch_size=len(y),
+        images=len(y),
+        clean_correct=int(correct.sum()),
+        distributions=int(distributions(tried.logits).sum()),
+        zero_gradients=int((correct & (tried.gradient == 0).flatten(1).all(1)).sum()),
+        nonfinite_gradients=int((~tried.finite).sum()),
+        repeat_difference=again,
+        batch_difference=difference(halves, tried.logits[order]),
+        gradient_difference=difference(tried.traced, tried.logits),
+        logit_gap=gap if math.isfinite(gap) else 0.0,
+    )
+
+
+def probe_passes(sites: Mapping[str, int]) -> int:
+    """Return the passes of an image that `probe` takes: three of the trial, three more, and two or four PGD."""
+    return 6 + (4 if any(sites.values()) else 2) * (2 * STEPS + 1)
+
+
+def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites: Mapping[str, int]) -> ModelFacts:
+    """Try a model on images in the L-infinity ball, from start noise; replace the operations that `sites` counts."""
+    tried = attempt(model, x, y)
+    facts = outputs(model, x, y, tried)
+    broken = ~tried.finite
+
+    def note(values: Tensor) -> None:
+        nonlocal broken
+        broken = broken | ~finite(values)
+
+    def watched(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(note)  # type: ignore[no-untyped-call]
+        logits: Tensor = model(x)
+        note(logits.detach())
+        return logits
+
+    def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
+        with nullcontext() if replacement is None else model.seen_as(Replaced(model.model, replacement)):
+            x_adv = _pgd(watched, x, y, noise, eps, objective)
+        with torch.no_grad():
+            return watched(x_adv).max(1).indices == y
+
+    steep = scaled(cross_entropy, facts.logit_factor)
+    plain, magnified = survives(cross_entropy), survives(steep)
+    straight = smooth = torch.zeros_like(plain)
+    if replaced := sum(map(bool, sites.values())):
+        straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
+    later = difference(answer(model, x), tried.logits)
+    masks = {"nonfinite_gradients": broken, "pgd_correct": plain, "only_pgd_correct": plain & ~magnified}
+    for name, mask in {"scaled": magnified, "straight": straight, "smooth": smooth}.items():
+        masks |= {f"{name}_pgd_correct": mask, f"only_{name}_pgd_correct": mask & ~plain}
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    return facts.changed(later_difference=later, sites=len(sites), replaced=replaced, **counts)
+
+
+def _pgd(model: Model, x: Tensor, y: Tensor, noise: Tensor, eps: float, objective: Objective) -> Tensor:
+    step = STEP_SHARE * eps
+    chain = functools.partial(pgd, model, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise)
+    return chain(objective=objective, checked=True)
+
+
+class Merged(nn.Module):
+    """A model with k logits for each of C classes; class c gets the largest of logits c, C + c, ..., (N, C)."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits.view(len(x), -1, self.classes).amax(1)
+
+
+class MeanDraw(nn.Module):
+    """The mean of log-probabilities, (N, C), over several passes of a randomised model (EOT).
+
+    The passes are not kept for the gradient, but repeated with the same random numbers.
+
+    Source: Athalye, Engstrom, Ilyas, Kwok, ICML 2018, arXiv:1707.07397.
+    """
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.model, self.draws = model, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = (checkpoint(self.model, x, use_reentrant=False) for _ in range(self.draws))
+        total: Tensor = sum(answer.log_softmax(1) for answer in answers)
+        return total / self.draws
+
+
+def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, *, random: bool) -> DeepFacts:
+    """Attack the mean of many draws of a `random` model, and every logit of a `Merged` one, which the caller froze."""
+
+    def survives(seen: nn.Module, objective: Objective, judge: Model) -> Tensor:
+        x_adv = _pgd(seen, x, y, noise, eps, objective)
+        with torch.no_grad():
+            return judge(x_adv).max(1).indices == y
+
+    def mean_of_draws(x: Tensor) -> Tensor:
+        return torch.stack([model(x).softmax(1) for _ in range(JUDGED)]).mean(0)
+
+    found: dict[str, int] = {}
+    if random:
+        one, mean = (survives(seen, margin, mean_of_draws) for seen in (model, MeanDraw(model, DRAWS)))
+        found = {"draws": DRAWS, "one_correct": int(one.sum()), "mean_correct": int(mean.sum())}
+        found["only_mean_correct"] = int((mean & ~one).sum())
+    if isinstance(model, Merged):
+        raw, merged = survives(model.model, cross_entropy, model), survives(model, margin, model)
+        width = int(answer(Counted(model.model), x[:2]).shape[1])
+        found |= {"classes": model.classes, "logits": width, "raw_correct": int(raw.sum())}
+        found |= {"merged_correct": int(merged.sum()), "only_merged_correct": int((merged & ~raw).sum())}
+    return DeepFacts(images=len(y), **found)

@@ -1,11 +1,11 @@
-"""The subject of an evaluation: a model with its test images, and the origin of both as cards state it."""
+"""The subject of an evaluation: a model with its test images, checked, and what their card says about both."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,79 +14,101 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from taet.attacks.ball import frozen
 from taet.attacks.clean import Clean
+from taet.attacks.counted import Counted
+from taet.attacks.inputs import check_labels
+from taet.attacks.precision import exact_float32
 from taet.attacks.spec import AttackSpec
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
-from taet.evaluation.bundles import parse_attacks, settle
-from taet.evaluation.card import EXTRA_ABOUT
-from taet.evaluation.column import plain
-from taet.evaluation.image_arrays import TestImages, as_arrays
-from taet.evaluation.runner import Runner, make_runner
+from taet.evaluation.bundles import attacks_of, settle
+from taet.evaluation.card import EXTRA_ABOUT, Card
+from taet.evaluation.column import Json, plain
+from taet.evaluation.facts import user_errors
+from taet.evaluation.runner import Runner, TestImages, as_unit, channels_first, restored
 from taet.files import file_sha256
+from taet.models import Classifier
+from taet.models.view import make_view
 from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
+from taet.training.checkpoint import weights_digest
 from taet.training.decisive_settings import run_hash
-from taet.training.environment import resolve_device
+from taet.training.environment import environment, resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
 from taet.training.record import SelectionRecord
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model with its test images, and their description on the card."""
-
-    model: nn.Module
-    images: TestImages
-    labels: Ints
-    test_sha256: str
-    class_names: list[str] | None
-    train_class_counts: list[int] | None
-    settings: Evaluation
-    train_eps: float
-    place: torch.device
-    """Device of the work, unless the caller chooses another."""
-    about: dict[str, Any]
-    model_about: dict[str, Any]
-    data_about: dict[str, Any]
-    card: Path | None = None
-    """File of the card in the run; None for a Module, or if other images replace those of the run."""
-
-    @property
-    def eps(self) -> float:
-        """Radius of the L-infinity ball that the card is about."""
-        return self.train_eps if self.settings.eps is None else self.settings.eps
-
-    @property
-    def attacks(self) -> tuple[AttackSpec, ...]:
-        """The attacks of its settings, the clean images first."""
-        others = (name for name in self.settings.attacks if name != Clean.name)
-        return tuple(parse_attacks([Clean.name, *others], self.settings, self.eps))
-
-    @property
-    def inside(self) -> tuple[AttackSpec, ...]:
-        """Those of its attacks in the ball that the card is about."""
-        return tuple(one for one in self.attacks if (one.norm, one.eps) == ("linf", self.eps))
-
-    def on(self, device: str) -> torch.device:
-        """Return the device of the work for auto, cpu, cuda or cuda:N."""
-        return self.place if device == "auto" else resolve_device(device)
-
-    def runner(self, device: torch.device, state_dir: str | os.PathLike[str] | None = None) -> Runner:
-        """Return a runner for the model, which is moved to the device, and its images."""
-        model, batch_size, seed = self.model.to(device), self.settings.batch_size, self.settings.seed
-        return make_runner(model, self.images, self.labels, batch_size=batch_size, seed=seed, state_dir=state_dir)
-
-    def changed(self, changes: Mapping[str, Any]) -> Subject:
-        """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
-        return replace(self, settings=settle(self.settings, changes, self.train_eps))
-
-
 TestLabels = NDArray[Any] | Tensor
-AnyModel = nn.Module | str | os.PathLike[str]
-"""A model, or the folder of a run."""
+
+
+def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
+    """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
+    pixels: TestImages
+    if isinstance(images, np.memmap):
+        pixels = images
+    else:
+        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if pixels.ndim != 4 or len(pixels) == 0:
+        raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
+    if pixels.dtype == np.uint8:
+        if pixels.shape[3] not in (1, 3):
+            raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
+    elif pixels.dtype.kind == "f":
+        if not ((pixels >= 0) & (pixels <= 1)).all():
+            hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
+            raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
+        pixels = np.ascontiguousarray(pixels, dtype=np.float32)
+    else:
+        raise UserError(f"images: got {pixels.dtype}; allowed: uint8 0 to 255, or floats from 0 to 1")
+    if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
+        raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
+    if classes.min() < 0:
+        raise UserError(f"labels: got {classes.min()}; allowed: 0 or more")
+    return pixels, classes.astype(np.int64)
+
+
+def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
+    """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
+        raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
+    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
+        x = as_unit(images[:2]).to(device)
+        with user_errors(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
+            logits = Counted(model)(x.clone().requires_grad_())
+        changed = changes()
+    if changed:
+        raise UserError(
+            f"model: {changed[0]} changes during a forward pass in eval mode; allowed: one that does not change"
+        )
+    if not logits.requires_grad:
+        raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
+    width = logits.shape[1]
+    if width < 2:
+        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
+    check_labels(int(labels.min()), int(labels.max()), width)
+    return int(width)
+
+
+def make_runner(
+    model: nn.Module,
+    images: TestImages | Tensor,
+    labels: NDArray[Any] | Tensor,
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> Runner:
+    """Return a runner for a Module, from images in [0, 1] to logits, and its test images; both are checked.
+
+    Images are uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1]; labels (N,) are 0 to classes - 1.
+    """
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    pixels, classes = as_arrays(images, labels)
+    return Runner(
+        Counted(model), pixels, classes, count_classes(model, pixels, classes, device), batch_size, seed, device
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +120,8 @@ class GivenImages:
     class_names: Sequence[str] | None = None
     train_class_counts: Sequence[int] | None = None
     """Training images of each class for a Module; a run has its own."""
-    about: Mapping[str, Any] | None = None
-    """Their description on the card."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Their description on the card: name, imbalance_ratio, notes."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> GivenImages:
@@ -108,76 +130,127 @@ class GivenImages:
         return cls(test.images, test.labels, dataset.class_names, counts, dataset.about())
 
 
-ImagesArgument = TestImages | Tensor | GivenImages | None
-"""Images of a call, alone or with their labels and further information."""
+@dataclass(frozen=True)
+class Subject:
+    """A model with its test images, and the fields of the card that describe them."""
+
+    model: nn.Module
+    images: TestImages
+    labels: Ints
+    settings: Evaluation
+    train_eps: float
+    device: torch.device
+    """Device of the work, unless the caller chooses another."""
+    about: Json
+    """method, title, protocol, seed, run, model and data, as the card has them."""
+    card: Path | None = None
+    """File of the card in the run; None for a Module, or if other images replace those of the run."""
+
+    @property
+    def eps(self) -> float:
+        """Radius of the L-infinity ball that the card is about."""
+        return self.train_eps if self.settings.eps is None else self.settings.eps
+
+    @property
+    def attacks(self) -> list[AttackSpec]:
+        """The attacks of its settings, the clean images first."""
+        names = dict.fromkeys((Clean.name, *self.settings.attacks))
+        return attacks_of(self.settings.replace(attacks=tuple(names)), self.eps)
+
+    def changed(self, changes: Mapping[str, Any]) -> Subject:
+        """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
+        settings = settle(self.settings, changes, self.train_eps, self.about["protocol"] or "taet")
+        return replace(self, settings=settings)
 
 
-def subject_of(
-    what: str,
-    source: AnyModel,
-    images: ImagesArgument = None,
-    labels: TestLabels | None = None,
-    *,
-    weights: str = DELIVERED,
-    model: nn.Module | None = None,
-    dataset: Dataset | None = None,
-    name: str | None = None,
-    notes: Sequence[str] = (),
-    class_names: Sequence[str] | None = None,
-    train_class_counts: Sequence[int] | None = None,
-    data_about: Mapping[str, object] | None = None,
-) -> Subject:
-    """Return the subject for the model of a run, or a Module, on the given images or else those of the run.
-
-    Errors begin with `what`, the caller's name. `model` and `dataset` are the objects in memory that a run may need;
-    `name` and `notes` describe a Module, the last three arguments the images.
-    """
-    given = None
-    known = {"class_names": class_names, "train_class_counts": train_class_counts, "data_about": data_about}
-    if isinstance(images, GivenImages):
-        given = images
-        check_used(what, "GivenImages, which have their own", "arrays", labels=labels, **known)
-    elif (images is None) != (labels is None):
-        raise UserError(f"{what}: got images without labels, or labels without images; allowed: both, or neither")
-    elif images is not None and labels is not None:
-        given = GivenImages(images, labels, class_names, train_class_counts, data_about)
-    if isinstance(source, nn.Module):
-        if given is None:
-            raise UserError(f"{what}: got a model without images and labels; allowed: both, or a run folder alone")
-        return _of_module(source, given, name or type(source).__name__, notes)
-    if not isinstance(source, str | os.PathLike):
-        raise UserError(f"{what}: got a {type(source).__name__}; allowed: a torch.nn.Module, or the folder of a run")
-    own = "a run, which has its own"
-    of_module = {"name": name, "notes": notes or None, "train_class_counts": train_class_counts}
-    check_used(what, own, "a Module", **of_module)
-    if given is None:
-        check_used(what, own, "images=", class_names=class_names, data_about=data_about)
-    return _of_run(Path(source), weights, model, dataset, given)
-
-
-def check_used(what: str, beside: str, allowed: str, **given: object) -> None:
-    """Raise a `UserError` for arguments that were given, i.e. are not None, but would have no effect."""
-    names = [f"{name}=" for name, value in given.items() if value is not None]
-    if names:
-        raise UserError(f"{what}: got {' and '.join(names)} beside {beside}; allowed: with {allowed}")
-
-
-def _of_module(model: nn.Module, given: GivenImages, name: str, notes: Sequence[str]) -> Subject:
+def of_module(model: nn.Module, given: GivenImages, name: str | None = None, notes: Sequence[str] = ()) -> Subject:
     """Return the subject for a Module on the images given with it."""
     pixels, classes = as_arrays(given.images, given.labels)
+    called = name or type(model).__name__
+    counts = None if given.train_class_counts is None else np.asarray(given.train_class_counts)
+    if counts is not None and (counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any()):
+        got = f"{given.train_class_counts!r}"
+        raise UserError(f"training counts: got {got}; allowed: whole numbers of 0 or more, one per class")
+    data = {"name": "arrays", **given.about, "class_names": given.class_names, "train_class_counts": plain(counts)}
     return Subject(
         model=model,
         images=pixels,
         labels=classes,
-        test_sha256=images_sha256(pixels, classes),
-        class_names=None if given.class_names is None else list(given.class_names),
-        train_class_counts=None if given.train_class_counts is None else _counts(given.train_class_counts),
         settings=Evaluation(),
         train_eps=Threat().eps,
-        place=next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu")),
-        about={"method": name, "title": name, "protocol": "", "seed": None},
-        model_about={"name": name, "selection": None, "epoch": None, "leak": False, "notes": list(notes)},
-        data_about={"name": "arrays", **(given.about or {})},
+        device=next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu")),
+        about={
+            **{"method": called, "title": called, "protocol": "", "seed": None, "run": {}},
+            "model": {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]},
+            "data": {**data, "test_sha256": images_sha256(pixels, classes)},
+        },
+    )
+
+
+def of_run(
+    folder: str | os.PathLike[str],
+    weights: str = DELIVERED,
+    *,
+    images: GivenImages | None = None,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+) -> Subject:
+    """Return the subject for the model of a run on its own test images, or on others with class names of their own.
+
+    A run that was trained from a Module or on arrays in memory is given these again.
+    """
+    held = RunFolder(Path(folder))
+    if images is None:
+        run, network, loaded, record = load_run(held.path, weights, model=model, dataset=dataset)
+        pixels, labels, sha256 = loaded.test.images, loaded.test.labels, loaded.test.sha256
+        data = loaded.about()
+    else:
+        run, network, record = load_model(held.path, weights, model=model)
+        pixels, labels = as_arrays(images.images, images.labels)
+        data = {"name": "arrays", **images.about}
+        if images.class_names is not None:
+            known = record.data.class_names
+            labels = by_name(labels, images.class_names, known)
+            absent = [name for label, name in enumerate(known) if label not in labels]
+            note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
+            data["notes"] = [*data.get("notes", ()), *note]
+        sha256 = images_sha256(pixels, labels)
+    if (extra := record.data.extra) is not None:
+        about = {name: plain(getattr(extra, name)) for name in EXTRA_ABOUT if hasattr(extra, name)}
+        compared = sha256 in (record.data.test.sha256, extra.test_sha256)
+        data = {**data, "extra": {**about, "compared": compared}}
+    chosen = selection_of(weights, record.selection)
+    counts = list(record.data.train.class_counts)
+    return Subject(
+        model=network,
+        images=pixels,
+        labels=labels,
+        settings=run.evaluation,
+        train_eps=run.threat.eps,
+        device=resolve_device("auto"),
+        about={
+            **{"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed},
+            "run": {
+                "config": record.settings,
+                "hash": run_hash(run),
+                "command": record.command,
+                "deviations": list(record.deviations),
+            },
+            "model": {
+                "name": run.model.name if model is None else type(model).__name__,
+                "selection": chosen.rule,
+                "epoch": held.weights_about(weights).epoch,
+                "leak": chosen.leak,
+                "file_sha256": file_sha256(held.weights(weights)),
+            },
+            "data": {
+                **data,
+                "class_names": list(record.data.class_names),
+                "train_class_counts": counts,
+                "test_sha256": sha256,
+            },
+        },
+        card=held.card(weights) if images is None else None,
     )
 
 
@@ -199,65 +272,6 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     raise unknown("class of the test images", names[found.index(None)], known)
 
 
-def _of_run(
-    folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None, images: GivenImages | None
-) -> Subject:
-    """Return the subject for the model of a run on its own test images, or on others with class names of their own."""
-    held = RunFolder(folder)
-    if images is None:
-        run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
-        pixels, labels, sha256 = dataset.test.images, dataset.test.labels, dataset.test.sha256
-        data_about = dataset.about()
-    else:
-        run, model, record = load_model(folder, weights, model=given)
-        pixels, labels = as_arrays(images.images, images.labels)
-        data_about = {"name": "arrays", **(images.about or {})}
-        if images.class_names is not None:
-            known = record.data.class_names
-            labels = by_name(labels, images.class_names, known)
-            absent = [name for label, name in enumerate(known) if label not in labels]
-            note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
-            data_about["notes"] = [*data_about.get("notes", ()), *note]
-        sha256 = images_sha256(pixels, labels)
-    extra = record.data.extra
-    if extra is not None:
-        about_extra = {name: plain(getattr(extra, name)) for name in EXTRA_ABOUT}
-        compared = sha256 in (record.data.test.sha256, extra.test_sha256)
-        data_about = {**data_about, "extra": {**about_extra, "compared": compared}}
-    return Subject(
-        model=model,
-        images=pixels,
-        labels=labels,
-        test_sha256=sha256,
-        class_names=list(record.data.class_names),
-        train_class_counts=list(record.data.train.class_counts),
-        settings=run.evaluation,
-        train_eps=run.threat.eps,
-        place=resolve_device("auto"),
-        about={
-            "method": run.method,
-            "title": record.method_title,
-            "protocol": run.protocol,
-            "seed": run.seed,
-            "run": {
-                "config": record.settings,
-                "hash": run_hash(run),
-                "command": record.command,
-                "deviations": list(record.deviations),
-            },
-        },
-        model_about={
-            "name": run.model.name if given is None else type(given).__name__,
-            "selection": (chosen := selection_of(weights, record.selection)).rule,
-            "epoch": held.weights_about(weights).epoch,
-            "leak": chosen.leak,
-            "file_sha256": file_sha256(held.weights(weights)),
-        },
-        data_about=data_about,
-        card=held.card(weights) if images is None else None,
-    )
-
-
 def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
     """Return how the epoch of some weights of a run was chosen, given how the delivered epoch was."""
     if weights == LAST:
@@ -267,8 +281,60 @@ def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
     return delivered
 
 
-def _counts(given: Sequence[int]) -> list[int]:
-    counts = np.asarray(given)
-    if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise UserError(f"training counts: got {given!r}; allowed: whole numbers of 0 or more, one per class")
-    return [int(count) for count in counts]
+def begin(
+    subject: Subject, device: torch.device, state_dir: str | os.PathLike[str] | None = None, command: str = ""
+) -> tuple[Runner, Card]:
+    """Return a runner for the model of a subject, which is on `device`, and its card without columns."""
+    width = count_classes(subject.model, subject.images, subject.labels, device)
+    names, counts = (subject.about["data"][name] for name in ("class_names", "train_class_counts"))
+    if names is not None and len(names) != width:
+        raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
+    if counts is not None and len(counts) != width:
+        raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
+    for attack in subject.attacks:
+        attack.check_classes(width)
+    settings = subject.settings
+    runner = Runner(
+        _attacked(subject, device),
+        subject.images,
+        subject.labels,
+        width,
+        settings.batch_size,
+        settings.seed,
+        device,
+        state_dir,
+        _sources(settings.attacks, names, device),
+    )
+    machine = environment(device)
+    model = {
+        **subject.about["model"],
+        "weights_sha256": weights_digest(subject.model),
+        "answers": plain(runner.fingerprint),
+        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+    }
+    data = subject.about["data"] | ({} if names is not None else {"class_names": [str(one) for one in range(width)]})
+    fields: Json = {**subject.about, "model": model, "data": data, "environment": machine, "labels": subject.labels}
+    fields |= {"threat": {"norm": "linf", "eps": subject.eps}, "batch_size": settings.batch_size, "columns": ()}
+    return runner, Card(**fields, created=machine.pop("started"), command=command)
+
+
+def _attacked(subject: Subject, device: torch.device) -> Counted:
+    """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
+    channels, height, width = channels_first(np.asarray(subject.images[:1])).shape[1:]
+    found = make_view(subject.model, (channels, height, width)) if isinstance(subject.model, Classifier) else None
+    if found is None:
+        return Counted(subject.model)
+    # On the CPU the libraries would convert every tensor to this layout and back.
+    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+    return Counted(subject.model, found.module.to(memory_format=layout))
+
+
+def _sources(attacks: Sequence[str], names: Sequence[str] | None, device: torch.device) -> dict[str, Counted]:
+    """Return the models of the runs that attacks name as ATTACK@RUN, by the hash of their weights."""
+    found: dict[str, Counted] = {}
+    for folder in dict.fromkeys(name.partition("@")[2] for name in attacks if "@" in name):
+        _, model, record = load_model(folder)
+        if names is not None and [*record.data.class_names] != [*names]:
+            raise UserError(f"attack @{folder}: got a run of other classes; allowed: {', '.join(names)}")
+        found[weights_digest(model)] = Counted(model.to(device))
+    return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from taet.errors import UserError
-from taet.evaluation import card_store
+from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
@@ -68,7 +68,7 @@ class Cell:
         if not held.is_run:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
             return Outcome(self, "missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
-        card = card_store.of_folder(held) if held.is_done else None
+        card = store.of_folder(held) if held.is_done else None
         training = round(sum(epoch.seconds for epoch in held.metrics), 3)
         attacks = 0.0 if card is None else round(sum(column.seconds for column in card.columns), 3)
         if card is not None and _has_every_attack(card, run):

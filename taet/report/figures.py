@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taet import statistics
-from taet.evaluation.curves import curves
+from taet.evaluation.bundles import curves
 from taet.report.drawing import (
     COLOURS,
     GREY,
@@ -144,11 +144,10 @@ def _curve(results: Results, row: str, name: str) -> list[tuple[float, float, fl
     """Return the points of a curve of a row: its setting, and mean accuracy with its interval."""
     found: dict[float, list[tuple[float, float, float]]] = {}
     for card in (one.card for one in results.named if one.row == row):
-        for curve in (curve for curve in curves(card) if curve.name == name):
-            for x, column in curve.points:
-                counts = statistics.class_counts(column.correct, card.labels, card.num_classes)
-                ends = statistics.balanced_interval(*counts)
-                found.setdefault(x, []).append((statistics.balanced_accuracy(*counts), *ends))
+        for x, column in curves(card)[name].items():
+            counts = statistics.class_counts(column.correct, card.labels, card.num_classes)
+            ends = statistics.balanced_interval(*counts)
+            found.setdefault(x, []).append((statistics.balanced_accuracy(*counts), *ends))
     return [(x, *over_seeds(np.array(values))[:3]) for x, values in sorted(found.items())]
 
 

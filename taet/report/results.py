@@ -19,7 +19,7 @@ from taet.attacks.suite import Suite
 from taet.errors import UserError, unknown
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
-from taet.evaluation.diagnostics import MASKING, raised
+from taet.evaluation.rules import MASKING, raised
 from taet.intervals import Difference, difference
 from taet.report.numbers import COLUMNS, NamedCard, about, lines, members, over_seeds
 from taet.report.rows import attack_names, images, named

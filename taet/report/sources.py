@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taet.errors import UserError, located
-from taet.evaluation import card_store
+from taet.evaluation import store
 from taet.evaluation.card import ResultCard
-from taet.evaluation.examples import Examples, read_examples
+from taet.evaluation.store import Examples, read_examples
 from taet.files import digest, parse_json, read_bytes
 from taet.models.hub import local
 from taet.training.folder import METRICS, RunFolder
@@ -92,7 +92,7 @@ def is_card(path: Path) -> bool:
 
 def _of_folder(path: Path) -> StoredCard:
     folder = RunFolder(path)
-    card = card_store.of_folder(folder)
+    card = store.of_folder(folder)
     assert card is not None
     epochs = folder.metrics if folder.is_run else ()
     return StoredCard(folder.path.as_posix(), card, epochs, read_examples(folder.examples(folder.card()), card))

@@ -346,15 +346,6 @@ class RunFolder:
             if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
                 yield path, f"{DELIVERED}{found[1] or ''}"
 
-    def audit(self, weights: str = DELIVERED) -> Path:
-        """The audit of a file of weights, which earlier versions wrote; `model*` is a pattern."""
-        return self.path / f"audit{weights.removeprefix(DELIVERED)}.json"
-
-    @property
-    def decision(self) -> Path:
-        """The decision between two models, in a folder of its own."""
-        return self.path / "decision.json"
-
     @property
     def report(self) -> Path:
         """The report of this run alone."""

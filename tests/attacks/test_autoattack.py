@@ -364,19 +364,6 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     return autoattack(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, **settings)
 
 
-@pytest.mark.usefixtures("few_queries")
-def test_clean_predictions_that_are_known_are_not_made_again() -> None:
-    model, (x, y) = train(4), data(4)
-    y[:3] = (y[:3] + 1) % 4  # wrong without an attack
-
-    def run(**settings: Any) -> SuiteResult:
-        return run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, **settings)
-
-    expected, found = run(), run(natural=model(x).argmax(1))
-    assert_same(found, expected)
-    assert (found.forwards, found.backwards) == (expected.forwards - len(y), expected.backwards)
-
-
 def assert_same(found: SuiteResult, expected: SuiteResult) -> None:
     assert (found.x_adv is None) == (expected.x_adv is None)
     if found.x_adv is not None and expected.x_adv is not None:
@@ -501,17 +488,10 @@ def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.int8)}, "images: got torch.int8"),
-        ({"x": torch.full((2, 3, 8, 8), 255.0)}, "values from 255 to 255"),
-        ({"x": torch.full((2, 3, 8, 8), float("nan"))}, "NaN"),
         ({"x": torch.zeros(2, 192)}, "shape"),
-        ({"y": torch.zeros(2)}, "int64"),
-        ({"y": torch.tensor([0, 4])}, "labels: got up to 4; allowed: 0 to 3"),
-        ({"y": torch.tensor([0, -1])}, "labels: got -1"),
         ({"eps": 8.0}, "did you mean 8/255"),
         ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
         ({"eps": torch.full((2,), 0.1)}, r"eps: got a tensor of shape \(2,\); allowed: one number"),
-        ({"eps": torch.tensor(0.1)}, r"eps: got a tensor of shape \(\); allowed: one number"),
         ({"eps": 0.0, "norm": "l2"}, "eps: got 0; allowed: above 0"),
         ({"eps": float("inf"), "norm": "l2"}, "eps: got inf"),
         ({"eps": float("nan"), "norm": "l2"}, "eps: got nan"),
@@ -522,7 +502,6 @@ def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is
             "model: logits or gradients not finite under clean on images 0 to 1",
         ),
         ({"batch_size": 0}, "batch size"),
-        ({"model": nn.Flatten(0)}, "model output: got shape"),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:

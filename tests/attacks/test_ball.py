@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from taet.attacks.ball import distance, draw_noise, finite, frozen, project, verify
+from taet.attacks.ball import distance, draw_noise, frozen, project, verify
 from taet.attacks.noise import Source
 from taet.errors import UserError
 from taet.fields import check_radius
@@ -121,18 +121,6 @@ def test_a_radius_above_1_is_one_of_l2_only() -> None:
     for wrong in (-1.0, float("inf"), float("nan")):
         with pytest.raises(UserError, match=r"eps: got .*; allowed: 0 or more"):
             check_radius("eps", wrong, "l2")
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_finite_is_known_of_each_sample_whatever_the_values_add_up_to(layout: torch.memory_format) -> None:
-    largest = torch.finfo(torch.float32).max
-    values = torch.full((6, 3, 4, 4), largest).contiguous(memory_format=layout)
-    values[1] *= -1
-    values[2, 1, 2, 3] = torch.inf
-    values[3, 0, 0, 0], values[3, 2, 3, 3] = torch.inf, -torch.inf
-    values[4, 2, 0, 1] = torch.nan
-    assert finite(values).tolist() == [True, True, False, False, False, True]
-    assert finite(values.flatten(1)).tolist() == [True, True, False, False, False, True]
 
 
 @pytest.mark.parametrize("draw", ["normal", "uniform"])

@@ -116,20 +116,6 @@ def test_samples_without_a_step_stay_and_the_observer_sees_every_iterate_before_
     torch.testing.assert_close(seen[0], model.eval()(x).detach())
 
 
-def test_objective_gets_float32_under_autocast() -> None:
-    model, (x, y) = network(), images()
-    dtypes = []
-
-    def objective(logits: Tensor, labels: Tensor) -> Tensor:
-        dtypes.append(logits.dtype)
-        return cross_entropy(logits, labels)
-
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        x_adv = pgd(model, x.bfloat16(), y, eps=0.1, steps=1, step_size=0.1, objective=objective)
-    assert dtypes == [torch.float32]
-    assert x_adv.dtype == torch.float32
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,7 +21,6 @@ from taet.attacks.ball import BALL_TOLERANCE, distance
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
 from taet.attacks.square import square
-from taet.attacks.suite import Suite
 from taet.errors import UserError
 from taet.settings import Evaluation
 
@@ -211,15 +210,6 @@ def test_every_attack_of_the_catalogue_refuses_the_same(name: str) -> None:
 
 
 # The suites are slow; their shortest stands for them.
-SLOW = [name for name, kind in catalogue.kinds().items() if issubclass(kind, Suite) and name != "autoattack-10"]
-
-
-@pytest.mark.usefixtures("added")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full if n in SLOW else ()) for n in CATALOGUE])
-def test_every_attack_of_the_catalogue_works_in_any_mode(name: str) -> None:
-    works_in_any_mode(catalogue.parse(short(name), SETTINGS))
-
-
 class TooFar(AttackSpec):
     """An attack that leaves its ball."""
 
@@ -308,14 +298,6 @@ def test_what_a_function_cannot_use_is_refused_in_one_line(wrong: str) -> None:
 def test_images_of_another_type_than_the_weights_are_refused_where_the_model_fails() -> None:
     with pytest.raises(UserError, match=r"images: got torch.float64, on which the model fails .*x\.float\(\)"):
         function("pgd")(network(), images().double(), labels())
-
-
-def test_a_softmax_that_has_saturated_everywhere_is_no_row_of_logits() -> None:
-    def saturated(x: Tensor) -> Tensor:
-        return (torch.eye(4)[: len(x)] * 1e4 + 0 * x.flatten(1)[:, :1]).softmax(1)
-
-    with pytest.raises(UserError, match="got probabilities"):
-        function("pgd")(saturated, images(), labels())
 
 
 # --- what a caller has checked is not looked at ----------------------------------------------------------------------

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
+import taet
 from taet import protocols
 from taet.attacks import catalogue
+from taet.attacks.draws import Draws
 from taet.errors import UserError
-from taet.evaluation.bundles import expand, parse_attack, parse_attacks
+from taet.evaluation import ResultCard
+from taet.evaluation.bundles import CURVES, attacks_of, curves, expand, parse_attack, settle
 from taet.settings import Evaluation
 
 TAET, REAT = protocols.taet().evaluation, protocols.reat().evaluation
@@ -126,7 +132,7 @@ def test_passes(name: str, passes: int) -> None:
         ("pgd-20:objective=kl,target=random", "objective kl, which sees no label"),
         ("pgd-20:start=none,restarts=2", "several restarts from one start"),
         ("adaptive-pgd-20:objective=dlr", "unknown option of 'adaptive-pgd-20' 'objective'"),
-        ("taet", "attack 'taet': got a protocol of 6 attacks"),
+        ("taet", "attack 'taet': got a name of 6 attacks"),
         ("clean:eps=1", "unknown option of 'clean' 'eps'"),
         ("autoattack:restarts=2", "unknown option of 'autoattack' 'restarts'"),
     ],
@@ -138,7 +144,8 @@ def test_a_mistake_is_one_line(name: str, message: str) -> None:
 
 
 def test_every_example_of_a_name_is_understood() -> None:
-    assert [attack.name for attack in parse_attacks(catalogue.examples())] == catalogue.examples()
+    every = Evaluation(attacks=tuple(catalogue.examples()))
+    assert [attack.name for attack in attacks_of(every)] == catalogue.examples()
 
 
 def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() -> None:
@@ -164,3 +171,132 @@ def test_a_setting_that_was_given_beside_a_bundle_is_kept() -> None:
     alone = expand(("reat",), Evaluation())
     assert (alone.eps_l2, alone.cw_bounded) == (kept.eps_l2, kept.cw_bounded)
     assert expand(("reat",), Evaluation(), eps=4 / 255).step_size == alone.step_size / 2
+
+
+def test_a_step_that_is_not_given_follows_the_radius() -> None:
+    def step(own: Evaluation, trained: float = EPS, protocol: str = "taet", **changes: Any) -> float:
+        return settle(own, changes, trained, protocol).step_size
+
+    assert step(TAET) == step(TAET, eps=EPS) == 1 / 255
+    assert step(TAET, eps=4 / 255) == step(TAET, 0.1, eps=4 / 255) == pytest.approx(0.5 / 255)
+    assert step(REAT, protocol="reat", eps=16 / 255) == pytest.approx(4 / 255)
+    own = Evaluation(step_size=0.02)  # chosen for a radius of 0.16, which is not that of the protocol
+    assert step(own, 0.16, eps=0.08) == pytest.approx(0.01)
+    assert step(own, 0.16) == step(own, 0.16, eps=0.16) == 0.02
+    assert step(TAET, eps=16 / 255, step_size=3 / 255) == 3 / 255
+    assert step(TAET, eps=16 / 255, attacks="reat") == pytest.approx(4 / 255)
+    assert settle(TAET, {"eps_l2": 0.5}, EPS).step_size_l2 == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attacks": "pgd-20", "eps": 0.1, "step_size": 1 / 255},
+        {"attacks": "pgd-l2-4", "step_size_l2": 0.2},
+        {"attacks": "adaptive-pgd-7:step=1/255"},
+    ],
+)
+def test_a_chosen_step_whose_sum_cannot_reach_the_radius_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="allowed: steps that add up to its radius"):
+        settle(TAET, changes, EPS)
+    old = Evaluation(attacks=("pgd-7",), step_size=1 / 255)  # as a run stores it, it is only flagged
+    assert settle(old, {}, EPS).attacks == ("pgd-7",)
+
+
+# -- curves ------------------------------------------------------------------------------------------------------------
+
+RADIUS, STEP = 0.05, 0.01
+
+
+class Linear(nn.Module):
+    """Two classes, told apart by the sign of a weighted sum of the pixels less its value on a grey image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, generator=torch.Generator().manual_seed(0)) / 8)
+
+    def difference(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        difference = self.difference(x)
+        return torch.stack([-difference, difference], 1) / 2
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[Linear, Tensor, Tensor]:
+    """The model, images that it gets right, and their labels."""
+    model, x = Linear(), torch.rand(200, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return model, x, (model.difference(x) > 0).long()
+
+
+@pytest.fixture(scope="module")
+def card(linear: tuple[Linear, Tensor, Tensor]) -> ResultCard:
+    return taet.evaluate(*linear, attacks=[*CURVES], eps=RADIUS, step_size=STEP)
+
+
+def after(linear: tuple[Linear, Tensor, Tensor], start: Tensor, length: float, eps: float) -> np.ndarray:
+    """Which images are still correct when each pixel has gone so far against its weight, within the ball and [0, 1]."""
+    model, x, y = linear
+    against = -(2 * y - 1)[:, None] * model.weight.sign()
+    moved = start + length * against.reshape(x.shape)
+    x_adv = torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(0, 1)
+    return ((model.difference(x_adv) > 0).long() == y).numpy()
+
+
+def test_the_points_of_a_linear_model_are_those_of_the_closed_form(
+    card: ResultCard, linear: tuple[Linear, Tensor, Tensor]
+) -> None:
+    assert len({column.name for column in card.columns}) == len(card.columns) == 1 + 7 + 6 + 4
+    assert {column.name for column in card.columns if not column.curve} == {"clean"}
+    found, x = curves(card), linear[1]
+    balls = [0, RADIUS / 4, RADIUS / 2, RADIUS, 2 * RADIUS, 4 * RADIUS, 8 * RADIUS, 1]
+    assert list(found["eps"]) == pytest.approx(balls)
+    for eps, column in found["eps"].items():
+        np.testing.assert_array_equal(column.correct, after(linear, x, 1, eps))
+        assert eps in (0, RADIUS) or column.parameters["step_size"] == pytest.approx(eps / RADIUS * STEP)
+    assert list(found["steps"]) == [1, 2, 5, 10, 20, 50, 100]
+    for steps, column in found["steps"].items():
+        noise = Draws(0, f"pgd-{steps:.0f}", np.arange(len(x))).start(x, RADIUS)
+        start = (x + noise).clamp(0, 1)
+        np.testing.assert_array_equal(column.correct, after(linear, start, steps * STEP, RADIUS))
+    assert list(found["logit-scale"]) == [0.01, 0.1, 1, 10, 100]
+    assert all((one.correct == found["logit-scale"][1].correct).all() for one in found["logit-scale"].values())
+
+
+def test_balls_are_written_in_grey_levels_where_they_are_whole() -> None:
+    names = [attack.name for attack in attacks_of(Evaluation(attacks=("curve-eps",)), 8 / 255)]
+    sizes = ("2/255", "4/255", "", "16/255", "32/255", "64/255", "1")
+    assert names == [f"pgd-20:eps={size}" if size else "pgd-20" for size in sizes]
+
+
+def test_what_is_both_an_attack_and_a_point_is_measured_once() -> None:
+    attacks = attacks_of(Evaluation(attacks=("clean", "pgd-20", "pgd-5", "curve-logit-scale", "curve-steps")))
+    assert len(attacks) == len({attack.name for attack in attacks}) == 3 + 4 + 5
+    assert [attack.name for attack in attacks if not attack.curve] == ["clean", "pgd-20", "pgd-5"]
+
+
+def test_a_curve_needs_three_points_and_holds_one_at_a_place(card: ResultCard) -> None:
+    few = card.changed(columns=tuple(card.column(name) for name in ("pgd-20", "adaptive-pgd-20", "pgd-1")))
+    assert curves(few) == {"steps": {}, "eps": {}, "logit-scale": {}}
+    again = card.column("pgd-20").changed(name="pgd-20:eps=0.050")
+    assert curves(card.changed(columns=(*card.columns, again)))["eps"][RADIUS].name == "pgd-20"
+
+
+@pytest.mark.parametrize("change", [{"step_size": 0.02}, {"start": "none"}, {"restarts": 2}, {"seed": 1}])
+def test_a_point_of_other_settings_is_none_of_the_curve(card: ResultCard, change: dict[str, Any]) -> None:
+    own = card.column("pgd-20")
+    other = own.changed(parameters={**own.parameters, **change})
+    found = curves(card.changed(columns=tuple(other if one is own else one for one in card.columns)))
+    same = "seed" in change  # another draw of the same
+    assert (RADIUS in found["eps"], 20 in found["steps"], 1 in found["logit-scale"]) == (same, same, same)
+
+
+def test_of_several_sets_the_curve_is_the_one_measured_for_it_else_the_largest(card: ResultCard) -> None:
+    names = [f"pgd-{steps}" for steps in (1, 2, 5, 10, 20, 50, 100)]
+    columns = [card.column(name) for name in names]
+    long = [one.changed(parameters={**one.parameters, "step_size": 0.02}, curve="") for one in columns[3:]]
+    asked = card.changed(columns=(*columns[:3], *long))
+    assert list(curves(asked)["steps"]) == [1, 2, 5]
+    unasked = card.changed(columns=(*(one.changed(curve="") for one in columns[:3]), *long))
+    assert list(curves(unasked)["steps"]) == [10, 20, 50, 100]

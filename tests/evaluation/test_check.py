@@ -1,9 +1,10 @@
-"""What `check` finds about sound models and about every way to spoil one, and that it leaves them as they were."""
+"""What `check` finds about this machine, run folders, sound models, and every way to spoil one."""
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from taet import protocols, train
 from taet.errors import UserError
-from taet.evaluation.bundles import parse_attack
-from taet.evaluation.check import Check, check
+from taet.evaluation import Check, check, evaluate
 from taet.models.foreign import NORMALIZATIONS, Normalized
-from taet.settings import Evaluation
+from taet.settings import override
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
-SUBJECTS = {
-    "classes", "normalisation", "accuracy", "logits", "range", "gradients", "determinism", "batch", "precision",
-    "eval mode",
-}  # fmt: skip
 
 
 class Brightness(nn.Module):
@@ -36,26 +33,6 @@ class Brightness(nn.Module):
         return -self.scale * (x.mean((1, 2, 3))[:, None] - self.centres).square()
 
 
-@pytest.fixture(scope="module")
-def data() -> tuple[np.ndarray, np.ndarray]:
-    """120 images of four levels of grey, uint8, and their labels."""
-    labels = np.arange(120) % 4
-    noise = np.random.default_rng(0).normal(0, 10, (120, 8, 8, 3))
-    levels = 255 * np.array(LEVELS)[labels][:, None, None, None]
-    return np.clip(levels + noise, 0, 255).astype(np.uint8), labels
-
-
-@pytest.fixture
-def checked(data: tuple[np.ndarray, np.ndarray]) -> Callable[..., Check]:
-    return lambda model, **options: check(model, *data, **{"attacks": ("clean",), **options})
-
-
-def expecting(name: str) -> Brightness:
-    """The same model for images that are normalised by the statistics of that name."""
-    mean, std = (torch.tensor(values) for values in NORMALIZATIONS[name])
-    return Brightness([float(((level - mean) / std).mean()) for level in LEVELS])
-
-
 class Answer(nn.Module):
     """`change` of what the model answers."""
 
@@ -67,253 +44,161 @@ class Answer(nn.Module):
         return self.change(self.network(self.before(x)))
 
 
-def warned(found: Check) -> dict[str, str]:
-    return {finding.subject: finding.text for finding in found.findings if not finding.ok}
+class Drifting(nn.Module):
+    """Updates its statistics in eval mode, by nothing that two images show."""
 
-
-# -- a sound model -----------------------------------------------------------------------------------------------------
-
-
-def test_a_sound_model_is_ok(checked: Callable[..., Check]) -> None:
-    found = checked(Brightness(), name="mine", class_names="abcd")
-    assert found.ok
-    assert {finding.subject for finding in found.findings} == SUBJECTS
-    assert (found.model, found.parameters, found.num_classes, found.images, found.tried) == ("mine", 4, 4, 120, 120)
-    assert found.image_shape == (3, 8, 8)
-    assert found.accuracy == found.accuracies["none"] == 1
-    assert found.forward_speed > 0
-    assert found.gradient_speed > 0
-
-
-def test_what_it_says_names_every_finding_and_attack(checked: Callable[..., Check]) -> None:
-    found = checked(nn.Sequential(Brightness(), nn.Softmax(1)), attacks=("clean", "pgd-20"))
-    lines = repr(found).splitlines()
-    assert lines[0] == "Sequential: 4 parameters, 4 logits for images of 3 x 8 x 8; tried on 120 of 120 test images"
-    assert sum(line.startswith("ok ") for line in lines) == len(SUBJECTS) - 1
-    assert [line.split()[1] for line in lines if line.startswith("! ")] == ["logits"]
-    assert lines[-1].startswith("all ")
-    assert lines[-2].split()[:3] == ["pgd-20", "41", "120"]
-
-
-def test_json_is_plain(checked: Callable[..., Check]) -> None:
-    found = checked(Brightness())
-    stored = json.loads(json.dumps(found.to_json()))
-    assert stored == found.to_json()
-    assert stored["ok"] is True
-    assert {finding["subject"] for finding in stored["findings"]} == SUBJECTS
-
-
-def test_a_batch_of_the_test_set_is_tried(checked: Callable[..., Check]) -> None:
-    found = checked(Brightness(), batch_size=20)
-    assert (found.tried, found.images) == (20, 120)
-    tried = set()
-
-    class Seeing(Brightness):
-        def forward(self, x: Tensor) -> Tensor:
-            tried.update(x.mean((1, 2, 3)).mul(5).round().int().tolist())
-            return super().forward(x)
-
-    checked(Seeing(), batch_size=20)
-    assert {1, 2, 3, 4} <= tried, "images are drawn, not the first of a test set that may be sorted"
-
-
-def test_the_time_of_an_attack_is_that_of_its_passes(checked: Callable[..., Check]) -> None:
-    found = checked(Brightness(centres=(0.2, 0.4, 0.6, 0.45)), attacks=("clean", "pgd-20", "autoattack"))
-    clean, chain, suite = found.costs
-    forward, both = 1 / found.forward_speed, 1 / found.gradient_speed
-    assert clean.seconds == pytest.approx(120 * forward)
-    assert chain.seconds == pytest.approx(120 * (20 * both + forward))
-    assert 0.3 < found.accuracy < 0.8
-    assert suite.images == round(found.accuracy * 120), "AutoAttack takes up what is classified correctly"
-    assert suite.passes == parse_attack("autoattack").passes(4)
-
-
-def test_the_images_that_autoattack_takes_up_are_estimated_class_by_class(data: Any) -> None:
-    images, labels = data
-    few = np.flatnonzero(labels == 1)[:5]  # whose logit is never the largest
-    rows = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 2), few])
-    model = Brightness(centres=(0.2, 9.0, 0.6, 9.0))
-    found = check(model, images[rows], labels[rows], attacks=("autoattack",), batch_size=15)
-    assert found.accuracy == pytest.approx(2 / 3), "five images of each class are tried"
-    assert found.costs[0].images == 60
-
-
-def test_a_protocol_stands_for_its_attacks(checked: Callable[..., Check]) -> None:
-    assert [cost.attack for cost in checked(Brightness(), attacks=("taet",)).costs][:2] == ["clean", "fgsm"]
-    assert [cost.attack for cost in checked(Brightness(), attacks=Evaluation.default("attacks")).costs] == [
-        *Evaluation.default("attacks")
-    ]
-
-
-# -- what spoils an evaluation -----------------------------------------------------------------------------------------
-
-
-def test_a_normalisation_that_is_missing_is_named(checked: Callable[..., Check]) -> None:
-    found = checked(expecting("cifar10"))
-    assert set(warned(found)) >= {"normalisation"}
-    assert "100.0 % with --normalize " in warned(found)["normalisation"]
-    assert "cifar10 100.0" in warned(found)["normalisation"]
-    assert found.accuracies["cifar10"] == 1 > found.accuracies["none"]
-    assert checked(Normalized(expecting("cifar10"), NORMALIZATIONS["cifar10"])).ok
-
-
-def test_normalising_twice_is_seen(checked: Callable[..., Check]) -> None:
-    inside = Normalized(expecting("cifar10"), NORMALIZATIONS["cifar10"])
-    found = checked(Normalized(inside, NORMALIZATIONS["cifar10"]))
-    assert "100.0 % with --normalize none" in warned(found)["normalisation"]
-
-
-@pytest.mark.parametrize(
-    ("scale", "shift", "flag"),
-    [(2.0, -1.0, "--normalize 0.5,0.5,0.5/0.5,0.5,0.5"), (255.0, 0.0, "--normalize 0,0,0/0.00392157,0.00392157,")],
-)
-def test_another_scale_of_the_input_is_seen(
-    checked: Callable[..., Check], scale: float, shift: float, flag: str
-) -> None:
-    network = Brightness([scale * level + shift for level in LEVELS], scale=50 / scale**2)
-    assert flag in warned(checked(network))["normalisation"]
-
-
-def test_a_better_accuracy_by_chance_is_no_finding(checked: Callable[..., Check]) -> None:
-    found = checked(Normalized(Brightness(), NORMALIZATIONS["cifar10"]), batch_size=4)
-    assert found.accuracies["none"] > found.accuracy, "four images decide nothing"
-    assert "normalisation" not in warned(found)
-
-
-@pytest.mark.parametrize(
-    ("model", "subject", "text"),
-    [
-        (Answer(lambda z: z.softmax(1)), "logits", "probabilities, not logits"),
-        (Answer(torch.sigmoid), "logits", "as after a sigmoid"),
-        (Answer(lambda z: functional.pad(z, (0, 3), value=-99.0)), "classes", "7 logits, but labels 0 to 3 only"),
-        (Answer(lambda z: 0 * z), "accuracy", "balanced accuracy 25.0 %, chance is 25.0 %"),
-        (Answer(lambda z: z.bfloat16()), "precision", "outputs are torch.bfloat16"),
-        (Answer(lambda z: functional.dropout(z, 0.2)), "determinism", "give different logits"),
-        (Answer(lambda z: z - z.mean(0)), "batch", "the logits of an image depend on the other images"),
-        (Answer(lambda z: z, before=lambda x: (255 * x).round() / 255), "gradients", "exactly zero on 120 of 120"),
-        (Answer(lambda z: 1e4 * z), "gradients", "exactly zero"),
-        (Answer(lambda z: z, before=lambda x: x + 0 / x.std()), "range", "not finite on black and white images"),
-    ],
-)  # fmt: skip
-def test_what_spoils_an_evaluation_is_named_with_what_to_do(
-    checked: Callable[..., Check], model: nn.Module, subject: str, text: str
-) -> None:
-    assert text in warned(checked(model))[subject]
-
-
-def test_noise_drawn_for_each_image_is_not_blamed_on_the_batch(checked: Callable[..., Check]) -> None:
-    found = checked(Answer(lambda z: z + 5 * torch.randn_like(z)))
-    assert {*warned(found)} & {"determinism", "batch"} == {"determinism"}
-    assert (
-        next(one.text for one in found.findings if one.subject == "batch") == "not applicable: the model is randomised"
-    )
-
-
-def test_log_probabilities_are_logits(checked: Callable[..., Check]) -> None:
-    found = checked(Answer(lambda z: z.log_softmax(1)))
-    assert found.ok
-    assert "log-probabilities" in repr(found)
-
-
-class Restless(Brightness):
-    """Batch statistics in eval mode, as of a layer that is called with training=True."""
-
-    def __init__(self, persistent: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("moving", torch.zeros(3), persistent)
-        self.register_buffer("spread", torch.ones(3), persistent)
-        self.least = 1
+        self.network = Brightness()
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        normal = functional.batch_norm(x, self.moving, self.spread, training=len(x) >= self.least)
-        return super().forward(0.5 + 0.2 * normal)
+        self.seen += float(len(x) > 2)
+        logits: Tensor = self.network(x)
+        return logits
 
 
-@pytest.mark.parametrize("persistent", [True, False])
-def test_a_state_that_changes_in_eval_mode_is_given_back(checked: Callable[..., Check], persistent: bool) -> None:
-    model = Restless(persistent)
-    with pytest.raises(UserError, match="moving changes during a forward pass in eval mode"):
-        checked(model)
-    assert torch.equal(model.moving, torch.zeros(3))
-    assert torch.equal(model.spread, torch.ones(3))
-    model.least = 3  # so that the two images by which a wrong model is refused at once do not show it
-    found = warned(checked(model))
-    assert "its state changes in eval mode (moving and spread)" in found["eval mode"]
-    assert "batch" in found
-    assert torch.equal(model.moving, torch.zeros(3))
-    assert torch.equal(model.spread, torch.ones(3))
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """120 images of four levels of grey, uint8, and their labels."""
+    labels = np.arange(120) % 4
+    noise = np.random.default_rng(0).normal(0, 10, (120, 8, 8, 3))
+    levels = 255 * np.array(LEVELS)[labels][:, None, None, None]
+    return np.clip(levels + noise, 0, 255).astype(np.uint8), labels
 
 
-def test_a_model_in_training_mode_is_tried_in_eval_mode_and_given_back(checked: Callable[..., Check]) -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), Brightness()).train()
-    random = torch.random.get_rng_state()
-    found = checked(model)
+def wrong(found: Check) -> dict[str, str]:
+    return {finding.what: finding.text for finding in found.findings if not finding.ok}
+
+
+def expecting(name: str) -> Brightness:
+    """The same model for images that are normalised by the statistics of that name."""
+    mean, std = (torch.tensor(values) for values in NORMALIZATIONS[name])
+    return Brightness([float(((level - mean) / std).mean()) for level in LEVELS])
+
+
+def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarray]) -> None:
+    model, state = Brightness().train(), torch.random.get_rng_state()
+    found = check(model, *data, attacks=["clean", "pgd-20"])
     assert found.ok
-    assert "it was in training mode and is tested in eval mode" in repr(found)
-    assert all(module.training for module in model.modules())
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert model[0].num_batches_tracked == 0
-    checked(Answer(lambda z: functional.dropout(z, 0.2)))
-    assert torch.equal(torch.random.get_rng_state(), random)
+    lines = "\n".join(found.lines)
+    assert lines == str(found)
+    for text in (
+        "4 parameters, 4 logits for images of 3 x 8 x 8",
+        "balanced accuracy 100.0 %",
+        "clean and pgd-20: about",
+    ):
+        assert text in lines
+    assert "it was in training mode" in lines
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
-# -- what cannot be evaluated ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("model", "what", "message"),
+    [
+        (Answer(lambda z: z.roll(1, 1)), "accuracy", "are the weights, the order of the classes"),
+        (Answer(lambda z: torch.cat([z, z - 99, z - 99], 1)), "classes", "12 logits, but labels 0 to 3 only"),
+        (expecting("imagenet"), "normalisation", "with --normalize imagenet"),
+        (Normalized(Brightness(), NORMALIZATIONS["cifar10"]), "normalisation", "with --normalize none"),
+        (Answer(lambda z: z.softmax(1)), "softmax-outputs", "The model returns probabilities"),
+        (Answer(lambda z: z.sigmoid()), "logits", "after a sigmoid"),
+        (Answer(lambda z: z, lambda x: x / x.amax((1, 2, 3), keepdim=True)), "range", "not finite on black images"),
+        (Answer(lambda z: z.double()), "precision", "outputs are torch.float64"),
+        (Answer(lambda z: z, lambda x: (5 * x).round() / 5), "zero-gradients", "exactly zero"),
+        (Answer(lambda z: z + torch.randn_like(z)), "randomised", "Two forward passes"),
+        (Answer(lambda z: z + 9 * torch.randn_like(z)), "deep", "random outputs: .* check again with --deep"),
+        (Answer(lambda z: functional.batch_norm(z, None, None, training=True)), "batch-dependent", "in its batch"),
+    ],
+)
+def test_what_would_invalidate_an_evaluation_is_named(
+    data: tuple[np.ndarray, np.ndarray], model: nn.Module, what: str, message: str
+) -> None:
+    found = check(model, *data, attacks=["clean"])
+    assert not found.ok
+    assert message.split(".*")[0] in wrong(found)[what]
 
 
-def inplace(z: Tensor) -> Tensor:
-    root = z.exp()
-    root.add_(1)
-    return root
-
-
-class Picky(Brightness):
-    """Raises on more than two images what is no RuntimeError."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 2:
-            raise KeyError(f"nothing for {len(x)}")
-        return super().forward(x)
+def test_a_state_that_changes_in_eval_mode_is_named_and_restored(data: tuple[np.ndarray, np.ndarray]) -> None:
+    model = Drifting()
+    assert "its state changes in eval mode (seen)" in wrong(check(model, *data, attacks=["clean"]))["eval mode"]
+    assert float(model.seen) == 0
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Answer(lambda z: (z, z)), "model output: got a tuple; allowed: one tensor of logits"),
-        (Answer(lambda z: z.argmax(1)), r"model output: got shape \(2,\)"),
-        (Answer(lambda z: z[:, :3]), "labels: got up to 3; allowed: 0 to 2, one per logit"),
-        (Answer(lambda z: z / (z.detach().amax(1, True) < -0.01)), r"not finite on \d+ of 120 clean test images"),
         (Answer(lambda z: z.detach()), "no gradient reaches the image"),
-        (Answer(inplace), r"model: fails on a batch of 120 images \(one of the variables needed for gradient"),
-        (Picky(), r"model: fails on a batch of 120 images \('nothing for 120'\)"),
-        (Brightness().double(), "weights that are not float32"),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), Brightness()), r"model: fails on images of shape \(2, 3, 8, 8\)"),
+        (Answer(lambda z: z * float("nan")), "not finite on 120 of 120 clean test images"),
+        (nn.Linear(2, 2), "fails on images of shape"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_one_line(
-    checked: Callable[..., Check], model: nn.Module, message: str
+def test_a_model_that_cannot_be_evaluated_is_refused(
+    data: tuple[np.ndarray, np.ndarray], model: nn.Module, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        checked(model)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=message):
+        check(model, *data, attacks=["clean"])
+
+
+def test_this_machine_is_described_with_the_data_files_that_commands_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cifar10.npz").write_bytes(b"")
+    found = check()
+    assert found.ok
+    texts = {finding.what: finding.text for finding in found.findings}
+    assert texts["data"] == "data/cifar10.npz"
+    assert {"torch", "device", "PGD-10 float32", "disk"} <= texts.keys()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {"model.name": "resnet8", "data.max_count": 12, "data.test_max_count": 6, "training.epochs": 2}
+    settings |= {"threat.steps": 1, "evaluation.attacks": ("clean", "pgd-2")}
+    folder = train(override(protocols.taet("at"), settings), out=tmp_path_factory.mktemp("runs") / "run").folder
+    evaluate(folder)
+    return folder
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_every_file_of_a_run_is_verified_and_its_model_tried(run: Path) -> None:
+    found = check(run)
+    texts = {finding.what: finding.text for finding in found.findings}
+    for name in (".", "run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json"):
+        assert texts[name] == "verified", name
+    assert "parameters" in texts["model"]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"class_names": "abc"}, "model output: got 4 logits; allowed: 3, one per class"),
-        ({"attacks": ("pdg-20",)}, r"unknown attack 'pdg-20'; .*did you mean 'pgd-20'\?"),
-    ],
+    "name",
+    ["run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json", "examples.npz"],
 )
-def test_mistakes_of_the_call_are_refused(checked: Callable[..., Check], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        checked(Brightness(), **options)
+def test_a_flipped_bit_anywhere_in_the_chain_is_found(run: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    flip(folder / "artifacts" / name if name == "examples.npz" else folder / name)
+    found = check(folder)
+    assert not found.ok
+    named = {finding.what for finding in found.findings if not finding.ok}
+    assert ("evaluation.json" if name == "examples.npz" else name) in named
 
 
-def test_images_that_are_none_are_refused(data: tuple[np.ndarray, np.ndarray]) -> None:
-    images, labels = data
-    with pytest.raises(UserError, match="images: got int64; allowed: uint8"):
-        check(Brightness(), images.astype(np.int64), labels)
-    with pytest.raises(UserError, match="divide by 255"):
-        check(Brightness(), images.astype(np.float32).transpose(0, 3, 1, 2), labels)
-    with pytest.raises(UserError, match="labels: got int64"):
-        check(Brightness(), images, labels[:-1])
+def test_a_card_of_another_run_and_a_folder_of_nothing_are_found(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    with pytest.raises(UserError, match="no such folder"):
+        check(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is not a run folder"):
+        check(tmp_path / "empty")
+    other = train(
+        override(protocols.taet("at-bsl"), {"model.name": "resnet8", "training.epochs": 1}), out=tmp_path / "b"
+    )
+    shutil.copy(folder / "evaluation.json", other.folder / "evaluation.json")
+    assert "belongs to another run" in wrong(check(other.folder))["evaluation.json"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import get_args
 
 import pytest
 import torch
@@ -15,23 +14,16 @@ from torch.nn import functional
 
 import taet
 from taet.attacks import pgd
-from taet.evaluation import ResultCard, parse_attack
-from taet.evaluation.column import CurveName
-from taet.evaluation.curves import curves
-from taet.evaluation.diagnostics import ATTACKS, MODEL, TEST_SET, flags
-from taet.evaluation.runner import make_runner
-from taet.evaluation.transfer import transfer_columns
+from taet.evaluation import ResultCard
+from taet.evaluation.bundles import CURVES, curves
+from taet.evaluation.rules import RULES
 
 EPS = 0.15
 STEP = EPS / 8
 TRAIN, TEST = 1000, 600
 FULL = pytest.mark.full
-MASKING = {rule.flag for rule in (*ATTACKS, *MODEL, *TEST_SET)} - {
-    "few-images-per-class",
-    "small-test-set",
-    "selected-on-test-set",
-    "extra-not-compared",
-}
+ABOUT_IMAGES = {"few-images-per-class", "small-test-set", "selected-on-test-set", "extra-not-compared"}
+MASKING = {rule.flag for rule in RULES if rule.of in ("attacks", "model", "test")} - ABOUT_IMAGES
 
 
 @functools.cache
@@ -138,10 +130,10 @@ def evaluate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultCard]:
 
     def run(model: nn.Module, *attacks: str, count: int = TEST) -> ResultCard:
         x, y = (tensor[TRAIN : TRAIN + count] for tensor in digits())
-        kinds = get_args(CurveName) if count == TEST else ()
+        kinds = CURVES if count == TEST else ()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return taet.evaluate(model, x, y, attacks=attacks, curves=kinds, eps=EPS, step_size=STEP, batch_size=count)
+            return taet.evaluate(model, x, y, attacks=(*attacks, *kinds), eps=EPS, step_size=STEP, batch_size=count)
 
     return run
 
@@ -151,8 +143,7 @@ def masking(card: ResultCard) -> set[str]:
 
 
 def accuracies(card: ResultCard, name: str) -> dict[float, float]:
-    (curve,) = (curve for curve in curves(card) if curve.name == name)
-    return {x: float(column.correct.mean()) for x, column in curve.points}
+    return {x: float(column.correct.mean()) for x, column in curves(card)[name].items()}  # type: ignore[index]
 
 
 @pytest.mark.full
@@ -255,15 +246,3 @@ def test_an_attack_without_a_ball_that_stops_early_is_named_and_one_that_arrives
 def test_gradients_that_are_not_finite_are_named_where_no_attack_met_them(evaluate: Callable[..., ResultCard]) -> None:
     assert masking(evaluate(undefined(), "fgsm", count=100)) == {"nonfinite-gradients"}
     assert masking(evaluate(trained(), "fgsm", count=100)) == set()
-
-
-@pytest.mark.full
-def test_examples_of_another_model_beat_gradients_that_are_masked(evaluate: Callable[..., ResultCard]) -> None:
-    x, y = (tensor[TRAIN : TRAIN + 100] for tensor in digits())
-    attack = parse_attack("pgd-20", eps=EPS)
-    for target, expected in ((saturated(), {"transfer-beats-white-box"}), (trained(), set())):
-        card = evaluate(target, "pgd-20", count=100)
-        source, other = (make_runner(model, x, y) for model in (trained(16.0), target))
-        (borrowed,) = transfer_columns(source, [other], attack, name="other")
-        found = flags(card.changed(columns=(*card.columns, borrowed)))
-        assert {flag["flag"] for flag in found} & {"transfer-beats-white-box"} == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from taet import protocols, train
 from taet.data import load
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
-from taet.evaluation import ResultCard, evaluate, probe, runner
+from taet.evaluation import ResultCard, evaluate, runner
 from taet.settings import override
 
 CHANGES = {
@@ -40,11 +41,11 @@ def names(card: ResultCard) -> list[str]:
 
 def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluate(run, attacks=["fgsm", "pgd-2"])
-    monkeypatch.setattr(probe, "probe", None)  # not measured again either
+    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "_probe", None)  # not measured again either
     ran: list[str] = []
-    real = runner.Runner.run
+    real = runner.Runner.attack
     monkeypatch.setattr(
-        runner.Runner, "run", lambda self, attack, *rest: (ran.append(attack.name), real(self, attack, *rest))[1]
+        runner.Runner, "attack", lambda self, one, **rest: (ran.append(one.name), real(self, one, **rest))[1]
     )
     second = evaluate(run, attacks=["pgd-2", "pgd-3"])
     assert ran == ["pgd-3"]
@@ -57,8 +58,8 @@ def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.
 @pytest.mark.full
 def test_other_settings_of_an_attack_are_measured_anew(run: Path) -> None:
     evaluate(run, attacks=["pgd-2"])
-    again = evaluate(run, attacks=["pgd-2"], step_size=0.01)
-    assert again.column("pgd-2").parameters["step_size"] == 0.01
+    again = evaluate(run, attacks=["pgd-2"], step_size=0.02)
+    assert again.column("pgd-2").parameters["step_size"] == 0.02
 
 
 @pytest.mark.full

@@ -18,7 +18,7 @@ from taet.evaluation import ResultCard
 ATTACKS = ("fgsm", "pgd-3", "pgd-l2-3", "cw-l2:steps=5", "autoattack-10")
 
 
-def evaluate(folder: Path, worst_case: bool) -> ResultCard:
+def evaluate(folder: Path) -> ResultCard:
     sys.modules["taet.attacks.autoattack"].QUERIES = 20
     generator = np.random.default_rng(0)
     labels = np.arange(23) % 4
@@ -28,9 +28,7 @@ def evaluate(folder: Path, worst_case: bool) -> ResultCard:
     with torch.no_grad():
         model[1].weight.copy_(torch.from_numpy(patterns.reshape(4, 36) - 128) / 128)
         model[1].bias.zero_()
-    attacks = [name for name in ATTACKS if not (worst_case and "l2" in name)]
-    settings = {"eps": 0.1, "step_size": 0.05, "batch_size": 5, "out": folder, "worst_case": worst_case}
-    return taet.evaluate(model, images, labels, attacks=attacks, **settings)
+    return taet.evaluate(model, images, labels, ATTACKS, eps=0.1, step_size=0.05, batch_size=5, out=folder)
 
 
 def work(number: int, folder: Path) -> None:
@@ -39,11 +37,10 @@ def work(number: int, folder: Path) -> None:
     meeting_point = (folder / "meeting-point").as_uri()
     wait = timedelta(seconds=120)
     dist.init_process_group("gloo", init_method=meeting_point, rank=number, world_size=2, timeout=wait)
-    for worst_case in (False, True):
-        card = evaluate(folder / f"{worst_case}", worst_case)
-        again = evaluate(folder / f"{worst_case}", worst_case)  # at once, while the other may still be at work
-        assert again.column("clean").seconds == card.column("clean").seconds
-        np.savez(folder / f"{worst_case}-{number}.npz", **{c.name: c.predictions for c in card.columns})
+    card = evaluate(folder / "card")
+    again = evaluate(folder / "card")  # at once, while the other may still be at work
+    assert again.column("clean").seconds == card.column("clean").seconds
+    np.savez(folder / f"{number}.npz", **{c.name: c.predictions for c in card.columns})
     dist.destroy_process_group()
 
 
@@ -52,24 +49,22 @@ def test_flags_and_parts_are_those_of_one_process(
 ) -> None:
     queries = sys.modules["taet.attacks.autoattack"].QUERIES
     try:
-        alone = [evaluate(tmp_path / f"alone-{worst_case}", worst_case) for worst_case in (False, True)]
+        expected = evaluate(tmp_path / "alone")
     finally:
         sys.modules["taet.attacks.autoattack"].QUERIES = queries
     side_by_side(__file__, tmp_path, 2)
-    for worst_case, expected in zip((False, True), alone, strict=True):
-        card = ResultCard.load(tmp_path / f"{worst_case}" / "evaluation.json")
-        assert [column.name for column in card.columns] == [column.name for column in expected.columns]
-        assert card.probe == expected.probe
-        for column, wanted in zip(card.columns, expected.columns, strict=True):
-            np.testing.assert_array_equal(column.predictions, wanted.predictions)
-            assert {name: mask.tolist() for name, mask in column.parts.items()} == {
-                name: mask.tolist() for name, mask in wanted.parts.items()
-            }
-            assert (column.forwards, column.backwards) == (wanted.forwards, wanted.backwards)
-            for number in range(2):
-                with np.load(tmp_path / f"{worst_case}-{number}.npz") as seen:
-                    np.testing.assert_array_equal(seen[column.name], wanted.predictions)
-        assert not (tmp_path / f"{worst_case}" / "evaluation-state").exists()
+    card = ResultCard.load(tmp_path / "card" / "evaluation.json")
+    assert [column.name for column in card.columns] == [column.name for column in expected.columns]
+    assert card.probe == expected.probe
+    for column, wanted in zip(card.columns, expected.columns, strict=True):
+        np.testing.assert_array_equal(column.predictions, wanted.predictions)
+        masks = ({name: mask.tolist() for name, mask in one.parts.items()} for one in (column, wanted))
+        assert next(masks) == next(masks)
+        assert (column.forwards, column.backwards) == (wanted.forwards, wanted.backwards)
+        for number in range(2):
+            with np.load(tmp_path / f"{number}.npz") as seen:
+                np.testing.assert_array_equal(seen[column.name], wanted.predictions)
+    assert not (tmp_path / "card" / "evaluation-state").exists()
 
 
 if __name__ == "__main__":

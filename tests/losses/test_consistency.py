@@ -75,15 +75,3 @@ def test_gradients_are_those_of_finite_differences_in_both_arguments(name: str) 
     assert torch.autograd.gradcheck(
         lambda t, z: LOSSES[name](t, z, labels), (target, logits.requires_grad_()), check_undefined_grad=False
     )
-
-
-@pytest.mark.parametrize("label", [0, 1, 2])
-@pytest.mark.parametrize("name", LOSSES)
-def test_huge_logits_stay_finite(name: str, label: int) -> None:
-    logits = torch.tensor([[3e4, -3e4, 0.0]], requires_grad=True)
-    target = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
-    values = LOSSES[name](target, logits, torch.tensor([label]))
-    gradients = torch.autograd.grad(values.sum(), (target, logits), allow_unused=True)
-    assert torch.isfinite(values).all()
-    assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
-    assert gradients[1] is not None

@@ -133,19 +133,6 @@ def test_golden_ldam_with_and_without_deferred_weights(golden: Any) -> None:
     golden("ldam_drw_s30_m0.5").check(loss(30 * i["cosines"], i["labels"]).mean())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_precision_is_that_of_the_logits_and_at_least_float32(name: str) -> None:
-    loss = outer(name, drw=True, drw_from=0)
-    assert loss(*batch(torch.float64)).dtype == torch.float64
-    expected = loss(*batch(torch.float32))
-    assert expected.dtype == torch.float32
-    torch.testing.assert_close(expected.double(), loss(*batch()), rtol=1e-5, atol=1e-6)
-    logits, labels = batch(torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(logits, labels), loss(logits.float(), labels))
-    assert torch.equal(loss.double()(*batch()), outer(name, drw=True, drw_from=0)(*batch()))
-
-
 def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
     settings = Outer().replace(drw=True)
     with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):

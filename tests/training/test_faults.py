@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 import taet
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.verification import verify
+from taet.evaluation.check import verify
 from taet.files import is_leftover
 from taet.settings import Run
 from taet.training import resume, train
@@ -212,7 +212,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     if (folder / "evaluation.json").exists():
         card = ResultCard.load(folder)
         found["card"] = [(column.name, column.predictions.tolist()) for column in card.columns]
-    assert not [finding for finding in verify(folder) if finding.problem]
+    assert all(finding.ok for finding in verify(folder))
     return found
 
 

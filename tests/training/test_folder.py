@@ -20,7 +20,7 @@ from taet import models, report
 from taet.cli import main
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.verification import verify
+from taet.evaluation.check import verify
 from taet.files import seal
 from taet.settings import Run, to_json
 from taet.training import TrainingResult, resume
@@ -103,7 +103,7 @@ def test_a_row_that_was_cut_short_is_left_out_and_a_damaged_one_refused(tmp_path
 
 
 def test_a_folder_as_it_was_written_is_verified_and_may_have_any_name(folder: Path) -> None:
-    assert not [finding for finding in verify(folder) if finding.problem or finding.unverified]
+    assert {finding.text for finding in verify(folder)} == {"verified"}
     other = folder.rename(folder.with_name(os.fsdecode(b"r\xff")))
     assert not wrong(other)
     assert load_model(other)[1] is not None
@@ -117,8 +117,8 @@ def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(folder: Pa
     (folder / "evaluation.json").write_text(json.dumps(card))
     assert use(folder) == before
     findings = verify(folder)
-    assert not any(finding.problem for finding in findings)
-    on_trust = {finding.file for finding in findings if finding.unverified}
+    assert not any(not finding.ok for finding in findings)
+    on_trust = {finding.what for finding in findings if finding.text.startswith("on trust")}
     assert on_trust == {"run.json", "metrics.jsonl", "done", "model.safetensors", "evaluation.json"}
 
 
@@ -135,7 +135,7 @@ def test_a_run_of_a_method_that_is_not_installed_here_is_no_damaged_one(folder: 
 
 
 def wrong(folder: Path) -> list[str]:
-    return [finding.file for finding in verify(folder) if finding.problem]
+    return [finding.what for finding in verify(folder) if not finding.ok]
 
 
 def use(folder: Path) -> dict[str, Any]:

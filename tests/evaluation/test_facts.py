@@ -1,0 +1,215 @@
+"""What a sample of images tells of a model, against counting it with the attack itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taet.attacks import pgd
+from taet.attacks.counted import Counted
+from taet.attacks.draws import Draws
+from taet.data.long_tail import even_sample
+from taet.errors import UserError
+from taet.evaluation import ResultCard, facts
+from taet.evaluation.facts import ModelFacts, attempt, difference, outputs, probe, probe_passes
+from taet.evaluation.runner import Runner
+from tests.evaluation.conftest import unit
+
+EPS = 0.05  # which leaves some images of the small network correct
+Evaluated = Callable[..., ResultCard]
+Task = tuple[nn.Module, np.ndarray, np.ndarray]
+Change = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Mean(nn.Module):
+    """Two logits, the mean of an image and its opposite, with something done to them."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3)) - 0.5
+        return self.change(torch.stack([-mean, mean], 1))
+
+
+def tried(model: nn.Module, count: int = 8) -> ModelFacts:
+    x = torch.linspace(0, 1, count)[:, None, None, None].expand(-1, 1, 2, 2).contiguous()
+    y, counted = (x[:, 0, 0, 0] > 0.5).long(), Counted(model)
+    return outputs(counted, x, y, attempt(counted, x, y))
+
+
+@pytest.mark.parametrize("change", [lambda z: z - z.mean(0), lambda z: z + z[:1], lambda z: z + torch.ones(2) * len(z)])
+def test_outputs_that_depend_on_the_batch_are_seen(change: Callable[[Tensor], Tensor]) -> None:
+    assert tried(Mean(change)).batch_difference > 0.01
+    assert tried(Mean(change)).repeat_difference == 0
+    assert tried(Mean(change), 3).batch_difference == 0, "too few to be divided"
+
+
+def test_images_whose_logits_or_gradient_are_not_finite_are_counted() -> None:
+    # Of the root at 0 only the gradient, of a division by 0 the logit too is not finite.
+    assert tried(Mean(lambda z: z + (z - z.detach()).abs().sqrt())).nonfinite_gradients == 8
+    assert tried(Mean(lambda z: z / (z.abs() < 0.499).float().amin(1, keepdim=True))).nonfinite_gradients == 2
+
+
+def test_a_difference_is_a_number_whatever_the_outputs_are() -> None:
+    plain, broken = torch.tensor([[3.0, 4.0]]), torch.tensor([[float("nan"), float("inf")]])
+    assert difference(broken, broken) == 0
+    assert difference(plain, -7 * plain) == pytest.approx(2)
+    assert 0 < difference(plain, broken) <= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(KeyError("x\ny"), r"'x"), (AssertionError(), "AssertionError"), (ValueError("a\nb"), "a")]
+)
+def test_whatever_a_model_raises_is_told_in_one_line(error: Exception, reason: str) -> None:
+    def fail(_: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(UserError, match=rf"model: fails on a batch of 8 images \({reason}") as caught:
+        tried(Mean(fail))
+    assert "\n" not in str(caught.value)
+
+
+# -- the probe ---------------------------------------------------------------------------------------------------------
+
+
+def probed(model: nn.Module, task: Task) -> ModelFacts:
+    x, y = unit(task[1]), torch.from_numpy(task[2])
+    runner = Runner(Counted(model), task[1], task[2], 4, 22, 0, torch.device("cpu"))
+    with runner.still():
+        noise = Draws(0, "probe", np.arange(22)).start(x, EPS)
+        return probe(runner.model, x, y, noise, EPS, runner.sites)
+
+
+def changed(change: Change, task: Task) -> ModelFacts:
+    class Changed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return change(task[0], x)
+
+    return probed(Changed(), task)
+
+
+def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Evaluated) -> None:
+    model, images, labels = task
+    rows = even_sample(labels, 20, 0)
+    x, y = unit(images[rows]), torch.from_numpy(labels[rows])
+    start = Draws(0, "probe", rows).start(x, EPS)
+
+    def survives(factor: float) -> Tensor:
+        def objective(logits: Tensor, y: Tensor) -> Tensor:
+            return functional.cross_entropy(factor * logits, y, reduction="none")
+
+        x_adv = pgd(model, x, y, eps=EPS, steps=20, step_size=EPS / 8, start_noise=start, objective=objective)
+        return model(x_adv).argmax(1) == y
+
+    largest = model(x).detach().topk(2).values
+    gap = float((largest[:, 0] - largest[:, 1]).median())
+    plain, scaled = survives(1), survives(10 / gap)
+    found = evaluated("fgsm", "pgd-20", "pgd-50", eps=EPS, batch_size=20).probe
+    expected = {
+        "images": 20,
+        "seed": 0,
+        "clean_correct": int((model(x).argmax(1) == y).sum()),
+        "pgd_correct": int(plain.sum()),
+        "scaled_pgd_correct": int(scaled.sum()),
+        "only_pgd_correct": int((plain & ~scaled).sum()),
+        "only_scaled_pgd_correct": int((scaled & ~plain).sum()),
+    }
+    assert found["logit_gap"] == pytest.approx(gap, rel=1e-5)
+    assert found["batch_difference"] < 1e-5
+    others = {*ModelFacts.model_fields} - {*expected, "batch_size", "batch_difference", "logit_gap"}
+    assert {name: found[name] for name in expected} == expected
+    assert {found[name] for name in others} == {0}
+    assert 0 < found["pgd_correct"] < found["clean_correct"]
+    assert all(type(value) in (int, float) for value in found.values())
+
+
+def grey(x: Tensor) -> Tensor:
+    """How far each pixel is from a grey level of 8 bits, in levels."""
+    return (255 * x - (255 * x).round()).abs()
+
+
+@pytest.mark.parametrize(
+    ("change", "fact", "count"),
+    [
+        (lambda model, x: model(x).softmax(1), "distributions", 22),
+        (lambda model, x: model((255 * x).round() / 255), "zero_gradients", 22),
+        (lambda model, x: model(x) + (0 * x).sqrt().sum(), "nonfinite_gradients", 22),  # the gradient, everywhere
+        # Logits off the grid of test images, and the gradient there: on the way of PGD.
+        (lambda model, x: model(x) / (grey(x).amax((1, 2, 3)) < 0.01)[:, None], "nonfinite_gradients", 22),
+        (lambda model, x: model(x) + ((0 * x).sqrt().sum() if grey(x).max() > 0.01 else 0), "nonfinite_gradients", 22),
+    ],
+)
+def test_what_misleads_gradients_is_counted(task: Task, change: Change, fact: str, count: int) -> None:
+    assert getattr(changed(change, task), fact) == count
+
+
+def test_a_model_that_changes_between_calls_is_seen(task: Task) -> None:
+    calls = []
+
+    def drifting(model: nn.Module, x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return model(x) + len(calls) // 10 * torch.arange(4.0)
+
+    found = changed(drifting, task)
+    assert found.repeat_difference == 0 < found.later_difference
+
+
+def test_it_takes_no_more_than_the_attacks_unless_they_are_very_short(evaluated: Evaluated, task: Task) -> None:
+    short = evaluated("fgsm", batch_size=20)
+    assert short.probe["images"] == 16
+    (text,) = (flag["text"] for flag in short.flags if flag["flag"] == "probe-small")
+    assert text.startswith("The probe used only 16 of 22 images")
+    assert evaluated("fgsm", "pgd-50", batch_size=22).probe["images"] == 22
+    runner = Runner(Counted(task[0]), task[1], task[2], 4, 22, 0, torch.device("cpu"))
+    x, y = runner.batch(np.arange(22))
+    with runner.still():
+        sites = runner.sites
+        before = runner.model.passes
+        probe(runner.model, x, y, torch.zeros_like(x), EPS, sites)
+    assert runner.model.passes - before == 22 * probe_passes(sites)
+
+
+def test_without_it_a_flag_says_so_and_without_attacks_there_is_none(evaluated: Evaluated) -> None:
+    card = evaluated("fgsm", probe=False)
+    assert card.probe == evaluated("clean").probe == {}
+    assert "not-probed" in {flag["flag"] for flag in card.flags}
+    assert "not-probed" not in {flag["flag"] for flag in evaluated("clean", probe=False).flags}
+
+
+def test_a_model_that_draws_numbers_leaves_the_global_generator_alone(task: Task) -> None:
+    before = torch.random.get_rng_state()
+    assert changed(lambda model, x: model(x + 0.01 * torch.randn_like(x)), task).repeat_difference > 0
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_several_logits_of_a_class_and_several_draws_are_attacked_together(task: Task) -> None:
+    x, y = unit(task[1]), torch.from_numpy(task[2])
+    noise = Draws(0, "audit", np.arange(22)).start(x, EPS)
+    merged = facts.Merged(nn.Sequential(task[0], Twice()), 4)
+    found = facts.deep_facts(merged, x, y, noise, EPS, random=False)
+    assert (found.classes, found.logits, found.draws) == (4, 8, 0)
+    assert 0 <= found.only_merged_correct <= found.merged_correct <= 22
+    drawn = facts.deep_facts(nn.Sequential(task[0], Noisy()), x, y, noise, EPS, random=True)
+    assert (drawn.draws, drawn.logits) == (32, 0)
+    assert 0 <= drawn.only_mean_correct <= drawn.mean_correct <= 22
+
+
+class Twice(nn.Module):
+    """Every logit once more."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([z, z], 1)
+
+
+class Noisy(nn.Module):
+    """Logits with noise."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + 0.01 * torch.randn_like(z)
