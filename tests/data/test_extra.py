@@ -205,13 +205,13 @@ def test_other_pixels_and_classes_are_refused(
         ({"extra_source": "  "}, "without a source"),
         ({"extra": "npz:"}, r"data extra: got 'npz:'; allowed: npz:PATH, folder:PATH"),
         ({"extra": "csv:x"}, r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"),
-        ({"extra": None, "extra_source": None}, r"data extra fraction: got 0\.5; allowed: with data extra only"),
+        ({"extra": None, "extra_source": None}, r"data extra fraction: got 0\.5; allowed: with extra only"),
         (
             {"extra": None, "extra_fraction": 0.7},
-            r"data extra source: got made by a test; allowed: with data extra only",
+            r"data extra source: got 'made by a test'; allowed: with extra only",
         ),
         ({"extra_fraction": 1.0}, r"data extra fraction: got 1; allowed: 0 up to, not including, 1"),
-        ({"extra_classes": "inverse"}, r"data extra classes: got inverse; this setting has left, see CHANGELOG"),
+        ({"extra_classes": "inverse"}, r"data extra classes: got 'inverse'; this setting has left, see CHANGELOG"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
