@@ -1,5 +1,5 @@
 # make demo       train, attack and report on a bare machine with Python 3.11 or newer; a few minutes on two CPU cores
-# make test       the tests, three to four minutes on two idle cores, with representative cases of large products
+# make test       the tests, with representative cases of large products
 # make test-all   every test
 # make test-avx2  the tests that rounding could affect, as on an x86 processor with AVX2 and without AVX-512
 # make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
@@ -8,7 +8,7 @@
 # make results    renew results/results.csv and every page that follows from the code or the committed cards
 # make docs       the documentation as a site, build/site/index.html; a link that leads nowhere is an error
 # make lock       renew requirements.lock from pyproject.toml, with the hashes of all files
-# make sbom       renew sbom.cdx.json, the software bill of materials (CycloneDX)
+# make sbom       write sbom.cdx.json, the software bill of materials (CycloneDX)
 # make wheel      build the wheel of the last commit; built twice, it has one SHA-256
 
 PYTHON ?= python3

@@ -350,14 +350,15 @@ def index() -> str:
 
 
 def loss_section(name: str) -> str:
-    """One loss: signature, formula, shapes, source and example, from its docstring."""
+    """One loss: signature, first sentence, formula and source, from its docstring."""
     function = getattr(losses, name)
-    about, _, example = inspect.cleandoc(function.__doc__).partition("\n\nExample:\n")
+    about = inspect.cleandoc(function.__doc__).partition("\n\nExample:\n")[0]
     arguments = ", ".join(map(shown_argument, inspect.signature(function).parameters.values()))
+    first, *blocks = about.split("\n\n")
     # A paragraph that ends without a full stop or a colon is a formula.
-    blocks = [b if b.endswith((".", ":")) else f"```text\n{b}\n```" for b in about.split("\n\n")]
-    code = textwrap.dedent(example).strip()
-    return "\n\n".join([f"### `{name}`", f"`{name}({arguments})`", *blocks, f"```python\n{code}\n```"])
+    formulas = [f"```text\n{block}\n```" for block in blocks if not block.endswith((".", ":"))]
+    source = re.search(r"Source: .*", " ".join(" ".join(blocks).split()))
+    return "\n\n".join([f"### `{name}`", f"`{name}({arguments})`", first, *formulas, *([source[0]] if source else [])])
 
 
 def shown_argument(argument: inspect.Parameter) -> str:
@@ -375,7 +376,7 @@ def loss_page() -> str:
         "counts (C,) training images per class. Losses return one value per sample, (N,), unless stated otherwise: "
         "take the mean for training. A loss of several terms returns a `Loss(total, parts, logits)`. All are computed "
         "in float32, or in float64 for float64 inputs. The tests check them against golden numbers and naive "
-        "implementations, and run the examples below.",
+        "implementations. `help(taet.losses.focal)` has shapes, ranges, errors and an example.",
     ]
     for title, names in LOSS_GROUPS.items():
         parts += [f"## {title}", *map(loss_section, names)]
@@ -399,21 +400,25 @@ def attack_tables() -> str:
     names: dict[type[AttackSpec], list[str]] = {}
     for name, kind in catalogue.kinds().items():
         names.setdefault(kind, []).append(f"`{name}`")
-    attacks, takes = [], dict[tuple[str, str, str], list[str]]()
+    attacks, takes = [], dict[str, tuple[str, str, str]]()
     for kind, called in names.items():
         fields = option_fields(kind)
-        about = " ".join((inspect.getdoc(kind) or "").partition(" Source:")[0].split())
+        about = sentence(inspect.getdoc(kind) or "")
         attacks.append((", ".join(called), about, passes_of([one.strip("`") for one in called]), ", ".join(fields)))
         for option, field in fields.items():
             hint = Positive if field == "eps" else hints(kind)[field]
-            takes.setdefault((option, allowed_text(hint), field_docs(kind)[field]), []).append(called[0])
-    rows = [(f"`{option}`", values, about, ", ".join(of)) for (option, values, about), of in takes.items()]
+            takes.setdefault(option, (f"`{option}`", allowed_text(hint), sentence(field_docs(kind)[field])))
     return "\n\n".join(
         [
             table(("name", "description", "passes of a robust image", "options"), attacks),
-            table(("option", "values", "meaning", "of"), rows),
+            table(("option", "values", "meaning"), [*takes.values()]),
         ]
     )
+
+
+def sentence(text: str) -> str:
+    """The first sentence of a docstring."""
+    return re.split(r"(?<=[.]) (?=[A-Z])", " ".join(text.split()))[0]
 
 
 def versus_at() -> str:

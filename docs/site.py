@@ -18,13 +18,13 @@ from pathlib import Path
 import taet
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "results/README.md", "benchmarks/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "results/*.md", "benchmarks/README.md")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 API = "docs/api.md"
 PAPERS = "docs/tables-{}.md"
 sys.path.insert(0, str(ROOT / "papers"))
 MODULES = ("data", "models", "losses", "attacks", "methods", "training")
-MODULES += ("evaluation", "deployment", "experiments", "report", "metrics")
+MODULES += ("evaluation", "deployment", "experiments", "report", "statistics")
 
 
 def sources(root: Path = ROOT) -> Iterator[Path]:
@@ -53,7 +53,7 @@ def public() -> Iterator[tuple[str, object]]:
 def described(name: str, value: object) -> str:
     """Return the section of a function or class: its signature, and its docstring as it is written."""
     try:
-        signature = re.sub(r"<[^<>]*>|'", "", str(inspect.signature(value)))  # type: ignore[arg-type]
+        signature = re.sub(r"<[^<>]*(?:<[^<>]*>)?[^<>]*>|'", "", str(inspect.signature(value)))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         signature = ""
     call = name.rpartition(".")[2] + signature

@@ -1,4 +1,4 @@
-"""Write the table of the museum in docs/audit.md: what every broken defence fools, what breaks it and which flag rises.
+"""Write the table of results/museum.md: what every broken defence fools, what breaks it and which flag rises.
 
 python results/museum.py            prints the table
 python results/museum.py --write    writes it
@@ -21,7 +21,7 @@ from taet.evaluation import GivenImages, check, evaluate  # noqa: E402
 from taet.evaluation.rules import MASKING, RULES  # noqa: E402
 from tests import museum  # noqa: E402
 
-PAGE = ROOT / "docs" / "audit.md"
+PAGE = ROOT / "results" / "museum.md"
 BEGIN, END = "<!-- museum: python results/museum.py --write -->\n", "<!-- end of museum -->"
 SOUND = {"the network itself": museum.base, "the same, trained on clean images": museum.standard}
 

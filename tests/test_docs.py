@@ -1,10 +1,8 @@
-"""The documents say what the code does: commands exist, examples run, tables are those of the result cards."""
+"""The documents say what the code does: commands parse, code runs, links lead somewhere, tables are fresh."""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
 import re
 import shlex
 import sys
@@ -16,87 +14,78 @@ import pytest
 import torch
 
 import taet
-from taet import methods, protocols, registry, report
+from taet import protocols, registry
 from taet.attacks import catalogue
-from taet.attacks.ball import frozen
-from taet.attacks.noise import Source
 from taet.attacks.spec import option_fields
-from taet.cli import COMMANDS, LEFT, compare, data, evaluate, export, predict, push
-from taet.cli import check as check_command
-from taet.cli import report as report_command
+from taet.cli import COMMANDS, check, compare, data, evaluate, export, main, predict, push, report
 from taet.cli.options import Command, Options, parse
-from taet.evaluation import ResultCard
-from taet.evaluation.card import compare_runs
 from taet.evaluation.rules import RULES
 from taet.experiments import parse as parse_grid
 from taet.experiments import read
-from taet.methods import Task
-from taet.methods.base import Attack
-from taet.models import build
 from taet.protocols import PROTOCOLS
-from taet.settings import Data, Threat, override
+from taet.settings import Data, override
 from taet.training import collapse
 from tests.calls import configure
 
 KINDS: dict[str, type[Command]] = {
-    "check": check_command.CheckCommand,
+    "check": check.CheckCommand,
     "compare": compare.Compare,
     "data": data.DataCommand,
     "export": export.Export,
     "predict": predict.Predict,
     "push": push.Push,
-    "report": report_command.Report,
+    "report": report.Report,
 }
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("results/*.md"))]
+PAGES += [ROOT / "benchmarks" / "README.md"]
+MOST_WORDS, MOST_CHANGES = 25_000, 15_000
+MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
+WIDEST_CODE = 90
+FLAGS = {*(rule.flag for rule in RULES), *collapse.FLAGS}
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def code(path: Path, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text(path), re.S)
 
 
 def contributed() -> dict[str, str]:
     """The files of CONTRIBUTING.md: each has its path in the sentence before its code."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^`(\w+/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", text, re.M | re.S))
+    page = text(ROOT / "CONTRIBUTING.md")
+    return dict(re.findall(r"^`(\w+/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", page, re.M | re.S))
 
 
 @pytest.fixture
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of CONTRIBUTING.md as plug-ins."""
-    folder = tmp_path / "plugins"
     for name, source in contributed().items():
-        path = folder / name
+        path = tmp_path / "plugins" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source, encoding="utf-8")
-    monkeypatch.setenv("TAET_PLUGINS", str(folder))
+    monkeypatch.setenv("TAET_PLUGINS", str(tmp_path / "plugins"))
 
 
-def commands() -> list[list[str]]:
-    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
-    calls = [line for line in lines if re.match(r"    taet \w", line) and "|" not in line]
-    found = [shlex.split(re.split("#|->| > ", call)[0])[1:] for call in calls]
-    return [words for words in found if words[0] not in LEFT]
+def commands(*pages: Path) -> list[list[str]]:
+    lines = "\n".join(text(page).replace("\\\n", " ") for page in pages)
+    calls = re.findall(r"^    (taet \w.*)$", lines, re.M)
+    return [shlex.split(re.split(" #| > ", call)[0])[1:] for call in calls]
 
 
 @pytest.mark.sample(2)
 @pytest.mark.usefixtures("plugins")
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_in_the_documents_exists_with_its_flags(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands(*PAGES), ids=" ".join)
+def test_a_command_in_the_documents_parses(words: list[str]) -> None:
     command, *rest = words
     assert command in COMMANDS
     if command == "train" and rest[0] == "--config":  # of a file that is not there
         rest = ["at", *rest[2:]]
     if command == "train" and rest[0] != "--resume":
-        run, _ = configure(rest[0], rest[1:])
-        assert run.method == rest[0]
+        assert configure(rest[0], rest[1:])[0].method == rest[0]
     elif command == "evaluate":
         assert evaluate.read(rest)
     elif command in KINDS:
@@ -104,175 +93,107 @@ def test_a_command_in_the_documents_exists_with_its_flags(words: list[str]) -> N
         assert parse(KINDS[command], rest, f"taet {command}", parts)
 
 
-def test_every_method_attack_data_set_and_protocol_is_documented() -> None:
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    for kind in ("methods", "attacks", "data", "models"):
-        for name in registry.entries(kind):
-            assert re.search(rf"`{name}\b", text), f"{name} is in no document"
-    for name in PROTOCOLS:
-        assert f"`{name}`" in text
+@pytest.mark.usefixtures("plugins", "outlined")
+def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_path: Path) -> None:
+    changes = {"data.name": "two-digits", "model.name": "linear", "training.epochs": 1, "threat.steps": 1}
+    changes |= {"settings": {"smoothing": 0.2}, "training.monitor_every": 0, "data.test_max_count": 10}
+    result = taet.train(override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
+    taet.evaluate(result.folder, attacks=["clean", "corner", "pgd-2"])
+    page = text(taet.results(result.folder).report(tmp_path / "report.html"))
+    assert all(word in page for word in ("my-idea", "corner"))
 
 
-def test_the_table_of_attacks_has_every_name_and_option() -> None:
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    table = re.search(r"\| name \| description \| passes of a robust image \| options \|\n.*?\n\n", text, re.S)
-    assert table is not None
-    rows = [re.split(r" (?<!\\)\| ", row.strip("|")) for row in table[0].splitlines()[2:] if row]
-    written = {
-        name: set(cells[-1].replace(" ", "").split(",")) for cells in rows for name in re.findall("`(.*?)`", cells[0])
-    }
-    assert written == {name: set(option_fields(kind)) or {""} for name, kind in catalogue.kinds().items()}
+@pytest.mark.full
+@pytest.mark.usefixtures("outlined")
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"x": torch.rand(4, 1, 8, 8), "y": torch.arange(4)}
+    first, second = code(ROOT / "README.md")
+    exec(first.replace('"training.epochs": 30', '"training.epochs": 1'), names)
+    names["model"] = names["result"].model  # type: ignore[attr-defined]
+    exec(second, names)
+    assert names["loss"].isfinite()  # type: ignore[attr-defined]
 
 
-def test_every_flag_is_documented() -> None:
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    flags = {rule.flag for rule in RULES if rule.of != "deep"}
-    assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {*flags, *collapse.FLAGS}
+@pytest.mark.full
+def test_the_first_hour_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "first-hour.md"
+    (source,), (study,) = code(page), code(page, "toml")
+    exec(source, {})
+    (tmp_path / "study.toml").write_text(study)
+    calls = commands(page)
+    assert len(calls) == 7
+    for words in calls:
+        assert main(words) == 0, words
+    for made in ("counts.png", "report.html", "runs/digits/report.html", "runs/study/report.html", "predictions.csv"):
+        assert (tmp_path / made).exists(), made
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "results" / "README.md"]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    def anchors(page: Path) -> set[str]:
+        titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text(page), flags=re.S), re.M)
+        return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text(page)):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not anchor or path.suffix != ".md" or anchor in anchors(path), f"{page.name}: {target}#{anchor}"
 
 
-@pytest.mark.usefixtures("plugins")
-def test_the_contributing_guide_adds_one_file_of_every_kind() -> None:
-    added: dict[registry.Kind, str] = {
-        "methods": "my-idea",
-        "attacks": "corner",
-        "data": "two-digits",
-        "models": "small-cnn",
-    }
-    assert len(contributed()) == len(added)
-    for kind, name in added.items():
-        assert registry.find(kind, name).path is not None
+def test_everything_that_can_be_named_is_documented() -> None:
+    written = "\n".join(map(text, PAGES))
+    for kind in ("methods", "attacks", "data", "models"):
+        for name in registry.entries(kind):
+            assert re.search(rf"`{name}\b", written), f"{name} is in no document"
+    assert all(f"`{name}`" in written for name in PROTOCOLS)
+    page = text(DOCS / "evaluation.md")
+    table = page.partition("| passes of a")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]*) \|.*?\| ([^|]*) \|$", table, re.M)
+    found = {name: {*options.strip().split(", ")} for names, options in rows for name in re.findall("`(.*?)`", names)}
+    assert found == {name: {*option_fields(kind)} or {""} for name, kind in catalogue.kinds().items()}
+    flags = set(re.findall(r"`([a-z]+(?:-[a-z]+)+|randomised)`", page.partition("## Warnings")[2]))
+    assert flags >= FLAGS
 
 
-@pytest.mark.usefixtures("plugins")
-@pytest.mark.usefixtures("outlined")
-def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_path: Path) -> None:
-    changes = {"data.name": "two-digits", "model.name": "small-cnn", "training.epochs": 1, "training.monitor_every": 0}
-    changes |= {"data.max_count": 30, "data.test_max_count": 10}
-    changes |= {"settings": {"smoothing": 0.2}, "threat.steps": 1, "threat.eps": 0.1}
-    result = taet.train(override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
-    card = taet.evaluate(result.folder, attacks=["clean", "corner:tries=2", "pgd-2"])
-    assert (card.title, card.data["name"]) == ("AT + label smoothing", "two-digits")
-    assert [column.name for column in card.columns] == ["clean", "corner:tries=2", "pgd-2"]
-    page = report.write([result.folder], tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "AT + label smoothing" in page
-    assert "corner" in page
-
-
-def test_the_contributing_guide_names_files_that_exist() -> None:
-    named = re.findall(r"`(taet/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    assert named
-    for path in named:
-        assert (ROOT / path).exists(), path
-
-
-@pytest.mark.usefixtures("plugins")
-def test_the_method_of_the_contributing_guide_is_plain_training_without_smoothing() -> None:
-    task = Task(class_counts=(6, 3, 2), image_shape=(1, 8, 8), epochs=2, steps_per_epoch=1)
-    method = methods.build("my-idea", {"smoothing": 0.0}, task)
-    model = build("small-cnn", 3, (1, 8, 8))
-    x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
-    attack = Attack(Threat(steps=2), Source(torch.Generator().manual_seed(0)))
-    with frozen(model):
-        adversarial = method.perturb(model, x, y, attack)
-    loss = method.loss(model, x, y, adversarial)
-    torch.testing.assert_close(loss.total, torch.nn.functional.cross_entropy(loss.logits, y))
-    loss.total.backward()  # type: ignore[no-untyped-call]
-
-
-def test_the_specifications_of_comparisons_can_be_read() -> None:
-    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
-    source = re.search(r"```toml\n(.*?)```", page, re.S)
-    assert source is not None
-    assert [entry.name for entry in parse_grid(tomllib.loads(source[1])).methods] == [
-        "at",
-        "taet",
-        "trades",
-        "harl-skip",
-    ]
+def test_comparisons_can_be_read() -> None:
+    (grid,) = code(DOCS / "compare.md", "toml")
+    assert [entry.name for entry in parse_grid(tomllib.loads(grid)).methods] == ["at", "taet", "trades", "harl-skip"]
     for path in (ROOT / "results").glob("*/compare.toml"):
-        command = f"taet compare {path.relative_to(ROOT)} --out runs/{path.parent.name}"
-        assert command in path.read_text(encoding="utf-8")
         read(path)
 
 
 @pytest.mark.full
-def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
-    cards = [path for path in sorted((ROOT / "results").glob("*/**/*.json")) if ".embedding-" not in path.name]
-    assert cards
-    for path in cards:
-        card = ResultCard.load(path)
-        assert card.command.startswith("taet evaluate")
-        assert card.run["command"].startswith("taet ")
-        assert not re.search(r"/(tmp|home|work|root)/", path.read_text(encoding="utf-8")), path
-
-
-@pytest.mark.full
 def test_every_rendered_page_is_that_of_the_code_and_of_the_cards() -> None:
-    render = load(ROOT / "docs" / "render.py")
-    for path, text in render.pages().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python docs/render.py --write"
+    for path, fresh in render().pages().items():
+        assert text(path) == fresh, f"{path.name}: run make results"
 
 
-def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page() -> None:
-    """Averages and weight perturbation are no method's, so no page names theirs."""
-    render = load(ROOT / "docs" / "render.py")
-    named = {key for name in registry.entries("methods") for key in render.golden_keys(name)}
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    families = set(re.findall(r'f"(\w+_)\{', tests))
-    for path in (ROOT / "tests" / "golden").glob("*.json"):
-        if path.stem == "long_tail":  # whose test runs over every key
-            continue
-        for key in json.loads(path.read_text(encoding="utf-8")):
-            assert f'"{key}"' in tests or any(key.startswith(family) for family in families), f"{key} has no test"
-            if path.stem == "methods":
-                assert key in named, f"{key} is on no page"
+def render() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render", DOCS / "render.py")
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["render"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_changelog_knows_this_version() -> None:
-    assert f"## {taet.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"version: {taet.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert f'version = "{taet.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+def test_documents_stay_small() -> None:
+    found = {*PAGES, *ROOT.glob("results/*/about.md"), ROOT / "papers" / "errata.md"}
+    assert sum(len(text(path).split()) for path in found) < MOST_WORDS
+    assert (ROOT / "CHANGELOG.md").stat().st_size < MOST_CHANGES
+    for name, most in MOST_LINES.items():
+        assert len(text(ROOT / name).splitlines()) < most, name
+    for page in PAGES:
+        for line in [*re.findall(r"^    .*$", text(page), re.M), *"".join(code(page)).splitlines()]:
+            assert len(line) <= WIDEST_CODE, f"{page.name}: {line}"
 
 
-MINI, CHOSEN = "reproduce/mini", "reproduce/mini-selected"
-IR50 = MINI + "/{}_cifar10-lt_ir50_seed{}"
-PLAIN, BSL, REAT = (
-    IR50.format(*row) for row in (("at", "0-44a790f3"), ("at-bsl", "0-0e677bf7"), ("reat", "0-4be6c47b"))
-)
-SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
-    "README.md": f"""
-        {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
-        reproduce/cpu taet_cifar10-lt_ir10_seed0-c6ca4bc1 at-bsl_cifar10-lt_ir10_seed0-1790144f autoattack
-        . {REAT} {CHOSEN}/at-bsl_cifar10-lt_ir50_seed0-2df819c8 autoattack
-        {CHOSEN} reat_cifar10-lt_ir50_seed1-4aa0faaa at-bsl_cifar10-lt_ir50_seed1-7e9396c1 autoattack
-        . {REAT} {BSL} autoattack""",
-    "docs/extra-data.md": "digits-lt-extra gaussian-inverse-seed? copies-inverse-seed? autoattack-fast",
-    "docs/fine-tuning.md": """
-        ham10000-fine-tune trades standard clean
-        ham10000-fine-tune trades standard autoattack-fast""",
-}
-
-
-def test_paired_intervals_in_texts_are_those_of_the_result_cards() -> None:
-    """Tables and findings.md are rendered, and have tests of their own."""
-    pages = [*PAGES, *(ROOT / "results").glob("*/about.md")]
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in pages}
-    load_once = functools.cache(ResultCard.load)
-    signed = re.compile(r"([+-]\d+\.\d)\s+to\s+([+-]\d+\.\d)(?!\d)")
-    for page in texts.keys() - {"docs/findings.md"}:
-        text = re.sub(r"^\|.*$", "", texts[page], flags=re.M).replace("−", "-")
-        expected = {}
-        for folder, *rows, column in map(str.split, SHOWN.get(page, "").strip().splitlines()):
-            sides = [[load_once(path) for path in sorted((RESULTS / folder).glob(f"{row}.json"))] for row in rows]
-            found = compare_runs(sides[0], sides[1], column)
-            expected[f"{100 * found.low:+.1f}", f"{100 * found.high:+.1f}"] = f"{abs(100 * found.value):.1f}"
-        assert set(signed.findall(text)) == expected.keys(), page
-        for quoted in signed.finditer(text):
-            before = text[max(0, quoted.start() - 160) : quoted.start()]
-            assert expected[quoted.groups()] in re.findall(r"\d+\.\d", before), (page, quoted[0])
+def test_the_version_is_one() -> None:
+    for name, words in {
+        "CHANGELOG.md": "## {}",
+        "CITATION.cff": "version: {}",
+        "pyproject.toml": 'version = "{}"',
+    }.items():
+        assert words.format(taet.__version__) in text(ROOT / name)

@@ -1,11 +1,10 @@
-"""The site: every link leads somewhere, every public function has its section, and the tutorial runs."""
+"""The site: every link leads somewhere, and every public function has its section."""
 
 from __future__ import annotations
 
 import os
 import re
 import runpy
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,10 +13,8 @@ from typing import Any
 import pytest
 
 import taet
-from taet.cli import main
 
 ROOT = Path(__file__).parents[1]
-TUTORIAL = sorted((ROOT / "docs" / "tutorial").glob("[1-9]-*.md"))
 MKDOCS = shutil.which("mkdocs", path=ROOT / ".docs-venv" / "bin") or shutil.which("mkdocs")
 
 
@@ -44,7 +41,7 @@ def test_every_public_function_has_its_section(pages: Path) -> None:
     text = (pages / "docs" / "api.md").read_text()
     names = re.findall(r"^## (\S+)$", text, re.M)
     assert len(names) == len(set(names)) > 80
-    for name in ("taet.train", "taet.losses.balanced_softmax", "taet.metrics.accuracy"):
+    for name in ("taet.train", "taet.losses.balanced_softmax", "taet.statistics.accuracy"):
         assert name in names
     assert {f"taet.{name}" for name in taet._LAZY} <= {*names}
     assert "Return the predicted class of every image" in text
@@ -53,7 +50,7 @@ def test_every_public_function_has_its_section(pages: Path) -> None:
 
 def test_the_navigation_names_pages_that_exist(pages: Path) -> None:
     listed = re.findall(r"\S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
-    assert len(listed) == len(set(listed)) > 50
+    assert len(listed) == len(set(listed)) > 40
     assert {*listed} <= {str(page.relative_to(pages)) for page in pages.rglob("*.md")}
 
 
@@ -65,25 +62,7 @@ def test_the_site_is_built_without_a_warning(pages: Path, tmp_path: Path) -> Non
     call = [MKDOCS, "build", "--strict", "--config-file", str(tmp_path / "mkdocs.yml")]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "docs" / "tutorial" / "5-deploy.html").exists()
-
-
-@pytest.mark.full
-def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = "\n".join(page.read_text() for page in TUTORIAL)
-    study = re.search(r"`study.toml`:\n\n```toml\n(.*?)```", text, re.S)
-    assert study is not None
-    (tmp_path / "study.toml").write_text(study[1])
-    for code in re.findall(r"```python\n(.*?)```", TUTORIAL[0].read_text(), re.S):
-        exec(code, {})
-    calls = re.findall(r"^    taet (.*)$", text, re.M)
-    assert len(calls) > 8
-    for call in calls:
-        assert main(shlex.split(call)) == 0, call
-    for made in ("counts.png", "report.html", "runs/digits/report.html", "runs/study/report.html", "answered.csv"):
-        assert (tmp_path / made).exists(), made
-    assert "answered" in (tmp_path / "answered.csv").read_text().splitlines()[0]
+    assert (tmp_path / "site" / "docs" / "first-hour.html").exists()
 
 
 def test_the_site_is_built_or_the_checks_fail(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Harl(Method):
             return ()
         return (
             f"a batch of {batch_size} misses {absent:,.0f} of {classes:,} classes on average, and the loss counts them "
-            "as 0, which weakens it (docs/scale.md); --method.absent skip leaves them out",
+            "as 0, which weakens it (docs/protocols.md); --method.absent skip leaves them out",
         )
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
