@@ -288,7 +288,6 @@ def test_any_stays_rare() -> None:
 
 
 LONG_FILES = {
-    "attacks/autoattack.py": "one suite: its plan, its parts and its batches",
     "fields.py": "how a field is declared, checked and refused",
     "settings.py": "every setting of a run",
     "data/images.py": "all that is done to a file before it is an array",
