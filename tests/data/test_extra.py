@@ -15,7 +15,7 @@ from PIL import Image
 
 from taet.data import Dataset, Split, load
 from taet.data.extra import Extra, mixture, read_extra
-from taet.data.loader import Joined, Loader
+from taet.data.loader import Loader
 from taet.data.storage import kept
 from taet.errors import UserError
 from taet.losses import balanced_softmax
@@ -135,7 +135,7 @@ def test_parts_of_processes_later_steps_and_streamed_images_are_the_batches(
             assert torch.equal(batch[field], torch.cat([part[step][field] for part in parts]))
     on_disk = kept([extra.split.images], extra.split.images.shape, "x")
     streaming = loader(dataset.train, Extra(dataclasses.replace(extra.split, images=on_disk), ""))
-    assert isinstance(streaming.images, Joined)
+    assert isinstance(streaming.images, np.memmap)
     for later in (loader(dataset.train, extra).epoch(2, 1), list(streaming.epoch(2))[1:]):
         for one, other in zip(whole[1:], later, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
