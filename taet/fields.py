@@ -32,6 +32,7 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import is_typeddict
 
 from taet.errors import UserError, cut, unknown
+from taet.formatting import read_number
 
 Marks = tuple[Any, ...]
 """What is declared about a type: bounds of pydantic, and the classes below."""
@@ -62,7 +63,8 @@ class Rule:
 class OnlyWith:
     """The field has an effect only where another field has one of these values: `OnlyWith(absent="ema")`.
 
-    A tuple lists several values; several names are alternatives. Otherwise the field must keep its default.
+    A tuple lists several values, ... is any but None; several names are alternatives. Otherwise the field must keep its
+    default.
     """
 
     def __init__(self, **others: Any) -> None:
@@ -70,14 +72,15 @@ class OnlyWith:
 
     def holds(self, config: Settings) -> bool:
         """Whether the field has an effect in `config`."""
-        return any(getattr(config, name) in values for name, values in self.others.items())
+        own = ((getattr(config, name), values) for name, values in self.others.items())
+        return any(value in values or (... in values and value is not None) for value, values in own)
 
     def text(self, label: str) -> str:
         """Return the condition in words; `label` replaces the field called `name`."""
         parts = []
         for name, values in self.others.items():
             word = label if name == "name" and label else name.replace("_", " ")
-            parts.append(word if values == (True,) else f"{word} {' or '.join(map(str, values))}")
+            parts.append(word if values in ((True,), (...,)) else f"{word} {' or '.join(map(str, values))}")
         return f"with {' or '.join(parts)} only"
 
 
@@ -144,11 +147,14 @@ class Settings(BaseModel):
     def _in_one_line(cls, data: object, build: Callable[[object], Self]) -> Self:
         if not isinstance(data, Mapping):
             return build(data)
-        values = {name: plain(value) for name, value in data.items()}
-        values = {name: value for name, value in values.items() if name not in cls.left or value != cls.left[name]}
+        values = {name: plain(value) for name, value in data.items() if cls.left.get(name, data) != value}
         for name, value in values.items():
+            what = name.replace("_", " ")
+            if name in cls.left and name not in cls.model_fields:
+                owner = cls.label or cls.__name__.lower()
+                raise UserError(f"{owner} {what}: got {got_text(value)}; this setting has left, see CHANGELOG.md")
             if isinstance(value, str) and UNWRITABLE.search(value) and name in cls.model_fields:
-                raise wrong(name.replace("_", " "), value, hints(cls)[name], cls.label)
+                raise wrong(what, value, hints(cls)[name], cls.label)
         try:
             built = build(values)
         except ValidationError as error:
@@ -217,10 +223,10 @@ def type_text(kind: Any) -> str:
             return "a list"
         return f"{'' if arguments[-1] is ... else f'{len(arguments)} '}{item}s"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
-    if kind in words or origin in (list, dict):
-        return words.get(kind) or ("a list" if origin is list else "an object")
+    if origin in (list, dict):
+        return "a list" if origin is list else "an object"
     parts = is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
-    return "an object" if parts else getattr(kind, "__name__", "value")
+    return words.get(kind, "an object" if parts else getattr(kind, "__name__", "value"))
 
 
 def _range_text(marks: Marks, value: object) -> str:
@@ -237,19 +243,15 @@ def _range_text(marks: Marks, value: object) -> str:
     return f"{found['ge']} up to, not including, {high}" if "lt" in found else f"{found['ge']} to {high}"
 
 
-def _bounds_of(kind: Any, marks: Marks, value: object = None) -> str:
+def bounds_of(kind: Any, marks: Marks, value: object = None) -> str:
+    """Return the bounds of an alternative of a type in words: `above 0, up to 1`."""
     each = ""
     if typing.get_origin(kind) is tuple:
-        each, value = _bounds_of(*leaves(typing.get_args(kind)[0])[0]), None
+        each, value = bounds_of(*leaves(typing.get_args(kind)[0])[0]), None
     parts = [f"each {each}" if each else "", _range_text(marks, value)]
     parts += [f"at least {mark.min_length}" for mark in marks if hasattr(mark, "min_length")]
     parts += [mark.text for mark in marks if isinstance(mark, Rule)]
     return ", ".join(filter(None, parts)) + "".join(mark.text for mark in marks if isinstance(mark, Note))
-
-
-def bounds_text(hint: Any) -> str:
-    """Return the bounds that a type declares, in words: `above 0, up to 1`; "" if it declares none."""
-    return ", or ".join(filter(None, (_bounds_of(kind, marks) for kind, marks in leaves(hint))))
 
 
 def _is_kind(value: object, kind: Any) -> bool:
@@ -268,7 +270,7 @@ def allowed_text(hint: Any, value: object = None) -> str:
         if kind is types.NoneType:
             continue
         right = _is_kind(value, kind)
-        bounds = _bounds_of(kind, marks, value if right else None)
+        bounds = bounds_of(kind, marks, value if right else None)
         if right and isinstance(value, float) and not math.isfinite(value):
             bounds = ", ".join(filter(None, (bounds, "a finite number")))
         elif right and not bounds:
@@ -365,29 +367,9 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
         raise wrong(what, plain(value), hint, label)
 
 
-def check_fields(owner: Any, label: str) -> None:
-    """Refuse a field of a dataclass that does not fit its type."""
-    for name, hint in hints(type(owner)).items():
-        check_value(name.replace("_", " "), getattr(owner, name), hint, label)
-
-
 def check_radius(what: str, value: float, norm: str) -> None:
     """Refuse a perturbation size that a ball of `norm` cannot have."""
     check_value(what, value, Radius if norm == "linf" else RadiusL2)
-
-
-NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
-
-
-def read_number(text: str) -> float:
-    """Return a finite number as users write it, also as a fraction such as 8/255; anything else raises a ValueError."""
-    above, slash, below = text.partition("/")
-    if not NUMBER.fullmatch(above) or (slash and not NUMBER.fullmatch(below)) or (slash and not float(below)):
-        raise ValueError(text)
-    value = float(above) / float(below or 1)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def _fraction(text: str) -> float | str:

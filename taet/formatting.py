@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 MISSING = "–"
@@ -116,3 +117,17 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def sentence(text: str) -> str:
     """The text with a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else text
+
+
+NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
+
+
+def read_number(text: str) -> float:
+    """Return a finite number as users write it, also as a fraction such as 8/255; anything else raises a ValueError."""
+    above, slash, below = text.partition("/")
+    if not NUMBER.fullmatch(above) or (slash and not NUMBER.fullmatch(below)) or (slash and not float(below)):
+        raise ValueError(text)
+    value = float(above) / float(below or 1)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

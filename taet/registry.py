@@ -206,11 +206,12 @@ def find(kind: Kind, name: str) -> RegistryEntry:
     return known[name]
 
 
-def config_of(method: str) -> type:
+def config_of(method: str) -> Any:
     """Return the `Config` of a method, whose file this imports."""
     module = find("methods", method).load()
     own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
-    kinds: list[type] = [found.Config for found in own if hasattr(found, "Config")]
+    kinds: list[Any] = [getattr(found, "Config", None) for found in own]
+    kinds = [kind for kind in kinds if hasattr(kind, "model_validate")]
     if len(kinds) != 1:
         raise UserError(f"{module.__file__}: got {len(kinds)} methods; allowed: one class that extends Method")
     return kinds[0]

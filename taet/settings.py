@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
@@ -34,11 +35,9 @@ from taet.fields import (
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
+NO_ATTACK = Note("", lambda eps: "" if eps else "; for no attack: --attacks clean")
+COLUMNS = "clean fgsm pgd-20 pgd-100 cw-l2 autoattack"
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
-
-
-def _no_attack_hint(value: float) -> str:
-    return "; for no attack: --attacks clean" if value == 0 else ""
 
 
 def _are_rising_shares(values: tuple[float, ...]) -> bool:
@@ -47,22 +46,17 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
 
 Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
 """How an image that is not square is made square."""
-LEFT: Mapping[str, object] = {
-    "group_pattern": None,
-    "image_column": None,
-    "label_column": None,
-    "image_template": None,
-    "extra_classes": "prior",
-    "extra_trained_on": "other",
-    "extra_labels": "given",
-    "extra_filter": 1.0,
-    "extra_filter_model": None,
-}
-"""Settings of the data in files of older versions, with their defaults: one at its default is as if it were absent."""
 
 
 class Data(Settings):
     """The data set, and how it is made long-tailed."""
+
+    left = MappingProxyType(
+        {
+            **dict.fromkeys(("group_pattern", "image_column", "label_column", "image_template", "extra_filter_model")),
+            **{"extra_classes": "prior", "extra_trained_on": "other", "extra_labels": "given", "extra_filter": 1.0},
+        }
+    )
 
     name: str = "digits-lt"
     """Name of a data set (see `taet list data`), or your own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH,
@@ -112,31 +106,14 @@ class Data(Settings):
     extra: str | None = None
     """Extra training images, real or generated: folder:PATH of class folders, or npz:PATH with images and labels. Never
     used for validation or tests."""
-    extra_fraction: Annotated[PartialShare, Field(title="data extra fraction")] = 0.7
+    extra_fraction: Annotated[PartialShare, Field(title="data extra fraction"), OnlyWith(extra=...)] = 0.7
     """Share of extra images in every batch, rounded down; 0: none."""
-    extra_source: str | None = None
+    extra_source: Annotated[str | None, Field(title="data extra source"), OnlyWith(extra=...)] = None
     """How the extra images were made and from what, in one sentence; required, and printed with every result."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _left(cls, values: Any) -> Any:
-        """Leave out settings of older versions that have their default; another value is refused."""
-        if not isinstance(values, Mapping):
-            return values
-        for name, value in ((name, values[name]) for name in LEFT if name in values):
-            if value != LEFT[name]:
-                raise UserError(f"data {name.replace('_', ' ')}: got {value}; this setting has left, see CHANGELOG.md")
-        return {name: value for name, value in values.items() if name not in LEFT}
-
     @model_validator(mode="after")
-    def _extra_images(self) -> Self:
-        if self.extra is None:
-            for name in ("extra_fraction", "extra_source"):
-                if getattr(self, name) != self.default(name):
-                    got = f"data {name.replace('_', ' ')}: got {getattr(self, name)}"
-                    raise UserError(f"{got}; allowed: with data extra only")
-            return self
-        if ":" in self.extra and not (self.extra_source or "").strip():
+    def _names_a_source(self) -> Self:
+        if self.extra is not None and ":" in self.extra and not (self.extra_source or "").strip():
             why = "a sentence that says how the images were made and from what"
             raise UserError(f"data extra: got '{self.extra}' without a source; add --data.extra-source, {why}")
         return self
@@ -312,17 +289,10 @@ class Evaluation(Settings):
 
     label: ClassVar[str] = "evaluation"
 
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "clean",
-        "fgsm",
-        "pgd-20",
-        "pgd-100",
-        "cw-l2",
-        "autoattack",
-    )
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(COLUMNS.split())
     """Names of attacks (see `taet list attacks`), optionally with settings, e.g. pgd-20:restarts=5; or taet or reat:
     all columns of that paper."""
-    eps: Annotated[Radius, Field(gt=0), Note("", _no_attack_hint)] | None = None
+    eps: Annotated[Radius, Field(gt=0), NO_ATTACK] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
     step_size: Annotated[Radius, Field(gt=0)] = 1 / 255
     """Step of PGD in the L-infinity ball."""
@@ -368,10 +338,6 @@ class Run(Settings):
         if not isinstance(values, Mapping) or not isinstance(values.get("settings"), Mapping):
             return values
         kind = registry.config_of(values.get("method", cls.default("method")))
-        if not issubclass(kind, Settings):
-            raise UserError(
-                f"method {values['method']}: got a Config that is no Settings; allowed: Config(Method.Config)"
-            )
         return {**values, "settings": from_json(kind, values["settings"], "method")}
 
     @property

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "taet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = {"distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
-LEAVES |= {"intervals", "progress", "fields", "settings", "shapes", "statistics"}
+LEAVES |= {"intervals", "progress", "fields", "settings", "statistics"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
 # it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
 FOLDERS = {
@@ -43,7 +43,7 @@ FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 LEAF_IMPORTS = {part: {"errors"} for part in ("distributed", "fields", "files", "registry")}
 LEAF_IMPORTS["registry"] = {"errors", "files"}
 LEAF_IMPORTS["statistics"], LEAF_IMPORTS["metrics"] = {"intervals"}, {"statistics"}
-LEAF_IMPORTS["shapes"] = {"fields", "errors"}
+LEAF_IMPORTS["fields"] = {"errors", "formatting"}
 LEAF_IMPORTS["settings"] = {"errors", "fields", "registry"}
 PROTOCOLS = {
     "fields",
@@ -250,8 +250,6 @@ def test_any_stays_rare() -> None:
 
 
 LONG_FILES = {
-    "fields.py": "how a field is declared, checked and refused",
-    "settings.py": "every setting of a run",
     "data/images.py": "all that is done to a file before it is an array",
     "evaluation/rules.py": "one table of rules, so that a new flag is one entry",
     "experiments/comparison.py": "one comparison and the processes that fill it",

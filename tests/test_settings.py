@@ -28,9 +28,10 @@ from taet.fields import (
     Settings,
     Sha256,
     Share,
-    bounds_text,
+    bounds_of,
     check_value,
     hints,
+    leaves,
     read_text,
 )
 from taet.settings import Data, Evaluation, Model, Outer, Run, Threat, Training, from_json, override, to_json
@@ -115,8 +116,8 @@ def test_the_borders_are_allowed() -> None:
         (lambda: Training(milestones=(75, 90)), r"milestones: got \(75, 90\); allowed: rising shares of the epochs"),
         (lambda: Training(lr=0), "learning rate: got 0; allowed: above 0$"),
         (lambda: Data(size=3), "size: got 3; allowed: 4 to 2048 pixels"),
-        (lambda: Data(group_pattern="(a)"), r"data group pattern: got \(a\); this setting has left"),
-        (lambda: Data(extra_fraction=0.5), "data extra fraction: got 0.5; allowed: with data extra only"),
+        (lambda: Data(group_pattern="(a)"), r"data group pattern: got '\(a\)'; this setting has left"),
+        (lambda: Data(extra_fraction=0.5), "data extra fraction: got 0.5; allowed: with extra only"),
         (lambda: Data(extra="folder:x"), "data extra: got 'folder:x' without a source"),
         (lambda: Outer(gamma=1.0), "^outer gamma: got 1; allowed: with outer focal only$"),
         (lambda: Outer(name="ldam", beta=0.9), "outer beta: got 0.9; allowed: with outer class-balanced or drw only"),
@@ -225,7 +226,7 @@ def test_text_is_read_as_the_type_of_its_field(text: str, hint: Any, value: Any)
     ],
 )
 def test_bounds_in_words(hint: Any, text: str) -> None:
-    assert bounds_text(hint) == text
+    assert bounds_of(*leaves(hint)[0]) == text
 
 
 class Part(Record):

@@ -20,7 +20,7 @@ from taet.attacks.inputs import Model as Model
 from taet.attacks.inputs import ready
 from taet.attacks.precision import SearchPrecision
 from taet.errors import UserError
-from taet.fields import NonNegative, check_fields, check_radius, hints
+from taet.fields import NonNegative, check_radius, check_value, hints
 from taet.settings import Evaluation
 
 
@@ -95,7 +95,8 @@ class AttackSpec(ABC):
     """The curve that this attack is run for; empty for an attack that a user named."""
 
     def __post_init__(self) -> None:
-        check_fields(self, f"attack '{self.name}'")
+        for name, hint in hints(type(self)).items():
+            check_value(name.replace("_", " "), getattr(self, name), hint, f"attack '{self.name}'")
         if self.eps is None and self.norm is not None and not self.minimal:
             raise self._refused("got no eps; allowed: a number, since this attack needs a ball")
         if self.eps is not None:

@@ -62,10 +62,8 @@ def run(words: list[str]) -> int:
 
     settle(Evaluation(), {"attacks": command.attacks}, Threat.default("eps"))
     resolve_device(command.device)
-    checked, notes = (
-        partial(check, deep=command.deep, attacks=command.attacks, device=command.device),
-        tuple[str, ...](),
-    )
+    checked = partial(check, deep=command.deep, attacks=command.attacks, device=command.device)
+    notes: tuple[str, ...] = ()
     with trusted(command.trust_model):
         if command.model is None:
             found = checked()

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NoRet
 from pydantic.fields import FieldInfo
 
 from taet.errors import Done, UserError, nearest, printable
-from taet.fields import PIXEL_UNITS, OnlyWith, Rule, Settings, bounds_text, check_value, leaves, read_text
+from taet.fields import PIXEL_UNITS, OnlyWith, Rule, Settings, bounds_of, check_value, leaves, read_text
 from taet.formatting import size
 from taet.settings import SHORT
 
@@ -193,7 +193,10 @@ def _metavar(name: str, field: FieldInfo) -> str:
 def _help(field: FieldInfo, default: Any, label: str = "") -> str:
     """Text of an option: its docstring, bounds, condition and default."""
     hint, text = field.rebuild_annotation(), " ".join((field.description or "").split())
-    notes = [bounds_text(hint), *(mark.text(label) for mark in field.metadata if isinstance(mark, OnlyWith))]
+    notes = [
+        ", or ".join(filter(None, (bounds_of(*leaf) for leaf in leaves(hint)))),
+        *(mark.text(label) for mark in field.metadata if isinstance(mark, OnlyWith)),
+    ]
     if default not in (None, (), "", False) and not re.search("Default: |[Bb]y default", text):
         notes.append(f"default: {_shown(default, hint)}")
     said = "; ".join(filter(None, notes))

@@ -180,7 +180,7 @@ class Survey:
     def checked(self) -> Survey:
         """Return self; files that cannot be read raise a `UserError`."""
         if self.unreadable:
-            raise UserError(f"{self.faults()}; --data.skip-unreadable yes leaves such files out")
+            raise UserError(f"{self.faults()}; --data.skip-unreadable leaves such files out")
         return self
 
     def faults(self) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from taet.data.ahead import ahead
@@ -16,7 +15,7 @@ from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.extra import Extra, Mixture
 from taet.data.policies import POLICIES, PolicyBatch, apply_all
-from taet.data.storage import Pixels
+from taet.data.storage import Pixels, kept, pieces
 from taet.distributed import share
 from taet.randomness import generator
 from taet.settings import Training
@@ -48,16 +47,17 @@ def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
     return grouped[first[drawn] + place.long()]
 
 
-def joined(first: Pixels, second: Pixels) -> Pixels | Joined:
-    """Return both sets of images concatenated, in memory if both are."""
-    if isinstance(first, np.memmap) or isinstance(second, np.memmap):
-        return Joined(first, second)
-    return np.concatenate([first, second])
+def joined(first: Split, second: Split) -> Pixels:
+    """Return the images of both splits as one array: on disk, written once, if those of either are."""
+    if isinstance(first.images, np.memmap) or isinstance(second.images, np.memmap):
+        shape = (len(first) + len(second), *first.images.shape[1:])
+        return kept(chain(pieces(first.images), pieces(second.images)), shape, f"{first.sha256} and {second.sha256}")
+    return np.concatenate([first.images, second.images])
 
 
-def fits(images: Pixels | Joined, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
+def fits(images: Pixels, device: torch.device) -> bool:
     """Whether all `images` are kept on the device: on a GPU, if they need at most half of its free memory."""
-    if not isinstance(images, np.ndarray) or isinstance(images, np.memmap):
+    if isinstance(images, np.memmap):
         return False
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
 
@@ -73,39 +73,6 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
     if ends and images - ends[-1] == 1:
         ends.pop()
     return list(zip([0, *ends], [*ends, images], strict=True))
-
-
-@dataclass(frozen=True)
-class Joined:
-    """The images of a split followed by extra ones, read by position without copying."""
-
-    first: Pixels
-    second: Pixels
-
-    def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        found = np.empty((len(positions), *self.first.shape[1:]), np.uint8)
-        own = positions < len(self.first)
-        found[own], found[~own] = self.first[positions[own]], self.second[positions[~own] - len(self.first)]
-        return found
-
-
-class Supply:
-    """The extra images of every batch, drawn with replacement: a class by its probability, then an image of it."""
-
-    def __init__(self, labels: Tensor, first: int, mixture: Mixture) -> None:
-        """Take the labels (M,) of the extra images; the first of them has position `first`."""
-        counts = labels.bincount(minlength=len(mixture.draw))
-        self.places = labels.argsort(stable=True) + first
-        self.counts, self.begins = counts, counts.cumsum(0) - counts
-        self.bounds = torch.tensor(mixture.draw, dtype=torch.float64).cumsum(0)
-        self.mixture = mixture
-
-    def draw(self, steps: int, draws: torch.Generator) -> Tensor:
-        """Return the positions of the extra images of `steps` batches, (steps, k)."""
-        size = steps, self.mixture.extra
-        of_class, of_image = torch.rand(2, *size, generator=draws, dtype=torch.float64)
-        chosen = torch.searchsorted(self.bounds / self.bounds[-1], of_class, right=True)
-        return self.places[self.begins[chosen] + (of_image * self.counts[chosen]).long()]
 
 
 class Loader:
@@ -125,7 +92,7 @@ class Loader:
     advance, if it has one (see `taet.data.policies`); the batches do not depend on their number. Python starts them by
     importing the user's script, so the script's own work must be below `if __name__ == "__main__":`.
 
-    With `extra` images every batch is whole: the `mixture` says how many of them are extra and of which classes, and
+    With `extra` images every batch is whole: the `mixture` says how many of them are extra, drawn with replacement, and
     the others go through the split in successive random orders, of which an epoch takes a part.
     """
 
@@ -144,19 +111,16 @@ class Loader:
     ) -> None:
         self.device = device
         place = torch.device("cpu") if training.augment in POLICIES else device  # a policy works on the CPU
-        images: Pixels | Joined = split.images
-        labels, self.real, self.supply = torch.from_numpy(split.labels), len(split), None
+        images, labels = split.images, torch.from_numpy(split.labels)
+        self.real, self.extra, self.mixture = len(split), 0, mixture
         if extra is not None and mixture is not None:
-            added = torch.from_numpy(extra.split.labels)
-            self.supply = Supply(added, self.real, mixture)
-            images, labels = joined(split.images, extra.split.images), torch.cat([labels, added])
-        self.images: Tensor | Pixels | Joined = images
-        if fits(images, place):
-            self.images = torch.from_numpy(images).to(place)
+            self.extra = len(extra.split)
+            images, labels = joined(split, extra.split), torch.cat([labels, torch.from_numpy(extra.split.labels)])
+        self.images: Tensor | Pixels = torch.from_numpy(images).to(place) if fits(images, place) else images
         self.labels = labels.to(device)
         self.seed, self.training = seed, training
         self.mirror = mirror and training.augment != "crop"
-        self.bounds = batch_bounds(self.real, training.batch_size, self.supply is not None)
+        self.bounds = batch_bounds(self.real, training.batch_size, self.extra > 0)
         self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
 
     def __len__(self) -> int:
@@ -190,26 +154,27 @@ class Loader:
 
     def _order(self, epoch: int) -> Tensor:
         # On the CPU, so that the order does not depend on the device.
-        if self.supply is not None:
-            return self._mixed(self.supply, epoch)
+        if self.mixture is not None and self.extra:
+            return self._mixed(self.mixture, epoch)
         draws = generator("cpu", self.seed, "order", epoch)
         if self.training.sampling == "class-balanced":
             return class_balanced(self.labels.cpu(), draws)
         return torch.randperm(len(self.labels), generator=draws)
 
-    def _mixed(self, supply: Supply, epoch: int) -> Tensor:
+    def _mixed(self, mixture: Mixture, epoch: int) -> Tensor:
         """Positions of an epoch of mixed batches.
 
         The extra images have random places in the batch, so that every process gets its share of them.
         """
-        steps, own = len(self), supply.mixture.batch - supply.mixture.extra
+        steps, own = len(self), mixture.batch - mixture.extra
         begin, end = epoch * steps * own, (epoch + 1) * steps * own
         rounds = range(begin // self.real, -(-end // self.real))
         orders = [torch.randperm(self.real, generator=generator("cpu", self.seed, "order", one)) for one in rounds]
         begin -= rounds[0] * self.real
         originals = torch.cat(orders)[begin : begin + steps * own].view(steps, own)
-        extras = supply.draw(steps, generator("cpu", self.seed, "extra", epoch))
-        draws = torch.rand(steps, supply.mixture.batch, generator=generator("cpu", self.seed, "places", epoch))
+        size, drawing = (steps, mixture.extra), generator("cpu", self.seed, "extra", epoch)
+        extras = self.real + torch.randint(self.extra, size, generator=drawing)
+        draws = torch.rand(steps, mixture.batch, generator=generator("cpu", self.seed, "places", epoch))
         places = draws.argsort(dim=1, stable=True)
         # Sorted, so that the images of the split stay in their order.
         mixed = torch.empty_like(places).scatter_(1, places[:, :own].sort(1).values, originals)

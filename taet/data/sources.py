@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from taet.data.places import Missing
 from taet.data.selection import BALANCED_SMALL, VALIDATION, Choice, select
 from taet.data.source import DataSource, Labels
 from taet.data.storage import Images, Pixels, gather, pieces, portions
-from taet.errors import UserError, custom_code, located, nearest
+from taet.errors import UserError, custom_code, located
 from taet.settings import Data, from_json, to_json
 from taet.statistics import Ints
 
@@ -57,7 +58,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
     known = registry.entries("data")
     if kind not in known:
-        near = nearest(kind, known)
+        near = next(iter(difflib.get_close_matches(kind, known, 1, 0.65)), None)
         raise UserError(
             f"data: there is no folder or file '{name}' here, and no data set of this name; allowed: a folder, a .csv, "
             f".json or .npz file, or one of {', '.join(known)}" + (f"; did you mean '{near}'?" if near else "")

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,6 +18,7 @@ from taet.errors import UserError, cut, printable
 from taet.files import cache, file_sha256
 from taet.formatting import data_size
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 PIECE = 1 << 24
 """Bytes that are read at once."""
 SHARE = 4
@@ -74,7 +75,7 @@ def file_key(path: Path) -> str:
     return f"{path.resolve()}\t{about.st_size}\t{about.st_mtime_ns}"
 
 
-def pieces(images: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+def pieces(images: NDArray[Scalar]) -> Iterator[NDArray[Scalar]]:
     """Yield all images in order, in pieces of a few megabytes and at most 65,536 images."""
     step = min(max(1, PIECE * len(images) // max(1, images.nbytes)), 1 << 16)
     return (images[first : first + step] for first in range(0, len(images), step))

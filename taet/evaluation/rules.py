@@ -334,7 +334,7 @@ def _(card: Card) -> Sentence:
     few = [card.class_names[label] for label in statistics.few_images(card.test_class_counts)]
     return few and (
         f"{len(few)} of {card.num_classes} classes have fewer than {statistics.FEW_PER_CLASS} test images "
-        f"({', '.join(few[:3])}{' ...' if len(few) > 3 else ''}): their numbers, and the balanced ones, are imprecise"
+        f"({listed(few, most=3)}): their numbers, and the balanced ones, are imprecise"
     )
 
 

@@ -22,8 +22,9 @@ from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.bundles import attacks_of
 from taet.experiments import own_images
 from taet.experiments.cell import Cell, alike
-from taet.fields import LongSeed, Ratio, Rule, Settings, plain, read_number
+from taet.fields import LongSeed, Ratio, Rule, Settings, plain
 from taet.files import read_bytes
+from taet.formatting import read_number
 from taet.models import check_consent
 from taet.settings import SHORT, Run, from_json, override, to_json
 from taet.training.resolve import check_model, resolve

@@ -8,7 +8,7 @@ from typing import Any
 
 from taet.errors import UserError
 from taet.files import digest
-from taet.settings import LEFT, Run, from_json, to_json
+from taet.settings import Data, Run, from_json, to_json
 
 # Settings of place, speed and saving.
 MACHINE = frozenset(
@@ -45,14 +45,14 @@ def training_settings(run: Run | Mapping[str, Any]) -> dict[str, Any]:
 
 def current(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return stored JSON of a run without the settings of its data that have left."""
-    data = {name: value for name, value in stored.get("data", {}).items() if name not in LEFT}
+    data = {name: value for name, value in stored.get("data", {}).items() if name not in Data.left}
     return {**stored, **({"data": data} if "data" in stored else {})}
 
 
 def left_behind(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that have left and are not at their default, by dotted name."""
     data = stored.get("data", {})
-    return {f"data.{name}": data[name] for name, value in LEFT.items() if name in data and data[name] != value}
+    return {f"data.{name}": data[name] for name, value in Data.left.items() if name in data and data[name] != value}
 
 
 def run_hash(run: Run | Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from taet.data import Dataset, Split, load
 from taet.data.extra import Extra, mixture, read_extra
-from taet.data.loader import Joined, Loader
+from taet.data.loader import Loader
 from taet.data.storage import kept
 from taet.errors import UserError
 from taet.losses import balanced_softmax
@@ -135,7 +135,7 @@ def test_parts_of_processes_later_steps_and_streamed_images_are_the_batches(
             assert torch.equal(batch[field], torch.cat([part[step][field] for part in parts]))
     on_disk = kept([extra.split.images], extra.split.images.shape, "x")
     streaming = loader(dataset.train, Extra(dataclasses.replace(extra.split, images=on_disk), ""))
-    assert isinstance(streaming.images, Joined)
+    assert isinstance(streaming.images, np.memmap)
     for later in (loader(dataset.train, extra).epoch(2, 1), list(streaming.epoch(2))[1:]):
         for one, other in zip(whole[1:], later, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -205,13 +205,13 @@ def test_other_pixels_and_classes_are_refused(
         ({"extra_source": "  "}, "without a source"),
         ({"extra": "npz:"}, r"data extra: got 'npz:'; allowed: npz:PATH, folder:PATH"),
         ({"extra": "csv:x"}, r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"),
-        ({"extra": None, "extra_source": None}, r"data extra fraction: got 0\.5; allowed: with data extra only"),
+        ({"extra": None, "extra_source": None}, r"data extra fraction: got 0\.5; allowed: with extra only"),
         (
             {"extra": None, "extra_fraction": 0.7},
-            r"data extra source: got made by a test; allowed: with data extra only",
+            r"data extra source: got 'made by a test'; allowed: with extra only",
         ),
         ({"extra_fraction": 1.0}, r"data extra fraction: got 1; allowed: 0 up to, not including, 1"),
-        ({"extra_classes": "inverse"}, r"data extra classes: got inverse; this setting has left, see CHANGELOG"),
+        ({"extra_classes": "inverse"}, r"data extra classes: got 'inverse'; this setting has left, see CHANGELOG"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:

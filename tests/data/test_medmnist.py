@@ -117,23 +117,6 @@ def test_a_missing_file_is_one_line_with_its_address(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "file", "md5", "megabytes"),
-    [
-        (None, "pathmnist.npz", "a8b06965200029087d5bd730944a56c1", 252.1),
-        (32, "pathmnist.npz", "a8b06965200029087d5bd730944a56c1", 252.1),
-        (224, "pathmnist_224.npz", "2c51a510bcdc9cf8ddb2af93af1eadec", 16133.6),
-    ],
-)
-def test_what_is_downloaded_is_the_file_of_the_size(size, file, md5, megabytes, monkeypatch):
-    monkeypatch.setitem(medmnist.SETS, "pathmnist", SETS["pathmnist"])
-    (download,) = medmnist.downloads(Data(name="pathmnist", size=size))
-    assert download.file == file
-    assert download.url == f"https://zenodo.org/records/10519652/files/{file}?download=1"
-    assert download.md5 == md5
-    assert download.megabytes == pytest.approx(megabytes, abs=0.1)
-
-
-@pytest.mark.parametrize(
     ("name", "change", "message"),
     [
         ("bloodmnist", {"test_labels": None, "test_images": None}, "has no test_images, test_labels"),

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from taet.data import describe, facts, full_name, load
+from taet.data import facts, full_name, load
 from taet.errors import UserError
 from taet.settings import Data
 
@@ -25,11 +25,6 @@ def balanced(tmp_path, arrays):
 
 def counts(dataset):
     return dataset.train.class_counts.tolist(), dataset.test.class_counts.tolist()
-
-
-def test_the_settings_of_a_run_are_its_arguments():
-    data = Data(name="digits-lt", imbalance_ratio=20, validation=0.1)
-    assert load(data).train.sha256 == load("digits-lt", imbalance_ratio=20, validation=0.1).train.sha256
 
 
 def test_a_set_is_cut_only_where_a_ratio_is_given(balanced):
@@ -78,12 +73,6 @@ def test_validation_comes_out_of_the_long_tailed_training_images():
     assert whole.validation is None
 
 
-def test_validation_of_an_uncut_set_is_stratified(long_tailed):
-    dataset = load(long_tailed, validation=0.1)
-    assert dataset.validation.class_counts.tolist() == [4, 2, 1]
-    assert dataset.class_counts.tolist() == [36, 18, 4]
-
-
 def test_a_class_too_small_to_be_held_out_is_noted(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays((40, 20, 1)))
     dataset = load(str(tmp_path / "a.npz"), validation=0.1)
@@ -121,12 +110,6 @@ def test_the_fit_is_that_of_every_split_and_needs_a_size(tmp_path):
     assert (load(str(tmp_path / "x.npz"), size=10).test.images == 99).all()
     with pytest.raises(UserError, match="data fit: got crop for images that keep their size"):
         load(str(tmp_path / "x.npz"), fit="crop")
-
-
-def test_that_images_were_resized_is_known():
-    assert not load("digits-lt").resized
-    assert load("digits-lt", size=16).resized
-    assert describe(load("digits-lt", size=16))["resized"]
 
 
 SOURCE = """
