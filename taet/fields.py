@@ -226,7 +226,7 @@ def type_text(kind: Any) -> str:
     if origin in (list, dict):
         return "a list" if origin is list else "an object"
     parts = is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
-    return "an object" if parts else getattr(kind, "__name__", "value")
+    return words.get(kind, "an object" if parts else getattr(kind, "__name__", "value"))
 
 
 def _range_text(marks: Marks, value: object) -> str:
