@@ -190,7 +190,7 @@ def in_a_run(name: str) -> str:
         lines.append("- uses the features of the model, so your own module must be a `taet.models.Classifier`")
     if method.needs_feedback:
         lines.append(
-            "- learns from the validation split, at points of the curve; without `--data.validation` it is refused"
+            "- learns from the validation split, whenever accuracy is measured; refused without `--data.validation`"
         )
     lines += [f"- leaves the protocol: {text}" for text in method.deviations]
     return "\n".join(lines)

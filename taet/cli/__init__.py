@@ -44,6 +44,8 @@ LEFT = {
     "transfer": "taet evaluate RUN --attacks pgd-20@OTHER_RUN",
     "tune": "python examples/tune.py",
     "what-if": "python examples/learning_curve.py",
+    "evaluate --curves": "taet evaluate RUN --attacks curve-steps curve-eps",
+    "evaluate --worst-case": "card.worst_case() in Python, from the bits of the card",
     "evaluate --until": "python examples/until_decided.py",
     "compare --until": "python examples/until_decided.py",
     "compare --what-if": "python examples/learning_curve.py",

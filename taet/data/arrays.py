@@ -65,28 +65,6 @@ class NpzImages:
                 raise ValueError("it is longer than it says")
 
 
-@dataclass(frozen=True)
-class PlaneImages:
-    """Images in an .npy file of rows (N, C S S): the red plane of S x S pixels, row by row, then green, then blue."""
-
-    path: Path
-    shape: ArrayShape
-
-    @property
-    def key(self) -> str:
-        """Path, size and time of the file."""
-        return f"{file_key(self.path)}\tplanes"
-
-    def read(self, rows: Ints | None) -> Iterator[Pixels]:
-        """Yield the images at `rows`."""
-        number, side, _, channels = self.shape
-        with reading(self.path, NPY):
-            flat: NDArray[np.uint8] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        chosen = np.arange(number) if rows is None else rows
-        for some in portions(chosen, self.shape):
-            yield flat[some].reshape(-1, channels, side, side).transpose(0, 2, 3, 1)
-
-
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Return shape, whether it is stored by columns, and type of an .npy file, up to the end of its header."""
     version = npy.read_magic(file)
@@ -177,12 +155,12 @@ def _read_folder(folder: Path) -> dict[str, GivenArray]:
         path = folder / f"{key}.npy"
         with reading(path, NPY):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays[key] = PlaneImages(path, _plane_shape(path, array)) if key.endswith("images") else np.array(array)
+        arrays[key] = _planes(path, array) if key.endswith("images") else np.array(array)
     return arrays
 
 
-def _plane_shape(path: Path, rows: NDArray[np.generic]) -> ArrayShape:
-    """Return the shape (N,S,S,C) of images stored as rows (N, C S S), C 3 or 1."""
+def _planes(path: Path, rows: NDArray[np.uint8]) -> Pixels:
+    """Return rows (N, C S S), the red plane of S x S pixels, then green, then blue, as a view (N,S,S,C), C 3 or 1."""
     if rows.ndim != 2 or rows.dtype != np.uint8 or rows.size == 0:
         raise UserError(f"'{path}': got {rows.dtype} of shape {rows.shape}; allowed: uint8 of shape (N,3072)")
     number, length = rows.shape
@@ -191,4 +169,4 @@ def _plane_shape(path: Path, rows: NDArray[np.generic]) -> ArrayShape:
     side = math.isqrt(length // channels)
     if channels * side**2 != length:
         raise UserError(f"'{path}': got {length} numbers per image; allowed: 3 S S (colour) or S S (grey), e.g. 3072")
-    return number, side, side, channels
+    return rows.reshape(number, channels, side, side).transpose(0, 2, 3, 1)

@@ -146,8 +146,8 @@ def read_images(images: Images, rows: Ints | None, data: Data) -> Pixels:
     fits = data.size is None or (height, width) == (data.size, data.size)
     shape = number, *((height, width) if fits else (data.size, data.size)), channels
     if isinstance(images, np.ndarray):
-        if fits:
-            return images if rows is None else np.asarray(images[rows])
+        if fits and not isinstance(images, np.memmap):
+            return images if rows is None else images[rows]
         chosen = np.arange(number) if rows is None else rows
         blocks: Iterator[Pixels] = (images[some] for some in portions(chosen, images.shape))
     else:

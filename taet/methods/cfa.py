@@ -71,7 +71,10 @@ class Cfa(ClassBudgets):
     With the base trades, the loss becomes (1 + beta) mean [(1 - b_y) CE(f(x), y) + b_y KL(f(x) || f(x'))] with
     b_c = (lambda_2 + R_c) beta / (1 + (lambda_2 + R_c) beta): TRADES where lambda_2 + R_c is 1. `regulariser` official
     lacks the factor 1 + beta, so its steps are a seventh as long at beta 6. In the public code the form for AT takes
-    these weights and ignores them. Steps follow the class's ball; published ones are all alike.
+    these weights and ignores them, and attacks in train mode; here the attack has the protocol's mode. The public code
+    also passes the clean images through the network a third time in each step, in train mode, which moves the
+    statistics of batch normalisation; here a step has the passes of its loss. Steps follow the class's ball; published
+    ones are all alike.
 
     With a `gate` the run delivers an average of the weights of its epochs, d average + (1 - d) weights, which an epoch
     enters only where the worst class is robust enough on the validation images; the first one starts it. Until then the

@@ -88,9 +88,10 @@ class Dafa(ClassBudgets):
 
     On long tails the published weights of the largest classes are negative, since all others are mistaken for them: a
     negative radius and a loss that is maximised. Here lambda is scaled down so that the smallest weight is `floor`.
-    Classes that are equally hard take nothing from each other; the public code takes from both. In the public code's
-    form for AT every attack iteration moves twice and clips to eps last, so that no ball is larger than eps: it differs
-    from its paper. With at-bsl as the base, both the weights and the log prior favour rare classes.
+    Classes that are equally hard take nothing from each other; the public code takes from both. What the easier class
+    of a pair loses was another term in the public code (utils.py:49) until its authors mended it on 2 September 2024.
+    Its form for AT still moves twice in every attack iteration and clips to eps last, so that no ball is larger than
+    eps: it differs from its paper. With at-bsl as the base, both the weights and the log prior favour rare classes.
     """
 
     title = "DAFA"

@@ -274,8 +274,9 @@ def test_own_images_are_mirrored_unless_told_otherwise_and_published_ones_as_is_
     assert facts(Data(name="digits-lt", mirror=mirror)).mirror == expected[1]
 
 
-def test_the_sides_of_a_published_set_are_kept_apart_from_a_file_of_its_name(tmp_path, monkeypatch):
+def test_official_files_that_are_not_here_are_no_facts_and_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TAET_DATA", raising=False)
     assert facts(Data(name="cifar10-lt")) is None
     with pytest.raises(UserError, match="CIFAR-10 is not in 'data'; run taet data prepare cifar10"):
         load("cifar10")
