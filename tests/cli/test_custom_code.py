@@ -122,7 +122,7 @@ CHANGES = {
     },
     "data": {
         "raises": ("return load", "raise ValueError('q'); load", "mine.py: read: ValueError: q"),
-        "None": ("return load", "load", "mine.py: read returned a NoneType; allowed: Dataset"),
+        "None": ("return load", "load", "mine.py: read returned a NoneType; allowed: "),
         "no split": (
             "return load",
             "from dataclasses import replace; return replace(load('digits-lt'), train=None); load",

@@ -44,7 +44,6 @@ NUMBERS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "balanced_softmax": lambda i: balanced_softmax(i["logits"], i["labels"], i["class_counts"]).mean(),
     "logit_adjust_train_tau1.0": lambda i: logit_adjustment(**i).mean(),
     "logit_adjust_train_tau1.5": lambda i: logit_adjustment(**i).mean(),
-    "logit_adjust_posthoc_tau1/adjusted": lambda i: i["logits"] - i["tau"] * log_prior(i["class_counts"]),
     "focal_softmax_gamma2": lambda i: focal(**i).mean(),
     "focal_sigmoid_gamma2": lambda i: focal(**i, form="sigmoid").mean(),
     "cb_weights_beta0.9999": lambda i: effective_number_weights(**i),
