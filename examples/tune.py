@@ -52,7 +52,6 @@ def value(run: Run, folder: Path) -> float:
         images.labels,
         attacks=[ATTACK],
         eps=run.threat.eps,
-        step_size=run.evaluation.step_size,
     )
     return card.summary(ATTACK).balanced
 

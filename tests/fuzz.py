@@ -1,7 +1,7 @@
 """A mutational fuzzer: changed files and command lines must end well or in one line. `make fuzz SECONDS=600`.
 
-Every case takes a whole input of one kind (a run folder, a card, a specification, images, weights, a plug-in, a command
-line), changes it at random, and runs a command on it in this process. A finding is an exit status other than 0 and 2, a
+Every case takes a whole input (a run folder, a card, a specification, images, weights, a plug-in, a command line),
+changes it at random, and runs a command on it in this process. A finding is an exit status other than 0 and 2, a
 traceback, an exception that leaves `main`, or a command that takes too long. A case is decided by its kind and number:
 
     python tests/fuzz.py --seconds 600                      # as many cases as fit
@@ -24,9 +24,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,16 +39,17 @@ SECONDS = 60
 """A case that takes longer hangs."""
 TINY = "--data.max-count 10 --data.test-max-count 2 --threat.steps 1 --monitor-steps 1 --threads 1 --batch-size 32"
 TINY += " --evaluation.attacks clean fgsm"
-NUMBERS = ["0", "-1", "1", "1_0", "nan", "inf", "-inf", "1e400", "99999999999", "0x10", "1/0", "8/255", "1.5"]
-TEXTS = ["None", "none", "true", "x", "é", "/", "..", "~nouser/x", "/dev/null", "/dev/zero", "npz:", "folder:."]
-MORE = ["os:getcwd", "--", "-", "=", "--help=", "pgd-0", "pgd-1:restarts=0", "", "a b", "a\nb", "\udcff", "x" * 5000]
-ODD_WORDS = [*NUMBERS, *TEXTS, *MORE, "9" * 400]
+ODD_WORDS = [
+    *("0", "-1", "1_0", "nan", "inf", "1e400", "99999999999", "0x10", "1/0", "8/255", "1.5", "None", "true", "x", "é"),
+    *("/", "..", "~nouser/x", "/dev/null", "/dev/zero", "npz:", "folder:.", "os:getcwd", "--", "-", "=", "--help="),
+    *("pgd-0", "pgd-1:restarts=0", "", "a b", "a\nb", "\udcff", "x" * 5000, "9" * 400),
+]
 ODD_BYTES = [word.encode("utf-8", "surrogateescape") for word in ODD_WORDS] + [
-    *(b"[" * 3000, b'{"a":' * 3000, b"\x00", b"\xff\xfe", b"NaN", b"-", b'"', b"\n", b",", b"\\ud800", b"PK\x03\x04"),
+    *(b"[" * 3000, b'{"a":' * 3000, b"\x00", b"\xff\xfe", b"NaN", b'"', b"\n", b",", b"\\ud800", b"PK\x03\x04"),
 ]
 ODD_VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 5, 10**9, 10**18, 10**30, 0.5, -0.5, 1e308, float("nan"), float("inf"), "", "x"),
-    *("nan", "x" * 5000, "é", "\udcff", "../../x", [], {}, [0], [[]], [None], {"x": 1}, [1] * 10_000, "os:getcwd"),
+    *(None, True, 0, 1, -1, 10**9, 10**30, 0.5, 1e308, float("nan"), float("inf"), "", "x", "x" * 5000, "\udcff"),
+    *("../../x", [], {}, [0], [[]], [None], {"x": 1}, [1] * 10_000, "os:getcwd"),
 ]
 
 
@@ -92,19 +92,6 @@ def make_inputs(place: Path) -> None:
         Image.fromarray(images[number]).save(path)
     rows = [f"images/class {label}/{number}.png,{label},p{number // 2}" for number, label in enumerate(labels)]
     (place / "table.csv").write_text("\n".join(["path,label,patient", *rows]) + "\n")
-    (place / "list.txt").write_text("".join(f"{row.split(',')[0]} {row.split(',')[1]}\n" for row in rows))
-    listed = [{"id": n, "file_name": f"images/class {label}/{n}.png"} for n, label in enumerate(labels)]
-    annotated = [{"image_id": n, "category_id": int(label)} for n, label in enumerate(labels)]
-    (place / "coco.json").write_text(json.dumps({"images": listed, "annotations": annotated}))
-    (place / "npy").mkdir()
-    (place / "FashionMNIST" / "raw").mkdir(parents=True)
-    idx = place / "FashionMNIST" / "raw"
-    for part, kind in (("train", "train"), ("test", "t10k")):
-        np.save(place / "npy" / f"{part}_images.npy", images.reshape(12, 64))
-        np.save(place / "npy" / f"{part}_labels.npy", labels)
-        sides = b"".join(side.to_bytes(4, "big") for side in images.shape)
-        (idx / f"{kind}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sides + images.tobytes())
-        (idx / f"{kind}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sides[:4] + bytes(n % 10 for n in range(12)))
     (place / "spec.toml").write_text(SPECIFICATION)
     (place / "plugins" / "methods").mkdir(parents=True)
     (place / "plugins" / "methods" / "fuzzed.py").write_text(PLUGIN_SOURCE)
@@ -125,8 +112,7 @@ def make_inputs(place: Path) -> None:
     torch.save(load_file(place / "run" / "model.safetensors"), place / "weights.pt")
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A file of an input that is changed, and the commands that read it."""
 
     file: str
@@ -135,30 +121,19 @@ class Target:
     """Whether it is JSON, whose values are changed as well."""
 
 
-OPENING = (
-    "evaluate run",
-    "predict run images",
-    "export run --format safetensors",
-    "report run --out page.html",
-    "check run",
-)
+OPENING = ("evaluate run", "predict run images", "export run --format safetensors", "report run --out page.html")
+OPENING += ("check run",)
 RESUMING = ("train --resume undone", "train --resume undone --evaluate")
-OWN = "evaluate --model resnet8 --data digits-lt --data.test-max-count 2 --attacks clean --out card"
-OWN += " --weights weights.pt"
+OWN = (
+    "evaluate --model resnet8 --data digits-lt --data.test-max-count 2 --attacks clean --out card --weights weights.pt"
+)
 TARGETS = {
-    "run.json": Target("run/run.json", OPENING, True),
-    "metrics.jsonl": Target("run/metrics.jsonl", OPENING[3:], True),
-    "model.safetensors": Target("run/model.safetensors", OPENING),
-    "evaluation.json": Target("run/evaluation.json", OPENING[:1] + OPENING[3:], True),
-    "examples.npz": Target("run/artifacts/examples.npz", OPENING[3:]),
-    "done": Target("run/done", OPENING, True),
     **{
-        f"old {Path(name).name}": Target(
-            f"old/{name}", tuple(words.replace(" run", " old") for words in OPENING), structured
-        )
-        for name, structured in (
-            *(("run.json", True), ("metrics.jsonl", True)),
-            *(("evaluation.json", True), ("artifacts/examples.npz", False)),
+        f"{folder} {name}": Target(f"{folder}/{name}", tuple(w.replace(" run", f" {folder}") for w in OPENING), is_json)
+        for folder in ("run", "old")
+        for name, is_json in (
+            *(("run.json", True), ("metrics.jsonl", True), ("evaluation.json", True), ("done", folder == "run")),
+            *(("model.safetensors", False), ("artifacts/examples.npz", False)),
         )
     },
     "undone run.json": Target("undone/run.json", RESUMING, True),
@@ -167,11 +142,6 @@ TARGETS = {
     "spec.toml": Target("spec.toml", ("compare spec.toml --dry-run",)),
     "arrays.npz": Target("arrays.npz", ("data show npz:arrays.npz", "data prepare npz:arrays.npz")),
     "table.csv": Target("table.csv", ("data show csv:table.csv", "data show csv:table.csv --group patient")),
-    "coco.json": Target("coco.json", ("data show csv:coco.json",), True),
-    "list.txt": Target("list.txt", ("data show csv:list.txt",)),
-    "labels.npy": Target("npy/train_labels.npy", ("data show taet-npy:npy",)),
-    "images.npy": Target("npy/train_images.npy", ("data show taet-npy:npy",)),
-    "images-idx": Target("FashionMNIST/raw/train-images-idx3-ubyte", ("data show fashion-mnist --root .",)),
     "image.png": Target("images/class 1/1.png", ("data show folder:images", "predict run images")),
     "weights.pt": Target("weights.pt", (OWN,)),
     "plugin.py": Target(
@@ -183,7 +153,7 @@ CALLS = (
     "train --resume undone --evaluate",
     "evaluate run --attacks clean fgsm --eps 8/255 --batch-size 5 --weights model --device cpu",
     f"{OWN} --normalize none --device cpu",
-    "check run --attacks clean --batch-size 3",
+    "check run --attacks clean --device cpu",
     "predict run images --top 2 --batch-size 3 --format json --attack fgsm",
     "export run --format safetensors --weights model --out exported.safetensors",
     "report run --out page.html --title T",
@@ -276,8 +246,7 @@ def changed_words(words: list[str], draw: random.Random) -> list[str]:
 # -- cases -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What a command did."""
 
     code: object
@@ -298,7 +267,7 @@ def run(*words: object) -> Result:
         return Result(None, "", f"{type(error).__name__} leaves main: {error}")
     lines = err.getvalue().strip().splitlines() or [""]
     finding = ""
-    if code not in (0, 2):
+    if code not in (0, 2) and not (code == 1 and words[0] == "check"):  # which found something
         finding = f"exit status {code}"
     elif "Traceback" in err.getvalue():
         finding = "a traceback"
@@ -326,7 +295,7 @@ def play(kind: str, number: int, inputs: Path, place: Path) -> tuple[list[str], 
     with _alarm() as rung:
         result = run(*words)
     CUSTOM.clear()
-    return words, replace(result, finding=f"takes longer than {SECONDS} seconds") if rung else result
+    return words, result._replace(finding=f"takes longer than {SECONDS} seconds") if rung else result
 
 
 @contextlib.contextmanager

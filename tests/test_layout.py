@@ -251,7 +251,6 @@ def test_any_stays_rare() -> None:
 
 LONG_FILES = {
     "data/images.py": "all that is done to a file before it is an array",
-    "evaluation/rules.py": "one table of rules, so that a new flag is one entry",
     "experiments/comparison.py": "one comparison and the processes that fill it",
     "files.py": "the only door to the disk",
     "models/foreign.py": "models of any origin, and consent to their code",

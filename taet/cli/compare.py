@@ -27,15 +27,10 @@ class Compare(Command):
 
     Example of SPEC:
 
-        title = "Three methods on long-tailed digits"
-        methods = [                 # or "all"
-          "at", "taet",
-          {name = "harl-skip", method = "harl", settings = {absent = "skip"}}
-        ]
+        methods = ["at", "taet", {name = "harl-skip", method = "harl", settings = {absent = "skip"}}]   # or "all"
         data = ["digits-lt"]
         imbalance = [10, 50]        # optional; without it, the data as they are
         seeds = [0, 1, 2]
-        protocol = "taet"
         settings = {model = "resnet8", threat.eps = "8/255"}   # of every run, as in taet train
 
         [[variants]]                # the grid again, for methods that accept this

@@ -60,10 +60,15 @@ def run(words: list[str]) -> int:
     from taet.cli.processes import progress, say
     from taet.cli.subject import local
     from taet.deployment.predict import Predictions, batches, changes, joined
+    from taet.files import check_output, make_folder
     from taet.models import trusted
     from taet.training.folder import RunFolder
 
-    _check_place(command)
+    if command.out is not None:
+        check_output(command.out)
+        if os.path.lexists(command.out) and not command.force:
+            raise UserError(f"{command.out} exists; allowed: another --out, or --force")
+        make_folder(command.out.parent)
     parts, folder = list[Predictions](), Path(local(str(command.run)))
     try:
         with trusted(command.trust_model), progress(f"predict {command.run}") as report:
@@ -88,20 +93,6 @@ def run(words: list[str]) -> int:
     if unread:
         say(f"taet: {unread} of {sum(map(len, parts))} images could not be read: see the column error")
     return 2 if unread else 0
-
-
-def _check_place(command: Predict) -> None:
-    """Refuse an output file that exists or cannot be written, before any work; create its folder."""
-    from taet.files import check_output, make_folder
-
-    if command.out is None:
-        return
-    check_output(command.out)
-    is_file = command.out.is_file() and not command.out.is_symlink()
-    if os.path.lexists(command.out) and not (command.force and is_file):
-        what = "exists" if is_file else "is not a file"
-        raise UserError(f"{command.out} {what}; allowed: another --out{', or --force' if is_file else ''}")
-    make_folder(command.out.parent)
 
 
 def _write(found: Predictions, command: Predict) -> None:

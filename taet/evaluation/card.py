@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, Self
+from typing import Annotated, Any, NotRequired, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,10 +18,10 @@ from taet.attacks.ball import Norm
 from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.column import WORST_CASE, AsItIs, CardPart, Column, Json, PackedLabels, check_classes
 from taet.evaluation.facts import ModelFacts, probed
-from taet.evaluation.summary import Interval, Summary, check_stored, disagreements, summarise
-from taet.fields import Name, NonNegative, Sha256, StoredCount
+from taet.evaluation.summary import Summary, check_stored, disagreements, summarise
+from taet.fields import Count, Name, NonNegative, Sha256, StoredCount
 from taet.files import check_seal, read_json, seal, write_json
-from taet.formatting import MISSING, percent, percent_interval, short
+from taet.formatting import short
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
@@ -40,13 +40,11 @@ class ThreatAbout(TypedDict):
 
 
 class ModelAbout(TypedDict):
-    """The evaluated model."""
+    """The evaluated model; `answers` are logits and gradient norms of the first images, None for nan."""
 
     name: str
     weights_sha256: Sha256
-    """Hash of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
     file_sha256: NotRequired[Sha256]
-    """Hash of the weights file in the run folder."""
     parameters: NotRequired[StoredCount]
     selection: NotRequired[str | None]
     epoch: NotRequired[StoredCount | None]
@@ -54,37 +52,6 @@ class ModelAbout(TypedDict):
     """Whether the epoch was chosen on the test set."""
     notes: NotRequired[Sequence[str]]
     answers: NotRequired[Sequence[Sequence[float | None]]]
-    """Logits and gradient norms of the first images; None is nan."""
-
-
-class ExtraAbout(TypedDict):
-    """Extra training images of the model; the run's record has more details."""
-
-    source: str
-    saw_removed_tail: Literal["no", "yes", "unknown"]
-    sha256: Sha256
-    per_batch: StoredCount
-    batch_size: StoredCount
-    classes: str
-    class_counts: Sequence[StoredCount]
-    trained_on: NotRequired[str]
-    """What their generator was trained on: this-set, balanced-original or other."""
-    labels: NotRequired[str]
-    """given with the images, or pseudo: predicted by a model."""
-    kept: NotRequired[NonNegative]
-    """Fraction of each class that a filter kept."""
-    judge_sha256: NotRequired[Sha256 | None]
-    """SHA-256 of the weights of the model that filtered them."""
-    left_out: NotRequired[dict[str, Sequence[StoredCount]]]
-    """For each split: images left out as exact and as near duplicates of its images; empty for copies."""
-    left_out_by: NotRequired[str]
-    """How duplicates were found."""
-    compared: NotRequired[bool]
-    """Whether they were compared with the test images, which excludes duplicates."""
-
-
-EXTRA_ABOUT = tuple(name for name in ExtraAbout.__annotations__ if name != "compared")
-"""What a card repeats of the run's record of its extra images."""
 
 
 class DataAbout(TypedDict):
@@ -96,15 +63,15 @@ class DataAbout(TypedDict):
     train_class_counts: NotRequired[Sequence[StoredCount] | None]
     imbalance_ratio: NotRequired[NonNegative | None]
     notes: NotRequired[Sequence[str]]
-    extra: NotRequired[ExtraAbout]
+    extra: NotRequired[Json]
+    """Extra training images: their source, counts, and whether they were `compared` with the test images."""
 
 
 class Flag(TypedDict):
-    """A warning of the rules."""
+    """A warning of the rules: its name, and what was found, what it means and what to do."""
 
     flag: Name
     text: str
-    """What was found, what it means and what to do."""
 
 
 class TrainedRun(TypedDict, total=False):
@@ -112,10 +79,8 @@ class TrainedRun(TypedDict, total=False):
 
     config: Json
     hash: Sha256
-    """Hash of the settings (`taet.training.decisive_settings.run_hash`), as stored in the weights file."""
     command: str
     deviations: Sequence[str]
-    """Deviations of the method from the protocol, in words."""
 
 
 class Environment(TypedDict, total=False):
@@ -133,26 +98,23 @@ class Card(CardPart):
     title: str
     protocol: str
     threat: AsItIs[ThreatAbout]
-    """Norm and radius of the evaluation: {"norm": "linf", "eps": 0.0314}."""
     seed: int | None
-    """Seed of the training run; None for a model that was trained elsewhere."""
+    """Of the training run; None for a model that was trained elsewhere, whose `run` is empty."""
     model: AsItIs[ModelAbout]
     data: AsItIs[DataAbout]
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Count
     created: str = ""
     command: str = ""
     run: AsItIs[TrainedRun] = Field(default_factory=TrainedRun)
-    """How the model was trained; empty for a model that was trained elsewhere."""
     environment: AsItIs[Environment] = Field(default_factory=Environment)
     flags: Annotated[tuple[AsItIs[Flag], ...], Field(strict=False)] = ()
-    """Warnings of the rules."""
     probe: AsItIs[dict[str, int | float]] = Field(default_factory=dict)
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
     labels: PackedLabels
     """(N,): true classes in test order."""
     examples_sha256: Sha256 | None = None
-    """SHA-256 of the card's file of example images; None if there is none, or it is not known."""
+    """Of the card's file of example images; None if there is none, or it is not known."""
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""
 
@@ -204,8 +166,7 @@ class Card(CardPart):
     def column(self, name: str) -> Column:
         """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured.
 
-        Raises:
-            UserError: an unknown name, with the nearest match.
+        An unknown name is a `UserError` with the nearest match.
         """
         for column in self.columns:
             if column.name == name:
@@ -220,15 +181,8 @@ class Card(CardPart):
 
         An image is correct if it is correct without attack and under every attack within this ball. Columns measured
         only for a curve, and examples made on another model, are left out. A broken image has the prediction of the
-        first column that broke it; `parts` tells which one.
-
-        Args:
-            norm: linf or l2.
-            eps: radius in units of the image range; by default that of the card's threat or, in the other norm, the
-                only radius on the card.
-
-        Raises:
-            UserError: no bounded attack in this norm, or several radii.
+        first column that broke it; `parts` tells which one. The radius is by default that of the card's threat or, in
+        the other norm, the only one on the card; no bounded attack, or several radii, are a `UserError`.
         """
         inside = [column for column in self.columns if column.bounded and column.norm == norm and column.ordinary]
         if eps is None and self.threat["norm"] == norm:
@@ -243,12 +197,15 @@ class Card(CardPart):
         masks = np.stack([column.correct for column in columns])
         left = dict(zip((column.name for column in columns), statistics.worst_case(masks), strict=True))
         first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
-        return Column.worst_of(
-            ({"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside),
-            norm,
-            radii[0],
-            np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
-            self.labels,
+        chain = [{"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside]
+        return Column(
+            name=WORST_CASE[norm],
+            norm=norm,
+            eps=radii[0],
+            bounded=True,
+            parameters={"attacks": sorted(chain, key=lambda attack: str(attack["name"]))},
+            correct=np.asarray(masks.all(0)),
+            predictions=np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
             parts={column.name: left[column.name] for column in inside},
             seconds=sum(column.seconds for column in columns),
             forwards=sum(column.forwards for column in columns),
@@ -262,14 +219,6 @@ class Card(CardPart):
     def summary_of(self, column: Column) -> Summary:
         """Compute the numbers of a column on the card's images from its masks."""
         return summarise(column, self.clean, self.labels, self.num_classes, self.data.get("train_class_counts"))
-
-    def compare(self, other: Card, column: str) -> Difference:
-        """Return the difference in balanced accuracy under one attack between this card's model and another one.
-
-        The interval covers the choice of the test images only: it tells which of the two models is better. To compare
-        two methods, several seeds are needed (`compare_runs`).
-        """
-        return compare_runs([self], [other], column)
 
     def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
@@ -291,9 +240,8 @@ class Card(CardPart):
     def load(cls, path: str | os.PathLike[str]) -> Card:
         """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
-        Raises:
-            UserError: the file is not a card, its schema is newer, its checksum is another, or a number does not agree
-                with the masks.
+        A file that is no card, of a newer schema or another checksum, or a number that does not agree with the masks,
+        is a `UserError`.
         """
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
@@ -321,14 +269,15 @@ class Card(CardPart):
         head = f"{self.title or self.method} on {self.data['name']}: {len(self.labels)} test images"
         head += f", {self.threat['norm']} ball of {self.threat['eps']:.4g}"
         rows = [("attack", "accuracy %", "balanced %", "worst class %", "")]
-        for column in self.columns:
-            if not column.curve:
-                summary = self.summary_of(column)
-                label, value = summary.worst_class
-                balanced = _percent(summary.balanced, summary.balanced_interval)
-                worst = f"{percent(value)}, class {self.class_names[label]}" if label >= 0 else MISSING
-                plain = _percent(summary.accuracy, summary.accuracy_interval)
-                rows.append((column.name, plain, balanced, worst, _remark(column, summary)))
+        for column in (one for one in self.columns if not one.curve):
+            summary = self.summary_of(column)
+            label, value = summary.worst_class
+            worst = f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-"
+            shares = (summary.accuracy, summary.accuracy_interval), (summary.balanced, summary.balanced_interval)
+            plain, balanced = (
+                f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for share, (low, high) in shares
+            )
+            rows.append((column.name, plain, balanced, worst, _remark(column, summary)))
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         deviations = (f"leaves the protocol: {text}" for text in self.deviations)
@@ -338,15 +287,22 @@ class Card(CardPart):
 ResultCard = Card
 
 
+def _remark(column: Column, summary: Summary) -> str:
+    """Return remarks on the precision of the search and on an unbounded attack, whose accuracy says little."""
+    said = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
+    if column.norm is not None and not column.bounded:
+        said.append("no bound")
+        if not math.isnan(summary.median_distance):
+            said.append(f"median {column.norm} distance {summary.median_distance:.3g}")
+    return "; ".join(said)
+
+
 def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, comparisons: int = 1) -> Difference:
     """Return the difference in balanced accuracy under one attack between two methods, with one card per seed.
 
     The i-th card of `first` is paired with the i-th of `second`, as runs with the same seed. `comparisons` differences
-    share the error of their intervals (see `taet.statistics.difference`).
-
-    Raises:
-        UserError: different numbers of cards, different test images, or different settings of the attack (its random
-            seed aside).
+    share the error of their intervals (see `taet.statistics.difference`). Different numbers of cards, test images, or
+    settings of the attack, its random seed aside, are a `UserError`.
     """
     if len(first) != len(second) or not first:
         raise UserError(f"comparison: got {len(first)} and {len(second)} cards; allowed: the same number on both sides")
@@ -363,17 +319,3 @@ def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, com
     masks = [measured.correct for measured in columns]
     sides = (masks[: len(first)], masks[len(first) :])
     return difference(*sides, cards[0].labels, cards[0].num_classes, comparisons=comparisons)
-
-
-def _percent(value: float, interval: Interval) -> str:
-    return MISSING if math.isnan(value) else f"{percent(value)} ({percent_interval(*interval)})"
-
-
-def _remark(column: Column, summary: Summary) -> str:
-    """Return remarks on the precision of the search and on an unbounded attack, whose accuracy says little."""
-    said = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
-    if column.norm is not None and not column.bounded:
-        said.append("no bound")
-        if not math.isnan(summary.median_distance):
-            said.append(f"median {column.norm} distance {summary.median_distance:.3g}")
-    return "; ".join(said)

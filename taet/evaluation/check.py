@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -119,9 +120,6 @@ def check(
     return Check((*files, *_model(subject.changed({"attacks": attacks, "eps": eps}), device, deep)))
 
 
-# -- this machine ------------------------------------------------------------------------------------------------------
-
-
 def _machine(device: torch.device) -> Iterator[Finding]:
     about = environment(device)
     for name in PACKAGES:
@@ -153,9 +151,6 @@ def _attack_speed(device: torch.device, bf16: bool) -> float:
     return len(x) / best
 
 
-# -- the files of a run ------------------------------------------------------------------------------------------------
-
-
 def verify(path: Path) -> tuple[Finding, ...]:
     """Read every file of a run folder as its users do, and check that all belong together."""
     if not path.is_dir():
@@ -163,74 +158,51 @@ def verify(path: Path) -> tuple[Finding, ...]:
     folder, found = RunFolder(path), []
     if not folder.is_run and not folder.card().exists():
         _ = folder.record  # refuses it
-    for name, read in _readers(folder):
+    for name, read in ((".", folder.check_plain), *_readers(folder)):
         try:
-            left = read()
-            found.append(Finding(name, f"on trust: {left}" if left else "verified"))
+            covered = read() or name == "."
+            found.append(Finding(name, "verified" if covered else f"on trust: {OLD}"))
         except UserError as error:
             found.append(Finding(name, " ".join(str(error).split()), ok=False))
+    left = [one.name for one in path.iterdir() if is_leftover(one.name)]
+    if left:
+        found[0] = Finding(".", f"on trust: {len(left)} files of a process that is at work, or was killed")
     return tuple(found)
 
 
-def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the name of each file with a function that reads it and returns what no checksum covers."""
+def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the name of each file with a function that reads it and returns whether a checksum covers all of it."""
 
-    def left() -> str:
-        folder.check_plain()
-        found = [path.name for path in folder.path.iterdir() if is_leftover(path.name)]
-        return f"{len(found)} files of a process that is at work, or was killed" if found else ""
-
-    def record() -> str:
-        _ = folder.record  # its method need not be installed here
-        return "" if folder.sealed else OLD
-
-    def rows() -> str:
-        _ = folder.metrics
-        return OLD if folder.is_done and not folder.sums else ""
-
-    def checkpoint() -> str:
+    def checkpoint() -> object:
         state = folder.load_checkpoint(folder.record.run_hash)
         at = state.get("position", state)  # of an older version
         folder.check_metrics(MetricsMark(at.get("metrics_bytes", 0), at.get("metrics_sha256", "")))
-        return "" if at.get("metrics_sha256") else OLD
+        return at.get("metrics_sha256")
 
-    def done() -> str:
-        return "" if folder.sums else OLD
+    def weights(name: str) -> object:
+        folder.check_weights(name)
+        return folder.weights(name).name in folder.sums
 
-    def weights(name: str) -> Callable[[], str]:
-        def read() -> str:
-            folder.check_weights(name)
-            return "" if folder.weights(name).name in folder.sums else OLD
+    def card(path: Path, name: str) -> object:
+        found = store.read(folder, path, name)
+        if path == folder.card(name):  # earlier cards may be about earlier images
+            store.read_examples(folder.examples(path), found)
+        return found.sealed
 
-        return read
-
-    def card(path: Path, name: str) -> Callable[[], str]:
-        def read() -> str:
-            found = store.read(folder, path, name)
-            if path == folder.card(name):  # earlier cards may be about earlier images
-                store.read_examples(folder.examples(path), found)
-            return "" if found.sealed else OLD
-
-        return read
-
-    yield ".", left
     if folder.is_run:
-        yield RUN, record
+        yield RUN, lambda: folder.record and folder.sealed  # its method need not be installed here
         if folder.is_done or (folder.path / METRICS).exists():
-            yield METRICS, rows
+            yield METRICS, lambda: [folder.metrics] and (folder.sums or not folder.is_done)
         if folder.checkpoint.exists():
             yield folder.checkpoint.name, checkpoint
         if folder.is_done:
-            yield DONE, done
+            yield DONE, lambda: folder.sums
             try:
                 names = folder.weights_names
             except UserError:  # told for `done`
                 names = [DELIVERED]
-            yield from ((folder.weights(name).name, weights(name)) for name in names)
-    yield from ((path.name, card(path, name)) for path, name in folder.cards())
-
-
-# -- a model -----------------------------------------------------------------------------------------------------------
+            yield from ((folder.weights(name).name, partial(weights, name)) for name in names)
+    yield from ((path.name, partial(card, path, name)) for path, name in folder.cards())
 
 
 def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
@@ -314,21 +286,16 @@ def _outputs(runner: Runner, x: Tensor, y: Tensor, tried: Trial, classes: int) -
 
 def _normalisation(model: nn.Module, x: Tensor, y: Tensor, correct: statistics.Mask) -> Finding:
     """Return whether a usual normalisation of the input is better, by McNemar's test at `LEVEL` for all together."""
-    network = model.network if isinstance(model, Normalized) else model
-    channels = x.shape[1]
-    ways: dict[str, Statistics | None] = {"none": None}
-    ways |= {name: one for name, one in NORMALIZATIONS.items() if len(one.mean) == channels}
+    network, channels = model.network if isinstance(model, Normalized) else model, x.shape[1]
+    ways = {name: one for name, one in NORMALIZATIONS.items() if len(one.mean) == channels}
     for mean, deviation in ((0.5, 0.5), (0.0, 1 / 255)):
-        ways["/".join(",".join([f"{value:.6g}"] * channels) for value in (mean, deviation))] = Statistics(
-            (mean,) * channels, (deviation,) * channels
-        )
-    masks = {}
-    for name, how in ways.items():
-        normalised = network if how is None else Normalized(network, how).to(x.device)
-        masks[name] = (answer(Counted(normalised), x).max(1).indices == y).cpu().numpy()
+        name = "/".join(",".join([f"{value:.6g}"] * channels) for value in (mean, deviation))
+        ways[name] = Statistics((mean,) * channels, (deviation,) * channels)
+    networks = {"none": network} | {name: Normalized(network, how).to(x.device) for name, how in ways.items()}
+    masks = {name: (answer(Counted(one), x).max(1).indices == y).cpu().numpy() for name, one in networks.items()}
     best = max(masks, key=lambda name: masks[name].sum())
     gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
     given = f"{percent(correct.mean())} % correct as given"
-    if gained > lost and statistics.mcnemar(gained, lost) * len(ways) < LEVEL:
+    if gained > lost and statistics.mcnemar(gained, lost) * len(masks) < LEVEL:
         return Finding("normalisation", f"{given}, {percent(masks[best].mean())} % with --normalize {best}", ok=False)
     return Finding("normalisation", f"{given}; no usual normalisation is better")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,14 +71,13 @@ class Packed(Rule):
             return value
         try:
             stored = np.frombuffer(base64.b64decode(value[self.name], validate=True), self.kind)
-            if self.name != "bits":
-                shape = value["shape"] if self.name == "float32" else [value["count"]]
-                if math.prod(shape) != stored.size or min(shape, default=0) < 0:
-                    raise ValueError(self.text)
-                return stored.astype(np.float32 if self.name == "float32" else np.int64).reshape(shape)
-            if len(stored) != (value["count"] + 7) // 8:
+            shape = value["shape"] if self.name == "float32" else [value["count"]]
+            entries = math.prod(shape)
+            if stored.size != ((entries + 7) // 8 if self.name == "bits" else entries) or min(shape, default=0) < 0:
                 raise ValueError(self.text)
-            return np.unpackbits(stored, count=value["count"]).astype(bool)
+            if self.name == "bits":
+                return np.unpackbits(stored, count=entries).astype(bool)
+            return stored.astype(np.float32 if self.name == "float32" else np.int64).reshape(shape)
         except (KeyError, TypeError, OverflowError):
             raise ValueError(self.text) from None
 
@@ -144,23 +143,13 @@ class SourceAbout(TypedDict):
     weights_sha256: Sha256
 
 
-class WorstCaseMember(TypedDict):
-    """An attack of a worst case."""
-
-    name: Name
-    norm: NotRequired[Norm | None]
-    eps: NotRequired[NonNegative | None]
-    attacks: NotRequired[list[WorstCaseMember]]
-
-
 class Parameters(TypedDict, total=False):
     """Settings of an attack that any reader may need; its specification checks the others."""
 
     seed: int | None
     source: SourceAbout
-    source_sha256: Sha256
-    attacks: list[WorstCaseMember]
-    note: str
+    attacks: list[Json]
+    """Of a worst case: its attacks."""
 
 
 class Column(CardPart):
@@ -170,19 +159,16 @@ class Column(CardPart):
 
     name: Name
     norm: Norm | None
-    """Norm of the ball; None for clean images."""
+    """None for clean images."""
     eps: NonNegative | None
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
-    """Whether the attack had to stay in the ball."""
     parameters: Annotated[Json, AsGiven(Parameters)]
-    """Settings of the attack: steps, step size, start, seed, iterations, target classes."""
     seconds: Annotated[NonNegative, Field(le=1e12)] = 0.0
     forwards: StoredCount = 0
-    """Forward passes, counted in images."""
+    """Passes are counted in images."""
     backwards: StoredCount = 0
-    """Backward passes, counted in images."""
-    stored: AsItIs[Json] = Field({}, alias="summary", repr=False)
+    stored: AsItIs[Json] = Field(default={}, alias="summary", repr=False)
     """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
     correct: PackedMask
     """(N,): classified correctly under the attack."""
@@ -215,15 +201,6 @@ class Column(CardPart):
         measured["parameters"] = attack.parameters | measured.get("parameters", {})
         names = ("name", "norm", "eps", "bounded", "curve")
         measured |= {name: getattr(attack, name) for name in names}
-        return cls(correct=predictions == labels, predictions=predictions, **measured)
-
-    @classmethod
-    def worst_of(
-        cls, attacks: Iterable[Json], norm: Norm, eps: float | None, predictions: Ints, labels: Ints, **measured: Any
-    ) -> Column:
-        """Return the worst case over attacks, given as JSON, within one ball."""
-        chain = {"attacks": sorted(attacks, key=lambda attack: str(attack["name"]))}
-        measured |= {"name": WORST_CASE[norm], "norm": norm, "eps": eps, "bounded": True, "parameters": chain}
         return cls(correct=predictions == labels, predictions=predictions, **measured)
 
     def __repr__(self) -> str:
@@ -263,9 +240,6 @@ class Column(CardPart):
             present = np.bincount(labels, minlength=num_classes) > 0
             pairs = present & present[:, None] & ~np.eye(num_classes, dtype=bool)
             _check_floats(f"{where} roc_auc", self.roc_auc, pairs, 1.0)
-
-
-CURVES: tuple[str, ...] = get_args(CurveName)
 
 
 def check_classes(where: str, values: Ints, count: int, classes: int) -> None:

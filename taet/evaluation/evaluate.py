@@ -46,14 +46,13 @@ class Work:
     device: str = "auto"
     """auto (of a Module its own, for a run CUDA if available), cpu, cuda or cuda:N."""
     probe: bool = True
-    """Test on a few images for problems that make attacks unreliable, such as masked gradients. It takes no more passes
-    than the attacks do, unless these are very short; without it, the card has a flag that says so."""
+    """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
     state_dir: str | os.PathLike[str] | None = None
     """Where finished batches are saved until the card is. Default: beside the card; without one, nowhere."""
     progress: Progress | None = None
     """Called as progress(done, total, label), in estimated passes of an image through the model."""
     command: str = ""
-    """The command that started the evaluation; stored in the card."""
+    """The call that started the evaluation, for the card."""
 
     @classmethod
     def among(cls, options: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
@@ -78,33 +77,28 @@ def evaluate(
 ) -> Card:
     """Attack a model on test images and return the card, which prints itself as a table.
 
-    Everything is float32. Every attack faces all images, and the clean images are always the first column. Finished
-    batches are saved, so that an evaluation that was killed continues where it stopped. Where eps is given and the step
-    of PGD is not, the step follows in proportion.
+    Every attack faces all images, in float32; the clean images are the first column. Finished batches are saved, so
+    that an evaluation that was killed goes on. Where eps is given and the step of PGD is not, the step follows.
 
     Args:
-        model_or_run_dir: any Module from images (N, C, H, W) in [0, 1] to logits (N, classes), or a run folder: see
-            `evaluate_run`.
-        images: uint8 (N, H, W, C) with pixel values 0 to 255, or floating point (N, C, H, W) in [0, 1]; or
-            `GivenImages`, with labels and what is known of them. A run has its own; others are given with `out`.
+        model_or_run_dir: a Module from images (N, C, H, W) in [0, 1] to logits, or a run folder: see `evaluate_run`.
+        images: uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1]; or `GivenImages`, with labels and what is
+            known of them. A run has its own; others are given with `out`.
         labels: of those images: integers (N,), 0 to classes - 1.
-        attacks: one or more names of `taet list attacks`, optionally with options (pgd-20:restarts=5), or with a run
-            that the examples are made on (pgd-20@runs/other); a protocol, taet or reat, for all columns of its paper; a
-            curve: curve-steps, curve-eps, curve-logit-scale.
+        attacks: names of `taet list attacks`, with options (pgd-20:restarts=5), or with a run that the examples are
+            made on (pgd-20@runs/other); taet or reat for all columns of a paper; curve-steps, curve-eps or
+            curve-logit-scale.
         eps: radius of the L-infinity ball in units of the image range, e.g. 8/255.
-        out: folder of the card and its images; not a run, and without a card of another model or of other images.
-            Default: nothing is saved.
-        class_names: names of the classes. Default: their numbers.
-        train_class_counts: training images per class, which decide head, body and tail.
-        name: name of a Module on the card. Default: its class.
-        notes: origin of a Module in words.
+        out: folder of the card and its images, without a card of another model or images. Default: none is saved.
+        class_names, train_class_counts: names of the classes, by default their numbers, and training images of each,
+            which decide head, body and tail.
+        name, notes: of a Module, its name on the card and its origin in words.
         **options: fields of `Work` (device, probe, state_dir, progress, command) and of `taet.settings.Evaluation`
             (step_size, batch_size, seed, ...), and for a run those of `evaluate_run`.
 
     Raises:
-        UserError: no, unknown or repeated attacks, a chosen step whose sum cannot reach eps, images out of range,
-            labels that do not fit the model, a model that returns anything but finite logits (N, classes), an `out`
-            that belongs to something else, an argument that says nothing of such a model.
+        UserError: no, unknown or repeated attacks, a chosen step whose sum cannot reach eps, images, labels or a model
+            that do not fit, an `out` that belongs to something else, an argument that says nothing of such a model.
     """
     given, about = images if isinstance(images, GivenImages) else None, options.pop("data_about", None)
     known = {
@@ -150,22 +144,17 @@ def evaluate_run(
 ) -> Card:
     """Attack the model of a run folder and return the card, which the folder gets as evaluation.json.
 
-    What evaluation.json already contains is not measured again: columns with the same settings are reused and others
-    stay. A card about another ball, batch size or software, or with other settings of the same attacks, is kept beside
-    it under the time of its creation. Images for figures are saved as artifacts/examples.npz.
+    Columns that evaluation.json already has with the same settings are reused, and others stay. A card about another
+    ball, batch size or software, or with other settings of the same attacks, is kept beside it under its time.
 
     Args:
         folder: the run folder.
         attacks: as in `evaluate`. Default: those of the run's settings, like all other settings.
         weights: model, model-last or model-best.
-        images: images in place of the run's own, with `out`; their class names are matched with those of the run.
+        images: in place of the run's own, with `out`; their class names are matched with those of the run.
         out: as in `evaluate`. Default: the run.
-        model: for a run that was trained from a Module, a Module like it, which is given its weights.
-        dataset: for a run that was trained on arrays in memory, those arrays again, unless `images` replaces them.
+        model, dataset: for a run that was trained from a Module, or on arrays in memory, these again.
         **changes: as `options` in `evaluate`.
-
-    Raises:
-        UserError: as `evaluate`; a folder that is no finished run, or whose files do not belong together.
     """
     work, settings = Work.among({**changes, "attacks": attacks})
     settle(Evaluation(), settings, Threat().eps)

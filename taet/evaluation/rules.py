@@ -16,12 +16,10 @@ from taet.evaluation import contrasts
 from taet.evaluation.bundles import WHOLE, curves
 from taet.evaluation.card import Card, Flag
 from taet.evaluation.column import Column
-from taet.evaluation.contrasts import Contrast, Z, accuracy, asked, crosses, differing, exceeds, own, strongest
+from taet.evaluation.contrasts import Contrast, Z, accuracy, asked, beaten, crosses, differing, own, strongest
 from taet.evaluation.facts import DeepFacts, ModelFacts
 from taet.formatting import listed, percent, percent_interval
 
-SAMPLE_GAP = 0.04
-"""Least decrease by a stronger attack on a few images: between the usual `MARGIN_GAP` and the 4.7 points of RoBal."""
 REPEAT_DIFFERENCE = 1e-4  # threshold of the warning of the official AutoAttack about randomised models
 # Assumed share of images on which two methods disagree; it determines the precision of their paired comparison. With
 # this share, about 1000 images reach a precision of 3 points.
@@ -251,14 +249,6 @@ def _(facts: ModelFacts) -> Sentence:
         f"The gradient is exactly zero on {facts.zero_gradients} of {facts.clean_correct} correctly classified images "
         "(a saturated cross-entropy, or an operation without a gradient), so PGD cannot change them"
     )
-
-
-def beaten(facts: ModelFacts | DeepFacts, strong: str, weak: str = "pgd") -> Sentence:
-    """Return the shares of the images that two attacks leave correct, if `strong` wins by over 4 points and chance."""
-    left, kept, only = (getattr(facts, f"{name}_correct") for name in (strong, weak, f"only_{strong}"))
-    shares = f"{percent(left / facts.images)} % of {facts.images} images correct, otherwise"
-    beats = (kept - left) / facts.images > SAMPLE_GAP and exceeds(kept - left + only, only)
-    return beats and f"{shares} {percent(kept / facts.images)} %"
 
 
 @rule("logit-scale", "model", "report AutoAttack")

@@ -32,9 +32,8 @@ MOST_BYTES = 2**28
 class BatchStore:
     """A folder with one file per finished batch of an attack, from which a killed evaluation continues.
 
-    `identity` is a hash of everything that determines the results: weights, images, labels, settings of the attack. It
-    is part of the folder's name. Each file holds a SHA-256 of the identity and its arrays: a file of another identity,
-    or a damaged one, counts as missing.
+    `identity` is a hash of all that determines the results. Each file holds a SHA-256 of it and of its arrays: a file
+    of another identity, or a damaged one, counts as missing.
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:
@@ -74,20 +73,13 @@ class BatchStore:
             self.folder.parent.rmdir()
 
 
-# -- cards -------------------------------------------------------------------------------------------------------------
-
-
 def of_folder(folder: RunFolder) -> Card | None:
     """Return the latest card of a folder about the weights that its run delivers, checked as in `read`; or None."""
-    path = folder.card()
-    return read(folder, path) if path.exists() else None
+    return read(folder, folder.card()) if folder.card().exists() else None
 
 
 def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
-    """Return a card of a folder.
-
-    In the folder of a run it must be about that run, its weights and its test images, or a `UserError` is raised.
-    """
+    """Return a card, which in the folder of a run must be about that run, its weights and its test images."""
     card = Card.load(path)
     if folder.is_run and (card.sealed or "config" in card.run):
         folder.check_card(path, card.run.get("config", {}), card.model["weights_sha256"], weights)
@@ -156,17 +148,9 @@ def _alike(stored: Sequence[Sequence[float | None]] | None, answers: Sequence[Se
 
 def _holds(card: Card, other: Card) -> bool:
     """Whether `card` has every column of the other card, except the worst case, which follows from the columns."""
-    return len(card.labels) == len(other.labels) and all(
-        column.name in WORST_CASE.values()
-        or any(
-            mine.identity == column.identity and np.array_equal(mine.predictions, column.predictions)
-            for mine in card.columns
-        )
-        for column in other.columns
-    )
-
-
-# -- images ------------------------------------------------------------------------------------------------------------
+    mine = {column.identity: column.predictions for column in card.columns}
+    columns = (column for column in other.columns if column.name not in WORST_CASE.values())
+    return all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +177,7 @@ class Examples:
 def read_examples(path: Path, card: Card) -> Examples | None:
     """Return the images of a card; None if there is no file, or the card knows of none.
 
-    Raises:
-        UserError: what is there is no such file, or is not the one that the card was written with.
+    A file that is not the one that the card was written with, or not of this form, is a `UserError`.
     """
     if not path.exists() or (card.sealed and card.examples_sha256 is None):
         return None
@@ -204,17 +187,16 @@ def read_examples(path: Path, card: Card) -> Examples | None:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             stored: dict[str, Any] = {one.name: arrays[one.name] for one in fields(Examples)}
-        shapes = {stored[name].shape for name in ("images", "adversarial")}
-        shape, count = stored["images"].shape, len(stored["labels"])
-        if len(shapes) != 1 or len(shape) != 4 or shape[0] != count or shape[3] not in (1, 3):
-            raise ValueError(f"got images of shape {shape} with {count} labels")
+        count, *shape = stored["images"].shape
+        if stored["adversarial"].shape != (count, *shape) or len(shape) != 3 or shape[2] not in (1, 3):
+            raise ValueError(f"got images of shape {shape}")
+        for name in ("labels", "clean_predictions", "adversarial_predictions"):
+            check_classes(name, stored[name], count, card.num_classes)
         attack, eps = stored.pop("attack"), float(stored.pop("eps"))
         if attack.dtype.kind != "U" or attack.shape or not 0 < eps < np.inf:
             raise ValueError(f"got attack {attack} and eps {eps}")
     except Exception as error:  # a damaged zip or header fails in many types
         raise UserError(f"{path}: not readable as example images: {error}") from error
-    for name in ("labels", "clean_predictions", "adversarial_predictions"):
-        check_classes(f"{path}: {name}", stored[name], count, card.num_classes)
     return Examples(**stored, attack=str(attack), eps=eps)
 
 

@@ -24,7 +24,7 @@ from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.bundles import attacks_of, settle
-from taet.evaluation.card import EXTRA_ABOUT, Card
+from taet.evaluation.card import Card
 from taet.evaluation.column import Json, plain
 from taet.evaluation.facts import user_errors
 from taet.evaluation.runner import Runner, TestImages, as_unit, channels_first, restored
@@ -41,6 +41,8 @@ from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
 from taet.training.record import SelectionRecord
 
 TestLabels = NDArray[Any] | Tensor
+OF_TRAINING = ("draw", "exposure", "test_sha256")
+"""What the record of extra images says and their card does not."""
 
 
 def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
@@ -216,9 +218,8 @@ def of_run(
             data["notes"] = [*data.get("notes", ()), *note]
         sha256 = images_sha256(pixels, labels)
     if (extra := record.data.extra) is not None:
-        about = {name: plain(getattr(extra, name)) for name in EXTRA_ABOUT if hasattr(extra, name)}
-        compared = sha256 in (record.data.test.sha256, extra.test_sha256)
-        data = {**data, "extra": {**about, "compared": compared}}
+        about = {name: plain(value) for name, value in vars(extra).items() if name not in OF_TRAINING}
+        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.test_sha256)}
     chosen = selection_of(weights, record.selection)
     counts = list(record.data.train.class_counts)
     return Subject(

@@ -44,7 +44,7 @@ class Summary:
     worst_class: tuple[int, float]
     """(label, recall) of the class with the lowest recall."""
     flip_rate: float
-    """Share of all images whose predicted class is not the clean one; nan without a clean column, as the next three."""
+    """Share of images whose predicted class is not the clean one; nan without a clean column, as the next three."""
     class_flip_rate: Floats
     """(C,)."""
     natural_error: Floats
@@ -59,26 +59,6 @@ class Summary:
     """Median norm of the perturbations, with failed attacks counted as infinitely far; nan if not measured."""
     roc_auc: float
     """Macro one-versus-one area under the ROC curve; nan if not measured."""
-
-    @property
-    def worst_classes(self) -> float:
-        """Mean recall of the tenth of the classes with the lowest recall; not stored, since it follows from them."""
-        return statistics.balanced_accuracy(*self._worst)
-
-    @property
-    def worst_classes_interval(self) -> Interval:
-        """95 % interval of that mean, without the choice of the classes."""
-        return statistics.balanced_interval(*self._worst)
-
-    @property
-    def relative_deviation(self) -> float:
-        """Standard deviation of the recalls of the classes over their mean; nan if all are 0."""
-        return statistics.relative_deviation(self.correct, self.total)
-
-    @property
-    def _worst(self) -> tuple[Ints, Ints]:
-        found = statistics.worst_classes(self.correct, self.total)
-        return self.correct[found], self.total[found]
 
     def __repr__(self) -> str:
         low, high = self.balanced_interval

@@ -88,7 +88,7 @@ def test_the_suite_judges_in_float32_what_it_found_in_bfloat16() -> None:
 
 def test_a_card_says_in_which_precision_the_search_was(tmp_path: Path) -> None:
     x, y = images()
-    card = taet.evaluate(Flattered(), x, y, attacks=["pgd-3", "fgsm"], eps=0.1, settings={"search_precision": "bf16"})
+    card = taet.evaluate(Flattered(), x, y, attacks=["pgd-3", "fgsm"], eps=0.1, step_size=0.05, search_precision="bf16")
     card.save(tmp_path / "card.json")
     again = ResultCard.load(tmp_path / "card.json")
     assert again.column("pgd-3").attack.precision == "bf16"

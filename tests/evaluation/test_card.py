@@ -331,10 +331,12 @@ def of_seed(seed: int, steps: int = 20, eps: float = 8 / 255, sha256: str = "cd"
 def test_cards_are_compared_by_their_masks() -> None:
     first, second = of_seed(0), of_seed(1)
     masks = (first.column("pgd-20").correct, second.column("pgd-20").correct)
-    assert repr(first.compare(second, "pgd-20")) == repr(statistics.difference(*masks, LABELS, 4))
-    assert first.compare(second, "worst-case").value == first.compare(second, "pgd-20").value  # of one attack
+    assert repr(compare_runs([first], [second], "pgd-20")) == repr(statistics.difference(*masks, LABELS, 4))
+    assert (
+        compare_runs([first], [second], "worst-case").value == compare_runs([first], [second], "pgd-20").value
+    )  # of one attack
     several = compare_runs([first, of_seed(2)], [second, of_seed(3)], "pgd-20")
-    values = first.compare(second, "pgd-20").value, of_seed(2).compare(of_seed(3), "pgd-20").value
+    values = compare_runs([first], [second], "pgd-20").value, compare_runs([of_seed(2)], [of_seed(3)], "pgd-20").value
     assert (several.runs, several.value) == (2, pytest.approx(sum(values) / 2))
 
 

@@ -17,7 +17,7 @@ import pytest
 import taet
 from taet import report, statistics
 from taet.errors import UserError
-from taet.evaluation.card import ResultCard
+from taet.evaluation.card import ResultCard, compare_runs
 from taet.formatting import percent, percent_interval, points
 from taet.report import page as pages
 from taet.report import tables
@@ -136,7 +136,9 @@ def test_bold_is_only_the_best_that_the_paired_comparison_decides(page: Page, ru
     for place, attack in enumerate(ATTACKS, 1):
         bold = [row[0][0] for row in rows if "**" in row[place]]
         best = max(cards, key=lambda name: cards[name].summary(attack).balanced)
-        decided = all(cards[best].compare(card, attack).decided for name, card in cards.items() if name != best)
+        decided = all(
+            compare_runs([cards[best]], [card], attack).decided for name, card in cards.items() if name != best
+        )
         assert bold == ([best] if decided else []), attack
     assert sum("**" in cell for row in rows for cell in row) > 0
 

@@ -81,6 +81,5 @@ def test_a_network_is_checked_once_and_without_values(
 def test_published_data_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAET_DATA", raising=False)
     run = override(protocols.taet("at"), {"data.name": "cifar10-lt", "data.imbalance_ratio": 50})
-    known = facts(run.data)
-    assert known is not None
-    assert resolve(run, known).method.task.class_counts[0] == 5000
+    assert facts(run.data) is None
+    assert resolve(run, None).method.task.epochs == run.training.epochs
