@@ -7,21 +7,19 @@ import logging
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taet.data.ahead import ahead
 from taet.data.storage import ArrayShape, Pixels, file_key, reason
-from taet.errors import UserError, cut
+from taet.errors import UserError
 from taet.progress import counted
 from taet.settings import Fit
 from taet.statistics import Ints
@@ -36,12 +34,12 @@ GREY = ("1", "L", "LA", "La")
 """Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
 AHEAD, ROOM = 64, 1 << 27
 """Most images, and about how many pixels, that threads decode in advance."""
-HEADERS = 64
-"""Headers that a thread reads per task: passing on a single file would take as long as reading its header."""
 SHOWN = 10
-"""Most files that a message names."""
+"""Most unreadable files that a message names."""
 FITTED = {"squeeze": "squeezed", "crop": "cut to the square in the middle", "pad": "made square by black bars"}
 """How an image that is not square is resized, in words."""
+Header: TypeAlias = tuple[int, int, bool]
+"""Width and height in pixels, upright, and whether an image is greyscale."""
 
 
 class ImageFile(Protocol):
@@ -61,12 +59,10 @@ def files_below(folder: Path) -> list[Path]:
     found, seen = list[Path](), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above would not end
-            folders.clear()
-            continue
+        # A link to a folder above would not end.
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
+        found += [] if real in seen else [Path(place, name) for name in files if name[0] != "."]
         seen.add(real)
-        folders[:] = [name for name in folders if name[0] != "."]
-        found += [Path(place, name) for name in files if name[0] != "."]
     return sorted(found, key=lambda file: file.parts)
 
 
@@ -87,7 +83,7 @@ def _settled() -> Iterator[None]:
 
 @contextmanager
 def _opened(file: ImageFile) -> Iterator[Image]:
-    """Open an image and read its header only; it must be of one of FORMATS."""
+    """Open an image of one of FORMATS and read its header."""
     from PIL import UnidentifiedImageError
     from PIL.Image import open as open_image
 
@@ -104,37 +100,20 @@ def _opened(file: ImageFile) -> Iterator[Image]:
             raise ValueError("it is no image, or a damaged one") from None
 
 
-class _Header(NamedTuple):
-    size: tuple[int, int]
-    """Width and height, upright."""
-    grey: bool
-    unusual: tuple[str, ...]
-    """What is done with its unusual properties."""
-
-
-def _header(file: ImageFile, decode: bool = False) -> _Header | str:
+def _header(file: ImageFile, decode: bool) -> Header | str:
     """Return the header of an image, or the reason why it cannot be read; `decode`: read the pixels too."""
     from PIL import ExifTags
     from PIL.Image import Image as Pillow
 
     try:
         with _opened(file) as image:
-            mode = image.mode
             # Image.getexif does not decode a .png for a tag behind its pixels. Pillow turns the size of a .tif itself.
             turn = Pillow.getexif(image).get(ExifTags.Base.Orientation, 1)
             across = turn in (5, 6, 7, 8) and image.format != "TIFF"
-            unusual = {
-                "16 bits per channel, scaled to 8": mode.startswith("I"),
-                "CMYK, converted to RGB": mode == "CMYK",
-                "an alpha channel, dropped": mode in ("LA", "La", "PA", "RGBA", "RGBa"),
-                # The second picture that a phone puts into its .jpg is no other image.
-                "several pages, the first is read": getattr(image, "is_animated", False) and image.format != "MPO",
-                "turned upright by their EXIF tag": turn in range(2, 9),
-            }
-            found = image.size[::-1] if across else image.size
+            size, grey = image.size, image.mode in GREY or image.mode.startswith("I")
             if decode:
                 _eight_bit(image)
-            return _Header(found, mode in GREY or mode.startswith("I"), tuple(key for key in unusual if unusual[key]))
+            return (*(size[::-1] if across else size), grey)
     except Exception as error:  # decoders of damaged files raise errors of many kinds
         return reason(error)
 
@@ -149,7 +128,6 @@ class Survey:
     """(N,2): width and height in pixels, upright."""
     grey: NDArray[np.bool_]
     """(N,): whether the image is greyscale."""
-    unusual: Counter[str]
     unreadable: dict[ImageFile, str]
     """Files that cannot be read, and why."""
 
@@ -158,19 +136,19 @@ class Survey:
         """1 if all images are greyscale, else 3."""
         return 1 if self.grey.all() else 3
 
-    @cached_property
-    def _by_pixels(self) -> list[tuple[int, int]]:
-        return [(width, height) for width, height in self.sizes[self.sizes.prod(1).argsort(kind="stable")].tolist()]
+    def _ranked(self, place: int) -> tuple[int, int]:
+        width, height = self.sizes[self.sizes.prod(1).argsort(kind="stable")[place]].tolist()
+        return width, height
 
     @property
     def median(self) -> tuple[int, int]:
         """Width and height of the image in the middle by number of pixels."""
-        return self._by_pixels[len(self.sizes) // 2]
+        return self._ranked(len(self.sizes) // 2)
 
     @property
     def largest(self) -> tuple[int, int]:
         """Width and height of the image with the most pixels."""
-        return self._by_pixels[-1]
+        return self._ranked(-1)
 
     @property
     def uniform(self) -> bool:
@@ -196,12 +174,12 @@ class Survey:
         self.checked()
         if size is not None:
             return size, size
-        other = int((self.sizes != self.sizes[0]).any(1).argmax())
-        if other:
-            (width, height), (other_width, other_height) = self.sizes[[0, other]].tolist()
+        if not self.uniform:
+            other = int((self.sizes != self.sizes[0]).any(1).argmax())
+            one, another = (f"'{self.files[n]}' is {self.sizes[n][0]}x{self.sizes[n][1]} pixels" for n in (0, other))
+            side = self.sizes[0].min()
             raise UserError(
-                f"images of different sizes: '{self.files[0]}' is {width}x{height} pixels, '{self.files[other]}' is "
-                f"{other_width}x{other_height}; give one size to all with --data.size {min(width, height)}"
+                f"images of different sizes: {one}, {another}; give one size to all with --data.size {side}"
             )
         return self.largest
 
@@ -216,35 +194,26 @@ class Survey:
     def sentences(self, size: int | None, fit: Fit) -> list[str]:
         """Describe the images; `size` is what they will be scaled to, `fit` how."""
         total, grey = len(self.files), int(self.grey.sum())
-        smallest, median, largest = ("{}x{}".format(*each) for each in (self._by_pixels[0], self.median, self.largest))
+        smallest, median, largest = ("{}x{}".format(*each) for each in (self._ranked(0), self.median, self.largest))
         spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
         colour = "grey" if grey == total else "colour" if grey == 0 else f"{grey} grey, read as colour like the others"
-        enlarged = int((self.sizes < (size or 0)).any(1).sum())
-        return [
-            f"{total} image files, {spread} pixels, {colour}",
-            *([f"{enlarged} of {total} images: smaller than {size} pixels, enlarged"] if enlarged else []),
-            *([] if size is None else self.not_square(fit)),
-            *(f"{count} of {total} images: {what}" for what, count in self.unusual.items()),
-        ]
+        return [f"{total} image files, {spread} pixels, {colour}", *([] if size is None else self.not_square(fit))]
 
 
 def survey(files: Sequence[ImageFile], *, decode: bool = False) -> Survey:
     """Read the headers of images; with `decode` the pixels too, since a file may be cut short behind its header."""
-    batches = (files[start : start + HEADERS] for start in range(0, len(files), HEADERS))
+    # Many per task: passing on a single file would take as long as reading its header.
+    batches = (files[start : start + AHEAD] for start in range(0, len(files), AHEAD))
     with _settled():
-        read: Iterator[list[_Header | str]]
-        read = ahead(lambda some: [_header(file, decode) for file in some], batches, AHEAD)
+        read: Iterator[list[Header | str]] = ahead(
+            lambda some: [_header(file, decode) for file in some], batches, AHEAD
+        )
         read = counted(read, len(files), "headers of image files", len)
-        headers = list(chain.from_iterable(read))
-    found = list(zip(files, headers, strict=True))
-    readable = [(file, header) for file, header in found if isinstance(header, _Header)]
-    return Survey(
-        tuple(file for file, _ in readable),
-        np.array([header.size for _, header in readable], np.int64).reshape(-1, 2),
-        np.array([header.grey for _, header in readable], bool),
-        Counter(text for _, header in readable for text in header.unusual),
-        {file: header for file, header in found if isinstance(header, str)},
-    )
+        found = list(zip(files, chain.from_iterable(read), strict=True))
+    headers = [(file, header) for file, header in found if not isinstance(header, str)]
+    facts = np.array([header for _, header in headers], np.int64).reshape(-1, 3)
+    faults = {file: header for file, header in found if isinstance(header, str)}
+    return Survey(tuple(file for file, _ in headers), facts[:, :2], facts[:, 2].astype(bool), faults)
 
 
 def unreadable(files: Sequence[ImageFile]) -> dict[ImageFile, str]:
@@ -327,13 +296,11 @@ def _decode(file: ImageFile, size: tuple[int, int] | None, fit: Fit) -> Pixels |
 def decode_where_possible(
     files: Sequence[ImageFile], size: tuple[int, int] | None, most: int = AHEAD, fit: Fit = "squeeze"
 ) -> Iterator[tuple[ImageFile, Pixels | str]]:
-    """Yield each file with its image, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
+    """Yield each file with its image, uint8 (H,W) if it is greyscale, else (H,W,3), or the reason why it has none.
 
-    16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
-    several frames or pages is read. With `size`, images are resized to that width and height, see `scaled`. The reason
-    why it cannot be read is in the place of an image with 32 bits or floating point numbers per channel or with more
-    pixels than Pillow allows (89 million), of a damaged file, and of anything but an ordinary file of one of FORMATS.
-    Threads decode up to `most` images in advance; do not call it from a thread.
+    It is turned upright by its EXIF tag; 16 bits per channel are scaled to 8, palettes and CMYK become RGB, alpha is
+    dropped, the first of several pages is read. With `size`: see `scaled`. Refused are damaged files, 32 bits and
+    floating point numbers, and more pixels than Pillow allows (89 million). Threads decode up to `most` in advance.
     """
     threads = min(most, (os.cpu_count() or 1) + 4)
     with _settled():
@@ -364,18 +331,16 @@ class Files:
 
     def read(self, rows: Ints | None) -> Iterator[Pixels]:
         """Yield the images at `rows`, each as (1,H,W,C)."""
-        chosen = self.files if rows is None else [self.files[row] for row in rows]
-        shape = self.shape[1:]
-        square = None if self.size is None else (self.size, self.size)
-        decoded = decode_where_possible(chosen, square, self.most, self.fit)
+        chosen, shape = self.files if rows is None else [self.files[row] for row in rows], self.shape[1:]
+        size = None if self.size is None else (self.size, self.size)
+        decoded = decode_where_possible(chosen, size, self.most, self.fit)
         for file, image in counted(decoded, len(chosen), "image files"):
             if isinstance(image, str):
                 survey(chosen, decode=True).checked()  # names the others as well
                 raise UserError(f"cannot read image '{file}': {image}")
             if image.shape[:2] != shape[:2]:  # turned by a tag behind its pixels
-                raise UserError(
-                    f"'{cut(str(file))}' is {image.shape[1]}x{image.shape[0]} pixels; its header says other"
-                )
+                got, allowed = (f"{each[1]}x{each[0]} pixels" for each in (image.shape, shape))
+                raise UserError(f"'{file}': got {got}; allowed: {allowed}, as its header says")
             yield np.broadcast_to(image.reshape(*shape[:2], -1), shape)[None]
 
 
