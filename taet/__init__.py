@@ -19,7 +19,7 @@ _LAZY = {
 }
 _FOLDERS = (
     "attacks",
-    "config",
+    "settings",
     "data",
     "deployment",
     "evaluation",

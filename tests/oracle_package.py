@@ -43,10 +43,10 @@ def run_hash(config: Mapping[str, Any]) -> str:
 
 def as_stored(run: Any) -> dict[str, Any]:
     """The JSON of a Run with the settings of its data as they were: those that have left, and none that is new."""
-    from taet.settings import LEFT, to_json
+    from taet.settings import Data, to_json
 
     config = to_json(run)
-    return {**config, "data": {**LEFT, **{name: config["data"][name] for name in config["data"].keys() - NEW}}}
+    return {**config, "data": {**Data.left, **{name: config["data"][name] for name in config["data"].keys() - NEW}}}
 
 
 def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
