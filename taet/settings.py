@@ -378,9 +378,10 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
         own = getattr(config, name)
         if name in values:
             raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {name} is given as a whole as well")
-        if not isinstance(own, Settings):
+        if not isinstance(own, Settings | None):
             raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': got a field of {own!r}, which has none")
-        values[name] = override(own, part, f"{prefix}{name}.")
+        # Without settings, the fields are those of a part that the model builds, such as the settings of a method.
+        values[name] = part if own is None else override(own, part, f"{prefix}{name}.")
     return config.replace(**values)
 
 

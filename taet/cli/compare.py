@@ -27,7 +27,7 @@ class Compare(Command):
 
     Example of SPEC:
 
-        methods = ["at", "taet", {name = "harl-skip", method = "harl", settings = {absent = "skip"}}]   # or "all"
+        methods = ["at", "taet", {name = "skip", method = "harl", settings = {absent = "skip"}}]
         data = ["digits-lt"]
         imbalance = [10, 50]        # optional; without it, the data as they are
         seeds = [0, 1, 2]

@@ -154,6 +154,8 @@ def _parser(kind: type[Command], prog: str, parts: Sequence[Options], hints: dic
         for name, field in type(part.settings).model_fields.items():
             full = f"{part.name}.{name}"
             hints[full] = field.rebuild_annotation()
+            if any(isinstance(kind, type) and issubclass(kind, Settings) for kind, _ in leaves(hints[full])):
+                continue  # has options of its own
             names = [f"--{one.replace('_', '-')}" for one in (name if part.bare else SHORT.get(full, full), full)]
             value = getattr(part.settings, name)
             shown = part.usual is None or name in part.usual

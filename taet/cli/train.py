@@ -118,6 +118,9 @@ def read(words: Sequence[str]) -> Request:
         own = start.settings or methods.find(method).Config()
         start = start.replace(settings=own)
         parts.insert(0, Options("method", own))
+        if "base_settings" in type(own).model_fields:
+            base = value_of("--method.base", words) or file.get("settings.base", own.model_dump()["base"])
+            parts.insert(1, Options("method.base_settings", methods.find(str(base)).Config()))
     options, given = parse(Train, words, f"taet train {method or ''}".strip(), parts)
     if options.resume is not None:
         if others := {*options.model_fields_set, *given} - OF_RESUME:

@@ -140,6 +140,8 @@ def test_a_call_of_train_is_the_run_that_it_says() -> None:
     run = request.run()
     assert (run.method, run.data.name, run.data.imbalance_ratio) == ("taet", "cifar10-lt", 50.0)
     assert (run.training.epochs, run.seed, run.threat.eps, run.settings.alpha) == (3, 7, 4 / 255, 1.0)  # type: ignore
+    words = "robust-lt --method.base trades --method.base-settings.beta 3"
+    assert read(words.split()).run().settings.base_settings.beta == 3  # type: ignore
     assert read(["at", "--protocol", "reat"]).run().training.epochs == 80
     assert read(["at", "--recipe", "vit", "--lr", "0.5"]).run().training.lr == 0.5
 

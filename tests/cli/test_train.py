@@ -26,6 +26,7 @@ CALLS = (
     "robal --protocol reat --method.tau-p 0.5 --data digits-lt --data.root none",
     "las-at --method.eps 1 9 --milestones 0.5 0.75 --evaluation.attacks clean pgd-20:restarts=5",
     "at-bsl --lr 1e-05 --evaluation.cw-constant none",
+    "robust-lt --method.base trades --method.base-settings.beta 3",
 )
 
 
