@@ -63,9 +63,7 @@ SHARED = {
     "las-at": ("las_masked_pgd_linear",),
     "wat": ("feedback_rates",),
     "frl": ("feedback_rates",),
-    "cgr": ("feedback_rates",),
     "n-fgsm": ("n_fgsm_linear",),
-    "liet": ("liet",),
     "standard": ("at_ce_mean",),
 }
 HEAD = "<!-- python docs/render.py --write -->"

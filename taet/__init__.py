@@ -14,6 +14,9 @@ _LAZY = {
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
     "results": "taet.report.results",
+    "Results": "taet.report.results",
+    "Card": "taet.evaluation",
+    "ResultCard": "taet.evaluation",
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }

@@ -347,11 +347,8 @@ class Run(Settings):
 
 
 def epoch_at(share: float, epochs: int) -> int:
-    """Return a share of the epochs as a number of epochs, rounded to the nearest, ties down.
-
-    0.75 of two epochs is 1, so that the learning rate also falls in a run this short.
-    """
-    return math.ceil(share * epochs - 0.5 - 1e-9)  # a half with a rounding error is a half
+    """Return a share of the epochs, rounded to the nearest, ties (a half up to rounding) down: 0.75 of two is 1."""
+    return math.ceil(share * epochs - 0.5 - 1e-9)
 
 
 def option(name: str) -> str:
@@ -380,7 +377,7 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
             raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {name} is given as a whole as well")
         if not isinstance(own, Settings | None):
             raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': got a field of {own!r}, which has none")
-        # Without settings, the fields are those of a part that the model builds, such as the settings of a method.
+        # Without settings, the fields are those that the model builds, such as those of a method.
         values[name] = part if own is None else override(own, part, f"{prefix}{name}.")
     return config.replace(**values)
 

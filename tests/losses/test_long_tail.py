@@ -21,7 +21,7 @@ from taet.losses import (
     logit_adjustment,
     rebalancing_weights,
 )
-from taet.losses.long_tail import ldam_margins, log_prior
+from taet.losses.long_tail import ldam_margins
 
 COUNTS = torch.tensor([400.0, 90.0, 25.0, 10.0, 3.0])
 
