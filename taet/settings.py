@@ -364,8 +364,7 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
 
     All fields of a part are replaced at once, so their order does not matter.
     """
-    values: dict[str, Any] = {}
-    parts: dict[str, dict[str, object]] = {}
+    values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():
         name, dot, rest = path.partition(".")
         if name not in type(config).model_fields:
@@ -376,11 +375,10 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
             values[name] = value
     for name, part in parts.items():
         own = getattr(config, name)
-        if name in values:
-            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {name} is given as a whole as well")
-        if not isinstance(own, Settings | None):
-            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': got a field of {own!r}, which has none")
-        # Without settings, the fields are those of a part that the model builds, such as the settings of a method.
+        if name in values or not isinstance(own, Settings | None):
+            why = f"{name} is given as a whole as well" if name in values else f"got a field of {own!r}, which has none"
+            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {why}")
+        # The model builds a part that it does not have yet, such as the settings of a method.
         values[name] = part if own is None else override(own, part, f"{prefix}{name}.")
     return config.replace(**values)
 
