@@ -347,8 +347,11 @@ class Run(Settings):
 
 
 def epoch_at(share: float, epochs: int) -> int:
-    """Return a share of the epochs, rounded to the nearest, ties (a half up to rounding) down: 0.75 of two is 1."""
-    return math.ceil(share * epochs - 0.5 - 1e-9)
+    """Return a share of the epochs as a number of epochs, rounded to the nearest, ties down.
+
+    0.75 of two epochs is 1, so that the learning rate also falls in a run this short.
+    """
+    return math.ceil(share * epochs - 0.5 - 1e-9)  # a half with a rounding error is a half
 
 
 def option(name: str) -> str:
@@ -361,8 +364,7 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
 
     All fields of a part are replaced at once, so their order does not matter.
     """
-    values: dict[str, Any] = {}
-    parts: dict[str, dict[str, object]] = {}
+    values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():
         name, dot, rest = path.partition(".")
         if name not in type(config).model_fields:
@@ -373,11 +375,10 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
             values[name] = value
     for name, part in parts.items():
         own = getattr(config, name)
-        if name in values:
-            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {name} is given as a whole as well")
-        if not isinstance(own, Settings | None):
-            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': got a field of {own!r}, which has none")
-        # Without settings, the fields are those that the model builds, such as those of a method.
+        if name in values or not isinstance(own, Settings | None):
+            why = f"{name} is given as a whole as well" if name in values else f"got a field of {own!r}, which has none"
+            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {why}")
+        # The model builds a part that it does not have yet, such as the settings of a method.
         values[name] = part if own is None else override(own, part, f"{prefix}{name}.")
     return config.replace(**values)
 
