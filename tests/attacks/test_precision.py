@@ -16,6 +16,7 @@ from taet.attacks.precision import arithmetic
 from taet.data import Dataset
 from taet.errors import UserError
 from taet.evaluation import ResultCard
+from taet.evaluation.card import compare_runs
 from taet.settings import Evaluation, Run, override
 from taet.training.curve import monitor
 
@@ -93,11 +94,11 @@ def test_a_card_says_in_which_precision_the_search_was(tmp_path: Path) -> None:
     again = ResultCard.load(tmp_path / "card.json")
     assert again.column("pgd-3").attack.precision == "bf16"
     assert "searched in bf16" in str(again)
-    plain = taet.evaluate(Flattered(), x, y, attacks=["pgd-3"], eps=0.1)
+    plain = taet.evaluate(Flattered(), x, y, attacks=["pgd-3"], eps=0.1, step_size=0.05)
     assert plain.column("pgd-3").identity != card.column("pgd-3").identity
     assert "precision" not in plain.column("pgd-3").parameters
     with pytest.raises(UserError, match="measured with precision"):
-        card.compare(plain, "pgd-3")
+        compare_runs([card], [plain], "pgd-3")
 
 
 def test_tf32_is_refused_where_there_is_none() -> None:
