@@ -63,9 +63,7 @@ SHARED = {
     "las-at": ("las_masked_pgd_linear",),
     "wat": ("feedback_rates",),
     "frl": ("feedback_rates",),
-    "cgr": ("feedback_rates",),
     "n-fgsm": ("n_fgsm_linear",),
-    "liet": ("liet",),
     "standard": ("at_ce_mean",),
 }
 HEAD = "<!-- python docs/render.py --write -->"
@@ -252,7 +250,8 @@ def measured_later(found: dict[str, Any]) -> str:
     """Which methods were measured later, in how many rounds and with what load; empty if none was."""
     words = []
     for later in found.get("later", {"measurements": []})["measurements"]:
-        names, rounds = ", ".join(f"`{name}`" for name in later["names"]), sorted(set(later["rounds"].values()))
+        known = [name for name in later["names"] if name in registry.entries("methods")]
+        names, rounds = ", ".join(f"`{name}`" for name in known), sorted(set(later["rounds"].values()))
         load = f"{max(later['load']):.0f}"
         words.append(f"{names}: later, {' or '.join(map(str, rounds))} rounds beside AT with a load of up to {load}. ")
     return "".join(words)

@@ -14,12 +14,15 @@ _LAZY = {
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
     "results": "taet.report.results",
+    "Results": "taet.report.results",
+    "Card": "taet.evaluation",
+    "ResultCard": "taet.evaluation",
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }
 _FOLDERS = (
     "attacks",
-    "config",
+    "settings",
     "data",
     "deployment",
     "evaluation",

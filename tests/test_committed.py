@@ -42,7 +42,7 @@ def test_differences_in_texts_are_those_of_the_cards(page: str) -> None:
 
 @pytest.mark.full
 def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
-    cards = sorted((ROOT / "results").glob("*/**/*.json"))
+    cards = [path for path in sorted((ROOT / "results").glob("*/**/*.json")) if ".embedding-" not in path.name]
     assert cards
     for path in cards:
         card = ResultCard.load(path)

@@ -30,7 +30,7 @@ USUAL = {
     "training": ("epochs", "batch_size", "lr", "augment"),
     "threat": ("eps", "steps"),
     "outer": ("name",),
-    "evaluation": (),
+    "evaluation": ("attacks",),
 }
 """The settings that --help shows; --help all shows every one."""
 OF_RESUME = {"resume", "trust_model", "evaluate", "as_json"}

@@ -53,7 +53,7 @@ class Finding:
     ok: bool = True
 
     def __str__(self) -> str:
-        return f"{'ok' if self.ok else '! '} {self.what:16}{self.text}"
+        return f"{'ok' if self.ok else '! '} {self.what:20}{self.text}"
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             facts = outputs(runner.model, x, y, tried)
             about = f"{sum(weight.numel() for weight in network.parameters()):,} parameters, {width} logits for images"
             yield Finding("model", f"{about} of {' x '.join(map(str, x.shape[1:]))}; tried on {len(y)} test images")
-            yield from _outputs(runner, x, y, tried, width if names is None else len(names))
+            yield from _outputs(runner, x, y, tried, len(names) if names else width, own=subject.card is not None)
             yield from (Finding(flag, text, ok=False) for flag, text in said("model", facts).items())
             if deep:
                 yield from _deep(runner, facts, several, subject.eps)
@@ -255,8 +255,8 @@ def _deep(runner: Runner, facts: ModelFacts, several: int, eps: float) -> Iterat
         yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")
 
 
-def _outputs(runner: Runner, x: Tensor, y: Tensor, tried: Trial, classes: int) -> Iterator[Finding]:
-    """Yield what the logits show beside the rules: accuracy, normalisation, range and precision."""
+def _outputs(runner: Runner, x: Tensor, y: Tensor, tried: Trial, classes: int, own: bool) -> Iterator[Finding]:
+    """Yield what the logits show beside the rules; the head of a run's own model (`own`) fits its classes."""
     model, correct = runner.model, (tried.logits.max(1).indices % classes == y).cpu().numpy()
     counts = statistics.class_counts(correct, y.cpu().numpy(), classes)
     chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
@@ -264,7 +264,7 @@ def _outputs(runner: Runner, x: Tensor, y: Tensor, tried: Trial, classes: int) -
     hint = "" if low > chance else "; are the weights, the order of the classes and the image size right?"
     yield Finding("accuracy", said_of + hint, ok=low > chance)
     highest = int(runner.labels.max())
-    if highest + 1 < classes and classes == runner.num_classes:
+    if not own and highest + 1 < classes and classes == runner.num_classes:
         text = f"{classes} logits, but labels 0 to {highest} only; does the head belong to another data set?"
         yield Finding("classes", text, ok=False)
     yield _normalisation(model.model, x, y, correct)

@@ -125,8 +125,8 @@ def test_the_demonstration_and_that_a_second_one_reuses_it(
     def again(*_: Any, **__: Any) -> None:
         raise AssertionError("done already")
 
-    monkeypatch.setattr(demo, "train", again)
-    monkeypatch.setattr(demo, "evaluate", again)
+    monkeypatch.setattr("taet.training.train", again)
+    monkeypatch.setattr("taet.evaluation.evaluate", again)
     report.unlink()
     assert taet("demo", "--out", tmp_path / "demo").code == 0
     assert report.exists()

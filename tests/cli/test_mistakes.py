@@ -31,7 +31,7 @@ WRONG = {
     "--out": "'' \udcff 'a\nb'",
     "--protocol": "'' x",
     "--model": "'' : a: LONG \udcff \udcff:x torchvision: timm: os:getcwd ..:x .:x a..b:c 'a b:c' taet:train "
-    "builtins:dict torch:rand taet.cli:main numpy:zeros",
+    "builtins:dict torch:rand numpy:zeros",
     "--model.weights": "'' /dev/zero . no.pt \udcff",
     "--device": "'' cuda:-1 cuda:99999999999999999999 cuda:MANY mps meta \udcff",
     "--evaluation.attacks": "pgd-0 pgd-99999999999 pgd-MANY pgd-٣ pgd-1:restarts=99999999999 pgd-1:restarts=MANY LONG "

@@ -101,7 +101,7 @@ def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any
         ("evaluate runs/x --data grey.npz", "--data, --normalize and --out go with --model runs/x"),
         ("evaluate runs/x --model resnet8", "got runs/x and --model resnet8; allowed: one"),
         ("evaluate runs/x --weights net.pt", "unknown weights 'net.pt'; allowed: model, model-best, model-last"),
-        ("check runs/x", "runs/x is not a run folder: it holds no run.json"),
+        ("check runs/x", "check: no such folder: 'runs/x'"),
         ("check grey_nets:Brightness", "--data is missing: grey_nets:Brightness names no test images"),
         ("check grey_nets:Brightness --data grey.npz --weights w.pt", "weights: got w.pt; allowed: a file that exists"),
         ("check grey_nets:Brightness --data grey.npz --device gpu", "device: got gpu; allowed: auto, cpu, cuda"),

@@ -21,7 +21,7 @@ from taet.losses import (
     logit_adjustment,
     rebalancing_weights,
 )
-from taet.losses.long_tail import ldam_margins, log_prior
+from taet.losses.long_tail import ldam_margins
 
 COUNTS = torch.tensor([400.0, 90.0, 25.0, 10.0, 3.0])
 
@@ -44,7 +44,6 @@ NUMBERS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "balanced_softmax": lambda i: balanced_softmax(i["logits"], i["labels"], i["class_counts"]).mean(),
     "logit_adjust_train_tau1.0": lambda i: logit_adjustment(**i).mean(),
     "logit_adjust_train_tau1.5": lambda i: logit_adjustment(**i).mean(),
-    "logit_adjust_posthoc_tau1/adjusted": lambda i: i["logits"] - i["tau"] * log_prior(i["class_counts"]),
     "focal_softmax_gamma2": lambda i: focal(**i).mean(),
     "focal_sigmoid_gamma2": lambda i: focal(**i, form="sigmoid").mean(),
     "cb_weights_beta0.9999": lambda i: effective_number_weights(**i),

@@ -194,6 +194,8 @@ def another(knob: str, value: Any, hint: Any) -> Any:
     """A legal value of a knob that is not the one it has."""
     if knob in ANOTHER:
         return next(other for other in ANOTHER[knob] if other != value)
+    if isinstance(value, tuple):
+        return (1, 2) if value != (1, 2) else (2, 3)  # lowest and highest
     kinds = {hint, *typing.get_args(hint)}
     if typing.get_origin(hint) is typing.Literal:
         return next(other for other in typing.get_args(hint) if other != value)
@@ -201,9 +203,8 @@ def another(knob: str, value: Any, hint: Any) -> Any:
         return not value
     if int in kinds:
         return 1 if value is None else value + 1
-    if float in kinds:
-        return value / 2 if value else 0.7
-    return (1, 2) if value != (1, 2) else (2, 3)  # lowest and highest
+    assert float in kinds
+    return value / 2 if value else 0.7
 
 
 def admitted(method: Method) -> Tensor:

@@ -171,7 +171,7 @@ def test_any_number_of_processes_trains_what_one_does(
     for path in expected.glob("*.safetensors"):
         weights, wanted = load_file(found / path.name), load_file(path)
         for key, value in wanted.items():
-            torch.testing.assert_close(weights[key], value, rtol=0, atol=5e-3, msg=key)
+            torch.testing.assert_close(weights[key], value, rtol=1e-2, atol=5e-3, msg=key)
     for row, wanted_row in zip(rows(found), rows(expected), strict=True):
         assert_close(row, wanted_row)
 
