@@ -326,14 +326,14 @@ def refused(error: ValidationError, kind: Any, label: str = "") -> UserError:
     This is the only place where an error of pydantic becomes text.
     """
     first = error.errors(include_url=False)[0]
-    what, title = "", ""
+    is_option, what, title = isinstance(kind, type) and issubclass(kind, Settings), "", ""  # else as in the file
     for step in first["loc"]:
         inner = _inside(kind, step)
         if inner is None:
             break
         field = getattr(kind, "model_fields", {}).get(step)
         title = field.title or "" if field else title
-        word = f"[{step}]" if isinstance(step, int) else f" {step.replace('_', ' ')}"
+        word = f"[{step}]" if isinstance(step, int) else f" {step.replace('_', ' ') if is_option else step}"
         what, kind = f"{what}{word}", inner
     what = what.strip()
     missing = str(first["loc"][-1]) if first["loc"] else ""

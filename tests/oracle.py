@@ -128,9 +128,8 @@ def runs(_: Section | None) -> Section:
 
 
 def read_again(config: Mapping[str, Any]) -> Any:
-    try:
-        again = package.round_trip(config)
-    except Exception:
+    again = package.round_trip(config)
+    if again is None:
         return {"refused": True}
     return {"read": again, "hash_of_read": package.run_hash(again)}
 
@@ -379,6 +378,11 @@ def is_known(name: str, old: Any, new: Any) -> bool:
 def compare(names: Sequence[str]) -> int:
     """Print how many keys of each section are equal, and every difference; return 1 if one is not named."""
     changes = tomllib.loads((STORED / "named_changes.toml").read_text(encoding="utf-8")).get("change", [])
+    named = [
+        (pattern, one["why"])
+        for one in changes
+        for pattern in ([one["match"]] if isinstance(one["match"], str) else one["match"])
+    ]
     abroad, failed = read("machine") != machine(None), False
     for name in names:
         old = read(name)
@@ -394,7 +398,7 @@ def compare(names: Sequence[str]) -> int:
             found = [] if found and abroad and is_known(name, old[key], new.get(key)) else found
             equal += not found
             for at, how in found:
-                why = next((one["why"] for one in changes if fnmatchcase(f"{name}/{at}: {how}", one["match"])), None)
+                why = next((why for pattern, why in named if fnmatchcase(f"{name}/{at}: {how}", pattern)), None)
                 why = "only the wording" if why is None and at.endswith("/wording") else why
                 failed |= why is None
                 lines.append(f"  {at}: {how}" if why is None else f"  named ({why}): {at}: {how}")

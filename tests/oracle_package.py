@@ -49,11 +49,15 @@ def as_stored(run: Any) -> dict[str, Any]:
     return {**config, "data": {**Data.left, **{name: config["data"][name] for name in config["data"].keys() - NEW}}}
 
 
-def round_trip(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of a Run that is read from JSON."""
+def round_trip(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The JSON of a Run that is read from JSON; None where it is refused."""
+    from taet.errors import UserError
     from taet.training.record import run_from_json
 
-    return as_stored(run_from_json(config))
+    try:
+        return as_stored(run_from_json(config))
+    except UserError:
+        return None
 
 
 def grid(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:

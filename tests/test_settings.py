@@ -245,7 +245,7 @@ class Whole(Record):
         ({"parts": [{"sha256": "0" * 64}, {"sha256": "x"}]}, "card parts[1] sha256: got 'x'; allowed: 64 hexadecimal"),
         ({"parts": [{}]}, "card parts[0] sha256: the field 'sha256' is missing"),
         ({}, "card parts: the field 'parts' is missing"),
-        ({"parts": [], "by_name": {"a b": [{"sha256": "0" * 64, "eps": "1"}]}}, "card by name a b[0] eps: got '1'"),
+        ({"parts": [], "by_name": {"a b": [{"sha256": "0" * 64, "eps": "1"}]}}, "card by_name a b[0] eps: got '1'"),
         ({"parts": 3}, "card parts: got 3; allowed: a list"),
         (3, "card: got 3; allowed: an object"),
     ],

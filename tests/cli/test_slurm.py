@@ -1,4 +1,4 @@
-"""The batch scripts of examples/slurm, run by bash, with stand-ins for SLURM's commands and for ours."""
+"""The batch script of examples/slurm, run by bash, with stand-ins for SLURM's commands and for ours."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.calls import configure
 
-FOLDER = Path(__file__).parents[2] / "examples" / "slurm"
-SCRIPTS = sorted(FOLDER.glob("*.sbatch"))
+SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
 SLURM = {
     "SLURM_CPUS_PER_TASK": "8",
     "SLURM_GPUS_ON_NODE": "4",
@@ -27,79 +25,52 @@ SLURM = {
 # Writes down its words, then ends, or, where it is to work, waits until it is told to stop.
 PROGRAM = """#!{python}
 import json, os, pathlib, signal, sys, time
-place = pathlib.Path(__file__).parent
-name = os.path.basename(sys.argv[0])
+place, (name, *words) = pathlib.Path(__file__).parent, [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 with open(place / "calls", "a") as file:
-    file.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+    file.write(json.dumps([name, *words]) + "\\n")
 if name == "srun":
-    words = sys.argv[1:]
     while words[0].startswith("--"):
         words.pop(0)
     os.execvp(words[0], words)
-if name == "scontrol" and sys.argv[1] == "show":
+if name == "scontrol" and words[0] == "show":
     print("node7\\nnode8")
-elif name in ("taet", "torchrun"):
-    def stop(*_):
-        (place / "saved").touch()
-        sys.exit(130)
-    signal.signal(signal.SIGTERM, stop)
+elif name == "torchrun":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit((place / "saved").touch() or 130))
     (place / "working").touch()
-    if (place / "work").exists():
-        time.sleep(60)
-    sys.exit(int((place / "status").read_text()))
+    time.sleep({seconds})
+    sys.exit({status})
 """
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
 
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Start a script with words, as SLURM would."""
-    for name in ("srun", "scontrol", "taet", "torchrun"):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(PROGRAM.format(python=sys.executable))
+def start(place: Path, status: int = 0, seconds: int = 0) -> subprocess.Popen[bytes]:
+    """Start the script in a folder as SLURM would, with a training that takes that long and ends so."""
+    (place / "bin").mkdir(exist_ok=True)
+    for name in ("srun", "scontrol", "torchrun"):
+        path = place / "bin" / name
+        path.write_text(PROGRAM.format(python=sys.executable, status=status, seconds=seconds))
         path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)
-    environment = {**os.environ, **SLURM, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-
-    def started(script: str, *words: str, status: int = 0, works: bool = False) -> subprocess.Popen[bytes]:
-        (tmp_path / "bin" / "status").write_text(str(status))
-        if works:
-            (tmp_path / "bin" / "work").touch()
-        return subprocess.Popen(["bash", str(FOLDER / script), *words], env=environment)
-
-    return started
+    words = ("runs/x", "taet", "--data", "cifar100-lt", "--model", "resnet18")
+    environment = {**os.environ, **SLURM, "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
+    return subprocess.Popen(["bash", str(SCRIPT), *words], env=environment, cwd=place)
 
 
-@pytest.fixture
-def calls(tmp_path: Path) -> Callable[[str], list[list[str]]]:
+def calls(place: Path, name: str) -> list[list[str]]:
     """The calls of a program so far, each as its words."""
-
-    def found(name: str) -> list[list[str]]:
-        lines = [json.loads(line) for line in (tmp_path / "bin" / "calls").read_text().splitlines()]
-        return [words for called, *words in lines if called == name]
-
-    return found
+    lines = map(json.loads, (place / "bin" / "calls").read_text().splitlines())
+    return [words for called, *words in lines if called == name]
 
 
-Calls = Callable[[str], list[list[str]]]
-TRAIN = ("runs/x", "taet", "--data", "cifar100-lt", "--model", "resnet18")
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_bash_can_read_a_script(script: Path) -> None:
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    text = script.read_text()
-    assert text.startswith("#!/bin/bash\n")
-    directives = [number for number, line in enumerate(text.splitlines()) if line.startswith("#SBATCH --")]
-    commands = [number for number, line in enumerate(text.splitlines()) if line and not line.startswith("#")]
+def test_slurm_reads_every_directive() -> None:
+    lines = SCRIPT.read_text().splitlines()
+    assert lines[0] == "#!/bin/bash"
+    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH --")]
+    commands = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
     assert max(directives) < min(commands), "SLURM reads no directive after the first command"
 
 
-def test_a_run_on_several_machines_starts_and_goes_on(start: Start, calls: Calls, tmp_path: Path) -> None:
-    assert start("train.sbatch", *TRAIN).wait() == 0
-    (words,) = calls("torchrun")
+def test_a_run_on_several_machines_starts_and_goes_on(tmp_path: Path) -> None:
+    assert start(tmp_path).wait() == 0
+    (words,) = calls(tmp_path, "torchrun")
     place = words.index("-m")
     assert words[place : place + 3] == ["-m", "taet", "train"]
     options = dict(zip(words[:place:2], words[1:place:2], strict=True))
@@ -109,12 +80,12 @@ def test_a_run_on_several_machines_starts_and_goes_on(start: Start, calls: Calls
     assert (run.method, run.data.name, out) == ("taet", "cifar100-lt", Path("runs/x"))
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "run.json").touch()
-    assert start("train.sbatch", *TRAIN).wait() == 0
-    assert calls("torchrun")[1][place + 2 :] == ["train", "--resume", "runs/x"]
+    assert start(tmp_path).wait() == 0
+    assert calls(tmp_path, "torchrun")[1][place + 2 :] == ["train", "--resume", "runs/x"]
 
 
-def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(start: Start, calls: Calls, tmp_path: Path) -> None:
-    job, deadline = start("train.sbatch", *TRAIN, works=True), time.monotonic() + 30
+def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(tmp_path: Path) -> None:
+    job, deadline = start(tmp_path, seconds=60), time.monotonic() + 30
     while not (tmp_path / "bin" / "working").exists():
         assert job.poll() is None
         assert time.monotonic() < deadline
@@ -122,10 +93,10 @@ def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(start: Start, c
     job.send_signal(signal.SIGUSR1)
     job.wait(timeout=30)
     assert (tmp_path / "bin" / "saved").exists()
-    assert calls("scontrol")[-1] == ["requeue", "12345"]
+    assert calls(tmp_path, "scontrol")[-1] == ["requeue", "12345"]
 
 
 @pytest.mark.parametrize("status", [1, 130])
-def test_a_job_that_fails_or_is_preempted_is_not_queued_by_itself(start: Start, calls: Calls, status: int) -> None:
-    assert start("train.sbatch", *TRAIN, status=status).wait() == status
-    assert not [call for call in calls("scontrol") if call[0] == "requeue"]
+def test_a_job_that_fails_or_is_preempted_is_not_queued_by_itself(tmp_path: Path, status: int) -> None:
+    assert start(tmp_path, status).wait() == status
+    assert not [words for words in calls(tmp_path, "scontrol") if words[0] == "requeue"]
