@@ -58,10 +58,6 @@ COMMANDS = {
     "data": "data show mine",
 }
 SOURCES = {"methods": METHOD, "attacks": ATTACK, "models": MODEL, "data": DATA}
-CONFIG = """
-    class Config(Method.Config):
-        WHAT
-    def loss"""
 HEADS = {
     "raises": ("raise ValueError('q')\n", "ValueError: q"),
     "exits": ("import sys; sys.exit(0)\n", "SystemExit: 0"),
@@ -80,17 +76,6 @@ NO_FILE = {
 CHANGES = {
     "methods": {
         "text as deviations": ("reference =", "deviations = 'one'; reference =", "deviations: got 'one'"),
-        "no class": ("class Mine(Method)", "class Mine", "got 0 methods; allowed: one class"),
-        "a Config that is none": (
-            "    def loss",
-            "    class Config:\n        a = 1\n    def loss",
-            "got a Config that is no Settings; allowed: class Config(Method.Config)",
-        ),
-        "option without a default": (
-            "    def loss",
-            CONFIG.replace("WHAT", "a: int"),
-            "got the option a without a def",
-        ),
         "raises": ("total =", "raise ValueError('q'); total =", "ValueError: q"),
         "exits": ("total =", "raise SystemExit(0); total =", "SystemExit: 0"),
         "half a character in the title": ('"Mine"', '"\\udcff"', "got no title; allowed: a text that can be printed"),

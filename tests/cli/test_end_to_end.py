@@ -52,15 +52,10 @@ def test_every_number_that_evaluate_prints_is_in_the_card(finished: Any) -> None
     assert f"next: taet report {finished.folder}" in lines[-1]
 
 
-def test_evaluate_prints_the_card_as_json(taet: Any, finished: Any, tmp_path: Path) -> None:
+def test_evaluate_repeats_itself_and_prints_the_card_as_json(taet: Any, finished: Any, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
-    outcome = taet("evaluate", folder, "--attacks", "clean", "--json")
+    outcome = taet("evaluate", folder, "--attacks", "fgsm", "pgd-3", "--eps", "0.02", "--json")
     assert json.loads(outcome.out) == json.loads((folder / "evaluation.json").read_text())
-
-
-def test_evaluate_repeats_itself(taet: Any, finished: Any, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
-    assert taet("evaluate", folder, "--attacks", "fgsm", "pgd-3", "--eps", "0.02").code == 0
     again, card = (ResultCard.load(place / "evaluation.json") for place in (folder, finished.folder))
     for name in ("clean", "fgsm", "pgd-3"):
         assert (again.column(name).correct == card.column(name).correct).all()
