@@ -234,14 +234,14 @@ def test_a_name_of_a_type_is_used_once() -> None:
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs. The aim is 18,000 lines.
-MOST_LINES = 28_500
+MOST_LINES = 27_174
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
     assert sum(path.read_text().count("\n") for path in FILES) <= MOST_LINES
 
 
-MOST_ANY = 445
+MOST_ANY = 269
 
 
 def test_any_stays_rare() -> None:
