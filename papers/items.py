@@ -141,7 +141,7 @@ def items() -> Mapping[str, Item]:
     """Every item by name, e.g. taet/table1: of each paper its tables, its figures, and runs that only claims need."""
     found: dict[str, Item] = {}
     for paper in PAPERS:
-        tables = {path.stem: _toml(path) for path in (FOLDER / paper).glob("*.toml")}
+        tables = {path.stem: _toml(path) for path in (FOLDER / "grids" / paper).glob("*.toml")}
         figures = tables.pop("figures")
         shared = {key: figures.pop(key) for key in GRID if key in figures}
         settings = shared["settings"]

@@ -227,14 +227,12 @@ def declared_types(tree: ast.Module) -> Iterator[str]:
 
 def test_a_name_of_a_type_is_used_once() -> None:
     """A run's settings of its model and an attack's model, a function, keep the name that both have for users."""
-    leaving = ("cells", "comparison", "specification")  # replaced by grid.py, cell.py and jobs.py
-    kept = [tree for path, tree in trees().items() if path.parent.name != "experiments" or path.stem not in leaving]
-    found = Counter(name for tree in kept for name in declared_types(tree))
+    found = Counter(name for tree in trees().values() for name in declared_types(tree))
     assert {name for name, count in found.items() if count > 1} == {"Model"}
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs. The aim is 18,000 lines.
-MOST_LINES = 27_174
+MOST_LINES = 27_178
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -212,6 +212,10 @@ class Card(CardPart):
             backwards=sum(column.backwards for column in columns),
         )
 
+    def compare(self, other: Card, column: str) -> Difference:
+        """Return `compare_runs` of this card and another one: which of two models is better, not which method."""
+        return compare_runs([self], [other], column)
+
     def summary(self, name: str) -> Summary:
         """Compute the numbers of an attack from the masks of its column."""
         return self.summary_of(self.column(name))

@@ -16,7 +16,6 @@ from taet.attacks.precision import arithmetic
 from taet.data import Dataset
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.card import compare_runs
 from taet.settings import Evaluation, Run, override
 from taet.training.curve import monitor
 
@@ -98,7 +97,7 @@ def test_a_card_says_in_which_precision_the_search_was(tmp_path: Path) -> None:
     assert plain.column("pgd-3").identity != card.column("pgd-3").identity
     assert "precision" not in plain.column("pgd-3").parameters
     with pytest.raises(UserError, match="measured with precision"):
-        compare_runs([card], [plain], "pgd-3")
+        card.compare(plain, "pgd-3")
 
 
 def test_tf32_is_refused_where_there_is_none() -> None:

@@ -77,6 +77,12 @@ def test_the_package_knows_nothing_of_the_papers() -> None:
         assert not re.search(rf"^\s*(?:from|import) (?:papers|{scripts})\b", path.read_text(), re.M), path
 
 
+@pytest.mark.parametrize("folder", ["papers", "examples", "benchmarks", "docs", "results"])
+def test_nothing_beside_a_script_stands_for_the_package(folder: str) -> None:
+    """A script's own folder comes first on its path; a subfolder of this name would be imported as the package."""
+    assert not [path for path in (ROOT / folder).iterdir() if path.stem == "taet"]
+
+
 @pytest.mark.full
 def test_a_smoke_item_runs_end_to_end_and_only_once(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "papers" / "reproduce.py"), "taet/figure2", "--scale", "smoke"]

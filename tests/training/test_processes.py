@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         {"training.swa": 0.5, "training.distance_images": 3, "threat.bn_mode": "train", "training.augment": "none"},
     ),
     "stages, averaged steps, weights perturbed": ("harl", {"training.ema": 0.6, "training.awp": 0.01}),
-    # With seed 0, another order of sums turns signs of the attack and moves this run by 0.011, with one process as well.
+    # With seed 0, another order of sums turns signs of the attack, and one process alone moves this run by 0.011.
     "feedback, summed up": ("wat", {"training.epochs": 3, "data.validation": 0.3, "seed": 1}),
     "feedback, for budgets": ("frl", {"training.epochs": 3, "data.validation": 0.3}),
     "extra images": (
