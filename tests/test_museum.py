@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.errors import UserError
 from taet.evaluation.facts import Merged, ModelFacts, deep_facts, probe
 from taet.evaluation.rules import said

@@ -17,7 +17,7 @@ from taet import models, statistics
 from taet.attacks import pgd
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.data.long_tail import even_sample
 from taet.data.places import roots
 from taet.errors import UserError

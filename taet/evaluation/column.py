@@ -24,8 +24,7 @@ from typing_extensions import TypedDict
 
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
-from taet.attacks.identity import Identity, identity
-from taet.attacks.spec import AttackSpec
+from taet.attacks.spec import AttackSpec, Identity, identity
 from taet.errors import UserError
 from taet.fields import Name, NonNegative, Record, Rule, Sha256, StoredCount, refused
 from taet.statistics import Ints

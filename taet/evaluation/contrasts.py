@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from taet.attacks.autoattack import AutoAttack
 from taet.attacks.pgd import ProjectedAscent
-from taet.attacks.suite import Suite
 from taet.evaluation.bundles import WHOLE, curves
 from taet.evaluation.card import Card
 from taet.evaluation.column import Column
@@ -68,12 +68,12 @@ def crosses(column: Column) -> bool:
 def is_thorough(column: Column) -> bool:
     """Return whether an attack follows the gradients far enough to judge how useful they are.
 
-    True for a suite, a bound such as `quick`, and an untargeted PGD of 20 steps or more that can cross its ball.
+    True for a suite, a bound such as `quick`, and a PGD of 20 steps or more that can cross its ball.
     """
     attack = column.attack
-    if isinstance(attack, Suite) or attack.bound:
+    if isinstance(attack, AutoAttack) or attack.bound:
         return True
-    long = isinstance(attack, ProjectedAscent) and attack.steps >= THOROUGH_STEPS and attack.target is None
+    long = isinstance(attack, ProjectedAscent) and attack.steps >= THOROUGH_STEPS
     return long and crosses(column)
 
 
@@ -142,7 +142,7 @@ def longer(card: Card, norm: str) -> Iterator[Contrast]:
 
 def suites(card: Card) -> Iterator[Contrast]:
     """Yield every suite with the strongest PGD in its ball."""
-    for suite in (column for column in asked(card) if isinstance(column.attack, Suite)):
+    for suite in (column for column in asked(card) if isinstance(column.attack, AutoAttack)):
         if inside := [chain for chain in chains(card) if same_ball(suite, chain)]:
             yield suite, min(inside, key=accuracy)
 
@@ -176,7 +176,7 @@ def unguided(card: Card) -> Unguided | None:
         for (_, before), (part, after) in pairwise(column.parts.items()):
             broken = int(before.sum() - after.sum())
             # Attacks that are no suites may use no gradients before either.
-            free = isinstance(attack, Suite) and part in attack.gradient_free_parts
+            free = isinstance(attack, AutoAttack) and part in attack.gradient_free_parts
             if free and exceeds(broken, 0, SQUARE_GAP * every):
                 return Unguided(part.capitalize(), 100 * broken / every, column.name)
     guided = [column for column in asked(card) if column.norm is not None and not column.attack.gradient_free]

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet.attacks.ball import frozen
-from taet.attacks.clean import Clean
-from taet.attacks.counted import Counted
+from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels
-from taet.attacks.precision import exact_float32
-from taet.attacks.spec import AttackSpec
+from taet.attacks.spec import AttackSpec, Clean
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
@@ -292,8 +290,6 @@ def begin(
         raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
     if counts is not None and len(counts) != width:
         raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
-    for attack in subject.attacks:
-        attack.check_classes(width)
     settings = subject.settings
     runner = Runner(
         _attacked(subject, device),

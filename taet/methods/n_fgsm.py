@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from taet.attacks.ball import draw_noise
+from taet.attacks.noise import draw_noise
 from taet.distributed import global_mean
 from taet.fields import NonNegative
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taet.attacks import catalogue
-from taet.attacks.suite import Suite
+from taet.attacks.autoattack import AutoAttack
 from taet.errors import UserError, unknown
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
@@ -114,7 +114,7 @@ class Results:
 
         def order(name: str) -> tuple[bool, int, bool, float]:
             of = [(one, one.columns[name]) for one in self.named if name in one.columns]
-            whole = any(isinstance(column.attack, Suite) and column.attack.is_reference for _, column in of)
+            whole = any(isinstance(column.attack, AutoAttack) and column.attack.is_reference for _, column in of)
             counts = (class_counts(column.correct, one.card.labels, one.card.num_classes) for one, column in of)
             mean = sum(balanced_accuracy(*each) for each in counts) / len(of)
             return of[0][1].name in WORST_CASE.values(), -len({one.row for one, _ in of}), not whole, mean

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taet import methods, protocols, registry
-from taet.attacks.identity import Identity
+from taet.attacks.spec import Identity
 from taet.data.sources import is_own
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard

@@ -8,7 +8,7 @@ import pytest
 
 from taet.attacks import catalogue
 from taet.attacks.catalogue import RecordedAttack, parse, stored
-from taet.attacks.identity import Identity, identity
+from taet.attacks.spec import Identity, identity
 from taet.errors import UserError
 from taet.fields import Count, NonNegative, Positive, allowed_text, fits, read_text
 from taet.settings import Evaluation

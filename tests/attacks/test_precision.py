@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import taet
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
-from taet.attacks.precision import arithmetic
+from taet.attacks.counted import arithmetic
 from taet.data import Dataset
 from taet.errors import UserError
 from taet.evaluation import ResultCard

@@ -16,10 +16,10 @@ from taet.attacks import pgd, quick
 from taet.attacks.ball import Norm, lengths, verify
 from taet.attacks.catalogue import parse, stored
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled, probability_margin, target_classes
 from taet.attacks.quick import MEASURED, margin_lengths, margin_objectives
-from taet.attacks.targets import nearest_classes
+from taet.attacks.objectives import nearest_classes
 from taet.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())

@@ -18,7 +18,7 @@ import taet
 import taet.attacks
 from taet.attacks import catalogue
 from taet.attacks.ball import BALL_TOLERANCE, distance
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
 from taet.attacks.square import square
 from taet.errors import UserError

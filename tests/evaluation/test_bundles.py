@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import taet
 from taet import protocols
 from taet.attacks import catalogue
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.bundles import CURVES, attacks_of, curves, expand, parse_attack, settle
