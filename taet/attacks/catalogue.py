@@ -174,7 +174,7 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
         field = fields[option]
         if not equals or not value or field in given:
             raise UserError(f"attack '{name}': got '{part}'; allowed: option=value, each option once")
-        hint = Positive | None if field == "eps" else hints(kind)[field]
+        hint = hints(kind)[field] if field != "eps" else Positive | None if kind.minimal else Positive
         given[field] = read_text(value, hint)
         if not fits(given[field], hint):
             allowed = allowed_text(hint) + (", e.g. 8/255" if field == "eps" else "")
