@@ -5,8 +5,10 @@
 
 The sections cards, flags, runs, grids, paired, verdicts, boards and tables read the committed files; training and
 commands run something, a minute each. They are as of v0.1.0, but for boards and tables: these hold today's rows, each
-of whose numbers was found to be that of v0.1.0's row, or of the rows of the same cards, before it was stored. A difference is named, and no failure, if tests/golden/oracle/named_changes.toml
-matches it. The package is reached only through tests/oracle_package.py: when a name moves, change it there.
+of whose numbers was found to be that of v0.1.0's row, or of the rows of the same cards, before it was stored. A
+difference is named, and no failure, if tests/golden/oracle/named_changes.toml matches it.
+
+The package is reached only through tests/oracle_package.py: when a name moves, change it there.
 """
 
 from __future__ import annotations
