@@ -30,7 +30,7 @@ FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
 LINEAR, RGB = Head(), 3
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 
 class Statistics(NamedTuple):
@@ -71,7 +71,7 @@ def load(
     spec: str,
     *,
     num_classes: int,
-    image_shape: Shape,
+    image_shape: ImageShape,
     weights: str | Path | StoredWeights | None = None,
     normalize: str = "none",
 ) -> tuple[nn.Module, tuple[str, ...]]:
@@ -83,7 +83,7 @@ def load(
     """
     statistics = parse_normalization(normalize, image_shape[0])
     with seeded(0, "weights"):
-        build: Callable[[str, int, Shape], nn.Module] = elsewhere if ":" in spec else registered
+        build: Callable[[str, int, ImageShape], nn.Module] = elsewhere if ":" in spec else registered
         network = build(spec, num_classes, image_shape)
         about = f"weights: {f'as {spec} gives them' if is_own(spec) else 'none given, so fresh ones drawn from seed 0'}"
         if weights is not None:
@@ -119,7 +119,9 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     return Statistics(mean, std)
 
 
-def registered(name: str, num_classes: int, image_shape: Shape, head: Head = LINEAR, stem: str = "auto") -> Classifier:
+def registered(
+    name: str, num_classes: int, image_shape: ImageShape, head: Head = LINEAR, stem: str = "auto"
+) -> Classifier:
     """Return the network called `name` in `taet list models`, for images (N, *image_shape)."""
     known = registry.entries("models")
     if name not in known:
@@ -132,7 +134,7 @@ def registered(name: str, num_classes: int, image_shape: Shape, head: Head = LIN
     return model
 
 
-def elsewhere(spec: str, num_classes: int, image_shape: Shape) -> nn.Module:
+def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     """Return the network `spec`, KIND:NAME, as its author builds it, for images (N, *image_shape)."""
     kind, _, name = spec.partition(":")
     channels, height, width = image_shape
@@ -197,7 +199,9 @@ def _made(build: Callable[..., object], spec: str, *arguments: object, **setting
     return network
 
 
-def taken_apart(network: nn.Module, num_classes: int, image_shape: Shape, head: Head = LINEAR) -> Classifier | Adapter:
+def taken_apart(
+    network: nn.Module, num_classes: int, image_shape: ImageShape, head: Head = LINEAR
+) -> Classifier | Adapter:
     """Split `network` into features and head: its last linear layer with `num_classes` outputs, or a cosine head.
 
     That layer is the head if its outputs are the network's logits, which is tested on two images. The features are then
