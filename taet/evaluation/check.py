@@ -23,7 +23,7 @@ from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.facts import Merged, ModelFacts, answer, attempt, deep_facts, outputs
 from taet.evaluation.runner import Runner, restored
-from taet.evaluation.subject import Arrays, GivenImages, Subject, count_classes, of_module, of_run
+from taet.evaluation.subject import ArrayOrTensor, GivenImages, Subject, count_classes, of_module, of_run
 from taet.formatting import duration, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.settings import Data
@@ -68,8 +68,8 @@ class Check:
 
 def check(
     model_or_run_dir: nn.Module | str | os.PathLike[str] | None = None,
-    images: Arrays | GivenImages | None = None,
-    labels: Arrays | None = None,
+    images: ArrayOrTensor | GivenImages | None = None,
+    labels: ArrayOrTensor | None = None,
     *,
     deep: bool = False,
     attacks: Sequence[str] | None = None,

@@ -26,7 +26,7 @@ from taet.evaluation.column import WORST_CASE
 from taet.evaluation.facts import ModelFacts, probe, probe_passes
 from taet.evaluation.rules import flagged
 from taet.evaluation.runner import Runner, among, as_unit, run_all
-from taet.evaluation.subject import Arrays, GivenImages, Subject, of_module, of_run
+from taet.evaluation.subject import ArrayOrTensor, GivenImages, Subject, of_module, of_run
 from taet.files import file_sha256
 from taet.formatting import duration
 from taet.progress import Meter, Progress
@@ -41,8 +41,8 @@ MOST_EXAMPLES = 24  # images under attack that are saved
 
 def evaluate(
     model_or_run_dir: nn.Module | str | os.PathLike[str],
-    images: Arrays | GivenImages | None = None,
-    labels: Arrays | None = None,
+    images: ArrayOrTensor | GivenImages | None = None,
+    labels: ArrayOrTensor | None = None,
     attacks: str | Sequence[str] | None = None,
     *,
     eps: float | None = None,

@@ -97,12 +97,12 @@ def is_thorough(column: Column) -> bool:
     return isinstance(attack, Suite) or bool(attack.bound) or (long and crosses(column))
 
 
-def accuracy(column: Column) -> float:
+def _accuracy(column: Column) -> float:
     return float(column.correct.mean())
 
 
-def share(column: Column) -> str:
-    return f"{percent(accuracy(column))} %"
+def _share(column: Column) -> str:
+    return f"{percent(_accuracy(column))} %"
 
 
 def exceeds(only_upper: int, only_lower: int, usual: float = 0.0) -> bool:
@@ -134,10 +134,10 @@ def worst(pairs: Iterable[Contrast], text: str, usual: float = 0.0) -> str:
         return exceeds(int((upper & ~lower).sum()), int((lower & ~upper).sum()), usual * len(lower))
 
     found = filter(is_beyond, pairs)
-    one, other = max(found, key=lambda pair: accuracy(pair[1]) - accuracy(pair[0]), default=(None, None))
+    one, other = max(found, key=lambda pair: _accuracy(pair[1]) - _accuracy(pair[0]), default=(None, None))
     if one is None or other is None:
         return ""
-    low, high = share(one), share(other)
+    low, high = _share(one), _share(other)
     return text.format(one=one, other=other, low=low, high=high, gap=f"{low} against {high}")
 
 
@@ -150,7 +150,7 @@ def of_pairs(card: Card) -> Found:
     one_steps = ((one, many) for one in singles for many in chains if one.ball == many.ball)
     suites = [one for one in every if isinstance(one.attack, Suite)]
     met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
-    strongest = ((one, min(inside, key=accuracy)) for one, inside in met if inside)
+    strongest = ((one, min(inside, key=_accuracy)) for one, inside in met if inside)
     margins = (pair for pair in differing(every, "objective") if pair[0].attack.on_margin)
     rescaled = (pair for pair in differing(columns, "factor") if "factor" not in pair[1].parameters)
     made = ((one, other) for one in card.columns if one.is_transfer for other in columns)
@@ -207,13 +207,13 @@ def of_attacks(card: Card) -> Found:
     why = "cannot cross the ball: the steps add up to less than its width; use more steps or longer ones"
     found: Found = {"pgd-too-short": short and f"{short} {why}", "black-box-beats-gradients": _without_gradients(card)}
     points = curves(card)["eps"].items()
-    left = [one for eps, one in points if eps >= WHOLE and crosses(one) and accuracy(one) > REMAINDER]
+    left = [one for eps, one in points if eps >= WHOLE and crosses(one) and _accuracy(one) > REMAINDER]
     found["does-not-reach-zero"] = left and (
-        f"{left[0].name} leaves {share(left[0])} of the images correct although its ball contains every image: the "
+        f"{left[0].name} leaves {_share(left[0])} of the images correct although its ball contains every image: the "
         "model masks its gradients, or always predicts the same class; use Square and other attacks without gradients"
     )
-    unbounded = [one for one in columns if one.norm is not None and not one.bounded and accuracy(one) > REMAINDER]
-    rest = listed(f"{one.name} leaves {share(one)}" for one in unbounded)
+    unbounded = [one for one in columns if one.norm is not None and not one.bounded and _accuracy(one) > REMAINDER]
+    rest = listed(f"{one.name} leaves {_share(one)}" for one in unbounded)
     found["unbounded-attack-not-converged"] = rest and (
         f"{rest} of the images correct, but a converged unbounded attack leaves none: the number does not measure "
         "robustness; use more or longer steps (cw-l2:steps=1000 or lr=0.1), or attacks in a ball"

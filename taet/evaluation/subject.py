@@ -40,7 +40,7 @@ from taet.training.finished import load_model, load_run
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
 from taet.training.record import SelectionRecord
 
-Arrays = NDArray[Any] | Tensor
+ArrayOrTensor = NDArray[Any] | Tensor
 OF_TRAINING = ("draw", "exposure", "test_sha256")  # what the record of extra images says and their card does not
 
 
@@ -48,8 +48,8 @@ OF_TRAINING = ("draw", "exposure", "test_sha256")  # what the record of extra im
 class GivenImages:
     """Test images that a caller gives with a Module, or in place of those of a run, and what is known about them."""
 
-    images: Arrays
-    labels: Arrays
+    images: ArrayOrTensor
+    labels: ArrayOrTensor
     class_names: Sequence[str] | None = None
     train_class_counts: Sequence[int] | None = None  # training images of each class for a Module; a run has its own
     about: Mapping[str, Any] = field(default_factory=dict)
