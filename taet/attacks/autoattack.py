@@ -58,17 +58,14 @@ def autoattack(
 
     Every image equals that of the official implementation with the same seed and batch size, except an image that
     float32 rounding moved out of an L2 ball by more than 1e-6: it is projected back before the model judges it. It also
-    runs with fewer than 10 classes (see `AutoAttack.plan`). The model and the global random state stay as they were.
-    Several processes (`taet.distributed.joined`) that make the same call share the work, and each returns everything.
+    runs with fewer than 10 classes (see `AutoAttack.plan`). Several processes that make the same call share the work.
 
     Args:
         model, x, y, checked: as in `pgd`; x are images (N, C, H, W).
-        eps: radius of the ball in units of the image range, above 0.
+        eps, norm: radius, above 0, and "linf" or "l2".
         version: "standard", "fast" or "10" (see `taet list attacks`).
-        batch_size: images per batch; a few results depend on it, because a batch shares its random draws.
-        seed: seed of every part on every batch.
-        state: store of finished batches, which are not run again on the same images and labels with the same settings.
-            The caller makes sure that the model is the same.
+        batch_size, seed: images that share their random draws, and their seed.
+        state: store of finished batches of the same model, which are not run again.
         progress: called as progress(done, total, label) in estimated passes of an image through the model.
 
     Raises:
@@ -91,9 +88,8 @@ def autoattack(
 class AutoAttack(AttackSpec):
     """The official standard suite, through the package `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square.
 
-    It takes 100 iterations, 9 target classes and 5,000 queries. `-fast` is its first two parts, for development.
-    `-10` is the four parts with 10 iterations, as in another library whose results
-    several papers report as AutoAttack; an upper bound.
+    It takes 100 iterations, 9 target classes and 5,000 queries. `-fast` is its first two parts, for development. `-10`
+    is the four parts with 10 iterations, which several papers report as AutoAttack; an upper bound.
     """
 
     names: ClassVar[Mapping[str, Norm | None]] = {name: "l2" if "-l2" in name else "linf" for name in NAMES}
@@ -131,10 +127,9 @@ class AutoAttack(AttackSpec):
         progress: Progress = lambda *_: None,
         keep_examples: bool = False,
     ) -> SuiteResult:
-        """Return which part broke which example; `natural` are the classes (N,) predicted for x, if they are known.
+        """Return which part broke which example of x, float or uint8, in batches.
 
-        A model that is already `Counted` keeps its view. Images may also be uint8, which are divided by 255 batch by
-        batch. Another precision applies to the attacks only; the verdict stays in float32.
+        `natural` are the classes (N,) predicted for x, if they are known. A `Counted` model keeps its view.
         """
         check_value("batch size", batch_size, Count)
         if x.ndim != 4 or len(x) == 0:

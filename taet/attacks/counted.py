@@ -17,8 +17,7 @@ from taet.attacks.inputs import check_output
 from taet.errors import UserError
 
 SearchPrecision = Literal["float32", "bf16", "tf32"]
-WORK = ("seconds", "forwards", "backwards")
-"""What an attack costs: wall-clock time, and images that passed through the model."""
+WORK = ("seconds", "forwards", "backwards")  # wall-clock time, and images that passed through the model
 TICK_SECONDS = 0.5  # often enough to watch, too rare to cost
 
 
@@ -67,11 +66,8 @@ class Counted(nn.Module):
 
     def __init__(self, model: nn.Module, view: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.view = view
+        self.model, self.view, self.forwards, self.backwards = model, view, 0, 0
         self.precision: SearchPrecision = "float32"
-        self.forwards = 0
-        self.backwards = 0
         self._unsound: Tensor | bool = False  # on the model's device, so that checking does not wait for it
         self._tick: Callable[[], None] = lambda: None  # called after each forward
 
@@ -96,13 +92,12 @@ class Counted(nn.Module):
 
     def measure(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
         """Return a function that gives the seconds and passes since this call, named as in `WORK`."""
-        began = time.perf_counter(), self.forwards, self.backwards
 
-        def since() -> dict[str, NDArray[np.generic]]:
-            now = time.perf_counter(), self.forwards, self.backwards
-            return {name: np.asarray(end - start) for name, start, end in zip(WORK, began, now, strict=True)}
+        def now() -> tuple[float, ...]:
+            return time.perf_counter(), self.forwards, self.backwards
 
-        return since
+        began = now()
+        return lambda: {name: np.asarray(end - start) for name, start, end in zip(WORK, began, now(), strict=True)}
 
     @contextmanager
     def ticking(self, expected: float, report: Callable[[float], None]) -> Iterator[None]:

@@ -43,7 +43,6 @@ def cw_l2(
     initial_c: float = INITIAL_CONSTANT,
     box: Boxed | None = None,
     eps: Size | None = None,
-    targeted: bool = False,
     checked: bool = False,
 ) -> Tensor:
     """Minimise ||x' - x||_2^2 + c max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
@@ -52,7 +51,7 @@ def cw_l2(
     norm among all iterates of all rounds and the clean image, and is the clean image, (N, ...), without one.
 
     Args:
-        model, x, y, checked: as in `pgd`; y are the target classes if `targeted`.
+        model, x, y, checked: as in `pgd`.
         c: weight of the margin. None: searched per sample, from `initial_c` up by factors of 10 until a round succeeds,
             then by bisection, in `search_steps` rounds.
         kappa: required margin, in logits.
@@ -77,7 +76,7 @@ def cw_l2(
     origin = full_precision(x.detach())
     squash = SQUASH[box or ("sine" if c is None else "tanh")]
     with frozen(model):
-        descent = _Descent(model, origin, y, squash, kappa, lr, targeted)
+        descent = _Descent(model, origin, y, squash, kappa, lr)
         best = descent.search(steps, c, search_steps if c is None else 1, initial_c)
     return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)
 
@@ -91,7 +90,6 @@ class _Descent(NamedTuple):
     box: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     kappa: float
     lr: float
-    targeted: bool
 
     def search(self, steps: int, c: float | None, rounds: int, initial_c: float) -> Tensor:
         """Return the nearest success of all rounds."""
@@ -111,8 +109,8 @@ class _Descent(NamedTuple):
 
     def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the margin that is to fall, and whether it fell below -kappa, of each sample."""
-        gap = margin(logits, self.y) if self.targeted else -margin(logits, self.y)
-        return gap, fooled(logits, self.y, self.targeted) & (gap <= -self.kappa)
+        gap = -margin(logits, self.y)
+        return gap, fooled(logits, self.y) & (gap <= -self.kappa)
 
     def run(self, steps: int, weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the best images, their squared norms, any success, and whether all was finite."""

@@ -17,8 +17,6 @@ from taet.errors import UserError
 P = ParamSpec("P")
 Model = Callable[[Tensor], Tensor]
 
-SUM_TOLERANCE = 1e-5  # of the official AutoAttack for a probability distribution
-
 
 def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Decorate an attack on `model`, `x`, `y`: check its inputs, and compute gradients in any mode of the caller.
@@ -31,7 +29,7 @@ def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @functools.wraps(attack)
     def call(model: Model, x: Tensor, y: Tensor, **options: Any) -> Tensor:
         given = {"norm": "l2", **defaults, **options}
-        ball = {name: given[name] for name in ("eps", "norm", "checked") if name in given}
+        ball: dict[str, Any] = {name: given.get(name) for name in ("eps", "norm", "checked")}
         with ready(model, x, y, **ball) as sound:
             return attack(*sound, **options)  # type: ignore[arg-type]
 
@@ -72,30 +70,26 @@ def _check_kinds(model: object, x: object, y: object) -> None:
     """Check what can be seen without reading a value."""
     if isinstance(model, type) or not callable(model):
         got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise UserError(
-            f"model: got {got}; allowed: a Module or function from images (N, ...) in [0, 1] to logits (N, classes), "
-            "e.g. taet.models.build(NAME, C, weights=PATH)"
-        )
+        allowed = "a Module or function from images (N, ...) in [0, 1] to logits (N, classes)"
+        raise UserError(f"model: got {got}; allowed: {allowed}")
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         what, wrong = ("labels", y) if isinstance(x, Tensor) else ("images", x)
         raise UserError(f"{what}: got a {type(wrong).__name__}; allowed: a torch.Tensor (see torch.as_tensor)")
     if x.ndim < 2 or x.numel() == 0:
         raise UserError(f"images: got shape {tuple(x.shape)}; allowed: a batch (N, ...) with N of 1 or more")
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        hint = "; convert whole numbers by y.long()" if y.shape == x.shape[:1] else ""
         got, allowed = f"{y.dtype} {tuple(y.shape)}", f"torch.int64 ({len(x)},), the class of each image"
-        raise UserError(f"labels: got {got}; allowed: {allowed}{hint}")
+        raise UserError(f"labels: got {got}; allowed: {allowed}")
 
 
 def _check_values(x: Tensor, y: Tensor, eps: Size | None, norm: Norm) -> tuple[int, int]:
     """Check values, which waits for the device; return the lowest and highest label."""
-    sizes = eps.detach().to(x.device) if isinstance(eps, Tensor) and eps.numel() else x.new_zeros(1)
-    parts = (x.detach(), sizes, y)
-    ends = torch.stack([end.double().to(x.device) for part in parts for end in (part.amin(), part.amax())])
-    low, high, least, largest, first, last = ends.tolist()  # one wait for all
+    sizes = eps.detach().to(x.device) if isinstance(eps, Tensor) else x.new_zeros(1)
+    ends = [end.double().to(x.device) for part in (x.detach(), sizes, y) for end in (part.amin(), part.amax())]
+    low, high, least, largest, first, last = torch.stack(ends).tolist()  # one wait for all
     if not (low >= 0 and high <= 1):
         hint = "; divide them by 255" if low >= 0 and 2 < high <= 255 else ""
-        if -torch.inf < low < 0:
+        if low < 0:
             hint = "; put the mean and std of normalised images into the model: taet.models.Normalized"
         raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN{hint}")
     check_range("eps", least, largest, norm)
@@ -121,8 +115,8 @@ def check_output(output: object, x: Tensor) -> Tensor:
 
 
 def distributions(logits: Tensor) -> Tensor:
-    """Return for which images (N,) the logits (N, C) are probabilities: at least 0, with a sum of 1."""
-    return (logits >= 0).all(1) & ((logits.sum(1, dtype=torch.float64) - 1).abs() <= SUM_TOLERANCE)
+    """Return for which images (N,) the logits (N, C) are probabilities: at least 0, with a sum of 1 to 1e-5."""
+    return (logits >= 0).all(1) & ((logits.sum(1, dtype=torch.float64) - 1).abs() <= 1e-5)  # as the official AutoAttack
 
 
 class Answers(nn.Module):
@@ -130,12 +124,9 @@ class Answers(nn.Module):
 
     def __init__(self, model: Model, labels: tuple[int, int]) -> None:
         super().__init__()
-        self.model = model
-        self.labels = labels
-        self.asked = False
+        self.model, self.labels, self.asked = model, labels, False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the model's output."""
         output = self.model(x)
         if self.asked:
             return output
@@ -147,9 +138,7 @@ class Answers(nn.Module):
         # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
         inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
         if bool(distributions(logits.detach()).all() & inside):
-            raise UserError(
-                "model output: got probabilities, which sum to 1 for every image and hide the gradient; allowed: "
-                "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
-            )
+            allowed = "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
+            raise UserError(f"model output: got probabilities, which sum to 1 for every image; allowed: {allowed}")
         self.asked = True
         return output

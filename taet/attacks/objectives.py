@@ -66,8 +66,7 @@ def scaled(objective: Objective, factor: float) -> Objective:
     """Return the objective of factor times the logits: (z, y) -> objective(factor z, y).
 
     A factor of 10 gives the adaptive attack on models with small logits, whose softmax is so flat that all wrong
-    classes contribute equally. It changes cross-entropy and KL; the margin keeps its direction. Source: Li et
-    al., REAT, arXiv:2307.10205, 2023.
+    classes contribute equally. The margin keeps its direction. Source: Li et al., REAT, arXiv:2307.10205, 2023.
     """
     return lambda logits, y: objective(factor * logits, y)
 
@@ -115,9 +114,8 @@ def nearest_classes(
 class Weighting(NamedTuple):
     """Factor of a training attack's objective by label (C,), and class counts (C,) whose log is added to its logits.
 
-    With sign steps and BN in eval mode a positive weight per label changes no adversarial example: samples are
-    independent and a sign is invariant to a factor. There RW, RWS, ENR and RBL give the examples of plain PGD, except
-    for signs that rounding flips, of which bf16 has many. BRW shifts the logits and does change the examples.
+    With sign steps and BN in eval mode a positive weight per label changes no adversarial example, except for signs
+    that rounding flips: RW, RWS, ENR and RBL give the examples of plain PGD. BRW does change them.
     """
 
     weights: Tensor | None = None

@@ -97,9 +97,9 @@ def quick(
        shrinking ball, and 20 steps half as long on the probability margin.
 
     Steps begin at twice the radius and fall along a cosine; every run starts uniformly in its ball. An image is fooled
-    at any iterate inside the ball of eps, if the model agrees (of a `Counted`, `checked` one: the judge), and is not attacked
-    further. With C classes a robust image costs 92 + min(20, C - 1) + 80 min(3, C - 1) passes, and 800 more if an
-    iterate comes close to the boundary. A bound from above: it has no attack without gradients.
+    at any iterate inside the ball of eps, if the model itself agrees, not only its view, and is not attacked further.
+    With C classes a robust image costs 92 + min(20, C - 1) + 80 min(3, C - 1) passes, and 800 more if an iterate comes
+    close to the boundary. A bound from above: it has no attack without gradients.
 
     Args:
         model, x, y, eps, norm, checked: as in `pgd`.

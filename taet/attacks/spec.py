@@ -23,8 +23,7 @@ from taet.settings import Evaluation
 
 NAMES = {"clean": "no attack: the images as they are; 1 pass"}
 
-Fields = Mapping[str, Any]
-"""Fields of a specification by their names."""
+Fields = Mapping[str, Any]  # of a specification, by their names
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ class Identity:
     norm: str | None
     eps: float | None
     bounded: bool
-    settings: tuple[tuple[str, object], ...] = ()
-    """Sorted names and hashable values of the settings."""
-    members: tuple[Identity, ...] = ()
-    """The attacks of a worst case, sorted by name."""
+    settings: tuple[tuple[str, object], ...] = ()  # sorted names and hashable values
+    members: tuple[Identity, ...] = ()  # the attacks of a worst case, sorted by name
     seed: object = field(default=None, compare=False)
 
     def differences(self, other: Identity, seeds: bool = False) -> dict[str, tuple[object, object]]:
@@ -89,8 +86,7 @@ class Option(NamedTuple):
     name: str
 
 
-FIXED = Option("")
-"""Mark of a field without an option, e.g. a number of steps that is part of the name."""
+FIXED = Option("")  # marks a field without an option, e.g. a number of steps that is part of the name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +95,6 @@ class AttackSpec(ABC):
 
     Every attack declares a subclass in its file. The dataclass fields are the options that users write after a colon
     (`pgd-20:restarts=5`), with bounds as in `Count`; `make` sets the fields that a name does not set.
-    Equal specifications give the same result on the same model and images.
     """
 
     # Names that users may write, with their norms; `-N` at the end is a number of steps, the field `steps`.
@@ -141,12 +136,9 @@ class AttackSpec(ABC):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        """Return the attack of a name.
+        """Return the attack with the fields that its name and options give, and defaults from the settings.
 
-        Args:
-            given: fields set by options or by the name, among them `name`, `norm` and `steps`.
-            settings: defaults of the other fields.
-            radius: default radius of the L-infinity ball.
+        `radius` is the default radius of the L-infinity ball.
         """
         balls = {"linf": radius, "l2": settings.eps_l2}
         eps = None if cls.minimal else balls.get(given["norm"])
@@ -234,8 +226,7 @@ class AttackSpec(ABC):
         return dataclasses.replace(self, name=f"{self.name}@{name}", made_on=MadeOn(name, weights_sha256))
 
 
-STORED = ("seed", "source_sha256", "precision")
-"""Fields of every attack that a card stores among the parameters, beside `own_fields`."""
+STORED = ("seed", "source_sha256", "precision")  # what a card stores of every attack, beside its own fields
 
 
 def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:

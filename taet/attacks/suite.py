@@ -21,8 +21,7 @@ from taet.errors import UserError
 from taet.progress import Progress
 
 NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}  # our names and those of the library
-Part = Callable[[Tensor, Tensor], Tensor]
-"""An attack of the suite, (x, y) -> x_adv."""
+Part = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> x_adv
 
 # The library logs a warning about points whose gradient is zero.
 _logger = logging.getLogger(__name__)
@@ -57,20 +56,14 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class SuiteResult:
-    """The result of a suite on N examples."""
+    """The result of a suite on N examples; seconds are summed over batches and so over processes."""
 
-    x_adv: Tensor | None
-    """(N, C, H, W): the example that fooled the model, the clean one if none did; None if examples were not kept."""
-    predictions: Tensor
-    """(N,): class of the clean example if that is wrong, else of the example that fooled the model, else the label."""
-    correct: Tensor
-    """(N,): correct on the clean example and under every part."""
-    parts: dict[str, Tensor]
-    """(N,) still correct after each part, in the order they ran."""
-    facts: dict[str, object]
-    """What a result card stores about the parts."""
+    x_adv: Tensor | None  # (N, C, H, W): what fooled the model, else the clean example; None if it was not kept
+    predictions: Tensor  # (N,): of the clean example if that is wrong, else of what fooled the model, else the label
+    correct: Tensor  # (N,): on the clean example and under every part
+    parts: dict[str, Tensor]  # (N,) still correct after each part, in the order they ran
+    facts: dict[str, object]  # what a result card stores about the parts
     seconds: float
-    """Wall-clock time, summed over batches and so over processes."""
     forwards: int
     backwards: int
 
@@ -86,13 +79,11 @@ class SuiteRun:
     """The attacks of a plan on batches of images.
 
     A part attacks the images that are still correct, in ascending order and in new batches. One part on one batch is
-    the unit that is saved, resumed and given to a process; it depends on its images only, because every part is seeded
-    on every batch.
+    the unit of saving and resuming; it depends on its images only, because every part is seeded on every batch.
     """
 
     model: Counted
-    attack: AttackSpec
-    """Norm, radius, seed and precision of every part."""
+    attack: AttackSpec  # norm, radius, seed and precision of every part
     plan: Plan
     x: Tensor
     y: Tensor

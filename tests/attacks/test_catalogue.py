@@ -46,26 +46,6 @@ def test_a_worst_case_is_its_attacks_in_any_order() -> None:
     assert worst(fgsm) != worst(pgd)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("pdg-20", "unknown attack 'pdg-20'.*did you mean 'pgd-20'"),
-        ("pgd", "attack 'pgd': got no number of steps; allowed: pgd-N, e.g. pgd-20"),
-        ("pgd-20:", "got no option after the colon"),
-        ("pgd-20:restart=2", "unknown option of 'pgd-20' 'restart'.*did you mean 'restarts'"),
-        ("pgd-20:restarts=2,restarts=3", "allowed: option=value, each option once"),
-        ("pgd-20:objective=kl", "objective got 'kl'; allowed: ce, cw, pm"),
-        ("pgd-20:eps=none", "eps got 'none'; allowed: a number, above 0, e.g. 8/255"),
-        ("pgd-20:eps=8", "eps: got 8; allowed: 0 to 1.*did you mean 8/255"),
-        ("cw-l2:c=often", "c got 'often'; allowed: a number, above 0, or search"),
-    ],
-)
-def test_a_mistyped_attack_is_one_line(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        parse(name)
-    assert "\n" not in str(error.value)
-
-
 def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> None:
     with pytest.raises(UserError, match="attack 'pgd-20' step size: got -1; allowed: above 0"):
         stored("pgd-20", "linf", 0.1, {"steps": 20, "step_size": -1.0, "seed": 0})

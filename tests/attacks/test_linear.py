@@ -115,13 +115,11 @@ def test_nothing_breaks_below_the_nearest_border_whatever_the_objective(
     assert torch.equal(deepfool(model, x, y, eps=eps), x)
 
 
-@pytest.mark.parametrize("targeted", [False, True])
-def test_the_search_of_cw_l2_comes_within_five_percent_and_never_below(targeted: bool) -> None:
+def test_the_search_of_cw_l2_comes_within_five_percent_and_never_below() -> None:
     model, x, y = problem(5)
-    border, nearest = boundaries(model, x, y, "l2").min(1)
-    x_adv = cw_l2(model, x, nearest if targeted else y, c=None, targeted=targeted)
-    assert (predict(model, x_adv) == nearest).all() if targeted else (predict(model, x_adv) != y).all()
-    ratio = distance(x_adv, x, "l2") / border
+    x_adv = cw_l2(model, x, y, c=None)
+    assert (predict(model, x_adv) != y).all()
+    ratio = distance(x_adv, x, "l2") / boundaries(model, x, y, "l2").amin(1)
     assert 1 - 1e-9 < float(ratio.min()) <= float(ratio.max()) < 1.05
 
 
