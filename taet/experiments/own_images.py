@@ -32,12 +32,10 @@ ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point o
 
 
 class OwnImages(NamedTuple):
-    """The properties of the user's images that the choices depend on."""
+    """The properties of the user's images that the choices depend on; sizes are width and height."""
 
-    training: float
-    """Approximate number of training images."""
+    training: int
     median: tuple[int, int]
-    """Width and height."""
     largest: tuple[int, int]
     uniform: bool
     """Whether all images have the same size."""
@@ -63,22 +61,13 @@ def own_images(data: Data) -> OwnImages:
 
 @dataclass(frozen=True, repr=False)
 class OwnDataPlan:
-    """A run on the user's own images, and the settings that were chosen for it."""
+    """A run on the user's own images, and the settings that were chosen for it, by dotted name."""
 
     run: Run
     choices: Mapping[str, Chosen]
-    """By dotted name of the setting."""
-
-    def sentences(self, run: Run | None = None) -> list[str]:
-        """Return a line for each choice, with the option that changes it; of a `run`, only for those it follows."""
-        return choice_lines(self.followed(run or self.run))
-
-    def followed(self, run: Run) -> dict[str, Chosen]:
-        """Return the choices that `run` follows."""
-        return {name: made for name, made in self.choices.items() if attrgetter(name)(run) == made.value}
 
     def __repr__(self) -> str:
-        return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
+        return "\n".join([f"{self.run.method} on {self.run.data.name}", *choice_lines(self.choices)])
 
 
 def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.default("protocol")) -> OwnDataPlan:
@@ -124,7 +113,7 @@ def chosen(begin: Run, given: Mapping[str, Any], *, network_too: bool = True) ->
         plan = planned(begin.replace(data=run.data))
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(override(plan.run, given), named)
-        return run, plan.followed(run)
+        return run, {name: made for name, made in plan.choices.items() if attrgetter(name)(run) == made.value}
     if not network_too or "model.name" in given:
         return run, {}
     known = facts(run.data)

@@ -52,14 +52,6 @@ def test_the_view_of_every_model_gives_its_logits_and_gradients(name: str) -> No
     torch.testing.assert_close(gradient(view.module, x), gradient(model, x), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("name", "normalizations"), [("resnet8", 0), ("preact-resnet18", 9)])
-def test_every_normalization_that_can_be_folded_is(name: str, normalizations: int) -> None:
-    view = make_view(small(name), SHAPE)
-    assert view is not None
-    # Of a pre-activation network those stay that normalise a sum, one per block, and the last.
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in view.module.modules()) == normalizations
-
-
 def test_in_bf16_the_view_is_as_near_to_float32_as_the_model_under_autocast() -> None:
     """Folded weights are rounded once, where the model's outputs are before they are normalised: errors of one size."""
     found: dict[str, list[float]] = {"view": [], "model": []}
