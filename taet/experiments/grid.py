@@ -134,8 +134,8 @@ class Point(NamedTuple):
 
     @property
     def settings(self) -> Dotted:
-        """Return its data as settings."""
-        return {"data.name": self.data, **({} if self.imbalance is None else {"data.imbalance_ratio": self.imbalance})}
+        """Its data as settings."""
+        return {"data.name": self.data} | ({} if self.imbalance is None else {"data.imbalance_ratio": self.imbalance})
 
 
 class Grid(Settings):
@@ -209,15 +209,11 @@ class Cell:
     reason: str = ""
     """Why it does."""
 
-    def changed(self, changes: Mapping[str, Any]) -> Cell:
-        """Return the cell with these settings of its run changed."""
-        run = None if self.run is None else override(self.run, changes)
-        return replace(self, run=run, settings={**self.settings, **changes})
-
     def with_seed(self, seed: int) -> Cell:
         """Return the cell with this seed, in the folder of that name."""
-        name = f"{self.name}_seed{seed}"
-        return replace(self, name=name, seed=seed, folder=self.folder.with_name(name)).changed({"seed": seed})
+        name, settings = f"{self.name}_seed{seed}", {**self.settings, "seed": seed}
+        run = None if self.run is None else self.run.replace(seed=seed)
+        return replace(self, name=name, seed=seed, folder=self.folder.with_name(name), run=run, settings=settings)
 
     def look(self, threads: int = 1) -> Outcome:
         """Read the folder; a command to train gives the run this number of threads unless it has its own."""

@@ -86,9 +86,8 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     `accelerated`: whether the machine has a GPU. Default: that of this machine.
     """
     if not is_own(run.data.name):
-        raise UserError(
-            f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
-        )
+        allowed = "folder:, csv:, npz: and a path"
+        raise UserError(f"data: got {run.data.name}, whose protocol decides all; allowed: {allowed}")
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     found = own_images(run.data)
     choices = {
@@ -160,16 +159,14 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
 def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
     """Choose batch size and epochs by the number of training images; never more than the protocol's."""
     most = run.training
-    sizes = [size for size in BATCHES if size < most.batch_size]
-    batch = next((size for size in [most.batch_size, *sizes] if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
+    sizes = [most.batch_size, *(size for size in BATCHES if size < most.batch_size)]
+    batch = next((size for size in sizes if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
     steps = math.ceil(found.training / batch)
-    enough = max(math.ceil(STEPS / steps), FEWEST_EPOCHS)
-    epochs = most.epochs if accelerated else min(enough, most.epochs)
+    epochs = most.epochs if accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), most.epochs)
+    why = f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
     return {
         "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
-        "training.epochs": Chosen(
-            epochs, f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
-        ),
+        "training.epochs": Chosen(epochs, why),
         "training.monitor_every": Chosen(max(1, epochs // POINTS), "epochs between points of the curve"),
     }
 

@@ -92,8 +92,7 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
     Args:
         model: from images (N, *image_shape) to logits, its parameters on one device.
         image_shape: (channels, height, width).
-        dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it;
-            unchanged if the network cannot run so.
+        dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it.
     """
     trial = copy.deepcopy(model).cpu().eval().requires_grad_()  # a GPU's TF32 rounds more than a fold may
     like = next((parameter for parameter in trial.parameters()), torch.empty(0))
@@ -110,12 +109,9 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
         found = View(trial, pairs, None).module(x)
         if not bool((expected - found).abs().amax() <= AGREEMENT * expected.abs().amax()):
             raise ValueError("its logits are others than the model's")
-        if dtype is not None:
-            try:
-                with torch.autocast("cpu", dtype):
-                    View(trial, pairs, dtype).module(x)
-            except RuntimeError:  # a part that autocast is kept out of
-                dtype = None
+        if dtype is not None:  # fails where a part is kept out of autocast
+            with torch.autocast("cpu", dtype):
+                View(trial, pairs, dtype).module(x)
     return View(model, pairs, dtype)
 
 
