@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import torch
 
@@ -53,14 +53,14 @@ class Comparison:
         """How many cells are in each state."""
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the contents of comparison.json."""
         about = {"schema": SCHEMA, "title": self.title, "out_of_time": self.out_of_time, "counts": self.counts}
         return {**about, "cells": [outcome.to_json() for outcome in self.outcomes]}
 
 
 def compare(
-    spec: Grid | Mapping[str, Any] | str | os.PathLike[str],
+    spec: Grid | Mapping[str, object] | str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
     jobs: int | Literal["auto"] = 1,
@@ -119,7 +119,7 @@ def compare(
 
 
 def _planned(
-    spec: Grid | Mapping[str, Any] | str | os.PathLike[str], out: str | os.PathLike[str] | None
+    spec: Grid | Mapping[str, object] | str | os.PathLike[str], out: str | os.PathLike[str] | None
 ) -> tuple[str, Path, list[Cell]]:
     """Return the title of a comparison, its folder and its cells."""
     if isinstance(spec, str | os.PathLike):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
 
 
-def chosen(begin: Run, given: Mapping[str, Any], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
+def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
     """Return the run `begin` with the settings `given`, and what is missing chosen for images and machine; the choices.
 
     For a published data set only a network is chosen, unless it is given or not wanted.

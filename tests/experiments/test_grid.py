@@ -185,15 +185,6 @@ def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(small: dict[str,
     assert second.reason.startswith("harl: got the outer loss focal")
 
 
-def test_two_data_sets_never_share_a_folder(
-    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("taet.experiments.grid._Planner.run", lambda *_: None)
-    monkeypatch.setattr("taet.experiments.grid._Planner.chosen", lambda *_: {})
-    with pytest.raises(UserError, match=r"data: npz:a/b.npz and npz:a-b.npz would both be in"):
-        planned(small, tmp_path, data=["npz:a/b.npz", "npz:a-b.npz"])
-
-
 @pytest.fixture
 def cell(small: dict[str, Any], template: Path, tmp_path: Path) -> Cell:
     """The first cell, with a folder that is done."""

@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 
 from taet import protocols
-from taet.cli.train import read
-from taet.data import load
 from taet.errors import UserError
 from taet.experiments.own_images import FEWEST_EPOCHS, OwnImages, attacked, length, own_images, plan, planned
 from taet.settings import Data, Run, override
@@ -85,19 +83,6 @@ def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
     assert attacked(Data(imbalance_ratio=10.0), many) == attacked(Data(test="validation"), many) == {}
 
 
-def test_the_budget_of_test_images_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taet.experiments.own_images.TESTED", 20)
-    images, labels = np.zeros((90, 8, 8), np.uint8), np.arange(90) % 2
-    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    words = ["at", "--data", str(tmp_path / "x.npz")]
-    run, decided = read(words).planned()
-    assert (run.data.test_max_count, "data.test_max_count" in decided) == (10, True)
-    assert len(load(run.data).test) == 20
-    run, decided = read([*words, "--data.test-max-count", "None"]).planned()
-    assert (run.data.test_max_count, "data.test_max_count" in decided) == (None, False)
-    assert planned(run, GPU).run.data.test_max_count is None
-
-
 @pytest.mark.parametrize("training", [3, 100, 639, 640, 5000, 60_000])
 def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> None:
     found, run = OwnImages(training, (8, 8), (8, 8), True), protocols.taet("at")
@@ -122,10 +107,3 @@ def test_from_python_in_one_line_what_was_decided_is_said_and_the_columns_of_ano
     assert (other.protocol, other.evaluation.attacks) == ("reat", protocols.reat("at").evaluation.attacks)
     with pytest.raises(UserError, match=r"got cifar10-lt, whose protocol decides all; allowed: folder:"):
         plan("taet", "cifar10-lt")
-
-
-def test_files_that_cannot_be_read_are_named_before_anything_is_decided(lesions: Path) -> None:
-    for file in lesions.rglob("*.png"):
-        file.write_bytes(b"")
-    with pytest.raises(UserError, match=r"17 of 17 images cannot be read: .*it is no image"):
-        planned(on(lesions), CPU)
