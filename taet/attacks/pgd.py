@@ -226,7 +226,7 @@ def cw_linf(model: Model, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(AttackSpec):
-    """N steps of `--step-size` (1/255 in protocol `taet`), started from U(-eps, eps), drawn per image; `cw-linf` ascends
+    """N steps of `--step-size` (1/255 in protocol `taet`), started from U(-eps, eps), drawn per image. `cw-linf` ascends
     the margin (REAT's CW), `adaptive-pgd` the cross-entropy of the logits times 10.
 
     In L2 (radius 1, step 0.2): uniform start inside the ball, steps along the normalised gradient. The factor is for
