@@ -139,10 +139,10 @@ def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[s
         for row in tables.order(found):
             values = {}
             for line in scores[scores["row"] == row].itertuples():
-                column = tables.column_of(found, line.attack)
+                column = found.columns[line.attack]
                 said = "" if column.norm is None else tables.threat(column)
                 values[f"{column.name} {said}"] = [line.accuracy, line.low, line.high, line.seeds]
-            yield row, [Path(one.source.name) for one in found.named if one.row == row], values
+            yield row, [Path(one.name) for one in found.named if one.row == row], values
 
 
 def trained(method: str, settings: Mapping[str, Any], attacks: Sequence[str], out: Path) -> Any:

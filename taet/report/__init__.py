@@ -44,13 +44,11 @@ def write(
     _check(out)
     found = sources if isinstance(sources, Results) else results(sources)
     title = title or f"Adversarial robustness on {listed(dict.fromkeys(card.data['name'] for card in found.cards))}"
-    waiting = [f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else []
+    notes = [*notes, *([f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else [])]
     if out.suffix == ".csv":
         text = found.table().to_csv(index=False, float_format="%.6f", lineterminator="\n")
     else:
-        text = {".html": page.html, ".md": page.markdown, ".tex": page.latex}[out.suffix](
-            found, title, [*notes, *waiting]
-        )
+        text = {".html": page.html, ".md": page.markdown, ".tex": page.latex}[out.suffix](found, title, notes)
     with located("report"):
         make_folder(out.parent)
     write_atomically(out, text.encode(errors="backslashreplace"))  # names of folders may be any bytes
@@ -62,13 +60,11 @@ def _check(out: Path) -> None:
     from taet.files import opened
     from taet.training.folder import RunFolder
 
-    if out.suffix not in ENDINGS:
+    if out.suffix not in ENDINGS or out.is_dir():
         raise UserError(f"report: got {out}; allowed: a file that ends in {', '.join(ENDINGS)}")
     run = RunFolder(out.parent)
     if run.is_run and out != run.report:
         raise UserError(f"report: {out} would be in the folder of a run; allowed: {run.report}, or another folder")
-    if out.is_dir():
-        raise UserError(f"report: got the folder {out}; allowed: a file, e.g. {out / 'report.html'}")
     if out.is_file() and out.suffix == ".html":
         with opened(out) as file:
             start = file.read(100).strip().lower()
@@ -89,16 +85,15 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
     from taet.evaluation.card import compare_runs
     from taet.formatting import points
     from taet.intervals import LEVEL
-    from taet.report.sources import read
+    from taet.report.results import results
 
-    ours, theirs = (sorted((one.card for one in read(side)[0]), key=lambda card: card.seed or 0) for side in (new, old))
-    columns = [c for c in theirs[0].columns if c.ordinary and (c.bounded or c.norm is None)]
-    if not columns:
+    ours, theirs = (sorted(results(side).cards, key=lambda card: card.seed or 0) for side in (new, old))
+    names = [one.name for one in theirs[0].columns if one.ordinary and (one.bounded or one.norm is None)]
+    if not names:
         raise UserError("the old card has no column of clean images or of an attack within a ball; evaluate it again")
-    lines = []
-    for name in (column.name for column in columns):
-        found = compare_runs(ours, theirs, name, len(columns))
-        if found.decided and found.p < LEVEL / len(columns) and found.value < 0:
-            ends = f"{points(found.low)} to {points(found.high)}"
-            lines.append(f"worse under {name}: {points(found.value)} points of balanced accuracy ({ends})")
-    return lines
+    found = {name: compare_runs(ours, theirs, name, len(names)) for name in names}
+    return [
+        f"worse under {name}: {points(one.value)} points of balanced accuracy ({points(one.low)} to {points(one.high)})"
+        for name, one in found.items()
+        if one.decided and one.p < LEVEL / len(names) and one.value < 0
+    ]
