@@ -65,9 +65,9 @@ def folder_tables(name: str) -> Iterator[str]:
 
 def boards() -> list[tuple[str, pd.DataFrame]]:
     """Return title and rows of each board of runs of the papers' settings."""
-    current = [one.name for one in committed().named if not one.name.startswith("results/archive/")]
+    current = tuple(one for one in committed().named if not one.name.startswith("results/archive/"))
     found = []
-    for one in committed().on(card=current).by_test_set():
+    for one in Results(current).by_test_set():
         if any(card.name.startswith("results/reproduce/") for card in one.named):
             for (data, ratio, model, protocol, rule), rows in one.board().groupby(list(BOARD[:5]), sort=False):
                 if len(rows) < 2 or rule != "last":

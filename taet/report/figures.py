@@ -27,25 +27,21 @@ from PIL import Image
 
 from taet import statistics
 from taet.evaluation.bundles import curves
-from taet.report.results import Results, class_names, over_seeds
+from taet.report.results import Results, over_seeds
 from taet.report.tables import in_ball, largest_first, lead_attacks, order, under
 
 GREY, INK = "#6b6b6b", "#1a1a1a"
-WIDTH = 4.8
-"""Width of a figure in inches: 460 CSS pixels."""
+WIDTH = 4.8  # inches: 460 CSS pixels
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours of Okabe and Ito (Color Universal Design, 2008), ordered so that the first three differ in lightness."""
 MARKERS = "osD^vP*"
 STRENGTHS = ("#8c8c8c", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")
 """Colours of attacks: grey for clean images, orange for the strongest."""
 GROUPS = {"head": "#8c8c8c", "body": "#0072B2", "tail": "#D55E00"}
-STYLE = {
-    **{"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": False, "legend.frameon": False},
-    **{"font.family": "DejaVu Sans", "font.size": 9.5, "grid.color": "#e2e2e2", "grid.linewidth": 0.7},
-    **{"axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.linewidth": 0.7, "axes.axisbelow": True},
-    **{"axes.spines.top": False, "axes.spines.right": False},
-    **{"xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK},
-}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": False, "font.family": "DejaVu Sans"}
+STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"axes.axisbelow": True, "grid.color": "#e2e2e2", **dict.fromkeys(("xtick.color", "ytick.color"), GREY)}
+STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
 MOST_ROWS, MOST_LINES, MOST_CLASSES, EXAMPLES = 20, 7, 100, 8
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
 
@@ -67,7 +63,8 @@ class Picture(NamedTuple):
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Set the style of all figures within this block and restore matplotlib's settings afterwards."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
         # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is not missing.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield
@@ -109,56 +106,30 @@ def overview(results: Results) -> Iterator[Panel]:
     usual = [one for one in in_ball(results) if 2 * held[one] >= len(results.rows) and one not in lead]
     attacks = [*[*lead[:-1], *usual][: len(STRENGTHS) - 1], lead[-1]]
     colours = dict(zip(attacks, [*STRENGTHS[: len(attacks) - 1], STRENGTHS[-1]], strict=True))
-    reach = min(1.01, 1.02 * max([scores["high"].max(), *parts["high"]]))
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
-    yield _forest(f"Balanced accuracy under each attack{of}", scores, ("row", rows), ("attack", colours), reach)
+    yield _forest(f"Balanced accuracy under each attack{of}", scores, rows, "attack", colours)
     if len(parts):
-        title = f"Head, body and tail classes under {attack}{of}"
-        yield _forest(title, parts, ("row", rows), ("group", GROUPS), reach)
+        yield _forest(f"Head, body and tail classes under {attack}{of}", parts, rows, "group", GROUPS)
 
 
-def classes(results: Results) -> Iterator[Panel]:
-    """Accuracy of each class with its 95 % interval, the class with most training images on top."""
-    card, rows = results.cards[0], order(results)[:MOST_LINES]
-    names = [class_names(card)[label] for label in largest_first(card)]
-    for attack in lead_attacks(results):
-        scores, colours = results.scores(*names).query("attack == @attack"), dict(zip(rows, COLOURS, strict=False))
-        yield _forest(under(attack), scores, ("group", names), ("row", colours), inches=max(0.32, 0.1 * len(rows)))
-
-
-def _forest(
-    title: str,
-    scores: pd.DataFrame,
-    rows: tuple[str, Sequence[str]],
-    lines: tuple[str, Mapping[str, str]],
-    reach: float = 1.01,
-    inches: float = 0.44,
-) -> Panel:
-    """Draw a row for each value of one column, with a marker and an interval for each value of another in its colour.
-
-    Up to ten rows have these inches each.
-    """
-    (across, names), (along, colours) = rows, lines
-    count = len(names)
-    figure, ax = axes(0.85 + (inches if count < 10 else 0.8 * inches) * min(count, MOST_CLASSES))
+def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, colours: Mapping[str, str]) -> Panel:
+    """Draw a marker and an interval of each row for each value of the column `lines`, in its colour."""
+    figure, ax = axes(0.85 + (0.44 if len(rows) < 10 else 0.36) * len(rows))
     for place, (label, colour) in enumerate(colours.items()):
-        line = scores[scores[along] == label].set_index(across).reindex(names)
-        y = np.arange(count) + 0.62 * ((place + 0.5) / len(colours) - 0.5)
+        line = scores[scores[lines] == label].set_index("row").reindex(rows)
+        y = np.arange(len(rows)) + 0.62 * ((place + 0.5) / len(colours) - 0.5)
         ax.hlines(y, line["low"], line["high"], color=colour, linewidth=1.5, alpha=0.5)
-        look = {"marker": MARKERS[place % len(MARKERS)], "markersize": 4.5, "color": colour, "label": _short(label)}
-        ax.plot(line["accuracy"], y, linestyle="none", **look)
-    for row in range(1, count):
+        ax.plot(line["accuracy"], y, MARKERS[place % len(MARKERS)], markersize=4.5, color=colour, label=label)
+    for row in range(1, len(rows)):
         ax.axhline(row - 0.5, color="#ececec", linewidth=0.8, zorder=0)
-    shown = range(0, count, 1 + count // 60)
-    texts = ["\n".join(textwrap.wrap(_short(names[row], 44), 23)) for row in shown]
-    ax.set_yticks(shown, texts, fontsize=9 if count <= 30 else 7, linespacing=1.0)
-    ax.set_ylim(count - 0.5, -0.5)
+    ax.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(_short(row, 44), 23)) for row in rows], fontsize=9)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_xlim(-0.01, reach)
+    ax.set_xlim(-0.01, min(1.01, 1.02 * scores["high"].max()))
     ax.grid(axis="x")
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
-    return draw(figure, title, f"with 95 % intervals, one row for each {across}: {', '.join(colours)}")
+    return draw(figure, title, f"with 95 % intervals, one row per method: {', '.join(colours)}")
 
 
 def strength(results: Results) -> Iterator[Panel]:
@@ -196,8 +167,8 @@ def _lines(title: str, label: str, lines: Mapping[str, pd.DataFrame], ticks: Seq
     for place, (row, line) in enumerate([*lines.items()][:MOST_LINES]):
         if "low" in line:
             ax.fill_between(line.index, line["low"], line["high"], color=COLOURS[place], alpha=0.12, linewidth=0)
-        look = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "label": _short(row)}
-        ax.plot(line.index, line["accuracy"], markevery=max(1, len(line) // 8), **look)
+        marker, every = f"{MARKERS[place]}-", max(1, len(line) // 8)
+        ax.plot(line.index, line["accuracy"], marker, color=COLOURS[place], ms=4, markevery=every, label=_short(row))
     if ticks:
         ax.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0))
         ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
@@ -216,8 +187,8 @@ def confusion(results: Results) -> Iterator[Panel]:
         return
     place = largest_first(card)
     given = results.predictions[row].xs(attack, axis=1, level="attack").melt(ignore_index=False)["value"]
-    share = pd.crosstab(results.labels[given.index], given.to_numpy(), normalize="index")
-    share = share.reindex(index=place, columns=place, fill_value=0).to_numpy()
+    counted = pd.crosstab(results.labels[given.index], given.to_numpy(), normalize="index")
+    share = counted.reindex(index=place, columns=place, fill_value=0).to_numpy()
     names, few = [_short(card.class_names[label], 12) for label in place], len(place) <= 12
     figure, ax = axes(4.3)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

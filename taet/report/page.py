@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -19,8 +19,7 @@ Piece = Panel | Picture | pd.DataFrame
 SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Piece]]], ...] = (
     ("Head, body, tail and worst class", tables.groups),
     ("Differences to the best", tables.differences),
-    ("Accuracy of each class", figures.classes),
-    ("Accuracy of each class in numbers", tables.classes),
+    ("Accuracy of each class", tables.classes),
     ("Accuracy against the strength of the attack", figures.strength),
     ("Confusion", figures.confusion),
     ("Training curves", figures.training),
@@ -33,11 +32,24 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Piece]]], ...] = (
 def html(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the report as one page that needs no other file."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    rules = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    template = jinja2.Environment(loader=loader, **rules).get_template("report.html.j2")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.get_template("report.html.j2")
     with figures.style():
-        sets = [_shown(one) for one in results.by_test_set()]
-    return template.render(title=title, sets=sets, notes=notes)
+        return template.render(title=title, sets=[_shown(one) for one in results.by_test_set()], notes=notes)
+
+
+def _shown(results: Results) -> dict[str, object]:
+    made = [(title, inspect.getdoc(make) or "", [*make(results)]) for title, make in SECTIONS]
+    return {
+        **{"name": name(results), "about": about(results), "lead": lead(results), "note": note(results)},
+        **{"overview": [*figures.overview(results)], "headline": tables.headline(results)},
+        **{"warnings": warnings(results), "sections": [section for section in made if section[-1]]},
+    }
+
+
+def csv(results: Results, *_: object) -> str:
+    """Return `Results.table()`, with the shares in six digits."""
+    return results.table().to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 def markdown(results: Results, title: str, notes: Sequence[str]) -> str:
@@ -45,7 +57,7 @@ def markdown(results: Results, title: str, notes: Sequence[str]) -> str:
     parts = [f"# {title}", *notes]
     for one in results.by_test_set():
         parts += [f"## {name(one)}", f"{about(one)} {lead(one)}"]
-        parts += [f"### {table.attrs['title']}\n\n{tables.markdown(table)}" for table in _main_tables(one)]
+        parts += [f"### {table.attrs['title']}\n\n{tables.markdown(table)}" for table in _main(one)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -53,36 +65,22 @@ def latex(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the main tables in LaTeX, for the package booktabs."""
     parts = [f"% {' '.join(text.split())}" for text in (title, *notes)]
     for one in results.by_test_set():
-        parts += [f"% {' '.join(name(one).split())}", *map(tables.latex, _main_tables(one))]
+        parts += [f"% {' '.join(name(one).split())}", *map(tables.latex, _main(one))]
     return "\n\n".join(parts) + "\n"
 
 
-def _main_tables(results: Results) -> Iterator[pd.DataFrame]:
-    yield tables.headline(results)
-    yield from tables.groups(results)
-    yield from tables.differences(results)
-
-
-def _shown(results: Results) -> dict[str, object]:
-    """Return what the template shows of one test set."""
-    made = [(title, inspect.getdoc(make) or "", [*make(results)]) for title, make in SECTIONS]
-    return {
-        "name": name(results),
-        "about": about(results),
-        "lead": lead(results),
-        "overview": [*figures.overview(results)],
-        "headline": tables.headline(results),
-        "note": note(results),
-        "warnings": warnings(results),
-        "sections": [(title, text, parts) for title, text, parts in made if parts],
-    }
+def _main(results: Results) -> list[pd.DataFrame]:
+    return [tables.headline(results), *tables.groups(results), *tables.differences(results)]
 
 
 def name(results: Results) -> str:
     """Return the name of a test set, with the imbalance of its training set."""
     data = results.cards[0].data
-    ratio = data.get("imbalance_ratio")
-    return str(data["name"]) if ratio is None else f"{data['name']}, imbalance ratio {ratio:.4g}"
+    return (
+        f"{data['name']}, imbalance ratio {data['imbalance_ratio']:.4g}"
+        if data.get("imbalance_ratio")
+        else data["name"]
+    )
 
 
 def about(results: Results) -> str:
@@ -134,3 +132,7 @@ def warnings(results: Results) -> list[tuple[str, str, str]]:
         for flag, text in own.items():
             found.setdefault(flag, ({}, text))[0][one.row] = None
     return [(flag, listed(rows), text) for flag, (rows, text) in found.items()]
+
+
+FORMS: dict[str, Callable[[Results, str, Sequence[str]], str]]
+FORMS = {".html": html, ".md": markdown, ".csv": csv, ".tex": latex}

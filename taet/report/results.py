@@ -31,8 +31,8 @@ COLUMNS = (*ABOUT, "attack", "group", "n", "correct", "accuracy", "low", "high")
 GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")
 """Groups of classes in the table, before the classes themselves."""
 LEVEL, LEAD = 0.95, "autoattack"
-BOARD = ("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high")
-BOARD += ("clean", "pgd-20", "tail", "worst", "seeds", "flags")
+BOARD = [*("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high")]
+BOARD += ["clean", "pgd-20", "tail", "worst", "seeds", "flags"]
 """Columns of a board; low and high are the 95 % interval under AutoAttack, tail and worst are under it as well."""
 PGD_ALONE = frozenset({"autoattack-far-below-pgd", "logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"})
 """Flags of a loss or scale that misleads PGD but not AutoAttack, whose losses are a margin and free of the scale."""
@@ -46,7 +46,7 @@ def results(*sources: Sources) -> Results:
     Raises:
         UserError: a source without a card, or a damaged card.
     """
-    found, waiting = read(sources)
+    found, waiting = read(*sources)
     by_images = _parts((rows.images(one.card), one) for one in found)
     return Results(tuple(one for cards in by_images for one in _named(cards)), tuple(waiting))
 
@@ -108,11 +108,6 @@ class Results:
         found = {name: column for one in reversed(self.named) for name, column in one.columns.items()}
         return dict(sorted(found.items(), key=lambda pair: (_place(pair[1]), pair[0])))
 
-    @property
-    def attacks(self) -> tuple[str, ...]:
-        """Names of the attacks of all cards, clean first, in the order of a table."""
-        return tuple(self.columns)
-
     @cached_property
     def strongest(self) -> str | None:
         """The strongest attack: a complete suite, else that with the lowest mean balanced accuracy.
@@ -127,7 +122,7 @@ class Results:
         def order(name: str) -> tuple[bool, int, bool, float, int]:
             column, (held, mean) = inside[name], found.loc[name]
             whole = isinstance(column.attack, Suite) and column.attack.is_reference
-            return column.name in WORST_CASE.values(), -held, not whole, mean, -self.attacks.index(name)
+            return column.name in WORST_CASE.values(), -held, not whole, mean, -list(inside).index(name)
 
         return min(inside, key=order, default=None)
 
@@ -141,19 +136,6 @@ class Results:
             names = ", ".join(f"{one.cards[0].data['name']} ({len(one.cards)} cards)" for one in sets)
             raise UserError(f"results: got {len(sets)} test sets: {names}; allowed: one; choose with .by_test_set()")
         return self
-
-    def on(self, **columns: object) -> Results:
-        """Return the cards with these values in columns of the table, e.g. `data="digits-lt"`, `row=["at", "taet"]`.
-
-        Rows and attacks keep their names.
-        """
-        for name in columns.keys() - {*ABOUT}:
-            raise unknown("column", name, ABOUT)
-        wanted = {name: value if isinstance(value, list | tuple) else [value] for name, value in columns.items()}
-        kept = [one for one in self.named if all(_about(one)[name] in values for name, values in wanted.items())]
-        if not kept:
-            raise UserError(f"results: no card has {', '.join(f'{name} {value}' for name, value in columns.items())}")
-        return Results(tuple(kept))
 
     def table(self) -> pd.DataFrame:
         """Return one line for each card, attack and group of classes, sorted by card.
@@ -205,17 +187,18 @@ class Results:
         The columns are attack, group, difference, low, high, p, seeds and decided. With several shared seeds the
         intervals cover the seeds as well; with one they tell which model is better, not which method.
         """
-        for what, asked, known in (("row", (first, second), self.rows), ("attack", attacks, self.attacks)):
+        for what, asked, known in (("row", (first, second), self.rows), ("attack", attacks, self.columns)):
             for name in asked:
                 if name not in known:
                     raise unknown(what, name, known)
-        pairs = {attack: self.difference(first, second, attack, group) for attack in attacks or self.attacks}
-        found = [
+        names = ["attack", "group", "difference", "low", "high", "p", "seeds", "decided"]
+        pairs = ((attack, self.difference(first, second, attack, group)) for attack in attacks or self.columns)
+        found = (
             (attack, group, one.value, one.low, one.high, one.p, one.runs, one.decided)
-            for attack, one in pairs.items()
+            for attack, one in pairs
             if one is not None
-        ]
-        return pd.DataFrame(found, columns=["attack", "group", "difference", "low", "high", "p", "seeds", "decided"])
+        )
+        return pd.DataFrame(found, columns=names)
 
     def difference(self, first: str, second: str, attack: str, group: str = "balanced") -> Difference | None:
         """Return the paired difference of two rows under one attack; None if one of them was not attacked so.
@@ -255,11 +238,11 @@ class Results:
         lines: list[tuple[object, ...]] = []
         left: dict[str, str] = {}
         for cards in _parts(((rows.images(one.card), one.setting), one) for one in self.named):
-            reasons = {one.row: "" for one in cards}
-            reasons = {row: _unranked([one.card for one in cards if one.row == row]) for row in reasons}
+            held = {row: [one.card for one in cards if one.row == row] for row in dict.fromkeys(of.row for of in cards)}
+            reasons = {row: _unranked(of) for row, of in held.items()}
             left |= {one.name: reasons[one.row] for one in cards if reasons[one.row]}
             lines += Results(tuple(one for one in cards if not reasons[one.row]))._ranked()
-        found = pd.DataFrame(lines, columns=list(BOARD))
+        found = pd.DataFrame(lines, columns=BOARD)
         found.attrs["left out"] = left
         return found
 
@@ -312,7 +295,9 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
     every, worst = np.arange(len(right)), np.where(np.isnan(recalls), np.inf, recalls).argmin(1)
     plain, images = right.sum(1), total.sum()
     share = statistics.per_class_accuracy(plain, images)
-    parts = {"plain": (images, plain, share, *statistics.wilson_interval(plain, images, LEVEL))}
+    parts: dict[str, tuple[object, ...]] = {
+        "plain": (images, plain, share, *statistics.wilson_interval(plain, images, LEVEL))
+    }
     parts["worst"] = (total[worst], *(of[every, worst] for of in (right, recalls, *ends)))
     for label, name in enumerate(class_names(first)):
         parts[name] = (total[label], *(of[:, label] for of in (right, recalls, *ends)))
@@ -329,8 +314,8 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
         for group in (*GROUPS, *class_names(first))
         if group in parts
     ]
-    found = pd.concat(frames).sort_values("place", kind="stable", ignore_index=True)
-    return found[[*COLUMNS]].astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
+    found: pd.DataFrame = pd.concat(frames).sort_values("place", kind="stable", ignore_index=True)[[*COLUMNS]]
+    return found.astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
 
 
 def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:

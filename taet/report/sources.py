@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from taet.models.hub import local
 from taet.training.folder import RunFolder
 from taet.training.record import Epoch
 
-Sources = str | os.PathLike[str] | ResultCard | Iterable["Sources"]
+Source = str | os.PathLike[str] | ResultCard
+Sources = Source | Iterable[Source]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
 KIND = b'"taet result card"'
 SKIPPED = frozenset({"artifacts", "tensorboard"})
@@ -38,15 +39,20 @@ class StoredCard:
     """By the names of their attacks in the table, in its order."""
 
 
-def read(sources: Sources) -> tuple[list[StoredCard], list[str]]:
+def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
     """Return the cards of all sources, files sorted by name before those in memory, and the run folders without a card.
 
     Raises:
         UserError: a source without a card, a damaged card, a card of other weights than its folder's.
     """
-    flat = list(_flat(sources))
+    flat = [
+        one
+        for source in sources
+        for one in ([source] if isinstance(source, str | os.PathLike | ResultCard) else source)
+    ]
     held = [StoredCard(f"card {number}", one) for number, one in enumerate(flat, 1) if isinstance(one, ResultCard)]
-    paths = sorted({place for one in flat if isinstance(one, str) for place in _places(one)}, key=Path.as_posix)
+    named = [os.fspath(one) for one in flat if not isinstance(one, ResultCard)]
+    paths = sorted({place for name in named for place in _places(name)}, key=Path.as_posix)
     waiting = [path for path in paths if path.is_dir() and not RunFolder(path).card().exists()]
     found = [_stored(path) for path in paths if path not in waiting]
     if not found and not held:
@@ -55,16 +61,6 @@ def read(sources: Sources) -> tuple[list[StoredCard], list[str]]:
         )
         raise UserError(f"no result card{after}")
     return [*found, *held], [path.as_posix() for path in waiting]
-
-
-def _flat(sources: Sources) -> Iterator[str | ResultCard]:
-    if isinstance(sources, ResultCard):
-        yield sources
-    elif isinstance(sources, str | os.PathLike):
-        yield os.fspath(sources)
-    else:
-        for one in sources:
-            yield from _flat(one)
 
 
 def _places(name: str) -> list[Path]:

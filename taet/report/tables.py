@@ -13,10 +13,8 @@ from taet.evaluation.column import Column
 from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, points, size, words
 from taet.report.results import Results, class_names
 
-MOST_COLUMNS = 8
-"""Most rows of results that stand side by side in a table of classes."""
-GROUPS = ("balanced", "plain", "head", "body", "tail")
-"""Groups of classes of which the best row is bold."""
+MOST_COLUMNS = 8  # rows of results that stand side by side in a table of classes
+BOLD = ("balanced", "plain", "head", "body", "tail")  # groups of which the best row is bold
 MARKDOWN = {sign: f"\\{sign}" for sign in r"\|*_`<>[]"}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
 LATEX |= {"·": r"$\cdot$", "∞": r"$\infty$", "ε": r"$\epsilon$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
@@ -33,8 +31,7 @@ class Text(NamedTuple):
         return f"{self.text} ({self.detail})" if self.detail else self.text
 
 
-Cells = Mapping[str, dict[Text, Text]]
-"""Cells by row and head of their column."""
+Cells = dict[str, dict[Text, Text]]  # by row and head of their column
 
 
 def table(title: str, rows: Cells, name: str = "method") -> pd.DataFrame:
@@ -77,7 +74,7 @@ def order(results: Results) -> list[str]:
 def lead_attacks(results: Results) -> list[str]:
     """Return clean and the strongest attack, those of the two that there are, or the first attack."""
     clean = [attack for attack, column in results.columns.items() if column.norm is None]
-    return [*clean[:1], *filter(None, [results.strongest])] or [*results.attacks[:1]]
+    return [*clean[:1], *filter(None, [results.strongest])] or [*results.columns][:1]
 
 
 def threat(column: Column) -> str:
@@ -112,7 +109,7 @@ def _column(results: Results, attack: str, group: str = "balanced") -> dict[str,
     numbers = found[["accuracy", "low", "high"]].itertuples()
     cells = {row: Text(percent(value), percent_interval(*ends)) for row, value, *ends in numbers}
     column, (top, *others) = results.columns[attack], list(cells) or [""]
-    if others and group in GROUPS and (column.bounded or column.norm is None):  # without a bound every model breaks
+    if others and group in BOLD and (column.bounded or column.norm is None):  # without a bound every model breaks
         decided = (results.difference(top, other, attack, group) for other in others)
         if all(one is not None and one.decided and one.value > 0 for one in decided):
             cells[top] = cells[top]._replace(bold=True)
@@ -132,7 +129,7 @@ def headline(results: Results) -> pd.DataFrame:
         columns[head] = _column(results, attack)
     if results.strongest is not None:
         columns[Text("tail", results.strongest)] = _column(results, results.strongest, "tail")
-    if "clean" in results.attacks and len({*results.cards[0].test_class_counts.tolist()} - {0}) > 1:
+    if "clean" in results.columns and len({*results.cards[0].test_class_counts.tolist()} - {0}) > 1:
         columns[Text("all images", "clean")] = _column(results, "clean", "plain")
     seeds = results.scores("balanced").groupby("row")["seeds"].max()
     if seeds.max() > 1:
@@ -145,9 +142,8 @@ def groups(results: Results) -> Iterator[pd.DataFrame]:
     accuracy of the worst class of each seed."""
     parts = {"head": "head", "body": "body", "tail": "tail", "worst class": "worst"}
     for attack in lead_attacks(results) if results.cards[0].data.get("train_class_counts") is not None else ():
-        yield _of_columns(
-            under(attack), results, {Text(said): _column(results, attack, group) for said, group in parts.items()}
-        )
+        columns = {Text(said): _column(results, attack, group) for said, group in parts.items()}
+        yield _of_columns(under(attack), results, columns)
 
 
 def differences(results: Results) -> Iterator[pd.DataFrame]:
@@ -183,18 +179,11 @@ def provenance(results: Results) -> Iterator[pd.DataFrame]:
     """The cards behind every number, and how each was made."""
     rows: Cells = {}
     for one in results.named:
-        card = one.card
-        facts: dict[str, object] = {
-            **{"method": one.row, "title": card.title, "seed": card.seed},
-            "SHA-256 of the weights": card.model["weights_sha256"],
-            "SHA-256 of the test images": card.data["test_sha256"],
-            "epoch": " ".join(words(card.model[key]) for key in ("epoch", "selection") if card.model.get(key)),
-            "leaves the protocol": "; ".join(card.deviations),
-            "settings of the method": card.run.get("config", {}).get("settings"),
-            **{"evaluated by": card.command, "on": card.created},
-            "checksum": "" if card.sealed else "none: of an older version",
-        }
-        rows[one.name] = {
-            Text(name): Text(words(value)) for name, value in facts.items() if value not in (None, "", {})
-        }
+        card, model = one.card, one.card.model
+        facts = {"method": one.row, "title": card.title, "seed": card.seed, "on": card.created}
+        facts |= {"weights, SHA-256": model["weights_sha256"], "test images, SHA-256": card.data["test_sha256"]}
+        facts |= {"epoch": " ".join(words(model[key]) for key in ("epoch", "selection") if model.get(key))}
+        facts |= {"leaves the protocol": "; ".join(card.deviations), "evaluated by": card.command}
+        facts |= {"checksum": "" if card.sealed else "none: of an older version"}
+        rows[one.name] = {Text(name): Text(words(value)) for name, value in facts.items() if value not in (None, "")}
     yield table("Cards", rows, "card")

@@ -184,7 +184,7 @@ def test_attacks_of_one_name_show_the_settings_in_which_they_differ(make_card: M
     column = other.column("pgd-20").changed(parameters={"steps": 20, "step_size": 2 / 255})
     rest = tuple(one for one in other.columns if one.name != "pgd-20")
     found = taet.results(card, other.changed(columns=(*rest, column)))
-    assert [name for name in found.attacks if "pgd" in name] == ["pgd-20 (step_size 1/255)", "pgd-20 (step_size 2/255)"]
+    assert [name for name in found.columns if "pgd" in name] == ["pgd-20 (step_size 1/255)", "pgd-20 (step_size 2/255)"]
     assert found.compare("at", "taet", "pgd-20 (step_size 1/255)").empty
 
 
