@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from taet.errors import UserError  # noqa: E402
 from taet.evaluation import GivenImages, check, evaluate  # noqa: E402
-from taet.evaluation.rules import MASKING, RULES  # noqa: E402
+from taet.evaluation.rules import DEEP, MASKING  # noqa: E402
 from tests import museum  # noqa: E402
 
 PAGE = ROOT / "results" / "museum.md"
@@ -29,14 +29,14 @@ SOUND = {"the network itself": museum.base, "the same, trained on clean images":
 def flags(model: nn.Module) -> str:
     """The flags of an evaluation, and of `taet check --deep`."""
     x, y = museum.tested()
-    names, deep = [str(label) for label in range(museum.CLASSES)], {rule.flag for rule in RULES if rule.of == "deep"}
+    names = [str(label) for label in range(museum.CLASSES)]
     try:
         card = evaluate(model, x, y, ["fgsm", "pgd-20"], eps=museum.EPS, batch_size=len(y), probe=True)
     except UserError:
         return "refused: no gradient"
     checked = check(model, GivenImages(x, y, names), deep=True, eps=museum.EPS)
     found = [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
-    found += [finding.what for finding in checked.findings if finding.what in deep]
+    found += [finding.what for finding in checked.findings if finding.what in DEEP]
     return ", ".join(f"`{flag}`" for flag in found) or "none"
 
 
@@ -51,9 +51,9 @@ def rows() -> Iterator[str]:
         yield f"| {name} | | {plain:.1f} (PGD) | {whole} | | {margin:.1f} (margin) | {flags(model)} |"
     for one in museum.EXHIBITS:
         model = one.build()
-        fooled, broken = 100 * one.fooled(model), 100 * one.broken(model)
+        fooled, broken = 100 * one.fooled.left(model), 100 * one.broken.left(model)
         whole = "cannot run" if one.judge is None else f"{100 * museum.by_autoattack(model, one.judge(model)):.1f}"
-        cells = (one.name, one.fools, f"{fooled:.1f}", whole, one.breaks, f"{broken:.1f}", flags(model))
+        cells = (one.name, one.fooled.name, f"{fooled:.1f}", whole, one.broken.name, f"{broken:.1f}", flags(model))
         yield f"| {' | '.join(cells)} |"
 
 
