@@ -17,8 +17,7 @@ from taet.models.hub import local
 from taet.training.folder import RunFolder
 from taet.training.record import Epoch
 
-Source = str | os.PathLike[str] | ResultCard
-Sources = Source | Iterable[Source]
+Sources = str | os.PathLike[str] | ResultCard | Iterable[str | os.PathLike[str] | ResultCard]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
 KIND = b'"taet result card"'
 SKIPPED = frozenset({"artifacts", "tensorboard"})
