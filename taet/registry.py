@@ -30,6 +30,7 @@ PACKAGE = Path(__file__).parent
 WORDS: dict[Kind, str] = {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}
 NAME = re.compile(r"[^\s:,]+")
 MOST_BYTES = 2**22
+NO_METHODS = ("__init__", "base", "declarations", "feedback", "wrapper")
 COMPUTED = object()
 """Stands for a value that is no literal."""
 T = TypeVar("T")
@@ -176,7 +177,7 @@ def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
     for path in [*sorted((PACKAGE / kind).glob("*.py")), *own]:
         source = _Declarations(path)
         names = source.names()
-        if names is None and kind == "methods" and path.stem not in ("__init__", "base", "wrapper"):
+        if names is None and kind == "methods" and path.stem not in NO_METHODS:
             names = {path.stem.replace("_", "-"): (ast.get_docstring(source.tree) or "").split("\n")[0].rstrip(".")}
             if NAME.fullmatch(path.stem) is None:
                 raise UserError(f"{path}: got the name '{path.stem}'; allowed: a file name without spaces")

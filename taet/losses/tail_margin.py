@@ -51,8 +51,7 @@ def tail_margin(
 
     features (N, D), labels (N,), class_counts (C,) -> scalar, 0 in a batch without a tail example. `tail` (C,) bool is
     `tail_classes(class_counts, form)`; a training loop computes it once. Raises UserError for another `form`. On
-    several processes i and j run over the global batch. Time and memory are O(N D + C) under `official` and
-    O((N + C) D) under the others; processes share C + 2 (D + 1) numbers, and C + 2 C (D + 1). Source: REAT,
+    several processes i and j run over the global batch. Time and memory are O((N + C) D). Source: REAT,
     arXiv:2307.10205, section 3 and public code.
 
     Example:
@@ -63,15 +62,13 @@ def tail_margin(
         >>> tail_margin(features, labels, class_counts)
         tensor(0.0773)
     """
-    if form not in get_args(Form):
-        raise unknown("tail margin", form, get_args(Form))
-    check_labels(features, labels)
     tail = tail_classes(class_counts, form) if tail is None else tail
+    check_labels(features, labels)
     log_p = full_precision(features).log_softmax(1)
     fixed = log_p if form == "paper" else log_p.detach()
     p, ones = fixed.exp(), torch.ones_like(log_p[:, :1])
-    # KL(p_i || p_j) = <a_i, b_j> with a = (-p, sum p log p) and b = (log p, 1). So a weighted sum over pairs is one of
-    # sums over examples, and nothing is held per pair, of examples or of classes.
+    # KL(p_i || p_j) = <a_i, b_j> with a = (-p, sum p log p) and b = (log p, 1): a weighted sum over pairs is one over
+    # examples.
     a, b = torch.cat([-p, (p * fixed).sum(1, keepdim=True)], 1), torch.cat([log_p, ones], 1)
     counts = positive_counts(class_counts.to(log_p.dtype))
     root = (counts.sum() / counts).sqrt()

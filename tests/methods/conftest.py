@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taet import methods, registry
+from taet.attacks.ball import frozen
+from taet.attacks.noise import Source
 from taet.data import load
 from taet.data.augmentation import to_unit
 from taet.data.loader import Batch
 from taet.methods import Method, Task
-from taet.methods.base import Seen
+from taet.methods.base import Adversarial, Attack, Loss, Seen
 from taet.methods.wrapper import BudgetRule, ClassBudgets
 from taet.models import Classifier, Head
 from taet.models.heads import build_head
+from taet.settings import Outer, Run, Threat, Training
+from taet.training.state import State
+from taet.training.step import training_step
 
 METHODS = sorted(registry.entries("methods"))
 HOLDERS = [name for name in METHODS if issubclass(methods.find(name), ClassBudgets)]
@@ -45,6 +50,74 @@ def small(name: str) -> dict[str, Any]:
     if name == "adt":
         return {"steps": 2, "samples": 2}
     return {"steps": (1, 2), "width": 4, "interval": 3} if name == "las-at" else {}
+
+
+def built(
+    name: str,
+    epoch: int = 0,
+    counts: tuple[int, ...] = COUNTS,
+    outer: Any = "cross-entropy",
+    task: Any = (),
+    **knobs: Any,
+) -> Method:
+    """The method in this epoch of a run of ten; `task` has other fields of its task, knobs are its own settings."""
+    outer = Outer(name=outer) if isinstance(outer, str) else outer
+    fields: dict[str, Any] = {"image_shape": (1, 8, 8), "epochs": 10, "steps_per_epoch": 1, "milestones": (6, 8)}
+    method = methods.build(name, knobs, Task(counts, outer=outer, **{**fields, **dict(task)}))
+    method.enter(epoch)
+    return method
+
+
+def make_attack(seed: int = 0, **threat: Any) -> Attack:
+    """The protocol's attack with two steps, or with these settings of a threat."""
+    return Attack(Threat(**{"steps": 2, **threat}), Source(torch.Generator().manual_seed(seed)))
+
+
+def perturb(method: Method, model: nn.Module, batch: Batch, attack: Attack) -> Adversarial:
+    """Examples to train on, made as the training step makes them."""
+    with frozen(model, attack.threat.bn_mode):
+        return method.perturb(model, batch.x, batch.y, attack)
+
+
+def loss_on(method: Method, natural: Tensor, logits: Tensor, labels: Any, **info: Tensor) -> Loss:
+    """The loss of a model with these logits (N, C) on clean and on attacked images."""
+    x, x_adv = torch.zeros(len(logits), 1), torch.ones(len(logits), 1)
+    model: Any = lambda given: natural if given is x else logits  # noqa: E731
+    return method.loss(model, x, torch.as_tensor(labels), Adversarial(x_adv, info))
+
+
+def seen_of(clean: Any, robust: Any, losses: Any = 0.0, images: Any = 100.0) -> Seen:
+    """Feedback with these accuracies, clean and attacked, and mean losses of the classes; no divergence."""
+    robust = torch.as_tensor(robust, dtype=torch.float64)
+    clean, losses, images = (
+        torch.as_tensor(values, dtype=torch.float64).expand(len(robust)) for values in (clean, losses, images)
+    )
+    zero = torch.zeros_like(robust)
+    return Seen("validation", images, clean * images, torch.diag(robust * images), losses * images, zero, zero)
+
+
+def batch_of(labels: list[int], shape: tuple[int, int, int] = (1, 8, 8)) -> Batch:
+    """Noise with these labels."""
+    x = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(1))
+    return Batch(torch.arange(len(labels)), x, torch.tensor(labels))
+
+
+def trained_step(
+    method: Method, model: Any, batch: Batch, seed: int = 0, number: int = 0, attack: Attack | None = None, **more: Any
+) -> Loss:
+    """Step `number` of a run with plain SGD, under an attack with this seed or the one given; more: of training."""
+    run = Run(training=Training(**{"precision": "float32", **more}))
+    state = State(model, method, torch.optim.SGD(model.parameters(), lr=0.1), run, step=number)
+    return training_step(state, batch, attack or make_attack(seed))
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 class Case(NamedTuple):
