@@ -53,13 +53,8 @@ def small(name: str) -> dict[str, Any]:
 
 
 def built(
-    name: str,
-    epoch: int = 0,
-    counts: tuple[int, ...] = COUNTS,
-    outer: Any = "cross-entropy",
-    task: Any = (),
-    **knobs: Any,
-) -> Method:
+    name: str, epoch: int = 0, counts: Any = COUNTS, outer: Any = "cross-entropy", task: Any = (), **knobs: Any
+) -> Any:
     """The method in this epoch of a run of ten; `task` has other fields of its task, knobs are its own settings."""
     outer = Outer(name=outer) if isinstance(outer, str) else outer
     fields: dict[str, Any] = {"image_shape": (1, 8, 8), "epochs": 10, "steps_per_epoch": 1, "milestones": (6, 8)}
@@ -158,13 +153,8 @@ def live(method: Method, epoch: int) -> None:
     for rule in (module for module in method.modules() if isinstance(module, BudgetRule)):
         rule.observe(epoch, logits, labels)
     if method.needs_feedback:
-        confusion = torch.randint(20, (classes, classes), generator=draw) + 20 * torch.eye(classes)
-        images, robust = confusion.sum(1), confusion.diagonal()
-        clean = robust + (images - robust) * torch.rand(classes, generator=draw)
-        losses = torch.rand(3, classes, generator=draw) * images
-        features = torch.randn(classes, 128, generator=draw) if method.uses_features else None
-        sums = [value.double() for value in (images, clean, confusion, *losses)]
-        method.feedback(epoch, Seen("validation", *sums, None if features is None else features.double()))
+        robust, further, losses = torch.rand(3, classes, generator=draw)
+        method.feedback(epoch, seen_of(robust + (1 - robust) * further, robust, 2 * losses, 20))
 
 
 def choices(name: str) -> dict[str, tuple[Any, ...]]:
@@ -246,35 +236,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("whole_variant", variants)
 
 
-def make_network(
-    classes: int,
-    channels: int = 1,
-    dtype: torch.dtype = torch.float32,
-    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
-) -> Classifier:
+def make_network(classes: int, channels: int = 1, dtype: Any = torch.float32, head: Head | None = None) -> Classifier:
     """Return a classifier: convolution, batch normalisation, pooling, a head."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        body = nn.Sequential(
-            nn.Conv2d(channels, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-        )
-        return Classifier(body, build_head(head, 128, classes), classes, channels).to(dtype)
+        maps = [nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)]
+        head_module = build_head(head or Head(), 128, classes)
+        return Classifier(nn.Sequential(*maps, nn.Flatten()), head_module, classes, channels).to(dtype)
 
 
 @pytest.fixture(scope="session")
 def network() -> Network:
     """Return (classes, channels, dtype, head) -> classifier, the same at every call."""
     return make_network
-
-
-@pytest.fixture(scope="session")
-def task() -> Callable[..., Task]:
-    """Return (classes, image_shape, other fields of a task) -> task."""
-    return make_task
 
 
 @pytest.fixture(scope="session")
@@ -303,9 +277,3 @@ def batch(digits: Batch) -> Batch:
     """At most three of these digits of each class."""
     chosen = torch.cat([(digits.y == c).nonzero()[:3, 0] for c in range(10)])
     return Batch(*(part[chosen] for part in digits))
-
-
-@pytest.fixture(scope="session")
-def make_case() -> Callable[..., Case]:
-    """Return (name, knobs, stage, epoch) -> case."""
-    return Case
