@@ -12,10 +12,8 @@ from torch import nn
 from taet.data.loader import Batch
 from taet.models import Adapter, Classifier, Head
 from taet.models.foreign import elsewhere, taken_apart
-from taet.models.preact_resnet import PreActBlock
-from taet.models.resnet import BasicBlock, Bottleneck, ResidualLayout, residual_network
+from taet.models.resnet import BasicBlock, Bottleneck, PreActBlock, ResidualLayout, residual_network, wide_layout
 from taet.models.vit import TransformerLayout, vision_transformer
-from taet.models.wide_resnet import wide_layout
 from tests.methods.conftest import METHODS, Case, built, same, state_of, trained_step
 
 CLASSES, SHAPE = 10, (1, 8, 8)

@@ -175,7 +175,8 @@ def test_a_buffer_written_in_place_is_followed(network: Network) -> None:
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "habit",
-    ["a new tensor", "a counter of epochs", "a number read from a buffer", "noise of its own", "a branch on values", "a choice of samples"],
+    ["a new tensor", "a counter of epochs", "a number read from a buffer", "noise of its own", "a branch on values",
+     "a choice of samples"],
 )  # fmt: skip
 def test_a_method_that_cannot_be_replayed_is_found_out(habit: str, network: Network) -> None:
     with pytest.raises((AssertionError, RuntimeError)):
