@@ -202,7 +202,6 @@ USUAL_BASES = ("at", "taet")
 # Of methods with many switches, one other form of each.
 SWITCHES = {"absent", "aggregate", "balanced", "budget", "gate", "margin", "regulariser", "utility", "weights"}
 SLOW = {
-    "test_a_recorded_step_follows_what_changes",
     "test_builds_for_any_number_of_classes",
     "test_every_knob_acts_or_is_refused",
     "test_loss_in_each_precision",

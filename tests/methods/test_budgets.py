@@ -17,7 +17,6 @@ from taet.data.loader import Batch
 from taet.methods.dafa import class_weights
 from taet.methods.robust_lt import class_budgets
 from taet.models import Head
-from taet.settings import Run, from_json, override, to_json
 from tests.methods.conftest import Network, built, make_attack, perturb, seen_of, state_of, trained_step
 
 
@@ -81,14 +80,6 @@ def test_everything_that_the_base_says_of_itself_is_passed_on(monkeypatch: pytes
     monkeypatch.setattr(methods.find("wat"), "admits", lambda _, epoch, __: epoch == 3)
     wat = built("robust-lt", base="wat")
     assert (wat.average_decay, wat.needs_feedback, wat.admits(2, None), wat.admits(3, None)) == (0.9, True, False, True)
-
-
-def test_the_settings_of_the_base_are_nested_and_survive_json() -> None:
-    method = built("robust-lt", base="trades", base_settings={"beta": 3})
-    assert method.base.config == method.config.base_settings == methods.find("trades").Config(beta=3)
-    run = override(Run(method="robust-lt"), {"settings": method.config})
-    assert from_json(Run, to_json(run)) == run
-    assert override(run, {"settings.base_settings.beta": 4}).settings.base_settings.beta == 4  # type: ignore[attr-defined]
 
 
 # -- DAFA
