@@ -71,8 +71,7 @@ def tail_margin(
     log_p = full_precision(features).log_softmax(1)
     fixed = log_p if form == "paper" else log_p.detach()
     p, ones = fixed.exp(), torch.ones_like(log_p[:, :1])
-    # KL(p_i || p_j) = <a_i, b_j> with a = (-p, sum p log p) and b = (log p, 1): a weighted sum over pairs is one over
-    # examples.
+    # KL(p_i || p_j) = <a_i, b_j> with a = (-p, sum p log p) and b = (log p, 1): a sum over pairs is one over examples.
     a, b = torch.cat([-p, (p * fixed).sum(1, keepdim=True)], 1), torch.cat([log_p, ones], 1)
     counts = positive_counts(class_counts.to(log_p.dtype))
     root = (counts.sum() / counts).sqrt()

@@ -21,18 +21,7 @@ from taet.methods.las_at import draw, probe
 from taet.models.view import make_view
 from taet.settings import Training
 from taet.training.optimizer import build_optimizer
-from tests.methods.conftest import (
-    Network,
-    batch_of,
-    built,
-    loss_on,
-    make_attack,
-    perturb,
-    same,
-    seen_of,
-    state_of,
-    trained_step,
-)
+from tests.methods.conftest import Network, built, loss_on, make_attack, perturb, same, seen_of, state_of, trained_step
 
 EPS = 8 / 255
 
@@ -40,9 +29,9 @@ EPS = 8 / 255
 
 
 @pytest.mark.parametrize("accumulate", [True, False])
-def test_the_fit_of_adt_is_that_of_adam_without_memory(accumulate: bool, network: Network) -> None:
+def test_the_fit_of_adt_is_that_of_adam_without_memory(accumulate: bool, network: Network, digits: Batch) -> None:
     """Against the framework's optimiser, whose gradients are cleared or not, on the objective written out."""
-    batch, model = batch_of([0, 3, 5, 9, 1]), network(10, dtype=torch.float64).eval()
+    batch, model = Batch(*(part[:5] for part in digits)), network(10, dtype=torch.float64).eval()
     x = batch.x.double()
     source, steps, samples, weight = make_attack().source, 3, 2, 0.5
     mean, rho = (torch.zeros_like(x).requires_grad_() for _ in range(2))
