@@ -61,7 +61,8 @@ def tiny_cifar(name, part):
 def write_npz(folder, name="cifar10", **changes):
     folder.mkdir(exist_ok=True)
     made = {part: tiny_cifar(name, part) for part in ("train", "test")}
-    arrays = {f"{part}_{what}": array for part in made for what, array in zip(("images", "labels"), made[part])}
+    arrays = {f"{part}_images": images for part, (images, _) in made.items()}
+    arrays |= {f"{part}_labels": labels for part, (_, labels) in made.items()}
     np.savez(folder / f"{name}.npz", **(arrays | changes))
 
 
