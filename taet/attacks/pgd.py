@@ -226,8 +226,8 @@ def cw_linf(model: Model, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(AttackSpec):
-    """N steps of `--step-size` (1/255 in protocol `taet`), started from U(-eps, eps), drawn per image. `cw-linf` ascends
-    the margin (REAT's CW), `adaptive-pgd` the cross-entropy of the logits times 10.
+    """N steps of `--step-size` (1/255 in protocol `taet`), started from U(-eps, eps), drawn per image. `cw-linf`
+    ascends the margin (REAT's CW), `adaptive-pgd` the cross-entropy of the logits times 10.
 
     In L2 (radius 1, step 0.2): uniform start inside the ball, steps along the normalised gradient. The factor is for
     models whose logit scale hides gradients: Li et al., REAT, arXiv:2307.10205, section 5.
