@@ -81,7 +81,7 @@ def test_radius_and_step_are_those_of_the_name_then_of_the_settings_then_of_trai
         ("pgd-20:restarts=2,restarts=3", "each option once"),
         ("pgd-20:objective=hinge", "objective got 'hinge'; allowed: ce, cw, pm"),
         ("pgd-20:eps=8", "did you mean 8/255"),
-        ("pgd-20:eps=none", "eps got 'none'; allowed: a number, since this attack needs a ball"),
+        ("pgd-20:eps=none", "eps got 'none'; allowed: a number, above 0"),
         ("pgd-20:start=none,restarts=2", "several restarts from one start"),
         ("taet", "attack 'taet': got a name of 6 attacks"),
     ],
