@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from taet.cli.options import POSITIONAL, Command, Options, parse
+from taet.cli.options import POSITIONAL, Command, Options, Output, parse
 from taet.errors import UserError
-from taet.settings import Data, Run, override, to_json
+from taet.settings import Data, Run, override
 
 USUAL = ("root", "imbalance_ratio", "profile", "max_count", "test", "validation", "group", "size", "seed")
 """Settings that --help shows."""
@@ -38,7 +36,7 @@ class DataCommand(Command):
     """Name of a data set, or your own images: folder:PATH, csv:PATH, npz:PATH."""
     as_json: bool = False
     """show: print JSON."""
-    out: Path | None = None
+    out: Output | None = None
     """show: draw the images of each class in each split into this .png, .pdf or .svg file."""
 
 
@@ -51,7 +49,13 @@ def run(words: list[str]) -> None:
     elif command.out is not None or command.as_json:
         raise UserError("--out and --json go with taet data show")
     else:
-        _prepare(override(Run(), given).data)
+        from taet.cli.processes import progress
+        from taet.data.prepare import prepare
+
+        with progress("prepare") as report:
+            dataset, done = prepare(override(Run(), given).data, report)
+        counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+        print("\n".join([*done, f"{dataset.name}: {counts} images, imbalance {dataset.imbalance_ratio:.4g}"]))
 
 
 def _show(command: DataCommand, given: dict[str, Any]) -> None:
@@ -60,14 +64,11 @@ def _show(command: DataCommand, given: dict[str, Any]) -> None:
     from taet.data import load
     from taet.data.description import describe, draw, render
     from taet.experiments import own_images
-    from taet.files import check_output
     from taet.progress import reporting_to
     from taet.training.choices import choice_lines
 
-    if command.out is not None:
-        check_output(command.out)
-        if command.out.suffix.lower() not in PICTURES:
-            raise UserError(f"--out: got '{command.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
+    if command.out is not None and command.out.suffix.lower() not in PICTURES:
+        raise UserError(f"--out: got '{command.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     with progress("read") as report, reporting_to(report):
         run, chosen = own_images.chosen(protocols.taet(), given, network_too=False)
         dataset = load(run.data)
@@ -77,20 +78,3 @@ def _show(command: DataCommand, given: dict[str, Any]) -> None:
     print(json.dumps(describe(dataset), indent=1) if command.as_json else render(dataset))
     if command.out is not None:
         draw(dataset, command.out)
-        say(f"written: {command.out}")
-
-
-def _prepare(data: Data) -> None:
-    from taet.cli.processes import progress
-    from taet.data.prepare import prepare
-
-    with progress("prepare") as report:
-        dataset, done = prepare(data, report)
-    words = [f"--data {shlex.quote(data.name)}"]
-    for name, value in to_json(data).items():
-        if name != "name" and value != Data.default(name):
-            text = f"{value:.10g}" if isinstance(value, float) else str(value)
-            words.append(f"--data.{name.replace('_', '-')} {shlex.quote(text)}")
-    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
-    about = f"{counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
-    print("\n".join([*done, f"{dataset.name}: {about}", f"next: taet train taet {' '.join(words)}"]))
