@@ -73,10 +73,12 @@ def run(words: list[str]) -> int:
     from taet.experiments import compare
     from taet.models import trusted
 
-    part = None if command.part is None else tuple(map(int, command.part.split("/")))
-    how = {"jobs": command.jobs, "time_budget": seconds(command.time_budget), "part": part, "dry_run": command.dry_run}
+    part = None if command.part is None else (int(command.part.split("/")[0]), int(command.part.split("/")[1]))
+    budget, jobs = seconds(command.time_budget), command.jobs
     with trusted(*command.trust_model):
-        result = compare(command.spec, command.out, say=say, **how)
+        result = compare(
+            command.spec, command.out, jobs=jobs, time_budget=budget, part=part, dry_run=command.dry_run, say=say
+        )
     print(json.dumps(result.to_json(), indent=1) if command.as_json else _text(result, command.dry_run))
     return int("failed" in result.counts)
 

@@ -143,9 +143,9 @@ def opened(
             wanted = wanted.replace(size=wanted.size or height, fit=data.get("fit", record.fit))
         return Path(name), load(wanted), ()
     dataset, file = load(wanted), None if weights is None else Path(weights)
-    kind = {"num_classes": dataset.num_classes, "image_shape": dataset.image_shape}
-    loaded = foreign.load(name, **kind, weights=file, normalize=normalize)
-    return loaded.model, dataset, loaded.notes
+    classes, shape = dataset.num_classes, dataset.image_shape
+    model, notes = foreign.load(name, num_classes=classes, image_shape=shape, weights=file, normalize=normalize)
+    return model, dataset, notes
 
 
 def local(name: str) -> str:
