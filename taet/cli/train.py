@@ -35,10 +35,9 @@ OF_RESUME = {"resume", "trust_model", "evaluate", "as_json"}
 
 
 class Train(Command):
-    """Train METHOD on long-tailed data, or continue a run. taet train METHOD --help shows the method's own options.
+    """Train METHOD on long-tailed data, or continue a run. taet train METHOD --help has its own options.
 
-    Your own images (folder:, csv:, npz: or a path) need no other options: image size, groups, network, epochs and
-    attacks that are not given are chosen for the images and this machine, and printed. --evaluate is then the default.
+    Your own images need no other options: what is not given is chosen for them and this machine, and printed.
     """
 
     examples = (
@@ -54,8 +53,8 @@ class Train(Command):
     method: Annotated[str | None, POSITIONAL] = None
     """Training method (see taet list methods)."""
     protocol: str | None = None
-    """Defaults of all other options: taet, reat, or official, the published settings of METHOD. Default: taet, with a
-    network chosen for images and machine."""
+    """Defaults of all other options: taet, reat, or official, those of METHOD's paper. Default: taet, with a network
+    chosen for images and machine."""
     recipe: str | None = None
     """Settings that replace those of the protocol (see taet list recipes)."""
     seed: LongSeed | None = None
@@ -74,7 +73,7 @@ class Train(Command):
     """Name of the model of --resume or --config if it is package.module:callable: its code is run only if it is named
     here."""
     evaluate: bool | None = None
-    """Attack the finished run and write its report.html, or not (--no-evaluate). Default: only with your own images."""
+    """Attack the run and write report.html, or --no-evaluate. Default: with your own images."""
     as_json: bool = False
     """Print the finished run as JSON."""
 
