@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -32,9 +32,6 @@ from typing_extensions import is_typeddict
 
 from taet.errors import UserError, cut, unknown
 from taet.formatting import read_number
-
-Leaf: TypeAlias = tuple[Any, tuple[Any, ...]]
-"""A type, and what is declared about it: bounds of pydantic, and the classes below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +183,7 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
-def leaves(hint: Any, marks: tuple[Any, ...] = ()) -> list[Leaf]:
+def leaves(hint: Any, marks: tuple[Any, ...] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
     """Return the alternatives of a type, each with all that is declared about it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
