@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from taet.evaluation.evaluate import attack_seconds, span
+from taet.evaluation.evaluate import attack_seconds
 from taet.experiments import own_images
 from taet.formatting import duration, plural
 from taet.training.choices import Chosen, choice_lines
@@ -30,6 +30,6 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
             *(f"  {note}" for note in (*model_notes, *state.method.warnings(counts.tolist(), run.training.batch_size))),
             *(["decided; each can be set by its option:", *(f"  {line}" for line in choices)] if choices else []),
             f"training will take {duration(expected_seconds(plan, state))}, the attacks after it "
-            f"{span(attack_seconds(run, state.model, dataset.test, plan.device))}",
+            f"{duration(attack_seconds(run, state.model, dataset.test, plan.device))}",
         ]
     )
