@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from taet.cli.options import POSITIONAL, Command, Output, parse
+from taet.cli.options import POSITIONAL, Command, OutPath, parse
 from taet.fields import Processes, Rule
 from taet.formatting import plural
 
@@ -47,7 +47,7 @@ class Compare(Command):
 
     spec: Annotated[Path, POSITIONAL]
     """TOML file."""
-    out: Output | None = None
+    out: OutPath | None = None
     """Folder of the comparison. Default: SPEC without its suffix."""
     time_budget: Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 2h30m or 90m")] | None = None
     """Time after which running cells are saved and stopped, and no others are started."""

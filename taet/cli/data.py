@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from taet.cli.options import POSITIONAL, Command, Options, Output, parse
+from taet.cli.options import POSITIONAL, Command, Options, OutPath, parse
 from taet.errors import UserError
 from taet.settings import Data, Run, override
 
@@ -36,7 +36,7 @@ class DataCommand(Command):
     """Name of a data set, or your own images: folder:PATH, csv:PATH, npz:PATH."""
     as_json: bool = False
     """show: print JSON."""
-    out: Output | None = None
+    out: OutPath | None = None
     """show: draw the images of each class in each split into this .png, .pdf or .svg file."""
 
 

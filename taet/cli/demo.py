@@ -6,7 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
-from taet.cli.options import Command, Output, parse
+from taet.cli.options import Command, OutPath, parse
 
 METHODS = ("at", "at-bsl", "taet")
 # The protocol, adapted to the data. Strokes are black on white, so eps is larger than for photographs; the steps are in
@@ -36,7 +36,7 @@ class Demo(Command):
 
     examples = ("taet demo", "taet demo --out somewhere")
 
-    out: Output = Path("demo")
+    out: OutPath = Path("demo")
     """Folder for the runs and the report; existing runs are used or continued."""
 
 

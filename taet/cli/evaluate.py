@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from taet import registry
-from taet.cli.options import POSITIONAL, Command, Options, Output, Weights, call_text, of_part, parse
+from taet.cli.options import POSITIONAL, Command, Options, OutPath, Weights, call_text, of_part, parse
 from taet.errors import UserError
 from taet.fields import check_value
 from taet.settings import Data, Evaluation
@@ -54,7 +54,7 @@ class Evaluate(Command):
     normalize: str = "none"
     """Input normalisation that --model expects: none, imagenet, cifar10, cifar100, or means and standard deviations of
     the channels, M1,M2,M3/S1,S2,S3."""
-    out: Output | None = None
+    out: OutPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""

@@ -31,7 +31,7 @@ POSITIONAL = object()
 """Marks a field that is given by its place, not by an option."""
 RunPath = Annotated[Path, Rule(lambda path: str(path) == printable(str(path)), "in UTF-8, on one line")]
 """A folder for files of weights; their library supports no other paths."""
-Output = Annotated[RunPath, AfterValidator(lambda path: check_output(path) or path)]
+OutPath = Annotated[RunPath, AfterValidator(lambda path: check_output(path) or path)]
 """A path outside of the folders of runs."""
 Weights = Literal["model", "model-last", "model-best"]
 """Weights of a run: those that it delivers, of its last epoch, or of its best one."""

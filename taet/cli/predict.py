@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from taet.cli.evaluate import local
-from taet.cli.options import POSITIONAL, OfRun, Output, parse
+from taet.cli.options import POSITIONAL, OfRun, OutPath, parse
 from taet.errors import UserError
 from taet.fields import Count
 from taet.files import make_folder, write_atomically
@@ -38,9 +38,9 @@ class Predict(OfRun):
     attack: str | None = None
     """Test whether predictions survive this attack (see taet list attacks), e.g. pgd-20 or pgd-20:restarts=5."""
     format: Literal["csv", "json"] = "csv"
-    """Output format."""
-    out: Output | None = None
-    """Output file. Default: standard output."""
+    """OutPath format."""
+    out: OutPath | None = None
+    """OutPath file. Default: standard output."""
     force: bool = False
     """Replace an existing output file."""
     top: Count = 1
