@@ -105,7 +105,8 @@ def read(words: Sequence[str]) -> Request:
     file = settings_in(Path(place)) if place and not {"-h", "--help"} & {*words} else {}
     in_file = file.pop("method", None), file.pop("protocol", Run.default("protocol"))
     method = words[0] if words and not words[0].startswith("-") else in_file[0]
-    start = protocols.start(value_of("--protocol", words) or in_file[1], method or "at", value_of("--recipe", words))
+    named = value_of("--protocol", words)
+    start = protocols.start(in_file[1] if named is None else named, method or "at", value_of("--recipe", words))
     parts = [Options(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
     if method is not None:
         from taet import methods
