@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from taet.data.selection import VALIDATION
+from taet.data.splits import VALIDATION
 from taet.errors import UserError, located
 from taet.fields import Record, Sha256
 from taet.files import (
