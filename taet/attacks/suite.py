@@ -21,7 +21,7 @@ from taet.errors import UserError
 from taet.progress import Progress
 
 NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}  # our names and those of the library
-Part = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> x_adv
+SuitePart = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> x_adv
 
 # The library logs a warning about points whose gradient is zero.
 _logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class SuiteRun:
         )
         return zip(batches, units, strict=True)
 
-    def _run_unit(self, part: str, attack: Part, indices: Tensor) -> Unit:
+    def _run_unit(self, part: str, attack: SuitePart, indices: Tensor) -> Unit:
         """Attack one batch, check every adversarial image and return the results as arrays."""
         x, y = as_float(self.x[indices]).to(self.device), self.y[indices].to(self.device)
         eps, norm, work = self.attack.radius, self.attack.norm or "linf", self.model.measure()
@@ -171,7 +171,7 @@ class SuiteRun:
             digest.update(given.cpu().numpy().data)
         return np.frombuffer(digest.digest(), dtype=np.uint8)
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str) -> SuitePart:
         """Return one attack of the official suite with the settings of the suite; "clean" changes nothing."""
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
         from pyautoattack.fab_pt import FABAttack_PT
@@ -183,9 +183,9 @@ class SuiteRun:
         apgd = {"n_iter": plan.iterations, "eot_iter": 1, "rho": 0.75, "logger": _logger}
         targets = {"n_target_classes": plan.target_classes}
 
-        def build(kind: Any, **settings: object) -> Part:
+        def build(kind: Any, **settings: object) -> SuitePart:
             common = {"norm": NORMS[norm], "eps": one.radius, "seed": seed, "device": self.device, "n_restarts": 1}
-            perturb: Part = kind(self.model, **common, **settings).perturb
+            perturb: SuitePart = kind(self.model, **common, **settings).perturb
             return perturb
 
         if name == "clean":
@@ -197,10 +197,10 @@ class SuiteRun:
         return build(APGDAttack, loss=name.removeprefix("apgd-"), **apgd)
 
 
-def official_square(model: Model, queries: int, norm: Norm, eps: float, seed: int, device: torch.device) -> Part:
+def official_square(model: Model, queries: int, norm: Norm, eps: float, seed: int, device: torch.device) -> SuitePart:
     """Return the random search of the official suite."""
     from pyautoattack.square import SquareAttack
 
     search = {"p_init": 0.8, "n_queries": queries, "n_restarts": 1, "seed": seed, "resc_schedule": False}
-    perturb: Part = SquareAttack(model, norm=NORMS[norm], eps=eps, device=device, **search).perturb  # type: ignore[no-untyped-call]
+    perturb: SuitePart = SquareAttack(model, norm=NORMS[norm], eps=eps, device=device, **search).perturb  # type: ignore[no-untyped-call]
     return perturb
