@@ -43,17 +43,12 @@ def deepfool(
     which it fails is returned as it was. A step takes one forward and `candidates` - 1 backward passes.
 
     Args:
-        model, x, y, checked: as in `pgd`.
-        steps: maximum number of steps.
-        overshoot: distance beyond the boundary, as a share of the perturbation.
-        eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
+        model, x, y, eps, checked: as in `cw_l2`.
+        steps, overshoot: maximum number of steps, and the distance beyond the boundary as a share of the perturbation.
         candidates: classes whose boundaries are considered, those of the largest logits and the label's, 2 or more.
 
-    Raises:
-        UserError: invalid inputs or settings; logits or gradients that are not finite at some iterate.
-
-    Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
-    CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
+    Errors are those of `cw_l2`. Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to
+    fool deep neural networks", CVPR 2016, arXiv:1511.04599, algorithm 2, with the settings of the authors' public code.
     """
     del checked  # `refusing` has read it
     check_value("steps", steps, Count)
@@ -94,10 +89,7 @@ def _descend(
 
 
 def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
-    """Return the shortest move (N, ...) from `x` to a boundary of the linearised model.
-
-    It is zero if all gradients are zero, and not finite if one is not.
-    """
+    """Return the shortest move (N, ...) from `x` to a boundary of the linearised model, not finite if a gradient is."""
     others = logits.detach().masked_fill(is_label(logits, y), -torch.inf)
     rivals = others.topk(min(candidates, logits.shape[1]) - 1).indices
     gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])

@@ -22,8 +22,7 @@ ROUNDING = {"round", "floor", "ceil", "trunc", "fix"}
 SIGNS = {"sign", "sgn"}
 ABOVE, BELOW = {"gt", "ge", "greater", "greater_equal"}, {"lt", "le", "less", "less_equal"}
 CONVERSIONS = {"to", "type", "int", "long", "short", "char", "byte"}
-CHOICES = {"argmax", "argmin", "argsort", "sort", "topk", "kthvalue"}
-"""Found, but not replaced: the use of the indices is not known."""
+CHOICES = {"argmax", "argmin", "argsort", "sort", "topk", "kthvalue"}  # the use of the indices is not known
 
 
 class Replaced(nn.Module):
@@ -50,10 +49,9 @@ class Replaced(nn.Module):
 
 
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """Return the operations of a model that `Replaced` replaces or reports, with the number of calls for images x.
+    """Return the operations of a model in eval mode that `Replaced` finds, with the number of calls for a few images x.
 
-    x (N, C, H, W) are a few images; the model is in eval mode. If replacing would change the model's outputs, or fails,
-    the operations are reported with 0 calls.
+    If replacing would change the model's outputs, or fails, the operations are reported with 0 calls.
     """
     replaced = Replaced(model)
 
@@ -97,7 +95,6 @@ class _Operations(TorchFunctionMode):
         return output if replaced is None else replaced
 
     def _replaced(self, name: str, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        """Return the replacement of an operation's output; None for one that needs none."""
         h: Tensor = args[0]
         if name in ROUNDING or (name in CONVERSIONS and not output.is_floating_point()):
             return h if self.smooth else _straight(h, output)

@@ -1,4 +1,4 @@
-"""Projected gradient ascent in the L-infinity or the L2 ball, of cross-entropy, the margin, or scaled logits."""
+"""Gradient ascent in the L-infinity or the L2 ball: FGSM, PGD, and PGD on the margin or on scaled logits."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ from taet.losses.long_tail import cross_entropy, full_precision
 from taet.settings import Evaluation
 
 NAMES = {
+    "fgsm": "one signed gradient step, no random start; a warning sign if it beats pgd (Goodfellow et al. 2015);"
+    " 2 passes",
     "pgd": "pgd-N: N signed gradient steps from a random start, the standard measure (Madry et al. 2018);"
     " 2N passes per restart",
     "pgd-l2": "pgd-l2-N: N gradient steps in the L2 ball, a norm that training did not use (Madry et al. 2018);"
@@ -162,10 +164,9 @@ def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]
 
 
 def _check_choices(norm: Norm, start: Start, steps: int, restarts: int) -> None:
-    check_value("norm", norm, Norm)
-    check_value("start", start, Start)
-    check_value("steps", steps, Whole)
-    check_value("restarts", restarts, Count)
+    hints = {"norm": Norm, "start": Start, "steps": Whole, "restarts": Count}
+    for name, value in {"norm": norm, "start": start, "steps": steps, "restarts": restarts}.items():
+        check_value(name, value, hints[name])
     if steps == 0 and start == "none":
         raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
 
@@ -215,13 +216,44 @@ def _starts(
     return (project(x_adv, x, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
 
 
+def fgsm(model: Model, x: Tensor, y: Tensor, *, eps: Size, **settings: Any) -> Tensor:
+    """Return clip_[0,1](x + eps sign(grad_x objective)), in the shape of x; other settings and guarantees as in `pgd`.
+
+    Source: Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015, arXiv:1412.6572.
+    """
+    return pgd(model, x, y, eps=eps, steps=1, step_size=eps, start="none", **settings)
+
+
 def cw_linf(model: Model, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     """Run `pgd` on the margin max_{k != y} z_k - z_y in the L-infinity ball; settings and guarantees as there.
 
-    Source: the margin is that of Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017,
-    arXiv:1608.04644; as an objective of PGD it is from Madry et al., ICLR 2018, arXiv:1706.06083.
+    Source: the margin of Carlini, Wagner, S&P 2017, arXiv:1608.04644, as objective of PGD in Madry et al., ICLR 2018.
     """
     return pgd(model, x, y, objective=margin, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fgsm(AttackSpec):
+    """One step of length eps along the sign of the gradient, without a random start."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"fgsm": "linf"}
+    order: ClassVar[int] = 1
+    one_step: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return fgsm(model, x, y, eps=self.radius, checked=True)
+
+    def passes(self, num_classes: int) -> int:
+        return 3
+
+    @property
+    def ascent_steps(self) -> int:
+        return 1
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        return {"steps": 1, "step_size": self.eps, "start": "none", **super().parameters}
 
 
 @dataclass(frozen=True, kw_only=True)

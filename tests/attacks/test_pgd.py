@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from taet.attacks import cw_linf, fgsm, pgd
 from taet.attacks.ball import Norm, distance, verify
-from taet.attacks.objectives import fooled, margin, natural_divergence
+from taet.attacks.objectives import fooled, margin
 from taet.errors import UserError
 from taet.losses import cross_entropy
 
@@ -190,19 +190,6 @@ def test_restarts_keep_the_first_that_fools_the_model_else_the_highest(
     assert not torch.equal(breaks.any(1), breaks[:, 0]), "restarts break images that the first does not"
 
 
-def test_restarts_draw_one_after_the_other() -> None:
-    model, (x, _) = network().eval(), images()
-    y = model(x).argmax(1)
-    settings: dict[str, Any] = {"eps": 0.01, "steps": 0, "step_size": 0.1}
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([pgd(model, x, y, start_noise=generator, **settings) for _ in range(3)])
-    losses = torch.stack([cross_entropy(model(x_adv), y) for x_adv in draws])
-    kept = pgd(model, x, y, restarts=3, **settings)
-    assert not fooled(model(kept), y).any()
-    assert torch.equal(kept, draws[losses.argmax(0), torch.arange(6)])
-    assert len(losses.argmax(0).unique()) > 1
-
-
 @BOTH
 def test_a_gradient_of_zero_moves_nothing_and_a_tiny_one_moves_as_far_as_any(norm: Norm) -> None:
     x, y = images()
@@ -214,24 +201,6 @@ def test_a_gradient_of_zero_moves_nothing_and_a_tiny_one_moves_as_far_as_any(nor
 
     moved = distance(pgd(model, 0.25 + x / 2, y, objective=margin, **settings), 0.25 + x / 2, norm)
     assert moved.tolist() == pytest.approx([0.0, *[0.1] * 5], rel=1e-4)
-
-
-@BOTH
-@pytest.mark.parametrize("start", ["uniform", "positive", "gaussian", "none"])
-def test_every_start_stays_in_the_ball_and_a_radius_per_sample_is_as_many_calls(norm: Norm, start: Any) -> None:
-    model, (x, y) = network(), images()
-    eps = torch.tensor([0.0, 0.01, 0.1, 0.2, 0.5, 1.0])
-    noise = 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    settings: dict[str, Any] = {"steps": 3, "norm": norm, "start": start, "objective": natural_divergence(model, x)}
-    x_adv = pgd(model, x, y, eps=eps, step_size=eps / 2, **settings)
-    assert (distance(x_adv, x, norm) <= eps + 1e-6).all()
-    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
-    settings["objective"] = margin
-    whole = pgd(model, x, y, eps=eps, step_size=eps / 2, start_noise=noise, **settings)
-    for i in range(6):
-        row, size = slice(i, i + 1), float(eps[i])
-        alone = pgd(model, x[row], y[row], eps=size, step_size=size / 2, start_noise=noise[row], **settings)
-        torch.testing.assert_close(whole[row], alone)
 
 
 def rooted(where: Tensor, slope: float) -> Any:
