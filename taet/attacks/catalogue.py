@@ -30,10 +30,6 @@ class FunctionAttack(AttackSpec):
 
     batch_independent: ClassVar[bool] = False
 
-    @property
-    def noise_key(self) -> str:
-        return self.typed
-
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         called = self.base.replace("-", "_")
         examples = registry.find("attacks", self.base).call(called, Tensor, model, x, y, eps=self.eps)

@@ -18,11 +18,10 @@ from taet.fields import check_value
 Replacement = Literal["straight-through", "smooth"]
 SOFTNESS = 0.1  # width of a smooth threshold, in standard deviations of what is compared with it
 
-ROUNDING = {"round", "floor", "ceil", "trunc", "fix"}
-SIGNS = {"sign", "sgn"}
+ROUNDING, SIGNS = {"round", "floor", "ceil", "trunc", "fix"}, {"sign", "sgn"}
 ABOVE, BELOW = {"gt", "ge", "greater", "greater_equal"}, {"lt", "le", "less", "less_equal"}
 CONVERSIONS = {"to", "type", "int", "long", "short", "char", "byte"}
-CHOICES = {"argmax", "argmin", "argsort", "sort", "topk", "kthvalue"}  # the use of the indices is not known
+CHOICES = {"argmax", "argmin", "argsort", "sort", "topk", "kthvalue"}  # reported only: the use of indices is not known
 
 
 class Replaced(nn.Module):
@@ -44,8 +43,7 @@ class Replaced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with _Operations(self.sites, self.smooth):
-            logits: Tensor = self.model(x)
-        return logits
+            return self.model(x)  # type: ignore[no-any-return]
 
 
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:

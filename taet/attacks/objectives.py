@@ -34,9 +34,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Minimised with the target class as y, it is the targeted objective of the same paper. Source: Carlini,
     Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
-
-    Raises:
-        UserError: a single class; labels of another type or shape.
     """
     check_classes("margin", logits)
     logits = full_precision(logits)
@@ -50,11 +47,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
     It saturates where the logits are large, so on a model with scaled logits prefer `margin`. Source: the PMA attack,
     CVPR 2025.
-
-    Raises:
-        UserError: as `margin`.
     """
-    check_classes("probability margin", logits)
     return margin(full_precision(logits).softmax(1), y)
 
 
@@ -131,10 +124,8 @@ def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tens
     whose definitions here are ours.
     """
     counts = class_counts.clamp(min=1)
-    if name == "rw":
-        return Weighting(sum_to_classes(1 / counts))
-    if name == "rws":
-        return Weighting(sum_to_classes(counts.rsqrt()))
+    if name in ("rw", "rws"):
+        return Weighting(sum_to_classes(1 / counts if name == "rw" else counts.rsqrt()))
     if name == "enr":
         total = float(counts.sum())
         return Weighting(effective_number_weights(counts, (total - 1) / total))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import taet.attacks
 from taet.attacks import catalogue
-from taet.attacks.square import square
 from taet.errors import UserError
 from taet.settings import Evaluation
 
@@ -146,8 +145,6 @@ def test_pixels_as_the_unit_of_eps_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("attack", "change", "message"),
     [
-        (square, {"eps": EPS, "queries": "a"}, "queries: got 'a'; allowed: a whole number, 1 or more"),
-        (square, {"eps": EPS, "x": torch.rand(4, 75)}, r"images: got shape \(4, 75\); allowed: \(N, C, H, W\)"),
         (taet.attacks.cw_l2, {"kappa": -0.1}, "kappa: got -0.1; allowed: 0 or more"),
         (taet.attacks.cw_l2, {"initial_c": float("inf")}, "initial c: got inf"),
         (taet.attacks.deepfool, {"candidates": 1}, "candidates: got 1; allowed: 2 or more"),
