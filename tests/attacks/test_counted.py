@@ -8,42 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import taet
-from taet.attacks import catalogue, pgd
+from taet.attacks import catalogue
 from taet.attacks.counted import Counted, arithmetic
 from taet.errors import UserError
 from taet.settings import Evaluation
 
 BF16 = Evaluation(search_precision="bf16")
-
-
-class Linear(nn.Module):
-    """Logits (x . w, 0); the sign of w says which way is up."""
-
-    def __init__(self, sign: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(sign * torch.ones(12))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logit = (x - 0.5).flatten(1) @ self.weight
-        return torch.stack([logit, torch.zeros_like(logit)], 1)
-
-
-class Steady(nn.Module):
-    """Class 0 for every image."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tensor([1.0, 0.0]).expand(len(x), 2) + 0 * x.flatten(1)[:, :2]
-
-
-@pytest.mark.full
-def test_an_example_that_breaks_the_view_alone_breaks_nothing() -> None:
-    """The view falls to every attack, the model to none: what counts is the model."""
-    x, y, view = torch.full((3, 3, 2, 2), 0.6), torch.zeros(3, dtype=torch.int64), Linear(1.0)
-    x_adv = pgd(view, x, y, eps=0.2, steps=2, step_size=0.2)
-    assert (view(x_adv).argmax(1) == 1).all()
-    attack = catalogue.parse("autoattack-10:eps=0.2")
-    assert attack.run_parts(Counted(Steady(), view), x, y).correct.all()  # type: ignore[attr-defined]
-    assert not attack.run_parts(Counted(view), x, y).correct.any()  # type: ignore[attr-defined]
 
 
 class Flattered(nn.Module):
