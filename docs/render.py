@@ -274,7 +274,7 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
             continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
         for one in results().of_folder(about.parent.name):
-            found += [(heading, row, [*one.on(row=row).cards]) for row in one.rows]
+            found += [(heading, row, [of.card for of in one.named if of.row == row]) for row in one.rows]
     return found
 
 
