@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from taet import statistics
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.data.downloads import roots
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
