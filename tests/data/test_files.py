@@ -77,13 +77,14 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     (split / "train" / ".git").mkdir()
     (split / "train" / "ant" / "._00.png").write_bytes(b"")
     (split / "train" / "ant" / "notes.txt").write_text("no image")
+    fill(split / "train", 3)
     fill(split / "train" / "ant" / "more", 50)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fill(elsewhere, 200, 2)
     (split / "train" / "ant" / "linked").symlink_to(elsewhere)
     dataset = load(str(split), group="none")
     assert dataset.class_counts.tolist() == [4, 3]
-    assert "left out: 1 .txt" in dataset.notes
+    assert "1 images outside of the class folders are left out" in dataset.notes
 
 
 @pytest.mark.parametrize(

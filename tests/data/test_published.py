@@ -254,7 +254,7 @@ def test_the_published_facts_of_medmnist():
     assert found == PUBLISHED
     # The paper counts 708,069 2-D images, 112,120 of them in ChestMNIST; 107 blank organ slices were left out since.
     assert sum(sum(facts.images) for facts in SETS.values()) == 708_069 - 112_120 - 107
-    assert medmnist.NAMES.keys() == {*PUBLISHED, "chestmnist"}
+    assert medmnist.NAMES.keys() == {*PUBLISHED}
     checksums = [md5 for facts in SETS.values() for md5 in facts.md5]
     assert len({md5 for md5 in checksums if len(md5) == 32}) == len(checksums) == 4 * len(SETS)
     for facts in SETS.values():  # what is left in a mirror is right
@@ -285,7 +285,6 @@ def test_the_file_of_the_size_that_is_asked_for_is_read_or_else_the_small_one(me
 
 
 def test_what_is_not_a_set_of_medmnist_is_refused(medical, tmp_path):
-    refused("chestmnist", r"chestmnist is multi-label: .*; allowed: .*dermamnist")
     address = r"^dermamnist_64\.npz is not in '.*'; run taet data prepare dermamnist --size 64, or put the .*zenodo"
     refused("dermamnist", address, root=str(tmp_path), size=64)
     whole = medical("bloodmnist")
