@@ -148,14 +148,6 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients):
     assert load(f"folder:{patients}", group="none").train.groups is None
 
 
-def test_subfolders_that_cannot_be_groups_are_not_unless_asked_for(tmp_path, fill):
-    for name in ("ant", "bee"):
-        fill(tmp_path / name / "images", 10, 9)
-    assert len(load(str(tmp_path)).test) == 4
-    refused(tmp_path, r"no class has a group to spare; without groups: --data\.group none$", group="folder")
-    refused(tmp_path, "data group: got 'patient'; allowed of a folder: folder", group="patient")
-
-
 def test_a_group_in_two_given_splits_is_refused(split, fill):
     fill(split / "train" / "cat" / "p 7", 30)
     fill(split / "test" / "ant" / "p 7", 40)

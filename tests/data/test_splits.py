@@ -84,17 +84,6 @@ def test_validation_comes_out_of_the_long_tailed_training_images(saved):
     assert given.notes[-1] == "the source's own validation split is kept, nothing else is held out"
 
 
-def test_size_and_fit_are_those_of_every_split(tmp_path):
-    images, labels = np.full((8, 20, 10), 99, np.uint8), np.arange(8) % 2
-    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    fitted = load(str(tmp_path / "x.npz"), size=10, fit="pad", validation=0.3)
-    for split in fitted.splits.values():
-        assert (split.images[0, 5, :, 0] == [0, 0, 0, 99, 99, 99, 99, 99, 0, 0]).all()
-    assert (load(str(tmp_path / "x.npz"), size=10).test.images == 99).all()
-    with pytest.raises(UserError, match="data fit: got crop for images that keep their size"):
-        load(str(tmp_path / "x.npz"), fit="crop")
-
-
 # Names
 
 SOURCE = """
@@ -244,17 +233,6 @@ def test_groups_are_never_divided_and_no_class_loses_its_last_one(pairs, seed, d
     assert not {*groups[held]} & {*groups[~held]}
     assert {*labels[~held]} == {*labels}
     assert (hold_out(labels, groups, share, seed) == held).all()
-
-
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.34])
-def test_about_the_share_of_each_class_is_held_out(share):
-    draws = np.random.default_rng(0)
-    groups = draws.integers(0, 400, 3000)
-    labels = draws.choice(5, 400, p=[0.5, 0.25, 0.13, 0.07, 0.05])[groups]
-    held = hold_out(labels, groups, share, 0)
-    shares = np.bincount(labels[held], minlength=5) / np.bincount(labels)
-    assert (abs(shares - share) < 0.06).all()
-    assert (hold_out(labels, groups, share, 1) != held).any()
 
 
 def test_a_class_of_two_groups_has_one_held_out_and_a_single_group_none():
