@@ -35,7 +35,7 @@ from taet.fields import (
     read_text,
 )
 from taet.settings import Data, Evaluation, Model, Outer, Run, Threat, Training, from_json, override, to_json
-from taet.training.decisive_settings import run_hash
+from taet.training.record import run_hash
 
 PARTS = (Data, Model, Threat, Outer, Training, Evaluation)
 

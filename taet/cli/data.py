@@ -62,7 +62,7 @@ def _show(command: DataCommand, given: dict[str, Any]) -> None:
     from taet.experiments import own_images
     from taet.files import check_output
     from taet.progress import reporting_to
-    from taet.training.choices import choice_lines
+    from taet.training.prepare import choice_lines
 
     if command.out is not None:
         check_output(command.out)

@@ -8,10 +8,8 @@ from taet import models, statistics
 from taet.evaluation.evaluate import attack_seconds, span
 from taet.experiments import own_images
 from taet.formatting import duration, plural
-from taet.training.choices import Chosen, choice_lines
-from taet.training.expected import expected_seconds
 from taet.training.folder import RunFolder
-from taet.training.prepare import TrainingPlan, describe
+from taet.training.prepare import Chosen, TrainingPlan, choice_lines, describe, expected_seconds
 from taet.training.state import State
 
 COARSE_SELECTION = 0.02
@@ -66,8 +64,8 @@ def _coarse_selection(plan: TrainingPlan) -> list[str]:
 
 def continued(plan: TrainingPlan, state: State, folder: RunFolder) -> str:
     """Return where a run continues, and how long the rest of its training takes."""
-    epochs, done = plan.run.training.epochs, plan.work.done(state.epoch, state.step / len(plan.loader), 0)
+    epochs = plan.run.training.epochs
     if state.epoch == epochs:
         return f"folder: {folder.path}, trained"
-    left = duration(expected_seconds(plan, state) * (1 - done / plan.work.total))
+    left = duration(expected_seconds(plan, state) * (1 - state.number / plan.steps))
     return f"folder: {folder.path}, epoch {state.epoch + 1} of {epochs}; the rest will take {left}"

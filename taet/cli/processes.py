@@ -26,8 +26,7 @@ from taet.distributed import claim, joined, leave, rank, started_together
 from taet.errors import Done, UserError
 from taet.formatting import clock
 from taet.progress import Progress as Report
-from taet.training.environment import cores, resolve_device, taet_command
-from taet.training.interruption import interruption
+from taet.training.environment import cores, interruption, resolve_device, taet_command
 
 LINE_SECONDS = 10.0
 SPEED_SECONDS = 3600.0  # estimate the remaining time from this much of the past: one step may take minutes

@@ -20,7 +20,7 @@ from taet.settings import Run, option, override, to_json
 if TYPE_CHECKING:
     from taet.training.folder import RunFolder
     from taet.training.prepare import TrainingPlan
-    from taet.training.result import TrainingResult
+    from taet.training.runs import TrainingResult
     from taet.training.state import State
 
 MOST_BYTES = 2**20

@@ -33,7 +33,7 @@ from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
-from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, RunFolder
+from taet.training.folder import DELIVERED, DONE, METRICS, RUN, RunFolder
 
 DATA_FILES = (
     *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
@@ -155,13 +155,12 @@ def verify(path: Path) -> tuple[Finding, ...]:
     """Read every file of a run folder as its users do, and check that all belong together."""
     if not path.is_dir():
         raise UserError(f"check: no such folder: '{path}'")
-    folder, found = RunFolder(path), []
+    folder, found = RunFolder(path), [Finding(".", "verified")]
     if not folder.is_run and not folder.card().exists():
         _ = folder.record  # refuses it
-    for name, read in ((".", folder.check_plain), *_readers(folder)):
+    for name, read in _readers(folder):
         try:
-            covered = read() or name == "."
-            found.append(Finding(name, "verified" if covered else f"on trust: {OLD}"))
+            found.append(Finding(name, "verified" if read() else f"on trust: {OLD}"))
         except UserError as error:
             found.append(Finding(name, " ".join(str(error).split()), ok=False))
     left = [one.name for one in path.iterdir() if is_leftover(one.name)]
@@ -172,12 +171,6 @@ def verify(path: Path) -> tuple[Finding, ...]:
 
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the name of each file with a function that reads it and returns whether a checksum covers all of it."""
-
-    def checkpoint() -> object:
-        state = folder.load_checkpoint(folder.record.run_hash)
-        at = state.get("position", state)  # of an older version
-        folder.check_metrics(MetricsMark(at.get("metrics_bytes", 0), at.get("metrics_sha256", "")))
-        return at.get("metrics_sha256")
 
     def weights(name: str) -> object:
         folder.check_weights(name)
@@ -194,7 +187,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
         if folder.is_done or (folder.path / METRICS).exists():
             yield METRICS, lambda: [folder.metrics] and (folder.sums or not folder.is_done)
         if folder.checkpoint.exists():
-            yield folder.checkpoint.name, checkpoint
+            yield folder.checkpoint.name, lambda: folder.load_checkpoint(folder.record.run_hash)
         if folder.is_done:
             yield DONE, lambda: folder.sums
             try:

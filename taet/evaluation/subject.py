@@ -33,12 +33,10 @@ from taet.models import Classifier
 from taet.models.view import make_view
 from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
-from taet.training.checkpoint import weights_digest
-from taet.training.decisive_settings import run_hash
 from taet.training.environment import environment, resolve_device
-from taet.training.finished import load_model, load_run
-from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
-from taet.training.record import SelectionRecord
+from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, weights_digest
+from taet.training.record import SelectionRecord, run_hash
+from taet.training.runs import load_model, load_run
 
 TestLabels = NDArray[Any] | Tensor
 OF_TRAINING = ("draw", "exposure", "test_sha256")

@@ -16,10 +16,9 @@ from taet.evaluation.runner import among
 from taet.formatting import size
 from taet.models import consent
 from taet.settings import Run, option, override
-from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.folder import RunFolder
-from taet.training.resolve import learns_from_validation
-from taet.training.schedule import curve_decides
+from taet.training.record import CURVE, training_settings
+from taet.training.resolve import curve_decides, learns_from_validation
 
 CellState = Literal["done", "started", "missing", "failed", "not applicable"]
 

@@ -20,7 +20,7 @@ from taet.attacks import cw_l2, deepfool, fgsm, pgd
 from taet.attacks.ball import distance
 from taet.data import load
 from taet.data.augmentation import to_unit
-from taet.training.finished import load_run
+from taet.training.runs import load_run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # theirs, about modules that have moved

@@ -15,7 +15,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard, evaluate
 from taet.evaluation.runner import Runner, as_unit
 from taet.settings import override
-from taet.training.finished import load_run
+from taet.training.runs import load_run
 
 EPS = 0.1
 CHANGES = {

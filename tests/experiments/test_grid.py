@@ -19,7 +19,7 @@ from taet.experiments.cell import Cell
 from taet.experiments.grid import cells_of, parse, read
 from taet.files import seal
 from taet.settings import override
-from taet.training.decisive_settings import training_settings
+from taet.training.record import training_settings
 from tests.calls import configure
 
 GOOD: dict[str, Any] = {"methods": ["at"], "data": ["digits-lt"]}

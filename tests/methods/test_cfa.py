@@ -13,7 +13,7 @@ from taet import methods
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Seen
-from taet.training.averaging import averaged
+from taet.training.state import averaged
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 

@@ -27,8 +27,7 @@ from taet.methods.wrapper import ClassBudgets
 from taet.models import Classifier
 from taet.settings import Outer, Run, Threat, Training, from_json, to_json
 from taet.training.state import State
-from taet.training.step import training_step
-from taet.training.weight_perturbation import buffers_kept
+from taet.training.step import buffers_kept, training_step
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=2, start="uniform")
 OUTERS = {

@@ -29,7 +29,7 @@ from taet.models import Classifier
 from taet.models.heads import build_head
 from taet.models.sync_norm import synchronised
 from taet.settings import Run, Threat, Training
-from taet.training.feedback import FeedbackSums
+from taet.training.curve import FeedbackSums
 from taet.training.state import State
 from taet.training.step import training_step
 
@@ -127,10 +127,9 @@ def told(cut: int, rank: int | None = None) -> Values:
     share = slice(0, SAMPLES) if rank is None else (slice(0, cut), slice(cut, SAMPLES))[rank]
     draw = torch.Generator().manual_seed(3)
     clean, attacked = torch.randn(2, SAMPLES, CLASSES, generator=draw)
-    features = torch.randn(SAMPLES, 3, generator=draw)
-    sums = FeedbackSums(torch.bincount(LABELS, minlength=CLASSES), with_features=True)
+    sums = FeedbackSums(torch.bincount(LABELS, minlength=CLASSES))
     if len(LABELS[share]):
-        sums.add(LABELS[share], clean[share], attacked[share], features[share])
+        sums.add(LABELS[share], clean[share], attacked[share])
     seen = sums.seen("validation")
     return {name: value for name, value in vars(seen).items() if isinstance(value, Tensor)}
 

@@ -22,7 +22,7 @@ from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
 from taet.settings import Threat
-from taet.training.weight_perturbation import perturbed_weights
+from taet.training.step import perturbed_weights
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=1, start="uniform")
 SAMPLES, CLASSES = 8, 10

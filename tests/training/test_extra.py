@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from taet.cli import main
 from taet.data import load
 from taet.errors import UserError
 from taet.losses.long_tail import log_prior, rebalancing_weights
-from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
 from taet.methods.robust_lt import class_budgets
-from taet.settings import Outer, Run, from_json, to_json
+from taet.settings import Outer, Run
 from taet.training import fit, resume, train
 from taet.training.folder import RunFolder
 
@@ -54,15 +52,6 @@ def test_weights_and_budgets_are_those_of_what_is_shown_and_margins_those_of_ima
     assert torch.allclose(balanced.balanced, built("at", outer=Outer(name="class-balanced", beta=0.99)).outer.balanced)
     assert balanced.balanced[1] == balanced.balanced[2] > balanced.balanced[0]
     assert built("at", outer=Outer(name="ldam")).outer.margins.unique().numel() == 1  # 60 images of each class
-
-
-def test_groups_of_classes_stay_those_of_the_real_images() -> None:
-    counts = tuple(range(100, 0, -10))
-    task = Task(counts, (3, 8, 8), epochs=4, steps_per_epoch=3, exposure=tuple(map(float, counts[::-1])))
-    method = methods.build("reat", None, task)
-    assert method.task.ranks == tuple(range(10))
-    assert torch.equal(method.tail, tail_classes(torch.tensor(counts)))  # type: ignore[arg-type]
-    assert 0 < int(method.tail.sum()) < 10  # type: ignore[union-attr, operator, arg-type]
 
 
 def noise(path: Path, seed: int = 0) -> str:
@@ -152,9 +141,3 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert message in lines[-1]
     assert lines[-1].startswith("taet: error:")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_record_of_an_older_version_has_no_extra_images(tiny: Callable[..., Run]) -> None:
-    values = to_json(tiny("at"))
-    values["data"] = {name: value for name, value in values["data"].items() if not name.startswith("extra")}
-    assert from_json(Run, json.loads(json.dumps(values)) | {"settings": None}).data == tiny("at").data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import pytest
 from taet import evaluate
 from taet.data import load
 from taet.settings import Run, override
-from taet.training import fit, resume, train
+from taet.training import train
 
 AssertSame = Callable[[Path, Path], None]
 LIMIT = 2 << 30
@@ -74,27 +73,6 @@ def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
     with np.load(files[0]) as examples, np.load(files[1]) as others:
         for name in others.files:
             np.testing.assert_array_equal(examples[name], others[name])
-
-
-@pytest.mark.full
-def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_from_the_disk(
-    stored: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = train(stored("memory"), out=tmp_path / "memory")
-    real, calls = fit.training_step, []
-
-    def stopping(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return real(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "training_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(stored("disk"), out=tmp_path / "disk")
-    resume(tmp_path / "disk")
-    assert_same(tmp_path / "disk", expected.folder)
 
 
 BIG = """

@@ -92,7 +92,7 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(
     assert line.startswith("taet: error: another process of this job has ended (")
     assert line.endswith(f"; {folder / 'checkpoint.pt'} is kept; continue: taet train --resume {folder}")
     assert not (folder / "done").exists()
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["position"]["step"] == (DIES_BEFORE - 1) % 3
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == (DIES_BEFORE - 1) % 3
     assert len(resume(folder).history) == 2
     assert_weights_close(folder, alone)
 
