@@ -24,10 +24,8 @@ from taet.errors import UserError
 
 T = TypeVar("T")
 
-# A process waits for the slowest one, which may be hours behind; torchrun reports a process that died.
-PATIENCE = timedelta(days=7)
-MEETINGS = itertools.count()
-"""Counter of the groups that this process has joined."""
+PATIENCE = timedelta(days=7)  # for the slowest process, which may be hours behind; torchrun reports one that died
+MEETINGS = itertools.count()  # of the groups that this process has joined
 
 
 @contextmanager
@@ -54,8 +52,7 @@ def joined(device_type: str) -> Iterator[None]:
 
 def started_together() -> bool:
     """Whether torchrun, or `taet.cli.processes.run_together`, started this process together with others."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
-    return not alone and dist.is_available()
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and dist.is_available()
 
 
 class ProcessEnded(RuntimeError):
@@ -113,24 +110,8 @@ def claim(what: str) -> bool:
         return True
 
 
-_alone = False
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Within this context, this process works alone, as if it were the only one."""
-    global _alone
-    before, _alone = _alone, True
-    try:
-        yield
-    finally:
-        _alone = before
-
-
 def world_size() -> int:
     """Number of processes that share a batch."""
-    if _alone:
-        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -153,7 +134,7 @@ def first(work: Callable[[], T]) -> T:
     """Run `work` on the first process only and return its result on all; a UserError there is raised on all."""
     if world_size() == 1:
         return work()
-    value, error = gather(_attempt(work) if rank() == 0 else (None, None))[0]
+    value, error = gather(_attempt(work, rank() == 0))[0]
     if error is not None:
         raise error
     return value  # type: ignore[return-value]
@@ -166,20 +147,18 @@ def in_turn(work: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return work()
-    turn = 0 if os.environ.get("LOCAL_RANK", str(rank())) == "0" else 1
-    for now in range(2):
-        value, error = _attempt(work) if now == turn else (None, None)
-        for found in gather(error):
-            if found is not None:
-                raise found
-        if now == turn:
-            mine = value
-    return mine  # type: ignore[return-value]
+    leads, values = os.environ.get("LOCAL_RANK", str(rank())) == "0", []
+    for mine in (leads, not leads):
+        value, error = _attempt(work, mine)
+        for found in filter(None, gather(error)):
+            raise found
+        values.append(value)
+    return values[0 if leads else 1]  # type: ignore[return-value]
 
 
-def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
+def _attempt(work: Callable[[], T], mine: bool) -> tuple[T | None, UserError | None]:
     try:
-        return work(), None
+        return (work() if mine else None), None
     except UserError as error:
         return None, error
 
@@ -203,9 +182,7 @@ def share(total: int, part: int, parts: int) -> slice:
 
 def copy_first(tensors: Iterable[Tensor]) -> None:
     """Set tensors, in place, to their values on the first process."""
-    if world_size() == 1:
-        return
-    for tensor in tensors:
+    for tensor in tensors if world_size() > 1 else ():
         values = tensor.detach().contiguous()
         with _exchange():
             dist.broadcast(values, 0)

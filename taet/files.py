@@ -1,8 +1,4 @@
-"""Bounded reading, atomic writing, checksums and locks, for every file that affects or holds a number.
-
-Every fault is a UserError that names the file. A written file is old or new, never partial. A seal is a checksum inside
-a JSON file; a lock lets one process work in a folder.
-"""
+"""Bounded reading, atomic writing, checksums and locks; every fault is a UserError that names the file."""
 
 from __future__ import annotations
 
@@ -20,24 +16,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from taet.errors import UserError
 
-MOST_BYTES = 2**31
-"""Default size limit of a file that is read at once."""
-MOST_JSON_BYTES = 2**26
-"""Limit of a JSON file: nested lists take up to 30 times as much memory as their text."""
-SEAL = "sha256"
-"""Field of a sealed JSON file."""
+MOST_BYTES = 2**31  # of a file that is read at once
+MOST_JSON_BYTES = 2**26  # nested lists take up to 30 times as much memory as their text
+SEAL = "sha256"  # field of a sealed JSON file
 LOCK = ".lock"
-RUN, MARKS = "run.json", ("done", "checkpoint.pt", "metrics.jsonl")
-"""A folder with run.json and one of the others is a run's."""
+RUN, MARKS = (
+    "run.json",
+    ("done", "checkpoint.pt", "metrics.jsonl"),
+)  # a run's folder has the first and one of the others
 _PART = re.compile(r"\.taet-[0-9a-f]{16}\.part")
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
-
-# Reading
 
 
 @contextlib.contextmanager
@@ -54,8 +45,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 def check_kind(path: Path, found: os.stat_result) -> None:
     """Refuse anything but an ordinary file, judged by its `stat`."""
     if not stat.S_ISREG(found.st_mode):
-        link, folder = stat.S_ISLNK(found.st_mode), stat.S_ISDIR(found.st_mode)
-        kind = "a link" if link else "a folder" if folder else "a device, FIFO or socket"
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a link, device, FIFO or socket"
         raise UserError(f"{path}: got {kind}; allowed: an ordinary file")
 
 
@@ -88,9 +78,6 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-# Checksums
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of an ordinary file, in hexadecimal."""
     with opened(path) as file:
@@ -117,9 +104,6 @@ def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
     return True
 
 
-# Writing
-
-
 def check_output(path: Path, *owned: str) -> None:
     """Refuse an output in a run folder, also with --force, except below the names in it that the command owns."""
     place = path.absolute().parent.resolve() / path.name
@@ -133,56 +117,41 @@ def check_output(path: Path, *owned: str) -> None:
 def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
     """Write `content` to a temporary file, flush it, `check` it, then rename it: `path` is old or new, whatever fails.
 
-    Only an ordinary file is replaced.
-    """
-    with replacing(path) as file:
-        file.write(content)
-        if check is not None:
-            file.flush()
-            os.fsync(file.fileno())
-            check(Path(file.name))
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file, for writing and reading, that replaces `path` at the end; after an exception it is removed.
-
-    It is locked while it is written, so that `remove_leftovers` recognises a file of a killed process.
+    Only an ordinary file is replaced. The temporary file is locked while it is written, so that `remove_leftovers`
+    recognises that of a killed process.
     """
     part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
-    try:
-        _check_target(path)
-        with part.open("x+b") as file:
+    with _writing(path, "; what was saved before is kept"), contextlib.ExitStack() as removed:
+        removed.callback(part.unlink, missing_ok=True)
+        with part.open("xb") as file:
             locked(file)
-            yield file
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            if check is not None:
+                check(part)
             part.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}; what was saved before is kept") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def changed(path: Path) -> Iterator[io.BufferedRandom]:
     """Open an ordinary file for reading and changing in place, created if missing, and flush it at the end."""
+    with _writing(path), path.open("r+b" if path.exists() else "w+b") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _writing(path: Path, after: str = "") -> Iterator[None]:
+    """Refuse a path of something else than an ordinary file, name it in errors, and flush its name at the end."""
     try:
-        _check_target(path)
-        with path.open("r+b" if path.exists() else "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        if os.path.lexists(path):
+            check_kind(path, path.lstat())
+        yield
         _flush_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}") from error
-
-
-def _check_target(path: Path) -> None:
-    if os.path.lexists(path):
-        check_kind(path, path.lstat())
+        raise UserError(f"cannot write {path}: {_reason(error)}{after}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -226,7 +195,7 @@ def is_leftover(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the files that a killed `replacing` left in a folder; those being written are kept."""
+    """Remove the temporary files of killed processes in a folder; those being written are kept."""
     with contextlib.suppress(OSError):
         for path in [folder / entry.name for entry in os.scandir(folder) if is_leftover(entry.name)]:
             with contextlib.suppress(OSError), path.open("r+b") as file:
@@ -234,18 +203,15 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink()
 
 
-# One process at a time
-
-
-def locked(file: int | IO[Any]) -> bool:
+def locked(file: int | BinaryIO) -> bool:
     """Lock an open file; False if the file system has no locks. BlockingIOError if another process holds it."""
     import fcntl  # here, so that the package can be imported without it
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    except BlockingIOError:
+        raise
+    except OSError:
         return False
     return True
 

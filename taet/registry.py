@@ -16,7 +16,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +31,12 @@ PACKAGE = Path(__file__).parent
 WORDS: dict[Kind, str] = {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}
 NAME = re.compile(r"[^\s:,]+")
 MOST_BYTES = 2**22
-COMPUTED = object()
-"""Stands for a value that is no literal."""
+COMPUTED = object()  # stands for a value that is no literal
+DECLARED = {
+    "deviations": (tuple, "a tuple of texts"),
+    "baseline": (bool, "True or False"),
+    "reference": (str, "a text"),
+}
 T = TypeVar("T")
 _added: list[tuple[Kind, Path]] = []
 
@@ -69,70 +74,64 @@ class RegistryEntry:
             raise
         return module
 
-    def call(self, name: str, kind: type[T], *arguments: Any, **options: Any) -> T:
+    def call(self, name: str, kind: type[T], *arguments: object, **options: object) -> T:
         """Return what the function `name` of the file gives; none of that name, and another type, are a UserError."""
-        function = getattr(self.load(), name, None)
+        function, where = getattr(self.load(), name, None), self.path or self.module
         if not callable(function):
-            raise UserError(f"{self.path or self.module}: has no function {name}; see CONTRIBUTING.md")
-        if self.path is None:
+            raise UserError(f"{where}: has no function {name}; see CONTRIBUTING.md")
+        with nullcontext() if self.path is None else custom_code(f"{where}: {name}"):
             made = function(*arguments, **options)
-        else:
-            with custom_code(f"{self.path}: {name}"):
-                made = function(*arguments, **options)
         if not isinstance(made, kind):
-            returned = f"{name} returned a {type(made).__name__}"
-            raise UserError(f"{self.path or self.module}: {returned}; allowed: {getattr(kind, '__name__', kind)}")
+            allowed = getattr(kind, "__name__", kind)
+            raise UserError(f"{where}: {name} returned a {type(made).__name__}; allowed: {allowed}")
         return made
 
 
-class _Declarations:
-    """The text of a file with what it declares as literals; a declaration of the wrong type is a UserError."""
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(read_bytes(path, most=MOST_BYTES))
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested too deeply
+        raise UserError(f"{path} is no Python file: {said(error)}") from None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.tree = ast.parse(read_bytes(path, most=MOST_BYTES))
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested too deeply
-            raise UserError(f"{path} is no Python file: {said(error)}") from None
-        self.of_classes = [node for cls in self.tree.body if isinstance(cls, ast.ClassDef) for node in cls.body]
 
-    def names(self) -> dict[str, str] | None:
-        """The names that the file offers, each with a line about it; None without NAMES."""
-        found = self._literal("NAMES", self.tree.body)
-        if found is None:
-            return None
-        names: dict[str, str] = found if isinstance(found, dict) else {"": ""}
-        for name, title in names.items():
-            if not (isinstance(name, str) and NAME.fullmatch(name) and isinstance(title, str)):
-                raise self._refused("NAMES", found, "a literal {'name': 'one line about it'}, without spaces in a name")
-        return names
-
-    def attribute(self, name: str, default: T, allowed: str) -> T:
-        """The literal that a class assigns to `name`; the default if it is computed when the class is made."""
-        found = self._literal(name, self.of_classes)
-        if found is None or found is COMPUTED:
-            return default
-        texts = found if isinstance(found, tuple) else ()
-        if not isinstance(found, type(default)) or not all(isinstance(text, str) for text in texts):
-            raise self._refused(name, found, allowed)
-        return found
-
-    def _literal(self, name: str, nodes: Sequence[ast.stmt]) -> Any:
-        """The literal that one of the statements assigns to `name`, with or without a type; None if none does."""
-        for node in nodes:
-            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-                continue
+def _literal(nodes: Iterable[ast.stmt], name: str) -> Any:
+    """The literal that the first of the statements assigns to `name`; COMPUTED for another value, None for none."""
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 try:
                     return ast.literal_eval(node.value)
                 except (ValueError, TypeError, MemoryError, RecursionError):
                     return COMPUTED
-        return None
+    return None
 
-    def _refused(self, name: str, found: object, allowed: str) -> UserError:
-        got = "something computed" if found is COMPUTED else repr(found)
-        return UserError(f"{self.path}: {name}: got {got}; allowed: {allowed}")
+
+def _offered(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
+    """The names that a file offers, each with a line about it."""
+    found = _literal(tree.body, "NAMES")
+    if found is None and kind == "methods" and path.stem not in ("__init__", "base", "wrapper"):
+        found = {path.stem.replace("_", "-"): (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")}
+    names: dict[str, str] = found if isinstance(found, dict) else {} if found is None else {"": found}
+    for name, title in names.items():
+        if not (isinstance(name, str) and NAME.fullmatch(name) and isinstance(title, str)):
+            got = "something computed" if found is COMPUTED else found
+            allowed = "a literal {'name': 'one line about it'}, without spaces in a name"
+            raise UserError(f"{path}: NAMES: got {got}; allowed: {allowed}")
+    return names
+
+
+def _declared(path: Path, tree: ast.Module) -> dict[str, Any]:
+    """What the classes of a file say of a method, as far as it is literal."""
+    body = [node for cls in tree.body if isinstance(cls, ast.ClassDef) for node in cls.body]
+    found = {name: _literal(body, name) for name in DECLARED}
+    stated = {name: value for name, value in found.items() if value not in (None, COMPUTED)}
+    for name, value in stated.items():
+        kind, allowed = DECLARED[name]
+        texts = value if isinstance(value, tuple) else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{path}: {name}: got {value!r}; allowed: {allowed}")
+    return stated
 
 
 def add(kind: Kind, path: str | Path) -> None:
@@ -155,9 +154,7 @@ def forget(kind: Kind, path: str | Path) -> None:
 
 def _own(kind: Kind) -> tuple[Path, ...]:
     """Files of plug-ins, those of TAET_PLUGINS first."""
-    folders = [
-        Path(os.path.expanduser(folder)) for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder
-    ]
+    folders = [Path(folder).expanduser() for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"TAET_PLUGINS: got {folder}; allowed: folders that hold methods, attacks, data or models")
@@ -174,22 +171,16 @@ def entries(kind: Kind) -> dict[str, RegistryEntry]:
 def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
     found: dict[str, RegistryEntry] = {}
     for path in [*sorted((PACKAGE / kind).glob("*.py")), *own]:
-        source = _Declarations(path)
-        names = source.names()
-        if names is None and kind == "methods" and path.stem not in ("__init__", "base", "wrapper"):
-            names = {path.stem.replace("_", "-"): (ast.get_docstring(source.tree) or "").split("\n")[0].rstrip(".")}
-            if NAME.fullmatch(path.stem) is None:
-                raise UserError(f"{path}: got the name '{path.stem}'; allowed: a file name without spaces")
+        tree = _tree(path)
+        names = _offered(kind, path, tree)
         module, place = (f"{PLUGIN}{kind}_{path.stem}", path) if path in own else (f"taet.{kind}.{path.stem}", None)
-        for name, title in (names or {}).items():
+        declared = _declared(path, tree) if names else {}
+        if place is not None and any(entry.module == module for entry in found.values()):
+            raise UserError(f"{path}: another folder of plug-ins has a file of this name; rename yours")
+        for name, title in names.items():
             if place is not None and name in found:
                 raise UserError(f"{path}: the {WORDS[kind]} '{name}' exists already; rename yours")
-            if place is not None and any(entry.module == module and entry.path != path for entry in found.values()):
-                raise UserError(f"{path}: another folder of plug-ins has a file of this name; rename yours")
-            deviations = source.attribute("deviations", tuple[str, ...](), "a tuple of texts")
-            baseline = source.attribute("baseline", False, "True or False")
-            reference = source.attribute("reference", "", "a text") or None
-            found[name] = RegistryEntry(name, module, title, reference, place, deviations, baseline)
+            found[name] = RegistryEntry(name, module, title, path=place, **declared)
     return dict(sorted(found.items()))
 
 
@@ -210,8 +201,7 @@ def config_of(method: str) -> Any:
     """Return the `Config` of a method, whose file this imports."""
     module = find("methods", method).load()
     own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
-    kinds: list[Any] = [getattr(found, "Config", None) for found in own]
-    kinds = [kind for kind in kinds if hasattr(kind, "model_validate")]
+    kinds = [kind for found in own if hasattr(kind := getattr(found, "Config", None), "model_validate")]
     if len(kinds) != 1:
         raise UserError(f"{module.__file__}: got {len(kinds)} methods; allowed: one class that extends Method")
     return kinds[0]

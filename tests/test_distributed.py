@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -62,10 +63,9 @@ def tail(form: Form) -> Callable[[Tensor, Tensor], Tensor]:
 LOSSES = {
     "cross-entropy": lambda logits, labels: global_mean(cross_entropy(logits, labels)),
     **{f"hel-{absent}": hel(absent) for absent in ("zero", "skip", "ema")},
-    **{name: outer(name) for name in ("balanced-softmax", "focal", "class-balanced", "ldam")},
     "class-balanced-over-batch": outer("class-balanced", divide_by="batch"),
     "deferred-ldam": outer("ldam", drw=True),
-    **{f"tail-{form}": tail(form) for form in ("official", "paper", "per-pair")},
+    **{f"tail-{form}": tail(form) for form in ("official", "per-pair")},
 }
 
 
@@ -176,16 +176,10 @@ def test_two_processes_give_the_gradients_of_one(
             torch.testing.assert_close(found[f"{cut}/{loss}"][name], value, rtol=0, atol=1e-12, msg=name)
 
 
-def test_a_global_sum_is_the_same_on_every_process(results: list[dict[str, dict[str, Tensor]]]) -> None:
-    assert [found["sum"]["value"].tolist() for found in results] == [[3, 30]] * PROCESSES
-
-
-def test_what_is_gathered_is_the_same_on_every_process(results: list[dict[str, dict[str, Tensor]]]) -> None:
-    assert [found["gathered"]["value"].tolist() for found in results] == [[1, 10, 1, 10]] * PROCESSES
-
-
-def test_what_is_decided_is_the_same_on_every_process(results: list[dict[str, Any]]) -> None:
+def test_what_is_summed_gathered_and_decided_is_the_same_on_every_process(results: list[dict[str, Any]]) -> None:
     for number, found in enumerate(results):
+        assert found["sum"]["value"].tolist() == [3, 30]
+        assert found["gathered"]["value"].tolist() == [1, 10, 1, 10]
         assert found["decided"] == {
             "first": ["mistake of 0", "result of 0"],
             "in turn": ["mistake of 0", "mistake of 1", f"result of {number}"],
@@ -202,12 +196,11 @@ def test_that_another_process_has_ended_is_one_line(results: list[dict[str, Any]
     assert "\n" not in found
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 8])
-@pytest.mark.parametrize("total", [0, 1, 7, 8, 64])
-def test_shares_follow_each_other_and_differ_by_one_at_most(total: int, parts: int) -> None:
-    shares = [range(total)[share(total, part, parts)] for part in range(parts)]
-    assert [place for part in shares for place in part] == list(range(total))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+def test_shares_follow_each_other_and_differ_by_one_at_most() -> None:
+    for total, parts in itertools.product((0, 1, 7, 64), (1, 2, 3, 8)):
+        shares = [range(total)[share(total, part, parts)] for part in range(parts)]
+        assert [place for part in shares for place in part] == list(range(total))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_one_process_is_its_own_world() -> None:
@@ -216,8 +209,6 @@ def test_one_process_is_its_own_world() -> None:
     assert gather("alone") == ["alone"]
     assert global_sum(value) is value
     assert global_mean(value).item() == 3
-    average_gradients([value.detach()])
-    assert value.tolist() == [1, 2, 6]
     copy_first([value])
     assert in_any(True, False) == (True, False)
     assert [decided(lambda: "done") for decided in (first, in_turn)] == ["done", "done"]

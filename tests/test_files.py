@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,6 @@ from taet.files import (
     file_sha256,
     is_leftover,
     lock,
-    make_folder,
     parse_json,
     read_bytes,
     read_json,
@@ -39,11 +38,6 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"old")
     return path
-
-
-def only_the_old_file_is_left(path: Path) -> None:
-    assert path.read_bytes() == b"old"
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def special(folder: Path, kind: str) -> Path:
@@ -72,7 +66,7 @@ def test_the_content_is_on_the_disk_before_it_has_its_name(path: Path, monkeypat
         assert is_leftover(part.name)
 
     write_atomically(path, b"new", check=check)
-    assert events == ["fsync", "check", "fsync", "rename", "fsync"]
+    assert events == ["fsync", "check", "rename", "fsync"]
     assert path.read_bytes() == b"new"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -89,29 +83,22 @@ def test_what_is_no_ordinary_file_is_never_written_to(tmp_path: Path, kind: str,
 
 
 @pytest.mark.parametrize(
-    ("number", "message"),
-    [(errno.ENOSPC, "no space left on the disk; what was saved before is kept"), (errno.EIO, "Input/output error")],
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, ""), r"cannot write .*checkpoint\.pt: no space left on the disk; what was saved before"),
+        (UserError("not readable"), "not readable"),
+        (KeyboardInterrupt(), "^$"),
+    ],
+    ids=repr,
 )
-def test_a_failing_write_keeps_the_old_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
-) -> None:
-    def broken(_: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(UserError, match=rf"cannot write .*checkpoint\.pt: {message}"):
-        write_atomically(path, b"new")
-    only_the_old_file_is_left(path)
-
-
-@pytest.mark.parametrize("error", [UserError("not readable"), KeyboardInterrupt()], ids=repr)
-def test_a_failing_check_keeps_the_old_file(path: Path, error: BaseException) -> None:
-    def refuse(_: Path) -> None:
+def test_a_failing_write_or_check_keeps_the_old_file(path: Path, error: BaseException, message: str) -> None:
+    def fail(_: Path) -> None:
         raise error
 
-    with pytest.raises(type(error)):
-        write_atomically(path, b"new", check=refuse)
-    only_the_old_file_is_left(path)
+    with pytest.raises(UserError if isinstance(error, OSError) else type(error), match=message):
+        write_atomically(path, b"new", check=fail)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_file_is_changed_in_place_or_made(tmp_path: Path) -> None:
@@ -134,7 +121,6 @@ def test_outputs_stay_out_of_runs_except_for_what_the_command_owns(tmp_path: Pat
         with pytest.raises(UserError, match="got a place in the run folder"):
             check_output(tmp_path / place, "evaluation.json")
     check_output(run / "artifacts" / "x.onnx", "artifacts")
-    check_output(run / "evaluation.json", "artifacts", "evaluation.json")
     check_output(plain / "x.csv")
     check_output(tmp_path / "new" / "x.csv")
 
@@ -146,23 +132,22 @@ def test_json_is_indented_with_a_line_per_list_of_numbers(tmp_path: Path) -> Non
     assert json.loads(text) == value
     assert ' "counts": [14, 12],\n' in text
     assert "ü" in text
-    assert text.endswith("}\n")
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "y.json", {"loss": float("nan")})
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
-@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling"])
-@pytest.mark.parametrize("read", [read_bytes, read_json, file_sha256])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling", "link"])
+@pytest.mark.parametrize("read", [read_bytes, file_sha256])
 def test_only_ordinary_files_are_read_and_nothing_is_waited_for(
     tmp_path: Path, read: Callable[[Path], object], kind: str
 ) -> None:
+    path = special(tmp_path, kind)
+    if kind == "link":
+        assert read(path) == read(path.resolve())
+        return
     with pytest.raises(UserError, match=r"got a .*; allowed: an ordinary file|No such file"):
-        read(special(tmp_path, kind))
-
-
-def test_links_are_followed(tmp_path: Path) -> None:
-    assert read_bytes(special(tmp_path, "link")) == b"victim"
+        read(path)
 
 
 def test_the_size_is_limited_before_anything_is_read(tmp_path: Path) -> None:
@@ -183,9 +168,6 @@ def test_a_path_that_cannot_be_is_a_mistake_of_the_user(tmp_path: Path, name: st
         read_bytes(tmp_path / name)
     with pytest.raises(UserError, match="cannot write "):
         write_atomically(tmp_path / name, b"")
-    if name != "missing/file":
-        with pytest.raises(UserError, match="cannot make the folder"):
-            make_folder(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +189,7 @@ def test_a_seal_notices_any_change_of_the_content(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, seal({"b": (1, 0.1, {"1": None, "ü": "x"}), "a": {10: 1, 9: 2}}))
     stored = read_json(path)
-    assert check_seal(path, stored)
     assert check_seal(path, dict(reversed(stored.items())))
-    assert seal(stored) == stored
     assert not check_seal(path, {name: value for name, value in stored.items() if name != "sha256"})
     for other in (stored | {"c": 1}, stored | {"b": [1]}, stored | {"sha256": 5}, {"sha256": stored["sha256"]}):
         with pytest.raises(UserError, match=r"x\.json was changed or damaged"):
@@ -219,33 +199,26 @@ def test_a_seal_notices_any_change_of_the_content(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from taet.files import lock, replacing
-with lock(Path(sys.argv[1])), replacing(Path(sys.argv[1]) / "x") as file:
-    file.write(b"half")
-    file.flush()
+from taet.files import lock, write_atomically
+def check(_):
     print("held", flush=True)
     time.sleep(60)
+with lock(Path(sys.argv[1])):
+    write_atomically(Path(sys.argv[1]) / "x", b"half", check=check)
 """
 
 
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that owns the folder and is writing x in it."""
-    arguments = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def test_one_process_owns_a_folder_until_it_is_killed(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    with pytest.raises(UserError, match=rf"is in use by process {holder.pid} \(taet .*, since 2.*nothing was changed"):
-        lock(tmp_path).__enter__()
-    remove_leftovers(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2  # its lock, and what it is writing
-    holder.kill()
-    holder.wait()
+def test_one_process_owns_a_folder_until_it_is_killed(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        message = rf"is in use by process {holder.pid} \(taet .*, since 2.*nothing was changed"
+        with pytest.raises(UserError, match=message):
+            lock(tmp_path).__enter__()
+        remove_leftovers(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2  # its lock, and what it is writing
+        holder.kill()
     with lock(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
         with pytest.raises(UserError, match=f"is in use by process {os.getpid()} "):
@@ -263,19 +236,14 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_folder_that_is_missing_or_removed_meanwhile(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(UserError, match=r"cannot lock .*run: .*No such file"):
         lock(folder).__enter__()
     folder.mkdir()
     with lock(folder):
         shutil.rmtree(folder)
-    assert not folder.exists()
-
-
-def test_a_lock_is_no_way_to_reach_another_file(tmp_path: Path) -> None:
-    special(tmp_path, "link")
-    (tmp_path / ".lock").symlink_to(tmp_path / "victim")
+    (tmp_path / ".lock").symlink_to(special(tmp_path, "link"))  # no way to reach another file
     with pytest.raises(UserError, match="cannot lock"):
         lock(tmp_path).__enter__()
     assert (tmp_path / "victim").read_bytes() == b"victim"

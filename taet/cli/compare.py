@@ -15,8 +15,7 @@ from taet.fields import Processes
 from taet.formatting import clock, plural
 
 if TYPE_CHECKING:
-    from taet.experiments import Comparison
-    from taet.experiments.cell import Outcome
+    from taet.experiments import Comparison, Outcome
 
 
 class Compare(Command):

@@ -46,14 +46,14 @@ def opened(name: str, data: Mapping[str, Any], weights: str | None, normalize: s
             wanted = wanted.replace(size=wanted.size or height, fit=data.get("fit", record.fit))
         return Opened(Path(name), load(wanted))
     dataset = load(wanted)
-    loaded = foreign.load(
+    model, notes = foreign.load(
         name,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
         weights=None if weights is None else Path(weights),
         normalize=normalize,
     )
-    return Opened(loaded.model, dataset, name, loaded.notes)
+    return Opened(model, dataset, name, notes)
 
 
 def local(name: str) -> str:

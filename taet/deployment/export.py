@@ -95,38 +95,33 @@ def export(
 
 
 def _written(format: str, deployed: Deployed, example: Tensor, about: str) -> bytes:
-    """Return the content of the file, with `about` in its metadata."""
+    """Return the content of the file, with `about` in its metadata, for any batch size and any size that is resized."""
     if format == "safetensors":
         # Copied, because safetensors refuses tied weights, which share memory.
         state = {name: tensor.clone().contiguous() for name, tensor in deployed.model.state_dict().items()}
         return save(state, metadata={METADATA: about})
-    program = _captured(deployed, example)
+    axes = ("batch", "height", "width") if deployed.resizes else ("batch",)
+    with custom_code("model: torch.export cannot trace it"):
+        dims = {axis: torch.export.Dim(name) for axis, name in enumerate(axes)}
+        program = torch.export.export(deployed, (example,), dynamic_shapes={"images": dims})
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths and source lines of this machine
     if format == "pt2":
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={f"{METADATA}.json": about})
         return buffer.getvalue()
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
-    onnx: Any = torch.onnx.export(program, dynamic_shapes={"images": _axes(deployed, str)}, dynamo=True, **names)
+    onnx: Any = torch.onnx.export(
+        program,
+        dynamic_shapes={"images": dict(enumerate(axes))},
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        verbose=False,
+    )
     onnx.model.metadata_props[METADATA] = about
     content: bytes = onnx.model_proto.SerializeToString()
     return content
-
-
-def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgram:
-    """The graph of a model, for any batch size and, if it resizes, any image size."""
-    with custom_code("model: torch.export cannot trace it"):
-        shapes = {"images": _axes(deployed, torch.export.Dim)}
-        program = torch.export.export(deployed, (example,), dynamic_shapes=shapes)
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # paths and source lines of this machine
-    return program
-
-
-def _axes(deployed: Deployed, named: Callable[[str], Any]) -> dict[int, Any]:
-    """The axes of the images with variable length."""
-    names = ("batch", "height", "width") if deployed.resizes else ("batch",)
-    return {axis: named(name) for axis, name in enumerate(names)}
 
 
 def _loaded(format: str, path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor]:

@@ -103,9 +103,9 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     if card is None or "file_sha256" not in card.model:
         lacks = f"{run_dir} has no result card that names its file of weights"
         raise UserError(f"{lacks}; make one: taet evaluate {run_dir}")
-    if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
-        raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")
     if not (out / CONFIG).exists():
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")
         check_output(out)
     make_folder(out)
     for old in (CONFIG, *FILES):  # a folder without config.json is not a published model

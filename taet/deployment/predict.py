@@ -7,9 +7,8 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +76,11 @@ class Predictions:
 
         ranked = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
         shares = np.take_along_axis(self.probabilities, ranked, 1).astype(np.float64).round(DIGITS)
-        columns: dict[str, Any] = {"path": self.paths}
-        for place in range(ranked.shape[1]):
-            ending = "" if place == 0 else f"_{place + 1}"
-            columns[f"class{ending}"] = np.asarray(self.class_names, dtype=object)[ranked[:, place]]
-            columns[f"probability{ending}"] = shares[:, place]
+        columns: dict[str, object] = {"path": self.paths}
+        for place, (labels, share) in enumerate(zip(ranked.T, shares.T, strict=True), 1):
+            ending = "" if place == 1 else f"_{place}"
+            columns[f"class{ending}"] = np.asarray(self.class_names, dtype=object)[labels]
+            columns[f"probability{ending}"] = share
         if self.survives is not None:
             columns["survives"] = self.survives
         found = pandas.DataFrame(columns, dtype=object)
@@ -175,11 +174,14 @@ def batches(
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
     source, where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
-    classes, spec = len(record.data.class_names), None
-    if attack is not None:
-        spec = _in_ball(parse_attack(attack, run.evaluation, run.threat.eps))
-        spec.check_classes(classes)
-    cost = 1 + (0 if spec is None else spec.passes(classes))
+    names = record.data.class_names
+    spec = None if attack is None else parse_attack(attack, run.evaluation, run.threat.eps)
+    if spec is not None:
+        if not spec.bounded:  # survival is not defined
+            advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
+            raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
+        spec.check_classes(len(names))
+    cost = 1 + (0 if spec is None else spec.passes(len(names)))
     counted, done = Counted(network.to(where)), 0
 
     def report(inside: float, _: float, label: str) -> None:
@@ -188,29 +190,25 @@ def batches(
 
     for rows in (slice(start, start + batch_size) for start in range(0, len(source.names), batch_size)):
         found = source.read(rows, record.data.image_shape, record.fit)
-        readable = [number for number, image in enumerate(found) if not isinstance(image, str)]
+        good = [number for number, image in enumerate(found) if not isinstance(image, str)]
         labels = np.full(len(found), NO_CLASS, np.int64)
-        probabilities = np.full((len(found), classes), np.nan, np.float32)
+        probabilities = np.full((len(found), len(names)), np.nan, np.float32)
         survives = None if spec is None else np.zeros(len(found), np.bool_)
-        if readable:
+        if good:
             pixels = np.stack([image for image in found if not isinstance(image, str)])
-            runner = _PixelRunner(counted, pixels, labels[readable], classes, batch_size, run.evaluation.seed, where)
-            labels[readable], probabilities[readable] = _classes(runner)
-            if spec is not None and survives is not None:
-                survives[readable] = _survive(replace(runner, labels=labels[readable]), spec, report)
+            runner = _PixelRunner(counted, pixels, labels[good], len(names), batch_size, run.evaluation.seed, where)
+            with runner.still():
+                clean = runner.attack(Clean())
+                labels[good], probabilities[good] = clean.predictions, clean.scores
+                if spec is not None and survives is not None:
+                    side_by_side = batch_size if spec.batch_independent else 1
+                    attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
+                    answers = attacked.attack(spec, natural=clean.predictions, progress=report).predictions
+                    survives[good] = answers == clean.predictions
         done += len(found)
         report(0, 0, f"{done} of {len(source.names)} images")
         errors = tuple(image if isinstance(image, str) else "" for image in found)
-        names = record.data.class_names
         yield Predictions(source.names[rows], labels, names, probabilities, survives, errors, attack or "")
-
-
-def _in_ball(attack: AttackSpec) -> AttackSpec:
-    """Refuse clean images and unbounded attacks, for which survival is not defined."""
-    if not attack.bounded:
-        advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
-        raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
-    return attack
 
 
 class _PixelRunner(Runner):
@@ -220,23 +218,6 @@ class _PixelRunner(Runner):
         digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in self.images[rows]]
         keys = (np.frombuffer(b"".join(digests), ">u8") >> 1).astype(np.int64)  # 63 bits per image
         return replace(super().draws(attack, rows), rows=keys)
-
-
-def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Predicted classes (N,) and probabilities (N, C) of the clean images, as in an evaluation's clean column."""
-    with runner.still():
-        clean = runner.attack(Clean())
-    assert clean.scores is not None
-    return clean.predictions, clean.scores
-
-
-def _survive(runner: Runner, attack: AttackSpec, report: Progress) -> NDArray[np.bool_]:
-    """Whether the class of each image is still `runner.labels` under the attack, (N,)."""
-    one = replace(runner, batch_size=runner.batch_size if attack.batch_independent else 1)
-    with runner.still():
-        result = one.attack(attack, natural=runner.labels, progress=report)
-    mask: NDArray[np.bool_] = result.predictions == runner.labels
-    return mask
 
 
 class NewImages(NamedTuple):
@@ -263,11 +244,10 @@ def find(given: ImageSource) -> NewImages:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
             raise UserError(f"images: got {got}; allowed: {allowed}")
         return NewImages(tuple(map(str, range(len(given)))), given)
-    listed = [given] if isinstance(given, str | os.PathLike) else list(given)
-    found = (filter(is_image, files_below(path)) if path.is_dir() else [path] for path in map(Path, listed))
-    files = list(chain.from_iterable(found))
+    listed = [Path(given)] if isinstance(given, str | os.PathLike) else [*map(Path, given)]
+    files = [file for path in listed for file in (filter(is_image, files_below(path)) if path.is_dir() else [path])]
     if not files:
-        places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
+        places = ", ".join(f"'{path}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
     return NewImages(tuple(map(str, files)), files)
 

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import os
 import re
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from taet import methods, protocols, registry
 from taet.data import facts, is_own
-from taet.errors import UserError, cut, located, unknown
+from taet.errors import UserError, cut, located, nearest, unknown
+from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
+from taet.evaluation.card import ResultCard
+from taet.evaluation.runner import among
 from taet.experiments import own_images
-from taet.experiments.cell import Cell, alike
 from taet.fields import LongSeed, Ratio, Rule, Settings, plain
 from taet.files import read_bytes
-from taet.formatting import read_number
-from taet.models import check_consent
-from taet.settings import SHORT, Run, from_json, override, to_json
-from taet.training.resolve import check_model, resolve
+from taet.formatting import read_number, size
+from taet.models import check_consent, consent
+from taet.settings import SHORT, Run, from_json, option, override, to_json
+from taet.training.folder import RunFolder
+from taet.training.record import CURVE, training_settings
+from taet.training.resolve import check_model, curve_decides, learns_from_validation, resolve
 
 MOST_BYTES, MOST_CELLS = 2**20, 100_000  # of a file, and of a grid
 DEFAULTS = to_json(Run())
@@ -44,13 +48,19 @@ def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Do
     """Return settings by dotted name, from dotted or command-line names; the knobs `own` need no `method.`."""
     settings: Dotted = {}
     with located(where):
-        for key, value in flat(values):
+        for key, value in _flat(values):
             name = key.replace("-", "_")
             name = f"method.{name}" if name in own else BARE.get(name, name)
+            part, dot, _ = name.partition(".")
             if name in KEYS:
                 raise UserError(f"got {key}; allowed: as {KEYS[name]} of the specification")
-            if name.partition(".")[0] not in (*PARTS, "method") or "." not in name:
-                raise _no_setting(name, own)
+            if part not in (*PARTS, "method") or not dot:
+                full = [f"{part}.{field}" for part in PARTS for field in DEFAULTS[part]]
+                same = [one for one in full if one.partition(".")[2] == name]
+                near = same[0] if same else nearest(name, [*own, *BARE, *full])
+                parts = ", ".join([*own, *(f"{part}.*" for part in (*PARTS, "method"))])
+                hint = f"; did you mean '{near}'?" if near else ""
+                raise UserError(f"unknown setting '{name}'; allowed: {parts}, or an option of taet train{hint}")
             if name in settings:
                 raise UserError(f"got {key} twice; allowed: each once")
             if isinstance(value, str) and "/" in value and name.endswith((".eps", ".step_size")):
@@ -59,21 +69,12 @@ def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Do
     return settings
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
     pairs = []
     for key, value in values.items():
-        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return pairs
-
-
-def _no_setting(name: str, own: Iterable[str]) -> UserError:
-    full = [f"{part}.{field}" for part in PARTS for field in DEFAULTS[part]]
-    same = [one for one in full if one.partition(".")[2] == name]
-    near = same or difflib.get_close_matches(name, [*own, *BARE, *full], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    parts = ", ".join([*own, *(f"{part}.*" for part in (*PARTS, "method"))])
-    return UserError(f"unknown setting '{name}'; allowed: {parts}, or an option of taet train by its name{hint}")
 
 
 def _once(values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
@@ -89,17 +90,22 @@ SOME, ONCE = Field(min_length=1), AfterValidator(_once)
 ALL = BeforeValidator(lambda value: (*registry.entries("methods"),) if value == "all" else value)
 
 
+def _dotted(values: Dotted, info: ValidationInfo) -> Dotted:
+    name, method = info.data.get("name"), info.data.get("method")
+    where = f"methods: {name}" if method else f"variants: {name}" if name else "settings"
+    # A method is imported only for its settings.
+    return dotted(where, values, methods.find(method).Config.model_fields if values and method else ())
+
+
+NAMED = AfterValidator(_dotted)
+
+
 class Variant(Settings):
     """Settings with which the whole grid is repeated; the one without a name is the unchanged grid."""
 
     label: ClassVar[str] = "variants"
     name: RowName
-    settings: Annotated[Dotted, SOME]
-
-    @field_validator("settings")
-    @classmethod
-    def _has_settings(cls, settings: Dotted, info: ValidationInfo) -> Dotted:
-        return dotted(f"variants: {info.data.get('name')}", settings)
+    settings: Annotated[Dotted, SOME, NAMED]
 
 
 class Entry(Settings):
@@ -107,29 +113,14 @@ class Entry(Settings):
 
     label: ClassVar[str] = "methods"
     name: RowName
-    method: str
-    settings: Dotted = Field(default_factory=dict)
+    method: Annotated[str, AfterValidator(lambda name: registry.find("methods", name).name)]
+    settings: Annotated[Dotted, NAMED] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _is_named(cls, value: object) -> object:
-        if isinstance(value, str):
-            return {"name": value, "method": value}
-        return {"method": value.get("name"), **value} if isinstance(value, Mapping) else value
-
-    @field_validator("method")
-    @classmethod
-    def _exists(cls, method: str) -> str:
-        registry.find("methods", method)
-        return method
-
-    @field_validator("settings")
-    @classmethod
-    def _has_settings(cls, settings: Dotted, info: ValidationInfo) -> Dotted:
-        own: Iterable[str] = ()
-        if settings and "method" in info.data:  # a method is imported only for its settings
-            own = methods.find(info.data["method"]).Config.model_fields
-        return dotted(f"methods: {info.data.get('name')}", settings, own)
+        named = {"name": value} if isinstance(value, str) else value
+        return {"method": named.get("name"), **named} if isinstance(named, Mapping) else value
 
 
 class Point(NamedTuple):
@@ -139,6 +130,11 @@ class Point(NamedTuple):
     imbalance: float | None
     variant: Variant
     entry: Entry
+
+    @property
+    def settings(self) -> Dotted:
+        """Return its data as settings."""
+        return {"data.name": self.data, **({} if self.imbalance is None else {"data.imbalance_ratio": self.imbalance})}
 
 
 class Grid(Settings):
@@ -151,7 +147,7 @@ class Grid(Settings):
     """Imbalance ratios; None takes the data as they are."""
     seeds: Annotated[tuple[LongSeed, ...], SOME, ONCE] = (0,)
     protocol: str = "taet"
-    settings: Dotted = Field(default_factory=dict)
+    settings: Annotated[Dotted, NAMED] = Field(default_factory=dict)
     variants: Annotated[tuple[Variant, ...], ONCE] = ()
 
     @field_validator("protocol")
@@ -160,11 +156,6 @@ class Grid(Settings):
         if protocol not in protocols.PROTOCOLS:
             raise unknown("protocol", protocol, protocols.PROTOCOLS)
         return protocol
-
-    @field_validator("settings")
-    @classmethod
-    def _has_settings(cls, settings: Dotted) -> Dotted:
-        return dotted("settings", settings)
 
     @model_validator(mode="after")
     def _is_of_a_size(self) -> Self:
@@ -182,22 +173,134 @@ class Grid(Settings):
 def read(path: str | os.PathLike[str]) -> Grid:
     """Return the grid of a TOML file; a mistake is a `UserError` that names the key."""
     with located(f"specification {path}"):
-        return parse({"title": Path(path).stem, **toml_table(read_bytes(Path(path), most=MOST_BYTES))})
-
-
-def toml_table(content: bytes) -> dict[str, Any]:
-    """Return the table of a TOML file, with lists as tuples."""
-    try:
-        return {key: plain(value) for key, value in tomllib.loads(content.decode()).items()}
-    except RecursionError:
-        raise UserError("lists or tables are nested too deeply") from None
-    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
-        raise UserError(f"not TOML: {cut(str(error))}") from None
+        try:
+            table = tomllib.loads(read_bytes(Path(path), most=MOST_BYTES).decode())
+            values = {key: plain(value) for key, value in table.items()}
+        except RecursionError:
+            raise UserError("lists or tables are nested too deeply") from None
+        except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
+            raise UserError(f"not TOML: {cut(str(error))}") from None
+        return parse({"title": Path(path).stem, **values})
 
 
 def parse(values: Mapping[str, Any]) -> Grid:
     """Return the grid of a mapping with the keys of the TOML file."""
     return from_json(Grid, values)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    name: str
+    row: str
+    """Its row in tables; cells that differ only in the seed share it."""
+    method: str
+    variant: str
+    data: str
+    imbalance: float | None
+    seed: int
+    folder: Path
+    settings: Mapping[str, Any]
+    """Settings by dotted name, protocol and seed, as options of `taet train METHOD` give them."""
+    run: Run | None = None
+    """None: the method refuses the settings."""
+    reason: str = ""
+    """Why it does."""
+
+    def changed(self, changes: Mapping[str, Any]) -> Cell:
+        """Return the cell with these settings of its run changed."""
+        run = None if self.run is None else override(self.run, changes)
+        return replace(self, run=run, settings={**self.settings, **changes})
+
+    def with_seed(self, seed: int) -> Cell:
+        """Return the cell with this seed, in the folder of that name."""
+        name = f"{self.name}_seed{seed}"
+        return replace(self, name=name, seed=seed, folder=self.folder.with_name(name)).changed({"seed": seed})
+
+    def look(self, threads: int = 1) -> Outcome:
+        """Read the folder; a command to train gives the run this number of threads unless it has its own."""
+        held, run, folder = RunFolder(self.folder), self.run, str(self.folder)
+        if run is None:
+            return Outcome(self, "not applicable", reason=self.reason)
+        trust = consent(run.model.name)
+        evaluate, resume = ["evaluate", folder, *trust], ["train", "--resume", folder, *trust]
+        if not held.is_run:
+            settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
+            return Outcome(self, "missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
+        card = store.of_folder(held) if held.is_done else None
+        training = round(sum(epoch.seconds for epoch in held.metrics), 3)
+        attacks = 0.0 if card is None else round(sum(column.seconds for column in card.columns), 3)
+        if card is not None and _has_every_attack(card, run):
+            return Outcome(self, "done", (), training, attacks)
+        if held.record.run.evaluation.attacks != run.evaluation.attacks:
+            evaluate += ["--attacks", *run.evaluation.attacks]
+        return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate), training, attacks)
+
+    def check_folder(self) -> None:
+        """Raise a `UserError` if the run in the folder has other settings."""
+        folder = RunFolder(self.folder)
+        if self.run is None or not folder.is_run:
+            return
+        held, asked = training_settings(folder.record.run), training_settings(self.run)
+        ignored = frozenset() if curve_decides(self.run, learns_from_validation(self.run)) else CURVE
+        for name in sorted({*held, *asked} - ignored):
+            there, here = held.get(name), asked.get(name)
+            if there != here and (name, here) != ("training.precision", "auto"):
+                raise UserError(
+                    f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
+                    f"there and {here} in the specification; choose another --out, or remove the folder"
+                )
+
+
+class Outcome(NamedTuple):
+    """A cell, and what its folder held when it was read."""
+
+    cell: Cell
+    state: Literal["done", "started", "missing", "failed", "not applicable"]
+    """Done means a finished run with a card of every attack."""
+    commands: tuple[list[str], ...] = ()
+    """The remaining commands, as arguments of `taet`."""
+    training: float = 0.0
+    """Recorded seconds of training, as are those of attacks."""
+    evaluation: float = 0.0
+    reason: str = ""
+    """Why it is not applicable, or failed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell's entry in comparison.json."""
+        names = ("name", "row", "method", "variant", "data", "imbalance", "seed")
+        return {
+            **{name: getattr(self.cell, name) for name in names},
+            "state": self.state,
+            "reason": self.reason,
+            "folder": str(self.cell.folder),
+            "seconds": {"training": self.training, "evaluation": self.evaluation},
+            "commands": [shlex.join(["taet", *words]) for words in self.commands],
+        }
+
+
+def _has_every_attack(card: ResultCard, run: Run) -> bool:
+    """Return whether a card has every attack of a run, with its eps and batch size."""
+    if card.threat["eps"] != run.attack_eps or card.batch_size != run.evaluation.batch_size:
+        return False
+    attacks = (attack for attack in attacks_of(run.evaluation, run.attack_eps) if attack.norm is not None)
+    return all(among(card.columns, attack) is not None for attack in attacks)
+
+
+def _options(settings: Mapping[str, Any]) -> list[str]:
+    """Return dotted settings as options of `taet train`; eps and step sizes as k/255 if k is whole."""
+    words: list[str] = []
+    for key, value in settings.items():
+        name = option(key)
+        part, dot, last = name.rpartition(".")
+        if isinstance(value, bool):
+            words.append(f"--{part}{dot}{'' if value else 'no-'}{last}")
+        elif last in ("eps", "step-size") and isinstance(value, float):
+            words += [f"--{name}", size(value, None, within=0)]
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
@@ -208,32 +311,31 @@ def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
     the grid was read from.
     """
     with located(asked_by and f"specification {asked_by}"):
-        planner = Planner(grid, out, asked_by or "specification")
-        first = planner.cells()
-        planned = [cell.with_seed(seed) for seed in grid.seeds for cell in first]
-        for cell in planned:
+        first = _Planner(grid, out / "runs", asked_by or "specification").cells()
+        cells = [cell.with_seed(seed) for seed in grid.seeds for cell in first]
+        for cell in cells:
             cell.check_folder()
-        return alike(planned)
+        return cells
 
 
-class Planner:
+class _Planner:
     """Makes the cells of a grid; what several have in common is computed once."""
 
-    def __init__(self, grid: Grid, out: Path, asked_by: str) -> None:
-        self.grid, self.runs, self.asked_by = grid, out / "runs", asked_by
+    def __init__(self, grid: Grid, runs: Path, asked_by: str) -> None:
+        self.grid, self.runs, self.asked_by = grid, runs, asked_by
         self.facts_of, self.chosen_for = functools.cache(facts), functools.cache(own_images.planned)
 
     def cells(self) -> list[Cell]:
         """Return the cells without their seeds."""
         found = [(point, self.cell(point)) for point in self.grid.points]
-        folders: dict[Path, str] = {}
+        places: dict[Path, str] = {}
         for point, cell in found:
-            if (other := folders.setdefault(cell.folder, cell.data)) != cell.data:
+            if (other := places.setdefault(cell.folder, cell.data)) != cell.data:
                 raise UserError(f"data: {other} and {cell.data} would both be in {cell.folder}")
             if cell.run is None and point.entry.settings and not point.variant.name:
                 shared = {key: value for key, value in self.grid.settings.items() if key.startswith("data.")}
                 with located(f"methods: {point.entry.name}"):  # its own mistake is not left out silently
-                    self.run(point.entry, {**_data(point), **shared, **point.entry.settings})
+                    self.run(point.entry, {**point.settings, **shared, **point.entry.settings})
         for place, group in itertools.groupby(found, lambda pair: pair[0][:3]):
             refused = [cell for _, cell in group]
             if all(cell.run is None for cell in refused):
@@ -247,7 +349,7 @@ class Planner:
         data, ratio, variant, entry = point
         place = data.replace(":", "-").replace("/", "-").strip("-.")
         name = "_".join(filter(None, (entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}")))
-        settings = {**_data(point), **self.grid.settings, **variant.settings, **entry.settings}
+        settings = {**point.settings, **self.grid.settings, **variant.settings, **entry.settings}
         row = f"{entry.name} + {variant.name}" if variant.name else entry.name
         said = {**settings, "protocol": self.grid.protocol}
         cell = Cell(name, row, entry.method, variant.name, data, ratio, 0, self.runs / name, said)
@@ -272,7 +374,7 @@ class Planner:
     def run(self, entry: Entry, settings: Dotted) -> Run:
         """Return the run of a method with these settings on top of its protocol; raise a `UserError` if it has none."""
         start = protocols.start(self.grid.protocol, entry.method)
-        basis: Any = methods.find(entry.method).Config() if start.settings is None else start.settings
+        basis: Settings = methods.find(entry.method).Config() if start.settings is None else start.settings
         own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
         shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
         run = override(start, {"settings": override(basis, own, "method."), **shared})
@@ -282,7 +384,3 @@ class Planner:
         resolved = resolve(run, found)
         check_model(resolved, found)
         return resolved.run
-
-
-def _data(point: Point) -> Dotted:
-    return {"data.name": point.data} | ({} if point.imbalance is None else {"data.imbalance_ratio": point.imbalance})

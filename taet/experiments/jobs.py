@@ -19,12 +19,10 @@ import torch
 
 from taet.data.sources import source
 from taet.errors import UserError
-from taet.experiments.cell import Cell, Outcome
-from taet.experiments.grid import Grid, cells_of, parse, read
+from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, plural
 from taet.report import write
-from taet.report.results import Results, results
 from taet.training.environment import cores, interruption, taet_command
 from taet.training.folder import RunFolder
 
@@ -54,10 +52,6 @@ class Comparison:
     def counts(self) -> dict[str, int]:
         """How many cells are in each state."""
         return dict(Counter(outcome.state for outcome in self.outcomes))
-
-    def results(self) -> Results:
-        """Return the result cards of the cells as one table."""
-        return results([outcome.cell.folder for outcome in self.outcomes if outcome.state == "done"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents of comparison.json."""
@@ -108,7 +102,7 @@ def compare(
     side_by_side, threads, gpus = _machine(jobs)
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, threads))
-    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
+    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.look().state in OPEN}:
         source(data)
     make_folder(place / "logs")
     work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
@@ -209,7 +203,7 @@ class _Work:
         self, planned: Sequence[Cell], logs: Path, jobs: int, threads: int, gpus: Sequence[str], say: Say
     ) -> None:
         self.logs, self.jobs, self.threads, self.gpus, self.say = logs, jobs, threads, gpus, say
-        states = [cell.state for cell in planned]
+        states = [cell.look().state for cell in planned]
         self.waiting = deque(cell for cell, state in zip(planned, states, strict=True) if state in OPEN)
         self.done, self.total = states.count("done"), len(planned) - states.count("not applicable")
         self.running: list[_Job] = []

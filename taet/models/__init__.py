@@ -23,23 +23,8 @@ from taet.models.heads import CosineHead, Head
 from taet.models.weights import StoredWeights, pretrained
 from taet.randomness import seeded
 
-__all__ = [
-    "Adapter",
-    "Classifier",
-    "CosineHead",
-    "Head",
-    "Normalized",
-    "adapted",
-    "build",
-    "check_consent",
-    "check_logits",
-    "check_trust",
-    "consent",
-    "is_own",
-    "pretrained",
-    "stem",
-    "trusted",
-]
+__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "Normalized", "adapted", "build", "check_consent"]
+__all__ += ["check_logits", "check_trust", "consent", "is_own", "pretrained", "stem", "trusted"]
 
 
 def build(

@@ -11,7 +11,7 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,10 @@ from taet.models.weights import StoredWeights, fill, read
 from taet.randomness import seeded
 
 FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
-LINEAR = Head()
-RGB = 3
-# The argument for the image size in torchvision's models of a fixed size, by the first part of their names.
-IMAGE_SIZE = {"vit": "image_size", "maxvit": "input_size"}
+LINEAR, RGB = Head(), 3
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+
+ImageShape = tuple[int, int, int]
 
 
 class Statistics(NamedTuple):
@@ -59,32 +58,24 @@ class Normalized(nn.Module):
 
     def __init__(self, network: nn.Module, statistics: Statistics | tuple[Sequence[float], Sequence[float]]) -> None:
         super().__init__()
-        mean, std = statistics
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network((x - self.mean) / self.std)
         return logits
 
 
-class Loaded(NamedTuple):
-    """A model, with notes on the origin of its weights and its input normalisation."""
-
-    model: nn.Module
-    notes: tuple[str, ...]
-
-
 def load(
     spec: str,
     *,
     num_classes: int,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     weights: str | Path | StoredWeights | None = None,
     normalize: str = "none",
-) -> Loaded:
-    """Return the model called `spec` in eval mode, with its weights and with its input normalisation inside.
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the model called `spec` in eval mode, with its weights and input normalisation, and notes on their origin.
 
     `spec` and `image_shape` are those of `taet.models.build`. Without `weights`, which must fit wholly, the model keeps
     those of the callable's module, or gets random ones from seed 0. `normalize` is none, imagenet, cifar10, cifar100 or
@@ -92,23 +83,21 @@ def load(
     """
     statistics = parse_normalization(normalize, image_shape[0])
     with seeded(0, "weights"):
-        build = elsewhere if ":" in spec else registered
-        network: nn.Module = build(spec, num_classes, image_shape)
-        state = None if weights is None else read(weights)
-        fresh = "none given, so fresh ones drawn from seed 0"
-        about = f"weights: as {spec} gives them" if is_own(spec) else f"weights: {fresh}"
-        if state is not None:
+        build: Callable[[str, int, ImageShape], nn.Module] = elsewhere if ":" in spec else registered
+        network = build(spec, num_classes, image_shape)
+        about = f"weights: {f'as {spec} gives them' if is_own(spec) else 'none given, so fresh ones drawn from seed 0'}"
+        if weights is not None:
+            state = read(weights)
             if state.from_run and not isinstance(network, Classifier):
                 whole = any(key.startswith("network.") for key in state.tensors)
                 network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)
             with custom_code(f"{state.path} cannot be loaded into {spec}"):
                 about = fill(network, state)
     if statistics is None:
-        return Loaded(network.eval(), (about,))
+        return network.eval(), (about,)
     if isinstance(network, Classifier) and not (network.mean.eq(0).all() and network.std.eq(1).all()):
         raise UserError(f"normalisation: got '{normalize}'; the network brings its own; allowed: none")
-    note = f"normalisation: {normalize}, inside the model"
-    return Loaded(Normalized(network, statistics).eval(), (about, note))
+    return Normalized(network, statistics).eval(), (about, f"normalisation: {normalize}, inside the model")
 
 
 def parse_normalization(text: str, channels: int) -> Statistics | None:
@@ -130,11 +119,8 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     return Statistics(mean, std)
 
 
-# Networks by name
-
-
 def registered(
-    name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head = LINEAR, stem: str = "auto"
+    name: str, num_classes: int, image_shape: ImageShape, head: Head = LINEAR, stem: str = "auto"
 ) -> Classifier:
     """Return the network called `name` in `taet list models`, for images (N, *image_shape)."""
     known = registry.entries("models")
@@ -148,40 +134,30 @@ def registered(
     return model
 
 
-def elsewhere(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     """Return the network `spec`, KIND:NAME, as its author builds it, for images (N, *image_shape)."""
     kind, _, name = spec.partition(":")
-    if kind == "torchvision":
-        return _from_torchvision(name, num_classes, image_shape)
-    if kind == "timm":
-        return _from_timm(name, num_classes, image_shape)
-    return _from_path(kind, name, num_classes)
-
-
-def _from_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    models: Any = importlib.import_module("torchvision.models")
-    _check_listed("torchvision", name, models.list_models(module=models))  # classifiers only
     channels, height, width = image_shape
-    sizes = {"image_size": height, "input_size": (height, width)}
-    sized = {key: sizes[key] for first, key in IMAGE_SIZE.items() if name.partition("_")[0] == first}
-    network = _made(models.get_model, f"torchvision:{name}", name, weights=None, num_classes=num_classes, **sized)
+    if kind == "timm":
+        timm = needed("timm", f"model 'timm:{name}'", "timm")
+        architecture = name.partition(".")[0]  # the rest is the tag of a pretraining
+        _check_listed("timm", architecture, timm.list_models())
+        fixed = timm.models.get_pretrained_cfg_value(architecture, "fixed_input_size")
+        settings = {"in_chans": channels} | ({"img_size": (height, width)} if fixed else {})
+        return _made(timm.create_model, spec, name, pretrained=False, num_classes=num_classes, **settings)
+    if kind != "torchvision":
+        return _custom(kind, name, num_classes)
+    models: Any = importlib.import_module("torchvision.models")
+    _check_listed(kind, name, models.list_models(module=models))  # classifiers only
+    sizes: dict[str, dict[str, object]] = {"vit": {"image_size": height}, "maxvit": {"input_size": (height, width)}}
+    sized = sizes.get(name.partition("_")[0], {})
+    network = _made(models.get_model, spec, name, weights=None, num_classes=num_classes, **sized)
     if channels != RGB:  # a first convolution with fresh weights of the same standard deviation
         first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
         shape = (first.out_channels, channels, *first.kernel_size)
         first.weight = nn.Parameter(torch.empty(shape).normal_(std=first.weight.std().item()))
         first.in_channels = channels
     return network
-
-
-def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    timm = needed("timm", f"model 'timm:{name}'", "timm")
-    architecture = name.partition(".")[0]  # the rest is the tag of a pretraining
-    _check_listed("timm", architecture, timm.list_models())
-    channels, *size = image_shape
-    settings: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
-    if timm.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
-        settings["img_size"] = tuple(size)
-    return _made(timm.create_model, f"timm:{name}", name, **settings)
 
 
 def _check_listed(package: str, name: str, names: Collection[str]) -> None:
@@ -191,12 +167,13 @@ def _check_listed(package: str, name: str, names: Collection[str]) -> None:
         raise UserError(f"unknown {package} model '{name}'; allowed: the {len(names)} names of {package}{hint}")
 
 
-def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
-    spec = f"{module_name}:{name}"
+def _custom(module_name: str, name: str, num_classes: int) -> nn.Module:
+    spec, before = f"{module_name}:{name}", [*sys.path]
     if not (name and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
     CUSTOM.add(module_name.partition(".")[0])
-    with _importable_here():
+    sys.path.insert(0, str(Path.cwd()))
+    try:
         # Random draws during the import must not shift other draws.
         with custom_code(f"module '{module_name}' cannot be imported"), torch.random.fork_rng(devices=[]):
             module = importlib.import_module(module_name)
@@ -209,9 +186,11 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
         with custom_code(f"{spec} failed"):
             takes = "num_classes" in inspect.signature(made).parameters
         return _made(made, spec, **({"num_classes": num_classes} if takes else {}))
+    finally:
+        sys.path[:] = before
 
 
-def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
+def _made(build: Callable[..., object], spec: str, *arguments: object, **settings: object) -> nn.Module:
     """Build a network; an exception of the builder, e.g. for an unsupported image size, becomes one line."""
     with custom_code(f"{spec} failed"):
         network = build(*arguments, **settings)
@@ -220,21 +199,8 @@ def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
     return network
 
 
-@contextlib.contextmanager
-def _importable_here() -> Iterator[None]:
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-# Features and head
-
-
 def taken_apart(
-    network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], head: Head = LINEAR
+    network: nn.Module, num_classes: int, image_shape: ImageShape, head: Head = LINEAR
 ) -> Classifier | Adapter:
     """Split `network` into features and head: its last linear layer with `num_classes` outputs, or a cosine head.
 
@@ -252,11 +218,8 @@ def taken_apart(
         model = Classifier(body, own, num_classes, image_shape[0])
         model.notes = (f"features: the inputs of the network's last layer, {name}",)
         return model.train()
-    whole = adapted(network, num_classes)
-    whole.notes = (
-        "the network is used whole: no linear layer gives its logits, so it has no features to read, and it gets "
-        "images as they are, in [0, 1]",
-    )
+    whole, used = adapted(network, num_classes), "the network is used whole: no linear layer gives its logits"
+    whole.notes = (f"{used}, so it has no features to read, and it gets images as they are, in [0, 1]",)
     return whole.train()
 
 
@@ -276,12 +239,11 @@ def _parts(network: nn.Module, num_classes: int, images: Tensor) -> tuple[nn.Mod
     """Copies of the network before its last linear layer and of that layer, with its name; None if it has no logits."""
     body = copy.deepcopy(network)
     linear = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)]
-    name, last = next(((name, part) for name, part in reversed(linear) if part.out_features == num_classes), ("", None))
+    name, last = next((pair for pair in reversed(linear) if pair[1].out_features == num_classes), ("", None))
     if last is None:
         return None
     # Both signs, and rows that no softmax can give, so that any operation after the layer shows.
-    answers = torch.linspace(-1, 1, 2 * num_classes).view(2, num_classes)
-    asked: list[Tensor] = []
+    answers, asked = torch.linspace(-1, 1, 2 * num_classes).view(2, num_classes), list[Tensor]()
 
     def answer(_layer: nn.Module, inputs: tuple[Tensor, ...], _outputs: Tensor) -> Tensor:
         asked.extend(inputs)
@@ -327,10 +289,8 @@ def consent(name: str) -> list[str]:
 def check_consent(where: str, name: str) -> None:
     """Refuse the model that a file names if it is custom code that was not named to `trusted` as well."""
     if is_own(name) and name not in _trusted.get():
-        raise UserError(
-            f"{where}: got the model '{name}', which is code outside this package; "
-            f"allowed: with --trust-model {name}, which imports and runs it"
-        )
+        allowed = f"with --trust-model {name}, which imports and runs it"
+        raise UserError(f"{where}: got the model '{name}', which is code outside this package; allowed: {allowed}")
 
 
 def check_trust(folder: Path, name: str) -> None:

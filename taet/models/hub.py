@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from taet.errors import UserError, custom_code, needed
 from taet.files import check_seal, file_sha256, read_json
 
-WEIGHTS, CARD = "model.safetensors", "evaluation.json"
+WEIGHTS, CARD, CONFIG = "model.safetensors", "evaluation.json", "config.json"
 FILES = ("run.json", "metrics.jsonl", "done", WEIGHTS, CARD)
-CONFIG = "config.json"
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 
@@ -29,14 +27,13 @@ def local(name: str | os.PathLike[str]) -> Path:
 
     Raises:
         UserError: a name without a full commit, a missing package, a download that fails, a file whose SHA-256 is not
-            the one in the model's config.json or result card.
+            the one in the model's config.json.
     """
-    kind, _, path = os.fspath(name).partition(":")
-    if not is_published(name):
-        return Path(name)
-    folder = Path(path) if kind == "folder" else _downloaded(os.fspath(name))
-    verify(folder)
-    return folder
+    text = os.fspath(name)
+    place = _downloaded(text) if text.startswith("hf:") else Path(text.removeprefix("folder:"))
+    if is_published(name) or (place / CONFIG).is_file():
+        verify(place)
+    return place
 
 
 def _downloaded(name: str) -> Path:
@@ -54,26 +51,18 @@ def _downloaded(name: str) -> Path:
 def weights_file(path: str | Path) -> Path:
     """Return the file of weights of a path, of the folder of a published model, or of hf:USER/NAME@COMMIT."""
     place = local(path)
-    if not is_published(path):
-        if not (place / CONFIG).is_file():
-            return place
-        verify(place)
-    return place / WEIGHTS
+    return place / WEIGHTS if (place / CONFIG).is_file() else place
 
 
 def verify(folder: Path) -> None:
-    """Refuse a published folder with a missing or changed file, or with a card of other weights."""
+    """Refuse a published folder with a missing or changed file."""
     path = folder / CONFIG
     if not path.exists():
         raise UserError(f"{folder} holds no {CONFIG}; allowed: a folder that taet push wrote")
     stored = read_json(path)
-    sums: Any = stored.get("files") if isinstance(stored, dict) and check_seal(path, stored) else None
+    sums = stored.get("files") if isinstance(stored, dict) and check_seal(path, stored) else None
     if not isinstance(sums, dict) or not {WEIGHTS, CARD, "run.json"} <= sums.keys():
         raise UserError(f"{path} was not written by taet push: it has no SHA-256 of every file")
     for name in FILES:
         if name in sums and file_sha256(folder / name) != sums[name]:
             raise UserError(f"{folder / name} was changed or damaged: its SHA-256 differs from the one in {CONFIG}")
-    card = read_json(folder / CARD)
-    model: Any = card.get("model") if isinstance(card, dict) and check_seal(folder / CARD, card) else None
-    if not isinstance(model, dict) or model.get("file_sha256") != sums[WEIGHTS]:
-        raise UserError(f"{folder / CARD} was made with other weights than {WEIGHTS}: the checksums differ")

@@ -18,25 +18,20 @@ def guard(*networks: nn.Module) -> tuple[str, ...]:
 
     Their weights are stored in it, and a hook passes them their input in it. All other layers keep their numbers.
     """
-    guarded = [(name, layer) for network in networks for name, layer in network.named_modules() if _is_faulty(layer)]
-    for _, layer in guarded:
-        for weight in layer.parameters():
-            # Not `contiguous`: the strides of a 1x1 kernel satisfy both layouts, and PyTorch guesses from them.
-            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
-        if _ordinary_input not in layer._forward_pre_hooks.values():
-            layer.register_forward_pre_hook(_ordinary_input)
-    names = ", ".join(name for name, _ in guarded)
-    line = f"not in channels_last, where their gradient is unsafe on this CPU (oneDNN issue 6035): {names}"
-    return (line,) if guarded else ()
-
-
-def _is_faulty(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.Conv2d) or layer.weight.device.type != "cpu" or platform.machine() != "x86_64":
-        return False
     floats = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
-    return layer.kernel_size == (1, 1) and layer.stride != (1, 1) and 1 < layer.in_channels < floats
+    names = []
+    for name, layer in (pair for network in networks for pair in network.named_modules()):
+        strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+        on_cpu = strided and layer.weight.device.type == "cpu" and platform.machine() == "x86_64"
+        if on_cpu and 1 < layer.in_channels < floats:
+            names.append(name)
+            for weight in layer.parameters():
+                # Not `contiguous`: the strides of a 1x1 kernel satisfy both layouts, and PyTorch guesses from them.
+                weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+            layer.register_forward_pre_hook(_ordinary_input)
+    line = f"not in channels_last, where their gradient is unsafe on this CPU (oneDNN issue 6035): {', '.join(names)}"
+    return (line,) if names else ()
 
 
 def _ordinary_input(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    x, *others = inputs
-    return (x.contiguous(), *others)
+    return (inputs[0].contiguous(), *inputs[1:])

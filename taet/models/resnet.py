@@ -1,8 +1,16 @@
-"""Residual networks of basic or bottleneck blocks, with the stem for small or for large images.
+"""Residual networks: basic, bottleneck and pre-activation blocks, wide networks, for small or for large images.
 
-Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385. Bottlenecks have their
+Sources: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385. Bottlenecks have their
 stride in the 3x3 convolution (version 1.5, as in torchvision and the CIFAR code of this field), shortcuts that
 change the shape are 1x1 convolutions (option B of section 3.3).
+
+Pre-activation: He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027. As the adversarial
+training of this field uses it (Rice et al., ICML 2020, arXiv:2002.11569): a shortcut that changes the shape takes the
+normalised and rectified input, and the pooling follows a last normalisation and rectifier.
+
+WRN-d-k: Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv:1605.07146, without dropout: three groups of
+(d - 4) / 6 pre-activation blocks, k times as wide as 16, 32, 64. The public code of TRADES and what descends from it
+hold a further `sub_block1` that no image passes and no gradient reaches: left out.
 """
 
 from __future__ import annotations
@@ -20,6 +28,9 @@ NAMES = {
     "resnet50": "ResNet-50, bottleneck blocks, 23.5 million parameters (TAET, at 224 pixels)",
     "resnet20": "ResNet-20, three blocks at each of the widths 16, 32, 64, 272 thousand parameters (He et al.)",
     "resnet8": "ResNet-8, one block at each of the widths 16, 32, 64, 78 thousand parameters: for CPUs",
+    "preact-resnet18": "ResNet-18 with pre-activation, 11.2 million parameters (AWP; AT-BSL on Tiny-ImageNet-LT)",
+    "wrn-28-10": "Wide ResNet, 28 layers, 10 times as wide, 36.5 million parameters (ADT)",
+    "wrn-34-10": "Wide ResNet, 34 layers, 10 times as wide, 46.2 million parameters (AT-BSL, TRADES, RoBal)",
 }
 IMAGENET_FROM = 96  # pixels: 12 after the stem and 2 before the pooling; a smaller image would be pooled away
 
@@ -71,6 +82,26 @@ class Bottleneck(ResidualBlock):
         return torch.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
+class PreActBlock(ResidualBlock):
+    """conv(relu(bn(conv(a)))) + shortcut with a = relu(bn(x)), 3x3 convolutions; the shortcut is x, or conv1x1(a)."""
+
+    preactivation = True
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = torch.relu(self.bn1(x))
+        out: Tensor = self.conv2(torch.relu(self.bn2(self.conv1(active))))
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
 class AveragePooling(nn.Module):
     """Mean over the pixels, (N, C, H, W) -> (N, C), whose gradient keeps the memory layout of its input."""
 
@@ -96,11 +127,20 @@ class ResidualLayout(NamedTuple):
     """Outputs of the first convolution; None: as many as the first width."""
 
 
+def wide_layout(depth: int, widening: int) -> ResidualLayout:
+    """Return the dimensions of WRN-depth-widening; depth is 4 + 6 n."""
+    widths = (16 * widening, 32 * widening, 64 * widening)
+    return ResidualLayout(widths, ((depth - 4) // 6,) * len(widths), PreActBlock, stem=16)
+
+
 LAYOUTS = {
     "resnet18": ResidualLayout((64, 128, 256, 512), (2, 2, 2, 2)),
     "resnet50": ResidualLayout((64, 128, 256, 512), (3, 4, 6, 3), Bottleneck),
     "resnet20": ResidualLayout((16, 32, 64), (3, 3, 3)),
     "resnet8": ResidualLayout((16, 32, 64), (1, 1, 1)),
+    "preact-resnet18": ResidualLayout((64, 128, 256, 512), (2, 2, 2, 2), PreActBlock),
+    "wrn-28-10": wide_layout(28, 10),
+    "wrn-34-10": wide_layout(34, 10),
 }
 
 
@@ -134,10 +174,9 @@ def residual_body(layout: ResidualLayout, channels: int, *, large: bool = False)
 def residual_network(
     layout: ResidualLayout, num_classes: int, channels: int, head: Head, *, large: bool = False
 ) -> Classifier:
-    """Return the network of `layout` with a head, its convolutions drawn from N(0, 2 / fan-out).
+    """Return the network of `layout` with a head, its convolutions drawn from N(0, 2 / fan-out), as rectifiers need it.
 
-    This keeps the variance through rectifiers. Source: He et al., Delving Deep into Rectifiers, ICCV 2015,
-    arXiv:1502.01852.
+    Source: He et al., Delving Deep into Rectifiers, ICCV 2015, arXiv:1502.01852.
     """
     body, features = residual_body(layout, channels, large=large), layout.block.expansion * layout.widths[-1]
     model = Classifier(body, build_head(head, features, num_classes), num_classes, channels)
@@ -148,5 +187,5 @@ def residual_network(
 
 
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
-    """Return the network called `name` with He initialisation from the global random state."""
+    """Return the network called `name`, its weights drawn from the global random state."""
     return residual_network(LAYOUTS[name], num_classes, image_shape[0], head, large=is_large(stem, image_shape))

@@ -6,8 +6,8 @@ gradients of one also on the CPU. Source: Ioffe and Szegedy, ICML 2015, arXiv:15
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,14 +19,9 @@ from torch.overrides import TorchFunctionMode
 from taet.distributed import average_gradients, global_sum, world_size
 
 
-@contextmanager
-def synchronised(wanted: bool = True) -> Iterator[None]:
+def synchronised(wanted: bool = True) -> AbstractContextManager[object]:
     """Within this context, batch normalisation in train mode uses the batches of all processes."""
-    if not wanted or world_size() == 1:
-        yield
-        return
-    with _GlobalStatistics():
-        yield
+    return _GlobalStatistics() if wanted and world_size() > 1 else nullcontext()
 
 
 def normalisations(*modules: nn.Module) -> list[_BatchNorm]:
@@ -36,8 +31,8 @@ def normalisations(*modules: nn.Module) -> list[_BatchNorm]:
 
 def average_statistics(*modules: nn.Module) -> None:
     """Replace the running statistics of batch normalisation, in place, by their mean over all processes."""
-    found = [(norm.running_mean, norm.running_var) for norm in normalisations(*modules)]
-    average_gradients([value for pair in found for value in pair if value is not None])
+    found = [value for norm in normalisations(*modules) for value in (norm.running_mean, norm.running_var)]
+    average_gradients([value for value in found if value is not None])
 
 
 class _GlobalStatistics(TorchFunctionMode):
@@ -64,7 +59,7 @@ def batch_norm(
     Statistics are float32 or wider, and the variance is the mean of squares about the mean: without the mean, digits
     would be lost where it is large beside the spread.
     """
-    if not training or world_size() == 1:
+    if not training:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     dims, shape = [dim for dim in range(x.ndim) if dim != 1], [-1 if dim == 1 else 1 for dim in range(x.ndim)]
     values = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -23,18 +23,13 @@ NAMES = {
 
 
 class TransformerLayout(NamedTuple):
-    """The dimensions of a transformer."""
+    """The dimensions of a transformer: pixels of a patch's side, width of a token, layers, heads and inner width."""
 
     patch: int
-    """Side in pixels."""
     width: int
-    """Of a token."""
     depth: int
-    """Layers."""
     heads: int
-    """Of attention, per layer."""
     inner: int
-    """Width within the two-layer perceptron."""
 
 
 LAYOUTS = {

@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from safetensors.torch import load
@@ -39,11 +39,18 @@ class StoredWeights(NamedTuple):
         """Whether these are the names of a Classifier or Adapter, as in a run folder."""
         return "offset" in self.tensors and all(key in SETTINGS or key.startswith(PARTS) for key in self.tensors)
 
-    @property
-    def sentence(self) -> str:
-        """What was read, for the notes of a model."""
+    def unprefixed(self, expected: Collection[str]) -> tuple[dict[str, Tensor], str]:
+        """Drop prefixes that all names share, such as "module." of DataParallel, if names then match; with a note."""
+        kept, dropped = self.tensors, ""
+        while kept and not kept.keys() & {*expected}:
+            prefix, *others = {key[: key.find(".") + 1] for key in kept}
+            if others or not prefix:
+                kept, dropped = self.tensors, ""
+                break
+            kept, dropped = {key.removeprefix(prefix): value for key, value in kept.items()}, dropped + prefix
         under = f" under '{self.place}'" if self.place else ""
-        return f"weights: {len(self.tensors)} tensors of {self.path}{under}"
+        without = f", without the prefix '{dropped}'" if dropped else ""
+        return kept, f"weights: {len(self.tensors)} tensors of {self.path}{under}{without}"
 
 
 def read(path: str | Path | StoredWeights) -> StoredWeights:
@@ -55,17 +62,16 @@ def read(path: str | Path | StoredWeights) -> StoredWeights:
     if isinstance(path, StoredWeights):
         return path
     content, place = _content(weights_file(path)), list[str]()
-    while not _is_state(content):
-        key = next((key for key in NAMED_STATES if isinstance(content, Mapping) and key in content), None)
-        if key is None:
-            under = "as model.state_dict() gives them, alone or under one of"
-            raise UserError(f"{path} holds no weights; allowed: names and tensors, {under} {', '.join(NAMED_STATES)}")
-        content = content[key]
-        place.append(key)
-    return StoredWeights(dict(content), ".".join(place), Path(path))
+    while isinstance(content, Mapping):
+        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+            return StoredWeights(dict(content), ".".join(place), Path(path))
+        place += [next((key for key in NAMED_STATES if key in content), "")]
+        content = content.get(place[-1])
+    under = "as model.state_dict() gives them, alone or under one of"
+    raise UserError(f"{path} holds no weights; allowed: names and tensors, {under} {', '.join(NAMED_STATES)}")
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"weights: got {path}; allowed: a file that exists (.safetensors, .pt or .pth)")
     try:
@@ -76,7 +82,8 @@ def _content(path: Path) -> Any:
             if zipfile.is_zipfile(file):
                 check_archive(file)
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content: object = torch.load(file, map_location="cpu", weights_only=True)
+            return content
     except (UserError, MemoryError):
         raise
     except Exception as error:  # torch reports a truncated or foreign file in many types
@@ -97,16 +104,11 @@ def check_archive(file: IO[bytes]) -> None:
     file.seek(0)
 
 
-def _is_state(value: Any) -> bool:
-    named = isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
-    return named and all(isinstance(entry, Tensor) for entry in value.values())
-
-
 def fill(network: nn.Module, state: StoredWeights) -> str:
     """Load all tensors of `state` into `network`, with none missing or left over, and return a note about it."""
-    without, tensors = _without_prefix(state.tensors, network.state_dict().keys())
+    tensors, note = state.unprefixed(network.state_dict().keys())
     _copy(network, tensors, state.path)
-    return state.sentence + without
+    return note
 
 
 def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights) -> str:
@@ -121,17 +123,16 @@ def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights)
     """
     state = read(weights)
     body, own = (model.body, model.head) if isinstance(model, Classifier) else (model.network, None)
-    tensors, names = state.tensors, body.state_dict().keys()
+    names = body.state_dict().keys()
+    tensors, note = state.unprefixed(state.tensors if state.from_run else names)
     if state.from_run:
-        kept = {key: value for key, value in tensors.items() if key not in SETTINGS}
-        tensors = {key.removeprefix("network.").removeprefix("body."): value for key, value in kept.items()}
-    without, tensors = _without_prefix(tensors, names)
+        tensors = {k.removeprefix("network.").removeprefix("body."): v for k, v in tensors.items() if k not in SETTINGS}
     rest = {key: value for key, value in tensors.items() if key not in names}
-    head = _layer(rest) if own is not None else {}
-    _copy(body, {key: value for key, value in tensors.items() if not (head and key in rest)}, state.path)
-    note = state.sentence + without
-    if own is None or not head:
+    layers, head = {key.rpartition(".")[0] for key in rest}, {key.rpartition(".")[2]: rest[key] for key in rest}
+    if own is None or len(layers) != 1 or not {"weight"} <= head.keys() <= {"weight", "bias"}:
+        _copy(body, tensors, state.path)
         return note
+    _copy(body, {key: value for key, value in tensors.items() if key in names}, state.path)
     if {key: value.shape for key, value in own.state_dict().items()} == {key: head[key].shape for key in head}:
         _copy(own, head, state.path)
         return f"{note}, its head included"
@@ -140,36 +141,17 @@ def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights)
     return f"{note}; the head is fresh, since that of the file is {other}"
 
 
-def _layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by their last names if they form one linear layer, with or without a bias; else empty."""
-    places, layer = {key.rpartition(".")[0] for key in state}, {key.rpartition(".")[2]: state[key] for key in state}
-    return layer if len(places) == 1 and {"weight"} <= layer.keys() <= {"weight", "bias"} else {}
-
-
-def _without_prefix(state: Mapping[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor]]:
-    """Drop prefixes that all names share, e.g. "module." of DataParallel, if more names then match; and say so."""
-    candidates = [("", dict(state))]
-    while prefix := _shared_prefix(candidates[-1][1]):
-        dropped, longer = candidates[-1]
-        candidates.append((dropped + prefix, {key.removeprefix(prefix): value for key, value in longer.items()}))
-    dropped, kept = max(candidates, key=lambda one: len(one[1].keys() & {*expected}))  # ties: the fewest prefixes
-    return (f", without the prefix '{dropped}'" if dropped else ""), kept
-
-
-def _shared_prefix(names: Collection[str]) -> str:
-    """The first part of the names with its dot if all share it; else ""."""
-    first, *others = {name.partition(".")[:2] for name in names} or {("", "")}
-    return "".join(first) if first[1] and not others else ""
-
-
 def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors into the network, or report those that do not fit."""
     held = network.state_dict()
     other = [key for key, value in state.items() if key in held and value.shape != held[key].shape]
     for key in state.keys() & held.keys() - {*other}:
-        if not _fits(state[key], held[key]):
-            got = f"{state[key].dtype} on {state[key].device}, {state[key].layout}"
-            raise UserError(f"{path}: {key}: got {got}; allowed: dense {held[key].dtype} values, all finite")
+        value, wanted = state[key], held[key].dtype
+        same = value.dtype == wanted or (value.is_floating_point() and wanted.is_floating_point)
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        if not (same and dense and value.isfinite().all()):
+            got = f"{value.dtype} on {value.device}, {value.layout}"
+            raise UserError(f"{path}: {key}: got {got}; allowed: dense {wanted} values, all finite")
     keys = network.load_state_dict({key: state[key] for key in state if key not in other}, strict=False)
     missing = [key for key in keys.missing_keys if key not in other]
     if missing or keys.unexpected_keys or other:
@@ -179,11 +161,3 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys() and "conv1.weight" not in held
         hint = "; the names are torchvision's: --model torchvision:NAME" if theirs else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(parts)}{hint}")
-
-
-def _fits(value: Tensor, held: Tensor) -> bool:
-    """Whether a tensor is dense, finite and of the kind of `held`; floating-point numbers may have another width."""
-    if value.is_quantized or value.layout != torch.strided or value.device.type != "cpu":
-        return False
-    same = value.dtype == held.dtype or (value.is_floating_point() and held.is_floating_point())
-    return same and bool(value.isfinite().all())

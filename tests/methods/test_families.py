@@ -16,10 +16,8 @@ from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import Adapter, Classifier, Head
 from taet.models.foreign import elsewhere, taken_apart
-from taet.models.preact_resnet import PreActBlock
-from taet.models.resnet import Bottleneck, ResidualLayout, residual_network
+from taet.models.resnet import Bottleneck, PreActBlock, ResidualLayout, residual_network, wide_layout
 from taet.models.vit import TransformerLayout, vision_transformer
-from taet.models.wide_resnet import wide_layout
 from taet.settings import Run, Threat, Training
 from taet.training.state import State
 from taet.training.step import training_step

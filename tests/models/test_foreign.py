@@ -56,7 +56,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def load(spec: str, **options: Any) -> nn.Module:
-    return foreign.load(spec, **{"num_classes": 4, "image_shape": (3, 8, 8), **options}).model
+    return foreign.load(spec, **{"num_classes": 4, "image_shape": (3, 8, 8), **options})[0]
 
 
 def images(count: int = 3) -> Tensor:
@@ -192,9 +192,9 @@ def test_weights_are_found_where_scripts_put_them(
 ) -> None:
     source, path = plain(), tmp_path / f"net{suffix}"
     torch.save(wrap(source.state_dict()), path)
-    loaded = foreign.load(f"{own}:build", num_classes=4, image_shape=(3, 8, 8), weights=path)
-    assert torch.equal(loaded.model(images()), source(images()))
-    assert loaded.notes == (f"weights: 2 tensors of {path}{note}",)
+    model, notes = foreign.load(f"{own}:build", num_classes=4, image_shape=(3, 8, 8), weights=path)
+    assert torch.equal(model(images()), source(images()))
+    assert notes == (f"weights: 2 tensors of {path}{note}",)
 
 
 def test_a_prefix_that_the_model_has_itself_is_kept(own: str, tmp_path: Path) -> None:

@@ -71,8 +71,6 @@ def test_layers_narrower_than_a_vector_are_guarded_and_named(
     assert [bool(memory_layout.guard(layer(c))) for c in range(1, 18)] == [1 < c < width for c in range(1, 18)]
     network = nn.Sequential(nn.Identity(), layer()).to(memory_format=torch.channels_last)
     assert memory_layout.guard(network)[0].endswith("(oneDNN issue 6035): 1")
-    memory_layout.guard(network)
-    assert len(network[1]._forward_pre_hooks) == 1
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert not memory_layout.guard(layer(4))
 

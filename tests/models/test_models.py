@@ -13,8 +13,7 @@ from taet.attacks.ball import frozen
 from taet.errors import UserError
 from taet.files import digest
 from taet.models import Adapter
-from taet.models.preact_resnet import PreActBlock
-from taet.models.resnet import BasicBlock, Bottleneck
+from taet.models.resnet import BasicBlock, Bottleneck, PreActBlock
 from taet.models.strategy import Strategy
 
 SMALL = ["resnet8", "vit-mini-p4", "preact-resnet18"]  # one of each kind: the others differ in numbers only
