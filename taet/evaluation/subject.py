@@ -216,8 +216,8 @@ def of_run(
             data["notes"] = [*data.get("notes", ()), *note]
         sha256 = images_sha256(pixels, labels)
     if (extra := record.data.extra) is not None:
-        about = {name: plain(value) for name, value in vars(extra).items() if name not in OF_TRAINING}
-        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.test_sha256)}
+        about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
+        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
     chosen = selection_of(weights, record.selection)
     counts = list(record.data.train.class_counts)
     return Subject(

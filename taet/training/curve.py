@@ -25,8 +25,6 @@ from taet.settings import Run, from_json
 from taet.training.record import CurvePoint
 from taet.training.resolve import Resolved, watched_epochs, watched_images
 
-CountsJson = dict[str, list[int]]
-
 
 def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
     """Count the samples with `hits` (N,) per class, (C,) int64, without synchronising the device."""
@@ -70,13 +68,12 @@ def monitor(
     pause: Callable[[], None],
     fgsm: bool = False,
     sums: FeedbackSums | None = None,
-) -> dict[str, CountsJson]:
+) -> dict[str, dict[str, list[int]]]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
-    The steps of the attack are those of the curve of `run`, computed in its precision. The start noise is U(-eps, eps),
-    the same in every epoch, so that only the model changes the curve. With `fgsm` there is a third entry, one step of
-    eps from the clean image. Each of P processes takes every P-th batch, moved to `device`; `pause` is called before
-    each batch, equally often in all processes. `sums` collects further values that a method learns from.
+    The start noise is U(-eps, eps), the same in every epoch, so that only the model changes the curve. With `fgsm`
+    there is a third entry, one step of eps from the clean image. Each of P processes takes every P-th batch; `pause`
+    comes before each, equally often in all processes. `sums` collects further values that a method learns from.
     """
     steps, batch_size, num_classes = run.training.monitor_steps, run.evaluation.batch_size, len(split.class_names)
     attack, eps = f"pgd-{steps}", run.threat.eps

@@ -26,8 +26,7 @@ from taet.errors import UserError
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
-# From malloc.h: the most blocks with a mapping of their own, and the free bytes at the top to return, -1: never.
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of malloc.h: the most blocks with an own mapping, free bytes to return
 
 
 def version(package: str) -> str | None:
@@ -44,14 +43,15 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return None
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    asked = ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        head, changes = (
+            subprocess.check_output(["git", "-C", str(root), *words], text=True, stderr=subprocess.DEVNULL)
+            for words in asked
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return head.strip() + ("+" if changes.strip() else "")
 
 
 def _reported(*names: str) -> str:
@@ -110,8 +110,7 @@ def keep_freed_memory(device: torch.device) -> None:
     """Make the C library reuse the memory of freed CPU tensors until the process ends.
 
     By default glibc returns every large tensor to the kernel, which clears the pages again for the next one; that can
-    take longer than the arithmetic. This has no effect without glibc, on a GPU, or if the environment configures malloc
-    (MALLOC_... or LD_PRELOAD).
+    take longer than the arithmetic. No effect without glibc, on a GPU, or if MALLOC_... or LD_PRELOAD is set.
     """
     chosen = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
     if device.type == "cpu" and not chosen and platform.libc_ver()[0] == "glibc":
@@ -134,9 +133,8 @@ def peak_memory_mb(device: torch.device) -> float:
 def interruption(asked: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; a second SIGINT interrupts at once.
 
-    With several processes a second SIGINT has no effect either, because SLURM and torchrun send one each, and a process
-    that stops alone would leave the others waiting. Python handles signals in the main thread only; in other threads
-    the event is never set. Handlers are restored.
+    With several processes it does not, because SLURM and torchrun send one each, and a process that stops alone would
+    leave the others waiting. Python handles signals in the main thread only; in others the event is never set.
     """
     asked = threading.Event() if asked is None else asked
     if threading.current_thread() is not threading.main_thread():

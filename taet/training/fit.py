@@ -28,7 +28,7 @@ from taet.training.environment import interruption, keep_freed_memory, peak_memo
 from taet.training.folder import RunFolder, WeightsAbout
 from taet.training.optimizer import learning_rate, set_learning_rate
 from taet.training.prepare import TrainingPlan
-from taet.training.record import CurvePoint, Epoch, Json
+from taet.training.record import CurvePoint, Epoch, JsonDict
 from taet.training.state import State
 from taet.training.step import enough_images, examples, training_step
 
@@ -129,12 +129,11 @@ def end_epoch(
     return row
 
 
-def drift(plan: TrainingPlan, state: State) -> Json:
+def drift(plan: TrainingPlan, state: State) -> JsonDict:
     """Return mean and quartiles per class of the L2 distance between the examples of this and of the last epoch.
 
-    Of the first `distance_images` of every class, not augmented and with the same start noise in every epoch, so that
-    only the model changes the distance, in image units (REAT, figure 3). None in the first epoch; 0 for a class without
-    images.
+    Of the first `distance_images` of every class, not augmented and with the same start noise in every epoch, in image
+    units (REAT, figure 3). None in the first epoch; 0 for a class without images.
     """
     split, size, most = plan.dataset.train, plan.run.training.batch_size, plan.run.training.distance_images
     if not most:
@@ -202,8 +201,8 @@ def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool 
 def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model: nn.Module) -> None:
     """Set the statistics of batch normalisation by one epoch of training examples for `model`.
 
-    Averaged weights have no statistics of their own. The public code of SWA in this field uses clean images; a
-    network trained on adversarial images needs the statistics of those.
+    Averaged weights have none of their own. The public code of SWA in this field uses clean images; a network trained
+    on adversarial images needs the statistics of those.
     """
     attacked, loader = copy.deepcopy(model), plan.loader
     epoch = min(state.epoch, plan.run.training.epochs - 1)
@@ -241,10 +240,7 @@ def _board(plan: TrainingPlan, folder: RunFolder) -> Iterator[Callable[[Epoch], 
 
 
 class Pauses:
-    """What happens between two batches: time is taken, progress shown, the state saved, and Ctrl-C obeyed.
-
-    Clocks and signals differ between processes; all act if one of them must.
-    """
+    """Between two batches time is taken, progress shown, the state saved, and Ctrl-C obeyed: by all processes."""
 
     def __init__(self, plan: TrainingPlan, state: State, folder: RunFolder, progress: Progress | None = None) -> None:
         self.plan, self.state, self.folder = plan, state, folder
@@ -286,21 +282,16 @@ class Pauses:
     def save(self) -> None:
         """Write the checkpoint; if values are not finite, stop instead and keep the previous file."""
         self.check_finite()
-        values = {"run_hash": self.folder.record.run_hash, "images": self.plan.hashes, **self.state.state_dict()}
+        values = {"run_hash": self.folder.record.run_hash, **self.state.state_dict()}
         first(lambda: self.folder.save_checkpoint(values))
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Load the checkpoint, if there is one, and write the metrics as they were at that time.
-
-        A checkpoint that does not fit this run raises a UserError before anything is written.
-        """
+        """Load the checkpoint, if there is one that fits, and write the metrics as they were at that time."""
         folder, state = self.folder, self.state
         if first(folder.checkpoint.exists):
             saved = folder.load_checkpoint(folder.record.run_hash)
             with located(str(folder.checkpoint)), custom_code("it does not fit this run"):
-                if saved.get("images") != self.plan.hashes:
-                    raise UserError("it was written on other images; nothing was changed")
                 state.load_state_dict(saved)
             state.model.notes = folder.record.model_notes
         if state.rows:

@@ -23,28 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from taet import files
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located, said
 from taet.fields import Count, Record, Sha256
-from taet.files import (
-    MOST_JSON_BYTES,
-    check_seal,
-    file_sha256,
-    is_leftover,
-    lock,
-    make_folder,
-    opened,
-    parse_json,
-    read_bytes,
-    read_json,
-    remove_leftovers,
-    seal,
-    write_atomically,
-    write_json,
-)
 from taet.models.weights import check_archive
 from taet.settings import from_json
-from taet.training.record import Epoch, Json, RunRecord, best_epoch, training_settings
+from taet.training.record import Epoch, JsonDict, RunRecord, best_epoch, training_settings
 
 SCHEMA = 1
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
@@ -94,15 +79,15 @@ class RunFolder:
         """Whether it holds more than the leftovers of a process killed before the run was created."""
         if not self.path.is_dir():
             return self.path.exists()
-        return not all(is_leftover(file.name) for file in self.path.iterdir())
+        return not all(files.is_leftover(file.name) for file in self.path.iterdir())
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
         """Lock the folder for writing within this context; create it if it is missing. Remove what kills left."""
-        make_folder(self.path)
-        with lock(self.path):
+        files.make_folder(self.path)
+        with files.lock(self.path):
             for folder in {part.parent for part in self.path.rglob("*.part")}:
-                remove_leftovers(folder)
+                files.remove_leftovers(folder)
             yield
 
     # run.json and done
@@ -113,21 +98,21 @@ class RunFolder:
         path = self.path / RUN
         if not path.exists():
             raise UserError(f"{self.path} is not a run folder: it holds no {RUN}")
-        values = parse_json(self._read(path), str(path))
+        values = files.parse_json(self._read(path), str(path))
         with located(f"{path} was not written by taet train, or was changed"):
             _check_schema(values)
             record = RunRecord.from_json(values)
-        check_seal(path, values)
+        files.check_seal(path, values)
         return record
 
     def create(self, record: RunRecord) -> None:
         """Write the record of a new run."""
-        write_json(self.path / RUN, seal(record.to_json()))
+        files.write_json(self.path / RUN, files.seal(record.to_json()))
 
     @property
     def sealed(self) -> bool:
         """Whether run.json carries its own SHA-256, as it does since version 0.1."""
-        return self.is_run and check_seal(self.path / RUN, read_json(self.path / RUN))
+        return self.is_run and files.check_seal(self.path / RUN, files.read_json(self.path / RUN))
 
     @property
     def sums(self) -> Mapping[str, str]:
@@ -135,22 +120,25 @@ class RunFolder:
         path = self.path / DONE
         if not path.exists() or (path.stat().st_size == 0 and not self.sealed):
             return {}
-        values = read_json(path)
+        values = files.read_json(path)
         with located(str(path)):
-            files = from_json(DoneRecord, values).files
-        check_seal(path, values)
-        return files
+            record = from_json(DoneRecord, values)
+        files.check_seal(path, values)
+        return record.files
 
     def finish(self) -> None:
         """Mark the training as finished, with the SHA-256 of every file that it wrote."""
         paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob(f"*{SUFFIX}"))]
-        write_json(self.path / DONE, seal({"files": {path.name: file_sha256(path) for path in paths if path.exists()}}))
+        files.write_json(
+            self.path / DONE,
+            files.seal({"files": {path.name: files.file_sha256(path) for path in paths if path.exists()}}),
+        )
 
     def _read(self, path: Path) -> bytes:
         """Return the content of a file, verified by its checksum in `done`, if any; b"" for one that may be missing."""
         if not path.exists() and path.name not in self.sums:
             return b""
-        content = read_bytes(path, most=MOST_JSON_BYTES)
+        content = files.read_bytes(path, most=files.MOST_JSON_BYTES)
         self._verify(path, hashlib.sha256(content).hexdigest())
         return content
 
@@ -165,17 +153,17 @@ class RunFolder:
         """The rows of metrics.jsonl, one per epoch in order."""
         path, epochs = self.path / METRICS, list[Epoch]()
         for number, line in enumerate(self._read(path).splitlines(), 1):
-            row = parse_json(line, f"{path}: line {number} is damaged")
+            row = files.parse_json(line, f"{path}: line {number} is damaged")
             with located(f"{path}: line {number}"):
                 epochs.append(Epoch.from_json(row))
                 if epochs[-1].epoch != number:
                     raise UserError(f"got epoch {epochs[-1].epoch}; allowed: {number}; were its rows changed?")
         return tuple(epochs)
 
-    def write_metrics(self, rows: Sequence[Json]) -> None:
+    def write_metrics(self, rows: Sequence[JsonDict]) -> None:
         """Replace metrics.jsonl."""
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
-        write_atomically(self.path / METRICS, "".join(lines).encode())
+        files.write_atomically(self.path / METRICS, "".join(lines).encode())
 
     # The checkpoint
 
@@ -188,12 +176,12 @@ class RunFolder:
         """Replace the checkpoint by plain Python and tensors; it is loaded back once before it replaces the last."""
         buffer = io.BytesIO()
         torch.save({"schema": SCHEMA, **state}, buffer)
-        write_atomically(self.checkpoint, buffer.getvalue(), check=_load)
+        files.write_atomically(self.checkpoint, buffer.getvalue(), check=_load)
 
-    def load_checkpoint(self, run_hash: str) -> Json:
+    def load_checkpoint(self, run_hash: str) -> JsonDict:
         """Return the state of the run with `run_hash`; a damaged file or another run's raises a UserError."""
         path = self.checkpoint
-        with opened(path) as file:
+        with files.opened(path) as file:
             try:
                 check_archive(file)
                 state = _load(file)
@@ -247,20 +235,20 @@ class RunFolder:
     def weights_about(self, name: str = DELIVERED) -> WeightsAbout:
         """Return the metadata of a file of weights; a file that `taet train` did not write raises a UserError."""
         path = self.weights(name)
-        with opened(path), located(f"{path} was not written by taet train, or is truncated"):
+        with files.opened(path), located(f"{path} was not written by taet train, or is truncated"):
             try:
                 with safe_open(path, framework="pt") as file:
                     text = (file.metadata() or {}).get(METADATA, "{}")
             except SafetensorError as error:
                 raise UserError(str(error)) from None
-            return from_json(WeightsAbout, parse_json(text.encode(), METADATA))
+            return from_json(WeightsAbout, files.parse_json(text.encode(), METADATA))
 
     def check_weights(self, name: str = DELIVERED) -> WeightsAbout:
         """Return the metadata of a file of weights; a changed file, or one of another run, is refused."""
         path, about = self.weights(name), self.weights_about(name)
         if about.run_hash != self.record.run_hash:
             raise UserError(f"{path} holds the weights of another run than {self.path / RUN} describes")
-        self._verify(path, file_sha256(path))
+        self._verify(path, files.file_sha256(path))
         return about
 
     # Cards and other files
@@ -316,7 +304,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     """Save a model's `state` as safetensors with JSON `metadata`."""
     layout = torch.contiguous_format  # copies: safetensors refuses tensors that share memory, as tied weights do
     tensors = {name: value.detach().to("cpu", copy=True, memory_format=layout) for name, value in state.items()}
-    write_atomically(path, save(tensors, metadata={METADATA: json.dumps(metadata)}))
+    files.write_atomically(path, save(tensors, metadata={METADATA: json.dumps(metadata)}))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -23,7 +23,7 @@ WARM_UP = 3  # eager steps before one is recorded, so that state and caches exis
 AGREEMENT = 0.1  # largest relative difference of a replayed update from the eager one: rounding flips some signs
 
 StepPart = Callable[[Batch, Attack], Loss]
-Tensors = Callable[[], Sequence[Tensor]]
+StateTensors = Callable[[], Sequence[Tensor]]
 Recorder = Callable[[Callable[[], Loss]], tuple[Callable[[], None], Loss]]
 
 _logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Graphs:
         kind: Hashable,
         batch: Batch,
         attack: Attack,
-        state: Tensors,
+        state: StateTensors,
         optimizer: torch.optim.Optimizer,
     ) -> Loss:
         """Run `part` on the tensors of `state`; steps that take different branches in Python have different `kind`s."""
@@ -110,7 +110,7 @@ class Graphs:
             return part(batch, replace(attack, source=graph.source))
         return self._tried(graph, part, batch, attack, state)
 
-    def _tried(self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: Tensors) -> Loss:
+    def _tried(self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: StateTensors) -> Loss:
         """Record a step, replay it, and repeat it eagerly from the same state; return the eager result."""
         before, draws = _copies(state()), attack.source.generator.get_state()
         replayed, why = before, ""
@@ -138,7 +138,7 @@ class Graphs:
             _logger.warning("taet: steps are not captured in a CUDA graph and run one by one: %s", self.refused)
         return loss
 
-    def _recorded(self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: Tensors) -> StepPart:
+    def _recorded(self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: StateTensors) -> StepPart:
         """Record the step on copies of the batch; return its replay on another batch, with draws of its attack."""
         assert graph.source is not None
         place, source = Batch(*(values.clone(memory_format=torch.preserve_format) for values in batch)), graph.source

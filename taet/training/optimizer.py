@@ -9,19 +9,16 @@ from torch import Tensor, nn
 
 from taet.settings import Run, Training, epoch_at
 
-ONE_CYCLE_RISE = 0.3
-"""Default fraction of the steps over which one-cycle rises."""
-ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000
-"""First and last rate of one-cycle, relative to the highest."""
+ONE_CYCLE_RISE = 0.3  # default fraction of the steps over which it rises
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000  # first and last rate, relative to the highest
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Return SGD over all parameters, or AdamW, which decays only the weights of layers.
 
-    Those are parameters with two or more dimensions whose name contains "weight", such as attention's `in_proj_weight`.
-    Biases, gains of normalisations, class tokens and position embeddings are not decayed, as usual for transformers
-    (Touvron et al., DeiT, ICML 2021, arXiv:2012.12877). SGD decays all parameters, as in both papers of the protocols.
-    AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
+    Those have two or more dimensions and "weight" in the name, such as attention's `in_proj_weight`; biases, gains
+    of normalisations, class tokens and position embeddings are not decayed (Touvron et al., DeiT, ICML 2021,
+    arXiv:2012.12877). AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
     """
     # The fused kernel reads each weight once; it exists on these devices only.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
@@ -65,7 +62,12 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     training = run.training
     done, total = epoch * steps + step, training.epochs * steps
     if training.decay == "one-cycle":
-        return _one_cycle(training.lr, done, max((training.warmup or ONE_CYCLE_RISE) * total - 1, 0), total - 1)
+        peak, last = max((training.warmup or ONE_CYCLE_RISE) * total - 1, 0), total - 1
+        if done <= peak:
+            begin, end, share = ONE_CYCLE_START, 1.0, done / peak if peak else 1.0
+        else:
+            begin, end, share = 1.0, ONE_CYCLE_END, (done - peak) / (last - peak)
+        return training.lr * (end + (begin - end) * (1 + math.cos(math.pi * share)) / 2)
     rise = round(training.warmup * total)
     if done < rise:
         return training.lr * (done + 1) / rise
@@ -74,12 +76,3 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
         return training.lr * (1 + math.cos(math.pi * share)) / 2
     passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
     return float(training.lr * 0.1**passed)
-
-
-def _one_cycle(highest: float, done: int, peak: float, last: float) -> float:
-    """Rate after `done` steps of a cycle that reaches `highest` at `peak` and ends at `last`, counted from 0."""
-    if done <= peak:
-        begin, end, share = ONE_CYCLE_START, 1.0, done / peak if peak else 1.0
-    else:
-        begin, end, share = 1.0, ONE_CYCLE_END, (done - peak) / (last - peak)
-    return highest * (end + (begin - end) * (1 + math.cos(math.pi * share)) / 2)

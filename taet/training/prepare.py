@@ -18,7 +18,7 @@ from taet import models
 from taet.attacks.ball import frozen
 from taet.data import DataFacts, Dataset, load
 from taet.data.extra import Extra, read_extra
-from taet.data.loader import Batch, Loader
+from taet.data.loader import Loader
 from taet.distributed import copy_first, first, gather, in_turn, rank, world_size
 from taet.errors import UserError
 from taet.fields import plain
@@ -27,7 +27,7 @@ from taet.formatting import size
 from taet.models import Adapter, Classifier, memory_layout
 from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations, synchronised
-from taet.models.view import make_view
+from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
 from taet.settings import Run, option, override, to_json
 from taet.training.curve import TrainingCurve
@@ -35,7 +35,7 @@ from taet.training.environment import bf16_instructions, environment, resolve_de
 from taet.training.folder import SCHEMA
 from taet.training.graphs import Graphs
 from taet.training.optimizer import build_optimizer
-from taet.training.record import Json, RunRecord
+from taet.training.record import JsonDict, RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
 from taet.training.state import State, weight_average
 from taet.training.step import enough_images, training_step
@@ -156,7 +156,7 @@ def prepare(
         build_optimizer(network, training),
         run,
         weight_average(network, training, plan.steps, method.average_decay),
-        None if run.threat.bn_mode == "train" else make_view(network, loaded.image_shape, _weights_type(run)),
+        _view(run, network, loaded),
         Graphs() if training.capture and device.type == "cuda" and world_size() == 1 else None,
     )
     return plan, state
@@ -168,9 +168,9 @@ def fastest_precision(device: torch.device) -> Chosen:
     return Chosen("bf16", f"instructions for it: {found}") if found else Chosen("float32", "no instructions for bf16")
 
 
-def _weights_type(run: Run) -> torch.dtype | None:
-    """Type of the weights that the attack runs on, if another than the model's."""
-    return torch.bfloat16 if run.training.precision == "bf16" else None
+def _view(run: Run, model: nn.Module, dataset: Dataset) -> View | None:
+    dtype = torch.bfloat16 if run.training.precision == "bf16" else None
+    return None if run.threat.bn_mode == "train" else make_view(model, dataset.image_shape, dtype)
 
 
 def build_model(
@@ -213,42 +213,37 @@ def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
 
 
 def expected_seconds(plan: TrainingPlan, state: State) -> float:
-    """Return the estimated duration of the whole run, measured by a step of every stage on copies.
+    """Return the estimated duration of the whole run, measured by the second of two steps of every stage, on copies.
 
     The work is counted in passes of an image through the network, where a backward pass to the weights counts as two:
     a training image takes 3, and 2 for every step of its attack. The curve runs at the pace of the fastest stage.
     """
-    run, stages = plan.run, state.method.task.stages
+    run, stages, took = plan.run, state.method.task.stages, dict[str, float]()
     passes = {stage: 3.0 + (0 if stage == "clean" else 2 * run.threat.steps) for stage in stages}
     with plan.surroundings(), contextlib.closing(plan.loader.epoch(0)) as batches:
-        batch = next(batches)
-        took = {stage: _seconds(plan, state, stages.index(stage), batch) for stage in passes}
-    images = plan.loader.per_epoch
+        batch, place = next(batches), plan.loader.place(0)
+        for stage in passes:
+            model, method = copy.deepcopy((state.model, state.method))
+            view = _view(run, model, plan.dataset)
+            at = replace(state, model=model, method=method, view=view, graphs=None, epoch=stages.index(stage), step=0)
+            at.optimizer = build_optimizer(model, run.training)
+            at.begin_epoch()
+            for number in range(2):
+                begun = time.monotonic()
+                with enough_images(at):
+                    loss = training_step(at, batch, at.attack(place, "expected", at.epoch, number))
+                loss.total.item()  # waits for the device
+                took[stage] = (time.monotonic() - begun) / place[1]
     pace = min(took[stage] / passes[stage] for stage in passes)  # of one pass of one image
     watched = len(plan.curve.epochs) * len(plan.curve.split) * (2.0 + 2 * run.training.monitor_steps)
-    return sum(images * took[stage] for stage in stages) + watched * pace
-
-
-def _seconds(plan: TrainingPlan, state: State, epoch: int, batch: Batch) -> float:
-    """Seconds of an image in a step of `epoch`: of the second step, as the first includes setup."""
-    model, method = copy.deepcopy((state.model, state.method))
-    optimizer = build_optimizer(model, plan.run.training)
-    view = None if state.view is None else make_view(model, plan.dataset.image_shape, _weights_type(plan.run))
-    at = replace(state, model=model, method=method, optimizer=optimizer, view=view, graphs=None, epoch=epoch, step=0)
-    at.begin_epoch()
-    place = plan.loader.place(0)
-    for number in range(2):
-        begun = time.monotonic()
-        with enough_images(at):
-            loss = training_step(at, batch, at.attack(place, "expected", epoch, number))
-        loss.total.item()  # waits for the device
-    return (time.monotonic() - begun) / place[1]
+    return plan.loader.per_epoch * sum(took[stage] for stage in stages) + watched * pace
 
 
 def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
     """Return the content of run.json; `command` is the call that started the run."""
     run, method, dataset, weights = plan.run, state.method, plan.dataset, plan.run.model.weights
     tuned = [f"tuned: {run.training.tuned} trials"] if run.training.tuned else []
+    extra, mixed = _describe_extra(plan)
     stages = method.task.stages
     changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]
     leak = plan.resolved.split == "test" and run.training.selection == "best-test"
@@ -257,7 +252,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         "run": to_json(run),
         "method_title": method.title,
         "reference": method.reference,
-        "deviations": (*method.deviations, *tuned),
+        "deviations": (*method.deviations, *tuned, *mixed),
         "stages": [{"stage": stages[epoch], "from_epoch": epoch + 1} for epoch in changes],
         "selection": {"rule": run.training.selection, "split": plan.resolved.split, "leak": leak},
         "data": {
@@ -268,7 +263,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
             "resized": dataset.resized,
             "arrays": plan.arrays,
             "splits": dataset.manifest(),
-            "extra": _describe_extra(plan),
+            "extra": extra,
         },
         "model_given": plan.model_given,
         "head": method.task.head,
@@ -280,16 +275,17 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         **environment(plan.device),
         "command": command,
     }
-    record = RunRecord.model_validate(plain(values))
-    added = () if record.data.extra is None else (record.data.extra.sentence,)
-    return record.model_copy(update={"deviations": (*record.deviations, *added)})
+    return RunRecord.model_validate(plain(values))
 
 
-def _describe_extra(plan: TrainingPlan) -> Json | None:
-    if plan.extra is None or (mixture := plan.resolved.mixture) is None:
-        return None
+def _describe_extra(plan: TrainingPlan) -> tuple[JsonDict | None, list[str]]:
+    """Return the record of the extra images, and the sentence about them in every table."""
+    mixture, source = plan.resolved.mixture, plan.run.data.extra_source or ""
+    if plan.extra is None or mixture is None:
+        return None, []
+    share = f"extra images, {mixture.extra} of {mixture.batch} in every batch, by the rule as they come"
     return {
-        "source": plan.run.data.extra_source or "",
+        "source": source,
         "saw_removed_tail": "unknown",
         "sha256": plan.extra.split.sha256,
         "class_counts": plan.extra.split.class_counts.tolist(),
@@ -299,4 +295,4 @@ def _describe_extra(plan: TrainingPlan) -> Json | None:
         "draw": mixture.draw,
         "exposure": mixture.exposure,
         "test_sha256": plan.extra.test_sha256,
-    }
+    }, [f"{share}: {source.strip().rstrip('.')}; saw the removed tail: unknown"]

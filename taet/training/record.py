@@ -16,8 +16,8 @@ from taet.files import digest
 from taet.models.heads import Head
 from taet.settings import Data, Fit, Run, from_json, to_json
 
-Json: TypeAlias = dict[str, Any]
-Counted: TypeAlias = tuple[StoredCount, ...]
+JsonDict: TypeAlias = dict[str, Any]
+PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
@@ -28,13 +28,13 @@ LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings of the evaluation of the finished model."""
 
 
-def training_settings(run: Run | Mapping[str, Any]) -> Json:
+def training_settings(run: Run | Mapping[str, Any]) -> JsonDict:
     """Return the settings that determine a run's training, by dotted name.
 
     `run` may be given as JSON, which is read as this version reads it; what it cannot read is taken as stored.
     """
     if isinstance(run, Run):
-        values, behind = to_json(run), Json()
+        values, behind = to_json(run), JsonDict()
     else:
         values, behind = current(run), left_behind(run)
         with contextlib.suppress(UserError):
@@ -42,13 +42,13 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
     return {name: value for name, value in _flat(values).items() if name not in MACHINE | LATER} | behind
 
 
-def current(stored: Mapping[str, Any]) -> Json:
+def current(stored: Mapping[str, Any]) -> JsonDict:
     """Return stored JSON of a run without the settings of its data that have left."""
     data = {name: value for name, value in stored.get("data", {}).items() if name not in Data.left}
     return {**stored, **({"data": data} if "data" in stored else {})}
 
 
-def left_behind(stored: Mapping[str, Any]) -> Json:
+def left_behind(stored: Mapping[str, Any]) -> JsonDict:
     """Return the settings that have left and are not at their default, by dotted name."""
     data = stored.get("data", {})
     return {f"data.{name}": data[name] for name, value in Data.left.items() if name in data and data[name] != value}
@@ -66,8 +66,8 @@ def run_hash(run: Run | Mapping[str, Any]) -> str:
     return digest(kept)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Json:
-    found = Json()
+def _flat(values: Mapping[str, Any], prefix: str = "") -> JsonDict:
+    found = JsonDict()
     for key, value in values.items():
         nested = isinstance(value, Mapping)
         plain = list(value) if isinstance(value, tuple) else value
@@ -83,38 +83,9 @@ def run_from_json(values: Mapping[str, Any]) -> Run:
 class SplitRecord(Record):
     """One split of the data: the positions of its images in their source, a hash, and the images of each class."""
 
-    indices: Counted = ()
+    indices: PerClass = ()
     sha256: Sha256
-    class_counts: Counted = ()
-
-
-class ExtraRecord(Record):
-    """The extra images of a run: their source in the user's words, and how they were mixed in."""
-
-    source: str
-    saw_removed_tail: str
-    """no, yes or unknown."""
-    sha256: Sha256
-    class_counts: Counted = ()
-    """Available images of each class."""
-    per_batch: StoredCount = 0
-    batch_size: StoredCount = 0
-    classes: str = ""
-    """Rule for the proportions of the classes."""
-    draw: tuple[NonNegative, ...] = ()
-    """Probability with which each class is drawn."""
-    exposure: tuple[NonNegative, ...] = ()
-    """Class counts for the losses."""
-    test_sha256: Sha256 | None = None
-    """Of the test images that they were compared with: all of the source, even if the run uses only a part."""
-
-    @property
-    def sentence(self) -> str:
-        """The sentence about extra images in every table."""
-        return (
-            f"extra images, {self.per_batch} of {self.batch_size} in every batch, by the rule {self.classes}: "
-            f"{self.source.strip().rstrip('.')}; saw the removed tail: {self.saw_removed_tail}"
-        )
+    class_counts: PerClass = ()
 
 
 class DataRecord(Record):
@@ -132,7 +103,8 @@ class DataRecord(Record):
     arrays: bool
     """Whether the images were passed from memory."""
     splits: dict[str, SplitRecord]
-    extra: ExtraRecord | None = None
+    extra: JsonDict | None = None
+    """Extra images: how they were made, in the user's words, and mixed in; their hash and that of the test images."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -145,7 +117,7 @@ class DataRecord(Record):
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the images of every split, and of the extra images."""
-        extra = {} if self.extra is None else {"extra": self.extra.sha256}
+        extra = {} if self.extra is None else {"extra": self.extra["sha256"]}
         return {name: split.sha256 for name, split in self.splits.items()} | extra
 
     @property
@@ -165,23 +137,17 @@ class SelectionRecord(Record):
     leak: bool = False
 
 
-class StageRecord(Record):
-    """A stage of the training and its first epoch, from 1."""
-
-    stage: str
-    from_epoch: Count
-
-
 class RunRecord(Record):
     """run.json: the settings of a run and all facts recorded at its start."""
 
     version: Count = Field(alias="schema")
-    settings: Json = Field(alias="run")
+    settings: JsonDict = Field(alias="run")
     """The Run as stored JSON; `run` is the typed form."""
     method_title: str
     reference: str | None = None
     deviations: tuple[str, ...]
-    stages: tuple[StageRecord, ...] = ()
+    stages: tuple[JsonDict, ...] = ()
+    """Each `stage` of the training and its first epoch, from 1."""
     selection: SelectionRecord
     data: DataRecord
     model_given: bool
@@ -210,7 +176,7 @@ class RunRecord(Record):
         from_json(Run, {**current(record.settings), "settings": None})
         return record
 
-    def to_json(self) -> Json:
+    def to_json(self) -> JsonDict:
         """Return the content of run.json."""
         return self.model_dump(by_alias=True)
 
@@ -238,8 +204,8 @@ class RunRecord(Record):
 class Counts(Record):
     """Numbers of correct and of all examples per class, each (C,)."""
 
-    correct: Counted
-    total: Counted
+    correct: PerClass
+    total: PerClass
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -270,7 +236,7 @@ class CurvePoint(Record):
         return {"split": values.get("split"), "counts": {n: counts for n, counts in values.items() if n != "split"}}
 
     @model_serializer
-    def _as_json(self) -> Json:
+    def _as_json(self) -> JsonDict:
         return {"split": self.split, **{name: counts.model_dump() for name, counts in self.counts.items()}}
 
     @property
@@ -299,7 +265,7 @@ class Epoch(Record):
     """And its parts, means over the images; None where an older version stored one that was not finite."""
     trained: Counts | None = Field(None, alias="train")
     """Training examples as the training saw them, and the correct ones."""
-    predicted: Counted | None = None
+    predicted: PerClass | None = None
     """Predictions of each class on the training examples, (C,)."""
     distance: tuple[NonNegative, ...] | None = None
     """Mean distance per class between the examples of this and of the previous epoch, (C,)."""
@@ -317,7 +283,7 @@ class Epoch(Record):
         """Build an epoch from a row; a missing or wrong field is a UserError, unknown ones are ignored."""
         return from_json(cls, row)
 
-    def to_json(self) -> Json:
+    def to_json(self) -> JsonDict:
         """Return the row."""
         return self.model_dump(mode="json", by_alias=True)
 

@@ -22,11 +22,10 @@ from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, fit
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
-from taet.training.record import Epoch, Json, RunRecord, run_hash
+from taet.training.record import Epoch, JsonDict, RunRecord, run_hash
 from taet.training.state import State
 
-Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]
-"""Called once, before the first step."""
+Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,17 +36,16 @@ class TrainingResult:
     run: Run
     model: nn.Module
     dataset: Dataset
-    history: tuple[Json, ...]
+    history: tuple[JsonDict, ...]
 
     def __repr__(self) -> str:
         epochs = [Epoch.from_json(row) for row in self.history]
         lines = [f"{self.run.method} on {self.dataset.name}: {plural(len(epochs), 'epoch')}, {self.folder}"]
         for point in [epoch.monitor for epoch in epochs if epoch.monitor][-1:]:
-            where = f"({point.split}, last point of the curve)"
-            seen = {name: counts.balanced_accuracy for name, counts in point.counts.items()}
-            lines += [f"  {name:8} balanced accuracy {100 * value:.2f} % {where}" for name, value in seen.items()]
-        flags = training_flags(epochs)
-        return "\n".join([*lines, *(f"  {name}: {text}" for name, text in flags.items())])
+            for name, counts in point.counts.items():
+                said = f"{name:8} balanced accuracy {100 * counts.balanced_accuracy:.2f} %"
+                lines.append(f"  {said} ({point.split}, last point of the curve)")
+        return "\n".join([*lines, *(f"  {name}: {text}" for name, text in training_flags(epochs).items())])
 
 
 def default_folder(run: Run) -> Path:
@@ -73,10 +71,8 @@ def train(
 
     `run` may be a method's name: then the protocol taet on `data`, a data set's name or your own images. `model`
     (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored in the
-    run's record. An existing folder is refused. After a KeyboardInterrupt, `resume` continues from the checkpoint with
-    bit-identical results.
-
-    All processes of torchrun must make this call and share every batch; only the first one writes.
+    run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint with bit-identical results. All
+    processes of torchrun must make this call and share every batch; only the first one writes.
     """
     if isinstance(run, str):
         run = Run(method=run, data=Data() if data is None else Data(name=data))
@@ -102,14 +98,8 @@ def resume(
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> TrainingResult:
-    """Continue the run in `folder` from its last checkpoint, or return it if it is finished.
-
-    Processes of torchrun share the work; their number may differ from before.
-    """
+    """Continue the run in `folder`, with any number of processes, or return it if it is finished."""
     place = RunFolder(Path(folder))
-    if place.is_done:
-        run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
-        return TrainingResult(place.path, run, trained, loaded, tuple(row.to_json() for row in place.metrics))
     record = place.record
     _check_given(place.path, "dataset", dataset, record.data.arrays)
     _check_given(place.path, "model", model, record.model_given)
@@ -117,11 +107,15 @@ def resume(
         models.check_trust(place.path, record.run.model.name)
     run = override(record.run, {"training.threads": record.threads})
     with joined(resolve_device(run.training.device).type), owned(place):
+        if place.is_done:
+            run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
+            return TrainingResult(place.path, run, trained, loaded, tuple(row.to_json() for row in place.metrics))
         begun = first(place.checkpoint.exists)
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress, begun=begun)
         for name, sha256 in record.data.hashes.items():
             if plan.hashes.get(name) != sha256:
-                raise UserError(f"the {name} images are not those that {place.path} was started with")
+                what = f"the {name} images are not those that {place.path} was started with"
+                raise UserError(f"{what}; nothing was changed")
         pauses = Pauses(plan, state, place, progress)
         pauses.restore()
         return _finished(plan, state, pauses, announce)
@@ -163,8 +157,8 @@ def load_model(
     """Return (run, model with its weights in eval mode, record) of a finished run; no data are needed.
 
     `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module in
-    memory needs a module of the same structure as `model`, which receives the weights. A run's package.module:callable
-    is imported and called only inside `taet.models.trusted`; code inside the folder is always refused.
+    memory needs a module of the same structure as `model`. A run's package.module:callable is imported and called only
+    inside `taet.models.trusted`; code inside the folder is always refused.
     """
     path = RunFolder(Path(folder))
     record = path.record

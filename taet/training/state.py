@@ -23,9 +23,9 @@ from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
 from taet.training.graphs import Graphs
-from taet.training.record import Json
+from taet.training.record import JsonDict
 
-Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "best_epoch", "best_score", "best_weights", "rows")
 """What a checkpoint holds as it is."""
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
@@ -58,7 +58,7 @@ def weight_average(model: nn.Module, training: Training, steps: int, own_decay: 
 def averaged(model: nn.Module, decay: Callable[[int], float], models: int = 0) -> AveragedModel:
     """Return a copy of `model` that moves to others with decay(number of models so far); the first one replaces it."""
 
-    def move(average: Tensors, current: Tensors, _: object) -> None:
+    def move(average: TensorList, current: TensorList, _: object) -> None:
         if average[0].is_floating_point():
             torch._foreach_lerp_(average, current, 1 - decay(int(result.n_averaged)))
         else:
@@ -70,10 +70,7 @@ def averaged(model: nn.Module, decay: Callable[[int], float], models: int = 0) -
 
 
 class EpochSums:
-    """Sums over the steps of one epoch; they stay on the device, and every checkpoint holds them.
-
-    The counts cover the images of this process until `together` adds them up; losses cover whole batches.
-    """
+    """Sums over the steps of one epoch, on the device: counts of this process, losses of whole batches."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
@@ -95,11 +92,11 @@ class EpochSums:
         """Return the counts over all processes, (3, C)."""
         return global_sum(self.counts)
 
-    def state_dict(self) -> Json:
+    def state_dict(self) -> JsonDict:
         """Return the sums over all processes."""
         return {"counts": self.together(), "sums": self.sums, "images": self.images}
 
-    def load_state_dict(self, state: Json) -> None:
+    def load_state_dict(self, state: JsonDict) -> None:
         """Restore sums over all processes: the first process takes the counts."""
         self.counts = int(rank() == 0) * state["counts"].to(self.counts.device)
         self.sums = {name: value.to(self.counts.device) for name, value in state["sums"].items()}
@@ -110,8 +107,7 @@ class EpochSums:
 class State:
     """Model, method and optimiser of a run, and where it stands.
 
-    `view` and `graphs` are derived from them, and are not saved: a cheaper copy of the model for the attack, and the
-    recorded steps.
+    `view`, a cheaper copy of the model for the attack, and `graphs`, the recorded steps, are not saved.
     """
 
     model: Classifier | Adapter
@@ -135,7 +131,7 @@ class State:
     best_weights: dict[str, Tensor] | None = None
     examples: Tensor | None = None
     """Adversarial examples of the last epoch, to which those of the next one are compared."""
-    rows: list[Json] = field(default_factory=list)
+    rows: list[JsonDict] = field(default_factory=list)
     """Of metrics.jsonl, one per finished epoch."""
 
     def __post_init__(self) -> None:
@@ -178,10 +174,7 @@ class State:
         return self.view.module
 
     def attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
-        """Return the protocol's attack with the noise for `purpose`.
-
-        `place`: the position of its first image in the batch of all processes, and the size of that batch.
-        """
+        """Return the protocol's attack with the noise for `purpose`; `place` is that of `Loader.place`."""
         source = Source(generator(self.device, self.run.seed, *purpose), *place)
         return Attack(self.run.threat, source, None, *self.weighting)
 
@@ -231,7 +224,7 @@ class State:
 
     # The checkpoint
 
-    def state_dict(self) -> Json:
+    def state_dict(self) -> JsonDict:
         """Return plain Python and tensors."""
         return {
             **{name: getattr(self, name) for name in PLAIN},
@@ -246,7 +239,7 @@ class State:
             "examples": self.examples,
         }
 
-    def load_state_dict(self, saved: Json) -> None:
+    def load_state_dict(self, saved: JsonDict) -> None:
         """Restore a `state_dict` of the same run."""
         if missing := sorted(self.state_dict().keys() - saved.keys()):
             raise UserError(f"lacks {missing[0]}: another version of taet wrote it; start a new run")
