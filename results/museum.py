@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from taet.errors import UserError  # noqa: E402
 from taet.evaluation import GivenImages, check, evaluate  # noqa: E402
-from taet.evaluation.rules import MASKING, RULES  # noqa: E402
+from taet.evaluation.rules import DEEP, MASKING  # noqa: E402
 from tests import museum  # noqa: E402
 
 PAGE = ROOT / "results" / "museum.md"
@@ -29,14 +29,14 @@ SOUND = {"the network itself": museum.base, "the same, trained on clean images":
 def flags(model: nn.Module) -> str:
     """The flags of an evaluation, and of `taet check --deep`."""
     x, y = museum.tested()
-    names, deep = [str(label) for label in range(museum.CLASSES)], {rule.flag for rule in RULES if rule.of == "deep"}
+    names = [str(label) for label in range(museum.CLASSES)]
     try:
         card = evaluate(model, x, y, ["fgsm", "pgd-20"], eps=museum.EPS, batch_size=len(y), probe=True)
     except UserError:
         return "refused: no gradient"
     checked = check(model, GivenImages(x, y, names), deep=True, eps=museum.EPS)
     found = [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
-    found += [finding.what for finding in checked.findings if finding.what in deep]
+    found += [finding.what for finding in checked.findings if finding.what in DEEP]
     return ", ".join(f"`{flag}`" for flag in found) or "none"
 
 

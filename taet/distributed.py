@@ -191,11 +191,11 @@ def copy_first(tensors: Iterable[Tensor]) -> None:
 
 class _GlobalSum(torch.autograd.Function):
     @staticmethod
-    def forward(_: Any, value: Tensor) -> Tensor:
+    def forward(_: object, value: Tensor) -> Tensor:
         return add_up(value.clone())
 
     @staticmethod
-    def backward(_: Any, *grads: Tensor) -> Tensor:
+    def backward(_: object, *grads: Tensor) -> Tensor:
         return add_up(grads[0].clone())
 
 

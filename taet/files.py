@@ -84,18 +84,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 of a JSON value, independent of the order of names."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+def seal(values: Mapping[str, object]) -> dict[str, Any]:
     """Return the JSON object `values` with the SHA-256 of all its other fields as `sha256`."""
     stored = json.loads(json.dumps({name: value for name, value in values.items() if name != SEAL}))
     return {**stored, SEAL: digest(stored)}
 
 
-def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
+def check_seal(path: Path, values: Mapping[str, object]) -> bool:
     """Return whether `values`, read from `path`, are sealed (older files are not); a wrong seal raises a UserError."""
     if SEAL not in values:
         return False
@@ -154,7 +154,7 @@ def _writing(path: Path, after: str = "") -> Iterator[None]:
         raise UserError(f"cannot write {path}: {_reason(error)}{after}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically; a list of numbers takes one line."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     # A list of numbers starts on its own line; strings never contain a line break, so none is changed.

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -14,7 +17,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(device: Any, seed: int, *purpose: str | int) -> Any:
+def generator(device: torch.device | str, seed: int, *purpose: str | int) -> torch.Generator:
     """Return a `torch.Generator` on `device` seeded for (seed, purpose...)."""
     import torch
 

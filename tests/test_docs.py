@@ -19,7 +19,7 @@ from taet.attacks import catalogue
 from taet.attacks.spec import option_fields
 from taet.cli import COMMANDS, check, compare, data, evaluate, export, main, predict, push, report
 from taet.cli.options import Command, Options, parse
-from taet.evaluation.rules import RULES
+from taet.evaluation import rules
 from taet.experiments import parse as parse_grid
 from taet.experiments import read
 from taet.protocols import PROTOCOLS
@@ -43,7 +43,7 @@ PAGES += [ROOT / "benchmarks" / "README.md"]
 MOST_WORDS, MOST_CHANGES = 25_000, 15_000
 MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
 WIDEST_CODE = 90
-FLAGS = {*(rule.flag for rule in RULES), *collapse.FLAGS}
+FLAGS = {*rules.FLAGS, *collapse.FLAGS}
 
 
 def text(path: Path) -> str:

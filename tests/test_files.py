@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -101,40 +100,17 @@ def test_a_failing_write_or_check_keeps_the_old_file(path: Path, error: BaseExce
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_file_is_changed_in_place_or_made(tmp_path: Path) -> None:
-    for length in (2, 4):
-        with changed(tmp_path / "rows") as file:
-            file.seek(0, os.SEEK_END)
-            file.write(b"ab")
-        assert (tmp_path / "rows").read_bytes() == b"ab" * (length // 2)
-
-
 def test_outputs_stay_out_of_runs_except_for_what_the_command_owns(tmp_path: Path) -> None:
     run, plain = tmp_path / "run", tmp_path / "plain"
-    for folder in (run / "artifacts", plain):
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text("{}")  # settings, perhaps
-    (run / "run.json").write_text("{}")
-    (run / "done").write_text("{}")
+    for path in (run / "run.json", run / "done", plain / "run.json"):  # the last is a file of settings, perhaps
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
     (tmp_path / "link").symlink_to(run)
     for place in ("run", "run/x.csv", "run/artifacts/x/y", "link/run.json", "plain/../run/x"):
         with pytest.raises(UserError, match="got a place in the run folder"):
             check_output(tmp_path / place, "evaluation.json")
     check_output(run / "artifacts" / "x.onnx", "artifacts")
     check_output(plain / "x.csv")
-    check_output(tmp_path / "new" / "x.csv")
-
-
-def test_json_is_indented_with_a_line_per_list_of_numbers(tmp_path: Path) -> None:
-    value = {"counts": [14, 12], "rate": [0.1, -1e-05], "names": ["a [ 3 ]", "[1,\n 2]", "ü"], "empty": [], "no": None}
-    write_json(tmp_path / "x.json", value)
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    assert json.loads(text) == value
-    assert ' "counts": [14, 12],\n' in text
-    assert "ü" in text
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "y.json", {"loss": float("nan")})
-    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "dangling", "link"])
@@ -161,28 +137,18 @@ def test_the_size_is_limited_before_anything_is_read(tmp_path: Path) -> None:
         read_json(path)
 
 
-@pytest.mark.parametrize("name", ["missing/file", "x" * 300, "file/below"])
-def test_a_path_that_cannot_be_is_a_mistake_of_the_user(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot read "):
-        read_bytes(tmp_path / name)
-    with pytest.raises(UserError, match="cannot write "):
-        write_atomically(tmp_path / name, b"")
+def test_a_path_that_cannot_be_is_a_mistake_of_the_user(path: Path) -> None:
+    for name in ("missing/file", "x" * 300, f"{path.name}/below"):
+        with pytest.raises(UserError, match="cannot read "):
+            read_bytes(path.parent / name)
+        with pytest.raises(UserError, match="cannot write "):
+            write_atomically(path.parent / name, b"")
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b'{"a": 1', "truncated or not JSON"),
-        (b"\xff", "'utf-8' codec can't decode byte 0xff"),
-        (b"[" * 100_000, "recursion"),
-        (b"[-Infinity]", "Infinity is not a number"),
-        (b"[" + b"9" * 5000 + b"]", "4300 digits"),
-    ],
-)
-def test_other_text_than_json_is_one_line(content: bytes, reason: str) -> None:
-    with pytest.raises(UserError, match=f"x.json: .*{reason}"):
-        parse_json(content, "x.json")
+def test_other_text_than_json_is_one_line() -> None:
+    for content in (b'{"a": 1', b"\xff", b"[" * 100_000, b"[-Infinity]", b"[" + b"9" * 5000 + b"]"):
+        with pytest.raises(UserError, match=r"x.json: (truncated or not JSON|not JSON that taet writes)"):
+            parse_json(content, "x.json")
 
 
 def test_a_seal_notices_any_change_of_the_content(tmp_path: Path) -> None:

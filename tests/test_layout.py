@@ -9,8 +9,9 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -20,37 +21,34 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = {"distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
 LEAVES |= {"intervals", "progress", "fields", "settings", "statistics"}
-# data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
-# it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
-FOLDERS = {
+# data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment -> experiments, and what
+# each may use of it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function. A
+# protocol stands for the columns of its paper, and rows of a table are named against its run. Deployment uses what was
+# trained, and the attacks by which its answers are tried.
+TRAINING = {"data", "models", "losses", "attacks", "methods"}
+FOLDERS: dict[str, set[str]] = {
     "data": set(),
     "models": set(),
     "losses": set(),
     "attacks": {"losses"},
     "methods": {"models", "losses", "attacks"},
-    "training": {"data", "models", "losses", "attacks", "methods"},
-    "evaluation": {"data", "models", "losses", "attacks", "methods", "training"},
-    "report": {"data", "models", "losses", "attacks", "methods", "training", "evaluation"},
-    # What was trained, and the attacks by which its answers are tried.
+    "training": TRAINING,
+    "evaluation": TRAINING | {"training", "protocols"},
+    "report": TRAINING | {"training", "protocols", "evaluation"},
     "deployment": {"data", "models", "attacks", "training", "evaluation"},
+    "experiments": TRAINING | {"training", "protocols", "evaluation", "report"},
 }
-# A protocol stands for the columns of its paper, and rows of a table are named against its run.
-FOLDERS["evaluation"].add("protocols")
-FOLDERS["report"].add("protocols")
-# Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
-FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
-# On top, with what the leaves themselves may use of each other.
-LEAF_IMPORTS = {part: {"errors"} for part in ("distributed", "fields", "files", "registry")}
-LEAF_IMPORTS["registry"] = {"errors", "files"}
-LEAF_IMPORTS["statistics"], LEAF_IMPORTS["metrics"] = {"intervals"}, {"statistics"}
-LEAF_IMPORTS["fields"] = {"errors", "formatting"}
-LEAF_IMPORTS["settings"] = {"errors", "fields", "registry"}
-PROTOCOLS = {
-    "fields",
-    "settings",
-    "errors",
-    "methods",
-}  # methods only for the profile `official`, and when it is asked for
+# What the leaves, and the protocols (methods only for the profile `official`), may use of each other.
+LEAF_IMPORTS = {
+    "distributed": {"errors"},
+    "files": {"errors"},
+    "registry": {"errors", "files"},
+    "statistics": {"intervals"},
+    "metrics": {"statistics"},
+    "fields": {"errors", "formatting"},
+    "settings": {"errors", "fields", "registry"},
+    "protocols": {"fields", "settings", "errors", "methods"},
+}
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}
 
 
@@ -62,33 +60,22 @@ def trees() -> dict[Path, ast.Module]:
 
 def part_of(path: Path) -> str:
     """The folder, or for a file of the package itself its name, that `path` belongs to."""
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_parts(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and part of every import of this package in a file, also those inside functions and for types only."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names = [f"taet.{alias.name}" for alias in node.names] if node.module == "taet" else [node.module or ""]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "taet" and len(parts) > 1:
-                yield node.lineno, parts[1]
+def imported(node: ast.AST) -> list[str]:
+    """The modules, and for a name from a module both, that a statement imports."""
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        return [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
 
 
 def allowed_for(part: str) -> set[str]:
     if part in FOLDERS:
         return {part} | LEAVES | FOLDERS[part]
-    if part in LEAVES:
+    if part in {*LEAVES, "protocols"}:
         return LEAF_IMPORTS.get(part, set())
-    if part == "protocols":
-        return PROTOCOLS
     assert part in {"cli", "__init__", "__main__"}, f"{part}: a new folder needs a place in the order of this test"
     return EVERYTHING | {"__version__"}
 
@@ -98,11 +85,13 @@ def identify(path: Path) -> str:
 
 
 def test_imports_go_one_way() -> None:
+    """Also those inside functions and for types only."""
     wrong = [
-        f"{identify(path)}, line {line}: {part}"
-        for path in FILES
-        for line, part in imported_parts(trees()[path])
-        if part not in allowed_for(part_of(path))
+        f"{identify(path)}, line {node.lineno}: {name}"
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        for name in imported(node)
+        if name.startswith("taet.") and name.split(".")[1] not in allowed_for(part_of(path))
     ]
     assert not wrong
 
@@ -112,14 +101,13 @@ def test_every_part_of_the_order_is_there() -> None:
 
 
 def test_every_file_and_every_public_function_and_class_is_documented() -> None:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     undocumented = [identify(path) for path, tree in trees().items() if not ast.get_docstring(tree)]
     undocumented += [
         f"{identify(path)}: {node.name}"
         for path, tree in trees().items()
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        and not node.name.startswith("_")
-        and not ast.get_docstring(node)
+        if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node)
     ]
     assert not undocumented
 
@@ -130,27 +118,25 @@ def test_no_file_names_a_folder_of_somebodys_machine() -> None:
     assert not {name: folders for name, folders in found.items() if folders}
 
 
-def python(code: str) -> None:
+def test_no_file_needs_what_only_posix_has_to_be_imported() -> None:
+    found = {name for tree in trees().values() for node in tree.body for name in imported(node)}
+    assert not found & {"fcntl", "resource", "termios", "pwd", "grp"}
+
+
+NO_TORCH = """
+import sys, taet
+assert "train" in dir(taet) and taet.__version__
+from taet.cli import main
+for words in ("--help", "--version", "list methods --json", "no-such-command", *map("list {{}}".format, {kinds})):
+    assert main(words.split()) == (2 if words == "no-such-command" else 0), words
+    assert "torch" not in sys.modules, f"{{words}} imports torch"
+"""
+
+
+def test_what_answers_at_once_imports_no_torch() -> None:
+    code = NO_TORCH.format(kinds=("methods", "attacks", "data", "models", "protocols"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        "import taet; dir(taet); assert taet.__version__",
-        "from taet.cli import main; assert main(['--help']) == 0",
-        "from taet.cli import main; assert main(['--version']) == 0",
-        *(
-            f"from taet.cli import main; assert main(['list', '{kind}']) == 0"
-            for kind in ("methods", "attacks", "data", "models", "protocols")
-        ),
-        "from taet.cli import main; assert main(['list', 'methods', '--json']) == 0",
-        "from taet.cli import main; assert main(['no-such-command']) == 2",
-    ],
-)
-def test_what_answers_at_once_imports_no_torch(call: str) -> None:
-    python(f"{call}\nimport sys\nassert 'torch' not in sys.modules, 'imports torch'")
 
 
 def test_help_takes_less_than_a_third_of_a_second_of_one_core() -> None:
@@ -163,54 +149,37 @@ def test_help_takes_less_than_a_third_of_a_second_of_one_core() -> None:
     assert min(seconds() for _ in range(3)) < 0.3
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train", "evaluate", "predict", "export", "data.load", "data.long_tail_counts", "data.long_tail_indices",
-        "models.build",
-        "losses.cross_entropy", "losses.kl_divergence", "losses.balanced_softmax", "losses.logit_adjustment",
-        "losses.hierarchical_equalization", "losses.focal", "losses.class_balanced", "losses.ldam",
-        "losses.boosted_cross_entropy", "losses.tail_margin", "losses.effective_number_weights",
-        "losses.rebalancing_weights", "experiments.compare", "attacks.fgsm", "attacks.pgd", "attacks.autoattack",
-        "attacks.cw_l2", "attacks.cw_linf", "attacks.deepfool", "evaluation.check",
-        "metrics.accuracy",
-        "metrics.balanced_accuracy", "metrics.per_class_accuracy", "metrics.group_accuracy", "metrics.wilson_interval",
-    ],
-)  # fmt: skip
-def test_public_names_are_reached_from_the_package(name: str) -> None:
+PUBLIC = """
+train evaluate predict export data.load data.long_tail_counts data.long_tail_indices models.build losses.cross_entropy
+losses.kl_divergence losses.balanced_softmax losses.logit_adjustment losses.hierarchical_equalization losses.focal
+losses.class_balanced losses.ldam losses.boosted_cross_entropy losses.tail_margin losses.effective_number_weights
+losses.rebalancing_weights experiments.compare attacks.fgsm attacks.pgd attacks.autoattack attacks.cw_l2 attacks.cw_linf
+attacks.deepfool evaluation.check metrics.accuracy metrics.balanced_accuracy metrics.per_class_accuracy
+metrics.group_accuracy metrics.wilson_interval
+"""
+
+
+def test_public_names_are_reached_from_the_package() -> None:
     import taet
 
-    value: object = taet
-    for part in name.split("."):
-        value = getattr(value, part)
-    assert callable(value)
-    assert (value.__doc__ or "").strip()
-    assert name.split(".")[0] in dir(taet)
-
-
-def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
-    import taet
-
+    for name in PUBLIC.split():
+        value = attrgetter(name)(taet)
+        assert callable(value), name
+        assert (value.__doc__ or "").strip(), name
+        assert name.split(".")[0] in dir(taet)
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         _ = taet.no_such_name
-
-
-def imported_modules(name: str, tree: ast.Module, known: Collection[str]) -> set[str]:
-    """The files of the package that one of them imports, also inside functions and for types only."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= whole & {*known} or {node.module or ""}
-    return (found & {*known}) - {name, "taet"}
 
 
 def test_files_do_not_import_each_other_in_a_circle() -> None:
     names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
     named = {names[path].removesuffix(".__init__"): tree for path, tree in trees().items()}
-    ahead = {name: imported_modules(name, tree, named) for name, tree in named.items()}
+    ahead = {}
+    for one, tree in named.items():
+        ahead[one] = set[str]()
+        for module, *below in filter(None, map(imported, ast.walk(tree))):
+            ahead[one] |= {*below} & {*named} or {module, *below} & {*named}  # a file of a folder, not the folder
+        ahead[one] -= {one, "taet"}
     order = TopologicalSorter(ahead)
     order.prepare()  # raises CycleError, which names the circle
 

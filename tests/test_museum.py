@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.errors import UserError
 from taet.evaluation.facts import Merged, ModelFacts, deep_facts, probe
-from taet.evaluation.rules import said
+from taet.evaluation.rules import of_deep, of_model, told
 from taet.evaluation.runner import Runner
-from taet.evaluation.subject import make_runner
+from taet.evaluation.subject import count_classes
 from tests import museum
 
 Sample = tuple[Runner, Tensor, Tensor, Tensor]
@@ -23,7 +24,10 @@ Sample = tuple[Runner, Tensor, Tensor, Tensor]
 def sample(model: nn.Module) -> Sample:
     """A runner, its images and labels, and start noise."""
     x, y = museum.tested()
-    runner = make_runner(model, x, y, batch_size=len(y))
+    device = torch.device("cpu")
+    images, labels = x.numpy(), y.numpy()
+    width = count_classes(model, images, labels, device)
+    runner = Runner(Counted(model), images, labels, width, len(y), 0, device)
     return runner, x, y, Draws(0, "probe", np.arange(len(y))).start(x, museum.EPS)
 
 
@@ -37,7 +41,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
 
 
 def raised(facts: ModelFacts) -> set[str]:
-    return {*said("model", facts)}
+    return {*told(of_model(facts))}
 
 
 # Which of two replacements of its steps has the better gradients depends on its trained weights, so on rounding.
@@ -82,13 +86,13 @@ def test_dummy_classes_and_random_draws_are_named_by_the_deep_facts() -> None:
         runner, x, y, noise = sample(model)
         with torch.random.fork_rng(), runner.still():
             torch.manual_seed(0)
-            found = said("deep", deep_facts(model, x, y, noise, museum.EPS, random=random))
+            found = told(of_deep(deep_facts(model, x, y, noise, museum.EPS, random=random)))
         assert {*found} == ({flag} if flag else set())
 
 
 def test_a_model_without_a_gradient_is_refused() -> None:
     with pytest.raises(UserError, match="no gradient reaches the image"):
-        make_runner(museum.thresholded(), *museum.tested())
+        sample(museum.thresholded())
 
 
 def test_every_exhibit_is_fooled_by_one_attack_and_broken_by_another() -> None:

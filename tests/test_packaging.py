@@ -78,27 +78,3 @@ def test_the_wheel_works_in_an_environment_and_a_folder_of_its_own(wheels: list[
     assert "balanced" in taet("evaluate", "run", "--attacks", "clean", "fgsm", "--no-probe")
     taet("report", "run", "--out", "report.html")
     assert "TAET" in (away / "report.html").read_text()
-
-
-WITHOUT_POSIX = """
-import importlib, pkgutil, sys
-import matplotlib.pyplot, pyautoattack, scipy.stats, sklearn.datasets, torch, torch.distributed, torchvision, pydantic
-for name in ("fcntl", "resource", "termios", "pwd", "grp"):
-    sys.modules[name] = None  # as on Windows: an import of it fails
-import taet
-for module in pkgutil.walk_packages(taet.__path__, "taet."):
-    if module.name != "taet.__main__":
-        importlib.import_module(module.name)
-from taet.cli import main
-assert main(["list", "methods"]) == 2
-from taet.attacks import pgd
-x = torch.full((2, 1, 4, 4), 0.5)
-assert pgd(torch.nn.Flatten(), x, torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1).shape == x.shape
-"""
-
-
-@pytest.mark.full
-def test_no_module_needs_what_only_posix_has_to_be_imported() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the commands lock files by fcntl, which Windows lacks") == 1

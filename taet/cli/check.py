@@ -12,8 +12,7 @@ from taet.settings import Data, Evaluation, Threat
 
 
 class CheckCommand(Command):
-    """Without a model: the installed versions, the device that a run would use, the speed of attacks on it, and the
-    data files found.
+    """Without a model: the installed versions, the device that a run would use, and the data files found.
 
     With a run folder: read every file in it, and verify all checksums and that the files belong together. Then, as for
     any model, test it on a batch of images, in seconds, before attacks that take hours: expected input, logits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from taet import models, statistics
-from taet.evaluation.evaluate import attack_seconds, span
+from taet.evaluation.evaluate import attack_seconds
 from taet.experiments import own_images
 from taet.formatting import duration, plural
 from taet.training.folder import RunFolder
@@ -33,7 +33,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen],
     ]
     turned = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     choices = choice_lines({**chosen, **turned, **plan.choices})
-    attacking = span(attack_seconds(run, state.model, dataset.test, plan.device))
+    attacking = duration(attack_seconds(run, state.model, dataset.test, plan.device))
     lines = [
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} {spread} to train on",
         *(f"  {note}" for note in dataset.notes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from taet.training.folder import RunFolder
 
 DEFAULTS = Evaluation()
 OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a paper brings
-WHOLE = 1.0
-"""Radius of the ball that contains every image: no classifier is robust in it."""
+WHOLE = 1.0  # radius of the ball that contains every image: no classifier is robust in it
 CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
+SCALES = ("adaptive-pgd-20:factor=0.01", "adaptive-pgd-20:factor=0.1", "pgd-20", "adaptive-pgd-20")
 
 
 def _balls(eps: float) -> Iterator[str]:
@@ -33,18 +33,13 @@ def _balls(eps: float) -> Iterator[str]:
         yield f"pgd-{CHAIN}" if ball == eps else f"pgd-{CHAIN}:eps={text}"
 
 
-CURVES: dict[str, tuple[CurveName, Callable[[float], Sequence[str] | Iterator[str]]]] = {
+CURVES: dict[str, tuple[CurveName, Callable[[float], Iterable[str]]]] = {
     "curve-steps": ("steps", lambda _: [f"pgd-{steps}" for steps in (1, 2, 5, 10, 20, 50, 100)]),  # REAT, figures 4a, 8
     "curve-eps": ("eps", _balls),
-    "curve-logit-scale": (
-        "logit-scale",
-        lambda _: [
-            *(f"adaptive-pgd-{CHAIN}:factor={factor}" for factor in ("0.01", "0.1")),
-            *(f"pgd-{CHAIN}", f"adaptive-pgd-{CHAIN}", f"adaptive-pgd-{CHAIN}:factor=100"),
-        ],
-    ),
+    "curve-logit-scale": ("logit-scale", lambda _: [*SCALES, "adaptive-pgd-20:factor=100"]),
 }
 """Names of several attacks that differ in one setting, as functions of eps; each is marked as a point of the curve."""
+VARIED: dict[CurveName, str] = {"steps": "steps", "eps": "eps", "logit-scale": "factor"}
 
 
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
@@ -73,7 +68,6 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
 def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpec]:
     """Return the attacks of an evaluation, the points of curves last; unknown and repeated ones are a `UserError`."""
     settings = expand(settings.attacks, settings, eps)
-    radius = settings.eps or eps or Threat().eps
     asked = [name for name in settings.attacks if name not in CURVES]
     found = [parse_attack(name, settings, eps) for name in asked]
     if not settings.attacks:
@@ -82,7 +76,7 @@ def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpe
         raise UserError(f"attacks: got {' '.join(settings.attacks)}; allowed: each once")
     points: dict[str, AttackSpec] = {}
     for curve, names in (CURVES[name] for name in settings.attacks if name in CURVES):
-        for name in names(radius):
+        for name in names(settings.eps or eps or Threat().eps):
             points.setdefault(name, replace(parse_attack(name, settings, eps), curve=curve))
     return [*found, *(point for name, point in points.items() if name not in asked)]
 
@@ -127,21 +121,20 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: st
     """
     # None is no change, but for the constant of CW, which is then searched.
     changed = {name: value for name, value in changes.items() if value is not None or name == "cw_constant"}
-    if (names := changed.get("attacks")) is not None:
-        changed["attacks"] = (names,) if isinstance(names, str) else tuple(names)
-    override(own, changed)  # refuses unknown fields, and values that cannot be
-    before, usual = own.eps or eps, protocols.start(protocol)
-    radius = changed.get("eps", before)
-    expanded = expand(changed.get("attacks", own.attacks), own, radius)
-    if expanded.attacks == changed.get("attacks", own.attacks):  # a paper brings its own steps
-        of_protocol = own.step_size == usual.evaluation.step_size
-        step = scaled(own.step_size, changed.get("eps"), usual.threat.eps if of_protocol else before)
-        step_l2 = scaled(own.step_size_l2, changed.get("eps_l2"), own.eps_l2)
-        expanded = override(expanded, {"step_size": step, "step_size_l2": step_l2})
-    settings = override(expanded, {**changed, "attacks": expanded.attacks, "eps": radius})
+    if isinstance(names := changed.get("attacks", own.attacks), str):
+        names = (names,)
+    asked = override(own, {**changed, "attacks": tuple(names)})  # refuses unknown fields, and values that cannot be
+    radius, usual = asked.eps or eps, protocols.start(protocol)
+    settings = expand(asked.attacks, own, radius)
+    if settings.attacks == asked.attacks:  # a paper brings its own steps
+        before = usual.threat.eps if own.step_size == usual.evaluation.step_size else own.eps or eps
+        step = scaled(own.step_size, asked.eps if "eps" in changed else None, before)
+        settings = override(
+            settings, {"step_size": step, "step_size_l2": scaled(own.step_size_l2, asked.eps_l2, own.eps_l2)}
+        )
+    settings = override(settings, {**changed, "attacks": settings.attacks, "eps": radius})
     for attack in attacks_of(settings, radius):
-        field = "step_size_l2" if attack.norm == "l2" else "step_size"
-        chosen = field in changed or "step" in attack.options
+        chosen = ("step_size_l2" if attack.norm == "l2" else "step_size") in changed or "step" in attack.options
         if not chosen or attack.curve or not isinstance(attack, ProjectedAscent):
             continue
         if attack.steps * attack.step_size < attack.radius * (1 - 1e-9):
@@ -164,17 +157,13 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
         for column in card.columns:
             if (fixed := _fixed(column, varied)) is not None:
                 groups.setdefault(fixed, []).append(column)
-        ranks = {key: (sum(one.curve == curve for one in group), len(group)) for key, group in groups.items()}
-        chosen = groups[max(ranks, key=lambda key: ranks[key])] if groups else []
+        chosen = max(groups.values(), key=lambda of: (sum(one.curve == curve for one in of), len(of)), default=[])
         if varied == "eps":
             chosen = [*(column for column in card.columns if column.norm is None), *chosen]
         # Clean images are at radius 0, PGD without a factor is at factor 1; of equal values the first is kept.
         places = {float(getattr(column.attack, varied, 1) or 0): column for column in reversed(chosen)}
         found[curve] = dict(sorted(places.items())) if len(places) >= 3 else {}
     return found
-
-
-VARIED: dict[CurveName, str] = {"steps": "steps", "eps": "eps", "logit-scale": "factor"}
 
 
 def _fixed(column: Column, varied: str) -> object:

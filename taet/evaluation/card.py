@@ -7,88 +7,37 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
-from typing_extensions import TypedDict
+from pydantic import Field, ValidationError, model_validator
 
 from taet import statistics
 from taet.attacks.ball import Norm
-from taet.errors import UserError, cut, located, unknown
-from taet.evaluation.column import WORST_CASE, AsItIs, CardPart, Column, Json, PackedLabels, check_classes
-from taet.evaluation.facts import ModelFacts, probed
-from taet.evaluation.summary import Summary, check_stored, disagreements, summarise
-from taet.fields import Count, Name, NonNegative, Sha256, StoredCount
+from taet.errors import UserError, cut, located, said, unknown
+from taet.evaluation.column import (
+    WORST_CASE,
+    AsItIs,
+    CardPart,
+    Column,
+    Json,
+    PackedLabels,
+    Summary,
+    disagreements,
+)
+from taet.evaluation.facts import ModelFacts
+from taet.fields import refused
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
 KIND, SCHEMA = "taet result card", 3
-MOST_BYTES = 2**29
-"""Largest file of a card: with 1,000 classes a column takes 6 MB."""
-MOST_CLASSES = 2**16
-"""Most classes: a predicted class is stored in two bytes."""
-
-
-class ThreatAbout(TypedDict):
-    """The ball that a card is about."""
-
-    norm: Norm
-    eps: Annotated[float, Field(gt=0)]
-
-
-class ModelAbout(TypedDict):
-    """The evaluated model; `answers` are logits and gradient norms of the first images, None for nan."""
-
-    name: str
-    weights_sha256: Sha256
-    file_sha256: NotRequired[Sha256]
-    parameters: NotRequired[StoredCount]
-    selection: NotRequired[str | None]
-    epoch: NotRequired[StoredCount | None]
-    leak: NotRequired[bool]
-    """Whether the epoch was chosen on the test set."""
-    notes: NotRequired[Sequence[str]]
-    answers: NotRequired[Sequence[Sequence[float | None]]]
-
-
-class DataAbout(TypedDict):
-    """The test images, and what is known about the training images."""
-
-    name: str
-    class_names: Annotated[Sequence[str], Field(min_length=2, max_length=MOST_CLASSES)]
-    test_sha256: Sha256
-    train_class_counts: NotRequired[Sequence[StoredCount] | None]
-    imbalance_ratio: NotRequired[NonNegative | None]
-    notes: NotRequired[Sequence[str]]
-    extra: NotRequired[Json]
-    """Extra training images: their source, counts, and whether they were `compared` with the test images."""
-
-
-class Flag(TypedDict):
-    """A warning of the rules: its name, and what was found, what it means and what to do."""
-
-    flag: Name
-    text: str
-
-
-class TrainedRun(TypedDict, total=False):
-    """How the model was trained; its settings are kept as stored, also those that this version does not know."""
-
-    config: Json
-    hash: Sha256
-    command: str
-    deviations: Sequence[str]
-
-
-class Environment(TypedDict, total=False):
-    """The machine and the software of an evaluation."""
-
-    versions: dict[str, str | None]
-    commit: str | None
-    device: str
+MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
+MOST_CLASSES = 2**16  # most classes: a predicted class is stored in two bytes
+LARGEST = {"linf": 1.0, "l2": math.inf}
+CHANGED_3 = ("balanced_interval", "group_intervals")
+"""Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
 
 
 class Card(CardPart):
@@ -97,34 +46,35 @@ class Card(CardPart):
     method: str
     title: str
     protocol: str
-    threat: AsItIs[ThreatAbout]
-    seed: int | None
-    """Of the training run; None for a model that was trained elsewhere, whose `run` is empty."""
-    model: AsItIs[ModelAbout]
-    data: AsItIs[DataAbout]
-    batch_size: Count
+    threat: AsItIs[Json]  # norm and eps of the ball that the card is about
+    seed: int | None  # of the training run; None for a model that was trained elsewhere, whose `run` is empty
+    model: AsItIs[Json]
+    """name, weights_sha256, file_sha256, parameters, notes; selection, epoch and leak (whether the epoch was chosen on
+    the test set); answers: logits and gradient norms of the first images, None for nan."""
+    data: AsItIs[Json]
+    """name, class_names, test_sha256, notes; of training, if known: train_class_counts, imbalance_ratio, and `extra`
+    images: their source, counts, and whether they were `compared` with the test images."""
+    batch_size: int
     created: str = ""
     command: str = ""
-    run: AsItIs[TrainedRun] = Field(default_factory=TrainedRun)
-    environment: AsItIs[Environment] = Field(default_factory=Environment)
-    flags: Annotated[tuple[AsItIs[Flag], ...], Field(strict=False)] = ()
-    probe: AsItIs[dict[str, int | float]] = Field(default_factory=dict)
+    run: AsItIs[Json] = Field(default_factory=dict)  # config, hash, command and deviations of the training, as stored
+    environment: AsItIs[Json] = Field(default_factory=dict)  # versions, commit, device
+    flags: Annotated[tuple[Json, ...], Field(strict=False)] = ()  # each with its name, `flag`, and a `text`
+    probe: AsItIs[Json] = Field(default_factory=dict)
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
-    labels: PackedLabels
-    """(N,): true classes in test order."""
-    examples_sha256: Sha256 | None = None
-    """Of the card's file of example images; None if there is none, or it is not known."""
+    labels: PackedLabels  # (N,): true classes in test order
+    examples_sha256: str | None = None  # of the card's file of example images, if there is one and it is known
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Refuse a card that contradicts itself."""
-        if self.threat["norm"] == "linf" and self.threat["eps"] > 1:
-            raise UserError(f"threat eps: got {self.threat['eps']:g}; allowed: 0 to 1")
-        self.facts  # noqa: B018  # refuses a probe that cannot be
-        check_classes("labels", self.labels, len(self.labels), self.num_classes)
+        if self.threat["norm"] not in WORST_CASE or not 0 < self.threat["eps"] <= LARGEST[self.threat["norm"]]:
+            raise UserError(f"threat: got {self.threat}; allowed: linf with eps up to 1, or l2")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
+            raise UserError(f"labels: got a class beyond 0 to {self.num_classes - 1}")
         counts = self.data.get("train_class_counts")
         if counts is not None and len(counts) != self.num_classes:
             raise UserError(f"data train_class_counts: got {len(counts)}; allowed: {self.num_classes}, one per class")
@@ -151,7 +101,8 @@ class Card(CardPart):
     @cached_property
     def facts(self) -> ModelFacts | None:
         """The facts of the probe, typed; None if nothing was attacked."""
-        return probed(self.probe, self.batch_size)
+        known = {name: value for name, value in self.probe.items() if name in ModelFacts.__dataclass_fields__}
+        return ModelFacts(**{**known, "batch_size": self.batch_size}) if known else None
 
     @property
     def deviations(self) -> tuple[str, ...]:
@@ -222,19 +173,18 @@ class Card(CardPart):
 
     def summary_of(self, column: Column) -> Summary:
         """Compute the numbers of a column on the card's images from its masks."""
-        return summarise(column, self.clean, self.labels, self.num_classes, self.data.get("train_class_counts"))
+        return Summary.of(column, self.clean, self.labels, self.num_classes, self.data.get("train_class_counts"))
 
     def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
         stored = self.model_dump(exclude={"columns"} | ({"examples_sha256"} if self.examples_sha256 is None else set()))
-        columns = [column.model_dump() | {"summary": self._numbers(column)} for column in self.columns]
+        columns = []
+        for column in self.columns:  # a summary stays as it was read if only rounding separates it from the recomputed
+            computed = self.summary_of(column).to_json()
+            summary = computed if any(disagreements("", column.stored, computed)) else column.stored
+            columns.append(column.model_dump() | {"summary": summary})
         last: Json = {name: stored.pop(name) for name in ("labels", "examples_sha256") if name in stored}
         return {"kind": KIND, "schema": SCHEMA, **stored, "flags": [*self.flags], "columns": columns, **last}
-
-    def _numbers(self, column: Column) -> Json:
-        """Return the summary of a column as JSON: as it was read, if only rounding separates it from the recomputed."""
-        computed = self.summary_of(column).to_json()
-        return computed if any(disagreements("", column.stored, computed)) else column.stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the card as JSON with its checksum, atomically: if writing fails, the old file stays as it was."""
@@ -263,10 +213,19 @@ class Card(CardPart):
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             hint = "; update taet" if type(schema) is int and schema > SCHEMA else ""
             raise UserError(f"schema: got {cut(repr(schema), 60)}; allowed: 1 to {SCHEMA}{hint}")
-        card = cls(**{name: value for name, value in stored.items() if name != "sealed"}, sealed=sealed)
-        for column in card.columns:
-            column.attack  # noqa: B018  # raises an error for settings that the attack cannot have
-            check_stored(f"column '{column.name}' summary", column.stored, card.summary_of(column), schema)
+        try:
+            card = cls(**{name: value for name, value in stored.items() if name != "sealed"}, sealed=sealed)
+            for column in card.columns:
+                column.attack  # noqa: B018  # raises an error for settings that the attack cannot have
+                computed = card.summary_of(column).to_json()
+                for name in column.stored.keys() & computed.keys() - (set() if schema >= 3 else {*CHANGED_3}):
+                    where = f"column '{column.name}' summary {name}"
+                    for message in disagreements(where, column.stored[name], computed[name]):
+                        raise UserError(message)
+        except ValidationError as error:
+            raise refused(error, cls) from None
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what no card of taet holds
+            raise UserError(f"is damaged: {said(error)}") from None
         return card
 
     def __repr__(self) -> str:
@@ -281,7 +240,11 @@ class Card(CardPart):
             plain, balanced = (
                 f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for share, (low, high) in shares
             )
-            rows.append((column.name, plain, balanced, worst, _remark(column, summary)))
+            notes = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
+            if column.norm is not None and not column.bounded:  # whose accuracy says little
+                reach = summary.median_distance
+                notes += ["no bound", *([] if math.isnan(reach) else [f"median {column.norm} distance {reach:.3g}"])]
+            rows.append((column.name, plain, balanced, worst, "; ".join(notes)))
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         deviations = (f"leaves the protocol: {text}" for text in self.deviations)
@@ -289,16 +252,6 @@ class Card(CardPart):
 
 
 ResultCard = Card
-
-
-def _remark(column: Column, summary: Summary) -> str:
-    """Return remarks on the precision of the search and on an unbounded attack, whose accuracy says little."""
-    said = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
-    if column.norm is not None and not column.bounded:
-        said.append("no bound")
-        if not math.isnan(summary.median_distance):
-            said.append(f"median {column.norm} distance {summary.median_distance:.3g}")
-    return "; ".join(said)
 
 
 def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, comparisons: int = 1) -> Difference:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,24 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taet import models, statistics
-from taet.attacks import pgd
+from taet import statistics
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.data.long_tail import even_sample
 from taet.data.places import roots
 from taet.errors import UserError
-from taet.evaluation import store
+from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.facts import Merged, ModelFacts, Trial, answer, attempt, deep_facts, outputs, user_errors
-from taet.evaluation.rules import REPEAT_DIFFERENCE, said
-from taet.evaluation.runner import Runner, TestImages, restored
-from taet.evaluation.subject import GivenImages, Subject, TestLabels, make_runner, of_module, of_run
-from taet.files import is_leftover
+from taet.evaluation.facts import Merged, ModelFacts, answer, attempt, deep_facts, outputs
+from taet.evaluation.runner import Runner, restored
+from taet.evaluation.subject import ArrayOrTensor, GivenImages, Subject, count_classes, of_module, of_run
 from taet.formatting import duration, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
-from taet.randomness import generator
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
 from taet.training.folder import DELIVERED, DONE, METRICS, RUN, RunFolder
@@ -67,19 +62,14 @@ class Check:
         """Whether no problem was found."""
         return all(finding.ok for finding in self.findings)
 
-    @property
-    def lines(self) -> list[str]:
-        """The findings as text; ! marks a problem."""
-        return [*map(str, self.findings)]
-
     def __repr__(self) -> str:
-        return "\n".join(self.lines)
+        return "\n".join(map(str, self.findings))
 
 
 def check(
     model_or_run_dir: nn.Module | str | os.PathLike[str] | None = None,
-    images: TestImages | Tensor | GivenImages | None = None,
-    labels: TestLabels | None = None,
+    images: ArrayOrTensor | GivenImages | None = None,
+    labels: ArrayOrTensor | None = None,
     *,
     deep: bool = False,
     attacks: Sequence[str] | None = None,
@@ -93,8 +83,7 @@ def check(
 
     Args:
         model_or_run_dir: a Module, a run folder, or nothing for this machine.
-        images: test images as in `taet.evaluate`; with a run in place of its own.
-        labels: integers (N,), 0 to classes - 1.
+        images, labels: test images of a Module, as in `taet.evaluate`.
         deep: attack a randomised model also through the mean of many draws, and a model with several logits for each
             class also through the largest of each.
         attacks, eps: attacks whose time is estimated, and the radius. Default: those of the run, or of protocol taet.
@@ -105,19 +94,19 @@ def check(
         UserError: images or labels that `taet.evaluate` refuses, or a model that cannot be evaluated: it fails, returns
             anything but finite logits (N, classes), or has no gradient with respect to the image.
     """
+    changes = {"attacks": attacks, "eps": eps}
     if model_or_run_dir is None:
         return Check((*_machine(resolve_device(device)),))
-    given = images if isinstance(images, GivenImages) or images is None else GivenImages(images, labels)  # type: ignore[arg-type]
     if isinstance(model_or_run_dir, nn.Module):
-        if given is None:
+        if images is None or (labels is None and not isinstance(images, GivenImages)):
             raise UserError("check: got a model without images and labels; allowed: both, or a run folder alone")
-        subject = of_module(model_or_run_dir, given)
-        return Check((*_model(subject.changed({"attacks": attacks, "eps": eps}), device, deep),))
-    files = verify(Path(model_or_run_dir))
-    if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
+        given = images if isinstance(images, GivenImages) else GivenImages(images, labels)  # type: ignore[arg-type]
+        return Check((*_model(of_module(model_or_run_dir, given).changed(changes), device, deep),))
+    folder = RunFolder(Path(model_or_run_dir))
+    files = verify(folder.path)
+    if not all(file.ok for file in files) or not folder.is_done:
         return Check(files)
-    subject = of_run(model_or_run_dir, weights, images=given)
-    return Check((*files, *_model(subject.changed({"attacks": attacks, "eps": eps}), device, deep)))
+    return Check((*files, *_model(of_run(folder.path, weights).changed(changes), device, deep)))
 
 
 def _machine(device: torch.device) -> Iterator[Finding]:
@@ -126,9 +115,6 @@ def _machine(device: torch.device) -> Iterator[Finding]:
         version = about["versions"][name]
         yield Finding(name, version or f"missing: pip install {name}", version is not None)
     yield Finding("device", f"{about['device']}, threads: {torch.get_num_threads()}")
-    speeds = {name: _attack_speed(device, name == "bf16") for name in ("bf16", "float32")}
-    for name, speed in speeds.items():
-        yield Finding(f"PGD-10 {name}", f"{speed:.0f} images a second, ResNet-8, 32 x 32")
     places = roots(Data())
     found = [str(root / name) for root in places for name in DATA_FILES if (root / name).exists()]
     yield Finding("data", ", ".join(found) or f"no known file in {listed(f'{root}' for root in places)}")
@@ -136,26 +122,11 @@ def _machine(device: torch.device) -> Iterator[Finding]:
     yield Finding("disk", f"{free:.1f} GB free here; a run of ResNet-18 takes about 0.2 GB", free >= 1)
 
 
-def _attack_speed(device: torch.device, bf16: bool) -> float:
-    """Return the images per second of PGD-10 on a batch of 128: the best of three trials after a warm-up."""
-    model = models.build("resnet8", 10).to(device).to(memory_format=torch.channels_last)
-    x = torch.rand(128, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    y = torch.arange(128, device=device) % 10
-    best = float("inf")
-    for _ in range(4):
-        begun = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            attacked = pgd(model, x, y, eps=8 / 255, step_size=2 / 255, steps=10, start="none")
-        attacked.sum().item()  # waits for the device
-        best = min(best, time.perf_counter() - begun)
-    return len(x) / best
-
-
 def verify(path: Path) -> tuple[Finding, ...]:
     """Read every file of a run folder as its users do, and check that all belong together."""
+    folder, found = RunFolder(path), []
     if not path.is_dir():
         raise UserError(f"check: no such folder: '{path}'")
-    folder, found = RunFolder(path), [Finding(".", "verified")]
     if not folder.is_run and not folder.card().exists():
         _ = folder.record  # refuses it
     for name, read in _readers(folder):
@@ -163,16 +134,13 @@ def verify(path: Path) -> tuple[Finding, ...]:
             found.append(Finding(name, "verified" if read() else f"on trust: {OLD}"))
         except UserError as error:
             found.append(Finding(name, " ".join(str(error).split()), ok=False))
-    left = [one.name for one in path.iterdir() if is_leftover(one.name)]
-    if left:
-        found[0] = Finding(".", f"on trust: {len(left)} files of a process that is at work, or was killed")
     return tuple(found)
 
 
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the name of each file with a function that reads it and returns whether a checksum covers all of it."""
 
-    def weights(name: str) -> object:
+    def weights(name: str) -> bool:
         folder.check_weights(name)
         return folder.weights(name).name in folder.sums
 
@@ -200,16 +168,18 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
     """Yield what a batch of test images shows about a model."""
-    names, network = subject.about["data"]["class_names"], subject.model
-    network.to(subject.device if device == "auto" else resolve_device(device))
+    names, network, seed = subject.about["data"]["class_names"], subject.model, subject.settings.seed
+    where = subject.device if device == "auto" else resolve_device(device)
+    network.to(where)
     with restored(network) as changes:
         came = "; it was in training mode and is tested in eval mode" if network.training else ""
-        batch_size, seed = subject.settings.batch_size, subject.settings.seed
-        runner = make_runner(network, subject.images, subject.labels, batch_size=batch_size, seed=seed)
-        width, rows = runner.num_classes, even_sample(runner.labels, runner.batch_size, seed)
+        width = count_classes(network, subject.images, subject.labels, where)
         several, rest = divmod(width, len(names)) if names else (1, 0)
         if names and (rest or not 1 <= several <= MOST_EACH):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
+        size = subject.settings.batch_size
+        runner = Runner(Counted(network), subject.images, subject.labels, width, size, seed, where)
+        rows = even_sample(runner.labels, size, seed)
         x, y = runner.batch(rows)
         with runner.still():
             tried = attempt(runner.model, x, y)
@@ -218,15 +188,20 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             facts = outputs(runner.model, x, y, tried)
             about = f"{sum(weight.numel() for weight in network.parameters()):,} parameters, {width} logits for images"
             yield Finding("model", f"{about} of {' x '.join(map(str, x.shape[1:]))}; tried on {len(y)} test images")
-            yield from _outputs(runner, x, y, tried, len(names) if names else width, own=subject.card is not None)
-            yield from (Finding(flag, text, ok=False) for flag, text in said("model", facts).items())
+            yield from _outputs(network, x, y, tried.logits, len(names) if names else width)
+            highest = int(runner.labels.max())
+            if not subject.card and highest + 1 < width and several == 1:
+                text = f"{width} logits, but labels 0 to {highest} only; does the head belong to another data set?"
+                yield Finding("classes", text, ok=False)
+            yield from (Finding(flag, text, ok=False) for flag, text in rules.told(rules.of_model(facts)).items())
             if deep:
-                yield from _deep(runner, facts, several, subject.eps)
-            elif several > 1 or facts.repeat_difference > REPEAT_DIFFERENCE:
+                seen = Merged(network, width // several).eval() if several > 1 else network
+                yield from _deep(seen, x, y, Draws(seed, "audit", rows).start(x, subject.eps), subject.eps, facts)
+            elif several > 1 or facts.repeat_difference > rules.REPEAT_DIFFERENCE:
                 what = f"{several} logits for each class" if several > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
-        usual, most = runner.seconds(attacks_of(subject.settings, subject.eps))
-        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(usual)}, at most {duration(most)[6:]}")
+        seconds = runner.passes(attacks_of(subject.settings, subject.eps)) * runner.seconds_of_pass()
+        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(seconds)}")
         if changed := listed(changes(), most=3):  # after every other test
             later = "later outputs are those of a different model; do not update state in eval mode"
             yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)
@@ -234,47 +209,27 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             yield Finding("eval mode", f"its state does not change{came}")
 
 
-def _deep(runner: Runner, facts: ModelFacts, several: int, eps: float) -> Iterator[Finding]:
-    rows = even_sample(runner.labels, runner.batch_size, runner.seed)
-    x, y = runner.batch(rows)
-    noise = Draws(runner.seed, "audit", rows).start(x, eps)
-    model = runner.model.model
-    seen = Merged(model, runner.num_classes // several).eval() if several > 1 else model
-    torch.manual_seed(runner.seed)
-    found = deep_facts(seen, x, y, noise, eps, random=facts.repeat_difference > REPEAT_DIFFERENCE)
-    texts = said("deep", found)
+def _deep(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, facts: ModelFacts) -> Iterator[Finding]:
+    torch.manual_seed(0)
+    found = deep_facts(model, x, y, noise, eps, random=facts.repeat_difference > rules.REPEAT_DIFFERENCE)
+    texts = rules.told(rules.of_deep(found))
     yield from (Finding(flag, text, ok=False) for flag, text in texts.items())
     if not texts:
         yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")
 
 
-def _outputs(runner: Runner, x: Tensor, y: Tensor, tried: Trial, classes: int, own: bool) -> Iterator[Finding]:
-    """Yield what the logits show beside the rules; the head of a run's own model (`own`) fits its classes."""
-    model, correct = runner.model, (tried.logits.max(1).indices % classes == y).cpu().numpy()
+def _outputs(network: nn.Module, x: Tensor, y: Tensor, logits: Tensor, classes: int) -> Iterator[Finding]:
+    """Yield what the logits show beside the rules: chance, another normalisation, a sigmoid."""
+    correct = (logits.max(1).indices % classes == y).cpu().numpy()
     counts = statistics.class_counts(correct, y.cpu().numpy(), classes)
     chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
     said_of = f"balanced accuracy {percent(statistics.balanced_accuracy(*counts))} %, chance is {percent(chance)} %"
     hint = "" if low > chance else "; are the weights, the order of the classes and the image size right?"
     yield Finding("accuracy", said_of + hint, ok=low > chance)
-    highest = int(runner.labels.max())
-    if not own and highest + 1 < classes and classes == runner.num_classes:
-        text = f"{classes} logits, but labels 0 to {highest} only; does the head belong to another data set?"
-        yield Finding("classes", text, ok=False)
-    yield _normalisation(model.model, x, y, correct)
-    if bool(((tried.logits >= 0) & (tried.logits <= 1)).all()):
+    yield _normalisation(network, x, y, correct)
+    if bool(((logits >= 0) & (logits <= 1)).all()):
         text = "all between 0 and 1, as after a sigmoid or a softmax, which shrink the gradients; return its input"
         yield Finding("logits", text, ok=False)
-    noise = torch.rand(x[:1].shape, generator=generator("cpu", 0, "check", "noise")).to(x.device)
-    corners = {"black": torch.zeros_like(noise), "white": torch.ones_like(noise), "random": noise}
-    # Two of each, since a layer may need more than one image.
-    broken = [name for name, one in corners.items() if not answer(model, one.repeat(2, 1, 1, 1)).isfinite().all()]
-    text = f"not finite on {listed(broken)} images, which an attack may produce; look for a division by zero"
-    yield Finding("range", text if broken else "finite on test images and on black, white and random ones", not broken)
-    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
-        dtype = model.model(x[:2]).dtype
-    if dtype != torch.float32:
-        text = f"outputs are {dtype}: rounding hides differences that decide an attack; return float32"
-        yield Finding("precision", text, ok=False)
 
 
 def _normalisation(model: nn.Module, x: Tensor, y: Tensor, correct: statistics.Mask) -> Finding:

@@ -1,44 +1,40 @@
-"""One column of a result card: what one attack did to each test image. Also how a card packs arrays into JSON."""
+"""One column of a result card, the numbers computed from it, and how a card packs arrays into JSON."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
-from typing_extensions import TypedDict
 
+from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
 from taet.attacks.identity import Identity, identity
 from taet.attacks.spec import AttackSpec
 from taet.errors import UserError
-from taet.fields import Name, NonNegative, Record, Rule, Sha256, StoredCount, refused
-from taet.statistics import Ints
+from taet.fields import Record
+from taet.formatting import short
+from taet.statistics import Floats, Ints
 
 T = TypeVar("T")
-Json = dict[str, Any]
-"""A JSON object, as `json.loads` returns it."""
+Json = dict[str, Any]  # A JSON object, as `json.loads` returns it
 WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
 CurveName = Literal["steps", "eps", "logit-scale"]
+Interval = tuple[float, float]
+TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return a value as JSON: tuples and arrays as lists, numpy scalars as numbers and nan as None, at any depth."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
@@ -49,18 +45,16 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-class Packed(Rule):
+class Packed(NamedTuple):
     """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape.
 
     `kind` is the type of the stored numbers; of bits, the first of eight is the highest of its byte.
     """
 
-    def __init__(self, name: str, kind: str) -> None:
-        super().__init__(lambda _: True, "in base64, as many as its count says")
-        self.name, self.kind = name, kind
+    name: str
+    kind: str
 
     def pack(self, values: NDArray[Any]) -> Json:
-        """Return the array as JSON."""
         size = {"shape": list(values.shape)} if self.name == "float32" else {"count": len(values)}
         stored = np.packbits(values) if self.name == "bits" else values.astype(self.kind)
         return {**size, self.name: base64.b64encode(stored.tobytes()).decode()}
@@ -69,61 +63,29 @@ class Packed(Rule):
         """Return the array of its JSON; an array is returned as it is."""
         if isinstance(value, np.ndarray):
             return value
-        try:
-            stored = np.frombuffer(base64.b64decode(value[self.name], validate=True), self.kind)
-            shape = value["shape"] if self.name == "float32" else [value["count"]]
-            entries = math.prod(shape)
-            if stored.size != ((entries + 7) // 8 if self.name == "bits" else entries) or min(shape, default=0) < 0:
-                raise ValueError(self.text)
-            if self.name == "bits":
-                return np.unpackbits(stored, count=entries).astype(bool)
-            return stored.astype(np.float32 if self.name == "float32" else np.int64).reshape(shape)
-        except (KeyError, TypeError, OverflowError):
-            raise ValueError(self.text) from None
+        stored = np.frombuffer(base64.b64decode(value[self.name], validate=True), self.kind)
+        if self.name == "float32":
+            return stored.astype(np.float32).reshape(value["shape"])
+        bits = np.unpackbits(stored)[: value["count"]].astype(bool) if self.name == "bits" else stored.astype(np.int64)
+        if len(bits) != value["count"]:
+            raise ValueError(f"got {len(bits)} entries where {value['count']} are counted")
+        return bits
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         written = core_schema.plain_serializer_function_ser_schema(self.pack)
         return core_schema.no_info_plain_validator_function(self.unpack, serialization=written)
 
 
-@dataclass(frozen=True)
-class AsGiven:
-    """Annotation of a value that is checked, as a `kind` if that is given, and kept with all its further fields."""
-
-    kind: Any = None
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        known = handler(source) if self.kind is None else handler.generate_schema(self.kind)
-        written = core_schema.plain_serializer_function_ser_schema(plain)
-        return core_schema.no_info_wrap_validator_function(_as_given, known, serialization=written)
-
-
-def _as_given(value: Any, check: Callable[[Any], object]) -> Any:
-    check(value)
-    return value
-
-
-AsItIs = Annotated[T, AsGiven()]
+AsItIs = Annotated[T, PlainSerializer(plain)]
 PackedMask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
 PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
 PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
 
 
 class CardPart(Record):
-    """A part of a card, whose errors are one line each; two are equal only if they are the same object."""
+    """A part of a card; two are equal only if they are the same object."""
 
     model_config = ConfigDict(serialize_by_alias=True)
-    what: ClassVar[str] = ""
-    """Begins a message; of a part with a name, together with that."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_line(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return check(values)
-        except ValidationError as error:
-            name = values.get("name") if isinstance(values, Mapping) and cls.what else None
-            raise refused(error, cls, f"{cls.what} '{name[:60]}'" if isinstance(name, str) else cls.what) from None
 
     def changed(self, **fields: Any) -> Self:
         """Return a copy with other values of these fields, checked again."""
@@ -136,44 +98,22 @@ class CardPart(Record):
     __hash__ = object.__hash__
 
 
-class SourceAbout(TypedDict):
-    """The model that adversarial examples were made on."""
-
-    name: str
-    weights_sha256: Sha256
-
-
-class Parameters(TypedDict, total=False):
-    """Settings of an attack that any reader may need; its specification checks the others."""
-
-    seed: int | None
-    source: SourceAbout
-    attacks: list[Json]
-    """Of a worst case: its attacks."""
-
-
 class Column(CardPart):
     """One attack on all test images, in test order; a default is what a column of an older schema lacks."""
 
-    what: ClassVar[str] = "column"
-
-    name: Name
-    norm: Norm | None
-    """None for clean images."""
-    eps: NonNegative | None
+    name: str
+    norm: Norm | None  # None for clean images
+    eps: float | None
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
-    parameters: Annotated[Json, AsGiven(Parameters)]
-    seconds: Annotated[NonNegative, Field(le=1e12)] = 0.0
-    forwards: StoredCount = 0
-    """Passes are counted in images."""
-    backwards: StoredCount = 0
+    parameters: AsItIs[Json]
+    seconds: float = 0.0
+    forwards: int = 0  # passes are counted in images
+    backwards: int = 0
     stored: AsItIs[Json] = Field(default={}, alias="summary", repr=False)
-    """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
-    correct: PackedMask
-    """(N,): classified correctly under the attack."""
-    predictions: PackedLabels
-    """(N,): class predicted under the attack."""
+    """The numbers that a file states beside the masks; `Card` recomputes and compares them."""
+    correct: PackedMask  # (N,): classified correctly under the attack
+    predictions: PackedLabels  # (N,): class predicted under the attack
     parts: dict[str, PackedMask] = Field(default_factory=dict)
     """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
     distances: PackedFloats | None = None
@@ -208,6 +148,11 @@ class Column(CardPart):
         return f"Column('{self.name}'{ball}: {int(self.correct.sum())} of {len(self.correct)} correct)"
 
     @property
+    def ball(self) -> tuple[str | None, float | None]:
+        """Norm and radius."""
+        return self.norm, self.eps
+
+    @property
     def is_transfer(self) -> bool:
         """Whether the adversarial examples were made on another model."""
         return "source" in self.parameters
@@ -219,40 +164,110 @@ class Column(CardPart):
 
     def check(self, labels: Ints, num_classes: int) -> None:
         """Raise a `UserError` if the column contradicts itself or the true classes of the images, (N,)."""
-        where = f"column '{self.name}'"
-        if (self.eps is not None or self.bounded) and (self.norm is None or self.eps is None):
-            raise UserError(f"{where}: got norm {self.norm} and eps {self.eps}; allowed: a ball has both")
-        if self.norm == "linf" and self.eps is not None and self.eps > 1:
-            raise UserError(f"{where} eps: got {self.eps:g}; allowed: 0 to 1")
-        check_classes(f"{where} predictions", self.predictions, len(labels), num_classes)
-        if self.correct.shape != labels.shape or (self.correct != (self.predictions == labels)).any():
+        where, after = f"column '{self.name}'", [self.correct, *self.parts.values()]
+        if any(mask.shape != labels.shape for mask in (self.predictions, *after)):
+            raise UserError(f"{where}: has not one entry for each of {len(labels)} images")
+        if len(labels) and not 0 <= self.predictions.min() <= self.predictions.max() < num_classes:
+            raise UserError(f"{where} predictions: got a class beyond 0 to {num_classes - 1}")
+        if (self.correct != (self.predictions == labels)).any():
             raise UserError(f"{where} correct: does not agree with its predictions and the labels")
-        before = np.ones(len(labels), dtype=bool)
-        for part, mask in self.parts.items():
-            if mask.shape != labels.shape or (mask & ~before).any():
-                raise UserError(f"{where} part '{part}': an image that was broken before is correct again")
-            before = mask
-        if self.parts and (before != self.correct).any():
+        if any((later & ~before).any() for before, later in pairwise(after[1:])):
+            raise UserError(f"{where} parts: an image that was broken before is correct again")
+        if (after[-1] != self.correct).any():
             raise UserError(f"{where} parts: the last one does not agree with the column")
-        if self.distances is not None:
-            _check_floats(f"{where} distances", self.distances, ~self.correct, math.inf)
-        if self.roc_auc is not None:
-            present = np.bincount(labels, minlength=num_classes) > 0
-            pairs = present & present[:, None] & ~np.eye(num_classes, dtype=bool)
-            _check_floats(f"{where} roc_auc", self.roc_auc, pairs, 1.0)
 
 
-def check_classes(where: str, values: Ints, count: int, classes: int) -> None:
-    """Raise a `UserError` unless `values` are `count` class labels from 0 to `classes` - 1."""
-    if values.shape != (count,) or values.dtype.kind not in "iu":
-        raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: integers ({count},)")
-    if count and not (values.min() >= 0 and values.max() < classes):
-        raise UserError(f"{where}: got {values.min()} to {values.max()}; allowed: 0 to {classes - 1}")
+@dataclass(frozen=True, eq=False, repr=False)
+class Summary:
+    """The numbers of one column; shares are in [0, 1], intervals at 95 %, and a class without test images is nan."""
+
+    correct: Ints  # (C,): test images classified correctly
+    total: Ints
+    accuracy: float
+    accuracy_interval: Interval
+    balanced: float  # mean recall over the classes that have test images
+    balanced_interval: Interval
+    per_class: Floats
+    per_class_interval: tuple[Floats, Floats]  # (low, high), each (C,)
+    groups: dict[str, float]
+    """Balanced accuracy of head, body, tail and last_half; empty if the training counts are not known."""
+    group_intervals: dict[str, Interval]
+    worst_class: tuple[int, float]  # (label, recall) of the class with the lowest recall
+    flip_rate: float
+    """Share of images whose predicted class is not the clean one; nan without a clean column, as the next three."""
+    class_flip_rate: Floats
+    natural_error: Floats  # (C,): share that is misclassified clean
+    boundary_error: Floats  # (C,): share that is classified correctly clean and misclassified here
+    weak_classes: tuple[int, ...]  # labels of the classes whose recall is below the balanced accuracy
+    few_images: tuple[int, ...]  # labels of the classes with fewer than `statistics.FEW_PER_CLASS` test images
+    median_distance: float
+    """Median norm of the perturbations, with failed attacks counted as infinitely far; nan if not measured."""
+    roc_auc: float  # macro one-versus-one area under the ROC curve; nan if not measured
+
+    @classmethod
+    def of(
+        cls, column: Column, clean: Column | None, labels: Ints, num_classes: int, train_counts: Sequence[int] | None
+    ) -> Summary:
+        """Compute the numbers of a column on images with the given labels (N,).
+
+        Flip rates and errors need a `clean` column, groups of classes need the training counts (C,).
+        """
+        correct, total = statistics.class_counts(column.correct, labels, num_classes)
+        groups = statistics.class_groups(train_counts) if train_counts is not None else {}
+        low, high = statistics.wilson_interval(correct.sum(), total.sum())
+        flip_rate, class_flip_rate = math.nan, np.full(num_classes, np.nan)
+        errors = class_flip_rate, class_flip_rate
+        if clean is not None:
+            flip_rate = statistics.flip_rate(clean.predictions, column.predictions)
+            class_flip_rate = statistics.class_flip_rate(clean.predictions, column.predictions, labels, num_classes)
+            errors = statistics.class_errors(clean.correct, column.correct, labels, num_classes)
+        return cls(
+            correct=correct,
+            total=total,
+            accuracy=statistics.accuracy(correct, total),
+            accuracy_interval=(float(low), float(high)),
+            balanced=statistics.balanced_accuracy(correct, total),
+            balanced_interval=statistics.balanced_interval(correct, total),
+            per_class=statistics.per_class_accuracy(correct, total),
+            per_class_interval=statistics.wilson_interval(correct, total),
+            groups=statistics.group_accuracy(correct, total, groups),
+            group_intervals={name: statistics.balanced_interval(correct[of], total[of]) for name, of in groups.items()},
+            worst_class=statistics.worst_class(correct, total),
+            flip_rate=flip_rate,
+            class_flip_rate=class_flip_rate,
+            natural_error=errors[0],
+            boundary_error=errors[1],
+            weak_classes=tuple(statistics.weak_classes(correct, total)),
+            few_images=tuple(statistics.few_images(total)),
+            median_distance=math.nan if column.distances is None else statistics.median_distance(column.distances),
+            roc_auc=math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc),
+        )
+
+    def to_json(self) -> Json:
+        """Return plain lists and numbers, None for nan."""
+        return dict(plain(vars(self)))
+
+    def __repr__(self) -> str:
+        low, high = self.balanced_interval
+        worst, recall = self.worst_class
+        return (
+            f"Summary(balanced {100 * self.balanced:.1f} % [{100 * low:.1f}, {100 * high:.1f}], accuracy "
+            f"{100 * self.accuracy:.1f} of {self.total.sum()} images, worst class {worst} with {100 * recall:.1f})"
+        )
 
 
-def _check_floats(where: str, values: NDArray[np.float32], known: NDArray[np.bool_], most: float) -> None:
-    """Raise a `UserError` unless values are in [0, `most`] where `known` is True and nan elsewhere."""
-    if values.shape != known.shape or values.dtype != np.float32:
-        raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: float32 {known.shape}")
-    if (np.isfinite(values) != known).any() or not ((values[known] >= 0) & (values[known] <= most)).all():
-        raise UserError(f"{where}: a number is missing, out of range, or where there can be none")
+def disagreements(where: str, stored: object, computed: object) -> Iterator[str]:
+    """Yield a message for every stored number that differs from the recomputed one by more than rounding."""
+    if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
+        for key, value in computed.items():
+            yield from disagreements(f"{where} {key}", stored[key], value)
+    elif isinstance(computed, list) and isinstance(stored, list) and len(stored) == len(computed):
+        for index, value in enumerate(computed):
+            yield from disagreements(f"{where}[{index}]", stored[index], value)
+    elif stored != computed and not (
+        isinstance(stored, int | float)
+        and isinstance(computed, int | float)
+        and not isinstance(stored, bool)
+        and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
+    ):
+        yield f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -21,9 +20,7 @@ from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.inputs import distributions
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.spec import Model
-from taet.errors import UserError, is_out_of_memory, located
-from taet.evaluation.column import CardPart
-from taet.fields import ImageCount, NonNegative, StoredCount
+from taet.errors import UserError, is_out_of_memory, said
 from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
@@ -32,11 +29,9 @@ LOGIT_FACTOR = 10.0
 """Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
 DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
 
-UnitDistance = Annotated[float, Field(ge=0, le=2.001)]
-"""A distance between two vectors of unit length, rounded."""
 
-
-class ModelFacts(CardPart):
+@dataclass(frozen=True)
+class ModelFacts:
     """Outputs of a model on a sample of images; a fact that was not measured, as in cards of older versions, is 0.
 
     A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. `x_correct`
@@ -44,41 +39,30 @@ class ModelFacts(CardPart):
     compared with does not.
     """
 
-    batch_size: ImageCount
-    images: ImageCount
-    clean_correct: StoredCount
-    distributions: StoredCount
-    """Images whose logits are at least 0 and sum to 1."""
-    zero_gradients: StoredCount
+    batch_size: int
+    images: int
+    clean_correct: int
+    distributions: int  # images whose logits are at least 0 and sum to 1
+    zero_gradients: int
     """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: StoredCount = 0
+    nonfinite_gradients: int = 0
     """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
-    repeat_difference: UnitDistance = 0.0
-    """Difference when the model is called again."""
-    later_difference: UnitDistance = 0.0
-    """Difference after the model was called on other images."""
-    batch_difference: UnitDistance = 0.0
-    """Difference when the image is in another batch."""
-    pgd_correct: StoredCount = 0
-    """PGD-20 on the cross-entropy, step eps / 8, uniform start."""
-    scaled_pgd_correct: StoredCount = 0
-    """The same, with the logits times `logit_factor` in the objective."""
-    only_pgd_correct: StoredCount = 0
-    only_scaled_pgd_correct: StoredCount = 0
-    logit_gap: NonNegative = 0.0
-    """Median gap between the two largest logits; 0 if not finite."""
-    gradient_difference: UnitDistance = 0.0
-    """Difference when a gradient is computed as well."""
-    sites: StoredCount = 0
-    """Kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)."""
-    replaced: StoredCount = 0
-    """How many of them were replaced; if none, the next four fields are 0."""
-    straight_pgd_correct: StoredCount = 0
+    repeat_difference: float = 0.0  # difference when the model is called again
+    later_difference: float = 0.0  # difference after the model was called on other images
+    batch_difference: float = 0.0  # difference when the image is in another batch
+    pgd_correct: int = 0  # PGD-20 on the cross-entropy, step eps / 8, uniform start
+    scaled_pgd_correct: int = 0  # the same, with the logits times `logit_factor` in the objective
+    only_pgd_correct: int = 0
+    only_scaled_pgd_correct: int = 0
+    logit_gap: float = 0.0  # median gap between the two largest logits; 0 if not finite
+    gradient_difference: float = 0.0  # difference when a gradient is computed as well
+    sites: int = 0  # kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)
+    replaced: int = 0  # how many of them were replaced; if none, the next four fields are 0
+    straight_pgd_correct: int = 0
     """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
-    only_straight_pgd_correct: StoredCount = 0
-    smooth_pgd_correct: StoredCount = 0
-    """The same on the margin, with smooth operations as replacements."""
-    only_smooth_pgd_correct: StoredCount = 0
+    only_straight_pgd_correct: int = 0
+    smooth_pgd_correct: int = 0  # the same on the margin, with smooth operations as replacements
+    only_smooth_pgd_correct: int = 0
 
     @property
     def logit_factor(self) -> float:
@@ -86,47 +70,33 @@ class ModelFacts(CardPart):
         return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
-class DeepFacts(CardPart):
+@dataclass(frozen=True)
+class DeepFacts:
     """What only an attack made for a kind of model shows; 0 where a fact does not concern the model."""
 
-    images: ImageCount
-    classes: StoredCount = 0
-    logits: StoredCount = 0
-    """Logits of an image, if a class has several, of which the largest counts."""
-    raw_correct: StoredCount = 0
-    """PGD-20 on the cross-entropy of all logits."""
-    merged_correct: StoredCount = 0
-    """PGD-20 on the margin of the largest logits of each class."""
-    only_merged_correct: StoredCount = 0
-    draws: StoredCount = 0
-    """Random draws of a randomised model per gradient."""
-    one_correct: StoredCount = 0
+    images: int
+    classes: int = 0
+    logits: int = 0  # logits of an image, if a class has several, of which the largest counts
+    raw_correct: int = 0  # PGD-20 on the cross-entropy of all logits
+    merged_correct: int = 0  # PGD-20 on the margin of the largest logits of each class
+    only_merged_correct: int = 0
+    draws: int = 0  # random draws of a randomised model per gradient
+    one_correct: int = 0
     """PGD-20 on the margin, with a draw for each step; the mean probabilities of 64 draws decide."""
-    mean_correct: StoredCount = 0
-    """The same with the mean gradient of all draws (EOT)."""
-    only_mean_correct: StoredCount = 0
-
-
-def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
-    """Return the facts that a card stores; None if nothing was attacked. An impossible one is a `UserError`."""
-    if not probe:
-        return None
-    with located("probe"):
-        return ModelFacts(**{**probe, "batch_size": batch_size})
+    mean_correct: int = 0  # the same with the mean gradient of all draws (EOT)
+    only_mean_correct: int = 0
 
 
 @contextmanager
-def user_errors(failed: str) -> Iterator[None]:
-    """Turn any exception of the user's code into a `UserError` of one line: `failed`, with {reason} and {kind}."""
+def user_errors(what: str) -> Iterator[None]:
+    """Turn any exception of the user's code into a `UserError` of one line about `what`."""
     try:
         yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        kind = type(error).__name__
-        reason = str(error).partition("\n")[0] or kind
         hint = "; a smaller --batch-size takes less memory" if is_out_of_memory(error) else ""
-        raise UserError(failed.format(reason=reason, kind=kind) + hint) from error
+        raise UserError(f"{what}: {said(error)}{hint}") from error
 
 
 class Trial(NamedTuple):
@@ -135,11 +105,6 @@ class Trial(NamedTuple):
     logits: Tensor
     gradient: Tensor
     traced: Tensor
-
-    @property
-    def finite(self) -> Tensor:
-        """Whether logits and gradient of an image are finite, (N,)."""
-        return finite(self.logits) & finite(self.gradient)
 
 
 def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
@@ -150,7 +115,7 @@ def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
 def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the cross-entropy at each image and the logits, in two passes."""
     leaf, gradient = x.clone().requires_grad_(), None
-    with user_errors(f"model: fails on a batch of {len(x)} images ({{reason}})"):
+    with user_errors(f"model: fails on a batch of {len(x)} images"):
         logits = model(leaf)
         loss = cross_entropy(logits, y).sum()
         if loss.requires_grad:
@@ -163,7 +128,7 @@ def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def answer(model: Counted, x: Tensor) -> Tensor:
     """Return logits without a graph; errors of the model's code are a `UserError`."""
-    with user_errors(f"model: fails on a batch of {len(x)} images ({{reason}})"), torch.no_grad():
+    with user_errors(f"model: fails on a batch of {len(x)} images"), torch.no_grad():
         logits: Tensor = model(x)
     return logits
 
@@ -195,7 +160,7 @@ def outputs(model: Counted, x: Tensor, y: Tensor, tried: Trial) -> ModelFacts:
         clean_correct=int(correct.sum()),
         distributions=int(distributions(tried.logits).sum()),
         zero_gradients=int((correct & (tried.gradient == 0).flatten(1).all(1)).sum()),
-        nonfinite_gradients=int((~tried.finite).sum()),
+        nonfinite_gradients=int((~(finite(tried.logits) & finite(tried.gradient))).sum()),
         repeat_difference=again,
         batch_difference=difference(halves, tried.logits[order]),
         gradient_difference=difference(tried.traced, tried.logits),
@@ -212,7 +177,7 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
     """Try a model on images in the L-infinity ball, from start noise; replace the operations that `sites` counts."""
     tried = attempt(model, x, y)
     facts = outputs(model, x, y, tried)
-    broken = ~tried.finite
+    broken = ~(finite(tried.logits) & finite(tried.gradient))
 
     def note(values: Tensor) -> None:
         nonlocal broken
@@ -241,13 +206,12 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
     for name, mask in {"scaled": magnified, "straight": straight, "smooth": smooth}.items():
         masks |= {f"{name}_pgd_correct": mask, f"only_{name}_pgd_correct": mask & ~plain}
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    return facts.changed(later_difference=later, sites=len(sites), replaced=replaced, **counts)
+    return replace(facts, later_difference=later, sites=len(sites), replaced=replaced, **counts)
 
 
 def _pgd(model: Model, x: Tensor, y: Tensor, noise: Tensor, eps: float, objective: Objective) -> Tensor:
     step = STEP_SHARE * eps
-    chain = functools.partial(pgd, model, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise)
-    return chain(objective=objective, checked=True)
+    return pgd(model, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise, objective=objective, checked=True)
 
 
 class Merged(nn.Module):

@@ -38,23 +38,19 @@ from taet.statistics import Ints
 from taet.training.environment import version
 from taet.training.folder import weights_digest
 
-TestImages = NDArray[Any]
-"""uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""
+TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
-TRIED, QUICK = 32, 1.0  # images that are timed; a whole batch is timed as well if that takes fewer seconds
-USUAL = 0.55
-"""Usual share of its largest number of passes that a suite takes, as it attacks only images that are still correct: on
-the cards in results/ the medians are 0.53 for autoattack and 0.57 for autoattack-fast, the maximum is 0.69."""
+TIMED = 32  # images whose passes are timed
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
-def channels_first(pixels: NDArray[Any]) -> Tensor:
+def channels_first(pixels: TestImages) -> Tensor:
     """Return images as (N, C, H, W), uint8 or float as they are; a copy only of images on disk."""
     tensor = as_tensor(pixels)
     return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
 
 
-def as_unit(pixels: NDArray[Any]) -> Tensor:
+def as_unit(pixels: TestImages) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
     tensor = as_tensor(pixels)
     return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor
@@ -87,16 +83,14 @@ class Attacked:
     """What an attack did to N images."""
 
     predictions: Ints
-    work: dict[str, Any]
-    """Seconds and passes, named as in `WORK`."""
+    work: Mapping[str, Any]  # seconds and passes, named as in `WORK`
     scores: NDArray[np.float32] | None = None
     """(N, C): softmax of the logits under the attack; None for a suite, as the next one."""
     distances: NDArray[np.float32] | None = None
     """(N,): norm of each perturbation that fools the model, nan for the others."""
-    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    parts: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     """(N,) still correct after each part of a suite."""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    """What a suite says about its parts."""
+    parameters: Mapping[str, object] = field(default_factory=dict)  # what a suite says about its parts
 
 
 @dataclass(frozen=True)
@@ -134,37 +128,19 @@ class Runner:
         """Whether the ROC-AUC of every pair of classes is stored; with very many classes it would be too large."""
         return self.num_classes <= statistics.PAIRED_CLASSES
 
-    def expected(self, attack: AttackSpec, correct: int) -> int:
-        """Return the expected passes of an attack if `correct` images are classified correctly."""
-        met = correct if attack.skips_misclassified else len(self.labels)
-        return met * attack.passes(self.num_classes)
-
-    def seconds(self, attacks: Sequence[AttackSpec], later: float = 0) -> tuple[float, float]:
-        """Return the usual and the largest seconds of attacks and `later` passes: a suite drops images it breaks."""
+    def passes(self, attacks: Sequence[AttackSpec], correct: int | None = None) -> int:
+        """Return `expected_passes` of attacks; as long as `correct` is not known, all images count."""
         every = len(self.labels)
-        most = sum(self.expected(one, every) for one in attacks)
-        suites = sum(self.expected(one, every) for one in attacks if one.skips_misclassified)
-        pace = self.seconds_of_pass()
-        return (most - (1 - USUAL) * suites + later) * pace, (most + later) * pace
+        return expected_passes(attacks, self.num_classes, every, every if correct is None else correct)
 
     def seconds_of_pass(self) -> float:
-        """Return the seconds of one pass of an image, from a forward and a backward pass of a batch, if that is quick.
-
-        Otherwise only `TRIED` images are timed, which overestimates the time of an image in a batch.
-        """
-
-        def timed(images: int) -> float:
-            x, y = self.batch(np.arange(images))
-            with self.still():
-                for _ in range(2):  # the first run fills caches
-                    begun = time.monotonic()
-                    traced(self.model, x, y)[0].sum().item()  # waits for the device
-            return (time.monotonic() - begun) / (2 * images)
-
-        whole = min(self.batch_size, len(self.labels))
-        few = min(TRIED, whole)
-        seconds = timed(few)
-        return min(seconds, timed(whole)) if few < whole and seconds * 2 * whole < QUICK else seconds
+        """Measure the seconds of one pass of an image through the model, by passes of up to `TIMED` images."""
+        x, y = self.batch(np.arange(min(TIMED, self.batch_size, len(self.labels))))
+        with self.still():
+            for _ in range(2):  # the first run fills caches
+                begun = time.monotonic()
+                traced(self.model, x, y)[0].sum().item()  # waits for the device
+        return (time.monotonic() - begun) / (2 * len(y))
 
     @cached_property
     def sites(self) -> dict[str, int]:
@@ -247,9 +223,8 @@ class Runner:
 
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
-        if isinstance(attack, Suite):
-            longer = attack.whole()
-            found = None if longer is None else among(there, longer)
+        if isinstance(attack, Suite) and (longer := attack.whole()) is not None:
+            found = among(there, longer)
             if found is not None and found.parts.keys() >= {*attack.parts(self.num_classes)}:
                 parts, predictions = attack.beginning(found.parts, found.predictions, self.labels, self.num_classes)
                 facts = {**attack.facts(self.num_classes), "from": found.name}
@@ -278,15 +253,14 @@ class Runner:
     ) -> Attacked:
         """Attack all images; `natural` are the predictions on clean images, if known; `keep` saves finished batches."""
         units = self.store(attack.name, [attack.to_json(), self.batch_size]) if keep else None
-        with user_errors(f"'{attack.name}' failed in the model: {{kind}}: {{reason}}"):
+        with user_errors(f"'{attack.name}' failed in the model"):
             if isinstance(attack, Suite):
                 return self._suite(attack, natural, units, progress)
             done = self._in_batches(attack, units, progress)
         names = ("predictions", "scores", "distances")
         predictions, scores, distances = (np.concatenate([unit[name] for unit in done]) for name in names)
-        return Attacked(
-            predictions, {name: sum(unit[name].item() for unit in done) for name in WORK}, scores, distances
-        )
+        work = {name: sum(unit[name].item() for unit in done) for name in WORK}
+        return Attacked(predictions, work, scores, distances)
 
     def _suite(self, attack: Suite, natural: Ints | None, units: BatchStore | None, progress: Progress) -> Attacked:
         outcome = attack.run_parts(
@@ -299,12 +273,9 @@ class Runner:
             state=units,
             progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
         )
-        return Attacked(
-            outcome.predictions.numpy(),
-            {name: getattr(outcome, name) for name in WORK},
-            parts={part: mask.numpy() for part, mask in outcome.parts.items()},
-            parameters=outcome.facts,
-        )
+        work, parts = {name: getattr(outcome, name) for name in WORK}, outcome.parts.items()
+        masks = {part: mask.numpy() for part, mask in parts}
+        return Attacked(outcome.predictions.numpy(), work, parts=masks, parameters=outcome.facts)
 
     def _in_batches(self, attack: AttackSpec, units: BatchStore | None, progress: Progress) -> list[Unit]:
         """Return what `_measure` returns of every batch; finished ones are saved in `units`."""
@@ -341,6 +312,11 @@ class Runner:
         }
 
 
+def expected_passes(attacks: Sequence[AttackSpec], num_classes: int, images: int, correct: int) -> int:
+    """Return the passes of an image that attacks take on `images`, of which `correct` are right without an attack."""
+    return sum(one.passes(num_classes) * (correct if one.skips_misclassified else images) for one in attacks)
+
+
 def run_all(
     runner: Runner, attacks: Sequence[AttackSpec], *, known: Sequence[Column] = (), progress: Progress | None = None
 ) -> tuple[Column, ...]:
@@ -354,7 +330,7 @@ def run_all(
     columns: dict[str, Column] = {}
     with runner.still():
         for place, attack in enumerate(order):
-            meter.begin(later=sum(runner.expected(one, correct) for one in order[place + 1 :]))
+            meter.begin(later=runner.passes(order[place + 1 :], correct))
             there = [*columns.values(), *known]
             # Clean columns of old cards lack the areas under the ROC curve.
             whole = [one for one in there if one.norm is not None or one.roc_auc is not None or not runner.pairs]

@@ -38,88 +38,18 @@ from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, weights_diges
 from taet.training.record import SelectionRecord, run_hash
 from taet.training.runs import load_model, load_run
 
-TestLabels = NDArray[Any] | Tensor
-OF_TRAINING = ("draw", "exposure", "test_sha256")
-"""What the record of extra images says and their card does not."""
-
-
-def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
-    """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
-    pixels: TestImages
-    if isinstance(images, np.memmap):
-        pixels = images
-    else:
-        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if pixels.ndim != 4 or len(pixels) == 0:
-        raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-    if pixels.dtype == np.uint8:
-        if pixels.shape[3] not in (1, 3):
-            raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
-    elif pixels.dtype.kind == "f":
-        if not ((pixels >= 0) & (pixels <= 1)).all():
-            hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
-            raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
-        pixels = np.ascontiguousarray(pixels, dtype=np.float32)
-    else:
-        raise UserError(f"images: got {pixels.dtype}; allowed: uint8 0 to 255, or floats from 0 to 1")
-    if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
-        raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
-    if classes.min() < 0:
-        raise UserError(f"labels: got {classes.min()}; allowed: 0 or more")
-    return pixels, classes.astype(np.int64)
-
-
-def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
-    """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
-    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
-        raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
-    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
-        x = as_unit(images[:2]).to(device)
-        with user_errors(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
-            logits = Counted(model)(x.clone().requires_grad_())
-        changed = changes()
-    if changed:
-        raise UserError(
-            f"model: {changed[0]} changes during a forward pass in eval mode; allowed: one that does not change"
-        )
-    if not logits.requires_grad:
-        raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
-    width = logits.shape[1]
-    if width < 2:
-        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
-    check_labels(int(labels.min()), int(labels.max()), width)
-    return int(width)
-
-
-def make_runner(
-    model: nn.Module,
-    images: TestImages | Tensor,
-    labels: NDArray[Any] | Tensor,
-    *,
-    batch_size: int = 250,
-    seed: int = 0,
-) -> Runner:
-    """Return a runner for a Module, from images in [0, 1] to logits, and its test images; both are checked.
-
-    Images are uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1]; labels (N,) are 0 to classes - 1.
-    """
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    pixels, classes = as_arrays(images, labels)
-    return Runner(
-        Counted(model), pixels, classes, count_classes(model, pixels, classes, device), batch_size, seed, device
-    )
+ArrayOrTensor = NDArray[Any] | Tensor
+OF_TRAINING = ("draw", "exposure", "test_sha256")  # what the record of extra images says and their card does not
 
 
 @dataclass(frozen=True, eq=False)
 class GivenImages:
     """Test images that a caller gives with a Module, or in place of those of a run, and what is known about them."""
 
-    images: TestImages | Tensor
-    labels: TestLabels
+    images: ArrayOrTensor
+    labels: ArrayOrTensor
     class_names: Sequence[str] | None = None
-    train_class_counts: Sequence[int] | None = None
-    """Training images of each class for a Module; a run has its own."""
+    train_class_counts: Sequence[int] | None = None  # training images of each class for a Module; a run has its own
     about: Mapping[str, Any] = field(default_factory=dict)
     """Their description on the card: name, imbalance_ratio, notes."""
 
@@ -129,27 +59,69 @@ class GivenImages:
         test, counts = dataset.test, dataset.class_counts.tolist()
         return cls(test.images, test.labels, dataset.class_names, counts, dataset.about())
 
+    def arrays(self) -> tuple[TestImages, Ints]:
+        """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
+        pixels, labels = (
+            one.detach().cpu().numpy() if isinstance(one, Tensor) else np.asanyarray(one)
+            for one in (self.images, self.labels)
+        )
+        if pixels.ndim != 4 or len(pixels) == 0:
+            raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
+        if pixels.dtype == np.uint8 and pixels.shape[3] not in (1, 3):
+            raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
+        if pixels.dtype != np.uint8:
+            if pixels.dtype.kind != "f":
+                raise UserError(f"images: got {pixels.dtype}; allowed: uint8 0 to 255, or floats from 0 to 1")
+            if not ((pixels >= 0) & (pixels <= 1)).all():
+                hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
+                raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
+            pixels = np.ascontiguousarray(pixels, dtype=np.float32)
+        if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
+            raise UserError(f"labels: got {labels.dtype} {labels.shape}; allowed: integers ({len(pixels)},)")
+        if labels.min() < 0:
+            raise UserError(f"labels: got {labels.min()}; allowed: 0 or more")
+        return pixels, labels.astype(np.int64)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first tensor, the CPU without one."""
+    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+
+
+def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
+    """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
+        raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
+    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
+        x = as_unit(images[:2]).to(device)
+        with user_errors(f"model: fails on images of shape {tuple(x.shape)}"):
+            logits = Counted(model)(x.clone().requires_grad_())
+        changed = changes()
+    if changed:
+        allowed = "one that does not change"
+        raise UserError(f"model: {changed[0]} changes during a forward pass in eval mode; allowed: {allowed}")
+    if not logits.requires_grad:
+        raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
+    width = int(logits.shape[1])
+    if width < 2:
+        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
+    check_labels(int(labels.min()), int(labels.max()), width)
+    return width
+
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its test images, and the fields of the card that describe them."""
+    """A model with its test images and settings, and the fields of the card that describe them."""
 
     model: nn.Module
     images: TestImages
     labels: Ints
     settings: Evaluation
-    train_eps: float
-    device: torch.device
-    """Device of the work, unless the caller chooses another."""
-    about: Json
-    """method, title, protocol, seed, run, model and data, as the card has them."""
+    eps: float  # radius of the L-infinity ball that the card is about
+    device: torch.device  # device of the work, unless the caller chooses another
+    about: Json  # method, title, protocol, seed, run, model and data, as the card has them
     card: Path | None = None
     """File of the card in the run; None for a Module, or if other images replace those of the run."""
-
-    @property
-    def eps(self) -> float:
-        """Radius of the L-infinity ball that the card is about."""
-        return self.train_eps if self.settings.eps is None else self.settings.eps
 
     @property
     def attacks(self) -> list[AttackSpec]:
@@ -159,32 +131,70 @@ class Subject:
 
     def changed(self, changes: Mapping[str, Any]) -> Subject:
         """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
-        settings = settle(self.settings, changes, self.train_eps, self.about["protocol"] or "taet")
-        return replace(self, settings=settings)
+        settings = settle(self.settings, changes, self.eps, self.about["protocol"] or "taet")
+        return replace(self, settings=settings, eps=settings.eps or self.eps)
+
+    def begin(self, device: torch.device, state_dir: Path | None = None) -> tuple[Runner, Card]:
+        """Return a runner for the model, which is on `device`, and its card without columns."""
+        width = count_classes(self.model, self.images, self.labels, device)
+        names, counts = (self.about["data"][name] for name in ("class_names", "train_class_counts"))
+        for what, given in (("model output", names), ("training counts", counts)):
+            if given is not None and len(given) != width:
+                got, allowed = (f"{width} logits", len(given)) if given is names else (len(given), width)
+                raise UserError(f"{what}: got {got}; allowed: {allowed}, one per class")
+        for attack in self.attacks:
+            attack.check_classes(width)
+        batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names, device)
+        model = self._attacked(device)
+        runner = Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
+        machine = environment(device)
+        about = {
+            **self.about["model"],
+            "weights_sha256": weights_digest(self.model),
+            "answers": plain(runner.fingerprint),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+        data = self.about["data"] | ({} if names is not None else {"class_names": [str(one) for one in range(width)]})
+        fields = {**self.about, "model": about, "data": data, "labels": self.labels, "columns": ()}
+        fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": batch_size}
+        return runner, Card(**fields, created=machine.pop("started"), environment=machine)
+
+    def _attacked(self, device: torch.device) -> Counted:
+        """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
+        channels, height, width = channels_first(np.asarray(self.images[:1])).shape[1:]
+        found = make_view(self.model, (channels, height, width)) if isinstance(self.model, Classifier) else None
+        if found is None:
+            return Counted(self.model)
+        # On the CPU the libraries would convert every tensor to this layout and back.
+        layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+        return Counted(self.model, found.module.to(memory_format=layout))
+
+    def _sources(self, names: Sequence[str] | None, device: torch.device) -> dict[str, Counted]:
+        """Return the models of the runs that attacks name as ATTACK@RUN, by the hash of their weights."""
+        found: dict[str, Counted] = {}
+        for folder in dict.fromkeys(name.partition("@")[2] for name in self.settings.attacks if "@" in name):
+            _, model, record = load_model(folder)
+            if names is not None and [*record.data.class_names] != [*names]:
+                raise UserError(f"attack @{folder}: got a run of other classes; allowed: {', '.join(names)}")
+            if (sha256 := weights_digest(model)) == weights_digest(self.model):
+                raise UserError(f"attack @{folder}: got the attacked model itself; allowed: another run, or no @")
+            found[sha256] = Counted(model.to(device))
+        return found
 
 
 def of_module(model: nn.Module, given: GivenImages, name: str | None = None, notes: Sequence[str] = ()) -> Subject:
     """Return the subject for a Module on the images given with it."""
-    pixels, classes = as_arrays(given.images, given.labels)
+    images, labels = given.arrays()
     called = name or type(model).__name__
     counts = None if given.train_class_counts is None else np.asarray(given.train_class_counts)
     if counts is not None and (counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any()):
-        got = f"{given.train_class_counts!r}"
-        raise UserError(f"training counts: got {got}; allowed: whole numbers of 0 or more, one per class")
+        allowed = "whole numbers of 0 or more, one per class"
+        raise UserError(f"training counts: got {given.train_class_counts!r}; allowed: {allowed}")
     data = {"name": "arrays", **given.about, "class_names": given.class_names, "train_class_counts": plain(counts)}
-    return Subject(
-        model=model,
-        images=pixels,
-        labels=classes,
-        settings=Evaluation(),
-        train_eps=Threat().eps,
-        device=next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu")),
-        about={
-            **{"method": called, "title": called, "protocol": "", "seed": None, "run": {}},
-            "model": {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]},
-            "data": {**data, "test_sha256": images_sha256(pixels, classes)},
-        },
-    )
+    about: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
+    about["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
+    about["data"] = {**data, "test_sha256": images_sha256(images, labels)}
+    return Subject(model, images, labels, Evaluation(), Threat().eps, device_of(model), about)
 
 
 def of_run(
@@ -206,7 +216,7 @@ def of_run(
         data = loaded.about()
     else:
         run, network, record = load_model(held.path, weights, model=model)
-        pixels, labels = as_arrays(images.images, images.labels)
+        pixels, labels = images.arrays()
         data = {"name": "arrays", **images.about}
         if images.class_names is not None:
             known = record.data.class_names
@@ -218,57 +228,42 @@ def of_run(
     if (extra := record.data.extra) is not None:
         about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
         data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
-    chosen = selection_of(weights, record.selection)
-    counts = list(record.data.train.class_counts)
-    return Subject(
-        model=network,
-        images=pixels,
-        labels=labels,
-        settings=run.evaluation,
-        train_eps=run.threat.eps,
-        device=resolve_device("auto"),
-        about={
-            **{"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed},
-            "run": {
-                "config": record.settings,
-                "hash": run_hash(run),
-                "command": record.command,
-                "deviations": list(record.deviations),
-            },
-            "model": {
-                "name": run.model.name if model is None else type(model).__name__,
-                "selection": chosen.rule,
-                "epoch": held.weights_about(weights).epoch,
-                "leak": chosen.leak,
-                "file_sha256": file_sha256(held.weights(weights)),
-            },
-            "data": {
-                **data,
-                "class_names": list(record.data.class_names),
-                "train_class_counts": counts,
-                "test_sha256": sha256,
-            },
-        },
-        card=held.card(weights) if images is None else None,
-    )
+    chosen, counts = selection_of(weights, record.selection), list(record.data.train.class_counts)
+    data |= {"class_names": list(record.data.class_names), "train_class_counts": counts, "test_sha256": sha256}
+    about = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
+    about["run"] = {
+        "config": record.settings,
+        "hash": run_hash(run),
+        "command": record.command,
+        "deviations": list(record.deviations),
+    }
+    about["model"] = {
+        "name": run.model.name if model is None else type(model).__name__,
+        "selection": chosen.rule,
+        "epoch": held.weights_about(weights).epoch,
+        "leak": chosen.leak,
+        "file_sha256": file_sha256(held.weights(weights)),
+    }
+    card = held.card(weights) if images is None else None
+    device, about["data"] = resolve_device("auto"), data
+    return Subject(network, pixels, labels, run.evaluation, run.threat.eps, device, about, card)
 
 
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
-    """Return labels (N,), indices into `names`, as indices of the same names in `known`.
+    """Return labels (N,), indices into `names`, as indices of the same names in `known`, in Unicode normal form.
 
-    Names are compared in Unicode normal form. If the names of one side are just the numbers 0, 1, ..., labels are not
-    changed; otherwise an unknown name raises a `UserError`.
+    If the names of one side are just the numbers 0, 1, ..., labels are not changed; otherwise an unknown name raises a
+    `UserError`.
     """
-    places = {unicodedata.normalize("NFC", name): label for label, name in enumerate(known)}
-    places |= {name: label for label, name in enumerate(known)}
-    found = [places.get(name, places.get(unicodedata.normalize("NFC", name))) for name in names]
-    if None not in found:
-        if labels.max() >= len(names):
-            raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
-        return np.array(found, np.int64)[labels]
-    if any(list(one) == [str(label) for label in range(len(one))] for one in (names, known)):
+    ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))
+    strange = [name for name in ours if name not in theirs]
+    if strange and any(side == [str(label) for label in range(len(side))] for side in (ours, theirs)):
         return labels
-    raise unknown("class of the test images", names[found.index(None)], known)
+    if strange:
+        raise unknown("class of the test images", strange[0], known)
+    if labels.max() >= len(names):
+        raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
+    return np.array([theirs.index(name) for name in ours], np.int64)[labels]
 
 
 def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
@@ -278,62 +273,3 @@ def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
     if weights == BEST and delivered.rule == "last":  # only a curve on validation images has a best epoch then
         return delivered.model_copy(update={"rule": "best-validation"})
     return delivered
-
-
-def begin(
-    subject: Subject, device: torch.device, state_dir: str | os.PathLike[str] | None = None, command: str = ""
-) -> tuple[Runner, Card]:
-    """Return a runner for the model of a subject, which is on `device`, and its card without columns."""
-    width = count_classes(subject.model, subject.images, subject.labels, device)
-    names, counts = (subject.about["data"][name] for name in ("class_names", "train_class_counts"))
-    if names is not None and len(names) != width:
-        raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
-    if counts is not None and len(counts) != width:
-        raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
-    for attack in subject.attacks:
-        attack.check_classes(width)
-    settings = subject.settings
-    runner = Runner(
-        _attacked(subject, device),
-        subject.images,
-        subject.labels,
-        width,
-        settings.batch_size,
-        settings.seed,
-        device,
-        state_dir,
-        _sources(settings.attacks, names, device),
-    )
-    machine = environment(device)
-    model = {
-        **subject.about["model"],
-        "weights_sha256": weights_digest(subject.model),
-        "answers": plain(runner.fingerprint),
-        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-    }
-    data = subject.about["data"] | ({} if names is not None else {"class_names": [str(one) for one in range(width)]})
-    fields: Json = {**subject.about, "model": model, "data": data, "environment": machine, "labels": subject.labels}
-    fields |= {"threat": {"norm": "linf", "eps": subject.eps}, "batch_size": settings.batch_size, "columns": ()}
-    return runner, Card(**fields, created=machine.pop("started"), command=command)
-
-
-def _attacked(subject: Subject, device: torch.device) -> Counted:
-    """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
-    channels, height, width = channels_first(np.asarray(subject.images[:1])).shape[1:]
-    found = make_view(subject.model, (channels, height, width)) if isinstance(subject.model, Classifier) else None
-    if found is None:
-        return Counted(subject.model)
-    # On the CPU the libraries would convert every tensor to this layout and back.
-    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
-    return Counted(subject.model, found.module.to(memory_format=layout))
-
-
-def _sources(attacks: Sequence[str], names: Sequence[str] | None, device: torch.device) -> dict[str, Counted]:
-    """Return the models of the runs that attacks name as ATTACK@RUN, by the hash of their weights."""
-    found: dict[str, Counted] = {}
-    for folder in dict.fromkeys(name.partition("@")[2] for name in attacks if "@" in name):
-        _, model, record = load_model(folder)
-        if names is not None and [*record.data.class_names] != [*names]:
-            raise UserError(f"attack @{folder}: got a run of other classes; allowed: {', '.join(names)}")
-        found[weights_digest(model)] = Counted(model.to(device))
-    return found

@@ -44,7 +44,7 @@ Dotted = dict[str, Any]
 """Settings of a run by dotted name, and `method.KNOB` for those of its method; lists are tuples."""
 
 
-def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Dotted:
+def dotted(where: str, values: Mapping[str, object], own: Iterable[str] = ()) -> Dotted:
     """Return settings by dotted name, from dotted or command-line names; the knobs `own` need no `method.`."""
     settings: Dotted = {}
     with located(where):
@@ -69,7 +69,7 @@ def dotted(where: str, values: Mapping[str, Any], own: Iterable[str] = ()) -> Do
     return settings
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
     pairs = []
     for key, value in values.items():
@@ -77,7 +77,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _once(values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+def _once(values: tuple[object, ...], info: ValidationInfo) -> tuple[object, ...]:
     for value, count in Counter(getattr(value, "name", value) for value in values).items():
         if count > 1:
             raise UserError(f"{info.field_name}: got {value} {count} times; allowed: each once")
@@ -133,8 +133,8 @@ class Point(NamedTuple):
 
     @property
     def settings(self) -> Dotted:
-        """Return its data as settings."""
-        return {"data.name": self.data, **({} if self.imbalance is None else {"data.imbalance_ratio": self.imbalance})}
+        """Its data as settings."""
+        return {"data.name": self.data} | ({} if self.imbalance is None else {"data.imbalance_ratio": self.imbalance})
 
 
 class Grid(Settings):
@@ -183,7 +183,7 @@ def read(path: str | os.PathLike[str]) -> Grid:
         return parse({"title": Path(path).stem, **values})
 
 
-def parse(values: Mapping[str, Any]) -> Grid:
+def parse(values: Mapping[str, object]) -> Grid:
     """Return the grid of a mapping with the keys of the TOML file."""
     return from_json(Grid, values)
 
@@ -201,22 +201,18 @@ class Cell:
     imbalance: float | None
     seed: int
     folder: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     """Settings by dotted name, protocol and seed, as options of `taet train METHOD` give them."""
     run: Run | None = None
     """None: the method refuses the settings."""
     reason: str = ""
     """Why it does."""
 
-    def changed(self, changes: Mapping[str, Any]) -> Cell:
-        """Return the cell with these settings of its run changed."""
-        run = None if self.run is None else override(self.run, changes)
-        return replace(self, run=run, settings={**self.settings, **changes})
-
     def with_seed(self, seed: int) -> Cell:
         """Return the cell with this seed, in the folder of that name."""
-        name = f"{self.name}_seed{seed}"
-        return replace(self, name=name, seed=seed, folder=self.folder.with_name(name)).changed({"seed": seed})
+        name, settings = f"{self.name}_seed{seed}", {**self.settings, "seed": seed}
+        run = None if self.run is None else self.run.replace(seed=seed)
+        return replace(self, name=name, seed=seed, folder=self.folder.with_name(name), run=run, settings=settings)
 
     def look(self, threads: int = 1) -> Outcome:
         """Read the folder; a command to train gives the run this number of threads unless it has its own."""
@@ -267,7 +263,7 @@ class Outcome(NamedTuple):
     reason: str = ""
     """Why it is not applicable, or failed."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the cell's entry in comparison.json."""
         names = ("name", "row", "method", "variant", "data", "imbalance", "seed")
         return {
@@ -288,7 +284,7 @@ def _has_every_attack(card: ResultCard, run: Run) -> bool:
     return all(among(card.columns, attack) is not None for attack in attacks)
 
 
-def _options(settings: Mapping[str, Any]) -> list[str]:
+def _options(settings: Mapping[str, object]) -> list[str]:
     """Return dotted settings as options of `taet train`; eps and step sizes as k/255 if k is whole."""
     words: list[str] = []
     for key, value in settings.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shlex
@@ -11,9 +10,9 @@ import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import torch
 
@@ -53,14 +52,14 @@ class Comparison:
         """How many cells are in each state."""
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the contents of comparison.json."""
         about = {"schema": SCHEMA, "title": self.title, "out_of_time": self.out_of_time, "counts": self.counts}
         return {**about, "cells": [outcome.to_json() for outcome in self.outcomes]}
 
 
 def compare(
-    spec: Grid | Mapping[str, Any] | str | os.PathLike[str],
+    spec: Grid | Mapping[str, object] | str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
     jobs: int | Literal["auto"] = 1,
@@ -93,21 +92,21 @@ def compare(
     """
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     title, place, planned = _planned(spec, out)
-    if part is not None:
-        if not 1 <= part[0] <= part[1]:
-            raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
-        planned = planned[part[0] - 1 :: part[1]]
+    planned = planned if part is None else planned[part[0] - 1 :: part[1]]
     side_by_side, threads, gpus = _machine(jobs)
+    found = tuple(cell.look(threads) for cell in planned)
     if dry_run:
-        return Comparison(title, place, _outcomes(planned, {}, threads))
-    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.look().state in OPEN}:
+        return Comparison(title, place, found)
+    for data in {one.cell.run.data: None for one in found if one.cell.run is not None and one.state in OPEN}:
         source(data)
     make_folder(place / "logs")
-    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say)
+    work = _Work(found, place / "logs", side_by_side, threads, gpus, say)
     interrupted = work.run(deadline)
-    outcomes = _outcomes(planned, work.failed, threads)
+    outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
     late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
     report = None if part is not None or interrupted else _report(title, place, outcomes)
     result = Comparison(title, place, outcomes, late, report)
@@ -119,7 +118,7 @@ def compare(
 
 
 def _planned(
-    spec: Grid | Mapping[str, Any] | str | os.PathLike[str], out: str | os.PathLike[str] | None
+    spec: Grid | Mapping[str, object] | str | os.PathLike[str], out: str | os.PathLike[str] | None
 ) -> tuple[str, Path, list[Cell]]:
     """Return the title of a comparison, its folder and its cells."""
     if isinstance(spec, str | os.PathLike):
@@ -145,29 +144,17 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     return side_by_side, int(given) if fits else max(1, cores() // side_by_side), gpus
 
 
-def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[Outcome, ...]:
-    held = [cell.look(threads) for cell in planned]
-    return tuple(
-        one._replace(state="failed", reason=failed[one.cell.name])
-        if one.cell.name in failed and one.state != "done"
-        else one
-        for one in held
-    )
-
-
 def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None:
     """Write the report of all evaluated cells, and why others are missing; None if there is none."""
-    there = [folder.path for one in outcomes if (folder := RunFolder(one.cell.folder)).card().exists()]
-    left = [f"{_words(one)}: {one.reason or one.state}." for one in outcomes if one.state != "done"]
+    there, left = list[Path](), list[str]()
+    for cell, state, *_, reason in outcomes:
+        folder = RunFolder(cell.folder)
+        there += [folder.path] if folder.card().exists() else []
+        if state != "done":
+            ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
+            seed = "" if state == "not applicable" else f", seed {cell.seed}"
+            left.append(f"{cell.row} on {cell.data}{ratio}{seed}: {reason or state}.")
     return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
-
-
-def _words(outcome: Outcome) -> str:
-    """Return a cell in words, without the seed if it is not applicable."""
-    cell = outcome.cell
-    ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
-    seed = "" if outcome.state == "not applicable" else f", seed {cell.seed}"
-    return f"{cell.row} on {cell.data}{ratio}{seed}"
 
 
 def devices(visible: str | None, count: int) -> list[str]:
@@ -175,11 +162,8 @@ def devices(visible: str | None, count: int) -> list[str]:
 
     `visible` is its current value, numbers or UUIDs, or None; `count` is the number of GPUs that CUDA finds.
     """
-    if visible is None:
-        return [str(number) for number in range(count)]
-    names = [name.strip() for name in visible.split(",")]
-    # CUDA counts only the first part of a partitioned GPU, although each process may use another part.
-    return names if count and names[0].startswith("MIG-") else names[:count]
+    names = map(str, range(count)) if visible is None else visible.split(",")
+    return [name.strip() for name in names][:count]
 
 
 @dataclass
@@ -191,29 +175,27 @@ class _Job:
     gpu: str | None
     log: BinaryIO
     process: subprocess.Popen[bytes]
-    begun: float = field(default_factory=time.monotonic)
-    told: str = ""
-    """Its last line of progress."""
+    begun: float
 
 
 class _Work:
     """The cells that are not done, run by `jobs` at a time."""
 
     def __init__(
-        self, planned: Sequence[Cell], logs: Path, jobs: int, threads: int, gpus: Sequence[str], say: Say
+        self, found: Sequence[Outcome], logs: Path, jobs: int, threads: int, gpus: Sequence[str], say: Say
     ) -> None:
         self.logs, self.jobs, self.threads, self.gpus, self.say = logs, jobs, threads, gpus, say
-        states = [cell.look().state for cell in planned]
-        self.waiting = deque(cell for cell, state in zip(planned, states, strict=True) if state in OPEN)
-        self.done, self.total = states.count("done"), len(planned) - states.count("not applicable")
+        counts = Counter(outcome.state for outcome in found)
+        self.waiting = deque(outcome.cell for outcome in found if outcome.state in OPEN)
+        self.done, self.total = counts["done"], len(found) - counts["not applicable"]
         self.running: list[_Job] = []
         self.failed: dict[str, str] = {}
         self.elsewhere: set[str] = set()
         self.begun = self.told = time.monotonic()
         self.ended = 0
-        listed = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+        listed = ", ".join(f"{count} {state}" for state, count in counts.items())
         on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
-        say(f"{plural(len(planned), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
+        say(f"{plural(len(found), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
 
     def run(self, deadline: float) -> bool:
         """Work until all is done, the time is up, or the user interrupts; return whether the user interrupted."""
@@ -222,11 +204,15 @@ class _Work:
                 while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
                     self._fill()
                     self._look()
-                    self._watch()
                     asked.wait(LOOK_SECONDS)
             finally:
                 self._stop()
             return asked.is_set()
+
+    def ended_as(self, outcome: Outcome) -> Outcome:
+        """Return what was found of a cell, failed if it failed here and is not done."""
+        reason = self.failed.get(outcome.cell.name)
+        return outcome if reason is None or outcome.state == "done" else outcome._replace(state="failed", reason=reason)
 
     def _fill(self) -> None:
         """Start cells up to the number of jobs; a cell that another process works on is tried again later."""
@@ -248,13 +234,11 @@ class _Work:
         commands = cell.look(self.threads).commands
         begun = time.monotonic() if before is None else before.begun
         if not commands:
-            log.close()
-            self.ended += 1
-            left = (len(self.waiting) + len(self.running)) * (time.monotonic() - self.begun) / self.ended
+            left = (len(self.waiting) + len(self.running)) * (time.monotonic() - self.begun) / (self.ended + 1)
             after = f", about {clock(left)} left" if left else ""
-            self._tell(cell, f"done in {clock(time.monotonic() - begun)}{after}")
+            self._end(cell, log, f"done in {clock(time.monotonic() - begun)}{after}")
         elif before is not None and commands[0] == before.words:
-            self._fail(cell, log, "the command ended well, but the cell is not complete")
+            self._end(cell, log, "failed: the command ended well, but the cell is not complete")
         else:
             gpu = self._gpu(cell) if before is None else before.gpu
             what = " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1])
@@ -282,31 +266,25 @@ class _Work:
         )
 
     def _look(self) -> None:
-        """Continue with the cells whose process has ended."""
+        """Continue with the cells whose process has ended, and tell at intervals the last line of the others."""
         for job in [job for job in self.running if job.process.poll() is not None]:
             self.running.remove(job)
             if (status := job.process.returncode) == 0:
                 self._next(job.cell, job.log, before=job)
             else:
                 ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-                self._fail(job.cell, job.log, f"{ended}: {_last_line(Path(job.log.name))}")
+                self._end(job.cell, job.log, f"failed: {ended}: {_last_line(job.log)}")
+        if time.monotonic() - self.told > TELL_SECONDS:
+            self.told = time.monotonic()
+            for job in self.running:
+                self._tell(job.cell, _last_line(job.log))
 
-    def _watch(self) -> None:
-        """Report the progress of each running cell at intervals, by the last line of its log."""
-        if time.monotonic() - self.told < TELL_SECONDS:
-            return
-        self.told = time.monotonic()
-        for job in self.running:
-            line = _last_line(Path(job.log.name))
-            if line != job.told and not line.startswith("$"):
-                job.told = line
-                self._tell(job.cell, line)
-
-    def _fail(self, cell: Cell, log: BinaryIO, why: str) -> None:
+    def _end(self, cell: Cell, log: BinaryIO, what: str) -> None:
         log.close()
         self.ended += 1
-        self.failed[cell.name] = why
-        self._tell(cell, f"failed: {why}")
+        if what.startswith("failed: "):
+            self.failed[cell.name] = what.removeprefix("failed: ")
+        self._tell(cell, what)
 
     def _stop(self) -> None:
         """Make every process save its state and end."""
@@ -329,15 +307,15 @@ class _Work:
 
 def _locked(path: Path) -> BinaryIO | None:
     """Open the log of a cell and lock it if the file system supports locks; None if another process holds it."""
-    with contextlib.ExitStack() as failed:
-        log = failed.enter_context(path.open("ab"))
-        with contextlib.suppress(BlockingIOError):
-            locked(log)
-            failed.pop_all()
-            return log
-    return None
+    log = path.open("ab")
+    try:
+        locked(log)
+    except BlockingIOError:
+        log.close()
+        return None
+    return log
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("taet: error: ")
+def _last_line(log: BinaryIO) -> str:
+    text = Path(log.name).read_text(encoding="utf-8", errors="replace")
+    return text.rstrip().splitlines()[-1].strip().removeprefix("taet: error: ")

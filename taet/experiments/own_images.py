@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,12 +32,10 @@ ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point o
 
 
 class OwnImages(NamedTuple):
-    """The properties of the user's images that the choices depend on."""
+    """The properties of the user's images that the choices depend on; sizes are width and height."""
 
-    training: float
-    """Approximate number of training images."""
+    training: int
     median: tuple[int, int]
-    """Width and height."""
     largest: tuple[int, int]
     uniform: bool
     """Whether all images have the same size."""
@@ -63,22 +61,13 @@ def own_images(data: Data) -> OwnImages:
 
 @dataclass(frozen=True, repr=False)
 class OwnDataPlan:
-    """A run on the user's own images, and the settings that were chosen for it."""
+    """A run on the user's own images, and the settings that were chosen for it, by dotted name."""
 
     run: Run
     choices: Mapping[str, Chosen]
-    """By dotted name of the setting."""
-
-    def sentences(self, run: Run | None = None) -> list[str]:
-        """Return a line for each choice, with the option that changes it; of a `run`, only for those it follows."""
-        return choice_lines(self.followed(run or self.run))
-
-    def followed(self, run: Run) -> dict[str, Chosen]:
-        """Return the choices that `run` follows."""
-        return {name: made for name, made in self.choices.items() if attrgetter(name)(run) == made.value}
 
     def __repr__(self) -> str:
-        return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
+        return "\n".join([f"{self.run.method} on {self.run.data.name}", *choice_lines(self.choices)])
 
 
 def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.default("protocol")) -> OwnDataPlan:
@@ -97,9 +86,8 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     `accelerated`: whether the machine has a GPU. Default: that of this machine.
     """
     if not is_own(run.data.name):
-        raise UserError(
-            f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
-        )
+        allowed = "folder:, csv:, npz: and a path"
+        raise UserError(f"data: got {run.data.name}, whose protocol decides all; allowed: {allowed}")
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     found = own_images(run.data)
     choices = {
@@ -114,7 +102,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
 
 
-def chosen(begin: Run, given: Mapping[str, Any], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
+def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
     """Return the run `begin` with the settings `given`, and what is missing chosen for images and machine; the choices.
 
     For a published data set only a network is chosen, unless it is given or not wanted.
@@ -124,7 +112,7 @@ def chosen(begin: Run, given: Mapping[str, Any], *, network_too: bool = True) ->
         plan = planned(begin.replace(data=run.data))
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(override(plan.run, given), named)
-        return run, plan.followed(run)
+        return run, {name: made for name, made in plan.choices.items() if attrgetter(name)(run) == made.value}
     if not network_too or "model.name" in given:
         return run, {}
     known = facts(run.data)
@@ -171,16 +159,14 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
 def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
     """Choose batch size and epochs by the number of training images; never more than the protocol's."""
     most = run.training
-    sizes = [size for size in BATCHES if size < most.batch_size]
-    batch = next((size for size in [most.batch_size, *sizes] if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
+    sizes = [most.batch_size, *(size for size in BATCHES if size < most.batch_size)]
+    batch = next((size for size in sizes if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
     steps = math.ceil(found.training / batch)
-    enough = max(math.ceil(STEPS / steps), FEWEST_EPOCHS)
-    epochs = most.epochs if accelerated else min(enough, most.epochs)
+    epochs = most.epochs if accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), most.epochs)
+    why = f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
     return {
         "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
-        "training.epochs": Chosen(
-            epochs, f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
-        ),
+        "training.epochs": Chosen(epochs, why),
         "training.monitor_every": Chosen(max(1, epochs // POINTS), "epochs between points of the curve"),
     }
 

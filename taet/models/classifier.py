@@ -23,7 +23,7 @@ class Classifier(nn.Module):
     std: Tensor
     offset: Tensor
     notes: tuple[str, ...] = ()
-    """Notes on the origin of its parts and initial weights."""
+    """On the origin of its parts and first weights."""
 
     def __init__(self, body: nn.Module, head: nn.Module, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -71,7 +71,6 @@ class Adapter(nn.Module):
     network: nn.Module
     offset: Tensor
     notes: tuple[str, ...] = ()
-    """As in Classifier."""
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()

@@ -42,10 +42,6 @@ class CosineHead(nn.Module):
         weights = self.weight / (self.weight.norm(dim=1, keepdim=True).clamp(min=TINY) + self.gamma)
         return self.scale * functional.linear(directions, weights)
 
-    def extra_repr(self) -> str:
-        """Shape and constants for `print(model)`."""
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, scale={self.scale:g}, gamma={self.gamma:g}"
-
 
 def build_head(head: Head, features: int, num_classes: int) -> nn.Module:
     """Return the module that `head` describes, from `features` to `num_classes`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,8 @@ SPREAD = (0.5, 2.0)  # of random statistics in the trial: far enough from 1 that
 _logger = logging.getLogger(__name__)
 
 
-class _ConvolutionNorm(NamedTuple):
-    """A convolution and the normalisation of its output, by the names of the modules."""
-
-    convolution: str
-    normalization: str
+Pair = tuple[str, str]
+"""A convolution and the normalisation of its output, by the names of the modules."""
 
 
 class View:
@@ -38,20 +35,21 @@ class View:
     so that changes in place apply to the view; `refresh` brings the folded and cast ones up to date.
     """
 
-    def __init__(self, model: nn.Module, pairs: list[_ConvolutionNorm], dtype: torch.dtype | None) -> None:
-        self.module = copy.deepcopy(model)
-        _share(model, self.module)
+    def __init__(self, model: nn.Module, pairs: list[Pair], dtype: torch.dtype | None) -> None:
+        shared: dict[int, Tensor] = {
+            id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()
+        }
+        self.module = copy.deepcopy(model, shared | {id(buffer): buffer for buffer in model.buffers()})
         self._folds: list[tuple[Any, Any, Any]] = []  # convolution and normalisation of the model, their replacement
         self._casts: list[tuple[Tensor, Tensor]] = []
-        for pair in pairs:
-            source, norm = model.get_submodule(pair.convolution), model.get_submodule(pair.normalization)
-            target = self.module.get_submodule(pair.convolution)
+        for convolution, normalization in pairs:
+            source, target = model.get_submodule(convolution), self.module.get_submodule(convolution)
             weight = source.get_parameter("weight")
             _hold(target, "weight", torch.empty_like(weight, dtype=dtype))
             _hold(target, "bias", torch.empty(len(weight), dtype=dtype or weight.dtype, device=weight.device))
-            self.module.set_submodule(pair.normalization, nn.Identity())
-            self._folds.append((source, norm, target))
-        folded = {pair.convolution for pair in pairs}
+            self.module.set_submodule(normalization, nn.Identity())
+            self._folds.append((source, model.get_submodule(normalization), target))
+        folded = {convolution for convolution, _ in pairs}
         # The head computes in float32 (see Classifier); for other networks, the float32 parts are unknown.
         for name, layer in self.module.named_modules() if dtype is not None and isinstance(model, Classifier) else []:
             if name.startswith("body.") and name not in folded and isinstance(layer, _ConvNd | nn.Linear):
@@ -92,8 +90,7 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
     Args:
         model: from images (N, *image_shape) to logits, its parameters on one device.
         image_shape: (channels, height, width).
-        dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it;
-            unchanged if the network cannot run so.
+        dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it.
     """
     trial = copy.deepcopy(model).cpu().eval().requires_grad_()  # a GPU's TF32 rounds more than a fold may
     like = next((parameter for parameter in trial.parameters()), torch.empty(0))
@@ -102,7 +99,7 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
     with torch.enable_grad():
         pairs = _pairs(trial, x)
     with torch.no_grad():
-        for norm in (trial.get_submodule(pair.normalization) for pair in pairs):
+        for norm in (trial.get_submodule(normalization) for _, normalization in pairs):
             for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
                 if isinstance(value, Tensor):
                     value.copy_(torch.empty(value.shape).uniform_(*SPREAD, generator=noise))
@@ -110,16 +107,13 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
         found = View(trial, pairs, None).module(x)
         if not bool((expected - found).abs().amax() <= AGREEMENT * expected.abs().amax()):
             raise ValueError("its logits are others than the model's")
-        if dtype is not None:
-            try:
-                with torch.autocast("cpu", dtype):
-                    View(trial, pairs, dtype).module(x)
-            except RuntimeError:  # a part that autocast is kept out of
-                dtype = None
+        if dtype is not None:  # fails where a part is kept out of autocast
+            with torch.autocast("cpu", dtype):
+                View(trial, pairs, dtype).module(x)
     return View(model, pairs, dtype)
 
 
-def _pairs(model: nn.Module, x: Tensor) -> list[_ConvolutionNorm]:
+def _pairs(model: nn.Module, x: Tensor) -> list[Pair]:
     """Convolutions whose output goes, as it is, into one normalisation by running statistics and nowhere else."""
     names = {module: name for name, module in model.named_modules()}
     calls: Counter[nn.Module] = Counter()
@@ -148,7 +142,7 @@ def _pairs(model: nn.Module, x: Tensor) -> list[_ConvolutionNorm]:
         for handle in handles:
             handle.remove()
     return [
-        _ConvolutionNorm(names[convolution], names[norm])
+        (names[convolution], names[norm])
         for convolution, norm, made in found
         if calls[convolution] == calls[norm] == uses[made] == 1
     ]
@@ -163,15 +157,6 @@ def _uses(output: Tensor) -> Counter[Any]:
         left += [operation for operation in taken if operation not in uses]
         uses.update(taken)
     return uses
-
-
-def _share(model: nn.Module, copied: nn.Module) -> None:
-    """Replace the tensors of a copy by those of `model`."""
-    for source, target in zip(model.modules(), copied.modules(), strict=True):
-        for name, parameter in source.named_parameters(recurse=False):
-            _hold(target, name, parameter.detach())
-        for name, buffer in source.named_buffers(recurse=False):
-            target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
 
 
 def _hold(module: nn.Module, name: str, value: Tensor) -> None:

@@ -149,10 +149,8 @@ def test_a_model_of_any_origin_is_checked(taet: Any) -> None:
 
 
 def test_the_machine_is_checked(taet: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys.modules["taet.evaluation.check"], "_attack_speed", lambda _, bf16: 100.0 + bf16)
     (tmp_path / "cifar10.npz").touch()
     monkeypatch.setenv("TAET_DATA", str(tmp_path))
     found = {one["what"]: one["text"] for one in json.loads(taet("check", "--json").out)}
-    assert found["PGD-10 bf16"].startswith("101 images a second")
     assert found["data"] == str(tmp_path / "cifar10.npz")
     assert all(text in taet("check").out for text in found.values())

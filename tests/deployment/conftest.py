@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import taet
 from taet import methods, models, protocols
@@ -69,28 +68,13 @@ def make_run() -> Callable[..., Path]:
         model = models.build(name, len(NAMES), shape)
         with torch.no_grad():
             model.offset.copy_(torch.tensor([0.5, 0.0, -0.5]))
-        record = {
-            "schema": 1,
-            "run": to_json(run),
-            "method_title": "AT",
-            "deviations": [],
-            "selection": {"rule": "last", "leak": False},
-            "model_given": False,
-            "head": Head()._asdict(),
-            "threads": 1,
-            "command": "taet train at",
-            "data": {
-                "arrays": False,
-                "class_names": list(NAMES),
-                "image_shape": list(shape),
-                "num_classes": len(NAMES),
-                "splits": {"test": {"sha256": "ab" * 32}},
-            },
-        }
+        data = {"arrays": False, "class_names": NAMES, "image_shape": shape, "num_classes": len(NAMES)}
+        record = {"schema": 1, "run": to_json(run), "method_title": "AT", "deviations": [], "model_given": False}
+        record |= {"selection": {"rule": "last", "leak": False}, "head": Head()._asdict(), "threads": 1}
+        record |= {"command": "taet train at", "data": data | {"splits": {"test": {"sha256": "ab" * 32}}}}
         (folder / "run.json").write_text(json.dumps(record))
-        save_weights(
-            folder / "model.safetensors", model.state_dict(), {"method": "at", "epoch": 1, "run_hash": run_hash(run)}
-        )
+        about = {"method": "at", "epoch": 1, "run_hash": run_hash(run)}
+        save_weights(folder / "model.safetensors", model.state_dict(), about)
         return folder
 
     return write
@@ -107,18 +91,3 @@ def pictures() -> Callable[[int, tuple[int, ...]], np.ndarray]:
         return images
 
     return draw
-
-
-@pytest.fixture(scope="session")
-def prepared() -> Callable[[np.ndarray, tuple[int, int, int]], torch.Tensor]:
-    """Resize images uint8 (N, H, W, C) with Pillow, as a model takes them."""
-
-    def resize(images: np.ndarray, shape: tuple[int, int, int]) -> torch.Tensor:
-        _, height, width = shape
-        grey = images.shape[3] == 1
-        pictures = (Image.fromarray(image[..., 0] if grey else image) for image in images)
-        resized = [np.asarray(p.resize((width, height), Image.Resampling.BILINEAR)) for p in pictures]
-        stacked = torch.from_numpy(np.stack(resized)).reshape(len(images), height, width, -1)
-        return stacked.permute(0, 3, 1, 2).float().contiguous() / 255
-
-    return resize

@@ -149,7 +149,6 @@ def rewrite(path: Path, change: Callable[[Any], object]) -> None:
     [
         (lambda at: flip(at / "metrics.jsonl"), "metrics.jsonl was changed or damaged"),
         (lambda at: (at / "done").unlink(), "cannot read"),
-        (lambda at: (at / CONFIG).write_text("{}"), "was not written by taet push"),
         (lambda at: rewrite(at / CONFIG, lambda stored: stored["files"].pop("run.json")), "no SHA-256 of every file"),
         (lambda at: rewrite(at / "evaluation.json", lambda card: card["model"].clear()), "changed"),
     ],
@@ -162,28 +161,17 @@ def test_damage_is_one_line(copy: Path, harm: Any, message: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("target", "licence", "message"),
-    [
-        ("name", "", "allowed: USER/NAME, or"),
-        ("folder:", "", "allowed: USER/N"),
-        ("a/b", "MIT License", "licence: got"),
-    ],
-)
-def test_a_wrong_target_is_one_line(run: Path, target: str, licence: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        publish(run, target, licence=licence)
+def test_what_cannot_be_published_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(message: str, folder: Path, target: str, licence: str = "") -> None:
+        with pytest.raises(UserError, match=message):
+            publish(folder, target, licence=licence)
 
-
-def test_an_unfinished_run_one_without_a_card_and_a_missing_package(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    refused("allowed: USER/NAME, or", run, "name")
+    refused("licence: got", run, "a/b", "MIT License")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'taet\[hub\]'; without it: folder:PATH"):
-        publish(run, "user/name")
+    refused(r"pip install 'taet\[hub\]'; without it: folder:PATH", run, "user/name")
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     for file, message in (("evaluation.json", "has no result card"), ("done", "is not finished")):
         (folder / file).unlink()
-        with pytest.raises(UserError, match=message):
-            publish(folder, f"folder:{tmp_path / 'z'}")
+        refused(message, folder, f"folder:{tmp_path / 'z'}")
     assert not (tmp_path / "z").exists()

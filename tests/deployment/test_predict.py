@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import sys
@@ -15,11 +16,9 @@ import pytest
 from PIL import Image
 
 import taet
-from taet import models
 from taet.data import Dataset
 from taet.data.images import decode_all
 from taet.deployment import Predictions, predict
-from taet.deployment.predict import fitted
 from taet.errors import UserError
 
 ATTACK = "pgd-3"
@@ -76,13 +75,6 @@ def test_autoattack_on_each_image_alone(trained: Path, dataset: Dataset, monkeyp
     np.testing.assert_array_equal(predict(trained, images[::-1], attack="autoattack-10").survives, found.survives[::-1])
 
 
-def test_the_ball_is_the_runs(trained: Path, dataset: Dataset) -> None:
-    def survivors(attack: str) -> int:
-        return int(predict(trained, dataset.test.images, attack=attack).survives.sum())  # type: ignore[union-attr]
-
-    assert survivors("fgsm") == survivors("fgsm:eps=0.05") < survivors("fgsm:eps=1/255")
-
-
 @pytest.fixture
 def folder(tmp_path: Path, pictures: Draw) -> Path:
     """Image files of several kinds, some in a folder below, and what is to be passed over."""
@@ -111,14 +103,6 @@ def test_files_are_read_as_training_reads_them(trained: Path, folder: Path) -> N
     np.testing.assert_array_equal(one.labels, found.labels[1:])
 
 
-def test_grey_becomes_colour_and_back() -> None:
-    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    np.testing.assert_array_equal(fitted(grey, (3, 2, 3), "squeeze"), np.repeat(grey[..., None], 3, 2))
-    np.testing.assert_array_equal(fitted(np.repeat(grey[..., None], 3, 2), (1, 2, 3), "squeeze"), grey[..., None])
-    red = np.array([[[255, 0, 0]]], np.uint8)
-    assert fitted(red, (1, 1, 1), "squeeze").item() == 76  # 0.299 of 255
-
-
 def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path) -> None:
     good = predict(trained, folder, attack=ATTACK)
     (folder / "empty.png").touch()
@@ -138,14 +122,6 @@ def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path)
 
 
 def test_table_csv_and_json(trained: Path, folder: Path, answered: Predictions) -> None:
-    found = predict(trained, folder / "b.png")
-    assert found.table().to_dict("records") == [
-        {
-            "path": str(folder / "b.png"),
-            "class": ["red", "green", "blue"][found.labels[0]],
-            "probability": round(float(found.probabilities.max()), 6),
-        }
-    ]
     (folder / "bad.png").touch()
     found = predict(trained, [folder / "b.png", folder / "bad.png"], attack=ATTACK)
     good, bad = csv.DictReader(io.StringIO(found.to_csv(top=2)))
@@ -162,13 +138,8 @@ def test_table_csv_and_json(trained: Path, folder: Path, answered: Predictions) 
     assert repr(found).endswith(f"{int(found.survives.sum())} of 1 survive pgd-3; 1 could not be read")  # type: ignore[union-attr]
     counts = np.bincount(answered.labels, minlength=3)
     assert repr(answered).startswith(f"24 images: {answered.class_names[int(counts.argmax())]} {counts.max()}")
-
-
-def test_a_certain_answer_is_a_number() -> None:
-    """1.0 equals True."""
-    sure = np.array([[1.0, 0.0]], np.float32)
-    found = Predictions(("a.png",), np.zeros(1, np.int64), ("x", "y"), sure, np.array([True]), ("",), ATTACK)
-    assert found.to_csv(top=2) == "path,class,probability,class_2,probability_2,survives\na.png,x,1.0,y,0.0,true\n"
+    sure = dataclasses.replace(found, probabilities=np.array([[1.0, 0, 0]] * 2, np.float32), errors=("", ""))
+    assert sure.to_csv().splitlines()[1].split(",")[2] == "1.0", "and not True"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +150,6 @@ def test_a_certain_answer_is_a_number() -> None:
         ({"attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
         ({"batch_size": 0}, r"batch size: got 0; allowed: 1 or more"),
         ({"weights": "model-best"}, r"holds no model-best\.safetensors: it has model\.safetensors"),
-        ({"device": "gpu"}, r"device: got gpu; allowed"),
         ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, r"images: got uint8 \(0, 8, 8, 3\)"),
         ({"images": []}, r"no image in what was given; allowed: files, or folders with any of \.bmp"),
@@ -190,46 +160,3 @@ def test_mistakes_are_one_line(options: dict[str, Any], match: str, trained: Pat
     with pytest.raises(UserError, match=match) as caught:
         predict(trained, images, **options)
     assert "\n" not in str(caught.value)
-
-
-CODE = """
-from pathlib import Path
-from taet import models
-
-Path(__file__).with_suffix(".called").touch()
-
-def build(num_classes):
-    return models.build("resnet8", num_classes, (3, 16, 16))
-"""
-
-
-def test_code_that_a_run_names_is_called_with_consent_but_none_that_lies_in_it(
-    make_run: Any,
-    mended: Callable[[Path], Path],
-    pictures: Draw,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run = make_run(tmp_path / "run", "resnet8", (3, 16, 16))
-    record, images = json.loads((run / "run.json").read_text()), pictures(2, (16, 16, 3))
-    expected = predict(run, images).probabilities
-    monkeypatch.chdir(tmp_path)
-    for file in ("run/net.py", "net_beside_a_run.py"):
-        (tmp_path / file).write_text(CODE)
-
-    def answer(name: str, *trusted: str) -> Predictions:
-        record["run"]["model"]["name"] = name
-        (run / "run.json").write_text(json.dumps(record))
-        mended(run)
-        with models.trusted(*trusted):
-            return predict("run", images)
-
-    with pytest.raises(UserError, match="is looked for in run, and opening a run never runs code"):
-        answer("run.net:build", "run.net:build")
-    with pytest.raises(UserError, match="allowed: with --trust-model net_beside_a_run:build"):
-        answer("net_beside_a_run:build")
-    assert not list(tmp_path.rglob("*.called"))
-    found = answer("net_beside_a_run:build", "net_beside_a_run:build")
-    np.testing.assert_array_equal(found.probabilities, expected)
-    assert (tmp_path / "net_beside_a_run.called").exists()
-    del sys.modules["net_beside_a_run"]

@@ -81,8 +81,7 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
     model, state = Brightness().train(), torch.random.get_rng_state()
     found = check(model, *data, attacks=["clean", "pgd-20"])
     assert found.ok
-    lines = "\n".join(found.lines)
-    assert lines == str(found)
+    lines = str(found)
     for text in (
         "4 parameters, 4 logits for images of 3 x 8 x 8",
         "balanced accuracy 100.0 %",
@@ -103,8 +102,6 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
         (Normalized(Brightness(), NORMALIZATIONS["cifar10"]), "normalisation", "with --normalize none"),
         (Answer(lambda z: z.softmax(1)), "softmax-outputs", "The model returns probabilities"),
         (Answer(lambda z: z.sigmoid()), "logits", "after a sigmoid"),
-        (Answer(lambda z: z, lambda x: x / x.amax((1, 2, 3), keepdim=True)), "range", "not finite on black images"),
-        (Answer(lambda z: z.double()), "precision", "outputs are torch.float64"),
         (Answer(lambda z: z, lambda x: (5 * x).round() / 5), "zero-gradients", "exactly zero"),
         (Answer(lambda z: z + torch.randn_like(z)), "randomised", "Two forward passes"),
         (Answer(lambda z: z + 9 * torch.randn_like(z)), "deep", "random outputs: .* check again with --deep"),
@@ -151,7 +148,7 @@ def test_this_machine_is_described_with_the_data_files_that_commands_find(
     assert found.ok
     texts = {finding.what: finding.text for finding in found.findings}
     assert texts["data"] == "data/cifar10.npz"
-    assert {"torch", "device", "PGD-10 float32", "disk"} <= texts.keys()
+    assert {"torch", "device", "disk"} <= texts.keys()
 
 
 @pytest.fixture(scope="module")

