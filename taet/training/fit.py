@@ -24,6 +24,7 @@ from taet.errors import UserError, custom_code, located, needed
 from taet.methods.base import Seen
 from taet.models.sync_norm import average_statistics
 from taet.progress import Progress
+from taet.settings import epoch_at
 from taet.training.environment import interruption, keep_freed_memory, peak_memory_mb
 from taet.training.folder import RunFolder, WeightsAbout
 from taet.training.optimizer import learning_rate, set_learning_rate
@@ -73,8 +74,8 @@ def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
             pause("training")
     pause.check_finite()
     # A run that was interrupted while measuring the curve comes here again, with this epoch already averaged.
-    resolved = plan.resolved
-    if average is not None and resolved.averages_epochs and average.n_averaged == epoch - resolved.first_averaged:
+    since = epoch - epoch_at(run.training.swa, run.training.epochs)
+    if average is not None and run.training.swa < 1 and average.n_averaged == since:
         average.update_parameters(state.model)
 
 
@@ -90,7 +91,7 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
             state.average.update_parameters(state.model)
     model = deployed(plan, state, pause)
     point, seen = curve.measure(model, watching)
-    if plan.resolved.chooses:
+    if plan.resolved.split == "validation" or plan.run.training.selection == "best-test":  # which leaks test data
         state.keep_best(point.attacked.balanced_accuracy, model.state_dict())
     return point, seen
 
@@ -192,7 +193,7 @@ def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool 
     model = copy.deepcopy(state.model)
     if averaged and state.average is not None and state.average.n_averaged:
         model.load_state_dict(state.average.module.state_dict())
-        if plan.resolved.averages_epochs:
+        if plan.run.training.swa < 1:
             _estimate_statistics(plan, state, pause, model)
     model.get_buffer("offset").copy_(state.method.offset())
     return model

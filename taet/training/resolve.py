@@ -36,20 +36,6 @@ class Resolved:
     mixture: Mixture | None = None
     """How extra images are mixed into the batches; None: there are none."""
 
-    @property
-    def chooses(self) -> bool:
-        """Whether the curve can select an epoch; on the test set only with best-test, which leaks test data."""
-        return self.split == "validation" or self.run.training.selection == "best-test"
-
-    @property
-    def averages_epochs(self) -> bool:
-        """Whether the run delivers the mean of the weights of its last epochs, from `first_averaged` on."""
-        return self.run.training.swa < 1
-
-    @property
-    def first_averaged(self) -> int:
-        return epoch_at(self.run.training.swa, self.run.training.epochs)
-
 
 def curve_decides(run: Run, learns: bool) -> bool:
     """Whether the curve selects the epoch, or the method `learns` from it."""
@@ -97,10 +83,9 @@ def resolve(
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback and (wrong := _no_feedback(run, method, split, facts)):
         raise UserError(f"{run.method}: {wrong}")
-    resolved = Resolved(override(run, {"settings": method.config}), method, split, mixed)
-    if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
+    if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
-    return resolved
+    return Resolved(override(run, {"settings": method.config}), method, split, mixed)
 
 
 def _method(

@@ -169,7 +169,7 @@ def flip(path: Path, place: float = 0.5) -> None:
 def test_every_file_of_a_run_is_verified_and_its_model_tried(run: Path) -> None:
     found = check(run)
     texts = {finding.what: finding.text for finding in found.findings}
-    for name in (".", "run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json"):
+    for name in ("run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json"):
         assert texts[name] == "verified", name
     assert "parameters" in texts["model"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import signal
@@ -11,12 +10,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from taet import methods, registry
-from taet.data import DataFacts, Dataset, Split, load
+from taet.data import DataFacts, Dataset
 from taet.errors import UserError
 from taet.methods.base import Seen
 from taet.settings import Run, override
@@ -125,18 +123,6 @@ def test_it_is_told_of_every_validation_image_and_learns_from_it(
     assert (seen.divergence >= 0).all()
 
 
-def with_splits(data: Dataset, **splits: Split) -> Dataset:
-    return dataclasses.replace(data, **splits)
-
-
-def test_test_images_and_labels_do_not(run: Run, whole: TrainingResult, tmp_path: Path) -> None:
-    data, draw = load(run.data), np.random.default_rng(0)
-    labels = draw.permutation(data.test.labels)
-    images = draw.integers(0, 256, data.test.images.shape).astype(np.uint8)
-    other = dataclasses.replace(data.test, images=images, labels=labels)
-    assert same(whole, train(run, out=tmp_path / "run", dataset=with_splits(data, test=other)))
-
-
 class Sealed:
     """In the place of test images: nothing may be asked of it."""
 
@@ -221,14 +207,6 @@ def test_without_validation_images_it_is_refused_in_one_line(
         wanted = override(tiny("feedback-probe", changes), method)
         with pytest.raises(UserError, match=f"^{method['method']}: {message}"):
             resolve(wanted, facts)
-
-
-def test_every_method_that_learns_from_feedback_is_refused_without_validation_images(tiny: Tiny) -> None:
-    learning = [name for name in registry.entries("methods") if methods.find(name).needs_feedback]
-    assert {"frl", "wat"} <= set(learning)
-    for name in learning:
-        with pytest.raises(UserError, match=f"^{name}: got no validation split"):
-            resolve(tiny(name), DataFacts((50, 20, 10), (1, 8, 8), {"train": 80, "test": 30}))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from taet import methods, protocols, statistics
 from taet.data import DataFacts, Dataset, Split, facts
 from taet.errors import UserError
 from taet.methods.cfa import Cfa
-from taet.models import Head
 from taet.settings import Run, override
 from taet.training import TrainingResult, fit, prepare, resume, train
 from taet.training.curve import TrainingCurve
@@ -43,15 +42,6 @@ BeforeStep = Callable[..., AbstractContextManager[None]]
 # -- the request -------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_comes_to_its_method_its_head_and_its_stages(tiny: Tiny) -> None:
-    resolved = resolve(tiny("taet", {"training.epochs": 5}), LONG_TAIL)
-    assert resolved.run.settings == resolved.method.config
-    assert resolved.method.task.class_counts == LONG_TAIL.class_counts
-    assert resolved.method.task.stages == ("clean",) * 2 + ("adversarial",) * 3
-    assert resolve(tiny("robal"), LONG_TAIL).method.task.head == Head("cosine", scale=10, gamma=1 / 32)
-    assert (resolved.split, resolved.chooses) == ("test", False)
-
-
 @pytest.mark.parametrize(
     ("method", "changes", "match"),
     [
@@ -62,12 +52,12 @@ def test_a_request_comes_to_its_method_its_head_and_its_stages(tiny: Tiny) -> No
         ("robust-lt", {"settings": {"base": "standard"}}, "which attacks in no epoch"),
     ],
 )
-@pytest.mark.parametrize("known", [LONG_TAIL, None])
 def test_what_settings_alone_decide_is_refused_with_and_without_facts(
-    tiny: Tiny, method: str, changes: dict[str, Any], match: str, known: DataFacts | None
+    tiny: Tiny, method: str, changes: dict[str, Any], match: str
 ) -> None:
-    with pytest.raises(UserError, match=match):
-        resolve(tiny(method, changes), known)
+    for known in (LONG_TAIL, None):
+        with pytest.raises(UserError, match=match):
+            resolve(tiny(method, changes), known)
 
 
 def test_a_validation_split_is_required_only_where_the_splits_are_known(tiny: Tiny, tmp_path: Path) -> None:
@@ -129,12 +119,6 @@ def test_a_curve_that_decides_nothing_has_twenty_points_of_a_thousand_images(
     learns = learns_from_validation(run)
     assert list(watched_epochs(run, learns)) == [e for e in range(run.training.epochs) if (e + 1) % every == 0]
     assert watched_images(run, learns) == images
-
-
-def test_a_curve_includes_the_last_epoch_unless_there_is_none(tiny: Tiny) -> None:
-    for every, points in ((0, ()), (1, (0, 1, 2, 3)), (3, (2, 3)), (9, (3,))):
-        run = tiny("at", {"training.epochs": 4, "training.monitor_every": every})
-        assert watched_epochs(run, learns=False) == points
 
 
 def test_the_precision_follows_the_processor_and_its_limit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,9 +389,8 @@ def test_a_run_delivers_the_mean_of_its_last_epochs_with_statistics_of_its_own(
     assert not torch.allclose(found[name], (one[name] + two[name]) / 2, rtol=1e-3), "they were estimated anew"
 
 
-@pytest.mark.parametrize("bn_mode", ["eval", "train"])
 def test_what_is_delivered_is_what_was_watched_last(
-    bn_mode: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the attack's weights follow the predictions, and batch statistics the attack."""
     watched, measure = list[dict[str, Tensor]](), TrainingCurve.measure
@@ -417,7 +400,7 @@ def test_what_is_delivered_is_what_was_watched_last(
         return measure(self, model, *given)
 
     monkeypatch.setattr(TrainingCurve, "measure", spy)
-    changes = {"training.swa": 0.4, "threat.weighting": "rbl", "threat.bn_mode": bn_mode}
+    changes = {"training.swa": 0.4, "threat.weighting": "rbl", "threat.bn_mode": "train"}
     finished = train(tiny("at", {"training.epochs": 3, **changes}), out=tmp_path / "run")
     assert same(watched[-1], finished.model.state_dict())
 
@@ -508,19 +491,3 @@ def test_a_module_of_another_width_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=rf"\(2, {classes}\).*allowed: \(2, 3\), one logit per class"):
         train(tiny("at"), out=tmp_path / "run", model=network(classes), dataset=arrays())
     assert not (tmp_path / "run").exists()
-
-
-def test_a_method_and_a_data_set_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Run] = []
-
-    def stop(run: Run, **_: object) -> None:
-        asked.append(run)
-        raise UserError("planned")
-
-    monkeypatch.setattr("taet.training.runs.prepare", stop)
-    for words in (("taet", "digits-lt"), ("taet",)):
-        with pytest.raises(UserError, match="planned"):
-            taet.train(*words, out=tmp_path / "run")
-    assert [(run.method, run.data.name, run.protocol) for run in asked] == 2 * [("taet", "digits-lt", "taet")]
-    with pytest.raises(UserError, match="data: got digits-lt beside a Run"):
-        taet.train(Run(), "digits-lt", out=tmp_path / "run")

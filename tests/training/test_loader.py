@@ -16,7 +16,7 @@ import torch
 
 from taet.data import Split
 from taet.data.augmentation import crop_flip, to_unit
-from taet.data.loader import Batch, Loader, class_balanced, fits
+from taet.data.loader import Batch, Loader, class_balanced
 from taet.data.policies import PolicyBatch, apply
 from taet.data.storage import kept
 from taet.randomness import generator
@@ -54,14 +54,6 @@ def test_a_single_image_left_over_joins_the_batch_before(count: int, sizes: list
 def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
     for batch, other in zip(batches, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
-
-
-@pytest.mark.parametrize("first", [0, 1, 3, 4])
-@pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
-@pytest.mark.parametrize("augment", ["crop-flip", "randaugment"])
-def test_entering_an_epoch_at_a_step_gives_the_same_batches(first: int, sampling: str, augment: str) -> None:
-    source = loader(sampling=sampling, augment=augment)
-    assert_equal(list(source.epoch(2, first)), list(source.epoch(2))[first:])
 
 
 def shifts(result: np.ndarray, image: np.ndarray, border: int) -> list[tuple[int, int, bool]]:
@@ -179,19 +171,6 @@ def test_no_thread_outlives_an_epoch_that_is_left_early(end: str, stored: Callab
         with pytest.raises(KeyboardInterrupt):
             batches.throw(KeyboardInterrupt())
     assert reading() == 0
-
-
-def test_images_are_kept_on_a_gpu_that_has_room_for_twice_as_many(
-    stored: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, cpu, gpu = split(20).images, torch.device("cpu"), torch.device("cuda")
-    for free, room in ((2 * images.nbytes, True), (2 * images.nbytes - 1, False)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2**40))
-        assert fits(images, gpu) == room
-    assert fits(images, cpu)
-    on_disk = stored().images
-    assert isinstance(on_disk, np.memmap)
-    assert not fits(on_disk, cpu)
 
 
 def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() -> None:

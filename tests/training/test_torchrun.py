@@ -119,32 +119,6 @@ def test_one_process_tells_and_the_others_end_in_silence(
     assert at_exit == [(leave, code)]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("error", "code"), [pytest.param("UserError('mistake')", 2, marks=pytest.mark.full), ("KeyboardInterrupt()", 130)]
-)
-def test_a_process_that_tells_does_not_go_through_a_shutdown_that_gloo_may_abort(error: str, code: int) -> None:
-    script = f"""
-import atexit, os
-from taet.cli import list, main, processes
-from taet.errors import UserError
-
-def run(_):
-    print("found so far")
-    with processes.reported_once():
-        raise {error}
-
-processes.claim = lambda _: True
-list.run = run
-atexit.register(os.abort)  # as gloo does, now and then, while Python shuts down
-raise SystemExit(main(["list"]))
-"""
-    together = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
-    done = subprocess.run([sys.executable, "-c", script], env=together, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (code, "found so far\n")
-    assert done.stderr.strip().startswith("taet: ")
-
-
 def dying() -> None:
     """Make the first process, which writes, kill itself in the middle of the run."""
     step = fit.training_step
