@@ -22,11 +22,10 @@ import pytorch_lightning as lightning  # not `lightning`, which is the name of t
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from taet import statistics
 from taet.attacks import pgd
-from taet.data import ClassBalancedSampler
 from taet.losses import balanced_softmax, cross_entropy
 
 EPS = 0.1  # digits have strong contrast, so eps is larger than the 8/255 used for photographs
@@ -105,9 +104,11 @@ def main(arguments: list[str] | None = None) -> dict[str, tuple[statistics.Ints,
     parser.add_argument("--epochs", type=int, default=30)
     epochs = parser.parse_args(arguments).epochs
     train, test, counts = digits()
+    labels = train.tensors[1]
+    balanced = WeightedRandomSampler((1 / labels.bincount().double())[labels].tolist(), len(labels))
     ways = {
         "balanced softmax": (AdversarialModule, counts, {"shuffle": True}),
-        "class-balanced sampler": (AdversarialModule, None, {"sampler": ClassBalancedSampler(train.tensors[1])}),
+        "class-balanced sampler": (AdversarialModule, None, {"sampler": balanced}),
     }
     found = {}
     for name, (module, prior, order) in ways.items():

@@ -51,9 +51,9 @@ def rows() -> Iterator[str]:
         yield f"| {name} | | {plain:.1f} (PGD) | {whole} | | {margin:.1f} (margin) | {flags(model)} |"
     for one in museum.EXHIBITS:
         model = one.build()
-        fooled, broken = 100 * one.fooled(model), 100 * one.broken(model)
+        fooled, broken = 100 * one.fooled.left(model), 100 * one.broken.left(model)
         whole = "cannot run" if one.judge is None else f"{100 * museum.by_autoattack(model, one.judge(model)):.1f}"
-        cells = (one.name, one.fools, f"{fooled:.1f}", whole, one.breaks, f"{broken:.1f}", flags(model))
+        cells = (one.name, one.fooled.name, f"{fooled:.1f}", whole, one.broken.name, f"{broken:.1f}", flags(model))
         yield f"| {' | '.join(cells)} |"
 
 

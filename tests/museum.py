@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from sklearn.datasets import load_digits
@@ -41,20 +41,24 @@ def tested() -> tuple[Tensor, Tensor]:
     return x[TRAIN : TRAIN + TEST], y[TRAIN : TRAIN + TEST]
 
 
-class Network(nn.Module):
-    """Two layers with something between them and around them, by default nothing."""
+Change = Callable[[Tensor], Tensor]
 
-    def __init__(self, width: int = CLASSES) -> None:
+
+def same(x: Tensor) -> Tensor:
+    """What a defence leaves as it is."""
+    return x
+
+
+class Network(nn.Module):
+    """Two layers with something before, between and after them."""
+
+    def __init__(self, width: int = CLASSES, before: Change = same, hidden: Change = Tensor.relu, after: Change = same):
         super().__init__()
         self.first, self.last = nn.Linear(64, HIDDEN), nn.Linear(HIDDEN, width)
-
-    def hidden(self, h: Tensor) -> Tensor:
-        """What becomes of the first layer's outputs."""
-        return h.relu()
+        self.before, self.hidden, self.after = before, hidden, after
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.hidden(self.first(x.flatten(1))))
-        return logits
+        return self.after(self.last(self.hidden(self.first(self.before(x).flatten(1)))))
 
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -98,36 +102,44 @@ def standard() -> nn.Module:
     return fitted(seeded(Network), lambda model, x, y: functional.cross_entropy(model(x), y))
 
 
-def with_weights(model: nn.Module, source: nn.Module) -> nn.Module:
-    """Give a defence the weights of a trained network."""
-    model.load_state_dict(source.state_dict(), strict=False)
+def defended(**parts: Change) -> nn.Module:
+    """The network's weights with other parts."""
+    model = Network(**parts)
+    model.load_state_dict(base().state_dict())
     return model.eval()
 
 
-class Stepped(Network):
-    """Rounds the first layer's outputs to a grid around their means: a dead zone, and steps beyond it."""
-
-    width: Tensor
-    middle: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("middle", torch.zeros(HIDDEN))
-        self.register_buffer("width", torch.ones(HIDDEN))
-
-    def hidden(self, h: Tensor) -> Tensor:
-        return (self.middle + self.width * ((h - self.middle) / self.width).round()).relu()
-
-
 def stepped() -> nn.Module:
-    """Activations on a grid of half a standard deviation, in the place of MeanSparse."""
-    model = with_weights(Stepped(), base())
-    assert isinstance(model, Stepped)
+    """The first layer's outputs on a grid of half a standard deviation around their means, in place of MeanSparse."""
     with torch.no_grad():
-        h = model.first(digits()[0][:TRAIN].flatten(1))
-        model.middle.copy_(h.mean(0))
-        model.width.copy_(0.5 * h.std(0))
-    return model
+        h = base().first(digits()[0][:TRAIN].flatten(1))  # type: ignore[operator]
+        middle, width = h.mean(0), 0.5 * h.std(0)
+    return defended(hidden=lambda h: (middle + width * ((h - middle) / width).round()).relu())
+
+
+def quantised() -> nn.Module:
+    """Images of seven grey levels."""
+    return defended(before=lambda x: (6 * x).round() / 6)
+
+
+def thresholded() -> nn.Module:
+    """Black and white images."""
+    return defended(before=lambda x: (x > 0.5).float())
+
+
+def large_logits() -> nn.Module:
+    """Logits times 1000, for which the cross-entropy is rounded to 0."""
+    return defended(after=lambda z: 1000 * z)
+
+
+def flat_softmax() -> nn.Module:
+    """Logits over 100, as label smoothing, HE and RoBal at scale 1 give them."""
+    return defended(after=lambda z: 0.01 * z)
+
+
+def stochastic() -> nn.Module:
+    """Each hidden unit is kept with probability 1/4, drawn at every call."""
+    return defended(hidden=lambda h: 4 * h.relu() * torch.bernoulli(torch.full_like(h, 0.25)))
 
 
 @functools.cache
@@ -141,118 +153,31 @@ def dummies() -> nn.Module:
     return fitted(seeded(lambda: Network(2 * CLASSES)), loss)
 
 
-class Stochastic(Network):
-    """Keeps each hidden unit with probability 1/4, drawn at every call."""
-
-    def hidden(self, h: Tensor) -> Tensor:
-        return 4 * h.relu() * torch.bernoulli(torch.full_like(h, 0.25))
-
-
-class Scaled(Network):
-    """A factor on the logits."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.factor * super().forward(x)
-
-
-class Quantised(Network):
-    """Seven grey levels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward((6 * x).round() / 6)
-
-
-class Thresholded(Network):
-    """Black and white: what is brighter than the middle."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward((x > 0.5).float())
-
-
 class Winners(nn.Module):
-    """Passes the largest of the units."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
+    """Passes the 6 largest of the hidden units."""
 
     def forward(self, h: Tensor) -> Tensor:
-        return h * (h >= h.topk(self.count).values[:, -1:])
-
-
-class KWinners(Network):
-    """The 6 largest of the 96 hidden units pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.winners = Winners(6)
-
-    def hidden(self, h: Tensor) -> Tensor:
-        passed: Tensor = self.winners(h)
-        return passed
+        return h * (h >= h.topk(6).values[:, -1:])
 
 
 @functools.cache
 def k_winners() -> nn.Module:
     """Trained with the winners."""
-    return fitted(seeded(KWinners), adversarial)
-
-
-class BatchStatistics(Network):
-    """Normalises the first layer's outputs by the statistics of the batch, also in eval mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(HIDDEN, track_running_stats=False)
-
-    def hidden(self, h: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(h)
-        return normalised.relu()
+    return fitted(seeded(lambda: Network(hidden=Winners())), adversarial)
 
 
 @functools.cache
 def batch_statistics() -> nn.Module:
-    """Trained with them."""
-    return fitted(seeded(BatchStatistics), adversarial)
-
-
-def large_logits() -> nn.Module:
-    """Logits times 1000, for which the cross-entropy is rounded to 0."""
-    return with_weights(Scaled(1000.0), base())
-
-
-def flat_softmax() -> nn.Module:
-    """Logits over 100, as label smoothing, HE and RoBal at scale 1 give them."""
-    return with_weights(Scaled(0.01), base())
-
-
-def quantised() -> nn.Module:
-    """The network on images of seven grey levels."""
-    return with_weights(Quantised(), base())
-
-
-def thresholded() -> nn.Module:
-    """The network on black and white images."""
-    return with_weights(Thresholded(), base())
-
-
-def stochastic() -> nn.Module:
-    """The network with a quarter of its hidden units, drawn at every call."""
-    return with_weights(Stochastic(), base())
+    """The first layer's outputs are normalised by the statistics of the batch, also in eval mode."""
+    norm = nn.BatchNorm1d(HIDDEN, track_running_stats=False)
+    return fitted(seeded(lambda: Network(hidden=nn.Sequential(norm, nn.ReLU()))), adversarial)
 
 
 # The table: which attack each defence fools, and which breaks it
 
 
 def tried(
-    model: nn.Module,
-    objective: Objective = cross_entropy,
-    view: nn.Module | None = None,
-    judge: Callable[[Tensor], Tensor] | None = None,
+    model: nn.Module, objective: Objective = cross_entropy, view: nn.Module | None = None, judge: Change | None = None
 ) -> float:
     """Share of the images that PGD-20 (step eps / 8) on `view`, by default the model, leaves correct."""
     x, y = tested()
@@ -264,13 +189,13 @@ def tried(
         return correct(judge or model, x_adv, y)
 
 
-def correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+def correct(model: Change, x: Tensor, y: Tensor) -> float:
     """Share of images that a model classifies correctly."""
     with torch.no_grad():
         return float((model(x).argmax(1) == y).float().mean())
 
 
-def by_autoattack(model: nn.Module, judge: Callable[[Tensor], Tensor] | None = None) -> float:
+def by_autoattack(model: nn.Module, judge: Change | None = None) -> float:
     """Share of the images that the official AutoAttack leaves correct, on the model as it is, in one batch."""
     x, y = tested()
     with torch.random.fork_rng():
@@ -293,122 +218,67 @@ def noise_alone(model: nn.Module) -> float:
     return correct(model, (x + noise).clamp(0, 1), y)
 
 
-def by_many_draws(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def by_many_draws(model: nn.Module) -> Change:
     """The mean probabilities of 64 draws."""
     return lambda x: torch.stack([model(x).softmax(1) for _ in range(64)]).mean(0)
 
 
-@dataclass(frozen=True)
-class Exhibit:
+class Attempt(NamedTuple):
+    """An attack, and the share of the images that it leaves correct."""
+
+    name: str
+    left: Callable[[nn.Module], float]
+
+
+PGD = Attempt("PGD", tried)
+STRAIGHT = Attempt("PGD, straight-through", lambda model: tried(model, view=Replaced(model)))
+SMOOTH = Attempt("PGD on the margin of a smooth gate", lambda model: tried(model, margin, Replaced(model, "smooth")))
+MARGIN = Attempt("PGD on the margin", lambda model: tried(model, margin))
+ALL_LOGITS = Attempt("PGD on all logits", lambda model: tried(model, judge=Merged(model, CLASSES)))
+MERGED = Attempt("PGD on the margin of merged logits", lambda model: tried(Merged(model, CLASSES), margin))
+ONE_DRAW = Attempt(
+    "PGD on the margin of one draw a step", lambda model: tried(model, margin, judge=by_many_draws(model))
+)
+MANY_DRAWS = Attempt(
+    "PGD on the margin of the mean of 32 draws",
+    lambda model: tried(model, margin, MeanDraw(model, 32), by_many_draws(model)),
+)
+START = Attempt("PGD (no gradient: its random start)", noise_alone)
+BATCH = Attempt("PGD on the whole batch", tried)
+ONE_CLASS = Attempt("no attack: batches of one class", in_batches_of_one_class)
+
+
+class Exhibit(NamedTuple):
     """A broken defence."""
 
     name: str
     build: Callable[[], nn.Module]
-    fools: str
-    fooled: Callable[[nn.Module], float]
-    """Share of the images that the fooled attack leaves correct."""
-    breaks: str
-    broken: Callable[[nn.Module], float]
+    fooled: Attempt
+    broken: Attempt
     flag: str
     gap: float
     """Least difference of the two shares: about half of what was measured."""
-    judge: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = lambda model: model
+    judge: Callable[[nn.Module], Change] | None = lambda model: model
     """What decides whether an image of AutoAttack is classified correctly; None: AutoAttack cannot run."""
 
 
+BPDA = "straight-through-beats-gradients"
 EXHIBITS = (
+    Exhibit("activations on a grid around their means", stepped, PGD, STRAIGHT, BPDA, 0.15),
+    Exhibit("seven grey levels", quantised, PGD, STRAIGHT, BPDA, 0.2),
+    # It is refused, because no gradient reaches the image; AutoAttack's loss has none.
+    Exhibit("black and white images", thresholded, START, STRAIGHT, "", 0.06, None),
+    Exhibit("k-winners: 6 of 96 units", k_winners, PGD, SMOOTH, "soft-beats-hard", 0.06),
     Exhibit(
-        "activations on a grid around their means",
-        stepped,
-        "PGD",
-        tried,
-        "PGD, straight-through",
-        lambda model: tried(model, view=Replaced(model)),
-        "straight-through-beats-gradients",
-        0.15,
-    ),
-    Exhibit(
-        "seven grey levels",
-        quantised,
-        "PGD",
-        tried,
-        "PGD, straight-through",
-        lambda model: tried(model, view=Replaced(model)),
-        "straight-through-beats-gradients",
-        0.2,
-    ),
-    Exhibit(
-        "black and white images",
-        thresholded,
-        "PGD (no gradient: its random start)",
-        noise_alone,
-        "PGD, straight-through",
-        lambda model: tried(model, view=Replaced(model)),
-        "",  # it is refused: no gradient reaches the image
-        0.06,
-        None,  # the loss has no gradient
-    ),
-    Exhibit(
-        "k-winners: 6 of 96 units",
-        k_winners,
-        "PGD",
-        tried,
-        "PGD on the margin of a smooth gate",
-        lambda model: tried(model, margin, Replaced(model, "smooth")),
-        "soft-beats-hard",
-        0.06,
-    ),
-    Exhibit(
-        "a dummy class for every class",
-        dummies,
-        "PGD on all logits",
-        lambda model: tried(model, judge=Merged(model, CLASSES)),
-        "PGD on the margin of merged logits",
-        lambda model: tried(Merged(model, CLASSES), margin),
-        "dummy-classes",
-        0.12,
+        *("a dummy class for every class", dummies, ALL_LOGITS, MERGED, "dummy-classes", 0.12),
         lambda model: Merged(model, CLASSES),
     ),
     Exhibit(
-        "a quarter of the units, drawn at every call",
-        stochastic,
-        "PGD on the margin of one draw a step",
-        lambda model: tried(model, margin, judge=by_many_draws(model)),
-        "PGD on the margin of the mean of 32 draws",
-        lambda model: tried(model, margin, MeanDraw(model, 32), by_many_draws(model)),
-        "eot-beats-one-draw",
-        0.03,
+        *("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS, "eot-beats-one-draw", 0.03),
         by_many_draws,
     ),
-    Exhibit(
-        "logits times 1000",
-        large_logits,
-        "PGD",
-        tried,
-        "PGD on the margin",
-        lambda model: tried(model, margin),
-        "logit-scale",
-        0.15,
-    ),
-    Exhibit(
-        "logits over 100",
-        flat_softmax,
-        "PGD",
-        tried,
-        "PGD on the margin",
-        lambda model: tried(model, margin),
-        "logit-scale",
-        0.07,
-    ),
-    Exhibit(
-        "batch statistics at test time",
-        batch_statistics,
-        "PGD on the whole batch",
-        tried,
-        "no attack: batches of one class",
-        in_batches_of_one_class,
-        "batch-dependent",
-        0.2,
-        None,  # it also attacks batches of one image, which have no deviation
-    ),
+    Exhibit("logits times 1000", large_logits, PGD, MARGIN, "logit-scale", 0.15),
+    Exhibit("logits over 100", flat_softmax, PGD, MARGIN, "logit-scale", 0.07),
+    # AutoAttack cannot run: it also attacks batches of one image, which have no deviation.
+    Exhibit("batch statistics at test time", batch_statistics, BATCH, ONE_CLASS, "batch-dependent", 0.2, None),
 )

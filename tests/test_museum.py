@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import taet
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.evaluation.bundles import CURVES, curves
 from taet.evaluation.facts import Merged, ModelFacts, deep_facts, probe
-from taet.evaluation.rules import of_deep, of_model, told
+from taet.evaluation.rules import MASKING, of_deep, of_model, told
 from taet.evaluation.runner import Runner
 from taet.evaluation.subject import count_classes
 from tests import museum
@@ -98,4 +102,55 @@ def test_a_model_without_a_gradient_is_refused() -> None:
 def test_every_exhibit_is_fooled_by_one_attack_and_broken_by_another() -> None:
     for exhibit in museum.EXHIBITS:
         model = exhibit.build()
-        assert exhibit.fooled(model) - exhibit.broken(model) > exhibit.gap, exhibit.name
+        assert exhibit.fooled.left(model) - exhibit.broken.left(model) > exhibit.gap, exhibit.name
+
+
+ATTACKS = ("fgsm", "pgd-20", "pgd-100", "cw-linf-20", "adaptive-pgd-20", "autoattack-10", *CURVES)
+
+
+def evaluated(model: nn.Module, monkeypatch: pytest.MonkeyPatch, attacks: Sequence[str] = ATTACKS) -> ResultCard:
+    """Attack a model on three hundred images in one batch; Square has 100 queries."""
+    monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 100)  # the name is also a function
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return taet.evaluate(model, *museum.tested(), attacks, eps=museum.EPS, batch_size=museum.TEST)
+
+
+def masking(card: ResultCard) -> set[str]:
+    return {flag["flag"] for flag in card.flags} & MASKING
+
+
+@pytest.mark.full
+def test_a_whole_evaluation_of_plain_adversarial_training_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = evaluated(museum.base(), monkeypatch)
+    assert masking(card) == set()
+    of = {name: [float(one.correct.mean()) for one in points.values()] for name, points in curves(card).items()}
+    assert of["eps"] == sorted(of["eps"], reverse=True)
+    assert of["eps"][0] > 0.9 > of["eps"][-1] == 0
+    assert of["steps"][:-1] == sorted(of["steps"][:-1], reverse=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (museum.flat_softmax, {"logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"}),
+        (museum.large_logits, {"zero-gradients", "logit-scale", "does-not-reach-zero"}),
+        (museum.quantised, {"zero-gradients", "straight-through-beats-gradients", "autoattack-far-below-pgd"}),
+    ],
+)
+def test_what_fools_attacks_is_named_by_a_whole_evaluation(
+    build: Callable[[], nn.Module], expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert masking(evaluated(build(), monkeypatch)) >= expected
+
+
+def test_gradients_that_are_not_finite_between_grey_levels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undefined(z: Tensor) -> Tensor:
+        return z + (0 * z).sqrt().sum()
+
+    def between(x: Tensor) -> Tensor:
+        return x if (16 * x - (16 * x).round()).abs().max() < 0.01 else undefined(x)
+
+    assert masking(evaluated(museum.defended(before=between), monkeypatch, ["fgsm"])) == {"nonfinite-gradients"}
+    assert masking(evaluated(museum.base(), monkeypatch, ["fgsm"])) == set()

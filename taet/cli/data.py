@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, parse
@@ -13,7 +12,6 @@ from taet.settings import Data, Run, override, to_json
 
 USUAL = ("root", "imbalance_ratio", "profile", "max_count", "test", "validation", "group", "size", "seed")
 """Settings that --help shows."""
-PICTURES = (".png", ".pdf", ".svg")
 
 
 class DataCommand(Command):
@@ -28,7 +26,6 @@ class DataCommand(Command):
     examples = (
         "taet data show cifar10-lt --root ~/data --imbalance-ratio 50",
         "taet data show folder:./lesions --size 32 --json",
-        "taet data show cifar100-lt --out counts.png",
         "taet data prepare tiny-imagenet-lt --root ~/data",
     )
 
@@ -38,8 +35,6 @@ class DataCommand(Command):
     """Name of a data set, or your own images: folder:PATH, csv:PATH, npz:PATH."""
     as_json: bool = False
     """show: print JSON."""
-    out: Path | None = None
-    """show: draw the images of each class in each split into this .png, .pdf or .svg file."""
 
 
 def run(words: list[str]) -> None:
@@ -48,8 +43,8 @@ def run(words: list[str]) -> None:
     given = {**given, "data.name": command.set}
     if command.action == "show":
         _show(command, given)
-    elif command.out is not None or command.as_json:
-        raise UserError("--out and --json go with taet data show")
+    elif command.as_json:
+        raise UserError("--json goes with taet data show")
     else:
         _prepare(override(Run(), given).data)
 
@@ -58,16 +53,11 @@ def _show(command: DataCommand, given: dict[str, Any]) -> None:
     from taet import protocols
     from taet.cli.processes import progress, say
     from taet.data import load
-    from taet.data.description import describe, draw, render
+    from taet.data.description import describe, render
     from taet.experiments import own_images
-    from taet.files import check_output
     from taet.progress import reporting_to
     from taet.training.prepare import choice_lines
 
-    if command.out is not None:
-        check_output(command.out)
-        if command.out.suffix.lower() not in PICTURES:
-            raise UserError(f"--out: got '{command.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     with progress("read") as report, reporting_to(report):
         run, chosen = own_images.chosen(protocols.taet(), given, network_too=False)
         dataset = load(run.data)
@@ -75,14 +65,11 @@ def _show(command: DataCommand, given: dict[str, Any]) -> None:
     if choices := choices | own_images.mirroring(run.data, dataset):
         say("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]))
     print(json.dumps(describe(dataset), indent=1) if command.as_json else render(dataset))
-    if command.out is not None:
-        draw(dataset, command.out)
-        say(f"written: {command.out}")
 
 
 def _prepare(data: Data) -> None:
     from taet.cli.processes import progress
-    from taet.data.prepare import prepare
+    from taet.data.sources import prepare
 
     with progress("prepare") as report:
         dataset, done = prepare(data, report)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from taet.data.arrays import keys, npz_names, read_npz
-from taet.data.places import Download, find, not_found, official
-from taet.data.source import Arrays, DataSource, GivenArray, to_source
+from taet.data.arrays import read_set
+from taet.data.downloads import Download, find, not_found, official
+from taet.data.source import Arrays, DataSource, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -22,74 +22,43 @@ NAMES = {
     "cifar100-lt": "CIFAR-100, 32x32 colour pixels, made long-tailed; official files or cifar100.npz",
     "cifar100-balanced-small": "CIFAR-100, balanced, with as many images as cifar100-lt: REAT's upper bound",
 }
-IMAGE_SHAPE = (3, 32, 32)
-
-
-class CifarVersion(NamedTuple):
-    """One of the two sets: its official archive and content."""
-
-    title: str
-    archive: Download
-    folder: str
-    """Folder in the archive."""
-    per_class: dict[str, int]
-    """Images of each class in each split."""
-    class_names: tuple[str, ...]
-    """Class names in the order of the labels, as listed in the archive; for CIFAR-100 the fine classes."""
-
-
-def _version(number: int, per_class: dict[str, int], names: str) -> CifarVersion:
-    (archive,) = official(f"cifar{number}")
-    return CifarVersion(f"CIFAR-{number}", archive, str(archive.unpacks_to), per_class, tuple(names.split()))
-
-
-VERSIONS = {
-    "cifar10": _version(
-        10, {"train": 5000, "test": 1000}, "airplane automobile bird cat deer dog frog horse ship truck"
-    ),
-    "cifar100": _version(
-        100,
-        {"train": 500, "test": 100},
-        """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-        castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-        elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
-        man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-        skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-        tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""",
-    ),
+SIZES = {"train": 50_000, "test": 10_000}
+CLASS_NAMES = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "cifar100": """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+        camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+        dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+        lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+        pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+        shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+        television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""",
 }
+"""In the order of the labels, as listed in the archive; for CIFAR-100 the fine classes."""
 
 
-def _kind(data: Data) -> str:
-    """Return cifar10 or cifar100; the other sets are subsets of these."""
-    return data.name.partition("-")[0]
-
-
-def downloads(data: Data) -> tuple[Download, ...]:
+def downloads(data: Data) -> list[Download]:
     """Return the official archive."""
-    return (VERSIONS[_kind(data)].archive,)
+    return official(data.name.partition("-")[0])
 
 
-def _official(place: Path, version: CifarVersion) -> Arrays:
+def _official(place: Path, title: str) -> Arrays:
     """Return the arrays of the official files, which are pickles.
 
     Torchvision compares the official MD5 before it opens each file, so no foreign code is run.
     """
     from torchvision import datasets
 
-    reader = getattr(datasets, version.title.replace("-", ""))
-    arrays: dict[str, GivenArray] = {}
+    reader = getattr(datasets, title.replace("-", ""))
+    arrays: dict[str, ArrayLike] = {}
     try:
         with warnings.catch_warnings():
             # The official pickles name NumPy types as in 2009, which newer NumPy deprecates.
             warnings.simplefilter("ignore")
-            for part in version.per_class:
-                official = reader(str(place.parent), train=part == "train", download=False)
-                arrays |= {f"{part}_images": official.data, f"{part}_labels": np.asarray(official.targets)}
+            for part in SIZES:
+                made = reader(str(place.parent), train=part == "train", download=False)
+                arrays |= {f"{part}_images": made.data, f"{part}_labels": np.asarray(made.targets)}
     except RuntimeError as error:
-        url = version.archive.url
-        raise UserError(f"{version.title}: a file in '{place}' is missing or damaged; unpack {url} again") from error
+        raise UserError(f"{title}: a file in '{place}' is missing or damaged; unpack the archive again") from error
     return arrays
 
 
@@ -98,11 +67,11 @@ def read(data: Data) -> DataSource:
 
     CIFAR-100 has its 100 fine classes. A file that is missing, damaged or has other content raises a `UserError`.
     """
-    version, file = VERSIONS[_kind(data)], f"{_kind(data)}.npz"
-    place = find(data, version.folder, file)
+    kind, (archive,) = data.name.partition("-")[0], downloads(data)
+    title = kind.upper().replace("CIFAR", "CIFAR-")
+    place = find(data, str(archive.unpacks_to), f"{kind}.npz")
     if place is None:
-        raise not_found(version.title, data, f"unpack {version.archive.url} (or put {file})")
-    with located(f"{version.title} in '{place}'"):
-        arrays = _official(place, version) if place.is_dir() else read_npz(place, keys(npz_names(place)))
-        source = to_source(arrays, class_names=version.class_names, name=data.name)
-        return source.check(version.per_class, IMAGE_SHAPE)
+        raise not_found(title, data, f"unpack {archive.url} (or put {kind}.npz)")
+    arrays = _official(place, title) if place.is_dir() else read_set(place, data.storage)
+    with located(f"{title} in '{place}'"):
+        return to_source(arrays, class_names=CLASS_NAMES[kind].split(), name=data.name).check(SIZES, (32, 32, 3))

@@ -1,4 +1,4 @@
-"""Data sets: splits of uint8 images with labels, and their checks."""
+"""Data sets: splits of uint8 images with labels, and what is derived from them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from taet import statistics
-from taet.data.source import Labelled, to_source
+from taet.data.source import Labelled, Part, to_source
 from taet.data.storage import Pixels, pieces
 from taet.errors import printable
 from taet.statistics import Ints
@@ -28,6 +27,12 @@ def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:
     return digest.hexdigest()
 
 
+def fingerprints(images: Pixels) -> NDArray[np.uint64]:
+    """Return a hash of 64 bits of each image's pixels, (N,)."""
+    every = (np.ascontiguousarray(image).data for piece in pieces(images) for image in piece)
+    return np.frombuffer(b"".join(hashlib.blake2b(one, digest_size=8).digest() for one in every), np.uint64)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Split(Labelled):
     """Images with their labels."""
@@ -37,12 +42,10 @@ class Split(Labelled):
     labels: Ints
     class_names: tuple[str, ...]
     indices: Ints
-    """(N,): the position of each image in the source's own split."""
     groups: Ints | None = None
 
     def __repr__(self) -> str:
-        place = ", on disk" if isinstance(self.images, np.memmap) else ""
-        return f"Split({len(self)} images of {len(self.class_names)} classes, {_form(self.images)}{place})"
+        return f"Split(images {self.images.shape} of {len(self.class_names)} classes)"
 
     @cached_property
     def sha256(self) -> str:
@@ -121,13 +124,12 @@ class Dataset:
         "1", ... up to the largest training label. Every class needs a training image. Anything else raises a
         `UserError` that names the array.
         """
-        arrays: dict[str, Any] = {"train_images": train_images, "train_labels": train_labels}
+        arrays = {"train_images": train_images, "train_labels": train_labels}
         arrays |= {} if validation is None else dict(zip(("val_images", "val_labels"), validation, strict=True))
         arrays |= {"test_images": test_images, "test_labels": test_labels}
-        source = to_source(arrays, class_names=class_names, name=name, mirror=mirror)
         splits = {
-            part: Split(source.images[part], of.labels, of.class_names, np.arange(len(of)))  # type: ignore[arg-type]
-            for part, of in source.splits.items()
+            part: Split(of.images, of.labels, of.class_names, of.indices)  # type: ignore[arg-type]
+            for part, of in to_source(arrays, class_names=class_names, name=name).splits.items()
         }
         return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror)
 
@@ -142,7 +144,6 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes C."""
         return len(self.class_names)
 
     @property
@@ -153,8 +154,7 @@ class Dataset:
     @property
     def imbalance_ratio(self) -> float:
         """Training images of the largest class divided by those of the smallest, >= 1."""
-        counts = self.class_counts
-        return float(counts.max() / counts.min())
+        return float(self.class_counts.max() / self.class_counts.min())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -165,20 +165,9 @@ class Dataset:
     @property
     def headline(self) -> str:
         """Name, classes, size of the images and imbalance ratio in words."""
-        form, ratio = _form(self.train.images), self.imbalance_ratio
-        return f"{self.name}: {self.num_classes} classes, {form}, imbalance ratio {ratio:.4g}"
-
-    @property
-    def ranks(self) -> Ints:
-        """Rank of each class by training count, (C,): see `taet.statistics.class_ranks`."""
-        return statistics.class_ranks(self.class_counts)
-
-    @property
-    def groups(self) -> dict[str, Ints]:
-        """Labels of the head, body and tail classes: see `taet.statistics.class_groups`."""
-        return {
-            name: np.asarray(labels, np.int64) for name, labels in statistics.class_groups(self.class_counts).items()
-        }
+        channels, height, width = self.image_shape
+        form = f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"
+        return f"{self.name}: {self.num_classes} classes, {form}, imbalance ratio {self.imbalance_ratio:.4g}"
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -193,20 +182,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Class counts, shape and sizes of a data set as a run uses it: after cut, split and resizing."""
+    """What a run knows of its data set after cut, split and resizing, without the images; counts by class."""
 
     class_counts: tuple[int, ...]
-    """Training images of each class, (C,)."""
     image_shape: tuple[int, int, int]
     """(C,H,W), as a model takes it."""
     sizes: Mapping[str, int]
     """Images of each split: "train", "test" and, if there is one, "validation"."""
     class_names: tuple[str, ...] | None = None
-    """In the order of the labels."""
     mirror: bool = True
-    """Whether a mirrored image keeps its label."""
     test_counts: tuple[int, ...] = ()
-    """Test images of each class, (C,)."""
 
     @property
     def num_classes(self) -> int:
@@ -216,18 +201,11 @@ class DataFacts:
     @classmethod
     def of(cls, dataset: Dataset) -> DataFacts:
         """Return the facts of a data set that is loaded."""
-        return cls.of_labels(dataset.splits, dataset.image_shape, dataset.mirror)
+        return cls.of_splits(dataset.splits, dataset.image_shape, dataset.mirror)
 
     @classmethod
-    def of_labels(cls, splits: Mapping[str, Labelled], shape: tuple[int, int, int], mirror: bool) -> DataFacts:
+    def of_splits(cls, splits: Mapping[str, Split | Part], shape: tuple[int, int, int], mirror: bool) -> DataFacts:
         """Return the facts of the chosen splits."""
-        train, test = splits["train"], splits["test"]
+        counts = {part: tuple(split.class_counts.tolist()) for part, split in splits.items()}
         sizes = {part: len(split) for part, split in splits.items()}
-        counts, tested = tuple(train.class_counts.tolist()), tuple(test.class_counts.tolist())
-        return cls(counts, shape, sizes, train.class_names, mirror, tested)
-
-
-def _form(images: Pixels) -> str:
-    """Return width and height in pixels, and grey or colour."""
-    _, height, width, channels = images.shape
-    return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"
+        return cls(counts["train"], shape, sizes, splits["train"].class_names, mirror, counts["test"])

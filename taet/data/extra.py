@@ -8,7 +8,6 @@ Source of the batches: wzekai99/DM-Improves-AT (Wang et al., ICML 2023, arXiv:23
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from taet.data.arrays import npz_names, read_npz
-from taet.data.dataset import Dataset, Split
+from taet.data.dataset import Dataset, Split, fingerprints
+from taet.data.downloads import locate
 from taet.data.files import class_rows
-from taet.data.images import Files, survey
-from taet.data.places import locate
-from taet.data.source import GivenArray, checked_images, checked_labels
-from taet.data.sources import fingerprints, read_images
-from taet.data.storage import Images
+from taet.data.images import survey
+from taet.data.source import Part, checked_images, checked_labels
+from taet.data.sources import read_images
 from taet.data.tables import NUMBER
 from taet.errors import UserError, located, unknown
 from taet.settings import Data
-from taet.statistics import Ints
-
-KEYS = (("images", "labels"), ("image", "label"))
-"""Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +60,8 @@ def mixture(
     if data.extra is None or data.extra_fraction == 0:
         return None
     kind, _, path = data.extra.partition(":")
-    if kind not in READERS or not path:
-        raise UserError(f"data extra: got '{data.extra}'; allowed: {', '.join(f'{one}:PATH' for one in READERS)}")
+    if kind not in ("npz", "folder") or not path:
+        raise UserError(f"data extra: got '{data.extra}'; allowed: npz:PATH, folder:PATH")
     extra = math.floor(data.extra_fraction * batch_size + 1e-9)  # 0.29 * 100 is 28.999999999999996
     if not 0 < extra < batch_size:
         got = f"got {data.extra_fraction:g} with a batch size of {batch_size}, which leaves no"
@@ -86,50 +80,43 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
     must be those of the training images.
     """
     assert data.extra is not None
-    path = locate(data.replace(name=data.extra))
-    with located("data extra"):
-        images, labels = READERS[data.extra.partition(":")[0]](path, data, dataset.class_names)
-        if labels.max() >= dataset.num_classes:
-            raise UserError(f"'{path}': got label {labels.max()}; allowed: 0 to {dataset.num_classes - 1}")
-        pixels = read_images(images, None, data)
+    path, names = locate(data.replace(name=data.extra)), dataset.class_names
+    with located(f"data extra: '{path}'"):
+        part = _of_npz(path, data, names) if data.extra.startswith("npz:") else _of_folder(path, data, names)
+        if part.labels.max() >= len(names) or len(part) != part.images.shape[0]:
+            got = f"{part.images.shape[0]} images and {len(part)} labels up to {part.labels.max()}"
+            raise UserError(f"got {got}; allowed: a label for each image, 0 to {len(names) - 1}")
+        pixels = read_images(part, data)
         shapes = pixels.shape[1:], dataset.train.images.shape[1:]
         if shapes[0] != shapes[1]:
             got, wanted = (f"{w}x{h} pixels, {c} channels" for h, w, c in shapes)
-            raise UserError(f"'{path}': got {got}; allowed: {wanted}, as the training images")
-        test = dataset.test if dataset.whole_test is None else dataset.whole_test
-        known = {"test": test} | ({"validation": dataset.validation} if dataset.validation is not None else {})
-        for part, split in known.items():
-            same = np.isin(fingerprints(pixels), fingerprints(split.images))
+            raise UserError(f"got {got}; allowed: {wanted}, as the training images")
+        test = dataset.whole_test or dataset.test
+        for name, split in (("test", test), ("validation", dataset.validation)):
+            same = np.isin(fingerprints(pixels), [] if split is None else fingerprints(split.images))
             if same.any():
-                first = int(same.argmax())
-                raise UserError(
-                    f"'{path}': {same.sum()} of {len(pixels)} images are {part} images, e.g. number {first}"
-                )
-        return Extra(Split(pixels, labels, dataset.class_names, np.arange(len(labels))), test.sha256)
+                example = f"e.g. number {same.argmax()}"
+                raise UserError(f"{same.sum()} of {len(pixels)} images are {name} images, {example}")
+        return Extra(Split(pixels, part.labels, names, part.indices), test.sha256)
 
 
-def _of_npz(path: Path, _: Data, __: Sequence[str]) -> tuple[Images, Ints]:
-    names = npz_names(path)
-    keys = next((pair for pair in KEYS if {*pair} <= {*names}), None)
-    if keys is None:
-        raise UserError(f"'{path}': got the arrays {', '.join(names) or 'none'}; allowed: images and labels")
-    arrays: dict[str, GivenArray] = read_npz(path, keys)
-    images, labels = checked_images(keys[0], arrays[keys[0]]), checked_labels(keys[1], arrays[keys[1]])
-    if images.shape[0] != len(labels):
-        raise UserError(f"'{path}': got {images.shape[0]} images but {len(labels)} labels")
-    return images, labels
+def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
+    there = npz_names(path)
+    keys = ("image", "label") if "image" in there else ("images", "labels")  # as in public files of generated images
+    if not {*keys} <= {*there}:
+        raise UserError(f"got the arrays {', '.join(there) or 'none'}; allowed: images and labels")
+    images, labels = read_npz(path, keys, data.storage).values()
+    return Part(checked_images(keys[0], images), checked_labels(keys[1], labels), names, np.arange(len(labels)))
 
 
-def _of_folder(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, Ints]:
+def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
     if not path.is_dir():
-        raise UserError(f"no such folder: '{path}'")
-    rows = class_rows(path, "", Counter())
+        raise UserError("no such folder")
+    rows, _ = class_rows(path)
+    numbers = {name: label for label, name in enumerate(names)}
     for name in {row.label for row in rows} - {*names}:
         if not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
-            raise unknown(f"class in '{path}':", name, names)
-    numbers = {name: label for label, name in enumerate(names)}
-    labels = [numbers[row.label] if row.label in numbers else int(row.label) for row in rows]
-    return Files(survey([row.file for row in rows]), data.size, data.fit), np.array(labels, np.int64)
-
-
-READERS = {"npz": _of_npz, "folder": _of_folder}
+            raise unknown("class:", name, names)
+        numbers[name] = int(name)
+    images = survey([row.file for row in rows]).images(data.size, data.fit)
+    return Part(images, np.array([numbers[row.label] for row in rows]), names, np.arange(len(rows)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from taet.data.files import NUMBERS, Listing
-from taet.data.tables import COLUMNS, SPLITS, Row
+from taet.data.files import Listing
+from taet.data.tables import COLUMNS, SPLITS, Row, by_number
 from taet.errors import UserError, needed, unknown
 from taet.settings import Data
 
@@ -41,19 +40,14 @@ def listing(data: Data) -> Listing:
     and test are used; without a test split, that for validation takes its place, or else a fifth of each class. Labels
     are a column of class labels, whose names are the classes, or of text or numbers.
     """
-    name, at, revision = data.name.removeprefix("hf:").partition("@")
-    if not at or not revision:
+    name, _, revision = data.name.removeprefix("hf:").partition("@")
+    if not revision:
         raise UserError(f"data: got 'hf:{name}' without a revision; allowed: hf:USER/NAME@REVISION, e.g. a commit")
     datasets = needed("datasets", f"'{data.name}'", "datasets")
     try:
         tables = datasets.load_dataset(name, revision=revision)
     except Exception as error:  # of the network, of the hub, and of its readers
         raise UserError(f"data: cannot load '{data.name}': {' '.join(str(error).split())[:300]}") from error
-    return of_tables(tables, data, datasets)
-
-
-def of_tables(tables: Mapping[str, Any], data: Data, datasets: Any) -> Listing:
-    """List the images of a dictionary of tables by split."""
     splits = {SPLITS[split.lower()]: table for split, table in tables.items() if split.lower() in SPLITS}
     if "train" not in splits:
         raise UserError(f"data: '{data.name}' has the splits {', '.join(tables)}; allowed: with train")
@@ -67,14 +61,13 @@ def of_tables(tables: Mapping[str, Any], data: Data, datasets: Any) -> Listing:
     group = None if data.group == "none" else data.group
     if group is not None and group not in features:
         raise unknown(f"column for data group of '{data.name}':", group, features)
-    rows = list[Row]()
+    rows, names = list[Row](), getattr(features[label], "names", None)
     for split, table in splits.items():
         coded = table.cast_column(image, datasets.Image(decode=False))
-        names = getattr(features[label], "names", None)
         labels = [str(value) if names is None else names[value] for value in table[label]]
         groups = [""] * len(table) if group is None else map(str, table[group])
         rows += [
             Row(HubImage(coded, image, number, f"{split} image {number}"), text, split if "test" in splits else "", of)
             for number, (text, of) in enumerate(zip(labels, groups, strict=True))
         ]
-    return Listing.of(rows, f"'{data.name}'", order=getattr(features[label], "names", NUMBERS))
+    return Listing.of(rows, f"'{data.name}'", order=names or by_number(row.label for row in rows))

@@ -38,10 +38,11 @@ def _isic(folder: Path, group: str | None) -> list[Row]:
             table = read_table(folder / ISIC.replace("GroundTruth", "Metadata"))
             lesions = {cells["image"]: cells[group or "lesion_id"] for _, cells in table}
         for place, cells in read_table(path):
-            classes = [name for name, cell in cells.items() if name != "image" and float(cell) == 1]
+            name = cells.pop("image")
+            classes = [label for label, cell in cells.items() if float(cell) == 1]
             if len(classes) != 1:
-                raise UserError(f"{place}: got {len(classes)} classes of '{cells['image']}'; allowed: one")
-            made.append(Row(cells["image"], classes[0], "", lesions.get(cells["image"], ""), place))
+                raise UserError(f"{place}: got {len(classes)} classes of '{name}'; allowed: one")
+            made.append(Row(Path(name), classes[0], "", lesions.get(name, ""), place))
     return made
 
 
@@ -51,10 +52,13 @@ def signs(own: Sequence[Row]) -> list[Row] | None:
     Names end in the numbers of track and frame, 00003_00029.ppm, of the tracks of a class; Kaggle's copy puts the class
     before them. A track is about 30 frames of one sign that a car passes.
     """
-    names = [Path(str(row.file)).stem for row in own if row.split != "test"]
-    if not all(map(SIGN.fullmatch, names)) or not all(NUMBER.fullmatch(row.label) for row in own):
-        return None
-    return [
-        row if row.split == "test" else row._replace(group=f"{row.label}/{Path(str(row.file)).stem.split('_')[-2]}")
-        for row in own
-    ]
+    made = list[Row]()
+    for row in own:
+        stem = Path(str(row.file)).stem
+        if row.split == "test":
+            made.append(row)
+        elif SIGN.fullmatch(stem) and NUMBER.fullmatch(row.label):
+            made.append(row._replace(group=f"{row.label}/{stem.split('_')[-2]}"))
+        else:
+            return None
+    return made

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.extra import Extra, Mixture
 from taet.data.policies import POLICIES, PolicyBatch, apply_all
-from taet.data.storage import Pixels, kept, pieces
+from taet.data.storage import Pixels, ahead, kept, pieces
 from taet.distributed import share
 from taet.randomness import generator
 from taet.settings import Training
@@ -65,7 +64,7 @@ def fits(images: Pixels, device: torch.device) -> bool:
 def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tuple[int, int]]:
     """Return where the batches of an epoch begin and end; a single image left over joins the batch before it.
 
-    Batches with extra images, `mixed`, are all full.
+    Batch normalisation cannot train on one image. Batches with extra images, `mixed`, are all full.
     """
     if mixed:
         return [(first, first + batch_size) for first in range(0, images, batch_size)]
@@ -79,18 +78,10 @@ class Loader:
     """Shuffled, augmented batches; every random number is seeded by (seed, purpose, epoch, step).
 
     So any epoch can be resumed at any step with the same batches. Each image comes once per epoch, or as
-    `class_balanced` draws it. The last batch is shorter; a single remaining image joins the batch before it, since
-    batch normalisation cannot train on one image.
+    `class_balanced` draws it. Size, order and augmentation of the batches are those of `training`.
 
-    Process `part` of `parts` gets an even, contiguous share of every batch, which may be empty. Random numbers are
-    drawn for the whole batch, so that the shares together are the batch of a single process.
-
-    Images on disk, or too large for the GPU, are streamed: a thread reads the next batches in advance. The batches are
-    the same, bit for bit.
-
-    Size, order and augmentation of the batches are those of `training`. Its `workers` processes apply a policy in
-    advance, if it has one (see `taet.data.policies`); the batches do not depend on their number. Python starts them by
-    importing the user's script, so the script's own work must be below `if __name__ == "__main__":`.
+    Process `part` of `parts` gets an even, contiguous share of every batch, which may be empty; numbers are drawn for
+    the whole batch. Images on disk, or too large for the GPU, are streamed by a thread: the batches are the same bits.
 
     With `extra` images every batch is whole: the `mixture` says how many of them are extra, drawn with replacement, and
     the others go through the split in successive random orders, of which an epoch takes a part.
@@ -109,7 +100,7 @@ class Loader:
         extra: Extra | None = None,
         mixture: Mixture | None = None,
     ) -> None:
-        self.device = device
+        self.device, self.seed, self.training = device, seed, training
         place = torch.device("cpu") if training.augment in POLICIES else device  # a policy works on the CPU
         images, labels = split.images, torch.from_numpy(split.labels)
         self.real, self.extra, self.mixture = len(split), 0, mixture
@@ -118,7 +109,6 @@ class Loader:
             images, labels = joined(split, extra.split), torch.cat([labels, torch.from_numpy(extra.split.labels)])
         self.images: Tensor | Pixels = torch.from_numpy(images).to(place) if fits(images, place) else images
         self.labels = labels.to(device)
-        self.seed, self.training = seed, training
         self.mirror = mirror and training.augment != "crop"
         self.bounds = batch_bounds(self.real, training.batch_size, self.extra > 0)
         self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
@@ -187,7 +177,9 @@ class Loader:
         if isinstance(images, Tensor):
             read = (images[index] for index in indices)
         else:
-            read = ahead(self._read, indices, AHEAD, threads=1)
+            read = ahead(
+                lambda index: self._pinned(torch.from_numpy(np.asarray(images[index.numpy()]))), indices, AHEAD, 1
+            )
         if self.training.augment in POLICIES:
             work = (
                 PolicyBatch(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)
@@ -195,10 +187,6 @@ class Loader:
             )
             read = apply_all(self.training.augment, work, self.training.workers)
         return map(self._moved, read)
-
-    def _read(self, index: Tensor) -> Tensor:
-        assert not isinstance(self.images, Tensor)
-        return self._pinned(torch.from_numpy(np.asarray(self.images[index.numpy()])))
 
     def _moved(self, images: Tensor) -> Tensor:
         if images.device.type == self.device.type:

@@ -37,9 +37,8 @@ def long_tail_counts(
         raise UserError(f"max count: got {max_count}; allowed: 1 or more")
     if not (math.isfinite(imbalance_ratio) and imbalance_ratio >= 1):
         hint = f"; did you mean {1 / imbalance_ratio:g}?" if 0 < imbalance_ratio < 1 else ""
-        raise UserError(
-            f"imbalance ratio: got {imbalance_ratio:g}; allowed: 1 or more (largest class over smallest){hint}"
-        )
+        allowed = "1 or more (largest class over smallest)"
+        raise UserError(f"imbalance ratio: got {imbalance_ratio:g}; allowed: {allowed}{hint}")
     shares = [c / (num_classes - 1) for c in range(num_classes)]
     if profile == "exponential":
         return [_floor(max_count * imbalance_ratio**-share) for share in shares]
@@ -125,17 +124,3 @@ def even_sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.
     turn = np.empty_like(grouped)  # the first image of every class comes before the second of any
     turn[grouped] = np.arange(len(labels)) - np.repeat(sizes.cumsum() - sizes, sizes)
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
-
-
-def divide(
-    labels: ArrayLike, counts: Sequence[int], held_out: Sequence[int], seed: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the choice of `long_tail_indices` in two: each class's first n_c - h_c positions, and its last h_c.
-
-    The first part is what `long_tail_indices` returns for n_c - h_c, so that it is nested as well.
-    """
-    kept = [count - held for count, held in zip(counts, held_out, strict=True)]
-    chosen = long_tail_indices(labels, counts, seed)
-    rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
-    first = rank < np.repeat(kept, counts)
-    return chosen[first], chosen[~first]

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from taet.data.arrays import keys, npz_names, read_npz
-from taet.data.places import Download, find, not_found
-from taet.data.source import PARTS, DataSource, to_source
+from taet.data.arrays import read_set
+from taet.data.downloads import Download, find, not_found
+from taet.data.source import DataSource, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -28,7 +28,6 @@ NAMES = {
     "tissuemnist": "MedMNIST: kidney cells, 8 classes, grey; tissuemnist.npz",
 }
 RECORD = "https://zenodo.org/records/10519652"
-MULTI_LABEL = "chestmnist"
 SIZES = (28, 64, 128, 224)
 """Pixels of a side, of the files that are published."""
 
@@ -48,21 +47,14 @@ class MedicalSet(NamedTuple):
     """What a user needs to know about the set."""
 
 
-def _sets() -> dict[str, MedicalSet]:
-    published = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    for entry in published.values():
-        entry |= {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-    return {name: MedicalSet(**entry) for name, entry in published.items()}
-
-
-SETS = _sets()
+PUBLISHED_SETS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+SETS = {name: MedicalSet(**entry) for name, entry in PUBLISHED_SETS.items()}
 
 
 def _set(name: str) -> MedicalSet:
-    if name == MULTI_LABEL:
-        raise UserError(
-            f"{name} is multi-label: an image has any number of 14 findings, and no class; allowed: {', '.join(SETS)}"
-        )
+    if name not in SETS:
+        why = "an image has any number of 14 findings, and no class"
+        raise UserError(f"{name} is multi-label: {why}; allowed: {', '.join(SETS)}")
     return SETS[name]
 
 
@@ -70,23 +62,17 @@ def _file(name: str, side: int) -> str:
     return f"{name}.npz" if side == SIZES[0] else f"{name}_{side}.npz"
 
 
-def _side(size: int | None) -> int:
-    """Return the published size to use: `size` if there is such a file, else the smallest."""
-    return size if size in SIZES else SIZES[0]
+def _side(data: Data) -> int:
+    """Return the published size to use: `data.size` if there is such a file, else the smallest."""
+    return data.size if data.size in SIZES else SIZES[0]
 
 
-def downloads(data: Data) -> tuple[Download, ...]:
+def downloads(data: Data) -> list[Download]:
     """Return the file of the requested size; its megabytes are an upper bound, the size of its pixels uncompressed."""
-    about, side = _set(data.name), _side(data.size)
+    about, side = _set(data.name), _side(data)
     file = _file(data.name, side)
     megabytes = sum(about.images) * side**2 * about.channels / 1e6
-    return (Download(f"{RECORD}/files/{file}?download=1", file, about.md5[SIZES.index(side)], megabytes),)
-
-
-def _find(data: Data) -> tuple[Path, int] | None:
-    """Return the file of the requested size or else the smallest one, and its pixels per side."""
-    paths = ((find(data, _file(data.name, side)), side) for side in (_side(data.size), SIZES[0]))
-    return next(((path, side) for path, side in paths if path is not None), None)
+    return [Download(f"{RECORD}/files/{file}?download=1", file, about.md5[SIZES.index(side)], megabytes)]
 
 
 def read(data: Data) -> DataSource:
@@ -95,19 +81,16 @@ def read(data: Data) -> DataSource:
     Sizes published: 28, 64, 128, 224. A file that is missing or has other content raises a `UserError`, and so does a
     multi-label set. Source: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
-    about, found = _set(data.name), _find(data)
-    if found is None:
-        (wanted,) = downloads(data)
+    about, (wanted,) = _set(data.name), downloads(data)
+    path = find(data, wanted.file) or find(data, _file(data.name, SIZES[0]))
+    if path is None:
         raise not_found(wanted.file, data, f"put the file from {wanted.url}", f" --size {data.size}" * bool(data.size))
-    path, side = found
+    side = _side(data) if path.name == wanted.file else SIZES[0]
+    arrays = read_set(path, data.storage)
     with located(f"'{path}'"):
-        arrays = read_npz(path, keys(npz_names(path)))
         source = to_source(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
-        source.check({}, (about.channels, side, side))
-        got = tuple(len(source.splits[part]) for part in PARTS if part in source.splits)
-        if got != about.images:
-            raise UserError(f"got {got} images in its splits; allowed: {about.images}, as in {RECORD}")
-    notes = [f"read from {path.name}, images of {side} x {side} pixels"]
-    if side != _side(data.size):
-        notes.append(f"{_file(data.name, _side(data.size))} is not there")
-    return replace(source, notes=("; ".join(notes), *([about.note] if about.note else [])))
+        sizes = dict(zip(("train", "validation", "test"), about.images, strict=True))
+        source.check(sizes, (side, side, about.channels))
+    missing = "" if path.name == wanted.file else f"; {wanted.file} is not there"
+    notes = [f"read from {path.name}, images of {side} x {side} pixels{missing}", about.note]
+    return replace(source, notes=tuple(filter(None, notes)))

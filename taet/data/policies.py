@@ -24,13 +24,12 @@ POLICIES = frozenset(("randaugment", "autoaugment"))
 
 
 class PolicyBatch(NamedTuple):
-    """A batch to augment: images uint8 (N, H, W, C), C 1 or 3, and the seed parts of their random numbers."""
+    """Images uint8 (N, H, W, C) from position `begin` of the global batch on, and the seed parts of their numbers."""
 
     images: NDArray[np.uint8]
     seed: int
     purpose: tuple[str | int, ...]
     begin: int = 0
-    """Position of the first image in the global batch."""
 
 
 @functools.cache
@@ -51,14 +50,9 @@ def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
 def apply(policy: str, work: PolicyBatch) -> Tensor:
     """Apply the policy to every image of a batch, uint8 (N, H, W, C); pixels from outside the image are black.
 
-    The random numbers of image i of the global batch are seeded by (seed, purpose..., i). torch's global generator does
-    not change.
-
-    Both policies may shear, shift, rotate by up to 8 degrees, and change brightness, contrast, sharpness, colour and
-    the number of pixel values; solarizing inverts the bright part of an image. RandAugment shifts by up to an eighth of
-    the side, AutoAugment by up to 0.45; AutoAugment may also invert the whole image. Neither mirrors. They were made
-    for photographs and can move a digit out of the image or make it dark on bright: the user must judge whether the
-    label still holds. Changes of colour have no effect on grey images.
+    The random numbers of image i of the global batch are seeded by (seed, purpose..., i).
+    Both were made for photographs: they shear, shift, rotate, invert and change colours, and can move a digit out of
+    the image. Neither mirrors.
     """
     change = transform(policy)
     changed = np.empty_like(work.images)
@@ -81,24 +75,24 @@ class _Changed(Dataset[Tensor]):
 
 
 def _end_with_parent(_: int) -> None:
-    """Make a worker end when its parent ends, and not before."""
+    """Make a worker end when its parent ends, and not before: torch watches the fork server, which outlives a kill."""
     # Ctrl-C reaches all processes; the parent first finishes its batch and saves, and needs its workers for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def exit_after_parent() -> None:
+    def follow() -> None:
         parent.join()
         os._exit(1)
 
-    # torch watches the fork server, which outlives a parent that is killed.
-    threading.Thread(target=exit_after_parent, daemon=True).start()
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def apply_all(policy: str, batches: Iterator[PolicyBatch], workers: int) -> Iterator[Tensor]:
     """Yield `apply(policy, work)` for every batch, in order; with workers > 0 two batches per worker in advance.
 
-    The workers end with the iterator.
+    The workers end with the iterator. They start by importing the user's script, so the script's own work must be below
+    `if __name__ == "__main__":`.
     """
     if not workers:
         return map(functools.partial(apply, policy), batches)

@@ -1,22 +1,21 @@
-"""Tables of labelled image files: a .csv with a header, or a .json list of objects."""
+"""Tables of labelled image files: a .csv with a header."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from taet.data.images import files_below, is_image
+from taet.data.images import ImageFile, files_below, is_image
 from taet.data.storage import reading
 from taet.errors import UNPRINTABLE, UserError, cut, unknown
 
-TABLE = "a .csv in UTF-8 with a header, or a .json list of objects, with path, label and optionally split and group"
+TABLE = "a .csv in UTF-8 with a header, with path, label and optionally split and group"
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "image", "image_id"),
@@ -30,36 +29,20 @@ NUMBER = re.compile(r"-?\d{1,18}")
 
 
 class Row(NamedTuple):
-    """A labelled image; its `file`, a `taet.data.images.ImageFile`, is a text until it is found."""
+    """A labelled image, and where a table names it."""
 
-    file: Any
+    file: ImageFile
     label: str
     split: str = ""
     group: str = ""
     place: str = ""
-    """Where the row stands, for errors."""
 
 
-def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a table with their places: the cells by column."""
-    with reading(path, TABLE):
-        text = path.read_text("utf-8-sig")
-        if path.suffix.lower() == ".json":
-            entries = json.loads(text)
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise ValueError("it is no list of objects")
-            return [
-                (f"'{path}', entry {number}", {name: "" if cell is None else str(cell) for name, cell in entry.items()})
-                for number, entry in enumerate(entries, 1)
-            ]
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-        names, rows = [name.strip() for name in next(reader, [])], []
-        for cells in reader:
-            place = f"'{path}', line {reader.line_num}"
-            if any(cells) and len(cells) != len(names):
-                raise UserError(f"{place}: got {len(cells)} cells; allowed: {len(names)}")
-            rows += [(place, dict(zip(names, map(str.strip, cells), strict=True)))] if any(cells) else []
-        return rows
+def by_number(labels: Iterable[str]) -> list[str]:
+    """Return the different labels in the order of numbers if all are numbers, else as text."""
+    names = sorted({*labels})
+    numbers = all(map(NUMBER.fullmatch, names)) and len({*map(int, names)}) == len(names)
+    return sorted(names, key=int) if numbers else names
 
 
 def _delimiter(text: str) -> str:
@@ -69,6 +52,20 @@ def _delimiter(text: str) -> str:
 def _columns(names: Sequence[str]) -> dict[str, str]:
     lower = {name.lower(): name for name in reversed(names)}
     return {what: next((lower[one] for one in usual if one in lower), "") for what, usual in COLUMNS.items()}
+
+
+def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Return the rows of a table with their places: the cells by column."""
+    with reading(path, TABLE):
+        text, rows = path.read_text("utf-8-sig"), []
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        names = [name.strip() for name in next(reader, [])]
+        for cells in filter(any, reader):
+            place = f"'{path}', line {reader.line_num}"
+            if len(cells) != len(names):
+                raise UserError(f"{place}: got {len(cells)} cells; allowed: {len(names)}")
+            rows.append((place, dict(zip(names, map(str.strip, cells), strict=True))))
+        return rows
 
 
 def labelled_tables(folder: Path) -> list[Path]:
@@ -86,10 +83,10 @@ def labelled_tables(folder: Path) -> list[Path]:
 def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]]:
     """Return the rows of a table by its columns for path, label, split and group, and notes; see COLUMNS.
 
-    `group` names another column of groups; "none" uses none. An empty cell, an unknown split, and characters that
-    cannot be printed are refused; only the group of an image may be empty.
+    `group` names another column of groups; "none" uses none. Only a group may be empty; an unknown split, an image with
+    two labels, and characters that cannot be printed are refused.
     """
-    table = read_table(path)
+    table, first = read_table(path), dict[ImageFile, Row]()
     names = list(table[0][1]) if table else []
     columns = _columns(names)
     if group is not None:
@@ -100,63 +97,47 @@ def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]
         has = cut(", ".join(f"'{name}'" for name in names)) or "no rows"
         usual = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in missing)
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
-    rows = [_row(place, {what: cells.get(name, "") for what, name in columns.items()}) for place, cells in table]
-    used = ", ".join(f"{what} by column '{name}'" for what, name in columns.items() if name.lower() not in ("", what))
-    return _once(rows), [used] if used else []
-
-
-def _row(place: str, cells: dict[str, str]) -> Row:
-    path, label, split, group = (cells[what] for what in COLUMNS)
-    if UNPRINTABLE.search(path + label + group):
-        raise UserError(f"{place}: got {cut(path + label + group, 80)!a}; allowed: characters that can be printed")
-    if empty := next((what for what in ("path", "label") if not cells[what].strip()), None):
-        raise UserError(f"{place}: no {empty}; only the group of an image may be empty")
-    if split and split.lower() not in SPLITS:
-        raise unknown(f"split in {place}:", split, SPLITS)
-    return Row(os.path.normpath(path), label, SPLITS.get(split.lower(), ""), group, place)
-
-
-def _once(rows: Sequence[Row]) -> list[Row]:
-    """Leave out repeated rows; refuse an image with two labels, splits or groups."""
-    first: dict[str, Row] = {}
-    for row in rows:
+    for place, cells in table:
+        file, label, split, own = (cells.get(columns[what], "") for what in COLUMNS)
+        if not (file and label) or UNPRINTABLE.search(file + label + own):
+            got = f"{cut(file, 40)!a}, {cut(label, 40)!a} and group {cut(own, 40)!a}"
+            raise UserError(f"{place}: got {got}; allowed: a path, a label, and characters that can be printed")
+        if split and split.lower() not in SPLITS:
+            raise unknown(f"split in {place}:", split, SPLITS)
+        row = Row(Path(os.path.normpath(file)), label, SPLITS.get(split.lower(), ""), own, place)
         before = first.setdefault(row.file, row)
-        for what in ("label", "split", "group"):
-            one, other = getattr(before, what), getattr(row, what)
-            if one != other:
-                places = f"'{one}' in {before.place}, and '{other}' in {row.place}"
-                raise UserError(f"'{row.file}' has two {what}s, {places}")
-    return list(first.values())
+        if before[1:4] != row[1:4]:
+            raise UserError(f"'{row.file}' has two labels, splits or groups, in {before.place} and in {row.place}")
+    used = ", ".join(f"{what} by column '{name}'" for what, name in columns.items() if name.lower() not in ("", what))
+    return list(first.values()), [used] if used else []
 
 
 def located(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
-    """Return the rows with their files, and notes; files that are missing are refused.
+    """Return the rows with their files in `folder`, and notes; files that are missing are refused.
 
-    A path is relative to `folder`. If the first is not there, folders at its begin are left out one by one, as on the
-    machine where a table was made; then files are looked for by their names, with or without an ending, anywhere below.
+    Those that are not where their paths say are looked for by their names, with or without an ending, in the folders
+    below: of several, that with the most folders of the path is taken if it is one file, or copies of one size.
     """
-    paths, notes = [PurePath(row.file).parts for row in rows], list[str]()
-    number = next((n for n in range(len(paths[0])) if (folder / Path(*paths[0][n:])).is_file()), None)
-    if number is not None:
-        files = [file if (file := folder / Path(*parts[number:])).is_file() else None for parts in paths]
-        notes += [f"'{'/'.join(paths[0][:number])}' is left out of '{rows[0].file}' and others"] if number else []
-    else:
-        named: dict[str, list[Path]] = defaultdict(list)
+    paths = [folder / str(row.file) for row in rows]
+    lost, notes, named = [path for path in paths if not path.is_file()], [], defaultdict[str, list[Path]](list)
+    if lost:
+        notes.append(f"images are found by their names below '{folder}'")
         for file in filter(is_image, files_below(folder)):
             for name in {file.name, file.stem}:
                 named[name].append(file)
-        files = [next(iter(_same(named[parts[-1]])), None) for parts in paths]
-        notes.append(f"images are found by their names below '{folder}'")
-    missing = [row for row, file in zip(rows, files, strict=True) if file is None]
-    if missing:
-        by_name = "" if number is not None else " and by name below it"
+    found = {path: _nearest(path, named[path.name]) for path in lost}
+    if missing := [row for row, path in zip(rows, paths, strict=True) if found.get(path, path) is None]:
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
-            f"for in '{folder}'{by_name}; --data.root names another folder"
+            f"for in '{folder}' and by name below it; --data.root names another folder"
         )
-    return [row._replace(file=file) for row, file in zip(rows, files, strict=True)], notes
+    return [row._replace(file=found.get(path) or path) for row, path in zip(rows, paths, strict=True)], notes
 
 
-def _same(files: list[Path]) -> list[Path]:
-    """Return files of one name if they have one size, as copies have; else none, because it is not clear which is."""
-    return files if len({file.stat().st_size for file in files}) == 1 else []
+def _nearest(path: Path, files: Sequence[Path]) -> Path | None:
+    """Return the file that lies in most of the folders of `path`, counted from the end; None if it is not clear."""
+    for depth in range(len(path.parts), 0, -1):
+        near = [file for file in files if file.parts[-depth:-1] == path.parts[-depth:-1]]
+        if near:
+            return near[0] if len({file.stat().st_size for file in near}) == 1 else None
+    return None

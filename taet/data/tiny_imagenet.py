@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from taet.data.downloads import Download, find, not_found, official
 from taet.data.files import Listing
-from taet.data.places import Download, find, not_found, official
 from taet.data.source import DataSource
 from taet.data.storage import reading
 from taet.data.tables import Row
-from taet.errors import UserError
+from taet.errors import located
 from taet.settings import Data
 
 NAMES = {
@@ -19,69 +19,45 @@ NAMES = {
 }
 PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}}
 """The cut of the set in REAT: Li et al., arXiv:2307.10205."""
-FOLDER = "tiny-imagenet-200"
-CLASSES = 200
-PER_CLASS = {"train": 500, "test": 50}
+SIZES = {"train": 100_000, "test": 10_000}
 (ARCHIVE,) = official("tiny-imagenet")
-AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
+NOTES = (
+    "classes are in the order of their WordNet ids",
+    "the test images are the official validation images: those of the official test set have no labels",
+)
 
 
-def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is one version
+def downloads(_: Data) -> list[Download]:
     """Return the official archive."""
-    return (ARCHIVE,)
+    return [ARCHIVE]
 
 
-def _rows(path: Path, columns: int) -> list[list[str]]:
-    """Return the first fields of each line of a tab-separated table."""
-    with reading(path, f"the official table; {AGAIN}"):
-        rows = [line.split("\t")[:columns] for line in path.read_text("utf-8").splitlines() if line.strip()]
-    short = next((number for number, row in enumerate(rows, 1) if len(row) < columns), None)
-    if short is not None:
-        raise UserError(f"Tiny-ImageNet: line {short} of '{path}' has fewer than {columns} columns; {AGAIN}")
-    return rows
-
-
-def _class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
-    """Return the first word of each class, followed by its WordNet id if two classes share it."""
-    words = dict(_rows(folder / "words.txt", 2))
-    names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
-    shared = Counter(names)
-    return tuple(name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
-
-
-def _images(folder: Path, wnids: list[str]) -> list[Row]:
-    """Return the images of both splits by WordNet id; training images in the order of class, then of name."""
-    found = {wnid: sorted((folder / "train" / wnid / "images").glob("*.JPEG")) for wnid in wnids}
-    train = [Row(file, wnid, "train") for wnid, files in found.items() for file in files]
-    annotated = _rows(folder / "val" / "val_annotations.txt", 2)
-    return [*train, *(Row(folder / "val" / "images" / name, wnid, "test") for name, wnid in annotated)]
+def _rows(path: Path) -> list[list[str]]:
+    with reading(path, "the official table"):
+        return [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def read(data: Data) -> DataSource:
     """Return all of Tiny-ImageNet, balanced: 500 training and 50 test images of each of 200 classes, 64x64 pixels.
 
-    The test images are the official validation images, since the official test images have no labels. Classes are in
-    the order of their WordNet ids, as for class folders, not in that of wnids.txt; training images
-    of a class are in the order of their file names. Greyscale files become colour. Source: Le and Yang, Tiny ImageNet
-    visual recognition challenge, Stanford CS 231N, 2015.
+    Classes are in the order of their WordNet ids, as for class folders, not in that of wnids.txt; training images of a
+    class are in the order of their file names. Greyscale files become colour. Source: Le and Yang, Tiny ImageNet visual
+    recognition challenge, Stanford CS 231N, 2015.
     """
-    folder = find(data, FOLDER)
+    folder = find(data, str(ARCHIVE.unpacks_to))
     if folder is None:
         raise not_found("Tiny-ImageNet", data, f"unpack {ARCHIVE.url}")
-    wnids = sorted({wnid.strip() for (wnid,) in _rows(folder / "wnids.txt", 1)})
-    if len(wnids) != CLASSES:
-        raise UserError(f"Tiny-ImageNet: '{folder}/wnids.txt' names {len(wnids)} classes; allowed: {CLASSES}; {AGAIN}")
-    names = dict(zip(wnids, _class_names(folder, wnids), strict=True))
-    rows = _images(folder, wnids)
-    for part, expected in PER_CLASS.items():
-        counts = Counter(row.label for row in rows if row.split == part)
-        for wnid in [*wnids, *(counts.keys() - {*wnids})]:
-            if counts[wnid] != expected or wnid not in names:
-                got = f"got {counts[wnid]} {part} images of class {wnid} in '{folder}'"
-                raise UserError(f"Tiny-ImageNet: {got}; allowed: {expected} of each class of wnids.txt; {AGAIN}")
-    notes = (
-        "classes are in the order of their WordNet ids",
-        "the test images are the official validation images: those of the official test set have no labels",
-    )
-    named = [row._replace(label=names[row.label]) for row in rows]
-    return Listing.of(named, f"'{folder}'", notes, [*names.values()]).source(data)
+    with located(f"Tiny-ImageNet (delete the folder {folder.name} and run taet data prepare tiny-imagenet)"):
+        words = {row[0]: row[-1].split(",")[0] for row in _rows(folder / "words.txt")}
+        names = {wnid: words.get(wnid, wnid) for wnid in sorted(row[0].strip() for row in _rows(folder / "wnids.txt"))}
+        shared = Counter(names.values())
+        names = {wnid: name if shared[name] == 1 else f"{name} ({wnid})" for wnid, name in names.items()}
+        rows = [
+            Row(file, name, "train")
+            for wnid, name in names.items()
+            for file in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
+        ]
+        for file, wnid, *_ in _rows(folder / "val" / "val_annotations.txt"):
+            rows.append(Row(folder / "val" / "images" / file, names.setdefault(wnid, wnid), "test"))
+        listed = Listing.of(rows, f"'{folder}'", NOTES, [*names.values()])
+        return listed.source(data).check(SIZES, (data.size or 64, data.size or 64, 3))

@@ -16,8 +16,8 @@ from taet import statistics
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
+from taet.data.downloads import roots
 from taet.data.long_tail import even_sample
-from taet.data.places import roots
 from taet.errors import UserError
 from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of

@@ -44,12 +44,6 @@ TIMED = 32  # images whose passes are timed
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
-def channels_first(pixels: TestImages) -> Tensor:
-    """Return images as (N, C, H, W), uint8 or float as they are; a copy only of images on disk."""
-    tensor = as_tensor(pixels)
-    return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
-
-
 def as_unit(pixels: TestImages) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
     tensor = as_tensor(pixels)
@@ -114,13 +108,12 @@ class Runner:
     @contextmanager
     def still(self) -> Iterator[None]:
         """Put the models in eval mode with frozen parameters and exact float32; restore all and the random state."""
-        every_gpu = range(torch.cuda.device_count())  # a model may draw random numbers
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # attacks need gradients, also inside inference mode
             for model in (self.model, *self.sources.values()):
                 stack.enter_context(frozen(model))
             stack.enter_context(exact_float32(self.device.type))
-            stack.enter_context(torch.random.fork_rng(every_gpu))
+            stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
             yield
 
     @property
@@ -263,9 +256,10 @@ class Runner:
         return Attacked(predictions, work, scores, distances)
 
     def _suite(self, attack: Suite, natural: Ints | None, units: BatchStore | None, progress: Progress) -> Attacked:
+        pixels = as_tensor(np.asarray(self.images))
         outcome = attack.run_parts(
             self.model,
-            channels_first(np.asarray(self.images)),
+            pixels.permute(0, 3, 1, 2) if pixels.dtype == torch.uint8 else pixels,
             torch.from_numpy(self.labels),
             natural=None if natural is None else torch.from_numpy(natural),
             batch_size=self.batch_size,
@@ -273,9 +267,9 @@ class Runner:
             state=units,
             progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
         )
-        work, parts = {name: getattr(outcome, name) for name in WORK}, outcome.parts.items()
-        masks = {part: mask.numpy() for part, mask in parts}
-        return Attacked(outcome.predictions.numpy(), work, parts=masks, parameters=outcome.facts)
+        work, masks = {name: getattr(outcome, name) for name in WORK}, outcome.parts.items()
+        parts = {part: mask.numpy() for part, mask in masks}
+        return Attacked(outcome.predictions.numpy(), work, parts=parts, parameters=outcome.facts)
 
     def _in_batches(self, attack: AttackSpec, units: BatchStore | None, progress: Progress) -> list[Unit]:
         """Return what `_measure` returns of every batch; finished ones are saved in `units`."""

@@ -27,7 +27,7 @@ from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import Json, plain
 from taet.evaluation.facts import user_errors
-from taet.evaluation.runner import Runner, TestImages, as_unit, channels_first, restored
+from taet.evaluation.runner import Runner, TestImages, as_unit, restored
 from taet.files import file_sha256
 from taet.models import Classifier
 from taet.models.view import make_view
@@ -35,7 +35,7 @@ from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
 from taet.training.environment import environment, resolve_device
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, weights_digest
-from taet.training.record import SelectionRecord, run_hash
+from taet.training.record import run_hash
 from taet.training.runs import load_model, load_run
 
 ArrayOrTensor = NDArray[Any] | Tensor
@@ -161,7 +161,7 @@ class Subject:
 
     def _attacked(self, device: torch.device) -> Counted:
         """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
-        channels, height, width = channels_first(np.asarray(self.images[:1])).shape[1:]
+        channels, height, width = as_unit(self.images[:1]).shape[1:]
         found = make_view(self.model, (channels, height, width)) if isinstance(self.model, Classifier) else None
         if found is None:
             return Counted(self.model)
@@ -219,31 +219,23 @@ def of_run(
         pixels, labels = images.arrays()
         data = {"name": "arrays", **images.about}
         if images.class_names is not None:
-            known = record.data.class_names
-            labels = by_name(labels, images.class_names, known)
-            absent = [name for label, name in enumerate(known) if label not in labels]
-            note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
-            data["notes"] = [*data.get("notes", ()), *note]
+            labels = by_name(labels, images.class_names, record.data.class_names)
         sha256 = images_sha256(pixels, labels)
     if (extra := record.data.extra) is not None:
         about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
         data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
-    chosen, counts = selection_of(weights, record.selection), list(record.data.train.class_counts)
+    rule, leak, counts = record.selection.rule, record.selection.leak, list(record.data.train.class_counts)
+    if weights == LAST:
+        rule, leak = "last", False
+    elif weights == BEST and rule == "last":  # only a curve on validation images has a best epoch then
+        rule = "best-validation"
     data |= {"class_names": list(record.data.class_names), "train_class_counts": counts, "test_sha256": sha256}
     about = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
-    about["run"] = {
-        "config": record.settings,
-        "hash": run_hash(run),
-        "command": record.command,
-        "deviations": list(record.deviations),
-    }
-    about["model"] = {
-        "name": run.model.name if model is None else type(model).__name__,
-        "selection": chosen.rule,
-        "epoch": held.weights_about(weights).epoch,
-        "leak": chosen.leak,
-        "file_sha256": file_sha256(held.weights(weights)),
-    }
+    about["run"] = {"config": record.settings, "hash": run_hash(run), "command": record.command}
+    about["run"] |= {"deviations": list(record.deviations)}
+    name, epoch = run.model.name if model is None else type(model).__name__, held.weights_about(weights).epoch
+    about["model"] = {"name": name, "selection": rule, "epoch": epoch, "leak": leak}
+    about["model"] |= {"file_sha256": file_sha256(held.weights(weights))}
     card = held.card(weights) if images is None else None
     device, about["data"] = resolve_device("auto"), data
     return Subject(network, pixels, labels, run.evaluation, run.threat.eps, device, about, card)
@@ -264,12 +256,3 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     if labels.max() >= len(names):
         raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
     return np.array([theirs.index(name) for name in ours], np.int64)[labels]
-
-
-def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
-    """Return how the epoch of some weights of a run was chosen, given how the delivered epoch was."""
-    if weights == LAST:
-        return delivered.model_copy(update={"rule": "last", "leak": False})
-    if weights == BEST and delivered.rule == "last":  # only a curve on validation images has a best epoch then
-        return delivered.model_copy(update={"rule": "best-validation"})
-    return delivered

@@ -13,7 +13,7 @@ import torch
 
 from taet.data import DataFacts, Dataset, facts, full_name, image_listing, is_own, load
 from taet.data.images import FITTED
-from taet.data.selection import VALIDATION
+from taet.data.splits import VALIDATION
 from taet.errors import UserError
 from taet.formatting import plural
 from taet.protocols import start
@@ -49,10 +49,10 @@ def own_images(data: Data) -> OwnImages:
     """Return properties of the user's images, from the headers of image files or the labels and shape of arrays."""
     listed = image_listing(data)
     if listed is not None:
-        found, parts = listed.survey.checked(), listed.parts(data.seed)
-        training, tested = len(parts["train"]), listed.labels.choose(parts["test"]).class_counts.tolist()
-        square = bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
-        return OwnImages(training, found.median, found.largest, found.uniform, square, tuple(tested))
+        found, parts = listed.survey.checked(), listed.parts(data.replace(size=SIDES[0]))
+        tested, square = parts["test"].class_counts.tolist(), bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
+        sizes = found.ranked(0.5), found.ranked(1)
+        return OwnImages(len(parts["train"]), *sizes, found.uniform, square, tuple(tested))
     known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
     size, square = (width, height), width == height

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from taet import files
-from taet.data.selection import VALIDATION
+from taet.data.splits import VALIDATION
 from taet.errors import UserError, located, said
 from taet.fields import Count, Record, Sha256
 from taet.models.weights import check_archive

@@ -51,6 +51,15 @@ def cached(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """Work in an empty folder, and know no other data."""
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def fill() -> Callable[..., list[Path]]:
     """Return a function that writes images 00.png, 01.png, ... of grey levels level, level + 1, ... into a folder."""
 

@@ -34,11 +34,16 @@ def folder(tmp_path):
     return save
 
 
+def refused(name, message, **settings):
+    with pytest.raises(UserError, match=message) as error:
+        load(name, **settings)
+    assert "\n" not in str(error.value)
+
+
 def test_a_file_is_taken_as_it_is(npz, arrays):
     given = arrays()
     validation = {"val_images": 255 - given["test_images"], "val_labels": given["test_labels"][:, np.newaxis]}
-    name = npz(given | validation | {"class_names": np.array(["x", "y", "z"]), "other": np.zeros(3)})
-    dataset = load(name)
+    dataset = load(npz(given | validation | {"class_names": np.array(["x", "y", "z"]), "other": np.zeros(3)}))
     assert (dataset.train.images == given["train_images"]).all()
     assert (dataset.test.labels == given["test_labels"]).all()
     assert (dataset.validation.images == validation["val_images"]).all()
@@ -47,16 +52,21 @@ def test_a_file_is_taken_as_it_is(npz, arrays):
         "taken as it is: the source's imbalance ratio is 6",
         "the source's own validation split is kept",
     )
-    assert load(name.removeprefix("npz:")).train.sha256 == dataset.train.sha256
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 3), (6, 6, 1)])
-def test_rows_of_planes_are_images(folder, arrays, shape):
+def test_rows_of_planes_are_images(folder, arrays, shape, tmp_path):
     given = arrays(shape=shape)
     dataset = load(folder(given))
     assert (dataset.train.images == given["train_images"]).all()
     assert dataset.image_shape == (shape[2], *shape[:2])
-    assert load(folder(given).removeprefix("taet-npy:")).manifest() == dataset.manifest()
+    for key, array, message in (
+        ("train_images", np.zeros((10, 21), np.uint8), r"got shape \(10, 21\); allowed: \(N, 3 S S\) \(colour\)"),
+        ("train_images", np.zeros((10, 48)), "got float64"),
+        ("train_labels", np.array([None] * 10, object), "cannot read '.*train_labels.npy'"),
+    ):
+        np.save(tmp_path / "rows" / f"{key}.npy", array)
+        refused(str(tmp_path / "rows"), message)
 
 
 @pytest.mark.parametrize(
@@ -65,64 +75,27 @@ def test_rows_of_planes_are_images(folder, arrays, shape):
         ({"train_labels": np.array([0, None] * 5, object)}, "Object arrays cannot be loaded"),
         ({"train_images": np.array([None] * 10, object)}, "Object arrays cannot be loaded"),
         ({"class_names": np.arange(3)}, "class_names: got int64"),
-        ({"class_names": np.array(["a", "", "c"])}, "class names: got an empty name"),
-        ({"class_names": np.array(["a", "b\u202ec", "c"])}, r"class names: got 'b\\u202ec'"),
         ({"class_names": np.full(3, 0x7FFFFFFF, np.uint32).view("<U1")}, "cannot read"),
         ({"val_images": np.zeros((2, 4, 5, 3), np.uint8)}, "has no val_labels; it has: .*train_images"),
-        ({"train_images": np.full((10, 4, 5, 3), np.nan)}, r"a\.npz': train_images: got float64 with NaN"),
-        ({"train_images": np.zeros((10, 4, 5, 4), np.uint8)}, r"train_images: got shape \(10, 4, 5, 4\)"),
-        ({"train_images": np.zeros((9, 4, 5, 3), np.uint8)}, "got 9 images but 10 labels"),
-        ({"test_labels": np.array([0, 1, 2, 3, 0])}, r"a\.npz': test_labels: got label 3"),
+        ({"train_images": np.full((10, 4, 5, 3), np.nan)}, r"a\.npz': train_images: got float64"),
+        ({"train_group": np.arange(9)}, "train_group: got 9 of int64; allowed: 10 whole numbers or texts"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(npz, change, message, arrays):
-    with pytest.raises(UserError, match=message) as error:
-        load(npz(arrays() | change))
-    assert "\n" not in str(error.value)
+    refused(npz(arrays() | change), message)
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04 cut short", None])
-def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
-    if content is not None:
-        (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"(cannot read|no such file:) '.*a\.npz'"):
-        load(f"npz:{tmp_path / 'a.npz'}")
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_missing_and_repeated_arrays_are_named(npz, arrays, tmp_path):
-    with pytest.raises(UserError, match="has no train_images, train_labels, test_images; it has: x_train, test_labels"):
-        load(npz({"x_train": np.zeros(3), "test_labels": np.zeros(3)}))
-    npz(arrays())
-    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
-        archive.writestr("train_labels.npy", archive.read("train_labels.npy"))
-    with pytest.raises(UserError, match=r"a\.npz' holds the array 'train_labels' twice"):
-        load(f"npz:{tmp_path / 'a.npz'}")
-
-
-def test_damaged_pixels_are_refused_when_they_are_read(npz, arrays, tmp_path):
+def test_a_file_that_is_none_or_damaged_is_refused(npz, arrays, tmp_path):
     name = npz(arrays())
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[200] ^= 1
-    (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read '.*a\.npz': Bad CRC"):
-        load(name)
-
-
-@pytest.mark.parametrize(
-    ("key", "array", "message"),
-    [
-        ("train_images", np.zeros((10, 21), np.uint8), r"got 21 numbers per image; allowed: 3 S S \(colour\)"),
-        ("train_images", np.zeros((10, 48)), "got float64 of shape"),
-        ("train_labels", np.array([None] * 10, object), "cannot read '.*train_labels.npy'"),
-    ],
-)
-def test_bad_rows_are_refused_in_one_line(folder, arrays, tmp_path, key, array, message):
-    name = folder(arrays(shape=(4, 4, 3)))
-    np.save(tmp_path / "rows" / f"{key}.npy", array)
-    with pytest.raises(UserError, match=message) as error:
-        load(name)
-    assert "\n" not in str(error.value)
+    for broken, message in ((bytes(content), "Bad CRC"), (content[:300], "cannot read"), (b"no zip", "cannot read")):
+        (tmp_path / "a.npz").write_bytes(broken)
+        refused(name, message)
+    (tmp_path / "a.npz").unlink()
+    refused(name, "no such file")
+    zipfile.ZipFile(tmp_path / "a.npz", "w").close()
+    refused(name, "it has no train_images, .*; it has: nothing")
 
 
 def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays):
@@ -138,8 +111,7 @@ def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays
     usual = {key.replace("patient", "group"): array for key, array in groups.items()}
     assert load(npz(given | usual)).train.groups is not None
     assert load(npz(given | usual), group="none").train.groups is None
-    with pytest.raises(UserError, match="has no train_site"):
-        load(npz(given), group="site")
+    refused(npz(given), "has no train_site", group="site")
 
 
 SETTINGS = ({}, {"validation": 0.2}, {"imbalance_ratio": 2, "size": 8}, {"max_count": 2, "seed": 4, "test": "balanced"})
@@ -162,35 +134,29 @@ def test_where_images_are_kept_changes_nothing(how, settings, npz, folder, array
 
 
 @pytest.mark.usefixtures("cached")
-def test_large_sets_go_to_disk_by_themselves_and_through_little_memory(npz, arrays, monkeypatch):
+def test_large_sets_go_to_disk_by_themselves(npz, arrays, monkeypatch):
     given = arrays((40, 20, 10), (8, 4, 2))
     expected = load(npz(given, np.savez_compressed), imbalance_ratio=2).manifest()
     monkeypatch.setattr(storage, "memory", lambda: 1000)
-    monkeypatch.setattr(storage, "PIECE", 100)
     dataset = load(npz(given, np.savez_compressed), imbalance_ratio=2)
     assert isinstance(dataset.train.images, np.memmap)
     assert dataset.manifest() == expected
-    with pytest.raises(UserError, match=r"do not fit into memory; allowed: --data.storage disk"):
-        load(npz(given), storage="memory")
+    refused(npz(given), r"do not fit into memory; allowed: --data.storage disk", storage="memory")
 
 
 def test_a_damaged_file_of_the_cache_is_deleted_and_an_interrupted_one_never_used(npz, arrays, cached, monkeypatch):
     name = npz(arrays())
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(
-        UserError, match=r"cannot keep .* of images in '.*cache': No space left; allowed: another folder"
-    ):
-        load(name, storage="disk")
+    monkeypatch.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    refused(name, r"cannot write .*cache.*: no space left on the disk", storage="disk")
     monkeypatch.undo()
     monkeypatch.setenv("TAET_CACHE", str(cached))
-    assert not [*cached.glob("*.npy"), *cached.glob("*.part")]
+    assert not [*cached.iterdir()]
     expected = load(name, storage="disk").manifest()
     for file in cached.glob("*.npy"):
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-    with pytest.raises(UserError, match=r"was damaged, and is deleted; run the same command again"):
-        load(name, storage="disk")
+    refused(name, r"was damaged, and is deleted; run the same command again", storage="disk")
     for file in cached.glob("*.npy"):
         file.unlink()
     assert load(name, storage="disk").manifest() == expected

@@ -7,22 +7,26 @@ import numpy as np
 import pytest
 import torch
 
-from taet.data import Dataset, Split, describe, render
+from taet.data import Dataset, Split
+from taet.data.description import describe, render
 from taet.errors import UserError
 
 
 def test_a_data_set_of_arrays_is_the_arrays(arrays):
     given = arrays()
-    dataset = Dataset.from_arrays(**given, class_names=["a", "b", "c"])
-    assert (dataset.train.images == given["train_images"]).all()
+    dataset = Dataset.from_arrays(**given, class_names=["a", "b", "c"], name="three")
+    assert np.shares_memory(dataset.train.images, given["train_images"])
     assert dataset.train.labels.dtype == np.int64
-    assert dataset.class_names == ("a", "b", "c")
-    assert dataset.num_classes == 3
     assert dataset.class_counts.tolist() == [6, 3, 1]
-    assert dataset.imbalance_ratio == 6
-    assert dataset.image_shape == (3, 4, 5)
-    assert dataset.validation is None
-    assert len(dataset.test) == 5
+    assert (dataset.imbalance_ratio, dataset.image_shape, dataset.validation) == (6, (3, 4, 5), None)
+    text = "Dataset(three: 3 classes, 5x4 pixels, colour, imbalance ratio 6; 10 train, 5 test images)"
+    assert repr(dataset) == text
+    grey = arrays(shape=(4, 5))
+    grey["train_labels"] = grey["train_labels"][:, np.newaxis].astype(np.uint8)
+    dataset = Dataset.from_arrays(**grey)
+    assert dataset.train.images.shape == (10, 4, 5, 1)
+    assert dataset.train.labels.shape == (10,)
+    assert dataset.class_names == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("kind", ["read-only", "reversed"])
@@ -35,39 +39,15 @@ def test_arrays_that_torch_cannot_share_are_copied(kind, arrays):
     split = Dataset.from_arrays(**given | {"train_images": images}).train
     assert split.images.flags.writeable  # else torch warns, though only once
     assert (torch.from_numpy(split.images).numpy() == images).all()
-    shared = Dataset.from_arrays(**given).train.images
-    assert np.shares_memory(shared, given["train_images"])
 
 
 def test_images_that_are_mapped_from_a_file_stay_there(arrays, tmp_path):
     given = arrays()
     np.save(tmp_path / "a.npy", given["train_images"])
-    mapped, memory = (
-        Dataset.from_arrays(**given | {"train_images": np.load(tmp_path / "a.npy", "r")}),
-        describe(Dataset.from_arrays(**given)),
-    )
+    mapped = Dataset.from_arrays(**given | {"train_images": np.load(tmp_path / "a.npy", "r")})
     assert isinstance(mapped.train.images, np.memmap)
-    assert describe(mapped) == memory
+    assert describe(mapped) == describe(Dataset.from_arrays(**given))
     assert torch.from_numpy(mapped.train.choose(np.array([2, 1])).images).shape == (2, 4, 5, 3)
-
-
-def test_grey_images_and_column_labels_are_brought_to_one_shape(arrays):
-    given = arrays(shape=(4, 5))
-    given["train_labels"] = given["train_labels"][:, np.newaxis].astype(np.uint8)
-    dataset = Dataset.from_arrays(**given)
-    assert dataset.train.images.shape == (10, 4, 5, 1)
-    assert dataset.train.labels.shape == (10,)
-    assert dataset.class_names == ("0", "1", "2")
-
-
-@pytest.mark.parametrize(
-    ("counts", "ranks", "groups"),
-    [((1, 6, 3), [2, 0, 1], ([1], [], [2, 0])), ((3, 9), [1, 0], ([1], [], [0])), ((4, 4), [0, 1], ([0], [], [1]))],
-)
-def test_ranks_and_groups_go_by_training_count_not_by_label(counts, ranks, groups, arrays):
-    dataset = Dataset.from_arrays(**arrays(counts, (1,) * len(counts)))
-    assert dataset.ranks.tolist() == ranks
-    assert tuple(dataset.groups[name].tolist() for name in ("head", "body", "tail")) == groups
 
 
 def test_checksum_sees_images_labels_and_shape(arrays):
@@ -78,30 +58,15 @@ def test_checksum_sees_images_labels_and_shape(arrays):
     others = [
         replace(split, images=changed),
         replace(split, labels=np.roll(split.labels, 1)),
-        replace(split, images=split.images.transpose(0, 2, 1, 3).reshape(10, 5, 4, 3)),
         replace(split, images=split.images.reshape(10, 5, 4, 3)),
     ]
-    assert len({split.sha256, *(other.sha256 for other in others)}) == 5
-
-
-def test_groups_are_chosen_with_their_images(arrays):
-    split = Dataset.from_arrays(**arrays()).train
-    assert split.choose(np.array([3, 1])).groups is None
-    grouped = replace(split, groups=np.arange(10) * 7)
-    assert grouped.choose(np.array([3, 1])).groups.tolist() == [21, 7]
-
-
-def test_what_is_printed_is_one_short_line(arrays):
-    dataset = Dataset.from_arrays(**arrays(), name="three")
-    assert repr(dataset) == (
-        "Dataset(three: 3 classes, 5x4 pixels, colour, imbalance ratio 6; 10 train, 5 test images)"
-    )
-    assert repr(dataset.test) == "Split(5 images of 3 classes, 5x4 pixels, colour)"
+    assert len({split.sha256, *(other.sha256 for other in others)}) == 4
 
 
 def test_manifest_is_plain_json_and_names_the_images(arrays):
     dataset = Dataset.from_arrays(**arrays())
-    chosen = dataset.train.choose(np.array([7, 2]))
+    chosen = replace(dataset.train, groups=np.arange(10) * 7).choose(np.array([7, 2]))
+    assert chosen.groups.tolist() == [49, 14]
     manifest = json.loads(json.dumps(replace(dataset, train=chosen, validation=dataset.test).manifest()))
     assert list(manifest) == ["train", "validation", "test"]
     assert manifest["train"] == {"indices": [7, 2], "sha256": chosen.sha256, "class_counts": [1, 1, 0]}
@@ -111,27 +76,21 @@ def test_manifest_is_plain_json_and_names_the_images(arrays):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_images": np.full((10, 4, 5, 3), np.nan)}, "train_images: got float64 with NaN; allowed: uint8"),
         ({"train_images": np.zeros((10, 4, 5, 3))}, "train_images: got float64; allowed: uint8"),
         ({"test_images": np.zeros((5, 3, 4, 5), np.uint8)}, r"test_images: got shape \(5, 3, 4, 5\)"),
-        ({"test_images": np.zeros((5, 20), np.uint8)}, r"test_images: got shape \(5, 20\)"),
-        ({"test_images": np.zeros((0, 4, 5, 3), np.uint8)}, "at least one image"),
+        ({"test_images": np.zeros((0, 4, 5, 3), np.uint8)}, "N at least 1"),
         ({"test_images": np.zeros((5, 4, 4, 3), np.uint8)}, r"allowed: \(4, 5, 3\), as in training"),
         ({"test_images": np.zeros((4, 4, 5, 3), np.uint8)}, "got 4 images but 5 labels"),
-        ({"train_labels": np.repeat([0, 1, np.nan], [6, 3, 1])}, "train_labels: got float64 with NaN"),
-        ({"train_labels": np.repeat([0.0, 1.0], 5)}, "train_labels: got float64; allowed: whole numbers"),
         ({"train_labels": np.repeat([True, False], 5)}, "train_labels: got bool"),
-        ({"train_labels": np.zeros((10, 14), int)}, r"train_labels: got shape \(10, 14\)"),
+        ({"train_labels": np.zeros((10, 14), int)}, r"train_labels: got int64 of shape \(10, 14\)"),
         ({"train_labels": np.repeat([-1, 1], 5)}, "train_labels: got label -1"),
         ({"test_labels": np.array([0, 1, 2, 3, 0])}, "test_labels: got label 3; allowed: 0 to 2"),
-        ({"train_labels": np.repeat([0, 2], 5)}, "class '1' has no training image; labels run from 0 to 2"),
         ({"train_labels": np.repeat([0, 2**62], 5)}, "class '1' has no training image"),
         ({"train_labels": np.repeat([0, 1], 5), "class_names": ["a", "b", "c"]}, "class 'c' has no training image"),
         ({"class_names": ["a", "b"]}, "train_labels: got label 2; allowed: 0 to 1"),
         ({"class_names": ["a", "b", "a"]}, "class names: got 'a' twice"),
-        ({"class_names": ["a", " ", "b"]}, "class names: got an empty name"),
+        ({"class_names": ["a", " ", "b"]}, "class names: got ' '"),
         ({"class_names": ["a", "b\u202e", "c"]}, r"class names: got 'b\\u202e'"),
-        ({"class_names": ["a"]}, "got a single class"),
         ({"train_labels": np.zeros(10, int)}, "got a single class"),
         ({"validation": (np.zeros((2, 4, 5, 3), np.uint8), [0, 7])}, "val_labels: got label 7"),
     ],
@@ -142,32 +101,24 @@ def test_bad_arrays_are_refused_in_one_line(change, message, arrays):
     assert "\n" not in str(error.value)
 
 
-def test_description_is_plain_json(arrays):
-    dataset = Dataset.from_arrays(**arrays(), name="three")
+def test_description_is_plain_json_and_its_table_fits_a_terminal(arrays):
+    names = ["a name that is longer than its column", "b", "c"]
+    dataset = Dataset.from_arrays(**arrays((400, 100, 1)), class_names=names)
+    dataset = replace(dataset, validation=dataset.test, notes=("word " * 40, "e.g. 'caf\udce9.png'", "\x1b[2J"))
     about = json.loads(json.dumps(describe(dataset)))
-    assert about["class_counts"] == {"train": [6, 3, 1], "test": [2, 2, 1]}
-    assert about["images"] == {"train": 10, "test": 5}
+    assert about["class_counts"] == {"train": [400, 100, 1], "validation": [2, 2, 1], "test": [2, 2, 1]}
     assert about["sha256"]["test"] == dataset.test.sha256
-    assert about["imbalance_ratio"] == 6
-    assert about["ranks"] == [0, 1, 2]
-
-
-def test_table_fits_a_terminal_and_its_bars_follow_the_counts(arrays):
-    dataset = Dataset.from_arrays(
-        **arrays((400, 100, 1)), class_names=["a name that is longer than its column", "b", "c"]
-    )
-    dataset = replace(dataset, validation=dataset.test, notes=("word " * 40,))
-    text = render(dataset)
-    lines = text.splitlines()
+    assert (about["imbalance_ratio"], about["ranks"]) == (400, [0, 1, 2])
+    assert about["notes"][1:] == ["e.g. 'caf\\udce9.png'", "\\x1b[2J"]
+    lines = render(dataset).splitlines()
     assert max(map(len, lines)) <= 80
     bars = [line.count("#") for line in lines[2:5]]
     assert bars[0] > 25
-    assert bars[1] == round(bars[0] / 4)
-    assert bars[2] == 1
-    assert dataset.train.sha256 in text
+    assert bars[1:] == [round(bars[0] / 4), 1]
+    assert [line.split()[-2] if "#" not in line else line.split("#")[0].split()[-4] for line in lines[4:5]] == ["tail"]
 
 
-@pytest.mark.parametrize(("classes", "rows"), [(40, 40), (41, 40), (1000, 40)])
+@pytest.mark.parametrize(("classes", "rows"), [(40, 40), (1000, 40)])
 def test_of_many_classes_some_have_a_row_from_the_largest_to_the_smallest(classes, rows):
     counts = np.random.default_rng(0).permutation(np.geomspace(1, 500, classes).astype(int))
     blank = np.zeros((counts.sum(), 4, 4, 1), np.uint8)
@@ -179,13 +130,10 @@ def test_of_many_classes_some_have_a_row_from_the_largest_to_the_smallest(classe
     assert lines[2 + rows].split() == ["all", str(len(labels)), str(classes)]
     assert all(int(count) == counts[int(name)] for name, _, count, *_ in table)
     shown = [int(count) for _, _, count, *_ in table]
-    if classes == 40:
-        assert shown == counts.tolist()
-        assert "--json" not in "\n".join(lines)
-    else:
+    if classes > rows:
         assert shown == sorted(shown, reverse=True)
         assert (shown[0], shown[-1]) == (counts.max(), counts.min())
-        assert f"40 of {classes} classes, by training images in even steps; --json has all" in lines
+        assert any("--json has all" in line for line in lines)
 
 
 @pytest.mark.parametrize("count", [300, 70_000])  # beyond 66,000 white pixels the sum of squares leaves 32 bits
@@ -198,8 +146,3 @@ def test_channel_statistics_are_those_of_the_pixels(count) -> None:
     np.testing.assert_allclose(mean, images.reshape(-1, 3).mean(0) / 255)
     np.testing.assert_allclose(spread[:2], images.reshape(-1, 3).std(0)[:2] / 255)
     assert spread[2] == 1 / 255
-
-
-def test_notes_can_be_printed_and_stored_whatever_the_files_are_called(arrays):
-    dataset = replace(Dataset.from_arrays(**arrays()), notes=("e.g. 'caf\udce9.png'", "\x1b[2J"))
-    assert dataset.notes == ("e.g. 'caf\\udce9.png'", "\\x1b[2J")

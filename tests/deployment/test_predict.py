@@ -17,7 +17,7 @@ from PIL import Image
 
 import taet
 from taet.data import Dataset
-from taet.data.images import decode_all
+from taet.data.images import survey
 from taet.deployment import Predictions, predict
 from taet.errors import UserError
 
@@ -96,7 +96,7 @@ def test_files_are_read_as_training_reads_them(trained: Path, folder: Path) -> N
     found = predict(trained, folder)
     names = ["a grey one.PNG", "b.png", "below/turned.jpg", "below/ä.gif"]
     assert found.paths == tuple(str(folder / name) for name in names)
-    arrays = np.asarray(decode_all([folder / name for name in names], 16))
+    arrays = np.concatenate([*survey([folder / name for name in names]).images(16).read(None)])
     np.testing.assert_array_equal(found.probabilities, predict(trained, arrays).probabilities)
     assert len(np.unique(found.probabilities, axis=0)) == len(names)
     one = predict(trained, [folder / "b.png", str(folder / "below")])

@@ -26,35 +26,20 @@ def chain(steps: int, size: float, **more: Any) -> dict[str, Any]:
     return {"steps": steps, "step_size": size, "start": "uniform", "restarts": 1, "seed": 0, **more}
 
 
+SEARCH = {"c": "search", "kappa": 0.0, "steps": 100, "lr": 0.01, "search_steps": 9, "initial_c": 1e-3, "box": "sine"}
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "norm", "eps", "parameters"),
     [
         ("clean", TAET, None, None, {}),
         ("fgsm", TAET, "linf", EPS, {"steps": 1, "step_size": EPS, "start": "none"}),
-        ("pgd-20", TAET, "linf", EPS, chain(20, 1 / 255)),
         ("pgd-20", REAT, "linf", EPS, chain(20, 2 / 255)),
         ("cw-linf-100", REAT, "linf", EPS, chain(100, 2 / 255, objective="cw")),
-        ("adaptive-pgd-20", REAT, "linf", EPS, chain(20, 2 / 255, factor=10.0)),
-        ("pgd-l2-100", REAT, "l2", 1.0, chain(100, 0.2)),
         ("adaptive-pgd-l2-20", REAT, "l2", 1.0, chain(20, 0.2, factor=10.0)),
         ("cw-l2", TAET, "l2", None, {"c": 10.0, "kappa": 0.0, "steps": 100, "lr": 0.01}),
-        (
-            "cw-l2",
-            REAT,
-            "l2",
-            1.0,
-            {
-                "c": "search",
-                "kappa": 0.0,
-                "steps": 100,
-                "lr": 0.01,
-                "search_steps": 9,
-                "initial_c": 1e-3,
-                "box": "sine",
-            },
-        ),
+        ("cw-l2", REAT, "l2", 1.0, SEARCH),
         ("deepfool", TAET, "l2", None, {"steps": 50, "overshoot": 0.02, "candidates": 10}),
-        ("autoattack", TAET, "linf", EPS, {"version": "standard", "seed": 0}),
         ("autoattack-l2-fast", TAET, "l2", 1.0, {"version": "fast", "seed": 0}),
         ("autoattack-10:eps=4/255", TAET, "linf", 4 / 255, {"version": "10", "seed": 0}),
         (
@@ -62,79 +47,45 @@ def chain(steps: int, size: float, **more: Any) -> dict[str, Any]:
             TAET,
             "linf",
             EPS,
-            chain(7, 1 / 255) | {"start": "gaussian", "restarts": 3},
+            {**chain(7, 1 / 255), "start": "gaussian", "restarts": 3},
         ),
         ("pgd-7:target=runner-up", TAET, "linf", EPS, chain(7, 1 / 255, target="runner-up")),
-        ("adaptive-pgd-5:factor=100", TAET, "linf", EPS, chain(5, 1 / 255, factor=100.0)),
-        ("cw-l2:c=search,eps=none", REAT, "l2", None, None),
         ("cw-l2:c=1,eps=2.5", REAT, "l2", 2.5, {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}),
     ],
 )
 def test_names(
-    name: str, settings: Evaluation, norm: str | None, eps: float | None, parameters: dict[str, Any] | None
+    name: str, settings: Evaluation, norm: str | None, eps: float | None, parameters: dict[str, Any]
 ) -> None:
     attack = parse_attack(name, settings, EPS)
-    assert (attack.name, attack.norm, attack.eps) == (name, norm, eps)
-    assert attack.bounded == (eps is not None)
-    assert parameters is None or attack.parameters == parameters
+    assert (attack.name, attack.norm, attack.eps, attack.bounded) == (name, norm, eps, eps is not None)
+    assert attack.parameters == parameters
     assert catalogue.stored(name, norm, eps, attack.parameters) == attack
 
 
-def test_the_step_follows_a_ball_of_another_size_unless_it_is_given() -> None:
-    assert parse_attack("pgd-20:eps=16/255", TAET, EPS).parameters["step_size"] == pytest.approx(2 / 255)
-    assert parse_attack("pgd-l2-20:eps=0.5", TAET, EPS).parameters["step_size"] == pytest.approx(0.1)
-    assert parse_attack("pgd-20:eps=16/255,step=1/255", TAET, EPS).parameters["step_size"] == 1 / 255
-
-
-def test_the_radius_is_that_of_the_name_then_of_the_settings_then_of_training() -> None:
+def test_radius_and_step_are_those_of_the_name_then_of_the_settings_then_of_training() -> None:
     assert parse_attack("pgd-5:eps=0.1", Evaluation(eps=0.2), 0.3).eps == 0.1
     assert parse_attack("pgd-5", Evaluation(eps=0.2), 0.3).eps == 0.2
     assert parse_attack("pgd-5", Evaluation(), 0.3).eps == 0.3
-
-
-@pytest.mark.parametrize(
-    ("name", "passes"),
-    [
-        ("clean", 1),
-        ("fgsm", 3),
-        ("pgd-20", 41),
-        ("pgd-20:restarts=5", 5 * 41 + 1),
-        ("cw-l2", 201),
-        ("cw-l2:c=search", 1801),
-        ("deepfool", 50 * 5 + 1),
-        ("autoattack-fast", 2 * 100 + 2 * 3 * 100),
-    ],
-)
-def test_passes(name: str, passes: int) -> None:
-    assert parse_attack(name).passes(num_classes=4) == passes
+    assert parse_attack("pgd-20:eps=16/255", TAET, EPS).parameters["step_size"] == pytest.approx(2 / 255)
+    assert parse_attack("pgd-l2-20:eps=0.5", TAET, EPS).parameters["step_size"] == pytest.approx(0.1)
+    assert parse_attack("pgd-20:eps=16/255,step=1/255", TAET, EPS).parameters["step_size"] == 1 / 255
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("pgd", "attack 'pgd': got no number of steps; allowed: pgd-N, e.g. pgd-20"),
-        ("adaptive-pgd", "allowed: adaptive-pgd-N"),
         ("pdg-20", "did you mean 'pgd-20'"),
-        ("pgd-0", "unknown attack"),
-        ("auto-attack", "did you mean 'autoattack'"),
-        ("cw-12", "did you mean 'cw-l2'"),
         ("pgd-20:restart=5", "did you mean 'restarts'"),
         ("pgd-20:restarts=0", "restarts got '0'; allowed: a whole number, 1 or more"),
-        ("pgd-20:restarts=2.5", "restarts got '2.5'"),
         ("pgd-20:restarts", "allowed: option=value"),
         ("pgd-20:restarts=2,restarts=3", "each option once"),
         ("pgd-20:objective=hinge", "objective got 'hinge'; allowed: ce, cw, dlr, pm, kl"),
-        ("pgd-20:eps=0", "eps got '0'; allowed: a number, above 0"),
-        ("pgd-20:eps=-1/255", "eps got '-1/255'"),
         ("pgd-20:eps=8", "did you mean 8/255"),
         ("pgd-20:eps=none", "eps got 'none'; allowed: a number, since this attack needs a ball"),
-        ("pgd-20:eps=8/0", "eps got '8/0'"),
         ("pgd-20:objective=kl,target=random", "objective kl, which sees no label"),
         ("pgd-20:start=none,restarts=2", "several restarts from one start"),
-        ("adaptive-pgd-20:objective=dlr", "unknown option of 'adaptive-pgd-20' 'objective'"),
         ("taet", "attack 'taet': got a name of 6 attacks"),
-        ("clean:eps=1", "unknown option of 'clean' 'eps'"),
-        ("autoattack:restarts=2", "unknown option of 'autoattack' 'restarts'"),
     ],
 )
 def test_a_mistake_is_one_line(name: str, message: str) -> None:
@@ -268,12 +219,6 @@ def test_balls_are_written_in_grey_levels_where_they_are_whole() -> None:
     names = [attack.name for attack in attacks_of(Evaluation(attacks=("curve-eps",)), 8 / 255)]
     sizes = ("2/255", "4/255", "", "16/255", "32/255", "64/255", "1")
     assert names == [f"pgd-20:eps={size}" if size else "pgd-20" for size in sizes]
-
-
-def test_what_is_both_an_attack_and_a_point_is_measured_once() -> None:
-    attacks = attacks_of(Evaluation(attacks=("clean", "pgd-20", "pgd-5", "curve-logit-scale", "curve-steps")))
-    assert len(attacks) == len({attack.name for attack in attacks}) == 3 + 4 + 5
-    assert [attack.name for attack in attacks if not attack.curve] == ["clean", "pgd-20", "pgd-5"]
 
 
 def test_a_curve_needs_three_points_and_holds_one_at_a_place(card: ResultCard) -> None:

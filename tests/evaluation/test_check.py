@@ -44,20 +44,6 @@ class Answer(nn.Module):
         return self.change(self.network(self.before(x)))
 
 
-class Drifting(nn.Module):
-    """Updates its statistics in eval mode, by nothing that two images show."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = Brightness()
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen += float(len(x) > 2)
-        logits: Tensor = self.network(x)
-        return logits
-
-
 @pytest.fixture(scope="module")
 def data() -> tuple[np.ndarray, np.ndarray]:
     """120 images of four levels of grey, uint8, and their labels."""
@@ -100,11 +86,9 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
         (Answer(lambda z: torch.cat([z, z - 99, z - 99], 1)), "classes", "12 logits, but labels 0 to 3 only"),
         (expecting("imagenet"), "normalisation", "with --normalize imagenet"),
         (Normalized(Brightness(), NORMALIZATIONS["cifar10"]), "normalisation", "with --normalize none"),
-        (Answer(lambda z: z.softmax(1)), "softmax-outputs", "The model returns probabilities"),
         (Answer(lambda z: z.sigmoid()), "logits", "after a sigmoid"),
         (Answer(lambda z: z, lambda x: (5 * x).round() / 5), "zero-gradients", "exactly zero"),
         (Answer(lambda z: z + torch.randn_like(z)), "randomised", "Two forward passes"),
-        (Answer(lambda z: z + 9 * torch.randn_like(z)), "deep", "random outputs: .* check again with --deep"),
         (Answer(lambda z: functional.batch_norm(z, None, None, training=True)), "batch-dependent", "in its batch"),
     ],
 )
@@ -117,9 +101,11 @@ def test_what_would_invalidate_an_evaluation_is_named(
 
 
 def test_a_state_that_changes_in_eval_mode_is_named_and_restored(data: tuple[np.ndarray, np.ndarray]) -> None:
-    model = Drifting()
+    model = Answer(lambda z: z)
+    model.register_buffer("seen", torch.zeros(()))
+    model.change = lambda z: (model.seen.add_(float(len(z) > 2)), z)[1]  # type: ignore[operator]
     assert "its state changes in eval mode (seen)" in wrong(check(model, *data, attacks=["clean"]))["eval mode"]
-    assert float(model.seen) == 0
+    assert float(model.seen) == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -137,20 +123,6 @@ def test_a_model_that_cannot_be_evaluated_is_refused(
         check(model, *data, attacks=["clean"])
 
 
-def test_this_machine_is_described_with_the_data_files_that_commands_find(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TAET_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "cifar10.npz").write_bytes(b"")
-    found = check()
-    assert found.ok
-    texts = {finding.what: finding.text for finding in found.findings}
-    assert texts["data"] == "data/cifar10.npz"
-    assert {"torch", "device", "disk"} <= texts.keys()
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"model.name": "resnet8", "data.max_count": 12, "data.test_max_count": 6, "training.epochs": 2}
@@ -166,25 +138,16 @@ def flip(path: Path, place: float = 0.5) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_every_file_of_a_run_is_verified_and_its_model_tried(run: Path) -> None:
-    found = check(run)
-    texts = {finding.what: finding.text for finding in found.findings}
-    for name in ("run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json"):
-        assert texts[name] == "verified", name
-    assert "parameters" in texts["model"]
-
-
 @pytest.mark.parametrize(
     "name",
     ["run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json", "examples.npz"],
 )
 def test_a_flipped_bit_anywhere_in_the_chain_is_found(run: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run"))
+    assert not wrong(check(folder)).keys() & {name, "evaluation.json"}
     flip(folder / "artifacts" / name if name == "examples.npz" else folder / name)
     found = check(folder)
-    assert not found.ok
-    named = {finding.what for finding in found.findings if not finding.ok}
-    assert ("evaluation.json" if name == "examples.npz" else name) in named
+    assert ("evaluation.json" if name == "examples.npz" else name) in wrong(found)
 
 
 def test_a_card_of_another_run_and_a_folder_of_nothing_are_found(run: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import taet
-from taet import statistics
 from taet.attacks import fgsm
 from taet.errors import UserError
 from taet.evaluation import GivenImages, ResultCard, parse_attack
 from taet.evaluation.evaluate import attack_seconds
 from taet.evaluation.facts import probe_passes
 from taet.evaluation.runner import Runner, expected_passes
-from taet.settings import Run, override
+from taet.settings import Run
 from tests.evaluation.conftest import EPS, unit
 
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
@@ -220,54 +218,3 @@ def test_what_given_images_say_is_not_given_again(task: Task) -> None:
 def test_what_a_run_says_of_itself_is_not_given_again(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         taet.evaluate(tmp_path, **given)
-
-
-def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
-    run = override(
-        Run(),
-        {
-            "model.name": "resnet8",
-            "training.epochs": 1,
-            "training.monitor_every": 0,
-            "training.threads": 1,
-            "threat.eps": 0.1,
-            "threat.steps": 1,
-            "evaluation.attacks": ("pgd-1", "pgd-3", "clean", "fgsm"),
-            "evaluation.step_size": 0.05,
-        },
-    )
-    folder = tmp_path / "run"
-    taet.train(run, out=folder)
-    card = taet.evaluate(folder, device="cpu", command="taet evaluate run")
-    assert ResultCard.load(folder / "evaluation.json").to_json() == card.to_json()
-    assert [column.name for column in card.columns] == ["clean", "pgd-1", "pgd-3", "fgsm"]
-    assert (card.method, card.protocol, card.seed, card.model["epoch"]) == ("at", "taet", 0, 1)
-    assert card.threat == {"norm": "linf", "eps": 0.1}
-    assert set(card.summary("clean").groups) == {"head", "body", "tail", "last_half"}
-    assert not (folder / "evaluation-state").exists()
-    with np.load(folder / "artifacts" / "examples.npz") as stored:
-        examples = dict(stored)
-    assert (str(examples["attack"]), float(examples["eps"]), len(examples["images"])) == ("pgd-3", 0.1, 20)
-    assert 0.05 < np.abs(examples["adversarial"] - examples["images"] / 255).max() <= 0.1 + 1e-6
-    for position, label in enumerate(range(10)):
-        members = np.flatnonzero(card.labels == label)
-        assert examples["adversarial_predictions"][2 * position] in card.column("pgd-3").predictions[members]
-    images, labels = examples["images"], examples["labels"]
-    given = GivenImages(images, labels, about={"name": "others"})
-    other = taet.evaluate(folder, given, attacks="fgsm", out=tmp_path / "other")
-    assert (other.method, other.data["name"], len(other.labels)) == ("at", "others", 20)
-    assert other.data["train_class_counts"] == card.data["train_class_counts"]
-    assert ResultCard.load(tmp_path / "other" / "evaluation.json").to_json() == other.to_json()
-    assert ResultCard.load(folder / "evaluation.json").to_json() == card.to_json()
-
-
-@pytest.mark.parametrize(("most", "measured"), [(4, True), (3, False)])
-def test_of_very_many_classes_nothing_is_kept_for_every_pair(
-    most: int, measured: bool, evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statistics, "PAIRED_CLASSES", most)
-    card = evaluated("clean", out=tmp_path)
-    monkeypatch.setattr(Runner, "attack", None)  # the second time nothing is run
-    assert evaluated("clean", out=tmp_path).column("clean").seconds == card.column("clean").seconds
-    assert (card.column("clean").roc_auc is not None) == measured
-    assert math.isnan(card.summary("clean").roc_auc) != measured

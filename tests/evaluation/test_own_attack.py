@@ -45,11 +45,9 @@ def test_it_is_run_checked_and_stored(evaluated: Evaluated, write: Callable[[str
     [
         ("return x + 2 * eps", "mine: .* images left the ball"),
         ("x.copy_(torch.rand_like(x)); return x", "mine: .* images left the ball"),
-        ("return x * float('nan')", "mine: "),
         ("return x[:1]", "attack 'mine': returned shape .*; allowed: images in the shape of x"),
         ("raise ValueError('no')", r"mine\.py: mine: ValueError: no"),
         ("next(model.parameters()).data.add_(1); return x", "attack 'mine': changed .* of the model"),
-        ("model.train(); model(x); return x", "attack 'mine': changed .* of the model"),
     ],
 )
 def test_what_it_must_not_do_is_one_line(

@@ -86,16 +86,11 @@ def test_a_sound_evaluation_raises_nothing(accuracies: dict[str, float]) -> None
         ({"pgd-20:restarts=5": 0.45, "pgd-20": 0.5}, "pgd-not-converged"),
         ({"square": 0.45, "pgd-20": 0.5, "cw-linf-20": 0.48}, "black-box-beats-gradients"),
         ({"random-noise": 0.48, "pgd-20": 0.5}, "black-box-beats-gradients"),
-        ({"square": 0.3, "cw-linf-20": 0.5}, "black-box-beats-gradients"),
-        ({"square": 0.3, "autoattack": 0.5}, "black-box-beats-gradients"),
         ({"pgd-l2-100": 0.35, "pgd-l2-20": 0.4}, "pgd-not-converged"),
         ({"autoattack": 0.42, "pgd-20": 0.5}, "autoattack-far-below-pgd"),
-        ({"autoattack-fast": 0.42, "pgd-100": 0.5}, "autoattack-far-below-pgd"),
         ({"autoattack-l2": 0.32, "pgd-l2-20": 0.4}, "autoattack-far-below-pgd"),
         ({"cw-linf-20": 0.44, "pgd-20": 0.5}, "margin-beats-cross-entropy"),
         ({"adaptive-pgd-20": 0.44, "pgd-20": 0.5}, "adaptive-beats-plain"),
-        ({"adaptive-pgd-l2-20": 0.44, "pgd-l2-20": 0.5}, "adaptive-beats-plain"),
-        ({"adaptive-pgd-20:factor=100": 0.44, "pgd-20": 0.5}, "adaptive-beats-plain"),
         ({"pgd-20@other": 0.48, "pgd-20": 0.5}, "transfer-beats-white-box"),
         ({"cw-l2": 0.011}, "unbounded-attack-not-converged"),
         ({"deepfool": 0.2}, "unbounded-attack-not-converged"),
@@ -112,16 +107,10 @@ def test_what_no_sound_evaluation_shows_is_named(accuracies: dict[str, float], f
     [
         {"fgsm": 0.4985, "pgd-20": 0.5},  # two images
         {"fgsm": 0.4, "pgd-l2-20": 0.5},  # another ball
-        {"square": 0.3, "pgd-l2-20": 0.5},
         {"pgd-20": 0.45, "pgd-20:restarts=5": 0.5},  # by chance or by luck, but no sign of a short attack
-        {"fgsm": 0.4, "pgd-20:eps=4/255": 0.5},
         {"pgd-20:eps=16/255": 0.2, "pgd-100": 0.5},
-        {"pgd-l2-100": 0.3, "pgd-20": 0.5},
-        {"autoattack-l2": 0.3, "pgd-20": 0.5},
         {"pgd-100:start=none": 0.4, "pgd-20": 0.5},  # another start, too
         {"cw-linf-100": 0.4, "pgd-20": 0.5},  # more steps, too
-        {"adaptive-pgd-100": 0.4, "pgd-20": 0.5},
-        {"adaptive-pgd-l2-20": 0.4, "pgd-20": 0.5},
         {"square": 0.3, "fgsm": 0.5},  # gradients that were followed too shortly are not to blame
         {"square": 0.3, "pgd-19:step=4/255": 0.5},
         {"square": 0.3, "pgd-100:target=least-likely": 0.5},
@@ -154,22 +143,12 @@ def test_a_point_of_a_curve_is_not_taken_for_a_weak_attack() -> None:
         "pgd-20:eps=2/255": 0.8,
         "pgd-20:eps=4/255": 0.7,
     }
-    points = [
-        column(attack.name, shares.get(attack.name, 0.5 if (attack.eps or 0) <= EPS else 0.0), curve=attack.curve)
-        for attack in attacks_of(Evaluation(attacks=("curve-steps", "curve-eps", "curve-logit-scale")), EPS)
-    ]
-    assert {point.curve for point in points} == {"steps", "eps", "logit-scale"}
+    every = attacks_of(Evaluation(attacks=("curve-steps", "curve-eps", "curve-logit-scale")), EPS)
+    left = {one.name: shares.get(one.name, 0.5 if (one.eps or 0) <= EPS else 0.0) for one in every}
+    points = [column(one.name, left[one.name], curve=one.curve) for one in every]
     assert found(column("clean", 0.9), *points) == {}
     short = [point.changed(parameters={**point.parameters, "step_size": 1e-3}) for point in points]
     assert set(found(*short)) == {"pgd-too-short"}
-
-
-def test_the_worst_of_many_pairs_is_told() -> None:
-    shares = {"pgd-20": 0.5, "adaptive-pgd-20": 0.43, "adaptive-pgd-20:factor=0.01": 0.35, "autoattack": 0.3}
-    texts = found(*(column(name, share) for name, share in shares.items()))
-    assert texts["adaptive-beats-plain"].startswith("With logits times 0.01 in its objective, pgd-20 breaks many more")
-    assert "(35.0 % against 50.0 %)" in texts["adaptive-beats-plain"]
-    assert "autoattack is far below pgd-20 (30.0 % against 50.0 %)" in texts["autoattack-far-below-pgd"]
 
 
 def test_without_an_allowance_it_is_mcnemars_test() -> None:
@@ -199,12 +178,6 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
     )
 
 
-def test_square_after_attacks_without_gradients_blames_none() -> None:
-    parts = {"random-noise": np.arange(COUNT) < 800, "square": np.arange(COUNT) < 552}
-    chain = column("square", 0.46).changed(name="worst-case", parameters={"attacks": []}, parts=parts)
-    assert found(column("clean", 0.8), chain) == {}
-
-
 def test_a_bound_says_how_far_it_was_from_the_truth_or_that_it_must_not_be_used() -> None:
     sound = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5))
     assert sound["quick-is-a-bound"].startswith(f"quick: an upper bound, on {MEASURED.models} pairs of model and ball")
@@ -214,39 +187,22 @@ def test_a_bound_says_how_far_it_was_from_the_truth_or_that_it_must_not_be_used(
     assert not {"quick-is-a-bound", "quick-misled"} & raised({"clean": 0.8, "pgd-20": 0.5, "autoattack": 0.3})
 
 
-def test_a_variant_of_the_suite_says_so() -> None:
-    texts = found(column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"}))
-    assert texts == {"autoattack-variant": "With 2 classes, autoattack cannot run as the standard suite; 3 classes."}
-
-
-def test_few_images_and_a_leak_are_named() -> None:
+def test_what_limits_a_card_is_named() -> None:
     labels = (np.arange(COUNT) < 49).astype(np.int64)
     predictions = np.zeros(COUNT, dtype=np.int64)
     few = column("clean", 0, correct=predictions == labels, predictions=predictions)
     assert set(found(few, labels=labels)) == {"few-images-per-class", "at-chance"}  # one answer to everything
     assert set(found(model={"leak": True})) == {"selected-on-test-set"}
-
-
-def test_what_a_test_set_resolves_is_said_with_its_assumption() -> None:
     text = found(labels=np.arange(400) % 2)["small-test-set"]
     assert "above about 5 points, if they disagree on 25 % of the images" in text  # 1.96 sqrt(0.25 / 400)
+    varied = column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"})
+    assert found(varied)["autoattack-variant"].startswith("With 2 classes, autoattack cannot run as the standard suite")
+    assert (raised({"clean": 0.5}), raised({"clean": 0.55})) == ({"at-chance"}, set())
 
 
-SOUND = {
-    "images": 250,
-    "seed": 0,
-    "repeat_difference": 9e-5,
-    "later_difference": 9e-5,
-    "batch_difference": 9e-5,
-    "distributions": 249,
-    "clean_correct": 200,
-    "zero_gradients": 0,
-    "nonfinite_gradients": 0,
-    "pgd_correct": 100,
-    "scaled_pgd_correct": 90,
-    "only_pgd_correct": 11,
-    "only_scaled_pgd_correct": 1,
-}
+SOUND = {"images": 250, "seed": 0, "distributions": 249, "clean_correct": 200, "zero_gradients": 0}
+SOUND |= {"pgd_correct": 100, "scaled_pgd_correct": 90, "only_pgd_correct": 11, "only_scaled_pgd_correct": 1}
+SOUND |= dict.fromkeys(("repeat_difference", "later_difference", "batch_difference"), 9e-5)  # others are of later cards
 
 
 @pytest.mark.parametrize(
@@ -256,21 +212,11 @@ SOUND = {
         ({"gradient_difference": 1.1e-4}, {"gradient-path-differs"}),
         ({"gradient_difference": 1.0, "repeat_difference": 1.0}, {"randomised"}),
         ({"replaced": 1, "straight_pgd_correct": 90, "smooth_pgd_correct": 90}, set()),
-        (
-            {"replaced": 1, "straight_pgd_correct": 89, "smooth_pgd_correct": 100},
-            {"straight-through-beats-gradients"},
-        ),
-        (
-            {"replaced": 1, "straight_pgd_correct": 89, "only_straight_pgd_correct": 20, "smooth_pgd_correct": 100},
-            set(),
-        ),
+        ({"replaced": 1, "straight_pgd_correct": 89, "smooth_pgd_correct": 0}, {"straight-through-beats-gradients"}),
         ({"replaced": 1, "straight_pgd_correct": 100, "smooth_pgd_correct": 89}, {"soft-beats-hard"}),
-        ({"replaced": 1}, {"straight-through-beats-gradients"}),  # the soft one adds nothing
         ({"replaced": 0, "straight_pgd_correct": 0}, set()),
         ({"repeat_difference": 1.1e-4}, {"randomised"}),
-        ({"repeat_difference": 0.1, "later_difference": 0.1, "batch_difference": 0.1}, {"randomised"}),
         ({"later_difference": 1.1e-4}, {"changes-between-calls"}),
-        ({"later_difference": 0.1, "batch_difference": 0.1}, {"changes-between-calls"}),
         ({"batch_difference": 1.1e-4}, {"batch-dependent"}),
         ({"nonfinite_gradients": 1}, {"nonfinite-gradients"}),
         ({"distributions": 250}, {"softmax-outputs"}),
@@ -283,47 +229,7 @@ def test_the_probe_raises_flags_at_its_thresholds(change: dict[str, Any], expect
     assert set(found(probe={**SOUND, **change})) == expected
 
 
-def test_what_an_older_card_did_not_measure_raises_nothing() -> None:
-    later = {"later_difference", "batch_difference", "nonfinite_gradients"}
-    assert found(probe={name: value for name, value in SOUND.items() if name not in later}) == {}
-
-
-def test_flags_of_the_probe_say_on_what_they_rest() -> None:
-    masked = {"pgd_correct": 101, "only_pgd_correct": 12}
-    texts = found(probe={**SOUND, "nonfinite_gradients": 3, "batch_difference": 1.0, **masked})
-    assert texts["nonfinite-gradients"].startswith("On 3 of 250 tested images, or during PGD from them, a logit")
-    assert "for batches of 250 in this order" in texts["batch-dependent"]
-    assert "leaves 36.0 % of 250 images correct, otherwise 40.4 %" in texts["logit-scale"]
-
-
-def test_a_card_without_columns_is_no_reason_to_fail() -> None:
-    assert found() == {}
-
-
-def test_a_model_that_guesses_is_told_so() -> None:
-    assert raised({"clean": 0.5}) == {"at-chance"}
-    assert raised({"clean": 0.55}) == set()
-
-
-def test_guessing_is_told_with_its_interval_and_only_a_model_from_elsewhere_is_asked_about_its_weights() -> None:
-    guess = column("clean", 0.5)
-    said = "is 50.0 % (95 % interval 47–53 %), no better than chance, 50.0 %"
-    asks = "check weights, normalisation and the order of the classes"
-    elsewhere, trained = (found(guess, run=run)["at-chance"] for run in ({}, {"command": "taet train at"}))
-    assert said in elsewhere
-    assert asks in elsewhere
-    assert said in trained
-    assert asks not in trained
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        ("ab", None),
-        ("abc", "c has no test images: balanced numbers cover the other 2 of 3 classes."),
-        ("abcd", "c and d have no test images: balanced numbers cover the other 2 of 4 classes."),
-        ("abcdefg", "c, d, e and 2 more have no test images: balanced numbers cover the other 2 of 7 classes."),
-    ],
-)
-def test_a_class_without_test_images_is_named(names: str, said: str | None) -> None:
-    assert found(class_names=names).get("class-without-test-images") == said
+@pytest.mark.parametrize(("names", "absent"), [("ab", None), ("abc", "c has"), ("abcdefg", "c, d, e and 2 more have")])
+def test_a_class_without_test_images_is_named(names: str, absent: str | None) -> None:
+    text = found(class_names=names).get("class-without-test-images")
+    assert text is None if absent is None else str(text).startswith(absent)

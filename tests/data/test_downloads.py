@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from taet import registry
-from taet.data.places import Download
-from taet.data.prepare import prepare
+from taet.data.downloads import Download
+from taet.data.sources import prepare
 from taet.errors import UserError
 from taet.settings import Data
 
 SOURCE = """
 import numpy as np
 from taet.data import Dataset
-from taet.data.places import find, not_found
+from taet.data.downloads import find, not_found
 
 NAMES = {"boxed": "one array in an archive", "loose": "one array in a file"}
 FILES = {}
 
 
 def downloads(data):
-    return (FILES[data.name],)
+    return [FILES[data.name]]
 
 
 def read(data):
@@ -88,38 +88,21 @@ def test_an_archive_is_downloaded_checked_and_unpacked_once(kind, server, tmp_pa
     assert {path.name for path in (tmp_path / "data/own").iterdir()} == {f"box.{kind}", "inner"}
     source.unlink()
     assert prepared("boxed")[1] == ["all is there"]
-    assert prepare(Data(name="digits-lt"), lambda *_: None)[1] == ["nothing to download"]
-
-
-@pytest.mark.parametrize("sha256", [True, False])
-def test_a_file_is_taken_from_where_it_was_put_by_hand_or_downloaded(sha256, server, tmp_path):
-    source = server("loose", "a.npy", array(), sha256=sha256)
-    (tmp_path / "data/own").mkdir(parents=True)
-    source.rename(tmp_path / "data/own/a.npy")
-    assert prepared("loose")[1] == ["all is there"]
-    (tmp_path / "data/own/a.npy").unlink()
-    server("loose", "a.npy", array(), sha256=sha256)
-    assert prepared("loose")[1] == [f"'{tmp_path}/data/own/a.npy': its checksum is right"]
+    assert prepared("digits-lt")[1] == ["nothing to download"]
 
 
 @pytest.mark.parametrize("sha256", [True, False])
 def test_a_file_with_another_checksum_leaves_nothing(sha256, server, tmp_path):
+    server("loose", "a.npy", array(), sha256=sha256)
+    assert prepared("loose")[1] == [f"'{tmp_path}/data/own/a.npy': its checksum is right"]
     server("boxed", "box.zip", packed("zip"), "own/inner", sha256=sha256, served=b"another version")
-    with pytest.raises(
-        UserError, match=r"cannot download box.zip \(.*\); put box.zip \(100.0 kB, .* from file:.* at '"
-    ) as e:
+    put = rf"put box.zip \(100.0 kB, .* from file:.* at '{tmp_path}/data/own/box.zip', then run the same"
+    with pytest.raises(UserError, match=rf"cannot download box.zip \(.*\); {put}") as error:
         prepared("boxed")
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "data/own/inner").exists()
-    (tmp_path / "data/own").mkdir(parents=True, exist_ok=True)
     (tmp_path / "data/own/box.zip").write_bytes(b"put there by hand")
     with pytest.raises(UserError, match=r"box.zip' is damaged or another version; delete it; expected: box.zip"):
-        prepared("boxed")
-
-
-def test_without_a_network_it_is_said_what_to_put_where(server, tmp_path):
-    server("boxed", "box.zip", packed("zip"), "own/inner").unlink()
-    with pytest.raises(UserError, match=rf"put box.zip .* at '{tmp_path}/data/own/box.zip', then run the same command"):
         prepared("boxed")
 
 

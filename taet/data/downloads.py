@@ -1,0 +1,119 @@
+"""Official files: the folders in which they are looked for, and how they are downloaded, checked and unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+from taet.data.storage import reason
+from taet.errors import UserError
+from taet.formatting import data_size
+from taet.progress import Progress
+from taet.settings import Data
+
+
+class Missing(UserError):
+    """Official files that are in none of the folders."""
+
+
+class Download(NamedTuple):
+    """One official file: see downloads.toml."""
+
+    url: str
+    file: str
+    """Path of the file, relative to the data folder; an archive is unpacked into its own folder."""
+    md5: str
+    megabytes: float
+    """Approximate size in 10^6 bytes."""
+    unpacks_to: str | None = None
+    """What the archive unpacks to, relative to the data folder; None: the file is used as it is."""
+    sha256: str | None = None
+    """None where its publishers give an MD5 and no project a SHA-256."""
+
+    def __str__(self) -> str:
+        checksum = f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
+        return f"{Path(self.file).name} ({data_size(1e6 * self.megabytes)}, {checksum}) from {self.url}"
+
+    def is_right(self, path: Path) -> bool:
+        """Whether a file has the checksum."""
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5" if self.sha256 is None else "sha256").hexdigest()
+        return found == (self.sha256 or self.md5)
+
+
+def official(name: str) -> list[Download]:
+    """Return the official files of a published set."""
+    listed = tomllib.loads(Path(__file__).with_name("downloads.toml").read_text(encoding="utf-8"))
+    return [Download(**entry) for entry in listed[name]]
+
+
+def roots(data: Data) -> list[Path]:
+    """Return the folders that may hold data, in the order of search: --data.root, TAET_DATA, ./data."""
+    given = [data.root, os.environ.get("TAET_DATA"), "data"]
+    return list(dict.fromkeys(Path(os.path.expanduser(root)) for root in given if root))
+
+
+def find(data: Data, *names: str | Path) -> Path | None:
+    """Return the first of these files and folders that is in a folder of `roots`; None if none is."""
+    places = (root / name for root in roots(data) for name in names)
+    return next((place for place in places if place.exists()), None)
+
+
+def not_found(what: str, data: Data, put: str, options: str = "") -> Missing:
+    """Return the error for official files that no folder has; `put` says which file to put where by hand."""
+    looked = ", ".join(f"'{root}'" for root in roots(data))
+    own = f"; the folder '{data.name}' here is read by folder:{data.name}" if Path(data.name).is_dir() else ""
+    return Missing(
+        f"{what} is not in {looked}; run taet data prepare {data.name}{options}, or {put} into a folder and name that "
+        f"with TAET_DATA, or for one run with --data.root{own}"
+    )
+
+
+def locate(data: Data) -> Path:
+    """Return the path in a name such as npz:PATH: unchanged or, if it is relative, in one of the folders."""
+    path = Path(os.path.expanduser(data.name.partition(":")[2]))
+    return path if path.exists() else find(data, path) or path
+
+
+def ready(download: Download, data: Data, progress: Progress) -> str:
+    """Download a file unless a folder has it, compare its checksum, and unpack it; return what was done."""
+    if download.unpacks_to is not None and (there := find(data, download.unpacks_to)) is not None:
+        return f"'{there}' was there"
+    root = next((one for one in roots(data) if (one / download.file).is_file()), roots(data)[0])
+    path = root / download.file
+    progress(0, 1, path.name)
+    if not path.is_file():
+        _fetch(download, path)
+    elif not download.is_right(path):
+        raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
+    if download.unpacks_to is None:
+        return f"'{path}': its checksum is right"
+    target = root / download.unpacks_to
+    try:  # aside, so that nothing is left half unpacked
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as made:
+            shutil.unpack_archive(path, made, filter=None if path.suffix == ".zip" else "data")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (Path(made) / target.relative_to(path.parent)).rename(target)
+    except Exception as error:  # of readers of several formats
+        raise UserError(f"cannot unpack '{path}': {reason(error)}") from error
+    return f"'{target}' is unpacked from {path.name}; its checksum is right"
+
+
+def _fetch(download: Download, path: Path) -> None:
+    from torch.hub import download_url_to_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
+        if not download.is_right(path):
+            path.unlink()
+            raise ValueError("its MD5 is another one")
+    except Exception as error:  # of the network, the server and the disk
+        why = reason(error).removeprefix("<urlopen error ").removesuffix(">")
+        put = f"put {download} at '{path}', then run the same command again"
+        raise UserError(f"cannot download {path.name} ({why}); {put}") from error

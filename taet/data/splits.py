@@ -1,0 +1,167 @@
+"""The images of a run: class counts of each split, the long-tailed cut, and held-out images, whole groups at a time.
+
+It depends on labels and groups only, so it is the same with and without the images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.data import long_tail
+from taet.data.source import Part
+from taet.errors import UserError
+from taet.settings import Data
+from taet.statistics import Ints
+
+BALANCED_SMALL = "-balanced-small"
+VALIDATION = "validation"
+"""Value of --data.test."""
+
+
+def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], list[str]]:
+    """Choose the images of each split from a source's own "train", "test" and, if it has one, "validation".
+
+    Return the chosen splits, and notes about them.
+    """
+    train, test = source["train"], source["test"]
+    train_counts, test_counts, notes = _class_counts(train, test, data)
+    share = 0.0 if "validation" in source else data.validation
+    if "validation" in source:
+        also = ", nothing else is held out" if data.validation else ""
+        notes.append(f"the source's own validation split is kept{also}")
+    elif share:
+        rounded = "rounded" if train.groups is None else "as near as whole groups come"
+        notes.append(f"{share:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation")
+    kept, held = divided(train, train_counts, share, data.seed)
+    chosen = {"train": train.choose(kept)}
+    if data.train_share < 1:
+        counts = chosen["train"].class_counts
+        wanted = np.where(counts > 0, np.maximum(np.rint(data.train_share * counts), 1), 0).astype(int).tolist()
+        positions = long_tail.long_tail_indices(chosen["train"].labels, wanted, data.seed)
+        chosen["train"] = chosen["train"].choose(positions)
+        notes.append(f"{data.train_share:.3g} of each training class is used, at least 1 image")
+    if held is not None:
+        chosen["validation"] = train.choose(held)
+        notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
+    if "validation" in source:
+        chosen["validation"] = source["validation"]
+    if data.test != VALIDATION:
+        chosen["test"] = test.choose(divided(test, test_counts, 0.0, data.seed)[0])
+        return chosen, notes
+    if "validation" not in chosen:
+        raise UserError("test set: got validation, but no validation images; allowed: with --data.validation, e.g. 0.2")
+    chosen["test"] = chosen["validation"]
+    return chosen, [*notes, "the test images are not looked at: the validation images stand in their place"]
+
+
+def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[int], list[str]]:
+    """Return the class counts of the training and the test set, and notes on how they were chosen."""
+    ratio, profile, names = data.imbalance_ratio, data.profile or long_tail.PROFILES[0], train.class_names
+    spread = data.name.endswith(BALANCED_SMALL) and ":" not in data.name  # not a path that ends so
+    train_counts, test_counts = _capped(train, data.max_count), _capped(test, data.test_max_count)
+    if ratio is None:
+        capped = ", but for the caps on its classes" if data.max_count or data.test_max_count else ""
+        own_ratio = train.class_counts.max() / train.class_counts.min()
+        notes = [f"taken as it is{capped}: the source's imbalance ratio is {own_ratio:.4g}"]
+    else:
+        counts = long_tail.balanced_small_counts if spread else long_tail.long_tail_counts
+        largest = _largest(train, "training set", ratio, profile, data.max_count)
+        train_counts = counts(len(names), largest, ratio, profile)
+        cut = f"{profile} profile, imbalance ratio {ratio:g}"
+        total = f"as many training images as in the {cut}, {sum(train_counts)}, spread evenly"
+        notes = [f"{total if spread else f'training set cut to the {cut}'}, seed {data.seed}"]
+        if 0 in train_counts:
+            empty, allowed = names[train_counts.index(0)], f"allowed: up to {max(train_counts)}"
+            raise UserError(f"class '{empty}' would get no training image: imbalance ratio {ratio:g}; {allowed}")
+        if data.test == "long-tailed" and not spread:
+            largest = _largest(test, "test set", ratio, profile, data.test_max_count)
+            test_counts = counts(len(names), largest, ratio, profile)
+            notes.append("test set cut to the same profile and ratio")
+        elif data.test != VALIDATION:
+            most = "all images" if data.test_max_count is None else f"at most {data.test_max_count} images"
+            notes.append(f"test set not made long-tailed: {most} of each class")
+    return train_counts, test_counts, notes + ([] if data.test == VALIDATION else _lacking("test", test, test_counts))
+
+
+def _largest(part: Part, what: str, ratio: float, profile: str, max_count: int | None) -> int:
+    """Return the size of the largest class of a long-tailed split: `max_count`, or the largest that fits."""
+    available = part.class_counts.tolist()
+    largest = long_tail.largest_max_count(available, ratio, profile)
+    if largest == 0:
+        raise UserError(f"{what}: class '{part.class_names[0]}' has no image, but is to be the largest class")
+    if max_count is not None and max_count > largest:
+        counts = long_tail.long_tail_counts(len(available), max_count, ratio, profile)
+        short = next(c for c, count in enumerate(counts) if count > available[c])
+        raise UserError(
+            f"{what}: a largest class of {max_count} at imbalance ratio {ratio:g} needs {counts[short]} images "
+            f"of class '{part.class_names[short]}', which has {available[short]}; the largest that fits: {largest}"
+        )
+    return max_count or largest
+
+
+def _capped(part: Part, max_count: int | None) -> list[int]:
+    return [count if max_count is None else min(count, max_count) for count in part.class_counts.tolist()]
+
+
+def _lacking(what: str, part: Part, counts: Sequence[int]) -> list[str]:
+    """Return a note that names the classes without an image in a split, if there are any."""
+    names = [name for name, count in zip(part.class_names, counts, strict=True) if count == 0]
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return [f"no {what} image of: {', '.join(names[:10])}{more}"] if names else []
+
+
+def divided(part: Part, counts: list[int], share: float, seed: int) -> tuple[Ints | None, Ints | None]:
+    """Return the positions of the kept and of the held-out images, a `share` of `counts` images of each class.
+
+    If there are groups, whole groups are held out. None: all images in their own order, or none held out.
+    """
+    held_out, whole = long_tail.held_out_counts(counts, share), sum(counts) == len(part)
+    if whole and not any(held_out):
+        return None, None
+    if part.groups is None or not share:
+        fewer = [count - held for count, held in zip(counts, held_out, strict=True)]
+        kept, chosen = (long_tail.long_tail_indices(part.labels, some, seed) for some in (fewer, counts))
+        held = chosen[~np.isin(chosen, kept)]
+    else:
+        chosen = np.arange(len(part)) if whole else long_tail.long_tail_indices(part.labels, counts, seed)
+        apart = hold_out(part.labels[chosen], part.groups[chosen], share, seed)
+        kept, held = chosen[~apart], chosen[apart]
+    return kept, held if len(held) else None
+
+
+def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.bool_]:
+    """Choose whole groups so that about `share` of the images of each class are held out; return which images, (N,).
+
+    labels (N,): 0..C-1; images with equal numbers in groups (N,) stay together. Folds of scikit-learn's
+    `StratifiedGroupKFold`; then the smallest group of a class without any in training is given back, and the smallest
+    group of a class that has several, and none held out, is held out if each of its classes keeps another.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    parts = Fraction(share).limit_denominator(10) or Fraction(1, round(1 / share))
+    codes = np.unique(groups, return_inverse=True)[1]
+    held = np.zeros(codes.max() + 1, bool)  # by group
+    folds = max(2, min(parts.denominator, len(held), int(np.bincount(labels).max())))
+    if len(held) < 2 or np.bincount(labels).max() < 2:
+        return held[codes]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=long_tail.twister(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes with fewer images than folds
+        for _, test in islice(splitter.split(labels, labels, codes), max(1, parts.numerator)):
+            held[codes[test]] = True
+    sizes = np.bincount(codes)
+    owners, classes = np.unique(np.stack([codes, labels]), axis=1)
+    by_class = [owners[classes == label] for label in np.unique(labels)]
+    for own in (own for own in by_class if held[own].all()):
+        held[own[sizes[own].argmin()]] = False
+    for own in (own for own in by_class if len(own) > 1 and not held[own].any()):
+        left = np.bincount(classes[~held[owners]])
+        free = np.setdiff1d(own, owners[left[classes] <= 1])
+        held[free[sizes[free].argsort()[:1]]] = True
+    return held[codes]

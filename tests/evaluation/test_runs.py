@@ -1,0 +1,132 @@
+"""The card of a run: its own images or others, each column measured once, and examples made on another run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from taet import protocols, train
+from taet.attacks import fgsm
+from taet.data import load
+from taet.data.dataset import images_sha256
+from taet.errors import UserError
+from taet.evaluation import GivenImages, ResultCard, evaluate
+from taet.evaluation.runner import Runner, as_unit
+from taet.settings import override
+from taet.training.runs import load_run
+
+EPS = 0.1
+CHANGES = {"model.name": "resnet8", "data.max_count": 40, "data.test_max_count": 20, "threat.eps": EPS}
+CHANGES |= {"training.epochs": 2, "training.batch_size": 16, "training.monitor_every": 0, "training.threads": 1}
+CHANGES |= {"threat.steps": 1, "evaluation.batch_size": 20, "evaluation.step_size": EPS / 8}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs that differ in their seed alone, on 78 test images: four batches."""
+    place = tmp_path_factory.mktemp("runs")
+    settings = [override(protocols.taet("at"), CHANGES | {"seed": seed}) for seed in range(2)]
+    first, second = (train(run, out=place / name).folder for name, run in zip("ab", settings, strict=True))
+    return first, second
+
+
+@pytest.fixture
+def run(runs: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(runs[0], tmp_path / "run"))
+
+
+def names(card: ResultCard) -> list[str]:
+    return [column.name for column in card.columns]
+
+
+def test_a_run_gets_its_card_and_its_examples_and_may_meet_other_images(run: Path, tmp_path: Path) -> None:
+    card = evaluate(run, attacks=["pgd-2", "pgd-3", "clean", "fgsm"], step_size=0.05, command="taet evaluate run")
+    assert ResultCard.load(run / "evaluation.json").to_json() == card.to_json()
+    assert names(card) == ["clean", "pgd-2", "pgd-3", "fgsm"]
+    assert (card.method, card.protocol, card.seed, card.model["epoch"]) == ("at", "taet", 0, 2)
+    assert set(card.summary("clean").groups) == {"head", "body", "tail", "last_half"}
+    assert not (run / "evaluation-state").exists()
+    with np.load(run / "artifacts" / "examples.npz") as stored:
+        examples = dict(stored)
+    images, labels = examples["images"], examples["labels"]
+    assert (str(examples["attack"]), float(examples["eps"]), len(images)) == ("pgd-3", EPS, 20)
+    assert 0.05 < np.abs(examples["adversarial"] - images / 255).max() <= EPS + 1e-6
+    given = GivenImages(images, labels, [f"{label}" for label in range(10)], about={"name": "others"})
+    other = evaluate(run, given, attacks="fgsm", out=tmp_path / "other")
+    assert (other.method, other.data["name"], len(other.labels)) == ("at", "others", 20)
+    assert other.data["train_class_counts"] == card.data["train_class_counts"]
+    assert ResultCard.load(tmp_path / "other" / "evaluation.json").to_json() == other.to_json()
+    assert ResultCard.load(run / "evaluation.json").to_json() == card.to_json()
+
+
+def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, ran, real = evaluate(run, attacks=["fgsm", "pgd-2"]), list[str](), Runner.attack
+    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "_probe", None)  # not measured again either
+    monkeypatch.setattr(Runner, "attack", lambda self, one, **rest: (ran.append(one.name), real(self, one, **rest))[1])
+    second = evaluate(run, attacks=["pgd-2", "pgd-3"])
+    assert (ran, names(second)) == (["pgd-3"], ["clean", "pgd-2", "pgd-3", "fgsm"])
+    assert second.probe == first.probe != {}
+    assert names(ResultCard.load(run / "evaluation.json")) == names(second)
+
+
+def test_each_of_the_weights_of_a_run_has_its_own_state(run: Path) -> None:
+    (run / "model-best.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    waiting = run / "evaluation-state" / "unit"
+    waiting.mkdir(parents=True)  # of an evaluation of model that is still at work
+    found = {name: evaluate(run, attacks="clean", weights=name) for name in ("model-best", "model", "model-last")}
+    assert [card.model["selection"] for card in found.values()] == ["best-validation", "last", "last"]
+    assert [path.name for path in (run / "evaluation-state").iterdir()] == ["unit"]
+    assert not (run / "evaluation-best-state").exists()
+
+
+def test_weights_without_our_metadata_are_one_line(run: Path) -> None:
+    path = run / "model.safetensors"
+    save_file(load_file(path), path, metadata={"taet": "[1"})
+    with pytest.raises(UserError, match="was not written by taet train"):
+        evaluate(run, attacks="clean")
+
+
+def test_a_run_from_memory_is_evaluated_with_what_it_was_trained_from(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    data, folder = load("digits-lt", max_count=12, test_max_count=6), tmp_path / "run"
+    train(override(protocols.taet("at"), CHANGES | {"data.max_count": 12}), out=folder, model=network(), dataset=data)
+    with pytest.raises(UserError, match="from memory"):
+        evaluate(folder, attacks="clean")
+    card = evaluate(folder, attacks=["fgsm", "pgd-2"], model=network(), dataset=data)
+    assert ResultCard.load(folder / "evaluation.json").to_json() == card.to_json()
+    assert (card.model["name"], card.data["name"]) == ("Sequential", data.name)
+    assert card.data["test_sha256"] == data.test.sha256 == images_sha256(data.test.images, data.test.labels)
+
+
+def test_a_column_of_another_run_is_what_a_naive_call_gives(runs: tuple[Path, Path]) -> None:
+    target, source = runs
+    card = evaluate(target, attacks=["fgsm", f"fgsm@{source}"])
+    column = card.column("fgsm@b")
+    _, model, data, _ = load_run(target)
+    _, other, _, record = load_run(source)
+    x, y = as_unit(np.asarray(data.test.images)), torch.from_numpy(data.test.labels)
+    x_adv = torch.cat([fgsm(other, a, b, eps=EPS) for a, b in zip(x.split(20), y.split(20), strict=True)])
+    with torch.no_grad():
+        np.testing.assert_array_equal(column.predictions, model(x_adv).argmax(1).numpy())
+    assert (column.norm, column.eps, column.bounded) == ("linf", EPS, True)
+    assert (column.parameters["source"]["name"], record.run.seed) == ("b", 1)
+    assert list(card.worst_case().parts) == ["fgsm"], "it is no attack on the model itself"
+    assert evaluate(target, attacks=[f"fgsm@{source}"]).column("fgsm@b").seconds == column.seconds
+
+
+def test_the_attacked_model_itself_and_a_changed_run_are_refused(runs: tuple[Path, Path], run: Path) -> None:
+    with pytest.raises(UserError, match=f"attack @{run}: got the attacked model itself; allowed: another run"):
+        evaluate(runs[0], attacks=[f"pgd-10@{run}"])
+    path = run / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(UserError, match="was changed or damaged"):
+        evaluate(runs[0], attacks=[f"fgsm@{run}"])
