@@ -8,7 +8,7 @@ import logging
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -26,7 +26,7 @@ from taet.models.sync_norm import average_statistics
 from taet.progress import Progress
 from taet.settings import epoch_at
 from taet.training.environment import interruption, keep_freed_memory, peak_memory_mb
-from taet.training.folder import RunFolder, WeightsAbout
+from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, WeightsAbout
 from taet.training.optimizer import learning_rate, set_learning_rate
 from taet.training.prepare import TrainingPlan
 from taet.training.record import CurvePoint, Epoch, JsonDict
@@ -168,24 +168,22 @@ def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     run, folder = plan.run, pause.folder
     if state.average is not None and state.method.average_decay and not state.average.n_averaged:
         _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
-    last = deployed(plan, state, pause).state_dict(), run.training.epochs - 1
-    best = state.best_weights, state.best_epoch
-    (delivered, epoch), (left, when) = (last, best) if run.training.selection == "last" else (best, last)
+    last = run.training.epochs - 1, deployed(plan, state, pause).state_dict()
+    best = None if state.best is None else state.best[1:]
+    delivered, other = (last, best) if run.training.selection == "last" else (best, last)
     assert delivered is not None
-    assert epoch is not None
-
-    def save(name: str, tensors: Mapping[str, Tensor], of: int) -> None:
-        about = WeightsAbout(method=run.method, epoch=of + 1, run_hash=folder.record.run_hash)
-        folder.save_weights(name, tensors, about)
+    files = {DELIVERED: delivered}
+    if other is not None and other[0] != delivered[0]:
+        files[BEST if run.training.selection == "last" else LAST] = other
 
     def write() -> None:
-        save("model", delivered, epoch)
-        if left is not None and when is not None and when != epoch:
-            save("model-best" if run.training.selection == "last" else "model-last", left, when)
+        for name, (epoch, weights) in files.items():
+            about = WeightsAbout(method=run.method, epoch=epoch + 1, run_hash=folder.record.run_hash)
+            folder.save_weights(name, weights, about)
         folder.finish()
 
     first(write)
-    state.model.load_state_dict(delivered)
+    state.model.load_state_dict(delivered[1])
 
 
 def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool = True) -> nn.Module:

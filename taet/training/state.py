@@ -26,7 +26,7 @@ from taet.training.graphs import Graphs
 from taet.training.record import JsonDict
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
-PLAIN = ("epoch", "step", "seconds", "training_seconds", "best_epoch", "best_score", "best_weights", "rows")
+PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")
 """What a checkpoint holds as it is."""
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
 
@@ -125,10 +125,8 @@ class State:
     """Of the current epoch."""
     training_seconds: float = 0.0
     """Without the curve."""
-    best_epoch: int | None = None
-    """From 0; None before the first point of a curve that selects."""
-    best_score: float | None = None
-    best_weights: dict[str, Tensor] | None = None
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    """Highest score, its epoch, from 0, and the weights; None before the first point of a curve that selects."""
     examples: Tensor | None = None
     """Adversarial examples of the last epoch, to which those of the next one are compared."""
     rows: list[JsonDict] = field(default_factory=list)
@@ -209,9 +207,8 @@ class State:
 
     def keep_best(self, score: float, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of this epoch if its score is the highest so far."""
-        if self.best_score is None or score > self.best_score:
-            self.best_score, self.best_epoch = score, self.epoch
-            self.best_weights = {name: value.cpu() for name, value in weights.items()}
+        if self.best is None or score > self.best[0]:
+            self.best = score, self.epoch, {name: value.cpu() for name, value in weights.items()}
 
     def not_finite(self) -> str:
         """Return the name of a loss, or of a part of it rather than the sum, that is not finite; "" if all are."""

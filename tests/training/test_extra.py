@@ -108,12 +108,7 @@ def test_source_and_counts_go_into_record_card_and_deviations(tiny: Callable[...
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            "--data.extra npz:{} --data.extra-source x --data.extra-fraction 1.5",
-            "data extra fraction: got 1.5; allowed: 0 up to, not including, 1",
-        ),
         ("--data.extra npz:{}", "without a source; add --data.extra-source"),
-        ("--data.extra npz:nowhere.npz --data.extra-source x", "nowhere.npz"),
         (
             "--data.extra npz:{} --data.extra-source x --sampling class-balanced",
             "data extra: got sampling class-balanced; allowed: shuffled",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -151,26 +150,6 @@ def test_the_shares_of_several_processes_are_the_batches_of_one(
             assert max(sizes) - min(sizes) <= 1
             begins = [sum(sizes[:part]) for part in range(parts)]
             assert [source.place(step) for source in sources] == [(begin, len(batch.y)) for begin in begins]
-
-
-def reading() -> int:
-    """Number of threads that read ahead."""
-    return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
-
-
-@pytest.mark.parametrize("end", ["dropped", "closed", "interrupted"])
-def test_no_thread_outlives_an_epoch_that_is_left_early(end: str, stored: Callable[..., Loader]) -> None:
-    batches = stored(200).epoch(0)
-    next(batches)
-    assert reading() == 1
-    if end == "dropped":
-        del batches
-    elif end == "closed":
-        batches.close()
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            batches.throw(KeyboardInterrupt())
-    assert reading() == 0
 
 
 def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() -> None:

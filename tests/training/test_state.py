@@ -240,7 +240,6 @@ def stopped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("change", "match"),
     [
         ({"run_hash": "x"}, "belongs to another run"),
-        ({"images": {}}, "written on other images"),
         ({"schema": 2}, "got schema 2; allowed: up to 1"),
         ({"schema": "one"}, "is not a checkpoint"),
         ({"rows": ...}, "lacks rows: another version of taet wrote it"),
