@@ -50,6 +50,7 @@ LISTED = {"adaptive-pgd-N": "adaptive", "adaptive-pgd-l2-N": "adaptive"}
 """Attacks that `taet list attacks` has under another name."""
 OUTERS = get_args(get_type_hints(Outer)["name"])
 # Golden numbers of losses and attacks that a method is made of; those in its own test file are found there.
+BEGINS = {"class-budget": "budget_", "las-at": "las_", "robust-lt": "budget_"}
 SHARED = {
     "at": ("at_ce_mean", "pgd5_ce_linear"),
     "at-bsl": ("balanced_softmax", "pgd5_ce_linear"),
@@ -90,14 +91,10 @@ def task(**changes: Any) -> Task:
 
 
 def golden_keys(name: str) -> list[str]:
-    """Golden numbers that the tests of the method, or of its losses and attacks, check."""
+    """Golden numbers of the method, by the begin of their keys, and those of its losses and attacks."""
     keys = {key for path in (ROOT / "tests" / "golden").glob("*.json") for key in json.loads(path.read_text())}
-    path = ROOT / "tests" / "methods" / f"test_{name.replace('-', '_')}.py"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    words = set(re.findall(r'"([\w.]+)"', text))
-    families = re.findall(r'f"(\w+_)\{', text)  # f"gairat_weights_{weighting}"
-    own = {key for key in keys if key in words or any(key.startswith(family) for family in families)}
-    return sorted({*own, *SHARED.get(name, ())})
+    own = BEGINS.get(name, name.replace("-", "_") + "_")
+    return sorted({*(key for key in keys if key.startswith(own)), *SHARED.get(name, ())})
 
 
 def prose(text: str) -> str:
@@ -277,7 +274,7 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
             continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
         for one in results().of_folder(about.parent.name):
-            found += [(heading, row, [*one.on(row=row).cards]) for row in one.rows]
+            found += [(heading, row, [of.card for of in one.named if of.row == row]) for row in one.rows]
     return found
 
 

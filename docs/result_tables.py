@@ -43,7 +43,7 @@ def csv() -> str:
 
 def of_folder(name: str) -> list[Results]:
     """Return the results of the cards of a comparison, named among each other, one for each test set."""
-    held = [one.card for one in committed().named if one.source.name.startswith(f"results/{name}/")]
+    held = [one.card for one in committed().named if one.name.startswith(f"results/{name}/")]
     return taet.results(held).by_test_set()
 
 
@@ -56,20 +56,19 @@ def folder_tables(name: str) -> Iterator[str]:
     for one in of_folder(name):
         shown = tables.headline(one)
         wanted = {"clean", "pgd-20", one.strongest, "tail", "seeds"}
-        kept = [head for head in shown.frame.columns if name in EVERY_ATTACK or head.text in wanted]
-        frame = shown.frame[kept].copy()
-        for head in kept:
+        frame = shown[[head for head in shown.columns if name in EVERY_ATTACK or head.text in wanted]].copy()
+        for head in frame.columns:
             if head.text != one.strongest:
                 frame[head] = [cell._replace(detail="") for cell in frame[head]]
-        yield tables.Table(shown.title, frame).markdown()
+        yield tables.markdown(frame)
 
 
 def boards() -> list[tuple[str, pd.DataFrame]]:
     """Return title and rows of each board of runs of the papers' settings."""
-    current = [one.source.name for one in committed().named if not one.source.name.startswith("results/archive/")]
+    current = tuple(one for one in committed().named if not one.name.startswith("results/archive/"))
     found = []
-    for one in committed().on(card=current).by_test_set():
-        if any(card.source.name.startswith("results/reproduce/") for card in one.named):
+    for one in Results(current).by_test_set():
+        if any(card.name.startswith("results/reproduce/") for card in one.named):
             for (data, ratio, model, protocol, rule), rows in one.board().groupby(list(BOARD[:5]), sort=False):
                 if len(rows) < 2 or rule != "last":
                     continue

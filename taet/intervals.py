@@ -15,15 +15,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEVEL = 0.05
-DRAWS = 10_000
-"""Of the signs in a randomisation test: p = 2.5 % is known to within 0.3 points."""
-
-PSEUDO = 2.0
-"""Images that each class borrows from the pooled recall: one image of its own says nothing of its variance."""
-RANGE = 60.0
-"""Largest shift of a logit in the search for the ends: at 60 a recall differs from 0 or 1 by 1e-26."""
-POINTS, ROUNDS = 17, 4
-"""A search by ROUNDS grids of POINTS ends in a cell of 2 RANGE / 16^4 = 0.002, where the tail is nearly linear."""
+DRAWS = 10_000  # of the signs in a randomisation test: p = 2.5 % is known to within 0.3 points
+PSEUDO = 2.0  # images that each class borrows from the pooled recall: one image of its own says nothing of its variance
+RANGE = 60.0  # largest shift of a logit in the search for the ends: at 60 a recall differs from 0 or 1 by 1e-26
+POINTS, ROUNDS = 17, 4  # grids and their points: they end in a cell of 2 RANGE / 16^4 = 0.002, where the tail is linear
 
 
 def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -33,8 +28,7 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 
         (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
 
-    for all classes at once. Source: Wilson, "Probable inference, the law of succession, and statistical inference",
-    JASA 22, 1927.
+    for all classes at once. Source: Wilson, JASA 22, 1927.
     """
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     n = np.asarray(total, dtype=np.float64)
@@ -49,8 +43,8 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Return the interval `(low, high)` of the balanced accuracy: `mean_recall_limits` of the classes with images.
 
-    It covers the true mean recall also with 1 to 10 images in a class, where a bootstrap does not: a class that is
-    completely right has no width there. `benchmarks/coverage.py` simulates the coverage.
+    It covers the true mean recall also with 1 to 10 images in a class: `benchmarks/coverage.py` simulates it. A
+    bootstrap does not: there a class that is completely right has no width.
     """
     counts = tuple((int(k), int(n)) for k, n in zip(np.ravel(correct), np.ravel(total), strict=True) if n > 0)
     return _balanced_interval(counts, level) if counts else (math.nan, math.nan)
@@ -68,10 +62,7 @@ def mean_recall_limits(correct: ArrayLike, total: ArrayLike, level: float = 0.95
 
     With k_c ~ Bin(n_c, p_c) correct of n_c > 0 images, total (C,): `mean_value_limits` of the values 0 and 1. For
     C = 1 this is Clopper and Pearson's interval, and nearly so for classes of one image each: sums of Bernoulli
-    variables scatter most where their p are equal (Hoeffding). `benchmarks/coverage.py` simulates how often it covers.
-
-    Source: Clopper, Pearson, Biometrika 26, 1934; Hoeffding, Annals of Mathematical Statistics 27, 1956; the rest as
-    `mean_value_limits`.
+    variables scatter most where their p are equal (Hoeffding, Annals of Mathematical Statistics 27, 1956).
     """
     right, count = np.asarray(correct, dtype=np.float64), np.asarray(total, dtype=np.float64)
     return mean_value_limits(np.stack([count - right, right], -1), [0, 1], level)
@@ -96,9 +87,8 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
     scatter of r_c. Its distribution is that of a + b X, X ~ Bin(M, q), with the same mean, variance and skewness, and
     with b the root of the mean square of the steps 1/(C n_c), by variance, or more where the skewness asks for it.
 
-    Source: Clopper, Pearson, Biometrika 26, 1934; Stein's least favourable curve, 3rd Berkeley Symposium, 1956; Efron,
-    "Nonparametric standard errors and confidence intervals", Canadian Journal of Statistics 9, 1981, for tilting; the
-    rest is ours.
+    Source: Clopper, Pearson, Biometrika 26, 1934; Stein's least favourable curve, 3rd Berkeley Symposium, 1956; for
+    tilting Efron, Canadian Journal of Statistics 9, 1981; the rest is ours.
     """
     held, value = np.asarray(counts, dtype=np.float64), np.asarray(values, dtype=np.float64)
     count = held.reshape(-1, *held.shape[-2:])[0].sum(-1)
@@ -112,7 +102,6 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
     share = (count.min() / count)[:, None]
 
     def at(shift: Floats) -> tuple[Floats, Floats]:
-        """Return theta and the chance of a mean at least (0) or at most (1) as observed; shift (2, ..., G)."""
         slopes = base + shift[..., None, None] * share * value
         p = np.exp(slopes - slopes.max(-1, keepdims=True))
         p = np.maximum(p / p.sum(-1, keepdims=True), 1e-12)
@@ -170,8 +159,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
         p = min(1, 2 sum_{i <= min(b, c)} binom(m, i) / 2^m),   m = b + c
 
-    with b and c the numbers of images that only one of the two classifies correctly.
-    Source: McNemar, Psychometrika 12, 1947; in its exact binomial form.
+    with b and c the numbers of images that only one of the two classifies correctly. Source: McNemar, Psychometrika 12,
+    1947; in its exact binomial form.
     """
     from scipy import special  # imported here to keep the command line fast
 
@@ -216,16 +205,15 @@ class Difference:
     """Over the pairs of runs; nan with one pair."""
 
     def __repr__(self) -> str:
-        ends = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        value, low, high = (f"{100 * share:+.1f}" for share in (self.value, self.low, self.high))
         runs = f"; interval over {self.runs} pairs of runs as well" if self.runs > 1 else ""
-        return f"Difference({100 * self.value:+.1f} points {ends}, p = {self.p:.2g} over test images{runs})"
+        return f"Difference({value} points [{low}, {high}], p = {self.p:.2g} over test images{runs})"
 
     @property
     def decided(self) -> bool:
-        """Whether 0 is outside the interval and p below 5 %.
+        """Whether 0 is outside the interval and p below 5 %; each alone decides too early.
 
-        Each alone decides too early: the interval where four images differ, all in one direction (p = 12.5 %), and p,
-        which covers the images only, where the seeds vary much.
+        The interval does where four images differ, all in one direction (p = 12.5 %), and p where the seeds vary much.
         """
         return self.p < LEVEL and not self.low <= 0 <= self.high
 
@@ -259,15 +247,13 @@ def difference(
     Args:
         first: (N,) or (R, N), whether each image is classified correctly.
         second: the same shape; its run r is compared with run r of `first`.
-        labels: (N,) true classes.
-        num_classes: C.
+        labels: (N,) true classes of C `num_classes`.
         answers: what a_ri and b_ri count up to, if each is the number of correct answers to several questions.
         comparisons: k differences whose intervals shall cover together with 95 %: each errs with 5 %/k (Bonferroni).
-        draws: number of draws of the signs.
-        seed: seed of these draws.
+        draws, seed: of the signs.
 
-    Source: Fisher, "The Design of Experiments", 1935, section 21; Phipson, Smyth, "Permutation p-values should never be
-    zero", Statistical Applications in Genetics and Molecular Biology 9, 2010.
+    Source: Fisher, "The Design of Experiments", 1935, section 21; Phipson, Smyth, Statistical Applications in Genetics
+    and Molecular Biology 9, 2010.
     """
     left, right = np.atleast_2d(np.asarray(first, dtype=int)), np.atleast_2d(np.asarray(second, dtype=int))
     classes = np.asarray(labels, dtype=np.int64)
@@ -283,26 +269,18 @@ def difference(
     low, high = mean_value_limits(counts, gains, 1 - level)
     low, high = np.minimum(low, value), np.maximum(high, value)  # which is rounded
     each = (_gains(a[None], b[None], classes, num_classes, answers) for a, b in zip(left, right, strict=True))
-    of_one = np.arange(-answers, answers + 1.0)
-    _, error = mean_and_standard_error([_balanced(one, of_one, total) for one in each])
+    _, error = mean_and_standard_error([_balanced(one, np.arange(-answers, answers + 1.0), total) for one in each])
     if runs > 1:
         seeds = student_quantile(1 - level, runs - 1) * error
         low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
-    return Difference(
-        value=float(value),
-        low=max(float(low), -answers),
-        high=min(float(high), answers),
-        p=_p_value(counts, gains, value, draws, generator),
-        runs=runs,
-        standard_error=float(error),
-    )
+    p = _p_value(counts, gains, value, draws, generator)
+    return Difference(float(value), max(float(low), -answers), min(float(high), answers), p, runs, float(error))
 
 
 def _gains(left: Ints, right: Ints, labels: Ints, num_classes: int, answers: int) -> Ints:
     """Histogram per class of the images by the difference of correct answers of all runs, left minus right."""
     most = len(left) * answers
-    width = 2 * most + 1
-    gain = (left - right).sum(0) + most
+    width, gain = 2 * most + 1, (left - right).sum(0) + most
     counts = np.bincount(labels * width + gain, minlength=num_classes * width).reshape(num_classes, width)
     return counts[counts.any(1)]
 

@@ -31,12 +31,9 @@ PACKAGE = Path(__file__).parent
 WORDS: dict[Kind, str] = {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}
 NAME = re.compile(r"[^\s:,]+")
 MOST_BYTES = 2**22
+NO_METHODS = ("__init__", "base", "declarations", "feedback", "wrapper")
 COMPUTED = object()  # stands for a value that is no literal
-DECLARED = {
-    "deviations": (tuple, "a tuple of texts"),
-    "baseline": (bool, "True or False"),
-    "reference": (str, "a text"),
-}
+DECLARED = {"deviations": (tuple, "a tuple of texts"), "reference": (str, "a text")}
 T = TypeVar("T")
 _added: list[tuple[Kind, Path]] = []
 
@@ -54,8 +51,6 @@ class RegistryEntry:
     """The file of a plug-in; None for a file of this package."""
     deviations: tuple[str, ...] = ()
     """How a method leaves the protocol, if its file has this as a literal."""
-    baseline: bool = False
-    """Whether reports compare the other methods with this one."""
 
     def load(self) -> ModuleType:
         """Import the module; a plug-in is imported once, under a name that no package has."""
@@ -110,7 +105,7 @@ def _literal(nodes: Iterable[ast.stmt], name: str) -> Any:
 def _offered(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
     """The names that a file offers, each with a line about it."""
     found = _literal(tree.body, "NAMES")
-    if found is None and kind == "methods" and path.stem not in ("__init__", "base", "wrapper"):
+    if found is None and kind == "methods" and path.stem not in NO_METHODS:
         found = {path.stem.replace("_", "-"): (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")}
     names: dict[str, str] = found if isinstance(found, dict) else {} if found is None else {"": found}
     for name, title in names.items():

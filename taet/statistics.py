@@ -29,8 +29,6 @@ Mask = NDArray[np.bool_]
 
 FEW_PER_CLASS = 50
 """With fewer test images than this, one image changes the accuracy of its class by more than two points."""
-WORST_SHARE = 0.1
-"""Share of the classes that the mean of the worst classes is taken over, as papers of class-wise fairness print it."""
 PAIRED_CLASSES = 1000
 """With more classes nothing is stored or drawn for every pair of them: for 8,142 classes that takes 350 MB a card."""
 
@@ -38,8 +36,7 @@ PAIRED_CLASSES = 1000
 def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
     """Return `(correct, total)`, each (C,), from a mask (N,) and the true labels (N,)."""
     marked, classes = np.asarray(mask, dtype=bool), np.asarray(labels, dtype=np.int64)
-    total = np.bincount(classes, minlength=num_classes)
-    correct = np.bincount(classes[marked], minlength=num_classes)
+    correct, total = (np.bincount(of, minlength=num_classes) for of in (classes[marked], classes))
     return correct.astype(np.int64), total.astype(np.int64)
 
 
@@ -59,8 +56,8 @@ def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
     Source: Brodersen, Ong, Stephan, Buhmann, "The balanced accuracy and its posterior distribution", ICPR 2010.
     """
     recalls = per_class_accuracy(correct, total)
-    present = ~np.isnan(recalls)
-    return float(recalls[present].mean()) if present.any() else math.nan
+    recalls = recalls[~np.isnan(recalls)]
+    return float(recalls.mean()) if recalls.size else math.nan
 
 
 def group_accuracy(correct: ArrayLike, total: ArrayLike, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -78,30 +75,14 @@ def worst_class(correct: ArrayLike, total: ArrayLike) -> tuple[int, float]:
     return label, float(recalls[label])
 
 
-def worst_classes(correct: ArrayLike, total: ArrayLike, share: float = WORST_SHARE) -> list[int]:
-    """Return the labels of the ceil(share K) classes with the lowest recall, of the K that have test images."""
-    recalls = per_class_accuracy(correct, total)
-    present = np.flatnonzero(~np.isnan(recalls))
-    worst = present[recalls[present].argsort(kind="stable")]
-    return [int(label) for label in worst[: math.ceil(share * len(present) - 1e-9)]]
-
-
-def relative_deviation(correct: ArrayLike, total: ArrayLike) -> float:
-    """Return sqrt((1/K) sum_c (r_c - mean r)^2) / mean r of the recalls of the K classes with test images, or nan."""
-    recalls = per_class_accuracy(correct, total)
-    recalls = recalls[~np.isnan(recalls)]
-    mean = recalls.mean() if recalls.size else 0.0
-    return float(recalls.std() / mean) if mean else math.nan
-
-
 def weak_classes(correct: ArrayLike, total: ArrayLike) -> list[int]:
     """Return the labels of the classes whose recall is below the balanced accuracy, whatever their size.
 
     Source: the weak classes of TAET, CVPR 2025, arXiv:2503.01924.
     """
-    counts = enumerate(zip(np.asarray(correct), np.asarray(total), strict=True))
-    recalls = {label: Fraction(int(right), int(count)) for label, (right, count) in counts if count > 0}
+    counts = enumerate(zip(np.ravel(correct).tolist(), np.ravel(total).tolist(), strict=True))
     # Fractions, since the rounded mean of equal recalls may be above all of them.
+    recalls = {label: Fraction(right, count) for label, (right, count) in counts if count > 0}
     mean = sum(recalls.values()) / max(len(recalls), 1)
     return [label for label, recall in recalls.items() if recall < mean]
 
@@ -117,27 +98,21 @@ def flip_rate(clean_predictions: ArrayLike, predictions: ArrayLike) -> float:
     return _ratio(flipped.sum(), flipped.size).item()
 
 
-def class_flip_rate(
-    clean_predictions: ArrayLike, predictions: ArrayLike, labels: ArrayLike, num_classes: int
-) -> Floats:
+def class_flip_rate(clean: ArrayLike, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> Floats:
     """Return the flip rate among the images of each true class, (C,) in [0, 1]; nan where a class has no images."""
-    flipped = np.asarray(clean_predictions) != np.asarray(predictions)
+    flipped = np.asarray(clean) != np.asarray(predictions)
     return per_class_accuracy(*class_counts(flipped, labels, num_classes))
 
 
-def class_errors(
-    clean_correct: ArrayLike, correct: ArrayLike, labels: ArrayLike, num_classes: int
-) -> tuple[Floats, Floats]:
+def class_errors(clean: ArrayLike, correct: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Floats, Floats]:
     """Return `(natural, boundary)`, the two parts of the robust error of each class, (C,) in [0, 1] each.
 
         natural_c = P(F(x) != y | y = c),   boundary_c = P(F(x) = y and F(x') != y | y = c)
 
     of the masks (N,) without and under attack; nan for a class without images. x itself lies in the ball, so an image
-    that an attack happens to correct stays an error.
-    Source: Zhang et al., "Theoretically principled trade-off between robustness and accuracy", ICML 2019,
-    arXiv:1901.08573, section 3.
+    that an attack happens to correct stays an error. Source: Zhang et al., ICML 2019, arXiv:1901.08573, section 3.
     """
-    before, after = np.asarray(clean_correct, dtype=bool), np.asarray(correct, dtype=bool)
+    before, after = np.asarray(clean, dtype=bool), np.asarray(correct, dtype=bool)
     natural = per_class_accuracy(*class_counts(~before, labels, num_classes))
     return natural, per_class_accuracy(*class_counts(before & ~after, labels, num_classes))
 
@@ -148,10 +123,9 @@ def worst_case(masks: ArrayLike) -> Mask:
 
 
 def median_distance(distances: ArrayLike) -> float:
-    """Return the median of the perturbation norms (N,) over the images that were classified correctly before.
+    """Return the median of the perturbation norms (N,), without 0: an image that was misclassified before.
 
-    0 stands for an image that was misclassified before and is left out, nan for a failed attack, infinitely far. The
-    median is nan where it is infinite.
+    nan stands for a failed attack, infinitely far. The median is nan where it is infinite.
     """
     values = np.asarray(distances, dtype=np.float64)
     values = values[values != 0]
@@ -164,10 +138,9 @@ def pairwise_auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float32]:
 
         A[j, k] = P(s_j(x) > s_j(x')) + P(s_j(x) = s_j(x')) / 2   for x drawn from class j and x' from class k
 
-    the area under the ROC curve of score j on these two classes alone; nan on the diagonal and where one of the two has
-    no images. `scores` (N, C) are softmax probabilities, not logits, whose common offset is arbitrary. The result is in
-    single precision, as cards store it.
-    Source: Hand, Till, Machine Learning 45, 2001, section 3; their Â(j|k).
+    the area under the ROC curve of score j on these two classes; nan on the diagonal and where one has no images.
+    `scores` (N, C) are softmax probabilities, not logits, whose common offset is arbitrary. The result is in single
+    precision, as cards store it. Source: Hand, Till, Machine Learning 45, 2001, section 3; their Â(j|k).
     """
     values, classes = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if values.ndim != 2 or values.shape[:1] != classes.shape or not np.isfinite(values).all():
@@ -191,8 +164,7 @@ def roc_auc(matrix: ArrayLike) -> float:
 
         M = 2 / (K (K - 1)) sum_{j < k} (A[j, k] + A[k, j]) / 2
 
-    over the K classes with images, A from `pairwise_auc`; nan with fewer than two classes.
-    Source: Hand, Till, Machine Learning 45, 2001, section 3; their M.
+    over the K classes with images, A from `pairwise_auc`; nan with fewer than two classes. Source: the same, their M.
     """
     areas = np.asarray(matrix, dtype=np.float64)
     known = ~np.isnan(areas)
@@ -206,18 +178,9 @@ def largest_standard_error(total: ArrayLike) -> float:
     return float(np.sqrt((1 / counts).sum()) / (2 * len(counts))) if len(counts) else math.nan
 
 
-def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> Ints:
-    """Return how often class r was predicted as class k, (C, C) integers, rows r true, columns k predicted."""
-    true, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
-    for name, values in (("label", true), ("prediction", predicted)):
-        if values.size and not (values.min() >= 0 and values.max() < num_classes):
-            raise ValueError(f"{name}s: got {values.min()} to {values.max()}; allowed: 0 to {num_classes - 1}")
-    return np.bincount(true * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
 def class_ranks(train_counts: ArrayLike) -> Ints:
     """Return the rank of each class, (C,): 0 for the class with most training images, ties by label."""
-    return np.argsort(_largest_first(train_counts))
+    return np.argsort(np.argsort(-np.asarray(train_counts, dtype=np.int64), kind="stable"))
 
 
 def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
@@ -226,19 +189,11 @@ def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
     With classes ranked 1..C by training count: head is 1..floor(C/3), tail is ceil(2C/3)..C, body the rest (REAT); of
     two classes, one is head and one tail. last_half is the last floor(C/2) (TAET).
     """
-    order = _largest_first(train_counts).tolist()
+    order = np.argsort(class_ranks(train_counts)).tolist()
     count = len(order)
     head, tail = (1, 1) if count == 2 else (count // 3, math.ceil(2 * count / 3) - 1)
-    return {
-        "head": order[:head],
-        "body": order[head:tail],
-        "tail": order[tail:],
-        "last_half": order[count - count // 2 :],
-    }
-
-
-def _largest_first(train_counts: ArrayLike) -> Ints:
-    return np.argsort(-np.asarray(train_counts, dtype=np.int64), kind="stable")
+    parts = {"head": order[:head], "body": order[head:tail], "tail": order[tail:]}
+    return {**parts, "last_half": order[count - count // 2 :]}
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:

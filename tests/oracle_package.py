@@ -120,10 +120,14 @@ def leaderboards() -> Iterator[tuple[str, list[Any]]]:
     cpu, mini, more = (RESULTS / name for name in ("reproduce/cpu", "reproduce/mini", "cifar10-lt-class-wise"))
     for found in (taet.results(cpu), taet.results(mini, more)):
         for one in found.board().to_dict("records"):
-            about = {name: one[name] for name in ("data", "model", "protocol", "row")}
-            about["imbalance_ratio"] = one["imbalance_ratio"]
-            by_seed = {card.seed: card for card in found.on(**about).cards}  # two have equal weights
+            about = [one[name] for name in ("data", "model", "protocol", "row", "imbalance_ratio")]
+            held = [of for of in found.named if [*setting(of.card), of.row, of.card.data["imbalance_ratio"]] == about]
+            by_seed = {of.card.seed: of.card for of in held}  # two have equal weights
             yield one["rank"], [*by_seed.values()]
+
+
+def setting(card: Any) -> list[str]:
+    return [card.data["name"], card.model["name"], card.protocol]
 
 
 def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[str, list[Any]]]]:
@@ -139,10 +143,10 @@ def report_rows(paths: Sequence[Path]) -> Iterator[tuple[str, list[Path], dict[s
         for row in tables.order(found):
             values = {}
             for line in scores[scores["row"] == row].itertuples():
-                column = tables.column_of(found, line.attack)
+                column = found.columns[line.attack]
                 said = "" if column.norm is None else tables.threat(column)
                 values[f"{column.name} {said}"] = [line.accuracy, line.low, line.high, line.seeds]
-            yield row, [Path(one.source.name) for one in found.named if one.row == row], values
+            yield row, [Path(one.name) for one in found.named if one.row == row], values
 
 
 def trained(method: str, settings: Mapping[str, Any], attacks: Sequence[str], out: Path) -> Any:

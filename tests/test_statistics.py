@@ -23,33 +23,21 @@ def test_accuracies_equal_naive_loops() -> None:
     np.testing.assert_allclose(metrics.per_class_accuracy(CORRECT, TOTAL), [0.8, 0.75, 0, 1, np.nan])
     assert statistics.worst_class(CORRECT, TOTAL) == (2, 0.0)
     groups = metrics.group_accuracy(CORRECT, TOTAL, {"head": [0, 1], "tail": [3, 4], "none": [4], "empty": []})
-    assert (groups["head"], groups["tail"]) == (pytest.approx(0.775), 1)
-    assert math.isnan(groups["none"])
-    assert math.isnan(groups["empty"])
+    assert [*groups.values()] == pytest.approx([0.775, 1, math.nan, math.nan], nan_ok=True)
+    labels = np.random.default_rng(0).integers(0, 4, (2, 50))
+    correct, total = statistics.class_counts(labels[0] == labels[1], labels[0], 6)
+    for c in range(6):
+        own = [(label, answer) for label, answer in labels.T if label == c]
+        assert (total[c], correct[c]) == (len(own), sum(label == answer for label, answer in own))
 
 
 def test_nothing_to_count_is_nan_without_a_warning() -> None:
     zero = np.zeros(3, dtype=int)
     numbers = [statistics.accuracy(zero, zero), statistics.balanced_accuracy(zero, zero), statistics.flip_rate([], [])]
-    numbers += [*statistics.balanced_interval(zero, zero), statistics.relative_deviation(zero, TOTAL[:3])]
-    numbers += [statistics.largest_standard_error([0]), *np.ravel(statistics.wilson_interval(zero, zero))]
-    assert np.isnan(numbers).all()
+    numbers += [*statistics.balanced_interval(zero, zero), *np.ravel(statistics.wilson_interval(zero, zero))]
+    assert np.isnan([*numbers, statistics.largest_standard_error([0])]).all()
     assert statistics.worst_class(zero, zero)[0] == -1
-    assert statistics.worst_classes(zero, zero) == statistics.weak_classes([0], [0]) == []
-
-
-def test_counts_and_confusion_equal_naive_loops() -> None:
-    generator = np.random.default_rng(0)
-    labels, predictions = generator.integers(0, 4, 50), generator.integers(0, 4, 50)
-    correct, total = statistics.class_counts(labels == predictions, labels, 6)
-    confusion = statistics.confusion_matrix(labels, predictions, 6)
-    for c in range(6):
-        assert (total[c], correct[c]) == (sum(label == c for label in labels), confusion[c, c])
-        for k in range(6):
-            assert confusion[c, k] == sum(a == c and b == k for a, b in zip(labels, predictions, strict=True))
-    for bad in (-1, 4):
-        with pytest.raises(ValueError, match="predictions"):
-            statistics.confusion_matrix([0, 1], [0, bad], 4)
+    assert statistics.weak_classes([0], [0]) == []
 
 
 images = st.integers(1, 40).flatmap(
@@ -74,13 +62,8 @@ def test_flips_and_errors_equal_naive_loops(drawn: tuple[list[int], list[int], l
         assert natural[c] == pytest.approx(sum(a != c for a, _ in own) / len(own))
         # Robust error: the image or its adversarial example is misclassified.
         assert natural[c] + boundary[c] == pytest.approx(sum(a != c or b != c for a, b in own) / len(own))
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5))
-def test_the_worst_case_is_the_conjunction_of_all_masks_so_far(masks: list[list[bool]]) -> None:
-    left = statistics.worst_case(masks)
-    for count in range(1, len(masks) + 1):
-        assert left[count - 1].tolist() == [all(mask[i] for mask in masks[:count]) for i in range(6)]
+    left = statistics.worst_case([before, after, before])
+    assert left.tolist() == [before.tolist(), (before & after).tolist(), (before & after).tolist()]
 
 
 def test_an_image_that_did_not_fall_is_further_than_any_that_did() -> None:
@@ -88,9 +71,6 @@ def test_an_image_that_did_not_fall_is_further_than_any_that_did() -> None:
     assert statistics.median_distance([0.1, 0.3, math.nan]) == 0.3
     for beyond in ([0.2, math.nan, math.nan], [0.2, math.nan], []):
         assert math.isnan(statistics.median_distance(beyond))
-
-
-# Classes
 
 
 def test_ranks_and_groups_follow_counts_not_labels() -> None:
@@ -101,51 +81,16 @@ def test_ranks_and_groups_follow_counts_not_labels() -> None:
     ten = statistics.class_groups(range(10, 0, -1))
     assert [len(ten[name]) for name in ("head", "body", "tail", "last_half")] == [3, 3, 4, 5]
     assert statistics.class_groups([3, 2, 1])["body"] == []
+    assert statistics.few_images([49, 50, 0, 1000]) == [0, 2]
 
 
 def test_weak_classes_are_those_below_the_mean_however_it_is_rounded() -> None:
     assert statistics.weak_classes([9, 5, 1, 0], [10, 10, 10, 0]) == [2]
     for total in range(1, 30):
-        for classes in (3, 7, 11):
-            for correct in range(total + 1):
-                assert statistics.weak_classes([correct] * classes, [total] * classes) == []
+        for correct in range(total + 1):
+            assert statistics.weak_classes([correct] * 7, [total] * 7) == []
     # Less than the mean by 1 / 3e15, which a tolerance would take for rounding.
     assert statistics.weak_classes([10**15, 10**15, 10**15 - 1], [3 * 10**15] * 3) == [2]
-
-
-@pytest.mark.parametrize("classes", [1, 10, 11, 30])
-def test_the_worst_tenth_of_the_classes_is_at_least_one(classes: int) -> None:
-    total = np.full(classes, 40)
-    correct = np.random.default_rng(classes).permutation(classes) + 2
-    worst = statistics.worst_classes(correct, total)
-    assert len(worst) == -(-classes // 10)
-    assert correct[worst].tolist() == sorted(correct.tolist())[: len(worst)]
-    assert statistics.worst_class(correct, total)[0] == worst[0]
-    assert statistics.worst_classes([0, 5, 3, 4], [0, 5, 5, 5], 2 / 3) == [2, 3]
-
-
-def test_the_deviation_over_the_mean_is_0_for_equal_classes_and_the_root_of_the_others_for_one_alone() -> None:
-    total = np.full(5, 20)
-    assert statistics.relative_deviation(np.full(5, 7), total) == pytest.approx(0)
-    assert statistics.relative_deviation([0, 0, 9, 0, 0], total) == pytest.approx(2)  # sqrt(K - 1)
-    assert statistics.relative_deviation([5, 15, 0], [20, 20, 0]) == pytest.approx(0.5)
-
-
-def test_few_images_are_fewer_than_fifty() -> None:
-    assert statistics.few_images([49, 50, 0, 1000]) == [0, 2]
-
-
-# Areas
-
-
-def softmax_scores(seed: int, count: int, classes: int, decimals: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores whose ties are many where the decimals are few; the last class has no images."""
-    generator = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(classes - 1), generator.integers(0, classes - 1, count)])
-    logits = generator.normal(size=(len(labels), classes)).round(decimals)
-    logits[np.arange(len(labels)), labels] += 1
-    scores = np.exp(logits)
-    return scores / scores.sum(1, keepdims=True), labels
 
 
 @settings(max_examples=20, deadline=None)
@@ -163,6 +108,15 @@ def test_pairwise_auc_counts_pairs(seed: int, count: int, classes: int, decimals
             assert matrix[j, k] == pytest.approx(won / (len(own) * len(others)), abs=1e-6)
 
 
+def softmax_scores(seed: int, count: int, classes: int, decimals: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores whose ties are many where the decimals are few; the last class has no images."""
+    generator = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(classes - 1), generator.integers(0, classes - 1, count)])
+    logits = generator.normal(size=(len(labels), classes)).round(decimals)
+    logits[np.arange(len(labels)), labels] += 1
+    return special.softmax(logits, axis=1), labels
+
+
 @pytest.mark.parametrize("decimals", [0, 8])
 def test_roc_auc_equals_scikit_learn(decimals: int) -> None:
     scores, labels = softmax_scores(0, 300, 11, decimals)
@@ -170,15 +124,9 @@ def test_roc_auc_equals_scikit_learn(decimals: int) -> None:
     expected = roc_auc_score(labels, present, multi_class="ovo", average="macro")
     assert statistics.roc_auc(statistics.pairwise_auc(present, labels)) == pytest.approx(expected, abs=1e-7)
     assert math.isnan(statistics.roc_auc(statistics.pairwise_auc(np.ones((2, 3)), [1, 1])))
-
-
-@pytest.mark.parametrize("scores", [np.ones((4, 3)), np.ones(5), np.full((5, 3), np.nan)])
-def test_scores_that_do_not_fit_are_refused(scores: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="scores"):
-        statistics.pairwise_auc(scores, np.zeros(5, dtype=int))
-
-
-# Errors and tests
+    for wrong in (np.ones((4, 3)), np.ones(5), np.full((5, 3), np.nan)):
+        with pytest.raises(ValueError, match="scores"):
+            statistics.pairwise_auc(wrong, np.zeros(5, dtype=int))
 
 
 def test_wilson_interval_equals_the_textbook() -> None:
@@ -188,21 +136,14 @@ def test_wilson_interval_equals_the_textbook() -> None:
     np.testing.assert_allclose(high, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
 
 
-def test_balanced_interval_is_exact_for_one_class_and_keeps_width_at_the_border() -> None:
-    exact = special.betaincinv([7, 8], [14, 13], [0.025, 0.975])  # Clopper and Pearson
-    np.testing.assert_allclose(metrics.balanced_interval([7], [20]), exact, atol=1e-5)
-    low_all, high_all = metrics.balanced_interval([3, 3], [3, 3])
-    assert low_all < 0.9
-    assert high_all == 1
-
-
 def test_mean_and_standard_error_are_those_of_the_textbook() -> None:
     means, errors = statistics.mean_and_standard_error([[0.2, 1.0], [0.4, math.nan], [0.9, 1.0]])
     np.testing.assert_allclose(means, [0.5, np.nan])
     np.testing.assert_allclose(errors, [math.sqrt((0.09 + 0.01 + 0.16) / 2) / math.sqrt(3), np.nan])
-    mean, error = statistics.mean_and_standard_error([0.25])
-    assert (mean, math.isnan(error)) == (0.25, True)
-    assert np.isnan(statistics.mean_and_standard_error([])).all()
+    assert statistics.mean_and_standard_error([0.25])[0] == 0.25
+    assert np.isnan([statistics.mean_and_standard_error([0.25])[1], *statistics.mean_and_standard_error([])]).all()
+    found = [statistics.student_quantile(0.95, degrees) for degrees in (1, 2, 9, 1000)]
+    assert found == pytest.approx([12.706, 4.303, 2.262, 1.962], abs=5e-4)
 
 
 def test_no_accuracy_has_a_larger_standard_error() -> None:
@@ -220,14 +161,4 @@ def test_wilson_and_mcnemar_are_those_of_scipy(some: int, more: int) -> None:
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert statistics.mcnemar(some, more) == pytest.approx(stats.binomtest(some, some + more).pvalue)
     assert statistics.mcnemar(some, more) == statistics.mcnemar(more, some)
-
-
-def test_mcnemar_of_large_counts_is_that_of_the_normal_distribution() -> None:
     assert statistics.mcnemar(0, 0) == statistics.mcnemar(50_000, 50_000) == 1
-    z = (51_000 - 50_000 - 1) / math.sqrt(101_000)  # with continuity correction
-    assert statistics.mcnemar(51_000, 50_000) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)
-
-
-def test_student_quantiles_are_those_of_any_table() -> None:
-    found = [statistics.student_quantile(0.95, degrees) for degrees in (1, 2, 9, 1000)]
-    assert found == pytest.approx([12.706, 4.303, 2.262, 1.962], abs=5e-4)

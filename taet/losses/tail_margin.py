@@ -18,6 +18,11 @@ from taet.statistics import class_ranks
 Form = Literal["official", "paper", "per-pair"]
 
 
+def _check_form(form: str) -> None:
+    if form not in get_args(Form):
+        raise unknown("tail margin", form, get_args(Form))
+
+
 def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
     """Mask of the tail classes, (C,) bool, by rank of their training counts, largest first, ties by label.
 
@@ -25,8 +30,7 @@ def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
     forms official and per-pair, uses 2 floor(C/3) + 2..C (10 classes: the last three; 3 classes: none).
     The counts are read on the CPU; in a training loop compute the mask once.
     """
-    if form not in get_args(Form):
-        raise unknown("tail margin", form, get_args(Form))
+    _check_form(form)
     classes = len(class_counts)
     others = -(-2 * classes // 3) - 1 if form == "paper" else 2 * (classes // 3) + 1
     return torch.as_tensor(class_ranks(class_counts.tolist()) >= others, device=class_counts.device)
@@ -51,9 +55,7 @@ def tail_margin(
 
     features (N, D), labels (N,), class_counts (C,) -> scalar, 0 in a batch without a tail example. `tail` (C,) bool is
     `tail_classes(class_counts, form)`; a training loop computes it once. Raises UserError for another `form`. On
-    several processes i and j run over the global batch. Time and memory are O(N D + C) under `official` and
-    O((N + C) D) under the others; processes share C + 2 (D + 1) numbers, and C + 2 C (D + 1). Source: REAT,
-    arXiv:2307.10205, section 3 and public code.
+    several processes i and j run over the global batch. Source: REAT, arXiv:2307.10205, section 3 and public code.
 
     Example:
         >>> import torch
@@ -63,15 +65,13 @@ def tail_margin(
         >>> tail_margin(features, labels, class_counts)
         tensor(0.0773)
     """
-    if form not in get_args(Form):
-        raise unknown("tail margin", form, get_args(Form))
+    _check_form(form)
     check_labels(features, labels)
     tail = tail_classes(class_counts, form) if tail is None else tail
     log_p = full_precision(features).log_softmax(1)
     fixed = log_p if form == "paper" else log_p.detach()
     p, ones = fixed.exp(), torch.ones_like(log_p[:, :1])
-    # KL(p_i || p_j) = <a_i, b_j> with a = (-p, sum p log p) and b = (log p, 1). So a weighted sum over pairs is one of
-    # sums over examples, and nothing is held per pair, of examples or of classes.
+    # KL(p_i || p_j) = <a_i, b_j> with a = (-p, sum p log p) and b = (log p, 1): a sum over pairs is one over examples.
     a, b = torch.cat([-p, (p * fixed).sum(1, keepdim=True)], 1), torch.cat([log_p, ones], 1)
     counts = positive_counts(class_counts.to(log_p.dtype))
     root = (counts.sum() / counts).sqrt()

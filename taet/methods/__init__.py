@@ -51,13 +51,9 @@ def build(name: str, settings: Settings | Mapping[str, object] | None, task: Tas
         settings = from_json(cls.Config, settings or {}, "method")
     if type(settings) is not cls.Config:
         raise UserError(f"method {name}: got settings of type {type(settings).__qualname__}; allowed: its own Config")
-    if task.weighting != "none" and not cls.label_attack:
-        raise UserError(f"{name}: got the weighting {task.weighting}; its attack raises no loss on labels: only none")
-    if task.outer.drw and not task.milestones:
-        raise UserError("outer drw: got a schedule without a milestone; allowed: one at which it can begin")
     task = replace(task, outer=cls.outer_loss(settings, task))
     stages = tuple(cls.stage_at(settings, task, epoch) for epoch in range(task.epochs))
     method = cls(settings, replace(task, head=cls.head(settings, task), stages=stages))
-    if method.average_decay and not method.needs_feedback:
-        raise UserError(f"{name}: got an average_decay without needs_feedback; allowed: both, or neither")
+    if task.weighting != "none" and not method.label_attack:
+        raise UserError(f"{name}: got the weighting {task.weighting}; its attack raises no loss on labels: only none")
     return method

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from taet.attacks.ball import per_sample
-from taet.distributed import global_mean, global_sum
+from taet.distributed import global_sum
 from taet.fields import Count, NonNegative, Positive
 from taet.losses.long_tail import cross_entropy, full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides
+from taet.methods.base import Adversarial, Attack, Loss, Method
+from taet.methods.declarations import published
 
 TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
 
@@ -43,17 +43,10 @@ class AdversarialDistributionalTraining(Method):
         "start are not used",
     )
     label_attack = False
-    official: ClassVar[Overrides] = {
-        "threat.eps": 8 / 255,
-        "threat.bn_mode": "eval",
-        "training.epochs": 76,
-        "training.batch_size": 64,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.milestones": (74 / 76,),
-        "training.weight_decay": 2e-4,
-        "model.normalize": "none",
-    }
+    official = published(
+        threat={"eps": 8 / 255},
+        training={"epochs": 76, "batch_size": 64, "milestones": (74 / 76,), "weight_decay": 2e-4},
+    )
 
     class Config(Method.Config):
         """The fit of the distribution."""
@@ -81,8 +74,7 @@ class AdversarialDistributionalTraining(Method):
         return Adversarial(moved(x, attack.eps, directions))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        logits = model(adversarial.x)
-        return Loss(global_mean(self.outer(logits, y)), {}, logits)
+        return self.label_loss(model, adversarial.x, y)
 
     def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
         """The mu of all images, then all rho, (2N, C, H, W): ascent on mean CE + lambda mean H of the global batch."""
@@ -94,7 +86,7 @@ class AdversarialDistributionalTraining(Method):
             with torch.enable_grad():
                 rho.requires_grad_()
                 sigma = functional.softplus(rho)
-                widths = width_entropy(sigma).sum()
+                widths = mean_log(sigma).sum()
             # What all draws share, from rho to sigma and log sigma, is differentiated once for all.
             by_mean, by_sigma = torch.zeros_like(mean), torch.zeros_like(sigma)
             for _ in range(config.samples):
@@ -103,7 +95,7 @@ class AdversarialDistributionalTraining(Method):
                     reach = torch.addcmul(mean, noise, sigma).detach().requires_grad_()
                     directions = reach.tanh()
                     losses = cross_entropy(model(moved(x, attack.eps, directions)), y)
-                    objective = losses.sum() / count + charge * tanh_entropy(directions).sum()
+                    objective = losses.sum() / count + charge * mean_log(1 - directions.square()).sum()
                 with torch.autocast(x.device.type, enabled=False):  # the head's backward in float32, as its forward
                     (pull,) = torch.autograd.grad(objective, reach)
                 by_mean += pull
@@ -120,24 +112,12 @@ def moved(x: Tensor, eps: float | Tensor, directions: Tensor) -> Tensor:
     return (x + per_sample(eps, x) * directions).clamp(0, 1)
 
 
-def width_entropy(sigma: Tensor) -> Tensor:
-    """Share of sigma in that entropy, mean log sigma: (N, ...) -> (N,)."""
-    return sample_mean((sigma + TINY).log())
+def mean_log(values: Tensor) -> Tensor:
+    """Mean logarithm of each sample, (N, ...) -> (N,): the entropy is that of sigma plus that of 1 - a^2."""
+    return (values + TINY).log().mean([*range(1, values.ndim)])
 
 
-def tanh_entropy(directions: Tensor) -> Tensor:
-    """Share of the directions in it, mean log(1 - a^2): (N, ...) -> (N,)."""
-    return sample_mean((1 - directions.square() + TINY).log())
-
-
-def sample_mean(values: Tensor) -> Tensor:
-    """Mean of each sample in any memory layout, (N, ...) -> (N,)."""
-    return values.mean([*range(1, values.ndim)])
-
-
-def ascend(
-    gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int, lr: float, accumulate: bool = True
-) -> Tensor:
+def ascend(gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int, lr: float, accumulate: bool) -> Tensor:
     """Take steps of Adam with both betas 0, v <- v + lr G / (|G| + 1e-8), almost a sign step.
 
     G is the gradient at v, or, with `accumulate`, the sum of all gradients so far: the public code never clears them.

@@ -6,12 +6,10 @@ Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Atta
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from taet.distributed import global_mean
-from taet.methods.base import Adversarial, Loss, Method, Overrides
+from taet.methods.base import Adversarial, Loss, Method
+from taet.methods.declarations import published
 
 
 class AdversarialTraining(Method):
@@ -27,22 +25,11 @@ class AdversarialTraining(Method):
     title = "AT"
     reference = "Madry et al., ICLR 2018, arXiv:1706.06083"
     baseline = True
-    official: ClassVar[Overrides] = {
-        "model.normalize": "data",
-        "threat.eps": 8 / 255,
-        "threat.step_size": 2 / 255,
-        "threat.steps": 10,
-        "threat.start": "uniform",
-        "threat.bn_mode": "train",
-        "training.epochs": 200,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 5e-4,
-        "training.milestones": (0.5, 0.75),
-    }
+    official = published(
+        threat={"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "start": "uniform", "bn_mode": "train"},
+        training={"epochs": 200, "weight_decay": 5e-4, "milestones": (0.5, 0.75)},
+        model={"normalize": "data"},
+    )
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        logits = model(adversarial.x)
-        total = global_mean(self.outer(logits, y))
-        return Loss(total, {}, logits)
+        return self.label_loss(model, adversarial.x, y)

@@ -5,13 +5,11 @@ Source: Yue et al., Revisiting Adversarial Training under Long-Tailed Distributi
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from taet.distributed import global_mean
 from taet.errors import UserError
-from taet.methods.base import Adversarial, Loss, Method, Overrides, Task
+from taet.methods.base import Adversarial, Loss, Method, Task
+from taet.methods.declarations import published
 from taet.settings import Outer
 
 
@@ -26,21 +24,15 @@ class AdversarialTrainingBalancedSoftmax(Method):
 
     title = "AT-BSL"
     reference = "Yue et al., CVPR 2024, arXiv:2403.10073"
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 8 / 255,
-        "threat.step_size": 2 / 255,
-        "threat.steps": 10,
-        "threat.start": "gaussian",
-        "threat.bn_mode": "eval",
-        "training.epochs": 100,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 5e-4,
-        "training.milestones": (74 / 100, 89 / 100, 99 / 100),
-        "training.augment": "autoaugment",
-    }
+    official = published(
+        threat={"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "start": "gaussian"},
+        training={
+            "epochs": 100,
+            "weight_decay": 5e-4,
+            "milestones": (74 / 100, 89 / 100, 99 / 100),
+            "augment": "autoaugment",
+        },
+    )
 
     @staticmethod
     def outer_loss(config: Method.Config, task: Task) -> Outer:
@@ -52,6 +44,4 @@ class AdversarialTrainingBalancedSoftmax(Method):
         return task.outer.replace(name="balanced-softmax")
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        logits = model(adversarial.x)
-        total = global_mean(self.outer(logits, y))
-        return Loss(total, {}, logits)
+        return self.label_loss(model, adversarial.x, y)

@@ -9,42 +9,27 @@ one: a wrapper holds the other method and forwards the hooks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.ball import draw_noise
-from taet.attacks.noise import Source
+from taet.attacks.noise import Source, draw_noise
 from taet.attacks.objectives import Objective
 from taet.attacks.pgd import pgd
-from taet.errors import UserError
+from taet.distributed import global_mean
 from taet.fields import Settings
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
+from taet.methods.feedback import Seen
 from taet.models.heads import Head
 from taet.models.view import View
 from taet.settings import Outer, Threat
-from taet.statistics import class_ranks
 
-__all__ = [
-    "Adversarial",
-    "Attack",
-    "Loss",
-    "Method",
-    "Overrides",
-    "Seen",
-    "Step",
-    "Task",
-    "refuse_smoothing",
-    "second_stage",
-]
-
-Overrides = Mapping[str, Any]
-"""Dotted settings of a run with their values."""
+__all__ = ["Adversarial", "Attack", "Loss", "Method", "Seen", "Step", "Task"]
 
 
 class Adversarial(NamedTuple):
@@ -58,11 +43,10 @@ class Adversarial(NamedTuple):
 class Attack:
     """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
 
-    The attack maximises `objective` (logits, labels) -> (N,); `observe` receives the logits of every iterate before
-    its update; `active`, (N,) or (steps, N), freezes the examples where it is False. A method that must differ from the
-    protocol names its deviation (eps, step_size, steps, start) and declares it in `Method.deviations`; its eps and
-    step size are then final, so it builds them from `attack.eps` and `attack.step_size`. A method that draws numbers
-    draws them from `attack.source`.
+    The attack maximises `objective` (logits, labels) -> (N,). Options are those of `taet.attacks.pgd`: `observe`
+    receives the logits of every iterate before its update. A method that must differ from the protocol names how (eps,
+    step_size, steps, start) and declares it in `Method.deviations`; its eps and step size are then final, so it builds
+    them from `attack.eps` and `attack.step_size`. A method that draws numbers draws them from `attack.source`.
     """
 
     threat: Threat
@@ -75,35 +59,13 @@ class Attack:
     """Class counts whose logarithm is added to the logits that the objective sees, (C,)."""
 
     def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        objective: Objective = cross_entropy,
-        *,
-        observe: Callable[[int, Tensor], None] | None = None,
-        active: Tensor | None = None,
-        **deviation: Any,
+        self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective = cross_entropy, **options: Any
     ) -> Tensor:
         threat = self.threat
-        settings: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps, **deviation}
-        start = settings.pop("start", threat.start)
-        if active is not None:  # an example that is frozen takes steps of length 0
-            moves = active.to(x.dtype).expand(settings["steps"], -1)
-            settings["step_size"] = [settings["step_size"] * row for row in moves]
-        if "start_noise" not in settings:
-            settings["start_noise"] = draw_noise(x, settings["eps"], start, self.source)
-        return pgd(
-            model,
-            x,
-            y,
-            start=start,
-            objective=self._rebalanced(objective),
-            observe=observe,
-            bn_mode=threat.bn_mode,
-            checked=True,
-            **settings,
-        )
+        used = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps, "start": threat.start, **options}
+        if "start_noise" not in used:
+            used["start_noise"] = draw_noise(x, used["eps"], used["start"], self.source)
+        return pgd(model, x, y, objective=self._rebalanced(objective), bn_mode=threat.bn_mode, checked=True, **used)
 
     @property
     def eps(self) -> float | Tensor:
@@ -128,10 +90,6 @@ class Attack:
     def scaled(self, factor: Tensor) -> Attack:
         """Return this attack with eps and step size multiplied by `factor` (N,)."""
         return replace(self, factor=factor if self.factor is None else self.factor * factor)
-
-    def weighted(self, weights: Tensor) -> Attack:
-        """Return this attack with an objective weighted by label, `weights` (C,)."""
-        return replace(self, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -162,15 +120,8 @@ class Task:
     training images. Ranks and groups of classes are those of the training images."""
     distinct: tuple[int, ...] = ()
     """Different images per class, with extra ones; by default the training images."""
-    ranks: tuple[int, ...] = field(init=False)
-    """Rank of every class by training count, 0 the largest, ties by label."""
-    prior: tuple[float, ...] = field(init=False)
-    """Share of every class in the training set."""
 
     def __post_init__(self) -> None:
-        total = sum(self.class_counts)
-        object.__setattr__(self, "ranks", tuple(int(rank) for rank in class_ranks(self.class_counts)))
-        object.__setattr__(self, "prior", tuple(n / total for n in self.class_counts))
         object.__setattr__(self, "stages", self.stages or ("adversarial",) * self.epochs)
         object.__setattr__(self, "watched", self.watched or tuple(range(self.epochs)))
         object.__setattr__(self, "exposure", self.exposure or self.class_counts)
@@ -195,51 +146,6 @@ class Step(NamedTuple):
     number: int = 0
     view: View | None = None
 
-    def attacked(self, model: nn.Module) -> nn.Module:
-        """The model that an attack on `model` with its current weights should run on: its view, else `model` itself."""
-        if self.view is None:
-            return model
-        self.view.refresh()
-        return self.view.module
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a point of the curve measured on all validation images, by class: the argument of `feedback`.
-
-    Sums in float64 over the images of a class, on the method's device and over all processes, of the model as it would
-    be deployed, clean (f(x)) and under the curve's attack (f(x')). Any split other than validation is refused: no
-    method learns from test images.
-    """
-
-    split: str
-    images: Tensor
-    """Images of each class, (C,)."""
-    clean: Tensor
-    """How many of them are classified correctly, (C,)."""
-    confusion: Tensor
-    """Attacked images by their class (rows) and by the class that is predicted (columns), (C, C)."""
-    clean_loss: Tensor
-    """Sums of CE(f(x), y), (C,)."""
-    robust_loss: Tensor
-    """Sums of CE(f(x'), y), (C,)."""
-    divergence: Tensor
-    """Sums of KL(f(x) || f(x')), (C,)."""
-
-    def __post_init__(self) -> None:
-        if self.split != "validation":
-            raise ValueError(f"feedback: got images of the {self.split} split; allowed: validation")
-
-    @property
-    def robust(self) -> Tensor:
-        """How many images of each class are classified correctly under the attack, (C,)."""
-        return self.confusion.diagonal()
-
-    def rates(self, sums: Tensor) -> Tensor:
-        """Return sums (C,) as means over a class's images; a class without images has the mean of the others."""
-        means, present = sums / self.images.clamp(min=1), self.images > 0
-        return torch.where(present, means, means.sum() / present.sum())
-
 
 class Method(nn.Module):
     """A training method. `loss` is required; every other hook has the default of plain adversarial training."""
@@ -248,7 +154,7 @@ class Method(nn.Module):
     reference: str
     deviations: tuple[str, ...] = ()
     """How the method deviates from the protocol, in words; every table prints this."""
-    official: ClassVar[Overrides] = {}
+    official: ClassVar[Mapping[str, object]] = {}
     """Its own published settings, as overrides of a Run."""
     label_attack: bool = True
     """Whether the attack's objective is a loss on labels; only then can the run re-balance it."""
@@ -259,16 +165,9 @@ class Method(nn.Module):
     average_decay: float = 0.0
     """Decay of an average of the weights of the epochs that the method `admits`, which the run delivers; 0: none."""
     single_step: bool = False
-    """Whether the attack is a single step, as with threat.steps 1: the curve then watches for catastrophic overfitting,
-    under FGSM too."""
+    """Whether the attack is a single step: the curve then watches for catastrophic overfitting, under FGSM too."""
     baseline: ClassVar[bool] = False
     """Whether reports compare the other methods with this one."""
-    budget_warm_up: ClassVar[float] = 0.8
-    """Share of the epochs over which a wrapper raises the training budget from 0, where it does."""
-    label_term: ClassVar[bool] = True
-    """Whether the loss has a label term that goes through `outer`, and thus class weights."""
-    label_and_divergence: ClassVar[bool] = False
-    """Whether the loss is a label term on clean images plus beta KL(f(x) || f(x')), which can be weighed by class."""
 
     class Config(Settings):
         """The method has no settings of its own."""
@@ -282,21 +181,13 @@ class Method(nn.Module):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__()
-        self.config = config
-        self.task = task
+        self.config, self.task, self.stage = config, task, task.stages[0]
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        for name in ("class_counts", "exposure"):
-            counts = torch.tensor(getattr(task, name), dtype=torch.float32)
-            self.register_buffer(name, counts, persistent=False)
+        self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
+        self.register_buffer("exposure", torch.tensor(task.exposure, dtype=torch.float32), persistent=False)
         # Every label term of an outer loss goes through here: `self.outer(logits, y)` -> (N,).
-        self.outer = OuterLoss(
-            task.outer,
-            task.exposure,
-            scale=task.head.scale,
-            drw_from=min(task.milestones, default=None),
-            distinct=task.distinct,
-        )
-        self.stage = task.stages[0]
+        begin = min(task.milestones, default=None)
+        self.outer = OuterLoss(task.outer, task.exposure, task.head.scale, begin, task.distinct)
 
     @staticmethod
     def outer_loss(config: Any, task: Task) -> Outer:
@@ -334,8 +225,13 @@ class Method(nn.Module):
         return Adversarial(attack(model, x, y))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        """The outer loss, on a model in train mode; pure, since weight perturbation calls it twice on one batch."""
+        """The loss, on a model in train mode; pure, since weight perturbation calls it twice on one batch."""
         raise NotImplementedError
+
+    def label_loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
+        """The mean outer loss of f(x), all that many methods minimise."""
+        logits = model(x)
+        return Loss(global_mean(self.outer(logits, y)), {}, logits)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
         """Called when the weights have moved."""
@@ -350,21 +246,3 @@ class Method(nn.Module):
     def offset(self) -> Tensor:
         """The offset that is subtracted from the deployed logits, (C,)."""
         return torch.zeros_like(self.class_counts)
-
-
-def refuse_smoothing(method: str, task: Task, why: str) -> None:
-    """Refuse label smoothing in a method where it has no meaning."""
-    if task.outer.label_smoothing:
-        raise UserError(f"{method}: got label smoothing {task.outer.label_smoothing:g}; {why}")
-
-
-def second_stage(begin: float | None, task: Task, epoch: int, name: str) -> str:
-    """Return `name` from a share `begin` of the epochs on, by default from the first milestone on; before: burn-in.
-
-    A run without an epoch of that stage is refused: it would be the burn-in's method under another name.
-    """
-    first = min(task.milestones, default=task.epochs) if begin is None else round(begin * task.epochs)
-    if first >= task.epochs:
-        got = "no milestone in" if begin is None else f"{begin:.3g} of"
-        raise UserError(f"method begin: got {got} {task.epochs} epochs; allowed: a share that leaves an epoch after it")
-    return name if epoch >= first else "burn-in"

@@ -5,7 +5,7 @@ Source: Wei et al., CFA: Class-Wise Calibrated Fair Adversarial Training, CVPR 2
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from taet.fields import OnlyWith, PartialShare, Positive, Share
 from taet.losses import kl_divergence
 from taet.losses.class_sums import class_sums
 from taet.methods.base import Adversarial, Loss, Seen, Task
-from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
+from taet.methods.trades import Trades
+from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
 
 Regulariser = Literal["scaled", "official", "off"]
 Gate = Literal["off", "relative", "absolute"]
@@ -36,10 +37,7 @@ class CfaRule(BudgetRule):
     def __init__(self, task: Task, lambda_1: float, lambda_2: float, begin: float) -> None:
         super().__init__()
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
-        self.first = max(round(begin * task.epochs), 1)
-        if self.first >= task.epochs:
-            got = f"got {begin:.3g} of {task.epochs} epochs"
-            raise UserError(f"method begin: {got}, which leaves none of them; allowed: another share")
+        self.first = first_epoch("begin", begin, task)
         zeros = torch.zeros(task.num_classes, dtype=torch.float64)
         self.register_buffer("hits", zeros)
         self.register_buffer("seen", zeros.clone())
@@ -90,7 +88,6 @@ class Cfa(ClassBudgets):
     class Config(ClassBudgets.Config):
         """The base method, the budgets and the weights of the divergence."""
 
-        holder: ClassVar[str] = "cfa"  # in messages
         base: Base = "trades"
         """Name of the wrapped method (paper: trades and at)."""
         lambda_1: Positive = 0.5
@@ -116,7 +113,7 @@ class Cfa(ClassBudgets):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: CfaRule(task, config.lambda_1, config.lambda_2, config.begin))
-        divergence = self.base.label_and_divergence
+        divergence = isinstance(self.base, Trades)
         self.regulariser = config.regulariser or ("scaled" if divergence else "off")
         if self.regulariser != "off" and not divergence:
             got = f"got {config.regulariser}, and the base {config.base} has no divergence to weigh"

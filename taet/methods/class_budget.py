@@ -5,12 +5,12 @@ Source: RobustLT (Zhang et al., CVPR 2026, arXiv:2605.13395), DAFA (Lee et al., 
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from taet.fields import NonNegative, OnlyWith, PartialShare, Positive, Share
 from taet.methods.base import Task
 from taet.methods.cfa import BEGIN, CfaRule
-from taet.methods.dafa import WARM_UP, DafaRule, InnerShare, in_words
+from taet.methods.dafa import WARM_UP, DafaRule, InnerShare
 from taet.methods.robust_lt import CountsRule
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
@@ -28,12 +28,11 @@ class ClassBudget(ClassBudgets):
 
     title = "class budgets"
     reference = "Zhang et al., CVPR 2026, arXiv:2605.13395; Lee et al., ICLR 2024; Wei et al., CVPR 2023"
-    deviations: tuple[str, ...] = ("training eps and step size differ by class, by the rule",)
+    deviations: tuple[str, ...] = ("training eps and step size, and with dafa label weights, differ by class",)
 
     class Config(ClassBudgets.Config):
         """The rule with its constants, and the base method."""
 
-        holder: ClassVar[str] = "class-budget"  # in messages
         rule: Literal["counts", "dafa", "cfa"] = "counts"
         """How the budget of a class is found."""
         base: Base = "at"
@@ -56,8 +55,6 @@ class ClassBudget(ClassBudgets):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: _rule(config, task))
         self.title = f"{ClassBudget.title} ({config.rule}) + {self.base.title}"
-        if config.rule == "dafa":
-            self.deviations = (*self.base.deviations, f"{in_words(self.base)}, by the rule")
 
 
 def _rule(config: ClassBudget.Config, task: Task) -> BudgetRule:

@@ -5,7 +5,7 @@ Source: Lee et al., DAFA: Distance-Aware Fair Adversarial Training, ICLR 2024.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -14,8 +14,8 @@ from torch import Tensor
 from taet.errors import UserError
 from taet.fields import NonNegative
 from taet.losses.class_sums import class_sums
-from taet.methods.base import Method, Task
-from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
+from taet.methods.base import Task
+from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 WARM_UP = 7 / 11  # 70 of 110 epochs
@@ -31,7 +31,7 @@ def class_weights(confusion: Tensor, lam: float, floor: float) -> Tensor:
     """
     own = confusion.diagonal()
     gained = torch.where(own[:, None] < own, confusion * own, 0.0)
-    direction = gained.sum(1) - gained.sum(0) + 0 * confusion.sum()  # NaN if a prediction is: no comparison holds then
+    direction = gained.sum(1) - gained.sum(0)
     largest = (1 - floor) / (-direction).max().clamp(min=torch.finfo(direction.dtype).tiny)
     return 1 + largest.clamp(max=lam) * direction
 
@@ -47,12 +47,9 @@ class DafaRule(BudgetRule):
         super().__init__()
         self.lam = lam if lam is not None else 1.5 if task.num_classes >= MANY_CLASSES else 1.0
         self.floor = floor
-        self.first = max(round(warm_up * task.epochs), 1)
-        if self.first >= task.epochs or task.stages[self.first - 1] == "clean":
-            left = "leaves none of them" if self.first >= task.epochs else "ends with an epoch without an attack"
-            raise UserError(
-                f"method warm up: got {warm_up:.3g} of {task.epochs} epochs, which {left}; allowed: another share"
-            )
+        self.first = first_epoch("warm up", warm_up, task)
+        if task.stages[self.first - 1] == "clean":
+            raise UserError(f"method warm up: got {warm_up:.3g}, which ends without an attack; allowed: another share")
         classes = task.num_classes
         self.register_buffer("confusion", torch.zeros(classes, classes, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.float64))
@@ -72,13 +69,6 @@ class DafaRule(BudgetRule):
         return class_weights(mean, self.lam, self.floor)
 
 
-def in_words(base: Method) -> str:
-    """Return what `DafaRule` changes around `base`, for tables."""
-    if base.label_term:
-        return "training eps, step size and weight of the label term differ by class"
-    return "training eps and step size, and no label weight, differ by class"
-
-
 class Dafa(ClassBudgets):
     """The base's loss with label terms weighted by class, W_y CE, on examples in balls of W_y eps with steps W_y alpha.
 
@@ -96,12 +86,11 @@ class Dafa(ClassBudgets):
 
     title = "DAFA"
     reference = "Lee et al., ICLR 2024"
-    deviations: tuple[str, ...] = ("training eps, step size and weight of the label term differ by class",)
+    deviations: tuple[str, ...] = ("training eps, step size and weight of the label term, if any, differ by class",)
 
     class Config(ClassBudgets.Config):
         """The base method and the weights."""
 
-        holder: ClassVar[str] = "dafa"  # in messages
         base: Base = "trades"
         """Name of the wrapped method (the public code: trades)."""
         lam: NonNegative | None = None
@@ -113,4 +102,3 @@ class Dafa(ClassBudgets):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: DafaRule(task, config.lam, config.floor, config.warm_up))
-        self.deviations = (*self.base.deviations, in_words(self.base))

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from taet.attacks.objectives import margin, natural_divergence
 from taet.distributed import global_mean
-from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, Share
 from taet.losses import kl_divergence
 from taet.losses.class_sums import class_sums
 from taet.losses.least_favourable import least_favourable
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task, second_stage
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.declarations import second_stage
 
 
 class FairnessAware(Method):
@@ -60,9 +60,7 @@ class FairnessAware(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        if config.form == "trades" and task.weighting != "none":
-            got = f"faal: got the weighting {task.weighting}; the attack of its form trades"
-            raise UserError(f"{got} raises no loss on labels: only none")
+        self.label_attack = config.form == "at"
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:
@@ -90,12 +88,9 @@ class FairnessAware(Method):
     def weights(self, logits: Tensor, y: Tensor) -> Tensor:
         """Factors (C,) of the samples by their label, from attacked logits (N, C); their loss is the mean over all."""
         config, classes = self.config, logits.shape[1]
-        probabilities = logits.double().softmax(1)
-        sums, images = class_sums(margin(probabilities, y)[:, None], y, classes)
-        present = images > 0
-        means = torch.where(present, sums[:, 0] / images.clamp(min=1), -1.0)
-        official = config.absent == "official"
-        taking = torch.ones_like(images) if official else present.double()
+        sums, images = class_sums(margin(logits.double().softmax(1), y)[:, None], y, classes)
+        means = torch.where(images > 0, sums[:, 0] / images.clamp(min=1), -1.0)
+        taking = torch.ones_like(images) if config.absent == "official" else (images > 0).double()
         prior = taking / taking.sum()
         p = least_favourable(images * means if config.utility == "count-margin" else means, prior, config.radius)
         return p * taking.sum() if config.aggregate == "sample" else p * images.sum() / images.clamp(min=1)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare, Share
 from taet.losses import kl_divergence
-from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, second_stage
+from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task
+from taet.methods.declarations import second_stage
 from taet.methods.gairat import weighted_mean
 
 FEEDBACKS = 40  # of the published run, one an epoch, for which its rates are meant
@@ -79,12 +79,8 @@ class FairRobust(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        moved = {
-            "weights": config.rate > 0 and config.limit > 0,
-            "eps (0.98 to 3 times) and step size": config.margin and config.margin_rate > 0,
-        }
-        what = ", ".join(name for name, moves in moved.items() if moves)
-        self.deviations = (f"{what} of the classes follow their error on validation images",) if what else ()
+        if not config.margin:
+            self.deviations = ("weights of the classes follow their error on validation images",)
         self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
         used = sum(self._is_followed(epoch) for epoch in task.watched)
         if min(task.watched, default=task.epochs) + 1 < task.epochs and not used:
@@ -111,8 +107,7 @@ class FairRobust(Method):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.stage == "burn-in":
-            logits = model(adversarial.x)
-            return Loss(global_mean(self.outer(logits, y)), {}, logits)
+            return self.label_loss(model, adversarial.x, y)
         natural, logits = model(x), model(adversarial.x)
         clean_weights, boundary_weights = self.weights[:, y]
         label = weighted_mean(clean_weights, self.outer(natural, y))
@@ -123,13 +118,9 @@ class FairRobust(Method):
         if not self._is_followed(epoch):
             return
         clean, robust = seen.rates(seen.clean), seen.rates(seen.robust)
-        self.update(1 - clean, clean - robust)
-
-    def update(self, error: Tensor, boundary: Tensor) -> None:
-        """Move multipliers, weights and factors by the errors of the classes, (C,) each."""
+        error_gap, boundary_gap = (each - each.mean() - self.delta for each in (1 - clean, clean - robust))
         config, rate = self.config, self.config.rate * self.scale
         first, second, third = self.multipliers
-        error_gap, boundary_gap = (values - values.mean() - self.delta for values in (error, boundary))
         first.copy_(raised(first, error_gap, rate, config.limit))
         second.copy_(raised(second, boundary_gap, 2 * rate, config.limit))
         both = self.multipliers[:2]

@@ -5,15 +5,16 @@ Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, I
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from taet.distributed import global_mean, global_sum
+from taet.distributed import global_sum
 from taet.fields import OnlyWith
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.declarations import published
 
 WeightFunction = Literal["tanh", "sigmoid", "discrete"]
 
@@ -56,20 +57,10 @@ class Gairat(Method):
 
     title = "GAIRAT"
     reference = "Zhang et al., ICLR 2021, arXiv:2010.01736"
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 0.031,
-        "threat.step_size": 0.007,
-        "threat.steps": 10,
-        "threat.start": "uniform",
-        "threat.bn_mode": "eval",
-        "training.epochs": 120,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 2e-4,
-        "training.milestones": (59 / 120, 89 / 120),
-    }
+    official = published(
+        threat={"eps": 0.031, "step_size": 0.007, "steps": 10, "start": "uniform"},
+        training={"epochs": 120, "weight_decay": 2e-4, "milestones": (59 / 120, 89 / 120)},
+    )
 
     class Config(Method.Config):
         """The weights of the examples."""
@@ -94,8 +85,7 @@ class Gairat(Method):
         return Adversarial(examples, {"kappa": kappa, "weights": weights})
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        logits = model(adversarial.x)
-        losses = self.outer(logits, y)
         if self.stage == "burn-in":
-            return Loss(global_mean(losses), {}, logits)
-        return Loss(weighted_mean(adversarial.info["weights"], losses), {}, logits)
+            return self.label_loss(model, adversarial.x, y)
+        logits = model(adversarial.x)
+        return Loss(weighted_mean(adversarial.info["weights"], self.outer(logits, y)), {}, logits)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare
 from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
-from taet.methods.base import Adversarial, Loss, Method, Overrides, Step, Task, refuse_smoothing
+from taet.methods.base import Adversarial, Loss, Method, Step, Task
+from taet.methods.declarations import published, refuse_smoothing
 
 
 class Harl(Method):
@@ -31,21 +32,10 @@ class Harl(Method):
 
     title = "HARL"
     reference = "TAET, CVPR 2025, arXiv:2503.01924"
-    label_term = False
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 0.031,
-        "threat.step_size": 0.003,
-        "threat.steps": 10,
-        "threat.start": "gaussian",
-        "threat.bn_mode": "eval",
-        "training.epochs": 100,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 5e-4,
-        "training.milestones": (0.75, 0.9),
-    }
+    official = published(
+        threat={"eps": 0.031, "step_size": 0.003, "steps": 10, "start": "gaussian"},
+        training={"epochs": 100, "weight_decay": 5e-4, "milestones": (0.75, 0.9)},
+    )
 
     class Config(Method.Config):
         """Factors of the three terms, and the treatment of classes without a sample in the batch."""
@@ -65,12 +55,9 @@ class Harl(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        if task.outer.name != "cross-entropy":
-            raise UserError(
-                f"harl: got the outer loss {task.outer.name}; its loss already balances the classes and takes none"
-            )
-        if task.outer.drw:
-            raise UserError("harl: got deferred re-weighting; its loss already balances the classes and takes none")
+        if task.outer.name != "cross-entropy" or task.outer.drw:
+            got = "deferred re-weighting" if task.outer.drw else f"the outer loss {task.outer.name}"
+            raise UserError(f"harl: got {got}; its loss already balances the classes and takes none")
         refuse_smoothing("harl", task, "its loss compares classes by one label; allowed: --outer.label-smoothing 0")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
@@ -79,12 +66,9 @@ class Harl(Method):
         if self.config.absent != "zero" or batch_size > sum(class_counts):
             return ()
         absent, classes = expected_absent_classes(class_counts, batch_size), len(class_counts)
-        if absent <= classes / 2:
-            return ()
-        return (
-            f"a batch of {batch_size} misses {absent:,.0f} of {classes:,} classes on average, and the loss counts them "
-            "as 0, which weakens it (docs/protocols.md); --method.absent skip leaves them out",
-        )
+        counted = "and the loss counts them as 0, which weakens it (docs/protocols.md); --method.absent skip omits them"
+        missed = f"a batch of {batch_size} misses {absent:,.0f} of {classes:,} classes on average, {counted}"
+        return (missed,) if absent > classes / 2 else ()
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         config = self.config

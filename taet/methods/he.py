@@ -5,18 +5,18 @@ Source: Pang et al., Boosting Adversarial Training with Hypersphere Embedding, N
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
 from taet.distributed import global_mean
-from taet.errors import UserError
 from taet.fields import NonNegative, Note, OnlyWith, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task, refuse_smoothing
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.declarations import published, refuse_smoothing
 from taet.models.heads import Head
 
 BETA = {"trades": 6.0, "alp": 0.5}  # public code
@@ -40,21 +40,12 @@ class HypersphereEmbedding(Method):
 
     title = "HE"
     reference = "Pang et al., NeurIPS 2020, arXiv:2002.08619"
-    official: ClassVar[Overrides] = {
-        "model.normalize": "data",
-        "threat.eps": 0.031,
-        "threat.step_size": 0.007,
-        "threat.steps": 10,
-        "threat.start": "gaussian",
-        "threat.bn_mode": "eval",
-        "training.epochs": 77,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 5e-4,
-        "training.milestones": (74 / 77,),
-        "method.scale": 10.0,
-    }
+    official = published(
+        threat={"eps": 0.031, "step_size": 0.007, "steps": 10, "start": "gaussian"},
+        training={"epochs": 77, "weight_decay": 5e-4, "milestones": (74 / 77,)},
+        model={"normalize": "data"},
+        method={"scale": 10.0},
+    )
 
     class Config(Method.Config):
         """The form of the loss and the constants of the cosines."""
@@ -71,11 +62,7 @@ class HypersphereEmbedding(Method):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         refuse_smoothing("he", task, "its margin is defined for one label; allowed: --outer.label-smoothing 0")
-        if config.variant == "trades" and task.weighting != "none":
-            raise UserError(
-                f"he: got the weighting {task.weighting}; the attack of its variant trades raises no loss on labels: "
-                "only none"
-            )
+        self.label_attack = config.variant != "trades"
         self.beta = BETA.get(config.variant, 0.0) if config.beta is None else config.beta
 
     @staticmethod

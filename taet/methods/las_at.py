@@ -8,21 +8,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from taet.attacks.ball import draw_noise, frozen
-from taet.attacks.pgd import pgd
+from taet.attacks.ball import frozen
+from taet.attacks.noise import draw_noise
 from taet.distributed import average_gradients, global_mean
 from taet.fields import Count, NonNegative, Positive, Rule
 from taet.losses import cross_entropy
 from taet.losses.long_tail import full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task, refuse_smoothing
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.declarations import published, refuse_smoothing
 from taet.models.strategy import Strategy
 from taet.randomness import seeded
 
@@ -64,18 +66,11 @@ class LearnableAttackStrategy(Method):
         "attack starts from U(-eps, eps) of the threat",
     )
     label_attack = False
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 8 / 255,
-        "threat.bn_mode": "eval",
-        "training.epochs": 110,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.milestones": (99 / 110, 104 / 110),
-        "training.weight_decay": 5e-4,
-        "method.width": 64,
-    }
+    official = published(
+        threat={"eps": 8 / 255},
+        training={"epochs": 110, "milestones": (99 / 110, 104 / 110), "weight_decay": 5e-4},
+        method={"width": 64},
+    )
 
     class Config(Method.Config):
         """The choices of the strategy and its training."""
@@ -118,7 +113,7 @@ class LearnableAttackStrategy(Method):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         with torch.no_grad(), frozen(self.strategy):
-            choices = draw(self._log_probabilities(x), self._uniform(x, attack))
+            _, choices = self.chosen(x, attack)
         return self.attacked_by(model, x, y, attack, choices)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
@@ -132,8 +127,7 @@ class LearnableAttackStrategy(Method):
         x, optimizer = step.x, self.optimizers["strategy"]
         # One image has no batch statistics; all processes decide by the images of all of them.
         self.strategy.train((step.attack.source.total or len(x)) > 1)
-        log_probabilities = self._log_probabilities(x)
-        choices = draw(log_probabilities, self._uniform(x, step.attack))
+        log_probabilities, choices = self.chosen(x, step.attack)
         loss = reinforce(log_probabilities, choices, self.reward(model, step, choices))
         optimizer.zero_grad()
         with torch.autocast(x.device.type, enabled=False):
@@ -153,33 +147,23 @@ class LearnableAttackStrategy(Method):
         label: Tensor = self.outer(logits, y)
         return mass * label + (1 - mass) * self.outer.weighed(others, y)
 
-    def _log_probabilities(self, x: Tensor) -> list[Tensor]:
-        return [full_precision(logits).log_softmax(1) for logits in self.strategy(x)]
-
-    def _uniform(self, x: Tensor, attack: Attack) -> Tensor:
-        """Uniform numbers for the choices of each image, (N, heads); float32 whatever the type of x."""
-        return attack.source.uniform(x.new_empty(len(x), len(self.ranges), dtype=torch.float32))
+    def chosen(self, x: Tensor, attack: Attack) -> tuple[list[Tensor], Tensor]:
+        """Log-probabilities (N, options) of each head, and choices (N, heads) drawn from them."""
+        log_probabilities = [full_precision(logits).log_softmax(1) for logits in self.strategy(x)]
+        uniform = attack.source.uniform(x.new_empty(len(x), len(self.ranges), dtype=torch.float32))
+        return log_probabilities, draw(log_probabilities, uniform)
 
     def attacked_by(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, choices: Tensor) -> Adversarial:
         """Examples of the attack that `choices` (N, heads) describe; the model is in eval mode."""
         eps, steps, step_size = (
             choice + levels[0] for choice, levels in zip(choices.unbind(1), self.ranges, strict=True)
         )
-        most = self.config.steps[1]
+        most, length = self.config.steps[1], attack.eps * (UNIT * step_size.to(x.dtype))
+        moves = [length * (number < steps) for number in range(most)]  # by 0 after an image's last step
         # The start noise uses the threat's eps, so it may be outside the drawn ball until the first step.
         start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x
-        x_adv = attack(
-            model,
-            x,
-            y,
-            eps=attack.eps * (UNIT * eps.to(x.dtype)),
-            step_size=attack.eps * (UNIT * step_size.to(x.dtype)),
-            steps=most,
-            active=torch.arange(most, device=x.device)[:, None] < steps,
-            start="none",
-            start_noise=start,
-        )
-        return Adversarial(x_adv)
+        ball = attack.eps * (UNIT * eps.to(x.dtype))
+        return Adversarial(attack(model, x, y, eps=ball, step_size=moves, steps=most, start="none", start_noise=start))
 
     def reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
         """Reward of the choices: the attacked loss, and the accuracies of the model after one step on the examples."""
@@ -188,7 +172,9 @@ class LearnableAttackStrategy(Method):
         for group in optimizer.param_groups:
             if "momentum" in group:
                 group["momentum"] = 0.0  # SGD is published without
-        attacked = step.attacked(ahead)
+        attacked = ahead if step.view is None else step.view.module
+        if step.view is not None:
+            step.view.refresh()
         with frozen(attacked):
             adversarial = self.attacked_by(attacked, x, y, attack, choices)
             with torch.no_grad():
@@ -228,27 +214,15 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
 
     An image stops moving once it is misclassified. Batch normalisation is in train mode, as in the public code.
     """
-    eps = attack.eps
-    size = x.new_ones(len(x)) * (PROBE_STEP * eps)
+    probing = replace(attack, threat=attack.threat.replace(start="uniform", bn_mode="train"))
+    size = x.new_ones(len(x)) * (PROBE_STEP * attack.eps)
 
     def stop_misclassified(_: int, logits: Tensor) -> None:
-        size.copy_(PROBE_STEP * eps * (logits.argmax(1) == y))  # pgd reads it after this call, in every step
+        size.copy_(PROBE_STEP * attack.eps * (logits.argmax(1) == y))  # pgd reads it after this call, in every step
 
     best, best_loss = x, x.new_full((len(x),), -math.inf)
     for _ in range(RESTARTS):
-        x_adv = pgd(
-            model,
-            x,
-            y,
-            eps=eps,
-            step_size=size,
-            steps=PROBE_STEPS,
-            start="uniform",
-            start_noise=draw_noise(x, eps, "uniform", attack.source),
-            bn_mode="train",
-            observe=stop_misclassified,
-            checked=True,
-        )
+        x_adv = probing(model, x, y, step_size=size, steps=PROBE_STEPS, observe=stop_misclassified)
         with torch.no_grad(), frozen(model, "train"):
             loss = cross_entropy(model(x_adv), y)
         larger = loss >= best_loss

@@ -5,14 +5,13 @@ Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Miscla
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
 from taet.fields import NonNegative
 from taet.losses.consistency import misclassification_kl, runner_up_penalty
-from taet.methods.base import Adversarial, Loss, Method, Overrides
+from taet.methods.base import Adversarial, Loss, Method
+from taet.methods.declarations import published
 
 
 class Mart(Method):
@@ -29,20 +28,10 @@ class Mart(Method):
 
     title = "MART"
     reference = "Wang et al., ICLR 2020"
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 0.031,
-        "threat.step_size": 0.007,
-        "threat.steps": 10,
-        "threat.start": "gaussian",
-        "threat.bn_mode": "eval",
-        "training.epochs": 120,
-        "training.batch_size": 128,
-        "training.lr": 0.01,
-        "training.momentum": 0.9,
-        "training.weight_decay": 3.5e-3,
-        "training.milestones": (74 / 120, 89 / 120, 99 / 120),
-    }
+    official = published(
+        threat={"eps": 0.031, "step_size": 0.007, "steps": 10, "start": "gaussian"},
+        training={"epochs": 120, "lr": 0.01, "weight_decay": 3.5e-3, "milestones": (74 / 120, 89 / 120, 99 / 120)},
+    )
 
     class Config(Method.Config):
         """Factor of the divergence."""

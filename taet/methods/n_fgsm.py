@@ -5,21 +5,11 @@ Source: de Jorge et al., Make Some Noise: Reliable and Efficient Single-Step Adv
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from taet.attacks.ball import draw_noise
-from taet.distributed import global_mean
+from taet.attacks.noise import draw_noise
 from taet.fields import NonNegative
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task
-
-
-def one_step(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, reach: float, *given: Any, **more: Any) -> Tensor:
-    """Return examples after one step of eps, which may end up to `reach` times eps from the image."""
-    eps = attack.eps * reach
-    wide = min(eps, 1.0) if isinstance(eps, float) else eps  # of which no image in [0, 1] is out of reach
-    return attack(model, x, y, *given, eps=wide, step_size=attack.eps, steps=1, **more)
 
 
 class NoisyFgsm(Method):
@@ -50,10 +40,11 @@ class NoisyFgsm(Method):
         self.deviations = (f"one step of eps from {start if config.noise else 'the image'}",)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        k = self.config.noise
-        noise = draw_noise(x, k * attack.eps, "uniform", attack.source)
-        return Adversarial(one_step(attack, model, x, y, k + 1, start="uniform", start_noise=noise))
+        noise = draw_noise(x, self.config.noise * attack.eps, "uniform", attack.source)
+        reach = attack.eps * (self.config.noise + 1)
+        reach = min(reach, 1.0) if isinstance(reach, float) else reach  # no image in [0, 1] is farther away
+        size = attack.eps
+        return Adversarial(attack(model, x, y, eps=reach, step_size=size, steps=1, start="uniform", start_noise=noise))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        logits = model(adversarial.x)
-        return Loss(global_mean(self.outer(logits, y)), {}, logits)
+        return self.label_loss(model, adversarial.x, y)

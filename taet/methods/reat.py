@@ -5,7 +5,8 @@ Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Train
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith
 from taet.losses import rebalancing_weights
 from taet.losses.tail_margin import Form, tail_classes, tail_margin
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.declarations import published
 from taet.settings import Outer
 
 
@@ -33,20 +35,10 @@ class Reat(Method):
 
     title = "REAT"
     reference = "Li et al., arXiv:2307.10205, 2023"
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 8 / 255,
-        "threat.step_size": 2 / 255,
-        "threat.steps": 10,
-        "threat.start": "uniform",
-        "threat.bn_mode": "eval",
-        "training.epochs": 80,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 5e-4,
-        "training.milestones": (60 / 80, 75 / 80),
-    }
+    official = published(
+        threat={"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "start": "uniform"},
+        training={"epochs": 80, "weight_decay": 5e-4, "milestones": (60 / 80, 75 / 80)},
+    )
 
     class Config(Method.Config):
         """The three parts, each of which can be turned off, and the form of the regulariser."""
@@ -86,12 +78,12 @@ class Reat(Method):
         self.weights.copy_(rebalancing_weights(self.exposure, predicted_counts))
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        return Adversarial((attack.weighted(self.weights) if self.config.rbl else attack)(model, x, y))
+        weighted = replace(attack, weights=self.weights) if self.config.rbl else attack
+        return Adversarial(weighted(model, x, y))
 
     def loss(self, model: Any, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if not self.config.tail:
-            logits = model(adversarial.x)
-            return Loss(global_mean(self.outer(logits, y)), {}, logits)
+            return self.label_loss(model, adversarial.x, y)
         features = model.features(adversarial.x)
         logits = model.classify(features)
         label = global_mean(self.outer(logits, y))

@@ -5,7 +5,7 @@ Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,31 +14,22 @@ from taet.errors import UserError
 from taet.fields import NonNegative, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin, log_prior, positive_counts
-from taet.methods.base import Adversarial, Loss, Method, Overrides, Task, refuse_smoothing
+from taet.methods.base import Adversarial, Loss, Method, Task
+from taet.methods.declarations import published, refuse_smoothing
 from taet.models.heads import Head
 
 MANY_CLASSES = 100
 
 
-class Constants(NamedTuple):
-    """The constants of one form of RoBal; `RoBal.Config` describes each."""
-
-    margin: float
-    scale: float
-    tau_b: float
-    tau_m: float
-    beta: float
-    gamma: float
-    tau_p: float
-
-
-# By form, and whether there are many classes: the public code's configurations of CIFAR-10-LT and CIFAR-100-LT.
+SHARED = {"margin": 0.1, "scale": 10.0, "tau_b": 0.0, "tau_m": 0.0, "beta": 6.0, "gamma": 1 / 32, "tau_p": 0.0}
 PUBLISHED = {
-    ("R", False): Constants(0.1, 10, tau_b=1.5, tau_m=0.3, beta=6, gamma=1 / 32, tau_p=0),
-    ("N", False): Constants(0.1, 10, tau_b=1.2, tau_m=0, beta=6, gamma=1 / 32, tau_p=0.1),
-    ("R", True): Constants(0.3, 10, tau_b=0, tau_m=0, beta=6, gamma=1 / 16, tau_p=1.7),
-    ("N", True): Constants(0.2, 10, tau_b=0, tau_m=0, beta=3, gamma=1 / 32, tau_p=1.5),
+    ("R", False): {"tau_b": 1.5, "tau_m": 0.3},
+    ("N", False): {"tau_b": 1.2, "tau_p": 0.1},
+    ("R", True): {"margin": 0.3, "gamma": 1 / 16, "tau_p": 1.7},
+    ("N", True): {"margin": 0.2, "beta": 3.0, "tau_p": 1.5},
 }
+"""What differs by form, and whether there are many classes: the public code's files for CIFAR-10-LT and CIFAR-100-LT.
+"""
 
 
 class RoBal(Method):
@@ -60,20 +51,10 @@ class RoBal(Method):
 
     title = "RoBal"
     reference = "Wu et al., CVPR 2021, arXiv:2104.02703"
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 0.031,
-        "threat.step_size": 0.0078,
-        "threat.steps": 5,
-        "threat.start": "positive",
-        "threat.bn_mode": "eval",
-        "training.epochs": 80,
-        "training.batch_size": 64,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 2e-4,
-        "training.milestones": (59 / 80, 74 / 80),  # epochs from 0
-    }
+    official = published(
+        threat={"eps": 0.031, "step_size": 0.0078, "steps": 5, "start": "positive"},
+        training={"epochs": 80, "batch_size": 64, "weight_decay": 2e-4, "milestones": (59 / 80, 74 / 80)},
+    )
 
     class Config(Method.Config):
         """The form, and constants that replace the published ones of that form."""
@@ -111,31 +92,30 @@ class RoBal(Method):
     @staticmethod
     def head(config: Config, task: Task) -> Head:
         used = constants(config, task)
-        return Head("cosine", scale=used.scale, gamma=used.gamma)
+        return Head("cosine", scale=used["scale"], gamma=used["gamma"])
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural, logits = model(x), model(adversarial.x)
-        scale = self.constants.scale
+        scale = self.constants["scale"]
         rebalanced = self.with_margins(logits, y) if self.outer.name == "cross-entropy" else logits
         label = global_mean(self.outer(rebalanced, y))
         kl = global_mean(kl_divergence(natural / scale, logits / scale))
-        return Loss(label + self.constants.beta * kl, {"label": label, "kl": kl}, logits)
+        return Loss(label + self.constants["beta"] * kl, {"label": label, "kl": kl}, logits)
 
     def with_margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """Logits u (N, C) for the cross-entropy, from those of the model."""
         c = self.constants
         counts = positive_counts(self.exposure.to(logits.dtype))
-        margins = c.scale * c.margin + c.tau_m * (counts / counts.min()).log()
-        return less_margin(logits, y, margins) + c.tau_b * log_prior(counts)
+        margins = c["scale"] * c["margin"] + c["tau_m"] * (counts / counts.min()).log()
+        return less_margin(logits, y, margins) + c["tau_b"] * log_prior(counts)
 
     def offset(self) -> Tensor:
-        return self.constants.tau_p * log_prior(self.exposure)
+        return self.constants["tau_p"] * log_prior(self.exposure)
 
 
-def constants(config: RoBal.Config, task: Task) -> Constants:
+def constants(config: RoBal.Config, task: Task) -> dict[str, float]:
     """Return what the configuration gives, and what is published for the rest."""
-    given = config.model_dump(exclude={"form"})
-    published = PUBLISHED[config.form, task.num_classes >= MANY_CLASSES]
+    used = SHARED | PUBLISHED[config.form, task.num_classes >= MANY_CLASSES]
     if task.outer.name in ("balanced-softmax", "logit-adjustment"):
-        published = published._replace(tau_p=0)
-    return published._replace(**{name: value for name, value in given.items() if value is not None})
+        used["tau_p"] = 0.0
+    return used | config.model_dump(exclude={"form"}, exclude_none=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from taet.distributed import global_mean
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 
 
@@ -27,5 +26,4 @@ class Standard(Method):
         return Adversarial(x)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        logits = model(adversarial.x)
-        return Loss(global_mean(self.outer(logits, y)), {}, logits)
+        return self.label_loss(model, adversarial.x, y)

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.fields import Share
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task, refuse_smoothing
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.declarations import refuse_smoothing
 from taet.methods.harl import Harl
 from taet.settings import Outer, epoch_at
 
@@ -30,9 +30,7 @@ class Taet(Method):
 
     title = "TAET"
     reference = "CVPR 2025, arXiv:2503.01924"
-    label_term = False
     official = Harl.official
-    budget_warm_up = 1.0  # RobustLT, its experiments with TAET
 
     class Config(Harl.Config):
         """The options of HARL and the length of the clean stage."""
@@ -68,8 +66,7 @@ class Taet(Method):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.stage == "adversarial":
             return self.equalization.loss(model, x, y, adversarial)
-        logits = model(adversarial.x)
-        return Loss(global_mean(self.outer(logits, y)), {}, logits)
+        return self.label_loss(model, adversarial.x, y)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
         if self.stage == "adversarial":

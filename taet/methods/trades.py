@@ -5,15 +5,14 @@ Source: Zhang et al., Theoretically Principled Trade-off between Robustness and 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
 from taet.distributed import global_mean
 from taet.fields import NonNegative
 from taet.losses import kl_divergence
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides
+from taet.methods.base import Adversarial, Attack, Loss, Method
+from taet.methods.declarations import published
 
 
 class Trades(Method):
@@ -30,21 +29,10 @@ class Trades(Method):
     title = "TRADES"
     reference = "Zhang et al., ICML 2019, arXiv:1901.08573"
     label_attack = False
-    label_and_divergence = True
-    official: ClassVar[Overrides] = {
-        "model.normalize": "none",
-        "threat.eps": 0.031,
-        "threat.step_size": 0.007,
-        "threat.steps": 10,
-        "threat.start": "gaussian",
-        "threat.bn_mode": "eval",
-        "training.epochs": 76,
-        "training.batch_size": 128,
-        "training.lr": 0.1,
-        "training.momentum": 0.9,
-        "training.weight_decay": 2e-4,
-        "training.milestones": (74 / 76,),
-    }
+    official = published(
+        threat={"eps": 0.031, "step_size": 0.007, "steps": 10, "start": "gaussian"},
+        training={"epochs": 76, "weight_decay": 2e-4, "milestones": (74 / 76,)},
+    )
 
     class Config(Method.Config):
         """Factor of the divergence."""

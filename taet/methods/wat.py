@@ -17,17 +17,6 @@ from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task
 FEEDBACKS = 100  # of the published run, one an epoch, for which its rate is meant
 
 
-def class_costs(seen: Seen, beta: float) -> Tensor:
-    """Mean of CE(f(x), y) + beta KL(f(x) || f(x')) over the images of each class, and the mean of these, (C + 1,)."""
-    costs = seen.rates(seen.clean_loss + beta * seen.divergence)
-    return torch.cat([costs, costs.mean()[None]])
-
-
-def hedge(costs: Tensor, rate: float) -> Tensor:
-    """Weights C softmax(rate times the summed costs), for the C classes and all of them together, (C + 1,) -> same."""
-    return (len(costs) - 1) * (rate * costs).softmax(0)
-
-
 class WorstClass(Method):
     """Loss: mean (w_y + w_0) [CE(f(x), y) + beta KL(f(x) || f(x'))], where x' raises the KL.
 
@@ -72,5 +61,6 @@ class WorstClass(Method):
         return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
 
     def feedback(self, epoch: int, seen: Seen) -> None:
-        self.costs += class_costs(seen, self.config.beta)
-        self.weights.copy_(hedge(self.costs, self.rate))
+        costs = seen.rates(seen.clean_loss + self.config.beta * seen.divergence)
+        self.costs += torch.cat([costs, costs.mean()[None]])
+        self.weights.copy_(self.task.num_classes * (self.rate * self.costs).softmax(0))

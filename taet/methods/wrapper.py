@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, ClassVar
@@ -26,6 +25,15 @@ def _is_other(name: str) -> bool:
 
 Base = Annotated[str, Rule(_is_other, "a method that wraps no other")]
 """Name of a method that can be held."""
+
+
+def first_epoch(option: str, share: float, task: Task) -> int:
+    """Return the epoch, from 0, from which a rule uses what it saw of the epoch before it."""
+    first = max(round(share * task.epochs), 1)
+    if first >= task.epochs:
+        got = f"got {share:.3g} of {task.epochs} epochs, which leaves none of them"
+        raise UserError(f"method {option}: {got}; allowed: another share")
+    return first
 
 
 class BudgetRule(nn.Module):
@@ -52,7 +60,6 @@ class ClassBudgets(Method):
         """The base method."""
 
         left = MappingProxyType({"knobs": ()})
-        holder: ClassVar[str] = ""  # the method's own name, in messages
         base: Base = Run.default("method")
         """Name of the wrapped method."""
         base_settings: SerializeAsAny[Settings] | None = None
@@ -64,7 +71,7 @@ class ClassBudgets(Method):
             """Build the base's own Config from its settings as JSON."""
             if not isinstance(value, Mapping) or "base" not in info.data:
                 return value
-            with located(f"{cls.holder}: base {info.data['base']}"):
+            with located(f"method base {info.data['base']}"):
                 return from_json(methods.find(info.data["base"]).Config, value, "method")
 
     base: Method
@@ -78,12 +85,9 @@ class ClassBudgets(Method):
         self.title = f"{self.title} + {base.title}"
         self.reference = f"{self.reference}; {base.reference}"
         self.deviations = (*base.deviations, *self.deviations)
-        self.label_attack = base.label_attack
-        self.uses_features = base.uses_features
-        self.needs_feedback = base.needs_feedback
-        self.average_decay = base.average_decay
-        self.single_step = base.single_step
-        self.optimizers = base.optimizers
+        same = ("label_attack", "uses_features", "needs_feedback", "average_decay", "single_step", "optimizers")
+        for name in same:
+            setattr(self, name, getattr(base, name))
         self.rule = rule()  # last: what is wrong with the base is said first
         self.epoch = 0
         base.outer.by_class = self.rule.weighs_labels
@@ -112,9 +116,6 @@ class ClassBudgets(Method):
         factors = self.rule.factors(epoch)
         if factors is not None:
             self.factor.copy_(factors)
-        for label, factor in enumerate(self.factor.tolist()):
-            if not 0 <= factor < math.inf:
-                raise UserError(f"{self.config.holder}: got the factor {factor:g} of class {label}; allowed: 0 or more")
         self._weigh_labels()
 
     def _weigh_labels(self) -> None:

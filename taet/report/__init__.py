@@ -15,65 +15,38 @@ if TYPE_CHECKING:
 
 __all__ = ["fail_if_worse", "write"]
 
-ENDINGS = (".html", ".md", ".csv", ".tex")
-
 
 def write(
     sources: Sources | Results, out: str | os.PathLike[str], title: str | None = None, *, notes: Sequence[str] = ()
 ) -> Path:
-    """Write the report of result cards to the file `out`, and return its path.
+    """Write the report of `taet.results(...)`, or of what it takes, to the file `out`, and return its path.
 
     The ending of `out` says how: .html, one page that contains its styles, figures and images; .md and .tex, its main
-    tables; .csv, `Results.table()`. The same cards give the same bytes.
-
-    Args:
-        sources: `taet.results(...)`, or what it takes: run folders, cards, folders or patterns of these.
-        out: a new file, or an earlier report.
-        title: title of the page. Default: one that names the data sets.
-        notes: sentences at the beginning, such as which runs are missing.
+    tables; .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title.
 
     Raises:
-        UserError: a source without a card, another ending, or a file that is no report.
+        UserError: a source without a card, another ending, or a file of a run.
     """
     from taet.files import make_folder, write_atomically
     from taet.formatting import listed
     from taet.report import page
     from taet.report.results import Results, results
+    from taet.training.folder import RunFolder
 
     out = Path(out)
-    _check(out)
+    run = RunFolder(out.parent)
+    if out.suffix not in page.FORMS or out.is_dir():
+        raise UserError(f"report: got {out}; allowed: a file that ends in {', '.join(page.FORMS)}")
+    if run.is_run and out != run.report:
+        raise UserError(f"report: {out} would be in the folder of a run; allowed: {run.report}, or another folder")
     found = sources if isinstance(sources, Results) else results(sources)
     title = title or f"Adversarial robustness on {listed(dict.fromkeys(card.data['name'] for card in found.cards))}"
-    waiting = [f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else []
-    if out.suffix == ".csv":
-        text = found.table().to_csv(index=False, float_format="%.6f", lineterminator="\n")
-    else:
-        text = {".html": page.html, ".md": page.markdown, ".tex": page.latex}[out.suffix](
-            found, title, [*notes, *waiting]
-        )
+    notes = [*notes, *([f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else [])]
+    text = page.FORMS[out.suffix](found, title, notes)
     with located("report"):
         make_folder(out.parent)
     write_atomically(out, text.encode(errors="backslashreplace"))  # names of folders may be any bytes
     return out
-
-
-def _check(out: Path) -> None:
-    """Raise a `UserError` rather than replace a file that is no report, such as one of a run."""
-    from taet.files import opened
-    from taet.training.folder import RunFolder
-
-    if out.suffix not in ENDINGS:
-        raise UserError(f"report: got {out}; allowed: a file that ends in {', '.join(ENDINGS)}")
-    run = RunFolder(out.parent)
-    if run.is_run and out != run.report:
-        raise UserError(f"report: {out} would be in the folder of a run; allowed: {run.report}, or another folder")
-    if out.is_dir():
-        raise UserError(f"report: got the folder {out}; allowed: a file, e.g. {out / 'report.html'}")
-    if out.is_file() and out.suffix == ".html":
-        with opened(out) as file:
-            start = file.read(100).strip().lower()
-        if start and not start.startswith((b"<!doctype html", b"<html")):
-            raise UserError(f"report: {out} is there and is no HTML page; allowed: a new file, or an earlier report")
 
 
 def fail_if_worse(new: Sources, old: Sources) -> list[str]:
@@ -89,16 +62,15 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
     from taet.evaluation.card import compare_runs
     from taet.formatting import points
     from taet.intervals import LEVEL
-    from taet.report.sources import read
+    from taet.report.results import results
 
-    ours, theirs = (sorted((one.card for one in read(side)[0]), key=lambda card: card.seed or 0) for side in (new, old))
-    columns = [c for c in theirs[0].columns if c.ordinary and (c.bounded or c.norm is None)]
-    if not columns:
+    ours, theirs = (sorted(results(side).cards, key=lambda card: card.seed or 0) for side in (new, old))
+    names = [one.name for one in theirs[0].columns if one.ordinary and (one.bounded or one.norm is None)]
+    if not names:
         raise UserError("the old card has no column of clean images or of an attack within a ball; evaluate it again")
-    lines = []
-    for name in (column.name for column in columns):
-        found = compare_runs(ours, theirs, name, len(columns))
-        if found.decided and found.p < LEVEL / len(columns) and found.value < 0:
-            ends = f"{points(found.low)} to {points(found.high)}"
-            lines.append(f"worse under {name}: {points(found.value)} points of balanced accuracy ({ends})")
-    return lines
+    found = {name: compare_runs(ours, theirs, name, len(names)) for name in names}
+    return [
+        f"worse under {name}: {points(one.value)} points of balanced accuracy ({points(one.low)} to {points(one.high)})"
+        for name, one in found.items()
+        if one.decided and one.p < LEVEL / len(names) and one.value < 0
+    ]

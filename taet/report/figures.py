@@ -1,164 +1,195 @@
-"""The figures of the report: one function each, from results to panels; its docstring is the text above it."""
+"""The figures of the report: one function each, from results to inline SVG; its docstring is the text above it.
+
+Figures have one width, are legible without colour, and have the same bytes for the same numbers.
+"""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
+import io
+import re
+import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
-from numpy.typing import ArrayLike
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+from PIL import Image
 
 from taet import statistics
 from taet.evaluation.bundles import curves
-from taet.report.drawing import (
-    COLOURS,
-    GREY,
-    INK,
-    MARKERS,
-    Panel,
-    Picture,
-    axes,
-    draw,
-    legend,
-    look,
-    percent_axis,
-    png,
-    rows_axis,
-    short,
-)
-from taet.report.numbers import class_names, over_seeds
-from taet.report.results import Results
+from taet.report.results import Results, over_seeds
 from taet.report.tables import in_ball, largest_first, lead_attacks, order, under
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-
+GREY, INK = "#6b6b6b", "#1a1a1a"
+WIDTH = 4.8  # inches: 460 CSS pixels
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours of Okabe and Ito (Color Universal Design, 2008), ordered so that the first three differ in lightness."""
+MARKERS = "osD^vP*"
 STRENGTHS = ("#8c8c8c", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")
 """Colours of attacks: grey for clean images, orange for the strongest."""
 GROUPS = {"head": "#8c8c8c", "body": "#0072B2", "tail": "#D55E00"}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": False, "font.family": "DejaVu Sans"}
+STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"axes.axisbelow": True, "grid.color": "#e2e2e2", **dict.fromkeys(("xtick.color", "ytick.color"), GREY)}
+STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
 MOST_ROWS, MOST_LINES, MOST_CLASSES, EXAMPLES = 20, 7, 100, 8
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
 
 
+class Panel(NamedTuple):
+    """A drawing and its title; `svg` is markup, `title` is text."""
+
+    title: str
+    svg: str
+
+
+class Picture(NamedTuple):
+    """An image under attack: what is seen, and its clean, adversarial and magnified forms as data URIs."""
+
+    title: str
+    images: list[str]
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Set the style of all figures within this block and restore matplotlib's settings afterwards."""
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+        # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is not missing.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        yield
+
+
+def axes(height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of a height in inches, and its axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def draw(figure: Figure, title: str, description: str) -> Panel:
+    """Return a figure as markup, with a legend of what has a name; its ids are those of no other figure."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if labels:  # as many side by side as fit
+        columns = max(1, min(len(labels), 66 // (5 + max(map(len, labels)))))
+        gaps = {"handletextpad": 0.3, "columnspacing": 1.2, "handlelength": 1.4}
+        figure.legend(handles, labels, ncols=columns, fontsize=8.5, loc="outside upper left", **gaps)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", "system-ui, sans-serif").rstrip()
+    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<defs>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    anchor = hashlib.sha256(f"{title} {svg}".encode()).hexdigest()[:8]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{anchor}-", svg)
+    head = f'<svg class="figure" role="img" aria-label="{escape(f"{title}: {description}")}"'
+    return Panel(title, svg.replace("<svg", head, 1))
+
+
+def _short(name: str, length: int = 30) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
 def overview(results: Results) -> Iterator[Panel]:
     """Balanced accuracy of each row under each attack, and of its head, body and tail classes under the strongest."""
-    rows, strongest = order(results)[:MOST_ROWS], lead_attacks(results)[-1:]
-    scores, parts = (results.scores(*names).set_index("row") for names in (("balanced",), GROUPS))
-    usual = [attack for attack in in_ball(results) if 2 * (scores["attack"] == attack).sum() >= len(results.rows)]
-    attacks = [*lead_attacks(results)[:-1], *(attack for attack in usual if attack not in strongest)]
-    attacks = [*attacks[: len(STRENGTHS) - 1], *strongest]
-    colours = [*STRENGTHS[: len(attacks) - 1], STRENGTHS[-1]]
-    parts = parts[parts["attack"] == results.strongest]
-    reach = min(1.01, 1.02 * max(scores["high"].max(), parts["high"].max() if len(parts) else 0))
+    rows, attack = order(results)[:MOST_ROWS], results.strongest
+    scores, parts = results.scores("balanced"), results.scores(*GROUPS).query("attack == @attack")
+    lead, held = lead_attacks(results), scores["attack"].value_counts()
+    usual = [one for one in in_ball(results) if 2 * held[one] >= len(results.rows) and one not in lead]
+    attacks = [*[*lead[:-1], *usual][: len(STRENGTHS) - 1], lead[-1]]
+    colours = dict(zip(attacks, [*STRENGTHS[: len(attacks) - 1], STRENGTHS[-1]], strict=True))
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
-    lines = {a: (scores[scores["attack"] == a], colour) for a, colour in zip(attacks, colours, strict=True)}
-    yield _forest(f"Balanced accuracy under each attack{of}", rows, lines, reach)
+    yield _forest(f"Balanced accuracy under each attack{of}", scores, rows, "attack", colours)
     if len(parts):
-        groups = {group: (parts[parts["group"] == group], colour) for group, colour in GROUPS.items()}
-        yield _forest(f"Head, body and tail classes under {results.strongest}{of}", rows, groups, reach)
+        yield _forest(f"Head, body and tail classes under {attack}{of}", parts, rows, "group", GROUPS)
 
 
-def _forest(title: str, rows: Sequence[str], lines: Mapping[str, tuple[pd.DataFrame, str]], reach: float) -> Panel:
-    """Draw a row for each method, with a marker and an interval for each line."""
+def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, colours: Mapping[str, str]) -> Panel:
+    """Draw a marker and an interval of each row for each value of the column `lines`, in its colour."""
     figure, ax = axes(0.85 + (0.44 if len(rows) < 10 else 0.36) * len(rows))
-    for place, (label, (line, colour)) in enumerate(lines.items()):
-        at = [row for row, method in enumerate(rows) if method in line.index]
-        y = np.array(at) + 0.62 * ((place + 0.5) / len(lines) - 0.5)
-        _points(ax, line.loc[[rows[row] for row in at]], y, label, colour, MARKERS[place % len(MARKERS)])
+    for place, (label, colour) in enumerate(colours.items()):
+        line = scores[scores[lines] == label].set_index("row").reindex(rows)
+        y = np.arange(len(rows)) + 0.62 * ((place + 0.5) / len(colours) - 0.5)
+        ax.hlines(y, line["low"], line["high"], color=colour, linewidth=1.5, alpha=0.5)
+        ax.plot(line["accuracy"], y, MARKERS[place % len(MARKERS)], markersize=4.5, color=colour, label=label)
     for row in range(1, len(rows)):
         ax.axhline(row - 0.5, color="#ececec", linewidth=0.8, zorder=0)
-    rows_axis(ax, rows)
-    ax.set_xlim(-0.01, reach)
-    percent_axis(ax.xaxis)
-    legend(figure, ax)
-    return draw(figure, title, f"with 95 % intervals, one row per method: {', '.join(lines)}")
-
-
-def _points(ax: Axes, found: pd.DataFrame, y: ArrayLike, label: str, colour: str, marker: str) -> None:
-    ax.hlines(y, found["low"], found["high"], color=colour, linewidth=1.5, alpha=0.5)
-    ax.plot(found["accuracy"], y, linestyle="none", marker=marker, markersize=4.5, color=colour, label=label)
-
-
-def classes(results: Results) -> Iterator[Panel]:
-    """Accuracy of each class with its 95 % interval, the class with most training images on top."""
-    card, rows = results.cards[0], order(results)[:MOST_LINES]
-    names = [class_names(card)[label] for label in largest_first(card)]
-    for attack in lead_attacks(results):
-        scores = results.scores(*names).query("attack == @attack")
-        figure, ax = axes(0.85 + max(0.26, 0.08 * len(rows)) * min(len(names), MOST_CLASSES))
-        for place, row in enumerate(rows):
-            found = scores[scores["row"] == row].set_index("group").reindex(names)
-            y = np.arange(len(names)) + 0.6 * ((place + 0.5) / len(rows) - 0.5)
-            _points(ax, found, y, short(row), COLOURS[place], MARKERS[place])
-        rows_axis(ax, names)
-        ax.set_xlim(-0.01, 1.01)
-        percent_axis(ax.xaxis)
-        legend(figure, ax)
-        yield draw(figure, under(attack), "accuracy of each class, one marker per method")
-
-
-def histogram(results: Results) -> Iterator[Panel]:
-    """Images of each class in the training set; head, body and tail are the thirds of the classes."""
-    card = results.cards[0]
-    counts, order = np.asarray(card.data["train_class_counts"]), largest_first(card)
-    figure, ax = axes(0.8 + 0.22 * min(len(order), MOST_CLASSES))
-    for group, members in statistics.class_groups(counts).items():
-        if group in GROUPS:
-            at = [order.index(label) for label in members]
-            ax.barh(at, counts[members], 0.75, color=GROUPS[group], label=group)
-    if len(order) <= 60:
-        for row, label in enumerate(order):
-            place: Any = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
-            ax.annotate(str(counts[label]), (counts[label], row), color=GREY, fontsize=8, **place)
-    rows_axis(ax, [card.class_names[label] for label in order])
+    ax.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(_short(row, 44), 23)) for row in rows], fontsize=9)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlim(-0.01, min(1.01, 1.02 * scores["high"].max()))
     ax.grid(axis="x")
-    legend(figure, ax)
-    yield draw(figure, "Training images of each class", "one bar per class, the largest on top")
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    return draw(figure, title, f"with 95 % intervals, one row per method: {', '.join(colours)}")
 
 
 def strength(results: Results) -> Iterator[Panel]:
     """Balanced accuracy against one setting of the attack, with 95 % intervals. A curve over steps that still falls at
     its end has not converged; one over the radius must reach 0; one over the scale of the logits should be flat."""
+    found: dict[str, list[tuple[object, ...]]] = {name: [] for name in CURVES}
+    for one in results.named:
+        for name, curve in curves(one.card).items():
+            for x, column in curve.items():
+                counts = statistics.class_counts(column.correct, one.card.labels, one.card.num_classes)
+                numbers = statistics.balanced_accuracy(*counts), *statistics.balanced_interval(*counts)
+                found[name].append((one.row, one.card.seed, x, *numbers))
     for name, said in CURVES.items():
-        lines = {row: line for row in order(results)[:MOST_LINES] if (line := _curve(results, row, name))}
-        if not lines:
-            continue
-        figure, ax = axes(3.0)
-        for place, (row, line) in enumerate(lines.items()):
-            x, value, low, high = (np.array(each) for each in zip(*line, strict=True))
-            ax.fill_between(x, low, high, color=COLOURS[place], alpha=0.12, linewidth=0)
-            ax.plot(x, value, markersize=4, label=short(row), **look(place))
-        ticks = sorted({point[0] for line in lines.values() for point in line})
+        if found[name]:
+            points = pd.DataFrame(found[name], columns=["row", "seed", "x", "accuracy", "low", "high"])
+            scores = over_seeds(points, "row", "x").sort_values("x").set_index("row")
+            lines = {row: scores.loc[[row]].set_index("x") for row in order(results) if row in scores.index}
+            yield _lines(said[0].upper() + said[1:], said, lines, sorted(set(points["x"])))
+
+
+def training(results: Results) -> Iterator[Panel]:
+    """Balanced accuracy over the epochs of training, mean over the seeds, on the split in the title."""
+    points = [(one.row, epoch.epoch, epoch.monitor) for one in results.named for epoch in one.epochs if epoch.monitor]
+    for name in ("clean", "attacked") if points else ():
+        split, attack = points[0][2].split, points[0][2].attack
+        values = [(row, epoch, getattr(point, name).balanced_accuracy) for row, epoch, point in points]
+        means = pd.DataFrame(values, columns=["row", "epoch", "accuracy"]).groupby(["row", "epoch"]).mean()
+        lines = {row: means.loc[row] for row in order(results) if row in means.index}
+        yield _lines(f"{'Clean images' if name == 'clean' else f'Under {attack}'}, {split} split", "epoch", lines)
+
+
+def _lines(title: str, label: str, lines: Mapping[str, pd.DataFrame], ticks: Sequence[float] = ()) -> Panel:
+    """Draw accuracy against a number for some rows, with intervals where there are any; `ticks` on a wide scale."""
+    figure, ax = axes(3.0)
+    for place, (row, line) in enumerate([*lines.items()][:MOST_LINES]):
+        if "low" in line:
+            ax.fill_between(line.index, line["low"], line["high"], color=COLOURS[place], alpha=0.12, linewidth=0)
+        marker, every = f"{MARKERS[place]}-", max(1, len(line) // 8)
+        ax.plot(line.index, line["accuracy"], marker, color=COLOURS[place], ms=4, markevery=every, label=_short(row))
+    if ticks:
         ax.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0))
         ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         ax.set_xticks([], minor=True)
-        ax.set_xlabel(said)
-        ax.set_ylim(bottom=0)
-        percent_axis(ax.yaxis)
-        legend(figure, ax)
-        yield draw(figure, said[0].upper() + said[1:], f"balanced accuracy against the {said}")
-
-
-def _curve(results: Results, row: str, name: str) -> list[tuple[float, float, float, float]]:
-    """Return the points of a curve of a row: its setting, and mean accuracy with its interval."""
-    found: dict[float, list[tuple[float, float, float]]] = {}
-    for card in (one.card for one in results.named if one.row == row):
-        for x, column in curves(card)[name].items():
-            counts = statistics.class_counts(column.correct, card.labels, card.num_classes)
-            ends = statistics.balanced_interval(*counts)
-            found.setdefault(x, []).append((statistics.balanced_accuracy(*counts), *ends))
-    return [(x, *over_seeds(np.array(values))[:3]) for x, values in sorted(found.items())]
+    ax.set_xlabel(label)
+    ax.set_ylim(bottom=0)
+    ax.grid(axis="y")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    return draw(figure, title, f"balanced accuracy against the {label}, one line for each row")
 
 
 def confusion(results: Results) -> Iterator[Panel]:
     """Share of each true class that is predicted as each class by the best row, in per cent, summed over its seeds."""
     attack, row, card = lead_attacks(results)[-1], order(results)[0], results.cards[0]
-    given = [one.columns[attack].predictions for one in results.named if one.row == row and attack in one.columns]
-    counts = np.sum([statistics.confusion_matrix(card.labels, one, card.num_classes) for one in given], axis=0)
+    if card.num_classes > MOST_CLASSES:
+        return
     place = largest_first(card)
-    share = (counts / np.maximum(counts.sum(1, keepdims=True), 1))[np.ix_(place, place)]
-    names, few = [short(card.class_names[label], 12) for label in place], len(place) <= 12
+    given = results.predictions[row].xs(attack, axis=1, level="attack").melt(ignore_index=False)["value"]
+    counted = pd.crosstab(results.labels[given.index], given.to_numpy(), normalize="index")
+    share = counted.reindex(index=place, columns=place, fill_value=0).to_numpy()
+    names, few = [_short(card.class_names[label], 12) for label in place], len(place) <= 12
     figure, ax = axes(4.3)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if len(names) <= 40:
@@ -173,47 +204,28 @@ def confusion(results: Results) -> Iterator[Panel]:
     yield draw(figure, f"{row}, {under(attack).lower()}", "confusion matrix, per cent of each true class")
 
 
-def training(results: Results) -> Iterator[Panel]:
-    """Balanced accuracy over the epochs of training, mean over the seeds, on the split in the title."""
-    points = [epoch.monitor for one in results.named for epoch in one.source.epochs if epoch.monitor is not None]
-    split, attack = points[0].split, points[0].attack
-    for name, title in (("clean", f"Clean images, {split} split"), ("attacked", f"Under {attack}, {split} split")):
-        figure, ax = axes(2.9)
-        lines = {row: line for row in order(results) if (line := _over_epochs(results, row, name))}
-        for place, (row, line) in enumerate([*lines.items()][:MOST_LINES]):
-            every = max(1, len(line) // 8)
-            ax.plot([*line], [*line.values()], markersize=3.5, markevery=every, label=short(row), **look(place))
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("epoch")
-        percent_axis(ax.yaxis)
-        legend(figure, ax)
-        yield draw(figure, title, "balanced accuracy per epoch, one line per method")
-
-
-def _over_epochs(results: Results, row: str, name: str) -> dict[int, float]:
-    """Return the mean balanced accuracy over the seeds of a row by epoch, where it was measured."""
-    found: dict[int, list[float]] = {}
-    for epoch in (epoch for one in results.named if one.row == row for epoch in one.source.epochs):
-        if epoch.monitor is not None:
-            counts = epoch.monitor.clean if name == "clean" else epoch.monitor.attacked
-            found.setdefault(epoch.epoch, []).append(statistics.balanced_accuracy(counts.correct, counts.total))
-    return {epoch: float(np.mean(found[epoch])) for epoch in sorted(found)}
-
-
 def pictures(results: Results) -> Iterator[Picture]:
     """Examples from common to rare classes of the best row that kept some: clean, under attack, and what the attack
     added, magnified around grey."""
-    kept = [(row, one.source.examples) for row in order(results) for one in results.named if one.row == row]
-    for row, examples in [(row, examples) for row, examples in kept if examples is not None][:1]:
-        names, largest = results.cards[0].class_names, largest_first(results.cards[0])
-        sorted_rows = sorted(range(len(examples.labels)), key=lambda i: largest.index(int(examples.labels[i])))
-        chosen = np.linspace(0, len(sorted_rows) - 1, min(EXAMPLES, len(sorted_rows))).round().astype(int)
-        clean = examples.images / 255
-        change = examples.adversarial - clean
-        factor = max(1, int(0.5 / max(float(np.abs(change).max(initial=0)), 1e-9) + 1e-3)) if change.any() else 1
-        for i in (sorted_rows[place] for place in dict.fromkeys(chosen)):
-            shown = (clean[i], examples.adversarial[i], 0.5 + factor * change[i])
-            answers = (examples.labels[i], examples.clean_predictions[i], examples.adversarial_predictions[i])
-            true, before, after = (names[label] for label in answers)
-            said = f"{true}: {before}, under {examples.attack} {after} ({row}, change × {factor})"
-            yield Picture(said, [png(image) for image in shown])
+    kept = ((row, one.examples) for row in order(results) for one in results.named if one.row == row)
+    row, examples = next(((row, examples) for row, examples in kept if examples is not None), ("", None))
+    if examples is None:
+        return
+    names, largest = results.cards[0].class_names, largest_first(results.cards[0])
+    places = sorted(range(len(examples.labels)), key=lambda i: largest.index(int(examples.labels[i])))
+    clean = examples.images / 255
+    change = examples.adversarial - clean
+    factor = max(1, int(0.5 / max(float(np.abs(change).max(initial=0)), 1e-9) + 1e-3)) if change.any() else 1
+    for i in (places[place] for place in dict.fromkeys(np.linspace(0, len(places) - 1, EXAMPLES).round().astype(int))):
+        shown = (clean[i], examples.adversarial[i], 0.5 + factor * change[i])
+        answers = (examples.labels[i], examples.clean_predictions[i], examples.adversarial_predictions[i])
+        true, before, after = (names[label] for label in answers)
+        said = f"{true}: {before}, under {examples.attack} {after} ({row}, change × {factor})"
+        yield Picture(said, [_png(image) for image in shown])
+
+
+def _png(image: NDArray[np.floating]) -> str:
+    """Return an image (H, W, 1 or 3) in [0, 1] as a data URI at its own size; the page enlarges it pixel by pixel."""
+    pixels, buffer = np.rint(255 * image.clip(0, 1)).astype(np.uint8), io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

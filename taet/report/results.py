@@ -6,34 +6,33 @@ import dataclasses
 import importlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from taet import statistics
 from taet.attacks import catalogue
-from taet.attacks.suite import Suite
+from taet.attacks.autoattack import AutoAttack
 from taet.errors import UserError, unknown
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.rules import MASKING, raised
-from taet.intervals import Difference, difference
-from taet.report.numbers import COLUMNS, NamedCard, about, lines, members, over_seeds
-from taet.report.rows import attack_names, images, named
+from taet.intervals import Difference, difference, mean_recall_limits
+from taet.report import rows
 from taet.report.sources import Sources, StoredCard, read
-from taet.statistics import balanced_accuracy, class_counts
+from taet.statistics import Ints
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-LEAD = "autoattack"
-BOARD = (
-    *("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high"),
-    *("clean", "pgd-20", "tail", "worst", "seeds", "flags"),
-)
+ABOUT = ("card", "row", "method", "data", "imbalance_ratio", "model", "protocol", "seed")
+COLUMNS = (*ABOUT, "attack", "group", "n", "correct", "accuracy", "low", "high")
+GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")
+"""Groups of classes in the table, before the classes themselves."""
+LEVEL, LEAD = 0.95, "autoattack"
+BOARD = [*("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high")]
+BOARD += ["clean", "pgd-20", "tail", "worst", "seeds", "flags"]
 """Columns of a board; low and high are the 95 % interval under AutoAttack, tail and worst are under it as well."""
 PGD_ALONE = frozenset({"autoattack-far-below-pgd", "logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"})
 """Flags of a loss or scale that misleads PGD but not AutoAttack, whose losses are a margin and free of the scale."""
@@ -47,30 +46,34 @@ def results(*sources: Sources) -> Results:
     Raises:
         UserError: a source without a card, or a damaged card.
     """
-    found, waiting = read(sources)
-    by_images: dict[tuple[object, ...], list[StoredCard]] = {}
-    for source in found:
-        by_images.setdefault(images(source.card), []).append(source)
-    return Results(tuple(card for group in by_images.values() for card in _named(group)), tuple(waiting))
+    found, waiting = read(*sources)
+    by_images = _parts((rows.images(one.card), one) for one in found)
+    return Results(tuple(one for cards in by_images for one in _named(cards)), tuple(waiting))
 
 
-def _named(sources: Sequence[StoredCard]) -> Iterator[NamedCard]:
+def _parts(pairs: Iterable[tuple[Hashable, StoredCard]]) -> list[list[StoredCard]]:
+    """Return the cards of each key, in the order of their first card."""
+    found: dict[Hashable, list[StoredCard]] = {}
+    for key, one in pairs:
+        found.setdefault(key, []).append(one)
+    return [*found.values()]
+
+
+def _named(cards: Sequence[StoredCard]) -> Iterator[StoredCard]:
     """Yield the cards of one table with their rows and attacks, named among each other.
 
     Columns measured only for a curve and examples of another model are left out.
     """
-    columns = [[column for column in source.card.columns if column.ordinary] for source in sources]
-    names = attack_names(column.identity for each in columns for column in each)
-    rows = named([source.card for source in sources])
-    for source, (row, setting), each in zip(sources, rows, columns, strict=True):
-        yield NamedCard(source, row, setting, {names[column.identity]: column for column in sorted(each, key=_place)})
+    columns = [sorted((column for column in one.card.columns if column.ordinary), key=_place) for one in cards]
+    names = rows.attack_names(column.identity for each in columns for column in each)
+    for one, (row, setting), each in zip(cards, rows.named([one.card for one in cards]), columns, strict=True):
+        own = {names[column.identity]: column for column in each}
+        yield dataclasses.replace(one, row=row, setting=setting, columns=own)
 
 
 def _place(column: Column) -> tuple[float, ...]:
     """Sort key of attacks: clean first, then by norm and radius, the worst case last; unbounded attacks after all."""
-    norms = (None, "linf", "l2", "l1", "l0")
-    norm = norms.index(column.norm) if column.norm in norms else len(norms)
-    worst = column.name in WORST_CASE.values()
+    norm, worst = (None, "linf", "l2").index(column.norm), column.name in WORST_CASE.values()
     return column.norm is not None and not column.bounded, norm, column.eps or 0.0, worst, *catalogue.place(column.name)
 
 
@@ -82,7 +85,7 @@ class Results:
     `board` and `report` treat each on its own, and `by_test_set` separates them.
     """
 
-    named: tuple[NamedCard, ...]
+    named: tuple[StoredCard, ...]
     waiting: tuple[str, ...] = ()
     """Run folders that have not been evaluated."""
     _differences: dict[tuple[str, ...], Difference | None] = field(default_factory=dict)
@@ -100,54 +103,39 @@ class Results:
         return tuple(dict.fromkeys(one.row for one in self.named))
 
     @cached_property
-    def attacks(self) -> tuple[str, ...]:
-        """Names of the attacks of all cards, clean first, in the order of a table."""
-        found = {name: column for one in self.named for name, column in one.columns.items()}
-        return tuple(sorted(found, key=lambda name: (_place(found[name]), name)))
+    def columns(self) -> dict[str, Column]:
+        """A column of each attack, for its settings; clean first, in the order of a table."""
+        found = {name: column for one in reversed(self.named) for name, column in one.columns.items()}
+        return dict(sorted(found.items(), key=lambda pair: (_place(pair[1]), pair[0])))
 
     @cached_property
     def strongest(self) -> str | None:
         """The strongest attack: a complete suite, else that with the lowest mean balanced accuracy.
 
-        Only bounded attacks of the cards' threat that most rows have; the worst case only where there is no other.
+        Of equals it is the later in a table: PGD-20 rather than FGSM. Only bounded attacks of the cards' threat that
+        most rows have; the worst case only where there is no other.
         """
+        balls = {(card.threat["norm"], card.threat["eps"]) for card in self.cards}
+        inside = {name: of for name, of in self.columns.items() if of.bounded and (of.norm, of.eps) in balls}
+        found = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)
 
-        def order(name: str) -> tuple[bool, int, bool, float]:
-            of = [(one, one.columns[name]) for one in self.named if name in one.columns]
-            whole = any(isinstance(column.attack, Suite) and column.attack.is_reference for _, column in of)
-            counts = (class_counts(column.correct, one.card.labels, one.card.num_classes) for one, column in of)
-            mean = sum(balanced_accuracy(*each) for each in counts) / len(of)
-            return of[0][1].name in WORST_CASE.values(), -len({one.row for one, _ in of}), not whole, mean
+        def order(name: str) -> tuple[bool, int, bool, float, int]:
+            column, (held, mean) = inside[name], found.loc[name]
+            whole = isinstance(column.attack, AutoAttack) and column.attack.is_reference
+            return column.name in WORST_CASE.values(), -held, not whole, mean, -list(inside).index(name)
 
-        threats = [(one.columns, (one.card.threat["norm"], one.card.threat["eps"])) for one in self.named]
-        inside = {
-            name
-            for columns, ball in threats
-            for name, column in columns.items()
-            if column.bounded and (column.norm, column.eps) == ball
-        }
-        return min((name for name in self.attacks if name in inside), key=order, default=None)
+        return min(inside, key=order, default=None)
 
     def by_test_set(self) -> list[Results]:
         """Return the results of each test set and its training counts, in the order of their first card."""
-        found: dict[tuple[object, ...], list[NamedCard]] = {}
-        for one in self.named:
-            found.setdefault(images(one.card), []).append(one)
-        return [Results(tuple(cards)) for cards in found.values()]
+        return [Results(tuple(cards)) for cards in _parts((rows.images(one.card), one) for one in self.named)]
 
-    def on(self, **columns: object) -> Results:
-        """Return the cards with these values in columns of the table, e.g. `data="digits-lt"`, `row=["at", "taet"]`.
-
-        Rows and attacks keep their names.
-        """
-        for name in columns:
-            if name not in COLUMNS[:8]:
-                raise unknown("column", name, COLUMNS[:8])
-        wanted = {name: value if isinstance(value, list | tuple) else [value] for name, value in columns.items()}
-        kept = [one for one in self.named if all(about(one)[name] in values for name, values in wanted.items())]
-        if not kept:
-            raise UserError(f"results: no card has {', '.join(f'{name} {value}' for name, value in columns.items())}")
-        return Results(tuple(kept))
+    def _one(self) -> Results:
+        """Return these results if they are on one test set."""
+        if len(sets := self.by_test_set()) > 1:
+            names = ", ".join(f"{one.cards[0].data['name']} ({len(one.cards)} cards)" for one in sets)
+            raise UserError(f"results: got {len(sets)} test sets: {names}; allowed: one; choose with .by_test_set()")
+        return self
 
     def table(self) -> pd.DataFrame:
         """Return one line for each card, attack and group of classes, sorted by card.
@@ -157,24 +145,17 @@ class Results:
         and each class. Accuracies are in [0, 1] with 95 % intervals over the test images; `n` are the images of the
         group, and `correct` is missing where the accuracy is a mean over classes.
         """
-        import pandas as pd
-
-        found = [line for one in self.by_test_set() for line in lines(one.named)]
-        table = pd.DataFrame(sorted(found, key=lambda line: str(line[0])), columns=list(COLUMNS))
-        return table.astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
+        found = pd.concat([_numbers(one.named) for one in self.by_test_set()])
+        return found.sort_values("card", kind="stable", ignore_index=True)
 
     @property
     def labels(self) -> pd.Series:
         """The class of each test image."""
-        import pandas as pd
-
         return pd.Series(self._one().cards[0].labels, name="label")
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """The class predicted for each test image (index) by each row, seed and attack (columns)."""
-        import pandas as pd
-
         found = {key: column.predictions for key, column in self._one()._columns.items()}
         return pd.DataFrame(found).rename_axis(columns=["row", "seed", "attack"])
 
@@ -187,34 +168,18 @@ class Results:
                 found.setdefault((one.row, one.card.seed, name), column)
         return found
 
-    def _one(self) -> Results:
-        """Return these results if they are on one test set."""
-        sets = self.by_test_set()
-        if len(sets) > 1:
-            names = ", ".join(f"{one.cards[0].data['name']} ({len(one.cards)} cards)" for one in sets)
-            raise UserError(f"results: got {len(sets)} test sets: {names}; allowed: one; choose with .by_test_set()")
-        return self
-
     def scores(self, *groups: str) -> pd.DataFrame:
         """Return the mean over the seeds of each row and attack, for some groups of classes or all.
 
         The columns are row, attack, group, accuracy, low, high, error and seeds. One seed keeps its interval over the
         test images; several have Student's interval of their mean, and its standard error.
         """
-        found = self._one()._scores
+        found = self._scores
         return (found[found["group"].isin(groups)] if groups else found).reset_index(drop=True)
 
     @cached_property
     def _scores(self) -> pd.DataFrame:
-        import pandas as pd
-
-        by_key: dict[tuple[object, ...], dict[object, tuple[object, ...]]] = {}
-        for line in lines(self.named):
-            of = dict(zip(COLUMNS, line, strict=True))
-            seeds = by_key.setdefault((of["row"], of["attack"], of["group"]), {})
-            seeds.setdefault(of["seed"], (of["accuracy"], of["low"], of["high"]))
-        found = [(*key, *over_seeds(np.array([*of.values()], dtype=float)), len(of)) for key, of in by_key.items()]
-        return pd.DataFrame(found, columns=["row", "attack", "group", "accuracy", "low", "high", "error", "seeds"])
+        return over_seeds(_numbers(self._one().named), "row", "attack", "group")
 
     def compare(self, first: str, second: str, *attacks: str, group: str = "balanced") -> pd.DataFrame:
         """Return the paired differences of two rows on the same images, first minus second, under their attacks.
@@ -222,20 +187,17 @@ class Results:
         The columns are attack, group, difference, low, high, p, seeds and decided. With several shared seeds the
         intervals cover the seeds as well; with one they tell which model is better, not which method.
         """
-        import pandas as pd
-
-        for row in (first, second):
-            if row not in self.rows:
-                raise unknown("row", row, self.rows)
-        for attack in attacks:
-            if attack not in self.attacks:
-                raise unknown("attack", attack, self.attacks)
-        found = []
-        for attack in attacks or self.attacks:
-            one = self.difference(first, second, attack, group)
-            if one is not None:
-                found.append((attack, group, one.value, one.low, one.high, one.p, one.runs, one.decided))
+        for what, asked, known in (("row", (first, second), self.rows), ("attack", attacks, self.columns)):
+            for name in asked:
+                if name not in known:
+                    raise unknown(what, name, known)
         names = ["attack", "group", "difference", "low", "high", "p", "seeds", "decided"]
+        pairs = ((attack, self.difference(first, second, attack, group)) for attack in attacks or self.columns)
+        found = (
+            (attack, group, one.value, one.low, one.high, one.p, one.runs, one.decided)
+            for attack, one in pairs
+            if one is not None
+        )
         return pd.DataFrame(found, columns=names)
 
     def difference(self, first: str, second: str, attack: str, group: str = "balanced") -> Difference | None:
@@ -260,10 +222,9 @@ class Results:
         ours, theirs = ([side[s] for s in common] if common else [*side.values()] for side in sides)
         if not ours or not theirs:
             return None
-        card = self.cards[0]
+        card, pairs = self.cards[0], min(len(ours), len(theirs))
         keep = np.isin(card.labels, members(card, group))
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
-        pairs = min(len(ours), len(theirs))
         masks = [[column.correct[keep] for column in side[:pairs]] for side in (ours, theirs)]
         return difference(masks[0], masks[1], labels, card.num_classes)
 
@@ -274,57 +235,44 @@ class Results:
         epoch. A rank is a range where paired tests over common seeds do not tell rows apart. Rows that may not be
         ranked are left out, with the reason in `.attrs["left out"]`.
         """
-        import pandas as pd
-
-        places: dict[object, list[NamedCard]] = {}
-        for one in self.named:
-            places.setdefault((images(one.card), one.setting), []).append(one)
-        boards: list[pd.DataFrame] = []
+        lines: list[tuple[object, ...]] = []
         left: dict[str, str] = {}
-        for cards in places.values():
-            here = Results(tuple(cards))
-            reasons = {row: unranked([one.card for one in cards if one.row == row]) for row in here.rows}
-            if fair := [row for row, why in reasons.items() if not why]:
-                boards.append(here.on(row=fair)._ranked())
-            left |= {one.source.name: reasons[one.row] for one in cards if reasons[one.row]}
-        found = pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(BOARD))
+        for cards in _parts(((rows.images(one.card), one.setting), one) for one in self.named):
+            held = {row: [one.card for one in cards if one.row == row] for row in dict.fromkeys(of.row for of in cards)}
+            reasons = {row: _unranked(of) for row, of in held.items()}
+            left |= {one.name: reasons[one.row] for one in cards if reasons[one.row]}
+            lines += Results(tuple(one for one in cards if not reasons[one.row]))._ranked()
+        found = pd.DataFrame(lines, columns=BOARD)
         found.attrs["left out"] = left
         return found
+
+    def _ranked(self) -> Iterator[tuple[object, ...]]:
+        """Yield the lines of the board of one setting."""
+        if not self.named:
+            return
+        scores = self.scores("balanced", "tail", "worst").set_index(["row", "attack", "group"])
+        data, model, protocol, *_, selection = self.named[0].setting
+        setting = (data, self.cards[0].data.get("imbalance_ratio"), model, protocol, selection)
+        order = sorted(self.rows, key=lambda row: -scores.loc[(row, LEAD, "balanced"), "accuracy"])
+        for row in order:
+            others = (self.difference(row, other, LEAD) for other in order if other != row)
+            decided = [one.value for one in others if one is not None and one.decided]
+            best, worst = 1 + sum(value < 0 for value in decided), len(order) - sum(value > 0 for value in decided)
+            rank = str(best) if best == worst else f"{best}–{worst}"
+            lead = scores.loc[row, LEAD, "balanced"]
+            beside = (("clean", "balanced"), ("pgd-20", "balanced"), (LEAD, "tail"), (LEAD, "worst"))
+            numbers = (scores["accuracy"].get((row, *of), math.nan) for of in beside)
+            flags = {name for one in self.named if one.row == row for name in raised(one.card)} - {"small-test-set"}
+            ends = (lead["accuracy"], lead["low"], lead["high"])
+            yield *setting, row, rank, *ends, *numbers, int(lead["seeds"]), " ".join(sorted(flags))
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write the report as HTML, Markdown, CSV or LaTeX, by the ending of `path`, and return its path."""
         report = importlib.import_module("taet.report")  # which is made of results
         return Path(report.write(self, path, title))
 
-    def _ranked(self) -> pd.DataFrame:
-        """Return the board of one setting."""
-        import pandas as pd
 
-        scores = self.scores("balanced", "tail", "worst").set_index(["row", "attack", "group"])
-        means = scores["accuracy"]
-        order = sorted(self.rows, key=lambda row: -means[row, LEAD, "balanced"])
-        setting, ratio, found = self.named[0].setting, self.cards[0].data.get("imbalance_ratio"), []
-        for row in order:
-            others = (self.difference(row, other, LEAD) for other in order if other != row)
-            decided = [one.value for one in others if one is not None and one.decided]
-            best, worst = 1 + sum(value < 0 for value in decided), len(order) - sum(value > 0 for value in decided)
-            lead = scores.loc[row, LEAD, "balanced"]
-            flags = {name for one in self.named if one.row == row for name in raised(one.card)}
-            found.append(
-                (
-                    *(setting.data, ratio, setting.model, setting.protocol, setting.selection, row),
-                    str(best) if best == worst else f"{best}–{worst}",
-                    *(lead["accuracy"], lead["low"], lead["high"]),
-                    *(means.get((row, attack, "balanced"), math.nan) for attack in ("clean", "pgd-20")),
-                    *(means.get((row, LEAD, group), math.nan) for group in ("tail", "worst")),
-                    int(lead["seeds"]),
-                    " ".join(sorted(flags - {"small-test-set"})),
-                )
-            )
-        return pd.DataFrame(found, columns=list(BOARD))
-
-
-def unranked(cards: Sequence[ResultCard]) -> str:
+def _unranked(cards: Sequence[ResultCard]) -> str:
     """Return why the cards of a row may not stand on a board; empty if they may."""
     for name in (LEAD, "clean"):
         if not any(column.name == name for card in cards for column in card.columns):
@@ -335,3 +283,78 @@ def unranked(cards: Sequence[ResultCard]) -> str:
         return "no probe of its gradients"
     misled = MASKING.intersection(*(raised(card) for card in cards)) - PGD_ALONE
     return f"gradients may mislead AutoAttack: {', '.join(sorted(misled))}" if misled else ""
+
+
+def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
+    """Return the lines of `COLUMNS` for the cards of one test set."""
+    columns = [(one, attack, column) for one in cards for attack, column in one.columns.items()]
+    first, total = cards[0].card, cards[0].card.test_class_counts
+    counted = (statistics.class_counts(column.correct, first.labels, first.num_classes) for _, _, column in columns)
+    right = np.stack([correct for correct, _ in counted])
+    recalls, ends = statistics.per_class_accuracy(right, total), statistics.wilson_interval(right, total, LEVEL)
+    every, worst = np.arange(len(right)), np.where(np.isnan(recalls), np.inf, recalls).argmin(1)
+    plain, images = right.sum(1), total.sum()
+    share = statistics.per_class_accuracy(plain, images)
+    parts: dict[str, tuple[object, ...]] = {
+        "plain": (images, plain, share, *statistics.wilson_interval(plain, images, LEVEL))
+    }
+    parts["worst"] = (total[worst], *(of[every, worst] for of in (right, recalls, *ends)))
+    for label, name in enumerate(class_names(first)):
+        parts[name] = (total[label], *(of[:, label] for of in (right, recalls, *ends)))
+    for group in ("balanced", "head", "body", "tail"):
+        if len(of := members(first, group)):
+            balanced = [statistics.balanced_accuracy(k[of], total[of]) for k in right]
+            limits = mean_recall_limits(right[:, of], total[of], LEVEL)
+            parts[group] = (total[of].sum(), pd.NA, balanced, *limits)
+    about = pd.DataFrame(
+        [{**_about(one), "attack": attack, "place": at} for at, (one, attack, _) in enumerate(columns)]
+    )
+    frames = [
+        about.assign(group=group, **dict(zip(COLUMNS[-5:], parts[group], strict=True)))
+        for group in (*GROUPS, *class_names(first))
+        if group in parts
+    ]
+    found: pd.DataFrame = pd.concat(frames).sort_values("place", kind="stable", ignore_index=True)[[*COLUMNS]]
+    return found.astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
+
+
+def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """Return mean and interval of the seeds of equal keys, of which each is counted once.
+
+    One seed keeps its interval; several have Student's interval of their mean, within [0, 1], and its standard error.
+    """
+    numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
+    scores, of = numbers[["accuracy", "low", "high"]].first(), numbers["accuracy"]
+    mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
+    reach = error * seeds.map(lambda n: statistics.student_quantile(LEVEL, n - 1) if n > 1 else math.nan)
+    low = scores["low"].mask(seeds > 1, (mean - reach).clip(lower=0))
+    high = scores["high"].mask(seeds > 1, (mean + reach).clip(upper=1))
+    return scores.assign(accuracy=mean, low=low, high=high, error=error, seeds=seeds).reset_index()
+
+
+def _about(one: StoredCard) -> dict[str, object]:
+    card, ratio = one.card, one.card.data.get("imbalance_ratio")
+    facts = (one.name, one.row, card.method, card.data["name"], ratio, card.model["name"], card.protocol, card.seed)
+    return dict(zip(ABOUT, facts, strict=True))
+
+
+def class_names(card: ResultCard) -> list[str]:
+    """Return the names of the classes as groups of the table: a class called "tail" is not the tail."""
+    return [f"class {name}" if name in GROUPS else name for name in card.class_names]
+
+
+def members(card: ResultCard, group: str) -> Ints:
+    """Return the labels of a group of classes that have test images; none if its training counts are not known."""
+    counts, present, names = (
+        card.data.get("train_class_counts"),
+        np.flatnonzero(card.test_class_counts),
+        class_names(card),
+    )
+    if group in ("balanced", "plain"):
+        return present
+    if group in ("head", "body", "tail"):
+        found = [] if counts is None else statistics.class_groups(counts)[group]
+        return np.array([label for label in found if label in present], dtype=np.int64)
+    if group not in names:
+        raise unknown("group", group, [*GROUPS[:-1], *names])
+    return np.array([names.index(group)])

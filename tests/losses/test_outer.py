@@ -96,43 +96,6 @@ def test_weights_are_deferred_to_an_epoch_whatever_the_loss(name: str) -> None:
     assert outer(name, drw=True, drw_from=0).weights[4] > 1
 
 
-@pytest.mark.parametrize("deferred", [False, True])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "focal"])
-def test_it_is_the_weighed_cross_entropy_of_the_prepared_logits(name: str, deferred: bool) -> None:
-    """So a target of several classes can go through the same logits and weights."""
-    loss, (logits, labels) = outer(name, drw=deferred, drw_from=0), batch()
-    prepared = loss.prepared(logits, labels)
-    close(loss.weighed(cross_entropy(prepared, labels), labels), loss(logits, labels))
-    assert torch.equal(prepared, logits) == (name in ("cross-entropy", "class-balanced"))
-    ones = loss.weighed(torch.ones_like(logits[:, 0]), labels)
-    close(ones.mean(), torch.ones_like(ones).mean())
-    assert (ones == 1).all() != (deferred or name == "class-balanced")
-
-
-def test_golden_class_balanced(golden: Any) -> None:
-    number = golden("cb_softmax")
-    i = number.inputs
-    for divide_by, field in (("weights", "divide_by_sum_w"), ("batch", "divide_by_B")):
-        loss = OuterLoss(Outer(name="class-balanced", divide_by=divide_by), i["class_counts"])  # type: ignore[arg-type]
-        number.check(loss(i["logits"], i["labels"]).mean(), field)
-
-
-def test_golden_class_balanced_focal(golden: Any) -> None:
-    number = golden("cb_focal_sigmoid_beta0.9999_gamma2")
-    i = number.inputs
-    settings = Outer(name="focal", focal_form="sigmoid", drw=True, divide_by="batch")
-    number.check(OuterLoss(settings, i["class_counts"], drw_from=0)(i["logits"], i["labels"]).mean())
-
-
-def test_golden_ldam_with_and_without_deferred_weights(golden: Any) -> None:
-    number = golden("ldam_s30_m0.5")
-    i = number.inputs
-    loss = OuterLoss(Outer(name="ldam", drw=True), i["class_counts"], scale=30.0, drw_from=1)
-    number.check(loss(30 * i["cosines"], i["labels"]).mean(), "loss")
-    loss.enter(1)
-    golden("ldam_drw_s30_m0.5").check(loss(30 * i["cosines"], i["labels"]).mean())
-
-
 def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
     settings = Outer().replace(drw=True)
     with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):
@@ -153,9 +116,3 @@ def test_smoothing_spreads_by_the_prior_that_the_loss_adds(name: str, tau: float
     target = 0.7 * torch.nn.functional.one_hot(labels, len(COUNTS)).double() + 0.3 * prior
     shifted = logits + tau * NUMBERS.double().log()
     close(outer(name, label_smoothing=0.3)(logits, labels), -(target * shifted.log_softmax(1)).sum(1))
-
-
-@pytest.mark.parametrize("name", ["focal", "ldam"])
-def test_a_loss_for_one_label_takes_no_smoothing(name: str) -> None:
-    with pytest.raises(UserError, match=rf"label smoothing: got 0\.1 with the outer loss {name}: focal loss and the"):
-        Outer(name=name, label_smoothing=0.1)  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from taet import statistics
 from taet.errors import UserError
@@ -49,26 +51,8 @@ def naive(features: Tensor, labels: Tensor, form: Form) -> Tensor:
     return total / max(1, len(of_tail))
 
 
-@pytest.mark.parametrize(
-    ("key", "field", "form", "sign"),
-    [
-        ("reat_tail", "official_collapsed", "official", 1),
-        ("reat_tail", "per_pair", "per-pair", 1),
-        ("reat_tail", "per_pair_sign_flipped", "per-pair", -1),
-        ("reat_tail_paper", None, "paper", 1),
-    ],
-)
-def test_golden(key: str, field: str | None, form: Form, sign: int, golden: Any) -> None:
-    number = golden(key)
-    number.check(sign * tail_margin(**number.inputs, form=form), field)
-    if key == "reat_tail":
-        tail = tail_classes(number.inputs["class_counts"], form)
-        assert tail.nonzero().flatten().tolist() == number.record["expected"]["tail_classes"]
-        assert tail[number.inputs["labels"]].sum().item() == number.record["expected"]["n_tail"]
-
-
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_value_and_gradient_are_those_of_a_loop_over_pairs(form: Form, seed: int) -> None:
     features, labels = draw(seed)
     labels[0] = 2
@@ -119,3 +103,25 @@ def test_an_unknown_form_is_refused() -> None:
     for tail in (None, torch.ones(7, dtype=torch.bool)):
         with pytest.raises(UserError, match=r"unknown tail margin 'perpair'.*did you mean 'per-pair'\?"):
             tail_margin(features, labels, COUNTS, "perpair", tail)  # type: ignore[arg-type]
+
+
+class Largest(TorchDispatchMode):
+    """Watches how many numbers the largest result holds."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function: Any, _: Any, inputs: Any = (), more: Any = None) -> Any:
+        output = function(*inputs, **(more or {}))
+        self.size = max([self.size, *(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))])
+        return output
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_held_for_each_pair_of_many_classes(form: Form) -> None:
+    classes, width = 2000, 24
+    features = torch.randn(16, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with Largest() as seen:
+        value = tail_margin(features, torch.linspace(0, 1999, 16).long(), torch.linspace(1000, 2, classes), form)
+        (gradient,) = torch.autograd.grad(value, features)
+    assert gradient.any()
+    assert seen.size <= (classes if form == "official" else 2 * classes * (width + 1))

@@ -1,13 +1,14 @@
-"""A step that was captured once does the right thing ever after: on other images, weights, draws and in other epochs.
+"""A step that was recorded once does the right thing ever after: on other images, weights, draws and in other epochs.
 
 On a GPU a step becomes one graph of kernels, recorded once per stage and replayed. Here it becomes a graph of tensor
-operations, which is blind in the same way: what Python decided while it was recorded stays decided.
+operations, which is blind in the same way: what Python decided while it was recorded stays decided, and it reads and
+writes the memory that was there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,61 +16,50 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from taet.attacks.ball import frozen
+from taet.attacks.noise import Source
+from taet.data.loader import Batch
 from taet.distributed import global_mean
 from taet.losses import cross_entropy
 from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
-from taet.models import Classifier
-from taet.settings import Threat
-from taet.training.step import perturbed_weights
+from taet.models.view import make_view
+from taet.settings import Run, Threat, Training
+from taet.training.graphs import WARM_UP, Graphs
+from taet.training.optimizer import build_optimizer, set_learning_rate
+from taet.training.state import State
+from taet.training.step import training_step
+from tests.methods.conftest import Case, Network, make_task
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=1, start="uniform")
-SAMPLES, CLASSES = 8, 10
-
-Case = Any  # of conftest.py
-Network = Callable[..., Classifier]
+SAMPLES, CLASSES, STEPS = 8, 10, WARM_UP + 3
 
 
-class Recorded:
-    """A source of noise whose draws keep their place in memory: the same ones in every step until they are redrawn."""
+class Trained:
+    """A model under way: its step by step losses, and everything that moves."""
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-        self.draws: list[tuple[Tensor, tuple[float, float] | None]] = []
-        self.taken = 0
+    def __init__(self, method: Method, network: Network, graphs: Graphs | None = None, awp: float = 0.0) -> None:
+        self.method, self.model = method, network(CLASSES, head=method.task.head)
+        run, optimizer = Run(training=Training(awp=awp)), build_optimizer(self.model, Training(lr=0.05))
+        view = make_view(self.model, (1, 8, 8))
+        self.state = State(self.model, method, optimizer, run, step=1, view=view, graphs=graphs)
 
-    def normal(self, like: Tensor) -> Tensor:
-        return self._take(like, None)
+    def run(self, steps: Sequence[int], samples: int = SAMPLES) -> list[Tensor]:
+        losses = []
+        for number in steps:
+            draws = torch.Generator().manual_seed(number)
+            x, y = torch.rand(samples, 1, 8, 8, generator=draws), torch.randint(CLASSES, (samples,), generator=draws)
+            set_learning_rate(self.state.optimizer, 0.05 / (1 + number))
+            batch, attack = Batch(torch.arange(samples), x, y), Attack(THREAT, Source(draws))
+            loss = training_step(self.state, batch, attack)
+            losses += [loss.total, loss.logits, *loss.parts.values()]
+        return losses
 
-    def uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return self._take(like, (low, high))
+    def parameters(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.method.parameters()]
 
-    def _take(self, like: Tensor, bounds: tuple[float, float] | None) -> Tensor:
-        if self.taken == len(self.draws):
-            self.draws.append((self._draw(torch.empty_like(like), bounds), bounds))
-        self.taken += 1
-        return self.draws[self.taken - 1][0]
-
-    def _draw(self, values: Tensor, bounds: tuple[float, float] | None) -> Tensor:
-        if bounds is None:
-            return values.normal_(generator=self.generator)
-        return values.uniform_(*bounds, generator=self.generator)
-
-    def redraw(self) -> None:
-        for values, bounds in self.draws:
-            self._draw(values, bounds)
-
-
-@contextmanager
-def put_back(model: Classifier) -> Iterator[None]:
-    """Weights and statistics are afterwards as they were, in place."""
-    held = [*model.parameters(), *model.buffers()]
-    before = [value.detach().clone() for value in held]
-    yield
-    with torch.no_grad():
-        for value, old in zip(held, before, strict=True):
-            value.copy_(old)
+    def tensors(self) -> list[Tensor]:
+        momenta = [state["momentum_buffer"] for state in self.state.optimizer.state.values()]
+        return [*self.parameters(), *self.model.buffers(), *self.method.buffers(), *momenta]
 
 
 def waits(graph: fx.GraphModule) -> list[str]:
@@ -79,9 +69,8 @@ def waits(graph: fx.GraphModule) -> list[str]:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         inputs = [getattr(graph, n.target) if n.op == "get_attr" else n.meta.get("val") for n in node.all_input_nodes]
-        by_mask = any(isinstance(value, Tensor) and value.dtype == torch.bool for value in inputs[1:])
         if node.target in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
-            dynamic = by_mask
+            dynamic = any(isinstance(value, Tensor) and value.dtype == torch.bool for value in inputs[1:])
         else:
             dynamic = bool({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(node.target.tags))
         # What is copied from a number or a list in Python comes from the host.
@@ -90,65 +79,64 @@ def waits(graph: fx.GraphModule) -> list[str]:
     return found
 
 
-def assert_replays(method: Method, model: Classifier, epoch: int, awp: float = 0.0) -> None:
-    """Record a step; on other images, draws, weights and predictions its replay gives what the method itself does."""
-    generator = torch.Generator().manual_seed(0)
-    source: Any = Recorded(generator)
-    parameters = [*model.parameters(), *method.parameters()]
+def recorder(held: list[Trained]) -> Callable[[Callable[[], Loss]], tuple[Callable[[], None], Loss]]:
+    """What records a step without leaving a trace of having run it."""
 
-    def step(x: Tensor, y: Tensor) -> list[Tensor]:
-        """Examples, loss and gradients, as the training step makes them."""
-        source.taken = 0
-        with frozen(model):
-            adversarial = method.perturb(model, x, y, Attack(THREAT, source))
+    def record(function: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
+        state, parameters = held[0].tensors(), held[0].parameters()
+        before = [tensor.detach().clone() for tensor in state]
+        names: list[str] = []
 
-        def outer_loss() -> Loss:
-            return method.loss(model, x, y, adversarial)
+        def flat() -> list[Tensor]:
+            loss = function()
+            names[:] = loss.parts
+            slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            return [loss.total, loss.logits, *loss.parts.values(), *slopes]
 
-        model.train()
-        with perturbed_weights(model, lambda: outer_loss().total, awp):
-            loss = outer_loss()
-            gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
-        values = (adversarial.x, *adversarial.info.values(), loss.total, loss.logits, *loss.parts.values(), *gradients)
-        return [value.detach().clone() for value in values if value is not None]
-
-    def images() -> tuple[Tensor, Tensor]:
-        x = torch.rand(SAMPLES, 1, 8, 8, generator=generator)
-        return x, torch.randint(CLASSES, (SAMPLES,), generator=generator)
-
-    inputs = images()
-    with put_back(model):
-        before = step(*inputs)
-    with put_back(model):
-        graph = make_fx(step)(*inputs)
-    assert waits(graph) == []
-
-    inputs = images()
-    source.redraw()
-    with torch.no_grad():
+        graph = make_fx(flat)()
+        assert waits(graph) == []
+        with torch.no_grad():
+            places = [torch.empty_like(values) for values in graph()]
+            for tensor, values in zip(state, before, strict=True):
+                tensor.copy_(values)
+        slopes = iter(places[2 + len(names) :])
         for parameter in parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    method.start_epoch(epoch, torch.rand(CLASSES, generator=generator) * 50)
-    with put_back(model), torch.no_grad():
-        replayed = graph(*inputs)
-    with put_back(model):
-        expected = step(*inputs)
-    assert len(replayed) == len(expected) == len(before)
-    assert not torch.equal(before[0], expected[0])
-    for found, value in zip(replayed, expected, strict=True):
-        torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7)
+            parameter.grad = None if parameter.grad is None else next(slopes)
+
+        def replay() -> None:
+            with torch.no_grad():
+                for place, values in zip(places, graph(), strict=True):
+                    place.copy_(values)
+
+        return replay, Loss(places[0], dict(zip(names, places[2:], strict=False)), places[1])
+
+    return record
+
+
+def assert_trains_alike(build: Callable[[], Method], network: Network, epoch: int, awp: float = 0.0) -> None:
+    held: list[Trained] = []
+    graphs = Graphs(recorder(held))
+    eager, replayed = Trained(build(), network, awp=awp), Trained(build(), network, graphs, awp)
+    held.append(replayed)
+    for step in range(STEPS):
+        if step == STEPS - 1:
+            assert graphs.recorded == 1, graphs.refused
+            for training in (eager, replayed):
+                training.method.start_epoch(epoch, torch.arange(CLASSES) + 1.0)
+        for found, value in zip(replayed.run([step]), eager.run([step]), strict=True):
+            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
+    for found, value in zip(replayed.tensors(), eager.tensors(), strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.sample(8)
-def test_a_recorded_step_follows_what_changes(plain_case: Case, network: Network) -> None:
-    method = plain_case.build()
-    assert_replays(method, network(CLASSES, head=method.task.head), plain_case.epoch)
+def test_replayed_steps_train_as_eager_ones(plain_case: Case, network: Network) -> None:
+    assert_trains_alike(plain_case.build, network, plain_case.epoch)
 
 
-@pytest.mark.sample(4)
-def test_a_recorded_step_of_a_wrapped_method_at_perturbed_weights_does(wrapped_case: Case, network: Network) -> None:
-    method = wrapped_case.build()
-    assert_replays(method, network(CLASSES, head=method.task.head), wrapped_case.epoch, awp=0.01)
+@pytest.mark.sample(8)
+def test_so_do_those_of_a_wrapped_method_at_perturbed_weights(wrapped_case: Case, network: Network) -> None:
+    assert_trains_alike(wrapped_case.build, network, wrapped_case.epoch, awp=0.01)
 
 
 class Careless(Method):
@@ -156,55 +144,78 @@ class Careless(Method):
 
     def __init__(self, habit: str, task: Task) -> None:
         super().__init__(Method.Config(), task)
-        self.habit = habit
-        self.number = 1.0
+        self.habit, self.number = habit, 1.0
         self.register_buffer("factor", torch.ones(()))
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
         if self.habit == "a new tensor":
-            self.factor = predicted_counts[0].clone()
-        self.factor.copy_(predicted_counts[0])
-        self.number = float(predicted_counts[0]) if self.habit == "a number of the data" else self.number + 1
+            self.factor = predicted_counts[1].clone()
+        self.factor.copy_(predicted_counts[1])
+        self.number += 1
 
-    def loss(self, model: Classifier, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+    def loss(self, model: Any, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         factor: Any = self.factor
-        if self.habit in ("a number of the data", "a counter of epochs"):
+        if self.habit == "a counter of epochs":
             factor = self.number
         elif self.habit == "a number read from a buffer":
             factor = self.factor.item()
-        elif self.habit == "a number from the host":
-            factor = torch.tensor([1.0, 2.0]).to(x).mean()
-        x_adv = adversarial.x + torch.rand_like(x) if self.habit == "noise of its own" else adversarial.x
-        logits = model(x_adv)
+        logits = model(adversarial.x + torch.rand_like(x) if self.habit == "noise of its own" else adversarial.x)
         losses = cross_entropy(logits, y)
         if self.habit == "a branch on values" and losses.mean() > 1:
             losses = losses.square()
         elif self.habit == "a choice of samples":
             losses = losses[y > 2]
-        elif self.habit == "a loop over samples":
-            losses = torch.stack([loss * int(label) for loss, label in zip(losses, y, strict=True)])
         return Loss(factor * global_mean(losses), {}, logits)
 
 
-def test_a_buffer_written_in_place_is_followed(network: Network, task: Callable[..., Task]) -> None:
-    assert_replays(Careless("none", task()), network(CLASSES), epoch=3)
+def test_a_buffer_written_in_place_is_followed(network: Network) -> None:
+    assert_trains_alike(lambda: Careless("none", make_task()), network, epoch=3)
 
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "habit",
-    [
-        "a new tensor",
-        "a number of the data",
-        "a counter of epochs",
-        "a number read from a buffer",
-        "a number from the host",
-        "noise of its own",
-        "a branch on values",
-        "a choice of samples",
-        "a loop over samples",
-    ],
-)
-def test_a_method_that_cannot_be_replayed_is_found_out(habit: str, network: Network, task: Callable[..., Task]) -> None:
+    ["a new tensor", "a counter of epochs", "a number read from a buffer", "noise of its own", "a branch on values",
+     "a choice of samples"],
+)  # fmt: skip
+def test_a_method_that_cannot_be_replayed_is_found_out(habit: str, network: Network) -> None:
     with pytest.raises((AssertionError, RuntimeError)):
-        assert_replays(Careless(habit, task()), network(CLASSES), epoch=3)
+        assert_trains_alike(lambda: Careless(habit, make_task()), network, epoch=3)
+
+
+@pytest.mark.full
+def test_a_step_of_another_kind_is_recorded_by_itself(network: Network) -> None:
+    held: list[Trained] = []
+    graphs = Graphs(recorder(held))
+    held.append(Trained(Case("taet", {}, "adversarial", 4).build(), network, graphs))
+    held[0].run(range(STEPS))
+    held[0].run(range(STEPS), samples=5)  # a short batch
+    held[0].method.enter(0)  # the clean stage
+    held[0].run(range(STEPS))
+    assert graphs.recorded == 3
+
+
+def not_permitted(function: Callable[[], Loss]) -> Any:
+    function()  # half of the work is done
+    raise TypeError("operation not permitted\nwhen stream is capturing")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (not_permitted, "are not captured.*operation not permitted when stream is capturing"),
+        (lambda _: (lambda: None, Loss(torch.zeros(()), {}, torch.zeros(SAMPLES, CLASSES))), "moved the weights other"),
+        (lambda function: (lambda: None, function()), "moved the weights otherwise"),  # as on another device's stream
+    ],
+    ids=["fails", "does something else", "did the work itself"],
+)
+def test_where_recording_fails_steps_stay_eager_and_the_log_says_why(
+    record: Any, message: str, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs, case = Graphs(record), Case("harl", {}, "adversarial", 4)
+    eager, tried = Trained(case.build(), network), Trained(case.build(), network, graphs)
+    for found, value in zip(tried.run(range(STEPS)), eager.run(range(STEPS)), strict=True):
+        assert torch.equal(found, value)
+    assert all(torch.equal(found, value) for found, value in zip(tried.tensors(), eager.tensors(), strict=True))
+    assert graphs.recorded == 0
+    assert [line for line in caplog.messages if re.search(message, line)] == caplog.messages[:1]

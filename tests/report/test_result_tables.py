@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import taet
-from taet.report.numbers import COLUMNS
+from taet.report.results import COLUMNS
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_the_file_is_the_table_of_all_committed_cards(render: ModuleType) -> Non
     text = (ROOT / "results" / "results.csv").read_text(encoding="utf-8")
     assert text == render.csv(), "run make results"
     stored = pd.read_csv(io.StringIO(text))
-    assert set(stored["card"]) == {one.source.name for one in render.committed().named}
+    assert set(stored["card"]) == {one.name for one in render.committed().named}
     assert stored["accuracy"].dropna().between(0, 1).all()
 
 

@@ -41,7 +41,7 @@ def test_losses_that_undo_the_prior_are_told_that_of_the_batches() -> None:
     adjusted = built("at", outer=Outer(name="logit-adjustment", tau=2.0)).outer.shift
     assert torch.allclose(adjusted, 2 * log_prior(told.double()))
     robal = built("robal")
-    assert torch.allclose(robal.offset(), robal.constants.tau_p * log_prior(told))  # type: ignore[attr-defined]
+    assert torch.allclose(robal.offset(), robal.constants["tau_p"] * log_prior(told))  # type: ignore[attr-defined]
 
 
 def test_weights_and_budgets_are_those_of_what_is_shown_and_margins_those_of_images() -> None:

@@ -1,0 +1,174 @@
+"""Wrappers: the budget of each class by its rule, when it begins, what is saved of it; all else is the base's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from taet import methods
+from taet.data.loader import Batch
+from taet.methods.dafa import class_weights
+from taet.methods.robust_lt import class_budgets
+from taet.models import Head
+from tests.methods.conftest import Network, built, make_attack, perturb, seen_of, state_of, trained_step
+
+
+@given(st.lists(st.integers(1, 5000), min_size=2, max_size=20), st.floats(0, 1))
+def test_the_mean_budget_by_counts_is_eps_and_rarer_classes_have_more(counts: list[int], a: float) -> None:
+    n = torch.tensor(counts, dtype=torch.float64)
+    budgets = class_budgets(n, a)
+    assert ((n * budgets).sum() / n.sum()).item() == pytest.approx(1)
+    assert budgets.min().item() == pytest.approx(1 - a if n.min() < n.max() else 1)
+    assert (budgets[n.argsort(descending=True)].diff() >= 0).all()
+    assert class_budgets(torch.tensor([10.0, 1, 0]), a).unique().numel() <= 2, "no image counts as one"
+
+
+@pytest.mark.parametrize(
+    ("base", "b", "length"), [("at-bsl", None, 8), ("taet", None, 10), ("at", 0.5, 5), ("at", 0, 0)]
+)
+def test_the_warm_up_of_robust_lt_grows_the_whole_budget_from_nothing(base: str, b: Any, length: int) -> None:
+    method = built("robust-lt", base=base, b=b)
+    factor = method.factor
+    for epoch in range(10):
+        method.start_epoch(epoch, method.class_counts)
+        share = min(epoch / length, 1) if length else 1
+        torch.testing.assert_close(method.factor, share * class_budgets(method.class_counts, 0.3))
+        assert method.factor is factor, "written in place"
+
+
+@pytest.mark.parametrize("base", ["at-bsl", "trades", "mart", "reat", "harl", "taet"])
+def test_it_is_the_base_on_an_attack_scaled_by_class(base: str, network: Network, digits: Batch) -> None:
+    wrapped, plain = built("robust-lt", base=base, a=0.6), built(base)
+    for epoch in (0, 9):
+        steps = []
+        for method in (wrapped, plain):
+            method.enter(epoch)
+            method.start_epoch(epoch, torch.arange(1.0, 11))
+            scaled = make_attack() if method is wrapped else make_attack().scaled(wrapped.factor[digits.y])
+            model = network(10)
+            loss = trained_step(method, model, digits, attack=scaled)
+            steps.append([loss.total, *loss.parts.values(), *state_of(model).values()])
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(*steps, strict=True))
+        x = perturb(wrapped, network(10), digits, make_attack(steps=6, start="uniform")).x
+        distance = (x - digits.x).abs().flatten(1).amax(1)
+        assert (distance <= 8 / 255 * wrapped.factor[digits.y] + 1e-6).all()
+    assert distance[digits.y == 9].max() > 8 / 255 > 2 * distance[digits.y == 0].max()
+    own = {name: value for name, value in wrapped.state_dict().items() if name.startswith("base.")}
+    assert [*own] == [f"base.{name}" for name in plain.state_dict()]
+
+
+def test_everything_that_the_base_says_of_itself_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = built("robust-lt", base="trades", base_settings={"beta": 3})
+    assert method.title == "RobustLT + TRADES"
+    assert "Zhang et al., ICML 2019" in method.reference
+    assert methods.find("robust-lt").title == "RobustLT", "the class is as it was"
+    assert not method.label_attack
+    assert len(method.deviations) == 1 + len(method.base.deviations)
+    assert built("robust-lt", base="reat").uses_features
+    assert built("robust-lt", base="at", outer="ldam").task.head == Head("cosine", 30.0)
+    assert torch.equal(built("robust-lt", base="robal").offset(), built("robal").offset())
+    las = built("robust-lt", base="las-at")
+    assert las.optimizers is las.base.optimizers
+    monkeypatch.setattr(methods.find("wat"), "average_decay", 0.9)
+    monkeypatch.setattr(methods.find("wat"), "admits", lambda _, epoch, __: epoch == 3)
+    wat = built("robust-lt", base="wat")
+    assert (wat.average_decay, wat.needs_feedback, wat.admits(2, None), wat.admits(3, None)) == (0.9, True, False, True)
+
+
+# -- DAFA
+
+
+@pytest.mark.parametrize("tail", [10, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_no_class_comes_to_nothing_on_any_long_tail(classes: int, tail: int) -> None:
+    """Random confusions that lean to the large classes; the bound is reached, and weights sum to C."""
+    draws, smallest = torch.Generator().manual_seed(classes), []
+    counts = tail ** torch.linspace(0, -1, classes, dtype=torch.float64)
+    for _ in range(100):
+        lean = counts.log() * torch.rand(1, generator=draws, dtype=torch.float64) * 3
+        logits = 2 * torch.randn(classes, classes, generator=draws, dtype=torch.float64) + lean
+        own = 4 * torch.rand(classes, generator=draws, dtype=torch.float64)
+        confusion = (logits + own.diag_embed()).softmax(1)
+        weights, order = class_weights(confusion, 1.5, 0.25), torch.randperm(classes, generator=draws)
+        assert weights.sum().item() == pytest.approx(classes)
+        torch.testing.assert_close(class_weights(confusion[order][:, order], 1.5, 0.25), weights[order])
+        smallest.append(weights.min().item())
+    assert min(smallest) >= 0.25 - 1e-12
+    assert classes == 2 or min(smallest) == pytest.approx(0.25)
+    assert torch.equal(class_weights(torch.full((4, 4), 0.25), 1.0, 0.25), torch.ones(4))
+
+
+def epochs(method: Any, model: Any, digits: Batch, which: Any) -> None:
+    for epoch in which:
+        method.enter(epoch)
+        method.start_epoch(epoch, method.class_counts)
+        for number in range(2):
+            trained_step(method, model, digits, number=number)
+
+
+def test_the_weights_of_dafa_follow_from_the_last_epoch_of_the_warm_up_and_stay(
+    network: Network, digits: Batch
+) -> None:
+    method, model = built("dafa", task={"epochs": 11}), network(10)
+    epochs(method, model, digits, range(7))
+    assert (method.factor == 1).all()
+    assert method.rule.seen.sum() == 2 * len(digits.y), "one epoch alone is recorded"
+    mean = method.rule.confusion / method.rule.seen[:, None]
+    resumed, twin = built("dafa", task={"epochs": 11}), copy.deepcopy(model)
+    resumed.load_state_dict(copy.deepcopy(method.state_dict()))
+    for each, its_model in ((method, model), (resumed, twin)):
+        epochs(each, its_model, digits, [7])
+        torch.testing.assert_close(each.factor.double(), class_weights(mean, 1.0, 0.25), rtol=1e-6, atol=1e-6)
+    before = method.factor.clone()
+    epochs(method, model, digits, range(8, 11))
+    assert torch.equal(method.factor, before)
+    again = built("dafa", task={"epochs": 11})
+    again.load_state_dict(resumed.state_dict())
+    again.enter(8)  # resumed in the middle of an epoch: it does not start anew
+    assert torch.equal(again.base.outer.factor, before.double())
+
+
+# -- CFA
+
+
+def test_cfa_counts_each_epoch_anew_and_a_class_without_an_image_keeps_its_ball() -> None:
+    method = built("cfa", counts=(4, 3, 2), task={"epochs": 40})
+    logits = torch.tensor([[9.0, 0, 0], [9, 0, 0], [0, 9, 0], [9, 0, 0]])
+    expected = {1: [1.0] * 3, 2: [0.5 + 2 / 3, 0.5, 1.0], 3: [1.0, 1.5, 1.0]}  # it begins after a twentieth
+    for epoch, factor in expected.items():
+        labels = torch.tensor([1, 1, 1, 1] if epoch == 3 else [0, 0, 0, 1])
+        method.rule.observe(epoch - 1, logits.roll(1, 1) if epoch == 3 else logits, labels)
+        resumed = built("cfa", counts=(4, 3, 2), task={"epochs": 40})
+        resumed.load_state_dict(copy.deepcopy(method.state_dict()))  # in the middle of the epoch
+        for each in (resumed, method):
+            each.start_epoch(epoch, each.class_counts)
+            found: Tensor = each.factor
+            assert found.tolist() == pytest.approx(factor if epoch < 3 else [1.0, 0.5 + 3 / 4, 1.0])
+        assert not method.rule.seen.any()
+
+
+@pytest.mark.parametrize(
+    ("gate", "rates", "images", "admitted"),
+    [
+        ("relative", (0.8, 0.5, 0.25), 100, True),
+        ("relative", (0.8, 0.5, 0.15), 100, False),
+        ("relative", (0.08, 0.05, 0.025), 100, True),  # a long tail on which nothing is robust yet in absolute terms
+        ("absolute", (0.08, 0.05, 0.025), 100, False),
+        ("relative", (0.8, 0.5, 0.0), (100, 50, 4), True),  # four images have no vote
+        ("relative", (0.0, 0.0, 0.0), 100, False),
+    ],
+)
+def test_an_epoch_is_admitted_by_its_worst_class(gate: str, rates: Any, images: Any, admitted: bool) -> None:
+    method = built("cfa", counts=(4, 3, 2), task={"epochs": 20}, gate=gate)
+    assert method.needs_feedback
+    assert method.admits(3, seen_of(0.9, rates, images=images)) == admitted
+    assert not method.admits(3, seen_of(0.9, [0.9] * 3)), "an epoch is judged once, also by a run that is resumed"
+    assert method.admits(4, seen_of(0.9, [0.9] * 3))
+    assert math.isclose(method.average_decay, 0.88)

@@ -1,0 +1,256 @@
+"""Which methods are one another where a part is off, where the outer loss enters, what is attacked, what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taet.data.loader import Batch
+from taet.errors import UserError
+from taet.losses import balanced_softmax, boosted_cross_entropy, kl_divergence
+from taet.losses.consistency import misclassification_kl
+from taet.models import Classifier
+from tests.methods.conftest import COUNTS, Network, built, loss_on, make_attack, perturb, state_of, trained_step
+
+One = tuple[str, int, dict[str, Any]]  # name, epoch, settings
+
+SAME: list[tuple[One, One]] = [
+    (("at-bsl", 9, {}), ("at", 9, {"outer": "balanced-softmax"})),
+    (("reat", 9, {"rbl": False, "bsl": False, "tail": False}), ("at", 9, {})),
+    (("reat", 9, {"rbl": False, "tail": False, "outer": "focal"}), ("at", 9, {"outer": "focal"})),
+    (("faal", 9, {"radius": 0.0}), ("at", 9, {})),
+    (("faal", 5, {}), ("at", 5, {})),
+    (("faal", 9, {"radius": 0.0, "form": "trades"}), ("trades", 9, {})),
+    (("faal", 5, {"form": "trades"}), ("trades", 5, {})),
+    (("gairat", 5, {}), ("at", 5, {})),
+    (("gairat", 9, {"task": {"milestones": ()}}), ("at", 9, {})),
+    (("frl", 5, {}), ("at", 5, {})),
+    (("frl", 9, {"beta": 6.0}), ("trades", 9, {})),  # before any feedback
+    (("cfa", 0, {}), ("trades", 0, {})),
+    (("cfa", 0, {"base": "at"}), ("at", 0, {})),
+    (("dafa", 0, {}), ("trades", 0, {})),
+    (("class-budget", 0, {"rule": "dafa", "base": "las-at"}), ("las-at", 0, {})),
+    (("class-budget", 4, {"base": "at-bsl"}), ("robust-lt", 4, {})),
+    (("class-budget", 9, {"base": "taet"}), ("robust-lt", 9, {"base": "taet"})),
+    (("taet", 0, {"outer": "balanced-softmax"}), ("standard", 0, {"outer": "balanced-softmax"})),
+    (("taet", 9, {"outer": "balanced-softmax"}), ("harl", 9, {})),
+    (("taet", 9, {"absent": "ema", "alpha": 0.3}), ("harl", 9, {"absent": "ema", "alpha": 0.3})),
+]
+
+
+def ids(pairs: list[Any]) -> list[str]:
+    return ["-".join([pair[0][0], *map(str, pair[0][2].items())]) for pair in pairs]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME, ids=ids(SAME))
+def test_they_train_alike(one: One, other: One, network: Network, digits: Batch) -> None:
+    found = []
+    for name, epoch, settings in (one, other):
+        method, model = built(name, epoch, **settings), network(10)
+        method.start_epoch(epoch, method.class_counts)
+        loss = trained_step(method, model, digits)
+        found.append([loss.total, loss.logits, *state_of(model).values()])
+    rounding = {"rtol": 1e-5, "atol": 1e-6} if one[0] in ("cfa", "frl") else {"rtol": 0, "atol": 0}
+    for mine, theirs in zip(*found, strict=True):  # those two weigh both terms
+        torch.testing.assert_close(mine, theirs, **rounding)
+
+
+# -- the outer loss
+
+NUMBERS = torch.tensor((30.0, 6.0, 1.0), dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 2, 0, 0, 1])
+NATURAL, LOGITS = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+SOFT = torch.full((6, 3), 0.15).scatter(1, LABELS[:, None], 0.7).double()
+WEIGHTS = torch.linspace(1, 2, 6, dtype=torch.float64)
+
+
+def balanced(logits: Tensor) -> Tensor:
+    return balanced_softmax(logits, LABELS, NUMBERS).mean()
+
+
+def apart(scale: float = 1.0) -> Tensor:
+    return kl_divergence(NATURAL / scale, LOGITS / scale).mean()
+
+
+def lowered(logits: Tensor, margin: float) -> Tensor:
+    return logits - margin * F.one_hot(LABELS, 3)
+
+
+# Under balanced softmax, on logits NATURAL and LOGITS; only terms on labels have the prior.
+EXPECTED: list[tuple[str, dict[str, Any], Callable[[], Tensor]]] = [
+    ("at", {}, lambda: balanced(LOGITS)),
+    ("standard", {}, lambda: balanced(LOGITS)),
+    ("trades", {}, lambda: balanced(NATURAL) + 6 * apart()),
+    ("mart", {}, lambda: boosted_cross_entropy(LOGITS + NUMBERS.log(), LABELS).mean()
+     + 5 * misclassification_kl(NATURAL, LOGITS, LABELS).mean()),
+    ("he", {}, lambda: balanced(lowered(LOGITS, 15 * 0.2))),
+    ("he", {"variant": "trades"}, lambda: balanced(lowered(NATURAL, 3)) + 6 * apart()),
+    ("he", {"variant": "alp", "scale": 2.0}, lambda: (balanced(lowered(NATURAL, 0.4)) + balanced(lowered(LOGITS, 0.4)))
+     / 2 + 0.5 * ((NATURAL - LOGITS) / 2).square().mean()),
+    ("robal", {}, lambda: balanced(LOGITS) + 6 * apart(10)),
+    ("las-at", {}, lambda: F.cross_entropy(LOGITS + NUMBERS.log(), SOFT)),
+    ("gairat", {}, lambda: (WEIGHTS * balanced_softmax(LOGITS, LABELS, NUMBERS)).sum() / WEIGHTS.sum()),
+    ("frl", {}, lambda: balanced(NATURAL) + 1.5 * apart()),
+    ("wat", {}, lambda: 2 * (balanced(NATURAL) + 6 * apart())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "knobs", "expected"), EXPECTED, ids=[f"{n}-{k}" for n, k, _ in EXPECTED])
+def test_the_outer_loss_replaces_the_terms_on_labels(name: str, knobs: dict[str, Any], expected: Any) -> None:
+    method = built(name, 9, (30, 6, 1), "balanced-softmax", **knobs).double()
+    loss = loss_on(method, NATURAL, LOGITS, LABELS, weights=WEIGHTS)
+    torch.testing.assert_close(loss.total, expected(), rtol=1e-6, atol=0)
+    assert loss.logits is LOGITS, "predictions are counted on raw logits"
+
+
+@pytest.mark.parametrize("name", ["mart", "las-at"])
+def test_class_weights_act_on_all_of_a_label_term(name: str) -> None:
+    method = built(name, 9, (30, 6, 1), "class-balanced").double()
+    weights = method.outer.weights[LABELS] / method.outer.weights[LABELS].mean()
+    assert weights.std() > 0.1
+    each = boosted_cross_entropy(LOGITS, LABELS) if name == "mart" else F.cross_entropy(LOGITS, SOFT, reduction="none")
+    loss = loss_on(method, NATURAL, LOGITS, LABELS)
+    torch.testing.assert_close(loss.parts.get("label", loss.total), (weights * each).mean(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["trades", "mart", "wat", "frl", "cfa"])
+def test_gradients_flow_through_both_predictions(name: str) -> None:
+    method = built(name, 9, (30, 6, 1)).double()
+    natural, logits = (each.clone().requires_grad_() for each in (NATURAL, LOGITS))
+    assert torch.autograd.gradcheck(lambda a, b: loss_on(method, a, b, LABELS).total, (natural, logits))
+
+
+# -- the attack
+
+ATTACKED = [("at", {}), ("at-bsl", {}), ("mart", {}), ("harl", {}), ("robal", {}), ("gairat", {}), ("he", {}),
+            ("he", {"variant": "alp"}), ("reat", {"rbl": False}), ("trades", {}), ("wat", {}), ("frl", {}),
+            ("he", {"variant": "trades"}), ("faal", {"form": "trades"})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "knobs"), ATTACKED, ids=map(str, ATTACKED))
+def test_the_attack_is_the_protocols_on_the_logits_of_the_model(
+    name: str, knobs: dict[str, Any], network: Network, digits: Batch
+) -> None:
+    """On the cross-entropy without prior and margin, or on the divergence from one clean pass, without labels."""
+    method = built(name, 9, **knobs)
+    model: Classifier = network(10, head=method.task.head).eval()
+    passes: list[None] = []
+    model.register_forward_hook(lambda *_: passes.append(None))
+    found = perturb(method, model, digits, make_attack()).x
+    if method.label_attack:
+        expected = make_attack()(model, digits.x, digits.y)
+    else:
+        assert len(passes) == 1 + 2
+        natural = model(digits.x).detach()
+        expected = make_attack()(model, digits.x, 0 * digits.y, lambda logits, _: kl_divergence(natural, logits))
+    assert torch.equal(found, expected)
+
+
+def test_reat_weighs_the_objective_by_class(network: Network, digits: Batch) -> None:
+    """Seen in train mode of BN, where samples feel each other; in eval mode the weights move nothing."""
+    method = built("reat")
+    method.start_epoch(1, torch.tensor([60.0, 9, 1, 1, 1, 1, 1, 1, 1, 2]))
+    examples = {}
+    for bn_mode in ("train", "eval"):
+        examples[bn_mode] = perturb(method, network(10), digits, make_attack(steps=3, bn_mode=bn_mode)).x
+        plain = make_attack(steps=3, bn_mode=bn_mode)(network(10), digits.x, digits.y)
+        assert torch.equal(examples[bn_mode], plain) == (bn_mode == "eval")
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 0.6])
+def test_n_fgsm_takes_one_gradient_and_goes_up_to_three_eps(
+    eps: float, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *given, **more: calls.append(1) or grad(*given, **more))
+    x = perturb(built("n-fgsm"), network(10), digits, make_attack(eps=eps, steps=7)).x
+    assert len(calls) == 1, "whatever the number of steps of the protocol"
+    assert min(0.9 * eps, 0.5) < (x - digits.x).abs().max() <= 3 * eps + 1e-6
+
+
+# -- stages and refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "settings", "expected"),
+    [
+        ("taet", 30, {}, {"clean": 12, "adversarial": 18}),
+        ("taet", 1, {}, {"adversarial": 1}),
+        ("taet", 10, {"clean_share": 1.0}, {"clean": 10}),
+        ("standard", 10, {}, {"clean": 10}),
+        ("gairat", 10, {}, {"burn-in": 6, "weighted": 4}),
+        ("faal", 10, {}, {"burn-in": 6, "fair": 4}),
+        ("frl", 10, {"begin": 0.3}, {"burn-in": 3, "fair": 7}),
+        ("robust-lt", 10, {"base": "gairat"}, {"burn-in": 6, "weighted": 4}),
+    ],
+)
+def test_stages(name: str, epochs: int, settings: dict[str, Any], expected: dict[str, int]) -> None:
+    stages = built(name, task={"epochs": epochs}, **settings).task.stages
+    assert stages == tuple(stage for stage, length in expected.items() for _ in range(length))
+
+
+BALANCES = "its loss already balances the classes and takes none"
+REFUSED = [
+    ("reat", {"tail": False, "form": "paper"}, "method form: got 'paper'; allowed: with tail only"),
+    ("he", {"beta": 6.0}, "method beta: got 6; allowed: with variant trades or alp only"),
+    ("class-budget", {"rule": "dafa", "a": 0.5}, "method a: got 0.5; allowed: with rule counts only"),
+    ("robal", {"outer": "focal", "margin": 0.0}, "robal: got margin 0 and the outer loss focal, .+cross-entropy only"),
+    ("he", {"margin": 2.1}, r"method margin: got 2.1; allowed: 0 to 2 \(the range of cosines\)"),
+    ("las-at", {"eps": (5, 3)}, "method eps: got .+; allowed: lowest and highest, within 0 to 255"),
+    ("reat", {"form": "oficial"}, r"unknown form 'oficial'; allowed: .+; did you mean 'official'\?"),
+    ("harl", {"outer": "focal"}, f"harl: got the outer loss focal; {BALANCES}"),
+    (
+        "at-bsl",
+        {"outer": "focal"},
+        "at-bsl: got the outer loss focal; its loss is balanced softmax: use `at --outer .+",
+    ),
+    ("taet", {"outer": "focal", "clean_share": 0.0}, "taet: got the outer loss focal; .+ of 10 epochs none is clean"),
+    ("las-at", {"task": {"weighting": "rw"}}, "las-at: got the weighting rw; its attack raises no loss .+: only none"),
+    ("faal", {"form": "trades", "task": {"weighting": "rw"}}, "faal: got the weighting rw; .+: only none"),
+    ("reat", {"task": {"weighting": "enr"}}, r"reat: got the weighting enr; .+ add --method\.no-rbl"),
+    ("cfa", {"base": "at", "regulariser": "scaled"}, "method regulariser: got scaled, .+ no divergence to weigh; .+"),
+    ("cfa", {"base": "at", "lambda_2": 0.4}, "method lambda 2: got 0.4; allowed: with the regulariser only"),
+    ("cfa", {"task": {"epochs": 1}}, "method begin: got 0.05 of 1 epochs, which leaves none of them; allowed: .+"),
+    ("dafa", {"base": "taet", "base_settings": {"clean_share": 0.8}}, "method warm up: .+ ends without an attack; .+"),
+    ("frl", {"task": {"watched": (3, 9)}}, "frl: got no point of the curve that it could use; allowed: .+"),
+    ("frl", {"begin": 1.0}, "method begin: got 1 of 10 epochs; allowed: a share that leaves an epoch after it"),
+    ("faal", {"task": {"milestones": ()}}, "method begin: got no milestone in 10 epochs; allowed: .+"),
+    ("robust-lt", {"base": "robust-lt"}, "method base: got 'robust-lt'; allowed: a method that wraps no other"),
+    ("dafa", {"base": "standard"}, "method base: got standard, which attacks in no epoch; allowed: one that does"),
+    ("cfa", {"base": "trads"}, r"method base trads: unknown method 'trads'; .+did you mean 'trades'\?"),
+    (
+        "cfa",
+        {"base": "trades", "base_settings": {"betta": 3}},
+        "method base trades: unknown field of Config 'betta'; .+",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), REFUSED, ids=[f"{n}-{s}" for n, s, _ in REFUSED])
+def test_what_cannot_be_is_refused_in_one_line(name: str, settings: dict[str, Any], message: str) -> None:
+    settings = {"base_settings": {}, **settings} if settings.get("base") == "trads" else settings
+    with pytest.raises(UserError, match=f"^{message}$"):
+        built(name, **settings)
+
+
+def test_published_factors_are_the_defaults() -> None:
+    """And RoBal's constants those of its form, and of many classes."""
+    for name, value in (("mart", 5), ("trades", 6), ("wat", 6), ("frl", 1.5)):
+        assert built(name).config.beta == value
+    one, many = COUNTS, (3,) * 100
+    assert [built("dafa", counts=counts, base="at").rule.lam for counts in (one, many)] == [1.0, 1.5]
+    found = [built("robal", counts=counts, form=form).constants for form in "RN" for counts in (one, many)]
+    assert [c["tau_b"] for c in found] == [1.5, 0, 1.2, 0]
+    assert [c["margin"] for c in found] == [0.1, 0.3, 0.1, 0.2]
+    assert [c["tau_p"] for c in found] == [0, 1.7, 0.1, 1.5]
+    assert [c["beta"] for c in found] == [6, 6, 6, 3]
+    assert built("robal", counts=many, tau_p=0.5).constants == {**found[1], "tau_p": 0.5}
+    # The prior is in the outer loss or in the deployed logits.
+    assert built("robal", counts=many, form="N").offset().mean().item() == pytest.approx(-1.5 * math.log(100))
+    assert not built("robal", counts=many, outer="balanced-softmax").offset().any()
