@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from taet.data import Split
-from taet.data.augmentation import crop_flip, to_unit
+from taet.data.augmentation import PolicyBatch, apply, crop_flip, to_unit
 from taet.data.loader import Batch, Loader, class_balanced
-from taet.data.policies import PolicyBatch, apply
 from taet.data.storage import kept
 from taet.randomness import generator
 from taet.settings import Training
