@@ -95,7 +95,7 @@ def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any
         ("evaluate --model resnet8 --data grey.npz --attacks pdg-20", "did you mean 'pgd-20'?"),
         ("evaluate --model resnet8 --data grey.npz --normalize imagnet", "did you mean 'imagenet'?"),
         ("evaluate runs/x --data grey.npz", "--data, --normalize and --out go with --model runs/x"),
-        ("evaluate runs/x --model resnet8", "got runs/x and --model resnet8; allowed: one"),
+        ("evaluate runs/x --model resnet8", "got runs/x and --model resnet8; allowed: one, RUN or"),
         ("evaluate runs/x --weights net.pt", "unknown weights 'net.pt'; allowed: model, model-best, model-last"),
         ("check runs/x", "check: no such folder: 'runs/x'"),
         ("check grey_nets:Brightness --data grey.npz --weights w.pt", "weights: got w.pt; allowed: a file that exists"),
