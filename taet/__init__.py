@@ -20,8 +20,8 @@ _LAZY = {
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }
-_FOLDERS = "attacks data deployment evaluation experiments losses methods metrics models".split()
-_FOLDERS += "protocols report settings training".split()
+_FOLDERS = ["attacks", "data", "deployment", "evaluation", "experiments", "losses", "methods", "metrics", "models"]
+_FOLDERS += ["protocols", "report", "settings", "training"]
 
 if TYPE_CHECKING:
     from taet.deployment.export import export as export
