@@ -41,15 +41,6 @@ def test_arrays_that_torch_cannot_share_are_copied(kind, arrays):
     assert (torch.from_numpy(split.images).numpy() == images).all()
 
 
-def test_images_that_are_mapped_from_a_file_stay_there(arrays, tmp_path):
-    given = arrays()
-    np.save(tmp_path / "a.npy", given["train_images"])
-    mapped = Dataset.from_arrays(**given | {"train_images": np.load(tmp_path / "a.npy", "r")})
-    assert isinstance(mapped.train.images, np.memmap)
-    assert describe(mapped) == describe(Dataset.from_arrays(**given))
-    assert torch.from_numpy(mapped.train.choose(np.array([2, 1])).images).shape == (2, 4, 5, 3)
-
-
 def test_checksum_sees_images_labels_and_shape(arrays):
     split = Dataset.from_arrays(**arrays()).train
     assert split.sha256 == replace(split, images=split.images.copy(order="F")).sha256
@@ -116,24 +107,6 @@ def test_description_is_plain_json_and_its_table_fits_a_terminal(arrays):
     assert bars[0] > 25
     assert bars[1:] == [round(bars[0] / 4), 1]
     assert [line.split()[-2] if "#" not in line else line.split("#")[0].split()[-4] for line in lines[4:5]] == ["tail"]
-
-
-@pytest.mark.parametrize(("classes", "rows"), [(40, 40), (1000, 40)])
-def test_of_many_classes_some_have_a_row_from_the_largest_to_the_smallest(classes, rows):
-    counts = np.random.default_rng(0).permutation(np.geomspace(1, 500, classes).astype(int))
-    blank = np.zeros((counts.sum(), 4, 4, 1), np.uint8)
-    labels = np.repeat(np.arange(classes), counts)
-    dataset = Dataset.from_arrays(blank, labels, blank[:classes], np.arange(classes))
-    lines = render(dataset).splitlines()
-    assert max(map(len, lines)) <= 80
-    table = [line.split() for line in lines[2 : 2 + rows]]
-    assert lines[2 + rows].split() == ["all", str(len(labels)), str(classes)]
-    assert all(int(count) == counts[int(name)] for name, _, count, *_ in table)
-    shown = [int(count) for _, _, count, *_ in table]
-    if classes > rows:
-        assert shown == sorted(shown, reverse=True)
-        assert (shown[0], shown[-1]) == (counts.max(), counts.min())
-        assert any("--json has all" in line for line in lines)
 
 
 @pytest.mark.parametrize("count", [300, 70_000])  # beyond 66,000 white pixels the sum of squares leaves 32 bits
