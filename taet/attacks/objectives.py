@@ -78,11 +78,10 @@ def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objectiv
 def nearest_classes(
     model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, norm: Norm = "linf", candidates: int = 100
 ) -> Tensor:
-    """Return other classes c by d_c = (z_y - z_c) / ||grad_x (z_c - z_y)||, nearest first, (N, k), k <= `candidates`.
+    """Return the likeliest other classes by d_c = (z_y - z_c) / ||grad_x (z_c - z_y)||, nearest first, (N, candidates).
 
-    d_c is the distance to the boundary of the linearised model, so the norm of the gradient is the dual one: the sum of
-    absolute values in the L-infinity ball, the 2-norm in L2. Only the `candidates` likeliest other classes are ordered.
-    A class whose gradient is zero, or not finite, comes last. One forward pass and k backward passes of each image.
+    d_c is the distance to the boundary of the linearised model in `norm`, so the gradient has the dual norm. A class
+    whose gradient is zero, or not finite, comes last. One forward pass and k backward passes of each image.
 
     Source: Melamed, Yehudai, Shamir, "MALT powers up adversarial attacks", NeurIPS 2024, arXiv:2407.02240. Its
     code puts a class without gradient first.
@@ -119,9 +118,8 @@ def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tens
     """Return the weighting with a name; class_counts n and predicted_counts m are (C,), float.
 
     rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; rbl: REAT's weights from the
-    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. A class without images
-    counts as one image. Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw,
-    whose definitions here are ours.
+    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. n is at least 1. Source: Li
+    et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose definitions are ours.
     """
     counts = class_counts.clamp(min=1)
     if name in ("rw", "rws"):

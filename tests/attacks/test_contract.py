@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import json
 import sys
 import typing
@@ -352,25 +351,3 @@ def test_a_card_whose_custom_attack_is_gone_is_still_read(plugged: Plugged, tmp_
     assert (column.attack.parameters, column.attack.eps) == (column.parameters, EPS)
     with pytest.raises(UserError, match="is it a plugin"):
         column.attack.run(model, torch.zeros(1), torch.zeros(1), images.draws(column.attack, np.arange(1)))
-
-
-# --- the public functions --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(taet.attacks.__all__))
-def test_a_function_takes_a_ball_per_image_or_says_that_it_does_not(name: str) -> None:
-    function, eps = getattr(taet.attacks, name), torch.tensor([0.02, 0.05, 0.1, 0.3, 0.6, 0.9])
-    chain = {"steps": 3, "step_size": EPS / 2} if name in ("pgd", "cw_linf") else {}
-    x, model = torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(0)), Network().eval()
-    y = model(x).argmax(1)
-    assert inspect.getdoc(function)
-    if name == "autoattack":
-        with pytest.raises(UserError, match=r"got a tensor of shape \(6,\); allowed: one number"):
-            function(model, x, y, eps=eps)
-        return
-    x_adv = function(model, x, y, eps=eps, **chain)
-    norm = "l2" if name in ("cw_l2", "deepfool") else "linf"
-    assert bool((distance(x_adv, x, norm) <= eps + 1e-6).all())
-    assert float(distance(x_adv, x, norm).max()) > 0
-    with pytest.raises(UserError, match="eps: got a tensor of shape"):
-        function(model, x, y, eps=eps[:2], **chain)
