@@ -202,7 +202,7 @@ def _with_columns(
 
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
-    affordable = int(runner.passes(attacks) / probe_passes(runner.sites))
+    affordable = int(runner.passes(attacks, len(runner.labels)) / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
 
 
