@@ -171,13 +171,6 @@ class Runner:
         values = torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
         return np.where(np.isfinite(values), values, np.nan)  # attacks report on which images they are not finite
 
-    def store(self, name: str, settings: Sequence[object]) -> BatchStore | None:
-        """Return a store of finished work that depends on these settings, the model and the images."""
-        if self.state_dir is None:
-            return None
-        self.opened.append(BatchStore(Path(self.state_dir), name, digest([self.identity, *settings])))
-        return self.opened[-1]
-
     def clear(self) -> None:
         """Remove the finished work, which the card now contains."""
         for store in self.opened:
@@ -254,7 +247,10 @@ class Runner:
         progress: Progress = lambda *_: None,
     ) -> Attacked:
         """Attack all images; `natural` are the predictions on clean images, if known; `keep` saves finished batches."""
-        units = self.store(attack.name, [attack.to_json(), self.batch_size]) if keep else None
+        units = None
+        if keep and self.state_dir is not None:
+            settings = digest([self.identity, attack.to_json(), self.batch_size])
+            self.opened.append(units := BatchStore(Path(self.state_dir), attack.name, settings))
         with custom_code(f"'{attack.name}' failed in the model"):
             if isinstance(attack, Suite):
                 return self._suite(attack, natural, units, progress)
