@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from taet.data.dataset import Dataset
-from taet.formatting import aligned
 from taet.statistics import class_groups, class_ranks
 
 MOST_ROWS = 40
@@ -50,10 +50,19 @@ def render(dataset: Dataset) -> str:
         group = next(group for group in ("head", "body", "tail") if label in groups[group])
         name = name if len(name) <= 20 else f"{name[:17]}..."
         rows.append([name, f"{group} ", *(str(each[label]) for each in counts.values())])
-    lines = aligned([*rows, ["all", "", *(str(each.sum()) for each in counts.values())]])
+    lines = _aligned([*rows, ["all", "", *(str(each.sum()) for each in counts.values())]])
     room, train = 80 - len(lines[0]) - 2, counts["train"]
     bars = ["", *("#" * max(1, round(room * train[label] / train.max())) for label in shown), ""]
     table = [f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)]
     sums = [f"  {name:<10} {split.sha256}" for name, split in dataset.splits.items()]
     said = [line for note in notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
     return "\n".join([dataset.headline, *table, "SHA-256 of the image shape, images and labels:", *sums, *said])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in plain text, the first column left-aligned and the others right-aligned."""
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
+        for row in rows
+    ]

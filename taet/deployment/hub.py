@@ -146,7 +146,7 @@ def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> 
         ("Data", f"{data['name']}, {card.num_classes} classes, {sum(record.data.train.class_counts):,} images"),
         ("Imbalance ratio", "not known" if data.get("imbalance_ratio") is None else f"{data['imbalance_ratio']:.4g}"),
         ("Test images", f"{len(card.labels):,}, SHA-256 {data['test_sha256']}"),
-        *((("Extra images", record.data.extra.sentence),) if record.data.extra else ()),
+        *((("Extra images", record.data.extra["source"]),) if record.data.extra else ()),
         *(("Note", note) for note in data.get("notes", ())),
         ("Licence", licence or f"{TO_FILL_IN}, with the licence of the training images in mind"),
     ]

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
-from taet.attacks.spec import AttackSpec
+from taet.attacks.noise import Draws
+from taet.attacks.spec import AttackSpec, Clean
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.data.storage import Pixels
 from taet.errors import UserError
@@ -27,7 +26,7 @@ from taet.formatting import plural
 from taet.progress import Progress
 from taet.settings import Fit
 from taet.training.environment import resolve_device
-from taet.training.finished import load_model
+from taet.training.runs import load_model
 
 if TYPE_CHECKING:
     import pandas
@@ -176,11 +175,9 @@ def batches(
     run, network, record = load_model(Path(run_dir), weights, model=model)
     names = record.data.class_names
     spec = None if attack is None else parse_attack(attack, run.evaluation, run.threat.eps)
-    if spec is not None:
-        if not spec.bounded:  # survival is not defined
-            advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
-            raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
-        spec.check_classes(len(names))
+    if spec is not None and not spec.bounded:  # survival is not defined
+        advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
+        raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
     cost = 1 + (0 if spec is None else spec.passes(len(names)))
     counted, done = Counted(network.to(where)), 0
 

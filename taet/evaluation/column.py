@@ -17,8 +17,7 @@ from pydantic_core import CoreSchema, core_schema
 from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
-from taet.attacks.identity import Identity, identity
-from taet.attacks.spec import AttackSpec
+from taet.attacks.spec import AttackSpec, Identity, identity
 from taet.errors import UserError
 from taet.fields import Record
 from taet.formatting import short

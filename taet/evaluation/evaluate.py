@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
 from taet.data import Dataset, Split
 from taet.data.long_tail import even_sample

@@ -22,7 +22,7 @@ from taet.evaluation.card import ResultCard
 from taet.files import seal
 from taet.models.hub import CONFIG, FILES, local
 from taet.models.weights import read
-from taet.training.finished import load_model
+from taet.training.runs import load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = f"hf:user/colours@{COMMIT}"

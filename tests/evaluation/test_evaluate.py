@@ -71,16 +71,6 @@ def test_flags_depend_neither_on_the_order_of_attacks_nor_on_batches_nor_on_the_
         np.testing.assert_array_equal(forwards.column(name).correct, backwards.column(name).correct)
 
 
-def test_the_fast_suite_comes_out_of_the_standard_one(evaluated: Evaluated) -> None:
-    both = evaluated("autoattack-fast", "autoattack", eps=0.04, batch_size=22)
-    alone = evaluated("autoattack-fast", eps=0.04, batch_size=22).column("autoattack-fast")
-    fast = both.column("autoattack-fast")
-    assert [column.name for column in both.columns] == ["clean", "autoattack-fast", "autoattack"]
-    assert (fast.forwards, fast.parameters["from"]) == (0, "autoattack")
-    np.testing.assert_array_equal(fast.predictions, alone.predictions)
-    assert fast.identity == alone.identity
-
-
 def test_the_model_is_given_back_as_it_was(evaluated: Evaluated, task: Task) -> None:
     model = task[0].train()
     state = torch.random.get_rng_state()
@@ -167,7 +157,6 @@ def few(logits: Tensor) -> Tensor:
         ({"epss": 0.1}, "unknown setting 'epss'.*did you mean 'eps'"),
         ({"attacks": ("curve-stepz",)}, "unknown attack 'curve-stepz'.*did you mean 'curve-steps'"),
         ({"attacks": "fgsn"}, "did you mean 'fgsm'"),
-        ({"attacks": ("pgd-3:objective=dlr",), "class_names": None, "two": True}, "allowed: 3 or more for DLR"),
         ({"attacks": ("autoattack@runs/other",)}, "attack 'autoattack@runs/other': got autoattack, "),
         ({"attacks": ("pgd-20@runs/other",)}, "got 'runs/other'; allowed: the folder of a finished run"),
         ({"weights": "model-best"}, "unknown setting 'weights'"),
