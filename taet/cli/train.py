@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from taet import protocols, registry
-from taet.cli.options import POSITIONAL, Command, Options, RunPath, call_text, parse, value_of
+from taet.cli.options import POSITIONAL, Command, Options, RunPath, Trusted, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
 from taet.files import check_output, parse_json, read_bytes
@@ -67,8 +67,7 @@ class Train(Command):
     """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values."""
     print_config: bool = False
     """Print all settings, including those chosen for images and machine, and train nothing."""
-    trust_model: str | None = None
-    """Name of the model of --resume or --config if it is package.module:callable, whose code may then be run."""
+    trust_model: Trusted = None
     evaluate: bool | None = None
     """Attack the run and write report.html, or --no-evaluate. Default: with your own images."""
     as_json: bool = False
