@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -211,11 +213,13 @@ def run(words: list[str]) -> None:
         print(json.dumps(row) if options.as_json else finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
         if is_own(asked.data.name) if options.evaluate is None else options.evaluate:
-            device = asked.training.device
-            try:
-                evaluate.run([*call, *([] if device == "auto" else ["--device", device])])
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"continue with: {call_text(['evaluate', *call])}") from None
-            print(f"report: {first(lambda: write([finished.folder], RunFolder(finished.folder).report))}")
+            device = [] if asked.training.device == "auto" else ["--device", asked.training.device]
+            with contextlib.redirect_stdout(sys.stderr if options.as_json else sys.stdout):
+                try:
+                    evaluate.run([*call, *device])
+                except KeyboardInterrupt:
+                    again = call_text(["train", "--resume", *call, "--evaluate"])
+                    raise KeyboardInterrupt(f"continue with: {again}") from None
+                print(f"report: {first(lambda: write([finished.folder], RunFolder(finished.folder).report))}")
         elif not options.as_json:
             print(f"next: {call_text(['evaluate', *call])}")

@@ -102,9 +102,7 @@ def test_a_file_alone_never_chooses_code(taet: Any, tmp_path: Path, monkeypatch:
         for words in ([], ["--trust-model", "evil:M"], ["--print-config"]):
             outcome = taet("train", "--config", name, *words)
             assert outcome.code == 2
-            assert (
-                f"{name}: got the model 'evil:N', which is code outside this package; allowed: with --t" in outcome.err
-            )
+            assert f"{name}: got the model 'evil:N', which is code outside this package; allowed: with" in outcome.err
     assert taet("train", "--config", "run.toml", "--trust-model", "evil:N", "--print-config").code == 0
     assert taet("train", "--config", "run.toml", "--model", "evil:N", "--print-config").code == 0
     assert not Path("touched").exists()
