@@ -19,7 +19,7 @@ from taet.data import long_tail_counts
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.settings import Run
-from taet.training.decisive_settings import training_settings
+from taet.training.record import training_settings
 
 RESULTS = FOLDER.parent / "results"
 CARD, EPOCHS = "evaluation.json", "metrics.jsonl"

@@ -25,8 +25,8 @@ from taet import protocols, registry
 from taet.files import file_sha256, seal
 from taet.registry import Kind
 from taet.settings import Run, override
-from taet.training.decisive_settings import run_hash
 from taet.training.folder import RunFolder
+from taet.training.record import run_hash
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {

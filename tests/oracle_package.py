@@ -36,9 +36,9 @@ def raised_flags(card: Any) -> list[list[str]]:
 
 
 def run_hash(config: Mapping[str, Any]) -> str:
-    from taet.training import decisive_settings
+    from taet.training import record
 
-    return decisive_settings.run_hash(config)
+    return record.run_hash(config)
 
 
 def as_stored(run: Any) -> dict[str, Any]:

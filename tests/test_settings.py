@@ -30,7 +30,7 @@ from taet.fields import (
     read_text,
 )
 from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, from_json, override, to_json
-from taet.training.decisive_settings import run_hash
+from taet.training.record import run_hash
 
 
 class Sample(Settings):

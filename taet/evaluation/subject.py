@@ -20,22 +20,20 @@ from taet.attacks.inputs import check_labels
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
-from taet.errors import UserError, unknown
+from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import Json, plain
-from taet.evaluation.facts import user_errors
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored
 from taet.files import file_sha256
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
-from taet.training.checkpoint import weights_digest
-from taet.training.decisive_settings import run_hash
 from taet.training.environment import environment, resolve_device
-from taet.training.finished import load_model, load_run
-from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
+from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, weights_digest
+from taet.training.record import run_hash
+from taet.training.runs import load_model, load_run
 
 ArrayOrTensor = NDArray[Any] | Tensor
 OF_TRAINING = ("draw", "exposure", "test_sha256")  # what the record of extra images says and their card does not
@@ -93,7 +91,7 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
         x = as_unit(images[:2]).to(device)
-        with user_errors(f"model: fails on images of shape {tuple(x.shape)}"):
+        with custom_code(f"model: fails on images of shape {tuple(x.shape)}"):
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
     if changed:
@@ -219,8 +217,8 @@ def of_run(
             labels = by_name(labels, images.class_names, record.data.class_names)
         sha256 = images_sha256(pixels, labels)
     if (extra := record.data.extra) is not None:
-        about = {name: plain(value) for name, value in vars(extra).items() if name not in OF_TRAINING}
-        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.test_sha256)}
+        about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
+        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
     rule, leak, counts = record.selection.rule, record.selection.leak, list(record.data.train.class_counts)
     if weights == LAST:
         rule, leak = "last", False
