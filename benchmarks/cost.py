@@ -25,20 +25,18 @@ import math
 import os
 import sys
 import time
-import typing
-import weakref
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, record
+from common import arguments, record, seconds, wait
+from memory import Storages, peak_bytes
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from taet import methods, models, registry
@@ -62,6 +60,7 @@ REPEATS = 5  # of short work, so that the resolution of the clock and interrupti
 CYCLE = 20  # steps between two updates of LAS-AT's strategy network, the rarest event of a step
 TOTAL, RATIO = 50_000, 10.0  # images and imbalance ratio of CIFAR-10-LT before and after the cut
 LR = 1e-3  # keeps the weights finite on random labels
+RECORDED = ("classes", "batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds", "threads")
 METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 
 # Published: TAET, appendices C and D and beside table 9; REAT (arXiv:2307.10205), table 14: ResNet-18, one V100.
@@ -102,65 +101,13 @@ def line_gamma(seconds: Mapping[int, float], clean_share: float = 0.0) -> float:
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations; FlopCounterMode has the same, but its tracking of modules refuses a gradient of the image."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total: int = 0
+    total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func.overloadpacket)
         self.total += 0 if formula is None else int(formula(*args, **(kwargs or {}), out_val=result))
         return result
-
-
-class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations return, each once, until it is freed."""
-
-    def __init__(self, held: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.known: set[int] = set()
-        self.bytes = self.peak = 0
-        for tensor in held:
-            self.add(tensor)
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if id(storage) not in self.known:
-            self.known.add(id(storage))
-            self.bytes += storage.nbytes()
-            self.peak = max(self.peak, self.bytes)
-            # A storage keeps its Python object, and so its id, until its memory is freed.
-            weakref.finalize(storage, self._forget, id(storage), storage.nbytes()).atexit = False
-
-    def _forget(self, name: int, size: int) -> None:
-        self.known.discard(name)
-        self.bytes -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        return output
-
-
-def peak_bytes(work: Callable[[], object], held: Sequence[Tensor], device: torch.device) -> int:
-    """Return the peak bytes of `held` together with the tensors that `work()` makes.
-
-    On a GPU by the counters of torch's allocator; `work` may free only tensors that are held or its own. On a CPU every
-    operation is traced, and temporary memory inside an operation is not seen.
-    """
-    watch = _Storages(held)
-    if device.type != "cuda":
-        with watch:
-            work()
-        return watch.peak
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    work()
-    torch.cuda.synchronize(device)
-    return watch.bytes + torch.cuda.max_memory_allocated(device) - before
 
 
 # --- one method -------------------------------------------------------------------------------------------------------
@@ -209,14 +156,9 @@ class Steps:
 
     def step(self, batch: Batch, number: int = 0, *, steps: int | None = None, viewed: bool = True) -> None:
         """Make one training step as in a run, but never from a CUDA graph; `viewed`: attack the view."""
-        own, view = (self.model, self.method, self.optimizer), self.view if viewed else None
-        training_step(
-            State(
-                *own, run=Run(training=Training(precision="bf16" if self.bf16 else "float32")), step=number, view=view
-            ),
-            batch,
-            self.attack(steps),
-        )
+        run, view = Run(training=Training(precision="bf16" if self.bf16 else "float32")), self.view if viewed else None
+        state = State(self.model, self.method, self.optimizer, run, step=number, view=view)
+        training_step(state, batch, self.attack(steps))
 
     def mean(self, cost: Callable[[], Floats], batch: Batch, *, viewed: bool = True) -> Floats:
         """Return the increase of `cost` by a step, mean over a run."""
@@ -256,32 +198,25 @@ class Steps:
 
     def seconds(self, batch: Batch) -> float:
         """Return the seconds of a step, mean over a run."""
-        return float(self.mean(lambda: np.array(self.now()), batch))
+
+        def now() -> Floats:
+            wait(self.device)
+            return np.array(time.perf_counter())
+
+        return float(self.mean(now, batch))
 
     def timed(self, work: Callable[[], object], repeats: int = 1) -> float:
         """Return the mean seconds of `work()`."""
-        begun = self.now()
-        for _ in range(repeats):
-            work()
-        return (self.now() - begun) / repeats
-
-    def now(self) -> float:
-        """Return the seconds on a clock, after the device has finished its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return seconds(lambda: [work() for _ in range(repeats)], self.device) / repeats
 
     def memory(self, batch: Batch) -> tuple[float, float]:
         """Return the memory of weights, optimiser, view and batch between steps, and the peak, in 10^6 bytes."""
         self.step(batch)  # so that the optimiser has its state
         self.optimizer.zero_grad(set_to_none=True)
         held = [*self.held(), *batch]
-
-        def twice() -> None:  # the gradients of the first step still exist when the second begins, as in a run
-            self.step(batch)
-            self.step(batch)
-
-        return _Storages(held).bytes / 1e6, peak_bytes(twice, held, self.device) / 1e6
+        # Twice: the gradients of the first step still exist when the second begins, as in a run.
+        peak = peak_bytes(lambda: [self.step(batch) for _ in range(2)], held, self.device)
+        return Storages(held).bytes / 1e6, peak / 1e6
 
     def held(self) -> Iterator[Tensor]:
         """Yield the tensors that exist between steps: parameters, buffers, gradients, the optimiser's state."""
@@ -294,15 +229,6 @@ class Steps:
 
 
 # --- the measurement --------------------------------------------------------------------------------------------------
-
-
-def everything() -> list[tuple[str, dict[str, Any]]]:
-    """Return every method with its defaults, and with each other value of its setting `variant`."""
-    pairs: list[tuple[str, dict[str, Any]]] = []
-    for name in registry.entries("methods"):
-        hints = typing.get_type_hints(methods.find(name).Config)
-        pairs += [(name, {}), *((name, {"variant": other}) for other in typing.get_args(hints.get("variant"))[1:])]
-    return pairs
 
 
 def spread(values: Floats) -> dict[str, Any]:
@@ -396,25 +322,23 @@ def method_cost(steps: Steps, base: Steps, batch: Batch, rounds: int, epoch_step
 
 def measure(given: Namespace) -> dict[str, Any]:
     """Measure the cost model, memory and the methods of the command line."""
-    wanted = everything() if given.methods == ["all"] else [(name, {}) for name in given.methods]
     share = given.clean_epochs / given.epochs
     clean, adversarial = Steps("standard", {}, given), Steps("at", {}, given)
     two_stage, batch = Steps("taet", {"clean_share": share}, given), clean.batch(given.batch_size)
     epoch_steps = math.ceil(clean.images / given.batch_size)
     rounds = [one_round(clean, adversarial, two_stage, batch, given.curve) for _ in range(given.rounds + 1)]
-    seconds = {part: np.array([found[part] for found in rounds[1:]]) for part in rounds[0]}
+    parts = {part: np.array([found[part] for found in rounds[1:]]) for part in rounds[0]}
     costs = []
-    for name, settings in wanted:
-        steps = adversarial if (name, settings) == ("at", {}) else Steps(name, settings, given)
+    for name in registry.entries("methods") if given.methods == ["all"] else given.methods:
+        steps = adversarial if name == "at" else Steps(name, {}, given)
         cost = method_cost(steps, adversarial, batch, given.rounds, epoch_steps)
-        costs.append({"name": name, "settings": settings, **cost})
+        costs.append({"name": name, "settings": {}, **cost})
     return {
         "network": given.model,
         "image_shape": list(given.image_shape),
         "images": clean.images,
-        **{name: getattr(given, name) for name in ("classes", "batch_size", "precision", "steps", "epochs")},
-        **{name: getattr(given, name) for name in ("clean_epochs", "rounds", "threads")},
-        **model_costs(seconds, given, epoch_steps),
+        **{name: getattr(given, name) for name in RECORDED},
+        **model_costs(parts, given, epoch_steps),
         "memory": memory(clean, adversarial, batch, share),
         "costs": costs,
     }
@@ -453,7 +377,7 @@ def show(found: Mapping[str, Any]) -> None:
 def main() -> int:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     arguments(parser, out="cost.json")
-    parser.add_argument("--methods", nargs="*", default=[*METHODS], help="or all, in every variant")
+    parser.add_argument("--methods", nargs="*", default=[*METHODS], help="or all")
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--image-shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width")
     parser.add_argument("--classes", type=int, default=10)

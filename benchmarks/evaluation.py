@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import taet
 from taet import protocols
 from taet.attacks.cw_l2 import BOX
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.attacks.objectives import margin
 from taet.data.augmentation import to_unit
 from taet.evaluation import parse_attack

@@ -51,7 +51,7 @@ def joined(device_type: str) -> Iterator[None]:
 
 
 def started_together() -> bool:
-    """Whether torchrun, or `taet.cli.processes.run_together`, started this process together with others."""
+    """Whether torchrun started this process together with others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and dist.is_available()
 
 

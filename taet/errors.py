@@ -87,7 +87,7 @@ def cut(text: str, most: int = 200) -> str:
 def nearest(got: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name that resembles `got` most; None if none does."""
     lower = {name.lower(): name for name in allowed}
-    near = difflib.get_close_matches(cut(got).lower(), lower, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(cut(got).lower(), lower, n=1, cutoff=0.6)
     return lower[near[0]] if near else None
 
 

@@ -15,46 +15,44 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
 from typing_extensions import is_typeddict
 
 from taet.errors import UserError, cut, unknown
 from taet.formatting import read_number
 
-Marks = tuple[Any, ...]
-"""What is declared about a type: bounds of pydantic, and the classes below."""
 
-
+@dataclasses.dataclass(frozen=True)
 class Note:
     """Text that follows the bounds in messages and in --help; `suggest` returns a hint about a refused number."""
 
-    def __init__(self, text: str, suggest: Callable[[float], str] = lambda _: "") -> None:
-        self.text, self.suggest = text, suggest
+    text: str
+    suggest: Callable[[float], str] = lambda _: ""
 
 
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """A condition that bounds cannot express; `text` describes it in messages and in --help."""
 
-    def __init__(self, test: Callable[[Any], bool], text: str) -> None:
-        self.test, self.text = test, text
+    test: Callable[[Any], object]
+    text: str
 
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return AfterValidator(self._checked).__get_pydantic_core_schema__(source, handler)
 
-    def _checked(self, value: Any) -> Any:
+    def _checked(self, value: object) -> object:
         if not self.test(value):
             raise ValueError(self.text)
         return value
@@ -67,7 +65,7 @@ class OnlyWith:
     default.
     """
 
-    def __init__(self, **others: Any) -> None:
+    def __init__(self, **others: object) -> None:
         self.others = {name: value if isinstance(value, tuple) else (value,) for name, value in others.items()}
 
     def holds(self, config: Settings) -> bool:
@@ -84,12 +82,11 @@ class OnlyWith:
         return f"with {' or '.join(parts)} only"
 
 
-def _pixel_hint(value: float) -> str:
-    return f"; did you mean {value:g}/255?" if 1 < value <= 255 else ""
-
-
-def _ratio_hint(value: float) -> str:
-    return f"; did you mean {1 / value:g}?" if 0 < value < 1 else ""
+def _fraction(value: Any) -> Any:
+    try:
+        return read_number(value) if isinstance(value, str) and "/" in value else value
+    except ValueError:
+        return value
 
 
 LARGEST = 10**6
@@ -97,28 +94,26 @@ LARGEST = 10**6
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Whole = Annotated[int, Field(ge=0, le=LARGEST)]
 ImageCount = Annotated[int, Field(ge=1, le=10**9)]
+StoredCount = Annotated[int, Field(ge=0, le=2**53)]
 Processes = Annotated[int, Field(ge=1, le=1024)]
 """Processes or threads of this machine."""
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-"""A share of a whole, 0 to 1."""
 PartialShare = Annotated[float, Field(ge=0, lt=1)]
 """A share of less than the whole."""
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 LongSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Ratio = Annotated[float, Field(ge=1), Note(" (largest class over smallest)", _ratio_hint)]
-"""An imbalance ratio."""
-PIXEL_UNITS = Note(", in units of the image range, e.g. 8/255", _pixel_hint)
-FRACTION = BeforeValidator(lambda value: _fraction(value) if isinstance(value, str) else value)
-"""Lets files hold 8/255 as text."""
-Radius = Annotated[float, FRACTION, Field(ge=0, le=1), PIXEL_UNITS]
-"""The size of an L-infinity perturbation of an image in [0, 1]."""
-RadiusL2 = Annotated[float, FRACTION, Field(ge=0), Note(", e.g. 1.0 or 128/255")]
+RATIO = Note(" (largest class over smallest)", lambda value: f"; did you mean {1 / value:g}?" if 0 < value < 1 else "")
+Ratio = Annotated[float, Field(ge=1), RATIO]
+PIXEL_UNITS = Note(
+    ", in units of the image range, e.g. 8/255", lambda v: f"; did you mean {v:g}/255?" if 1 < v <= 255 else ""
+)
+Radius = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1), PIXEL_UNITS]
+"""The size of an L-infinity perturbation of an image in [0, 1]; files may hold 8/255 as text."""
+RadiusL2 = Annotated[float, BeforeValidator(_fraction), Field(ge=0), Note(", e.g. 1.0 or 128/255")]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
-StoredCount = Annotated[int, Field(ge=0, le=2**53)]
-"""A number in a file that counts something."""
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -188,7 +183,7 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
-def leaves(hint: Any, marks: Marks = ()) -> list[tuple[Any, Marks]]:
+def leaves(hint: Any, marks: tuple[Any, ...] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
     """Return the alternatives of a type, each with all that is declared about it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -199,37 +194,31 @@ def leaves(hint: Any, marks: Marks = ()) -> list[tuple[Any, Marks]]:
     return [(hint, marks)]
 
 
-def hints(kind: Any) -> dict[str, Any]:
-    """Return the type of every field of a model or a dataclass, with all that is declared about it."""
-    return _hints(kind)
-
-
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
+def hints(kind: Any) -> dict[str, Any]:
+    """Return the type of every field of a model, dataclass or typed dictionary, with all that is declared about it."""
+    if hasattr(kind, "model_fields"):
+        return {name: field.rebuild_annotation() for name, field in kind.model_fields.items()}
+    found = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
     if dataclasses.is_dataclass(kind):
-        found = typing.get_type_hints(kind, include_extras=True)
         return {field.name: found[field.name] for field in dataclasses.fields(kind)}
-    return {name: field.rebuild_annotation() for name, field in kind.model_fields.items()}
+    return found if is_typeddict(kind) else {}
 
 
-def type_text(kind: Any) -> str:
-    """Return a type in words, without its bounds."""
+WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+
+
+def _type_text(kind: Any) -> str:
+    """A type in words, without its bounds."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return ", ".join(map(str, arguments))
-    if origin is tuple:
-        item = type_text(leaves(arguments[0])[0][0]).removeprefix("a ")
-        if item == "an object":
-            return "a list"
-        return f"{'' if arguments[-1] is ... else f'{len(arguments)} '}{item}s"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
-    if origin in (list, dict):
-        return "a list" if origin is list else "an object"
-    parts = is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
-    return words.get(kind, "an object" if parts else getattr(kind, "__name__", "value"))
+    if origin is tuple and (item := leaves(arguments[0])[0][0]) in WORDS:
+        return f"{'' if ... in arguments else f'{len(arguments)} '}{WORDS[item].removeprefix('a ')}s"
+    return "a list" if origin in (list, tuple) else WORDS.get(kind, "an object")
 
 
-def _range_text(marks: Marks, value: object) -> str:
+def _range_text(marks: tuple[Any, ...], value: object) -> str:
     """Return the allowed range in words: `above 0, up to 1`."""
     found = {name: getattr(mark, name) for mark in marks for name in ("gt", "ge", "lt", "le") if hasattr(mark, name)}
     high = found.get("lt", found.get("le"))
@@ -243,12 +232,11 @@ def _range_text(marks: Marks, value: object) -> str:
     return f"{found['ge']} up to, not including, {high}" if "lt" in found else f"{found['ge']} to {high}"
 
 
-def bounds_of(kind: Any, marks: Marks, value: object = None) -> str:
+def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
     """Return the bounds of an alternative of a type in words: `above 0, up to 1`."""
-    each = ""
-    if typing.get_origin(kind) is tuple:
-        each, value = bounds_of(*leaves(typing.get_args(kind)[0])[0]), None
-    parts = [f"each {each}" if each else "", _range_text(marks, value)]
+    parts = [_range_text(marks, value)]
+    if typing.get_origin(kind) is tuple and (each := bounds_of(*leaves(typing.get_args(kind)[0])[0])):
+        parts = [f"each {each}"]
     parts += [f"at least {mark.min_length}" for mark in marks if hasattr(mark, "min_length")]
     parts += [mark.text for mark in marks if isinstance(mark, Rule)]
     return ", ".join(filter(None, parts)) + "".join(mark.text for mark in marks if isinstance(mark, Note))
@@ -258,24 +246,24 @@ def _is_kind(value: object, kind: Any) -> bool:
     """Whether a value is of a type, whatever its bounds."""
     if kind in (int, float):
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple)
-    return isinstance(kind, type) and not is_typeddict(kind) and isinstance(value, kind)
+    return (
+        isinstance(kind := typing.get_origin(kind) or kind, type) and not is_typeddict(kind) and isinstance(value, kind)
+    )
 
 
 def allowed_text(hint: Any, value: object = None) -> str:
     """Return a type and its bounds in words; for a value of that type, only the bounds."""
     texts = []
     for kind, marks in leaves(hint):
-        if kind is types.NoneType:
-            continue
         right = _is_kind(value, kind)
         bounds = bounds_of(kind, marks, value if right else None)
         if right and isinstance(value, float) and not math.isfinite(value):
             bounds = ", ".join(filter(None, (bounds, "a finite number")))
         elif right and not bounds:
-            bounds = "text in UTF-8 without zero bytes" if kind is str else type_text(kind)
-        texts.append(bounds if right else ", ".join(filter(None, (type_text(kind), bounds))))
+            bounds = "text in UTF-8 without zero bytes" if kind is str else _type_text(kind)
+        texts += (
+            [] if kind is types.NoneType else [", ".join(filter(None, ("" if right else _type_text(kind), bounds)))]
+        )
     return ", or ".join(texts)
 
 
@@ -294,9 +282,9 @@ def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:
     choices = [one for kind, _ in leaves(hint) if typing.get_origin(kind) is Literal for one in typing.get_args(kind)]
     if isinstance(value, str) and choices:
         return unknown(label if what == "name" and label else what, value, map(str, choices))
-    notes = [mark for _, marks in leaves(hint) for mark in marks if isinstance(mark, Note)]
     suggestion = ""
     if isinstance(value, int | float) and not isinstance(value, bool):
+        notes = (mark for _, marks in leaves(hint) for mark in marks if isinstance(mark, Note))
         suggestion = "".join(note.suggest(value) for note in notes)
     is_float = isinstance(value, float) and all(kind is not float for kind, _ in leaves(hint))
     got = repr(value) if is_float else got_text(value)  # 3.0 is no whole number
@@ -308,13 +296,11 @@ def _inside(hint: Any, step: int | str) -> Any:
     """Return the type of a part of a value, None if it is not declared."""
     for kind, _ in leaves(hint):
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and step in kind.model_fields:
-            return kind.model_fields[str(step)].rebuild_annotation()
-        if is_typeddict(kind) and step in kind.__annotations__:
-            field = typing.get_type_hints(kind, include_extras=True)[str(step)]
-            return typing.get_args(field)[0] if typing.get_origin(field) in (NotRequired, typing.NotRequired) else field
+        if origin is None and step in (fields := hints(kind)):
+            inner = fields[str(step)]
+            return typing.get_args(inner)[0] if typing.get_origin(inner) is typing.NotRequired else inner
         if isinstance(step, int) and origin in (list, tuple, Sequence):
-            return arguments[step] if origin is tuple and arguments[-1] is not ... else arguments[0]
+            return arguments[step] if origin is tuple and ... not in arguments else arguments[0]
         if origin in (dict, Mapping):
             return arguments[1]
     return None
@@ -328,20 +314,17 @@ def refused(error: ValidationError, kind: Any, label: str = "") -> UserError:
     first = error.errors(include_url=False)[0]
     is_option, what, title = isinstance(kind, type) and issubclass(kind, Settings), "", ""  # else as in the file
     for step in first["loc"]:
-        inner = _inside(kind, step)
-        if inner is None:
+        if (inner := _inside(kind, step)) is None:
             break
         field = getattr(kind, "model_fields", {}).get(step)
         title = field.title or "" if field else title
         word = f"[{step}]" if isinstance(step, int) else f" {step.replace('_', ' ') if is_option else step}"
-        what, kind = f"{what}{word}", inner
-    what = what.strip()
-    missing = str(first["loc"][-1]) if first["loc"] else ""
+        what, kind = f"{what}{word}".strip(), inner
+    last = str(first["loc"][-1]) if first["loc"] else ""
     if first["type"] == "missing":
-        return UserError(f"{label} {what}: the field '{missing}' is missing".lstrip(" :"))
+        return UserError(f"{label} {what}: the field '{last}' is missing".lstrip(" :"))
     if first["type"] == "extra_forbidden":
-        known = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else ()
-        return unknown(f"field of {getattr(kind, '__name__', what)}", missing, known)
+        return unknown(f"field of {getattr(kind, '__name__', what)}", last, getattr(kind, "model_fields", ()))
     if first["type"] == "value_error" and not first["loc"]:
         return UserError(f"{label}: {first['ctx']['error']}".removeprefix(": "))
     return wrong(title or what, first["input"], kind, "" if title else label)
@@ -372,13 +355,6 @@ def check_radius(what: str, value: float, norm: str) -> None:
     check_value(what, value, Radius if norm == "linf" else RadiusL2)
 
 
-def _fraction(text: str) -> float | str:
-    try:
-        return read_number(text) if "/" in text else text
-    except ValueError:
-        return text
-
-
 def read_text(text: str, hint: Any) -> Any:
     """Return what a user wrote for a field as the field's type; a text that has none stays, and its check refuses it.
 
@@ -391,9 +367,7 @@ def read_text(text: str, hint: Any) -> Any:
         return text == "true"
     if int in kinds and re.fullmatch(r"[+-]?\d{1,40}", text, re.ASCII):
         return int(text)
-    if float in kinds:
-        try:
-            return read_number(text)
-        except ValueError:
-            return text
-    return text
+    try:
+        return read_number(text) if float in kinds else text
+    except ValueError:
+        return text

@@ -24,10 +24,7 @@ MOST_BYTES = 2**31  # of a file that is read at once
 MOST_JSON_BYTES = 2**26  # nested lists take up to 30 times as much memory as their text
 SEAL = "sha256"  # field of a sealed JSON file
 LOCK = ".lock"
-RUN, MARKS = (
-    "run.json",
-    ("done", "checkpoint.pt", "metrics.jsonl"),
-)  # a run's folder has the first and one of the others
+RUN, MARKS = "run.json", ("done", "checkpoint.pt", "metrics.jsonl")  # the folder of a run has RUN and one of MARKS
 _PART = re.compile(r"\.taet-[0-9a-f]{16}\.part")
 
 

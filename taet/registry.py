@@ -33,11 +33,7 @@ NAME = re.compile(r"[^\s:,]+")
 MOST_BYTES = 2**22
 NO_METHODS = ("__init__", "base", "declarations", "feedback", "wrapper")
 COMPUTED = object()  # stands for a value that is no literal
-DECLARED = {
-    "deviations": (tuple, "a tuple of texts"),
-    "baseline": (bool, "True or False"),
-    "reference": (str, "a text"),
-}
+DECLARED = {"deviations": (tuple, "a tuple of texts"), "reference": (str, "a text")}
 T = TypeVar("T")
 _added: list[tuple[Kind, Path]] = []
 
@@ -55,8 +51,6 @@ class RegistryEntry:
     """The file of a plug-in; None for a file of this package."""
     deviations: tuple[str, ...] = ()
     """How a method leaves the protocol, if its file has this as a literal."""
-    baseline: bool = False
-    """Whether reports compare the other methods with this one."""
 
     def load(self) -> ModuleType:
         """Import the module; a plug-in is imported once, under a name that no package has."""

@@ -38,14 +38,12 @@ S = TypeVar("S", bound=Settings)
 NO_ATTACK = Note("", lambda eps: "" if eps else "; for no attack: --attacks clean")
 COLUMNS = "clean fgsm pgd-20 pgd-100 cw-l2 autoattack"
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
+Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
+"""How an image that is not square is made square."""
 
 
 def _are_rising_shares(values: tuple[float, ...]) -> bool:
     return list(values) == sorted(values) and all(0 < value <= 1 for value in values)
-
-
-Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
-"""How an image that is not square is made square."""
 
 
 class Data(Settings):
@@ -59,53 +57,42 @@ class Data(Settings):
     )
 
     name: str = "digits-lt"
-    """Name of a data set (see `taet list data`), or your own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH,
-    hf:USER/NAME@REVISION."""
+    """Data set (see taet list data), or your images: folder:, csv:, npz:, taet-npy:PATH or hf:USER/NAME@REVISION."""
     root: str | None = None
     """Folder of the official files. Default: the environment variable TAET_DATA."""
     imbalance_ratio: Ratio | None = None
-    """Size of the largest class divided by the smallest. Default: --data.default-imbalance-ratio for sets whose name
-    ends in -lt; other sets are used as they are."""
+    """Largest class over the smallest. Default: --data.default-imbalance-ratio for sets named *-lt, otherwise as is."""
     default_imbalance_ratio: Ratio = 10.0
-    """Default imbalance ratio of sets whose name ends in -lt: 10 in protocol taet (TAET, table 1), 50 in reat. A set
-    published with its own ratio (tiny-imagenet-lt: 100) uses that."""
+    """Of sets named *-lt: 10 in protocol taet (TAET, table 1), 50 in reat; a set published with its own uses that."""
     profile: Literal["exponential", "linear", "step"] | None = None
-    """How class counts fall from the largest to the smallest class. Default: exponential, or as the set is published
-    (tiny-imagenet-lt: linear)."""
+    """How class counts fall from the largest to the smallest. Default: exponential, or as the set is published."""
     max_count: ImageCount | None = None
     """Images of the largest training class. Default: as many as the data allow."""
     test: Annotated[Literal["long-tailed", "balanced", "validation"], Field(title="test set")] = "long-tailed"
-    """Test set: cut to the same imbalance ratio (long-tailed), or balanced. validation: use the validation images
-    instead, and never the test images."""
+    """Test set: cut to the same imbalance ratio, or balanced; or the validation images, and never the test images."""
     test_max_count: ImageCount | None = None
     """Images of the largest test class. Default: as many as the data allow."""
     validation: Annotated[PartialShare, Field(title="validation share")] = 0.0
     """Share of each training class that is held out for validation, before class counts are taken."""
     train_share: Annotated[float, Field(gt=0, le=1, title="data train share")] = 1.0
-    """Share of each training class that is used, rounded, at least one image. A smaller share is a subset of a larger
-    one. Validation and test images stay the same."""
+    """Share of each training class that is used, at least one image; a smaller share is a subset of a larger one."""
     group: str | None = None
-    """Keep images that belong together (of a patient, a lesion, a track) in one split. For a csv: a column; for an
-    .npz: an array (train_NAME); in both, `group` is used by default. For a folder: `folder`, the subfolders of class
-    folders, by default where each class has several. none: no groups."""
+    """Keep images that belong together (of a patient, a lesion, a track) in one split: a column of a csv or an array of
+    an .npz (train_NAME), by default `group`; or `folder`, the subfolders of class folders. none: no groups."""
     mirror: Literal["auto", "yes", "no"] = "auto"
-    """Whether images may be mirrored in training (with augment crop-flip). auto: as known for a published set; yes for
-    your own images."""
+    """Whether training may mirror images. auto: as known for a published set; yes for your own images."""
     size: Annotated[int, Field(ge=4, le=2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     fit: Fit = "squeeze"
-    """How images that are not square are resized: squeezed, cropped to the square in the middle, or padded with black
-    bars. With a size only."""
+    """How images that are not square are resized: squeezed, cropped in the middle, or padded with black bars."""
     seed: LongSeed = 0
     """Seed of the selection of images. With the same seed, a smaller subset is part of a larger one."""
     storage: Literal["auto", "memory", "disk"] = "auto"
-    """Where images are kept during a run: in memory, or in a file that is built once and read batch by batch. auto: on
-    disk if they would need more than a quarter of the memory. The results do not depend on it."""
+    """Where images are kept: in memory, or in a file. auto: in a file from a quarter of the memory on."""
     skip_unreadable: bool = False
     """Leave out image files that cannot be decoded, count them in the notes of the run, and name some."""
     extra: str | None = None
-    """Extra training images, real or generated: folder:PATH of class folders, or npz:PATH with images and labels. Never
-    used for validation or tests."""
+    """Extra training images, real or generated: folder:PATH of class folders, or npz:PATH with images and labels."""
     extra_fraction: Annotated[PartialShare, Field(title="data extra fraction"), OnlyWith(extra=...)] = 0.7
     """Share of extra images in every batch, rounded down; 0: none."""
     extra_source: Annotated[str | None, Field(title="data extra source"), OnlyWith(extra=...)] = None
@@ -125,16 +112,13 @@ class Model(Settings):
     label: ClassVar[str] = "model"
 
     name: str = "resnet18"
-    """Name of a model (see `taet list models`), torchvision:NAME, timm:NAME, or package.module:callable."""
+    """Model (see taet list models), torchvision:NAME, timm:NAME, or package.module:callable."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
-    """First layers of a residual network: 3x3 at full resolution (cifar), or 7x7 and pooling to a quarter (imagenet).
-    auto: imagenet for images of 96 pixels or more."""
+    """First layers of a ResNet: 3x3 at full size, or 7x7 and pooling to a quarter. auto: imagenet from 96 pixels."""
     weights: str | None = None
-    """File of pretrained weights (.safetensors, or .pt of tensors only), a folder that taet push wrote, or
-    hf:USER/NAME@COMMIT. Default: random initialisation."""
+    """Pretrained weights: .safetensors, .pt of tensors only, a folder of taet push, or hf:USER/NAME@COMMIT."""
     normalize: Literal["data", "none"] = "data"
-    """Normalisation inside the model: mean and standard deviation of each channel of the training images, or none. A
-    network given as package.module:callable is never normalised."""
+    """Normalisation inside the model by channel statistics of the training images; never of package.module:callable."""
 
 
 class Threat(Settings):
@@ -170,7 +154,7 @@ class Outer(Settings):
     name: Literal["cross-entropy", "balanced-softmax", "logit-adjustment", "focal", "class-balanced", "ldam"] = (
         "cross-entropy"
     )
-    """Loss that replaces cross-entropy on the labels in the training loss of the method."""
+    """Loss that replaces cross-entropy on the labels."""
     tau: Annotated[NonNegative, OnlyWith(name="logit-adjustment")] = 1.0
     """Logit adjustment: factor of the log prior (Menon et al., ICLR 2021)."""
     gamma: Annotated[NonNegative, OnlyWith(name="focal")] = 2.0
@@ -216,48 +200,40 @@ class Training(Settings):
     warmup: PartialShare = 0.0
     """Share of the epochs over which the learning rate rises linearly from 0."""
     decay: Literal["steps", "cosine", "one-cycle"] = "steps"
-    """Learning rate: divided by ten at each milestone; half a cosine down to 0; or one-cycle, half a cosine from
-    lr / 25 up to lr over the share `warmup` of the epochs (0.3 if that is 0), then another one to nearly 0."""
+    """Learning rate: divided by ten at each milestone; half a cosine to 0; or one-cycle, half a cosine from lr / 25 to
+    lr over the share `warmup` of the epochs (0.3 if that is 0), then another one to nearly 0."""
     milestones: Annotated[tuple[float, ...], Rule(_are_rising_shares, "rising shares of the epochs, e.g. 0.75 0.9")] = (
         0.75,
         0.9,
     )
-    """Shares of the epochs at which the learning rate is divided by ten; deferred re-weighting begins at the first.
-    Each is rounded to the nearest epoch, ties to the earlier one; a milestone at the end of the run has no effect."""
+    """Shares of the epochs where the rate is divided by ten, to the nearest epoch; at the first one drw begins."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
-    """Random crop after zero padding by an eighth of the side, and mirroring where it preserves the label. RandAugment
-    (2 operations of magnitude 8) and AutoAugment (the CIFAR-10 policy) come before both, as in AT-BSL."""
+    """Crop after zero padding by an eighth, and mirroring. RandAugment (2 operations of magnitude 8) or AutoAugment (of
+    CIFAR-10) comes before both, as in AT-BSL."""
     sampling: Literal["shuffled", "class-balanced"] = "shuffled"
     """Every image once per epoch, or (class-balanced) as many draws with replacement, all classes equally likely."""
     awp: PartialShare = 0.0
-    """Adversarial weight perturbation: its norm relative to each weight tensor (0.01 with cross-entropy, 0.005 with
-    TRADES); 0: none."""
+    """Adversarial weight perturbation, relative to each weight's norm, e.g. 0.005 with TRADES, else 0.01; 0: none."""
     awp_start: Share = 0.0
     """Share of the epochs before weight perturbation begins."""
     ema: PartialShare = 0.0
-    """Decay of the exponential moving average of the weights, e.g. 0.995; the run delivers the average. 0: none."""
+    """Decay of the average of the weights, which the run delivers, e.g. 0.995; 0: none."""
     swa: Share = 1.0
-    """Share of the epochs after which the weights at the end of each epoch are averaged, e.g. 0.275 (epoch 55 of 200);
-    the run delivers the average. Each point of the curve attacks the training images once more, for the batch
-    statistics of the average. 1: none."""
+    """Share of the epochs after which the weights of each epoch are averaged, e.g. 0.275 (epoch 55 of 200); 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of training, by autocast; evaluations use float32. auto: bf16 where the GPU or the processor has
-    instructions for it; the choice is recorded and kept when the run is resumed, also on another machine."""
+    """Arithmetic of training, by autocast. auto: bf16 where the machine has instructions for it; kept when resumed."""
     channels_last: bool = True
     """Use the channels_last memory layout for images and convolutions."""
     sync_bn: bool = True
-    """With several processes: batch normalisation over the images of all processes, as in training with one process.
-    Otherwise each process uses its own images, and the running statistics are averaged."""
+    """With several processes: batch normalisation over the images of all, as with one; or each over its own images."""
     selection: Literal["last", "best-validation", "best-test"] = "last"
     """Which epoch's weights the run delivers. best-test uses the test set and is marked as a leak."""
     monitor_steps: Count = 20
     """PGD steps of the curve."""
     monitor_every: Whole | None = None
-    """Epochs between two points of the curve, which includes the last epoch; 0: no curve. Default: 1 if the curve
-    selects the epoch or the method uses it, otherwise a twentieth of the epochs."""
+    """Epochs between points of the curve; 0: no curve. Default: 1 where it decides, else a twentieth of the epochs."""
     monitor_images: Count | None = None
-    """Images of each point of the curve: a fixed sample, as evenly distributed over the classes as possible. Default:
-    all if the curve selects the epoch or the method uses it, otherwise at most 1,000."""
+    """Images of each point, a fixed even sample of the classes. Default: all where the curve decides, else 1,000."""
     distance_images: Whole = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
     save_minutes: Annotated[NonNegative, Note("; 0: after every step")] = 5.0
@@ -290,14 +266,13 @@ class Evaluation(Settings):
     label: ClassVar[str] = "evaluation"
 
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(COLUMNS.split())
-    """Names of attacks (see `taet list attacks`), optionally with settings, e.g. pgd-20:restarts=5; or taet or reat:
-    all columns of that paper."""
+    """Attacks (see taet list attacks), optionally with settings: pgd-20:restarts=5; taet or reat: a paper's columns."""
     eps: Annotated[Radius, Field(gt=0), NO_ATTACK] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
     step_size: Annotated[Radius, Field(gt=0)] = 1 / 255
     """Step of PGD in the L-infinity ball."""
     eps_l2: Annotated[RadiusL2, Field(gt=0)] = 1.0
-    """Radius of the L2 ball, for images in [0, 1]: of pgd-l2, autoattack-l2, and of cw-l2 if bounded (REAT)."""
+    """Radius of the L2 ball, for images in [0, 1], also of cw-l2 if bounded (REAT)."""
     step_size_l2: Annotated[RadiusL2, Field(gt=0)] = 0.2
     """Step of PGD in the L2 ball (REAT)."""
     cw_constant: Annotated[Positive, Field(title="cw constant")] | None = 10.0
@@ -305,8 +280,7 @@ class Evaluation(Settings):
     cw_bounded: bool = False
     """Count a success of cw-l2 only within eps_l2."""
     search_precision: Annotated[Literal["float32", "bf16", "tf32"], Field(title="search precision")] = "float32"
-    """Arithmetic of the attacks except AutoAttack, which has its own option (autoattack:precision=bf16). The model
-    decides in float32 which images are broken."""
+    """Arithmetic of the attacks but AutoAttack (autoattack:precision=bf16). What is broken is decided in float32."""
     batch_size: Count = 250
     """Images per batch; stored in the result, because AutoAttack's result depends on it."""
     seed: Seed = 0
@@ -347,10 +321,7 @@ class Run(Settings):
 
 
 def epoch_at(share: float, epochs: int) -> int:
-    """Return a share of the epochs as a number of epochs, rounded to the nearest, ties down.
-
-    0.75 of two epochs is 1, so that the learning rate also falls in a run this short.
-    """
+    """Return a share of the epochs as a number of epochs, rounded to the nearest, ties down: 0.75 of two is 1."""
     return math.ceil(share * epochs - 0.5 - 1e-9)  # a half with a rounding error is a half
 
 

@@ -111,8 +111,9 @@ def defended(**parts: Change) -> nn.Module:
 
 def stepped() -> nn.Module:
     """The first layer's outputs on a grid of half a standard deviation around their means, in place of MeanSparse."""
+    model = base()
     with torch.no_grad():
-        h = base().first(digits()[0][:TRAIN].flatten(1))  # type: ignore[operator]
+        h = model.first(digits()[0][:TRAIN].flatten(1))  # type: ignore[operator]
         middle, width = h.mean(0), 0.5 * h.std(0)
     return defended(hidden=lambda h: (middle + width * ((h - middle) / width).round()).relu())
 

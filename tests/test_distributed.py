@@ -30,7 +30,6 @@ from taet.distributed import (
     rank,
     share,
     unless_one_ends,
-    world_size,
 )
 from taet.errors import UserError
 from taet.losses import cross_entropy, hierarchical_equalization, tail_margin
@@ -197,15 +196,7 @@ def test_shares_follow_each_other_and_differ_by_one_at_most() -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_one_process_is_its_own_world() -> None:
-    value = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
-    assert (rank(), world_size()) == (0, 1)
-    assert gather("alone") == ["alone"]
-    assert global_sum(value) is value
-    assert global_mean(value).item() == 3
-    copy_first([value])
-    assert in_any(True, False) == (True, False)
-    assert [decided(lambda: "done") for decided in (first, in_turn)] == ["done", "done"]
+def test_one_process_has_nobody_to_wait_for() -> None:
     assert claim("anything")
     with pytest.raises(RuntimeError, match="gloo"), unless_one_ends():
         raise RuntimeError("gloo")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import taet
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.bundles import CURVES, curves

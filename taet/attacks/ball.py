@@ -1,34 +1,28 @@
-"""The L-infinity and L2 balls, start noise inside them, and a frozen model."""
+"""The L-infinity and L2 balls, their checks, and a frozen model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.noise import Source
 from taet.errors import UserError
 from taet.fields import check_radius
 
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "positive", "none"]
 BNMode = Literal["eval", "train"]
+Size = float | Tensor
+"""A radius or a length: a number or one per sample (N,), in units of the image range."""
 
 BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
-GAUSSIAN_SCALE = 0.001  # of the start noise of TRADES (Zhang et al., ICML 2019, arXiv:1901.08573)
 
 
-def check_floating(x: Tensor) -> None:
-    """Raise a `UserError` for images that are not floating point."""
-    if not x.is_floating_point():
-        raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
-
-
-def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
+def check_size(what: str, size: Size, x: Tensor, norm: Norm) -> None:
     """Raise a `UserError` for a size that a ball of `norm` cannot have; for a tensor only the shape is checked."""
     if not isinstance(size, Tensor):
         check_radius(what, size, norm)
@@ -37,31 +31,15 @@ def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
         raise UserError(f"{what}: got {got}; allowed: a number or one per image, ({len(x)},)")
 
 
-def check_sizes(what: str, sizes: Sequence[float | Tensor], norm: Norm) -> None:
-    """Raise a `UserError` for tensors of sizes with a value that a ball of `norm` cannot have; this waits."""
-    tensors = [size.detach().flatten() for size in sizes if isinstance(size, Tensor) and size.numel()]
-    if not tensors:
-        return
-    least, largest = torch.stack(torch.cat(tensors).aminmax()).tolist()
-    check_range(what, least, largest, norm)
-
-
 def check_range(what: str, least: float, largest: float, norm: Norm) -> None:
     """Raise a `UserError` for sizes from `least` to `largest` that a ball of `norm` cannot have."""
-    most = 1.0 if norm == "linf" else math.inf
-    if not (least >= 0 and largest <= most and largest < math.inf):
+    if not (least >= 0 and largest <= (1 if norm == "linf" else torch.finfo(torch.float64).max)):
         hint = f"; did you mean {largest:g}/255?" if 1 < largest <= 255 else ""
         allowed = "0 to 1, in units of the image range" if norm == "linf" else "0 or more"
         raise UserError(f"{what}: got values from {least:g} to {largest:g}; allowed: {allowed}{hint}")
 
 
-def check_noise(noise: object) -> None:
-    """Raise a `UserError` for start noise that is not finite; this waits for the device."""
-    if isinstance(noise, Tensor) and not bool(noise.isfinite().all()):
-        raise UserError("start noise: got NaN or infinity; allowed: finite numbers, in the shape of the images")
-
-
-def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:
+def per_sample(value: Size, x: Tensor) -> Size:
     """Return a number unchanged, and values per sample (N,) in a shape that broadcasts with `x` (N, ...)."""
     return spread(value, x) if isinstance(value, Tensor) and value.ndim == 1 else value
 
@@ -104,8 +82,8 @@ def unit(values: Tensor) -> Tensor:
     return values / spread(length, values)
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: Norm = "linf") -> Tensor:
-    """Bring `x_adv` into the ball around `x`, then clip to [0, 1]; `eps` is a number or one per sample (N,).
+def project(x_adv: Tensor, x: Tensor, eps: Size, norm: Norm = "linf") -> Tensor:
+    """Bring `x_adv` into the ball around `x`, then clip to [0, 1].
 
     L-infinity: clip to [x - eps, x + eps]. L2: x + min(1, eps / ||x_adv - x||) (x_adv - x), where eps is reduced by the
     largest rounding error of that sum, because a uniform image rounds all pixels in the same direction.
@@ -125,33 +103,10 @@ def distance(x_adv: Tensor, x: Tensor, norm: Norm = "linf") -> Tensor:
     return (x_adv - x).abs().flatten(1).amax(1) if norm == "linf" else lengths(x_adv - x)
 
 
-def draw_noise(
-    x: Tensor, eps: float | Tensor, start: Start, source: Source | None = None, norm: Norm = "linf"
-) -> Tensor:
-    """Return start noise in the shape of `x`: 0.001 N(0, 1), uniform in the ball or in its positive part, or zeros.
-
-    Uniform is U(-eps, eps) per value in the L-infinity ball, positive U(0, eps). In the L2 ball of D values it is
-    eps u^(1/D) n / ||n|| with n ~ N(0, 1) and u ~ U(0, 1), positive its absolute value. Everything is drawn from
-    `source`, never from the global generator. Default: a new generator seeded with 0.
-    """
-    if start == "none":
-        return torch.zeros_like(x)
-    if source is None:
-        source = Source(torch.Generator(x.device).manual_seed(0))
-    if start == "gaussian":
-        return GAUSSIAN_SCALE * source.normal(x)
-    radius = per_sample(eps, x)
-    if norm == "linf":
-        return radius * source.uniform(x, 0.0 if start == "positive" else -1.0, 1.0)
-    direction = unit(source.normal(x))
-    share = source.uniform(x.new_empty(len(x))) ** (1 / math.prod(x.shape[1:]))
-    return radius * spread(share, x) * (direction.abs() if start == "positive" else direction)
-
-
-def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float | Tensor | None, norm: Norm = "linf") -> None:
+def verify(attack: str, x_adv: Tensor, x: Tensor, eps: Size | None, norm: Norm = "linf") -> None:
     """Raise a `UserError` if an adversarial image is outside its ball around `x` or outside [0, 1], or not finite.
 
-    `eps` is a number, one per sample (N,), or None for an unbounded attack, for which only the range is checked.
+    With eps None, for an unbounded attack, only the range is checked.
     """
     inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
     if eps is not None:

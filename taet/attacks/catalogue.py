@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from taet import registry
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
 from taet.errors import UserError, unknown
 from taet.fields import Positive, allowed_text, fits, got_text, hints, read_text
@@ -70,32 +70,26 @@ class _Found(NamedTuple):
     """Fields that the name decides: the norm, and the number of steps where it has one."""
 
 
-def kinds() -> dict[str, type[AttackSpec]]:
+def kinds(custom: bool = True) -> dict[str, type[AttackSpec]]:
     """Return the specification of every name that a user may write, in the order of tables.
 
-    `-N` stands for a number of steps. A custom attack that is a function without options has a `FunctionAttack`.
+    `-N` stands for a number of steps. A `custom` attack that is a function without options has a `FunctionAttack`.
     """
-    return _kinds(registry.entries("attacks").values())
-
-
-def _kinds(entries: Iterable[registry.RegistryEntry]) -> dict[str, type[AttackSpec]]:
+    entries = (entry for entry in registry.entries("attacks").values() if custom or entry.path is None)
     found = (offered for entry in entries for offered in _offered(entry))
     return dict(sorted(found, key=lambda item: _rank(*item)))
 
 
 def examples() -> list[str]:
     """Return every name, with a number of steps where it needs one; no custom file is imported, since it may fail."""
-    entries = registry.entries("attacks").values()
-    own = _kinds(entry for entry in entries if entry.path is None)
-    named = [[name.replace("-N", f"-{steps}") for steps in STEPS] if name.endswith("-N") else [name] for name in own]
-    return [*(name for names in named for name in names), *(entry.name for entry in entries if entry.path is not None)]
+    named = [[name.replace("-N", f"-{steps}") for steps in STEPS] for name in kinds(custom=False)]
+    added = [entry.name for entry in registry.entries("attacks").values() if entry.path is not None]
+    return [*dict.fromkeys(name for names in named for name in names), *added]
 
 
 def place(name: str) -> tuple[int, int, int]:
     """Return the place of an attack in a table: by kind, fewer steps first, unknown attacks last."""
-    found = None
-    with contextlib.suppress(UserError):  # a custom file that cannot be imported
-        found = _find(name.partition(":")[0])
+    found = _known(name.partition(":")[0])
     if found is None:
         return AttackSpec.order, 0, 0
     return (*_rank(found.pattern, found.kind), found.given.get("steps", 0))
@@ -163,6 +157,13 @@ def _find(base: str) -> _Found | None:
     return None
 
 
+def _known(base: str) -> _Found | None:
+    """Return where an attack is declared; None also for a custom file that cannot be imported."""
+    with contextlib.suppress(UserError):
+        return _find(base)
+    return None
+
+
 def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, object]:
     """Return the fields that `option=value,...` sets; each option may be given once."""
     fields, given = option_fields(kind), dict[str, object]()
@@ -173,13 +174,11 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
         field = fields[option]
         if not equals or not value or field in given:
             raise UserError(f"attack '{name}': got '{part}'; allowed: option=value, each option once")
-        hint = Positive | None if field == "eps" else hints(kind)[field]
+        hint = hints(kind)[field] if field != "eps" else Positive | None if kind.minimal else Positive
         given[field] = read_text(value, hint)
         if not fits(given[field], hint):
             allowed = allowed_text(hint) + (", e.g. 8/255" if field == "eps" else "")
             raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {allowed}")
-        if field == "eps" and given[field] is None and not kind.minimal:
-            raise UserError(f"attack '{name}': eps got 'none'; allowed: a number, since this attack needs a ball")
     return given
 
 
@@ -192,10 +191,8 @@ def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -
     source = parameters.get("source")
     made_on = None if source is None else MadeOn(source["name"], source["weights_sha256"])
     base, _, text = (name if made_on is None else name.removesuffix(f"@{made_on.name}")).partition(":")
-    common: Fields = {"name": name, "norm": norm, "eps": eps}
-    found = None
-    with contextlib.suppress(UserError):  # a custom file that cannot be imported
-        found = _find(base)
+    common: Fields = {"name": name, "norm": norm, "eps": eps, "made_on": made_on}
+    found = _known(base)
     if found is not None:
         names = (*own_fields(found.kind), "seed", "precision", "source_sha256")
         given = {**common, **{one: parameters[one] for one in names if one in parameters}}
@@ -204,10 +201,10 @@ def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -
                 if given.get(field, value) != value:
                     allowed = f"{got_text(value)}, as its name says"
                     raise UserError(f"attack '{name}': got {field} {got_text(given[field])}; allowed: {allowed}")
-            return found.kind(**given, made_on=made_on)
+            return found.kind(**given)
         except UserError:
             if found.entry.path is None:
                 raise
         except TypeError:  # settings of another version of the attack
             pass
-    return RecordedAttack(**common, made_on=made_on, given=parameters)
+    return RecordedAttack(**common, given=parameters)

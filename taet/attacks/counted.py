@@ -1,10 +1,11 @@
-"""A model as attacks see it: logits and gradients are checked, and passes are counted."""
+"""A model as attacks see it, whose passes are counted, and the arithmetic of searches and verdicts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,11 +14,44 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import finite
 from taet.attacks.inputs import check_output
-from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
+from taet.errors import UserError
 
-WORK = ("seconds", "forwards", "backwards")
-"""What an attack costs: wall-clock time, and images that passed through the model."""
+SearchPrecision = Literal["float32", "bf16", "tf32"]
+WORK = ("seconds", "forwards", "backwards")  # wall-clock time, and images that passed through the model
 TICK_SECONDS = 0.5  # often enough to watch, too rare to cost
+
+
+@contextmanager
+def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
+    """Compute in a precision: exact float32, bfloat16 by autocast, or the TF32 of NVIDIA GPUs; restore the switches.
+
+    TF32 keeps 10 bits of the mantissa, which can flip predictions near the decision boundary, where attacks search.
+
+    Raises:
+        UserError: TF32 on another device, where it would mean nothing.
+    """
+    if precision == "tf32" and device_type != "cuda":
+        raise UserError(
+            f"search precision: got tf32 on {device_type}; allowed: float32 or bf16 (tf32 is of NVIDIA GPUs)"
+        )
+    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
+    switches = [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        with torch.autocast(device_type, torch.bfloat16, precision == "bf16"):
+            yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+@contextmanager
+def exact_float32(device_type: str) -> Iterator[None]:
+    """Turn off autocast and the reduced precisions of float32 (TF32, bfloat16)."""
+    with arithmetic(device_type, "float32"):
+        yield
 
 
 class Counted(nn.Module):
@@ -32,13 +66,10 @@ class Counted(nn.Module):
 
     def __init__(self, model: nn.Module, view: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.view = view
+        self.model, self.view, self.forwards, self.backwards = model, view, 0, 0
         self.precision: SearchPrecision = "float32"
-        self.forwards = 0
-        self.backwards = 0
         self._unsound: Tensor | bool = False  # on the model's device, so that checking does not wait for it
-        self._tick: Callable[[], None] | None = None  # called after each forward
+        self._tick: Callable[[], None] = lambda: None  # called after each forward
 
     @property
     def passes(self) -> int:
@@ -61,13 +92,12 @@ class Counted(nn.Module):
 
     def measure(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
         """Return a function that gives the seconds and passes since this call, named as in `WORK`."""
-        began = time.perf_counter(), self.forwards, self.backwards
 
-        def since() -> dict[str, NDArray[np.generic]]:
-            now = time.perf_counter(), self.forwards, self.backwards
-            return {name: np.asarray(end - start) for name, start, end in zip(WORK, began, now, strict=True)}
+        def now() -> tuple[float, ...]:
+            return time.perf_counter(), self.forwards, self.backwards
 
-        return since
+        began = now()
+        return lambda: {name: np.asarray(end - start) for name, start, end in zip(WORK, began, now(), strict=True)}
 
     @contextmanager
     def ticking(self, expected: float, report: Callable[[float], None]) -> Iterator[None]:
@@ -84,7 +114,7 @@ class Counted(nn.Module):
         try:
             yield
         finally:
-            self._tick = None
+            self._tick = lambda: None
 
     @contextmanager
     def searching(self, precision: SearchPrecision, device_type: str) -> Iterator[None]:
@@ -98,29 +128,26 @@ class Counted(nn.Module):
             self.precision = before
 
     def forward(self, x: Tensor) -> Tensor:
-        network = self.model if self.view is None else self.view
-        if self.precision == "float32":
-            return self._answer(network, x)
-        with arithmetic(x.device.type, self.precision):
-            return self._answer(network, x)
+        return self._answer(self.model if self.view is None else self.view, x, self.precision)
 
     def judge(self, x: Tensor) -> Tensor:
         """Return the logits of the model itself, in exact float32, whatever the precision of the search."""
-        if self.precision == "float32":
-            return self._answer(self.model, x)
-        with exact_float32(x.device.type):
-            return self._answer(self.model, x)
+        return self._answer(self.model, x, "float32")
 
-    def _answer(self, network: nn.Module, x: Tensor) -> Tensor:
+    def _answer(self, network: nn.Module, x: Tensor, precision: SearchPrecision) -> Tensor:
         proper = finite(x.detach())
         if x.requires_grad and torch.is_grad_enabled():
             x = x.view_as(x)  # so that its gradient is that of this call only
             x.register_hook(lambda gradient: self._watch(gradient, proper))  # type: ignore[no-untyped-call]
-        logits = check_output(network(x), x).to(torch.float32, copy=True)
+        if self.precision == "float32":  # as the caller has set it
+            output = network(x)
+        else:
+            with arithmetic(x.device.type, precision):
+                output = network(x)
+        logits = check_output(output, x).to(torch.float32, copy=True)
         self._watch(logits.detach(), proper)
         self.forwards += len(x)
-        if self._tick is not None:
-            self._tick()
+        self._tick()
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits

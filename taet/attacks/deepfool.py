@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taet.attacks.ball import Norm, check_size, choose, distance, finite, frozen, lengths, refuse_unsound, spread, unit
-from taet.attacks.draws import Draws
+from taet.attacks.ball import Norm, Size, choose, distance, finite, frozen, lengths, refuse_unsound, spread, unit
 from taet.attacks.inputs import refusing
+from taet.attacks.noise import Draws
 from taet.attacks.objectives import check_classes, fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
 from taet.fields import Count, NonNegative, check_value
@@ -26,42 +26,31 @@ BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the bound
 
 @refusing
 def deepfool(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
     steps: int = 50,
     overshoot: float = 0.02,
-    eps: float | Tensor | None = None,
+    eps: Size | None = None,
     candidates: int = 10,
     checked: bool = False,
 ) -> Tensor:
     """Step to the nearest boundary of the linearised model until it is crossed: x' = clip_[0,1](x + (1 + overshoot) r).
 
     With w_k = grad (z_k - z_y) and d_k = |z_k - z_y| / ||w_k||_2 at x', a step adds (d_l + 1e-4) w_l / ||w_l||_2 to r
-    for the nearest class l = argmin_k d_k. The model is linearised at x' itself, with overshoot and clip, so that one
-    forward pass both decides whether the boundary is crossed and gives the next step. A misclassified sample does not
-    move, and the attack ends when all are. A step takes one forward and `candidates` - 1 backward passes. The model,
-    the inputs and the global random state are not changed.
+    for the nearest class l = argmin_k d_k. The model is linearised at x' itself, with overshoot and clip. An image on
+    which it fails is returned as it was. A step takes one forward and `candidates` - 1 backward passes.
 
     Args:
-        model: from x (N, ...) to logits (N, C) with C of 2 or more.
-        x: images (N, ...), floating point in [0, 1].
-        y: labels (N,).
-        steps: maximum number of steps, 1 or more.
-        overshoot: distance beyond the boundary, as a share of the perturbation, 0 or more.
+        model, x, y, checked: as in `pgd`.
+        steps: maximum number of steps.
+        overshoot: distance beyond the boundary, as a share of the perturbation.
         eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
-        candidates: number of classes whose boundaries are considered, those of the largest logits and the label's, 2 or
-            more.
-        checked: skip the checks of the model, images, labels and values of eps, as in `pgd`.
-
-    Returns:
-        Adversarial images, detached, in the shape of x, and the clean image if none was found; float32, or float64 if
-        x is.
+        candidates: classes whose boundaries are considered, those of the largest logits and the label's, 2 or more.
 
     Raises:
-        UserError: invalid inputs, as in `pgd`; a setting out of range; a model whose logits or gradients are
-            not finite at some iterate.
+        UserError: invalid inputs or settings; logits or gradients that are not finite at some iterate.
 
     Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
     CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
@@ -70,33 +59,38 @@ def deepfool(
     check_value("steps", steps, Count)
     check_value("candidates", candidates, Candidates)
     check_value("overshoot", overshoot, NonNegative)
-    if eps is not None:
-        check_size("eps", eps, x, "l2")
     origin = full_precision(x.detach())
-    total = torch.zeros_like(origin)
-    sound = torch.ones(len(origin), dtype=torch.bool, device=origin.device)
-    x_adv = origin
     with frozen(model):
-        for _ in range(steps):
-            with torch.enable_grad():
-                x_adv = x_adv.detach().requires_grad_()
-                logits = full_precision(model(x_adv))
-                check_classes("deepfool", logits)
-                sound = sound & finite(logits)
-                standing = ~fooled(logits, y)
-                if not bool(standing.any()):
-                    break
-                move = _to_boundary(logits, y, x_adv, candidates)
-            sound = sound & (finite(move) | ~standing)
-            total = choose(standing, total + move, total)
-            x_adv = (origin + (1 + overshoot) * total).clamp(0, 1)
+        x_adv, sound = _descend(model, origin, y, steps, overshoot, candidates)
         with torch.no_grad():
             logits = full_precision(model(x_adv))
-        success = fooled(logits, y)
-        refuse_unsound("deepfool", sound & finite(logits))
+    refuse_unsound("deepfool", sound & finite(logits))
+    success = fooled(logits, y)
     if eps is not None:
         success &= distance(x_adv, origin, "l2") <= eps
-    return choose(success, x_adv.detach(), origin)
+    return choose(success, x_adv, origin)
+
+
+def _descend(
+    model: Model, origin: Tensor, y: Tensor, steps: int, overshoot: float, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """Return the last iterates, and whether logits and moves were finite, (N,)."""
+    total, x_adv = torch.zeros_like(origin), origin
+    sound = torch.ones(len(origin), dtype=torch.bool, device=origin.device)
+    for _ in range(steps):
+        with torch.enable_grad():
+            x_adv = x_adv.detach().requires_grad_()
+            logits = full_precision(model(x_adv))
+            check_classes("deepfool", logits)
+            sound = sound & finite(logits)
+            standing = ~fooled(logits, y)
+            if not bool(standing.any()):
+                break
+            move = _to_boundary(logits, y, x_adv, candidates)
+        sound = sound & (finite(move) | ~standing)
+        total = choose(standing, total + move, total)
+        x_adv = (origin + (1 + overshoot) * total).clamp(0, 1)
+    return x_adv.detach(), sound
 
 
 def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
@@ -132,19 +126,10 @@ class DeepFool(AttackSpec):
     overshoot: NonNegative = 0.02
     """Distance beyond the boundary, as a share of the perturbation."""
     candidates: Annotated[Candidates, FIXED] = 10
-    """Number of classes whose boundaries are considered."""
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return deepfool(
-            model,
-            x,
-            y,
-            eps=self.eps,
-            steps=self.steps,
-            overshoot=self.overshoot,
-            candidates=self.candidates,
-            checked=True,
-        )
+        walk = {"steps": self.steps, "candidates": self.candidates}
+        return deepfool(model, x, y, eps=self.eps, overshoot=self.overshoot, **walk, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return (1 + min(self.candidates, num_classes)) * self.steps + 1

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
 
-from taet.attacks.ball import Norm
-from taet.attacks.draws import Draws
-from taet.attacks.objectives import (
-    OBJECTIVES,
-    LabelObjectiveName,
-    Objective,
-    Target,
-    check_objective,
-    target_classes,
-    target_passes,
-)
+from taet.attacks.ball import Norm, Size
+from taet.attacks.noise import Draws
+from taet.attacks.objectives import Objective
 from taet.attacks.pgd import pgd
-from taet.attacks.spec import AttackSpec, Fields, Model
+from taet.attacks.spec import AttackSpec, Model
 from taet.losses.long_tail import cross_entropy
-from taet.settings import Evaluation
 
 NAMES = {
     "fgsm": "one signed gradient step, no random start; a warning sign if it beats pgd (Goodfellow et al. 2015);"
@@ -31,11 +22,11 @@ NAMES = {
 
 
 def fgsm(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
-    eps: float | Tensor,
+    eps: Size,
     objective: Objective = cross_entropy,
     targeted: bool = False,
     checked: bool = False,
@@ -45,8 +36,18 @@ def fgsm(
     With `targeted`, y are the target classes and the step goes down. Source: Goodfellow, Shlens, Szegedy, "Explaining
     and harnessing adversarial examples", ICLR 2015, arXiv:1412.6572.
     """
-    step: dict[str, Any] = {"steps": 1, "step_size": eps, "start": "none", "checked": checked}
-    return pgd(model, x, y, eps=eps, objective=objective, targeted=targeted, **step)
+    return pgd(
+        model,
+        x,
+        y,
+        eps=eps,
+        steps=1,
+        step_size=eps,
+        start="none",
+        objective=objective,
+        targeted=targeted,
+        checked=checked,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,33 +57,13 @@ class Fgsm(AttackSpec):
     names: ClassVar[Mapping[str, Norm | None]] = {"fgsm": "linf"}
     order: ClassVar[int] = 1
     one_step: ClassVar[bool] = True
-    unstored: ClassVar[Mapping[str, object]] = {"objective": "ce"}
-
-    objective: LabelObjectiveName = "ce"
-    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), or margin of
-    the probabilities (pm)."""
-    target: Target | None = None
-    """Aim at this class, chosen on the clean image or at random; any misclassification is a success."""
-
-    @classmethod
-    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        draws = {"seed": settings.seed if given.get("target") == "random" else None}
-        return super().make({**draws, **given}, settings, radius)
+    random: ClassVar[bool] = False
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        aim = y if self.target is None else target_classes(self.target, model, x, y, draws)
-        objective, targeted = OBJECTIVES[self.objective], self.target is not None
-        return fgsm(model, x, aim, eps=self.radius, objective=objective, targeted=targeted, checked=True)
+        return fgsm(model, x, y, eps=self.radius, checked=True)
 
     def passes(self, num_classes: int) -> int:
-        return 3 + target_passes(self.target, num_classes)
-
-    @property
-    def on_margin(self) -> bool:
-        return self.objective == "cw"
-
-    def check_classes(self, num_classes: int) -> None:
-        check_objective(self.name, self.objective, num_classes)
+        return 3
 
     @property
     def ascent_steps(self) -> int:

@@ -1,11 +1,19 @@
-"""Random draws for the samples of a global batch."""
+"""Random draws of attacks: for the samples of a global batch in training, for each image in an evaluation."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from taet.attacks.ball import Norm, Size, Start, per_sample, spread, unit
+from taet.randomness import derive_seed, generator
+
+GAUSSIAN_SCALE = 0.001  # of the start noise of TRADES (Zhang et al., ICML 2019, arXiv:1901.08573)
 
 
 @dataclass(frozen=True)
@@ -37,3 +45,45 @@ class Source:
     def uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         """U(low, high) in the shape (N, ...) and type of `like`."""
         return self._share(self._empty(like).uniform_(low, high, generator=self.generator), like)
+
+
+def draw_noise(x: Tensor, eps: Size, start: Start, source: Source | None = None, norm: Norm = "linf") -> Tensor:
+    """Return start noise in the shape of `x`: 0.001 N(0, 1), uniform in the ball or in its positive part, or zeros.
+
+    Uniform is U(-eps, eps) per value in the L-infinity ball, positive U(0, eps). In the L2 ball of D values it is
+    eps u^(1/D) n / ||n|| with n ~ N(0, 1) and u ~ U(0, 1), positive its absolute value. Everything is drawn from
+    `source`, never from the global generator. Default: a new generator seeded with 0.
+    """
+    if start == "none":
+        return torch.zeros_like(x)
+    source = source or Source(torch.Generator(x.device).manual_seed(0))
+    if start == "gaussian":
+        return GAUSSIAN_SCALE * source.normal(x)
+    radius = per_sample(eps, x)
+    if norm == "linf":
+        return radius * source.uniform(x, 0.0 if start == "positive" else -1.0, 1.0)
+    direction = unit(source.normal(x))
+    share = source.uniform(x.new_empty(len(x))) ** (1 / math.prod(x.shape[1:]))
+    return radius * spread(share, x) * (direction.abs() if start == "positive" else direction)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random draws of an attack, made for each image separately, so that they do not depend on the batches."""
+
+    seed: int
+    purpose: str
+    """Noise key of the attack: attacks with the same key draw the same numbers."""
+    rows: NDArray[np.int64]
+    """Place of each image in the test set, (N,)."""
+
+    def start(self, x: Tensor, eps: float, start: Start = "uniform", norm: Norm = "linf", restart: int = 0) -> Tensor:
+        """Start noise in the shape of x, as in `draw_noise`; every restart has its own."""
+        purpose = f"{self.purpose} {restart}" if restart else self.purpose
+        blank = torch.empty(1, *x.shape[1:])
+        sources = (Source(generator("cpu", self.seed, purpose, int(row))) for row in self.rows)
+        return torch.cat([draw_noise(blank, eps, start, source, norm) for source in sources]).to(x.device)
+
+    def seed_torch(self) -> None:
+        """Seed torch's global generators for this batch; the caller restores their state."""
+        torch.manual_seed(derive_seed(self.seed, self.purpose, int(self.rows[0])))

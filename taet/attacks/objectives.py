@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import Norm
-from taet.attacks.draws import Draws
-from taet.attacks.targets import CANDIDATES, nearest_classes
+from taet.attacks.ball import Norm, frozen, lengths
 from taet.errors import UserError
-from taet.fields import got_text
+from taet.losses import effective_number_weights, rebalancing_weights
 from taet.losses.consistency import kl_divergence
-from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, out_of_range
+from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, sum_to_classes
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,33 +36,13 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
 
     Raises:
-        UserError: a single class; labels as in `taet.losses.cross_entropy`.
+        UserError: a single class; labels of another type or shape.
     """
     check_classes("margin", logits)
     logits = full_precision(logits)
     check_labels(logits, y)
     others = logits.masked_fill(is_label(logits, y), -torch.inf).max(1).values
-    try:
-        return others - logits.gather(1, y[:, None]).squeeze(1)
-    except RuntimeError:
-        if logits.is_cpu and ((y < 0) | (y >= logits.shape[1])).any():
-            raise out_of_range(y, logits.shape[1]) from None
-        raise
-
-
-def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, (max_{k != y} z_k - z_y) / (z_(1) - z_(3)), z sorted from the largest: -> (N,).
-
-    It is invariant to a shift of the logits and to a positive factor. The denominator is at least 1e-12, as in the
-    public code. Source: Croce, Hein, AutoAttack, ICML 2020, arXiv:2003.01690, section 4.
-
-    Raises:
-        UserError: fewer than 3 classes.
-    """
-    if logits.shape[1] < 3:
-        raise UserError(f"objective dlr: got {logits.shape[1]} classes; allowed: 3 or more (use cw)")
-    largest = full_precision(logits).topk(3).values
-    return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+    return others - logits.gather(1, y[:, None]).squeeze(1)
 
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -80,27 +58,17 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
     return margin(full_precision(logits).softmax(1), y)
 
 
-OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "cw": margin, "dlr": dlr, "pm": probability_margin}
-"""Objectives by their names; "kl" is `natural_divergence`, which needs the model and the images."""
-
-LabelObjectiveName = Literal["ce", "cw", "dlr", "pm"]
-ObjectiveName = Literal[LabelObjectiveName, "kl"]
-Target = Literal["least-likely", "runner-up", "nearest", "random"]
+OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "cw": margin, "pm": probability_margin}
+ObjectiveName = Literal["ce", "cw", "pm"]
 
 
 def scaled(objective: Objective, factor: float) -> Objective:
     """Return the objective of factor times the logits: (z, y) -> objective(factor z, y).
 
     A factor of 10 gives the adaptive attack on models with small logits, whose softmax is so flat that all wrong
-    classes contribute equally. It changes cross-entropy and KL; margin and DLR keep their directions. Source: Li et
-    al., REAT, arXiv:2307.10205, 2023.
+    classes contribute equally. The margin keeps its direction. Source: Li et al., REAT, arXiv:2307.10205, 2023.
     """
     return lambda logits, y: objective(factor * logits, y)
-
-
-def towards(objective: Objective) -> Objective:
-    """Return the objective times -1, whose ascent leads to the class that y names."""
-    return lambda logits, y: -objective(logits, y)
 
 
 def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
@@ -114,53 +82,62 @@ def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objectiv
     return lambda logits, _: kl_divergence(natural, logits)
 
 
-def named_objective(name: ObjectiveName, model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
-    """Return the objective with a name; "kl" needs one forward pass of the images x."""
-    return natural_divergence(model, x) if name == "kl" else OBJECTIVES[name]
-
-
-def check_objective(attack: str, name: ObjectiveName, num_classes: int) -> None:
-    """Raise a `UserError` for an objective that needs more classes than there are."""
-    if name == "dlr" and num_classes < 3:
-        raise UserError(f"attack '{attack}': got {num_classes} classes; allowed: 3 or more for DLR")
-
-
-def check_callable(objectives: Sequence[object]) -> None:
-    """Raise a `UserError` for an objective that is no function."""
-    for one in objectives:
-        if not callable(one):
-            hint = (
-                f"; did you mean taet.attacks.objectives.OBJECTIVES[{one!r}]?"
-                if isinstance(one, str) and one in OBJECTIVES
-                else ""
-            )
-            allowed = "a function from (logits, labels) to one value per image"
-            raise UserError(f"objective: got {got_text(one)}; allowed: {allowed}{hint}")
-
-
-def target_classes(
-    target: Target, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, draws: Draws, norm: Norm = "linf"
+def nearest_classes(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, norm: Norm = "linf", candidates: int = 100
 ) -> Tensor:
-    """Return a target class other than y for each image, (N,): by the clean logits and their gradients, or at random.
+    """Return other classes c by d_c = (z_y - z_c) / ||grad_x (z_c - z_y)||, nearest first, (N, k), k <= `candidates`.
 
-    The least likely class is the target of Kurakin, Goodfellow, Bengio, ICLR 2017, arXiv:1611.01236. A random class is
-    the average case of Carlini, Wagner, S&P 2017, arXiv:1608.04644; the runner-up is close to their best case, and the
-    nearest class (`nearest_classes`) closer.
+    d_c is the distance to the boundary of the linearised model, so the norm of the gradient is the dual one: the sum of
+    absolute values in the L-infinity ball, the 2-norm in L2. Only the `candidates` likeliest other classes are ordered.
+    A class whose gradient is zero, or not finite, comes last. One forward pass and k backward passes of each image.
+
+    Source: Melamed, Yehudai, Shamir, "MALT powers up adversarial attacks", NeurIPS 2024, arXiv:2407.02240. Its
+    code puts a class without gradient first.
     """
-    if target == "nearest":
-        return nearest_classes(model, x, y, norm)[:, 0]
-    with torch.no_grad():
-        logits = model(x)
-    if target == "random":
-        return draws.other_class(y, logits.shape[1])
-    own = is_label(logits, y)
-    if target == "least-likely":
-        return logits.masked_fill(own, torch.inf).argmin(1)
-    return logits.masked_fill(own, -torch.inf).argmax(1)
+    with frozen(model), torch.enable_grad():
+        leaf = full_precision(x.detach()).requires_grad_()
+        logits = full_precision(model(leaf))
+        likeliest = logits.detach().masked_fill(is_label(logits, y), -torch.inf)
+        classes = likeliest.topk(min(candidates, logits.shape[1] - 1)).indices
+        gaps = logits.gather(1, y[:, None]) - logits.gather(1, classes)
+        sizes = []
+        for gap in gaps.unbind(1):
+            with torch.autocast(leaf.device.type, enabled=False):
+                (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True)
+            sizes.append(gradient.flatten(1).abs().sum(1, dtype=torch.float64) if norm == "linf" else lengths(gradient))
+    size = torch.stack(sizes, 1)
+    reach = gaps.detach() / size
+    order = torch.where(~(size > 0) | reach.isnan(), torch.inf, reach).argsort(dim=1, stable=True)
+    return classes.gather(1, order)
 
 
-def target_passes(target: Target | None, num_classes: int) -> int:
-    """Return the passes of an image that `target_classes` takes."""
-    if target is None:
-        return 0
-    return 1 + (min(CANDIDATES, num_classes - 1) if target == "nearest" else 0)
+class Weighting(NamedTuple):
+    """Factor of a training attack's objective by label (C,), and class counts (C,) whose log is added to its logits.
+
+    With sign steps and BN in eval mode a positive weight per label changes no adversarial example, except for signs
+    that rounding flips: RW, RWS, ENR and RBL give the examples of plain PGD. BRW does change them.
+    """
+
+    weights: Tensor | None = None
+    prior: Tensor | None = None
+
+
+def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tensor) -> Weighting:
+    """Return the weighting with a name; class_counts n and predicted_counts m are (C,), float.
+
+    rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; rbl: REAT's weights from the
+    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. A class without images
+    counts as one image. Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw,
+    whose definitions here are ours.
+    """
+    counts = class_counts.clamp(min=1)
+    if name == "rw":
+        return Weighting(sum_to_classes(1 / counts))
+    if name == "rws":
+        return Weighting(sum_to_classes(counts.rsqrt()))
+    if name == "enr":
+        total = float(counts.sum())
+        return Weighting(effective_number_weights(counts, (total - 1) / total))
+    if name == "rbl":
+        return Weighting(rebalancing_weights(counts, predicted_counts))
+    return Weighting(prior=counts) if name == "brw" else Weighting()

@@ -1,11 +1,10 @@
-"""Projected gradient ascent in the L-infinity or the L2 ball."""
+"""Projected gradient ascent in the L-infinity or the L2 ball, of cross-entropy, the margin, or scaled logits."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,36 +12,23 @@ from torch import Tensor
 from taet.attacks.ball import (
     BNMode,
     Norm,
+    Size,
     Start,
-    check_noise,
+    check_range,
     check_size,
-    check_sizes,
     choose,
-    draw_noise,
     finite,
     frozen,
     per_sample,
     project,
     unit,
 )
-from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
-from taet.attacks.noise import Source
-from taet.attacks.objectives import (
-    Objective,
-    ObjectiveName,
-    Target,
-    check_callable,
-    check_objective,
-    fooled,
-    named_objective,
-    target_classes,
-    target_passes,
-    towards,
-)
+from taet.attacks.noise import Draws, Source, draw_noise
+from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model, Option
-from taet.errors import UserError, unknown
-from taet.fields import Count, Positive, Whole, check_value
+from taet.errors import UserError
+from taet.fields import Count, Positive, Whole, check_value, got_text
 from taet.losses.long_tail import cross_entropy, full_precision
 from taet.settings import Evaluation
 
@@ -51,10 +37,12 @@ NAMES = {
     " 2N passes per restart",
     "pgd-l2": "pgd-l2-N: N gradient steps in the L2 ball, a norm that training did not use (Madry et al. 2018);"
     " 2N passes per restart",
+    "cw-linf": "cw-linf-N: pgd-N on the margin, independent of the logit scale (REAT's CW); 2N passes per restart",
+    "adaptive": "adaptive-pgd-N, adaptive-pgd-l2-N: pgd with logits x10 (factor=F), against flat softmax (REAT 2023);"
+    " 2N passes per restart",
 }
 
 Each = TypeVar("Each")
-Size = float | Tensor
 
 
 @refusing
@@ -78,64 +66,38 @@ def pgd(
 ) -> Tensor:
     """Ascend an objective in the ball: x' <- clip_[0,1](project(x' + step_size direction(grad_x' objective))).
 
-    The direction is the sign of the gradient in the L-infinity ball, and in L2 the gradient of each sample divided by
-    its norm; a zero gradient moves nothing. A sample whose gradient is not finite is returned as NaN, which
-    `taet.attacks.ball.verify` refuses, so that a broken model never counts as robust. The model's modes, parameters,
-    gradients and (with `bn_mode="eval"`) statistics, the inputs and the global random state are not changed.
+    The direction is the gradient's sign in the L-infinity ball, in L2 the gradient over its norm. A sample whose
+    gradient is not finite becomes NaN, which `taet.attacks.ball.verify` refuses. Model, inputs and global random state
+    stay as they were.
 
     Args:
-        model: from x (N, ...) to logits (N, C).
-        x: images (N, ...), floating point in [0, 1].
-        y: labels (N,), int64, passed to the objective; the target classes if `targeted`.
-        eps: radius of the ball, a number or one per sample (N,), in units of the image range, e.g. 8/255.
-        steps: number of steps, 0 or more; with 0 steps the start noise itself is returned, projected into the ball.
-        step_size: length of a step in `norm`, a number or one per sample (N,), same units; or a sequence of these, one
-            per step. A sample with length 0 does not move.
-        norm: "linf" or "l2".
-        start: "uniform" in the ball, or "positive", in the part of it above x, both clipped to [0, 1]; "gaussian"
-            0.001 N(0, 1), not projected before the first step; or "none".
-        start_noise: noise to use instead of a draw, in the shape of x, or (restarts, *x.shape); or its generator, on
-            x's device, by default a new one seeded with 0.
-        objective: maximised function from (logits, labels) to (N,); logits are float32 or wider. Or a sequence of
-            these, one per step; the last one compares restarts.
-        targeted: minimise the objective, for the target class.
-        restarts: number of starts, 1 or more. With several, each sample keeps the first result that fools the model (or
-            reaches its target) or is not finite, else that of the highest objective, at one more forward pass each.
+        model, x, y: from x (N, ...) in [0, 1] to logits (N, C); labels (N,), int64, the target classes if `targeted`.
+        eps, step_size: radius and length of a step in `norm`, a number or one per sample (N,), in units of the image
+            range, e.g. 8/255; `step_size` and `objective` may also be sequences, one per step.
+        start: "uniform" in the ball, "positive", in the part of it above x, "gaussian" 0.001 N(0, 1), or "none".
+        start_noise: noise in the shape of x, or (restarts, *x.shape); or its generator, by default seeded with 0.
+        objective: maximised function from (logits, labels) to (N,); `targeted` minimises it.
+        restarts: with several, each sample keeps the first result that fools the model, else that of the highest
+            objective, at one more forward pass each.
         bn_mode: "eval", or "train" for batch statistics, which also updates the running ones in every step.
-        observe: called as observe(step, logits) before the update of each step, in every restart.
-        checked: skip the checks of the model, images, labels and values of tensors, which wait for the device once per
-            call. With `start_noise`, such a call can be captured in a CUDA graph.
-
-    Returns:
-        Adversarial images, detached, in the shape of x; float32, or float64 if x is.
+        observe: called as observe(step, logits) before the update of each step.
+        checked: skip what would read values: model, images, labels, tensors of sizes. Such a call can be captured.
 
     Raises:
-        UserError: invalid inputs: images that are not floating point in [0, 1], labels that are not one class per
-            image, a model that does not return logits; a setting out of its range; a tensor of another shape.
+        UserError: invalid inputs or settings, in one line.
 
-    Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
-    ICLR 2018, arXiv:1706.06083.
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, arXiv:1706.06083.
     """
     _check_choices(norm, start, steps, restarts)
-    check_size("eps", eps, x, norm)
-    origin = full_precision(x.detach())
-    starts = _starts(origin, eps, start, norm, restarts, start_noise)
     objectives = _each_step("objective", objective, steps)
-    check_callable(objectives)
     sizes: Sequence[Size] = _each_step("step size", step_size, steps)
-    for size in sizes:
-        check_size("step size", size, x, norm)
-    if not checked:
-        check_sizes("step size", sizes, norm)
-        check_noise(start_noise)
+    _check_each(objectives, sizes, x, norm, values=not checked)
+    origin = full_precision(x.detach())
+    starts = _starts(origin, eps, start, norm, restarts, start_noise, checked)
     lengths = [per_sample(size, origin) for size in sizes[:steps]]
-    if targeted:
-        objectives = [towards(one) for one in objectives]
-    climb = _Climb(model, y, norm, lengths, objectives, _inside(origin, eps, norm), observe)
+    climb = _Climb(model, y, norm, lengths, objectives, targeted, _inside(origin, eps, norm), observe)
     with frozen(model, bn_mode):
-        if restarts == 1:
-            return climb.run(next(starts))
-        return _best((climb.run(begin) for begin in starts), lambda x_adv: climb.judge(x_adv, targeted))
+        return climb.run(next(starts)) if restarts == 1 else climb.best(starts)
 
 
 class _Climb(NamedTuple):
@@ -146,42 +108,48 @@ class _Climb(NamedTuple):
     norm: Norm
     lengths: Sequence[Size]
     objectives: Sequence[Objective]
+    targeted: bool
     inside: Callable[[Tensor], Tensor]
     observe: Callable[[int, Tensor], None] | None
 
+    def height(self, logits: Tensor, step: int) -> Tensor:
+        value = self.objectives[step](logits, self.y)
+        return -value if self.targeted else value
+
     def run(self, x_adv: Tensor) -> Tensor:
         for step, length in enumerate(self.lengths):
-            logits, gradient = slope(self.model, x_adv, self.y, self.objectives[step])
+            with torch.enable_grad():
+                x_adv.requires_grad_()
+                logits = full_precision(self.model(x_adv))
+                total = self.height(logits, step).sum()
+                # Without this, autocast would also change the backward pass of what ran in float32.
+                with torch.autocast(x_adv.device.type, enabled=False):
+                    (gradient,) = torch.autograd.grad(total, x_adv)
             if self.observe is not None:
-                self.observe(step, logits)
-            x_adv = self.inside(x_adv.detach() + length * direction(gradient, self.norm))
+                self.observe(step, logits.detach())
+            # NaN if the gradient is not finite; sign(NaN) is 0
+            direction = unit(gradient) if self.norm == "l2" else gradient.sign() + 0 * gradient
+            x_adv = self.inside(x_adv.detach() + length * direction)
         return self.inside(x_adv)
 
-    def judge(self, x_adv: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
+    def best(self, starts: Iterator[Tensor]) -> Tensor:
+        """Keep for each sample the first successful result, else that of the highest objective, without branches."""
+        best = self.run(next(starts))
+        broken, highest = self._judge(best)
+        for begin in starts:
+            x_adv = self.run(begin)
+            breaks, height = self._judge(x_adv)
+            better = ~broken & (breaks | (height > highest))
+            best, highest = choose(better, x_adv, best), torch.where(better, height, highest)
+            broken = broken | breaks
+        return best
+
+    def _judge(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """Return success and objective of each sample; what is not finite is a success, so that it is kept and seen."""
         with torch.no_grad():
             logits = full_precision(self.model(x_adv))
             sound = finite(logits) & finite(x_adv)
-            return fooled(logits, self.y, targeted) | ~sound, self.objectives[-1](logits, self.y)
-
-
-def slope(model: Model, x_adv: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """Return the logits, and the gradient of the objective summed over samples, which are independent."""
-    with torch.enable_grad():
-        x_adv.requires_grad_()
-        logits = full_precision(model(x_adv))
-        total = objective(logits, y).sum()
-        # Without this, autocast would also change the backward pass of what ran in float32.
-        with torch.autocast(x_adv.device.type, enabled=False):
-            (gradient,) = torch.autograd.grad(total, x_adv)
-    return logits.detach(), gradient
-
-
-def direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return the move of length 1 in `norm` that raises the linearised objective most."""
-    if norm == "l2":
-        return unit(gradient)
-    return gradient.sign() + 0 * gradient  # NaN if the gradient is not finite; sign(NaN) is 0
+            return fooled(logits, self.y, self.targeted) | ~sound, self.height(logits, -1)
 
 
 def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]:
@@ -193,14 +161,29 @@ def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]
     return lambda x_adv: x_adv.clamp(*box)
 
 
-def _check_choices(norm: str, start: str, steps: int, restarts: int) -> None:
-    for what, name, allowed in (("norm", norm, get_args(Norm)), ("start", start, get_args(Start))):
-        if name not in allowed:
-            raise unknown(what, str(name), allowed)
+def _check_choices(norm: Norm, start: Start, steps: int, restarts: int) -> None:
+    check_value("norm", norm, Norm)
+    check_value("start", start, Start)
     check_value("steps", steps, Whole)
     check_value("restarts", restarts, Count)
     if steps == 0 and start == "none":
         raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
+
+
+def _check_each(objectives: Sequence[object], sizes: Sequence[Size], x: Tensor, norm: Norm, values: bool) -> None:
+    """Check objectives and step sizes, those in tensors only with `values`, which waits for the device."""
+    for one in objectives:
+        if not callable(one):
+            named = isinstance(one, str) and one in OBJECTIVES
+            hint = f"; did you mean taet.attacks.objectives.OBJECTIVES[{one!r}]?" if named else ""
+            allowed = "a function from (logits, labels) to one value per image"
+            raise UserError(f"objective: got {got_text(one)}; allowed: {allowed}{hint}")
+    for size in sizes:
+        check_size("step size", size, x, norm)
+    tensors = [size.detach().flatten() for size in sizes if isinstance(size, Tensor)]
+    if values and tensors:
+        least, largest = torch.stack(torch.cat(tensors).aminmax()).tolist()
+        check_range("step size", least, largest, norm)
 
 
 def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
@@ -213,64 +196,66 @@ def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[
 
 
 def _starts(
-    origin: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | None
+    x: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | None, checked: bool
 ) -> Iterator[Tensor]:
     """Return the start of each restart."""
     noises: Iterable[Tensor]
     if isinstance(given, Tensor):
-        noises = given if given.ndim > origin.ndim else given[None]
+        noises = given if given.ndim > x.ndim else given[None]
         if len(noises) != restarts:
             raise UserError(f"start noise: got {len(noises)}; allowed: one per restart, {restarts}")
+        if not checked and not bool(given.isfinite().all()):
+            raise UserError("start noise: got NaN or infinity; allowed: finite numbers, in the shape of the images")
     elif start == "none" and restarts > 1:
         raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
     else:
-        source = Source(given or torch.Generator(origin.device).manual_seed(0))
-        noises = (draw_noise(origin, eps, start, source, norm) for _ in range(restarts))
-    begins = (origin + noise for noise in noises)
-    return (project(x_adv, origin, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
+        source = Source(given or torch.Generator(x.device).manual_seed(0))
+        noises = (draw_noise(x, eps, start, source, norm) for _ in range(restarts))
+    begins = (x + noise for noise in noises)
+    return (project(x_adv, x, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
 
 
-def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Keep for each sample the first successful result, else that of the highest objective, without branches.
+def cw_linf(model: Model, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    """Run `pgd` on the margin max_{k != y} z_k - z_y in the L-infinity ball; settings and guarantees as there.
 
-    `judge` returns success and objective of each sample.
+    Source: the margin is that of Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017,
+    arXiv:1608.04644; as an objective of PGD it is from Madry et al., ICLR 2018, arXiv:1706.06083.
     """
-    best = next(climbed)
-    broken, highest = judge(best)
-    for x_adv in climbed:
-        breaks, height = judge(x_adv)
-        better = ~broken & (breaks | (height > highest))
-        best, highest = choose(better, x_adv, best), torch.where(better, height, highest)
-        broken = broken | breaks
-    return best
+    return pgd(model, x, y, objective=margin, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(AttackSpec):
-    """`pgd` from start noise that is drawn per image; a subclass says what is maximised."""
+    """N steps of `--step-size` (1/255 in protocol `taet`), started from U(-eps, eps), drawn per image. `cw-linf`
+    ascends the margin (REAT's CW), `adaptive-pgd` the cross-entropy of the logits times 10.
 
-    stored_first: ClassVar[tuple[str, ...]] = (
-        *("steps", "step_size", "start", "restarts", "seed"),
-        *("objective", "factor", "target"),
-    )
+    In L2 (radius 1, step 0.2): uniform start inside the ball, steps along the normalised gradient. The factor is for
+    models whose logit scale hides gradients: Li et al., REAT, arXiv:2307.10205, section 5.
+    """
 
-    steps: Annotated[Count, FIXED]
-    """Number of steps, N of the name."""
+    names: ClassVar[Mapping[str, Norm | None]] = {
+        **{"pgd-N": "linf", "pgd-l2-N": "l2", "cw-linf-N": "linf"},
+        **{"adaptive-pgd-N": "linf", "adaptive-pgd-l2-N": "l2"},
+    }
+    order: ClassVar[int] = 2
+    unstored: ClassVar[Fields] = {"precision": "float32", "objective": "ce", "factor": 1.0}
+
+    steps: Annotated[Count, FIXED]  # N of the name
     step_size: Annotated[Positive, Option("step")]
     """Length of a step. Default: that of the evaluation, in proportion to eps."""
     start: Literal["uniform", "gaussian", "none"] = "uniform"
     """Start noise: uniform in the ball, 0.001 N(0, 1) or none."""
     restarts: Count = 1
     """Number of starts; an image is robust if it resists all of them."""
-    target: Target | None = None
-    """Aim at this class, chosen on the clean image or at random; any misclassification is a success."""
+    objective: ObjectiveName = "ce"
+    """Maximised function: cross-entropy (ce), margin of the logits (cw), or margin of the probabilities (pm)."""
+    factor: Positive = 1.0
+    """Factor of the logits in the objective."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start == "none" and self.restarts > 1:
             raise self._refused("got several restarts from one start; allowed: start=uniform")
-        if self.target is not None and self.restarts > 1:
-            raise self._refused("got several restarts with a target; allowed: one or the other")
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
@@ -278,61 +263,22 @@ class ProjectedAscent(AttackSpec):
         usual, step = (settings.eps_l2, settings.step_size_l2) if two else (radius, settings.step_size)
         eps = given.get("eps", usual)
         # In proportion to the ball, so that as many steps cross a ball of another size.
-        size = step if eps == usual else step * eps / usual
-        return super().make({"step_size": size, **given}, settings, radius)
-
-    @abstractmethod
-    def objective_of(self, model: Model, x: Tensor) -> Objective:
-        """Return what is maximised."""
+        own: Fields = {"step_size": step if eps == usual else step * eps / usual}
+        if given["name"].startswith(("cw-", "adaptive-")):
+            own = {**own, **({"objective": "cw"} if given["name"].startswith("cw-") else {"factor": 10.0})}
+        return super().make({**own, **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        eps, norm = self.radius, self.norm or "linf"
-        aim = y if self.target is None else target_classes(self.target, model, x, y, draws, norm)
+        eps, norm, objective = self.radius, self.norm or "linf", OBJECTIVES[self.objective]
         noise = torch.stack([draws.start(x, eps, self.start, norm, restart) for restart in range(self.restarts)])
         ball: Fields = {"eps": eps, "norm": norm, "steps": self.steps, "step_size": self.step_size}
         starts: Fields = {"start": self.start, "restarts": self.restarts, "start_noise": noise}
-        objective, targeted = self.objective_of(model, x), self.target is not None
-        return pgd(model, x, aim, **ball, **starts, objective=objective, targeted=targeted, checked=True)
+        climbed = objective if self.factor == 1 else scaled(objective, self.factor)
+        return pgd(model, x, y, **ball, **starts, objective=climbed, checked=True)
 
     def passes(self, num_classes: int) -> int:
-        return self.restarts * (2 * self.steps + (self.restarts > 1)) + target_passes(self.target, num_classes) + 1
+        return self.restarts * (2 * self.steps + (self.restarts > 1)) + 1
 
     @property
     def ascent_steps(self) -> int:
         return self.steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pgd(ProjectedAscent):
-    """N steps of `--step-size` (1/255 in protocol `taet`), started from U(-eps, eps), drawn per image.
-
-    In L2 (radius 1, step 0.2): uniform start inside the ball, steps along the normalised gradient.
-    """
-
-    names: ClassVar[Mapping[str, Norm | None]] = {"pgd-N": "linf", "pgd-l2-N": "l2"}
-    order: ClassVar[int] = 2
-    unstored: ClassVar[Mapping[str, object]] = {"objective": "ce"}
-
-    objective: ObjectiveName = "ce"
-    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), margin of
-    the probabilities (pm), or divergence from the clean prediction (kl)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.objective == "kl" and self.start == "none":
-            raise self._refused("got no start noise with the objective kl, which has no gradient there")
-        if self.objective == "kl" and self.target is not None:
-            raise self._refused("got a target with the objective kl, which sees no label")
-
-    def objective_of(self, model: Model, x: Tensor) -> Objective:
-        return named_objective(self.objective, model, x)
-
-    def passes(self, num_classes: int) -> int:
-        return super().passes(num_classes) + (self.objective == "kl" and self.restarts == 1)
-
-    @property
-    def on_margin(self) -> bool:
-        return self.objective == "cw"
-
-    def check_classes(self, num_classes: int) -> None:
-        check_objective(self.name, self.objective, num_classes)

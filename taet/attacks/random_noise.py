@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from taet.attacks.ball import Norm, choose, frozen, project
-from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
+from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled
 from taet.attacks.spec import AttackSpec, Model
 from taet.fields import Count
@@ -28,13 +28,9 @@ def random_noise(
 ) -> Tensor:
     """Return x plus the first of the noises, each in the shape of x, that fools the model, else plus the last.
 
-    The sum is projected into the L-infinity ball of radius eps and into [0, 1]. Only the predicted class is used. With
-    `checked`, the model, images and labels are not checked, as in `pgd`.
-
-    Raises:
-        UserError: invalid inputs, as in `pgd`.
-
-    Source: Carlini et al., "On evaluating adversarial robustness", 2019, arXiv:1902.06705, section 5.2.
+    The sum is projected into the L-infinity ball of radius eps and into [0, 1]. Only the predicted class is used.
+    `checked` and errors are those of `pgd`. Source: Carlini et al., "On evaluating adversarial robustness", 2019,
+    arXiv:1902.06705, section 5.2.
     """
     del checked  # `refusing` has read it
     x_adv, found = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)

@@ -1,4 +1,4 @@
-"""The declaration of an attack: its options, threat model, cost, and how it runs on a batch of images."""
+"""The options of an attack: a dataclass that knows its names and its cost, and how it runs on a batch of images."""
 
 from __future__ import annotations
 
@@ -7,21 +7,70 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from torch import Tensor
 
 from taet.attacks.ball import Norm, frozen, verify
-from taet.attacks.draws import Draws
-from taet.attacks.identity import Fields as Fields
-from taet.attacks.identity import Identity, identity
+from taet.attacks.counted import SearchPrecision
 from taet.attacks.inputs import Model as Model
 from taet.attacks.inputs import ready
-from taet.attacks.precision import SearchPrecision
+from taet.attacks.noise import Draws
 from taet.errors import UserError
 from taet.fields import NonNegative, check_radius, check_value, hints
 from taet.settings import Evaluation
+
+NAMES = {"clean": "no attack: the images as they are; 1 pass"}
+
+Fields = Mapping[str, Any]  # of a specification, by their names
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Two results are comparable if they have the same identity: attack and settings, without random seeds."""
+
+    name: str
+    norm: str | None
+    eps: float | None
+    bounded: bool
+    settings: tuple[tuple[str, object], ...] = ()  # sorted names and hashable values
+    members: tuple[Identity, ...] = ()  # the attacks of a worst case, sorted by name
+    seed: object = field(default=None, compare=False)
+
+    def differences(self, other: Identity, seeds: bool = False) -> dict[str, tuple[object, object]]:
+        """Return both values of every setting in which two attacks differ, sorted; random seeds only with `seeds`."""
+        ours, theirs = self._values(), other._values()
+        names = sorted(name for name in ours.keys() | theirs.keys() if seeds or name != "seed")
+        return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
+
+    def _values(self) -> dict[str, object]:
+        ball = {"norm": self.norm, "eps": self.eps, "bounded": self.bounded}
+        return {**ball, **dict(self.settings), "attacks": self.members, "seed": self.seed}
+
+    def apart_from(self, *names: str) -> tuple[object, ...]:
+        """Return a key that two attacks share if they differ only in these settings and in their names."""
+        settings = tuple((name, value) for name, value in self.settings if name not in names)
+        return self.norm, *(() if "eps" in names else (self.eps, self.bounded)), settings
+
+
+def identity(name: str, norm: str | None, eps: float | None, parameters: Fields, bounded: bool) -> Identity:
+    """Return the identity of an attack from its stored parameters; a worst case consists of its attacks."""
+    settings = [(key, _frozen(value)) for key, value in parameters.items() if key not in ("seed", "from", "attacks")]
+    members = [
+        identity(one["name"], one.get("norm"), one.get("eps"), own, one.get("eps") is not None)
+        for one in parameters.get("attacks", ())
+        for own in [{key: value for key, value in one.items() if key not in ("name", "norm", "eps")}]
+    ]
+    alike = tuple(sorted(members, key=lambda member: member.name))
+    return Identity(name, norm, eps, bounded, tuple(sorted(settings)), alike, parameters.get("seed"))
+
+
+def _frozen(value: object) -> object:
+    """Return a value of JSON as a hashable one, without random seeds."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), _frozen(entry)) for key, entry in value.items() if key != "seed"))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 class MadeOn(NamedTuple):
@@ -37,8 +86,7 @@ class Option(NamedTuple):
     name: str
 
 
-FIXED = Option("")
-"""Mark of a field without an option, e.g. a number of steps that is part of the name."""
+FIXED = Option("")  # marks a field without an option, e.g. a number of steps that is part of the name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,52 +95,33 @@ class AttackSpec(ABC):
 
     Every attack declares a subclass in its file. The dataclass fields are the options that users write after a colon
     (`pgd-20:restarts=5`), with bounds as in `Count`; `make` sets the fields that a name does not set.
-    Equal specifications give the same result on the same model and images.
     """
 
+    # Names that users may write, with their norms; `-N` at the end is a number of steps, the field `steps`.
     names: ClassVar[Mapping[str, Norm | None]] = {}
-    """Names that users may write, with their norms; `-N` at the end is a number of steps, the field `steps`."""
-    order: ClassVar[int] = 100
-    """Place of its columns in a table, smallest first."""
-    one_step: ClassVar[bool] = False
-    """Whether it takes a single step from the image itself, so that sound attacks of many steps break more images."""
-    minimal: ClassVar[bool] = False
-    """Whether it minimises the perturbation: eps may be None, and the card stores distances."""
-    random: ClassVar[bool] = True
-    """Whether it draws random numbers, so that its result depends on the seed."""
-    batch_independent: ClassVar[bool] = True
-    """Whether the result of an image does not depend on the other images of its batch."""
-    skips_misclassified: ClassVar[bool] = False
-    """Whether it does not run on images that are misclassified without an attack."""
-    gradient_free: ClassVar[bool] = False
-    """Whether it uses no gradient, so that sound attacks which do break more images."""
-    bound: ClassVar[str] = ""
-    """For an attack that only bounds the accuracy: what is known about its gap to the reference, in words."""
-    not_transferable: ClassVar[str] = ""
-    """Reason why its examples cannot be transferred to another model; empty if they can."""
-    stored_first: ClassVar[tuple[str, ...]] = ()
-    """Fields that a card stores before the others."""
-    unstored: ClassVar[Mapping[str, object]] = {}
-    """Values that a card does not store, by their fields."""
+    order: ClassVar[int] = 100  # place of its columns in a table, smallest first
+    one_step: ClassVar[bool] = False  # a single step from the image itself: sound attacks of many steps break more
+    minimal: ClassVar[bool] = False  # minimises the perturbation: eps may be None, and the card stores distances
+    random: ClassVar[bool] = True  # draws random numbers, so that its result depends on the seed
+    batch_independent: ClassVar[bool] = True  # the result of an image does not depend on the others of its batch
+    skips_misclassified: ClassVar[bool] = False  # does not run on images that are misclassified without an attack
+    gradient_free: ClassVar[bool] = False  # uses no gradient: sound attacks which do break more
+    bound: ClassVar[str] = ""  # of an attack that only bounds the accuracy: its gap to the reference, in words
+    not_transferable: ClassVar[str] = ""  # why its examples cannot be transferred to another model
+    unstored: ClassVar[Fields] = {"precision": "float32"}  # values that a card does not store
 
-    name: str
-    """The name as the user wrote it, with its options."""
-    norm: Norm | None = None
-    """Norm of the ball and of distances; None for clean images."""
+    name: str  # as the user wrote it, with its options
+    norm: Norm | None = None  # of the ball and of distances; None for clean images
     eps: NonNegative | None = None
     """Radius of the ball in units of the image range, e.g. 8/255 or 0.031; none: unbounded, if the attack minimises
     the perturbation."""
-    seed: int | None = None
-    """Seed of the random numbers; None for an attack that draws none."""
+    seed: int | None = None  # None for an attack that draws no random numbers
     precision: SearchPrecision = "float32"
     """Arithmetic of the attack's own passes: float32, bf16, or tf32 on NVIDIA GPUs. The model itself decides in float32
     whether an image is broken."""
-    source_sha256: str | None = None
-    """SHA-256 of the file of a custom attack, which identifies its version."""
-    made_on: MadeOn | None = None
-    """The model that the examples are made on, if it is not the evaluated model."""
-    curve: str = field(default="", compare=False)
-    """The curve that this attack is run for; empty for an attack that a user named."""
+    source_sha256: str | None = None  # of the file of a custom attack, which identifies its version
+    made_on: MadeOn | None = None  # the model that the examples are made on, if it is not the evaluated model
+    curve: str = field(default="", compare=False)  # that it is run for; empty for an attack that a user named
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
@@ -107,12 +136,9 @@ class AttackSpec(ABC):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        """Return the attack of a name, with defaults from the settings.
+        """Return the attack with the fields that its name and options give, and defaults from the settings.
 
-        Args:
-            given: fields set by options or by the name, among them `name`, `norm` and `steps`.
-            settings: defaults of the other fields.
-            radius: default radius of the L-infinity ball.
+        `radius` is the default radius of the L-infinity ball.
         """
         balls = {"linf": radius, "l2": settings.eps_l2}
         eps = None if cls.minimal else balls.get(given["norm"])
@@ -139,10 +165,6 @@ class AttackSpec(ABC):
         """Return the estimated passes of one image, forward or backward, including the forward pass that decides."""
         return 100
 
-    def check_classes(self, num_classes: int) -> None:
-        """Raise a `UserError` if the attack does not work with so few classes."""
-        return
-
     @property
     def ascent_steps(self) -> int:
         """Steps of gradient ascent in a ball; 0 for any other kind of attack."""
@@ -151,7 +173,7 @@ class AttackSpec(ABC):
     @property
     def on_margin(self) -> bool:
         """Whether it ascends the margin of the logits, whose direction does not depend on their scale."""
-        return False
+        return getattr(self, "objective", "") == "cw"
 
     @property
     def bounded(self) -> bool:
@@ -176,7 +198,7 @@ class AttackSpec(ABC):
     @property
     def radius(self) -> float:
         """Radius of the ball; 0 without one."""
-        return 0.0 if self.eps is None else self.eps
+        return self.eps or 0.0
 
     @property
     def noise_key(self) -> str:
@@ -187,10 +209,8 @@ class AttackSpec(ABC):
     def parameters(self) -> dict[str, object]:
         """All fields except name, norm and eps, as a result card stores them; `catalogue.stored` reads them."""
         fields = {**dataclasses.asdict(self), "source": self.made_on and self.made_on._asdict()}
-        names = (*self.stored_first, *own_fields(type(self)), "seed", "source_sha256", "precision", "source")
-        silent = {"precision": "float32", **self.unstored}
-        found = {name: fields.get(name) for name in names}
-        return {name: value for name, value in found.items() if value is not None and value != silent.get(name)}
+        found = {name: fields[name] for name in (*own_fields(type(self)), *STORED, "source")}
+        return {name: value for name, value in found.items() if value is not None and value != self.unstored.get(name)}
 
     @cached_property
     def identity(self) -> Identity:
@@ -204,6 +224,9 @@ class AttackSpec(ABC):
     def on(self, name: str, weights_sha256: str) -> Self:
         """Return the attack on other models, with examples made on the model `name`."""
         return dataclasses.replace(self, name=f"{self.name}@{name}", made_on=MadeOn(name, weights_sha256))
+
+
+STORED = ("seed", "source_sha256", "precision")  # what a card stores of every attack, beside its own fields
 
 
 def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
@@ -230,3 +253,21 @@ def option_fields(kind: type[AttackSpec]) -> dict[str, str]:
         if option := next(marks, name):
             found[option] = name
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(AttackSpec):
+    """No attack: the images as they are. Every evaluation begins with this column."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"clean": None}
+    order: ClassVar[int] = 0
+    random: ClassVar[bool] = False
+    not_transferable: ClassVar[str] = "which makes no examples"
+
+    name: str = "clean"
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return x
+
+    def passes(self, num_classes: int) -> int:
+        return 1

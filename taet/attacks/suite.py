@@ -1,97 +1,206 @@
-"""Attacks of several parts, each of which attacks the images that are still correct."""
+"""A run of AutoAttack: its parts on batches of images, which are saved, resumed and shared between processes."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from taet.attacks.spec import AttackSpec
-from taet.attacks.units import UnitStore
+from taet.attacks.ball import BALL_TOLERANCE, Norm, choose, distance, project, verify
+from taet.attacks.counted import WORK, Counted
+from taet.attacks.spec import AttackSpec, Model
+from taet.attacks.units import Unit, UnitStore, run_units
+from taet.errors import UserError
 from taet.progress import Progress
 
-Masks = Mapping[str, NDArray[np.bool_]]
+NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}  # our names and those of the library
+SuitePart = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> x_adv
+
+# The library logs a warning about points whose gradient is zero.
+_logger = logging.getLogger(__name__)
+_logger.addHandler(logging.NullHandler())
 
 
-class SuiteArguments(TypedDict, total=False):
-    """How a suite is run; of these settings only the batch size affects the result."""
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a suite and their lengths."""
 
-    natural: Tensor | None
-    """Predictions on the clean images, (N,), if they are known."""
-    batch_size: int
-    device: torch.device | str | None
-    """Device of the model. Default: that of the images."""
-    state: UnitStore | None
-    """Keeps finished batches."""
-    progress: Progress | None
-    keep_examples: bool
-    """Whether adversarial images are returned and stored, by default yes."""
+    parts: tuple[str, ...]
+    iterations: int
+    queries: int
+    target_classes: int
+    note: str | None  # how the suite differs from the official one, which needs more classes
+
+    def cost(self, part: str) -> int:
+        """Estimated passes through the model per image: an iteration of APGD takes 2 (forward, backward), of FAB 3."""
+        apgd, fab = 2 * self.iterations, 3 * self.iterations
+        targeted = {"apgd-t": apgd * self.target_classes, "fab-t": fab * self.target_classes}
+        return {"clean": 1, "apgd-ce": apgd, "apgd-dlr": apgd, **targeted, "square": self.queries}[part]
+
+    def facts(self) -> dict[str, object]:
+        """Return what a result card stores about the suite, as plain values, without settings that no part uses."""
+        facts: dict[str, object] = {"parts": list(self.parts), "iterations": self.iterations}
+        if {"apgd-t", "fab-t"} & set(self.parts):
+            facts["target_classes"] = self.target_classes
+        if "square" in self.parts:
+            facts["queries"] = self.queries
+        return facts | ({"note": self.note} if self.note else {})
 
 
 @dataclass(frozen=True, eq=False)
 class SuiteResult:
-    """The result of a suite on N examples."""
+    """The result of a suite on N examples; seconds are summed over batches and so over processes."""
 
-    x_adv: Tensor | None
-    """(N, C, H, W): the example that fooled the model, the clean one if none did; None if examples were not kept."""
-    predictions: Tensor
-    """(N,): class of the clean example if that is wrong, else of the example that fooled the model, else the label."""
-    correct: Tensor
-    """(N,): correct on the clean example and under every part."""
-    parts: dict[str, Tensor]
-    """(N,) still correct after each part, in the order they ran."""
-    facts: dict[str, object]
-    """What a result card stores about the parts."""
+    x_adv: Tensor | None  # (N, C, H, W): what fooled the model, else the clean example; None if it was not kept
+    predictions: Tensor  # (N,): of the clean example if that is wrong, else of what fooled the model, else the label
+    correct: Tensor  # (N,): on the clean example and under every part
+    parts: dict[str, Tensor]  # (N,) still correct after each part, in the order they ran
+    facts: dict[str, object]  # what a result card stores about the parts
     seconds: float
-    """Wall-clock time, summed over batches and so over processes."""
     forwards: int
     backwards: int
 
 
-class Suite(AttackSpec):
-    """An attack of several parts, each of which attacks the images that are still correct."""
+def as_float(x: Tensor) -> Tensor:
+    """Return a contiguous float32 copy of images; uint8 is divided by 255, bit for bit as in training."""
+    values = x.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return values.div_(255) if x.dtype == torch.uint8 else values
 
-    gradient_free_parts: ClassVar[frozenset[str]] = frozenset()
-    """Names of the parts that use no gradient."""
 
-    @abstractmethod
-    def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[SuiteArguments]) -> SuiteResult:
-        """Run every part on all images x, uint8 or floating point, with labels y."""
+@dataclass(frozen=True)
+class SuiteRun:
+    """The attacks of a plan on batches of images.
 
-    @abstractmethod
-    def parts(self, num_classes: int) -> tuple[str, ...]:
-        """Return the names of the parts, in the order in which they run."""
+    A part attacks the images that are still correct, in ascending order and in new batches. One part on one batch is
+    the unit of saving and resuming; it depends on its images only, because every part is seeded on every batch.
+    """
 
-    @abstractmethod
-    def facts(self, num_classes: int) -> dict[str, object]:
-        """Return what a result card stores about the parts, as plain values."""
+    model: Counted
+    attack: AttackSpec  # norm, radius, seed and precision of every part
+    plan: Plan
+    x: Tensor
+    y: Tensor
+    batch_size: int
+    device: torch.device
+    state: UnitStore | None
+    keep_examples: bool
 
-    @property
-    def is_reference(self) -> bool:
-        """Whether models are ranked by its result."""
-        return False
+    def run_all(self, natural: Tensor | None, progress: Progress) -> SuiteResult:
+        """Run every part; `natural` are the predictions on the clean images, (N,), if they are known."""
+        y, cost, done = self.y, self.plan.cost, 0
+        x_adv = as_float(self.x) if self.keep_examples else None
+        predictions = y.clone() if natural is None else natural.to(y.device, copy=True)
+        correct, after, units = predictions == y, dict[str, Tensor](), list[Unit]()
+        order = self.plan.parts if natural is not None else ("clean", *self.plan.parts)
+        for number, part in enumerate(order):
+            survivors = correct.nonzero().flatten()
+            total = done + len(survivors) * sum(map(cost, order[number:]))
+            for indices, unit in self.run(part, survivors, progress, done, total):
+                found = torch.from_numpy(unit["predictions"]).to(y.device)
+                broken = indices[found != y[indices]]
+                predictions[indices] = found
+                correct[broken] = False
+                if x_adv is not None:
+                    x_adv[broken] = torch.from_numpy(unit["x_adv"]).to(x_adv.device)
+                units.append({name: unit[name] for name in WORK})
+            after[part] = correct.clone()
+            done += len(survivors) * cost(part)
+        progress(done, done, "done")
+        parts = {part: after[part] for part in self.plan.parts}
+        work = {name: sum(unit[name].item() for unit in units) for name in WORK}
+        return SuiteResult(x_adv, predictions, correct, parts, self.plan.facts(), **work)
 
-    def whole(self) -> Suite | None:
-        """Return the longer suite that begins with this one, so that its result contains this one's."""
-        return None
+    def run(
+        self, part: str, survivors: Tensor, progress: Progress, done: int, total: int
+    ) -> Iterator[tuple[Tensor, Unit]]:
+        """Run a part on these images and return the indices and results of each batch; `done` passes came before."""
+        batches = torch.split(survivors, self.batch_size) if len(survivors) else ()
+        attack, cost = self.part(part), self.plan.cost(part)
+        needed = {"content", "predictions", *WORK, *(["x_adv"] if self.keep_examples else [])}
 
-    def beginning(
-        self, parts: Masks, predictions: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int
-    ) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.int64]]:
-        """Return the parts and predictions of this suite, given those of the longer one that begins with it.
+        def report(number: int, inside: float = 0) -> None:
+            before = done + number * self.batch_size * cost
+            progress(before + inside, total, f"{part} {number + 1}/{len(batches)}")
 
-        Args:
-            parts: (N,) still correct after each part of the longer suite.
-            predictions: (N,) as in `SuiteResult`.
-            labels: (N,).
-            num_classes: number of logits.
-        """
-        first = {part: parts[part] for part in self.parts(num_classes)}
-        *_, correct = first.values()
-        return first, np.where(correct, labels, predictions)
+        def compute(number: int) -> Unit:
+            with self.model.ticking(len(batches[number]) * cost, lambda inside: report(number, inside)):
+                return self._run_unit(part, attack, batches[number])
+
+        def valid(number: int, unit: Unit) -> bool:
+            return needed <= unit.keys() and np.array_equal(unit["content"], self._content(part, batches[number]))
+
+        units = run_units(
+            len(batches), compute, state=self.state, key=lambda number: f"{part}-{number}", valid=valid, begin=report
+        )
+        return zip(batches, units, strict=True)
+
+    def _run_unit(self, part: str, attack: SuitePart, indices: Tensor) -> Unit:
+        """Attack one batch, check every adversarial image and return the results as arrays."""
+        x, y = as_float(self.x[indices]).to(self.device), self.y[indices].to(self.device)
+        eps, norm, work = self.attack.radius, self.attack.norm or "linf", self.model.measure()
+        try:
+            with self.model.searching(self.attack.precision, x.device.type):
+                x_adv = attack(x.clone(), y.clone()).detach()
+            if norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
+                left = distance(x_adv, x, "l2") > eps + BALL_TOLERANCE
+                x_adv = choose(left, project(x_adv, x, eps, "l2"), x_adv)
+            # The largest logit in this same batch decides, as in the official evaluation: other batches round
+            # differently.
+            found = self.model.judge(x_adv).max(1).indices
+        finally:  # the library ignores some values that are not finite and fails on others
+            if self.model.unsound():
+                images = f"images {int(indices[0])} to {int(indices[-1])}"
+                raise UserError(f"model: logits or gradients not finite under {part} on {images}")
+        verify(part, x_adv, x, eps, norm)
+        kept = {"x_adv": x_adv[found != y].cpu().numpy()} if self.keep_examples else {}
+        return {"content": self._content(part, indices), "predictions": found.cpu().numpy(), **kept, **work()}
+
+    def _content(self, part: str, indices: Tensor) -> NDArray[np.uint8]:
+        """Hash of what decides a unit besides the model: images, labels and the settings of its part."""
+        one, plan = self.attack, self.plan
+        lengths = [plan.queries] if part == "square" else [plan.iterations, plan.target_classes]
+        digest = hashlib.sha256(repr([part, one.norm, one.radius, one.seed, one.precision, *lengths]).encode())
+        for given in (indices, as_float(self.x[indices]), self.y[indices]):
+            digest.update(given.cpu().numpy().data)
+        return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+    def part(self, name: str) -> SuitePart:
+        """Return one attack of the official suite with the settings of the suite; "clean" changes nothing."""
+        from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+        from pyautoattack.fab_pt import FABAttack_PT
+
+        plan, one = self.plan, self.attack
+        norm, seed = one.norm or "linf", one.seed or 0
+        if name == "square":
+            return official_square(self.model, plan.queries, norm, one.radius, seed, self.device)
+        apgd = {"n_iter": plan.iterations, "eot_iter": 1, "rho": 0.75, "logger": _logger}
+        targets = {"n_target_classes": plan.target_classes}
+
+        def build(kind: Any, **settings: object) -> SuitePart:
+            common = {"norm": NORMS[norm], "eps": one.radius, "seed": seed, "device": self.device, "n_restarts": 1}
+            perturb: SuitePart = kind(self.model, **common, **settings).perturb
+            return perturb
+
+        if name == "clean":
+            return lambda x, _: x
+        if name == "apgd-t":
+            return build(APGDAttack_targeted, **targets, **apgd)
+        if name == "fab-t":
+            return build(FABAttack_PT, n_iter=plan.iterations, targeted=True, **targets)
+        return build(APGDAttack, loss=name.removeprefix("apgd-"), **apgd)
+
+
+def official_square(model: Model, queries: int, norm: Norm, eps: float, seed: int, device: torch.device) -> SuitePart:
+    """Return the random search of the official suite."""
+    from pyautoattack.square import SquareAttack
+
+    search = {"p_init": 0.8, "n_queries": queries, "n_restarts": 1, "seed": seed, "resc_schedule": False}
+    perturb: SuitePart = SquareAttack(model, norm=NORMS[norm], eps=eps, device=device, **search).perturb  # type: ignore[no-untyped-call]
+    return perturb

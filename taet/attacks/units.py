@@ -28,7 +28,7 @@ def run_units(
     state: UnitStore | None,
     key: Callable[[int], str],
     valid: Callable[[int, Unit], bool],
-    begin: Callable[[int], None] | None = None,
+    begin: Callable[[int], None] = lambda _: None,
 ) -> list[Unit]:
     """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
 
@@ -43,15 +43,13 @@ def run_units(
     def unit(number: int) -> Unit:
         found = None if state is None else state.get(key(number))
         if found is None or not valid(number, found):
-            if begin is not None:
-                begin(number)
+            begin(number)
             found = compute(number)
             if state is not None:
                 state.put(key(number), found)
         return found
 
-    processes = world_size()
-    mine = [(key(number), unit(number)) for number in range(rank(), count, processes)]
+    mine = [(key(number), unit(number)) for number in range(rank(), count, world_size())]
     with unless_one_ends("; finished batches are kept" if state is not None else ""):
         shares = gather(mine)
     done = {name: arrays for share in shares for name, arrays in share}

@@ -8,25 +8,24 @@ import importlib
 import importlib.util
 import io
 import os
-import shutil
+import shlex
 import signal
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 
 from taet.errors import Done, UserError, custom_origin, is_out_of_memory, printable, said, unknown
 
 COMMANDS = {
-    "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
-    "train": "train a method: taet train METHOD [options]; continue a run: taet train --resume RUN",
+    "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html",
+    "train": "train a method: taet train METHOD; continue a run: taet train --resume RUN",
     "evaluate": "attack a finished run, or any model, and write its result card",
-    "check": "check this machine, every file of a run, or what would invalidate an evaluation of a model",
-    "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
-    "report": "write any number of runs and cards as one HTML page, or as Markdown, CSV or LaTeX tables",
-    "predict": "classify images with a finished run, and test whether each prediction survives an attack",
-    "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
-    "push": "publish a finished run with its result card and a model card: a folder, or the Hugging Face Hub",
+    "check": "check this machine, every file of a run, or an evaluation of any model",
+    "compare": "train and attack a grid of methods, data, ratios and seeds; runs only what is missing",
+    "report": "write runs and cards as one HTML page, or as Markdown, CSV or LaTeX tables",
+    "predict": "classify images with a run, and test whether each prediction survives an attack",
+    "export": "write the model of a run, with its preprocessing, as pt2, ONNX or safetensors",
+    "push": "publish a run with its result card as a folder, or on the Hugging Face Hub",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
     "list": "list methods, attacks, data, models, protocols or recipes",
 }
@@ -45,71 +44,60 @@ LEFT = {
     "tune": "python examples/tune.py",
     "what-if": "python examples/learning_curve.py",
     "evaluate --curves": "taet evaluate RUN --attacks curve-steps curve-eps",
-    "evaluate --worst-case": "card.worst_case() in Python, from the bits of the card",
+    "evaluate --processes": "torchrun --nproc-per-node N -m taet evaluate RUN",
     "evaluate --until": "python examples/until_decided.py",
+    "evaluate --worst-case": "card.worst_case() in Python, from the bits of the card",
+    "compare --merge": "copy the folders of the runs into one, and taet compare SPEC --out FOLDER",
     "compare --until": "python examples/until_decided.py",
     "compare --what-if": "python examples/learning_curve.py",
-    "compare --merge": "copy the folders of the runs into one, and taet compare SPEC --out FOLDER",
     "predict --abstain": "python examples/abstain.py",
     "predict --certify-attack": "taet predict RUN IMAGE... --attack pgd-20",
 }
 """Commands and options of earlier versions, and what does their work now."""
-EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
+HELP = """usage: taet COMMAND [options]
 
-Exit status: 0 success; 1 a check or a cell of a comparison failed, or an unexpected error; 2 a mistake in the call, a
-file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
+Adversarial robustness under long-tailed data.
 
-DEBUG = "TAET_DEBUG"
-"""Environment variable that acts as --debug."""
+{}
+
+Every command has --help, with examples, and --debug, which shows the traceback of an error.
+
+Exit status: 0 success; 1 a check or a cell of a comparison failed, or an unexpected error;
+2 a mistake in the call, a file or a plug-in, reported in one line; 130 interrupted, with all
+finished work saved."""
 OUTPUT = (errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE)
 """Errors of standard output, which has no file name."""
-STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
-"""Environment variable of the processes that one command started to share its work."""
-
-
-def help_text() -> str:
-    """Return the output of `taet --help`."""
-    width = min(shutil.get_terminal_size().columns, 120)
-    lines = ["usage: taet COMMAND [options]", "", "Adversarial robustness under long-tailed data.", ""]
-    for name, text in COMMANDS.items():
-        lines += textwrap.wrap(text, width, initial_indent=f"  {name:9} ", subsequent_indent=" " * 12)
-    return "\n".join([*lines, "", *(textwrap.fill(" ".join(part.split()), width) for part in EPILOG.split("\n\n"))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Any exception becomes one line."""
     arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` may be the command's module here
-    debug = "--debug" in arguments or DEBUG in os.environ
-    arguments = [a for a in arguments if a != "--debug"]
+    words = [word for word in arguments if word != "--debug"]
     if argv is None:
-        _set_up_process(debug)
+        _set_up_process()
     try:
-        status = _dispatch(arguments)
+        status = _dispatch(words)
         sys.stdout.flush()  # here, where a closed pipe or a full disk is still handled
         return status
     except BaseException as error:
         if argv is None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # when ending: a second Ctrl-C would only add a traceback
+        status, line = ended_by(error)
         with contextlib.suppress(OSError):  # standard error may be closed
-            if debug and not isinstance(error, Done):
+            if "--debug" in arguments and not isinstance(error, Done):
                 traceback.print_exception(error)
             if isinstance(error, OSError) and error.filename is None:
                 _drop_output()
-            status, line = ended_by(error)
             if isinstance(error, KeyboardInterrupt):
-                if STARTED_TOGETHER in os.environ:  # the process that started this one reports it
-                    return status
                 print(file=sys.stderr)  # after ^C
+                line += str(error) or f"finished work is saved; continue with: {shlex.join(['taet', *words])}"
             if line:
                 print(f"taet: {printable(' '.join(line.split()))}", file=sys.stderr)
-            return status
-        return 1
+        return status
 
 
-def _set_up_process(debug: bool) -> None:
+def _set_up_process() -> None:
     """Set up this process, and the environment of those that it will start."""
-    if debug:
-        os.environ[DEBUG] = "1"
     os.environ["PYTHONSAFEPATH"] = "1"  # no file in the current directory can shadow their modules
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
@@ -125,7 +113,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
         case Done():
             return int(error.code or 0), ""
         case KeyboardInterrupt():
-            return 130, f"interrupted; {str(error) or 'only finished work is kept'}"
+            return 130, "interrupted; "
         case UserError():
             return 2, f"error: {error}"
         case _ if place is not None:
@@ -146,11 +134,9 @@ def _drop_output() -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:], "--help"]
     command, *words = arguments or ["--help"]
-    if command in ("-h", "--help"):
-        print(help_text())
+    if command in ("-h", "--help", "help"):
+        print(HELP.format("\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())))
         return 0
     if command == "--version":
         from taet import __version__

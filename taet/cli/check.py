@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Annotated
 
-from taet.cli.evaluate import OF_DATA
-from taet.cli.options import POSITIONAL, Command, Options, parse
-from taet.settings import Data, Evaluation, Threat
+from taet.cli.evaluate import OF_DATA, is_folder, local, opened
+from taet.cli.options import POSITIONAL, Command, Options, of_part, parse
+from taet.settings import Data
 
 
 class CheckCommand(Command):
@@ -48,29 +47,21 @@ class CheckCommand(Command):
 
 def run(words: list[str]) -> int:
     """Check and print the findings; return 1 if one is a problem."""
-    parsed = parse(CheckCommand, words, "taet check", [Options("data", Data(), usual=OF_DATA)])
-    command, data = parsed.command, parsed.of("data")
+    command, given = parse(CheckCommand, words, "taet check", [Options("data", Data(), usual=OF_DATA)])
+    data, notes = of_part(given, "data"), tuple[str, ...]()
 
-    from taet.cli.subject import is_folder, local, opened
-    from taet.evaluation.bundles import settle
-    from taet.evaluation.check import check
-    from taet.evaluation.subject import GivenImages
+    from taet.evaluation import GivenImages, check
     from taet.models import trusted
-    from taet.training.environment import resolve_device
-    from taet.training.folder import DELIVERED
 
-    settle(Evaluation(), {"attacks": command.attacks}, Threat.default("eps"))
-    resolve_device(command.device)
-    checked = partial(check, deep=command.deep, attacks=command.attacks, device=command.device)
-    notes: tuple[str, ...] = ()
+    how = {name: getattr(command, name) for name in ("deep", "attacks", "device")}
     with trusted(command.trust_model):
         if command.model is None:
-            found = checked()
+            found = check(**how)
         elif is_folder(name := local(command.model)) and not data:
-            found = checked(name, weights=command.weights or DELIVERED)
+            found = check(name, weights=command.weights or "model", **how)
         else:
-            model, dataset, _, notes = opened(name, data, command.weights, command.normalize)
-            found = checked(model, GivenImages.of(dataset))
-    lines = [json.dumps([vars(one) for one in found.findings], indent=1)] if command.as_json else [str(found), *notes]
-    print("\n".join(lines))
+            model, dataset, notes = opened(name, data, command.weights, command.normalize)
+            found = check(model, GivenImages.of(dataset), **how)
+    rows = [vars(one) for one in found.findings]
+    print(json.dumps(rows, indent=1) if command.as_json else "\n".join([str(found), *notes]))
     return 0 if found.ok else 1

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from taet.cli.options import POSITIONAL, Command, parse
-from taet.errors import UserError
-from taet.fields import Processes
-from taet.formatting import clock, plural
+from taet.cli.options import POSITIONAL, Command, OutPath, parse
+from taet.fields import Processes, Rule
+from taet.formatting import plural
 
 if TYPE_CHECKING:
-    from taet.experiments import Comparison, Outcome
+    from taet.experiments import Comparison
+
+DURATION = re.compile(r"(?=.)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
+PART = re.compile(r"(\d{1,5})/(\d{1,5})", re.ASCII)
 
 
 class Compare(Command):
@@ -46,16 +47,16 @@ class Compare(Command):
 
     spec: Annotated[Path, POSITIONAL]
     """TOML file."""
-    out: Path | None = None
+    out: OutPath | None = None
     """Folder of the comparison. Default: SPEC without its suffix."""
-    time_budget: str | None = None
-    """Time after which running cells are saved and stopped, and no others are started, e.g. 2h30m, 90m or 600s."""
+    time_budget: Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 2h30m or 90m")] | None = None
+    """Time after which running cells are saved and stopped, and no others are started."""
     jobs: Processes | Literal["auto"] = 1
     """Cells that run at the same time; they share the cores, and each uses the GPU with the fewest cells. auto: one per
     GPU (of CUDA_VISIBLE_DEVICES, if it is set), or 1 without a GPU."""
-    part: str | None = None
-    """K/N, e.g. 3/16: run every 16th cell from the third on, and write no report. When all parts have ended, copy
-    their folders into one, and call without --part."""
+    part: Annotated[str, Rule(PART.fullmatch, "K/N with K from 1 to N, e.g. 3/16")] | None = None
+    """Run every N-th cell from the K-th on, and write no report. When all parts have ended, copy their folders into
+    one, and call without --part."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
@@ -66,84 +67,39 @@ class Compare(Command):
 
 def run(words: list[str]) -> int:
     """Run a comparison or a part of it; return 1 if a cell failed."""
-    command = parse(Compare, words, "taet compare").command
-    budget = None if command.time_budget is None else seconds(command.time_budget)
-    part = None if command.part is None else part_numbers(command.part)
+    command, _ = parse(Compare, words, "taet compare")
 
-    from taet.cli.processes import saved, say
+    from taet.cli.processes import say
     from taet.experiments import compare
-    from taet.files import check_output
     from taet.models import trusted
 
-    place = command.out or Path(command.spec.stem)
-    check_output(place)
-    with saved(["compare", *words], place), trusted(*command.trust_model):
+    part = None if command.part is None else (int(command.part.split("/")[0]), int(command.part.split("/")[1]))
+    budget, jobs = seconds(command.time_budget), command.jobs
+    with trusted(*command.trust_model):
         result = compare(
-            command.spec,
-            place,
-            jobs=command.jobs,
-            time_budget=budget,
-            part=part,
-            dry_run=command.dry_run,
-            say=say,
+            command.spec, command.out, jobs=jobs, time_budget=budget, part=part, dry_run=command.dry_run, say=say
         )
-    if command.as_json:
-        print(json.dumps(result.to_json(), indent=1))
-    else:
-        print(listing(result) if command.dry_run else summary(result, command, shlex.join(["taet", "compare", *words])))
+    print(json.dumps(result.to_json(), indent=1) if command.as_json else _text(result, command.dry_run))
     return int("failed" in result.counts)
 
 
-def seconds(text: str) -> float:
+def seconds(text: str | None) -> float | None:
     """Return the seconds of a duration such as 2h30m, 90m or 600s."""
-    found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
-    if not text or found is None:
-        raise UserError(f"time budget: got '{text}'; allowed: hours, minutes and seconds, e.g. 2h30m, 90m or 600s")
+    found = None if text is None else DURATION.fullmatch(text)
+    if found is None:
+        return None
     hours, minutes, rest = (int(part or 0) for part in found.groups())
     return 3600.0 * hours + 60.0 * minutes + rest
 
 
-def part_numbers(text: str) -> tuple[int, int]:
-    """Return the numbers K and N of a part K/N."""
-    found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
-    if found is None:
-        raise UserError(f"part: got '{text}'; allowed: K/N with K from 1 to N, e.g. 3/16")
-    return int(found[1]), int(found[2])
-
-
-def listing(result: Comparison) -> str:
-    """Return a line per cell with its state and time or reason, and the commands that remain."""
+def _text(result: Comparison, whole: bool) -> str:
+    """The failed cells, or every one with the commands that remain; how many are in which state; and the report."""
     lines = []
     for one in result.outcomes:
-        said = f" in {timed([one])}" if one.state == "done" else f": {one.reason}" if one.reason else ""
-        lines.append(f"{one.cell.name}: {one.state}{said}")
-        lines += [f"    {shlex.join(['taet', *words])}" for words in one.commands]
-    return "\n".join([*lines, counted(result)])
-
-
-def counted(result: Comparison) -> str:
-    """Return how many cells are in each state, and the time used so far."""
-    states = ", ".join(f"{n} {state}" for state, n in result.counts.items()) or "none"
-    spent = any(one.training or one.evaluation for one in result.outcomes)
-    return f"{plural(len(result.outcomes), 'cell')}: {states}{f'; {timed(result.outcomes)}' if spent else ''}"
-
-
-def timed(outcomes: Sequence[Outcome]) -> str:
-    """Return the recorded times of training and of attacks in words."""
-    training, attacks = (sum(getattr(one, kind) for one in outcomes) for kind in ("training", "evaluation"))
-    return f"{clock(training)} of training and {clock(attacks)} of attacks"
-
-
-def summary(result: Comparison, command: Compare, call: str) -> str:
-    """Return which cells failed, what remains, and where the report is; `call` is the command."""
-    lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
-    lines.append(counted(result))
-    if result.out_of_time:
-        lines.append(f"the time budget is used up; continue: {call}")
-    elif command.part is not None:
-        trust = ["--trust-model", *command.trust_model] if command.trust_model else []
-        whole = shlex.join(["taet", "compare", str(command.spec), "--out", str(result.out), *trust])
-        lines.append(f"when every part has ended: {whole}")
-    if result.report is not None:
-        lines.append(f"open {result.report}")
-    return "\n".join(lines)
+        if whole or one.state == "failed":
+            lines.append(f"{one.cell.name}: {one.state}{f': {one.reason}' if one.reason else ''}")
+            lines += [f"    {shlex.join(['taet', *words])}" for words in one.commands if whole]
+    states = ", ".join(f"{count} {state}" for state, count in result.counts.items()) or "none"
+    lines.append(f"{plural(len(result.outcomes), 'cell')}: {states}")
+    lines += ["the time budget is used up; the same command continues"] if result.out_of_time else []
+    return "\n".join([*lines, *([f"open {result.report}"] if result.report is not None else [])])

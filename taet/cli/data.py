@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, parse
 from taet.errors import UserError
-from taet.settings import Data, Run, override, to_json
+from taet.settings import Data, Run, override
 
 USUAL = ("root", "imbalance_ratio", "profile", "max_count", "test", "validation", "group", "size", "seed")
 """Settings that --help shows."""
@@ -40,24 +39,25 @@ class DataCommand(Command):
 def run(words: list[str]) -> None:
     """Show or prepare a data set."""
     command, given = parse(DataCommand, words, "taet data", [Options("data", Data(), True, USUAL)])
-    given = {**given, "data.name": command.set}
-    if command.action == "show":
-        _show(command, given)
-    elif command.as_json:
-        raise UserError("--json goes with taet data show")
-    else:
-        _prepare(override(Run(), given).data)
 
-
-def _show(command: DataCommand, given: dict[str, Any]) -> None:
     from taet import protocols
     from taet.cli.processes import progress, say
     from taet.data import load
     from taet.data.description import describe, render
+    from taet.data.sources import prepare
     from taet.experiments import own_images
     from taet.progress import reporting_to
     from taet.training.choices import choice_lines
 
+    given = {**given, "data.name": command.set}
+    if command.action == "prepare":
+        if command.as_json:
+            raise UserError("--json goes with taet data show")
+        with progress("prepare") as report:
+            dataset, done = prepare(override(Run(), given).data, report)
+        counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+        print("\n".join([*done, f"{dataset.name}: {counts} images, imbalance {dataset.imbalance_ratio:.4g}"]))
+        return
     with progress("read") as report, reporting_to(report):
         run, chosen = own_images.chosen(protocols.taet(), given, network_too=False)
         dataset = load(run.data)
@@ -65,19 +65,3 @@ def _show(command: DataCommand, given: dict[str, Any]) -> None:
     if choices := choices | own_images.mirroring(run.data, dataset):
         say("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]))
     print(json.dumps(describe(dataset), indent=1) if command.as_json else render(dataset))
-
-
-def _prepare(data: Data) -> None:
-    from taet.cli.processes import progress
-    from taet.data.sources import prepare
-
-    with progress("prepare") as report:
-        dataset, done = prepare(data, report)
-    words = [f"--data {shlex.quote(data.name)}"]
-    for name, value in to_json(data).items():
-        if name != "name" and value != Data.default(name):
-            text = f"{value:.10g}" if isinstance(value, float) else str(value)
-            words.append(f"--data.{name.replace('_', '-')} {shlex.quote(text)}")
-    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
-    about = f"{counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
-    print("\n".join([*done, f"{dataset.name}: {about}", f"next: taet train taet {' '.join(words)}"]))

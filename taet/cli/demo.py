@@ -6,7 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
-from taet.cli.options import Command, parse
+from taet.cli.options import Command, OutPath, parse
 
 METHODS = ("at", "at-bsl", "taet")
 # The protocol, adapted to the data. Strokes are black on white, so eps is larger than for photographs; the steps are in
@@ -36,39 +36,31 @@ class Demo(Command):
 
     examples = ("taet demo", "taet demo --out somewhere")
 
-    out: Path = Path("demo")
+    out: OutPath = Path("demo")
     """Folder for the runs and the report; existing runs are used or continued."""
 
 
 def run(words: list[str]) -> None:
     """Train, attack and report; existing runs are used."""
-    command = parse(Demo, words, "taet demo").command
+    command, _ = parse(Demo, words, "taet demo")
 
-    from taet import protocols
+    import taet
     from taet.cli.processes import progress
-    from taet.evaluation import evaluate
-    from taet.files import check_output
     from taet.report import write
     from taet.settings import override
-    from taet.training import resume, train
     from taet.training.folder import RunFolder
 
-    check_output(command.out)
-    begun = time.monotonic()
-    folders = [command.out / "runs" / method for method in METHODS]
-    steps = 2 * len(METHODS)
-    for number, (method, folder) in enumerate(zip(METHODS, folders, strict=True)):
-        with progress(f"[{number + 1}/{steps}] train {method}") as report:
+    begun, folders = time.monotonic(), [command.out / "runs" / method for method in METHODS]
+    for number, folder in enumerate(folders, 1):
+        with progress(f"[{number}/6] train {folder.name}") as report:
             if RunFolder(folder).is_run:
-                resume(folder, progress=report)
+                taet.resume(folder, progress=report)
             else:
-                run = override(protocols.taet(method), CHANGES)
-                train(run, out=folder, progress=report, command="taet demo")
-    for number, folder in enumerate(folders):
-        if RunFolder(folder).card().exists():
-            continue
-        with progress(f"[{len(METHODS) + number + 1}/{steps}] attack {folder.name}") as report:
-            print(evaluate(folder, progress=report, command=shlex.join(["taet", "evaluate", str(folder)])))
+                run = override(taet.protocols.taet(folder.name), CHANGES)
+                taet.train(run, out=folder, progress=report, command="taet demo")
+    for number, folder in enumerate(folders, 4):
+        if not RunFolder(folder).card().exists():
+            with progress(f"[{number}/6] attack {folder.name}") as report:
+                print(taet.evaluate(folder, progress=report, command=shlex.join(["taet", "evaluate", str(folder)])))
     path = write(folders, command.out / "report.html", title="AT, AT-BSL and TAET on long-tailed digits")
-    print(" ".join(WHY.split()))
-    print(f"done in {time.monotonic() - begun:.0f} seconds; open {path.resolve()}")
+    print(f"{WHY}\ndone in {time.monotonic() - begun:.0f} seconds; open {path.resolve()}")

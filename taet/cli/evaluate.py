@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import os
+import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from taet.cli.options import POSITIONAL, Command, Options, Parsed, RunPath, Weights, call_text, parse, without
+from taet import registry
+from taet.cli.options import POSITIONAL, Command, Options, OutPath, Weights, call_text, of_part, parse
 from taet.errors import UserError
-from taet.fields import Processes, check_value
+from taet.fields import check_value
 from taet.settings import Data, Evaluation
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from taet.data import Dataset
+
 OF_DATA = ("name", "root", "imbalance_ratio", "test", "size")
-"""Settings of the data that --help shows."""
+USUAL = ("attacks", "eps", "step_size", "eps_l2", "search_precision", "batch_size")
+"""Settings of data and attacks that --help shows."""
 
 
 class Evaluate(Command):
@@ -24,8 +32,7 @@ class Evaluate(Command):
     package.module:callable (called without arguments or with num_classes; the current directory is importable),
     torchvision:NAME, timm:NAME, a name of taet list models, or a run folder, which is then attacked on other images
     than its own. A file of weights never runs code: it is .safetensors, or a file of tensors only, as torch.save writes
-    it; a key that holds the tensors, such as state_dict, and a common prefix of their names, such as module., are
-    recognised. Run taet check first.
+    it. Run taet check first.
     """
 
     examples = (
@@ -34,7 +41,7 @@ class Evaluate(Command):
         "taet evaluate runs/x --attacks reat curve-steps curve-eps pgd-20@runs/other",
         "taet evaluate runs/x --weights model-best --eps 4/255 --json",
         "taet evaluate --model torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize imagenet",
-        "taet evaluate --model mynets:build --weights net.safetensors --data npz:test.npz --out runs/x",
+        "torchrun --nproc-per-node 4 -m taet evaluate runs/x",
     )
 
     run: Annotated[Path | None, POSITIONAL] = None
@@ -42,12 +49,12 @@ class Evaluate(Command):
     model: str | None = None
     """Model of any origin, or a published one: hf:USER/NAME@COMMIT. It needs --data."""
     weights: str | None = None
-    """With a run: model (those that it delivers), model-last or model-best. With --model: the file of the weights, or
-    a folder that taet push wrote. Default: model; those that the callable returns."""
+    """With a run: model (those that it delivers), model-last or model-best; with --model: the file of the weights, or a
+    folder that taet push wrote. Default: model; those that the callable returns."""
     normalize: str = "none"
     """Input normalisation that --model expects: none, imagenet, cifar10, cifar100, or means and standard deviations of
     the channels, M1,M2,M3/S1,S2,S3."""
-    out: RunPath | None = None
+    out: OutPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
@@ -56,102 +63,102 @@ class Evaluate(Command):
     Code inside a run folder is never run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    processes: Processes | Literal["auto"] | None = None
-    """Number of processes on this machine; the result does not depend on it. auto: one per GPU or, without one, one
-    per core. Default: on a CPU, for a long evaluation of a run, one per core, at most one per batch; otherwise 1."""
     as_json: bool = False
     """Print the result card instead of a table."""
 
 
-def read(words: list[str]) -> Parsed[Evaluate]:
+def read(words: list[str]) -> tuple[Evaluate, dict[str, Any]]:
     """Parse a call; mistakes are refused before anything is loaded."""
-    parts = [Options("evaluation", Evaluation(), bare=True), Options("data", Data(), usual=OF_DATA)]
-    parsed = parse(Evaluate, words, "taet evaluate", parts)
-    command = parsed.command
+    parts = [Options("evaluation", Evaluation(), bare=True, usual=USUAL), Options("data", Data(), usual=OF_DATA)]
+    command, given = parse(Evaluate, words, "taet evaluate", parts)
     if command.model is None:
         if command.run is None:
             raise UserError("which model? taet evaluate RUN, or taet evaluate --model NAME --data NAME")
-        if parsed.of("data") or command.normalize != "none" or command.out is not None:
+        if of_part(given, "data") or command.normalize != "none" or command.out is not None:
             raise UserError(f"--data, --normalize and --out go with --model {command.run}; a run has its own")
         check_value("weights", command.weights or "model", Weights)
     elif command.run is not None:
         raise UserError(f"got {command.run} and --model {command.model}; allowed: one")
-    return parsed
+    return command, given
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str]) -> None:
     """Attack a run or a model and print its card."""
-    parsed = read(words)
+    command, given = read(words)
 
-    from taet.cli.processes import allowed, run_together, saved, together
-    from taet.cli.subject import local, results_of
-    from taet.distributed import started_together
-    from taet.evaluation.bundles import attacks_of
-    from taet.files import check_output
-    from taet.models import trusted
-
-    attacks_of(Evaluation(**parsed.of("evaluation")))
-    command, place = parsed.command, parsed.command.run
-    if command.model is not None:
-        more = [Path(command.weights).stem] if command.weights else []
-        more += [command.normalize] if command.normalize != "none" else []
-        place = command.out or results_of("evaluate", command.model, *more)
-        check_output(place)
-        command = command.replace(model=local(command.model), out=place)
-    count, alone = _count(parsed), without(words, "--processes")
-    if count > 1 and started_together():
-        raise UserError(f"processes: got {command.processes} in one of several processes; allowed: without torchrun")
-    with saved(["evaluate", *words], place):
-        if count > 1:
-            threads = allowed() // count if command.processes is None else None
-            return run_together(count, ["evaluate", *alone], threads=threads)
-        with together(command.device), trusted(command.trust_model):
-            file, text = _attack(parsed._replace(command=command), call_text(["evaluate", *alone]))
-            print(file.read_text(encoding="utf-8") if command.as_json else f"{text}\n", end="")
-    return 0
-
-
-def _count(parsed: Parsed[Evaluate]) -> int:
-    """Return the requested number of processes, or the number that is fastest on a CPU."""
-    from taet.cli.processes import WORTH_STARTING, allowed, number_of
-    from taet.distributed import started_together
-    from taet.evaluation.bundles import attacks_of, settle
-    from taet.training.environment import resolve_device
-    from taet.training.folder import RunFolder
-
-    command = parsed.command
-    if command.processes is not None:
-        return number_of(command.processes, command.device)
-    alone = started_together() or resolve_device(command.device).type != "cpu"
-    if alone or command.run is None or not RunFolder(command.run).is_run:
-        return 1
-    record = RunFolder(command.run).record
-    settings = settle(record.run.evaluation, parsed.of("evaluation"), record.run.threat.eps)
-    images = sum(record.data.test.class_counts)
-    passes = images * sum(attack.passes(record.data.num_classes) for attack in attacks_of(settings))
-    return 1 if passes < WORTH_STARTING else max(1, min(allowed(), math.ceil(images / settings.batch_size)))
-
-
-def _attack(parsed: Parsed[Evaluate], call: str) -> tuple[Path, str]:
-    """Attack the model of a run or of any origin; return the file of its card, and what is printed."""
-    from taet.cli.processes import progress
-    from taet.cli.subject import opened
+    from taet.cli.processes import progress, together
     from taet.evaluation import GivenImages, evaluate
+    from taet.evaluation.bundles import attacks_of
+    from taet.models import trusted
     from taet.training.environment import resolve_device
     from taet.training.folder import DELIVERED, RunFolder
 
-    command, notes = parsed.command, tuple[str, ...]()
-    if command.run is not None:
-        place, weights = command.run, command.weights or DELIVERED
-        evaluated = partial(evaluate, command.run, weights=weights, device=command.device)
-    else:
-        assert command.model is not None
-        assert command.out is not None
-        place, weights, device = command.out, DELIVERED, str(resolve_device(command.device))
-        found = opened(command.model, parsed.of("data"), command.weights, command.normalize)
-        notes = found.notes
-        given: dict[str, Any] = {"name": found.name, "notes": notes, "out": place, "device": device}
-        evaluated = partial(evaluate, found.model, GivenImages.of(found.dataset), **given)
-    with progress(f"evaluate {command.run or command.model}") as report:
-        card = evaluated(**parsed.of("evaluation"), probe=command.probe, progress=report, command=call)
-    return RunFolder(place).card(weights), "\n".join([str(card), *notes, f"next: taet report {place}"])
+    asked = of_part(given, "evaluation")
+    attacks_of(Evaluation(**asked))
+    how = asked | {"probe": command.probe, "command": call_text(["evaluate", *words])}
+    with together(command.device), trusted(command.trust_model):
+        if command.run is not None:
+            place, weights, notes = command.run, command.weights or DELIVERED, tuple[str, ...]()
+            attack = partial(evaluate, place, weights=weights, device=command.device, **how)
+        else:
+            place, weights = command.out or _folder(command), DELIVERED
+            subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
+            model, dataset, notes = opened(*subject)
+            how |= {"notes": notes, "out": place, "device": str(resolve_device(command.device))}
+            how |= {} if isinstance(model, Path) else {"name": command.model}
+            attack = partial(evaluate, model, GivenImages.of(dataset), **how)
+        with progress(f"evaluate {command.model or place}") as report:
+            card = attack(progress=report)
+        lines = [str(card), *notes, f"next: taet report {place}"]
+        print(RunFolder(place).card(weights).read_text("utf-8").rstrip() if command.as_json else "\n".join(lines))
+
+
+def _folder(command: Evaluate) -> Path:
+    """Return runs/evaluate-MODEL-WEIGHTS-NORMALISATION."""
+    words = ["evaluate", str(command.model), *([Path(command.weights).stem] if command.weights else [])]
+    words += [command.normalize] if command.normalize != "none" else []
+    return Path("runs", "-".join(re.sub(r"[^\w.-]+", "-", word) for word in words))
+
+
+def opened(
+    name: str, data: dict[str, Any], weights: str | None, normalize: str
+) -> tuple[Path | nn.Module, Dataset, tuple[str, ...]]:
+    """Return the folder of a run, or a model of any origin; the data set with the test images; and notes on the model.
+
+    Data other than a run's own are by default resized to the run's images, if these are square.
+    """
+    from taet.data import load
+    from taet.models import foreign
+    from taet.training.folder import RunFolder
+
+    if not data.get("name"):
+        raise UserError(f"--data is missing: {name} names no test images; see taet list data")
+    wanted = Data(**data)
+    if is_folder(name):
+        if weights is not None or normalize != "none":
+            raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
+        record = RunFolder(Path(name)).record
+        _, height, width = record.data.image_shape
+        if wanted.size is not None or height == width:
+            wanted = wanted.replace(size=wanted.size or height, fit=data.get("fit", record.fit))
+        return Path(name), load(wanted), ()
+    dataset, file = load(wanted), None if weights is None else Path(weights)
+    classes, shape = dataset.num_classes, dataset.image_shape
+    model, notes = foreign.load(name, num_classes=classes, image_shape=shape, weights=file, normalize=normalize)
+    return model, dataset, notes
+
+
+def local(name: str) -> str:
+    """Return the folder of a published model, hf:USER/NAME@COMMIT, whose files are checked; another name as it is."""
+    from taet.models import hub
+
+    if hub.is_published(name):
+        return str(hub.local(name))
+    if (Path(name) / hub.CONFIG).is_file():
+        hub.verify(Path(name))
+    return name
+
+
+def is_folder(name: str) -> bool:
+    """Whether `name` refers to a folder rather than a model."""
+    return (":" not in name and os.sep in name) or (Path(name).is_dir() and name not in registry.entries("models"))

@@ -17,7 +17,6 @@ class Export(OfRun):
 
     examples = (
         "taet export runs/x --format onnx",
-        "taet export runs/x --format pt2 --out classifier.pt2",
         "taet export runs/x --format safetensors --weights model-best --out weights.safetensors --force",
     )
 
@@ -31,9 +30,9 @@ class Export(OfRun):
 
 def run(words: list[str]) -> None:
     """Write the file and print its path."""
-    command = parse(Export, words, "taet export").command
+    command, _ = parse(Export, words, "taet export")
 
-    from taet.deployment.export import export
+    from taet.deployment import export
     from taet.files import check_output
     from taet.models import trusted
 

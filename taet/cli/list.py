@@ -7,11 +7,8 @@ from typing import Annotated, Any, Literal, cast
 
 from taet import registry
 from taet.cli.options import POSITIONAL, Command, parse
-from taet.errors import UserError
 from taet.protocols import PROTOCOLS, recipe_settings, recipes
 from taet.settings import option
-
-Listed = Literal["methods", "attacks", "data", "models", "protocols", "recipes"]
 
 
 class List(Command):
@@ -19,7 +16,7 @@ class List(Command):
 
     examples = ("taet list methods", "taet list attacks --json")
 
-    kind: Annotated[Listed | None, POSITIONAL] = None
+    kind: Annotated[Literal["methods", "attacks", "data", "models", "protocols", "recipes"], POSITIONAL]
     """methods, attacks, data, models, protocols or recipes."""
     as_json: bool = False
     """Print JSON."""
@@ -30,24 +27,19 @@ def rows(kind: str) -> list[dict[str, Any]]:
     if kind == "protocols":
         return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]
     if kind == "recipes":
-        return [
-            {"name": name, "title": settings["title"], "settings": recipe_settings(name)}
-            for name, settings in recipes().items()
-        ]
-    found = registry.entries(cast(registry.Kind, kind)).values()
+        named = {name: {"name": name, "title": settings["title"]} for name, settings in recipes().items()}
+        return [about | {"settings": recipe_settings(name)} for name, about in named.items()]
     return [
         {"name": entry.name, "title": entry.title}
         | ({"reference": entry.reference} if entry.reference else {})
         | ({"deviations": list(entry.deviations)} if kind == "methods" else {})
-        for entry in found
+        for entry in registry.entries(cast(registry.Kind, kind)).values()
     ]
 
 
 def run(words: list[str]) -> None:
     """Print the names of a kind."""
-    command = parse(List, words, "taet list").command
-    if command.kind is None:
-        raise UserError("which kind? taet list methods, attacks, data, models, protocols or recipes")
+    command, _ = parse(List, words, "taet list")
     listed = rows(command.kind)
     if command.as_json:
         print(json.dumps(listed, indent=1))
@@ -55,10 +47,9 @@ def run(words: list[str]) -> None:
     width = max(len(row["name"]) for row in listed)
     for row in listed:
         print(f"{row['name']:{width}}  {row['title']}")
-        if "reference" in row:
-            print(f"{'':{width}}  {row['reference']}")
+        below = [row["reference"]] if "reference" in row else []
         for setting, value in row.get("settings", {}).items():
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            print(f"{'':{width}}  --{option(setting)} {shown}")
-        for text in row.get("deviations", ()):
-            print(f"{'':{width}}  leaves the protocol: {text}")
+            below.append(f"--{option(setting)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+        below += [f"leaves the protocol: {text}" for text in row.get("deviations", ())]
+        for text in below:
+            print(f"{'':{width}}  {text}")

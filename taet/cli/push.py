@@ -18,11 +18,7 @@ class Push(Command):
     neither.
     """
 
-    examples = (
-        "taet push runs/x folder:published/x",
-        "taet push runs/x user/name --license apache-2.0",
-        "taet push runs/x user/name --private",
-    )
+    examples = ("taet push runs/x folder:published/x", "taet push runs/x user/name --license apache-2.0 --private")
 
     run: Annotated[Path, POSITIONAL]
     """Run folder with a result card."""
@@ -36,13 +32,13 @@ class Push(Command):
 
 def run(words: list[str]) -> None:
     """Publish a run and print its name."""
-    command = parse(Push, words, "taet push").command
+    command, _ = parse(Push, words, "taet push")
 
-    from taet.deployment.hub import TO_FILL_IN, named_outside, publish
+    from taet.deployment.hub import named_outside, publish
 
     name = publish(command.run, command.target, licence=command.license, private=command.private)
     for text in named_outside(command.run):
         print(f"note: run.json names '{text}', which is published with it")
     if not command.license:
-        print(f"note: the licence in README.md is {TO_FILL_IN} (--license)")
+        print("note: the licence in README.md is left blank; --license fills it in")
     print(name)

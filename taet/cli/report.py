@@ -35,7 +35,7 @@ class Report(Command):
 
 def run(words: list[str]) -> int:
     """Write the report and print its path, or compare with an older model."""
-    command = parse(Report, words, "taet report").command
+    command, _ = parse(Report, words, "taet report")
 
     from taet.report import fail_if_worse, write
 

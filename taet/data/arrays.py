@@ -12,8 +12,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.data.dataset import PARTS, Arrays, DataSource, to_source
 from taet.data.downloads import locate
-from taet.data.source import PARTS, Arrays, DataSource, to_source
 from taet.data.storage import file_key, mapped, on_disk, reading
 from taet.errors import UserError, cut, located
 from taet.settings import Data
@@ -50,10 +50,7 @@ def read_npz(path: Path, names: Sequence[str], storage: str) -> dict[str, NDArra
 
 
 def _keys(there: Collection[str], group: str | None = None) -> list[str]:
-    """Return which of the arrays `there` make up a data set; a set that lacks one is refused.
-
-    With `group`, train_`group` is required, and those of the other splits are optional.
-    """
+    """Return which of the arrays `there` make up a data set, with train_`group` and so on; one is missing: refused."""
     groups = [f"{part}_{group}" for part in PARTS.values()] if group else []
     parts = ["train", *(["val"] if {"val_images", "val_labels"} & {*there} else []), "test"]
     required = [*(f"{part}_{what}" for part in parts for what in ("images", "labels")), *groups[:1]]

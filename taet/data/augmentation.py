@@ -1,14 +1,27 @@
-"""Random crop and mirroring of a whole batch in one gather."""
+"""Augmentation: random crop and mirroring of a whole batch in one gather, RandAugment and AutoAugment by image."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from taet.data.images import picture
+from taet.randomness import derive_seed
+
+POLICIES = frozenset(("randaugment", "autoaugment"))
 
 
 def crop_flip(
@@ -36,7 +49,7 @@ def crop_flip(
     return padded[batch, (rows + y)[:, :, None], (columns + x)[:, None, :]]
 
 
-def as_tensor(pixels: NDArray[Any]) -> Tensor:
+def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Return an array as a tensor that shares it, or a copy of images on disk, which cannot be written to."""
     return torch.from_numpy(pixels if pixels.flags.writeable else np.array(pixels))
 
@@ -45,3 +58,91 @@ def to_unit(images: Tensor, *, channels_last: bool = False) -> Tensor:
     """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [0, 1], contiguous or, at no cost, in channels-last layout."""
     x = images.permute(0, 3, 1, 2)
     return x.to(torch.float32, memory_format=torch.preserve_format if channels_last else torch.contiguous_format) / 255
+
+
+class PolicyBatch(NamedTuple):
+    """Images uint8 (N, H, W, C) from position `begin` of the global batch on, and the seed parts of their numbers."""
+
+    images: NDArray[np.uint8]
+    seed: int
+    purpose: tuple[str | int, ...]
+    begin: int = 0
+
+
+@functools.cache
+def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
+    """Return torchvision's transform as AT-BSL trains with it (Yue et al., CVPR 2024, arXiv:2403.10073).
+
+    randaugment: two of fourteen operations, at magnitude 8 of 31 (Cubuk et al., CVPR Workshops 2020, arXiv:1909.13719).
+    autoaugment: one of the 25 pairs of operations found for CIFAR-10 (Cubuk et al., CVPR 2019, arXiv:1805.09501).
+    """
+    # Imported here, so that a run without a policy does not wait for it.
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment
+
+    if policy == "autoaugment":
+        return AutoAugment(AutoAugmentPolicy.CIFAR10, interpolation=InterpolationMode.NEAREST)
+    return RandAugment(num_ops=2, magnitude=8, num_magnitude_bins=31, interpolation=InterpolationMode.NEAREST)
+
+
+def apply(policy: str, work: PolicyBatch) -> Tensor:
+    """Apply the policy to every image of a batch, uint8 (N, H, W, C); pixels from outside the image are black.
+
+    The random numbers of image i of the global batch are seeded by (seed, purpose..., i).
+    Both were made for photographs: they shear, shift, rotate, invert and change colours, and can move a digit out of
+    the image. Neither mirrors.
+    """
+    change = transform(policy)
+    changed = np.empty_like(work.images)
+    with torch.random.fork_rng(devices=()):  # torchvision draws from the global generator
+        for place, image in enumerate(work.images):
+            # Not torch.manual_seed, which reaches every device.
+            torch.default_generator.manual_seed(derive_seed(work.seed, *work.purpose, work.begin + place))
+            changed[place] = np.asarray(change(picture(image))).reshape(image.shape)
+    return torch.from_numpy(changed)
+
+
+class _Changed(Dataset[Tensor]):
+    """The state of a worker: the policy. Images come with each task, so a worker starts fast and stays small."""
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+
+    def __getitem__(self, work: PolicyBatch) -> Tensor:
+        return apply(self.policy, work)
+
+
+def _end_with_parent(_: int) -> None:
+    """Make a worker end when its parent ends, and not before: torch watches the fork server, which outlives a kill."""
+    # Ctrl-C reaches all processes; the parent first finishes its batch and saves, and needs its workers for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def apply_all(policy: str, batches: Iterator[PolicyBatch], workers: int) -> Iterator[Tensor]:
+    """Yield `apply(policy, work)` for every batch, in order; with workers > 0 two batches per worker in advance.
+
+    The workers end with the iterator. They start by importing the user's script, so the script's own work must be below
+    `if __name__ == "__main__":`.
+    """
+    if not workers:
+        return map(functools.partial(apply, policy), batches)
+    # Not fork: the parent has threads, and often a GPU. The fork server imports once for all workers.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torchvision.transforms"])
+    loader = DataLoader(
+        _Changed(policy),
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        multiprocessing_context=context,
+        worker_init_fn=_end_with_parent,
+        generator=torch.Generator(),  # else it draws a seed for its workers from the global generator
+    )
+    return iter(loader)

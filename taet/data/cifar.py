@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taet.data.arrays import read_set
+from taet.data.dataset import Arrays, DataSource, to_source
 from taet.data.downloads import Download, find, not_found, official
-from taet.data.source import Arrays, DataSource, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -42,14 +42,10 @@ def downloads(data: Data) -> list[Download]:
 
 
 def _official(place: Path, title: str) -> Arrays:
-    """Return the arrays of the official files, which are pickles.
-
-    Torchvision compares the official MD5 before it opens each file, so no foreign code is run.
-    """
+    """Return the arrays of the official pickles: torchvision compares their MD5 first, so no foreign code is run."""
     from torchvision import datasets
 
-    reader = getattr(datasets, title.replace("-", ""))
-    arrays: dict[str, ArrayLike] = {}
+    reader, arrays = getattr(datasets, title.replace("-", "")), dict[str, ArrayLike]()
     try:
         with warnings.catch_warnings():
             # The official pickles name NumPy types as in 2009, which newer NumPy deprecates.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from taet.data.source import DataSource, to_source
+from taet.data.dataset import DataSource, to_source
 from taet.settings import Data
 
 NAMES = {"digits-lt": "scikit-learn's bundled digits, 8x8 grey pixels, made long-tailed; no download"}

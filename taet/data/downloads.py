@@ -22,16 +22,13 @@ class Missing(UserError):
 
 
 class Download(NamedTuple):
-    """One official file: see downloads.toml."""
+    """One official file: see downloads.toml; paths are relative to the data folder, an archive unpacks to a folder."""
 
     url: str
     file: str
-    """Path of the file, relative to the data folder; an archive is unpacked into its own folder."""
     md5: str
     megabytes: float
-    """Approximate size in 10^6 bytes."""
     unpacks_to: str | None = None
-    """What the archive unpacks to, relative to the data folder; None: the file is used as it is."""
     sha256: str | None = None
     """None where its publishers give an MD5 and no project a SHA-256."""
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from taet.data.arrays import npz_names, read_npz
-from taet.data.dataset import Dataset, Split, fingerprints
+from taet.data.dataset import Dataset, Part, Split, checked_images, checked_labels, fingerprints
 from taet.data.downloads import locate
 from taet.data.files import class_rows
 from taet.data.images import survey
-from taet.data.source import Part, checked_images, checked_labels
 from taet.data.sources import read_images
 from taet.data.tables import NUMBER
 from taet.errors import UserError, located, unknown
@@ -54,8 +53,8 @@ def mixture(
 ) -> Mixture | None:
     """Return the mixture for real and extra class counts n and e (C,), m = e / sum(e); None without extra images.
 
-    A fraction f gives floor(f B) extra images in a batch of B. One that leaves no real or no extra image is refused.
-    Before the extra images are read, m is the prior of the real ones.
+    A fraction f gives floor(f B) extra images in a batch of B, at least one and not all. Before the extra images are
+    read, m is the prior of the real ones.
     """
     if data.extra is None or data.extra_fraction == 0:
         return None

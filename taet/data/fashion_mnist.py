@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.data.dataset import DataSource, to_source
 from taet.data.downloads import Download, find, not_found, official
-from taet.data.source import DataSource, to_source
 from taet.data.storage import reading
 from taet.errors import located
 from taet.settings import Data

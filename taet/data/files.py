@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from taet.data import layouts
+from taet.data.dataset import PARTS, DataSource, Part, check_names
 from taet.data.downloads import locate
 from taet.data.images import SUFFIXES, Survey, files_below, is_image, survey
-from taet.data.source import PARTS, DataSource, Part, check_names
 from taet.data.splits import divided
 from taet.data.tables import NUMBER, Row, by_number, labelled, labelled_tables, located
 from taet.errors import UserError, unknown

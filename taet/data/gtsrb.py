@@ -6,10 +6,10 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+from taet.data.dataset import DataSource
 from taet.data.downloads import Download, find, not_found, official
 from taet.data.files import Listing, rows_of
 from taet.data.layouts import signs
-from taet.data.source import DataSource
 from taet.errors import UserError, located
 from taet.settings import Data
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -58,21 +55,8 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.parts)
 
 
-@contextmanager
-def _settled() -> Iterator[None]:
-    """Make Pillow refuse possible decompression bombs, and ignore details such as damaged EXIF tags.
-
-    Warning filters belong to the process: use this around threads, not inside them.
-    """
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]) -> Iterator[Result | str]:
-    """Yield `work` of each image of one of FORMATS, or the reason why it cannot be read; threads work in advance."""
+    """Return `work` of each image of one of FORMATS, or the reason why it cannot be read; threads work in advance."""
 
     def of_image(file: ImageFile) -> Result | str:
         if isinstance(file, Path) and not file.is_file():
@@ -86,8 +70,7 @@ def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]
         except Exception as error:  # decoders of damaged files raise errors of many kinds
             return reason(error)
 
-    with _settled():
-        yield from ahead(of_image, files, AHEAD)
+    return ahead(of_image, files, AHEAD)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -163,10 +146,8 @@ class Survey:
     def sentences(self, size: int | None, fit: Fit) -> list[str]:
         """Describe the images; `size` is what they will be scaled to, `fit` how."""
         smallest, median, largest = ("{}x{}".format(*self.ranked(share)) for share in (0, 0.5, 1))
-        spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
-        some = f"{self.grey.sum()} grey, read as colour like the others"
-        colour = "grey" if self.grey.all() else some if self.grey.any() else "colour"
-        said = f"{len(self.files)} image files, {spread} pixels, {colour}"
+        grey = f", {self.grey.sum()} of them grey" if self.grey.any() else ""
+        said = f"{len(self.files)} image files, {smallest} to {largest} pixels, median {median}{grey}"
         return [said, *([] if size is None else self.not_square(fit))]
 
 
@@ -191,22 +172,20 @@ def survey(files: Sequence[ImageFile], *, decode: bool = False) -> Survey:
 
 def scaled(image: Image.Image, size: tuple[int, int] | None, fit: Fit = "squeeze") -> Image.Image:
     """Return an image of that width and height: bilinear, antialiased; `fit` crop and pad are for squares."""
+
+    def middle(image: Image.Image, side: int) -> Image.Image:
+        left, top = ((length - side) // 2 for length in image.size)
+        return image.crop((left, top, left + side, top + side))  # padded with black
+
     if size is None or image.size == size:
         return image
-    if fit == "crop":
-        image = _middle(image, min(image.size))
+    image = middle(image, min(image.size)) if fit == "crop" else image
     longest = max(image.size)
     # Half up, in whole numbers: an exported graph computes the same.
     kept = size if fit != "pad" else tuple(max(1, (2 * n * size[0] + longest) // (2 * longest)) for n in image.size)
     # Pillow's bilinear filter is antialiased: its support grows with the reduction.
     made = image.resize((kept[0], kept[1]), Image.Resampling.BILINEAR)
-    return made if fit != "pad" else _middle(made, size[0])
-
-
-def _middle(image: Image.Image, side: int) -> Image.Image:
-    """Return the square in the middle of an image, padded with black."""
-    left, top = ((length - side) // 2 for length in image.size)
-    return image.crop((left, top, left + side, top + side))
+    return middle(made, size[0]) if fit == "pad" else made
 
 
 def picture(image: Pixels) -> Image.Image:
@@ -230,7 +209,7 @@ def decode_where_possible(
 
     It is turned upright by its EXIF tag; 16 bits per channel are scaled to 8, palettes and CMYK become RGB, alpha is
     dropped, the first of several pages is read. With `size`: see `scaled`. Refused are damaged files, 32 bits and
-    floating point numbers, and more pixels than Pillow allows (89 million).
+    floating point numbers, and more pixels than Pillow allows (179 million).
     """
     decoded = _of_images(files, lambda image: np.asarray(scaled(_eight_bit(image), size, fit)))
     return zip(files, decoded, strict=True)

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taet.data.augmentation import crop_flip, to_unit
+from taet.data.augmentation import POLICIES, PolicyBatch, apply_all, crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.extra import Extra, Mixture
-from taet.data.policies import POLICIES, PolicyBatch, apply_all
 from taet.data.storage import Pixels, ahead, kept, pieces
 from taet.distributed import share
 from taet.randomness import generator
@@ -23,7 +22,7 @@ AHEAD = 3
 """Most batches that are read in advance."""
 
 
-class Batch(NamedTuple):  # `index` shadows tuple.index, which is not needed
+class Batch(NamedTuple):
     """Positions in the split (N,), images (N, C, H, W) in [0, 1], labels (N,)."""
 
     index: Tensor  # type: ignore[assignment]
@@ -114,7 +113,6 @@ class Loader:
         self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
 
     def __len__(self) -> int:
-        """Steps per epoch."""
         return len(self.bounds)
 
     @property
@@ -152,10 +150,7 @@ class Loader:
         return torch.randperm(len(self.labels), generator=draws)
 
     def _mixed(self, mixture: Mixture, epoch: int) -> Tensor:
-        """Positions of an epoch of mixed batches.
-
-        The extra images have random places in the batch, so that every process gets its share of them.
-        """
+        """Positions of an epoch of mixed batches: extra images have random places, so every process gets its share."""
         steps, own = len(self), mixture.batch - mixture.extra
         begin, end = epoch * steps * own, (epoch + 1) * steps * own
         rounds = range(begin // self.real, -(-end // self.real))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taet.data.arrays import read_set
+from taet.data.dataset import DataSource, to_source
 from taet.data.downloads import Download, find, not_found
-from taet.data.source import DataSource, to_source
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -27,52 +27,35 @@ NAMES = {
     "retinamnist": "MedMNIST: fundus photographs, 5 grades of diabetic retinopathy, colour; retinamnist.npz",
     "tissuemnist": "MedMNIST: kidney cells, 8 classes, grey; tissuemnist.npz",
 }
-RECORD = "https://zenodo.org/records/10519652"
+URL = "https://zenodo.org/records/10519652/files/{}?download=1"
 SIZES = (28, 64, 128, 224)
 """Pixels of a side, of the files that are published."""
 
 
 class MedicalSet(NamedTuple):
-    """Published facts about one set: see medmnist.toml."""
+    """Published facts about one set: see medmnist.toml; images of its splits, MD5 of the files of SIZES."""
 
     images: tuple[int, int, int]
-    """Images of training, validation and test."""
     channels: int
     class_names: tuple[str, ...]
     md5: tuple[str, str, str, str]
-    """MD5 of the file of each of SIZES."""
     mirror: bool = True
-    """Whether a mirrored image keeps its label."""
     note: str = ""
-    """What a user needs to know about the set."""
 
 
 PUBLISHED_SETS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SETS = {name: MedicalSet(**entry) for name, entry in PUBLISHED_SETS.items()}
 
 
-def _set(name: str) -> MedicalSet:
-    if name not in SETS:
-        why = "an image has any number of 14 findings, and no class"
-        raise UserError(f"{name} is multi-label: {why}; allowed: {', '.join(SETS)}")
-    return SETS[name]
-
-
-def _file(name: str, side: int) -> str:
-    return f"{name}.npz" if side == SIZES[0] else f"{name}_{side}.npz"
-
-
-def _side(data: Data) -> int:
-    """Return the published size to use: `data.size` if there is such a file, else the smallest."""
-    return data.size if data.size in SIZES else SIZES[0]
-
-
 def downloads(data: Data) -> list[Download]:
     """Return the file of the requested size; its megabytes are an upper bound, the size of its pixels uncompressed."""
-    about, side = _set(data.name), _side(data)
-    file = _file(data.name, side)
+    if data.name not in SETS:
+        why = "an image has any number of 14 findings, and no class"
+        raise UserError(f"{data.name} is multi-label: {why}; allowed: {', '.join(SETS)}")
+    about, side = SETS[data.name], data.size if data.size in SIZES else SIZES[0]
+    file = f"{data.name}.npz" if side == SIZES[0] else f"{data.name}_{side}.npz"
     megabytes = sum(about.images) * side**2 * about.channels / 1e6
-    return [Download(f"{RECORD}/files/{file}?download=1", file, about.md5[SIZES.index(side)], megabytes)]
+    return [Download(URL.format(file), file, about.md5[SIZES.index(side)], megabytes)]
 
 
 def read(data: Data) -> DataSource:
@@ -81,16 +64,16 @@ def read(data: Data) -> DataSource:
     Sizes published: 28, 64, 128, 224. A file that is missing or has other content raises a `UserError`, and so does a
     multi-label set. Source: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
-    about, (wanted,) = _set(data.name), downloads(data)
-    path = find(data, wanted.file) or find(data, _file(data.name, SIZES[0]))
+    (wanted,), about = downloads(data), SETS[data.name]
+    path = find(data, wanted.file) or find(data, f"{data.name}.npz")
     if path is None:
         raise not_found(wanted.file, data, f"put the file from {wanted.url}", f" --size {data.size}" * bool(data.size))
-    side = _side(data) if path.name == wanted.file else SIZES[0]
-    arrays = read_set(path, data.storage)
+    arrays, there = read_set(path, data.storage), path.name == wanted.file
+    side = data.size if there and data.size in SIZES else SIZES[0]
     with located(f"'{path}'"):
         source = to_source(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
         sizes = dict(zip(("train", "validation", "test"), about.images, strict=True))
         source.check(sizes, (side, side, about.channels))
-    missing = "" if path.name == wanted.file else f"; {wanted.file} is not there"
+    missing = "" if there else f"; {wanted.file} is not there"
     notes = [f"read from {path.name}, images of {side} x {side} pixels{missing}", about.note]
     return replace(source, notes=tuple(filter(None, notes)))

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from taet import registry
-from taet.data.dataset import DataFacts, Dataset, Split, fingerprints
+from taet.data.dataset import DataFacts, Dataset, DataSource, Part, Split, fingerprints
 from taet.data.downloads import Download, Missing, ready
 from taet.data.files import Listing
 from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
-from taet.data.source import DataSource, Part
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, gather, pieces
-from taet.errors import UserError, custom_code, located
+from taet.errors import UserError
 from taet.progress import Progress
 from taet.settings import Data, from_json, to_json
 
@@ -83,22 +82,13 @@ def source(data: Data) -> DataSource:
         return listed.source(data)
     made: DataSource | Dataset = entry.call("read", DataSource | Dataset, data)  # type: ignore[arg-type]
     if isinstance(made, Dataset):  # of a plug-in
-        with located(f"{entry.path}: read"), custom_code("no data set"):
-            splits = {
-                part: Part(of.images, of.labels, made.class_names, of.indices, of.groups)
-                for part, of in {"train": made.train, "test": made.test, **made.splits}.items()
-            }
-        made = DataSource(made.name, splits, made.mirror, made.notes, made.resized)
+        if not {"train", "test"} <= made.splits.keys():
+            raise UserError(f"{entry.path}: read: no data set: got {made.splits.keys()}; allowed: train and test")
+        made = DataSource(made.name, made.splits, made.mirror, made.notes, made.resized)
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         allowed = "with your own images that have groups"
         raise UserError(f"data group: got '{data.group}' for {data.name}; allowed: {allowed}")
     return made
-
-
-def _facts(found: DataSource, splits: Mapping[str, Part], data: Data) -> DataFacts:
-    _, height, width, channels = found.splits["train"].images.shape
-    mirror = found.mirror if data.mirror == "auto" else data.mirror == "yes"
-    return DataFacts.of_splits(splits, (channels, data.size or height, data.size or width), mirror)
 
 
 def facts(data: Data) -> DataFacts | None:
@@ -108,7 +98,13 @@ def facts(data: Data) -> DataFacts | None:
         found = source(data)
     except Missing:
         return None
-    return _facts(found, select(found.splits, data)[0], data)
+    _, height, width, channels = found.splits["train"].images.shape
+    shape = channels, data.size or height, data.size or width
+    return DataFacts.of_splits(select(found.splits, data)[0], shape, _mirrors(found, data))
+
+
+def _mirrors(found: DataSource, data: Data) -> bool:
+    return found.mirror if data.mirror == "auto" else data.mirror == "yes"
 
 
 def read_images(part: Part, data: Data) -> Pixels:
@@ -168,7 +164,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
         made["train"],
         made.get("validation"),
         made["test"],
-        mirror=_facts(found, chosen, data).mirror,
+        mirror=_mirrors(found, data),
         notes=(*found.notes, *notes),
         resized=found.resized or data.size is not None,
         whole_test=_read(found.splits["test"], data) if whole else None,
@@ -190,9 +186,7 @@ def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split], pairs: Seque
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     """Download, check and unpack the missing files of a data set; return the set, and lines about what was done.
 
-    Official files are downloaded to the first data folder (--data.root, TAET_DATA, ./data), their checksums are
-    compared, archives are unpacked beside them, and the set is read, which checks its counts. Existing files are kept.
-    Without a network, a `UserError` says which file to put where.
+    They go to the first data folder. Without a network, a `UserError` says which file to put where.
     """
     entry, wanted = registry.entries("data").get(full_name(data.name).partition(":")[0]), list[Download]()
     if entry is not None and hasattr(entry.load(), "downloads"):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.data import long_tail
-from taet.data.source import Part
+from taet.data.dataset import Part
 from taet.errors import UserError
 from taet.settings import Data
 from taet.statistics import Ints
@@ -64,7 +64,8 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
     """Return the class counts of the training and the test set, and notes on how they were chosen."""
     ratio, profile, names = data.imbalance_ratio, data.profile or long_tail.PROFILES[0], train.class_names
     spread = data.name.endswith(BALANCED_SMALL) and ":" not in data.name  # not a path that ends so
-    train_counts, test_counts = _capped(train, data.max_count), _capped(test, data.test_max_count)
+    caps = (train, data.max_count), (test, data.test_max_count)
+    train_counts, test_counts = (np.minimum(of.class_counts, most or of.class_counts).tolist() for of, most in caps)
     if ratio is None:
         capped = ", but for the caps on its classes" if data.max_count or data.test_max_count else ""
         own_ratio = train.class_counts.max() / train.class_counts.min()
@@ -103,10 +104,6 @@ def _largest(part: Part, what: str, ratio: float, profile: str, max_count: int |
             f"of class '{part.class_names[short]}', which has {available[short]}; the largest that fits: {largest}"
         )
     return max_count or largest
-
-
-def _capped(part: Part, max_count: int | None) -> list[int]:
-    return [count if max_count is None else min(count, max_count) for count in part.class_counts.tolist()]
 
 
 def _lacking(what: str, part: Part, counts: Sequence[int]) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from taet.data.dataset import DataSource
 from taet.data.downloads import Download, find, not_found, official
 from taet.data.files import Listing
-from taet.data.source import DataSource
 from taet.data.storage import reading
 from taet.data.tables import Row
 from taet.errors import located

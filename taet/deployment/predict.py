@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
-from taet.attacks.spec import AttackSpec
+from taet.attacks.noise import Draws
+from taet.attacks.spec import AttackSpec, Clean
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.data.storage import Pixels
 from taet.errors import UserError
@@ -176,11 +175,9 @@ def batches(
     run, network, record = load_model(Path(run_dir), weights, model=model)
     names = record.data.class_names
     spec = None if attack is None else parse_attack(attack, run.evaluation, run.threat.eps)
-    if spec is not None:
-        if not spec.bounded:  # survival is not defined
-            advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
-            raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
-        spec.check_classes(len(names))
+    if spec is not None and not spec.bounded:  # survival is not defined
+        advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
+        raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
     cost = 1 + (0 if spec is None else spec.passes(len(names)))
     counted, done = Counted(network.to(where)), 0
 
@@ -253,20 +250,12 @@ def find(given: ImageSource) -> NewImages:
 
 
 def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
-    """Describe how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
-    found = survey([Path(name) for name in find(given).names])
-    channels, height, width = shape
-    other = np.flatnonzero((found.sizes != (width, height)).any(1))
-    notes, total = list[str](), len(found.files)
-    if len(other):
-        example = f"e.g. '{found.files[other[0]]}' of {found.sizes[other[0]][0]}x{found.sizes[other[0]][1]}"
-        notes.append(f"{len(other)} of {total} images are resized to {width}x{height} pixels as in training, {example}")
-        notes += found.not_square(fit) if height == width else []
-    wrong = int((found.grey if channels == 3 else ~found.grey).sum())
-    if wrong:
-        kinds = ("grey", "colour") if channels == 3 else ("colour", "grey")
-        notes.append(f"{wrong} of {total} images are {kinds[0]} and read as {kinds[1]}, as the run's are")
-    return notes
+    """Say how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
+    found, (channels, height, width) = survey([Path(name) for name in find(given).names]), shape
+    if (found.sizes == (width, height)).all() and (found.grey == (channels == 1)).all():
+        return []
+    said, kind = found.sentences(height if height == width else None, fit), "grey" if channels == 1 else "colour"
+    return [f"read as {width}x{height} pixels, {kind}, as in training: {'; '.join(said)}"]
 
 
 def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:

@@ -9,8 +9,7 @@ from typing import Any
 
 from taet import protocols
 from taet.attacks import catalogue
-from taet.attacks.adaptive_pgd import AdaptivePgd
-from taet.attacks.pgd import Pgd, ProjectedAscent
+from taet.attacks.pgd import ProjectedAscent
 from taet.attacks.spec import AttackSpec
 from taet.errors import UserError
 from taet.evaluation.card import Card
@@ -168,8 +167,10 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
 
 def _fixed(column: Column, varied: str) -> object:
     """Return the settings that all points of a curve share; None if the column cannot be a point of the curve."""
-    attack, kinds = column.attack, (Pgd, AdaptivePgd) if varied == "factor" else (Pgd,)
-    if not isinstance(attack, kinds) or attack.norm != "linf" or attack.made_on is not None:
+    attack, names = column.attack, ("pgd-", "adaptive-pgd-") if varied == "factor" else ("pgd-",)
+    if not (isinstance(attack, ProjectedAscent) and attack.name.startswith(names)):
+        return None
+    if attack.norm != "linf" or attack.made_on is not None:
         return None
     if not attack.options <= {varied} or (varied != "steps" and attack.steps != CHAIN):
         return None

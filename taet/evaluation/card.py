@@ -173,7 +173,7 @@ class Card(CardPart):
 
     def summary_of(self, column: Column) -> Summary:
         """Compute the numbers of a column on the card's images from its masks."""
-        return Summary.of(column, self.clean, self.labels, self.num_classes, self.data.get("train_class_counts"))
+        return Summary(column, self.clean, self.labels, self.num_classes, self.data.get("train_class_counts"))
 
     def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from taet import statistics
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.data.downloads import roots
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.facts import Merged, ModelFacts, answer, attempt, deep_facts, outputs
+from taet.evaluation.facts import Merged, answer, attempt, deep_facts, outputs
 from taet.evaluation.runner import Runner, restored
 from taet.evaluation.subject import ArrayOrTensor, GivenImages, Subject, count_classes, of_module, of_run
 from taet.formatting import duration, listed, percent
@@ -197,50 +197,45 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             if wrong := int((~finite(tried.logits)).sum()):
                 raise UserError(f"model output: not finite on {wrong} of {len(y)} clean test images")
             facts = outputs(runner.model, x, y, tried)
+            random = facts.repeat_difference > rules.REPEAT_DIFFERENCE
             about = f"{sum(weight.numel() for weight in network.parameters()):,} parameters, {width} logits for images"
             yield Finding("model", f"{about} of {' x '.join(map(str, x.shape[1:]))}; tried on {len(y)} test images")
-            yield from _outputs(network, x, y, tried.logits, len(names) if names else width)
+            correct = (tried.logits.max(1).indices % (width // several) == y).cpu().numpy()
+            counts = statistics.class_counts(correct, y.cpu().numpy(), width // several)
+            chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
+            said = (
+                f"balanced accuracy {percent(statistics.balanced_accuracy(*counts))} %, chance is {percent(chance)} %"
+            )
+            hint = "" if low > chance else "; are the weights, the order of the classes and the image size right?"
+            yield Finding("accuracy", said + hint, ok=low > chance)
+            yield _normalisation(network, x, y, correct)
+            if bool(((tried.logits >= 0) & (tried.logits <= 1)).all()):
+                text = "all between 0 and 1, as after a sigmoid, which shrinks the gradients; return its input"
+                yield Finding("logits", text, ok=False)
             highest = int(runner.labels.max())
-            if not subject.card and highest + 1 < width and several == 1:
+            if subject.card is None and highest + 1 < width and several == 1:
                 text = f"{width} logits, but labels 0 to {highest} only; does the head belong to another data set?"
                 yield Finding("classes", text, ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.told(rules.of_model(facts)).items())
             if deep:
                 seen = Merged(network, width // several).eval() if several > 1 else network
-                yield from _deep(seen, x, y, Draws(seed, "audit", rows).start(x, subject.eps), subject.eps, facts)
-            elif several > 1 or facts.repeat_difference > rules.REPEAT_DIFFERENCE:
+                noise = Draws(seed, "audit", rows).start(x, subject.eps)
+                torch.manual_seed(seed)
+                texts = rules.told(rules.of_deep(deep_facts(seen, x, y, noise, subject.eps, random=random)))
+                yield from (Finding(flag, text, ok=False) for flag, text in texts.items())
+                if not texts:
+                    yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")
+            elif several > 1 or random:
                 what = f"{several} logits for each class" if several > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
-        seconds = runner.passes(attacks_of(subject.settings, subject.eps)) * runner.seconds_of_pass()
+        right = round(facts.clean_correct / facts.images * len(runner.labels))
+        seconds = runner.passes(attacks_of(subject.settings, subject.eps), right) * runner.seconds_of_pass()
         yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(seconds)}")
         if changed := listed(changes(), most=3):  # after every other test
             later = "later outputs are those of a different model; do not update state in eval mode"
             yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)
         else:
             yield Finding("eval mode", f"its state does not change{came}")
-
-
-def _deep(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, facts: ModelFacts) -> Iterator[Finding]:
-    torch.manual_seed(0)
-    found = deep_facts(model, x, y, noise, eps, random=facts.repeat_difference > rules.REPEAT_DIFFERENCE)
-    texts = rules.told(rules.of_deep(found))
-    yield from (Finding(flag, text, ok=False) for flag, text in texts.items())
-    if not texts:
-        yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")
-
-
-def _outputs(network: nn.Module, x: Tensor, y: Tensor, logits: Tensor, classes: int) -> Iterator[Finding]:
-    """Yield what the logits show beside the rules: chance, another normalisation, a sigmoid."""
-    correct = (logits.max(1).indices % classes == y).cpu().numpy()
-    counts = statistics.class_counts(correct, y.cpu().numpy(), classes)
-    chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
-    said_of = f"balanced accuracy {percent(statistics.balanced_accuracy(*counts))} %, chance is {percent(chance)} %"
-    hint = "" if low > chance else "; are the weights, the order of the classes and the image size right?"
-    yield Finding("accuracy", said_of + hint, ok=low > chance)
-    yield _normalisation(network, x, y, correct)
-    if bool(((logits >= 0) & (logits <= 1)).all()):
-        text = "all between 0 and 1, as after a sigmoid or a softmax, which shrink the gradients; return its input"
-        yield Finding("logits", text, ok=False)
 
 
 def _normalisation(model: nn.Module, x: Tensor, y: Tensor, correct: statistics.Mask) -> Finding:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -18,19 +17,17 @@ from pydantic_core import CoreSchema, core_schema
 from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
-from taet.attacks.identity import Identity, identity
-from taet.attacks.spec import AttackSpec
+from taet.attacks.spec import AttackSpec, Identity, identity
 from taet.errors import UserError
 from taet.fields import Record
 from taet.formatting import short
-from taet.statistics import Floats, Ints
+from taet.statistics import Ints
 
 T = TypeVar("T")
 Json = dict[str, Any]  # A JSON object, as `json.loads` returns it
 WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
 CurveName = Literal["steps", "eps", "logit-scale"]
-Interval = tuple[float, float]
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
 
@@ -177,71 +174,44 @@ class Column(CardPart):
             raise UserError(f"{where} parts: the last one does not agree with the column")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Summary:
     """The numbers of one column; shares are in [0, 1], intervals at 95 %, and a class without test images is nan."""
 
-    correct: Ints  # (C,): test images classified correctly
-    total: Ints
-    accuracy: float
-    accuracy_interval: Interval
-    balanced: float  # mean recall over the classes that have test images
-    balanced_interval: Interval
-    per_class: Floats
-    per_class_interval: tuple[Floats, Floats]  # (low, high), each (C,)
-    groups: dict[str, float]
-    """Balanced accuracy of head, body, tail and last_half; empty if the training counts are not known."""
-    group_intervals: dict[str, Interval]
-    worst_class: tuple[int, float]  # (label, recall) of the class with the lowest recall
-    flip_rate: float
-    """Share of images whose predicted class is not the clean one; nan without a clean column, as the next three."""
-    class_flip_rate: Floats
-    natural_error: Floats  # (C,): share that is misclassified clean
-    boundary_error: Floats  # (C,): share that is classified correctly clean and misclassified here
-    weak_classes: tuple[int, ...]  # labels of the classes whose recall is below the balanced accuracy
-    few_images: tuple[int, ...]  # labels of the classes with fewer than `statistics.FEW_PER_CLASS` test images
-    median_distance: float
-    """Median norm of the perturbations, with failed attacks counted as infinitely far; nan if not measured."""
-    roc_auc: float  # macro one-versus-one area under the ROC curve; nan if not measured
-
-    @classmethod
-    def of(
-        cls, column: Column, clean: Column | None, labels: Ints, num_classes: int, train_counts: Sequence[int] | None
-    ) -> Summary:
-        """Compute the numbers of a column on images with the given labels (N,).
-
-        Flip rates and errors need a `clean` column, groups of classes need the training counts (C,).
-        """
-        correct, total = statistics.class_counts(column.correct, labels, num_classes)
-        groups = statistics.class_groups(train_counts) if train_counts is not None else {}
+    def __init__(
+        self, column: Column, clean: Column | None, labels: Ints, num_classes: int, train_counts: Sequence[int] | None
+    ) -> None:
+        """Compute them on images with the given labels (N,), with the column of the clean images and the training
+        counts (C,) if they are known."""
+        self.correct, self.total = correct, total = statistics.class_counts(column.correct, labels, num_classes)  # (C,)
         low, high = statistics.wilson_interval(correct.sum(), total.sum())
-        flip_rate, class_flip_rate = math.nan, np.full(num_classes, np.nan)
-        errors = class_flip_rate, class_flip_rate
+        self.accuracy = statistics.accuracy(correct, total)
+        self.accuracy_interval = float(low), float(high)
+        self.balanced = statistics.balanced_accuracy(correct, total)  # mean recall over classes with test images
+        self.balanced_interval = statistics.balanced_interval(correct, total)
+        self.per_class = statistics.per_class_accuracy(correct, total)
+        self.per_class_interval = statistics.wilson_interval(correct, total)  # (low, high), each (C,)
+        groups = {} if train_counts is None else statistics.class_groups(train_counts)
+        self.groups = statistics.group_accuracy(correct, total, groups)  # balanced: head, body, tail and last_half
+        self.group_intervals = {
+            name: statistics.balanced_interval(correct[of], total[of]) for name, of in groups.items()
+        }
+        self.worst_class = statistics.worst_class(correct, total)  # label and recall
+        unknown = np.full(num_classes, np.nan)
+        self.flip_rate, self.class_flip_rate = math.nan, unknown  # share whose predicted class is not the clean one
+        self.natural_error, self.boundary_error = unknown, unknown  # (C,): wrong clean; right clean and wrong here
         if clean is not None:
-            flip_rate = statistics.flip_rate(clean.predictions, column.predictions)
-            class_flip_rate = statistics.class_flip_rate(clean.predictions, column.predictions, labels, num_classes)
+            flips = clean.predictions, column.predictions
+            self.flip_rate = statistics.flip_rate(*flips)
+            self.class_flip_rate = statistics.class_flip_rate(*flips, labels, num_classes)
             errors = statistics.class_errors(clean.correct, column.correct, labels, num_classes)
-        return cls(
-            correct=correct,
-            total=total,
-            accuracy=statistics.accuracy(correct, total),
-            accuracy_interval=(float(low), float(high)),
-            balanced=statistics.balanced_accuracy(correct, total),
-            balanced_interval=statistics.balanced_interval(correct, total),
-            per_class=statistics.per_class_accuracy(correct, total),
-            per_class_interval=statistics.wilson_interval(correct, total),
-            groups=statistics.group_accuracy(correct, total, groups),
-            group_intervals={name: statistics.balanced_interval(correct[of], total[of]) for name, of in groups.items()},
-            worst_class=statistics.worst_class(correct, total),
-            flip_rate=flip_rate,
-            class_flip_rate=class_flip_rate,
-            natural_error=errors[0],
-            boundary_error=errors[1],
-            weak_classes=tuple(statistics.weak_classes(correct, total)),
-            few_images=tuple(statistics.few_images(total)),
-            median_distance=math.nan if column.distances is None else statistics.median_distance(column.distances),
-            roc_auc=math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc),
-        )
+            self.natural_error, self.boundary_error = errors
+        self.weak_classes = tuple(statistics.weak_classes(correct, total))  # labels: recall below the balanced accuracy
+        self.few_images = tuple(statistics.few_images(total))  # labels
+        # Median norm of the perturbations, with failed attacks counted as infinitely far; nan if not measured.
+        self.median_distance = math.nan if column.distances is None else statistics.median_distance(column.distances)
+        self.roc_auc = (
+            math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc)
+        )  # macro one-versus-one
 
     def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""

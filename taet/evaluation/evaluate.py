@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Unit, run_units
 from taet.data import Dataset, Split
@@ -79,28 +79,24 @@ def evaluate(
         UserError: no, unknown or repeated attacks, a chosen step whose sum cannot reach eps, images, labels or a model
             that do not fit, an `out` that belongs to something else, an argument that says nothing of such a model.
     """
-    known = {"labels": labels, "class_names": class_names, "train_class_counts": train_class_counts}
-    if isinstance(images, GivenImages):
-        _unused("GivenImages, which have their own", **known)
-        given: GivenImages | None = images
-    elif images is None or labels is None:
-        if images is not labels:
-            raise UserError("evaluate: got images without labels, or labels without images; allowed: both, or neither")
-        given = None
+    beside: dict[str, Any] = {"class_names": class_names, "train_class_counts": train_class_counts}
+    if images is None or isinstance(images, GivenImages):
+        given, beside = images, {"labels": labels, **beside}
+    elif labels is None:
+        raise UserError("evaluate: got images without labels; allowed: both, or neither")
     else:
-        given = GivenImages(images, labels, class_names, train_class_counts)
+        given, beside = GivenImages(images, labels, **beside), {}
+    beside |= {} if isinstance(model_or_run_dir, nn.Module) else {"name": name, "notes": notes or None}
+    # What says nothing of such a model is refused as a setting that an evaluation does not have.
+    options |= {"eps": eps, "out": out, **{one: value for one, value in beside.items() if value is not None}}
     if isinstance(model_or_run_dir, nn.Module):
-        _unused("a Module", **{name: options.pop(name, None) for name in ("weights", "model", "dataset")})
         if given is None:
             raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
-        return measure(of_module(model_or_run_dir, given, name, notes), attacks=attacks, eps=eps, out=out, **options)
+        return measure(of_module(model_or_run_dir, given, name, notes), attacks=attacks, **options)
     if not isinstance(model_or_run_dir, str | os.PathLike):
         got = type(model_or_run_dir).__name__
         raise UserError(f"evaluate: got a {got}; allowed: a torch.nn.Module, or the folder of a run")
-    if given is None or train_class_counts is not None:
-        _unused("a run, which has its own", class_names=class_names, train_class_counts=train_class_counts)
-    _unused("a run, which has its own", name=name, notes=notes or None)
-    return evaluate_run(model_or_run_dir, attacks, images=given, eps=eps, out=out, **options)
+    return evaluate_run(model_or_run_dir, attacks, images=given, **options)
 
 
 def evaluate_run(
@@ -131,12 +127,6 @@ def evaluate_run(
         raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
     subject = of_run(folder, weights, images=images, model=model, dataset=dataset)
     return measure(subject, out=out, attacks=attacks, **options)
-
-
-def _unused(beside: str, **given: object) -> None:
-    """Refuse arguments that were given, i.e. are not None, but would have no effect."""
-    if names := [f"{name}=" for name, value in given.items() if value is not None]:
-        raise UserError(f"evaluate: got {' and '.join(names)} beside {beside}; allowed: one of them")
 
 
 def measure(

@@ -12,8 +12,8 @@ from itertools import pairwise, permutations
 import numpy as np
 
 from taet import statistics
+from taet.attacks.autoattack import AutoAttack
 from taet.attacks.pgd import ProjectedAscent
-from taet.attacks.suite import Suite
 from taet.evaluation.bundles import WHOLE, curves
 from taet.evaluation.card import Card
 from taet.evaluation.column import Column
@@ -93,8 +93,8 @@ def crosses(column: Column) -> bool:
 def is_thorough(column: Column) -> bool:
     """Return whether an attack follows the gradients far enough to judge how useful they are."""
     attack = column.attack
-    long = isinstance(attack, ProjectedAscent) and attack.steps >= THOROUGH_STEPS and attack.target is None
-    return isinstance(attack, Suite) or bool(attack.bound) or (long and crosses(column))
+    long = isinstance(attack, ProjectedAscent) and attack.steps >= THOROUGH_STEPS
+    return isinstance(attack, AutoAttack) or bool(attack.bound) or (long and crosses(column))
 
 
 def _accuracy(column: Column) -> float:
@@ -148,7 +148,7 @@ def of_pairs(card: Card) -> Found:
     chains = [column for column in every if is_plain(column) and crosses(column)]
     singles = [one for one in every if one.attack.one_step and is_plain(one)]
     one_steps = ((one, many) for one in singles for many in chains if one.ball == many.ball)
-    suites = [one for one in every if isinstance(one.attack, Suite)]
+    suites = [one for one in every if isinstance(one.attack, AutoAttack)]
     met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
     strongest = ((one, min(inside, key=_accuracy)) for one, inside in met if inside)
     margins = (pair for pair in differing(every, "objective") if pair[0].attack.on_margin)

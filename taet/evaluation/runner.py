@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from taet import statistics
 from taet.attacks import differentiable
+from taet.attacks.autoattack import AutoAttack
 from taet.attacks.ball import distance, frozen, verify
-from taet.attacks.counted import WORK, Counted
-from taet.attacks.draws import Draws
-from taet.attacks.precision import exact_float32
+from taet.attacks.counted import WORK, Counted, exact_float32
+from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
-from taet.attacks.suite import Suite
 from taet.attacks.units import Unit, run_units
 from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
@@ -216,12 +215,6 @@ class Runner:
 
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
-        if isinstance(attack, Suite) and (longer := attack.whole()) is not None:
-            found = among(there, longer)
-            if found is not None and found.parts.keys() >= {*attack.parts(self.num_classes)}:
-                parts, predictions = attack.beginning(found.parts, found.predictions, self.labels, self.num_classes)
-                facts = {**attack.facts(self.num_classes), "from": found.name}
-                return Column.of(attack, predictions, self.labels, parameters=facts, parts=parts, roc_auc=found.roc_auc)
         natural = next((column.predictions for column in there if column.norm is None), None)
         outcome = self.attack(attack, natural=natural, keep=True, progress=progress)
         scores = outcome.scores if self.pairs else None
@@ -247,7 +240,7 @@ class Runner:
         """Attack all images; `natural` are the predictions on clean images, if known; `keep` saves finished batches."""
         units = self.store(attack.name, [attack.to_json(), self.batch_size]) if keep else None
         with user_errors(f"'{attack.name}' failed in the model"):
-            if isinstance(attack, Suite):
+            if isinstance(attack, AutoAttack):
                 return self._suite(attack, natural, units, progress)
             done = self._in_batches(attack, units, progress)
         names = ("predictions", "scores", "distances")
@@ -255,7 +248,9 @@ class Runner:
         work = {name: sum(unit[name].item() for unit in done) for name in WORK}
         return Attacked(predictions, work, scores, distances)
 
-    def _suite(self, attack: Suite, natural: Ints | None, units: BatchStore | None, progress: Progress) -> Attacked:
+    def _suite(
+        self, attack: AutoAttack, natural: Ints | None, units: BatchStore | None, progress: Progress
+    ) -> Attacked:
         pixels = as_tensor(np.asarray(self.images))
         outcome = attack.run_parts(
             self.model,
@@ -318,13 +313,11 @@ def run_all(
 
     Columns of the same attacks and settings in `known`, which has the same model and images, are reused.
     """
-    # A suite that is the first part of a longer one comes last, because it costs nothing after the longer one.
-    order = sorted(attacks, key=lambda attack: isinstance(attack, Suite) and attack.whole() is not None)
     correct, meter = len(runner.labels), Meter(progress)
     columns: dict[str, Column] = {}
     with runner.still():
-        for place, attack in enumerate(order):
-            meter.begin(later=runner.passes(order[place + 1 :], correct))
+        for place, attack in enumerate(attacks):
+            meter.begin(later=runner.passes(attacks[place + 1 :], correct))
             there = [*columns.values(), *known]
             # Clean columns of old cards lack the areas under the ROC curve.
             whole = [one for one in there if one.norm is not None or one.roc_auc is not None or not runner.pairs]

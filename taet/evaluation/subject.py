@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet.attacks.ball import frozen
-from taet.attacks.clean import Clean
-from taet.attacks.counted import Counted
+from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels
-from taet.attacks.precision import exact_float32
-from taet.attacks.spec import AttackSpec
+from taet.attacks.spec import AttackSpec, Clean
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
@@ -143,8 +141,6 @@ class Subject:
             if given is not None and len(given) != width:
                 got, allowed = (f"{width} logits", len(given)) if given is names else (len(given), width)
                 raise UserError(f"{what}: got {got}; allowed: {allowed}, one per class")
-        for attack in self.attacks:
-            attack.check_classes(width)
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names, device)
         model = self._attacked(device)
         runner = Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.ball import draw_noise
-from taet.attacks.noise import Source
+from taet.attacks.noise import Source, draw_noise
 from taet.attacks.objectives import Objective
 from taet.attacks.pgd import pgd
 from taet.distributed import global_mean

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from taet.attacks.ball import draw_noise, frozen
+from taet.attacks.ball import frozen
+from taet.attacks.noise import draw_noise
 from taet.distributed import average_gradients, global_mean
 from taet.fields import Count, NonNegative, Positive, Rule
 from taet.losses import cross_entropy

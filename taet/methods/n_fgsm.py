@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from taet.attacks.ball import draw_noise
+from taet.attacks.noise import draw_noise
 from taet.fields import NonNegative
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 

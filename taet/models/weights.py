@@ -14,16 +14,14 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from taet.errors import UserError
+from taet.errors import UserError, cut, said
 from taet.files import read_bytes
-from taet.formatting import listed
 from taet.models.classifier import Adapter, Classifier
 from taet.models.hub import weights_file
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
 PARTS = ("body.", "head.", "network.")  # prefixes of all their other tensors
-FEW = 3  # number of names in a message
 MOST_BYTES = 2**36  # size limit of a file of weights
 
 
@@ -144,20 +142,16 @@ def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights)
 def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors into the network, or report those that do not fit."""
     held = network.state_dict()
-    other = [key for key, value in state.items() if key in held and value.shape != held[key].shape]
-    for key in state.keys() & held.keys() - {*other}:
+    for key in state.keys() & held.keys():
         value, wanted = state[key], held[key].dtype
         same = value.dtype == wanted or (value.is_floating_point() and wanted.is_floating_point)
         dense = value.layout == torch.strided and value.device.type == "cpu"
-        if not (same and dense and value.isfinite().all()):
+        if value.shape == held[key].shape and not (same and dense and value.isfinite().all()):
             got = f"{value.dtype} on {value.device}, {value.layout}"
             raise UserError(f"{path}: {key}: got {got}; allowed: dense {wanted} values, all finite")
-    keys = network.load_state_dict({key: state[key] for key in state if key not in other}, strict=False)
-    missing = [key for key in keys.missing_keys if key not in other]
-    if missing or keys.unexpected_keys or other:
-        shapes = [f"{key} {tuple(state[key].shape)} for {tuple(held[key].shape)}" for key in other]
-        found = (("missing", missing), ("unexpected", keys.unexpected_keys), ("of another shape", shapes))
-        parts = [f"{len(names)} {kind} ({listed(names, FEW)})" for kind, names in found if names]
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
         theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys() and "conv1.weight" not in held
         hint = "; the names are torchvision's: --model torchvision:NAME" if theirs else ""
-        raise UserError(f"{path} does not fit the model: {'; '.join(parts)}{hint}")
+        raise UserError(f"{path} does not fit the model: {cut(said(error), 400)}{hint}") from None

@@ -17,7 +17,7 @@ import pandas as pd
 
 from taet import statistics
 from taet.attacks import catalogue
-from taet.attacks.suite import Suite
+from taet.attacks.autoattack import AutoAttack
 from taet.errors import UserError, unknown
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
@@ -118,7 +118,7 @@ class Results:
 
         def order(name: str) -> tuple[bool, int, bool, float, int]:
             column, (held, mean) = inside[name], found.loc[name]
-            whole = isinstance(column.attack, Suite) and column.attack.is_reference
+            whole = isinstance(column.attack, AutoAttack) and column.attack.is_reference
             return column.name in WORST_CASE.values(), -held, not whole, mean, -list(inside).index(name)
 
         return min(inside, key=order, default=None)

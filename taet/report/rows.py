@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from taet import methods, protocols, registry
-from taet.attacks.identity import Identity
+from taet.attacks.spec import Identity
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.formatting import size, words

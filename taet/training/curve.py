@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from taet.attacks.ball import frozen
+from taet.attacks.counted import SearchPrecision, arithmetic, exact_float32
 from taet.attacks.pgd import pgd
-from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
 from taet.data import Split
 from taet.data.augmentation import as_tensor, to_unit
 from taet.data.long_tail import even_sample

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from taet.attacks.noise import Source
-from taet.attacks.weighting import Weighting, generation_weighting
+from taet.attacks.objectives import Weighting, generation_weighting
 from taet.distributed import rank
 from taet.errors import UserError
 from taet.fields import NonNegative, Record, Whole

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from taet.attacks.ball import distance, draw_noise, frozen, project, verify
-from taet.attacks.noise import Source
+from taet.attacks.ball import distance, frozen, project, verify
+from taet.attacks.noise import Source, draw_noise
 from taet.errors import UserError
-from taet.fields import check_radius
 
 
 def test_project_clips_to_the_ball_of_each_sample_and_to_the_image_range() -> None:
@@ -30,7 +29,6 @@ def test_project_scales_onto_the_l2_ball_of_each_sample_then_clips() -> None:
     eps = torch.tensor([0.1, 0.1, 0.2, 0.0], dtype=torch.float64)
     expected = torch.tensor([[0.56, 0.58], [0.53, 0.54], [1.0, 0.5], [0.5, 0.5]], dtype=torch.float64)
     torch.testing.assert_close(project(far, x, eps, "l2"), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(project(far, x, 0.1, "l2")[:2], expected[:2], rtol=0, atol=1e-12)
     assert torch.equal(project(far, x, 0.0, "l2"), x)
 
 
@@ -61,7 +59,6 @@ def test_l2_noise_is_uniform_in_the_ball_of_each_sample() -> None:
     assert float(direction.mean(0).abs().max()) < 0.04
     torch.testing.assert_close(direction.T @ direction / 4000, torch.eye(3).double() / 3, rtol=0, atol=0.02)
     assert torch.equal(draw_noise(x, eps, "positive", norm="l2").flatten(1).double(), noise.abs())
-    assert torch.equal(draw_noise(x, eps, "gaussian", norm="l2"), draw_noise(x, eps, "gaussian"))
 
 
 def test_noise_has_its_distribution_and_leaves_the_global_generator_alone() -> None:
@@ -74,53 +71,6 @@ def test_noise_has_its_distribution_and_leaves_the_global_generator_alone() -> N
     assert abs(float(uniform.mean())) < 0.005
     assert float(draw_noise(x, 0.1, "gaussian").std()) == pytest.approx(0.001, rel=0.05)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(draw_noise(x, 0.1, "uniform"), draw_noise(x, 0.1, "uniform"))
-
-
-def test_frozen_restores_every_mode_and_gradient_flag_even_after_an_error() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
-    model.train()
-    model[0].eval()
-    model[0].bias.requires_grad_(False)
-    flags = [p.requires_grad for p in model.parameters()]
-    with frozen(model):
-        assert not any(module.training for module in model.modules())
-        assert not any(p.requires_grad for p in model.parameters())
-    with pytest.raises(RuntimeError), frozen(model):
-        model(torch.ones(2, 3))  # the wrong width
-    assert [module.training for module in model.modules()] == [True, False, True, True]
-    assert [p.requires_grad for p in model.parameters()] == flags
-
-
-def test_verify_names_what_left_the_ball() -> None:
-    x = torch.full((3, 1, 2, 2), 0.5)
-    verify("good", x + 0.1, x, 0.1)
-    verify("good", x + 0.1, x, 0.2, "l2")
-    verify("good", x + 0.5, x, None)
-    assert distance(x + 0.1, x).shape == (3,)
-    assert distance(x + 0.1, x, "l2").tolist() == pytest.approx([0.2] * 3)
-    for wrong in (x + 0.11, x * float("nan"), torch.full_like(x, -0.01)):
-        with pytest.raises(UserError, match="bad: 3 images left the ball"):
-            verify("bad", wrong, x, 0.1 if wrong[0, 0, 0, 0] > 0 else 1)
-    with pytest.raises(UserError, match=r"bad: 3 images left the ball of 0.2 or the range 0 to 1; are"):
-        verify("bad", x + 0.101, x, 0.2, "l2")
-    with pytest.raises(UserError, match=r"bad: 1 images left their balls or the range 0 to 1"):
-        verify("bad", x + 0.1, x, torch.tensor([0.1, 0.09, 0.2]))
-    for wrong in (x + 0.51, x * float("nan")):
-        with pytest.raises(UserError, match=r"bad: 3 images left the range 0 to 1; are the model's gradients finite\?"):
-            verify("bad", wrong, x, None)
-
-
-def test_a_radius_above_1_is_one_of_l2_only() -> None:
-    for size in (0.0, 1.0):
-        check_radius("eps", size, "linf")
-        check_radius("eps", size, "l2")
-    check_radius("eps", 128.0, "l2")
-    with pytest.raises(UserError, match=r"eps: got 8; allowed: 0 to 1.*did you mean 8/255\?"):
-        check_radius("eps", 8.0, "linf")
-    for wrong in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(UserError, match=r"eps: got .*; allowed: 0 or more"):
-            check_radius("eps", wrong, "l2")
 
 
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
@@ -133,3 +83,35 @@ def test_a_draw_has_the_layout_of_the_images_and_the_same_values_in_any(draw: st
     assert torch.equal(first, second)
     assert first.is_contiguous()
     assert second.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_frozen_restores_every_mode_and_gradient_flag_even_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout()).train()
+    model[0].eval()
+    model[0].bias.requires_grad_(False)
+    flags = [p.requires_grad for p in model.parameters()]
+    with frozen(model):
+        assert not any(module.training for module in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+    with pytest.raises(RuntimeError), frozen(model):
+        model(torch.ones(2, 3))  # the wrong width
+    assert [module.training for module in model.modules()] == [True, False, True, True]
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_verify_refuses_what_left_the_ball_or_the_range_or_is_not_finite() -> None:
+    x = torch.full((3, 1, 2, 2), 0.5)
+    verify("good", x + 0.1, x, 0.1)
+    verify("good", x + 0.1, x, 0.2, "l2")
+    verify("good", x + 0.5, x, None)
+    assert distance(x + 0.1, x, "l2").tolist() == pytest.approx([0.2] * 3)
+    for wrong, eps in ((x + 0.11, 0.1), (x * float("nan"), 0.1), (x - 0.51, 1)):
+        with pytest.raises(UserError, match=r"bad: 3 images left the ball of \S+ or the range 0 to 1; are"):
+            verify("bad", wrong, x, eps)
+    with pytest.raises(UserError, match=r"bad: 3 images left the ball"):
+        verify("bad", x + 0.101, x, 0.2, "l2")
+    with pytest.raises(UserError, match=r"bad: 1 images left their balls or the range 0 to 1"):
+        verify("bad", x + 0.1, x, torch.tensor([0.1, 0.09, 0.2]))
+    for wrong in (x + 0.51, x * float("nan")):
+        with pytest.raises(UserError, match=r"bad: 3 images left the range 0 to 1; are the model's gradients finite\?"):
+            verify("bad", wrong, x, None)

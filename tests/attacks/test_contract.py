@@ -8,10 +8,10 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 import taet.attacks
 from taet import registry, report
 from taet.attacks import catalogue
+from taet.attacks.autoattack import AutoAttack
 from taet.attacks.ball import distance
 from taet.attacks.counted import Counted
 from taet.attacks.spec import AttackSpec, option_fields
-from taet.attacks.suite import Suite
 from taet.cli import main
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -79,10 +79,8 @@ def attacked(name: str, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tu
 
 def stays_inside_its_ball_and_the_image_range(name: str) -> None:
     attack, x, x_adv = attacked(name)
-    assert x_adv.shape == x.shape
-    assert x_adv.dtype == x.dtype
-    assert float(x_adv.min()) >= 0
-    assert float(x_adv.max()) <= 1
+    assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
     if attack.norm is None:
         assert torch.equal(x_adv, x)
     if attack.eps is not None:
@@ -95,21 +93,16 @@ def leaves_the_model_and_the_random_state_alone(name: str) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     model.layers[1].bias.requires_grad_(False)
-    before = copy.deepcopy(model)
-    runner = runner_on(model)
-    attack = catalogue.parse(name, SETTINGS)
-    torch.manual_seed(5)
+    before, runner = copy.deepcopy(model), runner_on(model)
     state = torch.random.get_rng_state()
     with runner.still():
-        runner.attack(attack)
+        runner.attack(catalogue.parse(name, SETTINGS))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
-    for (key, value), (_, expected) in zip(model.state_dict().items(), before.state_dict().items(), strict=True):
-        assert torch.equal(value, expected), key
-    for parameter in model.parameters():
-        assert parameter.grad is not None
-        assert bool((parameter.grad == 1).all())
     assert [one.requires_grad for one in model.parameters()] == [one.requires_grad for one in before.parameters()]
+    for (key, value), expected in zip(model.state_dict().items(), before.state_dict().values(), strict=True):
+        assert torch.equal(value, expected), key
+    assert all(one.grad is not None and bool((one.grad == 1).all()) for one in model.parameters())
 
 
 def repeats_itself_with_the_same_seed(name: str) -> None:
@@ -127,39 +120,20 @@ def treats_an_image_alike_in_any_batch(name: str) -> None:
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
 
 
-def takes_no_more_passes_than_it_says(name: str) -> None:
-    attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
-    with runner.still():
-        result = runner.attack(attack)
-    # AutoAttack's own looks at the clean images are not part of an image's cost.
-    assert 0 < result.work["forwards"] + result.work["backwards"] <= COUNT * (attack.passes(CLASSES) + 1)
-
-
-def counts_the_passes_that_a_hook_counts(name: str) -> None:
-    model, seen = Network().eval(), {"forwards": 0, "backwards": 0}
+def counts_its_passes_and_takes_no_more_than_it_says(name: str) -> None:
+    model, seen = Network().eval(), 0
 
     def forward(_: nn.Module, __: object, logits: Tensor) -> None:
-        seen["forwards"] += len(logits)
-        if logits.requires_grad:
-            logits.register_hook(backward)  # type: ignore[no-untyped-call]
+        nonlocal seen
+        seen += len(logits)
 
-    def backward(gradient: Tensor) -> None:
-        seen["backwards"] += len(gradient)
-
-    runner = runner_on(model)
+    attack, runner = catalogue.parse(name, SETTINGS), runner_on(model)
     model.register_forward_hook(forward)
-    before = dict(seen)
     with runner.still():
-        for attack in (catalogue.parse(name, SETTINGS), catalogue.parse(name, SETTINGS.replace(seed=1))):
-            counted = runner.model.measure()
-            result = runner.attack(attack)
-            found = {what: seen[what] - before[what] for what in seen}
-            assert {what: int(counted()[what]) for what in found} == found
-            # A suite finds the number of classes, and makes its clean predictions, before its parts.
-            assert all(result.work[what] <= found[what] for what in found)
-            if not isinstance(attack, Suite):
-                assert {what: result.work[what] for what in found} == found
-            before = dict(seen)
+        work = runner.attack(attack).work
+    assert 0 < work["forwards"] <= seen == runner.model.forwards
+    # AutoAttack's own looks at the clean images are not part of an image's cost.
+    assert work["forwards"] + work["backwards"] <= COUNT * (attack.passes(CLASSES) + 1)
 
 
 def follows_a_renaming_of_the_classes(name: str) -> None:
@@ -167,13 +141,11 @@ def follows_a_renaming_of_the_classes(name: str) -> None:
     plain, renamed = Network().eval(), Network().eval()
     last, other = plain.layers[-1], renamed.layers[-1]
     other.weight.data[turned], other.bias.data[turned] = last.weight.data.clone(), last.bias.data.clone()
-    attack, found = catalogue.parse(name, SETTINGS), []
-    for model in (plain, renamed):
-        runner = runner_on(plain)
-        labels = runner.labels if model is plain else turned.numpy()[runner.labels]
-        runner = replace(runner, model=Counted(model), labels=labels)
-        with runner.still():
-            found.append(runner.attack(attack).predictions)
+    attack, found, runner = catalogue.parse(name, SETTINGS), [], runner_on(plain)
+    for model, labels in ((plain, runner.labels), (renamed, turned.numpy()[runner.labels])):
+        one = replace(runner, model=Counted(model), labels=labels)
+        with one.still():
+            found.append(one.attack(attack).predictions)
     assert (turned.numpy()[found[0]] == found[1]).all()
 
 
@@ -208,14 +180,11 @@ def refuses_a_model_that_is_not_finite(name: str) -> None:
 
 def is_read_back_from_a_card(name: str) -> None:
     attack = catalogue.parse(name, SETTINGS)
-    parameters = json.loads(json.dumps(attack.parameters))
-    assert catalogue.stored(attack.name, attack.norm, attack.eps, parameters) == attack
-    moved = attack.on("other", "0" * 64)
-    again = catalogue.stored(moved.name, moved.norm, moved.eps, json.loads(json.dumps(moved.parameters)))
-    assert (again, again.base, again.noise_key) == (moved, attack.base, attack.noise_key)
-    assert again != attack
-    one, two = (catalogue.parse(name, SETTINGS.replace(seed=seed)) for seed in (0, 1))
-    assert one.identity == two.identity
+    for one in (attack, attack.on("other", "0" * 64)):
+        again = catalogue.stored(one.name, one.norm, one.eps, json.loads(json.dumps(one.parameters)))
+        assert (again, again.base, again.noise_key) == (one, attack.base, attack.noise_key)
+    assert attack.on("other", "0" * 64) != attack
+    assert catalogue.parse(name, SETTINGS.replace(seed=1)).identity == attack.identity
 
 
 def is_another_attack_with_another_option(name: str) -> None:
@@ -225,7 +194,7 @@ def is_another_attack_with_another_option(name: str) -> None:
         choices = typing.get_args(typing.get_type_hints(kind)[field])
         named = [str(one) for member in choices for one in typing.get_args(member) or (member,)]
         found = {}
-        for text in ["2", "3", "0.25", "0.125", "true", "false", *named]:
+        for text in ["2", "3", "0.25", "0.125", *named]:
             with contextlib.suppress(UserError):
                 attack = catalogue.parse(f"{base}:{option}={text}", SETTINGS)
                 found[getattr(attack, field)] = attack
@@ -233,28 +202,13 @@ def is_another_attack_with_another_option(name: str) -> None:
         for attack in found.values():
             parameters = json.loads(json.dumps(attack.parameters))
             assert catalogue.stored(attack.name, attack.norm, attack.eps, parameters) == attack, option
-        identities = {replace(one.identity, name=base) for one in found.values()}
-        assert len(identities) == len(found), option
+        assert len({replace(one.identity, name=base) for one in found.values()}) == len(found), option
 
 
 def is_listed_and_has_a_place(name: str) -> None:
     attack = catalogue.parse(name, SETTINGS)
     assert any(attack.base == entry or attack.base.startswith(f"{entry}-") for entry in registry.entries("attacks"))
     assert catalogue.place(name) == catalogue.place(attack.base)
-    assert attack.passes(CLASSES) >= 1
-    attack.check_classes(CLASSES)
-
-
-def resumes_from_its_finished_batches(name: str, folder: Path) -> None:
-    attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
-    runner = replace(runner, batch_size=4)
-    with runner.still():
-        results = [replace(runner, state_dir=folder).attack(attack, keep=True) for _ in range(2)]
-    first, again = (SimpleNamespace(**vars(result)) for result in results)
-    np.testing.assert_array_equal(again.predictions, first.predictions)
-    assert again.work == first.work  # of the stored batches: nothing was run
-    if isinstance(attack, Suite):
-        assert tuple(again.parts) == attack.parts(CLASSES)
 
 
 class Layer(nn.Module):
@@ -268,20 +222,18 @@ class Layer(nn.Module):
         return self.change(x)
 
 
-CHECKS: tuple[Callable[[str], None], ...] = (
+RUNNING: tuple[Callable[[str], None], ...] = (
     stays_inside_its_ball_and_the_image_range,
     leaves_the_model_and_the_random_state_alone,
     repeats_itself_with_the_same_seed,
     treats_an_image_alike_in_any_batch,
-    takes_no_more_passes_than_it_says,
-    counts_the_passes_that_a_hook_counts,
+    counts_its_passes_and_takes_no_more_than_it_says,
     follows_a_renaming_of_the_classes,
     breaks_no_fewer_images_in_a_larger_ball,
     refuses_a_model_that_is_not_finite,
-    is_read_back_from_a_card,
-    is_another_attack_with_another_option,
-    is_listed_and_has_a_place,
 )
+CHECKS = (*RUNNING, is_read_back_from_a_card, is_another_attack_with_another_option, is_listed_and_has_a_place)
+SUITES = [name for name in short_names() if isinstance(catalogue.parse(name, SETTINGS), AutoAttack)]
 
 
 @pytest.fixture(autouse=True)
@@ -289,17 +241,10 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 10)
 
 
-# In make test the suites, which are the slow ones, are shown by one of them in the checks that run an attack.
-RUN_IT = CHECKS[:9]
-
-
 def parameter(name: str, check: Callable[[str], None]) -> Any:
-    suite = isinstance(catalogue.parse(name, SETTINGS), Suite)
-    usual = not suite or name == SUITES[0] or check not in RUN_IT
+    """In make test one suite stands for the others, which are slow, in the checks that run an attack."""
+    usual = name not in SUITES[1:] or check not in RUNNING
     return pytest.param(name, check, id=f"{name}-{check.__name__}", marks=() if usual else pytest.mark.full)
-
-
-SUITES = [name for name in short_names() if isinstance(catalogue.parse(name, SETTINGS), Suite)]
 
 
 @pytest.mark.sample(2)
@@ -310,8 +255,13 @@ def test_an_attack(name: str, check: Callable[[str], None]) -> None:
 
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("name", short_names())
-def test_an_attack_resumes(name: str, tmp_path: Path) -> None:
-    resumes_from_its_finished_batches(name, tmp_path)
+def test_an_attack_resumes_from_its_finished_batches(name: str, tmp_path: Path) -> None:
+    attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
+    runner = replace(runner, batch_size=4, state_dir=tmp_path)
+    with runner.still():
+        first, again = (runner.attack(attack, keep=True) for _ in range(2))
+    np.testing.assert_array_equal(again.predictions, first.predictions)
+    assert again.work == first.work  # of the stored batches: nothing was run
 
 
 # --- attacks that are added at run time ------------------------------------------------------------------------------
@@ -320,7 +270,7 @@ SPECIFICATION = """
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from taet.attacks.spec import AttackSpec, option_fields
+from taet.attacks.spec import AttackSpec
 from taet.fields import Count
 
 NAMES = {"nudge": "all pixels one step up or down, N times"}
@@ -347,81 +297,51 @@ NAMES = {"shift": "all pixels up by eps"}
 def shift(model, x, y, *, eps):
     return (x + eps).clamp(0, 1)
 """
+Plugged = Callable[..., AbstractContextManager[None]]
 
 
-@pytest.fixture(params=["TAET_PLUGINS", "registry.add"])
-def add(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str, str], None]]:
-    """Return a function that adds an attack's file in one of the two ways."""
-    (tmp_path / "attacks").mkdir()
-
-    def put(name: str, text: str) -> None:
-        path = tmp_path / "attacks" / f"{name}.py"
-        path.write_text(text, encoding="utf-8")
-        if request.param == "TAET_PLUGINS":
-            monkeypatch.setenv("TAET_PLUGINS", str(tmp_path))
-        else:
-            registry.add("attacks", path)
-
-    yield put
-    for path in (tmp_path / "attacks").iterdir():
-        registry.forget("attacks", path)
-
-
-@pytest.mark.sample(2)
-@pytest.mark.diagonal("add", "name")
 @pytest.mark.parametrize(
     ("name", "text", "typed"), [("nudge", SPECIFICATION, "nudge-3:way=random"), ("shift", FUNCTION, "shift")]
 )
 @pytest.mark.usefixtures("outlined")
 def test_an_attack_is_added_by_one_file(
-    name: str,
-    text: str,
-    typed: str,
-    add: Callable[[str, str], None],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, text: str, typed: str, plugged: Plugged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    path, out = tmp_path / f"{name}.py", tmp_path / "card"
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=f"unknown attack '{typed.partition(':')[0]}'"):
         catalogue.parse(typed)
-    add(name, text)
-    assert main(["list", "attacks"]) == 0
-    assert f"{name} " in capsys.readouterr().out
-    assert name in " ".join(catalogue.kinds())
-    for check in CHECKS:
-        check(typed)
-    resumes_from_its_finished_batches(typed, tmp_path)
-    weights = ["--model", "resnet8", "--data", "digits-lt", "--data.max-count", "12", "--data.test-max-count", "4"]
-    out = tmp_path / "card"
-    assert main(["evaluate", *weights, "--attacks", "clean", typed, "pgd-2", "--out", str(out)]) == 0
-    column = ResultCard.load(out / "evaluation.json").column(typed)
-    assert column.attack == catalogue.parse(typed, eps=column.eps)
-    assert len(column.parameters["source_sha256"]) == 64
-    assert typed in report.write([out], tmp_path / "report.html").read_text(encoding="utf-8")
-    assert main(["evaluate", *weights, "--attacks", f"{typed.partition(':')[0]}:way=sideways", "--out", str(out)]) == 2
-    assert "allowed: up, down, random" in capsys.readouterr().err or name == "shift"
+    with plugged("attacks", path):
+        assert main(["list", "attacks"]) == 0
+        assert f"{name} " in capsys.readouterr().out
+        for check in CHECKS:
+            check(typed)
+        weights = ["--model", "resnet8", "--data", "digits-lt", "--data.max-count", "12", "--data.test-max-count", "4"]
+        assert main(["evaluate", *weights, "--attacks", "clean", typed, "pgd-2", "--out", str(out)]) == 0
+        column = ResultCard.load(out / "evaluation.json").column(typed)
+        assert column.attack == catalogue.parse(typed, eps=column.eps)
+        assert len(column.parameters["source_sha256"]) == 64
+        assert typed in report.write([out], tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_custom_file_that_cannot_be_imported_does_not_hide_a_mistyped_name(add: Callable[[str, str], None]) -> None:
-    add("broken", 'NAMES = {"broken": "fails"}\nimport absent_package\n')
-    with pytest.raises(UserError, match=r"unknown attack 'pdg-20'.*did you mean 'pgd-20'"):
-        catalogue.parse("pdg-20")
-    with pytest.raises(UserError, match=r"unknown attack 'brokn'.*did you mean 'broken'"):
-        catalogue.parse("brokn")
-    with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
-        catalogue.parse("broken")
+def test_a_custom_file_that_cannot_be_imported_does_not_hide_a_mistyped_name(plugged: Plugged, tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text('NAMES = {"broken": "fails"}\nimport absent_package\n', encoding="utf-8")
+    with plugged("attacks", path):
+        for wrong, nearest in (("pdg-20", "pgd-20"), ("brokn", "broken")):
+            with pytest.raises(UserError, match=f"unknown attack '{wrong}'.*did you mean '{nearest}'"):
+                catalogue.parse(wrong)
+        with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
+            catalogue.parse("broken")
 
 
-def test_a_card_whose_custom_attack_is_gone_is_still_read(
-    add: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add("nudge", SPECIFICATION)
-    model, images = Network().eval(), runner_on(Network().eval())
-    card = taet.evaluate(model, images.images, images.labels, attacks=["nudge-2", "pgd-2"], eps=EPS)
-    card.save(tmp_path / "card.json")
-    monkeypatch.delenv("TAET_PLUGINS", raising=False)
-    registry.forget("attacks", tmp_path / "attacks" / "nudge.py")
+def test_a_card_whose_custom_attack_is_gone_is_still_read(plugged: Plugged, tmp_path: Path) -> None:
+    path, model = tmp_path / "nudge.py", Network().eval()
+    path.write_text(SPECIFICATION, encoding="utf-8")
+    images = runner_on(model)
+    with plugged("attacks", path):
+        card = taet.evaluate(model, images.images, images.labels, attacks=["nudge-2", "pgd-2"], eps=EPS)
+        card.save(tmp_path / "card.json")
     again = ResultCard.load(tmp_path / "card.json")
     assert again.to_json() == card.to_json()
     column = again.column("nudge-2")
@@ -434,35 +354,20 @@ def test_a_card_whose_custom_attack_is_gone_is_still_read(
 # --- the public functions --------------------------------------------------------------------------------------------
 
 
-def call(name: str, x: Tensor, **settings: Any) -> Tensor:
-    """Run a public function on a linear model, with three steps where it asks for a number of them."""
-    function = getattr(taet.attacks, name)
-    parameters = inspect.signature(function).parameters.values()
-    needs_steps = any(
-        one.kind is one.VAR_KEYWORD or (one.name == "step_size" and one.default is one.empty) for one in parameters
-    )
-    chain = {"steps": 3, "step_size": EPS / 2} if needs_steps else {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(75, 4)).eval()
-    result: Tensor = function(model, x, model(x.float()).argmax(1), **chain, **settings)
-    return result
-
-
-def images() -> Tensor:
-    return torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("name", sorted(taet.attacks.__all__))
 def test_a_function_takes_a_ball_per_image_or_says_that_it_does_not(name: str) -> None:
-    x, eps = images(), torch.tensor([0.02, 0.05, 0.1, 0.3, 0.6, 0.9])
+    function, eps = getattr(taet.attacks, name), torch.tensor([0.02, 0.05, 0.1, 0.3, 0.6, 0.9])
+    chain = {"steps": 3, "step_size": EPS / 2} if name in ("pgd", "cw_linf") else {}
+    x, model = torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(0)), Network().eval()
+    y = model(x).argmax(1)
+    assert inspect.getdoc(function)
     if name == "autoattack":
         with pytest.raises(UserError, match=r"got a tensor of shape \(6,\); allowed: one number"):
-            call(name, x, eps=eps)
+            function(model, x, y, eps=eps)
         return
-    x_adv = call(name, x, eps=eps)
+    x_adv = function(model, x, y, eps=eps, **chain)
     norm = "l2" if name in ("cw_l2", "deepfool") else "linf"
     assert bool((distance(x_adv, x, norm) <= eps + 1e-6).all())
     assert float(distance(x_adv, x, norm).max()) > 0
     with pytest.raises(UserError, match="eps: got a tensor of shape"):
-        call(name, x, eps=eps[:2])
+        function(model, x, y, eps=eps[:2], **chain)

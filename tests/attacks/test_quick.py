@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from taet.attacks import pgd, quick
 from taet.attacks.ball import Norm, lengths, verify
 from taet.attacks.catalogue import parse, stored
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
-from taet.attacks.objectives import fooled, probability_margin, target_classes
+from taet.attacks.noise import Draws
+from taet.attacks.objectives import fooled, nearest_classes, probability_margin
 from taet.attacks.quick import MEASURED, margin_lengths, margin_objectives
-from taet.attacks.targets import nearest_classes
 from taet.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
@@ -78,10 +78,7 @@ def test_the_order_of_the_nearest_classes_is_golden(norm: Norm) -> None:
     def model(x: Tensor) -> Tensor:
         return torch.tanh(x @ inputs["W1"].T + inputs["b1"]) @ inputs["W2"].T + inputs["b2"]
 
-    found = nearest_classes(model, inputs["x"], inputs["labels"], norm)
-    assert found.tolist() == expected[norm]
-    first = target_classes("nearest", model, inputs["x"], inputs["labels"], None, norm)  # type: ignore[arg-type]
-    assert first.tolist() == [order[0] for order in expected[norm]]
+    assert nearest_classes(model, inputs["x"], inputs["labels"], norm).tolist() == expected[norm]
     few = nearest_classes(model, inputs["x"], inputs["labels"], norm, candidates=2)
     assert sorted(few[0].tolist()) == sorted(expected["by_logit"][0][:2])
 
@@ -96,10 +93,14 @@ def linear(classes: int = 2, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, model(x).argmax(1)
 
 
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full), pytest.param(2, marks=pytest.mark.full)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("classes", [2, 3, 12])
-def test_a_linear_model_falls_where_a_boundary_is_in_the_ball_and_nowhere_else(norm: Norm, classes: int) -> None:
-    model, x, y = linear(classes)
+def test_a_linear_model_falls_where_a_boundary_is_in_the_ball_and_nowhere_else(
+    norm: Norm, classes: int, seed: int
+) -> None:
+    """Images whose nearest boundary is a per mille from the radius may fall or stand: a chain has a last step."""
+    model, x, y = linear(classes, seed)
     with torch.no_grad():
         logits, weight = model(x), model[1].weight
         apart = weight[y][:, None] - weight[None]
@@ -114,57 +115,45 @@ def test_a_linear_model_falls_where_a_boundary_is_in_the_ball_and_nowhere_else(n
 
 
 class Steep(nn.Module):
-    """Two pixels, two classes, and a boundary that no ball of the tests reaches; every call counts."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
+    """A boundary that no ball of the tests reaches."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = x.flatten(1).sum(1, keepdim=True)
-        return torch.cat([total + 5, *(k * 0.1 * total.cos() for k in range(self.classes - 1))], 1)
+        return torch.cat([total + 5, *(k * 0.1 * total.cos() for k in range(9))], 1)
 
 
 @pytest.mark.parametrize(("near", "expected"), [(0.3, 92 + 9 + 240), (1.0, 92 + 9 + 240 + 800)])
 def test_an_image_that_stands_costs_what_the_page_says(near: float, expected: int) -> None:
-    counted, x = Counted(Steep(10)), torch.full((4, 1, 2, 2), 0.5)
+    counted, x = Counted(Steep()), torch.full((4, 1, 2, 2), 0.5)
     y = torch.tensor([0, 0, 0, 3])  # the last one is misclassified and costs its one pass
     quick(counted, x, y, eps=0.1, near=near)
     assert counted.passes == 3 * expected + 1
     assert expected + 1 <= parse("quick").passes(10)
 
 
+class Never(nn.Module):
+    """One class for every image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0]).expand(len(x), 2) + 0 * x.flatten(1)[:, :2]
+
+
 def test_an_iterate_that_only_the_search_calls_fooled_does_not_count() -> None:
-    model, x, y = linear()
-
-    def never(x: Tensor) -> Tensor:
-        return nn.functional.one_hot(y[:1].expand(len(x)), 2).float()
-
-    x, y = x[y == y[0]], y[y == y[0]]
-    generous = lambda x: model(x).flip(1)  # noqa: E731
-    x_adv = quick(generous, x, y, eps=0.03, judge=never)
-    assert not bool(fooled(never(x_adv), y).any())
+    view, x, _ = linear()
+    y, counted = torch.zeros(len(x), dtype=torch.int64), Counted(Never(), view)
+    x_adv = quick(counted, x, y, eps=0.03, checked=True)
+    assert bool(fooled(view(x_adv), y).any())
+    assert counted.passes > 100 * len(x), "no image was given up"
     verify("quick", x_adv, x, 0.03)
-
-
-def test_lengths_and_objectives_are_one_or_one_per_step() -> None:
-    model, x, y = linear()
-    for settings in ({"step_size": [0.1, 0.1]}, {"objective": [probability_margin] * 4, "step_size": 0.1}):
-        with pytest.raises(UserError, match=r"got [24] for 3 steps; allowed: one, or one per step"):
-            pgd(model, x, y, eps=0.1, steps=3, **settings)  # type: ignore[arg-type]
-    one = pgd(model, x, y, eps=0.1, steps=3, step_size=0.02)
-    each = pgd(model, x, y, eps=0.1, steps=3, step_size=[0.02] * 3)
-    assert torch.equal(one, each)
 
 
 def test_the_gap_that_is_printed_is_the_one_that_was_measured() -> None:
     rows = json.loads((Path(__file__).parents[2] / "results" / "verdicts.json").read_text(encoding="utf-8"))["quick"]
     gaps = [row["quick"] - row["autoattack"] for row in rows]
-    assert len(rows) >= 12
     assert {row["attack"].partition(":")[0] for row in rows} == {"quick", "quick-l2"}
-    assert (MEASURED.models, MEASURED.images) == (len(rows), sum(row["images"] for row in rows))
-    assert MEASURED.largest == pytest.approx(max(gaps), abs=0.005)
-    assert MEASURED.mean == pytest.approx(sum(gaps) / len(gaps), abs=0.005)
+    said = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", MEASURED)]
+    measured = [len(rows), sum(row["images"] for row in rows), max(gaps), sum(gaps) / len(gaps)]
+    assert said == pytest.approx(measured, abs=0.005)
 
 
 def test_columns_of_an_earlier_order_of_runs_are_another_attack() -> None:

@@ -9,29 +9,27 @@ from taet.attacks.units import Unit, run_units
 
 
 class Shelf:
-    """A state in memory that notes what is put."""
+    """A state in memory."""
 
     def __init__(self) -> None:
         self.units: dict[str, Unit] = {}
-        self.written: list[str] = []
 
     def get(self, key: str) -> Unit | None:
         return self.units.get(key)
 
     def put(self, key: str, arrays: Unit) -> None:
-        self.written.append(key)
         self.units[key] = arrays
 
 
-def square(number: int) -> Unit:
-    return {"number": np.asarray(number), "square": np.asarray(number**2)}
+def run(count: int, state: Shelf, fails_at: int = -1) -> tuple[list[int], list[str]]:
+    """The squares of the numbers, and what was told and done."""
+    said: list[str] = []
 
-
-def run(count: int, state: Shelf | None, computed: list[int] | None = None) -> list[int]:
     def compute(number: int) -> Unit:
-        if computed is not None:
-            computed.append(number)
-        return square(number)
+        if number == fails_at:
+            raise KeyboardInterrupt
+        said.append(f"do {number}")
+        return {"number": np.asarray(number), "square": np.asarray(number**2)}
 
     found = run_units(
         count,
@@ -39,43 +37,21 @@ def run(count: int, state: Shelf | None, computed: list[int] | None = None) -> l
         state=state,
         key=lambda number: f"unit-{number}",
         valid=lambda number, unit: int(unit["number"]) == number,
+        begin=lambda number: said.append(f"begin {number}"),
     )
-    return [int(unit["square"]) for unit in found]
+    return [int(unit["square"]) for unit in found], said
 
 
 def test_what_is_missing_or_about_something_else_is_done_again() -> None:
-    state, computed = Shelf(), list[int]()
+    state = Shelf()
     run(6, state)
     del state.units["unit-1"]
-    state.units["unit-4"] = square(3)
-    assert run(6, state, computed) == [0, 1, 4, 9, 16, 25]
-    assert computed == [1, 4]
+    state.units["unit-4"] = state.units["unit-3"]
+    assert run(6, state) == ([0, 1, 4, 9, 16, 25], ["begin 1", "do 1", "begin 4", "do 4"])
 
 
 def test_what_was_done_before_a_failure_is_kept() -> None:
     state = Shelf()
-
-    def fail(number: int) -> Unit:
-        if number == 3:
-            raise KeyboardInterrupt
-        return square(number)
-
     with pytest.raises(KeyboardInterrupt):
-        run_units(5, fail, state=state, key=lambda number: f"unit-{number}", valid=lambda *_: True)
-    computed: list[int] = []
-    assert run(5, state, computed) == [0, 1, 4, 9, 16]
-    assert computed == [3, 4]
-
-
-def test_a_unit_is_told_before_it_is_done_and_one_that_is_there_is_not() -> None:
-    state, said = Shelf(), list[str]()
-
-    def compute(number: int) -> Unit:
-        said.append(f"do {number}")
-        return square(number)
-
-    state.put("1", square(1))
-    run_units(
-        3, compute, state=state, key=str, valid=lambda *_: True, begin=lambda number: said.append(f"begin {number}")
-    )
-    assert said == ["begin 0", "do 0", "begin 2", "do 2"]
+        run(5, state, fails_at=3)
+    assert run(5, state) == ([0, 1, 4, 9, 16], ["begin 3", "do 3", "begin 4", "do 4"])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,8 +14,6 @@ from typing import Any
 import pytest
 
 from taet.cli import compare as command
-from taet.cli.options import parse
-from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.experiments import jobs
 
@@ -59,14 +54,13 @@ def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
 
     outcome = taet("compare", "two.toml", "--jobs", "2")
     assert outcome.code == 0
-    time_taken = r"\d+:\d\d of training and \d+:\d\d of attacks"
-    assert re.fullmatch(rf"2 cells: 1 done, 1 not applicable; {time_taken}\nopen two/report.html\n", outcome.out)
+    assert outcome.out == "2 cells: 1 done, 1 not applicable\nopen two/report.html\n"
     record = json.loads((first / "run.json").read_text())
     assert record["command"].startswith("taet train at --data digits-lt --outer balanced-softmax --model resnet8 ")
     assert record["command"].endswith("--out two/runs/at_digits-lt_seed0")
     assert ResultCard.load(first / "evaluation.json").command == "taet evaluate two/runs/at_digits-lt_seed0"
     listed = taet("compare", "two.toml", "--dry-run")
-    assert re.fullmatch(rf"at_digits-lt_seed0: done in {time_taken}", listed.out.splitlines()[0])
+    assert listed.out.splitlines()[0] == "at_digits-lt_seed0: done"
     assert listed.out.splitlines()[1].startswith("harl_digits-lt_seed0: not applicable: harl: got the outer loss")
     (place / "two.toml").write_text(SPECIFICATION.replace("epochs = 2", "epochs = 3"))
     refused = taet("compare", "two.toml")
@@ -85,34 +79,8 @@ def test_a_dry_run_prints_commands_and_json(taet: Any, place: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["two.toml"]
 
 
-@pytest.mark.parametrize(("words", "out"), [("--jobs 2", "two"), ("--out 'else where'", "else where")])
 @pytest.mark.usefixtures("place")
-def test_an_interruption_names_the_folder_and_the_command_that_goes_on(
-    taet: Any, words: str, out: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs._Work, "run", lambda *_: True)
-    outcome = taet("compare", "two.toml", *shlex.split(words))
-    assert outcome.code == 130
-    said = f"progress is saved in {out}; continue with: taet compare two.toml {words}"
-    assert outcome.err.splitlines()[-1] == f"taet: interrupted; {said}"
-
-
-def test_what_is_left_is_said_with_the_command_that_goes_on(place: Path) -> None:
-    planned = jobs.compare("two.toml", place / "out", dry_run=True)
-    late = dataclasses.replace(planned, out_of_time=True, report=place / "report.html")
-    parsed = parse(command.Compare, ["two.toml", "--time-budget", "1h"], "taet compare").command
-    assert command.summary(late, parsed, "taet compare two.toml --time-budget 1h").splitlines() == [
-        "2 cells: 1 missing, 1 not applicable",
-        "the time budget is used up; continue: taet compare two.toml --time-budget 1h",
-        f"open {place / 'report.html'}",
-    ]
-    parsed = parse(command.Compare, ["two.toml", "--part", "1/2"], "taet compare").command
-    whole = f"taet compare two.toml --out {place / 'out'}"
-    assert command.summary(planned, parsed, "").splitlines()[1:] == [f"when every part has ended: {whole}"]
-
-
-@pytest.mark.usefixtures("place")
-def test_a_cell_that_failed_is_exit_status_1(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_a_comparison_ended_is_said_and_is_its_exit_status(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(work: Any, _: float) -> bool:
         work.failed["at_digits-lt_seed0"] = "exit status 2: the disk is full"
         return False
@@ -121,9 +89,17 @@ def test_a_cell_that_failed_is_exit_status_1(taet: Any, monkeypatch: pytest.Monk
     outcome = taet("compare", "two.toml")
     assert outcome.code == 1
     assert outcome.out.splitlines() == [
-        "failed: at_digits-lt_seed0: exit status 2: the disk is full",
+        "at_digits-lt_seed0: failed: exit status 2: the disk is full",
         "2 cells: 1 failed, 1 not applicable",
     ]
+    monkeypatch.setattr(jobs._Work, "run", lambda *_: False)
+    outcome = taet("compare", "two.toml", "--time-budget", "1h")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[1] == "the time budget is used up; the same command continues"
+    monkeypatch.setattr(jobs._Work, "run", lambda *_: True)
+    outcome = taet("compare", "two.toml", "--out", "else where")
+    said = "taet: interrupted; finished work is saved; continue with: taet compare two.toml --out 'else where'"
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (130, said)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2h30m", 9000), ("90m", 5400), ("600s", 600), ("1h1m1s", 3661)])
@@ -132,6 +108,8 @@ def test_durations(text: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "30m2h", "1.5h", "-3m"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(UserError, match=r"allowed: hours, minutes and seconds, e\.g\. 2h30m"):
-        command.seconds(text)
+def test_what_is_no_duration(taet: Any, text: str) -> None:
+    outcome = taet("compare", "two.toml", f"--time-budget={text}")
+    assert outcome.code == 2
+    assert "time budget: got '" in outcome.err
+    assert "; allowed: hours, minutes and seconds, e.g. 2h30m" in outcome.err

@@ -270,7 +270,7 @@ def test_no_file_of_the_current_directory_shadows_a_module(run: Path) -> None:
         (run / name).parent.mkdir(exist_ok=True)
         (run / f"{name}.py").write_text(SHADOW)
     main = [sys.executable, "-P", "-c", "import sys; from taet.cli import main; sys.exit(main())"]
-    words = "evaluate . --processes 2 --attacks clean fgsm --batch-size 20"
+    words = "evaluate . --attacks clean fgsm --batch-size 20"
     done = subprocess.run([*main, *words.split()], cwd=run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not list(run.rglob("*.touched"))

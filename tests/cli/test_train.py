@@ -73,7 +73,7 @@ def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> Non
         ("epochs = 3", "unknown setting 'epochs'"),
         ('data = "digits-lt"', "data: got 'digits-lt'; allowed: an object"),
         ('method = "taett"', "unknown method 'taett'"),
-        ("method = 3", "method: got 3; allowed: a text"),
+        ("method = 3", "unknown method '3'"),
         ('protocol = "taett"', "unknown protocol 'taett'; allowed: official, reat, taet; did you mean 'taet'?"),
         ("[settings]\nbeta = 3", "unknown setting 'settings.beta'"),
         ("[training]\nema = 0.9\nswa = 0.5", "swa: got 0.5 with ema 0.9"),
@@ -159,12 +159,6 @@ def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named
     [
         ("taet", {"training.batch_size": 4}, "a batch of 4 misses 7 of 10 classes on average"),
         ("harl", {"training.batch_size": 4, "settings": Harl.Config(absent="skip")}, ""),
-        (
-            "at",
-            {"training.selection": "best-validation", "data.validation": 0.2, "data.imbalance_ratio": 1.0},
-            "on 40 validation images, 4 of '0', a balanced accuracy has a standard error of up to 7.9 points",
-        ),
-        ("at", {"training.selection": "last", "data.validation": 0.2}, ""),
     ],
 )
 def test_what_may_go_wrong_is_said_first(
@@ -172,7 +166,7 @@ def test_what_may_go_wrong_is_said_first(
 ) -> None:
     text = introduction(*prepare(tiny(method, settings)), {})
     assert said in text
-    assert said or not ("misses" in text or "chance may decide" in text)
+    assert said or "misses" not in text
 
 
 @pytest.fixture
@@ -218,7 +212,6 @@ def test_a_run_goes_on_where_it_was_stopped_and_is_attacked_as_it_is_told(
     assert (folder / "report.html").is_file()
     words = ["train", "standard", *small, "--epochs", "1", "--evaluation.attacks", "clean", "--out"]
     outcome = taet(*words, tmp_path / "a")
-    assert "no --data: digits-lt" in outcome.err
     assert not (tmp_path / "a" / "evaluation.json").exists()
     assert taet(*words, tmp_path / "b", "--evaluate").code == 0
     assert (tmp_path / "b" / "report.html").is_file()

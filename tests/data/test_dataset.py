@@ -41,15 +41,6 @@ def test_arrays_that_torch_cannot_share_are_copied(kind, arrays):
     assert (torch.from_numpy(split.images).numpy() == images).all()
 
 
-def test_images_that_are_mapped_from_a_file_stay_there(arrays, tmp_path):
-    given = arrays()
-    np.save(tmp_path / "a.npy", given["train_images"])
-    mapped = Dataset.from_arrays(**given | {"train_images": np.load(tmp_path / "a.npy", "r")})
-    assert isinstance(mapped.train.images, np.memmap)
-    assert describe(mapped) == describe(Dataset.from_arrays(**given))
-    assert torch.from_numpy(mapped.train.choose(np.array([2, 1])).images).shape == (2, 4, 5, 3)
-
-
 def test_checksum_sees_images_labels_and_shape(arrays):
     split = Dataset.from_arrays(**arrays()).train
     assert split.sha256 == replace(split, images=split.images.copy(order="F")).sha256

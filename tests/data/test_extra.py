@@ -116,14 +116,6 @@ def test_batches_have_the_prior_that_losses_are_told(dataset: Dataset, extra: Ex
         assert sorted(originals[first : first + 22]) == list(range(22))
 
 
-def test_images_keep_their_labels(dataset: Dataset, extra: Extra) -> None:
-    pool = np.concatenate([dataset.train.images, extra.split.images])
-    labels = np.concatenate([dataset.train.labels, extra.split.labels])
-    for batch in loader(dataset.train, extra, "none").epoch(1):
-        assert np.array_equal(batch.y, labels[batch.index])
-        assert np.array_equal((batch.x * 255).round().numpy(), pool[batch.index].transpose(0, 3, 1, 2))
-
-
 def test_parts_of_processes_later_steps_and_streamed_images_are_the_batches(
     dataset: Dataset, extra: Extra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,16 +73,6 @@ def test_facts_are_those_of_the_loaded_set_and_read_headers_only(more, flat, mon
     assert facts(Data(name=str(flat), **more)) == expected
 
 
-def test_a_class_may_lack_test_images_and_may_be_called_train(split, fill):
-    shutil.rmtree(split / "test" / "ant")
-    assert "no test image of: ant" in load(str(split)).notes
-    for name in ("train/ant", "train/cat", "val", "test"):
-        shutil.rmtree(split / name)
-    fill(split / "train", 5, 3)
-    fill(split / "dog", 9, 3)
-    assert load(str(split)).class_names == ("dog", "train")
-
-
 def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(split, fill, tmp_path_factory):
     (split / "train" / ".git").mkdir()
     (split / "train" / "ant" / "._00.png").write_bytes(b"")

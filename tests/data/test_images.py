@@ -1,7 +1,6 @@
 """What image files hold, decoding and resizing."""
 
 import os
-import warnings
 
 import numpy as np
 import pytest
@@ -62,22 +61,6 @@ def test_images_that_are_not_square_are_squeezed_cut_or_get_bars(turn):
     assert (found["pad"] == [[0, 0, 0], found["squeeze"][0], [0, 0, 0]]).all()
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix", "expected"),
-    [
-        *((mode, "png", 255) for mode in ("1", "L", "LA")),
-        *(
-            (mode, suffix, (255, 0, 0))
-            for mode, suffix in (("RGB", "png"), ("RGBA", "png"), ("P", "gif"), ("CMYK", "tif"))
-        ),
-    ],
-)
-def test_grey_stays_grey_and_colour_becomes_rgb(tmp_path, mode, suffix, expected):
-    path = tmp_path / f"a.{suffix}"
-    Image.new("L" if expected == 255 else "RGB", (5, 4), expected).convert(mode).save(path)
-    assert (decode(path) == np.full((4, 5) if expected == 255 else (4, 5, 3), expected)).all()
-
-
 def test_alpha_is_dropped_palettes_give_no_warning_and_16_bits_are_rounded(tmp_path):
     Image.new("RGBA", (5, 4), (9, 8, 7, 0)).save(tmp_path / "a.png")
     assert decode(tmp_path / "a.png")[0, 0].tolist() == [9, 8, 7]
@@ -129,7 +112,7 @@ def test_a_survey_says_what_there_is(tmp_path):
     assert found.sizes.tolist() == [*map(list, sizes), [6, 4], [3, 6], [6, 4]]
     assert (found.ranked(0.5), found.ranked(1), found.uniform) == ((6, 4), (60, 40), False)
     assert found.sentences(10, "squeeze") == [
-        "7 image files, 3x6 to 60x40, median 6x4 pixels, 2 grey, read as colour like the others",
+        "7 image files, 3x6 to 60x40 pixels, median 6x4, 2 of them grey",
         "6 of 7 images: not square, squeezed (e.g. '0.png')",
     ]
 
@@ -176,15 +159,6 @@ def test_unreadable_files_are_counted_and_named_with_the_reason(tmp_path):
     with pytest.raises(UserError, match=r"2 of 3 images cannot be read: '.*cut\.png' \(.*truncated.*cut\.jpg") as error:
         read(cut, 32)
     assert "\n" not in str(error.value)
-
-
-def test_too_many_pixels_are_refused_in_one_line_and_warnings_stay_as_they_were(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.png", size=(30, 20))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    before = list(warnings.filters)
-    with pytest.raises(UserError, match=r"a\.png' \(Image size \(600 pixels\) exceeds limit"):
-        read([path], 8)
-    assert warnings.filters == before
 
 
 def test_chosen_files_are_decoded_alone_and_the_key_changes_with_them(tmp_path):

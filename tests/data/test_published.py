@@ -152,14 +152,6 @@ def test_a_file_of_other_content_is_refused(tmp_path):
         refused("cifar10-lt", message, root=str(tmp_path))
 
 
-@pytest.mark.parametrize(("name", "reader"), [("cifar10-lt", "CIFAR10"), ("cifar100-balanced-small", "CIFAR100")])
-def test_what_is_downloaded_is_the_official_archive(name, reader):
-    (download,) = cifar.downloads(Data(name=name))
-    official = getattr(torchvision.datasets, reader)
-    assert download[:3] == (official.url, official.filename, official.tgz_md5)
-    assert download.unpacks_to == official.base_folder
-
-
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("ratio", "train", "test"), [(10, 20431, 4084), (20, 17023, 3401), (50, 13996, 2795), (100, 12406, 2478)]

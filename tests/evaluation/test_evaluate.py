@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import taet
+from taet import statistics
 from taet.attacks import fgsm
 from taet.errors import UserError
 from taet.evaluation import GivenImages, ResultCard, parse_attack
@@ -67,16 +69,6 @@ def test_flags_depend_neither_on_the_order_of_attacks_nor_on_batches_nor_on_the_
     backwards = taet.evaluate(model, unit(images), torch.from_numpy(labels), ["fgsm", "pgd-5", "clean"], **how)
     for name in ("clean", "pgd-5", "fgsm"):
         np.testing.assert_array_equal(forwards.column(name).correct, backwards.column(name).correct)
-
-
-def test_the_fast_suite_comes_out_of_the_standard_one(evaluated: Evaluated) -> None:
-    both = evaluated("autoattack-fast", "autoattack", eps=0.04, batch_size=22)
-    alone = evaluated("autoattack-fast", eps=0.04, batch_size=22).column("autoattack-fast")
-    fast = both.column("autoattack-fast")
-    assert [column.name for column in both.columns] == ["clean", "autoattack-fast", "autoattack"]
-    assert (fast.forwards, fast.parameters["from"]) == (0, "autoattack")
-    np.testing.assert_array_equal(fast.predictions, alone.predictions)
-    assert fast.identity == alone.identity
 
 
 def test_the_model_is_given_back_as_it_was(evaluated: Evaluated, task: Task) -> None:
@@ -165,10 +157,9 @@ def few(logits: Tensor) -> Tensor:
         ({"epss": 0.1}, "unknown setting 'epss'.*did you mean 'eps'"),
         ({"attacks": ("curve-stepz",)}, "unknown attack 'curve-stepz'.*did you mean 'curve-steps'"),
         ({"attacks": "fgsn"}, "did you mean 'fgsm'"),
-        ({"attacks": ("pgd-3:objective=dlr",), "class_names": None, "two": True}, "allowed: 3 or more for DLR"),
         ({"attacks": ("autoattack@runs/other",)}, "attack 'autoattack@runs/other': got autoattack, "),
         ({"attacks": ("pgd-20@runs/other",)}, "got 'runs/other'; allowed: the folder of a finished run"),
-        ({"weights": "model-best"}, "got weights= beside a Module"),
+        ({"weights": "model-best"}, "unknown setting 'weights'"),
         ({"device": "gpu"}, "device"),
     ],
 )
@@ -197,24 +188,24 @@ def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any
         taet.evaluate(task[0], images, labels if labels is None else np.array(labels))
 
 
-def test_what_given_images_say_is_not_given_again(task: Task) -> None:
+def test_what_images_or_a_run_say_of_themselves_is_not_given_again(task: Task, tmp_path: Path) -> None:
     model, images, labels = task
     given = GivenImages(images, labels, class_names=["a", "b", "c", "d"], about={"name": "mine"})
     card = taet.evaluate(model, given, attacks="clean")
     assert (card.class_names, card.data["name"]) == (("a", "b", "c", "d"), "mine")
-    with pytest.raises(UserError, match="got labels= and class_names= beside GivenImages, which have their own"):
-        taet.evaluate(model, given, labels, class_names=["a", "b", "c", "d"])
+    with pytest.raises(UserError, match="unknown setting 'labels'"):
+        taet.evaluate(model, given, labels)
+    with pytest.raises(UserError, match="got images beside a run, which has its own; allowed: with out="):
+        taet.evaluate(tmp_path, given)
+    with pytest.raises(UserError, match="got images without labels; allowed: both, or neither"):
+        taet.evaluate(tmp_path, images)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"name": "mine", "notes": ["x"]}, "got name= and notes= beside a run, which has its own"),
-        ({"class_names": list("ab")}, "got class_names= beside a run, which has its own"),
-        ({"labels": np.zeros(1, int)}, "got images without labels, or labels without images; allowed: both"),
-        ({"images": np.zeros((1, 8, 8, 3), np.uint8), "labels": np.zeros(1, int)}, "allowed: with out="),
-    ],
-)
-def test_what_a_run_says_of_itself_is_not_given_again(given: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        taet.evaluate(tmp_path, **given)
+@pytest.mark.parametrize(("most", "measured"), [(4, True), (3, False)])
+def test_of_very_many_classes_nothing_is_kept_for_every_pair(
+    most: int, measured: bool, evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "PAIRED_CLASSES", most)
+    card = evaluated("clean")
+    assert (card.column("clean").roc_auc is not None) == measured
+    assert math.isnan(card.summary("clean").roc_auc) != measured

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from taet.attacks import pgd
 from taet.attacks.counted import Counted
-from taet.attacks.draws import Draws
+from taet.attacks.noise import Draws
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation import ResultCard, facts

@@ -113,9 +113,7 @@ def test_what_no_sound_evaluation_shows_is_named(accuracies: dict[str, float], f
         {"cw-linf-100": 0.4, "pgd-20": 0.5},  # more steps, too
         {"square": 0.3, "fgsm": 0.5},  # gradients that were followed too shortly are not to blame
         {"square": 0.3, "pgd-19:step=4/255": 0.5},
-        {"square": 0.3, "pgd-100:target=least-likely": 0.5},
         {"clean": 0.3, "pgd-20": 0.5, "pgd-20:eps=16/255": 0.2},  # clean images are no attack
-        {"pgd-20:target=random": 0.7, "pgd-20": 0.5, "autoattack": 0.46},  # not a chain to be compared with
         {"pgd-20@other": 0.3, "pgd-100": 0.5},
         {"autoattack@other": 0.1, "pgd-20": 0.5},
         {"cw-l2@other": 0.5, "cw-l2": 0.0},  # need not break another model
@@ -180,7 +178,7 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
 
 def test_a_bound_says_how_far_it_was_from_the_truth_or_that_it_must_not_be_used() -> None:
     sound = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5))
-    assert sound["quick-is-a-bound"].startswith(f"quick: an upper bound, on {MEASURED.models} pairs of model and ball")
+    assert sound["quick-is-a-bound"].startswith(f"quick: {MEASURED}")
     misled = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5), column("autoattack", 0.3))
     assert misled.keys() == {"autoattack-far-below-pgd", "quick-misled"}
     assert "raises autoattack-far-below-pgd" in misled["quick-misled"]

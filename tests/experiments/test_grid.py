@@ -21,7 +21,6 @@ from taet.settings import override
 from taet.training.decisive_settings import training_settings
 from tests.calls import configure
 
-GOOD: dict[str, Any] = {"methods": ["at"], "data": ["digits-lt"]}
 TEXT = """
 title = "Two"
 methods = ["at", {name = "harl-skip", method = "harl", settings = {absent = "skip", "outer.name" = "focal"}}]
@@ -82,11 +81,19 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
         ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
         ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
         ({"variants": [{"name": "x"}]}, "the field 'settings' is missing"),
+        ({"settings": {"training.epoch": 3}}, r"^settings: .*did you mean 'epochs'\?"),
+        ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
+        ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
+        ({"data": ["digits-lt", "digit-lt"]}, r"no folder or file 'digit-lt'.*did you mean 'digits-lt'\?"),
+        ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
+        ({"methods": ["standard"], "protocol": "official"}, "protocol official: got standard"),
     ],
 )
-def test_a_mistake_in_a_specification_is_one_line(changes: dict[str, Any], words: str) -> None:
+def test_a_mistake_in_a_specification_is_one_line(
+    small: dict[str, Any], tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        parse(GOOD | changes)
+        planned(small, tmp_path, **changes)
     assert "\n" not in str(caught.value)
 
 
@@ -152,25 +159,6 @@ def test_what_a_method_refuses_is_not_applicable_with_the_reason(small: dict[str
     assert reasons["at-focal + bsl"] == "its own settings say outer.name focal"
     assert "unknown setting 'method.absent'" in reasons["at + skip"]
     assert not [cell for cell in found if cell.reason and cell.look().commands]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"settings": {"training.epoch": 3}}, r"^settings: .*did you mean 'epochs'\?"),
-        ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
-        ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
-        ({"data": ["digits-lt", "digit-lt"]}, r"no folder or file 'digit-lt'.*did you mean 'digits-lt'\?"),
-        ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
-        ({"methods": ["standard"], "protocol": "official"}, "protocol official: got standard"),
-    ],
-)
-def test_a_mistake_that_concerns_every_method(
-    small: dict[str, Any], tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(UserError, match=words) as caught:
-        planned(small, tmp_path, **changes)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(small: dict[str, Any], tmp_path: Path) -> None:

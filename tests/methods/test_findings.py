@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from taet.attacks.noise import Source
-from taet.attacks.weighting import generation_weighting
+from taet.attacks.objectives import generation_weighting
 from taet.data.long_tail import long_tail_counts
 from taet.losses import hierarchical_equalization, tail_margin
 from taet.losses.equalization import expected_absent_classes

@@ -14,7 +14,6 @@ from torch.nn import functional
 from taet import models, registry
 from taet.errors import UserError
 from taet.files import digest
-from taet.models import Adapter
 from taet.models.heads import CosineHead, Head
 from taet.models.resnet import PreActBlock
 from taet.models.strategy import Strategy
@@ -180,16 +179,6 @@ def test_what_no_model_can_be_built_from_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         models.build(name, 10, shape, stem=stem)
     assert "\n" not in str(caught.value)
-
-
-def test_an_adapter_gives_float32_logits_and_the_offset() -> None:
-    model = Adapter(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 3)
-    x = images((1, 8, 8))
-    assert torch.equal(model(x), model.network(x))
-    model.offset.copy_(torch.tensor([0.0, 1.0, 2.0]))
-    torch.testing.assert_close(model(x), model.network(x) - torch.tensor([0.0, 1.0, 2.0]), rtol=0, atol=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model(x).dtype == torch.float32
 
 
 # The cosine head

@@ -55,25 +55,10 @@ def test_weights_are_found_where_scripts_put_them(tmp_path: Path, wrap: Callable
     assert same(model, source.float())
 
 
-TENSORS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "int8": (Tensor.char, "0.weight: got torch.int8.*; allowed: dense torch.float32"),
-    "sparse": (Tensor.to_sparse, r"0.weight: got torch.float32 on cpu, torch.sparse_coo; allowed: dense"),
-    "nan": (lambda value: value * torch.nan, "allowed: dense torch.float32 values, all finite"),
-    "another shape": (lambda value: value.expand(10**9, 2, 3), r"of another shape \(0.weight \(1000000000"),
-    "none": (lambda _: torch.ones(0), r"1 of another shape"),
-    "text": (lambda _: "q", "holds no weights; allowed: names and tensors"),
-}
-
-
-@pytest.mark.parametrize("case", TENSORS)
-def test_a_tensor_of_another_kind_is_one_line(case: str, tmp_path: Path) -> None:
-    change, message = TENSORS[case]
-    state: dict[str, Any] = dict(network().state_dict())
-    path = saved(tmp_path / "w.pt", state | {"0.weight": change(state["0.weight"])})
-    with pytest.raises(UserError, match=message) as caught:
-        fill(network(), read(path))
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def with_weight(change: Callable[[Tensor], object]) -> Callable[[Path], object]:
+    """Write weights of which one tensor is another."""
+    state = network().state_dict()
+    return lambda path: torch.save({**state, "0.weight": change(state["0.weight"])}, path)
 
 
 def half(path: Path) -> None:
@@ -89,26 +74,31 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
-PLACES: dict[str, Callable[[Path], object]] = {
-    "a folder": Path.mkdir,
-    "a FIFO": os.mkfifo,
-    "nothing": Path.exists,
-    "text": lambda path: path.write_bytes(b"weights"),
-    "half a file": half,
-    "a flipped bit": flipped,
-    "a pickle of code": lambda path: path.write_bytes(pickle.dumps(os.getcwd)),
-    "a header that lies": lambda path: path.write_bytes((10**17).to_bytes(8, "little") + b"{}"),
-    "other content": lambda path: torch.save({"student": network().state_dict()}, path),
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "int8": (with_weight(Tensor.char), "0.weight: got torch.int8.*; allowed: dense torch.float32"),
+    "sparse": (with_weight(Tensor.to_sparse), "0.weight: got torch.float32 on cpu, torch.sparse_coo; allowed: dense"),
+    "nan": (with_weight(lambda value: value * torch.nan), "allowed: dense torch.float32 values, all finite"),
+    "another shape": (with_weight(lambda value: value.expand(10**9, 2, 3)), "does not fit the model: .*size mismatch"),
+    "text": (with_weight(lambda _: "q"), "holds no weights; allowed: names and tensors"),
+    "other content": (lambda path: torch.save({"student": network().state_dict()}, path), "holds no weights; allowed"),
+    "a folder": (Path.mkdir, "allowed: a file that exists"),
+    "a FIFO": (os.mkfifo, "allowed: a file that exists"),
+    "nothing": (Path.exists, "allowed: a file that exists"),
+    "no pickle": (lambda path: path.write_bytes(b"weights"), "holds no weights that can be read"),
+    "half a file": (half, "holds no weights that can be read"),
+    "a flipped bit": (flipped, "holds no weights .*BadZipFile"),
+    "a pickle of code": (lambda path: path.write_bytes(pickle.dumps(os.getcwd)), "holds no weights that can be read"),
+    "a header that lies": (lambda path: path.write_bytes((10**17).to_bytes(8, "little") + b"{}"), "can be read"),
 }
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("case", PLACES)
-def test_what_is_no_file_of_weights_is_one_line(case: str, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"w{suffix}"
-    PLACES[case](path)
-    with pytest.raises(UserError) as caught:
-        read(path)
+@pytest.mark.parametrize("case", FAULTS)
+def test_what_is_no_file_of_these_weights_is_one_line(case: str, tmp_path: Path) -> None:
+    make, message = FAULTS[case]
+    path = tmp_path / ("w.safetensors" if case == "a header that lies" else "w.pt")
+    make(path)
+    with pytest.raises(UserError, match=message) as caught:
+        fill(network(), read(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -183,15 +173,18 @@ def test_a_network_that_is_used_whole_takes_all_of_its_weights_or_none(tmp_path:
     assert pretrained(model, path).startswith(f"weights: 3 tensors of {path}")
     assert same(model, source)
     other = Adapter(nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten()), 5)
-    with pytest.raises(UserError, match=r"2 of another shape \(0.weight \(4, 3, 8, 8\) for \(5, 3, 8, 8\) and 0.bias"):
+    with pytest.raises(UserError, match=r"size mismatch for 0.weight: .*\[4, 3, 8, 8\].*\[5, 3, 8, 8\]"):
         pretrained(other, path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"0.weight": None}, r"does not fit the model: 1 missing \(0.weight\)"),
-        ({"extra.weight": torch.ones(1)}, r"3 unexpected \(head.weight, head.bias and extra.weight\)"),
+        ({"0.weight": None}, r"does not fit the model: .*Missing key\(s\) in state_dict: \"0.weight\""),
+        (
+            {"extra.weight": torch.ones(1)},
+            r"Unexpected key\(s\) in state_dict: \"head.weight\", \"head.bias\", \"extra",
+        ),
         ({"head.weight": torch.ones(4, 64, dtype=torch.int8)}, "weight: got torch.int8"),
         ({"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}, "names are torchvision's: --model t"),
     ],

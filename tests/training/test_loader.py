@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from taet.data import Split
-from taet.data.augmentation import crop_flip, to_unit
+from taet.data.augmentation import PolicyBatch, apply, crop_flip, to_unit
 from taet.data.loader import Batch, Loader, class_balanced, fits
-from taet.data.policies import PolicyBatch, apply
 from taet.data.storage import ahead, kept
 from taet.randomness import generator
 from taet.settings import Training
