@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -20,7 +21,7 @@ from taet.attacks import catalogue
 from taet.attacks.spec import option_fields
 from taet.cli import COMMANDS, check, compare, data, evaluate, export, main, predict, push, report
 from taet.cli.options import Command, Options, parse
-from taet.evaluation import rules
+from taet.evaluation import ResultCard, rules
 from taet.experiments import parse as parse_grid
 from taet.experiments import read
 from taet.protocols import PROTOCOLS
@@ -38,6 +39,15 @@ MOST_WORDS, MOST_CHANGES = 25_000, 15_000
 MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
 WIDEST_CODE = 90
 FLAGS = {*rules.FLAGS, *collapse.FLAGS}
+SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
+    ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
+    ("README.md", "digits-lt-methods/*", "harl", "at", "autoattack"),
+    ("README.md", "digits-lt-[cm]*s/*", "taet (alpha 1, beta 1, gamma 1)", "taet", "autoattack"),
+    ("README.md", "digits-lt-[cm]*s/*", "harl (alpha 1, beta 1, gamma 1)", "at", "autoattack"),
+    ("README.md", "reproduce/cpu/*", "taet", "at-bsl", "autoattack"),
+    ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "clean"),
+    ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "autoattack-fast"),
+]
 
 
 def text(path: Path) -> str:
@@ -176,3 +186,43 @@ def test_documents_stay_small_and_name_one_version() -> None:
         ("pyproject.toml", 'version = "{}"'),
     ):
         assert words.format(taet.__version__) in text(ROOT / name)
+
+
+@pytest.mark.parametrize("page", sorted({page for page, *_ in SHOWN}))
+def test_differences_in_texts_are_those_of_the_cards(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").replace("−", "-").split())
+    for _, cards, first, second, attack in (one for one in SHOWN if one[0] == page):
+        paths = [path for path in ROOT.glob(f"results/{cards}.json") if ".embedding-" not in path.name]
+        results = taet.results(*map(str, paths))
+        rows = [min((row for row in results.rows if row.startswith(name)), key=len) for name in (first, second)]
+        found = results.difference(*rows, attack)
+        assert found is not None
+        value, low, high = (100 * one for one in (found.value, found.low, found.high))
+        forms = (f"{low:+.1f} to {high:+.1f}", f"{-high:.1f} to {-low:.1f}")
+        assert any(form in text for form in forms), (page, first, second, forms)
+        assert f"{abs(value):.1f}" in text
+
+
+@pytest.mark.full
+def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
+    cards = [path for path in sorted((ROOT / "results").glob("*/**/*.json")) if ".embedding-" not in path.name]
+    assert cards
+    for path in cards:
+        card = ResultCard.load(path)
+        assert card.command.startswith("taet evaluate")
+        assert card.run["command"].startswith("taet ")
+        assert not re.search(r"/(tmp|home|work|root)/", path.read_text(encoding="utf-8")), path
+
+
+def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page() -> None:
+    """Averages and weight perturbation are no method's, so no page names theirs."""
+    page = render()
+    named = {key for name in registry.entries("methods") for key in page.golden_keys(name)}
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    families = set(re.findall(r'f"(\w+_)\{', tests))
+    for path in (ROOT / "tests" / "golden").glob("*.json"):
+        if path.stem == "long_tail":  # whose test runs over every key
+            continue
+        for key in json.loads(path.read_text(encoding="utf-8")):
+            assert f'"{key}"' in tests or any(key.startswith(family) for family in families), f"{key} has no test"
+            assert path.stem != "methods" or key in named, f"{key} is on no page"
