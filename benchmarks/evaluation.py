@@ -40,7 +40,7 @@ from taet.data.augmentation import to_unit
 from taet.evaluation import parse_attack
 from taet.settings import Evaluation, override
 from taet.training.environment import resolve_device
-from taet.training.finished import load_run
+from taet.training.runs import load_run
 
 BUNDLE = "taet"
 WAYS = ("ours", "straightforward")

@@ -35,9 +35,8 @@ from taet import models, protocols
 from taet.data import Dataset
 from taet.settings import Run, Threat, override
 from taet.training.environment import keep_freed_memory, peak_memory_mb, resolve_device
-from taet.training.fit import surroundings, train_epoch
+from taet.training.fit import Pauses, train_epoch
 from taet.training.folder import RunFolder
-from taet.training.pauses import Pauses
 from taet.training.prepare import prepare
 
 OURS = ("bf16", "float32")
@@ -139,7 +138,7 @@ def measured(run: Run, folder: RunFolder, data: Dataset) -> list[float]:
     plan, state = prepare(run, dataset=data)
     pause, losses = Pauses(plan, state, folder), list[float]()
     keep_freed_memory(plan.device)
-    with surroundings(plan):
+    with plan.surroundings():
         while state.epoch < run.training.epochs:
             asked()
             took = seconds(lambda: train_epoch(plan, state, pause), plan.device)

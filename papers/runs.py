@@ -21,7 +21,7 @@ from taet.evaluation import ResultCard
 from taet.files import digest
 from taet.report.rows import rules_of
 from taet.settings import Run
-from taet.training.decisive_settings import training_settings
+from taet.training.record import training_settings
 
 RESULTS = FOLDER.parent / "results"
 CARD, EPOCHS = "evaluation.json", "metrics.jsonl"

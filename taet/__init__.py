@@ -20,21 +20,8 @@ _LAZY = {
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }
-_FOLDERS = (
-    "attacks",
-    "settings",
-    "data",
-    "deployment",
-    "evaluation",
-    "experiments",
-    "losses",
-    "methods",
-    "metrics",
-    "models",
-    "protocols",
-    "report",
-    "training",
-)
+_FOLDERS = ["attacks", "data", "deployment", "evaluation", "experiments", "losses", "methods", "metrics", "models"]
+_FOLDERS += ["protocols", "report", "settings", "training"]
 
 if TYPE_CHECKING:
     from taet.deployment.export import export as export

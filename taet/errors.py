@@ -14,12 +14,8 @@ PLUGIN = "taet_plugin_"
 """First part of the names of the modules that plug-ins become."""
 CUSTOM: set[str] = set()
 """Names of the other packages and modules, up to the first dot, that hold custom code."""
-
-
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, which may steer a terminal or turn text around, and halves of characters, which no file holds."""
-
-
 OUT_OF_MEMORY = (
     *("DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory", "could not create a primitive"),
     *("can't start new thread", "failed to map segment from shared object"),
@@ -59,6 +55,15 @@ def custom_code(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {said(error)}") from error
 
 
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Within this context, prefix messages of a `UserError` with `where`, if that is not empty."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
 def custom_origin(error: BaseException) -> str | None:
     """Return file and line of the custom code that raised an exception; None if it was other code."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -87,22 +92,11 @@ def cut(text: str, most: int = 200) -> str:
 def nearest(got: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name that resembles `got` most; None if none does."""
     lower = {name.lower(): name for name in allowed}
-    near = difflib.get_close_matches(cut(got).lower(), lower, n=1, cutoff=0.6)
-    return lower[near[0]] if near else None
+    return next((lower[near] for near in difflib.get_close_matches(cut(got).lower(), lower, n=1)), None)
 
 
 def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
     """Return the error for a name that is not in `allowed`, with the nearest match if there is one."""
     names = sorted(allowed)
-    near = nearest(got, names)
-    hint = "" if near is None else f"; did you mean '{near}'?"
+    hint = f"; did you mean '{near}'?" if (near := nearest(got, names)) else ""
     return UserError(f"unknown {kind} '{cut(got)}'; allowed: {', '.join(names) or 'none'}{hint}")
-
-
-@contextmanager
-def located(where: str) -> Iterator[None]:
-    """Within this context, prefix messages of a `UserError` with `where`, if that is not empty."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}" if where else str(error)) from None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 MISSING = "–"
 """Stands for a number that was not measured."""
+NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 
 
 def size(eps: float, digits: int | None = 4, within: float = 1e-4) -> str:
@@ -19,8 +20,7 @@ def size(eps: float, digits: int | None = 4, within: float = 1e-4) -> str:
         within: how far 255 eps may be from a whole number; 0 asks for exactly k/255.
     """
     values = round(255 * eps)
-    exact = values / 255 == eps
-    if values > 0 and (exact or (within and math.isclose(255 * eps, values, rel_tol=0, abs_tol=within))):
+    if values > 0 and (values / 255 == eps or (within and math.isclose(255 * eps, values, rel_tol=0, abs_tol=within))):
         return f"{values}/255"
     return str(eps) if digits is None else f"{eps:.{digits}g}"
 
@@ -99,33 +99,16 @@ def words(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in plain text, the first column left-aligned and the others right-aligned."""
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
-        for row in rows
-    ]
-
-
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, the first row as its head; a cell is Markdown, in which bars are escaped."""
     head, *lines = ("| " + " | ".join(row) + " |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
 
 
-def sentence(text: str) -> str:
-    """The text with a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else text
-
-
-NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
-
-
 def read_number(text: str) -> float:
     """Return a finite number as users write it, also as a fraction such as 8/255; anything else raises a ValueError."""
     above, slash, below = text.partition("/")
-    if not NUMBER.fullmatch(above) or (slash and not NUMBER.fullmatch(below)) or (slash and not float(below)):
+    if not NUMBER.fullmatch(above) or (slash and not (NUMBER.fullmatch(below) and float(below))):
         raise ValueError(text)
     value = float(above) / float(below or 1)
     if not math.isfinite(value):

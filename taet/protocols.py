@@ -75,13 +75,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Every column of a paper's robustness tables; by default runs of `reat` use those of its main tables."""
 
-RECIPES_FILE = Path(__file__).with_name("recipes.toml")
+PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
 @functools.cache
 def recipes() -> dict[str, dict[str, object]]:
     """Return the settings of every recipe by their dotted names, lists as tuples, and its `title`."""
-    stored = tomllib.loads(RECIPES_FILE.read_text(encoding="utf-8"))
+    stored = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
     return {name: {key: plain(value) for key, value in settings.items()} for name, settings in stored.items()}
 
 
@@ -90,9 +90,6 @@ def recipe_settings(name: str) -> dict[str, object]:
     if name not in recipes():
         raise unknown("recipe", name, recipes())
     return {key: value for key, value in recipes()[name].items() if key != "title"}
-
-
-PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
 def start(protocol: str, method: str = Run.default("method"), recipe: str | None = None) -> Run:

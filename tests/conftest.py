@@ -25,8 +25,8 @@ from taet import protocols, registry
 from taet.files import file_sha256, seal
 from taet.registry import Kind
 from taet.settings import Run, override
-from taet.training.decisive_settings import run_hash
 from taet.training.folder import RunFolder
+from taet.training.record import run_hash
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {
@@ -52,28 +52,25 @@ PRELOADED += ["pytest", "sklearn.datasets", "torch._dynamo"]  # digits, and what
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies off the diagonal of a product, or outside the sample of a list of cases, as `full`.
 
-    sample(n): of every n cases that follow each other the first is run.
-    diagonal("a", "b"): with the values of a and b counted from 0, the diagonal holds the cases (t mod n, t mod m) for t
-    from 0, n and m values: as many cases as the longer list has values, and every value at least once.
+    sample(n): of every n cases that follow each other the first is run. diagonal("a", "b"): with the values of a and b
+    counted from 0, the cases (t mod n, t mod m) of n and m values, so that every value is run at least once.
     """
-    products: dict[str, list[tuple[pytest.Item, dict[str, str]]]] = {}
+    products: dict[str, list[tuple[pytest.Item, tuple[str, ...]]]] = {}
     met: Counter[str] = Counter()
     for item in items:
-        sample, function = item.get_closest_marker("sample"), item.nodeid.partition("[")[0]
-        if sample is not None and item.get_closest_marker("full") is None:
+        function = item.nodeid.partition("[")[0]
+        if (sample := item.get_closest_marker("sample")) and not item.get_closest_marker("full"):
             if met[function] % sample.args[0]:
                 item.add_marker("full")
             met[function] += 1
-        mark = item.get_closest_marker("diagonal")
-        if mark is not None:
-            values = {name: str(item.callspec.params[name]) for name in mark.args}  # type: ignore[attr-defined]
+        if mark := item.get_closest_marker("diagonal"):
+            values = tuple(str(item.callspec.params[name]) for name in mark.args)  # type: ignore[attr-defined]
             products.setdefault(function, []).append((item, values))
     for cases in products.values():
-        lists = [list(dict.fromkeys(values[name] for _, values in cases)) for name in cases[0][1]]
-        longest = max(map(len, lists))
-        wanted = {tuple(values[t % len(values)] for values in lists) for t in range(longest)}
+        lists = [list(dict.fromkeys(column)) for column in zip(*(values for _, values in cases), strict=True)]
+        wanted = {tuple(values[t % len(values)] for values in lists) for t in range(max(map(len, lists)))}
         for item, values in cases:
-            if tuple(values.values()) not in wanted:
+            if values not in wanted:
                 item.add_marker("full")
 
 

@@ -58,8 +58,7 @@ from taet.files import seal  # noqa: E402
 from taet.report.tables import order, threat  # noqa: E402
 from taet.settings import Data, override, to_json  # noqa: E402
 from taet.statistics import class_groups  # noqa: E402
-from taet.training.decisive_settings import run_hash  # noqa: E402
-from taet.training.record import run_from_json  # noqa: E402
+from taet.training.record import run_from_json, run_hash  # noqa: E402
 
 RESULTS, STORED = ROOT / "results", ROOT / "tests" / "golden" / "oracle"
 NEW = {"skip_unreadable"}

@@ -224,5 +224,6 @@ def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page() -> None:
         if path.stem == "long_tail":  # whose test runs over every key
             continue
         for key in json.loads(path.read_text(encoding="utf-8")):
-            assert f'"{key}"' in tests or any(key.startswith(family) for family in families), f"{key} has no test"
+            read = any(f'"{key}{end}' in tests for end in '"/') or any(key.startswith(family) for family in families)
+            assert read, f"{key} has no test"
             assert path.stem != "methods" or key in named, f"{key} is on no page"

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import typing
 from typing import Annotated, Any
 
 import numpy as np
-import pydantic
 import pytest
 from pydantic import Field
 
 from taet import methods, protocols, registry
-from taet.errors import UserError
+from taet.errors import UserError, nearest
 from taet.fields import (
     Count,
     LongSeed,
@@ -27,17 +24,13 @@ from taet.fields import (
     Rule,
     Settings,
     Sha256,
-    Share,
     bounds_of,
     check_value,
-    hints,
     leaves,
     read_text,
 )
-from taet.settings import Data, Evaluation, Model, Outer, Run, Threat, Training, from_json, override, to_json
-from taet.training.decisive_settings import run_hash
-
-PARTS = (Data, Model, Threat, Outer, Training, Evaluation)
+from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, from_json, override, to_json
+from taet.training.record import run_hash
 
 
 class Sample(Settings):
@@ -65,29 +58,21 @@ class Sample(Settings):
         ({"count": True}, "sample count: got True; allowed: a whole number, 1 or more"),
         ({"count": 3.0}, "sample count: got 3.0; allowed: a whole number, 1 or more"),
         ({"count": "3"}, "sample count: got '3'; allowed: a whole number, 1 or more"),
-        ({"count": None}, "sample count: got None; allowed: a whole number, 1 or more"),
         ({"count": 10**5000}, "sample count: got a int too large to print; allowed: 1 to 1000000"),
         ({"radius": 8}, "sample radius: got 8; allowed: 0 to 1, in units of the image range, e.g. 8/255; did you mean"),
-        ({"radius": 300}, "sample radius: got 300; allowed: 0 to 1, in units of the image range, e.g. 8/255"),
         ({"radius": math.nan}, "sample radius: got nan; allowed: 0 to 1, in units of the image range, e.g. 8/255"),
-        ({"radius": "8"}, "sample radius: got '8'; allowed: a number, 0 to 1"),
         ({"radius": "8/0"}, "sample radius: got '8/0'; allowed: a number, 0 to 1"),
         ({"ratio": 0.02}, "sample ratio: got 0.02; allowed: 1 or more (largest class over smallest); did you mean 50?"),
-        (
-            {"ratio": math.inf},
-            "sample ratio: got inf; allowed: 1 or more (largest class over smallest), a finite number",
-        ),
         ({"share": 1}, "share of all: got 1; allowed: 0 up to, not including, 1"),
         ({"form": "c"}, "unknown form 'c'; allowed: a, b"),
+        ({"form": "a\0"}, "unknown form 'a\0'; allowed: a, b"),
         ({"form": "b", "power": -math.inf}, "sample power: got -inf; allowed: a finite number"),
         ({"power": 2.0}, "sample power: got 2; allowed: with form b only"),
         ({"pair": (2, 1)}, "sample pair: got (2, 1); allowed: rising"),
-        ({"pair": (1, 2, 3)}, "sample pair: got (1, 2, 3); allowed: rising"),
         ({"pair": (1, "b")}, "sample pair[1]: got 'b'; allowed: a whole number"),
         ({"words": ()}, "sample words: got none; allowed: at least 1"),
         ({"words": "x"}, "sample words: got 'x'; allowed: texts, at least 1"),
         ({"on": 1}, "sample on: got 1; allowed: true or false"),
-        ({"form": "a\0"}, "unknown form 'a\0'; allowed: a, b"),
         ({"fromm": "a"}, "unknown field of Sample 'fromm'; allowed: count, form, on"),
     ],
 )
@@ -103,23 +88,17 @@ def test_the_borders_are_allowed() -> None:
     Sample(count=10**6, radius=1, ratio=1, share=0, pair=[1, 1], power=2.0, form="b")  # type: ignore[arg-type]
     Threat(eps=0, step_size=0, steps=0)
     assert from_json(Sample, {"radius": "8/255"}).radius == 8 / 255
-    Training(milestones=())
+    check_value("eps", np.float32(0.5), Radius)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (
-            lambda: Evaluation(eps=0),
-            "evaluation eps: got 0; allowed: above 0, up to 1, .*; for no attack: --attacks clean",
-        ),
+        (lambda: Evaluation(eps=0), "evaluation eps: got 0; allowed: above 0, up to 1, .*; for no attack: --attacks"),
         (lambda: Training(milestones=(75, 90)), r"milestones: got \(75, 90\); allowed: rising shares of the epochs"),
-        (lambda: Training(lr=0), "learning rate: got 0; allowed: above 0$"),
         (lambda: Data(size=3), "size: got 3; allowed: 4 to 2048 pixels"),
         (lambda: Data(group_pattern="(a)"), r"data group pattern: got '\(a\)'; this setting has left"),
-        (lambda: Data(extra_fraction=0.5), "data extra fraction: got 0.5; allowed: with extra only"),
         (lambda: Data(extra="folder:x"), "data extra: got 'folder:x' without a source"),
-        (lambda: Outer(gamma=1.0), "^outer gamma: got 1; allowed: with outer focal only$"),
         (lambda: Outer(name="ldam", beta=0.9), "outer beta: got 0.9; allowed: with outer class-balanced or drw only"),
         (lambda: Outer(name="focal", label_smoothing=0.1), "label smoothing: got 0.1 with the outer loss focal"),
         (lambda: Training(awp_start=0.5), "awp start: got 0.5; allowed: with awp above 0"),
@@ -127,11 +106,11 @@ def test_the_borders_are_allowed() -> None:
         (lambda: Threat(steps=0, start="none"), "threat steps: got 0 with start none"),
         (lambda: from_json(Run, {"training": 5}), "training: got 5; allowed: an object"),
         (lambda: from_json(Run, {"threat": {"step": 7}}), r"unknown field of Threat 'step'.*did you mean 'steps'\?"),
-        (
-            lambda: from_json(Run, {"method": "trades", "settings": {"beta": -1}}),
-            "method beta: got -1; allowed: 0 or more",
-        ),
+        (lambda: from_json(Run, {"method": "trades", "settings": {"beta": -1}}), "method beta: got -1; allowed: 0 or"),
         (lambda: from_json(Run, {"method": "tradse", "settings": {}}), r"unknown method 'tradse'.*'trades'\?"),
+        (lambda: override(Run(), {"training.epoch": 1}), "'training.epoch': field 'epoch'; allowed: .*; did you mean"),
+        (lambda: override(Run(), {"seed.x": 1}), "setting 'seed.x': got a field of 0, which has none"),
+        (lambda: override(Run(), {"threat.eps": 8}), r"did you mean 8/255\?"),
     ],
 )
 def test_what_a_run_refuses(build: Any, message: str) -> None:
@@ -139,38 +118,24 @@ def test_what_a_run_refuses(build: Any, message: str) -> None:
         build()
 
 
-def test_everything_is_frozen_and_every_field_is_documented() -> None:
-    for kind in (*PARTS, Run, *(methods.find(name).Config for name in registry.entries("methods"))):
-        for name, field in kind.model_fields.items():
-            assert field.description or issubclass(typing.cast(type, field.annotation), Settings), f"{kind}: {name}"
-            with pytest.raises(pydantic.ValidationError, match="frozen"):
-                setattr(kind(), name, "other")
+def test_the_nearest_name_is_a_similar_one() -> None:
+    names = ("cross-entropy", "focal", "ldam", "pgd-20")
+    assert [nearest(got, names) for got in ("foo", "fokal", "pdg-20", "FOCAL", "x")] == [
+        None,
+        "focal",
+        "pgd-20",
+        "focal",
+        None,
+    ]
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_override_replaces_dotted_fields_and_checks_each_part_once(order: int) -> None:
+def test_override_sets_all_fields_of_a_part_at_once(order: int) -> None:
     changes = {"outer.name": "focal", "outer.gamma": 1.0, "training.epochs": np.int64(5), "seed": 1}
     changed = override(Run(), dict([*changes.items()][::order]))
     assert (changed.outer.name, changed.outer.gamma, changed.training.epochs, changed.seed) == ("focal", 1.0, 5, 1)
     back = {"outer.name": "cross-entropy", "outer.gamma": 2.0, "training.epochs": 100, "seed": 0}
     assert override(changed, back) == Run() == override(Run(), {})
-    with pytest.raises(UserError, match="did you mean 8/255"):
-        override(Run(), {"threat.eps": 8})
-
-
-@pytest.mark.parametrize(
-    ("path", "hint"),
-    [
-        ("training.epoch", "setting 'training.epoch': field 'epoch'; allowed: .*; did you mean 'epochs'?"),
-        ("trainin.epochs", "did you mean 'training'?"),
-        ("seed.x", "setting 'seed.x': got a field of 0, which has none"),
-        ("training.epochs.first", "setting 'training.epochs.first': got a field of 100"),
-    ],
-)
-def test_override_refuses_an_unknown_field_with_the_nearest_match(path: str, hint: str) -> None:
-    with pytest.raises(UserError) as caught:
-        override(Run(), {path: 1})
-    assert all(part in str(caught.value) for part in hint.split(".*"))
 
 
 @pytest.mark.parametrize("name", sorted(registry.entries("methods")))
@@ -178,7 +143,6 @@ def test_a_run_goes_to_json_and_back(name: str) -> None:
     run = protocols.reat(name).replace(settings=methods.find(name).Config(), seed=3)
     values = json.loads(json.dumps(to_json(run), allow_nan=False))
     assert from_json(Run, values) == run
-    assert values["settings"].keys() == methods.find(name).Config.model_fields.keys()
     assert json.loads(json.dumps(to_json(from_json(Run, values)))) == values
 
 
@@ -202,11 +166,8 @@ def test_numbers_stay_as_they_were_given() -> None:
         ("none", int | None, None),
         ("none", str, "none"),
         ("true", bool, True),
-        ("3", float, 3.0),
-        *((text, float, text) for text in ("nan", "inf", "1/0", "1/2/3", "1_000", "1e999", " 1", "٣")),
+        *((text, float, text) for text in ("nan", "1/0", "1/2/3", "1_000", "1e999", " 1", "٣")),
         *((text, int, text) for text in ("3.0", "1_0", "", "9" * 41)),
-        ("True", bool, "True"),
-        ("a", typing.Literal["a"] | int, "a"),
     ],
 )
 def test_text_is_read_as_the_type_of_its_field(text: str, hint: Any, value: Any) -> None:
@@ -220,9 +181,8 @@ def test_text_is_read_as_the_type_of_its_field(text: str, hint: Any, value: Any)
         (float, ""),
         (Annotated[float, Field(gt=0, le=1e38)], "above 0"),
         (Count | None, "1 or more"),
-        (Annotated[float, Field(lt=3)], "below 3"),
         (tuple[Annotated[float, Field(gt=0)], ...], "each above 0"),
-        (Annotated[Share, Field(gt=0)], "above 0, up to 1"),
+        (Annotated[Radius, Field(gt=0)], "above 0, up to 1, in units of the image range, e.g. 8/255"),
     ],
 )
 def test_bounds_in_words(hint: Any, text: str) -> None:
@@ -244,7 +204,6 @@ class Whole(Record):
     [
         ({"parts": [{"sha256": "0" * 64}, {"sha256": "x"}]}, "card parts[1] sha256: got 'x'; allowed: 64 hexadecimal"),
         ({"parts": [{}]}, "card parts[0] sha256: the field 'sha256' is missing"),
-        ({}, "card parts: the field 'parts' is missing"),
         ({"parts": [], "by_name": {"a b": [{"sha256": "0" * 64, "eps": "1"}]}}, "card by_name a b[0] eps: got '1'"),
         ({"parts": 3}, "card parts: got 3; allowed: a list"),
         (3, "card: got 3; allowed: an object"),
@@ -254,24 +213,3 @@ def test_a_mistake_deep_in_a_record_is_named_by_its_place(values: object, messag
     with pytest.raises(UserError) as caught:
         from_json(Whole, values, "card")
     assert str(caught.value).startswith(message)
-
-
-def test_a_default_that_its_field_does_not_allow_is_refused() -> None:
-    class Wrong(Settings):
-        number: Count = 0
-
-    with pytest.raises(UserError, match="number: got 0; allowed: 1 or more"):
-        Wrong()
-    check_value("eps", np.float32(0.5), Radius)
-
-
-def test_settings_import_no_torch() -> None:
-    code = "import taet.settings, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_hints_hold_all_that_a_field_declares() -> None:
-    assert {*hints(Run)} == {"method", "settings", "data", "model", "threat", "outer", "training", "evaluation"} | {
-        "protocol",
-        "seed",
-    }

@@ -13,10 +13,9 @@ from taet.settings import Data
 class CheckCommand(Command):
     """Without a model: the installed versions, the device that a run would use, and the data files found.
 
-    With a run folder: read every file in it, and verify all checksums and that the files belong together. Then, as for
-    any model, test it on a batch of images, in seconds, before attacks that take hours: expected input, logits,
-    gradients, eval mode, determinism, and the estimated time of the attacks. ! marks a problem, with a remedy; then
-    the exit status is 1.
+    With a run folder: verify that all its files are whole and belong together. Then, as for any model, test it on a
+    batch of images, in seconds, before attacks that take hours: input, logits, gradients, determinism, and the time of
+    the attacks. ! marks a problem, with a remedy; then the exit status is 1.
     """
 
     examples = (

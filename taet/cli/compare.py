@@ -21,21 +21,14 @@ PART = re.compile(r"(\d{1,5})/(\d{1,5})", re.ASCII)
 
 class Compare(Command):
     """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. Finished cells are
-    kept, and started ones continue. Each cell is a run folder in OUT/runs; its output is in OUT/logs.
-
-    Exit status: 0 all done, or the time budget is used up; 1 a cell failed, the others are done.
-
-    Example of SPEC:
+    kept, and started ones continue. Each cell is a run folder in OUT/runs; its output is in OUT/logs. Exit status: 1 a
+    cell failed, the others are done; 0 otherwise. SPEC, for example (see docs/compare.md):
 
         methods = ["at", "taet", {name = "skip", method = "harl", settings = {absent = "skip"}}]
         data = ["digits-lt"]
-        imbalance = [10, 50]        # optional; without it, the data as they are
+        imbalance = [10, 50]
         seeds = [0, 1, 2]
         settings = {model = "resnet8", threat.eps = "8/255"}   # of every run, as in taet train
-
-        [[variants]]                # the grid again, for methods that accept this
-        name = "bsl"
-        settings = {outer.name = "balanced-softmax"}
     """
 
     examples = (
@@ -52,11 +45,9 @@ class Compare(Command):
     time_budget: Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 2h30m or 90m")] | None = None
     """Time after which running cells are saved and stopped, and no others are started."""
     jobs: Processes | Literal["auto"] = 1
-    """Cells that run at the same time; they share the cores, and each uses the GPU with the fewest cells. auto: one per
-    GPU (of CUDA_VISIBLE_DEVICES, if it is set), or 1 without a GPU."""
+    """Cells that run at the same time, spread over the GPUs. auto: one per GPU, or 1 without a GPU."""
     part: Annotated[str, Rule(PART.fullmatch, "K/N with K from 1 to N, e.g. 3/16")] | None = None
-    """Run every N-th cell from the K-th on, and write no report. When all parts have ended, copy their folders into
-    one, and call without --part."""
+    """Run every N-th cell from the K-th on, without a report: copy the parts into one folder, and call without it."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False

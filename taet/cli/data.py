@@ -47,7 +47,7 @@ def run(words: list[str]) -> None:
     from taet.data.sources import prepare
     from taet.experiments import own_images
     from taet.progress import reporting_to
-    from taet.training.choices import choice_lines
+    from taet.training.prepare import choice_lines
 
     given = {**given, "data.name": command.set}
     if command.action == "prepare":

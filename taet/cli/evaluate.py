@@ -29,10 +29,9 @@ class Evaluate(Command):
     it stopped. Options default to the settings of the run; the defaults below are those of protocol taet.
 
     Or attack a model of any origin on the test images of a data set: --model NAME --data NAME, where the model is
-    package.module:callable (called without arguments or with num_classes; the current directory is importable),
-    torchvision:NAME, timm:NAME, a name of taet list models, or a run folder, which is then attacked on other images
-    than its own. A file of weights never runs code: it is .safetensors, or a file of tensors only, as torch.save writes
-    it. Run taet check first.
+    package.module:callable (called without arguments or with num_classes), torchvision:NAME, timm:NAME, a name of
+    taet list models, or a run folder, for other images than its own. A file of weights never runs code. Run taet check
+    first.
     """
 
     examples = (
@@ -49,18 +48,16 @@ class Evaluate(Command):
     model: str | None = None
     """Model of any origin, or a published one: hf:USER/NAME@COMMIT. It needs --data."""
     weights: str | None = None
-    """With a run: model (those that it delivers), model-last or model-best; with --model: the file of the weights, or a
-    folder that taet push wrote. Default: model; those that the callable returns."""
+    """Of a run: model (those that it delivers), model-last or model-best; of --model: a file, or a folder of taet push.
+    Default: model; those that the callable returns."""
     normalize: str = "none"
-    """Input normalisation that --model expects: none, imagenet, cifar10, cifar100, or means and standard deviations of
-    the channels, M1,M2,M3/S1,S2,S3."""
+    """Input normalisation of --model: none, imagenet, cifar10, cifar100, or M1,M2,M3/S1,S2,S3."""
     out: OutPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
     trust_model: str | None = None
-    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named here.
-    Code inside a run folder is never run."""
+    """Name of the run's model if it is package.module:callable: its code is run only if it is named here."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     as_json: bool = False
@@ -71,14 +68,13 @@ def read(words: list[str]) -> tuple[Evaluate, dict[str, Any]]:
     """Parse a call; mistakes are refused before anything is loaded."""
     parts = [Options("evaluation", Evaluation(), bare=True, usual=USUAL), Options("data", Data(), usual=OF_DATA)]
     command, given = parse(Evaluate, words, "taet evaluate", parts)
-    if command.model is None:
-        if command.run is None:
-            raise UserError("which model? taet evaluate RUN, or taet evaluate --model NAME --data NAME")
+    if (command.run is None) == (command.model is None):
+        got = "neither" if command.run is None else f"{command.run} and --model {command.model}"
+        raise UserError(f"which model? got {got}; allowed: one, RUN or --model NAME --data NAME")
+    if command.run is not None:
         if of_part(given, "data") or command.normalize != "none" or command.out is not None:
             raise UserError(f"--data, --normalize and --out go with --model {command.run}; a run has its own")
         check_value("weights", command.weights or "model", Weights)
-    elif command.run is not None:
-        raise UserError(f"got {command.run} and --model {command.model}; allowed: one")
     return command, given
 
 

@@ -11,8 +11,7 @@ from taet.cli.options import OfRun, parse
 class Export(OfRun):
     """Write the model of a finished run to one file and print its path. pt2 (for torch.export.load) and onnx (needs
     taet[onnx]) compute logits from pixel values, uint8 (N, H, W, C), including the resizing of the run; safetensors
-    holds the weights only. Each file stores its run and class names. It is loaded and compared with the model before it
-    gets its final name.
+    holds the weights only. Each file is compared with the model before it gets its final name.
     """
 
     examples = (

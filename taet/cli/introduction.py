@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from taet.evaluation.evaluate import attack_seconds
 from taet.experiments import own_images
 from taet.formatting import duration, plural
-from taet.training.choices import Chosen, choice_lines
-from taet.training.expected import expected_seconds
-from taet.training.prepare import TrainingPlan
+from taet.training.prepare import Chosen, TrainingPlan, choice_lines, expected_seconds
 from taet.training.state import State
 
 

@@ -16,15 +16,11 @@ from taet.files import make_folder, write_atomically
 
 
 class Predict(OfRun):
-    """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on standard
-    output. Images are read as in training and converted to the size and colour of the run; conversions are reported.
-    The run's data are not needed.
+    """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV. Images are
+    read as in training and converted to the size and colour of the run.
 
-    --attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
-    run. true means that this attack failed; another attack may succeed.
-
-    An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2.
-    After an interruption the results so far are written.
+    --attack tests whether each predicted class survives that attack, with eps and the settings of the run; another
+    attack may succeed. An image that cannot be read gets a reason in the column error, and the exit status is 2.
     """
 
     examples = (

@@ -9,13 +9,9 @@ from taet.cli.options import POSITIONAL, Command, parse
 
 
 class Push(Command):
-    """Write the weights (safetensors), settings, curve and result card of a finished run, with a model card, as a
-    folder in the layout of the Hugging Face Hub, and print the name under which it is read: hf:user/name@COMMIT, or the
-    folder. taet train --model.weights reads the weights; taet evaluate --model, check and predict read the model. A
-    name without a full commit is refused, every file is checked by its SHA-256, and no file is code.
-
-    The hub needs the package huggingface_hub (pip install 'taet[hub]') and its login (hf auth login); a folder needs
-    neither.
+    """Write weights, settings, curve and result card of a finished run, with a model card, as a folder in the layout of
+    the Hugging Face Hub, and print the name under which evaluate --model, check and predict read it: the folder, or
+    hf:USER/NAME@COMMIT. The hub needs the package huggingface_hub (pip install 'taet[hub]') and its login.
     """
 
     examples = ("taet push runs/x folder:published/x", "taet push runs/x user/name --license apache-2.0 --private")

@@ -60,18 +60,15 @@ class Train(Command):
     seed: LongSeed | None = None
     """Seed of weights, batches, augmentation and attack starts. Default: 0, or that of --config."""
     out: RunPath | None = None
-    """Folder of the run; it must not exist. Default: a new one in runs/."""
+    """Folder of the run, which must not exist. Default: a new one in runs/."""
     resume: Path | None = None
     """Continue this run. Only --trust-model, --evaluate and --json may be added."""
     config: Path | None = None
-    """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values, and
-    METHOD may be left out."""
+    """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values."""
     print_config: bool = False
-    """Print all settings, including those chosen for images and machine, and train nothing. Automatic precision and
-    threads are measured later, on the machine that trains."""
+    """Print all settings, including those chosen for images and machine, and train nothing."""
     trust_model: str | None = None
-    """Name of the model of --resume or --config if it is package.module:callable: its code is run only if it is named
-    here."""
+    """Name of the model of --resume or --config if it is package.module:callable, whose code may then be run."""
     evaluate: bool | None = None
     """Attack the run and write report.html, or --no-evaluate. Default: with your own images."""
     as_json: bool = False

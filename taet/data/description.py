@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from taet.data.dataset import Dataset
-from taet.formatting import aligned
 from taet.statistics import class_groups, class_ranks
-
-MOST_ROWS = 40
-"""Most classes in the table of a data set, so that it fits on a screen."""
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -34,26 +29,27 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def render(dataset: Dataset) -> str:
-    """Return a text table, at most 80 columns wide, with a row and a bar of the training images for each class.
-
-    With more than MOST_ROWS classes, a selection evenly spaced by rank is shown.
-    """
-    every, counts = dataset.num_classes, {name: split.class_counts for name, split in dataset.splits.items()}
-    shown, notes, groups = list(range(every)), list(dataset.notes), class_groups(dataset.class_counts)
-    if every > MOST_ROWS:
-        places = np.linspace(0, every - 1, MOST_ROWS).round().astype(int)
-        shown = np.argsort(class_ranks(dataset.class_counts))[places].tolist()
-        notes.insert(0, f"{MOST_ROWS} of {every} classes, by training images in even steps; --json has all")
+    """Return a text table with a row and a bar of the training images for each class, at most 80 columns wide."""
+    counts = {name: split.class_counts for name, split in dataset.splits.items()}
+    groups = class_groups(dataset.class_counts)
     rows = [["class", "group", *counts]]
-    for label in shown:
-        name = dataset.class_names[label]
+    for label, name in enumerate(dataset.class_names):
         group = next(group for group in ("head", "body", "tail") if label in groups[group])
         name = name if len(name) <= 20 else f"{name[:17]}..."
         rows.append([name, f"{group} ", *(str(each[label]) for each in counts.values())])
-    lines = aligned([*rows, ["all", "", *(str(each.sum()) for each in counts.values())]])
+    lines = _aligned([*rows, ["all", "", *(str(each.sum()) for each in counts.values())]])
     room, train = 80 - len(lines[0]) - 2, counts["train"]
-    bars = ["", *("#" * max(1, round(room * train[label] / train.max())) for label in shown), ""]
+    bars = ["", *("#" * max(1, round(room * count / train.max())) for count in train), ""]
     table = [f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)]
     sums = [f"  {name:<10} {split.sha256}" for name, split in dataset.splits.items()]
-    said = [line for note in notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
+    said = [line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
     return "\n".join([dataset.headline, *table, "SHA-256 of the image shape, images and labels:", *sums, *said])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in plain text, the first column left-aligned and the others right-aligned."""
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
+        for row in rows
+    ]

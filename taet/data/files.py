@@ -174,8 +174,8 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     for split, folder in folders.items():
         table = _table_of(folder) if split not in ("", "train") and not _folders(folder) else None
         if table is None:
-            own, other = class_rows(folder, split)
-            notes += [f"left out: {other}"] if other else []
+            own, said = class_rows(folder, split)
+            notes += said
         else:
             numbers = {str(int(name)): name for name in known if NUMBER.fullmatch(name)}  # a label 0 is class 00000
             own = [row._replace(file=Path(Path(str(row.file)).name)) for row in labelled(table, "none")[0]]
@@ -190,23 +190,17 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def class_rows(folder: Path, split: str = "") -> tuple[list[Row], str]:
-    """Return the images of each class folder, in alphabetical order, with their subfolders as groups.
-
-    Also say in words which files are left out.
-    """
-    rows, classes = list[Row](), _folders(folder)
-    left_out = Counter({"outside of the class folders": sum(map(is_image, folder.iterdir()))})
+def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
+    """Return the images of each class folder, in alphabetical order, with their subfolders as groups, and notes."""
+    rows, classes, outside = list[Row](), _folders(folder), sum(map(is_image, folder.iterdir()))
     for child in classes:
-        files = files_below(child)
-        images = [file for file in files if is_image(file)]
-        left_out.update(file.suffix or "no ending" for file in files if not is_image(file))
+        images = [file for file in files_below(child) if is_image(file)]
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     if not classes:
         raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
-    return rows, ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
+    return rows, [f"{outside} images outside of the class folders are left out"] if outside else []
 
 
 def _folders(path: Path) -> list[Path]:

@@ -136,19 +136,17 @@ class Survey:
         width, height = self.ranked(1) if size is None else (size, size)
         return Files(self.files, size, fit, (len(self.files), height, width, 1 if self.grey.all() else 3))
 
-    def not_square(self, fit: Fit) -> list[str]:
-        """Say how many images are not square, and what `fit` does with them."""
-        others = self.sizes[:, 0] != self.sizes[:, 1]
-        example = Path(str(self.files[others.argmax()])).name
-        said = f"{others.sum()} of {len(others)} images: not square, {FITTED[fit]} (e.g. '{example}')"
-        return [said] if others.any() else []
-
     def sentences(self, size: int | None, fit: Fit) -> list[str]:
         """Describe the images; `size` is what they will be scaled to, `fit` how."""
         smallest, median, largest = ("{}x{}".format(*self.ranked(share)) for share in (0, 0.5, 1))
-        grey = f", {self.grey.sum()} of them grey" if self.grey.any() else ""
-        said = f"{len(self.files)} image files, {smallest} to {largest} pixels, median {median}{grey}"
-        return [said, *([] if size is None else self.not_square(fit))]
+        spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
+        some = f"{self.grey.sum()} grey, read as colour like the others" if self.grey.any() else "colour"
+        said = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else some}"
+        others = self.sizes[:, 0] != self.sizes[:, 1]
+        if size is None or not others.any():
+            return [said]
+        example = Path(str(self.files[others.argmax()])).name
+        return [said, f"{others.sum()} of {len(others)} images: not square, {FITTED[fit]} (e.g. '{example}')"]
 
 
 def survey(files: Sequence[ImageFile], *, decode: bool = False) -> Survey:

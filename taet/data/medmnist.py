@@ -10,13 +10,12 @@ from typing import NamedTuple
 from taet.data.arrays import read_set
 from taet.data.dataset import DataSource, to_source
 from taet.data.downloads import Download, find, not_found
-from taet.errors import UserError, located
+from taet.errors import located
 from taet.settings import Data
 
 NAMES = {
     "bloodmnist": "MedMNIST: blood cells under the microscope, 8 classes, colour; bloodmnist.npz",
     "breastmnist": "MedMNIST: breast ultrasound, malignant or not, grey; breastmnist.npz",
-    "chestmnist": "MedMNIST: chest X-rays; multi-label, so it is refused",
     "dermamnist": "MedMNIST: skin lesions (HAM10000), 7 classes, naturally long-tailed, colour; dermamnist.npz",
     "octmnist": "MedMNIST: optical coherence tomography of the retina, 4 classes, grey; octmnist.npz",
     "organamnist": "MedMNIST: abdominal CT, axial, 11 organs, grey; organamnist.npz",
@@ -49,9 +48,6 @@ SETS = {name: MedicalSet(**entry) for name, entry in PUBLISHED_SETS.items()}
 
 def downloads(data: Data) -> list[Download]:
     """Return the file of the requested size; its megabytes are an upper bound, the size of its pixels uncompressed."""
-    if data.name not in SETS:
-        why = "an image has any number of 14 findings, and no class"
-        raise UserError(f"{data.name} is multi-label: {why}; allowed: {', '.join(SETS)}")
     about, side = SETS[data.name], data.size if data.size in SIZES else SIZES[0]
     file = f"{data.name}.npz" if side == SIZES[0] else f"{data.name}_{side}.npz"
     megabytes = sum(about.images) * side**2 * about.channels / 1e6
@@ -61,8 +57,8 @@ def downloads(data: Data) -> list[Download]:
 def read(data: Data) -> DataSource:
     """Return the published splits from the file of `data.size` pixels if there is one, else from that of 28 pixels.
 
-    Sizes published: 28, 64, 128, 224. A file that is missing or has other content raises a `UserError`, and so does a
-    multi-label set. Source: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
+    ChestMNIST is multi-label and not among them. Source: Yang et al., MedMNIST v2, Scientific Data 2023,
+    arXiv:2110.14795.
     """
     (wanted,), about = downloads(data), SETS[data.name]
     path = find(data, wanted.file) or find(data, f"{data.name}.npz")

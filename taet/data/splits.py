@@ -35,9 +35,6 @@ def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], lis
     if "validation" in source:
         also = ", nothing else is held out" if data.validation else ""
         notes.append(f"the source's own validation split is kept{also}")
-    elif share:
-        rounded = "rounded" if train.groups is None else "as near as whole groups come"
-        notes.append(f"{share:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation")
     kept, held = divided(train, train_counts, share, data.seed)
     chosen = {"train": train.choose(kept)}
     if data.train_share < 1:
@@ -45,7 +42,6 @@ def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], lis
         wanted = np.where(counts > 0, np.maximum(np.rint(data.train_share * counts), 1), 0).astype(int).tolist()
         positions = long_tail.long_tail_indices(chosen["train"].labels, wanted, data.seed)
         chosen["train"] = chosen["train"].choose(positions)
-        notes.append(f"{data.train_share:.3g} of each training class is used, at least 1 image")
     if held is not None:
         chosen["validation"] = train.choose(held)
         notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
@@ -74,19 +70,14 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
         counts = long_tail.balanced_small_counts if spread else long_tail.long_tail_counts
         largest = _largest(train, "training set", ratio, profile, data.max_count)
         train_counts = counts(len(names), largest, ratio, profile)
-        cut = f"{profile} profile, imbalance ratio {ratio:g}"
-        total = f"as many training images as in the {cut}, {sum(train_counts)}, spread evenly"
-        notes = [f"{total if spread else f'training set cut to the {cut}'}, seed {data.seed}"]
+        how = f"spread evenly, {sum(train_counts)} images as in" if spread else "cut to"
+        notes = [f"training set {how} the {profile} profile, imbalance ratio {ratio:g}, seed {data.seed}"]
         if 0 in train_counts:
             empty, allowed = names[train_counts.index(0)], f"allowed: up to {max(train_counts)}"
             raise UserError(f"class '{empty}' would get no training image: imbalance ratio {ratio:g}; {allowed}")
         if data.test == "long-tailed" and not spread:
             largest = _largest(test, "test set", ratio, profile, data.test_max_count)
             test_counts = counts(len(names), largest, ratio, profile)
-            notes.append("test set cut to the same profile and ratio")
-        elif data.test != VALIDATION:
-            most = "all images" if data.test_max_count is None else f"at most {data.test_max_count} images"
-            notes.append(f"test set not made long-tailed: {most} of each class")
     return train_counts, test_counts, notes + ([] if data.test == VALIDATION else _lacking("test", test, test_counts))
 
 
@@ -97,12 +88,8 @@ def _largest(part: Part, what: str, ratio: float, profile: str, max_count: int |
     if largest == 0:
         raise UserError(f"{what}: class '{part.class_names[0]}' has no image, but is to be the largest class")
     if max_count is not None and max_count > largest:
-        counts = long_tail.long_tail_counts(len(available), max_count, ratio, profile)
-        short = next(c for c, count in enumerate(counts) if count > available[c])
-        raise UserError(
-            f"{what}: a largest class of {max_count} at imbalance ratio {ratio:g} needs {counts[short]} images "
-            f"of class '{part.class_names[short]}', which has {available[short]}; the largest that fits: {largest}"
-        )
+        why = f"at imbalance ratio {ratio:g} another class has too few images"
+        raise UserError(f"{what}: got a largest class of {max_count}; allowed: up to {largest}, {why}")
     return max_count or largest
 
 

@@ -22,9 +22,8 @@ from taet.errors import UserError, custom_code, unknown
 from taet.files import check_output, make_folder, write_atomically
 from taet.randomness import generator
 from taet.settings import Fit
-from taet.training.checkpoint import METADATA, weights_digest
-from taet.training.finished import load_model
-from taet.training.folder import ARTIFACTS, RunFolder
+from taet.training.folder import ARTIFACTS, METADATA, RunFolder, weights_digest
+from taet.training.runs import load_model
 
 FORMATS = {"pt2": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensors": ()}
 """The formats, and the packages that each needs."""

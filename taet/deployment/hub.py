@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+import textwrap
 from pathlib import Path
 
 import taet
@@ -15,7 +15,7 @@ from taet.errors import UserError, custom_code, needed
 from taet.evaluation import store
 from taet.evaluation.card import ResultCard
 from taet.files import check_output, file_sha256, make_folder, read_bytes, seal, write_atomically, write_json
-from taet.formatting import markdown_table, percent, percent_interval, size
+from taet.formatting import markdown_table, size
 from taet.models.hub import CONFIG, FILES, verify
 from taet.models.weights import MOST_BYTES
 from taet.training.folder import DONE, RunFolder
@@ -37,12 +37,10 @@ A classifier trained by taet for adversarial robustness under long-tailed data.
 
 ## Results
 
-Balanced accuracy: the mean recall over the classes. 95 % intervals: over the test images. evaluation.json holds the
-answer to every image.
+Balanced accuracy: the mean recall over the classes. 95 % intervals: over the test images. Lines with ! are warnings.
+evaluation.json holds the answer to every image.
 
 {results}
-
-{flags}
 
 ## Intended use and limits
 
@@ -136,35 +134,26 @@ def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
 
 def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> str:
     """Return the page of a model, with front matter for the hub; every number comes from the result card."""
-    run, data = record.run, card.data
+    run, data, ratio = record.run, card.data, card.data.get("imbalance_ratio")
     about = [
+        ("", ""),
         ("Method", f"{record.method_title} ({record.reference})"),
         ("Network", f"{run.model.name}, {record.parameters:,} parameters, input {record.data.image_shape}"),
-        ("Protocol", run.protocol + "".join(f"; leaves it: {text}" for text in record.deviations)),
-        ("Training attack", f"L-infinity, eps {size(run.threat.eps)}"),
+        ("Protocol and training attack", f"{run.protocol}, L-infinity, eps {size(run.threat.eps)}"),
         ("Epoch and seed", f"{card.model.get('epoch')} of {run.training.epochs}, {record.selection.rule}; {run.seed}"),
         ("Data", f"{data['name']}, {card.num_classes} classes, {sum(record.data.train.class_counts):,} images"),
-        ("Imbalance ratio", "not known" if data.get("imbalance_ratio") is None else f"{data['imbalance_ratio']:.4g}"),
+        ("Imbalance ratio", "not known" if ratio is None else f"{ratio:.4g}"),
         ("Test images", f"{len(card.labels):,}, SHA-256 {data['test_sha256']}"),
-        *((("Extra images", record.data.extra.sentence),) if record.data.extra else ()),
+        *((("Extra images", record.data.extra["source"]),) if record.data.extra else ()),
         *(("Note", note) for note in data.get("notes", ())),
         ("Licence", licence or f"{TO_FILL_IN}, with the licence of the training images in mind"),
     ]
-    results = [("attack", "accuracy %", "balanced %", "95 % interval", "worst class %")]
-    for column in (column for column in card.columns if column.ordinary):
-        found = card.summary_of(column)
-        label, worst = found.worst_class
-        named = f"{percent(worst)} ({card.class_names[label]})" if label >= 0 else ""
-        interval = percent_interval(*found.balanced_interval)
-        results.append((column.name, percent(found.accuracy), percent(found.balanced), interval, named))
-    flags = [f"- `{flag['flag']}`: {_text(flag['text'])}" for flag in card.flags]
     return PAGE.format(
         licence=json.dumps(licence or "unknown"),
         tags=json.dumps(["adversarial-robustness", "long-tailed-recognition", run.method]),
         title=f"{_text(record.method_title)} on {_text(data['name'])}",
-        about=_table([("", ""), *about]),
-        results=_table(results),
-        flags="\n".join(["Warnings of the evaluation:\n", *flags] if flags else ["The evaluation raised no warning."]),
+        about=markdown_table([[_text(cell) for cell in row] for row in about]),
+        results=textwrap.indent(repr(card), "    "),
         norm=card.threat["norm"],
         eps=size(card.threat["eps"]),
         name=name,
@@ -174,7 +163,3 @@ def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> 
 def _text(value: str) -> str:
     """Return a text escaped for Markdown, on one line."""
     return re.sub(r"([\\|*_\[\]`#])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    return markdown_table([[_text(cell) for cell in row] for row in rows])

@@ -26,7 +26,7 @@ from taet.formatting import plural
 from taet.progress import Progress
 from taet.settings import Fit
 from taet.training.environment import resolve_device
-from taet.training.finished import load_model
+from taet.training.runs import load_model
 
 if TYPE_CHECKING:
     import pandas

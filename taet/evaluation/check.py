@@ -28,7 +28,7 @@ from taet.formatting import duration, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
-from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, RunFolder
+from taet.training.folder import DELIVERED, DONE, METRICS, RUN, RunFolder
 
 DATA_FILES = (
     *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
@@ -140,19 +140,9 @@ def verify(path: Path) -> tuple[Finding, ...]:
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the name of each file with a function that reads it and returns whether a checksum covers all of it."""
 
-    def plain() -> bool:
-        folder.check_plain()
-        return True
-
     def weights(name: str) -> bool:
         folder.check_weights(name)
         return folder.weights(name).name in folder.sums
-
-    def checkpoint() -> object:
-        state = folder.load_checkpoint(folder.record.run_hash)
-        at = state.get("position", state)  # of an older version
-        folder.check_metrics(MetricsMark(at.get("metrics_bytes", 0), at.get("metrics_sha256", "")))
-        return at.get("metrics_sha256")
 
     def card(path: Path, name: str) -> object:
         found = store.read(folder, path, name)
@@ -160,13 +150,12 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
             store.read_examples(folder.examples(path), found)
         return found.sealed
 
-    yield ".", plain
     if folder.is_run:
         yield RUN, lambda: folder.record and folder.sealed  # its method need not be installed here
         if folder.is_done or (folder.path / METRICS).exists():
             yield METRICS, lambda: [folder.metrics] and (folder.sums or not folder.is_done)
         if folder.checkpoint.exists():
-            yield folder.checkpoint.name, checkpoint
+            yield folder.checkpoint.name, lambda: folder.load_checkpoint(folder.record.run_hash)
         if folder.is_done:
             yield DONE, lambda: folder.sums
             try:

@@ -34,8 +34,8 @@ from taet.evaluation.store import BatchStore
 from taet.files import digest
 from taet.progress import Meter, Progress
 from taet.statistics import Ints
-from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
+from taet.training.folder import weights_digest
 
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}

@@ -31,11 +31,10 @@ from taet.models import Classifier
 from taet.models.view import make_view
 from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
-from taet.training.checkpoint import weights_digest
-from taet.training.decisive_settings import run_hash
 from taet.training.environment import environment, resolve_device
-from taet.training.finished import load_model, load_run
-from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
+from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, weights_digest
+from taet.training.record import run_hash
+from taet.training.runs import load_model, load_run
 
 ArrayOrTensor = NDArray[Any] | Tensor
 OF_TRAINING = ("draw", "exposure", "test_sha256")  # what the record of extra images says and their card does not
@@ -219,8 +218,8 @@ def of_run(
             labels = by_name(labels, images.class_names, record.data.class_names)
         sha256 = images_sha256(pixels, labels)
     if (extra := record.data.extra) is not None:
-        about = {name: plain(value) for name, value in vars(extra).items() if name not in OF_TRAINING}
-        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.test_sha256)}
+        about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
+        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
     rule, leak, counts = record.selection.rule, record.selection.leak, list(record.data.train.class_counts)
     if weights == LAST:
         rule, leak = "last", False

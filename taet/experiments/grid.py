@@ -29,10 +29,9 @@ from taet.files import read_bytes
 from taet.formatting import read_number, size
 from taet.models import check_consent, consent
 from taet.settings import SHORT, Run, from_json, option, override, to_json
-from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.folder import RunFolder
-from taet.training.resolve import check_model, learns_from_validation, resolve
-from taet.training.schedule import curve_decides
+from taet.training.record import CURVE, training_settings
+from taet.training.resolve import check_model, curve_decides, learns_from_validation, resolve
 
 MOST_BYTES, MOST_CELLS = 2**20, 100_000  # of a file, and of a grid
 DEFAULTS = to_json(Run())

@@ -22,9 +22,8 @@ from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, plural
 from taet.report import write
-from taet.training.environment import cores, taet_command
+from taet.training.environment import cores, interruption, taet_command
 from taet.training.folder import RunFolder
-from taet.training.interruption import interruption
 
 SCHEMA, RESULT, REPORT = 1, "comparison.json", "report.html"
 LOOK_SECONDS = 0.1  # between two polls of the processes

@@ -18,7 +18,7 @@ from taet.errors import UserError
 from taet.formatting import plural
 from taet.protocols import start
 from taet.settings import Data, Fit, Run, override
-from taet.training.choices import Chosen, choice_lines
+from taet.training.prepare import Chosen, choice_lines
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR

@@ -24,7 +24,6 @@ class AdversarialTraining(Method):
 
     title = "AT"
     reference = "Madry et al., ICLR 2018, arXiv:1706.06083"
-    baseline = True
     official = published(
         threat={"eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "start": "uniform", "bn_mode": "train"},
         training={"epochs": 200, "weight_decay": 5e-4, "milestones": (0.5, 0.75)},

@@ -166,8 +166,6 @@ class Method(nn.Module):
     """Decay of an average of the weights of the epochs that the method `admits`, which the run delivers; 0: none."""
     single_step: bool = False
     """Whether the attack is a single step: the curve then watches for catastrophic overfitting, under FGSM too."""
-    baseline: ClassVar[bool] = False
-    """Whether reports compare the other methods with this one."""
 
     class Config(Settings):
         """The method has no settings of its own."""

@@ -25,7 +25,7 @@ from taet.losses import cross_entropy
 from taet.losses.long_tail import full_precision
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
 from taet.methods.declarations import published, refuse_smoothing
-from taet.models.strategy import Strategy
+from taet.models.resnet import LAYOUTS, residual_body
 from taet.randomness import seeded
 
 UNIT = 1 / 8  # levels are published in 1/255 at an eps of 8/255: each is an eighth of the threat's eps
@@ -37,6 +37,24 @@ Range = Annotated[
     tuple[int, int],
     Rule(lambda levels: 0 <= levels[0] <= levels[1] <= 255, "lowest and highest, within 0 to 255"),
 ]
+
+
+class Strategy(nn.Module):
+    """Map images (N, C, H, W) to the logits (N, options) of one choice per head: how strongly each image is attacked.
+
+    A ResNet-18 whose widths are 1, 2, 4 and 8 times `width` (64 is published) with linear heads. The published head for
+    the kind of attack has one option only, of log-probability 0: it is left out.
+    """
+
+    def __init__(self, options: Sequence[int], width: int, channels: int) -> None:
+        super().__init__()
+        widths = tuple(width * factor for factor in (1, 2, 4, 8))
+        self.body = residual_body(LAYOUTS["resnet18"]._replace(widths=widths), channels)
+        self.heads = nn.ModuleList(nn.Linear(8 * width, count) for count in options)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = self.body(x)
+        return [head(features) for head in self.heads]
 
 
 class LearnableAttackStrategy(Method):

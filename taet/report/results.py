@@ -205,16 +205,15 @@ class Results:
         return self._differences[key]
 
     def _difference(self, first: str, second: str, attack: str, group: str) -> Difference | None:
-        card, answers = self.cards[0], [*self.predictions.items()]
-        ours, theirs = (
-            {seed: of.to_numpy() for (row, seed, name), of in answers if (row, name) == (side, attack)}
-            for side in (first, second)
-        )
+        def side(of: str) -> dict[object, Ints]:
+            return {key[1]: given.to_numpy() for key, given in self.predictions.items() if key[::2] == (of, attack)}
+
+        card, ours, theirs = self.cards[0], side(first), side(second)
         common = [seed for seed in ours if seed in theirs]
-        sides = [[side[seed] for seed in common or side] for side in (ours, theirs)]
+        sides = [[of[seed] for seed in common or of] for of in (ours, theirs)]
         keep, pairs = np.isin(card.labels, members(card, group)), min(map(len, sides))
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
-        first_right, second_right = ([(of == card.labels)[keep] for of in side[:pairs]] for side in sides)
+        first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
         return difference(first_right, second_right, labels, card.num_classes) if pairs else None
 
     def board(self) -> pd.DataFrame:

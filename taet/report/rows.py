@@ -19,10 +19,8 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.formatting import size, words
 from taet.settings import Run, override, to_json
-from taet.training.decisive_settings import CURVE, left_behind, training_settings
-from taet.training.record import run_from_json
-from taet.training.resolve import learns_from_validation
-from taet.training.schedule import curve_decides
+from taet.training.record import CURVE, left_behind, run_from_json, training_settings
+from taet.training.resolve import curve_decides, learns_from_validation
 
 Values = Mapping[str, object]
 EVERY, RULE, THREAT, EXTRA = "training.monitor_every", "training.selection", "threat of the evaluation", "extra images"

@@ -21,8 +21,7 @@ def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance
     """
     best = 0.0
     for number, robust in enumerate(pgd):
-        masked = fgsm is None or fgsm[number] - robust >= GAP
-        if best > chance and robust <= LEFT * best and masked:
+        if best > chance and robust <= LEFT * best and (fgsm is None or fgsm[number] - robust >= GAP):
             return number
         best = max(best, robust)
     return None
@@ -30,10 +29,9 @@ def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance
 
 def training_flags(epochs: Sequence[Epoch]) -> Mapping[str, str]:
     """Return the text of every flag that the curve of a single-step run raises; other runs raise none."""
-    watched = [(epoch.epoch, epoch.monitor) for epoch in epochs if epoch.monitor and epoch.monitor.fgsm]
-    pgd = [point.attacked.balanced_accuracy for _, point in watched]
-    fgsm = [point.fgsm.balanced_accuracy for _, point in watched if point.fgsm is not None]
-    chance = 1 / len(watched[0][1].clean.total) if watched else 0.0
+    watched = [(epoch.epoch, epoch.monitor) for epoch in epochs if epoch.monitor and "fgsm" in epoch.monitor.counts]
+    pgd, fgsm = ([point.counts[of or point.attack].balanced_accuracy for _, point in watched] for of in ("", "fgsm"))
+    chance = 1 / len(watched[0][1].attacked.total) if watched else 0.0
     name, found = FLAGS[0], first_loss(pgd, fgsm, chance)
     if found is None:
         name, found = FLAGS[1], first_loss(pgd, None, chance)

@@ -1,4 +1,4 @@
-"""The machine and the software of a result, and the device of a run."""
+"""The machine and the software of a result, the device of a run, and the signals that ask a program to stop."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
+import taet
+from taet.distributed import world_size
 from taet.errors import UserError
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
-# From malloc.h: the most blocks with a mapping of their own, and the free bytes at the top to return, -1: never.
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of malloc.h: the most blocks with an own mapping, free bytes to return
 
 
 def version(package: str) -> str | None:
-    """Installed version of `package`, or None."""
+    """Version of `package`, or None if it is not installed."""
     try:
-        return importlib.metadata.version(package)
+        return taet.__version__ if package == "taet" else importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -38,27 +43,23 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return None
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    asked = ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        head, changes = (
+            subprocess.check_output(["git", "-C", str(root), *words], text=True, stderr=subprocess.DEVNULL)
+            for words in asked
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return head.strip() + ("+" if changes.strip() else "")
 
 
 def _reported(*names: str) -> str:
-    """The first line about the processor that begins with one of these names; empty if the system reports none."""
+    """What the system says about the processor under the first of these names; empty if it says nothing."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.lower().startswith(names)), "")
+        return next((line for line in lines if line.lower().startswith(names)), "").partition(":")[2].strip()
     return ""
-
-
-def processor() -> str:
-    """The processor's name as the system reports it."""
-    return _reported("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
 
 
 def bf16_instructions(device: torch.device) -> str:
@@ -83,7 +84,8 @@ def taet_command(words: Sequence[str]) -> list[str]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit, device and time, as run.json and result cards record them."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {os.cpu_count()} cores"
+    processor = _reported("model name") or platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor}, {os.cpu_count()} cores"
     return {
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "commit": commit(),
@@ -96,12 +98,9 @@ def resolve_device(name: str) -> torch.device:
     """Return the device called `name`; auto is CUDA if available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
         raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices")
     return device
@@ -111,26 +110,13 @@ def keep_freed_memory(device: torch.device) -> None:
     """Make the C library reuse the memory of freed CPU tensors until the process ends.
 
     By default glibc returns every large tensor to the kernel, which clears the pages again for the next one; that can
-    take longer than the arithmetic. This has no effect without glibc, on a GPU, or if the environment configures malloc
-    (MALLOC_... or LD_PRELOAD).
+    take longer than the arithmetic. No effect without glibc, on a GPU, or if MALLOC_... or LD_PRELOAD is set.
     """
     chosen = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
-    if device.type != "cpu" or chosen or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-@contextlib.contextmanager
-def on_threads(number: int | None) -> Iterator[None]:
-    """Within this context, torch computes on this number of CPU threads; None: no change."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if device.type == "cpu" and not chosen and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -141,3 +127,31 @@ def peak_memory_mb(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # Linux counts in KiB, macOS in bytes
+
+
+@contextlib.contextmanager
+def interruption(asked: threading.Event | None = None) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; a second SIGINT interrupts at once.
+
+    With several processes it does not, because SLURM and torchrun send one each, and a process that stops alone would
+    leave the others waiting. Python handles signals in the main thread only; in others the event is never set.
+    """
+    asked = threading.Event() if asked is None else asked
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT and world_size() == 1:
+            raise KeyboardInterrupt
+        asked.set()
+
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
+    ignored = signal.getsignal(hangup) == signal.SIG_IGN  # as under nohup
+    numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (hangup,))}
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,58 +5,56 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import shlex
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from taet.distributed import first, rank, unless_one_ends
-from taet.models.sync_norm import average_statistics, synchronised
-from taet.training.checkpoint import WeightsAbout
-from taet.training.curve import WatchedEpoch
-from taet.training.drift import drift
-from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb
-from taet.training.interruption import interruption
-from taet.training.optimizer import set_learning_rate
-from taet.training.pauses import Pauses
+from taet import models
+from taet.data.augmentation import as_tensor, to_unit
+from taet.distributed import first, global_sum, in_any, rank, share, unless_one_ends, world_size
+from taet.errors import UserError, custom_code, located, needed
+from taet.methods.base import Seen
+from taet.models.sync_norm import average_statistics
+from taet.progress import Progress
+from taet.settings import epoch_at
+from taet.training.environment import interruption, keep_freed_memory, peak_memory_mb
+from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, WeightsAbout
+from taet.training.optimizer import learning_rate, set_learning_rate
 from taet.training.prepare import TrainingPlan
-from taet.training.record import Epoch
-from taet.training.result import TrainingResult
-from taet.training.schedule import learning_rate
+from taet.training.record import CurvePoint, Epoch, JsonDict
 from taet.training.state import State
 from taet.training.step import enough_images, examples, training_step
-from taet.training.tensorboard import Board
 
-Observer = Callable[[TrainingPlan, State], Mapping[str, object]]
-"""Called at the end of every epoch; what it returns is added to the row of the epoch."""
+LOOK_SECONDS = 0.5  # between two reads of the loss, for the progress line and the check for values that are not finite
+QUARTILES = (0.25, 0.5, 0.75)
 
 _logger = logging.getLogger(__name__)
 
 
-def fit(plan: TrainingPlan, state: State, pause: Pauses, observe: Observer | None = None) -> TrainingResult:
+def fit(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     """Train from the current state to the end of the last epoch, and write what the run delivers."""
-    training, folder = plan.run.training, pause.folder
-    observers = [*([drift] if training.distance_images else []), *([observe] if observe else [])]
-    board = Board(folder.tensorboard) if training.tensorboard and rank() == 0 else None
+    folder = pause.folder
     keep_freed_memory(plan.device)
     with (
-        surroundings(plan),
+        plan.surroundings(),
         interruption(pause.asked_to_stop),
         unless_one_ends(f"; {folder.checkpoint} is kept; continue: taet train --resume {folder.path}"),
-        contextlib.closing(board) if board else contextlib.nullcontext(),
+        _board(plan, folder) as show,
     ):
         pause.mark = pause.looked_at = time.monotonic()
-        while state.epoch < training.epochs:
+        while state.epoch < plan.run.training.epochs:
             train_epoch(plan, state, pause)
-            point = watch(plan, state, pause)
-            seen = {name: value for one in observers for name, value in one(plan, state).items()}
-            row = end_epoch(plan, state, pause, point, seen)
-            if board is not None:
-                board.write(row)
-        return deliver(plan, state, pause)
+            point, seen = watch(plan, state, pause)
+            show(end_epoch(plan, state, pause, point, seen))
+        deliver(plan, state, pause)
 
 
 def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
@@ -76,35 +74,36 @@ def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
             pause("training")
     pause.check_finite()
     # A run that was interrupted while measuring the curve comes here again, with this epoch already averaged.
-    resolved = plan.resolved
-    if average is not None and resolved.averages_epochs and average.n_averaged == epoch - resolved.first_averaged:
+    since = epoch - epoch_at(run.training.swa, run.training.epochs)
+    if average is not None and run.training.swa < 1 and average.n_averaged == since:
         average.update_parameters(state.model)
 
 
-def watch(plan: TrainingPlan, state: State, pause: Pauses) -> WatchedEpoch | None:
+def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint | None, Seen | None]:
     """Measure the point of the curve for this epoch, if it has one, and keep the best weights."""
     curve, watching = plan.curve, partial(pause, "watching")
     if state.epoch not in curve.epochs:
-        return None
+        return None, None
     if state.average is not None and state.method.average_decay:
-        live = curve.measure(deployed(plan, state, pause, averaged=False), watching).seen
+        _, live = curve.measure(deployed(plan, state, pause, averaged=False), watching)
         assert live is not None
         if state.method.admits(state.epoch, live):
             state.average.update_parameters(state.model)
     model = deployed(plan, state, pause)
-    found = curve.measure(model, watching)
-    if plan.resolved.chooses:
-        state.keep_best(found.point.attacked.balanced_accuracy, model.state_dict())
-    return found
+    point, seen = curve.measure(model, watching)
+    if plan.resolved.split == "validation" or plan.run.training.selection == "best-test":  # which leaks test data
+        state.keep_best(point.attacked.balanced_accuracy, model.state_dict())
+    return point, seen
 
 
 def end_epoch(
-    plan: TrainingPlan, state: State, pause: Pauses, watched: WatchedEpoch | None, seen: Mapping[str, object]
+    plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint | None = None, seen: Seen | None = None
 ) -> Epoch:
     """Write the row of the epoch and go on to the next one."""
+    moved = drift(plan, state)
     # Not where the curve is measured, because a run that is interrupted in between measures it again.
-    if watched is not None and watched.seen is not None:
-        state.method.feedback(state.epoch, watched.seen)
+    if seen is not None:
+        state.method.feedback(state.epoch, seen)
     sums, steps = state.sums, len(plan.loader)
     correct, total, predicted = sums.together()
     row = Epoch.from_json(
@@ -115,47 +114,76 @@ def end_epoch(
             "loss": {name: value.item() / sums.images for name, value in sums.sums.items()},
             "train": {"correct": correct.tolist(), "total": total.tolist()},
             "predicted": predicted.tolist(),
-            "monitor": None if watched is None else watched.point.model_dump(),
+            "monitor": None if point is None else point.model_dump(),
             "seconds": round(state.seconds, 3),
             "images_per_second": round(sums.images / max(state.training_seconds, 1e-9), 1),
             "peak_memory_mb": round(peak_memory_mb(plan.device), 1),
-            **seen,
+            **moved,
         }
     )
-    state.mark = first(lambda: pause.folder.append(row.to_json()))
+    state.rows.append(row.to_json())
     state.end_epoch(predicted)
-    pause.watched = 0
     pause.save()
+    first(lambda: pause.folder.write_metrics(state.rows))
     accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in row.balanced_accuracies.items())
     pause.show(f"loss {row.loss['total']:.3f} · balanced accuracy: {accuracies}")
     return row
 
 
-def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> TrainingResult:
+def drift(plan: TrainingPlan, state: State) -> JsonDict:
+    """Return mean and quartiles per class of the L2 distance between the examples of this and of the last epoch.
+
+    Of the first `distance_images` of every class, not augmented and with the same start noise in every epoch, in image
+    units (REAT, figure 3). None in the first epoch; 0 for a class without images.
+    """
+    split, size, most = plan.dataset.train, plan.run.training.batch_size, plan.run.training.distance_images
+    if not most:
+        return {}
+    classes = range(len(split.class_names))
+    rows = np.concatenate([np.flatnonzero(split.labels == label)[:most] for label in classes])
+    x = to_unit(as_tensor(split.images[rows]).to(plan.device))
+    y = torch.from_numpy(split.labels[rows]).to(plan.device)
+    found = torch.zeros_like(x)
+    for number, start in enumerate(range(0, len(found), size)):
+        total = min(size, len(found) - start)
+        mine = share(total, rank(), world_size())
+        part = slice(start + mine.start, start + mine.stop)
+        attack = state.attack((mine.start, total), "drift", number)
+        found[part] = examples(state, state.model, x[part], y[part], attack)
+    found = global_sum(found)  # zero for images of other processes
+    before, state.examples = state.examples, found
+    if before is None:
+        return {}
+    distances = (found - before).flatten(1).norm(dim=1).double()
+    sums = distances.new_zeros(len(classes)).index_add(0, y, distances)
+    each = [distances[y == label].cpu().numpy() for label in classes]
+    return {
+        "distance": (sums / y.bincount(minlength=len(classes)).clamp(min=1)).tolist(),
+        "distance_quartiles": [np.quantile(one, QUARTILES).tolist() if one.size else [0.0] * 3 for one in each],
+    }
+
+
+def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     """Write the delivered weights, those of other epochs if they differ, and the mark that the run is done."""
     run, folder = plan.run, pause.folder
     if state.average is not None and state.method.average_decay and not state.average.n_averaged:
         _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
-    last = deployed(plan, state, pause).state_dict(), run.training.epochs - 1
-    best = state.best_weights, state.best_epoch
-    (delivered, epoch), (left, when) = (last, best) if run.training.selection == "last" else (best, last)
+    last = run.training.epochs - 1, deployed(plan, state, pause).state_dict()
+    best = None if state.best is None else state.best[1:]
+    delivered, other = (last, best) if run.training.selection == "last" else (best, last)
     assert delivered is not None
-    assert epoch is not None
+    files = {DELIVERED: delivered}
+    if other is not None and other[0] != delivered[0]:
+        files[BEST if run.training.selection == "last" else LAST] = other
 
-    def save(name: str, tensors: Mapping[str, Tensor], of: int) -> None:
-        about = WeightsAbout(method=run.method, epoch=of + 1, run_hash=folder.record.run_hash)
-        folder.save_weights(name, tensors, about)
-
-    def write() -> tuple[Epoch, ...]:
-        save("model", delivered, epoch)
-        if left is not None and when is not None and when != epoch:
-            save("model-best" if run.training.selection == "last" else "model-last", left, when)
+    def write() -> None:
+        for name, (epoch, weights) in files.items():
+            about = WeightsAbout(method=run.method, epoch=epoch + 1, run_hash=folder.record.run_hash)
+            folder.save_weights(name, weights, about)
         folder.finish()
-        return folder.metrics
 
-    history = tuple(row.to_json() for row in first(write))
-    state.model.load_state_dict(delivered)
-    return TrainingResult(folder.path, run, state.model.eval(), plan.dataset, history)
+    first(write)
+    state.model.load_state_dict(delivered[1])
 
 
 def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool = True) -> nn.Module:
@@ -163,7 +191,7 @@ def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool 
     model = copy.deepcopy(state.model)
     if averaged and state.average is not None and state.average.n_averaged:
         model.load_state_dict(state.average.module.state_dict())
-        if plan.resolved.averages_epochs:
+        if plan.run.training.swa < 1:
             _estimate_statistics(plan, state, pause, model)
     model.get_buffer("offset").copy_(state.method.offset())
     return model
@@ -172,8 +200,8 @@ def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool 
 def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model: nn.Module) -> None:
     """Set the statistics of batch normalisation by one epoch of training examples for `model`.
 
-    Averaged weights have no statistics of their own. The public code of SWA in this field uses clean images; a
-    network trained on adversarial images needs the statistics of those.
+    Averaged weights have none of their own. The public code of SWA in this field uses clean images; a network trained
+    on adversarial images needs the statistics of those.
     """
     attacked, loader = copy.deepcopy(model), plan.loader
     epoch = min(state.epoch, plan.run.training.epochs - 1)
@@ -193,10 +221,90 @@ def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model:
 
 
 @contextlib.contextmanager
-def surroundings(plan: TrainingPlan) -> Iterator[None]:
-    """Compute as the run asks, and restore the caller's random state and number of threads afterwards."""
-    if plan.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(plan.device)
-    every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
-    with torch.random.fork_rng(every_gpu), on_threads(plan.threads), synchronised(plan.run.training.sync_bn):
-        yield
+def _board(plan: TrainingPlan, folder: RunFolder) -> Iterator[Callable[[Epoch], None]]:
+    """Yield a function that writes the row of an epoch as TensorBoard scalars, if the run asks for them."""
+    if not plan.run.training.tensorboard or rank():
+        yield lambda _: None
+        return
+    library = needed("torch.utils.tensorboard", "--tensorboard", "tensorboard")
+    with library.SummaryWriter(str(folder.tensorboard)) as writer:
+
+        def show(row: Epoch) -> None:
+            accuracies = {f"balanced accuracy/{name}": value for name, value in row.balanced_accuracies.items()}
+            losses = {f"loss/{name}": value for name, value in row.loss.items()}
+            for name, value in {**losses, "lr": row.lr or 0.0, **accuracies}.items():
+                writer.add_scalar(name, value, row.epoch)
+
+        yield show
+
+
+class Pauses:
+    """Between two batches time is taken, progress shown, the state saved, and Ctrl-C obeyed: by all processes."""
+
+    def __init__(self, plan: TrainingPlan, state: State, folder: RunFolder, progress: Progress | None = None) -> None:
+        self.plan, self.state, self.folder = plan, state, folder
+        self.progress = progress if rank() == 0 else None
+        self.asked_to_stop = threading.Event()
+        self.mark = self.looked_at = self.saved_at = time.monotonic()
+
+    def __call__(self, doing: Literal["training", "watching", "estimating"]) -> None:
+        """Pause after a batch that was spent on this; raise KeyboardInterrupt, with all saved, if the user asked."""
+        now, state = time.monotonic(), self.state
+        state.seconds += now - self.mark
+        state.training_seconds += now - self.mark if doing == "training" else 0.0
+        self.mark = now
+        look, stop, save = in_any(
+            now - self.looked_at > LOOK_SECONDS,
+            self.asked_to_stop.is_set(),
+            now - self.saved_at > 60 * self.plan.run.training.save_minutes,
+        )
+        if look:
+            self.looked_at = now
+            self.check_finite()
+            self.show()
+        if stop or save:
+            self.save()
+        if stop:
+            consent = models.consent(self.plan.run.model.name)
+            command = shlex.join(["taet", "train", "--resume", str(self.folder.path), *consent])
+            raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {command}")
+
+    def check_finite(self) -> None:
+        """Refuse to go on with a loss or a weight that is not finite."""
+        if what := self.state.not_finite():
+            raise UserError(
+                f"{what} is not finite in epoch {self.state.epoch + 1}, step {self.state.step}; stopped; "
+                f"{self.folder.checkpoint.name} keeps the last good state; a lower --lr than "
+                f"{self.plan.run.training.lr:g} is the usual remedy"
+            )
+
+    def save(self) -> None:
+        """Write the checkpoint; if values are not finite, stop instead and keep the previous file."""
+        self.check_finite()
+        values = {"run_hash": self.folder.record.run_hash, **self.state.state_dict()}
+        first(lambda: self.folder.save_checkpoint(values))
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Load the checkpoint, if there is one that fits, and write the metrics as they were at that time."""
+        folder, state = self.folder, self.state
+        if first(folder.checkpoint.exists):
+            saved = folder.load_checkpoint(folder.record.run_hash)
+            with located(str(folder.checkpoint)), custom_code("it does not fit this run"):
+                state.load_state_dict(saved)
+            state.model.notes = folder.record.model_notes
+        if state.rows:
+            first(lambda: folder.write_metrics(state.rows))
+
+    def show(self, ended: str = "") -> None:
+        """Show the share of the steps that is done; `ended` describes an epoch that has just ended, on its own line."""
+        if self.progress is None:
+            return
+        state, epochs = self.state, self.plan.run.training.epochs
+        if ended:
+            label = f"epoch {state.epoch}/{epochs} · {ended}\n"
+        else:
+            label = f"epoch {min(state.epoch + 1, epochs)}/{epochs} · {state.method.stage}"
+            if state.sums.images:
+                label += f" · loss {state.sums.sums['total'].item() / state.sums.images:.3f}"
+        self.progress(state.number, self.plan.steps, label)

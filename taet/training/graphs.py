@@ -18,12 +18,12 @@ from torch import Tensor
 from taet.attacks.noise import Source
 from taet.data.loader import Batch
 from taet.methods.base import Attack, Loss
-from taet.training.optimizer import hold_learning_rates
 
 WARM_UP = 3  # eager steps before one is recorded, so that state and caches exist; as PyTorch's notes on CUDA graphs do
 AGREEMENT = 0.1  # largest relative difference of a replayed update from the eager one: rounding flips some signs
 
 StepPart = Callable[[Batch, Attack], Loss]
+StateTensors = Callable[[], Sequence[Tensor]]
 Recorder = Callable[[Callable[[], Loss]], tuple[Callable[[], None], Loss]]
 
 _logger = logging.getLogger(__name__)
@@ -32,8 +32,7 @@ _logger = logging.getLogger(__name__)
 def cuda_graph(function: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
     """Record `function` without running it; return a function that replays it, and the tensors for its result."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads read the next batches at the same time.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads read the next batches
         result = function()
     return graph.replay, result
 
@@ -46,10 +45,6 @@ class Kept(Source):
     """Draws in order, with the bounds of uniform ones."""
     left: list[Tensor] = field(default_factory=list)
     """Draws that the current pass has not used yet."""
-
-    def begin_pass(self) -> None:
-        """Start again from the first draw."""
-        self.left[:] = [values for values, _ in self.kept]
 
     def redraw(self, source: Source) -> None:
         """Overwrite the kept draws, in their order, with draws of `source`."""
@@ -71,56 +66,20 @@ class Kept(Source):
 
 @dataclass
 class _Graph:
-    """A step of one kind: the number of eager runs and, once recorded, the function that replays it."""
-
     calls: int = 0
     source: Kept | None = None
-    batch: Batch | None = None
-    replay: Callable[[], None] | None = None
-    result: Loss | None = None
-    gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-
-    def prepare(
-        self, record: Recorder, part: StepPart, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
-    ) -> None:
-        """Record the step on copies of the batch."""
-        assert self.source is not None
-        place = Batch(*(values.clone(memory_format=torch.preserve_format) for values in batch))
-        held = replace(attack, source=self.source)
-        self.source.begin_pass()
-        device = batch.x.device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.replay, self.result = record(lambda: part(place, held))
-        self.batch = place
-        self.gradients = [(tensor, tensor.grad) for tensor in state() if tensor.is_leaf and tensor.requires_grad]
-
-    def run(self, batch: Batch, attack: Attack) -> Loss:
-        """Replay the step on another batch, with draws of this attack's source."""
-        assert self.batch is not None
-        assert self.source is not None
-        assert self.replay is not None
-        assert self.result is not None
-        for place, values in zip(self.batch, batch, strict=True):
-            place.copy_(values)
-        self.source.redraw(attack.source)
-        self.replay()
-        for parameter, gradient in self.gradients:  # which other code may have dropped
-            parameter.grad = gradient
-        total, parts, logits = self.result
-        return Loss(total.clone(), {name: value.clone() for name, value in parts.items()}, logits.clone())
+    replay: StepPart | None = None
 
 
 class Graphs:
     """A graph for every kind of step: stage, weight perturbation and shape of the batch.
 
-    A recorded step is used if one replay changed all tensors as the eager step does from the same state. If it cannot
-    be recorded or does not agree, all steps stay eager and the log says why.
+    A recorded step is used if one replay changed all weights as the eager step does from the same state. If it cannot
+    be recorded or does not agree, all steps stay eager, `refused` says why, and the log does.
     """
 
     def __init__(self, record: Recorder = cuda_graph) -> None:
-        self.record = record
-        self.refused = ""
-        """Reason why steps are not replayed; empty while they may be."""
+        self.record, self.refused = record, ""
         self._graphs: dict[Hashable, _Graph] = {}
 
     @property
@@ -134,56 +93,70 @@ class Graphs:
         kind: Hashable,
         batch: Batch,
         attack: Attack,
-        state: Callable[[], Sequence[Tensor]],
+        state: StateTensors,
         optimizer: torch.optim.Optimizer,
     ) -> Loss:
         """Run `part` on the tensors of `state`; steps that take different branches in Python have different `kind`s."""
         graph = self._graphs.setdefault((kind, tuple(batch.x.shape)), _Graph())
-        if self.refused:
-            return part(batch, attack)
         if graph.replay is not None:
-            return graph.run(batch, attack)
+            return graph.replay(batch, attack)
         graph.calls += 1
-        if graph.calls < WARM_UP:
+        if self.refused or graph.calls < WARM_UP:
             return part(batch, attack)
-        if graph.calls == WARM_UP:
-            hold_learning_rates(optimizer)
+        if graph.source is None:
+            for group in optimizer.param_groups:  # on the device, where a recorded step can read it
+                group["lr"] = torch.as_tensor(group["lr"], device=group["params"][0].device)
             graph.source = Kept(**vars(attack.source))
             return part(batch, replace(attack, source=graph.source))
         return self._tried(graph, part, batch, attack, state)
 
-    def _tried(
-        self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
-    ) -> Loss:
+    def _tried(self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: StateTensors) -> Loss:
         """Record a step, replay it, and repeat it eagerly from the same state; return the eager result."""
         before, draws = _copies(state()), attack.source.generator.get_state()
-        moved: list[Tensor] = []
+        replayed, why = before, ""
         try:
-            graph.prepare(self.record, part, batch, attack, state)
+            graph.replay = self._recorded(graph, part, batch, attack, state)
             _put_back(state(), before)  # in case a part of it has run
             devices = [batch.x.device] if batch.x.device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # so that a custom model draws the same numbers again below
-                graph.run(batch, attack)
-            moved = _copies(state())
+                graph.replay(batch, attack)
+            replayed = _copies(state())
         except Exception as error:  # a model may do things that cannot be recorded
-            self._refuse(" ".join(str(error).split())[:200])
+            why = " ".join(str(error).split())[:200]
         _put_back(state(), before)
         attack.source.generator.set_state(draws)
         loss = part(batch, attack)
-        if moved:
-            # Only parameters: counts of steps and large variances would hide their differences.
-            learned = [number for number, tensor in enumerate(state()) if tensor.requires_grad]
-            after, replayed, start = ([tensors[i].detach() for i in learned] for tensors in (state(), moved, before))
-            difference, move = _distance(replayed, after), _distance(start, after)
-            if not bool((difference <= AGREEMENT * move) & (move > 0)):
-                share = float(difference / move)
-                self._refuse(f"a replayed step moved the weights otherwise, by {share:.2g} of a step")
+        # Only parameters: counts of steps and large variances would hide their differences.
+        learned = [i for i, tensor in enumerate(state()) if tensor.requires_grad]
+        eager, tried, start = (
+            torch.cat([each[i].detach().flatten() for i in learned]) for each in (state(), replayed, before)
+        )
+        share = float((tried - eager).norm() / (start - eager).norm())
+        if not share <= AGREEMENT:
+            self.refused = why or f"a replayed step moved the weights otherwise, by {share:.2g} of a step"
+            self._graphs.clear()
+            _logger.warning("taet: steps are not captured in a CUDA graph and run one by one: %s", self.refused)
         return loss
 
-    def _refuse(self, why: str) -> None:
-        self.refused = why
-        self._graphs.clear()
-        _logger.warning("taet: steps are not captured in a CUDA graph and run one kernel after another: %s", why)
+    def _recorded(self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: StateTensors) -> StepPart:
+        """Record the step on copies of the batch; return its replay on another batch, with draws of its attack."""
+        assert graph.source is not None
+        place, source = Batch(*(values.clone(memory_format=torch.preserve_format) for values in batch)), graph.source
+        source.left[:] = [values for values, _ in source.kept]
+        with torch.cuda.device(batch.x.device) if batch.x.device.type == "cuda" else nullcontext():
+            replay, (total, parts, logits) = self.record(lambda: part(place, replace(attack, source=source)))
+        gradients = [(tensor, tensor.grad) for tensor in state() if tensor.is_leaf and tensor.requires_grad]
+
+        def again(batch: Batch, attack: Attack) -> Loss:
+            for held, values in zip(place, batch, strict=True):
+                held.copy_(values)
+            source.redraw(attack.source)
+            replay()
+            for parameter, gradient in gradients:  # which other code may have dropped
+                parameter.grad = gradient
+            return Loss(total.clone(), {name: value.clone() for name, value in parts.items()}, logits.clone())
+
+        return again
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -194,8 +167,3 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _put_back(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
     for tensor, values in zip(tensors, before, strict=True):
         tensor.copy_(values)
-
-
-def _distance(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """L2 distance over all tensors."""
-    return torch.stack([(a - b).double().square().sum() for a, b in zip(tensors, others, strict=True)]).sum().sqrt()

@@ -1,23 +1,24 @@
-"""The optimiser of the classifier's weights."""
+"""The optimiser of the classifier's weights, and its learning rate over the epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
 
-from taet.settings import Training
+from taet.settings import Run, Training, epoch_at
+
+ONE_CYCLE_RISE = 0.3  # default fraction of the steps over which it rises
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000  # first and last rate, relative to the highest
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Return SGD over all parameters, or AdamW, which decays only the weights of layers.
 
-    Those are parameters with two or more dimensions whose name contains "weight", such as attention's `in_proj_weight`.
-    Biases, gains of normalisations, class tokens and position embeddings are not decayed, as usual for transformers
-    (Touvron et al., DeiT, ICML 2021, arXiv:2012.12877). SGD decays all parameters, as in both papers of the protocols.
-    AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
+    Those have two or more dimensions and "weight" in the name, such as attention's `in_proj_weight`; biases, gains
+    of normalisations, class tokens and position embeddings are not decayed (Touvron et al., DeiT, ICML 2021,
+    arXiv:2012.12877). AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
     """
     # The fused kernel reads each weight once; it exists on these devices only.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
@@ -35,7 +36,7 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group; in place if it is a tensor."""
+    """Set the learning rate of every group; in place if it is a tensor, as a recorded step needs it."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -43,28 +44,35 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def hold_learning_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Store learning rates as tensors on the device of the weights, so that a captured step can read them."""
-    for group in optimizer.param_groups:
-        group["lr"] = torch.as_tensor(group["lr"], device=group["params"][0].device)
+def milestone_epochs(run: Run) -> tuple[int, ...]:
+    """Milestones as epochs, from 0: they scale with the length of the run."""
+    return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Restore the state of an optimiser; that of another one, or with other settings, raises an error."""
-    for held, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        for name in held.keys() - {"params", "lr"}:  # the rate is set before each step
-            if name in group and group[name] != held[name]:  # a version of torch may add names
-                raise ValueError(f"optimizer: {name} is {group[name]!r:.100}, not {held[name]!r}")
-    optimizer.load_state_dict(dict(saved))
-    for parameter, entries in optimizer.state.items():
-        for name, value in entries.items():
-            if (
-                isinstance(value, Tensor)
-                and value.ndim
-                and (value.shape, value.dtype)
-                != (
-                    parameter.shape,
-                    parameter.dtype,
-                )
-            ):
-                raise ValueError(f"optimizer: {name} has another shape or type than in this run")
+def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
+    """Learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
+
+    Over the first W = warmup * epochs the rate rises linearly, up to `lr` at the last of their steps. After that,
+    `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the completed
+    fraction of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
+
+    `one-cycle` rises from lr / 25 to lr and falls to lr / 250,000, each by half a cosine (Smith and Topin,
+    arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays).
+    """
+    training = run.training
+    done, total = epoch * steps + step, training.epochs * steps
+    if training.decay == "one-cycle":
+        peak, last = max((training.warmup or ONE_CYCLE_RISE) * total - 1, 0), total - 1
+        if done <= peak:
+            begin, end, share = ONE_CYCLE_START, 1.0, done / peak if peak else 1.0
+        else:
+            begin, end, share = 1.0, ONE_CYCLE_END, (done - peak) / (last - peak)
+        return training.lr * (end + (begin - end) * (1 + math.cos(math.pi * share)) / 2)
+    rise = round(training.warmup * total)
+    if done < rise:
+        return training.lr * (done + 1) / rise
+    if training.decay == "cosine":
+        share = (done - rise) / (total - rise)
+        return training.lr * (1 + math.cos(math.pi * share)) / 2
+    passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
+    return float(training.lr * 0.1**passed)

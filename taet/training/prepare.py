@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,24 +23,39 @@ from taet.distributed import copy_first, first, gather, in_turn, rank, world_siz
 from taet.errors import UserError
 from taet.fields import plain
 from taet.files import file_sha256
+from taet.formatting import size
 from taet.models import Adapter, Classifier, memory_layout
 from taet.models.hub import weights_file
-from taet.models.sync_norm import normalisations
-from taet.models.view import make_view
+from taet.models.sync_norm import normalisations, synchronised
+from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
-from taet.settings import Run, to_json
-from taet.training.averaging import weight_average
-from taet.training.checkpoint import SCHEMA
-from taet.training.choices import Chosen
+from taet.settings import Run, option, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
-from taet.training.estimate import RunWork, work_of
-from taet.training.extra import describe_extra
+from taet.training.folder import SCHEMA
 from taet.training.graphs import Graphs
 from taet.training.optimizer import build_optimizer
-from taet.training.record import RunRecord
+from taet.training.record import JsonDict, RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
-from taet.training.state import State
+from taet.training.state import State, weight_average
+from taet.training.step import enough_images, training_step
+
+
+class Chosen(NamedTuple):
+    """The value of a setting that was chosen automatically, and the reason for it."""
+
+    value: Any
+    why: str
+
+
+def choice_lines(choices: Mapping[str, Chosen]) -> list[str]:
+    """Return a line for each choice, by dotted name of the setting, with the option that changes it."""
+    rows = []
+    for name, (value, why) in choices.items():
+        text = " ".join(value) if isinstance(value, tuple) else size(value) if isinstance(value, float) else str(value)
+        rows.append((f"--{option(name)}", text, why))
+    wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return [f"{name:{wide[0]}}  {value:{wide[1]}}  {why}" for name, value, why in rows]
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,11 @@ class TrainingPlan:
         return self.resolved.run
 
     @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.run.training.epochs * len(self.loader)
+
+    @property
     def threads(self) -> int:
         return self.run.training.threads or torch.get_num_threads()
 
@@ -69,11 +93,19 @@ class TrainingPlan:
         extra = {} if self.extra is None else {"extra": self.extra.split}
         return {name: split.sha256 for name, split in (*self.dataset.splits.items(), *extra.items())}
 
-    @property
-    def work(self) -> RunWork:
-        """The passes of the run."""
-        stages = self.resolved.method.task.stages
-        return work_of(self.run, stages, self.loader.per_epoch, self.curve.epochs, len(self.curve.split))
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Compute as the run asks, and restore the caller's random state and number of threads afterwards."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
+            with torch.random.fork_rng(every_gpu), synchronised(self.run.training.sync_bn):
+                yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def prepare(
@@ -91,57 +123,54 @@ def prepare(
     """
     arrays, device = dataset is not None, resolve_device(run.training.device)
     with reporting_to(progress if rank() == 0 else None):
-        dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
-        settle = functools.partial(resolve, run, DataFacts.of(dataset), processes=world_size(), arrays=arrays)
-        resolved, extra = _with_extra(settle, dataset)
-    precision = first(lambda: fastest_precision(device))
-    choices = {"training.precision": precision} if run.training.precision == "auto" else {}
-    resolved = resolved.at(precision.value if choices else run.training.precision)
+        loaded = dataset if dataset is not None else in_turn(lambda: load(run.data))
+        settle = functools.partial(resolve, run, DataFacts.of(loaded), processes=world_size())
+        resolved, extra = settle(), None
+        if resolved.mixture is not None:
+            extra = in_turn(lambda: read_extra(resolved.run.data, loaded))
+            resolved = settle(extra_counts=extra.split.class_counts.tolist())
+    choices = {}
+    if run.training.precision == "auto":
+        choices["training.precision"] = chosen = first(lambda: fastest_precision(device))
+        resolved = replace(resolved, run=override(resolved.run, {"training.precision": chosen.value}))
     run, method, training = resolved.run, resolved.method.to(device), resolved.run.training
     loader = Loader(
-        dataset.train,
+        loaded.train,
         training,
         seed=run.seed,
-        mirror=dataset.mirror,
+        mirror=loaded.mirror,
         device=device,
         part=rank(),
         parts=world_size(),
         extra=extra,
         mixture=resolved.mixture,
     )
-    network = build_model(resolved, dataset, model, device, begun=begun)
-    if training.channels_last:
-        network.notes += memory_layout.guard(network, method)
-    curve = TrainingCurve(resolved, dataset.splits[resolved.split], device)
-    plan = TrainingPlan(resolved, dataset, extra, loader, curve, device, choices, model is not None, arrays)
+    network = build_model(resolved, loaded, model, device, begun=begun)
+    curve = TrainingCurve(resolved, loaded.splits[resolved.split], device)
+    plan = TrainingPlan(resolved, loaded, extra, loader, curve, device, choices, model is not None, arrays)
     _check_processes(plan, network)
     copy_first(network.state_dict().values())  # processes may have different initial weights
-    dtype, steps = torch.bfloat16 if training.precision == "bf16" else None, training.epochs * len(loader)
     state = State(
         network,
         method,
         build_optimizer(network, training),
         run,
-        weight_average(network, training, steps, method.average_decay, resolved.averages_epochs),
-        None if run.threat.bn_mode == "train" else make_view(network, dataset.image_shape, dtype),
+        weight_average(network, training, plan.steps, method.average_decay),
+        _view(run, network, loaded),
         Graphs() if training.capture and device.type == "cuda" and world_size() == 1 else None,
     )
     return plan, state
-
-
-def _with_extra(settle: Callable[..., Resolved], dataset: Dataset) -> tuple[Resolved, Extra | None]:
-    """Return the checked request, and the extra images that it asks for."""
-    resolved = settle()
-    if resolved.mixture is None:
-        return resolved, None
-    extra = in_turn(lambda: read_extra(resolved.run.data, dataset))
-    return settle(extra_counts=extra.split.class_counts.tolist()), extra
 
 
 def fastest_precision(device: torch.device) -> Chosen:
     """Return bf16 if the device has instructions for it, else float32."""
     found = bf16_instructions(device)
     return Chosen("bf16", f"instructions for it: {found}") if found else Chosen("float32", "no instructions for bf16")
+
+
+def _view(run: Run, model: nn.Module, dataset: Dataset) -> View | None:
+    dtype = torch.bfloat16 if run.training.precision == "bf16" else None
+    return None if run.threat.bn_mode == "train" else make_view(model, dataset.image_shape, dtype)
 
 
 def build_model(
@@ -161,19 +190,21 @@ def build_model(
         model = models.adapted(given, dataset.num_classes)
     check_needs(model, resolved)
     model.to(device)
-    return model.to(memory_format=torch.channels_last) if run.training.channels_last else model
+    if run.training.channels_last:
+        model.to(memory_format=torch.channels_last)
+        model.notes += memory_layout.guard(model, resolved.method)
+    return model
 
 
 def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
     """Refuse settings or images that several processes cannot share."""
-    processes, device = world_size(), plan.device
+    processes, device, normalised = world_size(), plan.device, normalisations(model, plan.resolved.method)
     if processes == 1:
         return
     if device.index is not None:
         raise UserError(f"device: got {device} for {processes} processes; allowed: auto, cuda or cpu")
     # Batch normalisation of one process needs two images; synchronised, it accepts any number.
     smallest = min(end - begin for begin, end in plan.loader.bounds)
-    normalised = normalisations(model, plan.resolved.method)
     if not plan.run.training.sync_bn and normalised and smallest < 2 * processes:
         got = f"got batches of {smallest} images for {processes} processes"
         raise UserError(f"sync bn: {got}; allowed without it: {2 * processes} or more, two images for each")
@@ -181,11 +212,38 @@ def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
         raise UserError("data: got other images in one process than in another; allowed: the same in all")
 
 
+def expected_seconds(plan: TrainingPlan, state: State) -> float:
+    """Return the estimated duration of the whole run, measured by the second of two steps of every stage, on copies.
+
+    The work is counted in passes of an image through the network, where a backward pass to the weights counts as two:
+    a training image takes 3, and 2 for every step of its attack. The curve runs at the pace of the fastest stage.
+    """
+    run, stages, took = plan.run, state.method.task.stages, dict[str, float]()
+    passes = {stage: 3.0 + (0 if stage == "clean" else 2 * run.threat.steps) for stage in stages}
+    with plan.surroundings(), contextlib.closing(plan.loader.epoch(0)) as batches:
+        batch, place = next(batches), plan.loader.place(0)
+        for stage in passes:
+            model, method = copy.deepcopy((state.model, state.method))
+            view = _view(run, model, plan.dataset)
+            at = replace(state, model=model, method=method, view=view, graphs=None, epoch=stages.index(stage), step=0)
+            at.optimizer = build_optimizer(model, run.training)
+            at.begin_epoch()
+            for number in range(2):
+                begun = time.monotonic()
+                with enough_images(at):
+                    loss = training_step(at, batch, at.attack(place, "expected", at.epoch, number))
+                loss.total.item()  # waits for the device
+                took[stage] = (time.monotonic() - begun) / place[1]
+    pace = min(took[stage] / passes[stage] for stage in passes)  # of one pass of one image
+    watched = len(plan.curve.epochs) * len(plan.curve.split) * (2.0 + 2 * run.training.monitor_steps)
+    return plan.loader.per_epoch * sum(took[stage] for stage in stages) + watched * pace
+
+
 def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
     """Return the content of run.json; `command` is the call that started the run."""
     run, method, dataset, weights = plan.run, state.method, plan.dataset, plan.run.model.weights
-    added = None if plan.extra is None else describe_extra(plan.extra, plan.resolved)
     tuned = [f"tuned: {run.training.tuned} trials"] if run.training.tuned else []
+    extra, mixed = _describe_extra(plan)
     stages = method.task.stages
     changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]
     leak = plan.resolved.split == "test" and run.training.selection == "best-test"
@@ -194,20 +252,18 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         "run": to_json(run),
         "method_title": method.title,
         "reference": method.reference,
-        "deviations": (*method.deviations, *tuned, *([] if added is None else [added.sentence])),
+        "deviations": (*method.deviations, *tuned, *mixed),
         "stages": [{"stage": stages[epoch], "from_epoch": epoch + 1} for epoch in changes],
         "selection": {"rule": run.training.selection, "split": plan.resolved.split, "leak": leak},
         "data": {
-            "name": dataset.name,
+            **dataset.about(),
             "class_names": dataset.class_names,
             "num_classes": dataset.num_classes,
             "image_shape": dataset.image_shape,
             "resized": dataset.resized,
-            "imbalance_ratio": dataset.imbalance_ratio,
-            "notes": dataset.notes,
             "arrays": plan.arrays,
             "splits": dataset.manifest(),
-            "extra": added,
+            "extra": extra,
         },
         "model_given": plan.model_given,
         "head": method.task.head,
@@ -220,3 +276,23 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         "command": command,
     }
     return RunRecord.model_validate(plain(values))
+
+
+def _describe_extra(plan: TrainingPlan) -> tuple[JsonDict | None, list[str]]:
+    """Return the record of the extra images, and the sentence about them in every table."""
+    mixture, source = plan.resolved.mixture, plan.run.data.extra_source or ""
+    if plan.extra is None or mixture is None:
+        return None, []
+    share = f"extra images, {mixture.extra} of {mixture.batch} in every batch, by the rule as they come"
+    return {
+        "source": source,
+        "saw_removed_tail": "unknown",
+        "sha256": plan.extra.split.sha256,
+        "class_counts": plan.extra.split.class_counts.tolist(),
+        "per_batch": mixture.extra,
+        "batch_size": mixture.batch,
+        "classes": "as they come",
+        "draw": mixture.draw,
+        "exposure": mixture.exposure,
+        "test_sha256": plan.extra.test_sha256,
+    }, [f"{share}: {source.strip().rstrip('.')}; saw the removed tail: unknown"]

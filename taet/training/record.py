@@ -1,101 +1,91 @@
-"""The contents of run.json and of a row of metrics.jsonl, each declared once."""
+"""run.json and a row of metrics.jsonl, each declared once, and the settings that make two runs the same."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
-import numpy as np
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_serializer, model_validator
+from pydantic import Field, PlainSerializer, model_serializer, model_validator
 
-from taet import methods, statistics
+from taet import statistics
 from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
-from taet.formatting import listed
+from taet.files import digest
 from taet.models.heads import Head
-from taet.settings import Fit, Run, from_json
-from taet.training.decisive_settings import current, run_hash
+from taet.settings import Data, Fit, Run, from_json, to_json
 
-MOST_VALUES = 2**28
-"""Largest number of values of an image, so that no record can demand a model that exceeds the memory."""
-Classes = Annotated[int, Field(ge=0, le=2**20)]
-ImageSide = Annotated[int, Field(ge=1, le=2**16)]
-MetricsRow: TypeAlias = dict[str, Any]
-"""A row of metrics.jsonl as JSON."""
-
-if TYPE_CHECKING:
-    from taet.statistics import Floats, Ints
-else:  # read as lists, checked, and kept as arrays
-    _listed = AfterValidator(np.array), PlainSerializer(np.ndarray.tolist)
-    Ints = Annotated[tuple[StoredCount, ...], *_listed]
-    Floats = Annotated[tuple[NonNegative, ...] | tuple[tuple[NonNegative, NonNegative, NonNegative], ...], *_listed]
+JsonDict: TypeAlias = dict[str, Any]
+PerClass: TypeAlias = tuple[StoredCount, ...]
+Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
+PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
+MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
+"""Settings of place, speed and saving."""
+CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
+"""Settings that affect weights only if the curve selects the epoch or the method learns from it."""
+LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
+"""Settings of the evaluation of the finished model."""
 
 
-def _known_head(values: object) -> dict[str, object]:
-    if isinstance(values, Head):
-        return values._asdict()
-    if not isinstance(values, dict):
-        raise UserError(f"head: got {values!r:.60}; allowed: an object")
-    return {name: values[name] for name in Head._fields if name in values}
+def training_settings(run: Run | Mapping[str, Any]) -> JsonDict:
+    """Return the settings that determine a run's training, by dotted name.
+
+    `run` may be given as JSON, which is read as this version reads it; what it cannot read is taken as stored.
+    """
+    if isinstance(run, Run):
+        values, behind = to_json(run), JsonDict()
+    else:
+        values, behind = current(run), left_behind(run)
+        with contextlib.suppress(UserError):
+            values = to_json(from_json(Run, values))
+    return {name: value for name, value in _flat(values).items() if name not in MACHINE | LATER} | behind
 
 
-StoredHead = Annotated[Head, BeforeValidator(_known_head), PlainSerializer(Head._asdict)]
+def current(stored: Mapping[str, Any]) -> JsonDict:
+    """Return stored JSON of a run without the settings of its data that have left."""
+    data = {name: value for name, value in stored.get("data", {}).items() if name not in Data.left}
+    return {**stored, **({"data": data} if "data" in stored else {})}
+
+
+def left_behind(stored: Mapping[str, Any]) -> JsonDict:
+    """Return the settings that have left and are not at their default, by dotted name."""
+    data = stored.get("data", {})
+    return {f"data.{name}": data[name] for name, value in Data.left.items() if name in data and data[name] != value}
+
+
+def run_hash(run: Run | Mapping[str, Any]) -> str:
+    """SHA-256 of these settings and the later attacks, as stored in checkpoints and weights.
+
+    For stored JSON it is the hash of the version that wrote it: later versions may have more settings.
+    """
+    kept = {}
+    for part, entry in (to_json(run) if isinstance(run, Run) else run).items():
+        is_part = isinstance(entry, Mapping)
+        kept[part] = {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} if is_part else entry
+    return digest(kept)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> JsonDict:
+    found = JsonDict()
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        plain = list(value) if isinstance(value, tuple) else value
+        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: plain}
+    return found
+
+
+def run_from_json(values: Mapping[str, Any]) -> Run:
+    """Rebuild a Run from JSON, with the Config of its method; settings that have left are ignored."""
+    return from_json(Run, {**current(values), "settings": values.get("settings") or {}})
 
 
 class SplitRecord(Record):
     """One split of the data: the positions of its images in their source, a hash, and the images of each class."""
 
-    indices: tuple[StoredCount, ...] = ()
+    indices: PerClass = ()
     sha256: Sha256
-    class_counts: tuple[StoredCount, ...] = ()
-
-
-class ExtraRecord(Record):
-    """The extra images of a run: their source, how they were mixed in, and which were left out."""
-
-    source: str
-    """How they were made, in the user's words."""
-    trained_on: str = ""
-    saw_removed_tail: str
-    """no, yes or unknown."""
-    labels: str = ""
-    sha256: Sha256
-    class_counts: tuple[StoredCount, ...] = ()
-    """Available images of each class."""
-    per_batch: StoredCount = 0
-    batch_size: StoredCount = 0
-    classes: str = ""
-    """Rule for the proportions of the classes."""
-    draw: tuple[NonNegative, ...] = ()
-    """Probability with which each class is drawn."""
-    exposure: tuple[NonNegative, ...] = ()
-    """Class counts for the losses."""
-    kept: NonNegative = 1.0
-    """Fraction of each class that a filter kept."""
-    judge_sha256: Sha256 | None = None
-    """SHA-256 of the weights of the model that filtered them."""
-    left_out: dict[str, tuple[StoredCount, StoredCount]] = Field(default={})
-    """For each split: images left out as exact and as near duplicates of its images."""
-    left_out_by: str = ""
-    """How duplicates were found."""
-    test_sha256: Sha256 | None = None
-    """SHA-256 of the test images in that search: all of the source, even if the run uses only a part."""
-
-    @property
-    def sentence(self) -> str:
-        """The sentence about extra images in every table."""
-        exact, near = (sum(counts[degree] for counts in self.left_out.values()) for degree in (0, 1))
-        judge = f" by the model {self.judge_sha256[:12]}" if self.judge_sha256 else ""
-        left_out = f"; left out as repeats of images in {listed(self.left_out)}: {exact} exact, {near} near"
-        return (
-            f"extra images, {self.per_batch} of {self.batch_size} in every batch, by the rule {self.classes}: "
-            f"{self.source.strip().rstrip('.')}; saw the removed tail: {self.saw_removed_tail}"
-            + (f"; labels: {self.labels}" if self.labels else "")
-            + (f"; filter: kept {self.kept:g} of each class{judge}" if self.kept < 1 else "")
-            + (left_out if self.left_out else "")
-        )
+    class_counts: PerClass = ()
 
 
 class DataRecord(Record):
@@ -103,8 +93,8 @@ class DataRecord(Record):
 
     name: str = ""
     class_names: tuple[str, ...] = ()
-    num_classes: Classes = 0
-    image_shape: tuple[ImageSide, ImageSide, ImageSide] = (0, 0, 0)
+    num_classes: Annotated[int, Field(ge=0, le=2**20)]
+    image_shape: tuple[Side, Side, Side]
     """(C, H, W)."""
     resized: bool | None = None
     """None in the records of older versions."""
@@ -113,33 +103,21 @@ class DataRecord(Record):
     arrays: bool
     """Whether the images were passed from memory."""
     splits: dict[str, SplitRecord]
-    extra: ExtraRecord | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _counted(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("class_names"), tuple):
-            return {"num_classes": len(values["class_names"]), **values}
-        return values
+    extra: JsonDict | None = None
+    """Extra images: how they were made, in the user's words, and mixed in; their hash and that of the test images."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        names, classes, shape = self.class_names, self.num_classes, self.image_shape
-        if names and len(names) != classes:
-            raise UserError(f"data class_names: got {len(names)} names; allowed: {classes}, one per class")
-        if math.prod(shape) > MOST_VALUES:
-            raise UserError(f"data image_shape: got {shape!r:.60}; allowed: channels, height and width of an image")
-        if "test" not in self.splits:
-            raise UserError("data splits: the field 'test' is missing")
-        for name, split in self.splits.items():
-            if split.class_counts and len(split.class_counts) != classes:
-                raise UserError(f"data splits {name} class_counts: got {len(split.class_counts)}; allowed: {classes}")
+        if missing := {"train", "test"} - self.splits.keys():
+            raise UserError(f"data splits: the field '{min(missing)}' is missing")
+        if (names := len(self.class_names)) not in (0, self.num_classes):
+            raise UserError(f"data class_names: got {names}; allowed: {self.num_classes}, one per class")
         return self
 
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the images of every split, and of the extra images."""
-        extra = {} if self.extra is None else {"extra": self.extra.sha256}
+        extra = {} if self.extra is None else {"extra": self.extra["sha256"]}
         return {name: split.sha256 for name, split in self.splits.items()} | extra
 
     @property
@@ -159,28 +137,22 @@ class SelectionRecord(Record):
     leak: bool = False
 
 
-class StageRecord(Record):
-    """A stage of the training and its first epoch, from 1."""
-
-    stage: str
-    from_epoch: Count
-
-
 class RunRecord(Record):
     """run.json: the settings of a run and all facts recorded at its start."""
 
     version: Count = Field(alias="schema")
-    settings: dict[str, Any] = Field(alias="run")
+    settings: JsonDict = Field(alias="run")
     """The Run as stored JSON; `run` is the typed form."""
     method_title: str
     reference: str | None = None
     deviations: tuple[str, ...]
-    stages: tuple[StageRecord, ...] = ()
+    stages: tuple[JsonDict, ...] = ()
+    """Each `stage` of the training and its first epoch, from 1."""
     selection: SelectionRecord
     data: DataRecord
     model_given: bool
     """Whether the model was passed from memory."""
-    head: StoredHead
+    head: Annotated[Head, PlainSerializer(Head._asdict)]
     parameters: StoredCount | None = None
     model_notes: tuple[str, ...] = ()
     pretrained_sha256: str | None = None
@@ -196,20 +168,15 @@ class RunRecord(Record):
     def from_json(cls, values: object) -> RunRecord:
         """Build a record from JSON; a missing or wrong field is a UserError, unknown ones are ignored.
 
-        Invalid settings are refused too; a run of a method that is not installed can still be reported.
+        The settings of the method are checked by `run`: it need not be installed where the run is only reported.
         """
         record = from_json(cls, values)
         if not isinstance(record.settings.get("method"), str):
             raise UserError("run: the field 'method' is missing")
-        try:
-            methods.find(record.method)
-        except UserError:
-            from_json(Run, {**record.settings, "settings": None})
-        else:
-            _ = record.run
+        from_json(Run, {**current(record.settings), "settings": None})
         return record
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
         """Return the content of run.json."""
         return self.model_dump(by_alias=True)
 
@@ -233,29 +200,16 @@ class RunRecord(Record):
         """The hash that the checkpoint and the weights of the run also carry."""
         return run_hash(self.settings)
 
-    @property
-    def method(self) -> str:
-        return str(self.settings["method"])
-
-    @property
-    def seed(self) -> int:
-        return int(self.settings["seed"])
-
-
-def run_from_json(values: Mapping[str, Any]) -> Run:
-    """Rebuild a Run from JSON, with the Config of its method; settings that have left are ignored."""
-    return from_json(Run, {**current(values), "settings": values.get("settings") or {}})
-
 
 class Counts(Record):
     """Numbers of correct and of all examples per class, each (C,)."""
 
-    correct: Ints
-    total: Ints
+    correct: PerClass
+    total: PerClass
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.correct.shape != self.total.shape or (self.correct > self.total).any():
+        if len(self.correct) != len(self.total) or any(map(int.__gt__, self.correct, self.total)):
             raise UserError("got inconsistent counts; allowed: correct up to total, per class")
         return self
 
@@ -265,52 +219,38 @@ class Counts(Record):
 
 
 class CurvePoint(Record):
-    """One point of the accuracy curves: clean and under an attack, on one split.
+    """One point of the accuracy curves: the split, and by name the counts of clean images and under an attack.
 
-    In JSON the name of the attack is the key of its counts.
+    In JSON all names are on one level; `fgsm` is there for a method that attacks with a single step.
     """
 
     split: str
-    clean: Counts
-    fgsm: Counts | None = None
-    """Under FGSM, for a method that attacks with a single step."""
-    attack: str
-    attacked: Counts
+    counts: dict[str, Counts]
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, values: Any) -> Any:
-        attacks = (
-            [name for name in values if name not in ("split", "clean", "fgsm")] if isinstance(values, dict) else []
-        )
-        if len(attacks) != 1:
-            got = f"{', '.join(values)!r:.100}" if isinstance(values, dict) else f"{values!r:.100}"
-            raise UserError(f"monitor: got the fields {got}; allowed: split, clean and one attack")
-        (attack,) = attacks
-        return {**values, "attack": attack, "attacked": values[attack]}
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        if len({counts.total.shape for counts in self.counts.values()}) > 1:
-            raise UserError("monitor: got another number of classes for clean images; allowed: the same")
-        return self
+    def _split_off(cls, values: Any) -> Any:
+        names = {*values} if isinstance(values, dict) else set()
+        if "clean" not in names or len(names - {"split", "clean", "fgsm"}) != 1:
+            raise UserError(f"monitor: got {values!r:.100}; allowed: split, clean and one attack")
+        return {"split": values.get("split"), "counts": {n: counts for n, counts in values.items() if n != "split"}}
 
     @model_serializer
-    def _as_json(self) -> dict[str, Any]:
+    def _as_json(self) -> JsonDict:
         return {"split": self.split, **{name: counts.model_dump() for name, counts in self.counts.items()}}
 
     @property
-    def counts(self) -> dict[str, Counts]:
-        """Counts of clean images and under each attack, by its name."""
-        single = {} if self.fgsm is None else {"fgsm": self.fgsm}
-        return {"clean": self.clean, **single, self.attack: self.attacked}
+    def attack(self) -> str:
+        """Name of the attack."""
+        return next(name for name in self.counts if name not in ("clean", "fgsm"))
 
+    @property
+    def clean(self) -> Counts:
+        return self.counts["clean"]
 
-if TYPE_CHECKING:
-    Losses: TypeAlias = dict[str, float]
-else:  # a loss that was not finite is stored as null
-    _known = AfterValidator(lambda values: {k: math.nan if v is None else float(v) for k, v in values.items()})
-    Losses = Annotated[dict[str, float | None], _known, PlainSerializer(dict)]
+    @property
+    def attacked(self) -> Counts:
+        return self.counts[self.attack]
 
 
 class Epoch(Record):
@@ -321,14 +261,15 @@ class Epoch(Record):
     stage: str
     lr: NonNegative | None = None
     """Of its last step."""
-    loss: Losses
+    loss: dict[str, float | None]
+    """And its parts, means over the images; None where an older version stored one that was not finite."""
     trained: Counts | None = Field(None, alias="train")
     """Training examples as the training saw them, and the correct ones."""
-    predicted: Ints | None = None
+    predicted: PerClass | None = None
     """Predictions of each class on the training examples, (C,)."""
-    distance: Floats | None = None
+    distance: tuple[NonNegative, ...] | None = None
     """Mean distance per class between the examples of this and of the previous epoch, (C,)."""
-    quartiles: Floats | None = Field(None, alias="distance_quartiles")
+    quartiles: tuple[tuple[NonNegative, NonNegative, NonNegative], ...] | None = Field(None, alias="distance_quartiles")
     """Quartiles of these distances, (C, 3); None in runs that recorded only means."""
     monitor: CurvePoint | None = None
     seconds: NonNegative
@@ -342,24 +283,9 @@ class Epoch(Record):
         """Build an epoch from a row; a missing or wrong field is a UserError, unknown ones are ignored."""
         return from_json(cls, row)
 
-    def to_json(self) -> MetricsRow:
+    def to_json(self) -> JsonDict:
         """Return the row."""
-        return self.model_dump(by_alias=True)
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds without the curve; the same as `seconds` in rows without a rate or counts."""
-        if self.trained is None or not self.images_per_second:
-            return self.seconds
-        return float(self.trained.total.sum() / self.images_per_second)
-
-    @property
-    def num_classes(self) -> set[int]:
-        """The numbers of classes of everything that is counted by class; one, in a row of a run."""
-        points = {} if self.monitor is None else self.monitor.counts
-        counts = (self.predicted, self.distance, self.quartiles)
-        totals = [one.total for one in (self.trained, *points.values()) if one is not None]
-        return {len(one) for one in (*counts, *totals) if one is not None}
+        return self.model_dump(mode="json", by_alias=True)
 
     @property
     def balanced_accuracies(self) -> dict[str, float]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from taet import methods, models, registry
 from taet.data import DataFacts
@@ -18,12 +14,14 @@ from taet.data.extra import Mixture, mixture
 from taet.data.loader import batch_bounds
 from taet.errors import UserError
 from taet.methods import Method, Task
-from taet.models import Classifier, CosineHead, Head
+from taet.models import Classifier, CosineHead
 from taet.settings import Run, epoch_at, override
-from taet.training.schedule import milestone_epochs, watched_epochs
+from taet.training.optimizer import milestone_epochs
 
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
 """Used instead of unknown data, so that all other settings are checked."""
+POINTS, IMAGES = 20, 1000
+"""Default points, and images per point, of a curve that does not affect the weights."""
 
 
 @dataclass(frozen=True)
@@ -38,41 +36,37 @@ class Resolved:
     mixture: Mixture | None = None
     """How extra images are mixed into the batches; None: there are none."""
 
-    def at(self, precision: str) -> Resolved:
-        """Return the same request with this precision."""
-        return dataclasses.replace(self, run=override(self.run, {"training.precision": precision}))
 
-    @property
-    def chooses(self) -> bool:
-        """Whether the curve can select an epoch; on the test set only with best-test, which leaks test data."""
-        return self.split == "validation" or self.run.training.selection == "best-test"
+def curve_decides(run: Run, learns: bool) -> bool:
+    """Whether the curve selects the epoch, or the method `learns` from it."""
+    return learns or run.training.selection != "last"
 
-    @property
-    def averages_epochs(self) -> bool:
-        """Whether the run delivers the mean of the weights of its last epochs."""
-        return self.run.training.swa < 1
 
-    @property
-    def first_averaged(self) -> int:
-        """The epoch, from 0, whose weights are the first of that mean."""
-        return epoch_at(self.run.training.swa, self.run.training.epochs)
+def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
+    """Epochs, from 0, with a point of the curve; `learns`: the method learns from it."""
+    every, epochs = run.training.monitor_every, run.training.epochs
+    if every is None:
+        every = 1 if curve_decides(run, learns) else max(1, epochs // POINTS)
+    return tuple(e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs))
+
+
+def watched_images(run: Run, learns: bool) -> int | None:
+    """Largest number of images of a point of the curve, None for all; `learns`: the method learns from it."""
+    if run.training.monitor_images is None:
+        return None if curve_decides(run, learns) else IMAGES
+    return run.training.monitor_images
 
 
 def resolve(
-    run: Run,
-    facts: DataFacts | None,
-    *,
-    processes: int = 1,
-    arrays: bool = False,
-    extra_counts: Sequence[int] | None = None,
+    run: Run, facts: DataFacts | None, *, processes: int = 1, extra_counts: Sequence[int] | None = None
 ) -> Resolved:
     """Check a request; a request that cannot be trained raises a UserError.
 
-    Without `facts` everything except the data is checked. `arrays`: the images are passed from memory. `extra_counts`:
-    the number of extra images of each class, (C,), if known.
+    Without `facts` everything except the data is checked. `extra_counts`: the number of extra images of each class,
+    (C,), if known.
     """
     training, known = run.training, facts or STAND_IN
-    split = _curve_split(run, facts, arrays)
+    split = _curve_split(run, facts)
     if training.batch_size < processes:
         got = f"got {training.batch_size} for {processes} processes"
         raise UserError(f"batch size: {got}; allowed: {processes} or more, an image for each")
@@ -87,12 +81,11 @@ def resolve(
     if method.average_decay and (training.ema or training.swa != 1):
         other = f"ema {training.ema:g}" if training.ema else f"swa {training.swa:g}"
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
-    if method.needs_feedback:
-        _check_feedback(run, method, split, facts, arrays)
-    resolved = Resolved(override(run, {"settings": method.config}), method, split, mixed)
-    if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
+    if method.needs_feedback and (wrong := _no_feedback(run, method, split, facts)):
+        raise UserError(f"{run.method}: {wrong}")
+    if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
-    return resolved
+    return Resolved(override(run, {"settings": method.config}), method, split, mixed)
 
 
 def _method(
@@ -116,7 +109,7 @@ def _method(
     method, watched = methods.build(run.method, run.settings, task), watched_epochs(run, learns=False)
     if method.needs_feedback or watched == task.watched:
         return method
-    return methods.build(run.method, run.settings, dataclasses.replace(task, watched=watched))
+    return methods.build(run.method, run.settings, replace(task, watched=watched))
 
 
 def learns_from_validation(run: Run) -> bool:
@@ -124,7 +117,7 @@ def learns_from_validation(run: Run) -> bool:
     return _method(run, STAND_IN).needs_feedback
 
 
-def _curve_split(run: Run, facts: DataFacts | None, arrays: bool) -> str:
+def _curve_split(run: Run, facts: DataFacts | None) -> str:
     rule = run.training.selection
     if rule != "last" and run.training.monitor_every == 0:
         raise UserError(f"selection {rule} needs the curve; monitor every: got 0; allowed: 1 or more")
@@ -132,33 +125,28 @@ def _curve_split(run: Run, facts: DataFacts | None, arrays: bool) -> str:
     if has_validation and rule != "best-test":
         return "validation"
     if rule == "best-validation" and facts is not None:
-        raise UserError(f"selection best-validation needs a validation split: add {_validation(arrays)}")
+        raise UserError("selection best-validation needs a validation split: add --data.validation 0.1")
     return "test"
 
 
-def _validation(arrays: bool) -> str:
-    """How to add a validation split."""
-    return "Dataset.from_arrays(validation=...)" if arrays else "--data.validation 0.1"
-
-
-def _check_feedback(run: Run, method: Method, split: str, facts: DataFacts | None, arrays: bool) -> None:
-    """Refuse a method that learns from validation images if the curve is not measured on them, or only at the end."""
-    name, training = run.method, run.training
+def _no_feedback(run: Run, method: Method, split: str, facts: DataFacts | None) -> str:
+    """Say why a method that learns from the curve cannot: not on validation images, or only after the last epoch."""
+    training, first = run.training, min(method.task.watched, default=0) + 1
     if training.selection == "best-test":
-        raise UserError(f"{name}: got selection best-test; allowed: last, best-validation: it learns from the curve")
+        return "got selection best-test; allowed: last, best-validation: it learns from the curve"
     if training.monitor_every == 0:
-        raise UserError(f"{name}: got monitor every 0; allowed: 1 or more: it learns from the points of the curve")
+        return "got monitor every 0; allowed: 1 or more: it learns from the points of the curve"
     # A point after the last epoch decides whether that one enters an average, and teaches nothing.
     learns = any(isinstance(m, Method) and m.needs_feedback and not m.average_decay for m in method.modules())
-    if learns and min(method.task.watched) + 1 >= training.epochs:
-        got, allowed = f"epochs {training.epochs}", "2 or more"
-        if training.epochs > 1:
-            got = f"monitor every {training.monitor_every} of {training.epochs} epochs"
-            allowed = f"up to {training.epochs - 1}"
-        raise UserError(f"{name}: got {got}; allowed: {allowed}: it learns from the curve before the last epoch")
+    if learns and first >= training.epochs:
+        got = f"got the first point of the curve (monitor every) after epoch {first} of {training.epochs}"
+        return f"{got}; allowed: before the last epoch: it learns from the curve"
     if split != "validation" and facts is not None:
-        got = "got no validation split, which it learns from (never from the test set)"
-        raise UserError(f"{name}: {got}: add {_validation(arrays)}")
+        return "got no validation split, which it learns from (never from the test set): add --data.validation 0.1"
+    return ""
+
+
+_built = functools.lru_cache(maxsize=4)(models.build)  # the cells of a comparison share few networks
 
 
 def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
@@ -166,47 +154,22 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
     chosen, head = resolved.run.model, resolved.method.task.head
     if facts is not None:
         shape = facts.num_classes, facts.image_shape
-        check_needs(_outline(chosen.name, *shape, head, chosen.stem, chosen.weights), resolved)
+        check_needs(_built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights), resolved)
     elif ":" not in chosen.name:
         registry.find("models", chosen.name)
-
-
-class _NoDraws(TorchFunctionMode):
-    """Within this context, no initial value is drawn: the first draw on the meta device imports the compiler."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-@functools.lru_cache(maxsize=32)
-def _outline(
-    name: str, classes: int, shape: tuple[int, int, int], head: Head, stem: str, weights: str | None
-) -> nn.Module:
-    """Return the network; one of this package has no values and takes no memory."""
-    entry = registry.entries("models").get(name)
-    if entry is None or entry.path is not None or weights is not None:
-        return models.build(name, classes, shape, head=head, stem=stem, weights=weights)
-    with torch.device("meta"), _NoDraws():
-        return models.build(name, classes, shape, head=head, stem=stem)
 
 
 def check_needs(model: nn.Module, resolved: Resolved) -> None:
     """Refuse a network that lacks the features or the head that the method needs."""
     method, name = resolved.method, resolved.run.method
-    head = method.task.head
-    if method.uses_features and not isinstance(model, Classifier):
+    head, found = method.task.head, model.head if isinstance(model, Classifier) else None
+    if method.uses_features and found is None:
         raise UserError(
             f"model: {name} needs features, which a network has only if its logits come from a last linear layer; "
             "give such a network, or a taet.models.Classifier(body, head, ...)"
         )
-    if head.kind == "linear":
-        return
-    found = model.head if isinstance(model, Classifier) else None
-    if not (isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)):
+    same = isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)
+    if head.kind != "linear" and not same:
         raise UserError(
             f"model: {name} needs a cosine head of scale {head.scale:g} and gamma {head.gamma:g}; give a "
             "taet.models.Classifier with a taet.models.CosineHead"

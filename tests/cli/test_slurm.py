@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.calls import configure
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
@@ -60,14 +58,6 @@ def calls(place: Path, name: str) -> list[list[str]]:
     return [words for called, *words in lines if called == name]
 
 
-def test_slurm_reads_every_directive() -> None:
-    lines = SCRIPT.read_text().splitlines()
-    assert lines[0] == "#!/bin/bash"
-    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH --")]
-    commands = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
-    assert max(directives) < min(commands), "SLURM reads no directive after the first command"
-
-
 def test_a_run_on_several_machines_starts_and_goes_on(tmp_path: Path) -> None:
     assert start(tmp_path).wait() == 0
     (words,) = calls(tmp_path, "torchrun")
@@ -84,7 +74,10 @@ def test_a_run_on_several_machines_starts_and_goes_on(tmp_path: Path) -> None:
     assert calls(tmp_path, "torchrun")[1][place + 2 :] == ["train", "--resume", "runs/x"]
 
 
-def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(tmp_path: Path) -> None:
+def test_a_job_is_queued_again_when_its_time_is_nearly_up_and_not_when_it_fails(tmp_path: Path) -> None:
+    assert start(tmp_path, status=1).wait() == 1
+    assert not [words for words in calls(tmp_path, "scontrol") if words[0] == "requeue"]
+    (tmp_path / "bin" / "working").unlink()
     job, deadline = start(tmp_path, seconds=60), time.monotonic() + 30
     while not (tmp_path / "bin" / "working").exists():
         assert job.poll() is None
@@ -94,9 +87,3 @@ def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(tmp_path: Path)
     job.wait(timeout=30)
     assert (tmp_path / "bin" / "saved").exists()
     assert calls(tmp_path, "scontrol")[-1] == ["requeue", "12345"]
-
-
-@pytest.mark.parametrize("status", [1, 130])
-def test_a_job_that_fails_or_is_preempted_is_not_queued_by_itself(tmp_path: Path, status: int) -> None:
-    assert start(tmp_path, status).wait() == status
-    assert not [words for words in calls(tmp_path, "scontrol") if words[0] == "requeue"]

@@ -17,8 +17,8 @@ from taet.cli.train import read
 from taet.errors import CUSTOM, UserError
 from taet.methods.harl import Harl
 from taet.settings import Run, to_json
-from taet.training.decisive_settings import run_hash
 from taet.training.prepare import prepare
+from taet.training.record import run_hash
 
 CALLS = (
     "at",

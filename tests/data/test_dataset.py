@@ -109,24 +109,6 @@ def test_description_is_plain_json_and_its_table_fits_a_terminal(arrays):
     assert [line.split()[-2] if "#" not in line else line.split("#")[0].split()[-4] for line in lines[4:5]] == ["tail"]
 
 
-@pytest.mark.parametrize(("classes", "rows"), [(40, 40), (1000, 40)])
-def test_of_many_classes_some_have_a_row_from_the_largest_to_the_smallest(classes, rows):
-    counts = np.random.default_rng(0).permutation(np.geomspace(1, 500, classes).astype(int))
-    blank = np.zeros((counts.sum(), 4, 4, 1), np.uint8)
-    labels = np.repeat(np.arange(classes), counts)
-    dataset = Dataset.from_arrays(blank, labels, blank[:classes], np.arange(classes))
-    lines = render(dataset).splitlines()
-    assert max(map(len, lines)) <= 80
-    table = [line.split() for line in lines[2 : 2 + rows]]
-    assert lines[2 + rows].split() == ["all", str(len(labels)), str(classes)]
-    assert all(int(count) == counts[int(name)] for name, _, count, *_ in table)
-    shown = [int(count) for _, _, count, *_ in table]
-    if classes > rows:
-        assert shown == sorted(shown, reverse=True)
-        assert (shown[0], shown[-1]) == (counts.max(), counts.min())
-        assert any("--json has all" in line for line in lines)
-
-
 @pytest.mark.parametrize("count", [300, 70_000])  # beyond 66,000 white pixels the sum of squares leaves 32 bits
 def test_channel_statistics_are_those_of_the_pixels(count) -> None:
     images = np.random.default_rng(0).integers(0, 256, (count, 1, 2, 3), dtype=np.uint8)

@@ -77,13 +77,14 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     (split / "train" / ".git").mkdir()
     (split / "train" / "ant" / "._00.png").write_bytes(b"")
     (split / "train" / "ant" / "notes.txt").write_text("no image")
+    fill(split / "train", 3)
     fill(split / "train" / "ant" / "more", 50)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fill(elsewhere, 200, 2)
     (split / "train" / "ant" / "linked").symlink_to(elsewhere)
     dataset = load(str(split), group="none")
     assert dataset.class_counts.tolist() == [4, 3]
-    assert "left out: 1 .txt" in dataset.notes
+    assert "1 images outside of the class folders are left out" in dataset.notes
 
 
 @pytest.mark.parametrize(
@@ -145,14 +146,6 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients):
     assert "20 groups, each in one split; 10 images stand alone" in dataset.notes
     assert load(f"folder:{patients}", validation=0.2).manifest() == dataset.manifest()
     assert load(f"folder:{patients}", group="none").train.groups is None
-
-
-def test_subfolders_that_cannot_be_groups_are_not_unless_asked_for(tmp_path, fill):
-    for name in ("ant", "bee"):
-        fill(tmp_path / name / "images", 10, 9)
-    assert len(load(str(tmp_path)).test) == 4
-    refused(tmp_path, r"no class has a group to spare; without groups: --data\.group none$", group="folder")
-    refused(tmp_path, "data group: got 'patient'; allowed of a folder: folder", group="patient")
 
 
 def test_a_group_in_two_given_splits_is_refused(split, fill):

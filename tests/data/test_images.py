@@ -112,7 +112,7 @@ def test_a_survey_says_what_there_is(tmp_path):
     assert found.sizes.tolist() == [*map(list, sizes), [6, 4], [3, 6], [6, 4]]
     assert (found.ranked(0.5), found.ranked(1), found.uniform) == ((6, 4), (60, 40), False)
     assert found.sentences(10, "squeeze") == [
-        "7 image files, 3x6 to 60x40 pixels, median 6x4, 2 of them grey",
+        "7 image files, 3x6 to 60x40, median 6x4 pixels, 2 grey, read as colour like the others",
         "6 of 7 images: not square, squeezed (e.g. '0.png')",
     ]
 

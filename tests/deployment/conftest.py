@@ -16,8 +16,8 @@ from taet import methods, models, protocols
 from taet.data import Dataset
 from taet.models import Head
 from taet.settings import override, to_json
-from taet.training.checkpoint import save_weights
-from taet.training.decisive_settings import run_hash
+from taet.training.folder import save_weights
+from taet.training.record import run_hash
 
 NAMES = ("red", "green", "blue")
 SIDE = 16

@@ -25,8 +25,8 @@ from taet.deployment.export import resize
 from taet.errors import UserError
 from taet.models import resnet, vit
 from taet.settings import Fit, override
-from taet.training.finished import load_model
 from taet.training.folder import RunFolder
+from taet.training.runs import load_model
 
 Make = Callable[..., Path]
 Draw = Callable[..., np.ndarray]

@@ -20,7 +20,7 @@ from taet.errors import UserError
 from taet.evaluation import GivenImages, ResultCard, evaluate
 from taet.evaluation.runner import Runner, as_unit
 from taet.settings import override
-from taet.training.finished import load_run
+from taet.training.runs import load_run
 
 EPS = 0.1
 CHANGES = {"model.name": "resnet8", "data.max_count": 40, "data.test_max_count": 20, "threat.eps": EPS}

@@ -18,7 +18,7 @@ from taet.evaluation import ResultCard
 from taet.experiments.grid import Cell, cells_of, parse, read
 from taet.files import seal
 from taet.settings import override
-from taet.training.decisive_settings import training_settings
+from taet.training.record import training_settings
 from tests.calls import configure
 
 TEXT = """

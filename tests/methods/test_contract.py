@@ -24,7 +24,7 @@ from taet.methods.base import Attack, Step
 from taet.methods.wrapper import ClassBudgets
 from taet.settings import Outer, Run
 from taet.training import train
-from taet.training.weight_perturbation import buffers_kept
+from taet.training.step import buffers_kept
 from tests.methods.conftest import (
     METHODS,
     Case,

@@ -24,7 +24,7 @@ from taet.methods.robust_lt import class_budgets
 from taet.models import Classifier
 from taet.models.heads import build_head
 from taet.settings import Threat
-from taet.training.averaging import averaged
+from taet.training.state import averaged
 from tests.methods.conftest import built, loss_on, seen_of
 
 FOLDER = Path(__file__).parents[1] / "golden"

@@ -14,9 +14,9 @@ from torch.nn import functional
 from taet import models, registry
 from taet.errors import UserError
 from taet.files import digest
+from taet.methods.las_at import Strategy
 from taet.models.heads import CosineHead, Head
 from taet.models.resnet import PreActBlock
-from taet.models.strategy import Strategy
 
 SMALL = ["resnet8", "vit-mini-p4", "preact-resnet18"]  # one of each kind: the others differ in numbers only
 LARGE = ("vit-b16", "wrn-28-10", "wrn-34-10")  # 36 to 86 million parameters

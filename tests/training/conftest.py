@@ -29,15 +29,6 @@ def result(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -
     return made
 
 
-@pytest.fixture(scope="session")
-def other(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with another seed."""
-    run = tiny("taet", {"training.epochs": 3, "training.precision": "float32", "data.test_max_count": 2, "seed": 1})
-    folder = train(run, out=tmp_path_factory.mktemp("other") / "run").folder
-    taet.evaluate(folder, attacks=("clean", "fgsm"))
-    return folder
-
-
 @pytest.fixture
 def folder(result: TrainingResult, tmp_path: Path) -> Path:
     """A copy of the folder of that run, to be damaged."""
@@ -46,13 +37,10 @@ def folder(result: TrainingResult, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def before_step() -> Callable[..., AbstractContextManager[None]]:
-    """Within this context, something is done before the step with an index; by default the run is killed."""
-
-    def kill() -> None:
-        raise Killed
+    """Within this context, something is done before the step with an index."""
 
     @contextmanager
-    def inside(at: int, do: Callable[[], object] = kill) -> Iterator[None]:
+    def inside(at: int, do: Callable[[], object]) -> Iterator[None]:
         step, calls = fit.training_step, itertools.count()
 
         def stepped(*given: Any) -> Any:
@@ -73,9 +61,12 @@ def killed_before(
 ) -> Callable[..., AbstractContextManager[None]]:
     """Within this context, the run is killed before the step with an index."""
 
+    def kill() -> None:
+        raise Killed
+
     @contextmanager
     def inside(at: int) -> Iterator[None]:
-        with before_step(at), pytest.raises(Killed):
+        with before_step(at, kill), pytest.raises(Killed):
             yield
 
     return inside

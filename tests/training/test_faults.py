@@ -1,4 +1,4 @@
-"""Every n-th operation on the disk fails, and every crash between two of them: the work goes on with the same bits.
+"""Every n-th operation on the disk fails, or the process is killed there: the work goes on with the same bits.
 
 `make test` tries some of them, `make test-all` every one.
 """
@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,13 +42,11 @@ class Killed(BaseException):
 class Disk:
     """Counts the operations that change the disk below `root`, and lets the one of number `at` fail."""
 
-    def __init__(self, root: Path, at: int | None = None, kind: str = "EIO", watch: Callable[[], None] | None = None):
-        self.root, self.at, self.kind, self.count, self.watch = root, at, kind, 0, watch
+    def __init__(self, root: Path, at: int | None = None, kind: str = "EIO"):
+        self.root, self.at, self.kind, self.count = root, at, kind, 0
 
     def operate(self) -> bool:
         """Before an operation; return whether a write shall be cut short."""
-        if self.watch is not None:
-            self.watch()
         number, self.count = self.count, self.count + 1
         if self.at is None or number < self.at or (number > self.at and self.kind != "kill"):
             return False
@@ -116,84 +113,6 @@ def failing(disk: Disk) -> Iterator[Disk]:
 
             patch.setattr(os, name, call)
         yield disk
-
-
-class Durable:
-    """What a crash would leave, noted before each operation: only what was flushed, or all names without their data."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.contents: dict[int, bytes] = {}
-        self.names: dict[int, dict[str, int]] = {}
-        self.states: list[dict[str, bytes | None]] = []
-
-    def note(self) -> None:
-        entries = {path: path.lstat().st_ino for path in self.root.rglob("*")}
-        everything: dict[str, bytes | None] = {}
-        for path, inode in entries.items():
-            everything[str(path.relative_to(self.root))] = None if path.is_dir() else self.contents.get(inode, b"")
-        flushed: dict[str, bytes | None] = {}
-        self._walk(self.root.stat().st_ino, "", flushed, {inode for path, inode in entries.items() if path.is_dir()})
-        for state in (everything, flushed):
-            if state not in self.states:
-                self.states.append(state)
-
-    def _walk(self, inode: int, prefix: str, state: dict[str, bytes | None], folders: set[int]) -> None:
-        for name, entry in self.names.get(inode, {}).items():
-            state[prefix + name] = None if entry in folders else self.contents.get(entry, b"")
-            if entry in folders:
-                self._walk(entry, f"{prefix}{name}/", state, folders)
-
-    def flush(self, descriptor: int) -> None:
-        about = os.fstat(descriptor)
-        if stat.S_ISDIR(about.st_mode):
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            self.names[about.st_ino] = {entry.name: entry.inode() for entry in os.scandir(path)}
-        else:
-            self.contents[about.st_ino] = os.pread(descriptor, about.st_size, 0)
-
-    def create(self, descriptor: int) -> None:
-        if os.fstat(descriptor).st_size == 0:  # a number of a file that was removed may be used again
-            self.contents.pop(os.fstat(descriptor).st_ino, None)
-
-
-def crashes(root: Path, work: Callable[[], object]) -> list[dict[str, bytes | None]]:
-    """Return the states that a crash during `work` may leave below `root`; what is there before is durable."""
-    durable = Durable(root)
-    for path in (root, *root.rglob("*")):
-        flags = os.O_RDONLY | (os.O_DIRECTORY if path.is_dir() else 0)
-        descriptor = os.open(path, flags)
-        durable.flush(descriptor)
-        os.close(descriptor)
-    with pytest.MonkeyPatch.context() as patch, failing(Disk(root, watch=durable.note)):
-        fsync, opened = os.fsync, os.open
-
-        def flushed(descriptor: int) -> None:
-            fsync(descriptor)
-            durable.flush(descriptor)
-
-        def created(path: Any, flags: int, *args: Any, **options: Any) -> int:
-            descriptor = opened(path, flags, *args, **options)
-            if flags & os.O_CREAT:
-                durable.create(descriptor)
-            return descriptor
-
-        patch.setattr(os, "fsync", flushed)
-        patch.setattr(os, "open", created)
-        work()
-    durable.note()
-    return durable.states
-
-
-def restore(state: dict[str, bytes | None], root: Path) -> None:
-    root.mkdir()
-    for name, content in state.items():
-        path = root / name
-        if content is None:
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
 
 
 class Job(NamedTuple):
@@ -286,23 +205,4 @@ def test_every_operation_may_fail(jobs: dict[str, Job], tmp_path: Path, name: st
         assert job.result(root) == expected, (number, kind)
         left = [path.name for path in root.rglob("*") if is_leftover(path.name)]
         assert not left, (number, kind, left)
-        shutil.rmtree(root)
-
-
-@pytest.mark.sample(3)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "all"])
-def test_a_crash_between_any_two_operations(jobs: dict[str, Job], tmp_path: Path, name: str, all_of_them: bool) -> None:
-    job = jobs[name]
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    job.prepare(whole)
-    states = crashes(whole, lambda: job.work(whole))
-    expected = job.result(whole)
-    assert len(states) > 5
-    for number, state in enumerate(states if all_of_them else states[:: 3 * SOME]):
-        root = tmp_path / str(number)
-        restore(state, root)
-        job.work(root)
-        assert job.result(root) == expected, number
         shutil.rmtree(root)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import signal
@@ -11,19 +10,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from taet import methods, registry
-from taet.data import DataFacts, Dataset, Split, load
+from taet.data import DataFacts, Dataset
 from taet.errors import UserError
 from taet.methods.base import Seen
 from taet.settings import Run, override
 from taet.training import TrainingResult, resume, train
-from taet.training.curve import TrainingCurve
-from taet.training.feedback import FeedbackSums
-from taet.training.pauses import Pauses
+from taet.training.curve import FeedbackSums, TrainingCurve
+from taet.training.fit import Pauses
 from taet.training.prepare import TrainingPlan
 from taet.training.resolve import resolve
 
@@ -46,7 +43,6 @@ class FeedbackProbe(Method):
     title = "feedback probe"
     reference = "this test, 2026"
     needs_feedback = True
-    uses_features = True
 
     def __init__(self, config: Method.Config, task: Task) -> None:
         super().__init__(config, task)
@@ -61,7 +57,7 @@ class FeedbackProbe(Method):
         assert epoch == self.updates, "once in every epoch"
         self.updates += 1
         sums = (seen.clean, seen.robust, seen.clean_loss, seen.robust_loss, seen.divergence, seen.confusion.std(1))
-        score = sum(seen.rates(values) for values in sums) + seen.rates(seen.features.norm(dim=1))
+        score = sum(seen.rates(values) for values in sums)
         self.weights.copy_(self.weights * (score / score.mean()).exp())
 '''
 
@@ -118,7 +114,6 @@ def test_it_is_told_of_every_validation_image_and_learns_from_it(
         assert seen.images.tolist() == split.class_counts.tolist() == seen.confusion.sum(1).tolist()
         assert seen.clean.tolist() == row["monitor"]["clean"]["correct"]
         assert seen.robust.tolist() == row["monitor"]["pgd-1"]["correct"]
-    assert seen.features is not None
     x = torch.from_numpy(split.images).movedim(3, 1) / 255
     labels = torch.from_numpy(split.labels)
     losses = torch.nn.functional.cross_entropy(again.model(x).detach(), labels, reduction="none").double()
@@ -126,18 +121,6 @@ def test_it_is_told_of_every_validation_image_and_learns_from_it(
     torch.testing.assert_close(seen.clean_loss, expected, rtol=1e-4, atol=1e-5)
     assert (seen.robust_loss >= seen.clean_loss).any()
     assert (seen.divergence >= 0).all()
-
-
-def with_splits(data: Dataset, **splits: Split) -> Dataset:
-    return dataclasses.replace(data, **splits)
-
-
-def test_test_images_and_labels_do_not(run: Run, whole: TrainingResult, tmp_path: Path) -> None:
-    data, draw = load(run.data), np.random.default_rng(0)
-    labels = draw.permutation(data.test.labels)
-    images = draw.integers(0, 256, data.test.images.shape).astype(np.uint8)
-    other = dataclasses.replace(data.test, images=images, labels=labels)
-    assert same(whole, train(run, out=tmp_path / "run", dataset=with_splits(data, test=other)))
 
 
 class Sealed:
@@ -209,60 +192,37 @@ def test_stopped_while_the_curve_is_measured_it_learns_once(
 
 
 @pytest.mark.parametrize(
-    ("changes", "sizes", "arrays", "message"),
+    ("changes", "sizes", "message"),
     [
-        ({}, {"train": 80, "test": 30}, False, "got no validation split, .* test set\\): add --data.validation 0.1$"),
-        (
-            {},
-            {"train": 80, "test": 30},
-            True,
-            r"got no validation split, .*: add Dataset\.from_arrays",
-        ),
-        ({"training.monitor_every": 0}, {"train": 80} | FACTS, False, "got monitor every 0; allowed: 1 or more"),
-        ({"training.selection": "best-test"}, {"train": 80} | FACTS, False, "got selection best-test; allowed: last"),
+        ({}, {"test": 30}, "got no validation split, .* test set\\): add --data.validation 0.1$"),
+        ({"training.monitor_every": 0}, FACTS, "got monitor every 0; allowed: 1 or more"),
+        ({"training.selection": "best-test"}, FACTS, "got selection best-test; allowed: last"),
     ],
 )
 def test_without_validation_images_it_is_refused_in_one_line(
-    tiny: Tiny, changes: dict[str, Any], sizes: dict[str, int], arrays: bool, message: str
+    tiny: Tiny, changes: dict[str, Any], sizes: dict[str, int], message: str
 ) -> None:
-    facts = DataFacts((50, 20, 10), (3, 32, 32), sizes)
+    facts = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | sizes)
     for method in ({"method": "feedback-probe"}, {"method": "robust-lt", "settings": {"base": "feedback-probe"}}):
         wanted = override(tiny("feedback-probe", changes), method)
-        with pytest.raises(UserError, match=f"^{method['method']}: {message}") as error:
-            resolve(wanted, facts, arrays=arrays)
-        assert "\n" not in str(error.value)
-        taken = override(wanted, {"training.monitor_every": 1, "training.selection": "last"})
-        assert resolve(taken, DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | FACTS)).method.needs_feedback
-
-
-def test_every_method_that_learns_from_feedback_is_refused_without_validation_images(tiny: Tiny) -> None:
-    learning = [name for name in registry.entries("methods") if methods.find(name).needs_feedback]
-    assert {"frl", "wat"} <= set(learning)
-    for name in learning:
-        with pytest.raises(UserError, match=f"^{name}: got no validation split"):
-            resolve(tiny(name), DataFacts((50, 20, 10), (1, 8, 8), {"train": 80, "test": 30}))
+        with pytest.raises(UserError, match=f"^{method['method']}: {message}"):
+            resolve(wanted, facts)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "every", "message"),
-    [
-        (24, 24, "got monitor every 24 of 24 epochs; allowed: up to 23: it learns from the curve before"),
-        (2, 5, "got monitor every 5 of 2 epochs; allowed: up to 1: it learns"),
-        (1, None, "got epochs 1; allowed: 2 or more: it learns from the curve before the last epoch$"),
-        (24, 23, None),
-        (2, None, None),
-    ],
+    ("epochs", "every", "first"), [(24, 24, 24), (2, 5, 2), (1, None, 1), (24, 23, None), (2, None, None)]
 )
 def test_a_curve_whose_only_point_follows_the_last_epoch_is_refused(
-    tiny: Tiny, epochs: int, every: int | None, message: str | None
+    tiny: Tiny, epochs: int, every: int | None, first: int | None
 ) -> None:
     facts = DataFacts((50, 20, 10), (1, 8, 8), {"train": 80} | FACTS)
     for name, settings in (("wat", {}), ("frl", {"begin": 0.0}), ("robust-lt", {"base": "wat"})):
         changes = {"method": name, "training.epochs": epochs, "training.monitor_every": every}
         run = override(tiny("wat"), changes | {"settings": methods.find(name).Config(**settings)})
-        if message is None:
+        if first is None:
             assert min(resolve(run, facts).method.task.watched) < epochs - 1
         else:
+            message = rf"got the first point of the curve \(monitor every\) after epoch {first} of {epochs}; allowed"
             with pytest.raises(UserError, match=f"^{name}: {message}"):
                 resolve(run, facts)
     # An average of admitted epochs may begin with the last one.
@@ -314,7 +274,7 @@ def test_two_averages_are_refused(tiny: Tiny, average: dict[str, float]) -> None
 
 def test_what_was_seen_of_another_split_is_no_feedback() -> None:
     with pytest.raises(ValueError, match="got images of the test split; allowed: validation"):
-        FeedbackSums(torch.tensor([1, 1]), with_features=False).seen("test")
+        FeedbackSums(torch.tensor([1, 1])).seen("test")
 
 
 def test_a_class_without_an_image_counts_as_the_mean_of_the_others() -> None:

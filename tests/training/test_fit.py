@@ -1,17 +1,12 @@
-"""The loop: its schedule, its rows, what it delivers, and what it leaves alone."""
+"""A run from the request to what it delivers: what is refused, the rows, the averages, and what is left alone."""
 
 from __future__ import annotations
 
 import copy
-import errno
-import importlib.metadata
 import json
-import os
 import random
-import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +19,68 @@ from torch import Tensor, nn
 
 import taet
 from taet import methods, protocols, statistics
-from taet.data import Dataset, Split
+from taet.data import DataFacts, Dataset, Split, facts
 from taet.errors import UserError
 from taet.methods.cfa import Cfa
-from taet.settings import Run, epoch_at, override
-from taet.training import TrainingResult, fit, pauses, resume, train
-from taet.training.checkpoint import weights_digest
+from taet.settings import Run, override
+from taet.training import TrainingResult, fit, prepare, resume, train
+from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions
-from taet.training.finished import load_model
-from taet.training.folder import RunFolder
-from taet.training.prepare import describe, prepare
+from taet.training.folder import RunFolder, weights_digest
+from taet.training.optimizer import learning_rate, milestone_epochs
 from taet.training.record import Epoch
-from taet.training.resolve import learns_from_validation
-from taet.training.schedule import learning_rate, milestone_epochs, watched_epochs, watched_images
+from taet.training.resolve import check_model, learns_from_validation, resolve, watched_epochs, watched_images
+from taet.training.runs import load_model
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
+LONG_TAIL = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80, "test": 30})
 Tiny = Callable[..., Run]
 AssertSame = Callable[[Path, Path], None]
 BeforeStep = Callable[..., AbstractContextManager[None]]
+
+
+# -- the request -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "match"),
+    [
+        ("at", {"training.swa": 0.9, "training.epochs": 3}, r"swa: got 0\.9; that leaves none of 3 epochs"),
+        ("at", {"training.selection": "best-test", "training.monitor_every": 0}, "monitor every: got 0"),
+        ("trades", {"threat.weighting": "rw"}, "its attack raises no loss on labels"),
+        ("at", {"outer.drw": True, "training.milestones": ()}, "a schedule without a milestone"),
+        ("robust-lt", {"settings": {"base": "standard"}}, "which attacks in no epoch"),
+    ],
+)
+def test_what_settings_alone_decide_is_refused_with_and_without_facts(
+    tiny: Tiny, method: str, changes: dict[str, Any], match: str
+) -> None:
+    for known in (LONG_TAIL, None):
+        with pytest.raises(UserError, match=match):
+            resolve(tiny(method, changes), known)
+
+
+def test_a_validation_split_is_required_only_where_the_splits_are_known(tiny: Tiny, tmp_path: Path) -> None:
+    run = tiny("at", {"training.selection": "best-validation"})
+    with pytest.raises(UserError, match=r"add --data\.validation 0\.1"):
+        train(run, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert resolve(run, None).split == "test"  # the source may have a validation split of its own
+    assert resolve(override(run, {"data.validation": 0.1}), None).split == "validation"
+    published = override(protocols.taet("at"), {"data.name": "cifar10-lt", "data.root": str(tmp_path)})
+    assert facts(published.data) is None
+    assert resolve(published, None).method.task.epochs == 100
+
+
+def test_what_the_data_the_processes_or_the_network_rule_out_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="batch size: got 8 for 9 processes"):
+        resolve(tiny("at", {"training.batch_size": 8}), LONG_TAIL, processes=9)
+    with pytest.raises(UserError, match="monitor images: got 2; allowed: 3 or more, an image of each class"):
+        resolve(tiny("at", {"training.monitor_images": 2}), LONG_TAIL)
+    with pytest.raises(UserError, match=r"unknown model 'resnet9'.*did you mean"):
+        check_model(resolve(tiny("at", {"model.name": "resnet9"}), None), None)
+    for method in ("at", "robal", "reat"):
+        check_model(resolve(tiny(method), LONG_TAIL), LONG_TAIL)
 
 
 # -- schedule ----------------------------------------------------------------------------------------------------------
@@ -57,14 +96,6 @@ def test_milestones_scale_with_the_epochs(protocol: str, epochs: int, expected: 
     rates = [learning_rate(run, epoch, 0, 1) for epoch in range(epochs)]
     first, second = expected
     assert rates == pytest.approx([0.1] * first + [0.01] * (second - first) + [0.001] * (epochs - second))
-
-
-@pytest.mark.parametrize("share", [0.05, 0.29, 0.5, 0.57, 74 / 76, 1.0])
-def test_a_share_is_over_with_the_nearest_epoch_and_half_way_with_the_earlier(share: float) -> None:
-    for epochs in range(1, 301):
-        exact = Fraction(share).limit_denominator(1000) * epochs
-        distances = [abs(exact - epoch) for epoch in range(epochs + 1)]
-        assert epoch_at(share, epochs) == distances.index(min(distances))  # the first of two
 
 
 @pytest.mark.parametrize(
@@ -90,43 +121,60 @@ def test_a_curve_that_decides_nothing_has_twenty_points_of_a_thousand_images(
     assert watched_images(run, learns) == images
 
 
-def test_a_curve_includes_the_last_epoch_unless_there_is_none(tiny: Tiny) -> None:
-    points = {every: watched_epochs(tiny("at", {"training.epochs": 4, "training.monitor_every": every}), learns=False)
-              for every in (0, 1, 3, 9)}  # fmt: skip
-    assert points == {0: (), 1: (0, 1, 2, 3), 3: (2, 3), 9: (3,)}
-
-
 def test_the_precision_follows_the_processor_and_its_limit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, limit, bf16 in (("fma avx512_bf16", "", True), ("fma avx512f", "", False), ("amx_bf16", "AVX2", False)):
-        monkeypatch.setattr("taet.training.environment._reported", lambda *_, flags=flags: f"flags : {flags}")
+        monkeypatch.setattr("taet.training.environment._reported", lambda *_, flags=flags: flags)
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit or "ALL")
         assert bool(bf16_instructions(cpu)) == bf16
-        plan, state = prepare(tiny("at", {"training.precision": "auto"}))
+        plan, state = prepare.prepare(tiny("at", {"training.precision": "auto"}))
         assert plan.choices["training.precision"].value == plan.run.training.precision == ("float32", "bf16")[bf16]
-        assert describe(plan, state, "").run == plan.run
+        assert prepare.describe(plan, state, "").run == plan.run
+
+
+def test_the_estimate_takes_the_steps_of_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of each stage, with weight perturbation where it is on, and nothing of the run is moved."""
+    step, found = prepare.training_step, []
+
+    def recorded(state: Any, *given: Any) -> Any:
+        found.append((state.method.stage, state.awp))
+        return step(state, *given)
+
+    monkeypatch.setattr(prepare, "training_step", recorded)
+    changes = {"training.epochs": 4, "training.awp": 0.01, "training.awp_start": 0.5}
+    plan, state = prepare.prepare(tiny("taet", changes))
+    before = weights_digest(state.model)
+    assert prepare.expected_seconds(plan, state) > 0
+    assert found == [("clean", 0.0)] * 2 + [("adversarial", 0.01)] * 2
+    assert (weights_digest(state.model), state.epoch, state.step) == (before, 0, 0)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_complete(result: TrainingResult) -> None:
+def test_rows_and_record_say_what_was_done(result: TrainingResult) -> None:
     stored = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert stored == list(result.history)
     assert [(row["epoch"], row["stage"]) for row in stored] == [(1, "clean"), (2, "adversarial"), (3, "adversarial")]
-    counts = result.dataset.class_counts.tolist()
     for row in stored:
         assert row.keys() == {field.alias or name for name, field in Epoch.model_fields.items()}
-        assert row["train"]["total"] == counts
-        assert sum(row["predicted"]) == sum(counts)
+        assert row["train"]["total"] == result.dataset.class_counts.tolist()
+        assert sum(row["predicted"]) == sum(row["train"]["total"])
         assert min(row["seconds"], row["images_per_second"], row["peak_memory_mb"]) > 0
         assert row["monitor"].keys() == {"split", "clean", "fgsm", "pgd-1"}
-        assert row["monitor"]["clean"]["total"] == result.dataset.test.class_counts.tolist()
-    assert stored[0]["loss"].keys() == {"total"}
     for row in stored[1:]:
         parts = dict(row["loss"])
         assert parts.pop("total") == pytest.approx(0.1 * sum(parts.values()), rel=1e-5)
         assert parts.keys() == {"bcl", "hdl", "rcel"}
+    info = json.loads((result.folder / "run.json").read_text())
+    assert info["stages"] == [{"stage": "clean", "from_epoch": 1}, {"stage": "adversarial", "from_epoch": 2}]
+    for name, split in result.dataset.splits.items():
+        assert info["data"]["splits"][name]["class_counts"] == split.class_counts.tolist()
+        assert info["data"]["splits"][name]["sha256"] == split.sha256
+        assert len(info["data"]["splits"][name]["indices"]) == len(split)
+    assert info["parameters"] == sum(parameter.numel() for parameter in result.model.parameters())
+    assert info["versions"]["taet"] == taet.__version__
+    assert (info["method_title"], info["run"]["seed"], info["threads"]) == ("TAET", 0, 1)
 
 
 def test_the_last_point_of_the_curve_is_that_of_the_delivered_model(result: TrainingResult) -> None:
@@ -161,64 +209,56 @@ def test_steps_are_counted_as_a_loop_would_and_follow_the_schedule(
 
 
 def test_a_point_of_the_curve_is_of_a_fixed_sample(tiny: Tiny, tmp_path: Path) -> None:
-    changes = {"data.test": "balanced", "training.epochs": 2, "training.monitor_images": 25}
-    few = train(tiny("at", changes), out=tmp_path / "few")
+    few = train(tiny("at", {"data.test": "balanced", "training.monitor_images": 25}), out=tmp_path / "few")
     totals = [row["monitor"]["clean"]["total"] for row in few.history]
     assert sum(totals[0]) == 25
     assert max(totals[0]) - min(totals[0]) <= 1
     assert totals[0] == totals[1]
-    with pytest.raises(UserError, match="monitor images: got 9; allowed: 10 or more, an image of each class"):
-        train(tiny("at", {"training.monitor_images": 9}), out=tmp_path / "run")
 
 
-def test_an_observer_adds_to_the_rows_and_distances_are_one(tiny: Tiny, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-
-    def observe(_: Any, state: Any) -> dict[str, object]:
-        seen.append((state.epoch, state.step))
-        return {"peak_memory_mb": 7.0}
-
-    run = tiny("at", {"training.epochs": 3, "training.distance_images": 3})
+def test_distances_of_examples_from_epoch_to_epoch_change_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
     plain = train(tiny("at", {"training.epochs": 3}), out=tmp_path / "plain")
-    watched = train(run, out=tmp_path / "run", observe=observe)
-    assert seen == [(0, 3), (1, 3), (2, 3)]
-    assert {row["peak_memory_mb"] for row in watched.history} == {7.0}
-    assert weights_digest(watched.model) == weights_digest(plain.model), "to look changes nothing"
-    assert {row["distance"] for row in plain.history} == {None}
-    first, *others = RunFolder(watched.folder).metrics
-    assert first.distance is None
-    for row in others:
-        assert row.distance is not None
-        assert row.quartiles is not None
-        assert row.quartiles.shape == (10, 3)
-        assert (row.distance > 0).all()
-        assert (row.quartiles[:, 0] <= row.distance).all()
+    watched = train(tiny("at", {"training.epochs": 3, "training.distance_images": 3}), out=tmp_path / "run")
+    assert weights_digest(watched.model) == weights_digest(plain.model)
+    assert {row["distance"] for row in plain.history} == {watched.history[0]["distance"]} == {None}
+    for row in watched.history[1:]:
+        quartiles, mean = np.array(row["distance_quartiles"]), np.array(row["distance"])
+        assert quartiles.shape == (10, 3)
+        assert (mean > 0).all()
+        assert (quartiles[:, 0] <= mean).all()
 
 
-# -- repetition --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("float32", marks=pytest.mark.full)])
-def test_the_same_run_repeats_bit_for_bit(tiny: Tiny, tmp_path: Path, assert_same: AssertSame, precision: str) -> None:
-    run = tiny("at", {"training.precision": precision})
+def test_the_same_run_repeats_bit_for_bit_and_leaves_the_callers_random_state_and_threads_alone(
+    tiny: Tiny, tmp_path: Path, assert_same: AssertSame
+) -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    run = tiny("at", {"training.threads": threads + 1})
     first, second = (train(run, out=tmp_path / name) for name in "ab")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # noqa: NPY002
+    assert torch.get_num_threads() == threads
     assert_same(second.folder, first.folder)
-    assert {value.dtype for value in load_file(first.folder / "model.safetensors").values()} <= {
-        torch.float32,
-        torch.int64,
-    }
     other = train(override(run, {"seed": 1}), out=tmp_path / "c")
     assert weights_digest(other.model) != weights_digest(first.model)
 
 
-def test_the_callers_random_state_and_threads_are_left_alone(tiny: Tiny, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.manual_seed(5)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
-    train(tiny("at", {"training.epochs": 1, "training.threads": threads + 1}), out=tmp_path / "run")
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # noqa: NPY002
-    assert torch.get_num_threads() == threads
+def test_progress_rises_to_the_whole_and_tensorboard_gets_the_rows(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    told: list[tuple[float, float, str]] = []
+    monkeypatch.setattr(fit, "LOOK_SECONDS", 0.0)
+    run = tiny("taet", {"training.tensorboard": True})
+    train(run, out=tmp_path / "run", progress=lambda *args: told.append(args))
+    done, total, texts = zip(*told, strict=True)
+    assert list(done) == sorted(done)
+    assert done[-1] == total[-1]
+    assert len(set(total)) == 1
+    assert "epoch 1/2" in texts[0]
+    assert any("clean" in text for text in texts)
+    assert sum(path.stat().st_size for path in (tmp_path / "run" / "tensorboard").iterdir()) > 200
 
 
 # -- what is delivered -------------------------------------------------------------------------------------------------
@@ -256,12 +296,8 @@ def same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("selection", "validation", "epoch", "leak", "split"),
-    [
-        ("last", 0.2, 3, False, "validation"),
-        ("best-validation", 0.2, 2, False, "validation"),
-        ("best-test", 0.2, 2, True, "test"),
-    ],
+    ("selection", "validation", "epoch", "split"),
+    [("last", 0.2, 3, "validation"), ("best-validation", 0.2, 2, "validation"), ("best-test", 0.2, 2, "test")],
 )
 def test_a_run_delivers_the_epoch_that_was_asked_for(
     tiny: Tiny,
@@ -270,21 +306,18 @@ def test_a_run_delivers_the_epoch_that_was_asked_for(
     selection: str,
     validation: float,
     epoch: int,
-    leak: bool,
     split: str,
 ) -> None:
     run = tiny("at", VALIDATED | {"training.selection": selection, "data.validation": validation})
     finished = train(run, out=tmp_path / "run")
-    tensors, told = delivered(finished.folder)
-    assert told == epoch
-    assert same(tensors, scripted[epoch - 1])
+    other = ("model-best", 2) if selection == "last" else ("model-last", 3)
+    for name, at in (("model", epoch), other):
+        tensors, told = delivered(finished.folder, name)
+        assert told == at
+        assert same(tensors, scripted[at - 1])
     assert same(finished.model.state_dict(), scripted[epoch - 1])
-    other, other_epoch = ("model-best", 2) if selection == "last" else ("model-last", 3)
-    tensors, told = delivered(finished.folder, other)
-    assert told == other_epoch
-    assert same(tensors, scripted[other_epoch - 1])
     info = json.loads((finished.folder / "run.json").read_text())
-    assert info["selection"] == {"rule": selection, "split": split, "leak": leak}
+    assert info["selection"] == {"rule": selection, "split": split, "leak": selection == "best-test"}
     assert {row["monitor"]["split"] for row in finished.history} == {split}
 
 
@@ -300,10 +333,9 @@ def test_the_training_does_not_depend_on_the_rule_of_selection(
     tiny: Tiny, tmp_path: Path, method: str, changes: dict[str, Any]
 ) -> None:
     """Cards of the last epoch stand for the runs that deliver it (papers/runs.py)."""
-    runs = {
-        rule: tiny(method, VALIDATED | changes | {"training.selection": rule}) for rule in ("last", "best-validation")
-    }
-    last, best = (train(run, out=tmp_path / rule) for rule, run in runs.items())
+    rules = ("last", "best-validation")
+    runs = [tiny(method, VALIDATED | changes | {"training.selection": rule}) for rule in rules]
+    last, best = (train(run, out=tmp_path / rule) for run, rule in zip(runs, rules, strict=True))
     assert same(load_file(last.folder / "model.safetensors"), load_file(RunFolder(best.folder).weights("model-last")))
     assert [row["loss"] for row in last.history] == [row["loss"] for row in best.history]
 
@@ -317,7 +349,6 @@ def test_a_best_epoch_that_is_the_last_has_one_file_and_every_name(
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     for name in ("model", "model-last", "model-best"):
         assert same(load_model(folder, name)[1].state_dict(), scripted[2])
-        assert RunFolder(folder).weights_about(name).epoch == 3
 
 
 def test_weights_that_a_run_lost_or_never_had_are_not_replaced_by_others(
@@ -327,20 +358,51 @@ def test_weights_that_a_run_lost_or_never_had_are_not_replaced_by_others(
     (lost / "model-best.safetensors").unlink()
     scripted.clear()
     never = train(tiny("at", {"training.epochs": 3}), out=tmp_path / "never").folder  # its curve is of test images
-    names = {path.name for path in never.iterdir()}
-    assert names == {"run.json", "metrics.jsonl", "checkpoint.pt", "model.safetensors", "done"}
     for folder in (lost, never):
         with pytest.raises(UserError, match=r"holds no model-best.safetensors: it has model.safetensors"):
             load_model(folder, "model-best")
         load_model(folder, "model-last")
 
 
-def test_choosing_an_epoch_needs_a_split_and_a_curve(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"needs a validation split: add --data\.validation"):
-        train(tiny("at", {"training.selection": "best-validation"}), out=tmp_path / "run")
-    with pytest.raises(UserError, match=r"needs the curve.*monitor every: got 0"):
-        train(tiny("at", VALIDATED | {"training.selection": "best-validation", "training.monitor_every": 0}))
-    assert not (tmp_path / "run").exists()
+def test_a_run_delivers_the_moving_average_of_its_steps(tiny: Tiny, tmp_path: Path, steps_seen: list[Any]) -> None:
+    run = tiny("at", {"training.epochs": 3, "training.ema": 0.6, "training.batch_size": 24})
+    train(run, out=tmp_path / "run")
+    weights = [one[0]["head.weight"] for one in steps_seen]
+    warmup, expected = round(0.025 * len(weights)), weights[0]
+    for number, value in enumerate(weights):
+        decay = 0.0 if number < warmup else min(0.6, (1 + number - warmup) / (10 + number - warmup))
+        expected = decay * expected + (1 - decay) * value
+    found = load_file(tmp_path / "run" / "model.safetensors")["head.weight"]
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, weights[-1])
+
+
+def test_a_run_delivers_the_mean_of_its_last_epochs_with_statistics_of_its_own(
+    tiny: Tiny, tmp_path: Path, steps_seen: list[Any]
+) -> None:
+    train(tiny("at", {"training.epochs": 4, "training.swa": 0.5, "training.batch_size": 24}), out=tmp_path / "run")
+    per_epoch = len(steps_seen) // 4
+    one, two = (steps_seen[(epoch + 1) * per_epoch - 1][0] for epoch in (2, 3))
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    torch.testing.assert_close(found["head.weight"], (one["head.weight"] + two["head.weight"]) / 2)
+    name = next(name for name in found if name.endswith("running_var"))
+    assert not torch.allclose(found[name], (one[name] + two[name]) / 2, rtol=1e-3), "they were estimated anew"
+
+
+def test_what_is_delivered_is_what_was_watched_last(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the attack's weights follow the predictions, and batch statistics the attack."""
+    watched, measure = list[dict[str, Tensor]](), TrainingCurve.measure
+
+    def spy(self: TrainingCurve, model: nn.Module, *given: Any) -> Any:
+        watched.append({name: value.clone() for name, value in model.state_dict().items()})
+        return measure(self, model, *given)
+
+    monkeypatch.setattr(TrainingCurve, "measure", spy)
+    changes = {"training.swa": 0.4, "threat.weighting": "rbl", "threat.bn_mode": "train"}
+    finished = train(tiny("at", {"training.epochs": 3, **changes}), out=tmp_path / "run")
+    assert same(watched[-1], finished.model.state_dict())
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -365,8 +427,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     with pytest.raises(UserError, match=f"{named} is not finite in epoch 2.*keeps the last good state") as caught:
         train(tiny("at"), out=folder)
     assert "\n" not in str(caught.value)
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["position"]["epoch"] == 1
-    assert len(RunFolder(folder).metrics) == 1
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] == len(RunFolder(folder).metrics) == 1
     assert not (folder / "done").exists()
     assert len(resume(folder).history) == 2  # the fault is over
 
@@ -379,34 +440,6 @@ def test_a_diverging_run_and_a_batch_of_one_image_end_in_one_line(tiny: Tiny, tm
     own = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1), nn.Linear(1, 5))
     with pytest.raises(UserError, match="batch size: a batch of 1 leaves batch normalisation one value per channel"):
         train(tiny("at", {"training.batch_size": 1}), out=tmp_path / "one", model=own, dataset=single)
-
-
-@pytest.mark.parametrize("after", [1, pytest.param(5, marks=pytest.mark.full)])
-def test_a_full_disk_is_one_line_and_loses_nothing(
-    tiny: Tiny,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    assert_same: AssertSame,
-    go_on: Callable[[Run, Path], None],
-    after: int,
-) -> None:
-    run, folder = tiny("at", {"training.save_minutes": 0.0}), tmp_path / "run"
-    whole = train(run, out=tmp_path / "whole")
-    flush, calls = os.fsync, [0]
-
-    def full(descriptor: int) -> None:
-        calls[0] += not stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        if calls[0] > after:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        flush(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match=r"(?i)cannot write .*: no space left on") as caught:
-            train(run, out=folder)
-    assert "\n" not in str(caught.value)
-    go_on(run, folder)
-    assert_same(folder, whole.folder)
 
 
 def test_a_folder_that_exists_is_refused_and_left_alone(tiny: Tiny, tmp_path: Path) -> None:
@@ -434,21 +467,17 @@ def arrays(classes: int = 3, per_class: int = 10) -> Dataset:
 
 
 def test_a_plain_module_and_arrays_train_and_resume(
-    tiny: Tiny, tmp_path: Path, assert_same: AssertSame, before_step: BeforeStep
+    tiny: Tiny, tmp_path: Path, assert_same: AssertSame, killed_before: BeforeStep
 ) -> None:
     run, data = tiny("taet", {"training.batch_size": 10, "training.epochs": 12, "training.lr": 0.1}), arrays()
     whole = train(run, out=tmp_path / "whole", model=network(), dataset=data)
     assert statistics.balanced_accuracy(**whole.history[-1]["monitor"]["clean"]) == 1.0
-    assert whole.model(torch.rand(4, 1, 6, 6)).shape == (4, 3)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
     folder = tmp_path / "again"
-    with before_step(20, interrupt), pytest.raises(KeyboardInterrupt):
+    with killed_before(20):
         train(run, out=folder, model=network(), dataset=data)
-    with pytest.raises(UserError, match="was trained with a model from memory: give it again"):
-        resume(folder)
+    for done in (folder, whole.folder):
+        with pytest.raises(UserError, match=r"was trained with a .* from memory: give it again"):
+            resume(done)
     with pytest.raises(UserError, match="the train images are not those"):
         resume(folder, model=network(), dataset=arrays(per_class=11))
     resume(folder, model=network(), dataset=data)
@@ -462,64 +491,3 @@ def test_a_module_of_another_width_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=rf"\(2, {classes}\).*allowed: \(2, 3\), one logit per class"):
         train(tiny("at"), out=tmp_path / "run", model=network(classes), dataset=arrays())
     assert not (tmp_path / "run").exists()
-
-
-# -- run.json ----------------------------------------------------------------------------------------------------------
-
-
-def test_run_json_says_what_was_done(result: TrainingResult) -> None:
-    info = json.loads((result.folder / "run.json").read_text())
-    assert info["stages"] == [{"stage": "clean", "from_epoch": 1}, {"stage": "adversarial", "from_epoch": 2}]
-    splits = info["data"]["splits"]
-    assert splits.keys() == {"train", "test"}
-    for name, split in result.dataset.splits.items():
-        assert splits[name]["class_counts"] == split.class_counts.tolist()
-        assert splits[name]["sha256"] == split.sha256
-        assert len(splits[name]["indices"]) == len(split)
-    assert splits["train"]["class_counts"] == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
-    assert info["parameters"] == sum(parameter.numel() for parameter in result.model.parameters())
-    assert info["versions"]["torch"] == importlib.metadata.version("torch")
-    assert (info["method_title"], info["run"]["seed"], info["threads"]) == ("TAET", 0, 1)
-
-
-def test_a_validation_split_leaves_the_class_counts(tiny: Tiny) -> None:
-    plan, state = prepare(tiny("at", VALIDATED))
-    splits = describe(plan, state, "").data.splits
-    assert state.method.class_counts.tolist() == list(splits["train"].class_counts)
-    held = np.array(splits["validation"].class_counts)
-    assert (held >= 1).all()
-    assert (np.array(splits["train"].class_counts) + held).tolist() == [40, 30, 23, 18, 14, 11, 8, 6, 5, 4]
-
-
-def test_progress_rises_to_the_whole_and_tensorboard_gets_the_rows(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("tensorboard")
-    told: list[tuple[float, float, str]] = []
-    monkeypatch.setattr(pauses, "LOOK_SECONDS", 0.0)
-    run = tiny("taet", {"training.tensorboard": True})
-    train(run, out=tmp_path / "run", progress=lambda *args: told.append(args))
-    done, total, texts = zip(*told, strict=True)
-    assert list(done) == sorted(done)
-    assert len(set(done)) > 6
-    assert done[-1] == total[-1]
-    assert len(set(total)) == 1
-    assert "epoch 1/2" in texts[0]
-    assert any("clean" in text for text in texts)
-    assert sum(path.stat().st_size for path in (tmp_path / "run" / "tensorboard").iterdir()) > 200
-
-
-def test_a_method_and_a_data_set_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Run] = []
-
-    def stop(run: Run, **_: object) -> None:
-        asked.append(run)
-        raise UserError("planned")
-
-    monkeypatch.setattr("taet.training.runs.prepare", stop)
-    for words in (("taet", "digits-lt"), ("taet",), ("no-such-method", "digits-lt")):
-        with pytest.raises(UserError, match="planned"):
-            taet.train(*words, out=tmp_path / "run")
-    assert [(run.method, run.data.name, run.protocol) for run in asked[:2]] == 2 * [("taet", "digits-lt", "taet")]
-    with pytest.raises(UserError, match="data: got digits-lt beside a Run"):
-        taet.train(Run(), "digits-lt", out=tmp_path / "run")

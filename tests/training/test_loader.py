@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +15,8 @@ import torch
 
 from taet.data import Split
 from taet.data.augmentation import PolicyBatch, apply, crop_flip, to_unit
-from taet.data.loader import Batch, Loader, class_balanced, fits
-from taet.data.storage import ahead, kept
+from taet.data.loader import Batch, Loader, class_balanced
+from taet.data.storage import kept
 from taet.randomness import generator
 from taet.settings import Training
 
@@ -51,32 +49,9 @@ def test_a_single_image_left_over_joins_the_batch_before(count: int, sizes: list
     assert [len(batch.y) for batch in loader(count).epoch(0)] == sizes
 
 
-def test_epochs_differ_and_seeds_differ_and_both_repeat() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        return torch.cat([batch.index for batch in loader(seed=seed).epoch(epoch)]).tolist()
-
-    assert order(3, 1) == order(3, 1)
-    assert len({tuple(order(seed, epoch)) for seed in (3, 4) for epoch in (0, 1)}) == 4
-
-
 def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
     for batch, other in zip(batches, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
-
-
-@pytest.mark.parametrize("first", [0, 1, 3, 4])
-@pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
-@pytest.mark.parametrize("augment", ["crop-flip", "randaugment"])
-def test_entering_an_epoch_at_a_step_gives_the_same_batches(first: int, sampling: str, augment: str) -> None:
-    source = loader(sampling=sampling, augment=augment)
-    assert_equal(list(source.epoch(2, first)), list(source.epoch(2))[first:])
-
-
-def test_without_augmentation_the_images_are_those_of_the_split() -> None:
-    source = loader(augment="none")
-    for batch in source.epoch(0):
-        expected = source.images[batch.index].permute(0, 3, 1, 2) / 255
-        assert torch.equal(batch.x, expected)
 
 
 def shifts(result: np.ndarray, image: np.ndarray, border: int) -> list[tuple[int, int, bool]]:
@@ -104,17 +79,6 @@ def test_crop_flip_is_a_crop_of_the_padded_image(mirror: bool) -> None:
     assert set(rows) == set(columns) == {0, 1, 2, 3, 4}
     assert len(set(zip(rows, columns, strict=True))) == 25  # rows and columns are drawn apart
     assert 70 < sum(flipped) < 130 if mirror else not any(flipped)
-
-
-@pytest.mark.parametrize(("augment", "mirror", "flips"), [("crop-flip", False, 0), ("crop", True, 0)])
-def test_images_are_mirrored_only_where_the_data_and_the_run_allow_it(augment: str, mirror: bool, flips: int) -> None:
-    source = loader(60, augment=augment, mirror=mirror)
-    found = 0
-    for batch in source.epoch(0):
-        for x, index in zip(batch.x, batch.index, strict=True):
-            pixels = (x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-            found += shifts(pixels, source.images[index].numpy(), border=1)[0][2]
-    assert found == flips
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -187,86 +151,6 @@ def test_the_shares_of_several_processes_are_the_batches_of_one(
             assert [source.place(step) for source in sources] == [(begin, len(batch.y)) for begin in begins]
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8])
-def test_each_image_comes_once_per_epoch_over_all_processes(parts: int) -> None:
-    for count in (13, 14, 20):
-        shares = [loader(count, part=part, parts=parts).epoch(0) for part in range(parts)]
-        index = torch.cat([batch.index for share in shares for batch in share])
-        assert sorted(index.tolist()) == list(range(count))
-
-
-def reading() -> int:
-    """Number of threads that read ahead."""
-    return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
-
-
-@pytest.mark.full
-def test_streamed_batches_of_workers_are_the_same_and_nothing_outlives_the_epoch(stored: Callable[..., Loader]) -> None:
-    settings: dict[str, Any] = {"count": 100, "augment": "randaugment"}
-    streamed = stored(**settings, workers=2)
-    assert_equal(list(streamed.epoch(1, 1)), list(loader(**settings).epoch(1, 1)))
-    batches = streamed.epoch(0)
-    next(batches)
-    assert reading() == 1
-    del batches
-    assert not multiprocessing.active_children()
-    assert reading() == 0
-
-
-@pytest.mark.parametrize("end", ["dropped", "closed", "interrupted"])
-def test_no_thread_outlives_an_epoch_that_is_left_early(end: str, stored: Callable[..., Loader]) -> None:
-    batches = stored(200).epoch(0)
-    next(batches)
-    assert reading() == 1
-    if end == "dropped":
-        del batches
-    elif end == "closed":
-        batches.close()
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            batches.throw(KeyboardInterrupt())
-    assert reading() == 0
-
-
-def test_one_thread_is_ahead_and_no_further_than_it_may() -> None:
-    begun: list[tuple[int, int]] = []
-
-    def double(value: int) -> int:
-        begun.append((value, threading.get_ident()))
-        return 2 * value
-
-    values = ahead(double, iter(range(10)), 3, threads=1)
-    for number in range(10):
-        assert next(values) == 2 * number
-        time.sleep(0.01)  # long enough for the thread to go too far if it did
-        assert number < len(begun) <= number + 3
-    assert list(values) == []
-    assert [value for value, _ in begun] == list(range(10))
-    assert len({thread for _, thread in begun} - {threading.get_ident()}) == 1
-    assert list(ahead(double, [], 3)) == []
-
-
-def test_what_fails_ahead_fails_in_its_place_and_ends_the_thread() -> None:
-    values = ahead(lambda value: 1 // value, [1, 1, 0, 1], 3)
-    assert [next(values), next(values)] == [1, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(values)
-    assert reading() == 0
-
-
-def test_images_are_kept_on_a_gpu_that_has_room_for_twice_as_many(
-    stored: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, cpu, gpu = split(20).images, torch.device("cpu"), torch.device("cuda")
-    for free, room in ((2 * images.nbytes, True), (2 * images.nbytes - 1, False)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2**40))
-        assert fits(images, gpu) == room
-    assert fits(images, cpu)
-    on_disk = stored().images
-    assert isinstance(on_disk, np.memmap)
-    assert not fits(on_disk, cpu)
-
-
 def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() -> None:
     labels = torch.tensor([4] * 3 + [0] * 60 + [2] * 12 + [5])[torch.randperm(76, generator=generator("cpu", 0))]
     epochs = 400
@@ -279,15 +163,6 @@ def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() ->
         share /= len(drawn)
         assert (drawn - len(draws) * share).abs().max() < 5 * (len(draws) * share * (1 - share)) ** 0.5
     assert times.min() > 0
-
-
-def test_class_balanced_epochs_are_as_long_as_shuffled_ones_and_repeat() -> None:
-    source, again = loader(sampling="class-balanced"), loader(sampling="class-balanced")
-    epochs = [torch.cat([batch.index for batch in source.epoch(epoch)]) for epoch in (0, 1)]
-    assert [len(batch.y) for batch in source.epoch(0)] == [len(batch.y) for batch in loader().epoch(0)]
-    assert all(torch.equal(batch.y, batch.index % 3) for batch in source.epoch(0))
-    assert not torch.equal(*epochs)
-    assert torch.equal(epochs[0], torch.cat([batch.index for batch in again.epoch(0)]))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from taet.errors import UserError
 from taet.settings import Run, override, to_json
 from taet.training import fit, resume, train
-from taet.training.checkpoint import weights_digest
+from taet.training.folder import weights_digest
 from taet.training.record import run_from_json
 
 pytestmark = pytest.mark.full

@@ -15,9 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taet.cli import main, processes
-from taet.distributed import leave
-from taet.errors import UserError
+from taet.cli import main
 from taet.evaluation import ResultCard
 from taet.training import fit, resume
 
@@ -92,57 +90,9 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(
     assert line.startswith("taet: error: another process of this job has ended (")
     assert line.endswith(f"; {folder / 'checkpoint.pt'} is kept; continue: taet train --resume {folder}")
     assert not (folder / "done").exists()
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["position"]["step"] == (DIES_BEFORE - 1) % 3
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == (DIES_BEFORE - 1) % 3
     assert len(resume(folder).history) == 2
     assert_weights_close(folder, alone)
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize(("error", "code"), [(UserError("mistake"), 2), (KeyboardInterrupt(), 130)])
-def test_one_process_tells_and_the_others_end_in_silence(
-    error: BaseException, code: int, first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(processes, "claim", lambda _: first)
-    monkeypatch.setattr(processes, "REPORTING_SECONDS", 0)
-    at_exit: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(processes.atexit, "register", lambda *call: at_exit.append(call))
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
-        monkeypatch.setenv(name, value)
-    try:
-        with pytest.raises(type(error) if first else SystemExit) as caught, processes.reported_once():
-            raise error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert caught.value is error if first else caught.value.code == code
-    assert at_exit == [(leave, code)]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("error", "code"), [pytest.param("UserError('mistake')", 2, marks=pytest.mark.full), ("KeyboardInterrupt()", 130)]
-)
-def test_a_process_that_tells_does_not_go_through_a_shutdown_that_gloo_may_abort(error: str, code: int) -> None:
-    script = f"""
-import atexit, os
-from taet.cli import list, main, processes
-from taet.errors import UserError
-
-def run(_):
-    print("found so far")
-    with processes.reported_once():
-        raise {error}
-
-processes.claim = lambda _: True
-list.run = run
-atexit.register(os.abort)  # as gloo does, now and then, while Python shuts down
-raise SystemExit(main(["list"]))
-"""
-    together = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
-    done = subprocess.run([sys.executable, "-c", script], env=together, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (code, "found so far\n")
-    assert done.stderr.strip().startswith("taet: ")
 
 
 def dying() -> None:
