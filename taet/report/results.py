@@ -205,13 +205,12 @@ class Results:
         return self._differences[key]
 
     def _difference(self, first: str, second: str, attack: str, group: str) -> Difference | None:
-        def side(of: str) -> dict[object, Ints]:
-            return {key[1]: given.to_numpy() for key, given in self.predictions.items() if key[::2] == (of, attack)}
-
-        card, ours, theirs = self.cards[0], side(first), side(second)
+        answers = [*zip(self.predictions.columns, self.predictions.to_numpy().T, strict=True)]
+        ours, theirs = ({key[1]: of for key, of in answers if key[::2] == (row, attack)} for row in (first, second))
         common = [seed for seed in ours if seed in theirs]
         sides = [[of[seed] for seed in common or of] for of in (ours, theirs)]
-        keep, pairs = np.isin(card.labels, members(card, group)), min(map(len, sides))
+        card, pairs = self.cards[0], min(map(len, sides))
+        keep = np.isin(card.labels, members(card, group))
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
         first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
         return difference(first_right, second_right, labels, card.num_classes) if pairs else None
