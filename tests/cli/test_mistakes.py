@@ -72,6 +72,7 @@ def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str]
 
 def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damaged: Path, tmp_path: Path) -> None:
     (damaged / "checkpoint.pt").write_bytes(b"PK\x03\x04 truncated")
+    (damaged / "done").unlink()
     refused(["train", "--resume", damaged], "checkpoint.pt is not a checkpoint of taet")
     (damaged / "model.safetensors").unlink()
     refused(["evaluate", damaged], "the run is not finished; resume it first")
