@@ -159,10 +159,8 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
             notes += said
         else:
             numbers = {str(int(name)): name for name in known if NUMBER.fullmatch(name)}  # a label 0 is class 00000
-            own = [row._replace(file=Path(Path(str(row.file)).name)) for row in labelled(table, "none")[0]]
-            own = [
-                row._replace(split=split, label=numbers.get(row.label, row.label)) for row in located(own, folder)[0]
-            ]
+            own, _ = of_table(table, folder, "none")
+            own = [row._replace(split=split, label=numbers.get(row.label, row.label)) for row in own]
             notes.append(f"'{folder.name}' has no class folders: its labels are those of '{table.name}'")
         known |= {row.label for row in own} if split in ("", "train") else set()
         if strange := next((row for row in own if row.label not in known), None):
