@@ -52,7 +52,8 @@ def custom_code(what: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{what}: {said(error)}") from error
+        hint = "; a smaller --batch-size takes less memory" if is_out_of_memory(error) else ""
+        raise UserError(f"{what}: {said(error)}{hint}") from error
 
 
 @contextmanager

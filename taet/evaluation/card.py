@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NotRequired, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from taet import statistics
 from taet.attacks.ball import Norm
@@ -26,7 +27,7 @@ from taet.evaluation.column import (
     disagreements,
 )
 from taet.evaluation.facts import ModelFacts
-from taet.fields import refused
+from taet.fields import NonNegative, Sha256, StoredCount, refused
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
 from taet.statistics import Difference, Ints, difference
@@ -40,6 +41,40 @@ CHANGED_3 = ("balanced_interval", "group_intervals")
 """Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
 
 
+class ModelAbout(TypedDict):
+    """The evaluated model; `answers` are logits and gradient norms of the first images, None for nan."""
+
+    name: str
+    weights_sha256: Sha256
+    file_sha256: NotRequired[Sha256]
+    parameters: NotRequired[StoredCount]
+    selection: NotRequired[str | None]
+    epoch: NotRequired[StoredCount | None]
+    leak: NotRequired[bool]  # whether the epoch was chosen on the test set
+    notes: NotRequired[Sequence[str]]
+    answers: NotRequired[Sequence[Sequence[float | None]]]
+
+
+class DataAbout(TypedDict):
+    """The test images, and what is known about the training images."""
+
+    name: str
+    class_names: Sequence[str]
+    test_sha256: Sha256
+    train_class_counts: NotRequired[Sequence[StoredCount] | None]
+    imbalance_ratio: NotRequired[NonNegative | None]
+    notes: NotRequired[Sequence[str]]
+    extra: NotRequired[Json]
+    """Extra training images: their source, counts, and whether they were `compared` with the test images."""
+
+
+class Flag(TypedDict):
+    """A warning of the rules: its name, and what was found, what it means and what to do."""
+
+    flag: str
+    text: str
+
+
 class Card(CardPart):
     """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
@@ -48,18 +83,14 @@ class Card(CardPart):
     protocol: str
     threat: AsItIs[Json]  # norm and eps of the ball that the card is about
     seed: int | None  # of the training run; None for a model that was trained elsewhere, whose `run` is empty
-    model: AsItIs[Json]
-    """name, weights_sha256, file_sha256, parameters, notes; selection, epoch and leak (whether the epoch was chosen on
-    the test set); answers: logits and gradient norms of the first images, None for nan."""
-    data: AsItIs[Json]
-    """name, class_names, test_sha256, notes; of training, if known: train_class_counts, imbalance_ratio, and `extra`
-    images: their source, counts, and whether they were `compared` with the test images."""
+    model: AsItIs[ModelAbout]
+    data: AsItIs[DataAbout]
     batch_size: int
     created: str = ""
     command: str = ""
     run: AsItIs[Json] = Field(default_factory=dict)  # config, hash, command and deviations of the training, as stored
     environment: AsItIs[Json] = Field(default_factory=dict)  # versions, commit, device
-    flags: Annotated[tuple[Json, ...], Field(strict=False)] = ()  # each with its name, `flag`, and a `text`
+    flags: Annotated[tuple[AsItIs[Flag], ...], Field(strict=False)] = ()
     probe: AsItIs[Json] = Field(default_factory=dict)
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
@@ -67,6 +98,14 @@ class Card(CardPart):
     examples_sha256: str | None = None  # of the card's file of example images, if there is one and it is known
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_line(cls, values: object, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise refused(error, cls) from None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -222,8 +261,6 @@ class Card(CardPart):
                     where = f"column '{column.name}' summary {name}"
                     for message in disagreements(where, column.stored[name], computed[name]):
                         raise UserError(message)
-        except ValidationError as error:
-            raise refused(error, cls) from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what no card of taet holds
             raise UserError(f"is damaged: {said(error)}") from None
         return card

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer, WrapValidator
 from pydantic_core import CoreSchema, core_schema
 
 from taet import statistics
@@ -73,7 +73,12 @@ class Packed(NamedTuple):
         return core_schema.no_info_plain_validator_function(self.unpack, serialization=written)
 
 
-AsItIs = Annotated[T, PlainSerializer(plain)]
+def _as_given(value: T, check: Callable[[T], object]) -> T:
+    check(value)
+    return value
+
+
+AsItIs = Annotated[T, WrapValidator(_as_given), PlainSerializer(plain)]  # checked, and kept with all further fields
 PackedMask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
 PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
 PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]

@@ -14,7 +14,6 @@ from torch import nn
 from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
-from taet.attacks.units import Unit, run_units
 from taet.data import Dataset, Split
 from taet.data.long_tail import even_sample
 from taet.distributed import first, gather, rank
@@ -202,26 +201,19 @@ def _with_columns(
 
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
-    affordable = int(runner.passes(attacks) / probe_passes(runner.sites))
+    affordable = int(runner.passes(attacks, len(runner.labels)) / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
 
 
 def _probe(runner: Runner, eps: float, images: int, progress: Progress) -> dict[str, int | float]:
-    """Return the facts of the model on `images` images drawn evenly over the classes, which a killed call keeps."""
-    total = images * probe_passes(runner.sites)
-
-    def facts(_: int) -> Unit:
-        rows = even_sample(runner.labels, images, runner.seed)
-        x, y = runner.batch(rows)
-        noise = Draws(runner.seed, "probe", rows).start(x, eps)
-        with runner.still(), runner.model.ticking(total, lambda done: progress(done, total, "probe")):
-            found = vars(probe(runner.model, x, y, noise, eps, runner.sites))
-        return {name: np.asarray(found.get(name, runner.seed)) for name in ("seed", *found) if name != "batch_size"}
-
-    state = runner.store("probe", [eps, images, runner.seed])
-    (found,) = run_units(1, facts, state=state, key=lambda _: "facts", valid=lambda *_: True)
+    """Return the facts of the model on `images` images drawn evenly over the classes; one process finds them."""
+    total, rows = images * probe_passes(runner.sites), even_sample(runner.labels, images, runner.seed)
+    x, y = runner.batch(rows)
+    noise = Draws(runner.seed, "probe", rows).start(x, eps)
+    with runner.still(), runner.model.ticking(total, lambda done: progress(done, total, "probe")):
+        facts = first(lambda: vars(probe(runner.model, x, y, noise, eps, runner.sites)))
     progress(total, total, "probe")
-    return {name: value.item() for name, value in found.items()}
+    return {"seed": runner.seed, **{name: value for name, value in facts.items() if name != "batch_size"}}
 
 
 def _examples(path: Path, known: Card | None, card: Card, runner: Runner) -> str | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.inputs import distributions
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.spec import Model
-from taet.errors import UserError, is_out_of_memory, said
+from taet.errors import UserError, custom_code
 from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
@@ -87,18 +87,6 @@ class DeepFacts:
     only_mean_correct: int = 0
 
 
-@contextmanager
-def user_errors(what: str) -> Iterator[None]:
-    """Turn any exception of the user's code into a `UserError` of one line about `what`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        hint = "; a smaller --batch-size takes less memory" if is_out_of_memory(error) else ""
-        raise UserError(f"{what}: {said(error)}{hint}") from error
-
-
 class Trial(NamedTuple):
     """Logits (N, C) without a graph, the gradient of the cross-entropy at each image, and the logits with a graph."""
 
@@ -115,7 +103,7 @@ def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
 def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the cross-entropy at each image and the logits, in two passes."""
     leaf, gradient = x.clone().requires_grad_(), None
-    with user_errors(f"model: fails on a batch of {len(x)} images"):
+    with custom_code(f"model: fails on a batch of {len(x)} images"):
         logits = model(leaf)
         loss = cross_entropy(logits, y).sum()
         if loss.requires_grad:
@@ -128,7 +116,7 @@ def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def answer(model: Counted, x: Tensor) -> Tensor:
     """Return logits without a graph; errors of the model's code are a `UserError`."""
-    with user_errors(f"model: fails on a batch of {len(x)} images"), torch.no_grad():
+    with custom_code(f"model: fails on a batch of {len(x)} images"), torch.no_grad():
         logits: Tensor = model(x)
     return logits
 

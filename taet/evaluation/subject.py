@@ -20,11 +20,10 @@ from taet.attacks.inputs import check_labels
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
-from taet.errors import UserError, unknown
+from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import Json, plain
-from taet.evaluation.facts import user_errors
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored
 from taet.files import file_sha256
 from taet.models import Classifier
@@ -92,7 +91,7 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
         x = as_unit(images[:2]).to(device)
-        with user_errors(f"model: fails on images of shape {tuple(x.shape)}"):
+        with custom_code(f"model: fails on images of shape {tuple(x.shape)}"):
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
     if changed:
