@@ -30,8 +30,6 @@ class Seen:
     """Sums of CE(f(x'), y), (C,)."""
     divergence: Tensor
     """Sums of KL(f(x) || f(x')), (C,)."""
-    features: Tensor | None = None
-    """Sums of the penultimate features of attacked images, (C, D); only for a method that uses features."""
 
     def __post_init__(self) -> None:
         if self.split != "validation":
