@@ -18,6 +18,8 @@ from taet import methods, protocols
 from taet.data import long_tail_counts
 from taet.errors import UserError
 from taet.evaluation import ResultCard
+from taet.files import digest
+from taet.report.rows import rules_of
 from taet.settings import Run
 from taet.training.record import training_settings
 
@@ -73,6 +75,8 @@ class Measured:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if lines and lines[0].get("weights_sha256", self.weights) != self.weights:
             raise UserError(f"{path}: the epochs are those of other weights than the card's; remove it")
+        if lines and lines[0].get("rows_sha256", digest(lines[1:])) != digest(lines[1:]):
+            raise UserError(f"{path}: was changed or damaged: its SHA-256 differs from the one in its first line")
         return [line for line in lines if "epoch" in line]
 
     def features(self, of: str) -> dict[str, Any]:
@@ -153,7 +157,8 @@ class Runs:
     def _add(self, path: Path, values: Mapping[str, Any]) -> None:
         model, config = values["model"], training_settings(values["run"]["config"])
         attacks = frozenset(column["name"] for column in values["columns"])
-        found, rules = Measured(path, attacks, model["weights_sha256"]), _rules(model, config)
+        found = Measured(path, attacks, model["weights_sha256"])
+        rules = rules_of(model, values["run"]["config"]["training"])
         self.every += [found] if rules and path.name != CARD else []
         try:
             settings = _defaults(config["method"]) | config
@@ -175,22 +180,6 @@ class Runs:
     def is_started(self, name: str, seed: int) -> bool:
         """Whether a folder of this machine holds the run, with its card or without."""
         return self.out is not None and any(self.out.glob(f"*/runs/{name}_*seed{seed}/run.json"))
-
-
-def _rules(model: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
-    """Return the rules of selection whose runs deliver the weights of a card.
-
-    Training does not depend on the rule, so a best epoch that is the last one is both; an average of weights has
-    statistics of its own, and another rule measures another curve, with another best epoch.
-    """
-    chosen = training.get("training.selection")
-    rule = str(model.get("selection") or chosen)
-    if rule != "best-validation":
-        return [rule]
-    if chosen == "last":
-        return []
-    last = model.get("epoch") == training.get("training.epochs") and training.get("training.swa", 1.0) == 1.0
-    return [rule, "last"] if last else [rule]
 
 
 def _best(found: Sequence[Measured], attacks: Iterable[str]) -> Measured:

@@ -13,7 +13,7 @@ from runs import Measured, Runs
 
 from taet.evaluation import ResultCard
 from taet.formatting import percent, percent_interval, points
-from taet.statistics import balanced_accuracy, class_groups, mean_and_standard_error
+from taet.statistics import balanced_accuracy, class_groups
 
 CLASSES = {"dog": 5, "frog": 6, "horse": 7, "ship": 8, "truck": 9}
 """Labels of the classes that a table of CIFAR-10 names."""
@@ -140,8 +140,9 @@ def _measured(one: Shown, scale: Scale, column: tuple[str, str], average: str) -
     attack = scale.attack(one.row, column[0])
     found = [_value(card, attack, column[1], average) for card in one.cards.values() if attack in attacks_on(card)]
     if len(found) > 1:
-        mean, error = mean_and_standard_error([value for value, _ in found])
-        return f"{percent(float(mean))} ±{percent(float(error))} (n {len(found)})"
+        values = [value for value, _ in found]
+        error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+        return f"{percent(float(np.mean(values)))} ±{percent(error)} (n {len(found)})"
     return "".join(f"{percent(value)}{f' ({percent_interval(*ends)})' if ends else ''}" for value, ends in found)
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from taet.errors import UserError
 
@@ -32,14 +32,14 @@ _PART = re.compile(r"\.taet-[0-9a-f]{16}\.part")
 def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open an ordinary file for reading."""
     try:
-        check_kind(path, path.stat())  # before it is opened: a FIFO would wait
+        _check_kind(path, path.stat())  # before it is opened: a FIFO would wait
         with path.open("rb") as file:
             yield file
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
 
 
-def check_kind(path: Path, found: os.stat_result) -> None:
+def _check_kind(path: Path, found: os.stat_result) -> None:
     """Refuse anything but an ordinary file, judged by its `stat`."""
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a link, device, FIFO or socket"
@@ -112,43 +112,35 @@ def check_output(path: Path, *owned: str) -> None:
 
 
 def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Write `content` to a temporary file, flush it, `check` it, then rename it: `path` is old or new, whatever fails.
-
-    Only an ordinary file is replaced. The temporary file is locked while it is written, so that `remove_leftovers`
-    recognises that of a killed process.
-    """
-    part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
-    with _writing(path, "; what was saved before is kept"), contextlib.ExitStack() as removed:
-        removed.callback(part.unlink, missing_ok=True)
-        with part.open("xb") as file:
-            locked(file)
-            file.write(content)
+    """Replace `path` by a file of this content, which is flushed and passes `check` before it gets its name."""
+    with replacing(path) as file:
+        file.write(content)
+        if check is not None:
             file.flush()
             os.fsync(file.fileno())
-            if check is not None:
-                check(part)
-            part.replace(path)
+            check(Path(file.name))
 
 
 @contextlib.contextmanager
-def changed(path: Path) -> Iterator[io.BufferedRandom]:
-    """Open an ordinary file for reading and changing in place, created if missing, and flush it at the end."""
-    with _writing(path), path.open("r+b" if path.exists() else "w+b") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file that replaces `path`, if that is an ordinary file, at the end: it is old or new, whatever fails.
 
-
-@contextlib.contextmanager
-def _writing(path: Path, after: str = "") -> Iterator[None]:
-    """Refuse a path of something else than an ordinary file, name it in errors, and flush its name at the end."""
+    It is locked while it is written, so that `remove_leftovers` recognises that of a killed process.
+    """
+    part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
     try:
         if os.path.lexists(path):
-            check_kind(path, path.lstat())
-        yield
+            _check_kind(path, path.lstat())
+        with contextlib.ExitStack() as removed, part.open("x+b") as file:
+            removed.callback(part.unlink, missing_ok=True)
+            locked(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}{after}") from error
+        raise UserError(f"cannot write {path}: {_reason(error)}; what was saved before is kept") from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -200,7 +192,7 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink()
 
 
-def locked(file: int | BinaryIO) -> bool:
+def locked(file: int | IO[Any]) -> bool:
     """Lock an open file; False if the file system has no locks. BlockingIOError if another process holds it."""
     import fcntl  # here, so that the package can be imported without it
 

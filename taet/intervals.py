@@ -174,18 +174,6 @@ def student_quantile(level: float, degrees: int) -> float:
     return float(special.stdtrit(degrees, (1 + level) / 2))
 
 
-def mean_and_standard_error(values: ArrayLike) -> tuple[Floats, Floats]:
-    """Return the mean over the first axis of `values`, (n, ...), and its standard error s / sqrt(n), (...) each.
-
-    s^2 = sum_i (v_i - mean)^2 / (n - 1). The error of a single value is nan, and so is the mean of none.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    count, unknown = len(sample), np.full(sample.shape[1:], np.nan)
-    if count < 2:
-        return (sample[0] if count else unknown), unknown
-    return sample.mean(0), np.asarray(sample.std(0, ddof=1) / math.sqrt(count))
-
-
 @dataclass(frozen=True, repr=False)
 class Difference:
     """Balanced accuracy of the first side minus that of the second on the same test images, in [-1, 1].
@@ -268,13 +256,15 @@ def difference(
     value = _balanced(counts, gains, total)
     low, high = mean_value_limits(counts, gains, 1 - level)
     low, high = np.minimum(low, value), np.maximum(high, value)  # which is rounded
-    each = (_gains(a[None], b[None], classes, num_classes, answers) for a, b in zip(left, right, strict=True))
-    _, error = mean_and_standard_error([_balanced(one, np.arange(-answers, answers + 1.0), total) for one in each])
+    error = math.nan
     if runs > 1:
+        each = (_gains(a[None], b[None], classes, num_classes, answers) for a, b in zip(left, right, strict=True))
+        values = [_balanced(one, np.arange(-answers, answers + 1.0), total) for one in each]
+        error = float(np.std(values, ddof=1) / math.sqrt(runs))
         seeds = student_quantile(1 - level, runs - 1) * error
         low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
     p = _p_value(counts, gains, value, draws, generator)
-    return Difference(float(value), max(float(low), -answers), min(float(high), answers), p, runs, float(error))
+    return Difference(float(value), max(float(low), -answers), min(float(high), answers), p, runs, error)
 
 
 def _gains(left: Ints, right: Ints, labels: Ints, num_classes: int, answers: int) -> Ints:

@@ -21,7 +21,6 @@ from taet.intervals import Ints as Ints
 from taet.intervals import balanced_interval as balanced_interval
 from taet.intervals import difference as difference
 from taet.intervals import mcnemar as mcnemar
-from taet.intervals import mean_and_standard_error as mean_and_standard_error
 from taet.intervals import student_quantile as student_quantile
 from taet.intervals import wilson_interval as wilson_interval
 
@@ -169,13 +168,6 @@ def roc_auc(matrix: ArrayLike) -> float:
     areas = np.asarray(matrix, dtype=np.float64)
     known = ~np.isnan(areas)
     return float(areas[known].mean()) if known.any() else math.nan
-
-
-def largest_standard_error(total: ArrayLike) -> float:
-    """Return sqrt(sum_c 1/n_c)/(2K), the standard error of a balanced accuracy where all recalls are 1/2."""
-    counts = np.asarray(total, dtype=np.float64)
-    counts = counts[counts > 0]
-    return float(np.sqrt((1 / counts).sum()) / (2 * len(counts))) if len(counts) else math.nan
 
 
 def class_ranks(train_counts: ArrayLike) -> Ints:

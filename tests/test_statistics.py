@@ -35,7 +35,7 @@ def test_nothing_to_count_is_nan_without_a_warning() -> None:
     zero = np.zeros(3, dtype=int)
     numbers = [statistics.accuracy(zero, zero), statistics.balanced_accuracy(zero, zero), statistics.flip_rate([], [])]
     numbers += [*statistics.balanced_interval(zero, zero), *np.ravel(statistics.wilson_interval(zero, zero))]
-    assert np.isnan([*numbers, statistics.largest_standard_error([0])]).all()
+    assert np.isnan(numbers).all()
     assert statistics.worst_class(zero, zero)[0] == -1
     assert statistics.weak_classes([0], [0]) == []
 
@@ -136,22 +136,9 @@ def test_wilson_interval_equals_the_textbook() -> None:
     np.testing.assert_allclose(high, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
 
 
-def test_mean_and_standard_error_are_those_of_the_textbook() -> None:
-    means, errors = statistics.mean_and_standard_error([[0.2, 1.0], [0.4, math.nan], [0.9, 1.0]])
-    np.testing.assert_allclose(means, [0.5, np.nan])
-    np.testing.assert_allclose(errors, [math.sqrt((0.09 + 0.01 + 0.16) / 2) / math.sqrt(3), np.nan])
-    assert statistics.mean_and_standard_error([0.25])[0] == 0.25
-    assert np.isnan([statistics.mean_and_standard_error([0.25])[1], *statistics.mean_and_standard_error([])]).all()
+def test_student_quantiles_are_those_of_any_table() -> None:
     found = [statistics.student_quantile(0.95, degrees) for degrees in (1, 2, 9, 1000)]
     assert found == pytest.approx([12.706, 4.303, 2.262, 1.962], abs=5e-4)
-
-
-def test_no_accuracy_has_a_larger_standard_error() -> None:
-    counts = np.array([90, 20, 0, 2])
-    shares = np.random.default_rng(0).random((1000, 4))
-    errors = np.sqrt((shares * (1 - shares))[:, counts > 0] / counts[counts > 0] @ np.ones(3)) / 3
-    assert errors.max() <= statistics.largest_standard_error(counts)
-    assert statistics.largest_standard_error([25]) == pytest.approx(0.1)
 
 
 @given(st.integers(0, 60), st.integers(1, 60))

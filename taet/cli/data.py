@@ -47,7 +47,6 @@ def run(words: list[str]) -> None:
     from taet.data.sources import prepare
     from taet.experiments import own_images
     from taet.progress import reporting_to
-    from taet.training.prepare import choice_lines
 
     given = {**given, "data.name": command.set}
     if command.action == "prepare":
@@ -63,5 +62,5 @@ def run(words: list[str]) -> None:
         dataset = load(run.data)
     choices = {name: made for name, made in chosen.items() if name.startswith("data.")}
     if choices := choices | own_images.mirroring(run.data, dataset):
-        say("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]))
+        say("\n".join(["decided; each can be set by its option:", *own_images.choice_lines(choices)]))
     print(json.dumps(describe(dataset), indent=1) if command.as_json else render(dataset))

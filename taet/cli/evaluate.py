@@ -148,11 +148,8 @@ def local(name: str) -> str:
     """Return the folder of a published model, hf:USER/NAME@COMMIT, whose files are checked; another name as it is."""
     from taet.models import hub
 
-    if hub.is_published(name):
-        return str(hub.local(name))
-    if (Path(name) / hub.CONFIG).is_file():
-        hub.verify(Path(name))
-    return name
+    place = hub.local(name)
+    return str(place) if hub.is_published(name) else name  # ./NAME says that a folder is meant, and not a model
 
 
 def is_folder(name: str) -> bool:

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from taet.evaluation.evaluate import attack_seconds
 from taet.experiments import own_images
 from taet.formatting import duration, plural
-from taet.training.prepare import Chosen, TrainingPlan, choice_lines, expected_seconds
+from taet.training.prepare import TrainingPlan, expected_seconds
 from taet.training.state import State
 
 
-def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:
+def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, own_images.Chosen]) -> str:
     """Return the data, the network, what was chosen, and how long it takes."""
     dataset, run, counts = plan.dataset, plan.run, plan.dataset.class_counts
     most, least = (f"{counts[at]:,} '{dataset.class_names[at]}'" for at in (int(counts.argmax()), int(counts.argmin())))
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     weights = sum(parameter.numel() for parameter in state.model.parameters())
     mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
-    choices = choice_lines({**chosen, **mirroring, **plan.choices})
+    choices = own_images.choice_lines({**chosen, **mirroring, **plan.choices})
     model_notes = getattr(state.model, "notes", ())
     return "\n".join(
         [

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.errors import UserError, cut, printable
-from taet.files import cache, changed, file_sha256, make_folder
+from taet.files import cache, file_sha256, make_folder, replacing
 from taet.formatting import data_size
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -126,14 +126,9 @@ def mapped(key: str, write: Callable[[IO[bytes]], object]) -> Pixels:
     path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     seal = path.with_suffix(".sha256")
     if not (path.is_file() and seal.is_file()):
-        part = path.with_suffix(f".{os.getpid()}.part")
         make_folder(path.parent)
-        try:
-            with changed(part) as file:  # not mapped: a full disk would end the process
-                write(file)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path) as file:  # not mapped: a full disk would end the process
+            write(file)
         seal.write_text(file_sha256(path))
     if file_sha256(path) != seal.read_text():
         path.unlink()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from typing_extensions import TypedDict
 
 from taet import statistics
@@ -98,6 +98,14 @@ class Card(CardPart):
     examples_sha256: str | None = None  # of the card's file of example images, if there is one and it is known
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_line(cls, values: object, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise refused(error, cls) from None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -253,8 +261,6 @@ class Card(CardPart):
                     where = f"column '{column.name}' summary {name}"
                     for message in disagreements(where, column.stored[name], computed[name]):
                         raise UserError(message)
-        except ValidationError as error:
-            raise refused(error, cls) from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what no card of taet holds
             raise UserError(f"is damaged: {said(error)}") from None
         return card

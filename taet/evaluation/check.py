@@ -83,7 +83,7 @@ def check(
 
     Args:
         model_or_run_dir: a Module, a run folder, or nothing for this machine.
-        images, labels: test images of a Module, as in `taet.evaluate`.
+        images, labels: test images as in `taet.evaluate`; of a run in place of its own.
         deep: attack a randomised model also through the mean of many draws, and a model with several logits for each
             class also through the largest of each.
         attacks, eps: attacks whose time is estimated, and the radius. Default: those of the run, or of protocol taet.
@@ -97,16 +97,16 @@ def check(
     changes = {"attacks": attacks, "eps": eps}
     if model_or_run_dir is None:
         return Check((*_machine(resolve_device(device)),))
+    given = images if images is None or isinstance(images, GivenImages) else GivenImages(images, labels)  # type: ignore[arg-type]
     if isinstance(model_or_run_dir, nn.Module):
-        if images is None or (labels is None and not isinstance(images, GivenImages)):
+        if given is None:
             raise UserError("check: got a model without images and labels; allowed: both, or a run folder alone")
-        given = images if isinstance(images, GivenImages) else GivenImages(images, labels)  # type: ignore[arg-type]
         return Check((*_model(of_module(model_or_run_dir, given).changed(changes), device, deep),))
     folder = RunFolder(Path(model_or_run_dir))
     files = verify(folder.path)
     if not all(file.ok for file in files) or not folder.is_done:
         return Check(files)
-    return Check((*files, *_model(of_run(folder.path, weights).changed(changes), device, deep)))
+    return Check((*files, *_model(of_run(folder.path, weights, images=given).changed(changes), device, deep)))
 
 
 def _machine(device: torch.device) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from taet.data import DataFacts, Dataset, facts, full_name, image_listing, is_ow
 from taet.data.images import FITTED
 from taet.data.splits import VALIDATION
 from taet.errors import UserError
-from taet.formatting import plural
+from taet.formatting import plural, size
 from taet.protocols import start
-from taet.settings import Data, Fit, Run, override
-from taet.training.prepare import Chosen, choice_lines
+from taet.settings import Data, Fit, Run, option, override
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
@@ -29,6 +28,23 @@ FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 POINTS = 10  # of the curve of a run
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
+
+
+class Chosen(NamedTuple):
+    """The value of a setting that was chosen automatically, and the reason for it."""
+
+    value: Any
+    why: str
+
+
+def choice_lines(choices: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """Return a line for each choice, by dotted name of the setting, with the option that changes it."""
+    rows = []
+    for name, (value, why) in choices.items():
+        text = " ".join(value) if isinstance(value, tuple) else size(value) if isinstance(value, float) else str(value)
+        rows.append((f"--{option(name)}", text, why))
+    wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return [f"{name:{wide[0]}}  {value:{wide[1]}}  {why}" for name, value, why in rows]
 
 
 class OwnImages(NamedTuple):

@@ -47,14 +47,14 @@ CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor
 
 
 class Panel(NamedTuple):
-    """A drawing and its title; `svg` is markup, `title` is text."""
+    """A drawing: its title as text, and its markup."""
 
     title: str
     svg: str
 
 
 class Picture(NamedTuple):
-    """An image under attack: what is seen, and its clean, adversarial and magnified forms as data URIs."""
+    """What is seen of an image under attack, and its clean, adversarial and magnified forms as data URIs."""
 
     title: str
     images: list[str]
@@ -123,10 +123,9 @@ def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, c
     for row in range(1, len(rows)):
         ax.axhline(row - 0.5, color="#ececec", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(_short(row, 44), 23)) for row in rows], fontsize=9)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.01, min(1.01, 1.02 * scores["high"].max())))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_xlim(-0.01, min(1.01, 1.02 * scores["high"].max()))
     ax.grid(axis="x")
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
     return draw(figure, title, f"with 95 % intervals, one row per method: {', '.join(colours)}")
@@ -173,8 +172,7 @@ def _lines(title: str, label: str, lines: Mapping[str, pd.DataFrame], ticks: Seq
         ax.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0))
         ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         ax.set_xticks([], minor=True)
-    ax.set_xlabel(label)
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel=label, ylim=(0, None))
     ax.grid(axis="y")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
     return draw(figure, title, f"balanced accuracy against the {label}, one line for each row")
@@ -195,12 +193,10 @@ def confusion(results: Results) -> Iterator[Panel]:
     if len(names) <= 40:
         ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if few else 6)
         ax.set_yticks(range(len(names)), names, fontsize=8 if few else 6)
-    for (true, predicted), value in np.ndenumerate(share):
-        if few and value >= 0.005:
-            tone = "white" if value > 0.55 else INK
-            ax.text(predicted, true, f"{100 * value:.0f}", ha="center", va="center", color=tone, fontsize=8)
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("true")
+    for (true, predicted), value in np.ndenumerate(share) if few else ():
+        tone, said = "white" if value > 0.55 else INK, f"{100 * value:.0f}" if value >= 0.005 else ""
+        ax.text(predicted, true, said, ha="center", va="center", color=tone, fontsize=8)
+    ax.set(xlabel="predicted", ylabel="true")
     yield draw(figure, f"{row}, {under(attack).lower()}", "confusion matrix, per cent of each true class")
 
 

@@ -29,6 +29,11 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Piece]]], ...] = (
 """Folded parts: title and function; its docstring is the text above what it yields, and without any it is left out."""
 
 
+NOTE = """Balanced accuracy is the mean over the classes: a rare class counts as much as a common one. All numbers are
+per cent, each above its 95 % interval: of one seed over the test images, which does not cover how much another seed
+would change; of several of their mean (Student's t). Bold: better than each other row, compared image by image."""
+
+
 def html(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the report as one page that needs no other file."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -41,7 +46,7 @@ def html(results: Results, title: str, notes: Sequence[str]) -> str:
 def _shown(results: Results) -> dict[str, object]:
     made = [(title, inspect.getdoc(make) or "", [*make(results)]) for title, make in SECTIONS]
     return {
-        **{"name": name(results), "about": about(results), "lead": lead(results), "note": note(results)},
+        **{"name": name(results), "about": about(results), "lead": lead(results), "note": NOTE},
         **{"overview": [*figures.overview(results)], "headline": tables.headline(results)},
         **{"warnings": warnings(results), "sections": [section for section in made if section[-1]]},
     }
@@ -110,26 +115,13 @@ def lead(results: Results) -> str:
     return f"{under}, {best} has the highest balanced accuracy, {number}; {end}."
 
 
-def note(results: Results) -> str:
-    """Say what the numbers of the tables are."""
-    seeds = results.scores("balanced")["seeds"]
-    each = "over the test images of one trained model; it does not cover how much another seed would change"
-    if seeds.max() > 1:
-        several = "of the mean over the seeds (Student's t)"
-        each = several if seeds.min() > 1 else f"{several}, for a single seed over its test images"
-    bold = " Bold: better than each other row, compared image by image." if len(results.rows) > 1 else ""
-    mean = "Balanced accuracy is the mean over the classes, so that a rare class counts as much as a common one."
-    return f"{mean} All numbers are per cent, each above its 95 % interval {each}.{bold}"
-
-
 def warnings(results: Results) -> list[tuple[str, str, str]]:
     """Return the warnings of the evaluations: name, rows, and the text of the first card that has it."""
     found: dict[str, tuple[dict[str, None], str]] = {}
     for one in results.named:
         own = {flag["flag"]: flag["text"] for flag in one.card.flags} | dict(training_flags(one.epochs))
-        if one.card.model.get("leak"):
-            own["leak"] = "The epoch was chosen on the test images, so the numbers are too high."
-        for flag, text in own.items():
+        leak = {"leak": "The epoch was chosen on the test images, so the numbers are too high."}
+        for flag, text in (own | (leak if one.card.model.get("leak") else {})).items():
             found.setdefault(flag, ({}, text))[0][one.row] = None
     return [(flag, listed(rows), text) for flag, (rows, text) in found.items()]
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import math
 import os
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,18 +53,14 @@ def results(*sources: Sources) -> Results:
 
 
 def _parts(pairs: Iterable[tuple[Hashable, StoredCard]]) -> list[list[StoredCard]]:
-    """Return the cards of each key, in the order of their first card."""
-    found: dict[Hashable, list[StoredCard]] = {}
+    found: dict[Hashable, list[StoredCard]] = defaultdict(list)
     for key, one in pairs:
-        found.setdefault(key, []).append(one)
+        found[key].append(one)
     return [*found.values()]
 
 
 def _named(cards: Sequence[StoredCard]) -> Iterator[StoredCard]:
-    """Yield the cards of one table with their rows and attacks, named among each other.
-
-    Columns measured only for a curve and examples of another model are left out.
-    """
+    """Yield the cards of one table with their rows and attacks, without columns of curves and of other models."""
     columns = [sorted((column for column in one.card.columns if column.ordinary), key=_place) for one in cards]
     names = rows.attack_names(column.identity for each in columns for column in each)
     for one, (row, setting), each in zip(cards, rows.named([one.card for one in cards]), columns, strict=True):
@@ -156,17 +153,11 @@ class Results:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """The class predicted for each test image (index) by each row, seed and attack (columns)."""
-        found = {key: column.predictions for key, column in self._one()._columns.items()}
-        return pd.DataFrame(found).rename_axis(columns=["row", "seed", "attack"])
-
-    @cached_property
-    def _columns(self) -> dict[tuple[str, int | None, str], Column]:
-        """The column of each row, seed and attack; of equal weights that were evaluated again the first."""
-        found: dict[tuple[str, int | None, str], Column] = {}
-        for one in self.named:
+        found: dict[tuple[str, int | None, str], Ints] = {}
+        for one in self._one().named:  # of equal weights that were evaluated again the first
             for name, column in one.columns.items():
-                found.setdefault((one.row, one.card.seed, name), column)
-        return found
+                found.setdefault((one.row, one.card.seed, name), column.predictions)
+        return pd.DataFrame(found).rename_axis(columns=["row", "seed", "attack"])
 
     def scores(self, *groups: str) -> pd.DataFrame:
         """Return the mean over the seeds of each row and attack, for some groups of classes or all.
@@ -214,19 +205,15 @@ class Results:
         return self._differences[key]
 
     def _difference(self, first: str, second: str, attack: str, group: str) -> Difference | None:
-        sides = [
-            {seed: column for (row, seed, name), column in self._columns.items() if (row, name) == (side, attack)}
-            for side in (first, second)
-        ]
-        common = [seed for seed in sides[0] if seed in sides[1]]
-        ours, theirs = ([side[s] for s in common] if common else [*side.values()] for side in sides)
-        if not ours or not theirs:
-            return None
-        card, pairs = self.cards[0], min(len(ours), len(theirs))
+        answers = [*zip(self.predictions.columns, self.predictions.to_numpy().T, strict=True)]
+        ours, theirs = ({key[1]: of for key, of in answers if key[::2] == (row, attack)} for row in (first, second))
+        common = [seed for seed in ours if seed in theirs]
+        sides = [[of[seed] for seed in common or of] for of in (ours, theirs)]
+        card, pairs = self.cards[0], min(map(len, sides))
         keep = np.isin(card.labels, members(card, group))
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
-        masks = [[column.correct[keep] for column in side[:pairs]] for side in (ours, theirs)]
-        return difference(masks[0], masks[1], labels, card.num_classes)
+        first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
+        return difference(first_right, second_right, labels, card.num_classes) if pairs else None
 
     def board(self) -> pd.DataFrame:
         """Return the leaderboard: the rows of each setting by balanced accuracy under AutoAttack, best first.

@@ -226,11 +226,13 @@ class RunFolder:
             held = sorted(found.name for found in self.path.glob(f"*{SUFFIX}"))
             why = f"it has {', '.join(held)}" if held and self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
-        self.check_weights(name)
+        about = self.check_weights(name)
         try:
             model.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{path} does not hold weights of this model, or is truncated ({said(error)})") from None
+        if about.weights_sha256 not in ("", weights_digest(model)):
+            raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one in its metadata")
 
     def weights_about(self, name: str = DELIVERED) -> WeightsAbout:
         """Return the metadata of a file of weights; a file that `taet train` did not write raises a UserError."""

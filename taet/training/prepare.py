@@ -6,10 +6,9 @@ import contextlib
 import copy
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,13 +22,12 @@ from taet.distributed import copy_first, first, gather, in_turn, rank, world_siz
 from taet.errors import UserError
 from taet.fields import plain
 from taet.files import file_sha256
-from taet.formatting import size
 from taet.models import Adapter, Classifier, memory_layout
 from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations, synchronised
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
-from taet.settings import Run, option, override, to_json
+from taet.settings import Run, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA
@@ -39,23 +37,6 @@ from taet.training.record import JsonDict, RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
 from taet.training.state import State, weight_average
 from taet.training.step import enough_images, training_step
-
-
-class Chosen(NamedTuple):
-    """The value of a setting that was chosen automatically, and the reason for it."""
-
-    value: Any
-    why: str
-
-
-def choice_lines(choices: Mapping[str, Chosen]) -> list[str]:
-    """Return a line for each choice, by dotted name of the setting, with the option that changes it."""
-    rows = []
-    for name, (value, why) in choices.items():
-        text = " ".join(value) if isinstance(value, tuple) else size(value) if isinstance(value, float) else str(value)
-        rows.append((f"--{option(name)}", text, why))
-    wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    return [f"{name:{wide[0]}}  {value:{wide[1]}}  {why}" for name, value, why in rows]
 
 
 @dataclass(frozen=True)
@@ -68,8 +49,8 @@ class TrainingPlan:
     loader: Loader
     curve: TrainingCurve
     device: torch.device
-    choices: dict[str, Chosen]
-    """Settings that were chosen here."""
+    choices: dict[str, tuple[str, str]]
+    """Settings that were chosen here, by dotted name, each with the reason."""
     model_given: bool
     arrays: bool
     """Whether the images were passed from memory."""
@@ -131,8 +112,10 @@ def prepare(
             resolved = settle(extra_counts=extra.split.class_counts.tolist())
     choices = {}
     if run.training.precision == "auto":
-        choices["training.precision"] = chosen = first(lambda: fastest_precision(device))
-        resolved = replace(resolved, run=override(resolved.run, {"training.precision": chosen.value}))
+        found = first(lambda: bf16_instructions(device))
+        fastest = ("bf16", f"instructions for it: {found}") if found else ("float32", "no instructions for bf16")
+        choices["training.precision"] = fastest
+        resolved = replace(resolved, run=override(resolved.run, {"training.precision": fastest[0]}))
     run, method, training = resolved.run, resolved.method.to(device), resolved.run.training
     loader = Loader(
         loaded.train,
@@ -160,12 +143,6 @@ def prepare(
         Graphs() if training.capture and device.type == "cuda" and world_size() == 1 else None,
     )
     return plan, state
-
-
-def fastest_precision(device: torch.device) -> Chosen:
-    """Return bf16 if the device has instructions for it, else float32."""
-    found = bf16_instructions(device)
-    return Chosen("bf16", f"instructions for it: {found}") if found else Chosen("float32", "no instructions for bf16")
 
 
 def _view(run: Run, model: nn.Module, dataset: Dataset) -> View | None:

@@ -22,6 +22,7 @@ STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "tes
 """Used instead of unknown data, so that all other settings are checked."""
 POINTS, IMAGES = 20, 1000
 """Default points, and images per point, of a curve that does not affect the weights."""
+ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _curve_split(run: Run, facts: DataFacts | None) -> str:
     if has_validation and rule != "best-test":
         return "validation"
     if rule == "best-validation" and facts is not None:
-        raise UserError("selection best-validation needs a validation split: add --data.validation 0.1")
+        raise UserError(f"selection best-validation needs a validation split: {ADD}")
     return "test"
 
 
@@ -142,7 +143,7 @@ def _no_feedback(run: Run, method: Method, split: str, facts: DataFacts | None) 
         got = f"got the first point of the curve (monitor every) after epoch {first} of {training.epochs}"
         return f"{got}; allowed: before the last epoch: it learns from the curve"
     if split != "validation" and facts is not None:
-        return "got no validation split, which it learns from (never from the test set): add --data.validation 0.1"
+        return f"got no validation split, which it learns from (never from the test set): {ADD}"
     return ""
 
 

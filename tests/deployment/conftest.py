@@ -68,10 +68,12 @@ def make_run() -> Callable[..., Path]:
         model = models.build(name, len(NAMES), shape)
         with torch.no_grad():
             model.offset.copy_(torch.tensor([0.5, 0.0, -0.5]))
-        data = {"arrays": False, "class_names": NAMES, "image_shape": shape, "num_classes": len(NAMES)}
+        splits = {part: {"sha256": "ab" * 32} for part in ("train", "test")}
+        data = {"splits": splits, "arrays": False, "class_names": NAMES, "num_classes": len(NAMES)}
+        data |= {"image_shape": shape}
         record = {"schema": 1, "run": to_json(run), "method_title": "AT", "deviations": [], "model_given": False}
         record |= {"selection": {"rule": "last", "leak": False}, "head": Head()._asdict(), "threads": 1}
-        record |= {"command": "taet train at", "data": data | {"splits": {"test": {"sha256": "ab" * 32}}}}
+        record |= {"command": "taet train at", "data": data}
         (folder / "run.json").write_text(json.dumps(record))
         about = {"method": "at", "epoch": 1, "run_hash": run_hash(run)}
         save_weights(folder / "model.safetensors", model.state_dict(), about)

@@ -104,6 +104,8 @@ def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() ->
     assert (settings.eps, settings.seed) == (0.1, 3)
     assert expand(("pgd-20",), REAT) == Evaluation(**{**vars(REAT), "attacks": ("pgd-20",)})
     assert expand(("reat",), Evaluation(), 16 / 255).step_size == pytest.approx(4 / 255)
+    kept = expand(("reat",), Evaluation(cw_constant=5.0, step_size=3 / 255))
+    assert (kept.cw_constant, kept.step_size, kept.cw_bounded) == (5.0, 3 / 255, True)
     with pytest.raises(UserError, match="one protocol at a time"):
         expand(("taet", "reat"), Evaluation())
 
@@ -111,15 +113,6 @@ def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() ->
 @pytest.mark.parametrize("protocol", ["taet", "reat"])
 def test_what_a_run_of_a_protocol_faces_are_columns_of_its_paper(protocol: str) -> None:
     assert set(protocols.PROTOCOLS[protocol]("at").evaluation.attacks) <= set(protocols.COLUMNS[protocol])
-
-
-def test_a_setting_that_was_given_beside_a_bundle_is_kept() -> None:
-    given = Evaluation(attacks=("reat",), cw_constant=5.0, step_size=3 / 255)
-    kept = expand(given.attacks, given)
-    assert (kept.cw_constant, kept.step_size) == (5.0, 3 / 255)
-    alone = expand(("reat",), Evaluation())
-    assert (alone.eps_l2, alone.cw_bounded) == (kept.eps_l2, kept.cw_bounded)
-    assert expand(("reat",), Evaluation(), eps=4 / 255).step_size == alone.step_size / 2
 
 
 def test_a_step_that_is_not_given_follows_the_radius() -> None:

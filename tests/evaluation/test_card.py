@@ -254,9 +254,6 @@ def test_cards_are_compared_by_their_masks() -> None:
     first, second = of_seed(0), of_seed(1)
     masks = (first.column("pgd-20").correct, second.column("pgd-20").correct)
     assert repr(compare_runs([first], [second], "pgd-20")) == repr(statistics.difference(*masks, LABELS, 4))
-    assert (
-        compare_runs([first], [second], "worst-case").value == compare_runs([first], [second], "pgd-20").value
-    )  # of one attack
     several = compare_runs([first, of_seed(2)], [second, of_seed(3)], "pgd-20")
     values = compare_runs([first], [second], "pgd-20").value, compare_runs([of_seed(2)], [of_seed(3)], "pgd-20").value
     assert (several.runs, several.value) == (2, pytest.approx(sum(values) / 2))
@@ -267,7 +264,6 @@ def test_cards_are_compared_by_their_masks() -> None:
     [
         ([of_seed(1, sha256="ab" * 32)], "pgd-20", "got test images 'cdcd.* and 'abab"),
         ([of_seed(1, steps=10)], "pgd-20", "'pgd-20' was measured with steps 20 and 10"),
-        ([of_seed(1, eps=4 / 255)], "pgd-20", "measured with eps 0.03.* and 0.01"),
         ([of_seed(1, steps=10)], "worst-case", "'worst-case' was measured with attacks"),
         ([of_seed(1), of_seed(2)], "pgd-20", "got 1 and 2 cards"),
     ],

@@ -15,7 +15,7 @@ from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
-from taet.evaluation import ResultCard, facts
+from taet.evaluation import ResultCard
 from taet.evaluation.facts import ModelFacts, attempt, outputs, probe, probe_passes
 from taet.evaluation.runner import Runner
 from tests.evaluation.conftest import unit
@@ -144,15 +144,17 @@ def test_what_misleads_gradients_is_counted(task: Task, change: Change, fact: st
     assert getattr(changed(change, task), fact) == count
 
 
-def test_a_model_that_changes_between_calls_is_seen(task: Task) -> None:
+def test_a_model_that_changes_between_calls_or_draws_numbers_is_seen(task: Task) -> None:
     calls = []
 
     def drifting(model: nn.Module, x: Tensor) -> Tensor:
         calls.append(len(x))
         return model(x) + len(calls) // 10 * torch.arange(4.0)
 
-    found = changed(drifting, task)
+    before, found = torch.random.get_rng_state(), changed(drifting, task)
     assert found.repeat_difference == 0 < found.later_difference
+    assert changed(lambda model, x: model(x + 0.01 * torch.randn_like(x)), task).repeat_difference > 0
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_it_takes_no_more_than_the_attacks_unless_they_are_very_short(evaluated: Evaluated, task: Task) -> None:
@@ -175,23 +177,3 @@ def test_without_it_a_flag_says_so_and_without_attacks_there_is_none(evaluated: 
     assert card.probe == evaluated("clean").probe == {}
     assert "not-probed" in {flag["flag"] for flag in card.flags}
     assert "not-probed" not in {flag["flag"] for flag in evaluated("clean", probe=False).flags}
-
-
-def test_a_model_that_draws_numbers_leaves_the_global_generator_alone(task: Task) -> None:
-    before = torch.random.get_rng_state()
-    assert changed(lambda model, x: model(x + 0.01 * torch.randn_like(x)), task).repeat_difference > 0
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_several_logits_of_a_class_and_several_draws_are_attacked_together(task: Task) -> None:
-    x, y = unit(task[1]), torch.from_numpy(task[2])
-    noise = Draws(0, "audit", np.arange(22)).start(x, EPS)
-    merged = facts.Merged(Changed(lambda x: task[0](x).repeat(1, 2)), 4)
-    found = facts.deep_facts(merged, x, y, noise, EPS, random=False)
-    assert (found.classes, found.logits, found.draws) == (4, 8, 0)
-    assert 0 <= found.only_merged_correct <= found.merged_correct <= 22
-    drawn = facts.deep_facts(
-        Changed(lambda x: task[0](x) + 0.01 * torch.randn(len(x), 4)), x, y, noise, EPS, random=True
-    )
-    assert (drawn.draws, drawn.logits) == (32, 0)
-    assert 0 <= drawn.only_mean_correct <= drawn.mean_correct <= 22

@@ -11,7 +11,7 @@ import torch
 
 from taet import registry
 from taet.errors import UserError
-from taet.evaluation import ResultCard, parse_attack
+from taet.evaluation import ResultCard
 
 Evaluated = Callable[..., ResultCard]
 EPS = 0.1
@@ -29,14 +29,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
         (tmp_path / "attacks" / "mine.py").write_text("\n".join(lines))
 
     return put
-
-
-def test_it_is_run_checked_and_stored(evaluated: Evaluated, write: Callable[[str], None]) -> None:
-    write("return (x + eps).clamp(0, 1)")
-    column = evaluated("mine", "mine:eps=0.01").column("mine")
-    assert (column.norm, column.eps, column.bounded) == ("linf", EPS, True)
-    assert len(column.parameters["source_sha256"]) == 64
-    assert parse_attack("mine:eps=0.01").eps == 0.01
 
 
 @pytest.mark.sample(3)

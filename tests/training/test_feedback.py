@@ -194,7 +194,7 @@ def test_stopped_while_the_curve_is_measured_it_learns_once(
 @pytest.mark.parametrize(
     ("changes", "sizes", "message"),
     [
-        ({}, {"test": 30}, "got no validation split, .* test set\\): add --data.validation 0.1$"),
+        ({}, {"test": 30}, "got no validation split, .* test set\\): add --data.validation 0.1, or"),
         ({"training.monitor_every": 0}, FACTS, "got monitor every 0; allowed: 1 or more"),
         ({"training.selection": "best-test"}, FACTS, "got selection best-test; allowed: last"),
     ],

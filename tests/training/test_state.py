@@ -72,18 +72,6 @@ def test_killed_or_interrupted_before_any_step(
     assert_same(out, whole.folder)
 
 
-@pytest.mark.sample(3)
-def test_stopped_again_and_again(
-    whole: TrainingResult, tmp_path: Path, before_step: BeforeStep, assert_same: AssertSame, go_on: GoOn
-) -> None:
-    folder = tmp_path / "run"
-    for _ in range(STEPS):
-        with before_step(0, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(KeyboardInterrupt):
-            go_on(whole.run, folder)
-    resume(folder)
-    assert_same(folder, whole.folder)
-
-
 @pytest.mark.parametrize("swa", [0.25, pytest.param(0.6, marks=pytest.mark.full)])
 def test_stopped_while_training_watching_and_estimating_statistics(
     swa: float, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
@@ -115,14 +103,6 @@ def test_a_finished_run_is_returned_as_it_is(result: TrainingResult, folder: Pat
     again = resume(folder)
     assert again.history == result.history
     assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def test_a_run_folder_that_is_removed_under_a_training_is_one_line(
-    tiny: Tiny, tmp_path: Path, before_step: BeforeStep
-) -> None:
-    remove = before_step(3, lambda: shutil.rmtree(tmp_path / "run"))
-    with remove, pytest.raises(UserError, match=r"cannot write .*No such file or directory"):
-        train(tiny("at"), out=tmp_path / "run")
 
 
 def test_a_run_of_a_version_with_fewer_settings_goes_on(tiny: Tiny, tmp_path: Path, killed_before: BeforeStep) -> None:
