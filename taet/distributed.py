@@ -60,8 +60,7 @@ class ProcessEnded(RuntimeError):
 
 
 @contextmanager
-def _exchange() -> Iterator[None]:
-    """Turn a failure of gloo or nccl, which has no exception type of its own, into a `ProcessEnded`."""
+def _exchange() -> Iterator[None]:  # gloo and nccl have no exception type of their own
     try:
         yield
     except RuntimeError as error:
@@ -88,10 +87,8 @@ def unless_one_ends(remedy: str = "") -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """Exit this process immediately with this status, after a sum that another process did not answer.
-
-    The threads of gloo may still hold tensors of that sum. Freeing them while Python shuts down aborts the process
-    (pytorch/pytorch#179291), and waiting for them may never end.
+    """Exit at once, after a sum that another process did not answer: to free its tensors while Python shuts down
+    aborts the process (pytorch/pytorch#179291), and to wait for them may never end.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the reader may be gone
@@ -201,10 +198,7 @@ class _GlobalSum(torch.autograd.Function):
 
 def global_sum(value: Tensor) -> Tensor:
     """Sum `value` (any shape) over all processes, differentiably."""
-    if world_size() == 1:
-        return value
-    total: Tensor = _GlobalSum.apply(value)
-    return total
+    return value if world_size() == 1 else _GlobalSum.apply(value)
 
 
 def global_mean(losses: Tensor) -> Tensor:
@@ -218,8 +212,6 @@ def average_gradients(gradients: Sequence[Tensor]) -> None:
     """Replace gradients, or other tensors of one type, in place by their mean over all processes; one reduction."""
     if world_size() == 1 or not gradients:
         return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    add_up(flat)
-    flat /= world_size()
+    flat = add_up(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
     for gradient, mean in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view(gradient.shape))

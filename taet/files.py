@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import shlex
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,17 +31,17 @@ _PART = re.compile(r"\.taet-[0-9a-f]{16}\.part")
 def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open an ordinary file for reading."""
     try:
-        _check_kind(path, path.stat())  # before it is opened: a FIFO would wait
+        path.stat()
+        _check_ordinary(path)  # before it is opened: a FIFO would wait
         with path.open("rb") as file:
             yield file
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
 
 
-def _check_kind(path: Path, found: os.stat_result) -> None:
-    """Refuse anything but an ordinary file, judged by its `stat`."""
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a link, device, FIFO or socket"
+def _check_ordinary(path: Path, *, links: bool = True) -> None:
+    if not path.is_file() or (path.is_symlink() and not links):
+        kind = "a folder" if path.is_dir() else "a link, device, FIFO or socket"
         raise UserError(f"{path}: got {kind}; allowed: an ordinary file")
 
 
@@ -50,10 +49,9 @@ def read_bytes(path: Path, *, most: int = MOST_BYTES) -> bytes:
     """Return the content of an ordinary file of at most `most` bytes; anything else raises a UserError."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > most else file.read(size + 1)  # read(most) would allocate that much memory
-    if max(size, len(content)) > most:
-        raise UserError(f"{path}: got {max(size, len(content)):,} bytes; allowed: at most {most:,}")
-    return content
+        if size > most:
+            raise UserError(f"{path}: got {size:,} bytes; allowed: at most {most:,}")
+        return file.read(size)
 
 
 def read_json(path: Path, *, most: int = MOST_JSON_BYTES) -> Any:
@@ -94,11 +92,9 @@ def seal(values: Mapping[str, object]) -> dict[str, Any]:
 
 def check_seal(path: Path, values: Mapping[str, object]) -> bool:
     """Return whether `values`, read from `path`, are sealed (older files are not); a wrong seal raises a UserError."""
-    if SEAL not in values:
-        return False
-    if values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
+    if SEAL in values and values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
         raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one stored in it")
-    return True
+    return SEAL in values
 
 
 def check_output(path: Path, *owned: str) -> None:
@@ -106,7 +102,7 @@ def check_output(path: Path, *owned: str) -> None:
     place = path.absolute().parent.resolve() / path.name
     for folder in (place, *place.parents):
         if (folder / RUN).is_file() and any((folder / mark).exists() for mark in MARKS):
-            if not {*place.relative_to(folder).parts[:1]} & {*owned}:
+            if place.relative_to(folder).parts[:1] not in [(name,) for name in owned]:
                 raise UserError(f"{path}: got a place in the run folder {folder}; allowed: a place outside of runs")
             return
 
@@ -116,8 +112,7 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
     with replacing(path) as file:
         file.write(content)
         if check is not None:
-            file.flush()
-            os.fsync(file.fileno())
+            _flush(file)
             check(Path(file.name))
 
 
@@ -130,13 +125,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
     try:
         if os.path.lexists(path):
-            _check_kind(path, path.lstat())
+            _check_ordinary(path, links=False)
         with contextlib.ExitStack() as removed, part.open("x+b") as file:
             removed.callback(part.unlink, missing_ok=True)
             locked(file)
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            _flush(file)
             part.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -156,16 +150,20 @@ def _reason(error: OSError) -> str:
     return "no space left on the disk" if full else error.strerror or str(error)
 
 
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def _flush_folder(path: Path) -> None:
-    """Flush the names in a folder, where the file system supports it."""
     folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # not every file system can
         os.fsync(folder)
     os.close(folder)
 
 
 def cache() -> Path:
-    """Return the folder for files that can be recreated: TAET_CACHE, or ~/.cache/taet."""
+    """Return the folder for files that can be recreated."""
     return Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
 
 
@@ -179,17 +177,16 @@ def make_folder(path: Path) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of that name belongs to `taet.files`: a lock or a temporary file."""
+    """Whether a file of that name is a lock or a temporary file."""
     return name == LOCK or _PART.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed processes in a folder; those being written are kept."""
-    with contextlib.suppress(OSError):
-        for path in [folder / entry.name for entry in os.scandir(folder) if is_leftover(entry.name)]:
-            with contextlib.suppress(OSError), path.open("r+b") as file:
-                if locked(file):
-                    path.unlink()
+    for path in [path for path in folder.iterdir() if is_leftover(path.name)]:
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            if locked(file):
+                path.unlink()
 
 
 def locked(file: int | IO[Any]) -> bool:
@@ -209,8 +206,7 @@ def locked(file: int | IO[Any]) -> bool:
 def lock(folder: Path) -> Iterator[None]:
     """Lock an existing folder within this context; if another process holds the lock, a UserError names it.
 
-    The owner first removes leftovers of killed processes. A kill releases the lock. Readers need none, and a file
-    system without locks has none.
+    The owner first removes leftovers of killed processes. A kill releases the lock; readers need none.
     """
     path, owner = folder / LOCK, "another process"
     with contextlib.ExitStack() as closed:
@@ -224,12 +220,12 @@ def lock(folder: Path) -> Iterator[None]:
             command, since = shlex.join(["taet", *sys.argv[1:]]), time.strftime("%Y-%m-%d %H:%M:%S")
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} ({command}, since {since})".encode(), 0)
+            remove_leftovers(folder)
         except BlockingIOError:
             error = f"{folder} is in use by {owner}; nothing was changed; wait for it, or end it"
             raise UserError(error) from None
         except OSError as error:
             raise UserError(f"cannot lock {folder}: {path.name}: {_reason(error)}") from None
-        remove_leftovers(folder)
         try:
             yield
         finally:

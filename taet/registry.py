@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,6 @@ NAME = re.compile(r"[^\s:,]+")
 MOST_BYTES = 2**22
 NO_METHODS = ("__init__", "base", "declarations", "feedback", "wrapper")
 COMPUTED = object()  # stands for a value that is no literal
-DECLARED = {"deviations": (tuple, "a tuple of texts"), "reference": (str, "a text")}
 T = TypeVar("T")
 _added: list[tuple[Kind, Path]] = []
 
@@ -59,8 +58,7 @@ class RegistryEntry:
         spec = importlib.util.spec_from_file_location(self.module, self.path)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[self.module] = module
+        module = sys.modules[self.module] = importlib.util.module_from_spec(spec)
         try:
             with custom_code(f"{self.path} cannot be imported"):
                 spec.loader.exec_module(module)
@@ -95,10 +93,9 @@ def _literal(nodes: Iterable[ast.stmt], name: str) -> Any:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                try:
+                with suppress(ValueError, TypeError, MemoryError, RecursionError):
                     return ast.literal_eval(node.value)
-                except (ValueError, TypeError, MemoryError, RecursionError):
-                    return COMPUTED
+                return COMPUTED
     return None
 
 
@@ -116,17 +113,11 @@ def _offered(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
     return names
 
 
-def _declared(path: Path, tree: ast.Module) -> dict[str, Any]:
-    """What the classes of a file say of a method, as far as it is literal."""
+def _declared(tree: ast.Module) -> dict[str, Any]:
+    """What the classes of a file say of a method, as far as it is literal; its own import checks it."""
     body = [node for cls in tree.body if isinstance(cls, ast.ClassDef) for node in cls.body]
-    found = {name: _literal(body, name) for name in DECLARED}
-    stated = {name: value for name, value in found.items() if value not in (None, COMPUTED)}
-    for name, value in stated.items():
-        kind, allowed = DECLARED[name]
-        texts = value if isinstance(value, tuple) else ()
-        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}: {name}: got {value!r}; allowed: {allowed}")
-    return stated
+    found = {name: _literal(body, name) for name in ("reference", "deviations")}
+    return {name: value for name, value in found.items() if isinstance(value, str | tuple)}
 
 
 def add(kind: Kind, path: str | Path) -> None:
@@ -141,8 +132,7 @@ def add(kind: Kind, path: str | Path) -> None:
 def forget(kind: Kind, path: str | Path) -> None:
     """Take back `add`, and what was read of the file, which may have changed."""
     path = Path(path).resolve()
-    if (kind, path) in _added:
-        _added.remove((kind, path))
+    _added[:] = [one for one in _added if one != (kind, path)]
     _entries.cache_clear()
     sys.modules.pop(f"{PLUGIN}{kind}_{path.stem}", None)
 
@@ -158,7 +148,7 @@ def _own(kind: Kind) -> tuple[Path, ...]:
 
 
 def entries(kind: Kind) -> dict[str, RegistryEntry]:
-    """Return every name of `kind` in alphabetical order; only source text is read, so listing needs no torch."""
+    """Return every name of `kind` in alphabetical order; only source text is read."""
     return _entries(kind, _own(kind))
 
 
@@ -169,7 +159,7 @@ def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
         tree = _tree(path)
         names = _offered(kind, path, tree)
         module, place = (f"{PLUGIN}{kind}_{path.stem}", path) if path in own else (f"taet.{kind}.{path.stem}", None)
-        declared = _declared(path, tree) if names else {}
+        declared = _declared(tree) if names else {}
         if place is not None and any(entry.module == module for entry in found.values()):
             raise UserError(f"{path}: another folder of plug-ins has a file of this name; rename yours")
         for name, title in names.items():
@@ -180,14 +170,11 @@ def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
 
 
 def find(kind: Kind, name: str) -> RegistryEntry:
-    """Return the entry called `name`; an unknown name is a `UserError` with the nearest match.
-
-    A method that resembles none may be a plugin that was there when a run was made, which the error then says.
-    """
+    """Return the entry called `name`; an unknown name is a `UserError` with the nearest match."""
     known = entries(kind)
     if name not in known:
         error = unknown(WORDS[kind], name, known)
-        strange = kind == "methods" and nearest(name, known) is None
+        strange = kind == "methods" and nearest(name, known) is None  # was there when a run was made, perhaps
         raise UserError(f"{error}; is it a plugin? name its folder in TAET_PLUGINS") if strange else error
     return known[name]
 

@@ -72,7 +72,7 @@ CALLS = (
     "predict run images --top 2 --batch-size 3 --format json --attack fgsm",
     "export run --format safetensors --weights model --out exported.safetensors",
     "report run --out page.html --title T",
-    "compare grid.toml --out grid --jobs 1 --part 1/2 --dry-run",
+    "compare grid.toml --out grid --jobs 1 --dry-run",
     "data show digits-lt --max-count 3 --imbalance-ratio 2 --size 8 --json",
     "list methods --json",
 )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from taet.experiments import Comparison
 
 DURATION = re.compile(r"(?=.)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
-PART = re.compile(r"(\d{1,5})/(\d{1,5})", re.ASCII)
 
 
 class Compare(Command):
@@ -35,7 +34,7 @@ class Compare(Command):
         "taet compare digits.toml",
         "taet compare digits.toml --dry-run",
         "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
-        "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",
+        "taet compare digits.toml --out runs/digits --jobs auto",
     )
 
     spec: Annotated[Path, POSITIONAL]
@@ -46,8 +45,6 @@ class Compare(Command):
     """Time after which running cells are saved and stopped, and no others are started."""
     jobs: Processes | Literal["auto"] = 1
     """Cells that run at the same time, spread over the GPUs. auto: one per GPU, or 1 without a GPU."""
-    part: Annotated[str, Rule(PART.fullmatch, "K/N with K from 1 to N, e.g. 3/16")] | None = None
-    """Run every N-th cell from the K-th on, without a report: copy the parts into one folder, and call without it."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
@@ -57,19 +54,16 @@ class Compare(Command):
 
 
 def run(words: list[str]) -> int:
-    """Run a comparison or a part of it; return 1 if a cell failed."""
+    """Run a comparison; return 1 if a cell failed."""
     command, _ = parse(Compare, words, "taet compare")
 
     from taet.cli.processes import say
     from taet.experiments import compare
     from taet.models import trusted
 
-    part = None if command.part is None else (int(command.part.split("/")[0]), int(command.part.split("/")[1]))
     budget, jobs = seconds(command.time_budget), command.jobs
     with trusted(*command.trust_model):
-        result = compare(
-            command.spec, command.out, jobs=jobs, time_budget=budget, part=part, dry_run=command.dry_run, say=say
-        )
+        result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, dry_run=command.dry_run, say=say)
     print(json.dumps(result.to_json(), indent=1) if command.as_json else _text(result, command.dry_run))
     return int("failed" in result.counts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import json
 import os
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import taet
 from taet.data.augmentation import to_unit
-from taet.errors import UserError, custom_code, unknown
+from taet.errors import UserError, custom_code, needed, unknown
 from taet.files import check_output, make_folder, write_atomically
 from taet.randomness import generator
 from taet.settings import Fit
@@ -43,10 +43,9 @@ def export(
 ) -> Path:
     """Write the model of a finished run with its preprocessing and the deployed offset, and return the file's path.
 
-    The graph maps `images` uint8 (N, H, W, C), pixel values 0 to 255, to `logits` float32 (N, classes), for any N. If
-    the run's images were resized (`--data.size`; gtsrb always), H and W are arbitrary, and the graph resizes as Pillow
-    does (see `resize`); else they are the run's. safetensors holds the weights alone. The file is loaded back and its
-    logits are compared with the model's before it gets its name.
+    The graph maps `images` uint8 (N, H, W, C) to `logits` float32 (N, classes), for any N. If the run's images were
+    resized, H and W are arbitrary, and the graph resizes as Pillow does (see `resize`); else they are the run's.
+    The logits of the loaded file are compared with the model's before it gets its name.
 
     Args:
         run_dir: a finished run.
@@ -62,8 +61,7 @@ def export(
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     for package in FORMATS[format]:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"format {format} needs the package {package}: pip install 'taet[onnx]'")
+        needed(package, f"format {format}", "onnx")
     folder = RunFolder(Path(run_dir))
     path = folder.artifact(f"{weights}.{format}") if out is None else Path(out)
     check_output(path, ARTIFACTS)
@@ -181,9 +179,8 @@ class Deployed(nn.Module):
 def resize(images: Tensor, height: int, width: int, fit: Fit = "squeeze") -> Tensor:
     """uint8 (N, H, W, C) -> (N, C, height, width), integer pixel values in float64, as Pillow resizes each image.
 
-    Along the rows first, then along the columns, each rounded half up; products and sums are exact multiples of 2^-22.
-    So every value equals Pillow's, unless Pillow begins with the columns (from version 13 on, if an image loses more
-    than twice as many rows as columns): then a value may differ by 1. `fit`: as in `taet.data.images.scaled`.
+    Along the rows first, then along the columns, each rounded half up; products and sums are exact. A value may differ
+    by 1 where Pillow, from version 13 on, begins with the columns. `fit`: as in `taet.data.images.scaled`.
     """
     levels, device = images.permute(0, 3, 1, 2).to(torch.float64), images.device
     rows, columns = images.shape[1], images.shape[2]
@@ -195,10 +192,9 @@ def bilinear_weights(source: int, target: int, device: torch.device, fit: Fit = 
     """Weights (target, source), float64, of Pillow's bilinear filter along one side of an image.
 
     w_oi ~ max(0, 1 - |i + 1/2 - (o + 1/2) s| / max(s, 1)) with s = source / target; each row sums to 1, up to rounding
-    to multiples of 2^-22. The filter widens with the reduction, which is the antialiasing. Written from the algorithm
-    of Pillow's Resample.c; both sizes may be symbols of a graph. `other` is the other side of the image. crop: i counts
-    from the square in the middle, and pixels outside of it have no weight; pad: o counts from the first row of the
-    image, and black rows are 0.
+    to multiples of 2^-22 (the algorithm of Pillow's Resample.c). Both sizes may be symbols of a graph. `other` is the
+    other side of the image. crop: i counts from the square in the middle, and pixels outside of it have no weight; pad:
+    o counts from the first row of the image, and black rows are 0.
     """
     length, across, side = (torch.scalar_tensor(n, dtype=torch.float64, device=device) for n in (source, other, target))
     taken = torch.minimum(length, across) if fit == "crop" else length

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,7 +171,7 @@ def batches(
     """Yield the result of `predict` batch by batch, so that an interruption loses no finished batch."""
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    source, where = find(images), resolve_device(device)
+    (named, listed), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     names = record.data.class_names
     spec = None if attack is None else parse_attack(attack, run.evaluation, run.threat.eps)
@@ -183,10 +183,10 @@ def batches(
 
     def report(inside: float, _: float, label: str) -> None:
         if progress is not None:
-            progress(done * cost + inside, len(source.names) * cost, label)
+            progress(done * cost + inside, len(named) * cost, label)
 
-    for rows in (slice(start, start + batch_size) for start in range(0, len(source.names), batch_size)):
-        found = source.read(rows, record.data.image_shape, record.fit)
+    for rows in (slice(start, start + batch_size) for start in range(0, len(named), batch_size)):
+        found = read(listed[rows], record.data.image_shape, record.fit)
         good = [number for number, image in enumerate(found) if not isinstance(image, str)]
         labels = np.full(len(found), NO_CLASS, np.int64)
         probabilities = np.full((len(found), len(names)), np.nan, np.float32)
@@ -203,9 +203,9 @@ def batches(
                     answers = attacked.attack(spec, natural=clean.predictions, progress=report).predictions
                     survives[good] = answers == clean.predictions
         done += len(found)
-        report(0, 0, f"{done} of {len(source.names)} images")
+        report(0, 0, f"{done} of {len(named)} images")
         errors = tuple(image if isinstance(image, str) else "" for image in found)
-        yield Predictions(source.names[rows], labels, names, probabilities, survives, errors, attack or "")
+        yield Predictions(named[rows], labels, names, probabilities, survives, errors, attack or "")
 
 
 class _PixelRunner(Runner):
@@ -217,42 +217,35 @@ class _PixelRunner(Runner):
         return replace(super().draws(attack, rows), rows=keys)
 
 
-class NewImages(NamedTuple):
-    """Images in order, by their names: paths, or positions in an array."""
-
-    names: tuple[str, ...]
-    images: Sequence[Path] | Pixels
-
-    def read(self, rows: slice, shape: Shape, fit: Fit) -> list[Pixels | str]:
-        """Return images uint8 (H, W, C) as inputs (C, H, W) of a model, or the reason why one cannot be read."""
-        images = self.images[rows]
-        if isinstance(images, np.ndarray):
-            return [fitted(image, shape, fit) for image in images]
-        return [
-            f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape, fit)
-            for path, image in decode_where_possible(images, shape[:0:-1], fit=fit)
-        ]
-
-
-def find(given: ImageSource) -> NewImages:
-    """Return the images of files and folders (searched through, hidden ones left out), or of an array (N, H, W, C)."""
+def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels]:
+    """Return images and their names, of files and folders (searched through) or of an array (N, H, W, C)."""
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
             raise UserError(f"images: got {got}; allowed: {allowed}")
-        return NewImages(tuple(map(str, range(len(given)))), given)
+        return tuple(map(str, range(len(given)))), given
     listed = [Path(given)] if isinstance(given, str | os.PathLike) else [*map(Path, given)]
     files = [file for path in listed for file in (filter(is_image, files_below(path)) if path.is_dir() else [path])]
     if not files:
         places = ", ".join(f"'{path}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
-    return NewImages(tuple(map(str, files)), files)
+    return tuple(map(str, files)), files
+
+
+def read(images: Sequence[Path] | Pixels, shape: Shape, fit: Fit) -> list[Pixels | str]:
+    """Return images (H, W, C) as inputs of a model of images `shape`, or the reason why one cannot be read."""
+    if isinstance(images, np.ndarray):
+        return [fitted(image, shape, fit) for image in images]
+    return [
+        f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape, fit)
+        for path, image in decode_where_possible(images, shape[:0:-1], fit=fit)
+    ]
 
 
 def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
     """Say how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
     channels, height, width = shape
-    found = survey([Path(name) for name in find(given).names], height if height == width else None, fit)
+    found = survey([*map(Path, find(given)[0])], height if height == width else None, fit)
     if (found.sizes == (width, height)).all() and (found.grey == (channels == 1)).all():
         return []
     said, kind = found.sentences(), "grey" if channels == 1 else "colour"
@@ -262,7 +255,7 @@ def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
 def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:
     """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
 
-    It is resized as in training, then converted to grey (ITU-R 601 luma) or colour as the model requires.
+    It is resized as in training, then converted to grey (ITU-R 601 luma) or colour.
     """
     channels, height, width = shape
     fitting = scaled(picture(image), (width, height), fit)

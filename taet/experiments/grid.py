@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import re
 import shlex
@@ -14,14 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from taet import methods, protocols, registry
 from taet.data import facts, is_own
-from taet.errors import UserError, cut, located, nearest, unknown
+from taet.errors import UserError, cut, located, nearest
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
 from taet.experiments import own_images
 from taet.fields import LongSeed, Ratio, Rule, Settings, plain
@@ -37,6 +37,7 @@ MOST_BYTES, MOST_CELLS = 2**20, 100_000  # of a file, and of a grid
 DEFAULTS = to_json(Run())
 PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
 BARE = {short: name for name, short in SHORT.items()} | {name: f"training.{name}" for name in DEFAULTS["training"]}
+FULL = [f"{part}.{field}" for part in PARTS for field in DEFAULTS[part]]
 KEYS = {"data.name": "data", "data.imbalance_ratio": "imbalance", "seed": "seeds", "protocol": "protocol"}
 """Settings that are keys of the grid."""
 
@@ -55,9 +56,7 @@ def dotted(where: str, values: Mapping[str, object], own: Iterable[str] = ()) ->
             if name in KEYS:
                 raise UserError(f"got {key}; allowed: as {KEYS[name]} of the specification")
             if part not in (*PARTS, "method") or not dot:
-                full = [f"{part}.{field}" for part in PARTS for field in DEFAULTS[part]]
-                same = [one for one in full if one.partition(".")[2] == name]
-                near = same[0] if same else nearest(name, [*own, *BARE, *full])
+                near = nearest(name, [*own, *BARE, *FULL])
                 parts = ", ".join([*own, *(f"{part}.*" for part in (*PARTS, "method"))])
                 hint = f"; did you mean '{near}'?" if near else ""
                 raise UserError(f"unknown setting '{name}'; allowed: {parts}, or an option of taet train{hint}")
@@ -123,20 +122,6 @@ class Entry(Settings):
         return {"method": named.get("name"), **named} if isinstance(named, Mapping) else value
 
 
-class Point(NamedTuple):
-    """A run of a grid without its seed."""
-
-    data: str
-    imbalance: float | None
-    variant: Variant
-    entry: Entry
-
-    @property
-    def settings(self) -> Dotted:
-        """Its data as settings."""
-        return {"data.name": self.data} | ({} if self.imbalance is None else {"data.imbalance_ratio": self.imbalance})
-
-
 class Grid(Settings):
     """Methods x data x imbalance ratios x seeds x variants, with shared settings."""
 
@@ -150,24 +135,12 @@ class Grid(Settings):
     settings: Annotated[Dotted, NAMED] = Field(default_factory=dict)
     variants: Annotated[tuple[Variant, ...], ONCE] = ()
 
-    @field_validator("protocol")
-    @classmethod
-    def _exists(cls, protocol: str) -> str:
-        if protocol not in protocols.PROTOCOLS:
-            raise unknown("protocol", protocol, protocols.PROTOCOLS)
-        return protocol
-
     @model_validator(mode="after")
     def _is_of_a_size(self) -> Self:
-        if (number := len(self.points) * len(self.seeds)) > MOST_CELLS:
+        axes = (self.methods, self.data, self.imbalance, self.seeds, ("", *self.variants))
+        if (number := math.prod(map(len, axes))) > MOST_CELLS:
             raise UserError(f"got {number:,} cells; allowed: at most {MOST_CELLS:,}")
         return self
-
-    @property
-    def points(self) -> list[Point]:
-        """The runs of one seed, in order."""
-        every = [Variant.model_construct(name="", settings={}), *self.variants]
-        return [Point(*one) for one in itertools.product(self.data, self.imbalance, every, self.methods)]
 
 
 def read(path: str | os.PathLike[str]) -> Grid:
@@ -176,9 +149,7 @@ def read(path: str | os.PathLike[str]) -> Grid:
         try:
             table = tomllib.loads(read_bytes(Path(path), most=MOST_BYTES).decode())
             values = {key: plain(value) for key, value in table.items()}
-        except RecursionError:
-            raise UserError("lists or tables are nested too deeply") from None
-        except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
+        except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deeply
             raise UserError(f"not TOML: {cut(str(error))}") from None
         return parse({"title": Path(path).stem, **values})
 
@@ -194,7 +165,7 @@ class Cell:
 
     name: str
     row: str
-    """Its row in tables; cells that differ only in the seed share it."""
+    """Its row in tables."""
     method: str
     variant: str
     data: str
@@ -227,7 +198,10 @@ class Cell:
         card = store.of_folder(held) if held.is_done else None
         training = round(sum(epoch.seconds for epoch in held.metrics), 3)
         attacks = 0.0 if card is None else round(sum(column.seconds for column in card.columns), 3)
-        if card is not None and _has_every_attack(card, run):
+        wanted = [attack for attack in attacks_of(run.evaluation, run.attack_eps) if attack.norm is not None]
+        how = (run.attack_eps, run.evaluation.batch_size)
+        same = card is not None and (card.threat["eps"], card.batch_size) == how
+        if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done", (), training, attacks)
         if held.record.run.evaluation.attacks != run.evaluation.attacks:
             evaluate += ["--attacks", *run.evaluation.attacks]
@@ -276,14 +250,6 @@ class Outcome(NamedTuple):
         }
 
 
-def _has_every_attack(card: ResultCard, run: Run) -> bool:
-    """Return whether a card has every attack of a run, with its eps and batch size."""
-    if card.threat["eps"] != run.attack_eps or card.batch_size != run.evaluation.batch_size:
-        return False
-    attacks = (attack for attack in attacks_of(run.evaluation, run.attack_eps) if attack.norm is not None)
-    return all(among(card.columns, attack) is not None for attack in attacks)
-
-
 def _options(settings: Mapping[str, object]) -> list[str]:
     """Return dotted settings as options of `taet train`; eps and step sizes as k/255 if k is whole."""
     words: list[str] = []
@@ -302,9 +268,8 @@ def _options(settings: Mapping[str, object]) -> list[str]:
 def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
     """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
 
-    A method that refuses the settings is not applicable there. If every method of a variant refuses them on some data,
-    or one refuses those of its own entry alone, a `UserError` is raised. No images are read. `asked_by`: the file that
-    the grid was read from.
+    A method that refuses the settings is not applicable there. If every method refuses them, or one those of its own
+    entry, a `UserError` is raised. No images are read. `asked_by`: the file that the grid was read from.
     """
     with located(asked_by and f"specification {asked_by}"):
         first = _Planner(grid, out / "runs", asked_by or "specification").cells()
@@ -323,46 +288,44 @@ class _Planner:
 
     def cells(self) -> list[Cell]:
         """Return the cells without their seeds."""
-        found = [(point, self.cell(point)) for point in self.grid.points]
-        places: dict[Path, str] = {}
-        for point, cell in found:
-            if (other := places.setdefault(cell.folder, cell.data)) != cell.data:
-                raise UserError(f"data: {other} and {cell.data} would both be in {cell.folder}")
-            if cell.run is None and point.entry.settings and not point.variant.name:
-                shared = {key: value for key, value in self.grid.settings.items() if key.startswith("data.")}
-                with located(f"methods: {point.entry.name}"):  # its own mistake is not left out silently
-                    self.run(point.entry, {**point.settings, **shared, **point.entry.settings})
-        for place, group in itertools.groupby(found, lambda pair: pair[0][:3]):
-            refused = [cell for _, cell in group]
-            if all(cell.run is None for cell in refused):
-                cell = next((cell for cell in refused if "did you mean" in cell.reason), refused[0])
-                where = f"variants: {place[2].name}" if place[2].name else "settings"
+        found: list[Cell] = []
+        variants = [Variant.model_construct(name="", settings={}), *self.grid.variants]
+        for data, ratio, variant in itertools.product(self.grid.data, self.grid.imbalance, variants):
+            cells = [self.cell(data, ratio, variant, entry) for entry in self.grid.methods]
+            if all(cell.run is None for cell in cells):
+                cell = next((cell for cell in cells if "did you mean" in cell.reason), cells[0])
+                where = f"variants: {variant.name}" if variant.name else "settings"
                 raise UserError(f"{where}: no method can take them: {cell.method}: {cell.reason}")
-        return [cell for _, cell in found]
+            found += cells
+        for folder, count in Counter(cell.folder for cell in found).items():
+            if count > 1:
+                raise UserError(f"data: got {count} names for the folder {folder}; allowed: each once")
+        return found
 
-    def cell(self, point: Point) -> Cell:
-        """Return the cell of a point; its method may refuse the settings."""
-        data, ratio, variant, entry = point
+    def cell(self, data: str, ratio: float | None, variant: Variant, entry: Entry) -> Cell:
+        """Return a cell; its method may refuse the settings."""
         place = data.replace(":", "-").replace("/", "-").strip("-.")
         name = "_".join(filter(None, (entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}")))
-        settings = {**point.settings, **self.grid.settings, **variant.settings, **entry.settings}
         row = f"{entry.name} + {variant.name}" if variant.name else entry.name
+        start = {"data.name": data} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
+        settings = {**start, **self.grid.settings, **variant.settings, **entry.settings}
         said = {**settings, "protocol": self.grid.protocol}
         cell = Cell(name, row, entry.method, variant.name, data, ratio, 0, self.runs / name, said)
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
+        about = {key: value for key, value in settings.items() if key.startswith("data.")}
         try:
-            chosen = self.chosen(entry, settings)
+            chosen = self.chosen(entry, about) if is_own(data) else {}
             return replace(cell, run=self.run(entry, chosen | settings), settings=chosen | said)
         except UserError as error:
+            if entry.settings and not variant.name:
+                with located(f"methods: {entry.name}"):  # its own mistake is not left out silently
+                    self.run(entry, {**about, **entry.settings})
             return replace(cell, reason=str(error))
 
-    def chosen(self, entry: Entry, settings: Dotted) -> Dotted:
+    def chosen(self, entry: Entry, about: Dotted) -> Dotted:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
-        if not is_own(str(settings["data.name"])):
-            return {}
-        about = {key: value for key, value in settings.items() if key.startswith("data.")}
         start = protocols.start(self.grid.protocol, entry.method)
         run = override(start, {"method": Run.default("method"), "settings": None, **about})
         return {name: made.value for name, made in self.chosen_for(run).choices.items()}

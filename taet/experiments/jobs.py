@@ -31,6 +31,7 @@ TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
 OPEN = ("started", "missing")
 
 Say = Callable[[str], None]
+Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,12 +60,11 @@ class Comparison:
 
 
 def compare(
-    spec: Grid | Mapping[str, object] | str | os.PathLike[str],
+    spec: Specification,
     out: str | os.PathLike[str] | None = None,
     *,
     jobs: int | Literal["auto"] = 1,
     time_budget: float | None = None,
-    part: tuple[int, int] | None = None,
     dry_run: bool = False,
     say: Say = lambda _: None,
 ) -> Comparison:
@@ -80,8 +80,6 @@ def compare(
         jobs: number of cells that run in parallel; they share the processor's cores, and are spread evenly over the
             machine's GPUs, or those in CUDA_VISIBLE_DEVICES. "auto": the number of GPUs, or 1 without a GPU.
         time_budget: seconds after which no cell is started and running ones are saved and stopped.
-        part: (3, 16) runs every 16th cell from the third on, and writes neither comparison.json nor the report. The
-            folders of several machines are merged by copying them together; a call without `part` then reports.
         dry_run: only plan: read no images, write nothing.
         say: called with every event as one line.
 
@@ -92,11 +90,8 @@ def compare(
     """
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
-    if part is not None and not 1 <= part[0] <= part[1]:
-        raise UserError(f"part: got {part[0]}/{part[1]}; allowed: K/N with K from 1 to N, e.g. 3/16")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     title, place, planned = _planned(spec, out)
-    planned = planned if part is None else planned[part[0] - 1 :: part[1]]
     side_by_side, threads, gpus = _machine(jobs)
     found = tuple(cell.look(threads) for cell in planned)
     if dry_run:
@@ -104,22 +99,19 @@ def compare(
     for data in {one.cell.run.data: None for one in found if one.cell.run is not None and one.state in OPEN}:
         source(data)
     make_folder(place / "logs")
-    work = _Work(found, place / "logs", side_by_side, threads, gpus, say)
+    work = Work(found, place / "logs", side_by_side, threads, gpus, say)
     interrupted = work.run(deadline)
     outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
     late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
-    report = None if part is not None or interrupted else _report(title, place, outcomes)
+    report = None if interrupted else _report(title, place, outcomes)
     result = Comparison(title, place, outcomes, late, report)
-    if part is None:
-        write_json(place / RESULT, result.to_json())
+    write_json(place / RESULT, result.to_json())
     if interrupted:
         raise KeyboardInterrupt
     return result
 
 
-def _planned(
-    spec: Grid | Mapping[str, object] | str | os.PathLike[str], out: str | os.PathLike[str] | None
-) -> tuple[str, Path, list[Cell]]:
+def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[str, Path, list[Cell]]:
     """Return the title of a comparison, its folder and its cells."""
     if isinstance(spec, str | os.PathLike):
         grid, file, place = read(spec), str(spec), Path(out or Path(spec).stem)
@@ -136,8 +128,9 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     """Return how many cells run side by side, the threads of each, as OMP_NUM_THREADS says, and the GPUs."""
     if jobs != "auto" and jobs < 1:
         raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
-    # The number is found without starting CUDA if NVML is available.
-    gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+    visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs
+    gpus = [name.strip() for name in names][:count]
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     fits = given.isdecimal() and 0 < int(given) <= 1024
@@ -157,15 +150,6 @@ def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None
     return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
 
 
-def devices(visible: str | None, count: int) -> list[str]:
-    """Return, for each GPU, the value of CUDA_VISIBLE_DEVICES that shows only this GPU to a process.
-
-    `visible` is its current value, numbers or UUIDs, or None; `count` is the number of GPUs that CUDA finds.
-    """
-    names = map(str, range(count)) if visible is None else visible.split(",")
-    return [name.strip() for name in names][:count]
-
-
 @dataclass
 class _Job:
     """A running cell: its command, and the log, which its process writes and keeps locked."""
@@ -178,7 +162,7 @@ class _Job:
     begun: float
 
 
-class _Work:
+class Work:
     """The cells that are not done, run by `jobs` at a time."""
 
     def __init__(
@@ -206,8 +190,23 @@ class _Work:
                     self._look()
                     asked.wait(LOOK_SECONDS)
             finally:
-                self._stop()
+                self.stop()
             return asked.is_set()
+
+    def stop(self) -> None:
+        """Make every process save its state and end."""
+        if self.running:
+            self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
+        for number in (signal.SIGTERM, signal.SIGINT):  # the second one does not wait for the end of a batch
+            for job in self.running:
+                job.process.send_signal(number)
+            try:
+                for job in self.running:
+                    job.process.wait()
+                    job.log.close()
+                break
+            except KeyboardInterrupt:
+                continue
 
     def ended_as(self, outcome: Outcome) -> Outcome:
         """Return what was found of a cell, failed if it failed here and is not done."""
@@ -220,14 +219,17 @@ class _Work:
             if len(self.running) == self.jobs:
                 return
             cell = self.waiting.popleft()
-            log = _locked(self.logs / f"{cell.name}.txt")
-            if log is not None:
+            log = (self.logs / f"{cell.name}.txt").open("ab")
+            try:
+                locked(log)
+            except BlockingIOError:
+                log.close()
+                self.waiting.append(cell)
+                if cell.name not in self.elsewhere:
+                    self.say(f"{cell.name}: another process is working on it")
+                    self.elsewhere.add(cell.name)
+            else:
                 self._next(cell, log)
-                continue
-            self.waiting.append(cell)
-            if cell.name not in self.elsewhere:
-                self.say(f"{cell.name}: another process is working on it")
-                self.elsewhere.add(cell.name)
 
     def _next(self, cell: Cell, log: BinaryIO, before: _Job | None = None) -> None:
         """Start the next command of a cell, or end it."""
@@ -256,13 +258,15 @@ class _Work:
         log.flush()
         threads = (cell.run and cell.run.training.threads) or self.threads
         seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **seen}
+        # In a session of its own, as Ctrl-C is forwarded once: a second signal would prevent saving.
         return subprocess.Popen(
             taet_command(words),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), **seen},
-            start_new_session=True,  # Ctrl-C is forwarded once: a second signal would prevent saving
+            env=environment,
+            start_new_session=True,
         )
 
     def _look(self) -> None:
@@ -286,34 +290,8 @@ class _Work:
             self.failed[cell.name] = what.removeprefix("failed: ")
         self._tell(cell, what)
 
-    def _stop(self) -> None:
-        """Make every process save its state and end."""
-        if self.running:
-            self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
-        for number in (signal.SIGTERM, signal.SIGINT):  # the second one does not wait for the end of a batch
-            for job in self.running:
-                job.process.send_signal(number)
-            try:
-                for job in self.running:
-                    job.process.wait()
-                    job.log.close()
-                break
-            except KeyboardInterrupt:
-                continue
-
     def _tell(self, cell: Cell, what: str) -> None:
         self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")
-
-
-def _locked(path: Path) -> BinaryIO | None:
-    """Open the log of a cell and lock it if the file system supports locks; None if another process holds it."""
-    log = path.open("ab")
-    try:
-        locked(log)
-    except BlockingIOError:
-        log.close()
-        return None
-    return log
 
 
 def _last_line(log: BinaryIO) -> str:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from taet.data import DataFacts, Dataset, facts, full_name, is_own, load, source
-from taet.data.images import FITTED, Files
+from taet.data.images import Files
 from taet.data.splits import VALIDATION
 from taet.errors import UserError
 from taet.formatting import plural, size
@@ -33,11 +33,11 @@ ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point o
 class Chosen(NamedTuple):
     """The value of a setting that was chosen automatically, and the reason for it."""
 
-    value: Any
+    value: object
     why: str
 
 
-def choice_lines(choices: Mapping[str, tuple[Any, str]]) -> list[str]:
+def choice_lines(choices: Mapping[str, tuple[object, str]]) -> list[str]:
     """Return a line for each choice, by dotted name of the setting, with the option that changes it."""
     rows = []
     for name, (value, why) in choices.items():
@@ -55,8 +55,6 @@ class OwnImages(NamedTuple):
     largest: tuple[int, int]
     uniform: bool
     """Whether all images have the same size."""
-    square: bool = True
-    """Whether all images are square."""
     tested: tuple[int, ...] = ()
     """Test images of each class; (): not known."""
 
@@ -65,13 +63,11 @@ def own_images(data: Data) -> OwnImages:
     """Return properties of the user's images, from the headers of image files or the labels and shape of arrays."""
     parts = source(data).splits
     if isinstance(found := parts["train"].images, Files):
-        tested, square = parts["test"].class_counts.tolist(), bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
-        sizes = found.ranked(0.5), found.ranked(1)
-        return OwnImages(len(parts["train"]), *sizes, found.uniform, square, tuple(tested))
+        tested = tuple(parts["test"].class_counts.tolist())
+        return OwnImages(len(parts["train"]), found.ranked(0.5), found.ranked(1), found.uniform, tested)
     known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
-    size, square = (width, height), width == height
-    return OwnImages(known.sizes["train"], size, size, True, square=square, tested=known.test_counts)
+    return OwnImages(known.sizes["train"], (width, height), (width, height), True, known.test_counts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,10 +92,7 @@ def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run
 
 
 def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
-    """Return `run`, on the user's own images, with the settings that depend on them and on the machine.
-
-    `accelerated`: whether the machine has a GPU. Default: that of this machine.
-    """
+    """Return `run` with the settings that depend on the user's own images, and on whether the machine has a GPU."""
     if not is_own(run.data.name):
         allowed = "folder:, csv:, npz: and a path"
         raise UserError(f"data: got {run.data.name}, whose protocol decides all; allowed: {allowed}")
@@ -118,24 +111,22 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
 
 
 def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
-    """Return the run `begin` with the settings `given`, and what is missing chosen for images and machine; the choices.
+    """Return `begin` with the settings `given` and, chosen for images and machine, what is missing; and these choices.
 
     For a published data set only a network is chosen, unless it is given or not wanted.
     """
     run = override(begin, given)
     if is_own(run.data.name):
-        plan = planned(begin.replace(data=run.data))
+        made = planned(begin.replace(data=run.data))
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
-        run = override(override(plan.run, given), named)
-        return run, {name: made for name, made in plan.choices.items() if attrgetter(name)(run) == made.value}
-    if not network_too or "model.name" in given:
-        return run, {}
+        run = override(made.run, {**given, **named})
+        return run, {name: one for name, one in made.choices.items() if attrgetter(name)(run) == one.value}
     known = facts(run.data)
-    made = network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
-    if made.value == run.model.name:
+    sides = (run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1]
+    if not network_too or "model.name" in given or (model := network(sides)).value == run.model.name:
         return run, {}
-    why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
-    return override(run, {"model.name": made.value}), {"model.name": Chosen(made.value, why)}
+    why = f"{model.why}; --protocol {run.protocol} has {run.model.name}"
+    return override(run, {"model.name": model.value}), {"model.name": Chosen(model.value, why)}
 
 
 def network(size: tuple[int, int], accelerated: bool | None = None) -> Chosen:
@@ -153,14 +144,12 @@ def _machine(accelerated: bool) -> str:
 def _size(found: OwnImages, fit: Fit, accelerated: bool) -> dict[str, Chosen]:
     """Choose the image size: unchanged if it is the same for all, feasible on the machine, and need not be square."""
     most = SIDES[0] if accelerated else SIDES[-1]
-    if found.uniform and max(found.largest) <= most and (found.square or fit == "squeeze"):
+    square = found.largest[0] == found.largest[1]
+    if found.uniform and max(found.largest) <= most and (square or fit == "squeeze"):
         return {}
     side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
-    sizes = "they have many sizes" if not found.uniform else "they are {}x{}".format(*found.largest)
-    size = {"data.size": Chosen(side, f"{sizes}, and {_machine(accelerated)}")}
-    others = " or ".join(name for name in FITTED if name != fit)
-    how = {"data.fit": Chosen(fit, f"images that are not square are {FITTED[fit]}; also: {others}")}
-    return size if found.square else size | how
+    sizes = "they are {}x{}".format(*found.largest) if found.uniform else "they have many sizes"
+    return {"data.size": Chosen(side, f"{sizes}, and {_machine(accelerated)}")}
 
 
 def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:

@@ -85,18 +85,18 @@ def test_how_a_comparison_ended_is_said_and_is_its_exit_status(taet: Any, monkey
         work.failed["at_digits-lt_seed0"] = "exit status 2: the disk is full"
         return False
 
-    monkeypatch.setattr(jobs._Work, "run", broken)
+    monkeypatch.setattr(jobs.Work, "run", broken)
     outcome = taet("compare", "two.toml")
     assert outcome.code == 1
     assert outcome.out.splitlines() == [
         "at_digits-lt_seed0: failed: exit status 2: the disk is full",
         "2 cells: 1 failed, 1 not applicable",
     ]
-    monkeypatch.setattr(jobs._Work, "run", lambda *_: False)
+    monkeypatch.setattr(jobs.Work, "run", lambda *_: False)
     outcome = taet("compare", "two.toml", "--time-budget", "1h")
     assert outcome.code == 0
     assert outcome.out.splitlines()[1] == "the time budget is used up; the same command continues"
-    monkeypatch.setattr(jobs._Work, "run", lambda *_: True)
+    monkeypatch.setattr(jobs.Work, "run", lambda *_: True)
     outcome = taet("compare", "two.toml", "--out", "else where")
     said = "taet: interrupted; finished work is saved; continue with: taet compare two.toml --out 'else where'"
     assert (outcome.code, outcome.err.splitlines()[-1]) == (130, said)

@@ -24,7 +24,7 @@ TRAIN --model.weights /dev/zero; TRAIN --device cuda:MANY; TRAIN --evaluation.at
 TRAIN --evaluation.attacks LONG; TRAIN --threat.eps ٣/255; TRAIN --data digits-lt --data digits-lt; TRAIN --seed MANY
 train ''; evaluate ''; report ''; predict '' x; predict . ''; export '' --format pt2; check ''; list ''; demo --out ''
 evaluate \udcff; evaluate /dev/null; train --resume /dev/null; compare .; compare /dev/zero; data show ''
-compare s.toml --jobs 99999999999; compare s.toml --part 0/0; predict . x --top MANY
+compare s.toml --jobs 99999999999; compare s.toml --jobs 0; predict . x --top MANY
 evaluate --model resnet8 --data digits-lt --normalize nan/1; evaluate --model resnet8 --data digits-lt --out ''
 """
 

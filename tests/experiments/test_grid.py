@@ -69,24 +69,18 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"method": ["at"]}, r"unknown field of Grid 'method'.*did you mean 'methods'\?"),
-        ({"methods": "at"}, "methods: got 'at'; allowed: a list"),
-        ({"methods": ["att"]}, r"unknown method 'att'.*did you mean"),
         ({"methods": [{"name": "a/b", "method": "at"}]}, "name: got 'a/b'; allowed: letters, digits"),
         ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
         ({"seeds": [0, 0]}, "seeds: got 0 2 times; allowed: each once"),
         ({"seeds": list(range(100_001))}, "got 100,001 cells; allowed: at most 100,000"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
         ({"settings": {"epoch": 3}}, r"settings: unknown setting 'epoch'.*did you mean 'epochs'\?"),
-        ({"settings": {"trainin.epochs": 3}}, r"allowed: data\.\*.*did you mean 'training.epochs'\?"),
         ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
         ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
-        ({"variants": [{"name": "x"}]}, "the field 'settings' is missing"),
-        ({"settings": {"training.epoch": 3}}, r"^settings: .*did you mean 'epochs'\?"),
         ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
         ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
         ({"data": ["digits-lt", "digit-lt"]}, r"no folder or file 'digit-lt'.*did you mean 'digits-lt'\?"),
         ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
-        ({"methods": ["standard"], "protocol": "official"}, "protocol official: got standard"),
     ],
 )
 def test_a_mistake_in_a_specification_is_one_line(
@@ -101,19 +95,15 @@ def test_a_mistake_in_a_specification_is_one_line(
     ("content", "message"),
     [
         (b"methods = [", "not TOML: "),
-        (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "lists or tables are nested too deeply"),
-        (f'methods = ["at"]\ndata = ["digits-lt"]\nseeds = [0x{"9" * 5000}]'.encode(), "got a int too large to print"),
+        (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "not TOML: "),
         (b"#" * 2**21, "got 2,097,152 bytes; allowed: at most 1,048,576"),
     ],
 )
 def test_a_file_that_is_no_specification_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        cells_of(read(tmp_path / "spec.toml"), tmp_path, str(tmp_path / "spec.toml"))
-    assert message in str(caught.value)
-    assert "spec.toml" in str(caught.value)
+    with pytest.raises(UserError, match=rf"specification .*spec\.toml: .*{message}") as caught:
+        read(tmp_path / "spec.toml")
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.sample(3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ import pytest
 
 from taet.errors import UserError
 from taet.experiments import jobs
-from taet.experiments.jobs import Comparison, compare, devices
+from taet.experiments.jobs import Comparison, compare
 
 Processes = Callable[..., list[dict[str, Any]]]
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
@@ -177,7 +176,6 @@ def test_the_cores_are_shared_among_the_jobs(
 def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (devices(None, 2), devices("-1", 0), devices("5, 2,7", 2)) == (["0", "1"], [], ["5", "2"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(jobs, "cores", lambda: 6)
@@ -194,37 +192,19 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     assert {gpus[0] for gpus in used.values()} == {"GPU-a", "GPU-b"}
 
 
-@pytest.mark.full
-def test_parts_are_merged_by_copying_their_folders(small: dict[str, Any], processes: Processes, tmp_path: Path) -> None:
-    """Two machines without a common file system, one of them interrupted on its way."""
-    processes(seed2="hang")
-    one, two = tmp_path / "one", tmp_path / "two"
-    when_there(one / "runs" / NAMES[2] / "hangs", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt):
-        compare(small, one, part=(1, 2))
-    processes()
-    found = [compare(small, one, part=(1, 2)), compare(small, two, part=(2, 2))]
-    assert [[outcome.cell.name for outcome in each.outcomes] for each in found] == [[NAMES[0], NAMES[2]], [NAMES[1]]]
-    assert sorted(path.name for path in one.iterdir()) == ["logs", "runs"]
-    shutil.copytree(two, one, dirs_exist_ok=True)
-    before = len(processes())
-    result = compare(small, one)
-    assert (states(result), result.report) == (["done"] * 3, one / "report.html")
-    assert len(processes()) == before
-    assert not compare(small, one, part=(4, 4)).outcomes
-
-
-def test_mistakes_in_the_call(small: dict[str, Any], template: Path, tmp_path: Path) -> None:
-    for wrong, words in (
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
         ({"jobs": 0}, "jobs: got 0; allowed: 1 or more, or auto"),
-        ({"part": (3, 2)}, "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
         ({"time_budget": 0}, "time budget: got 0 seconds"),
-        ({"out": template / "x"}, "which is in the folder of the run"),
-    ):
-        with pytest.raises(UserError, match=words):
-            compare(small, **{"out": tmp_path, **wrong})
-    with pytest.raises(UserError, match="got no out"):
-        compare(small)
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make the folder"):
-        compare(small, tmp_path / "file")
+        ({"out": None}, "got no out"),
+    ],
+)
+def test_mistakes_in_the_call(small: dict[str, Any], wrong: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        compare(small, **{"out": tmp_path, **wrong})
+
+
+def test_a_comparison_is_in_no_run_folder(small: dict[str, Any], template: Path) -> None:
+    with pytest.raises(UserError, match="which is in the folder of the run"):
+        compare(small, template / "x")
