@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import pytest
 
 from taet.errors import UserError
 from taet.files import (
-    MOST_JSON_BYTES,
     check_output,
     check_seal,
     file_sha256,
@@ -124,23 +122,13 @@ def test_only_ordinary_files_are_read_and_nothing_is_waited_for(
         read(path)
 
 
-def test_the_size_is_limited_before_anything_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "large"
-    path.write_bytes(b"12345")
-    assert read_bytes(path, most=5) == b"12345"
-    with pytest.raises(UserError, match="large: got 5 bytes; allowed: at most 4"):
-        read_bytes(path, most=4)
-    os.truncate(path, MOST_JSON_BYTES + 1)
-    with pytest.raises(UserError, match="got 67,108,865 bytes"):
-        read_json(path)
-
-
-def test_a_path_that_cannot_be_is_a_mistake_of_the_user(path: Path) -> None:
-    for name in ("missing/file", "x" * 300, f"{path.name}/below"):
-        with pytest.raises(UserError, match="cannot read "):
-            read_bytes(path.parent / name)
-        with pytest.raises(UserError, match="cannot write "):
-            write_atomically(path.parent / name, b"")
+def test_the_size_is_limited(path: Path) -> None:
+    assert read_bytes(path, most=3) == b"old"
+    with pytest.raises(UserError, match=r"checkpoint\.pt: got 3 bytes; allowed: at most 2"):
+        read_bytes(path, most=2)
+    for call in (read_bytes, lambda below: write_atomically(below, b"")):
+        with pytest.raises(UserError, match=r"cannot (read|write) "):
+            call(path / "below")
 
 
 def test_other_text_than_json_is_one_line() -> None:
@@ -201,12 +189,8 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch
 
 
 def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
     with pytest.raises(UserError, match=r"cannot lock .*run: .*No such file"):
-        lock(folder).__enter__()
-    folder.mkdir()
-    with lock(folder):
-        shutil.rmtree(folder)
+        lock(tmp_path / "run").__enter__()
     (tmp_path / ".lock").symlink_to(special(tmp_path, "link"))  # no way to reach another file
     with pytest.raises(UserError, match="cannot lock"):
         lock(tmp_path).__enter__()

@@ -211,6 +211,3 @@ def test_every_grey_level_is_pillows(
     found = resize(torch.from_numpy(images), *after, fit).permute(0, 2, 3, 1).numpy()
     steep = before[0] > 2 * before[1]
     np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=1.01 if steep else 0)
-
-
-ZZZ

@@ -119,7 +119,6 @@ def test_an_earlier_push_is_replaced_and_nothing_else(run: Path, copy: Path, tmp
     ("name", "message"),
     [
         ("hf:user/colours", "allowed: hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"),
-        ("hf:user/colours@main", "got hf:user/colours@main; allowed"),
         (f"hf:user/other@{COMMIT}", f"hf:user/other@{COMMIT}: FileNotFoundError: no revision"),
         ("folder:.", "holds no config.json; allowed: a folder that taet push wrote"),
     ],
