@@ -224,12 +224,10 @@ def _range_text(marks: tuple[Any, ...], value: object) -> str:
     high = found.get("lt", found.get("le"))
     if high is not None and high >= LARGEST and not (isinstance(value, int | float) and value > high):
         high = None
-    end = "" if high is None else f"below {high}" if "lt" in found else f"up to {high}"
-    if "gt" in found:
-        return ", ".join(filter(None, (f"above {found['gt']}", end)))
-    if "ge" not in found or high is None:
-        return end if "ge" not in found else f"{found['ge']} or more"
-    return f"{found['ge']} up to, not including, {high}" if "lt" in found else f"{found['ge']} to {high}"
+    if "ge" in found and "gt" not in found and high is not None:
+        return f"{found['ge']} {'up to, not including,' if 'lt' in found else 'to'} {high}"
+    low = f"above {found['gt']}" if "gt" in found else f"{found['ge']} or more" if "ge" in found else ""
+    return ", ".join(filter(None, (low, "" if high is None else f"{'below' if 'lt' in found else 'up to'} {high}")))
 
 
 def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
@@ -269,11 +267,9 @@ def allowed_text(hint: Any, value: object = None) -> str:
 
 def got_text(value: object) -> str:
     """Return a refused value as messages write it."""
-    if isinstance(value, float):
-        return f"{value:g}"
     try:
-        return "none" if value == () else cut(repr(value))
-    except (ValueError, RecursionError):  # a number of thousands of digits; nested lists
+        return f"{value:g}" if isinstance(value, float) else "none" if value == () else cut(repr(value))
+    except ValueError:  # a number of thousands of digits
         return f"a {type(value).__name__} too large to print"
 
 

@@ -50,8 +50,7 @@ def reat(method: str = Run.default("method")) -> Run:
 def official(method: str = Run.default("method")) -> Run:
     """Each method with its own published optimiser, schedule and attack, to reproduce papers, not to compare methods.
 
-    Other settings stay as in `taet`. The keys of `Method.official` are settings of a run; `method.*` are options of the
-    method. A method without published settings is a `UserError`; if it wraps another method, use that one.
+    Other settings stay as in `taet`. A method without published settings is a `UserError`.
     """
     from taet import methods  # imported here because a listing of the protocols needs no method
 

@@ -7,8 +7,7 @@ of an attack also declares an `AttackSpec`, by which evaluations run it; `catalo
 from taet.attacks.autoattack import autoattack
 from taet.attacks.cw_l2 import cw_l2
 from taet.attacks.deepfool import deepfool
-from taet.attacks.fgsm import fgsm
-from taet.attacks.pgd import cw_linf, pgd
+from taet.attacks.pgd import cw_linf, fgsm, pgd
 from taet.attacks.quick import quick
 
 __all__ = ["autoattack", "cw_l2", "cw_linf", "deepfool", "fgsm", "pgd", "quick"]

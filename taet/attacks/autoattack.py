@@ -36,6 +36,10 @@ Version = Literal["standard", "fast", "10"]
 
 MAX_TARGETS = 9  # target classes of the official suite
 QUERIES = 5000  # of Square in the official suite
+FEW_CLASSES: Mapping[int, tuple[tuple[str, ...], str | None]] = {
+    2: (("apgd-ce", "fab-t", "square"), "2 classes: without APGD-T, which needs 4"),
+    3: (("apgd-ce", "apgd-dlr", "fab-t", "square"), "3 classes: APGD-DLR stands for APGD-T, which needs 4"),
+}
 BATCH_SIZE = 250  # images, on which a few results depend, because a batch shares its random draws
 
 
@@ -68,11 +72,8 @@ def autoattack(
         state: store of finished batches of the same model, which are not run again.
         progress: called as progress(done, total, label) in estimated passes of an image through the model.
 
-    Raises:
-        UserError: invalid inputs or settings; a model whose logits or gradients are not finite on some image.
-
-    Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
+    Errors are those of `cw_l2`. Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
     """
     del checked  # `refusing` has read it
     if isinstance(eps, Tensor):
@@ -151,22 +152,14 @@ class AutoAttack(AttackSpec):
             return suite.run_all(natural, progress)
 
     def plan(self, num_classes: int) -> Plan:
-        """Return the parts for a number of classes, and how long they run.
+        """Return the parts, which aim at min(9, C - 1) classes, and how long they run.
 
-        With 4 classes or more: APGD-CE, APGD-T, FAB-T, Square, aiming at min(9, C - 1) classes. The targeted DLR loss
-        needs four logits and the untargeted one three, so C = 3 runs APGD-DLR instead of APGD-T, and C = 2 neither.
+        The targeted DLR loss needs four logits and the untargeted one three: C = 3 runs APGD-DLR, C = 2 neither.
         """
         if num_classes < 2:
             raise UserError(f"AutoAttack: got a model with {num_classes} class; allowed: 2 or more")
-        parts: tuple[str, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
-        note = None
-        if num_classes == 3:
-            parts = ("apgd-ce", "apgd-dlr", "fab-t", "square")
-            note = "3 classes: APGD-DLR stands for APGD-T, which needs 4"
-        elif num_classes == 2:
-            parts = ("apgd-ce", "fab-t", "square")
-            note = "2 classes: without APGD-T, which needs 4"
-        elif num_classes <= MAX_TARGETS:
+        parts, note = FEW_CLASSES.get(num_classes, (("apgd-ce", "apgd-t", "fab-t", "square"), None))
+        if 3 < num_classes <= MAX_TARGETS:
             note = f"attacks all {num_classes - 1} other classes; the standard suite attacks {MAX_TARGETS}"
         if self.version == "fast":
             parts = tuple(part for part in parts if part.startswith("apgd"))

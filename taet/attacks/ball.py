@@ -16,8 +16,7 @@ from taet.fields import check_radius
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "positive", "none"]
 BNMode = Literal["eval", "train"]
-Size = float | Tensor
-"""A radius or a length: a number or one per sample (N,), in units of the image range."""
+Size = float | Tensor  # a radius or a length: a number or one per sample (N,), in units of the image range
 
 BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
 
@@ -61,10 +60,7 @@ def finite(values: Tensor) -> Tensor:
 
 
 def refuse_unsound(attack: str, sound: Tensor) -> None:
-    """Raise a `UserError` if an image's logits or gradients were not finite, where `sound` (N,) is false.
-
-    An attack cannot follow such a gradient, so its failure would not be robustness.
-    """
+    """Raise a `UserError` if an image's logits or gradients were not finite, where `sound` (N,) is false."""
     if not bool(sound.all()):
         got = f"not finite on {int((~sound).sum())} of {len(sound)} images"
         raise UserError(f"{attack}: the model's logits or gradients are {got}; allowed: finite everywhere")

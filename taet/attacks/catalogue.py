@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taet import registry
 from taet.attacks.noise import Draws
-from taet.attacks.spec import AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
+from taet.attacks.spec import STORED, AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
 from taet.errors import UserError, unknown
 from taet.fields import Positive, allowed_text, fits, got_text, hints, read_text
 from taet.settings import Evaluation, Threat
@@ -26,16 +26,9 @@ STEPS = (20, 100)  # shown for a name that ends in a number of steps
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionAttack(AttackSpec):
-    """A custom attack that is a function without options, `my_attack(model, x, y, *, eps) -> x_adv`.
-
-    It stays in the L-infinity ball and may use torch's global generator.
-    """
+    """A custom attack that is a function, `my_attack(model, x, y, *, eps) -> x_adv`, in the L-infinity ball."""
 
     batch_independent: ClassVar[bool] = False
-
-    @property
-    def noise_key(self) -> str:
-        return self.typed
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         called = self.base.replace("-", "_")
@@ -66,15 +59,11 @@ class _Found(NamedTuple):
     entry: registry.RegistryEntry
     kind: type[AttackSpec]
     pattern: str
-    given: Fields
-    """Fields that the name decides: the norm, and the number of steps where it has one."""
+    given: Fields  # that the name decides: the norm, and the number of steps where it has one
 
 
 def kinds(custom: bool = True) -> dict[str, type[AttackSpec]]:
-    """Return the specification of every name that a user may write, in the order of tables.
-
-    `-N` stands for a number of steps. A `custom` attack that is a function without options has a `FunctionAttack`.
-    """
+    """Return the specification of every name that a user may write, in the order of tables; -N is a number of steps."""
     entries = (entry for entry in registry.entries("attacks").values() if custom or entry.path is None)
     found = (offered for entry in entries for offered in _offered(entry))
     return dict(sorted(found, key=lambda item: _rank(*item)))
@@ -102,16 +91,11 @@ def _rank(pattern: str, kind: type[AttackSpec]) -> tuple[int, int]:
 def parse(
     name: str, settings: Evaluation = SETTINGS, eps: float | None = None, others: Iterable[str] = ()
 ) -> AttackSpec:
-    """Return the attack that `NAME` or `NAME:option=value,...` means.
+    """Return the attack that `NAME` or `NAME:option=value,...` means, e.g. pgd-20, cw-l2:c=search, pgd-l2-100:eps=0.5.
 
-    Args:
-        name: one of `taet list attacks`, with N as a number, e.g. pgd-20, cw-l2:c=search, pgd-l2-100:eps=0.5,step=0.1.
-        settings: values of what the name does not set.
-        eps: radius of the L-infinity ball if neither the name nor the settings set it. Default: that of `Threat`.
-        others: further names that an error message may suggest.
-
-    Raises:
-        UserError: an unknown name or option, with the nearest match; a value that an option does not allow.
+    What the name does not set is that of the settings, and the radius of the L-infinity ball then `eps`, by default
+    that of `Threat`. A `UserError` for a name, an option or a value that does not exist suggests the nearest, also of
+    `others`.
     """
     base, colon, text = name.partition(":")
     if colon and not text:
@@ -134,8 +118,7 @@ def _offered(entry: registry.RegistryEntry) -> Iterator[tuple[str, type[AttackSp
     own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__)
     declared = [kind for kind in own if issubclass(kind, AttackSpec) and kind.names]
     for kind in declared:
-        sound = "__dataclass_fields__" in vars(kind) and not inspect.isabstract(kind)
-        if not (sound and isinstance(kind.names, Mapping)):
+        if "__dataclass_fields__" not in vars(kind) or inspect.isabstract(kind) or not isinstance(kind.names, Mapping):
             allowed = "@dataclass(frozen=True, kw_only=True) with a mapping names and a method run"
             raise UserError(f"{entry.path}: {kind.__name__}: got no such dataclass; allowed: {allowed}")
     yield from ((name, kind) for kind in declared for name in kind.names)
@@ -185,8 +168,7 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
 def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -> AttackSpec:
     """Return the attack that a result card stores; an attack that is unknown here becomes a `RecordedAttack`.
 
-    Raises:
-        UserError: settings that an attack of this package cannot have, or that contradict its name.
+    Settings that an attack of this package cannot have, or that contradict its name, are a `UserError`.
     """
     source = parameters.get("source")
     made_on = None if source is None else MadeOn(source["name"], source["weights_sha256"])
@@ -194,8 +176,8 @@ def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -
     common: Fields = {"name": name, "norm": norm, "eps": eps, "made_on": made_on}
     found = _known(base)
     if found is not None:
-        names = (*own_fields(found.kind), "seed", "precision", "source_sha256")
-        given = {**common, **{one: parameters[one] for one in names if one in parameters}}
+        names = parameters.keys() & {*own_fields(found.kind), *STORED}
+        given = {**common, **{one: parameters[one] for one in names}}
         try:
             for field, value in {**found.given, **_read(name, base, found.kind, text)}.items():
                 if given.get(field, value) != value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,14 +27,10 @@ def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
     """Compute in a precision: exact float32, bfloat16 by autocast, or the TF32 of NVIDIA GPUs; restore the switches.
 
     TF32 keeps 10 bits of the mantissa, which can flip predictions near the decision boundary, where attacks search.
-
-    Raises:
-        UserError: TF32 on another device, where it would mean nothing.
     """
     if precision == "tf32" and device_type != "cuda":
-        raise UserError(
-            f"search precision: got tf32 on {device_type}; allowed: float32 or bf16 (tf32 is of NVIDIA GPUs)"
-        )
+        allowed = "float32 or bf16 (tf32 is of NVIDIA GPUs)"
+        raise UserError(f"search precision: got tf32 on {device_type}; allowed: {allowed}")
     gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
     switches = [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
@@ -47,11 +44,7 @@ def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
             switch.fp32_precision = value
 
 
-@contextmanager
-def exact_float32(device_type: str) -> Iterator[None]:
-    """Turn off autocast and the reduced precisions of float32 (TF32, bfloat16)."""
-    with arithmetic(device_type, "float32"):
-        yield
+exact_float32 = functools.partial(arithmetic, precision="float32")
 
 
 class Counted(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from taet.attacks.ball import Norm, Size, choose, distance, finite, frozen, lengths, refuse_unsound, spread, unit
 from taet.attacks.inputs import refusing
 from taet.attacks.noise import Draws
-from taet.attacks.objectives import check_classes, fooled
+from taet.attacks.objectives import fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
 from taet.fields import Count, NonNegative, check_value
 from taet.losses.long_tail import full_precision, is_label
@@ -43,17 +43,12 @@ def deepfool(
     which it fails is returned as it was. A step takes one forward and `candidates` - 1 backward passes.
 
     Args:
-        model, x, y, checked: as in `pgd`.
-        steps: maximum number of steps.
-        overshoot: distance beyond the boundary, as a share of the perturbation.
-        eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
+        model, x, y, eps, checked: as in `cw_l2`.
+        steps, overshoot: maximum number of steps, and the distance beyond the boundary as a share of the perturbation.
         candidates: classes whose boundaries are considered, those of the largest logits and the label's, 2 or more.
 
-    Raises:
-        UserError: invalid inputs or settings; logits or gradients that are not finite at some iterate.
-
-    Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
-    CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
+    Errors are those of `cw_l2`. Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to
+    fool deep neural networks", CVPR 2016, arXiv:1511.04599, algorithm 2, with the settings of the authors' public code.
     """
     del checked  # `refusing` has read it
     check_value("steps", steps, Count)
@@ -81,7 +76,6 @@ def _descend(
         with torch.enable_grad():
             x_adv = x_adv.detach().requires_grad_()
             logits = full_precision(model(x_adv))
-            check_classes("deepfool", logits)
             sound = sound & finite(logits)
             standing = ~fooled(logits, y)
             if not bool(standing.any()):
@@ -94,10 +88,7 @@ def _descend(
 
 
 def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
-    """Return the shortest move (N, ...) from `x` to a boundary of the linearised model.
-
-    It is zero if all gradients are zero, and not finite if one is not.
-    """
+    """Return the shortest move (N, ...) from `x` to a boundary of the linearised model, not finite if a gradient is."""
     others = logits.detach().masked_fill(is_label(logits, y), -torch.inf)
     rivals = others.topk(min(candidates, logits.shape[1]) - 1).indices
     gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])

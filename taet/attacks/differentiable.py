@@ -18,12 +18,10 @@ from taet.fields import check_value
 Replacement = Literal["straight-through", "smooth"]
 SOFTNESS = 0.1  # width of a smooth threshold, in standard deviations of what is compared with it
 
-ROUNDING = {"round", "floor", "ceil", "trunc", "fix"}
-SIGNS = {"sign", "sgn"}
+ROUNDING, SIGNS = {"round", "floor", "ceil", "trunc", "fix"}, {"sign", "sgn"}
 ABOVE, BELOW = {"gt", "ge", "greater", "greater_equal"}, {"lt", "le", "less", "less_equal"}
 CONVERSIONS = {"to", "type", "int", "long", "short", "char", "byte"}
-CHOICES = {"argmax", "argmin", "argsort", "sort", "topk", "kthvalue"}
-"""Found, but not replaced: the use of the indices is not known."""
+CHOICES = {"argmax", "argmin", "argsort", "sort", "topk", "kthvalue"}  # reported only: the use of indices is not known
 
 
 class Replaced(nn.Module):
@@ -45,15 +43,13 @@ class Replaced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with _Operations(self.sites, self.smooth):
-            logits: Tensor = self.model(x)
-        return logits
+            return self.model(x)  # type: ignore[no-any-return]
 
 
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """Return the operations of a model that `Replaced` replaces or reports, with the number of calls for images x.
+    """Return the operations of a model in eval mode that `Replaced` finds, with the number of calls for a few images x.
 
-    x (N, C, H, W) are a few images; the model is in eval mode. If replacing would change the model's outputs, or fails,
-    the operations are reported with 0 calls.
+    If replacing would change the model's outputs, or fails, the operations are reported with 0 calls.
     """
     replaced = Replaced(model)
 
@@ -97,7 +93,6 @@ class _Operations(TorchFunctionMode):
         return output if replaced is None else replaced
 
     def _replaced(self, name: str, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        """Return the replacement of an operation's output; None for one that needs none."""
         h: Tensor = args[0]
         if name in ROUNDING or (name in CONVERSIONS and not output.is_floating_point()):
             return h if self.smooth else _straight(h, output)

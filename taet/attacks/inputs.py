@@ -42,8 +42,7 @@ def ready(
 ) -> Iterator[tuple[Model, Tensor, Tensor]]:
     """Yield model, images and labels in a form that attacks can use; raise a `UserError` for invalid inputs.
 
-    The block runs outside of `torch.no_grad` and `torch.inference_mode`; tensors of inference mode are copied. The
-    model's first output is checked as well, on x afterwards if the attack never calls the model.
+    The block runs outside of `torch.no_grad` and `torch.inference_mode`. The model's first output is checked as well.
     """
     if not checked:
         _check_kinds(model, x, y)

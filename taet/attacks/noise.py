@@ -24,10 +24,8 @@ class Source:
     """
 
     generator: torch.Generator
-    begin: int = 0
-    """Index of this process's first sample in the global batch."""
-    total: int | None = None
-    """Samples in the global batch. Default: those of this process."""
+    begin: int = 0  # index of this process's first sample in the global batch
+    total: int | None = None  # samples in the global batch; default: those of this process
 
     def _empty(self, like: Tensor) -> Tensor:
         # Contiguous for any layout of `like`, so that the layout does not change which pixel gets which number.
@@ -72,10 +70,8 @@ class Draws:
     """Random draws of an attack, made for each image separately, so that they do not depend on the batches."""
 
     seed: int
-    purpose: str
-    """Noise key of the attack: attacks with the same key draw the same numbers."""
-    rows: NDArray[np.int64]
-    """Place of each image in the test set, (N,)."""
+    purpose: str  # noise key of the attack: attacks with the same key draw the same numbers
+    rows: NDArray[np.int64]  # place of each image in the test set, (N,)
 
     def start(self, x: Tensor, eps: float, start: Start = "uniform", norm: Norm = "linf", restart: int = 0) -> Tensor:
         """Start noise in the shape of x, as in `draw_noise`; every restart has its own."""

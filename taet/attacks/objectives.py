@@ -34,9 +34,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Minimised with the target class as y, it is the targeted objective of the same paper. Source: Carlini,
     Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
-
-    Raises:
-        UserError: a single class; labels of another type or shape.
     """
     check_classes("margin", logits)
     logits = full_precision(logits)
@@ -50,11 +47,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
     It saturates where the logits are large, so on a model with scaled logits prefer `margin`. Source: the PMA attack,
     CVPR 2025.
-
-    Raises:
-        UserError: as `margin`.
     """
-    check_classes("probability margin", logits)
     return margin(full_precision(logits).softmax(1), y)
 
 
@@ -85,11 +78,10 @@ def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objectiv
 def nearest_classes(
     model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, norm: Norm = "linf", candidates: int = 100
 ) -> Tensor:
-    """Return other classes c by d_c = (z_y - z_c) / ||grad_x (z_c - z_y)||, nearest first, (N, k), k <= `candidates`.
+    """Return the likeliest other classes by d_c = (z_y - z_c) / ||grad_x (z_c - z_y)||, nearest first, (N, candidates).
 
-    d_c is the distance to the boundary of the linearised model, so the norm of the gradient is the dual one: the sum of
-    absolute values in the L-infinity ball, the 2-norm in L2. Only the `candidates` likeliest other classes are ordered.
-    A class whose gradient is zero, or not finite, comes last. One forward pass and k backward passes of each image.
+    d_c is the distance to the boundary of the linearised model in `norm`, so the gradient has the dual norm. A class
+    whose gradient is zero, or not finite, comes last. One forward pass and k backward passes of each image.
 
     Source: Melamed, Yehudai, Shamir, "MALT powers up adversarial attacks", NeurIPS 2024, arXiv:2407.02240. Its
     code puts a class without gradient first.
@@ -126,15 +118,12 @@ def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tens
     """Return the weighting with a name; class_counts n and predicted_counts m are (C,), float.
 
     rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; rbl: REAT's weights from the
-    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. A class without images
-    counts as one image. Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw,
-    whose definitions here are ours.
+    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. n is at least 1. Source: Li
+    et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose definitions are ours.
     """
     counts = class_counts.clamp(min=1)
-    if name == "rw":
-        return Weighting(sum_to_classes(1 / counts))
-    if name == "rws":
-        return Weighting(sum_to_classes(counts.rsqrt()))
+    if name in ("rw", "rws"):
+        return Weighting(sum_to_classes(1 / counts if name == "rw" else counts.rsqrt()))
     if name == "enr":
         total = float(counts.sum())
         return Weighting(effective_number_weights(counts, (total - 1) / total))

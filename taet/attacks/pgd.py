@@ -1,4 +1,4 @@
-"""Projected gradient ascent in the L-infinity or the L2 ball, of cross-entropy, the margin, or scaled logits."""
+"""Gradient ascent in the L-infinity or the L2 ball: FGSM, PGD, and PGD on the margin or on scaled logits."""
 
 from __future__ import annotations
 
@@ -9,20 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import (
-    BNMode,
-    Norm,
-    Size,
-    Start,
-    check_range,
-    check_size,
-    choose,
-    finite,
-    frozen,
-    per_sample,
-    project,
-    unit,
-)
+from taet.attacks import ball
+from taet.attacks.ball import BNMode, Norm, Size, Start
 from taet.attacks.inputs import refusing
 from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
@@ -33,6 +21,8 @@ from taet.losses.long_tail import cross_entropy, full_precision
 from taet.settings import Evaluation
 
 NAMES = {
+    "fgsm": "one signed gradient step, no random start; a warning sign if it beats pgd (Goodfellow et al. 2015);"
+    " 2 passes",
     "pgd": "pgd-N: N signed gradient steps from a random start, the standard measure (Madry et al. 2018);"
     " 2N passes per restart",
     "pgd-l2": "pgd-l2-N: N gradient steps in the L2 ball, a norm that training did not use (Madry et al. 2018);"
@@ -94,9 +84,9 @@ def pgd(
     _check_each(objectives, sizes, x, norm, values=not checked)
     origin = full_precision(x.detach())
     starts = _starts(origin, eps, start, norm, restarts, start_noise, checked)
-    lengths = [per_sample(size, origin) for size in sizes[:steps]]
+    lengths = [ball.per_sample(size, origin) for size in sizes[:steps]]
     climb = _Climb(model, y, norm, lengths, objectives, targeted, _inside(origin, eps, norm), observe)
-    with frozen(model, bn_mode):
+    with ball.frozen(model, bn_mode):
         return climb.run(next(starts)) if restarts == 1 else climb.best(starts)
 
 
@@ -128,7 +118,7 @@ class _Climb(NamedTuple):
             if self.observe is not None:
                 self.observe(step, logits.detach())
             # NaN if the gradient is not finite; sign(NaN) is 0
-            direction = unit(gradient) if self.norm == "l2" else gradient.sign() + 0 * gradient
+            direction = ball.unit(gradient) if self.norm == "l2" else gradient.sign() + 0 * gradient
             x_adv = self.inside(x_adv.detach() + length * direction)
         return self.inside(x_adv)
 
@@ -140,7 +130,7 @@ class _Climb(NamedTuple):
             x_adv = self.run(begin)
             breaks, height = self._judge(x_adv)
             better = ~broken & (breaks | (height > highest))
-            best, highest = choose(better, x_adv, best), torch.where(better, height, highest)
+            best, highest = ball.choose(better, x_adv, best), torch.where(better, height, highest)
             broken = broken | breaks
         return best
 
@@ -148,24 +138,25 @@ class _Climb(NamedTuple):
         """Return success and objective of each sample; what is not finite is a success, so that it is kept and seen."""
         with torch.no_grad():
             logits = full_precision(self.model(x_adv))
-            sound = finite(logits) & finite(x_adv)
+            sound = ball.finite(logits) & ball.finite(x_adv)
             return fooled(logits, self.y, self.targeted) | ~sound, self.height(logits, -1)
 
 
 def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]:
     """Return the projection into the ball and into [0, 1]."""
     if norm == "l2":
-        return lambda x_adv: project(x_adv, origin, eps, norm)
-    radius = per_sample(eps, origin)  # the L-infinity ball inside [0, 1] is a box with the same corners in every step
+        return lambda x_adv: ball.project(x_adv, origin, eps, norm)
+    radius = ball.per_sample(
+        eps, origin
+    )  # the L-infinity ball inside [0, 1] is a box with the same corners in every step
     box = ((origin - radius).clamp(0, 1), (origin + radius).clamp(0, 1))
     return lambda x_adv: x_adv.clamp(*box)
 
 
 def _check_choices(norm: Norm, start: Start, steps: int, restarts: int) -> None:
-    check_value("norm", norm, Norm)
-    check_value("start", start, Start)
-    check_value("steps", steps, Whole)
-    check_value("restarts", restarts, Count)
+    hints = {"norm": Norm, "start": Start, "steps": Whole, "restarts": Count}
+    for name, value in {"norm": norm, "start": start, "steps": steps, "restarts": restarts}.items():
+        check_value(name, value, hints[name])
     if steps == 0 and start == "none":
         raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
 
@@ -179,11 +170,11 @@ def _check_each(objectives: Sequence[object], sizes: Sequence[Size], x: Tensor, 
             allowed = "a function from (logits, labels) to one value per image"
             raise UserError(f"objective: got {got_text(one)}; allowed: {allowed}{hint}")
     for size in sizes:
-        check_size("step size", size, x, norm)
+        ball.check_size("step size", size, x, norm)
     tensors = [size.detach().flatten() for size in sizes if isinstance(size, Tensor)]
     if values and tensors:
         least, largest = torch.stack(torch.cat(tensors).aminmax()).tolist()
-        check_range("step size", least, largest, norm)
+        ball.check_range("step size", least, largest, norm)
 
 
 def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
@@ -212,16 +203,47 @@ def _starts(
         source = Source(given or torch.Generator(x.device).manual_seed(0))
         noises = (draw_noise(x, eps, start, source, norm) for _ in range(restarts))
     begins = (x + noise for noise in noises)
-    return (project(x_adv, x, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
+    return (ball.project(x_adv, x, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
+
+
+def fgsm(model: Model, x: Tensor, y: Tensor, *, eps: Size, **settings: Any) -> Tensor:
+    """Return clip_[0,1](x + eps sign(grad_x objective)), in the shape of x; other settings and guarantees as in `pgd`.
+
+    Source: Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015, arXiv:1412.6572.
+    """
+    return pgd(model, x, y, eps=eps, steps=1, step_size=eps, start="none", **settings)
 
 
 def cw_linf(model: Model, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     """Run `pgd` on the margin max_{k != y} z_k - z_y in the L-infinity ball; settings and guarantees as there.
 
-    Source: the margin is that of Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017,
-    arXiv:1608.04644; as an objective of PGD it is from Madry et al., ICLR 2018, arXiv:1706.06083.
+    Source: the margin of Carlini, Wagner, S&P 2017, arXiv:1608.04644, as objective of PGD in Madry et al., ICLR 2018.
     """
     return pgd(model, x, y, objective=margin, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fgsm(AttackSpec):
+    """One step of length eps along the sign of the gradient, without a random start."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"fgsm": "linf"}
+    order: ClassVar[int] = 1
+    one_step: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return fgsm(model, x, y, eps=self.radius, checked=True)
+
+    def passes(self, num_classes: int) -> int:
+        return 3
+
+    @property
+    def ascent_steps(self) -> int:
+        return 1
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        return {"steps": 1, "step_size": self.eps, "start": "none", **super().parameters}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,10 +293,10 @@ class ProjectedAscent(AttackSpec):
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         eps, norm, objective = self.radius, self.norm or "linf", OBJECTIVES[self.objective]
         noise = torch.stack([draws.start(x, eps, self.start, norm, restart) for restart in range(self.restarts)])
-        ball: Fields = {"eps": eps, "norm": norm, "steps": self.steps, "step_size": self.step_size}
+        sizes: Fields = {"eps": eps, "norm": norm, "steps": self.steps, "step_size": self.step_size}
         starts: Fields = {"start": self.start, "restarts": self.restarts, "start_noise": noise}
         climbed = objective if self.factor == 1 else scaled(objective, self.factor)
-        return pgd(model, x, y, **ball, **starts, objective=climbed, checked=True)
+        return pgd(model, x, y, **sizes, **starts, objective=climbed, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return self.restarts * (2 * self.steps + (self.restarts > 1)) + 1

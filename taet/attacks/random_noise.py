@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import Norm, choose, frozen, project
-from taet.attacks.inputs import refusing
+from taet.attacks.ball import Norm, choose, project
 from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled
 from taet.attacks.spec import AttackSpec, Model
@@ -22,29 +21,12 @@ NAMES = {
 }
 
 
-@refusing
-def random_noise(
-    model: Model, x: Tensor, y: Tensor, *, eps: float, noises: Iterable[Tensor], checked: bool = False
-) -> Tensor:
-    """Return x plus the first of the noises, each in the shape of x, that fools the model, else plus the last.
-
-    The sum is projected into the L-infinity ball of radius eps and into [0, 1]. Only the predicted class is used.
-    `checked` and errors are those of `pgd`. Source: Carlini et al., "On evaluating adversarial robustness", 2019,
-    arXiv:1902.06705, section 5.2.
-    """
-    del checked  # `refusing` has read it
-    x_adv, found = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    with torch.no_grad(), frozen(model):
-        for noise in noises:
-            tried = project(x + noise, x, eps)
-            x_adv = choose(found, x_adv, tried)
-            found = found | fooled(model(tried), y)
-    return x_adv
-
-
 @dataclass(frozen=True, kw_only=True)
 class RandomNoise(AttackSpec):
-    """Noise from U(-eps, eps), drawn per image and try; the first that is misclassified counts."""
+    """Noise from U(-eps, eps), drawn per image and try; the first that is misclassified counts.
+
+    Source: Carlini et al., "On evaluating adversarial robustness", 2019, arXiv:1902.06705, section 5.2.
+    """
 
     names: ClassVar[Mapping[str, Norm | None]] = {"random-noise": "linf"}
     order: ClassVar[int] = 0
@@ -54,8 +36,13 @@ class RandomNoise(AttackSpec):
     """Number of draws."""
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        noises = (draws.start(x, self.radius, restart=number) for number in range(self.tries))
-        return random_noise(model, x, y, eps=self.radius, noises=noises, checked=True)
+        x_adv, found = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        with torch.no_grad():
+            for number in range(self.tries):
+                tried = project(x + draws.start(x, self.radius, restart=number), x, self.radius)
+                x_adv = choose(found, x_adv, tried)
+                found = found | fooled(model(tried), y)
+        return x_adv
 
     def passes(self, num_classes: int) -> int:
         return self.tries + 1

@@ -146,10 +146,9 @@ class AttackSpec(ABC):
         return cls(**{"eps": eps, "seed": settings.seed if cls.random else None, **search, **given})
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
-        """Attack a batch outside an evaluation: check the inputs, `run`, and check the result.
+        """Attack a batch outside an evaluation, with the checks of `pgd` and of the result.
 
-        `rows` are the places of the images in their data set, which seed their random draws, by default 0 to N - 1; the
-        other arguments and errors are those of `pgd`.
+        `rows` are the places of the images in their data set, which seed their random draws, by default 0 to N - 1.
         """
         with ready(model, x, y) as (answers, images, labels), frozen(answers):
             draws = Draws(self.seed or 0, self.noise_key, np.arange(len(images)) if rows is None else np.array(rows))
@@ -238,8 +237,7 @@ def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
 def may_round(kind: type[AttackSpec]) -> bool:
     """Return whether the passes of an attack may be computed in another precision than float32.
 
-    False for an attack that ends with the first or the nearest success: successes on a rounded model lie at its own
-    decision boundary, and the model itself rejects many of them.
+    Not where it ends with the first or nearest success, which on a rounded model lies at the boundary of that model.
     """
     return None not in kind.names.values() and not kind.minimal and not kind.gradient_free
 

@@ -9,13 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import Norm, frozen
-from taet.attacks.inputs import refusing
+from taet.attacks.ball import Norm
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec, Model
 from taet.attacks.suite import as_float, official_square
-from taet.errors import UserError
-from taet.fields import Count, LongSeed, check_radius, check_value
+from taet.fields import Count
 
 NAMES = {
     "square": "random search without gradients, which reveals gradient masking (Andriushchenko et al. 2020); "
@@ -23,31 +21,13 @@ NAMES = {
 }
 
 
-@refusing
-def square(
-    model: Model, x: Tensor, y: Tensor, *, eps: float, queries: int = 1000, seed: int = 0, checked: bool = False
-) -> Tensor:
-    """Return images in the L-infinity ball, misclassified due to random squares of +-eps, else the clean images.
-
-    The search lowers the margin z_y - max_{k != y} z_k of images x (N, C, H, W), in one pass per query, and stops for
-    an image that is misclassified. The images of a batch share the draws of `seed`. Other arguments and errors are
-    those of `pgd`. Source: Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv:1912.00049.
-    """
-    del checked  # `refusing` has read it
-    check_radius("eps", eps, "linf")
-    check_value("queries", queries, Count)
-    check_value("seed", seed, LongSeed)
-    if x.ndim != 4:
-        raise UserError(f"images: got shape {tuple(x.shape)}; allowed: (N, C, H, W), in which squares can be drawn")
-    with torch.no_grad(), frozen(model), torch.random.fork_rng(range(torch.cuda.device_count())):
-        # The library writes into the logits.
-        attack = official_square(lambda images: model(images).clone(), queries, "linf", eps, seed, x.device)
-        return attack(as_float(x), y.clone()).detach().to(x.dtype)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Square(AttackSpec):
-    """Random search over squares of the image, without gradients: the last part of AutoAttack, alone."""
+    """Random search over squares of the image, without gradients: the last part of AutoAttack, alone.
+
+    It lowers the margin z_y - max_{k != y} z_k by squares of +-eps, and stops for an image that is misclassified.
+    Source: Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv:1912.00049.
+    """
 
     names: ClassVar[Mapping[str, Norm | None]] = {"square": "linf"}
     order: ClassVar[int] = 6
@@ -59,7 +39,11 @@ class Square(AttackSpec):
     """Passes of an image through the model."""
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return square(model, x, y, eps=self.radius, queries=self.queries, seed=self.seed or 0, checked=True)
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            # The library writes into the logits.
+            search = lambda images: model(images).clone()  # noqa: E731
+            attack = official_square(search, self.queries, "linf", self.radius, self.seed or 0, x.device)
+            return attack(as_float(x), y.clone()).detach().to(x.dtype)
 
     def passes(self, num_classes: int) -> int:
         return self.queries + 3

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from taet.distributed import gather, rank, unless_one_ends, world_size
 
-Unit = Mapping[str, NDArray[Any]]
-"""The arrays of a unit of work, by name."""
+Unit = Mapping[str, NDArray[Any]]  # the arrays of a unit of work, by name
 
 
 class UnitStore(Protocol):
@@ -33,11 +32,8 @@ def run_units(
     """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
 
     With P processes, all of which must make the same call, process r computes the units r, r + P, r + 2P, ...;
-    afterwards each process has all of them. The result does not depend on the number of processes if a unit depends
-    only on its number.
-
-    `key` names a unit in `state`, `valid` says whether stored arrays are this unit and complete, and `begin` is called
-    before a unit is computed, not for a stored one.
+    afterwards each process has all of them. `key` names a unit in `state`, `valid` says whether stored arrays are this
+    unit and complete, and `begin` is called before a unit is computed, not for a stored one.
     """
 
     def unit(number: int) -> Unit:

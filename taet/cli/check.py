@@ -6,11 +6,11 @@ import json
 from typing import Annotated
 
 from taet.cli.evaluate import OF_DATA, is_folder, local, opened
-from taet.cli.options import POSITIONAL, Command, Options, of_part, parse
+from taet.cli.options import POSITIONAL, OfModel, Options, of_part, parse
 from taet.settings import Data
 
 
-class CheckCommand(Command):
+class CheckCommand(OfModel):
     """Without a model: the installed versions, the device that a run would use, and the data files found.
 
     With a run folder: verify that all its files are whole and belong together. Then, as for any model, test it on a
@@ -28,20 +28,10 @@ class CheckCommand(Command):
 
     model: Annotated[str | None, POSITIONAL] = None
     """Run folder, or a model as of taet evaluate --model, which needs --data."""
-    weights: str | None = None
-    """As in taet evaluate."""
-    normalize: str = "none"
-    """As in taet evaluate."""
-    trust_model: str | None = None
-    """As in taet evaluate."""
     attacks: tuple[str, ...] | None = None
     """Attacks whose time is estimated. Default: those of the run, or of the protocol taet."""
     deep: bool = False
     """Attack a randomised model also through the mean of many draws, and several logits of a class together."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    as_json: bool = False
-    """Print JSON."""
 
 
 def run(words: list[str]) -> int:

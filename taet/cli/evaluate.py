@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from taet import registry
-from taet.cli.options import POSITIONAL, Command, Options, OutPath, Weights, call_text, of_part, parse
+from taet.cli.options import POSITIONAL, OfModel, Options, OutPath, Weights, call_text, of_part, parse
 from taet.errors import UserError
 from taet.fields import check_value
 from taet.settings import Data, Evaluation
@@ -24,7 +24,7 @@ USUAL = ("attacks", "eps", "step_size", "eps_l2", "search_precision", "batch_siz
 """Settings of data and attacks that --help shows."""
 
 
-class Evaluate(Command):
+class Evaluate(OfModel):
     """Attack a finished run and write its result card, RUN/evaluation.json. An interrupted evaluation continues where
     it stopped. Options default to the settings of the run; the defaults below are those of protocol taet.
 
@@ -47,21 +47,10 @@ class Evaluate(Command):
     """Run folder."""
     model: str | None = None
     """Model of any origin, or a published one: hf:USER/NAME@COMMIT. It needs --data."""
-    weights: str | None = None
-    """Of a run: model (those that it delivers), model-last or model-best; of --model: a file, or a folder of taet push.
-    Default: model; those that the callable returns."""
-    normalize: str = "none"
-    """Input normalisation of --model: none, imagenet, cifar10, cifar100, or M1,M2,M3/S1,S2,S3."""
     out: OutPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
-    trust_model: str | None = None
-    """Name of the run's model if it is package.module:callable: its code is run only if it is named here."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    as_json: bool = False
-    """Print the result card instead of a table."""
 
 
 def read(words: list[str]) -> tuple[Evaluate, dict[str, Any]]:

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from taet.errors import Done, UserError, nearest, printable
 from taet.fields import PIXEL_UNITS, OnlyWith, Rule, Settings, bounds_of, check_value, hints, leaves, read_text
@@ -35,6 +36,8 @@ OutPath = Annotated[RunPath, AfterValidator(lambda path: check_output(path) or p
 """A path outside of the folders of runs."""
 Weights = Literal["model", "model-last", "model-best"]
 """Weights of a run: those that it delivers, of its last epoch, or of its best one."""
+Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N.")]
+Trusted = Annotated[str | None, Field(description="The model of the run if it is package.module:callable, to run it.")]
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
@@ -53,8 +56,21 @@ class OfRun(Command):
     """Run folder."""
     weights: Weights = "model"
     """Weights: those that the run delivers, those of its last epoch, or of its best one."""
-    trust_model: str | None = None
-    """Name of the run's model if it is package.module:callable: its code is run only if it is named here."""
+    trust_model: Trusted = None
+
+
+class OfModel(Command):
+    """A command about a run or a model of any origin."""
+
+    weights: str | None = None
+    """Of a run: model (those that it delivers), model-last or model-best; of --model: a file, or a folder of taet push.
+    Default: model; those that the callable returns."""
+    normalize: str = "none"
+    """Input normalisation of a model: none, imagenet, cifar10, cifar100, or M1,M2,M3/S1,S2,S3."""
+    trust_model: Trusted = None
+    device: Device = "auto"
+    as_json: bool = False
+    """Print JSON."""
 
 
 class Options(NamedTuple):
@@ -123,29 +139,27 @@ def _parser(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    group = parser.add_argument_group("options")
-    for name, field in kind.model_fields.items():
-        shown = whole or name not in kind.unusual
-        names = [places[name]] if name in places else [f"--{name.removeprefix('as_').replace('_', '-')}"]
-        known[name] = names[0], (hint := hints(kind)[name])
-        text = _help(field, hint, None if name in places else field.default, whole) if shown else argparse.SUPPRESS
-        if name in places:
-            many = "*" if any(typing.get_origin(one) is tuple for one, _ in leaves(hint)) else "?"
-            group.add_argument(name, nargs=many, metavar=places[name], help=text, action="append")
-        else:
-            _add(group, name, names, hint, field.default, text)
-    for part in parts:
-        cls = type(part.settings)
-        group = parser.add_argument_group(part.name, (cls.__doc__ or "").strip().split("\n")[0] if whole else None)
-        for name, field in cls.model_fields.items():
-            dest, hint, default = f"{part.name}.{name}", hints(cls)[name], getattr(part.settings, name)
+    for part in (None, *parts):
+        cls = kind if part is None else type(part.settings)
+        about = (cls.__doc__ or "").strip().split("\n")[0] if whole and part is not None else None
+        group = parser.add_argument_group("options" if part is None else part.name, about)
+        for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in places):
+            hint, dest, default, shown = hints(cls)[name], name, field.default, name not in kind.unusual
             if any(isinstance(one, type) and issubclass(one, Settings) for one, _ in leaves(hint)):
                 continue  # has options of its own
-            names = [f"--{one.replace('_', '-')}" for one in (name if part.bare else SHORT.get(dest, dest), dest)]
+            names = [name.removeprefix("as_")]  # json is a name of pydantic's
+            if part is not None:
+                dest, default = f"{part.name}.{name}", getattr(part.settings, name)
+                names = [name if part.bare else SHORT.get(dest, dest), dest]
+                shown = part.usual is None or name in part.usual
+            names = [f"--{one.replace('_', '-')}" for one in dict.fromkeys(names)]
+            text = _help(field, hint, default, whole, cls.label) if whole or shown else argparse.SUPPRESS
             known[dest] = names[0], hint
-            shown = whole or part.usual is None or name in part.usual
-            text = _help(field, hint, default, whole, cls.label) if shown else argparse.SUPPRESS
-            _add(group, dest, [*dict.fromkeys(names)], hint, default, text)
+            if dest in places:
+                many = "*" if any(typing.get_origin(one) is tuple for one, _ in leaves(hint)) else "?"
+                group.add_argument(name, nargs=many, metavar=places[name], help=text, action="append")
+            else:
+                _add(group, dest, names, hint, default, text)
     return parser
 
 
@@ -175,7 +189,7 @@ def _help(field: FieldInfo, hint: Any, default: Any, whole: bool, label: str = "
     if whole:
         notes = [", or ".join(filter(None, (bounds_of(*leaf) for leaf in leaves(hint))))]
         notes += [mark.text(label) for mark in field.metadata if isinstance(mark, OnlyWith)]
-    if default not in (None, (), "", False) and not re.search("Default: |[Bb]y default", text):
+    if default not in (None, (), "", False, PydanticUndefined) and not re.search("Default: |[Bb]y default", text):
         in_pixels = any(PIXEL_UNITS in marks for _, marks in leaves(hint))
         items = [size(one) if in_pixels else one for one in (default if isinstance(default, tuple) else (default,))]
         notes.append(f"default: {'on' if default is True else ' '.join(map(str, items))}")

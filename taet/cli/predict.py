@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from taet.cli.evaluate import local
-from taet.cli.options import POSITIONAL, OfRun, OutPath, parse
+from taet.cli.options import POSITIONAL, Device, OfRun, OutPath, parse
 from taet.errors import UserError
 from taet.fields import Count
 from taet.files import make_folder, write_atomically
@@ -43,8 +43,7 @@ class Predict(OfRun):
     """Number of classes to print for each image, most likely first."""
     batch_size: Count = 250
     """Images per batch."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    device: Device = "auto"
 
 
 def run(words: list[str]) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from taet import protocols, registry
-from taet.cli.options import POSITIONAL, Command, Options, RunPath, call_text, parse, value_of
+from taet.cli.options import POSITIONAL, Command, Options, RunPath, Trusted, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
 from taet.files import check_output, parse_json, read_bytes
@@ -67,8 +69,7 @@ class Train(Command):
     """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values."""
     print_config: bool = False
     """Print all settings, including those chosen for images and machine, and train nothing."""
-    trust_model: str | None = None
-    """Name of the model of --resume or --config if it is package.module:callable, whose code may then be run."""
+    trust_model: Trusted = None
     evaluate: bool | None = None
     """Attack the run and write report.html, or --no-evaluate. Default: with your own images."""
     as_json: bool = False
@@ -212,11 +213,13 @@ def run(words: list[str]) -> None:
         print(json.dumps(row) if options.as_json else finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
         if is_own(asked.data.name) if options.evaluate is None else options.evaluate:
-            device = asked.training.device
-            try:
-                evaluate.run([*call, *([] if device == "auto" else ["--device", device])])
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"continue with: {call_text(['evaluate', *call])}") from None
-            print(f"report: {first(lambda: write([finished.folder], RunFolder(finished.folder).report))}")
+            device = [] if asked.training.device == "auto" else ["--device", asked.training.device]
+            with contextlib.redirect_stdout(sys.stderr if options.as_json else sys.stdout):
+                try:
+                    evaluate.run([*call, *device])
+                except KeyboardInterrupt:
+                    again = call_text(["train", "--resume", *call, "--evaluate"])
+                    raise KeyboardInterrupt(f"continue with: {again}") from None
+                print(f"report: {first(lambda: write([finished.folder], RunFolder(finished.folder).report))}")
         elif not options.as_json:
             print(f"next: {call_text(['evaluate', *call])}")

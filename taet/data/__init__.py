@@ -2,7 +2,7 @@
 
 from taet.data.dataset import DataFacts, Dataset, Split
 from taet.data.long_tail import balanced_small_counts, long_tail_counts, long_tail_indices
-from taet.data.sources import facts, full_name, image_listing, is_own, load
+from taet.data.sources import facts, full_name, is_own, load, source
 
 __all__ = [
     "DataFacts",
@@ -11,9 +11,9 @@ __all__ = [
     "balanced_small_counts",
     "facts",
     "full_name",
-    "image_listing",
     "is_own",
     "load",
     "long_tail_counts",
     "long_tail_indices",
+    "source",
 ]

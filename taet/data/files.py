@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from taet.data import layouts
 from taet.data.dataset import PARTS, DataSource, Part, check_names
 from taet.data.downloads import locate
-from taet.data.images import SUFFIXES, Survey, files_below, is_image, survey
+from taet.data.images import SUFFIXES, files_below, is_image, survey
 from taet.data.splits import divided
 from taet.data.tables import NUMBER, Row, by_number, labelled, labelled_tables, located
 from taet.errors import UserError, unknown
@@ -34,88 +33,71 @@ TEST_SHARE = 0.2
 """Share of each class that is for testing where no split is given."""
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Labelled image files, with splits and groups if they are given."""
+def of_rows(
+    rows: Sequence[Row],
+    data: Data,
+    where: str,
+    notes: Sequence[str] = (),
+    order: Sequence[str] = (),
+    mirror: bool = True,
+) -> DataSource:
+    """Return the images of rows; classes are the labels that occur, in `order` or else sorted as text.
 
-    rows: tuple[Row, ...]
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    mirror: bool = True
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], where: str, notes: Sequence[str] = (), order: Sequence[str] = ()) -> Listing:
-        """List rows; the classes are the labels that occur, in `order`, or else sorted as text."""
-        names = sorted({row.label for row in rows}, key=list(order).index if order else None)
-        if len(names) < 2:
-            raise UserError(f"{where}: got {names or 'no image'}; allowed: 2 classes or more")
-        splits = {row.split for row in rows}
-        if splits != {""} and not {"train", "test"} <= splits <= {*PARTS}:
-            got = ", ".join(sorted(split or "none for some" for split in splits))
-            raise UserError(f"{where}: got the splits {got}; allowed: train, test and validation, or no splits")
-        return cls(tuple(rows), check_names(names), tuple(notes))
-
-    @cached_property
-    def survey(self) -> Survey:
-        """The facts from the headers of the files."""
-        return survey([row.file for row in self.rows])
-
-    def readable(self) -> Listing:
-        """Leave out the files that cannot be decoded, and say so."""
-        found = survey([row.file for row in self.rows], decode=True)
-        if not found.unreadable:
-            return self
-        kept = tuple(row for row in self.rows if row.file not in found.unreadable)
-        return replace(self, rows=kept, notes=(*self.notes, f"{found.faults()}; they are left out"))
-
-    def parts(self, data: Data) -> dict[str, Part]:
-        """Return the given splits, or else TEST_SHARE of each class for testing; a group in two splits is refused.
-
-        Groups are numbered; a file without a group gets a number of its own.
-        """
-        number = {name: label for label, name in enumerate(self.class_names)}
-        labels, groups = np.array([number[row.label] for row in self.rows], np.int64), None
-        splits = np.array([row.split for row in self.rows])
-        if any(row.group for row in self.rows):
-            numbers: dict[str | int, int] = {}
-            groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(self.rows)])
-        whole = Part(self.survey.images(data.size, data.fit), labels, self.class_names, np.arange(len(labels)), groups)
-        if splits[0]:
-            shared = defaultdict[str, set[str]](set)
-            for row in self.rows:
-                shared[row.group].add(row.split)
-            if two := next((group for group, of in shared.items() if group and len(of) > 1), None):
-                got = f"group '{two}' is in two splits, {' and '.join(sorted(shared[two]))}"
-                raise UserError(f"{got}; keep it in one, or give --data.group none")
-            made = {part: whole.choose(np.flatnonzero(splits == part)) for part in PARTS if part in splits}
-            made = {part: replace(of, indices=np.arange(len(of))) for part, of in made.items()}
-        else:
-            train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)
-            if train is None or test is None:
-                spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
-                raise UserError(f"no test images are given, and no class has a {spare}")
-            made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
-        counts = made["train"].class_counts
-        if not counts.all():
-            raise UserError(f"class '{self.class_names[counts.argmin()]}' has no training image")
-        return made
-
-    def source(self, data: Data) -> DataSource:
-        """Return the splits, with images that are grey if all files are, else RGB."""
-        parts, notes, named = self.parts(data), list[str](), Counter(row.group for row in self.rows)
-        if not self.rows[0].split:
-            share = f"{TEST_SHARE:.0%} of each class"
-            share = f"{share}, rounded" if named.keys() == {""} else f"as near to {share} as whole groups come"
-            notes.append(f"no test images are given: {share}, at least 1 of 2, is for testing (seed {data.seed})")
-        if named.keys() != {""}:
-            alone = f"; {named['']} images stand alone" if named[""] else ""
-            notes.append(f"{len(named) - ('' in named)} groups, each in one split{alone}")
-        notes += [*self.notes, *self.survey.sentences(data.size, data.fit)]
-        return DataSource(data.name, parts, self.mirror, tuple(notes), data.size is not None)
+    Without given splits, TEST_SHARE of each class is for testing; a group in two given splits is refused. Images are
+    grey if all files are, else RGB.
+    """
+    names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
+    if len(names) < 2:
+        raise UserError(f"{where}: got {[*names] or 'no image'}; allowed: 2 classes or more")
+    given, notes = {row.split for row in rows}, list(notes)
+    if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
+        got = ", ".join(sorted(split or "none for some" for split in given))
+        raise UserError(f"{where}: got the splits {got}; allowed: train, test and validation, or no splits")
+    images = survey([row.file for row in rows], data.size, data.fit, decode=data.skip_unreadable)
+    if data.skip_unreadable and images.unreadable:
+        rows = [row for row in rows if row.file not in images.unreadable]
+        notes.append(f"{images.faults()}; they are left out")
+        images = replace(images, unreadable={})
+    numbers, groups = dict[str | int, int](), None
+    if any(row.group for row in rows):  # a file without a group gets a number of its own
+        groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(rows)])
+        named = Counter(row.group for row in rows)
+        alone = f"; {named['']} images stand alone" if named[""] else ""
+        notes.insert(0, f"{len(named) - ('' in named)} groups, each in one split{alone}")
+    label_of = {name: label for label, name in enumerate(names)}
+    labels = np.array([label_of[row.label] for row in rows], np.int64)
+    whole = Part(images.checked(), labels, names, np.arange(len(labels)), groups)
+    if given == {""}:
+        share = f"{TEST_SHARE:.0%} of each class"
+        share = f"{share}, rounded" if groups is None else f"as near to {share} as whole groups come"
+        notes.insert(0, f"no test images are given: {share}, at least 1 of 2, is for testing (seed {data.seed})")
+        train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)
+        if train is None or test is None:
+            spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
+            raise UserError(f"no test images are given, and no class has a {spare}")
+        made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
+    else:
+        _check_apart(rows)
+        splits = np.array([row.split for row in rows])
+        made = {part: whole.choose(np.flatnonzero(splits == part)) for part in PARTS if part in given}
+        made = {part: replace(of, indices=np.arange(len(of))) for part, of in made.items()}
+    counts = made["train"].class_counts
+    if not counts.all():
+        raise UserError(f"class '{names[counts.argmin()]}' has no training image")
+    return DataSource(data.name, made, mirror, (*notes, *images.sentences()), data.size is not None)
 
 
-def listing(data: Data) -> Listing:
-    """List the images of folder:PATH or csv:PATH.
+def _check_apart(rows: Sequence[Row]) -> None:
+    shared = defaultdict[str, set[str]](set)
+    for row in rows:
+        shared[row.group].add(row.split)
+    if two := next((group for group, of in shared.items() if group and len(of) > 1), None):
+        got = f"group '{two}' is in two splits, {' and '.join(sorted(shared[two]))}"
+        raise UserError(f"{got}; keep it in one, or give --data.group none")
+
+
+def read(data: Data) -> DataSource:
+    """Return the images of folder:PATH or csv:PATH.
 
     Of a folder, classes are the names of the class folders in alphabetical order, and images may lie in subfolders of
     them; the images of a subfolder, across classes, are a group where every class has two or more. Some published sets
@@ -136,10 +118,9 @@ def listing(data: Data) -> Listing:
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
         rows, notes = next(filter(None, known), None) or _of_folder(next(divided, _inner(path)), data.group)
     signs = None if data.group == "none" else layouts.signs(rows)
-    if signs is None:
-        return Listing.of(rows, f"'{path}'", notes, order)
-    notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
-    return replace(Listing.of(signs, f"'{path}'", notes, order), mirror=False)
+    if signs is not None:
+        notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
+    return of_rows(signs or rows, data, f"'{path}'", notes, order, mirror=signs is None)
 
 
 def of_table(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
@@ -178,10 +159,8 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
             notes += said
         else:
             numbers = {str(int(name)): name for name in known if NUMBER.fullmatch(name)}  # a label 0 is class 00000
-            own = [row._replace(file=Path(Path(str(row.file)).name)) for row in labelled(table, "none")[0]]
-            own = [
-                row._replace(split=split, label=numbers.get(row.label, row.label)) for row in located(own, folder)[0]
-            ]
+            own, _ = of_table(table, folder, "none")
+            own = [row._replace(split=split, label=numbers.get(row.label, row.label)) for row in own]
             notes.append(f"'{folder.name}' has no class folders: its labels are those of '{table.name}'")
         known |= {row.label for row in own} if split in ("", "train") else set()
         if strange := next((row for row in own if row.label not in known), None):

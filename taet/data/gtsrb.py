@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 from taet.data.dataset import DataSource
 from taet.data.downloads import Download, find, not_found, official
-from taet.data.files import Listing, rows_of
+from taet.data.files import of_rows, rows_of
 from taet.data.layouts import signs
 from taet.errors import UserError, located
 from taet.settings import Data
@@ -59,5 +58,5 @@ def read(data: Data) -> DataSource:
                 raise UserError(f"got {got}; allowed: {expected} of {len(CLASS_NAMES)}")
     scaled = f"whole images, sign and border, scaled to {size}x{size} pixels"
     scaled += "" if data.size else ", since they have many sizes and none was asked for"
-    listed = Listing.of(rows, f"'{place}'", [scaled, "groups are frames of one sign"], CLASS_NAMES)
-    return replace(listed.source(data.replace(size=size)), mirror=False)
+    notes = [scaled, "groups are frames of one sign"]
+    return of_rows(rows, data.replace(size=size), f"'{place}'", notes, CLASS_NAMES, mirror=False)

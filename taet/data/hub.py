@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from taet.data.files import Listing
+from taet.data.dataset import DataSource
+from taet.data.files import of_rows
 from taet.data.tables import COLUMNS, SPLITS, Row, by_number
 from taet.errors import UserError, needed, unknown
 from taet.settings import Data
@@ -33,8 +34,8 @@ class HubImage:
         return self.name
 
 
-def listing(data: Data) -> Listing:
-    """List the images of hf:USER/NAME@REVISION: its splits, the column of images, and that of labels and groups.
+def read(data: Data) -> DataSource:
+    """Return the images of hf:USER/NAME@REVISION: its splits, the column of images, and that of labels and groups.
 
     The library `datasets` downloads and caches it, and runs no code of the repository. Splits called train, validation
     and test are used; without a test split, that for validation takes its place, or else a fifth of each class. Labels
@@ -70,4 +71,4 @@ def listing(data: Data) -> Listing:
             Row(HubImage(coded, image, number, f"{split} image {number}"), text, split if "test" in splits else "", of)
             for number, (text, of) in enumerate(zip(labels, groups, strict=True))
         ]
-    return Listing.of(rows, f"'{data.name}'", order=names or by_number(row.label for row in rows))
+    return of_rows(rows, data, f"'{data.name}'", order=names or by_number(row.label for row in rows))

@@ -90,84 +90,6 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Facts from the headers of images: of those N that can be read, and why others cannot."""
-
-    files: tuple[ImageFile, ...]
-    sizes: NDArray[np.int64]
-    """(N,2): width and height in pixels, upright."""
-    grey: NDArray[np.bool_]
-    """(N,): whether the image is greyscale."""
-    unreadable: dict[ImageFile, str]
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all images have one size."""
-        return bool((self.sizes == self.sizes[:1]).all())
-
-    def ranked(self, share: float) -> tuple[int, int]:
-        """Return width and height of an image by number of pixels: 0 the smallest, 0.5 the median, 1 the largest."""
-        place = min(int(share * len(self.sizes)), len(self.sizes) - 1)
-        width, height = self.sizes[self.sizes.prod(1).argsort(kind="stable")[place]].tolist()
-        return width, height
-
-    def faults(self, most: int = 10) -> str:
-        """Say how many of the files cannot be read, and name some."""
-        count, total = len(self.unreadable), len(self.files) + len(self.unreadable)
-        named = [f"'{file}' ({why})" for file, why in list(self.unreadable.items())[:most]]
-        more = f" and {count - most} more" if count > most else ""
-        return f"{count} of {total} images cannot be read: {', '.join(named)}{more}"
-
-    def checked(self) -> Survey:
-        """Return self; files that cannot be read raise a `UserError`."""
-        if self.unreadable:
-            raise UserError(f"{self.faults()}; --data.skip-unreadable leaves such files out")
-        return self
-
-    def images(self, size: int | None, fit: Fit = "squeeze") -> Files:
-        """Return the images, resized to size x size pixels; without it, files of different sizes are refused."""
-        self.checked()
-        if size is None and not self.uniform:
-            other = int((self.sizes != self.sizes[0]).any(1).argmax())
-            one, another = (f"'{self.files[n]}' is {self.sizes[n][0]}x{self.sizes[n][1]} pixels" for n in (0, other))
-            allowed = f"give one size to all with --data.size {self.sizes[0].min()}"
-            raise UserError(f"images of different sizes: {one}, {another}; {allowed}")
-        width, height = self.ranked(1) if size is None else (size, size)
-        return Files(self.files, size, fit, (len(self.files), height, width, 1 if self.grey.all() else 3))
-
-    def sentences(self, size: int | None, fit: Fit) -> list[str]:
-        """Describe the images; `size` is what they will be scaled to, `fit` how."""
-        smallest, median, largest = ("{}x{}".format(*self.ranked(share)) for share in (0, 0.5, 1))
-        spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
-        some = f"{self.grey.sum()} grey, read as colour like the others" if self.grey.any() else "colour"
-        said = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else some}"
-        others = self.sizes[:, 0] != self.sizes[:, 1]
-        if size is None or not others.any():
-            return [said]
-        example = Path(str(self.files[others.argmax()])).name
-        return [said, f"{others.sum()} of {len(others)} images: not square, {FITTED[fit]} (e.g. '{example}')"]
-
-
-def survey(files: Sequence[ImageFile], *, decode: bool = False) -> Survey:
-    """Read the headers of images; with `decode` the pixels too, since a file may be cut short behind its header."""
-
-    def look(image: Image.Image) -> tuple[int, int, bool]:
-        # Image.getexif does not decode a .png for a tag behind its pixels. Pillow turns the size of a .tif itself.
-        turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-        width, height = image.size[::-1] if turn in (5, 6, 7, 8) and image.format != "TIFF" else image.size
-        grey = image.mode in GREY or image.mode.startswith("I")
-        if decode:
-            _eight_bit(image)
-        return width, height, grey
-
-    found = dict(zip(files, counted(_of_images(files, look), len(files), "headers of image files"), strict=True))
-    headers = {file: header for file, header in found.items() if not isinstance(header, str)}
-    facts = np.array([*headers.values()], np.int64).reshape(-1, 3)
-    faults = {file: why for file, why in found.items() if isinstance(why, str)}
-    return Survey(tuple(headers), facts[:, :2], facts[:, 2].astype(bool), faults)
-
-
 def scaled(image: Image.Image, size: tuple[int, int] | None, fit: Fit = "squeeze") -> Image.Image:
     """Return an image of that width and height: bilinear, antialiased; `fit` crop and pad are for squares."""
 
@@ -215,12 +137,53 @@ def decode_where_possible(
 
 @dataclass(frozen=True)
 class Files:
-    """Images uint8 (N,H,W,C) in files, C 1 if all are greyscale, else 3, which are decoded when they are chosen."""
+    """Images uint8 (N,H,W,C) in files, C 1 if all are greyscale, else 3, known by their headers; decoded when read."""
 
     files: tuple[ImageFile, ...]
-    size: int | None
-    fit: Fit
-    shape: ArrayShape
+    """Those N whose headers can be read."""
+    sizes: NDArray[np.int64]
+    """(N,2): width and height in pixels, upright."""
+    grey: NDArray[np.bool_]
+    """(N,): whether the image is greyscale."""
+    unreadable: dict[ImageFile, str]
+    size: int | None = None
+    """With it, images are resized to size x size pixels."""
+    fit: Fit = "squeeze"
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all images have one size."""
+        return bool((self.sizes == self.sizes[:1]).all())
+
+    def ranked(self, share: float) -> tuple[int, int]:
+        """Return width and height of an image by number of pixels: 0 the smallest, 0.5 the median, 1 the largest."""
+        place = min(int(share * len(self.sizes)), len(self.sizes) - 1)
+        width, height = self.sizes[self.sizes.prod(1).argsort(kind="stable")[place]].tolist()
+        return width, height
+
+    def faults(self, most: int = 10) -> str:
+        """Say how many of the files cannot be read, and name some."""
+        count, total = len(self.unreadable), len(self.files) + len(self.unreadable)
+        named = [f"'{file}' ({why})" for file, why in list(self.unreadable.items())[:most]]
+        more = f" and {count - most} more" if count > most else ""
+        return f"{count} of {total} images cannot be read: {', '.join(named)}{more}"
+
+    def checked(self) -> Files:
+        """Return self; files that cannot be read raise a `UserError`."""
+        if self.unreadable:
+            raise UserError(f"{self.faults()}; --data.skip-unreadable leaves such files out")
+        return self
+
+    @property
+    def shape(self) -> ArrayShape:
+        """(N,H,W,C); without a size, files of different sizes are refused."""
+        if self.size is None and not self.uniform:
+            other = int((self.sizes != self.sizes[0]).any(1).argmax())
+            one, another = (f"'{self.files[n]}' is {self.sizes[n][0]}x{self.sizes[n][1]} pixels" for n in (0, other))
+            allowed = f"give one size to all with --data.size {self.sizes[0].min()}"
+            raise UserError(f"images of different sizes: {one}, {another}; {allowed}")
+        width, height = self.ranked(1) if self.size is None else (self.size, self.size)
+        return len(self.files), height, width, 1 if self.grey.all() else 3
 
     @property
     def key(self) -> str:
@@ -239,3 +202,34 @@ class Files:
             if image.shape[:2] != shape[:2]:  # turned by a tag behind its pixels
                 raise UserError(f"'{file}': got {image.shape[:2]} pixels; allowed: {shape[:2]}, as its header says")
             yield np.broadcast_to(image.reshape(*shape[:2], -1), shape)[None]
+
+    def sentences(self) -> list[str]:
+        """Describe the images, and how those that are not square are resized."""
+        smallest, median, largest = ("{}x{}".format(*self.ranked(share)) for share in (0, 0.5, 1))
+        spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
+        some = f"{self.grey.sum()} grey, read as colour like the others" if self.grey.any() else "colour"
+        said = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else some}"
+        others = self.sizes[:, 0] != self.sizes[:, 1]
+        if self.size is None or not others.any():
+            return [said]
+        example = Path(str(self.files[others.argmax()])).name
+        return [said, f"{others.sum()} of {len(others)} images: not square, {FITTED[self.fit]} (e.g. '{example}')"]
+
+
+def survey(files: Sequence[ImageFile], size: int | None = None, fit: Fit = "squeeze", *, decode: bool = False) -> Files:
+    """Read the headers of images; with `decode` the pixels too, since a file may be cut short behind its header."""
+
+    def look(image: Image.Image) -> tuple[int, int, bool]:
+        # Image.getexif does not decode a .png for a tag behind its pixels. Pillow turns the size of a .tif itself.
+        turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        width, height = image.size[::-1] if turn in (5, 6, 7, 8) and image.format != "TIFF" else image.size
+        grey = image.mode in GREY or image.mode.startswith("I")
+        if decode:
+            _eight_bit(image)
+        return width, height, grey
+
+    found = dict(zip(files, counted(_of_images(files, look), len(files), "headers of image files"), strict=True))
+    headers = {file: header for file, header in found.items() if not isinstance(header, str)}
+    facts = np.array([*headers.values()], np.int64).reshape(-1, 3)
+    faults = {file: why for file, why in found.items() if isinstance(why, str)}
+    return Files(tuple(headers), facts[:, :2], facts[:, 2].astype(bool), faults, size, fit)

@@ -14,7 +14,6 @@ import numpy as np
 from taet import registry
 from taet.data.dataset import DataFacts, Dataset, DataSource, Part, Split, fingerprints
 from taet.data.downloads import Download, Missing, ready
-from taet.data.files import Listing
 from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
@@ -65,21 +64,9 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     return data.replace(name=name, imbalance_ratio=ratio, profile=profile), known[kind]
 
 
-def image_listing(data: Data) -> Listing | None:
-    """Return the labelled image files of a folder, a table or the hub; None for other data."""
-    data, entry = _named(data)
-    if not hasattr(entry.load(), "listing"):
-        return None
-    listed = entry.call("listing", Listing, data)
-    return listed.readable() if data.skip_unreadable else listed
-
-
 def source(data: Data) -> DataSource:
     """Return what the source of `data` holds, before anything is chosen; image files are not read."""
-    listed = image_listing(data)
     data, entry = _named(data)
-    if listed is not None:
-        return listed.source(data)
     made: DataSource | Dataset = entry.call("read", DataSource | Dataset, data)  # type: ignore[arg-type]
     if isinstance(made, Dataset):  # of a plug-in
         if not {"train", "test"} <= made.splits.keys():

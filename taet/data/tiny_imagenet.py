@@ -7,7 +7,7 @@ from pathlib import Path
 
 from taet.data.dataset import DataSource
 from taet.data.downloads import Download, find, not_found, official
-from taet.data.files import Listing
+from taet.data.files import of_rows
 from taet.data.storage import reading
 from taet.data.tables import Row
 from taet.errors import located
@@ -59,5 +59,5 @@ def read(data: Data) -> DataSource:
         ]
         for file, wnid, *_ in _rows(folder / "val" / "val_annotations.txt"):
             rows.append(Row(folder / "val" / "images" / file, names.setdefault(wnid, wnid), "test"))
-        listed = Listing.of(rows, f"'{folder}'", NOTES, [*names.values()])
-        return listed.source(data).check(SIZES, (data.size or 64, data.size or 64, 3))
+        source = of_rows(rows, data, f"'{folder}'", NOTES, [*names.values()])
+        return source.check(SIZES, (data.size or 64, data.size or 64, 3))

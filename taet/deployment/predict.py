@@ -251,10 +251,11 @@ def find(given: ImageSource) -> NewImages:
 
 def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
     """Say how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
-    found, (channels, height, width) = survey([Path(name) for name in find(given).names]), shape
+    channels, height, width = shape
+    found = survey([Path(name) for name in find(given).names], height if height == width else None, fit)
     if (found.sizes == (width, height)).all() and (found.grey == (channels == 1)).all():
         return []
-    said, kind = found.sentences(height if height == width else None, fit), "grey" if channels == 1 else "colour"
+    said, kind = found.sentences(), "grey" if channels == 1 else "colour"
     return [f"read as {width}x{height} pixels, {kind}, as in training: {'; '.join(said)}"]
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from taet.data import DataFacts, Dataset, facts, full_name, image_listing, is_own, load
-from taet.data.images import FITTED
+from taet.data import DataFacts, Dataset, facts, full_name, is_own, load, source
+from taet.data.images import FITTED, Files
 from taet.data.splits import VALIDATION
 from taet.errors import UserError
 from taet.formatting import plural, size
@@ -63,9 +63,8 @@ class OwnImages(NamedTuple):
 
 def own_images(data: Data) -> OwnImages:
     """Return properties of the user's images, from the headers of image files or the labels and shape of arrays."""
-    listed = image_listing(data)
-    if listed is not None:
-        found, parts = listed.survey.checked(), listed.parts(data.replace(size=SIDES[0]))
+    parts = source(data).splits
+    if isinstance(found := parts["train"].images, Files):
         tested, square = parts["test"].class_counts.tolist(), bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
         sizes = found.ranked(0.5), found.ranked(1)
         return OwnImages(len(parts["train"]), *sizes, found.uniform, square, tuple(tested))

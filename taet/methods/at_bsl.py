@@ -37,10 +37,8 @@ class AdversarialTrainingBalancedSoftmax(Method):
     @staticmethod
     def outer_loss(config: Method.Config, task: Task) -> Outer:
         if task.outer.name not in ("cross-entropy", "balanced-softmax"):
-            raise UserError(
-                f"at-bsl: got the outer loss {task.outer.name}; its loss is balanced softmax: "
-                f"use `at --outer {task.outer.name}`"
-            )
+            name = task.outer.name
+            raise UserError(f"at-bsl: got the outer loss {name}; its loss is balanced softmax: use `at --outer {name}`")
         return task.outer.replace(name="balanced-softmax")
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:

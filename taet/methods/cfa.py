@@ -130,10 +130,10 @@ class Cfa(ClassBudgets):
             return False
         self.judged.fill_(epoch)
         robust = seen.rates(seen.robust)[seen.images >= VOTES]
-        if not len(robust):
+        if not (robust > 0).any():
             return False
         needed = self.threshold * (float(robust.mean()) if self.config.gate == "relative" else 1.0)
-        return bool((robust > 0).any()) and float(robust.min()) >= needed
+        return float(robust.min()) >= needed
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.regulariser == "off":

@@ -33,10 +33,8 @@ PROBE_STEPS, PROBE_STEP, RESTARTS = 10, 2 * UNIT, 2  # of the attack that measur
 LARGEST_NORM = 1.0  # that the strategy's gradient is clipped to (public code)
 LARGEST_LOSS = 10.0  # of the attacked loss in the reward (public code)
 
-Range = Annotated[
-    tuple[int, int],
-    Rule(lambda levels: 0 <= levels[0] <= levels[1] <= 255, "lowest and highest, within 0 to 255"),
-]
+LEVELS = Rule(lambda levels: 0 <= levels[0] <= levels[1] <= 255, "lowest and highest, within 0 to 255")
+Range = Annotated[tuple[int, int], LEVELS]
 
 
 class Strategy(nn.Module):
@@ -65,8 +63,8 @@ class LearnableAttackStrategy(Method):
     R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
     accuracies are those of a copy of the model after one step on x', by plain SGD without momentum, as published, or by
     the run's AdamW. Robust accuracy is under ten steps of PGD with two restarts at the threat's eps. The gradient of
-    the strategy is clipped to length 1, as published. For a fresh network it is much longer, and then the size of the
-    reward has no effect. The strategy is dropped after training. This is LAS-PGD, the form that table 1 of TAET means.
+    the strategy is clipped to length 1, as published; for a fresh network it is much longer, and then the size of the
+    reward has no effect. This is LAS-PGD, the form that table 1 of TAET means.
 
     The ranges include both ends, as in the published commands; the defaults of the public code exclude the upper one.
     They scale with the threat's eps, so they apply to another threat and to a budget per class. An image with fewer

@@ -40,11 +40,10 @@ class NoisyFgsm(Method):
         self.deviations = (f"one step of eps from {start if config.noise else 'the image'}",)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        noise = draw_noise(x, self.config.noise * attack.eps, "uniform", attack.source)
-        reach = attack.eps * (self.config.noise + 1)
+        eps, k = attack.eps, self.config.noise
+        noise, reach = draw_noise(x, k * eps, "uniform", attack.source), eps * (k + 1)
         reach = min(reach, 1.0) if isinstance(reach, float) else reach  # no image in [0, 1] is farther away
-        size = attack.eps
-        return Adversarial(attack(model, x, y, eps=reach, step_size=size, steps=1, start="uniform", start_noise=noise))
+        return Adversarial(attack(model, x, y, eps=reach, step_size=eps, steps=1, start="uniform", start_noise=noise))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         return self.label_loss(model, adversarial.x, y)

@@ -61,9 +61,7 @@ class Reat(Method):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if config.rbl and task.weighting != "none":
-            raise UserError(
-                f"reat: got the weighting {task.weighting}; it weighs its attack itself: add --method.no-rbl"
-            )
+            raise UserError(f"reat: got the weighting {task.weighting}; it has weights of its own: add --method.no-rbl")
         self.uses_features = config.tail
         self.register_buffer("weights", rebalancing_weights(self.exposure, self.exposure))
         self.register_buffer("tail", tail_classes(self.class_counts, config.form), persistent=False)

@@ -22,14 +22,13 @@ MANY_CLASSES = 100
 
 
 SHARED = {"margin": 0.1, "scale": 10.0, "tau_b": 0.0, "tau_m": 0.0, "beta": 6.0, "gamma": 1 / 32, "tau_p": 0.0}
+# What differs by form, and whether there are many classes: the public code's files for CIFAR-10-LT and CIFAR-100-LT.
 PUBLISHED = {
     ("R", False): {"tau_b": 1.5, "tau_m": 0.3},
     ("N", False): {"tau_b": 1.2, "tau_p": 0.1},
     ("R", True): {"margin": 0.3, "gamma": 1 / 16, "tau_p": 1.7},
     ("N", True): {"margin": 0.2, "beta": 3.0, "tau_p": 1.5},
 }
-"""What differs by form, and whether there are many classes: the public code's files for CIFAR-10-LT and CIFAR-100-LT.
-"""
 
 
 class RoBal(Method):
@@ -84,10 +83,8 @@ class RoBal(Method):
         for name in ("margin", "tau_b", "tau_m"):
             value = getattr(config, name)
             if value is not None and task.outer.name != "cross-entropy":
-                raise UserError(
-                    f"robal: got {name} {value:g} and the outer loss {task.outer.name}, which takes the place of the "
-                    "margin loss; allowed: with cross-entropy only"
-                )
+                got = f"got {name} {value:g} and the outer loss {task.outer.name}, which takes the margin loss's place"
+                raise UserError(f"robal: {got}; allowed: with cross-entropy only")
 
     @staticmethod
     def head(config: Config, task: Task) -> Head:

@@ -41,14 +41,11 @@ class Taet(Method):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if task.outer.drw and task.stages[min(task.milestones)] != "clean":
-            raise UserError(
-                "taet: got deferred re-weighting; it begins at the first milestone, and no epoch from there on is clean"
-            )
+            got = "got deferred re-weighting; it begins at the first milestone"
+            raise UserError(f"taet: {got}, and no epoch from there on is clean")
         if task.outer.name != "cross-entropy" and self.stage != "clean":
-            raise UserError(
-                f"taet: got the outer loss {task.outer.name}; it reaches the clean stage only, and of "
-                f"{task.epochs} epochs none is clean"
-            )
+            got = f"got the outer loss {task.outer.name}; it reaches the clean stage only"
+            raise UserError(f"taet: {got}, and of {task.epochs} epochs none is clean")
         if self.stage != "clean":
             refuse_smoothing("taet", task, "none of the epochs is clean; allowed: --outer.label-smoothing 0")
         self.equalization = Harl(config, replace(task, outer=Outer(), stages=()))

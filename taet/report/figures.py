@@ -70,9 +70,11 @@ def draw(figure: Figure, title: str, description: str) -> Panel:
     """Return a figure as markup, with a legend of what has a name; its ids are those of no other figure."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if labels:  # as many side by side as fit
-        columns = max(1, min(len(labels), 66 // (5 + max(map(len, labels)))))
-        gaps = {"handletextpad": 0.3, "columnspacing": 1.2, "handlelength": 1.4}
-        figure.legend(handles, labels, ncols=columns, fontsize=8.5, loc="outside upper left", **gaps)
+        widths = [5 + len(label) for label in labels]
+        columns = len(labels) if sum(widths) <= 66 else max(1, 66 // max(widths))
+        across = sorted(range(len(labels)), key=lambda place: (place % columns, place))  # else column-wise
+        handles, labels = ([of[place] for place in across] for of in (handles, labels))
+        figure.legend(handles, labels, ncols=columns, fontsize=8.5, loc="outside upper left", handletextpad=0.3)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
@@ -112,7 +114,8 @@ def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, c
         ax.plot(line["accuracy"], y, MARKERS[place % len(MARKERS)], markersize=4.5, color=colour, label=label)
     for row in range(1, len(rows)):
         ax.axhline(row - 0.5, color="#ececec", linewidth=0.8, zorder=0)
-    ax.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(_short(row, 44), 23)) for row in rows], fontsize=9)
+    names = ["\n".join(textwrap.wrap(_short(row, 40), 23)) for row in rows]
+    ax.set_yticks(range(len(rows)), names, fontsize=9, linespacing=1.0)
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.01, min(1.01, 1.02 * scores["high"].max())))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)

@@ -80,11 +80,8 @@ def _main(results: Results) -> list[pd.DataFrame]:
 def name(results: Results) -> str:
     """Return the name of a test set, with the imbalance of its training set."""
     data = results.cards[0].data
-    return (
-        f"{data['name']}, imbalance ratio {data['imbalance_ratio']:.4g}"
-        if data.get("imbalance_ratio")
-        else data["name"]
-    )
+    ratio = f", imbalance ratio {data['imbalance_ratio']:.4g}" if data.get("imbalance_ratio") else ""
+    return f"{data['name']}{ratio}"
 
 
 def about(results: Results) -> str:

@@ -14,7 +14,6 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from taet.attacks import catalogue
 from taet.attacks.autoattack import NAMES, AutoAttack, Version, autoattack
@@ -246,27 +245,6 @@ def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, 
     assert torch.equal(given, before)
 
 
-class Largest(TorchDispatchMode):
-    """Watches the bytes of the largest tensor that any operation returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not result._is_view():
-            self.largest = max(self.largest, result.nbytes)
-        return result
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_nothing_as_large_as_the_test_set_is_made(dtype: torch.dtype) -> None:
-    model, x = train(4), torch.zeros(500, 3, 8, 8, dtype=dtype)
-    y = ((model(x[:1].float()).argmax() + 1) % 4).expand(500).clone()
-    with Largest() as watch:
-        run(model, x, y, options(version="standard"), keep_examples=False)
-    assert 0 < watch.largest < 20_000 < x.nbytes
-
-
 def on_grid(x: Tensor) -> Tensor:
     """Whether all values are multiples of 1/4, as clean ones are here: (N, 1)."""
     return ((4 * x).round() == 4 * x).flatten(1).all(1)[:, None]
@@ -297,29 +275,6 @@ def test_what_is_not_finite_inside_a_part_is_refused_not_counted(
     chosen = suite(FAILING[failing](model), x, model(x).argmax(1), options(norm), 4)
     with pytest.raises(UserError, match=f"model: logits or gradients not finite under {part} on images 0 to 5"):
         list(chosen.run(part, torch.arange(6), lambda *_: None, 0, 0))
-
-
-@pytest.mark.usefixtures("few_queries")
-def test_nothing_but_the_result_changes() -> None:
-    model, (x, y) = train(4).train(), data(4)
-    model[1].eval()  # a mixture of modes comes back as it was
-    modes = [module.training for module in model.modules()]
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    before, generator_state = x.clone(), torch.random.get_rng_state()
-    switches: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
-    usual = [switch.fp32_precision for switch in switches]
-    switches[0].fp32_precision, switches[1].fp32_precision = "bf16", "tf32"
-    try:
-        x_adv = autoattack(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH)
-        assert [switch.fp32_precision for switch in switches] == ["bf16", "tf32"]
-    finally:
-        switches[0].fp32_precision, switches[1].fp32_precision = usual
-    assert [module.training for module in model.modules()] == modes
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert torch.equal(torch.random.get_rng_state(), generator_state)
-    assert torch.equal(x, before)
-    assert float((x_adv - x).abs().max()) <= EPS["linf"] + 1e-6
 
 
 @pytest.mark.usefixtures("few_queries")
@@ -366,13 +321,11 @@ def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 192)}, "shape"),
         ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
         ({"eps": torch.full((2,), 0.1)}, r"eps: got a tensor of shape \(2,\); allowed: one number"),
-        ({"norm": "l3"}, "unknown .*norm 'l3'.*did you mean"),
+        ({"norm": "l3"}, "unknown norm 'l3'; allowed: l2, linf"),
         ({"version": "fasst"}, "unknown .*version 'fasst'.*did you mean 'fast'"),
         ({"model": lambda x: torch.zeros(len(x), 4) / 0}, "not finite under clean on images 0 to 1"),
-        ({"batch_size": 0}, "batch size"),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:

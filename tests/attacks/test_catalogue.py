@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from taet import registry
 from taet.attacks import catalogue
 from taet.attacks.catalogue import RecordedAttack, parse, stored
 from taet.attacks.spec import Identity, identity
@@ -67,3 +68,19 @@ def test_what_is_unknown_here_is_kept_as_it_was_recorded(name: str, parameters: 
     assert (attack.name, attack.parameters, attack.bounded) == (name, parameters, True)
     assert attack != parse("pgd-20")
     assert catalogue.place("of-another-version") > catalogue.place("autoattack-l2-10")
+
+
+@pytest.mark.parametrize(("name", "field"), [("quick", "schedule"), ("cw-l2:c=search", "box")])
+def test_columns_from_before_a_setting_existed_are_another_attack(name: str, field: str) -> None:
+    attack = parse(name)
+    older = {key: value for key, value in attack.parameters.items() if key != field}
+    again = stored(attack.name, attack.norm, attack.eps, older)
+    assert again.parameters == older != attack.parameters
+    assert again != attack
+
+
+def test_every_attack_says_what_it_is_and_costs() -> None:
+    for name, entry in registry.entries("attacks").items():
+        title, _, cost = entry.title.partition("; ")
+        assert title, name
+        assert "pass" in cost or title == "the same in L2", name

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.differentiable import Replaced, Replacement, find
-from taet.errors import UserError
+from taet.attacks.differentiable import Replaced, find
 
 X = torch.tensor([[0.1, 0.3, 0.7, 0.9], [0.6, 0.2, 0.4, 0.8]]).view(2, 1, 2, 2)
 
@@ -69,9 +68,3 @@ def test_smooth_operations_are_what_the_documents_say() -> None:
 )
 def test_what_cannot_be_replaced_is_told(call: Callable[[Tensor], Tensor], found: str) -> None:
     assert find(Through(call), X) == {found: 0}
-
-
-def test_an_unknown_replacement_is_refused() -> None:
-    wrong: Replacement = "smoth"  # type: ignore[assignment]
-    with pytest.raises(UserError, match="did you mean 'smooth'"):
-        Replaced(nn.Identity(), wrong)

@@ -69,26 +69,18 @@ BALLS: list[tuple[Norm, Callable[..., Tensor]]] = [
 ]
 
 
+@pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize(("norm", "attack"), BALLS)
-def test_two_classes_break_just_above_the_border_and_never_just_below(
-    norm: Norm, attack: Callable[..., Tensor]
+def test_an_image_breaks_just_above_the_nearest_border_and_never_just_below(
+    norm: Norm, attack: Callable[..., Tensor], classes: int
 ) -> None:
-    model, x, y = problem(2)
-    border = boundaries(model, x, y, norm).amin(1)
-    for factor, breaks in ((0.9999, False), (1.0001, True)):
-        x_adv = attack(model, x, y, border * factor)
-        verify("attack", x_adv, x, border * factor, norm)
-        assert ((predict(model, x_adv) != y) == breaks).all()
-
-
-@pytest.mark.parametrize(("norm", "attack"), BALLS)
-def test_aimed_at_the_nearest_class_it_is_reached_just_above_the_border(
-    norm: Norm, attack: Callable[..., Tensor]
-) -> None:
-    model, x, y = problem(5)
+    """With more than two classes the attack aims at the nearest: else it may climb towards another."""
+    model, x, y = problem(classes)
     border, nearest = boundaries(model, x, y, norm).min(1)
+    aim: dict[str, Any] = {"y": y} if classes == 2 else {"y": nearest, "targeted": True, "objective": margin}
     for factor, breaks in ((0.9999, False), (1.0001, True)):
-        x_adv = attack(model, x, nearest, border * factor, targeted=True, objective=margin)
+        x_adv = attack(model, x, eps=border * factor, **aim)
+        verify("attack", x_adv, x, border * factor, norm)
         assert torch.equal(predict(model, x_adv), nearest if breaks else y)
 
 

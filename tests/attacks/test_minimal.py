@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet.attacks import catalogue, cw_l2, deepfool
+from taet.attacks import cw_l2, deepfool
 from taet.attacks.ball import distance, verify
 from taet.attacks.objectives import fooled, margin
-from taet.errors import UserError
 
 CLASSES = 5
 
@@ -133,30 +132,3 @@ def test_flat_logits_give_no_nan(slope: float) -> None:
     first = torch.tensor([2.0, 0.0, 0.0])
     x_adv = deepfool(lambda images: first + slope * images.flatten(1)[:, :3], x, torch.zeros(4).long(), steps=5)
     assert torch.equal(x_adv, x), "no success, so the clean images"
-
-
-@pytest.mark.parametrize(
-    ("attack", "change", "message"),
-    [
-        (cw_l2, {"c": 0.0}, "c: got 0; allowed: above 0"),
-        (cw_l2, {"kappa": -0.1}, "kappa: got -0.1; allowed: 0 or more"),
-        (cw_l2, {"initial_c": float("inf")}, "initial c: got inf"),
-        (cw_l2, {"search_steps": 0}, "search steps: got 0; allowed: 1 or more"),
-        (deepfool, {"steps": 0}, "steps: got 0; allowed: 1 or more"),
-        (deepfool, {"candidates": 1}, "candidates: got 1; allowed: 2 or more"),
-    ],
-)
-def test_a_setting_out_of_range_is_one_line(attack: Any, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        attack(network().float(), torch.zeros(2, 3, 4, 4), torch.zeros(2).long(), **change)
-    assert "\n" not in str(error.value)
-
-
-def test_cards_before_the_search_had_another_box_stay_what_they_were() -> None:
-    attack = catalogue.parse("cw-l2:c=search")
-    assert attack.parameters["box"] == "sine"
-    assert "box" not in catalogue.parse("cw-l2").parameters
-    older = {name: value for name, value in attack.parameters.items() if name != "box"}
-    again = catalogue.stored(attack.name, attack.norm, attack.eps, older)
-    assert again.parameters == older
-    assert again != attack

@@ -8,19 +8,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from taet.attacks import pgd, quick
 from taet.attacks.ball import Norm, lengths, verify
-from taet.attacks.catalogue import parse, stored
+from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
-from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled, nearest_classes, probability_margin
 from taet.attacks.quick import MEASURED, margin_lengths, margin_objectives
-from taet.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
 
@@ -154,15 +151,3 @@ def test_the_gap_that_is_printed_is_the_one_that_was_measured() -> None:
     said = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", MEASURED)]
     measured = [len(rows), sum(row["images"] for row in rows), max(gaps), sum(gaps) / len(gaps)]
     assert said == pytest.approx(measured, abs=0.005)
-
-
-def test_columns_of_an_earlier_order_of_runs_are_another_attack() -> None:
-    attack = parse("quick")
-    assert attack.parameters["schedule"] == "shrinking"
-    older = {name: value for name, value in attack.parameters.items() if name != "schedule"}
-    again = stored(attack.name, attack.norm, attack.eps, older)
-    assert again.parameters == older
-    assert again != attack
-    x, y = torch.rand(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(UserError, match="quick: got the runs of an earlier version"):
-        again.run(lambda images: images.flatten(1)[:, :3], x, y, Draws(0, "quick", np.arange(2)))

@@ -23,6 +23,7 @@ def test_help_lists_every_command(taet: Any, words: list[str]) -> None:
     assert all(f"  {name} " in outcome.out for name in COMMANDS)
     assert len(COMMANDS) == 11
     assert max(map(len, outcome.out.splitlines())) <= 100
+    assert taet("--version").out == f"taet {__version__}\n"
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "train taet"])
@@ -52,10 +53,6 @@ def test_what_left_names_its_successor_in_one_line(taet: Any, left: str) -> None
     outcome = taet(*left.split(), "x")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == f"taet: error: taet {left} was removed; instead: {LEFT[left]}\n"
-
-
-def test_version(taet: Any) -> None:
-    assert taet("--version").out == f"taet {__version__}\n"
 
 
 @pytest.mark.parametrize("kind", ["methods", "attacks", "data", "models", "protocols", "recipes"])
@@ -146,13 +143,3 @@ def test_whatever_ends_a_command_is_one_line(
     debug = taet("list", "methods", "--debug")
     assert "Traceback" in debug.err
     assert debug.err.endswith(outcome.err)
-
-
-def test_an_interruption_is_one_line_with_the_command_that_goes_on(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: list[str]) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("taet.cli.list.run", interrupted)
-    outcome = taet("list", "a b")
-    said = "taet: interrupted; finished work is saved; continue with: taet list 'a b'"
-    assert (outcome.code, outcome.err.strip()) == (130, said)

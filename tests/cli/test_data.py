@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 SMALL = ["digits-lt", "--max-count", "20", "--test-max-count", "6", "--imbalance-ratio", "10"]
 
@@ -33,30 +32,10 @@ def test_show_prints_a_table_or_json(taet: Any) -> None:
     assert "imbalance ratio 10" in outcome.out
 
 
-def test_own_images_are_shown_with_what_is_chosen_for_them(tmp_path: Path, taet: Any) -> None:
-    for kind in ("1", "2"):
-        (tmp_path / kind).mkdir()
-        for number in range(10):
-            Image.new("RGB", (16, 16), (9 * number, 5, 99 if kind == "1" else 0)).save(
-                tmp_path / kind / f"{number}.png"
-            )
-    outcome = taet("data", "show", tmp_path)
-    assert outcome.code == 0
-    assert "decided; each can be set by its option:" in outcome.err
-    assert "--data.size" in outcome.err or "--data.mirror" in outcome.err
-
-
 def test_prepare_of_what_needs_nothing(taet: Any) -> None:
     outcome = taet("data", "prepare", *SMALL)
     assert outcome.code == 0
     assert outcome.out.splitlines() == ["nothing to download", "digits-lt: 78 train, 20 test images, imbalance 10"]
-
-
-def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> None:
-    outcome = taet("data", "prepare", "tiny-imagenet-lt", "--root", "here")
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.splitlines()[-1].startswith("taet: error: cannot download tiny-imagenet-200.zip")
-    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.evaluation import ResultCard
-
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,19 +52,6 @@ def test_an_attack_and_json(taet: Any, finished: Any, digits: Path) -> None:
     written = json.loads(taet(*words, "--format", "json").out)
     assert (written["attack"], written["class_names"]) == ("pgd-3", list(map(str, range(10))))
     assert [str(image["survives"]).lower() for image in written["images"]] == [row["survives"] for row in found]
-
-
-def test_it_says_what_the_evaluation_says_of_the_same_images(taet: Any, finished: Any, tmp_path: Path) -> None:
-    from taet.data import load
-
-    card = ResultCard.load(finished.folder)
-    for number, image in enumerate(load("digits-lt", max_count=60, test_max_count=6).test.images):
-        Image.fromarray(np.asarray(image).squeeze(-1)).save(tmp_path / f"{number:03}.png")
-    found = rows(taet("predict", finished.folder, tmp_path, "--attack", "fgsm:eps=0.02").out)
-    clean, attacked = card.column("clean"), card.column("fgsm")
-    assert [int(row["class"]) for row in found] == clean.predictions.tolist()
-    survives = np.array([row["survives"] == "true" for row in found])
-    np.testing.assert_array_equal(survives[clean.correct], attacked.correct[clean.correct])
 
 
 def test_a_bad_file_has_its_reason_and_the_others_their_class(

@@ -30,17 +30,14 @@ def test_train_leaves_a_run_folder(finished: Any) -> None:
     assert "100 %" in finished.train.err
 
 
-def test_it_learnt_something(finished: Any) -> None:
-    card = ResultCard.load(finished.folder / "evaluation.json")
-    assert card.summary("clean").accuracy > 0.5
-    assert card.summary("clean").accuracy >= card.summary("pgd-3").accuracy >= card.summary("autoattack-10").accuracy
-
-
 def test_every_number_that_evaluate_prints_is_in_the_card(finished: Any) -> None:
     assert finished.evaluate.code == 0
     card = ResultCard.load(finished.folder / "evaluation.json")
     assert [column.name for column in card.columns] == ["clean", "fgsm", "pgd-3", "autoattack-10"]
     assert card.threat == {"norm": "linf", "eps": 0.02}
+    scores = [card.summary(name).accuracy for name in ("clean", "pgd-3", "autoattack-10")]
+    assert scores[0] > 0.5
+    assert scores == sorted(scores, reverse=True)
     lines = finished.evaluate.out.splitlines()
     for column in card.columns:
         (line,) = [line for line in lines if line.startswith(f"{column.name} ")]
@@ -70,15 +67,6 @@ def test_report_is_one_file_that_names_the_run(finished: Any) -> None:
         assert name in page.lower()
     balanced = ResultCard.load(finished.folder / "evaluation.json").summary("autoattack-10").balanced
     assert f"{100 * balanced:.1f}" in page
-
-
-def test_train_prints_json(taet: Any, small: list[str], tmp_path: Path) -> None:
-    outcome = taet("train", "harl", *small, "--epochs", "1", "--out", tmp_path / "run", "--json")
-    printed = json.loads(outcome.out)
-    assert (printed["run"], printed["epochs"]) == (str(tmp_path / "run"), 1)
-    assert printed["last"]["loss"].keys() == {"total", "bcl", "hdl", "rcel"}
-    resumed = taet("train", "--resume", tmp_path / "run", "--json")
-    assert json.loads(resumed.out) == printed
 
 
 def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def decode(path):
 
 
 def read(paths, size=None):
-    return np.concatenate(list(survey(paths).images(size).read(None)))
+    return np.concatenate(list(survey(paths, size).checked().read(None)))
 
 
 def turned(path, orientation):
@@ -111,7 +111,7 @@ def test_a_survey_says_what_there_is(tmp_path):
     assert found.files == tuple(paths)
     assert found.sizes.tolist() == [*map(list, sizes), [6, 4], [3, 6], [6, 4]]
     assert (found.ranked(0.5), found.ranked(1), found.uniform) == ((6, 4), (60, 40), False)
-    assert found.sentences(10, "squeeze") == [
+    assert survey(paths, 10).sentences() == [
         "7 image files, 3x6 to 60x40, median 6x4 pixels, 2 grey, read as colour like the others",
         "6 of 7 images: not square, squeezed (e.g. '0.png')",
     ]
@@ -153,7 +153,7 @@ def test_unreadable_files_are_counted_and_named_with_the_reason(tmp_path):
         fifo: "it is no ordinary file",
     }
     with pytest.raises(UserError, match=r"3 of 4 images cannot be read: '.*text\.png' \(it is no image, or a damaged"):
-        found.images(None)
+        found.checked()
     assert not survey(cut).unreadable
     assert [*survey(cut, decode=True).unreadable] == cut[1:]
     with pytest.raises(UserError, match=r"2 of 3 images cannot be read: '.*cut\.png' \(.*truncated.*cut\.jpg") as error:
@@ -163,10 +163,10 @@ def test_unreadable_files_are_counted_and_named_with_the_reason(tmp_path):
 
 def test_chosen_files_are_decoded_alone_and_the_key_changes_with_them(tmp_path):
     paths = [save(tmp_path / f"{i}.png", colour=(i, 0, 0)) for i in range(5)] + [save(tmp_path / "grey.png", "L")]
-    files = survey(paths).images(8)
+    files = survey(paths, 8)
     assert files.shape == (6, 8, 8, 3)
     assert [block[0, 0, 0, 0] for block in files.read(np.array([3, 1]))] == [3, 1]
     before = files.key
     os.utime(paths[0], (1, 1))
     assert files.key != before
-    assert len({files.key, survey(paths).images(8, "pad").key, survey(paths).images(9).key}) == 3
+    assert len({files.key, survey(paths, 8, "pad").key, survey(paths, 9).key}) == 3

@@ -97,7 +97,7 @@ def test_files_are_read_as_training_reads_them(trained: Path, folder: Path) -> N
     found = predict(trained, folder)
     names = ["a grey one.PNG", "b.png", "below/turned.jpg", "below/ä.gif"]
     assert found.paths == tuple(str(folder / name) for name in names)
-    arrays = np.concatenate([*survey([folder / name for name in names]).images(16).read(None)])
+    arrays = np.concatenate([*survey([folder / name for name in names], 16).read(None)])
     np.testing.assert_array_equal(found.probabilities, predict(trained, arrays).probabilities)
     assert len(np.unique(found.probabilities, axis=0)) == len(names)
     assert changes(folder, (3, 16, 16), "squeeze")[0].startswith(

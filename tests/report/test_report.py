@@ -36,13 +36,11 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.fetched: list[str] = []
-        self.ids: list[str] = []
+        self.fetched, self.ids, self._open = list[str](), list[str](), list[str]()
         self.tags: Counter[str] = Counter()
         self.tables: dict[str, list[list[list[str]]]] = {}
         """By their captions: rows of cells, each the texts of a cell; bold ones begin with **."""
         self.text = self._title = ""
-        self._open: list[str] = []
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.fetched += [one for one in re.findall(r"url\(([^)]*)\)|@import", self.source) if one]
