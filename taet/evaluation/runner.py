@@ -84,9 +84,9 @@ class Attacked:
     """(N, C): softmax of the logits under the attack; None for a suite, as the next one."""
     distances: NDArray[np.float32] | None = None
     """(N,): norm of each perturbation that fools the model, nan for the others."""
-    parts: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     """(N,) still correct after each part of a suite."""
-    parameters: Mapping[str, object] = field(default_factory=dict)  # what a suite says about its parts
+    parameters: dict[str, object] = field(default_factory=dict)  # what a suite says about its parts
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,12 @@ class Runner:
         natural = next((column.predictions for column in there if column.norm is None), None)
         outcome = self.attack(attack, natural=natural, keep=True, progress=progress)
         scores = outcome.scores if self.pairs else None
-        return Column.of(
-            attack,
-            outcome.predictions,
-            self.labels,
-            parameters=outcome.parameters,
+        names = ("name", "norm", "eps", "bounded", "curve")
+        return Column(
+            **{name: getattr(attack, name) for name in names},
+            parameters=attack.parameters | outcome.parameters,
+            correct=outcome.predictions == self.labels,
+            predictions=outcome.predictions,
             parts=outcome.parts,
             distances=outcome.distances if attack.minimal else None,
             roc_auc=None if scores is None else statistics.pairwise_auc(scores, self.labels),

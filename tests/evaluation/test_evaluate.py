@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,7 @@ import taet
 from taet import statistics
 from taet.attacks import fgsm
 from taet.errors import UserError
-from taet.evaluation import GivenImages, ResultCard, parse_attack
+from taet.evaluation import ResultCard, parse_attack
 from taet.evaluation.evaluate import attack_seconds
 from taet.evaluation.facts import probe_passes
 from taet.evaluation.runner import Runner, expected_passes
@@ -166,8 +165,6 @@ def few(logits: Tensor) -> Tensor:
 )
 def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any], message: str, task: Task) -> None:
     model, images, labels = task
-    if change.pop("two", False):
-        model, labels = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), labels % 2
     settings = {"attacks": ATTACKS, "eps": EPS, "batch_size": 8, **change}
     with pytest.raises(UserError, match=message) as error:
         taet.evaluate(settings.pop("model", model), images, labels, **settings)
@@ -182,6 +179,7 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any]
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1, 2], "labels: got int64"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, -1], "labels: got -1"),
         (None, None, "without images"),
+        (np.zeros((2, 8, 8, 3), dtype=np.uint8), None, "allowed: both, or neither"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any, message: str, task: Task) -> None:
@@ -189,17 +187,13 @@ def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any
         taet.evaluate(task[0], images, labels if labels is None else np.array(labels))
 
 
-def test_what_images_or_a_run_say_of_themselves_is_not_given_again(task: Task, tmp_path: Path) -> None:
-    model, images, labels = task
-    given = GivenImages(images, labels, class_names=["a", "b", "c", "d"], about={"name": "mine"})
-    card = taet.evaluate(model, given, attacks="clean")
-    assert (card.class_names, card.data["name"]) == (("a", "b", "c", "d"), "mine")
-    with pytest.raises(UserError, match="unknown setting 'labels'"):
-        taet.evaluate(model, given, labels)
-    with pytest.raises(UserError, match="got images beside a run, which has its own; allowed: with out="):
-        taet.evaluate(tmp_path, given)
-    with pytest.raises(UserError, match="got images without labels; allowed: both, or neither"):
-        taet.evaluate(tmp_path, images)
+def test_the_test_images_of_a_data_set_are_given_with_all_that_is_known_of_them() -> None:
+    data = taet.data.load("digits-lt", max_count=12, test_max_count=3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    card = taet.evaluate(model, data, attacks="clean")
+    assert (card.class_names, card.data["name"]) == (data.class_names, data.name)
+    assert card.data["train_class_counts"] == data.class_counts.tolist()
+    assert card.data["test_sha256"] == data.test.sha256
 
 
 @pytest.mark.parametrize(("most", "measured"), [(4, True), (3, False)])
