@@ -198,10 +198,6 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             if bool(((tried.logits >= 0) & (tried.logits <= 1)).all()):
                 text = "all between 0 and 1, as after a sigmoid, which shrinks the gradients; return its input"
                 yield Finding("logits", text, ok=False)
-            highest = int(runner.labels.max())
-            if subject.card is None and highest + 1 < width and several == 1:
-                text = f"{width} logits, but labels 0 to {highest} only; does the head belong to another data set?"
-                yield Finding("classes", text, ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.told(rules.of_model(facts)).items())
             if deep:
                 seen = Merged(network, width // several).eval() if several > 1 else network

@@ -206,16 +206,8 @@ class Summary:
         """Return plain lists and numbers, None for nan."""
         return dict(plain(vars(self)))
 
-    def __repr__(self) -> str:
-        low, high = self.balanced_interval
-        worst, recall = self.worst_class
-        return (
-            f"Summary(balanced {100 * self.balanced:.1f} % [{100 * low:.1f}, {100 * high:.1f}], accuracy "
-            f"{100 * self.accuracy:.1f} of {self.total.sum()} images, worst class {worst} with {100 * recall:.1f})"
-        )
 
-
-def disagreements(where: str, stored: object, computed: object) -> Iterator[str]:
+def disagreements(where: str, stored: Any, computed: Any) -> Iterator[str]:
     """Yield a message for every stored number that differs from the recomputed one by more than rounding."""
     if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
         for key, value in computed.items():
@@ -224,9 +216,6 @@ def disagreements(where: str, stored: object, computed: object) -> Iterator[str]
         for index, value in enumerate(computed):
             yield from disagreements(f"{where}[{index}]", stored[index], value)
     elif stored != computed and not (
-        isinstance(stored, int | float)
-        and isinstance(computed, int | float)
-        and not isinstance(stored, bool)
-        and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
+        {type(stored), type(computed)} <= {int, float} and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
     ):
         yield f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}"

@@ -21,7 +21,7 @@ from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE
-from taet.evaluation.facts import ModelFacts, probe, probe_passes
+from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
 from taet.evaluation.runner import Runner, among, run_all
 from taet.evaluation.subject import ArrayOrTensor, Subject
@@ -125,8 +125,8 @@ def _with_columns(
     attacks, before = subject.attacks, () if known is None else known.columns
     images = probed_images(runner, attacks)
     facts = {} if known is None else known.probe
-    fresh = facts.get("seed") == runner.seed and facts.keys() >= ModelFacts.__dataclass_fields__.keys() - {"batch_size"}
-    probing = probing and len(attacks) > 1 and not (fresh and facts["images"] >= images)
+    probed = facts.get("seed") == runner.seed and facts["images"] >= images
+    probing = probing and len(attacks) > 1 and not probed
     later = images * probe_passes(runner.sites) if probing else 0
     if progress is not None:
         passes = later + runner.passes([attack for attack in attacks if among(before, attack) is None])

@@ -19,7 +19,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard, parse_attack
 from taet.evaluation.evaluate import attack_seconds
 from taet.evaluation.facts import probe_passes
-from taet.evaluation.runner import Runner, expected_passes
+from taet.evaluation.runner import Runner
 from taet.settings import Run
 from tests.evaluation.conftest import EPS, unit
 
@@ -47,16 +47,6 @@ def test_every_attack_faces_all_images_and_the_columns_say_what_was_done(evaluat
     assert (pgd.norm, pgd.eps, pgd.bounded) == ("linf", EPS, True)
     assert card.summary("clean").groups["head"] >= 0
     assert {flag["flag"] for flag in card.flags} >= {"few-images-per-class", "small-test-set"}
-
-
-def test_where_eps_is_given_and_the_step_is_not_the_step_follows(task: Task) -> None:
-    def step(**change: Any) -> float:
-        return float(taet.evaluate(*task, attacks=["pgd-20"], **change).column("pgd-20").parameters["step_size"])
-
-    assert step() == 1 / 255
-    assert step(eps=8 / 255) == 1 / 255
-    assert step(eps=0.1) == pytest.approx(0.1 / 8)
-    assert step(eps=0.1, step_size=0.02) == 0.02
 
 
 def test_flags_depend_neither_on_the_order_of_attacks_nor_on_batches_nor_on_the_form_of_images(
@@ -96,11 +86,11 @@ def test_progress_never_goes_back_and_ends_at_its_total_once(
 
 
 def test_a_suite_is_expected_to_attack_what_is_still_right_and_seconds_are_those_of_a_pass(
-    tiny: Callable[..., Run], task: Task, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Run], task: Task, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attacks = [parse_attack(name) for name in ("clean", "pgd-20", "autoattack-fast")]
     pgd, suite = 41 * 22, attacks[2].passes(4)
-    assert expected_passes(attacks, num_classes=4, images=22, correct=10) == 22 + pgd + 10 * suite
+    assert runner.passes(attacks, 10) == 22 + pgd + 10 * suite
     monkeypatch.setattr(Runner, "seconds_of_pass", lambda _: 0.5)
     run, test = tiny("at", {"evaluation.attacks": ("pgd-20",)}), SimpleNamespace(images=task[1], labels=task[2])
     test.class_names = "abcd"
