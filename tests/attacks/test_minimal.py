@@ -81,7 +81,7 @@ def test_cw_l2_does_to_each_image_of_a_batch_what_a_loop_does_to_one(c: float | 
 
 
 def test_what_fools_already_comes_back_as_it_is_unless_kappa_asks_for_more() -> None:
-    model, (x, y) = network(), images()
+    model, x = network(), images()[0]
     wrong = (model(x).argmax(1) + 1) % CLASSES
     assert torch.equal(cw_l2(model, x, wrong), x)
     kappa = float(margin(model(x), wrong).detach().max()) + 0.1
