@@ -125,7 +125,7 @@ def opened(
         record = RunFolder(Path(name)).record
         _, height, width = record.data.image_shape
         if wanted.size is not None or height == width:
-            wanted = wanted.replace(size=wanted.size or height, fit=data.get("fit", record.fit))
+            wanted = wanted.replace(size=wanted.size or height)
         return Path(name), load(wanted), ()
     dataset, file = load(wanted), None if weights is None else Path(weights)
     classes, shape = dataset.num_classes, dataset.image_shape

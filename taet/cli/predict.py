@@ -69,7 +69,7 @@ def run(words: list[str]) -> int:
             found = joined(parts)
             _write(found.to_json(command.top) if command.format == "json" else found.to_csv(command.top), command.out)
     record = RunFolder(folder).record
-    for note in changes(command.images, record.data.image_shape, record.fit):
+    for note in changes(command.images, record.data.image_shape):
         say(f"taet: {note}")
     if found.unread:
         say(f"taet: {found.unread} of {len(found)} images could not be read: see the column error")

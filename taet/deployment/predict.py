@@ -24,7 +24,6 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
 from taet.formatting import plural
 from taet.progress import Progress
-from taet.settings import Fit
 from taet.training.environment import resolve_device
 from taet.training.runs import load_model
 
@@ -186,7 +185,7 @@ def batches(
             progress(done * cost + inside, len(source.names) * cost, label)
 
     for rows in (slice(start, start + batch_size) for start in range(0, len(source.names), batch_size)):
-        found = source.read(rows, record.data.image_shape, record.fit)
+        found = source.read(rows, record.data.image_shape)
         good = [number for number, image in enumerate(found) if not isinstance(image, str)]
         labels = np.full(len(found), NO_CLASS, np.int64)
         probabilities = np.full((len(found), len(names)), np.nan, np.float32)
@@ -223,14 +222,14 @@ class NewImages(NamedTuple):
     names: tuple[str, ...]
     images: Sequence[Path] | Pixels
 
-    def read(self, rows: slice, shape: Shape, fit: Fit) -> list[Pixels | str]:
+    def read(self, rows: slice, shape: Shape) -> list[Pixels | str]:
         """Return images uint8 (H, W, C) as inputs (C, H, W) of a model, or the reason why one cannot be read."""
         images = self.images[rows]
         if isinstance(images, np.ndarray):
-            return [fitted(image, shape, fit) for image in images]
+            return [fitted(image, shape) for image in images]
         return [
-            f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape, fit)
-            for path, image in decode_where_possible(images, shape[:0:-1], fit=fit)
+            f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape)
+            for path, image in decode_where_possible(images, shape[:0:-1])
         ]
 
 
@@ -249,21 +248,21 @@ def find(given: ImageSource) -> NewImages:
     return NewImages(tuple(map(str, files)), files)
 
 
-def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
+def changes(given: ImageSource, shape: Shape) -> list[str]:
     """Say how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
     channels, height, width = shape
-    found = survey([Path(name) for name in find(given).names], height if height == width else None, fit)
+    found = survey([Path(name) for name in find(given).names], height if height == width else None)
     if (found.sizes == (width, height)).all() and (found.grey == (channels == 1)).all():
         return []
     said, kind = found.sentences(), "grey" if channels == 1 else "colour"
     return [f"read as {width}x{height} pixels, {kind}, as in training: {'; '.join(said)}"]
 
 
-def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:
+def fitted(image: Pixels, shape: Shape) -> Pixels:
     """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
 
     It is resized as in training, then converted to grey (ITU-R 601 luma) or colour as the model requires.
     """
     channels, height, width = shape
-    fitting = scaled(picture(image), (width, height), fit)
+    fitting = scaled(picture(image), (width, height))
     return np.asarray(fitting.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)

@@ -14,7 +14,7 @@ from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.files import digest
 from taet.models.heads import Head
-from taet.settings import Data, Fit, Run, from_json, to_json
+from taet.settings import Data, Run, from_json, to_json
 
 JsonDict: TypeAlias = dict[str, Any]
 PerClass: TypeAlias = tuple[StoredCount, ...]
@@ -189,11 +189,6 @@ class RunRecord(Record):
     def resizes(self) -> bool:
         """Whether the images were resized; inferred for older records, which do not say so."""
         return self.run.data.size is not None if self.data.resized is None else self.data.resized
-
-    @property
-    def fit(self) -> Fit:
-        """How images that are not square are resized for the run."""
-        return self.run.data.fit if self.resizes else "squeeze"
 
     @cached_property
     def run_hash(self) -> str:

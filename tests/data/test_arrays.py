@@ -144,19 +144,14 @@ def test_large_sets_go_to_disk_by_themselves(npz, arrays, monkeypatch):
     refused(npz(given), r"do not fit into memory; allowed: --data.storage disk", storage="memory")
 
 
-def test_a_damaged_file_of_the_cache_is_deleted_and_an_interrupted_one_never_used(npz, arrays, cached, monkeypatch):
+def test_an_interrupted_file_of_the_cache_is_never_used(npz, arrays, cached, monkeypatch):
     name = npz(arrays())
     monkeypatch.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     refused(name, r"cannot write .*cache.*: no space left on the disk", storage="disk")
     monkeypatch.undo()
     monkeypatch.setenv("TAET_CACHE", str(cached))
     assert not [*cached.iterdir()]
-    expected = load(name, storage="disk").manifest()
+    assert load(name, storage="disk").manifest() == load(name).manifest()
     for file in cached.glob("*.npy"):
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
-    refused(name, r"was damaged, and is deleted; run the same command again", storage="disk")
-    for file in cached.glob("*.npy"):
-        file.unlink()
-    assert load(name, storage="disk").manifest() == expected
+        file.write_bytes(file.read_bytes()[:-1])
+    refused(name, r"cannot read .*; allowed: delete it, and run the same command again", storage="disk")

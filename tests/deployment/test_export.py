@@ -24,7 +24,7 @@ from taet.deployment import export as export_run
 from taet.deployment.export import resize
 from taet.errors import UserError
 from taet.models import resnet, vit
-from taet.settings import Fit, override
+from taet.settings import override
 from taet.training.folder import RunFolder
 from taet.training.runs import load_model
 
@@ -100,11 +100,10 @@ def test_images_of_one_size_by_a_network_and_a_transformer(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_the_file_says_what_predict_says_and_fits_images_as_the_run_does(
-    format: str, fit: Fit, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw
+def test_the_file_says_what_predict_says_and_resizes_images_as_the_run_does(
+    format: str, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw
 ) -> None:
-    folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), 12, fit)
+    folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), 12)
     answer = answers(export_run(folder, format))
     for shape in ((40, 30, 3), (11, 25, 3)):
         images = pictures(3, shape)
@@ -211,13 +210,12 @@ def test_every_grey_level_is_pillows(
     np.testing.assert_array_equal(found, expected.reshape(found.shape))
 
 
-@pytest.mark.parametrize("fit", ["squeeze", "crop", "pad"])
 @pytest.mark.parametrize(("before", "side"), [((100, 80), 32), ((20, 13), 32), ((1, 70), 9), ((117, 30), 9)])
 def test_images_that_are_not_square_become_so_as_in_training(
-    fit: Fit, before: tuple[int, int], side: int, pictures: Draw
+    before: tuple[int, int], side: int, pictures: Draw
 ) -> None:
     """One level apart where Pillow may begin with the columns."""
     images = pictures(3, (*before, 3))
-    expected = np.stack([np.asarray(scaled(picture(image), (side, side), fit)) for image in images])
-    found = resize(torch.from_numpy(images), side, side, fit).permute(0, 2, 3, 1).numpy()
+    expected = np.stack([np.asarray(scaled(picture(image), (side, side))) for image in images])
+    found = resize(torch.from_numpy(images), side, side).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1.01 if max(before) > 3 * min(before) else 0)

@@ -111,7 +111,7 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tiny: Tiny, tmp_path: Pa
         train(tiny("at"), out=tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     state, record = folder.load_checkpoint(folder.record.run_hash), json.loads((folder.path / "run.json").read_text())
-    del record["run"]["data"]["fit"]
+    del record["run"]["data"]["train_share"]
     (folder.path / "run.json").write_text(json.dumps(seal(record)))
     older = RunFolder(folder.path)
     older.save_checkpoint(state | {"run_hash": older.record.run_hash})
