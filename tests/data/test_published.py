@@ -112,7 +112,7 @@ def miniature(tmp_path, monkeypatch):
 
     def make(name, layout="npz", side=None, **changes):
         facts, places = FACTS[name], [*PARTS.values()] if FACTS[name].md5 else ["train", "test"]
-        counts = [factor * len(facts.class_names) for factor in (5, 1, 2)[: len(places)]]
+        counts = [{"train": 10, "val": 1, "test": 2}[part] * len(facts.class_names) for part in places]
         monkeypatch.setitem(SETS, name, facts._replace(images=tuple(counts)))
         shape = (side or facts.side, side or facts.side, *([3] if facts.channels == 3 else []))
         arrays = {f"{part}_images": noise(n, *shape, seed=n) for part, n in zip(places, counts, strict=True)}
@@ -180,7 +180,7 @@ def test_a_set_is_looked_for_in_root_then_the_environment_then_data(miniature, t
     root = str(tmp_path / "here")
     refused("cifar10-lt", r"not in '.*here', '.*there', 'data'; run taet data prepare cifar10-lt, or", root=root)
     for level, folder in enumerate(("data", "there", "here")):
-        miniature("cifar10", train_images=np.full((50, 32, 32, 3), level, np.uint8))
+        miniature("cifar10", train_images=np.full((100, 32, 32, 3), level, np.uint8))
         (tmp_path / folder).mkdir()
         (tmp_path / "cifar10.npz").rename(tmp_path / folder / "cifar10.npz")
         assert (load("cifar10-lt", root=root).train.images == level).all()
@@ -189,8 +189,8 @@ def test_a_set_is_looked_for_in_root_then_the_environment_then_data(miniature, t
 def test_a_file_of_other_content_is_refused(miniature, tmp_path):
     for changes, message in (
         ({"test_labels": np.full(20, 10)}, "CIFAR-10 in '.*cifar10.npz': test_labels: got label 10; allowed: 0 to 9"),
-        ({"test_labels": np.arange(10), "test_images": noise(10, 32, 32, 3)}, "got {'train': 50, 'test': 10} images"),
-        ({"train_images": noise(50, 28, 28), "test_images": noise(20, 28, 28)}, r"of shape \(28, 28, 1\); allowed"),
+        ({"test_labels": np.arange(10), "test_images": noise(10, 32, 32, 3)}, "got {'train': 100, 'test': 10} images"),
+        ({"train_images": noise(100, 28, 28), "test_images": noise(20, 28, 28)}, r"of shape \(28, 28, 1\); allowed"),
     ):
         miniature("cifar10", **changes)
         refused("cifar10-lt", message, root=str(tmp_path))
