@@ -72,7 +72,7 @@ def run(words: list[str]) -> None:
     command, given = read(words)
 
     from taet.cli.processes import progress, together
-    from taet.evaluation import GivenImages, evaluate
+    from taet.evaluation import evaluate
     from taet.evaluation.bundles import attacks_of
     from taet.models import trusted
     from taet.training.environment import resolve_device
@@ -91,7 +91,7 @@ def run(words: list[str]) -> None:
             model, dataset, notes = opened(*subject)
             how |= {"notes": notes, "out": place, "device": str(resolve_device(command.device))}
             how |= {} if isinstance(model, Path) else {"name": command.model}
-            attack = partial(evaluate, model, GivenImages.of(dataset), **how)
+            attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
         lines = [str(card), *notes, f"next: taet report {place}"]

@@ -1,4 +1,4 @@
-"""What an evaluation keeps in a folder: finished batches, result cards, and a few images under attack."""
+"""What an evaluation keeps in a folder: finished batches, and result cards."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import hashlib
 import io
 import re
 import shutil
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taet.attacks.units import Unit
 from taet.errors import UserError
 from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE
 from taet.files import file_sha256, make_folder, read_bytes, write_atomically
-from taet.statistics import Ints
 from taet.training.folder import DELIVERED, RunFolder
 
 TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
-MOST_BYTES = 2**28  # of the file of images: 24 of 600 x 600 pixels take 130 MB
 
 
 class BatchStore:
@@ -81,26 +77,23 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
 
 
 def find(path: Path, card: Card) -> Card | None:
-    """Return the card at `path`, or one kept beside it, whose columns may stand on `card`.
+    """Return the card at `path`, if its columns may stand on `card`: same model, ball, batches, machine and software.
 
-    It has the same model, ball, batches, machine and software. Models of equal weights are told apart by their outputs
-    on the first images. A card about other weights or other test images is a `UserError`.
+    Models of equal weights are told apart by their outputs on the first images. A card about other weights or other
+    test images is a `UserError`.
     """
-    for known in (Card.load(place) for place in (path, *_earlier(path)) if place.exists()):
-        for what, there, here in (
-            ("another model (weights", known.model["weights_sha256"], card.model["weights_sha256"]),
-            ("other test images (pixels and labels", known.data["test_sha256"], card.data["test_sha256"]),
-        ):
-            if there != here:
-                got = f"{what} SHA-256 {there[:12]}, here {here[:12]})"
-                raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
-        if _conditions(known) == _conditions(card) and _alike(known, card):
-            return known
-    return None
-
-
-def _conditions(card: Card) -> list[object]:
-    return [card.threat, card.batch_size, *(card.environment.get(name) for name in ("versions", "device"))]
+    if not path.exists():
+        return None
+    known = Card.load(path)
+    for what, there, here in (
+        ("another model (weights", known.model["weights_sha256"], card.model["weights_sha256"]),
+        ("other test images (pixels and labels", known.data["test_sha256"], card.data["test_sha256"]),
+    ):
+        if there != here:
+            got = f"{what} SHA-256 {there[:12]}, here {here[:12]})"
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
+    one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
+    return known if one == other and _alike(known, card) else None
 
 
 def _alike(known: Card, card: Card) -> bool:
@@ -112,64 +105,13 @@ def _alike(known: Card, card: Card) -> bool:
     return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
 
 
-def _earlier(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
-
-
 def put(path: Path, card: Card) -> None:
-    """Save a card at `path`; an older one is kept beside it, under its time, unless the new one has all its columns.
-
-    The older one is copied before it is replaced, so that no failure can lose a card.
-    """
-    if path.exists() and not _holds(card, before := Card.load(path)):
-        place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
-        while place.exists() and read_bytes(place) != read_bytes(path):
-            place = place.with_name(f"{place.stem}0.json")
-        write_atomically(place, read_bytes(path))
+    """Save a card at `path`; one with columns that the new card lacks is first copied beside it, under its time."""
+    if path.exists():
+        mine = {column.identity: column.predictions for column in card.columns}
+        before = Card.load(path)
+        columns = (column for column in before.columns if column.name not in WORST_CASE.values())
+        if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in columns):
+            place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
+            write_atomically(place, read_bytes(path))
     card.save(path)
-    for place in _earlier(path):
-        if _holds(card, Card.load(place)):
-            place.unlink()
-
-
-def _holds(card: Card, other: Card) -> bool:
-    """Whether `card` has every column of the other card, except the worst case, which follows from the columns."""
-    mine = {column.identity: column.predictions for column in card.columns}
-    columns = (column for column in other.columns if column.name not in WORST_CASE.values())
-    return all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in columns)
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Clean images, uint8, and adversarial ones, float in [0, 1], (n, H, W, C); labels and predictions, (n,)."""
-
-    images: NDArray[np.uint8]
-    adversarial: NDArray[np.float32]
-    labels: Ints
-    clean_predictions: Ints
-    adversarial_predictions: Ints
-    attack: str
-    eps: float
-
-    def save(self, path: Path) -> str:
-        """Write the images and return the SHA-256 of their file."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **vars(self))
-        make_folder(path.parent)
-        write_atomically(path, buffer.getvalue())
-        return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-def read_examples(path: Path, card: Card) -> Examples | None:
-    """Return the images of a card; None if it names none, or their file is missing.
-
-    A file that is not the one that the card was written with is a `UserError`.
-    """
-    if not path.exists() or card.examples_sha256 is None:
-        return None
-    content = read_bytes(path, most=MOST_BYTES)
-    if card.examples_sha256 != hashlib.sha256(content).hexdigest():
-        raise UserError(f"{path} was changed: it is not the file that the result card names; evaluate again")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        stored = {one.name: arrays[one.name] for one in fields(Examples)}
-    return Examples(**{**stored, "attack": str(stored["attack"]), "eps": float(stored["eps"])})

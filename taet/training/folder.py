@@ -278,12 +278,8 @@ class RunFolder:
         """The report of this run alone."""
         return self.path / "report.html"
 
-    def examples(self, card: Path) -> Path:
-        """Example images for figures, which belong to one of the result cards."""
-        return self.artifact(f"examples{card.stem.removeprefix('evaluation')}.npz")
-
     def artifact(self, name: str) -> Path:
-        """A further file: examples, exported models."""
+        """A further file: exported models."""
         return self.path / ARTIFACTS / name
 
     @property

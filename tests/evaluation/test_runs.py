@@ -17,7 +17,7 @@ from taet.attacks import fgsm
 from taet.data import load
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
-from taet.evaluation import GivenImages, ResultCard, evaluate
+from taet.evaluation import ResultCard, evaluate
 from taet.evaluation.runner import Runner, as_unit
 from taet.settings import override
 from taet.training.runs import load_run
@@ -46,21 +46,20 @@ def names(card: ResultCard) -> list[str]:
     return [column.name for column in card.columns]
 
 
-def test_a_run_gets_its_card_and_its_examples_and_may_meet_other_images(run: Path, tmp_path: Path) -> None:
+def test_a_run_gets_its_card_and_may_meet_other_images(run: Path, tmp_path: Path) -> None:
     card = evaluate(run, attacks=["pgd-2", "pgd-3", "clean", "fgsm"], step_size=0.05, command="taet evaluate run")
     assert ResultCard.load(run / "evaluation.json").to_json() == card.to_json()
     assert names(card) == ["clean", "pgd-2", "pgd-3", "fgsm"]
     assert (card.method, card.protocol, card.seed, card.model["epoch"]) == ("at", "taet", 0, 2)
     assert set(card.summary("clean").groups) == {"head", "body", "tail", "last_half"}
     assert not (run / "evaluation-state").exists()
-    with np.load(run / "artifacts" / "examples.npz") as stored:
-        examples = dict(stored)
-    images, labels = examples["images"], examples["labels"]
-    assert (str(examples["attack"]), float(examples["eps"]), len(images)) == ("pgd-3", EPS, 20)
-    assert 0.05 < np.abs(examples["adversarial"] - images / 255).max() <= EPS + 1e-6
-    given = GivenImages(images, labels, [f"{label}" for label in range(10)], about={"name": "others"})
-    other = evaluate(run, given, attacks="fgsm", out=tmp_path / "other")
-    assert (other.method, other.data["name"], len(other.labels)) == ("at", "others", 20)
+    test = load_run(run)[2].test
+    images, labels = test.images[:20], test.labels[:20]
+    with pytest.raises(UserError, match="got images beside a run, which has its own; allowed: with out="):
+        evaluate(run, images, labels)
+    given = {"class_names": [f"{label}" for label in range(10)], "out": tmp_path / "other"}
+    other = evaluate(run, images, labels, "fgsm", **given)
+    assert (other.method, other.data["name"], len(other.labels)) == ("at", "arrays", 20)
     assert other.data["train_class_counts"] == card.data["train_class_counts"]
     assert ResultCard.load(tmp_path / "other" / "evaluation.json").to_json() == other.to_json()
     assert ResultCard.load(run / "evaluation.json").to_json() == card.to_json()
