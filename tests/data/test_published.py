@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import pickle
-import shutil
 import struct
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torchvision.datasets
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from taet.data import gtsrb, load, long_tail_counts, tiny_imagenet
+from taet.data import facts, gtsrb, load, tiny_imagenet
 from taet.data.dataset import PARTS
 from taet.data.digits import read
 from taet.data.published import SETS
@@ -155,8 +154,8 @@ def test_the_published_facts_of_medmnist():
     assert found == MEDICAL
     # The paper counts 708,069 2-D images, 112,120 of them in ChestMNIST; 107 blank organ slices were left out since.
     assert sum(sum(FACTS[name].images) for name in MEDICAL) == 708_069 - 112_120 - 107
-    for facts in (FACTS[name] for name in MEDICAL):  # what is left in a mirror is right
-        assert facts.mirror != any(word in name for name in facts.class_names for word in ("left", "right"))
+    for own in (FACTS[name] for name in MEDICAL):  # what is left in a mirror is right
+        assert own.mirror != any(word in name for name in own.class_names for word in ("left", "right"))
 
 
 @pytest.mark.parametrize("file", ["test_batch", "data_batch_3", "batches.meta"])
@@ -178,6 +177,7 @@ def test_a_pickle_with_another_checksum_is_refused_and_not_run(file, miniature, 
 def test_a_set_is_looked_for_in_root_then_the_environment_then_data(miniature, tmp_path, monkeypatch):
     monkeypatch.setenv("TAET_DATA", str(tmp_path / "there"))
     root = str(tmp_path / "here")
+    assert facts(Data(name="cifar10-lt")) is None
     refused("cifar10-lt", r"not in '.*here', '.*there', 'data'; run taet data prepare cifar10-lt, or", root=root)
     for level, folder in enumerate(("data", "there", "here")):
         miniature("cifar10", train_images=np.full((100, 32, 32, 3), level, np.uint8))
@@ -268,8 +268,6 @@ def test_tiny_imagenet_has_its_classes_in_the_order_of_their_ids(tiny):
     expected = [60 * label + 4 * (position // 4) for position, label in enumerate(labels)]
     assert np.abs(dataset.test.images.mean((1, 2, 3)) - expected).max() < 1.5
     assert np.ptp(dataset.train.images[1], axis=-1).max() == 0  # the greyscale file
-    counts = long_tail_counts(200, 500, 100, "linear")  # as published
-    assert (counts[0], counts[-1], counts[100]) == (500, 5, 251)
     cut = load("tiny-imagenet-lt", root=str(tiny.parent), imbalance_ratio=12, test="balanced")
     assert (cut.class_counts.tolist(), len(cut.test)) == ([12, 8, 4, 1], 8)
 
@@ -277,14 +275,12 @@ def test_tiny_imagenet_has_its_classes_in_the_order_of_their_ids(tiny):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("wnids.txt", r"delete the folder tiny.*wnids\.txt'"),
         ("train/n01629819/images/n01629819_3.JPEG", r"got {'train': 47, 'test': 8} images"),
-        ("train/n02124075", r"class 'Egyptian cat' has no training image"),
         ("val/images/val_3.JPEG", r"val_3\.JPEG"),
     ],
 )
 def test_an_incomplete_tree_is_refused_by_what_is_missing(tiny, lost, message):
-    shutil.rmtree(tiny / lost) if (tiny / lost).is_dir() else (tiny / lost).unlink()
+    (tiny / lost).unlink()
     refused("tiny-imagenet", message, root=str(tiny.parent))
 
 
@@ -318,13 +314,11 @@ def signs(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize("place", ["gtsrb/GTSRB", "GTSRB"])
-@pytest.mark.parametrize("training", ["Final_Training/Images", "Training"])
+@pytest.mark.parametrize(("place", "training"), [("gtsrb/GTSRB", "Final_Training/Images"), ("GTSRB", "Training")])
 def test_gtsrb_in_both_layouts_and_places(tmp_path, place, training, signs):
     signs(place, training)
     dataset = load("gtsrb", root=str(tmp_path))
-    assert len(set(dataset.class_names)) == 43
-    assert dataset.class_names[14] == "stop"
+    assert (len(set(dataset.class_names)), dataset.class_names[14]) == (43, "stop")
     assert dataset.train.labels.tolist() == np.repeat(range(43), 6).tolist()
     expected = [5 * label + track for label in range(43) for track in range(3) for _ in range(2)]
     assert dataset.train.images.mean((1, 2, 3)).tolist() == expected
@@ -338,19 +332,12 @@ def test_gtsrb_in_both_layouts_and_places(tmp_path, place, training, signs):
 
 def test_what_gtsrb_lacks_is_named(tmp_path, signs):
     refused("gtsrb", r"not in '.*here', 'data'; run taet data prepare gtsrb, .*GTSRB_Final_Test_GT", root="here")
-    (tmp_path / "gtsrb").mkdir()
-    refused("gtsrb", r"--data.root; the folder 'gtsrb' here is read by folder:gtsrb$")
     signs()
     table = tmp_path / "gtsrb/GT-final_test.csv"
     text = table.read_text()
     for changed, message in (
-        (text.replace(";ClassId", ";Kind"), "holds no class folders"),
         (text.replace(";42\n", ";43\n"), "unknown class of .*'43'"),
         (text[: text.index("00085")], "got 85 test images of 43 classes; allowed: 86 of 43"),
     ):
         table.write_text(changed)
         refused("gtsrb", rf"run taet data prepare gtsrb\): .*{message}", root=str(tmp_path))
-    table.write_text(text)
-    training = tmp_path / "gtsrb/GTSRB/Final_Training/Images/00007"
-    (training / "00000_00000.ppm").rename(training / "a.ppm")
-    refused("gtsrb", "allowed: names such as 00003_00029.ppm", root=str(tmp_path))
