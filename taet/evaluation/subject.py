@@ -74,6 +74,7 @@ class Subject:
             data, test = images, images.test
             class_names, train_class_counts, about = data.class_names, data.class_counts.tolist(), data.about()
             images, labels = test.images, test.labels
+        class_names = None if class_names is None else [str(one) for one in class_names]
         if (images is None) != (labels is None):
             raise UserError("evaluate: got images without labels, or labels without images; allowed: both, or neither")
         given = None if images is None or labels is None else _test_images(images, labels)
