@@ -89,8 +89,8 @@ def run(words: list[str]) -> None:
             place, weights = command.out or _folder(command), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
             model, dataset, notes = opened(*subject)
-            how |= {"notes": notes, "out": place, "device": str(resolve_device(command.device))}
-            how |= {} if isinstance(model, Path) else {"name": command.model}
+            how |= {"out": place, "device": str(resolve_device(command.device))}
+            how |= {} if isinstance(model, Path) else {"name": command.model, "notes": notes}
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)

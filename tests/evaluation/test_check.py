@@ -106,19 +106,9 @@ def test_a_state_that_changes_in_eval_mode_is_named_and_restored(data: tuple[np.
     assert float(model.seen) == 0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (Answer(lambda z: z.detach()), "no gradient reaches the image"),
-        (Answer(lambda z: z * float("nan")), "not finite on 120 of 120 clean test images"),
-        (nn.Linear(2, 2), "fails on images of shape"),
-    ],
-)
-def test_a_model_that_cannot_be_evaluated_is_refused(
-    data: tuple[np.ndarray, np.ndarray], model: nn.Module, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        check(model, *data, attacks=["clean"])
+def test_a_model_that_cannot_be_evaluated_is_refused(data: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(UserError, match="not finite on 120 of 120 clean test images"):
+        check(Answer(lambda z: z * float("nan")), *data, attacks=["clean"])
 
 
 @pytest.fixture(scope="module")
