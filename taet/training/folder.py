@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from taet import files
 from taet.data.splits import VALIDATION
-from taet.errors import UserError, located, said
+from taet.errors import UserError, custom_code, located
 from taet.fields import Count, Record, Sha256
 from taet.models.weights import check_archive
 from taet.settings import from_json
@@ -42,7 +42,7 @@ _load = partial(torch.load, weights_only=True, map_location="cpu")
 
 
 class DoneRecord(Record):
-    """What `done` holds: the SHA-256 of every file that the finished training wrote."""
+    """What `done` holds: SHA-256 of all files."""
 
     files: dict[str, Sha256]
 
@@ -64,7 +64,6 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether it holds a run, rather than only a result card."""
         return (self.path / RUN).is_file()
 
     @property
@@ -175,12 +174,10 @@ class RunFolder:
     def load_checkpoint(self) -> JsonDict:
         """Return the state of the run; a damaged file or another run's raises a UserError."""
         path = self.checkpoint
-        with files.opened(path) as file:
-            try:
-                check_archive(file)
-                state = dict(_load(file))
-            except Exception as error:  # torch reports a truncated or foreign file in many types
-                raise UserError(f"{path} is not a checkpoint of taet, or is truncated ({said(error)})") from None
+        # torch reports a truncated or foreign file in many types
+        with files.opened(path) as file, custom_code(f"{path} is not a checkpoint of taet, or is truncated"):
+            check_archive(file)
+            state = dict(_load(file))
         if state.get("run_hash") != self.record.run_hash:
             raise UserError(f"{path} belongs to another run than {self.path / RUN}; nothing was changed")
         return state
@@ -201,7 +198,6 @@ class RunFolder:
 
     @property
     def _best_epoch(self) -> int | None:
-        """The first epoch, from 1, with the best balanced accuracy under attack; None without a curve."""
         scores = {epoch.epoch: epoch.monitor.attacked.balanced_accuracy for epoch in self.metrics if epoch.monitor}
         return max(scores, key=scores.__getitem__, default=None)
 
@@ -223,22 +219,18 @@ class RunFolder:
             why = f"it has {', '.join(held)}" if held and self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
         about = self.check_weights(name)
-        try:
+        with custom_code(f"{path} does not hold weights of this model, or is truncated"):
             model.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold weights of this model, or is truncated ({said(error)})") from None
         if about.weights_sha256 not in ("", weights_digest(model)):
             raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one in its metadata")
 
     def weights_about(self, name: str = DELIVERED) -> WeightsAbout:
         """Return the metadata of a file of weights; a file that `taet train` did not write raises a UserError."""
         path = self.weights(name)
-        with files.opened(path), located(f"{path} was not written by taet train, or is truncated"):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    text = (file.metadata() or {}).get(METADATA, "{}")
-            except SafetensorError as error:
-                raise UserError(str(error)) from None
+        why = f"{path} was not written by taet train, or is truncated"
+        with files.opened(path), custom_code(why), safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA, "{}")
+        with located(why):
             return from_json(WeightsAbout, files.parse_json(text.encode(), METADATA))
 
     def check_weights(self, name: str = DELIVERED) -> WeightsAbout:
@@ -292,7 +284,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and values of a model's state, in order."""
+    """The `tensors_digest` of a model's state."""
     return tensors_digest(model.state_dict())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -190,11 +190,6 @@ class State:
         self.predicted = predicted.to(self.predicted.dtype)
         self.sums = EpochSums(len(predicted), self.device)
         self.epoch, self.step, self.seconds, self.training_seconds = self.epoch + 1, 0, 0.0, 0.0
-
-    def keep_best(self, score: float, weights: Mapping[str, Tensor]) -> None:
-        """Keep the weights of this epoch if its score is the highest so far."""
-        if self.best is None or score > self.best[0]:
-            self.best = score, self.epoch, {name: value.cpu() for name, value in weights.items()}
 
     def not_finite(self) -> str:
         """Return the name of a loss, or of a part of it rather than the sum, that is not finite; "" if all are."""
