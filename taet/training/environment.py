@@ -59,7 +59,10 @@ def bf16_instructions(device: torch.device) -> str:
     """Return in words what makes bf16 fast on a device: a GPU or instructions of the processor; "" if nothing does."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else ""
-    return ", ".join(sorted({"avx512_bf16", "amx_bf16", "bf16"} & {*_reported("flags", "features").split()}))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # which may forbid them
+    allowed = any(name in limit for name in ("ALL", "DEFAULT", "AMX", "BF16", "FP16"))
+    found = {"avx512_bf16", "amx_bf16", "bf16"} & {*_reported("flags", "features").split()}
+    return ", ".join(sorted(found)) if allowed else ""
 
 
 def cores() -> int:
@@ -137,10 +140,9 @@ def interruption(asked: threading.Event | None = None) -> Iterator[threading.Eve
         asked.set()
 
     hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
-    asking = [
-        number for number in {signal.SIGINT, signal.SIGTERM, hangup} if signal.getsignal(number) != signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, ask) for number in asking}
+    ignored = signal.getsignal(hangup) == signal.SIG_IGN  # as under nohup
+    numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (hangup,))}
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield asked
     finally:
