@@ -23,7 +23,7 @@ from taet.files import seal
 from taet.settings import Run
 from taet.training import TrainingResult, resume, train
 from taet.training.folder import RunFolder, weights_digest
-from taet.training.record import RunRecord
+from taet.training.record import Epoch, RunRecord
 from taet.training.runs import load_model, load_run
 
 FLIPS = 40
@@ -48,9 +48,6 @@ def refused(call: Callable[[], Any], match: str) -> None:
 
 def wrong(folder: Path) -> list[str]:
     return [finding.what for finding in verify(folder) if not finding.ok]
-
-
-# -- what is written is read back --------------------------------------------------------------------------------------
 
 
 def test_what_is_written_is_read_back_and_verified(result: TrainingResult) -> None:
@@ -89,9 +86,6 @@ def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(folder: Pa
     assert not wrong(folder)
     on_trust = {finding.what for finding in findings if finding.text.startswith("on trust")}
     assert on_trust == {"run.json", "metrics.jsonl", "done", "model.safetensors", "evaluation.json"}
-
-
-# -- changed and exchanged files ---------------------------------------------------------------------------------------
 
 
 def use(folder: Path) -> dict[str, Any]:
@@ -178,9 +172,6 @@ def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Pat
     assert refusals > 0.8 * number
 
 
-# -- files that do not fit ---------------------------------------------------------------------------------------------
-
-
 def changed(values: Any, name: str, value: Any) -> Any:
     """A copy of JSON with one field changed; all of it for ''."""
     copy = json.loads(json.dumps(values))
@@ -201,47 +192,32 @@ def changed(values: Any, name: str, value: Any) -> Any:
         ("data.class_names", (["a"], 5)),
         ("data.splits", ({}, 5)),
         ("data.splits.test.sha256", (5, "x")),
-    ],
-)
-def test_every_field_of_the_record_is_typed(result: TrainingResult, name: str, values: tuple[Any, ...]) -> None:
-    stored = json.loads((result.folder / "run.json").read_text())
-    for value in values:
-        refused(lambda value=value: RunRecord.from_json(changed(stored, name, value)), "allowed|is missing|unknown")  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("epoch", (0, 2, "x")),
+        ("epoch", (0, "x")),
         ("predicted", (5, [-1] * 10)),
         ("monitor", (5, {}, {"split": "test", "clean": {"correct": [1], "total": [1]}})),
         ("monitor.clean", (5, {"correct": [5] * 10, "total": [1] * 10})),
     ],
 )
-def test_every_field_of_a_row_is_typed(
-    folder: Path, without_checksums: Strip, name: str, values: tuple[Any, ...]
-) -> None:
-    path = without_checksums(folder) / "metrics.jsonl"
-    row = json.loads(path.read_text().splitlines()[0])
+def test_fields_of_record_and_row_are_typed(result: TrainingResult, name: str, values: tuple[Any, ...]) -> None:
+    kind: Any = Epoch if name.partition(".")[0] in Epoch.model_fields else RunRecord
+    stored = result.history[0] if kind is Epoch else json.loads((result.folder / "run.json").read_text())
     for value in values:
-        path.write_text(json.dumps(changed(row, name, value)) + "\n")
-        refused(lambda: RunFolder(folder).metrics, r"metrics\.jsonl: line 1")
-    path.write_text('{"epo\n')
-    refused(lambda: RunFolder(folder).metrics, r"metrics\.jsonl: line 1 is damaged")
+        refused(lambda value=value: kind.from_json(changed(stored, name, value)), "allowed|is missing|unknown")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("text", "match"),
+    ("file", "text", "match"),
     [
-        ("{}", "was not written by taet train"),
-        ('{"schema": 1', "truncated or not JSON"),
-        ('{"schema": 2, "run": {}}', "got schema 2; allowed: up to 1"),
+        ("run.json", "{}", "was not written by taet train"),
+        ("run.json", '{"schema": 1', "truncated or not JSON"),
+        ("run.json", '{"schema": 2, "run": {}}', "got schema 2; allowed: up to 1"),
+        ("metrics.jsonl", '{"epo\n', r"metrics\.jsonl: line 1 is damaged"),
+        ("metrics.jsonl", "{}\n", r"metrics\.jsonl: line 1: "),
     ],
 )
-def test_a_foreign_run_json_is_refused(folder: Path, without_checksums: Strip, text: str, match: str) -> None:
-    (without_checksums(folder) / "run.json").write_text(text)
-    for read in (load_run, resume):
-        refused(lambda read=read: read(folder), match)  # type: ignore[misc]
+def test_a_foreign_file_is_refused(folder: Path, without_checksums: Strip, file: str, text: str, match: str) -> None:
+    (without_checksums(folder) / file).write_text(text)
+    refused(lambda: [load_run(folder), RunFolder(folder).metrics], match)
 
 
 def test_a_wrong_record_stops_every_command_before_anything_is_changed(folder: Path, without_checksums: Strip) -> None:

@@ -14,15 +14,12 @@ from taet import models, protocols
 from taet.models import CosineHead, Head
 from taet.settings import Run, Training, override
 from taet.training.optimizer import build_optimizer, learning_rate
-from taet.training.state import averaged, ema_decay
+from taet.training.state import ema_decay
 from taet.training.step import perturbed_weights, weight_perturbations
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 X = torch.linspace(-1, 1, 18, dtype=torch.float64).view(6, 3)
 Y = torch.tensor([0, 1, 0, 1, 1, 0])
-
-
-# -- weight perturbation -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -92,39 +89,11 @@ def test_a_step_within_it_is_taken_at_the_perturbed_weights(model: nn.Module) ->
     torch.testing.assert_close(weight.detach(), expected)
 
 
-# -- averages ----------------------------------------------------------------------------------------------------------
-
-
 def test_the_golden_decay() -> None:
     case = GOLDEN["ema_decay"]
     inputs = case["inputs"]
     found = [ema_decay(step, inputs["warmup"], inputs["tau"]) for step in inputs["steps"]]
     assert found == pytest.approx(case["expected"], abs=case["tolerance"])
-
-
-def network(value: float) -> nn.Module:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    for tensor in model.state_dict().values():
-        tensor.fill_(value)
-    return model
-
-
-def test_equal_weights_give_the_mean_of_all_models_and_of_their_statistics() -> None:
-    average = averaged(network(100), lambda number: number / (number + 1))
-    for value in (1, 2, 6):
-        average.update_parameters(network(value))
-    for name, tensor in average.module.state_dict().items():
-        torch.testing.assert_close(tensor, torch.full_like(tensor, 6 if name.endswith("num_batches_tracked") else 3))
-
-
-@pytest.mark.parametrize(("models", "expected"), [(1, 5.0), (0, 8.0)])
-def test_a_decay_moves_by_its_complement_from_the_first_model_on(models: int, expected: float) -> None:
-    average = averaged(network(4), lambda _: 0.75, models=models)
-    average.update_parameters(network(8))
-    assert (average.module[0].weight == expected).all()
-
-
-# -- the optimiser and its learning rate -------------------------------------------------------------------------------
 
 
 def rates(steps: int, **changes: object) -> list[float]:
