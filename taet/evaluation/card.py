@@ -95,7 +95,7 @@ class Card(CardPart):
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
     labels: PackedLabels  # (N,): true classes in test order
-    examples_sha256: str | None = None  # of the card's file of example images, if there is one and it is known
+    examples_sha256: str | None = Field(None, exclude_if=lambda value: value is None)  # of a file of older versions
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""
 
@@ -216,7 +216,7 @@ class Card(CardPart):
 
     def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
-        stored = self.model_dump(exclude={"columns"} | ({"examples_sha256"} if self.examples_sha256 is None else set()))
+        stored = self.model_dump(exclude={"columns"})
         columns = []
         for column in self.columns:  # a summary stays as it was read if only rounding separates it from the recomputed
             computed = self.summary_of(column).to_json()

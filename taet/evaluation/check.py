@@ -145,10 +145,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
         return folder.weights(name).name in folder.sums
 
     def card(path: Path, name: str) -> object:
-        found = store.read(folder, path, name)
-        if path == folder.card(name):  # earlier cards may be about earlier images
-            store.read_examples(folder.examples(path), found)
-        return found.sealed
+        return store.read(folder, path, name).sealed
 
     if folder.is_run:
         yield RUN, lambda: folder.record and folder.sealed  # its method need not be installed here

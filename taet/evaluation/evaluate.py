@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,9 +23,8 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE
 from taet.evaluation.facts import ModelFacts, probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among, as_unit, run_all
+from taet.evaluation.runner import Runner, among, run_all
 from taet.evaluation.subject import ArrayOrTensor, GivenImages, Subject, of_module, of_run
-from taet.files import file_sha256
 from taet.formatting import duration
 from taet.progress import Meter, Progress
 from taet.settings import Run
@@ -35,7 +33,6 @@ from taet.training.folder import DELIVERED, RunFolder
 from taet.training.runs import owned
 
 FEWEST = 16  # images of the probe, however short the attacks are
-MOST_EXAMPLES = 24  # images under attack that are saved
 
 
 def evaluate(
@@ -67,7 +64,7 @@ def evaluate(
             made on (pgd-20@runs/other); taet or reat for all columns of a paper; curve-steps, curve-eps or
             curve-logit-scale.
         eps: radius of the L-infinity ball in units of the image range, e.g. 8/255.
-        out: folder of the card and its images, without a card of another model or images. Default: none is saved.
+        out: folder of the card, without a card of another model or images. Default: none is saved.
         class_names, train_class_counts: names of the classes, by default their numbers, and training images of each,
             which decide head, body and tail.
         name, notes: of a Module, its name on the card and its origin in words.
@@ -165,8 +162,6 @@ def measure(
             known = None if path is None else first(lambda: store.find(path, card))
             card = _with_columns(card.changed(command=command), runner, subject, known, probe, progress)
             if folder is not None and path is not None and rank() == 0:
-                examples = _examples(folder.examples(path), known, card, runner)
-                card = card.changed(examples_sha256=examples)
                 store.put(path, card)
                 runner.clear()
             gather(None)  # no process starts again before the card and its state are final
@@ -214,35 +209,6 @@ def _probe(runner: Runner, eps: float, images: int, progress: Progress) -> dict[
         facts = first(lambda: vars(probe(runner.model, x, y, noise, eps, runner.sites)))
     progress(total, total, "probe")
     return {"seed": runner.seed, **{name: value for name, value in facts.items() if name != "batch_size"}}
-
-
-def _examples(path: Path, known: Card | None, card: Card, runner: Runner) -> str | None:
-    """Save images under the longest PGD on a card and return the SHA-256 of their file; `known` ones of it are kept."""
-    chains = [one for one in card.columns if one.norm == "linf" and not one.is_transfer and one.attack.ascent_steps]
-    if not chains or as_unit(runner.images[:1]).shape[1] not in (1, 3):
-        return None
-    column = max(chains, key=lambda one: one.attack.ascent_steps)
-    held = known is not None and path.exists() and known.examples_sha256 == file_sha256(path)
-    if known is not None and held and column.identity in [one.identity for one in known.columns]:
-        return known.examples_sha256
-    clean, rows = card.columns[0], list[int]()
-    for label in range(card.num_classes):  # of each class equally many, first those that fall, then those that resist
-        members = np.flatnonzero(card.labels == label)
-        interest = clean.correct[members].astype(int) + (clean.correct & ~column.correct)[members]
-        rows += list(members[np.argsort(-interest, kind="stable")][: max(1, MOST_EXAMPLES // card.num_classes)])
-    shown = np.array(rows[:MOST_EXAMPLES], dtype=np.int64)
-    with runner.still():
-        _, x_adv = runner.perturb(column.attack, shown)
-        predictions = runner.answers(column.attack, x_adv, shown).argmax(1)
-    return store.Examples(
-        images=np.rint(255 * as_unit(runner.images[shown]).permute(0, 2, 3, 1).numpy()).astype(np.uint8),
-        adversarial=x_adv.permute(0, 2, 3, 1).cpu().numpy(),
-        labels=card.labels[shown],
-        clean_predictions=clean.predictions[shown],
-        adversarial_predictions=predictions.cpu().numpy(),
-        attack=column.name,
-        eps=float(column.attack.radius),
-    ).save(path)
 
 
 def attack_seconds(run: Run, model: nn.Module, test: Split, device: torch.device) -> float:

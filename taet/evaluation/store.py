@@ -1,4 +1,4 @@
-"""What an evaluation keeps in a folder: finished batches, result cards, and a few images under attack."""
+"""What an evaluation keeps in a folder: finished batches, and result cards."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import hashlib
 import io
 import re
 import shutil
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taet.attacks.units import Unit
 from taet.errors import UserError
 from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE
 from taet.files import file_sha256, make_folder, read_bytes, write_atomically
-from taet.statistics import Ints
 from taet.training.folder import DELIVERED, RunFolder
 
 TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
-MOST_BYTES = 2**28  # of the file of images: 24 of 600 x 600 pixels take 130 MB
 
 
 class BatchStore:
@@ -137,39 +133,3 @@ def _holds(card: Card, other: Card) -> bool:
     mine = {column.identity: column.predictions for column in card.columns}
     columns = (column for column in other.columns if column.name not in WORST_CASE.values())
     return all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in columns)
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Clean images, uint8, and adversarial ones, float in [0, 1], (n, H, W, C); labels and predictions, (n,)."""
-
-    images: NDArray[np.uint8]
-    adversarial: NDArray[np.float32]
-    labels: Ints
-    clean_predictions: Ints
-    adversarial_predictions: Ints
-    attack: str
-    eps: float
-
-    def save(self, path: Path) -> str:
-        """Write the images and return the SHA-256 of their file."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **vars(self))
-        make_folder(path.parent)
-        write_atomically(path, buffer.getvalue())
-        return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-def read_examples(path: Path, card: Card) -> Examples | None:
-    """Return the images of a card; None if it names none, or their file is missing.
-
-    A file that is not the one that the card was written with is a `UserError`.
-    """
-    if not path.exists() or card.examples_sha256 is None:
-        return None
-    content = read_bytes(path, most=MOST_BYTES)
-    if card.examples_sha256 != hashlib.sha256(content).hexdigest():
-        raise UserError(f"{path} was changed: it is not the file that the result card names; evaluate again")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        stored = {one.name: arrays[one.name] for one in fields(Examples)}
-    return Examples(**{**stored, "attack": str(stored["attack"]), "eps": float(stored["eps"])})

@@ -5,7 +5,6 @@ Figures have one width, are legible without colour, and have the same bytes for 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import io
@@ -22,8 +21,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
-from PIL import Image
 
 from taet import statistics
 from taet.evaluation.bundles import curves
@@ -42,7 +39,7 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": Fals
 STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.axisbelow": True, "grid.color": "#e2e2e2", **dict.fromkeys(("xtick.color", "ytick.color"), GREY)}
 STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
-MOST_ROWS, MOST_LINES, MOST_CLASSES, EXAMPLES = 20, 7, 100, 8
+MOST_ROWS, MOST_LINES, MOST_CLASSES = 20, 7, 100
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
 
 
@@ -51,13 +48,6 @@ class Panel(NamedTuple):
 
     title: str
     svg: str
-
-
-class Picture(NamedTuple):
-    """What is seen of an image under attack, and its clean, adversarial and magnified forms as data URIs."""
-
-    title: str
-    images: list[str]
 
 
 @contextlib.contextmanager
@@ -201,30 +191,3 @@ def confusion(results: Results) -> Iterator[Panel]:
         ax.text(predicted, true, said, ha="center", va="center", color=tone, fontsize=8)
     ax.set(xlabel="predicted", ylabel="true")
     yield draw(figure, f"{row}, {under(attack).lower()}", "confusion matrix, per cent of each true class")
-
-
-def pictures(results: Results) -> Iterator[Picture]:
-    """Examples from common to rare classes of the best row that kept some: clean, under attack, and what the attack
-    added, magnified around grey."""
-    kept = ((row, one.examples) for row in order(results) for one in results.named if one.row == row)
-    row, examples = next(((row, examples) for row, examples in kept if examples is not None), ("", None))
-    if examples is None:
-        return
-    names, largest = results.cards[0].class_names, largest_first(results.cards[0])
-    places = sorted(range(len(examples.labels)), key=lambda i: largest.index(int(examples.labels[i])))
-    clean = examples.images / 255
-    change = examples.adversarial - clean
-    factor = max(1, int(0.5 / max(float(np.abs(change).max(initial=0)), 1e-9) + 1e-3)) if change.any() else 1
-    for i in (places[place] for place in dict.fromkeys(np.linspace(0, len(places) - 1, EXAMPLES).round().astype(int))):
-        shown = (clean[i], examples.adversarial[i], 0.5 + factor * change[i])
-        answers = (examples.labels[i], examples.clean_predictions[i], examples.adversarial_predictions[i])
-        true, before, after = (names[label] for label in answers)
-        said = f"{true}: {before}, under {examples.attack} {after} ({row}, change × {factor})"
-        yield Picture(said, [_png(image) for image in shown])
-
-
-def _png(image: NDArray[np.floating]) -> str:
-    """Return an image (H, W, 1 or 3) in [0, 1] as a data URI at its own size; the page enlarges it pixel by pixel."""
-    pixels, buffer = np.rint(255 * image.clip(0, 1)).astype(np.uint8), io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

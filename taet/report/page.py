@@ -11,11 +11,11 @@ import pandas as pd
 
 from taet.formatting import count, listed, percent, percent_interval, plural
 from taet.report import figures, tables
-from taet.report.figures import Panel, Picture
+from taet.report.figures import Panel
 from taet.report.results import Results
 from taet.training.collapse import training_flags
 
-Piece = Panel | Picture | pd.DataFrame
+Piece = Panel | pd.DataFrame
 SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Piece]]], ...] = (
     ("Head, body, tail and worst class", tables.groups),
     ("Differences to the best", tables.differences),
@@ -23,7 +23,6 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Piece]]], ...] = (
     ("Accuracy against the strength of the attack", figures.strength),
     ("Confusion", figures.confusion),
     ("Training curves", figures.training),
-    ("Example images", figures.pictures),
     ("Where every number comes from", tables.provenance),
 )
 """Folded parts: title and function; its docstring is the text above what it yields, and without any it is left out."""

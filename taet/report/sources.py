@@ -12,7 +12,6 @@ from taet.errors import UserError, located
 from taet.evaluation import store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.evaluation.store import Examples, read_examples
 from taet.models.hub import local
 from taet.training.folder import RunFolder
 from taet.training.record import Epoch
@@ -30,7 +29,6 @@ class StoredCard:
     name: str
     card: ResultCard
     epochs: tuple[Epoch, ...] = ()
-    examples: Examples | None = None
     row: str = ""
     setting: tuple[str, ...] = ()
     """What the cards of one board share, besides their images: `taet.report.rows.SETTING`."""
@@ -97,4 +95,4 @@ def _stored(path: Path) -> StoredCard:
     if not path.is_dir():
         return StoredCard(name, ResultCard.load(path))
     card, epochs = store.read(folder, folder.card()), folder.metrics if folder.is_run else ()
-    return StoredCard(name, card, epochs, read_examples(folder.examples(folder.card()), card))
+    return StoredCard(name, card, epochs)

@@ -264,10 +264,6 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def examples(self, card: Path) -> Path:
-        """Example images for figures, which belong to one of the result cards."""
-        return self.artifact(f"examples{card.stem.removeprefix('evaluation')}.npz")
-
     def artifact(self, name: str) -> Path:
         return self.path / ARTIFACTS / name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from taet.attacks.counted import Counted
 from taet.errors import UserError
 from taet.evaluation import ResultCard, parse_attack, store
 from taet.evaluation.runner import Runner
-from taet.evaluation.store import BatchStore, read_examples
+from taet.evaluation.store import BatchStore
 from taet.files import lock
 from tests.evaluation.conftest import EPS
 
@@ -184,20 +183,3 @@ def test_a_folder_belongs_to_one_model_and_one_process(evaluated: Evaluated, tmp
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="is a run, whose card is about its own model"):
         evaluated("fgsm", out=tmp_path)
-
-
-# -- images ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_card_names_its_images_and_keeps_those_of_a_stronger_attack(evaluated: Evaluated, tmp_path: Path) -> None:
-    path = tmp_path / "artifacts" / "examples.npz"
-    for attack, kept in (("pgd-3", "pgd-3"), ("fgsm", "pgd-3"), ("pgd-5", "pgd-5")):
-        evaluated(attack, out=tmp_path)
-        card = ResultCard.load(tmp_path)
-        assert card.examples_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-        found = read_examples(path, card)
-        assert found is not None
-        assert found.attack == kept
-    with pytest.raises(UserError, match="was changed: it is not the file that the result card names"):
-        read_examples(path, card.changed(examples_sha256="0" * 64))
-    assert read_examples(path, card.changed(examples_sha256=None)) is None

@@ -78,7 +78,7 @@ def cards(make_card: Callable[..., ResultCard]) -> dict[str, ResultCard]:
 
 @pytest.fixture(scope="session")
 def run(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with its curve and its card, which keeps images under attack."""
+    """A run folder with its curve and its card."""
     folder = tmp_path_factory.mktemp("trained") / "at"
     taet.train(tiny("at", {"training.monitor_every": 1}), out=folder)
     taet.evaluate(folder, attacks=["clean", "fgsm", "curve-steps"])
