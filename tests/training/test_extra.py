@@ -13,9 +13,8 @@ import torch
 from taet import evaluate, methods
 from taet.data import load
 from taet.errors import UserError
-from taet.losses.long_tail import log_prior, rebalancing_weights
+from taet.losses.long_tail import log_prior
 from taet.methods import Task
-from taet.methods.robust_lt import class_budgets
 from taet.settings import Outer, Run
 from taet.training import resume, train
 from taet.training.folder import RunFolder
@@ -40,16 +39,6 @@ def test_losses_that_undo_the_prior_are_told_that_of_the_batches() -> None:
     assert torch.allclose(adjusted, 2 * log_prior(told.double()))
     robal = built("robal")
     assert torch.allclose(robal.offset(), robal.constants["tau_p"] * log_prior(told))  # type: ignore[attr-defined]
-
-
-def test_weights_and_budgets_are_those_of_what_is_shown_and_margins_those_of_images() -> None:
-    told = torch.tensor(EXPOSURE)
-    assert torch.equal(built("reat").weights, rebalancing_weights(told, told))  # type: ignore[arg-type]
-    assert torch.equal(built("robust-lt").rule.budgets, class_budgets(told, 0.3))  # type: ignore[union-attr]
-    balanced = built("at", outer=Outer(name="class-balanced", beta=0.99)).outer
-    assert torch.allclose(balanced.balanced, built("at", outer=Outer(name="class-balanced", beta=0.99)).outer.balanced)
-    assert balanced.balanced[1] == balanced.balanced[2] > balanced.balanced[0]
-    assert built("at", outer=Outer(name="ldam")).outer.margins.unique().numel() == 1  # 60 images of each class
 
 
 def noise(path: Path, seed: int = 0) -> str:

@@ -126,8 +126,6 @@ def test_rows_and_record_say_what_was_done(result: TrainingResult) -> None:
         assert info["data"]["splits"][name]["class_counts"] == split.class_counts.tolist()
         assert info["data"]["splits"][name]["sha256"] == split.sha256
         assert len(info["data"]["splits"][name]["indices"]) == len(split)
-    assert info["parameters"] == sum(parameter.numel() for parameter in result.model.parameters())
-    assert info["versions"]["taet"] == taet.__version__
     assert (info["method_title"], info["run"]["seed"], info["threads"]) == ("TAET", 0, 1)
 
 
@@ -311,9 +309,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert len(resume(folder).history) == 2  # the fault is over
 
 
-def test_a_diverging_run_and_a_batch_of_one_image_end_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not finite in epoch"):
-        train(tiny("at", {"training.lr": 1e30, "training.epochs": 4}), out=tmp_path / "run")
+def test_a_batch_of_one_image_ends_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
     images, labels = np.zeros((5, 1, 1, 1), np.uint8), np.arange(5)
     single = Dataset.from_arrays(images, labels, images, labels)
     own = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1), nn.Linear(1, 5))

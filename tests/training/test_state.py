@@ -121,7 +121,8 @@ def test_pretrained_weights_are_not_needed_again(
     assert_same(tmp_path / "run", whole)
 
 
-def test_code_that_lies_in_the_run_is_never_run(folder: Path) -> None:
+def test_code_that_lies_in_the_run_is_never_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
     (folder / "done").unlink()
     record = json.loads((folder / "run.json").read_text())
     record["run"]["model"]["name"] = "run.trap:build"
