@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -27,6 +29,19 @@ from tests.report.test_results import right
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10")
 MakeCard = Callable[..., ResultCard]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+MEASURE = """<script>addEventListener("load", () => {
+  const all = name => [...document.querySelectorAll(name)], wide = s => s.scrollWidth > s.clientWidth;
+  all("details").forEach(d => d.open = true);
+  const flat = all("svg.figure").filter(s => s.getBoundingClientRect().height < 50).length;
+  const said = s => s.nextElementSibling?.className === "hint" && s.nextElementSibling.offsetHeight > 0;
+  const unsaid = all(".scroll").filter(s => wide(s) && !said(s)).length;
+  const found = [innerWidth, document.documentElement.scrollWidth, flat, all(".scroll").filter(wide).length, unsaid];
+  document.body.append(`found ${JSON.stringify(found)}`);
+});</script>"""
 
 
 class Page(HTMLParser):
@@ -90,6 +105,30 @@ def test_nothing_is_fetched_and_ids_are_unique(page: Page, of_run: Page) -> None
         assert inner
         assert inner <= set(one.ids)
         assert len(set(one.ids)) == len(one.ids)
+
+
+@pytest.mark.full
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_scrolls_sideways_but_tables_that_say_so(of_run: Page, page: Page, tmp_path: Path, width: int) -> None:
+    for one in (of_run, page):
+        (tmp_path / "page.html").write_text(one.source.replace("</body>", MEASURE + "</body>"))
+        # A window cannot be as narrow as a phone everywhere; a frame can.
+        frame = f'<iframe src="page.html" style="border:0;width:{width}px;height:2000px"></iframe>'
+        relay = (
+            "<script>addEventListener('load', () => document.body.append(frames[0].document.body.innerText))</script>"
+        )
+        (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{frame}{relay}</body>")
+        words = [CHROMIUM, *SWITCHES, f"--user-data-dir={tmp_path}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+        dom = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+        (found,) = re.findall(r"found (\[.*?\])", dom)
+        inner, scrolled, flat, scrolls, unsaid = json.loads(found)
+        assert inner == width >= scrolled
+        assert flat == 0
+        if width == 390:
+            assert scrolls > 1
+            assert unsaid == 0
 
 
 def test_the_page_begins_with_a_picture_a_sentence_and_a_table_and_the_rest_is_folded(page: Page) -> None:
