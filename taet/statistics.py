@@ -24,6 +24,8 @@ from taet.intervals import mcnemar as mcnemar
 from taet.intervals import student_quantile as student_quantile
 from taet.intervals import wilson_interval as wilson_interval
 
+Mask = NDArray[np.bool_]
+
 FEW_PER_CLASS = 50
 """With fewer test images than this, one image changes the accuracy of its class by more than two points."""
 PAIRED_CLASSES = 1000
@@ -45,8 +47,9 @@ def accuracy(correct: ArrayLike, total: ArrayLike) -> float:
 def per_class_accuracy(correct: ArrayLike, total: ArrayLike) -> Floats:
     """Return the recall of each class, correct_c / total_c, (C,) in [0, 1]; nan where a class has no images."""
     right, count = np.asarray(correct, dtype=np.float64), np.asarray(total, dtype=np.float64)
-    recalls = np.full(np.broadcast_shapes(right.shape, count.shape), np.nan)
-    return np.divide(right, count, out=recalls, where=count > 0)
+    recalls: Floats = np.full(np.broadcast_shapes(right.shape, count.shape), np.nan)
+    np.divide(right, count, out=recalls, where=count > 0)
+    return recalls
 
 
 def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
@@ -116,7 +119,7 @@ def class_errors(clean: ArrayLike, correct: ArrayLike, labels: ArrayLike, num_cl
     return natural, per_class_accuracy(*class_counts(before & ~after, labels, num_classes))
 
 
-def worst_case(masks: ArrayLike) -> NDArray[np.bool_]:
+def worst_case(masks: ArrayLike) -> Mask:
     """Return which images are correct under the first, the first two, ..., all A attacks, (A, N) from masks (A, N)."""
     return np.logical_and.accumulate(np.asarray(masks, dtype=bool), axis=0)
 
