@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from taet.errors import UserError  # noqa: E402
-from taet.evaluation import GivenImages, check, evaluate  # noqa: E402
+from taet.evaluation import check, evaluate  # noqa: E402
 from taet.evaluation.rules import DEEP, MASKING  # noqa: E402
 from tests import museum  # noqa: E402
 
@@ -34,7 +34,7 @@ def flags(model: nn.Module) -> str:
         card = evaluate(model, x, y, ["fgsm", "pgd-20"], eps=museum.EPS, batch_size=len(y), probe=True)
     except UserError:
         return "refused: no gradient"
-    checked = check(model, GivenImages(x, y, names), deep=True, eps=museum.EPS)
+    checked = check(model, x, y, class_names=names, deep=True, eps=museum.EPS)
     found = [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
     found += [finding.what for finding in checked.findings if finding.what in DEEP]
     return ", ".join(f"`{flag}`" for flag in found) or "none"

@@ -21,8 +21,6 @@ class CheckCommand(OfModel):
     examples = (
         "taet check",
         "taet check runs/x --deep",
-        "taet check runs/x --attacks pgd-20 autoattack --device cuda",
-        "taet check runs/x --data folder:./other-clinic",
         "taet check torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10",
     )
 
@@ -39,7 +37,7 @@ def run(words: list[str]) -> int:
     command, given = parse(CheckCommand, words, "taet check", [Options("data", Data(), usual=OF_DATA)])
     data, notes = of_part(given, "data"), tuple[str, ...]()
 
-    from taet.evaluation import GivenImages, check
+    from taet.evaluation import check
     from taet.models import trusted
 
     how = {name: getattr(command, name) for name in ("deep", "attacks", "device")}
@@ -50,7 +48,7 @@ def run(words: list[str]) -> int:
             found = check(name, weights=command.weights or "model", **how)
         else:
             model, dataset, notes = opened(name, data, command.weights, command.normalize)
-            found = check(model, GivenImages.of(dataset), **how)
+            found = check(model, dataset, **how)
     rows = [vars(one) for one in found.findings]
     print(json.dumps(rows, indent=1) if command.as_json else "\n".join([str(found), *notes]))
     return 0 if found.ok else 1

@@ -4,18 +4,15 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import Card, ResultCard
 from taet.evaluation.check import Check, check
 from taet.evaluation.column import Column, Summary
-from taet.evaluation.evaluate import evaluate, evaluate_run
-from taet.evaluation.subject import GivenImages
+from taet.evaluation.evaluate import evaluate
 
 __all__ = [
     "Card",
     "Check",
     "Column",
-    "GivenImages",
     "ResultCard",
     "Summary",
     "check",
     "evaluate",
-    "evaluate_run",
     "parse_attack",
 ]

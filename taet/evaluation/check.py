@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from taet import statistics
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
+from taet.data import Dataset
 from taet.data.downloads import roots
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
@@ -23,7 +25,7 @@ from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.facts import Merged, answer, attempt, deep_facts, outputs
 from taet.evaluation.runner import Runner, restored
-from taet.evaluation.subject import ArrayOrTensor, GivenImages, Subject, count_classes, of_module, of_run
+from taet.evaluation.subject import ArrayOrTensor, Subject, count_classes
 from taet.formatting import duration, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.settings import Data
@@ -68,9 +70,10 @@ class Check:
 
 def check(
     model_or_run_dir: nn.Module | str | os.PathLike[str] | None = None,
-    images: ArrayOrTensor | GivenImages | None = None,
+    images: ArrayOrTensor | Dataset | None = None,
     labels: ArrayOrTensor | None = None,
     *,
+    class_names: Sequence[str] | None = None,
     deep: bool = False,
     attacks: Sequence[str] | None = None,
     eps: float | None = None,
@@ -83,7 +86,7 @@ def check(
 
     Args:
         model_or_run_dir: a Module, a run folder, or nothing for this machine.
-        images, labels: test images as in `taet.evaluate`; of a run in place of its own.
+        images, labels, class_names: test images as in `taet.evaluate`; of a run in place of its own.
         deep: attack a randomised model also through the mean of many draws, and a model with several logits for each
             class also through the largest of each.
         attacks, eps: attacks whose time is estimated, and the radius. Default: those of the run, or of protocol taet.
@@ -94,19 +97,15 @@ def check(
         UserError: images or labels that `taet.evaluate` refuses, or a model that cannot be evaluated: it fails, returns
             anything but finite logits (N, classes), or has no gradient with respect to the image.
     """
-    changes = {"attacks": attacks, "eps": eps}
+    files, changes = tuple[Finding, ...](), {"attacks": attacks, "eps": eps}
     if model_or_run_dir is None:
         return Check((*_machine(resolve_device(device)),))
-    given = images if images is None or isinstance(images, GivenImages) else GivenImages(images, labels)  # type: ignore[arg-type]
-    if isinstance(model_or_run_dir, nn.Module):
-        if given is None:
-            raise UserError("check: got a model without images and labels; allowed: both, or a run folder alone")
-        return Check((*_model(of_module(model_or_run_dir, given).changed(changes), device, deep),))
-    folder = RunFolder(Path(model_or_run_dir))
-    files = verify(folder.path)
-    if not all(file.ok for file in files) or not folder.is_done:
-        return Check(files)
-    return Check((*files, *_model(of_run(folder.path, weights, images=given).changed(changes), device, deep)))
+    if not isinstance(model_or_run_dir, nn.Module):
+        files = verify(Path(model_or_run_dir))
+        if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
+            return Check(files)
+    subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights).changed(changes)
+    return Check((*files, *_model(subject, device, deep)))
 
 
 def _machine(device: torch.device) -> Iterator[Finding]:
@@ -139,14 +138,6 @@ def verify(path: Path) -> tuple[Finding, ...]:
 
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the name of each file with a function that reads it and returns whether a checksum covers all of it."""
-
-    def weights(name: str) -> bool:
-        folder.check_weights(name)
-        return folder.weights(name).name in folder.sums
-
-    def card(path: Path, name: str) -> object:
-        return store.read(folder, path, name).sealed
-
     if folder.is_run:
         yield RUN, lambda: folder.record and folder.sealed  # its method need not be installed here
         if folder.is_done or (folder.path / METRICS).exists():
@@ -155,12 +146,21 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
             yield folder.checkpoint.name, lambda: folder.load_checkpoint(folder.record.run_hash)
         if folder.is_done:
             yield DONE, lambda: folder.sums
-            try:
+            names = [DELIVERED]
+            with contextlib.suppress(UserError):  # told for `done`
                 names = folder.weights_names
-            except UserError:  # told for `done`
-                names = [DELIVERED]
-            yield from ((folder.weights(name).name, partial(weights, name)) for name in names)
-    yield from ((path.name, partial(card, path, name)) for path, name in folder.cards())
+            yield from ((folder.weights(name).name, partial(_weights, folder, name)) for name in names)
+    for path, name in folder.cards():
+        yield path.name, partial(_card, folder, path, name)
+
+
+def _card(folder: RunFolder, path: Path, name: str) -> bool:
+    return store.read(folder, path, name).sealed
+
+
+def _weights(folder: RunFolder, name: str) -> bool:
+    folder.check_weights(name)
+    return folder.weights(name).name in folder.sums
 
 
 def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
@@ -198,10 +198,6 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             if bool(((tried.logits >= 0) & (tried.logits <= 1)).all()):
                 text = "all between 0 and 1, as after a sigmoid, which shrinks the gradients; return its input"
                 yield Finding("logits", text, ok=False)
-            highest = int(runner.labels.max())
-            if subject.card is None and highest + 1 < width and several == 1:
-                text = f"{width} logits, but labels 0 to {highest} only; does the head belong to another data set?"
-                yield Finding("classes", text, ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.told(rules.of_model(facts)).items())
             if deep:
                 seen = Merged(network, width // several).eval() if several > 1 else network

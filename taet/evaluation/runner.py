@@ -84,9 +84,9 @@ class Attacked:
     """(N, C): softmax of the logits under the attack; None for a suite, as the next one."""
     distances: NDArray[np.float32] | None = None
     """(N,): norm of each perturbation that fools the model, nan for the others."""
-    parts: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     """(N,) still correct after each part of a suite."""
-    parameters: Mapping[str, object] = field(default_factory=dict)  # what a suite says about its parts
+    parameters: dict[str, object] = field(default_factory=dict)  # what a suite says about its parts
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,11 @@ class Runner:
         return self.num_classes <= statistics.PAIRED_CLASSES
 
     def passes(self, attacks: Sequence[AttackSpec], correct: int | None = None) -> int:
-        """Return `expected_passes` of attacks; the `USUAL` share is correct as long as it is not known."""
+        """Return the expected passes of an image that attacks take on all images, of which so many are right without
+        an attack; the `USUAL` share as long as it is not known."""
         every = len(self.labels)
-        return expected_passes(attacks, self.num_classes, every, round(USUAL * every) if correct is None else correct)
+        left = round(USUAL * every) if correct is None else correct
+        return sum(one.passes(self.num_classes) * (left if one.skips_misclassified else every) for one in attacks)
 
     def seconds_of_pass(self) -> float:
         """Measure the seconds of one pass of an image through the model, forward or backward."""
@@ -184,9 +186,17 @@ class Runner:
         """Return the images `rows`, clean and under attack; every adversarial image is checked."""
         x, y = self.batch(rows)
         attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
-        draws = self.draws(attack, rows)
-        with self._guarded(attack, draws), attacked.searching(attack.precision, x.device.type):
+        draws, changed = self.draws(attack, rows), list[str]()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attacked.searching(attack.precision, x.device.type))
+            if attack.source_sha256 is not None:  # a custom attack
+                changes = stack.enter_context(restored(self.model))
+                stack.enter_context(frozen(self.model))
+                draws.seed_torch()
             x_adv = attack.run(attacked, x.clone(), y.clone(), draws)  # a custom attack may write into its arguments
+            changed = [] if attack.source_sha256 is None else changes()
+        if changed:
+            raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         return x, x_adv
 
@@ -194,37 +204,17 @@ class Runner:
         """Return the random draws of an attack on these images."""
         return Draws(self.seed, attack.noise_key, rows)
 
-    @contextmanager
-    def _guarded(self, attack: AttackSpec, draws: Draws) -> Iterator[None]:
-        """Protect the model and the random state from a custom attack."""
-        if attack.source_sha256 is None:
-            yield
-            return
-        with restored(self.model) as changes, frozen(self.model):
-            draws.seed_torch()
-            yield
-            changed = changes()
-        if changed:
-            raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
-
-    def answers(self, attack: AttackSpec, x_adv: Tensor, rows: Ints) -> Tensor:
-        """Return the logits of adversarial images; raise a `UserError` if they are not finite."""
-        with torch.no_grad():
-            logits = self.model.judge(x_adv)
-        if not bool(logits.isfinite().all()):
-            raise UserError(f"model output: not finite under '{attack.name}' on images {rows[0]} to {rows[-1]}")
-        return logits
-
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
         natural = next((column.predictions for column in there if column.norm is None), None)
         outcome = self.attack(attack, natural=natural, keep=True, progress=progress)
         scores = outcome.scores if self.pairs else None
-        return Column.of(
-            attack,
-            outcome.predictions,
-            self.labels,
-            parameters=outcome.parameters,
+        names = ("name", "norm", "eps", "bounded", "curve")
+        return Column(
+            **{name: getattr(attack, name) for name in names},
+            parameters=attack.parameters | outcome.parameters,
+            correct=outcome.predictions == self.labels,
+            predictions=outcome.predictions,
             parts=outcome.parts,
             distances=outcome.distances if attack.minimal else None,
             roc_auc=None if scores is None else statistics.pairwise_auc(scores, self.labels),
@@ -294,7 +284,10 @@ class Runner:
         """Attack one batch, check every adversarial image and return the results."""
         work = self.model.measure()
         x, x_adv = self.perturb(attack, rows)
-        logits = self.answers(attack, x_adv, rows)
+        with torch.no_grad():
+            logits = self.model.judge(x_adv)
+        if not bool(logits.isfinite().all()):
+            raise UserError(f"model output: not finite under '{attack.name}' on images {rows[0]} to {rows[-1]}")
         predictions = logits.max(1).indices.cpu().numpy()
         moved = distance(x_adv, x, attack.norm or "linf").cpu().numpy()
         return {
@@ -304,11 +297,6 @@ class Runner:
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),
             **work(),
         }
-
-
-def expected_passes(attacks: Sequence[AttackSpec], num_classes: int, images: int, correct: int) -> int:
-    """Return the passes of an image that attacks take on `images`, of which `correct` are right without an attack."""
-    return sum(one.passes(num_classes) * (correct if one.skips_misclassified else images) for one in attacks)
 
 
 def run_all(

@@ -77,26 +77,23 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
 
 
 def find(path: Path, card: Card) -> Card | None:
-    """Return the card at `path`, or one kept beside it, whose columns may stand on `card`.
+    """Return the card at `path`, if its columns may stand on `card`: same model, ball, batches, machine and software.
 
-    It has the same model, ball, batches, machine and software. Models of equal weights are told apart by their outputs
-    on the first images. A card about other weights or other test images is a `UserError`.
+    Models of equal weights are told apart by their outputs on the first images. A card about other weights or other
+    test images is a `UserError`.
     """
-    for known in (Card.load(place) for place in (path, *_earlier(path)) if place.exists()):
-        for what, there, here in (
-            ("another model (weights", known.model["weights_sha256"], card.model["weights_sha256"]),
-            ("other test images (pixels and labels", known.data["test_sha256"], card.data["test_sha256"]),
-        ):
-            if there != here:
-                got = f"{what} SHA-256 {there[:12]}, here {here[:12]})"
-                raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
-        if _conditions(known) == _conditions(card) and _alike(known, card):
-            return known
-    return None
-
-
-def _conditions(card: Card) -> list[object]:
-    return [card.threat, card.batch_size, *(card.environment.get(name) for name in ("versions", "device"))]
+    if not path.exists():
+        return None
+    known = Card.load(path)
+    for what, there, here in (
+        ("another model (weights", known.model["weights_sha256"], card.model["weights_sha256"]),
+        ("other test images (pixels and labels", known.data["test_sha256"], card.data["test_sha256"]),
+    ):
+        if there != here:
+            got = f"{what} SHA-256 {there[:12]}, here {here[:12]})"
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
+    one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
+    return known if one == other and _alike(known, card) else None
 
 
 def _alike(known: Card, card: Card) -> bool:
@@ -108,28 +105,13 @@ def _alike(known: Card, card: Card) -> bool:
     return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
 
 
-def _earlier(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
-
-
 def put(path: Path, card: Card) -> None:
-    """Save a card at `path`; an older one is kept beside it, under its time, unless the new one has all its columns.
-
-    The older one is copied before it is replaced, so that no failure can lose a card.
-    """
-    if path.exists() and not _holds(card, before := Card.load(path)):
-        place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
-        while place.exists() and read_bytes(place) != read_bytes(path):
-            place = place.with_name(f"{place.stem}0.json")
-        write_atomically(place, read_bytes(path))
+    """Save a card at `path`; one with columns that the new card lacks is first copied beside it, under its time."""
+    if path.exists():
+        mine = {column.identity: column.predictions for column in card.columns}
+        before = Card.load(path)
+        columns = (column for column in before.columns if column.name not in WORST_CASE.values())
+        if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in columns):
+            place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
+            write_atomically(place, read_bytes(path))
     card.save(path)
-    for place in _earlier(path):
-        if _holds(card, Card.load(place)):
-            place.unlink()
-
-
-def _holds(card: Card, other: Card) -> bool:
-    """Whether `card` has every column of the other card, except the worst case, which follows from the columns."""
-    mine = {column.identity: column.predictions for column in card.columns}
-    columns = (column for column in other.columns if column.name not in WORST_CASE.values())
-    return all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in columns)

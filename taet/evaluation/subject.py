@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,85 +40,94 @@ OF_TRAINING = ("draw", "exposure", "test_sha256")  # what the record of extra im
 
 
 @dataclass(frozen=True, eq=False)
-class GivenImages:
-    """Test images that a caller gives with a Module, or in place of those of a run, and what is known about them."""
-
-    images: ArrayOrTensor
-    labels: ArrayOrTensor
-    class_names: Sequence[str] | None = None
-    train_class_counts: Sequence[int] | None = None  # training images of each class for a Module; a run has its own
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Their description on the card: name, imbalance_ratio, notes."""
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> GivenImages:
-        """The test images of a data set."""
-        test, counts = dataset.test, dataset.class_counts.tolist()
-        return cls(test.images, test.labels, dataset.class_names, counts, dataset.about())
-
-    def arrays(self) -> tuple[TestImages, Ints]:
-        """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
-        pixels, labels = (
-            one.detach().cpu().numpy() if isinstance(one, Tensor) else np.asanyarray(one)
-            for one in (self.images, self.labels)
-        )
-        if pixels.ndim != 4 or len(pixels) == 0:
-            raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-        if pixels.dtype == np.uint8 and pixels.shape[3] not in (1, 3):
-            raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
-        if pixels.dtype != np.uint8:
-            if pixels.dtype.kind != "f":
-                raise UserError(f"images: got {pixels.dtype}; allowed: uint8 0 to 255, or floats from 0 to 1")
-            if not ((pixels >= 0) & (pixels <= 1)).all():
-                hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
-                raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
-            pixels = np.ascontiguousarray(pixels, dtype=np.float32)
-        if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
-            raise UserError(f"labels: got {labels.dtype} {labels.shape}; allowed: integers ({len(pixels)},)")
-        if labels.min() < 0:
-            raise UserError(f"labels: got {labels.min()}; allowed: 0 or more")
-        return pixels, labels.astype(np.int64)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first tensor, the CPU without one."""
-    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-
-
-def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
-    """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
-    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
-        raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
-    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
-        x = as_unit(images[:2]).to(device)
-        with custom_code(f"model: fails on images of shape {tuple(x.shape)}"):
-            logits = Counted(model)(x.clone().requires_grad_())
-        changed = changes()
-    if changed:
-        allowed = "one that does not change"
-        raise UserError(f"model: {changed[0]} changes during a forward pass in eval mode; allowed: {allowed}")
-    if not logits.requires_grad:
-        raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
-    width = int(logits.shape[1])
-    if width < 2:
-        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
-    check_labels(int(labels.min()), int(labels.max()), width)
-    return width
-
-
-@dataclass(frozen=True)
 class Subject:
     """A model with its test images and settings, and the fields of the card that describe them."""
 
     model: nn.Module
     images: TestImages
     labels: Ints
+    about: Json  # method, title, protocol, seed, run, model and data, as the card has them
+    device: torch.device  # of the work, unless the caller chooses another
     settings: Evaluation
     eps: float  # radius of the L-infinity ball that the card is about
-    device: torch.device  # device of the work, unless the caller chooses another
-    about: Json  # method, title, protocol, seed, run, model and data, as the card has them
     card: Path | None = None
     """File of the card in the run; None for a Module, or if other images replace those of the run."""
+
+    @classmethod
+    def of(
+        cls,
+        model_or_run_dir: nn.Module | str | os.PathLike[str],
+        images: ArrayOrTensor | Dataset | None = None,
+        labels: ArrayOrTensor | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        train_class_counts: Sequence[int] | None = None,
+        name: str | None = None,
+        notes: Sequence[str] = (),
+        weights: str = DELIVERED,
+        model: nn.Module | None = None,
+        dataset: Dataset | None = None,
+    ) -> Subject:
+        """Return a Module on images, or the model of a run on its own images or others: see `taet.evaluate`."""
+        about: Json = {"name": "arrays"}
+        if isinstance(images, Dataset):
+            data, test = images, images.test
+            class_names, train_class_counts, about = data.class_names, data.class_counts.tolist(), data.about()
+            images, labels = test.images, test.labels
+        if (images is None) != (labels is None):
+            raise UserError("evaluate: got images without labels, or labels without images; allowed: both, or neither")
+        given = None if images is None or labels is None else _test_images(images, labels)
+        if not isinstance(model_or_run_dir, nn.Module):
+            if not isinstance(model_or_run_dir, str | os.PathLike):
+                got = type(model_or_run_dir).__name__
+                raise UserError(f"evaluate: got a {got}; allowed: a torch.nn.Module, or the folder of a run")
+            return cls._of_run(RunFolder(Path(model_or_run_dir)), weights, given, class_names, about, model, dataset)
+        if given is None:
+            raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
+        network, called = model_or_run_dir, name or type(model_or_run_dir).__name__
+        sha256, counts = images_sha256(*given), plain(train_class_counts)
+        fields: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
+        fields["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
+        fields["data"] = about | {"class_names": class_names, "train_class_counts": counts, "test_sha256": sha256}
+        device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+        return cls(network, *given, fields, device, Evaluation(), Threat().eps)
+
+    @classmethod
+    def _of_run(
+        cls,
+        folder: RunFolder,
+        weights: str,
+        given: tuple[TestImages, Ints] | None,
+        class_names: Sequence[str] | None,
+        data: Json,
+        model: nn.Module | None,
+        dataset: Dataset | None,
+    ) -> Subject:
+        if given is None:
+            run, network, loaded, record = load_run(folder.path, weights, model=model, dataset=dataset)
+            images, labels, sha256, data = loaded.test.images, loaded.test.labels, loaded.test.sha256, loaded.about()
+        else:
+            run, network, record = load_model(folder.path, weights, model=model)
+            images, labels = given
+            labels = labels if class_names is None else by_name(labels, class_names, record.data.class_names)
+            sha256 = images_sha256(images, labels)
+        if (extra := record.data.extra) is not None:
+            about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
+            data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
+        rule, leak, counts = record.selection.rule, record.selection.leak, list(record.data.train.class_counts)
+        if weights == LAST:
+            rule, leak = "last", False
+        elif weights == BEST and rule == "last":  # only a curve on validation images has a best epoch then
+            rule = "best-validation"
+        data |= {"class_names": list(record.data.class_names), "train_class_counts": counts, "test_sha256": sha256}
+        fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
+        fields["run"] = {"config": record.settings, "hash": run_hash(run), "command": record.command}
+        fields["run"] |= {"deviations": list(record.deviations)}
+        name, epoch = run.model.name if model is None else type(model).__name__, folder.weights_about(weights).epoch
+        fields["model"] = {"name": name, "selection": rule, "epoch": epoch, "leak": leak}
+        fields["model"] |= {"file_sha256": file_sha256(folder.weights(weights))}
+        fields["data"], card = data, folder.card(weights) if given is None else None
+        return cls(network, images, labels, fields, resolve_device("auto"), run.evaluation, run.threat.eps, card)
 
     @property
     def attacks(self) -> list[AttackSpec]:
@@ -135,10 +144,10 @@ class Subject:
         """Return a runner for the model, which is on `device`, and its card without columns."""
         width = count_classes(self.model, self.images, self.labels, device)
         names, counts = (self.about["data"][name] for name in ("class_names", "train_class_counts"))
-        for what, given in (("model output", names), ("training counts", counts)):
-            if given is not None and len(given) != width:
-                got, allowed = (f"{width} logits", len(given)) if given is names else (len(given), width)
-                raise UserError(f"{what}: got {got}; allowed: {allowed}, one per class")
+        if names is not None and len(names) != width:
+            raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
+        if counts is not None and len(counts) != width:
+            raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names, device)
         model = self._attacked(device)
         runner = Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
@@ -177,63 +186,48 @@ class Subject:
         return found
 
 
-def of_module(model: nn.Module, given: GivenImages, name: str | None = None, notes: Sequence[str] = ()) -> Subject:
-    """Return the subject for a Module on the images given with it."""
-    images, labels = given.arrays()
-    called = name or type(model).__name__
-    counts = None if given.train_class_counts is None else np.asarray(given.train_class_counts)
-    if counts is not None and (counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any()):
-        allowed = "whole numbers of 0 or more, one per class"
-        raise UserError(f"training counts: got {given.train_class_counts!r}; allowed: {allowed}")
-    data = {"name": "arrays", **given.about, "class_names": given.class_names, "train_class_counts": plain(counts)}
-    about: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
-    about["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
-    about["data"] = {**data, "test_sha256": images_sha256(images, labels)}
-    return Subject(model, images, labels, Evaluation(), Threat().eps, device_of(model), about)
+def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor) -> tuple[TestImages, Ints]:
+    """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
+    pixels, classes = (
+        one.detach().cpu().numpy() if isinstance(one, Tensor) else np.asanyarray(one) for one in (images, labels)
+    )
+    got, forms = f"images: got {pixels.dtype} {pixels.shape}", "allowed: uint8 (N, H, W, C) or float (N, C, H, W)"
+    channels = pixels.shape[3 if pixels.dtype == np.uint8 else 1] if pixels.ndim == 4 else 0
+    if not len(pixels) or not channels or (pixels.dtype == np.uint8 and channels not in (1, 3)):
+        raise UserError(f"{got}; {forms} with 1 or 3 channels")
+    if pixels.dtype != np.uint8:
+        if pixels.dtype.kind != "f":
+            raise UserError(f"{got}; {forms} from 0 to 1")
+        if not ((pixels >= 0) & (pixels <= 1)).all():
+            hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
+            raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
+        pixels = np.ascontiguousarray(pixels, dtype=np.float32)
+    if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
+        raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
+    if classes.min() < 0:
+        raise UserError(f"labels: got {classes.min()}; allowed: 0 or more")
+    return pixels, classes.astype(np.int64)
 
 
-def of_run(
-    folder: str | os.PathLike[str],
-    weights: str = DELIVERED,
-    *,
-    images: GivenImages | None = None,
-    model: nn.Module | None = None,
-    dataset: Dataset | None = None,
-) -> Subject:
-    """Return the subject for the model of a run on its own test images, or on others with class names of their own.
-
-    A run that was trained from a Module or on arrays in memory is given these again.
-    """
-    held = RunFolder(Path(folder))
-    if images is None:
-        run, network, loaded, record = load_run(held.path, weights, model=model, dataset=dataset)
-        pixels, labels, sha256 = loaded.test.images, loaded.test.labels, loaded.test.sha256
-        data = loaded.about()
-    else:
-        run, network, record = load_model(held.path, weights, model=model)
-        pixels, labels = images.arrays()
-        data = {"name": "arrays", **images.about}
-        if images.class_names is not None:
-            labels = by_name(labels, images.class_names, record.data.class_names)
-        sha256 = images_sha256(pixels, labels)
-    if (extra := record.data.extra) is not None:
-        about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
-        data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
-    rule, leak, counts = record.selection.rule, record.selection.leak, list(record.data.train.class_counts)
-    if weights == LAST:
-        rule, leak = "last", False
-    elif weights == BEST and rule == "last":  # only a curve on validation images has a best epoch then
-        rule = "best-validation"
-    data |= {"class_names": list(record.data.class_names), "train_class_counts": counts, "test_sha256": sha256}
-    about = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
-    about["run"] = {"config": record.settings, "hash": run_hash(run), "command": record.command}
-    about["run"] |= {"deviations": list(record.deviations)}
-    name, epoch = run.model.name if model is None else type(model).__name__, held.weights_about(weights).epoch
-    about["model"] = {"name": name, "selection": rule, "epoch": epoch, "leak": leak}
-    about["model"] |= {"file_sha256": file_sha256(held.weights(weights))}
-    card = held.card(weights) if images is None else None
-    device, about["data"] = resolve_device("auto"), data
-    return Subject(network, pixels, labels, run.evaluation, run.threat.eps, device, about, card)
+def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
+    """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
+        raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
+    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
+        x = as_unit(images[:2]).to(device)
+        with custom_code(f"model: fails on images of shape {tuple(x.shape)}"):
+            logits = Counted(model)(x.clone().requires_grad_())
+        changed = changes()
+    if changed:
+        allowed = "one that does not change"
+        raise UserError(f"model: {changed[0]} changes during a forward pass in eval mode; allowed: {allowed}")
+    if not logits.requires_grad:
+        raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
+    width = int(logits.shape[1])
+    if width < 2:
+        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
+    check_labels(int(labels.min()), int(labels.max()), width)
+    return width
 
 
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:

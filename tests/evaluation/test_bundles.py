@@ -92,11 +92,6 @@ def test_a_mistake_is_one_line(name: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_every_example_of_a_name_is_understood() -> None:
-    every = Evaluation(attacks=tuple(catalogue.examples()))
-    assert [attack.name for attack in attacks_of(every)] == catalogue.examples()
-
-
 def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() -> None:
     settings = expand(("reat", "fgsm"), Evaluation(eps=0.1, seed=3))
     assert settings.attacks == (*protocols.COLUMNS["reat"], "fgsm")
@@ -226,13 +221,3 @@ def test_a_point_of_other_settings_is_none_of_the_curve(card: ResultCard, change
     found = curves(card.changed(columns=tuple(other if one is own else one for one in card.columns)))
     same = "seed" in change  # another draw of the same
     assert (RADIUS in found["eps"], 20 in found["steps"], 1 in found["logit-scale"]) == (same, same, same)
-
-
-def test_of_several_sets_the_curve_is_the_one_measured_for_it_else_the_largest(card: ResultCard) -> None:
-    names = [f"pgd-{steps}" for steps in (1, 2, 5, 10, 20, 50, 100)]
-    columns = [card.column(name) for name in names]
-    long = [one.changed(parameters={**one.parameters, "step_size": 0.02}, curve="") for one in columns[3:]]
-    asked = card.changed(columns=(*columns[:3], *long))
-    assert list(curves(asked)["steps"]) == [1, 2, 5]
-    unasked = card.changed(columns=(*(one.changed(curve="") for one in columns[:3]), *long))
-    assert list(curves(unasked)["steps"]) == [10, 20, 50, 100]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +16,10 @@ import taet
 from taet import statistics
 from taet.attacks import fgsm
 from taet.errors import UserError
-from taet.evaluation import GivenImages, ResultCard, parse_attack
+from taet.evaluation import ResultCard, parse_attack
 from taet.evaluation.evaluate import attack_seconds
 from taet.evaluation.facts import probe_passes
-from taet.evaluation.runner import Runner, expected_passes
+from taet.evaluation.runner import Runner
 from taet.settings import Run
 from tests.evaluation.conftest import EPS, unit
 
@@ -48,16 +47,6 @@ def test_every_attack_faces_all_images_and_the_columns_say_what_was_done(evaluat
     assert (pgd.norm, pgd.eps, pgd.bounded) == ("linf", EPS, True)
     assert card.summary("clean").groups["head"] >= 0
     assert {flag["flag"] for flag in card.flags} >= {"few-images-per-class", "small-test-set"}
-
-
-def test_where_eps_is_given_and_the_step_is_not_the_step_follows(task: Task) -> None:
-    def step(**change: Any) -> float:
-        return float(taet.evaluate(*task, attacks=["pgd-20"], **change).column("pgd-20").parameters["step_size"])
-
-    assert step() == 1 / 255
-    assert step(eps=8 / 255) == 1 / 255
-    assert step(eps=0.1) == pytest.approx(0.1 / 8)
-    assert step(eps=0.1, step_size=0.02) == 0.02
 
 
 def test_flags_depend_neither_on_the_order_of_attacks_nor_on_batches_nor_on_the_form_of_images(
@@ -97,11 +86,11 @@ def test_progress_never_goes_back_and_ends_at_its_total_once(
 
 
 def test_a_suite_is_expected_to_attack_what_is_still_right_and_seconds_are_those_of_a_pass(
-    tiny: Callable[..., Run], task: Task, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Run], task: Task, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attacks = [parse_attack(name) for name in ("clean", "pgd-20", "autoattack-fast")]
     pgd, suite = 41 * 22, attacks[2].passes(4)
-    assert expected_passes(attacks, num_classes=4, images=22, correct=10) == 22 + pgd + 10 * suite
+    assert runner.passes(attacks, 10) == 22 + pgd + 10 * suite
     monkeypatch.setattr(Runner, "seconds_of_pass", lambda _: 0.5)
     run, test = tiny("at", {"evaluation.attacks": ("pgd-20",)}), SimpleNamespace(images=task[1], labels=task[2])
     test.class_names = "abcd"
@@ -166,8 +155,6 @@ def few(logits: Tensor) -> Tensor:
 )
 def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any], message: str, task: Task) -> None:
     model, images, labels = task
-    if change.pop("two", False):
-        model, labels = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), labels % 2
     settings = {"attacks": ATTACKS, "eps": EPS, "batch_size": 8, **change}
     with pytest.raises(UserError, match=message) as error:
         taet.evaluate(settings.pop("model", model), images, labels, **settings)
@@ -182,6 +169,7 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any]
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1, 2], "labels: got int64"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, -1], "labels: got -1"),
         (None, None, "without images"),
+        (np.zeros((2, 8, 8, 3), dtype=np.uint8), None, "allowed: both, or neither"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any, message: str, task: Task) -> None:
@@ -189,17 +177,13 @@ def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any
         taet.evaluate(task[0], images, labels if labels is None else np.array(labels))
 
 
-def test_what_images_or_a_run_say_of_themselves_is_not_given_again(task: Task, tmp_path: Path) -> None:
-    model, images, labels = task
-    given = GivenImages(images, labels, class_names=["a", "b", "c", "d"], about={"name": "mine"})
-    card = taet.evaluate(model, given, attacks="clean")
-    assert (card.class_names, card.data["name"]) == (("a", "b", "c", "d"), "mine")
-    with pytest.raises(UserError, match="unknown setting 'labels'"):
-        taet.evaluate(model, given, labels)
-    with pytest.raises(UserError, match="got images beside a run, which has its own; allowed: with out="):
-        taet.evaluate(tmp_path, given)
-    with pytest.raises(UserError, match="got images without labels; allowed: both, or neither"):
-        taet.evaluate(tmp_path, images)
+def test_the_test_images_of_a_data_set_are_given_with_all_that_is_known_of_them() -> None:
+    data = taet.data.load("digits-lt", max_count=12, test_max_count=3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    card = taet.evaluate(model, data, attacks="clean")
+    assert (card.class_names, card.data["name"]) == (data.class_names, data.name)
+    assert card.data["train_class_counts"] == data.class_counts.tolist()
+    assert card.data["test_sha256"] == data.test.sha256
 
 
 @pytest.mark.parametrize(("most", "measured"), [(4, True), (3, False)])

@@ -14,7 +14,6 @@ from taet.attacks import pgd
 from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.data.long_tail import even_sample
-from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.facts import ModelFacts, attempt, outputs, probe, probe_passes
 from taet.evaluation.runner import Runner
@@ -59,19 +58,6 @@ def test_images_whose_logits_or_gradient_are_not_finite_are_counted() -> None:
     # Of the root at 0 only the gradient, of a division by 0 the logit too is not finite.
     assert tried(mean(lambda z: z + (z - z.detach()).abs().sqrt())).nonfinite_gradients == 8
     assert tried(mean(lambda z: z / (z.abs() < 0.499).float().amin(1, keepdim=True))).nonfinite_gradients == 2
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [(KeyError("x\ny"), "KeyError: 'x"), (AssertionError(), "AssertionError"), (ValueError("a\nb"), "ValueError: a b")],
-)
-def test_whatever_a_model_raises_is_told_in_one_line(error: Exception, reason: str) -> None:
-    def fail(_: Tensor) -> Tensor:
-        raise error
-
-    with pytest.raises(UserError, match=f"model: fails on a batch of 8 images: {reason}") as caught:
-        tried(mean(fail))
-    assert "\n" not in str(caught.value)
 
 
 # -- the probe ---------------------------------------------------------------------------------------------------------

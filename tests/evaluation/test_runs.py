@@ -17,7 +17,7 @@ from taet.attacks import fgsm
 from taet.data import load
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
-from taet.evaluation import GivenImages, ResultCard, evaluate
+from taet.evaluation import ResultCard, evaluate
 from taet.evaluation.runner import Runner, as_unit
 from taet.settings import override
 from taet.training.runs import load_run
@@ -55,9 +55,11 @@ def test_a_run_gets_its_card_and_may_meet_other_images(run: Path, tmp_path: Path
     assert not (run / "evaluation-state").exists()
     test = load_run(run)[2].test
     images, labels = test.images[:20], test.labels[:20]
-    given = GivenImages(images, labels, [f"{label}" for label in range(10)], about={"name": "others"})
-    other = evaluate(run, given, attacks="fgsm", out=tmp_path / "other")
-    assert (other.method, other.data["name"], len(other.labels)) == ("at", "others", 20)
+    with pytest.raises(UserError, match="got images beside a run, which has its own; allowed: with out="):
+        evaluate(run, images, labels)
+    given = {"class_names": [f"{label}" for label in range(10)], "out": tmp_path / "other"}
+    other = evaluate(run, images, labels, "fgsm", **given)
+    assert (other.method, other.data["name"], len(other.labels)) == ("at", "arrays", 20)
     assert other.data["train_class_counts"] == card.data["train_class_counts"]
     assert ResultCard.load(tmp_path / "other" / "evaluation.json").to_json() == other.to_json()
     assert ResultCard.load(run / "evaluation.json").to_json() == card.to_json()
