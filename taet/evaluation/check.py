@@ -143,7 +143,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
         if folder.is_done or (folder.path / METRICS).exists():
             yield METRICS, lambda: [folder.metrics] and (folder.sums or not folder.is_done)
         if folder.checkpoint.exists():
-            yield folder.checkpoint.name, lambda: folder.load_checkpoint(folder.record.run_hash)
+            yield folder.checkpoint.name, lambda: folder.load_checkpoint()
         if folder.is_done:
             yield DONE, lambda: folder.sums
             names = [DELIVERED]

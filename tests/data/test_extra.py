@@ -188,7 +188,7 @@ def test_other_pixels_and_classes_are_refused(dataset: Dataset, stored: Callable
         ({"extra_source": " "}, r"data extra: got 'npz:extra\.npz' without a source; add --data\.extra-source, a sent"),
         ({"extra": "csv:x"}, r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"),
         ({"extra": None, "extra_source": None}, r"data extra fraction: got 0\.5; allowed: with extra only"),
-        ({"extra_fraction": 1.0}, r"data extra fraction: got 1; allowed: 0 up to, not including, 1"),
+        ({"extra_fraction": 1.0}, r"data extra fraction: got 1; allowed: 0 or more, below 1"),
         ({"extra_classes": "inverse"}, r"data extra classes: got 'inverse'; this setting has left, see CHANGELOG"),
     ],
 )
