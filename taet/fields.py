@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 import types
 import typing
@@ -39,7 +38,7 @@ class Note:
     """Text that follows the bounds in messages and in --help; `suggest` returns a hint about a refused number."""
 
     text: str
-    suggest: Callable[[float], str] = lambda _: ""
+    suggest: Callable[[float], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +103,14 @@ PartialShare = Annotated[float, Field(ge=0, lt=1)]
 """A share of less than the whole."""
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 LongSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-RATIO = Note(" (largest class over smallest)", lambda value: f"; did you mean {1 / value:g}?" if 0 < value < 1 else "")
+RATIO = Note("largest class over smallest", lambda value: f"; did you mean {1 / value:g}?" if 0 < value < 1 else "")
 Ratio = Annotated[float, Field(ge=1), RATIO]
 PIXEL_UNITS = Note(
-    ", in units of the image range, e.g. 8/255", lambda v: f"; did you mean {v:g}/255?" if 1 < v <= 255 else ""
+    "in units of the image range, e.g. 8/255", lambda v: f"; did you mean {v:g}/255?" if 1 < v <= 255 else ""
 )
 Radius = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1), PIXEL_UNITS]
 """The size of an L-infinity perturbation of an image in [0, 1]; files may hold 8/255 as text."""
-RadiusL2 = Annotated[float, BeforeValidator(_fraction), Field(ge=0), Note(", e.g. 1.0 or 128/255")]
+RadiusL2 = Annotated[float, BeforeValidator(_fraction), Field(ge=0)]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -218,26 +217,22 @@ def _type_text(kind: Any) -> str:
     return "a list" if origin in (list, tuple) else WORDS.get(kind, "an object")
 
 
-def _range_text(marks: tuple[Any, ...], value: object) -> str:
-    """Return the allowed range in words: `above 0, up to 1`."""
-    found = {name: getattr(mark, name) for mark in marks for name in ("gt", "ge", "lt", "le") if hasattr(mark, name)}
-    high = found.get("lt", found.get("le"))
-    if high is not None and high >= LARGEST and not (isinstance(value, int | float) and value > high):
-        high = None
-    if "ge" in found and "gt" not in found and high is not None:
-        return f"{found['ge']} {'up to, not including,' if 'lt' in found else 'to'} {high}"
-    low = f"above {found['gt']}" if "gt" in found else f"{found['ge']} or more" if "ge" in found else ""
-    return ", ".join(filter(None, (low, "" if high is None else f"{'below' if 'lt' in found else 'up to'} {high}")))
-
-
 def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
-    """Return the bounds of an alternative of a type in words: `above 0, up to 1`."""
-    parts = [_range_text(marks, value)]
+    """Return the bounds of an alternative of a type in words: `0 to 1`, `1 or more`, `above 0, below 1`."""
+    found = {name: getattr(mark, name) for mark in marks for name in ("gt", "ge", "lt", "le") if hasattr(mark, name)}
+    if found.get("le", 0) >= LARGEST and not (isinstance(value, int | float) and value > found["le"]):
+        del found["le"]
+    if "gt" in found:
+        found.pop("ge", None)  # of a type that a field narrows
+    if {*found} == {"ge", "le"}:
+        parts = [f"{found['ge']} to {found['le']}"]
+    else:
+        texts = {"gt": "above {}", "ge": "{} or more", "lt": "below {}", "le": "up to {}"}
+        parts = [text.format(found[name]) for name, text in texts.items() if name in found]
     if typing.get_origin(kind) is tuple and (each := bounds_of(*leaves(typing.get_args(kind)[0])[0])):
         parts = [f"each {each}"]
     parts += [f"at least {mark.min_length}" for mark in marks if hasattr(mark, "min_length")]
-    parts += [mark.text for mark in marks if isinstance(mark, Rule)]
-    return ", ".join(filter(None, parts)) + "".join(mark.text for mark in marks if isinstance(mark, Note))
+    return ", ".join([*parts, *(mark.text for mark in marks if isinstance(mark, Note | Rule))])
 
 
 def _is_kind(value: object, kind: Any) -> bool:
@@ -255,13 +250,8 @@ def allowed_text(hint: Any, value: object = None) -> str:
     for kind, marks in leaves(hint):
         right = _is_kind(value, kind)
         bounds = bounds_of(kind, marks, value if right else None)
-        if right and isinstance(value, float) and not math.isfinite(value):
-            bounds = ", ".join(filter(None, (bounds, "a finite number")))
-        elif right and not bounds:
-            bounds = "text in UTF-8 without zero bytes" if kind is str else _type_text(kind)
-        texts += (
-            [] if kind is types.NoneType else [", ".join(filter(None, ("" if right else _type_text(kind), bounds)))]
-        )
+        if kind is not types.NoneType:
+            texts.append(bounds if right and bounds else ", ".join(filter(None, (_type_text(kind), bounds))))
     return ", or ".join(texts)
 
 

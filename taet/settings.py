@@ -16,7 +16,6 @@ from taet.fields import (
     ImageCount,
     LongSeed,
     NonNegative,
-    Note,
     OnlyWith,
     PartialShare,
     Positive,
@@ -35,7 +34,6 @@ from taet.fields import (
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
-NO_ATTACK = Note("", lambda eps: "" if eps else "; for no attack: --attacks clean")
 COLUMNS = "clean fgsm pgd-20 pgd-100 cw-l2 autoattack"
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 
@@ -85,7 +83,7 @@ class Data(Settings):
     an .npz (train_NAME), by default `group`; or `folder`, the subfolders of class folders. none: no groups."""
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Whether training may mirror images. auto: as known for a published set; yes for your own images."""
-    size: Annotated[int, Field(ge=4, le=2048), Note(" pixels")] | None = None
+    size: Annotated[int, Field(ge=4, le=2048)] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     seed: LongSeed = 0
     """Seed of the selection of images. With the same seed, a smaller subset is part of a larger one."""
@@ -202,16 +200,14 @@ class Training(Settings):
     warmup: PartialShare = 0.0
     """Share of the epochs over which the learning rate rises linearly from 0."""
     decay: Literal["steps", "cosine", "one-cycle"] = "steps"
-    """Learning rate: divided by ten at each milestone; half a cosine to 0; or one-cycle, half a cosine from lr / 25 to
-    lr over the share `warmup` of the epochs (0.3 if that is 0), then another one to nearly 0."""
+    """Rate: a tenth at each milestone; half a cosine to 0; or from lr / 25 to lr within warmup (or 0.3), then to 0."""
     milestones: Annotated[tuple[float, ...], Rule(_are_rising_shares, "rising shares of the epochs, e.g. 0.75 0.9")] = (
         0.75,
         0.9,
     )
     """Shares of the epochs where the rate is divided by ten, to the nearest epoch; at the first one drw begins."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
-    """Crop after zero padding by an eighth, and mirroring. RandAugment (2 operations of magnitude 8) or AutoAugment (of
-    CIFAR-10) comes before both, as in AT-BSL."""
+    """Crop after padding by an eighth, and mirror; before it RandAugment (2, 8) or AutoAugment (CIFAR-10) of AT-BSL."""
     sampling: Literal["shuffled", "class-balanced"] = "shuffled"
     """Every image once per epoch, or (class-balanced) as many draws with replacement, all classes equally likely."""
     awp: PartialShare = 0.0
@@ -238,8 +234,8 @@ class Training(Settings):
     """Images of each point, a fixed even sample of the classes. Default: all where the curve decides, else 1,000."""
     distance_images: Whole = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
-    save_minutes: Annotated[NonNegative, Note("; 0: after every step")] = 5.0
-    """Minutes between two checkpoints within an epoch; there is always one at the end of an epoch."""
+    save_minutes: NonNegative = 5.0
+    """Minutes between checkpoints within an epoch, which ends with one anyway; 0: after every step."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     capture: bool = True
@@ -269,7 +265,7 @@ class Evaluation(Settings):
 
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(COLUMNS.split())
     """Attacks (see taet list attacks), optionally with settings: pgd-20:restarts=5; taet or reat: a paper's columns."""
-    eps: Annotated[Radius, Field(gt=0), NO_ATTACK] | None = None
+    eps: Annotated[Radius, Field(gt=0)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
     step_size: Annotated[Radius, Field(gt=0)] = 1 / 255
     """Step of PGD in the L-infinity ball."""
@@ -333,26 +329,22 @@ def option(name: str) -> str:
 
 
 def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
-    """Return `config` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, each checked again.
-
-    All fields of a part are replaced at once, so their order does not matter.
-    """
+    """Return `config` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, together, and checked."""
     values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():
         name, dot, rest = path.partition(".")
         if name not in type(config).model_fields:
             raise unknown(f"setting '{prefix}{path}': field", name, type(config).model_fields)
+        if dot and not isinstance(getattr(config, name), Settings | None):
+            raise UserError(f"setting '{prefix}{path}': {name} has no fields")
         if dot:
             parts.setdefault(name, {})[rest] = value
         else:
             values[name] = value
     for name, part in parts.items():
-        own = getattr(config, name)
-        if name in values or not isinstance(own, Settings | None):
-            why = f"{name} is given as a whole as well" if name in values else f"got a field of {own!r}, which has none"
-            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {why}")
+        own = values.get(name, getattr(config, name))
         # The model builds a part that it does not have yet, such as the settings of a method.
-        values[name] = part if own is None else override(own, part, f"{prefix}{name}.")
+        values[name] = override(own, part, f"{prefix}{name}.") if isinstance(own, Settings) else part
     return config.replace(**values)
 
 

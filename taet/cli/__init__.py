@@ -29,31 +29,6 @@ COMMANDS = {
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
     "list": "list methods, attacks, data, models, protocols or recipes",
 }
-LEFT = {
-    "abstain": "python examples/abstain.py",
-    "audit": "taet check MODEL --deep",
-    "cost": "python benchmarks/cost.py",
-    "doctor": "taet check, or taet check RUN",
-    "embed": "python examples/embed.py",
-    "gate": "taet report NEW --fail-if-worse OLD",
-    "leaderboard": "taet report FOLDER... --out board.md, or taet.results(...).board()",
-    "plan": "taet data show NAME",
-    "reproduce": "python papers/reproduce.py",
-    "track": "python examples/track.py",
-    "transfer": "taet evaluate RUN --attacks pgd-20@OTHER_RUN",
-    "tune": "python examples/tune.py",
-    "what-if": "python examples/learning_curve.py",
-    "evaluate --curves": "taet evaluate RUN --attacks curve-steps curve-eps",
-    "evaluate --processes": "torchrun --nproc-per-node N -m taet evaluate RUN",
-    "evaluate --until": "python examples/until_decided.py",
-    "evaluate --worst-case": "card.worst_case() in Python, from the bits of the card",
-    "compare --merge": "copy the folders of the runs into one, and taet compare SPEC --out FOLDER",
-    "compare --until": "python examples/until_decided.py",
-    "compare --what-if": "python examples/learning_curve.py",
-    "predict --abstain": "python examples/abstain.py",
-    "predict --certify-attack": "taet predict RUN IMAGE... --attack pgd-20",
-}
-"""Commands and options of earlier versions, and what does their work now."""
 HELP = """usage: taet COMMAND [options]
 
 Adversarial robustness under long-tailed data.
@@ -143,9 +118,6 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"taet {__version__}")
         return 0
-    for left in (command, *(f"{command} {word.partition('=')[0]}" for word in words)):
-        if left in LEFT:
-            raise UserError(f"taet {left} was removed; instead: {LEFT[left]}")
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     if importlib.util.find_spec("fcntl") is None:

@@ -21,8 +21,6 @@ class CheckCommand(OfModel):
     examples = (
         "taet check",
         "taet check runs/x --deep",
-        "taet check runs/x --attacks pgd-20 autoattack --device cuda",
-        "taet check runs/x --data folder:./other-clinic",
         "taet check torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10",
     )
 

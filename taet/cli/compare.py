@@ -32,7 +32,6 @@ class Compare(Command):
     """
 
     examples = (
-        "taet compare digits.toml",
         "taet compare digits.toml --dry-run",
         "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
         "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",

@@ -6,20 +6,15 @@ import json
 from typing import Annotated, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, parse
-from taet.errors import UserError
 from taet.settings import Data, Run, override
 
 USUAL = ("root", "imbalance_ratio", "profile", "max_count", "test", "validation", "group", "size", "seed")
-"""Settings that --help shows."""
 
 
 class DataCommand(Command):
     """show: print class counts of every split, imbalance ratio, checksums and notes, as a run would use the set.
 
-    prepare: download the official files (without a network: print which file to put where), check, unpack and read
-    them.
-
-    The names of the sets: taet list data.
+    prepare: download the official files (without a network: print which file to put where), check and read them.
     """
 
     examples = (
@@ -50,8 +45,6 @@ def run(words: list[str]) -> None:
 
     given = {**given, "data.name": command.set}
     if command.action == "prepare":
-        if command.as_json:
-            raise UserError("--json goes with taet data show")
         with progress("prepare") as report:
             dataset, done = prepare(override(Run(), given).data, report)
         counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())

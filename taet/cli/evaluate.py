@@ -37,8 +37,6 @@ class Evaluate(OfModel):
     examples = (
         "taet evaluate runs/x",
         "taet evaluate runs/x --attacks clean pgd-20:restarts=5 cw-l2:c=search autoattack-fast",
-        "taet evaluate runs/x --attacks reat curve-steps curve-eps pgd-20@runs/other",
-        "taet evaluate runs/x --weights model-best --eps 4/255 --json",
         "taet evaluate --model torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize imagenet",
         "torchrun --nproc-per-node 4 -m taet evaluate runs/x",
     )
@@ -86,11 +84,12 @@ def run(words: list[str]) -> None:
             place, weights, notes = command.run, command.weights or DELIVERED, tuple[str, ...]()
             attack = partial(evaluate, place, weights=weights, device=command.device, **how)
         else:
-            place, weights = command.out or _folder(command), DELIVERED
+            name = re.sub(r"[^\w.-]+", "-", f"{command.model} {Path(command.weights or '').stem}".strip())
+            place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
             model, dataset, notes = opened(*subject)
-            how |= {"notes": notes, "out": place, "device": str(resolve_device(command.device))}
-            how |= {} if isinstance(model, Path) else {"name": command.model}
+            how |= {"out": place, "device": str(resolve_device(command.device))}
+            how |= {} if isinstance(model, Path) else {"name": command.model, "notes": notes}
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
@@ -98,20 +97,10 @@ def run(words: list[str]) -> None:
         print(RunFolder(place).card(weights).read_text("utf-8").rstrip() if command.as_json else "\n".join(lines))
 
 
-def _folder(command: Evaluate) -> Path:
-    """Return runs/evaluate-MODEL-WEIGHTS-NORMALISATION."""
-    words = ["evaluate", str(command.model), *([Path(command.weights).stem] if command.weights else [])]
-    words += [command.normalize] if command.normalize != "none" else []
-    return Path("runs", "-".join(re.sub(r"[^\w.-]+", "-", word) for word in words))
-
-
 def opened(
     name: str, data: dict[str, Any], weights: str | None, normalize: str
 ) -> tuple[Path | nn.Module, Dataset, tuple[str, ...]]:
-    """Return the folder of a run, or a model of any origin; the data set with the test images; and notes on the model.
-
-    Data other than a run's own are by default resized to the run's images, if these are square.
-    """
+    """Return a run's folder, or a model of any origin; its test images, by default resized to the run's; and notes."""
     from taet.data import load
     from taet.models import foreign
     from taet.training.folder import RunFolder

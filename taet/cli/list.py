@@ -27,8 +27,9 @@ def rows(kind: str) -> list[dict[str, Any]]:
     if kind == "protocols":
         return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]
     if kind == "recipes":
-        named = {name: {"name": name, "title": settings["title"]} for name, settings in recipes().items()}
-        return [about | {"settings": recipe_settings(name)} for name, about in named.items()]
+        return [
+            {"name": name, "title": one["title"], "settings": recipe_settings(name)} for name, one in recipes().items()
+        ]
     return [
         {"name": entry.name, "title": entry.title}
         | ({"reference": entry.reference} if entry.reference else {})

@@ -45,8 +45,6 @@ class Command(Settings):
     """What a command takes; the docstring is its description."""
 
     examples: ClassVar[tuple[str, ...]] = ()
-    unusual: ClassVar[tuple[str, ...]] = ()
-    """The fields that only --help all shows."""
 
 
 class OfRun(Command):
@@ -144,16 +142,16 @@ def _parser(
         about = (cls.__doc__ or "").strip().split("\n")[0] if whole and part is not None else None
         group = parser.add_argument_group("options" if part is None else part.name, about)
         for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in places):
-            hint, dest, default, shown = hints(cls)[name], name, field.default, name not in kind.unusual
+            hint, dest, default = hints(cls)[name], name, field.default
             if any(isinstance(one, type) and issubclass(one, Settings) for one, _ in leaves(hint)):
                 continue  # has options of its own
             names = [name.removeprefix("as_")]  # json is a name of pydantic's
             if part is not None:
                 dest, default = f"{part.name}.{name}", getattr(part.settings, name)
                 names = [name if part.bare else SHORT.get(dest, dest), dest]
-                shown = part.usual is None or name in part.usual
             names = [f"--{one.replace('_', '-')}" for one in dict.fromkeys(names)]
-            text = _help(field, hint, default, whole, cls.label) if whole or shown else argparse.SUPPRESS
+            shown = whole or part is None or part.usual is None or name in part.usual
+            text = _help(field, hint, default, whole, cls.label) if shown else argparse.SUPPRESS
             known[dest] = names[0], hint
             if dest in places:
                 many = "*" if any(typing.get_origin(one) is tuple for one, _ in leaves(hint)) else "?"

@@ -34,9 +34,9 @@ class Predict(OfRun):
     attack: str | None = None
     """Test whether predictions survive this attack (see taet list attacks), e.g. pgd-20 or pgd-20:restarts=5."""
     format: Literal["csv", "json"] = "csv"
-    """OutPath format."""
+    """Format of the output."""
     out: OutPath | None = None
-    """OutPath file. Default: standard output."""
+    """Output file. Default: standard output."""
     force: bool = False
     """Replace an existing output file."""
     top: Count = 1
@@ -67,20 +67,17 @@ def run(words: list[str]) -> int:
     finally:  # also the results before an interruption
         if parts:
             found = joined(parts)
-            _write(found.to_json(command.top) if command.format == "json" else found.to_csv(command.top), command.out)
+            text = found.to_json(command.top) if command.format == "json" else found.to_csv(command.top)
+            content = text.encode("utf-8", "surrogateescape")  # a file name that is not valid text keeps its bytes
+            if command.out is not None:
+                write_atomically(command.out, content)
+            elif isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.buffer.write(content)
+            else:
+                sys.stdout.write(text)
     record = RunFolder(folder).record
     for note in changes(command.images, record.data.image_shape):
         say(f"taet: {note}")
     if found.unread:
         say(f"taet: {found.unread} of {len(found)} images could not be read: see the column error")
     return 2 if found.unread else 0
-
-
-def _write(text: str, out: Path | None) -> None:
-    """Write the predictions; the name of a file that is not valid text keeps its bytes."""
-    if out is not None:
-        write_atomically(out, text.encode("utf-8", "surrogateescape"))
-        return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
-    sys.stdout.write(text)

@@ -19,7 +19,6 @@ class Report(Command):
     examples = (
         "taet report runs",
         "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'",
-        "taet report results/digits-lt-demo --out table.tex",
         "taet report runs/candidate --fail-if-worse runs/released",
     )
 

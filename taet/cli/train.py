@@ -16,9 +16,11 @@ from taet.cli.options import POSITIONAL, Command, Options, RunPath, Trusted, cal
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
 from taet.files import check_output, parse_json, read_bytes
+from taet.formatting import duration, plural, size
 from taet.settings import Run, option, override, to_json
 
 if TYPE_CHECKING:
+    from taet.experiments.own_images import Chosen
     from taet.training.folder import RunFolder
     from taet.training.prepare import TrainingPlan
     from taet.training.state import State
@@ -45,12 +47,9 @@ class Train(Command):
     examples = (
         "taet train taet --data digits-lt --model resnet8 --epochs 30",
         "taet train at-bsl --data cifar10-lt --data.root ~/data --data.imbalance-ratio 50 --protocol reat",
-        "taet train taet --data folder:./lesions --print-config > run.json",
         "taet train --config run.json --epochs 50",
         "taet train --resume runs/x",
-        "torchrun --nproc-per-node 4 -m taet train taet --data cifar10-lt",
     )
-    unusual = ("print_config", "trust_model", "as_json")
 
     method: Annotated[str | None, POSITIONAL] = None
     """Training method (see taet list methods)."""
@@ -60,7 +59,7 @@ class Train(Command):
     recipe: str | None = None
     """Settings that replace those of the protocol (see taet list recipes)."""
     seed: LongSeed | None = None
-    """Seed of weights, batches, augmentation and attack starts. Default: 0, or that of --config."""
+    """Seed of everything random. Default: 0, or that of --config."""
     out: RunPath | None = None
     """Folder of the run, which must not exist. Default: a new one in runs/."""
     resume: Path | None = None
@@ -68,25 +67,22 @@ class Train(Command):
     config: Path | None = None
     """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values."""
     print_config: bool = False
-    """Print all settings, including those chosen for images and machine, and train nothing."""
+    """Print all settings, also those that are chosen, and train nothing."""
     trust_model: Trusted = None
     evaluate: bool | None = None
-    """Attack the run and write report.html, or --no-evaluate. Default: with your own images."""
+    """Attack the run and write report.html. Default: with your own images."""
     as_json: bool = False
     """Print the finished run as JSON."""
 
 
 class Request(NamedTuple):
-    """A parsed call."""
+    """A parsed call: the run as the protocol prescribes it, and the dotted fields that a file or an option gives."""
 
     start: Run
-    """The run as the protocol prescribes it."""
     given: dict[str, Any]
-    """Dotted fields of the run that a file or an option gives."""
     options: Train
 
     def run(self) -> Run:
-        """Return the run with the given settings."""
         return override(self.start, self.given)
 
     def planned(self) -> tuple[Run, dict[str, Any]]:
@@ -173,12 +169,35 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
+def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:
+    """Return the data, the network, what was chosen for them, and how long it will take."""
+    from taet.evaluation.evaluate import attack_seconds
+    from taet.experiments import own_images
+    from taet.training.prepare import expected_seconds
+
+    dataset, run, counts = plan.dataset, plan.run, plan.dataset.class_counts.tolist()
+    most, least = (f"{number} '{dataset.class_names[counts.index(number)]}'" for number in (max(counts), min(counts)))
+    images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
+    notes = (*dataset.notes, *getattr(state.model, "notes", ()))
+    lines = [
+        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} to {least} to train on "
+        f"(imbalance {dataset.imbalance_ratio:.4g})",
+        f"{run.method}: {plural(run.training.epochs, 'epoch')} of {run.model.name}, eps {size(run.threat.eps)}",
+        *(f"  {note}" for note in (*notes, *state.method.warnings(counts, run.training.batch_size))),
+    ]
+    if choices := own_images.choice_lines({**chosen, **mirroring, **plan.choices}):
+        lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choices)]
+    attacks = attack_seconds(run, state.model, dataset.test, plan.device)
+    took = duration(expected_seconds(plan, state))
+    return "\n".join([*lines, f"training will take {took}, the attacks after it {duration(attacks)}"])
+
+
 def run(words: list[str]) -> None:
     """Train a new run, or continue one, attack it on request, and print the result."""
     request = read(words)
 
     from taet.cli import evaluate
-    from taet.cli.introduction import introduction
     from taet.cli.processes import progress, reported_once, say, together
     from taet.data import is_own
     from taet.distributed import first

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
 from taet.distributed import global_mean
-from taet.fields import NonNegative, Note, OnlyWith, Positive
+from taet.fields import NonNegative, OnlyWith, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task
@@ -54,7 +54,7 @@ class HypersphereEmbedding(Method):
         """pgd: cross-entropy on attacked images; trades, alp: also on clean images, with a term that couples both."""
         scale: Positive = 15.0
         """Factor s of the cosines, in training and evaluation (public code)."""
-        margin: Annotated[float, Field(ge=0, le=2), Note(" (the range of cosines)")] = 0.2
+        margin: Annotated[float, Field(ge=0, le=2)] = 0.2
         """Margin m, subtracted from the cosine of the label in the loss (public code)."""
         beta: Annotated[NonNegative | None, OnlyWith(variant=("trades", "alp"))] = None
         """Factor of the coupling term. Default: 6 with trades, 0.5 with alp (public code)."""

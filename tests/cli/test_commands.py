@@ -1,4 +1,4 @@
-"""The commands themselves: help, lists, exit statuses, what left, and what is not imported."""
+"""The commands themselves: help, lists, exit statuses, and what is not imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from taet import __version__, cli, methods, registry
-from taet.cli import COMMANDS, LEFT
+from taet.cli import COMMANDS
 from taet.errors import UserError
 
 
@@ -46,13 +46,6 @@ def test_help_of_train_knows_the_method_and_the_protocol(taet: Any) -> None:
     assert "--selection" not in text
     text = " ".join(taet("train", "taet", "--help", "all", "--protocol", "reat").out.split())
     assert "default: best-validation" in text.replace("- ", "-")
-
-
-@pytest.mark.parametrize("left", LEFT)
-def test_what_left_names_its_successor_in_one_line(taet: Any, left: str) -> None:
-    outcome = taet(*left.split(), "x")
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err == f"taet: error: taet {left} was removed; instead: {LEFT[left]}\n"
 
 
 @pytest.mark.parametrize("kind", ["methods", "attacks", "data", "models", "protocols", "recipes"])

@@ -60,13 +60,8 @@ SOURCES = {"methods": METHOD, "attacks": ATTACK, "models": MODEL, "data": DATA}
 FAULTS = [
     ("methods", "", "def\n", "is no Python file"),
     ("methods", "total =", "raise ValueError('q'); total =", "ValueError: q"),
-    ("methods", "total =", "raise SystemExit(0); total =", "SystemExit: 0"),
-    ("methods", '"Mine"', '"\\udcff"', "got no title; allowed: a text that can be printed"),
     ("attacks", "", "import no_such_module_at_all\n", "ModuleNotFoundError"),
-    ("attacks", "def run", "def walk", "mine.py: Mine: got no such dataclass"),
-    ("models", "", "NAMES = {1: 'one', 'a': 'b'}\n", "NAMES: got {1: 'one', 'a': 'b'}; allowed"),
     ("models", "return models", "models", "mine.py: build returned a NoneType; allowed: Classifier"),
-    ("models", "num_classes, image_shape)", "3, image_shape)", "mine.py: model: got (2, 3) for 2 images"),
     ("data", "", "import sys; sys.exit(0)\n", "SystemExit: 0"),
     ("data", "return load", "load", "mine.py: read returned a NoneType; allowed: "),
 ]
@@ -120,7 +115,7 @@ def test_a_fault_of_a_plugin_is_one_line(
     assert before in SOURCES[kind]
     path = plugin(kind, SOURCES[kind].replace(before, after) if before else after + SOURCES[kind])
     held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    command = f"list {kind}" if "NAMES:" in message or "Python" in message else COMMANDS[kind]
+    command = f"list {kind}" if "Python" in message else COMMANDS[kind]
     refused(taet(*command.replace("RUN", str(run)).split()), message, path.name)
     assert {path: path.read_bytes() for path in held} == held
 
@@ -194,17 +189,3 @@ def test_a_specification_or_a_record_alone_never_chooses_what_is_imported(taet: 
     for words in ("evaluate a-run", "train --resume a-run", "predict a-run .", "export a-run --format pt2"):
         assert taet(*words.split()).code == 2
     assert not Path("antigravity_of_mine.touched").exists()
-
-
-@pytest.mark.parametrize("fault", ["raise SystemExit(0)", "return nn.Linear(3, 3)"])
-@pytest.mark.parametrize("words", ["evaluate --data digits-lt --out card", f"train at {TRAIN}"])
-def test_a_fault_of_a_custom_model_is_one_line(
-    taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("bad_network.py").write_text(f"from torch import nn\ndef build():\n    {fault}\n")
-    outcome = taet(*words.split(), "--model", "bad_network:build")
-    sys.modules.pop("bad_network")
-    CUSTOM.discard("bad_network")
-    refused(outcome)
-    assert {path.name for path in tmp_path.iterdir()} <= {"bad_network.py", "__pycache__"}

@@ -44,8 +44,6 @@ def test_prepare_of_what_needs_nothing(taet: Any) -> None:
         ("", "which ACTION? see taet data --help"),
         ("prepare", "which SET? see taet data --help"),
         ("shwo digits-lt", "unknown action 'shwo'; allowed: prepare, show; did you mean 'show'?"),
-        ("prepare digits-lt --json", "--json goes with taet data show"),
-        ("show digits-lt --layout npz", "unknown option --layout"),
         ("prepare gtsbr", "did you mean 'gtsrb'?"),
     ],
 )

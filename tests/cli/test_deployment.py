@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,6 @@ def test_a_table_of_a_folder(taet: Any, finished: Any, digits: Path, tmp_path: P
     assert (again.code, again.err) == (2, f"taet: error: {path} exists; allowed: another --out, or --force\n")
     assert taet("predict", finished.folder, digits / "part 0", "--out", path, "--force").code == 0
     assert len(rows(path.read_text())) == 20
-
-
-def test_an_attack_and_json(taet: Any, finished: Any, digits: Path) -> None:
-    words = ("predict", finished.folder, digits / "part 0", "--attack", "pgd-3")
-    found = rows(taet(*words, "--top", "2").out)
-    assert [*found[0]] == ["path", "class", "probability", "class_2", "probability_2", "survives"]
-    written = json.loads(taet(*words, "--format", "json").out)
-    assert (written["attack"], written["class_names"]) == ("pgd-3", list(map(str, range(10))))
-    assert [str(image["survives"]).lower() for image in written["images"]] == [row["survives"] for row in found]
 
 
 def test_a_bad_file_has_its_reason_and_the_others_their_class(

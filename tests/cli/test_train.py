@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.cli.introduction import introduction
-from taet.cli.train import read
+from taet.cli.train import introduction, read
 from taet.errors import CUSTOM, UserError
 from taet.methods.harl import Harl
 from taet.settings import Run, to_json
@@ -55,13 +54,8 @@ def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> Non
         ("[training]\nepoch = 3", "setting 'training.epoch': field 'epoch'; allowed: "),
         ("[training]\nepochs = 3.0", "epochs: got 3.0; allowed: a whole number, 1 or more"),
         ('[threat]\neps = "8"', "threat eps: got '8'; allowed: a number, 0 to 1"),
-        ('data = "digits-lt"', "data: got 'digits-lt'; allowed: an object"),
         ('method = "taett"', "unknown method 'taett'"),
-        ("method = 3", "unknown method '3'"),
-        ('protocol = "taett"', "unknown protocol 'taett'; allowed: official, reat, taet; did you mean 'taet'?"),
-        ("[settings]\nbeta = 3", "unknown setting 'settings.beta'"),
         ('methods = ["at"]', "is a comparison; run it with taet compare "),
-        ("[training", "is neither JSON nor TOML: "),
         ("{", "JSON: truncated or not JSON"),
     ],
 )
@@ -78,12 +72,9 @@ def test_a_mistake_in_a_file_names_the_file_and_the_key(content: str, message: s
     ("words", "message"),
     [
         ("", "which method? taet train METHOD"),
-        ("--config", "--config: expected one argument"),
         ("--config none.toml", "cannot read none.toml"),
         ("at --config FILE --resume runs/x", "--resume takes everything from the run: got --config, --method as well"),
-        ("--resume runs/x --epochs 3", "--resume takes everything from the run: got --epochs as well"),
         ("at --trust-model a:b", "--trust-model goes with --resume or --config"),
-        ("--config FILE", "which method?"),
     ],
 )
 def test_a_wrong_call_is_refused(words: str, message: str, tmp_path: Path) -> None:

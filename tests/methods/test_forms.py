@@ -201,7 +201,7 @@ REFUSED = [
     ("he", {"beta": 6.0}, "method beta: got 6; allowed: with variant trades or alp only"),
     ("class-budget", {"rule": "dafa", "a": 0.5}, "method a: got 0.5; allowed: with rule counts only"),
     ("robal", {"outer": "focal", "margin": 0.0}, "robal: got margin 0 and the outer loss focal, .+cross-entropy only"),
-    ("he", {"margin": 2.1}, r"method margin: got 2.1; allowed: 0 to 2 \(the range of cosines\)"),
+    ("he", {"margin": 2.1}, r"method margin: got 2.1; allowed: 0 to 2"),
     ("las-at", {"eps": (5, 3)}, "method eps: got .+; allowed: lowest and highest, within 0 to 255"),
     ("reat", {"form": "oficial"}, r"unknown form 'oficial'; allowed: .+; did you mean 'official'\?"),
     ("harl", {"outer": "focal"}, f"harl: got the outer loss focal; {BALANCES}"),
