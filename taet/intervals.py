@@ -43,8 +43,7 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Return the interval `(low, high)` of the balanced accuracy: `mean_recall_limits` of the classes with images.
 
-    It covers the true mean recall also with 1 to 10 images in a class: `benchmarks/coverage.py` simulates it. A
-    bootstrap does not: there a class that is completely right has no width.
+    It covers the true mean recall also with 1 to 10 images in a class: `benchmarks/coverage.py` simulates it.
     """
     counts = tuple((int(k), int(n)) for k, n in zip(np.ravel(correct), np.ravel(total), strict=True) if n > 0)
     return _balanced_interval(counts, level) if counts else (math.nan, math.nan)
@@ -162,7 +161,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     with b and c the numbers of images that only one of the two classifies correctly. Source: McNemar, Psychometrika 12,
     1947; in its exact binomial form.
     """
-    from scipy import special  # imported here to keep the command line fast
+    from scipy import special
 
     return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
@@ -176,10 +175,7 @@ def student_quantile(level: float, degrees: int) -> float:
 
 @dataclass(frozen=True, repr=False)
 class Difference:
-    """Balanced accuracy of the first side minus that of the second on the same test images, in [-1, 1].
-
-    Of several answers an image (`difference`) it lies between - answers and + answers.
-    """
+    """Balanced accuracy of the first side minus that of the second on the same test images, in [-1, 1]."""
 
     value: float
     low: float
@@ -199,10 +195,7 @@ class Difference:
 
     @property
     def decided(self) -> bool:
-        """Whether 0 is outside the interval and p below 5 %; each alone decides too early.
-
-        The interval does where four images differ, all in one direction (p = 12.5 %), and p where the seeds vary much.
-        """
+        """Whether 0 is outside the interval and p below 5 %; each alone decides too early."""
         return self.p < LEVEL and not self.low <= 0 <= self.high
 
 

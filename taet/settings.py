@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 
@@ -36,8 +36,6 @@ T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
 COLUMNS = "clean fgsm pgd-20 pgd-100 cw-l2 autoattack"
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
-Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
-"""How an image that is not square is made square."""
 
 
 def _are_rising_shares(values: tuple[float, ...]) -> bool:
@@ -50,7 +48,13 @@ class Data(Settings):
     left = MappingProxyType(
         {
             **dict.fromkeys(("group_pattern", "image_column", "label_column", "image_template", "extra_filter_model")),
-            **{"extra_classes": "prior", "extra_trained_on": "other", "extra_labels": "given", "extra_filter": 1.0},
+            **{
+                "extra_classes": "prior",
+                "extra_trained_on": "other",
+                "extra_labels": "given",
+                "extra_filter": 1.0,
+                "fit": "squeeze",
+            },
         }
     )
 
@@ -81,8 +85,6 @@ class Data(Settings):
     """Whether training may mirror images. auto: as known for a published set; yes for your own images."""
     size: Annotated[int, Field(ge=4, le=2048)] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
-    fit: Fit = "squeeze"
-    """How images that are not square are resized: squeezed, cropped in the middle, or padded with black bars."""
     seed: LongSeed = 0
     """Seed of the selection of images. With the same seed, a smaller subset is part of a larger one."""
     storage: Literal["auto", "memory", "disk"] = "auto"

@@ -41,12 +41,15 @@ def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[
 
 def accuracy(correct: ArrayLike, total: ArrayLike) -> float:
     """Return the share of all images that are correct, sum_c correct_c / sum_c total_c; nan without images."""
-    return _ratio(np.sum(correct), np.sum(total)).item()
+    return per_class_accuracy(np.sum(correct), np.sum(total)).item()
 
 
 def per_class_accuracy(correct: ArrayLike, total: ArrayLike) -> Floats:
     """Return the recall of each class, correct_c / total_c, (C,) in [0, 1]; nan where a class has no images."""
-    return _ratio(correct, total)
+    right, count = np.asarray(correct, dtype=np.float64), np.asarray(total, dtype=np.float64)
+    recalls: Floats = np.full(np.broadcast_shapes(right.shape, count.shape), np.nan)
+    np.divide(right, count, out=recalls, where=count > 0)
+    return recalls
 
 
 def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
@@ -55,8 +58,8 @@ def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
     Source: Brodersen, Ong, Stephan, Buhmann, "The balanced accuracy and its posterior distribution", ICPR 2010.
     """
     recalls = per_class_accuracy(correct, total)
-    recalls = recalls[~np.isnan(recalls)]
-    return float(recalls.mean()) if recalls.size else math.nan
+    known = recalls[~np.isnan(recalls)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def group_accuracy(correct: ArrayLike, total: ArrayLike, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -94,7 +97,7 @@ def few_images(total: ArrayLike) -> list[int]:
 def flip_rate(clean_predictions: ArrayLike, predictions: ArrayLike) -> float:
     """Return the share of images whose predicted class (N,) changes, mean 1{F(x') != F(x)}, also between wrong ones."""
     flipped = np.asarray(clean_predictions) != np.asarray(predictions)
-    return _ratio(flipped.sum(), flipped.size).item()
+    return accuracy(flipped.sum(), flipped.size)
 
 
 def class_flip_rate(clean: ArrayLike, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> Floats:
@@ -153,7 +156,7 @@ def pairwise_auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float32]:
         # Each image is above `below` of the class's own scores and level with `level - below` of them.
         below, level = np.searchsorted(own, column, "left"), np.searchsorted(own, column, "right")
         lost = np.bincount(classes, weights=(below + level) / 2, minlength=num_classes)
-        matrix[label] = 1 - _ratio(lost, len(own) * total)
+        matrix[label] = 1 - per_class_accuracy(lost, len(own) * total)
     np.fill_diagonal(matrix, np.nan)
     return matrix
 
@@ -186,10 +189,3 @@ def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
     head, tail = (1, 1) if count == 2 else (count // 3, math.ceil(2 * count / 3) - 1)
     parts = {"head": order[:head], "body": order[head:tail], "tail": order[tail:]}
     return {**parts, "last_half": order[count - count // 2 :]}
-
-
-def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
-    numerator, denominator = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    quotient = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
-    return quotient

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +21,6 @@ from taet.attacks.spec import option_fields
 from taet.cli import COMMANDS, check, compare, data, evaluate, export, main, predict, push, report
 from taet.cli.options import Command, Options, parse
 from taet.evaluation import ResultCard, rules
-from taet.experiments import parse as parse_grid
-from taet.experiments import read
 from taet.protocols import PROTOCOLS
 from taet.settings import Data, override
 from taet.training import collapse
@@ -147,13 +144,6 @@ def test_everything_that_can_be_named_is_documented() -> None:
     assert found == {name: {*option_fields(kind)} or {""} for name, kind in catalogue.kinds().items()}
     flags = set(re.findall(r"`([a-z]+(?:-[a-z]+)+|randomised)`", page.partition("## Warnings")[2]))
     assert flags >= FLAGS
-
-
-def test_comparisons_can_be_read() -> None:
-    (grid,) = code(DOCS / "compare.md", "toml")
-    assert "harl-skip" in [entry.name for entry in parse_grid(tomllib.loads(grid)).methods]
-    for path in (ROOT / "results").glob("*/compare.toml"):
-        read(path)
 
 
 @pytest.mark.full

@@ -88,8 +88,8 @@ def run(words: list[str]) -> None:
             place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
             model, dataset, notes = opened(*subject)
-            how |= {"notes": notes, "out": place, "device": str(resolve_device(command.device))}
-            how |= {} if isinstance(model, Path) else {"name": command.model}
+            how |= {"out": place, "device": str(resolve_device(command.device))}
+            how |= {} if isinstance(model, Path) else {"name": command.model, "notes": notes}
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
@@ -114,7 +114,7 @@ def opened(
         record = RunFolder(Path(name)).record
         _, height, width = record.data.image_shape
         if wanted.size is not None or height == width:
-            wanted = wanted.replace(size=wanted.size or height, fit=data.get("fit", record.fit))
+            wanted = wanted.replace(size=wanted.size or height)
         return Path(name), load(wanted), ()
     dataset, file = load(wanted), None if weights is None else Path(weights)
     classes, shape = dataset.num_classes, dataset.image_shape

@@ -51,7 +51,7 @@ def run(words: list[str]) -> int:
     command, _ = parse(Predict, words, "taet predict")
 
     from taet.cli.processes import progress, say
-    from taet.deployment.predict import Predictions, batches, changes, joined
+    from taet.deployment.predict import changes, predict
     from taet.models import trusted
     from taet.training.folder import RunFolder
 
@@ -59,24 +59,20 @@ def run(words: list[str]) -> int:
         if os.path.lexists(command.out) and not command.force:
             raise UserError(f"{command.out} exists; allowed: another --out, or --force")
         make_folder(command.out.parent)
-    folder, parts = Path(local(str(command.run))), list[Predictions]()
+    folder = Path(local(str(command.run)))
     how = {name: getattr(command, name) for name in ("attack", "weights", "batch_size", "device")}
-    try:
-        with trusted(command.trust_model), progress(f"predict {command.run}") as report:
-            parts.extend(batches(folder, command.images, progress=report, **how))
-    finally:  # also the results before an interruption
-        if parts:
-            found = joined(parts)
-            text = found.to_json(command.top) if command.format == "json" else found.to_csv(command.top)
-            content = text.encode("utf-8", "surrogateescape")  # a file name that is not valid text keeps its bytes
-            if command.out is not None:
-                write_atomically(command.out, content)
-            elif isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.buffer.write(content)
-            else:
-                sys.stdout.write(text)
+    with trusted(command.trust_model), progress(f"predict {command.run}") as report:
+        found = predict(folder, command.images, progress=report, **how)
+    text = found.to_json(command.top) if command.format == "json" else found.to_csv(command.top)
+    content = text.encode("utf-8", "surrogateescape")  # a file name that is not valid text keeps its bytes
+    if command.out is not None:
+        write_atomically(command.out, content)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.buffer.write(content)
+    else:
+        sys.stdout.write(text)
     record = RunFolder(folder).record
-    for note in changes(command.images, record.data.image_shape, record.fit):
+    for note in changes(command.images, record.data.image_shape):
         say(f"taet: {note}")
     if found.unread:
         say(f"taet: {found.unread} of {len(found)} images could not be read: see the column error")

@@ -44,8 +44,6 @@ def read_npz(path: Path, names: Sequence[str], storage: str) -> dict[str, NDArra
             packed = archive.zip.getinfo(f"{name}.npy")
             large = "image" in name and on_disk(packed.file_size, storage)
             arrays[name] = mapped(f"{file_key(path)}\t{name}", unpack) if large else archive[name]
-            if arrays[name].dtype.kind == "U":
-                arrays[name].tolist()  # an error if it holds numbers that are no characters
     return arrays
 
 

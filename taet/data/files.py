@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.data import layouts
 from taet.data.dataset import PARTS, DataSource, Part, check_names
 from taet.data.downloads import locate
 from taet.data.images import SUFFIXES, files_below, is_image, survey
 from taet.data.splits import divided
-from taet.data.tables import NUMBER, Row, by_number, labelled, labelled_tables, located
+from taet.data.storage import reading
+from taet.data.tables import NUMBER, TABLE, Row, by_number, labelled, labelled_tables, located, read_table
 from taet.errors import UserError, unknown
 from taet.settings import Data
 
@@ -29,6 +30,9 @@ SPLITS = {
     "validation": ("val", "valid", "validation"),
 }
 """Names of the split folders, in upper or lower case; GTSRB's own names come last."""
+SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
+ISIC = "ISIC_2019_Training_GroundTruth.csv"
+ORGANS = ("lower-gi-tract", "upper-gi-tract")
 TEST_SHARE = 0.2
 """Share of each class that is for testing where no split is given."""
 
@@ -53,7 +57,7 @@ def of_rows(
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
         raise UserError(f"{where}: got the splits {got}; allowed: train, test and validation, or no splits")
-    images = survey([row.file for row in rows], data.size, data.fit, decode=data.skip_unreadable)
+    images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable)
     if data.skip_unreadable and images.unreadable:
         rows = [row for row in rows if row.file not in images.unreadable]
         notes.append(f"{images.faults()}; they are left out")
@@ -101,7 +105,7 @@ def read(data: Data) -> DataSource:
 
     Of a folder, classes are the names of the class folders in alphabetical order, and images may lie in subfolders of
     them; the images of a subfolder, across classes, are a group where every class has two or more. Some published sets
-    have layouts of their own: see `taet.data.layouts`. Of a table: see `taet.data.tables`.
+    have layouts of their own: see `_known_layout`. Of a table: see `taet.data.tables`.
     """
     path, order = locate(data), list[str]()
     if data.name.startswith("csv:"):
@@ -114,13 +118,13 @@ def read(data: Data) -> DataSource:
         inner = [path]
         while len(only := _folders(inner[-1])) == 1:  # an archive unpacks to a folder of its own
             inner += only
-        known = (layouts.rows(one, data.group) for one in inner)
+        known = (_known_layout(one, data.group) for one in inner)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
         rows, notes = next(filter(None, known), None) or _of_folder(next(divided, _inner(path)), data.group)
-    signs = None if data.group == "none" else layouts.signs(rows)
-    if signs is not None:
+    tracked = None if data.group == "none" else signs(rows)
+    if tracked is not None:
         notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
-    return of_rows(signs or rows, data, f"'{path}'", notes, order, mirror=signs is None)
+    return of_rows(tracked or rows, data, f"'{path}'", notes, order, mirror=tracked is None)
 
 
 def of_table(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
@@ -217,3 +221,51 @@ def _table_of(folder: Path) -> Path | None:
     near = [table for place in (split, split.parent, split.parent.parent) for table in labelled_tables(place)]
     found = [*labelled_tables(folder), *(table for table in near if split.name.lower() in table.stem.lower())]
     return found[0] if found else None
+
+
+def _known_layout(folder: Path, group: str | None) -> tuple[list[Row], list[str]] | None:
+    """Return the images of a known layout, and notes; None for another folder.
+
+    ISIC 2019 (arXiv:1908.02288): a table with a column for each class, and one with the lesions. HyperKvasir (Borgli et
+    al., Scientific Data 2020): class folders two levels below a folder for each organ.
+    """
+    if (folder / ISIC).is_file():
+        own, notes = located(_isic(folder, group), folder)
+        return own, ["layout of ISIC 2019", *notes]
+    if all((folder / organ).is_dir() for organ in ORGANS):
+        files = [file for organ in ORGANS for file in files_below(folder / organ) if is_image(file)]
+        return [Row(file, file.parent.name) for file in files], ["layout of HyperKvasir: classes are the inner folders"]
+    return None
+
+
+def _isic(folder: Path, group: str | None) -> list[Row]:
+    lesions, made, path = dict[str, str](), list[Row](), folder / ISIC
+    with reading(path, TABLE):
+        if group != "none":
+            table = read_table(folder / ISIC.replace("GroundTruth", "Metadata"))
+            lesions = {cells["image"]: cells[group or "lesion_id"] for _, cells in table}
+        for place, cells in read_table(path):
+            name = cells.pop("image")
+            classes = [label for label, cell in cells.items() if float(cell) == 1]
+            if len(classes) != 1:
+                raise UserError(f"{place}: got {len(classes)} classes of '{name}'; allowed: one")
+            made.append(Row(Path(name), classes[0], "", lesions.get(name, ""), place))
+    return made
+
+
+def signs(own: Sequence[Row]) -> list[Row] | None:
+    """Return the images with their tracks as groups if all are named as GTSRB's; None for other images.
+
+    Names end in the numbers of track and frame, 00003_00029.ppm, of the tracks of a class; Kaggle's copy puts the class
+    before them. A track is about 30 frames of one sign that a car passes.
+    """
+    made = list[Row]()
+    for row in own:
+        stem = Path(str(row.file)).stem
+        if row.split == "test":
+            made.append(row)
+        elif SIGN.fullmatch(stem) and NUMBER.fullmatch(row.label):
+            made.append(row._replace(group=f"{row.label}/{stem.split('_')[-2]}"))
+        else:
+            return None
+    return made

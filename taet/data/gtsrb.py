@@ -7,8 +7,7 @@ from pathlib import Path
 
 from taet.data.dataset import DataSource
 from taet.data.downloads import Download, find, not_found, official
-from taet.data.files import of_rows, rows_of
-from taet.data.layouts import signs
+from taet.data.files import of_rows, rows_of, signs
 from taet.errors import UserError, located
 from taet.settings import Data
 

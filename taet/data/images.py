@@ -17,7 +17,6 @@ from PIL import ExifTags, Image, ImageOps
 from taet.data.storage import ArrayShape, Pixels, ahead, file_key, reason
 from taet.errors import UserError
 from taet.progress import counted
-from taet.settings import Fit
 from taet.statistics import Ints
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -27,8 +26,6 @@ GREY = ("1", "L", "LA", "La")
 """Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
 AHEAD = 32
 """Most images that threads decode in advance."""
-FITTED = {"squeeze": "squeezed", "crop": "cut to the square in the middle", "pad": "made square by black bars"}
-"""How an image that is not square is resized, in words."""
 PILLOW = f"Pillow {PIL.__version__}"
 """It determines the pixels of decoded and resized images."""
 Result = TypeVar("Result")
@@ -90,22 +87,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
-def scaled(image: Image.Image, size: tuple[int, int] | None, fit: Fit = "squeeze") -> Image.Image:
-    """Return an image of that width and height: bilinear, antialiased; `fit` crop and pad are for squares."""
-
-    def middle(image: Image.Image, side: int) -> Image.Image:
-        left, top = ((length - side) // 2 for length in image.size)
-        return image.crop((left, top, left + side, top + side))  # padded with black
-
-    if size is None or image.size == size:
-        return image
-    image = middle(image, min(image.size)) if fit == "crop" else image
-    longest = max(image.size)
-    # Half up, in whole numbers: an exported graph computes the same.
-    kept = size if fit != "pad" else tuple(max(1, (2 * n * size[0] + longest) // (2 * longest)) for n in image.size)
-    # Pillow's bilinear filter is antialiased: its support grows with the reduction.
-    made = image.resize((kept[0], kept[1]), Image.Resampling.BILINEAR)
-    return middle(made, size[0]) if fit == "pad" else made
+def scaled(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Return an image of that width and height: bilinear, antialiased, since the filter grows with the reduction."""
+    return image if size is None or image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def picture(image: Pixels) -> Image.Image:
@@ -113,17 +97,17 @@ def picture(image: Pixels) -> Image.Image:
     return Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
 
 
-def resized(blocks: Iterator[Pixels], size: int, fit: Fit = "squeeze") -> Iterator[Pixels]:
+def resized(blocks: Iterator[Pixels], size: int) -> Iterator[Pixels]:
     """Yield each image of blocks uint8 (n,H,W,C), C 1 or 3, as (1,size,size,C): see `scaled`."""
 
     def scale(image: Pixels) -> Pixels:
-        return np.asarray(scaled(picture(image), (size, size), fit)).reshape(1, size, size, -1)
+        return np.asarray(scaled(picture(image), (size, size))).reshape(1, size, size, -1)
 
     return ahead(scale, chain.from_iterable(blocks), AHEAD)
 
 
 def decode_where_possible(
-    files: Sequence[ImageFile], size: tuple[int, int] | None, fit: Fit = "squeeze"
+    files: Sequence[ImageFile], size: tuple[int, int] | None
 ) -> Iterator[tuple[ImageFile, Pixels | str]]:
     """Yield each file with its image, uint8 (H,W) if it is greyscale, else (H,W,3), or the reason why it has none.
 
@@ -131,7 +115,7 @@ def decode_where_possible(
     dropped, the first of several pages is read. With `size`: see `scaled`. Refused are damaged files, 32 bits and
     floating point numbers, and more pixels than Pillow allows (179 million).
     """
-    decoded = _of_images(files, lambda image: np.asarray(scaled(_eight_bit(image), size, fit)))
+    decoded = _of_images(files, lambda image: np.asarray(scaled(_eight_bit(image), size)))
     return zip(files, decoded, strict=True)
 
 
@@ -148,7 +132,6 @@ class Files:
     unreadable: dict[ImageFile, str]
     size: int | None = None
     """With it, images are resized to size x size pixels."""
-    fit: Fit = "squeeze"
 
     @property
     def uniform(self) -> bool:
@@ -189,12 +172,12 @@ class Files:
     def key(self) -> str:
         """Paths, sizes and times of the files, and how they are read."""
         names = (file_key(file) if isinstance(file, Path) else str(file) for file in self.files)
-        return "\n".join([f"size {self.size} by {self.fit}, {self.shape[3]} channels, {PILLOW}", *names])
+        return "\n".join([f"size {self.size}, {self.shape[3]} channels, {PILLOW}", *names])
 
     def read(self, rows: Ints | None) -> Iterator[Pixels]:
         """Yield the images at `rows`, each as (1,H,W,C)."""
         chosen, shape = self.files if rows is None else [self.files[row] for row in rows], self.shape[1:]
-        decoded = decode_where_possible(chosen, None if self.size is None else (self.size, self.size), self.fit)
+        decoded = decode_where_possible(chosen, None if self.size is None else (self.size, self.size))
         for file, image in counted(decoded, len(chosen), "image files"):
             if isinstance(image, str):
                 survey(chosen, decode=True).checked()  # names the others as well
@@ -213,10 +196,10 @@ class Files:
         if self.size is None or not others.any():
             return [said]
         example = Path(str(self.files[others.argmax()])).name
-        return [said, f"{others.sum()} of {len(others)} images: not square, {FITTED[self.fit]} (e.g. '{example}')"]
+        return [said, f"{others.sum()} of {len(others)} images: not square, squeezed (e.g. '{example}')"]
 
 
-def survey(files: Sequence[ImageFile], size: int | None = None, fit: Fit = "squeeze", *, decode: bool = False) -> Files:
+def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool = False) -> Files:
     """Read the headers of images; with `decode` the pixels too, since a file may be cut short behind its header."""
 
     def look(image: Image.Image) -> tuple[int, int, bool]:
@@ -232,4 +215,4 @@ def survey(files: Sequence[ImageFile], size: int | None = None, fit: Fit = "sque
     headers = {file: header for file, header in found.items() if not isinstance(header, str)}
     facts = np.array([*headers.values()], np.int64).reshape(-1, 3)
     faults = {file: why for file, why in found.items() if isinstance(why, str)}
-    return Files(tuple(headers), facts[:, :2], facts[:, 2].astype(bool), faults, size, fit)
+    return Files(tuple(headers), facts[:, :2], facts[:, 2].astype(bool), faults, size)

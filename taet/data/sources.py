@@ -109,7 +109,7 @@ def read_images(part: Part, data: Data) -> Pixels:
         step = max(1, PIECE // (height * width * channels))
         blocks = (np.asarray(images[rows[first : first + step]]) for first in range(0, len(rows), step))
     if size is not None and not fits:
-        blocks, height, width = resized(blocks, size, data.fit), size, size
+        blocks, height, width = resized(blocks, size), size, size
 
     def key() -> str:
         if isinstance(images, np.ndarray):
@@ -117,7 +117,7 @@ def read_images(part: Part, data: Data) -> Pixels:
         else:
             whole = images.key
         chosen = "" if part.rows is None else hashlib.sha256(part.rows.tobytes()).hexdigest()
-        return f"{whole}\n{chosen}\n{size} by {data.fit}, {PILLOW}"
+        return f"{whole}\n{chosen}\n{size}, {PILLOW}"
 
     return gather(blocks, (len(part), height, width, channels), key=key, storage=data.storage)
 
@@ -139,8 +139,6 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     given = to_json(name) if isinstance(name, Data) else {"name": name}
     data, _ = _named(from_json(Data, {**given, **settings}))
     found = source(data)
-    if data.fit != "squeeze" and data.size is None and not found.resized:
-        raise UserError(f"data fit: got {data.fit} for images that keep their size; allowed: with --data.size")
     chosen, notes = select(found.splits, data)
     made = {part: _read(of, data) for part, of in chosen.items()}
     if is_own(data.name):

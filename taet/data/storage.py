@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.errors import UserError, cut, printable
-from taet.files import cache, file_sha256, make_folder, replacing
+from taet.files import cache, make_folder, replacing
 from taet.formatting import data_size
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -119,19 +119,12 @@ def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:
 
 
 def mapped(key: str, write: Callable[[IO[bytes]], object]) -> Pixels:
-    """Map the .npy file of the cache that is named after `key`; without it, `write` it first.
-
-    Its SHA-256, which is written last, is compared at every use: a damaged file is deleted.
-    """
+    """Map the .npy file of the cache that is named after `key`; without it, `write` it first."""
     path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
-    seal = path.with_suffix(".sha256")
-    if not (path.is_file() and seal.is_file()):
+    if not path.is_file():
         make_folder(path.parent)
         with replacing(path) as file:  # not mapped: a full disk would end the process
             write(file)
-        seal.write_text(file_sha256(path))
-    if file_sha256(path) != seal.read_text():
-        path.unlink()
-        raise UserError(f"'{path}' was damaged, and is deleted; run the same command again")
-    images: Pixels = npy.open_memmap(path, "r")
+    with reading(path, "delete it, and run the same command again"):
+        images: Pixels = npy.open_memmap(path, "r")
     return images

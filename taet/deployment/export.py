@@ -21,7 +21,6 @@ from taet.data.augmentation import to_unit
 from taet.errors import UserError, custom_code, needed, unknown
 from taet.files import check_output, make_folder, write_atomically
 from taet.randomness import generator
-from taet.settings import Fit
 from taet.training.folder import ARTIFACTS, METADATA, RunFolder, weights_digest
 from taet.training.runs import load_model
 
@@ -69,7 +68,7 @@ def export(
         raise UserError(f"{path} exists already; allowed: another --out, or --force to replace it")
     _, network, record = load_model(folder.path, weights, model=model)
     channels, *size = record.data.image_shape
-    deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes, fit=record.fit).eval()
+    deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes).eval()
     about = {
         **folder.weights_about(weights).model_dump(),
         "taet": taet.__version__,
@@ -78,7 +77,6 @@ def export(
         "class_names": record.data.class_names,
         "image_shape": record.data.image_shape,
         "resizes": record.resizes,
-        "fit": record.fit,
     }
     # of other lengths than the model's, tied to none and not square
     sides = [factor * side + 3 for factor, side in zip((2, 3), size, strict=True)] if record.resizes else size
@@ -162,48 +160,40 @@ def _quiet() -> Iterator[None]:
 class Deployed(nn.Module):
     """images uint8 (N, H, W, C), pixel values 0 to 255 -> logits float32 (N, classes).
 
-    With `resizes`, H and W are arbitrary and each image is resized to `size` (height, width) by `fit`; else they must
+    With `resizes`, H and W are arbitrary and each image is resized to `size` (height, width); else they must
     equal `size`.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], *, resizes: bool, fit: Fit = "squeeze") -> None:
+    def __init__(self, model: nn.Module, size: tuple[int, int], *, resizes: bool) -> None:
         super().__init__()
-        self.model, self.size, self.resizes, self.fit = model, size, resizes, fit
+        self.model, self.size, self.resizes = model, size, resizes
 
     def forward(self, images: Tensor) -> Tensor:
-        x = resize(images, *self.size, self.fit).to(torch.float32) / 255 if self.resizes else to_unit(images)
+        x = resize(images, *self.size).to(torch.float32) / 255 if self.resizes else to_unit(images)
         logits: Tensor = self.model(x)
         return logits
 
 
-def resize(images: Tensor, height: int, width: int, fit: Fit = "squeeze") -> Tensor:
+def resize(images: Tensor, height: int, width: int) -> Tensor:
     """uint8 (N, H, W, C) -> (N, C, height, width), integer pixel values in float64, as Pillow resizes each image.
 
     Along the rows first, then along the columns, each rounded half up; products and sums are exact. A value may differ
-    by 1 where Pillow, from version 13 on, begins with the columns. `fit`: as in `taet.data.images.scaled`.
+    by 1 where Pillow, from version 13 on, begins with the columns.
     """
     levels, device = images.permute(0, 3, 1, 2).to(torch.float64), images.device
     rows, columns = images.shape[1], images.shape[2]
-    levels = torch.floor(levels @ bilinear_weights(columns, width, device, fit, rows).T + 0.5)
-    return torch.floor(bilinear_weights(rows, height, device, fit, columns) @ levels + 0.5)
+    levels = torch.floor(levels @ bilinear_weights(columns, width, device).T + 0.5)
+    return torch.floor(bilinear_weights(rows, height, device) @ levels + 0.5)
 
 
-def bilinear_weights(source: int, target: int, device: torch.device, fit: Fit = "squeeze", other: int = 1) -> Tensor:
+def bilinear_weights(source: int, target: int, device: torch.device) -> Tensor:
     """Weights (target, source), float64, of Pillow's bilinear filter along one side of an image.
 
     w_oi ~ max(0, 1 - |i + 1/2 - (o + 1/2) s| / max(s, 1)) with s = source / target; each row sums to 1, up to rounding
-    to multiples of 2^-22 (the algorithm of Pillow's Resample.c). Both sizes may be symbols of a graph. `other` is the
-    other side of the image. crop: i counts from the square in the middle, and pixels outside of it have no weight; pad:
-    o counts from the first row of the image, and black rows are 0.
+    to multiples of 2^-22 (the algorithm of Pillow's Resample.c). Both sizes may be symbols of a graph.
     """
-    length, across, side = (torch.scalar_tensor(n, dtype=torch.float64, device=device) for n in (source, other, target))
-    taken = torch.minimum(length, across) if fit == "crop" else length
-    longest = torch.maximum(length, across)
-    kept = ((2 * length * target + longest) / (2 * longest)).floor().clamp(min=1) if fit == "pad" else side
+    length, side = (torch.scalar_tensor(n, dtype=torch.float64, device=device) for n in (source, target))
     outputs, inputs = (torch.arange(size, dtype=torch.float64, device=device) + 0.5 for size in (target, source))
-    inputs, outputs = inputs - ((length - taken) / 2).floor(), outputs[:, None] + ((kept - side) / 2).floor()
-    scale = taken / kept
-    weights = (1 - (inputs - outputs * scale).abs() / scale.clamp(min=1)).relu()
-    weights = weights * ((inputs > 0) & (inputs < taken) & (outputs > 0) & (outputs < kept))
-    # Only black rows sum to 0; others to 1/2 or more.
-    return torch.floor(weights / weights.sum(1, keepdim=True).clamp(min=0.25) * FRACTION + 0.5) / FRACTION
+    scale = length / side
+    weights = (1 - (inputs - outputs[:, None] * scale).abs() / scale.clamp(min=1)).relu()
+    return torch.floor(weights / weights.sum(1, keepdim=True) * FRACTION + 0.5) / FRACTION

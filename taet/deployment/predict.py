@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
 from taet.formatting import plural
 from taet.progress import Progress
-from taet.settings import Fit
 from taet.training.environment import resolve_device
 from taet.training.runs import load_model
 
@@ -110,19 +109,6 @@ class Predictions:
         return "; ".join([*parts, *([f"{self.unread} could not be read"] if self.unread else [])])
 
 
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Join the predictions of one or more batches."""
-    masks = [part.survives for part in parts if part.survives is not None]
-    return replace(
-        parts[0],
-        paths=tuple(path for part in parts for path in part.paths),
-        labels=np.concatenate([part.labels for part in parts]),
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        survives=np.concatenate(masks) if masks else None,
-        errors=tuple(error for part in parts for error in part.errors),
-    )
-
-
 def predict(
     run_dir: str | os.PathLike[str],
     images: ImageSource,
@@ -136,8 +122,7 @@ def predict(
 ) -> Predictions:
     """Return the predicted class of every image by the model of a finished run; the run's data are not needed.
 
-    Images are read as in training and resized to the run's height and width (bilinear, antialiased, by the run's
-    `data.fit`); grey and colour are converted to match the run's images. Up to float32 rounding, a prediction does
+    Images are read as in training and resized to the run's height and width (bilinear, antialiased); grey and colour are converted to match the run's images. Up to float32 rounding, a prediction does
     not depend on the other images or their order.
 
     Args:
@@ -155,57 +140,48 @@ def predict(
         UserError: a run that is not finished, an unknown attack or one without a ball, no image. An unreadable file
             does not raise: `errors` has the reason.
     """
-    return joined(list(batches(run_dir, images, attack, weights, batch_size, device, progress, model)))
-
-
-def batches(
-    run_dir: str | os.PathLike[str],
-    images: ImageSource,
-    attack: str | None = None,
-    weights: str = "model",
-    batch_size: int = BATCH_SIZE,
-    device: str = "auto",
-    progress: Progress | None = None,
-    model: nn.Module | None = None,
-) -> Iterator[Predictions]:
-    """Yield the result of `predict` batch by batch, so that an interruption loses no finished batch."""
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    (named, listed), where = find(images), resolve_device(device)
+    (names, listed), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
-    names = record.data.class_names
-    spec = None if attack is None else parse_attack(attack, run.evaluation, run.threat.eps)
-    if spec is not None and not spec.bounded:  # survival is not defined
-        advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
-        raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
-    cost = 1 + (0 if spec is None else spec.passes(len(names)))
-    counted, done = Counted(network.to(where)), 0
+    classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
+    spec = None if attack is None else _with_a_ball(parse_attack(attack, run.evaluation, run.threat.eps))
+    cost = 1 + (0 if spec is None else spec.passes(len(classes)))
+    labels = np.full(total, NO_CLASS, np.int64)
+    probabilities = np.full((total, len(classes)), np.nan, np.float32)
+    survives = None if spec is None else np.zeros(total, np.bool_)
+    errors = dict[int, str]()
+    for start in range(0, total, batch_size):
 
-    def report(inside: float, _: float, label: str) -> None:
-        if progress is not None:
-            progress(done * cost + inside, len(named) * cost, label)
+        def report(inside: float, _: float, label: str, start: int = start) -> None:
+            if progress is not None:
+                progress(start * cost + inside, total * cost, label)
 
-    for rows in (slice(start, start + batch_size) for start in range(0, len(named), batch_size)):
-        found = read(listed[rows], record.data.image_shape, record.fit)
-        good = [number for number, image in enumerate(found) if not isinstance(image, str)]
-        labels = np.full(len(found), NO_CLASS, np.int64)
-        probabilities = np.full((len(found), len(names)), np.nan, np.float32)
-        survives = None if spec is None else np.zeros(len(found), np.bool_)
-        if good:
-            pixels = np.stack([image for image in found if not isinstance(image, str)])
-            runner = _PixelRunner(counted, pixels, labels[good], len(names), batch_size, run.evaluation.seed, where)
+        found = dict(enumerate(read(listed[start : start + batch_size], record.data.image_shape), start))
+        errors |= {number: image for number, image in found.items() if isinstance(image, str)}
+        pixels = {number: image for number, image in found.items() if not isinstance(image, str)}
+        if rows := [*pixels]:
+            images = np.stack([*pixels.values()])
+            runner = _PixelRunner(counted, images, labels[rows], len(classes), batch_size, run.evaluation.seed, where)
             with runner.still():
                 clean = runner.attack(Clean())
-                labels[good], probabilities[good] = clean.predictions, clean.scores
+                labels[rows], probabilities[rows] = clean.predictions, clean.scores
                 if spec is not None and survives is not None:
                     side_by_side = batch_size if spec.batch_independent else 1
                     attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
                     answers = attacked.attack(spec, natural=clean.predictions, progress=report).predictions
-                    survives[good] = answers == clean.predictions
-        done += len(found)
-        report(0, 0, f"{done} of {len(named)} images")
-        errors = tuple(image if isinstance(image, str) else "" for image in found)
-        yield Predictions(named[rows], labels, names, probabilities, survives, errors, attack or "")
+                    survives[rows] = answers == clean.predictions
+        report(len(found) * cost, 0, f"{start + len(found)} of {total} images")
+    said = tuple(errors.get(number, "") for number in range(total))
+    return Predictions(names, labels, classes, probabilities, survives, said, attack or "")
+
+
+def _with_a_ball(spec: AttackSpec) -> AttackSpec:
+    """Refuse an attack without a ball, for which survival is not defined."""
+    if spec.bounded:
+        return spec
+    advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
+    raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
 
 
 class _PixelRunner(Runner):
@@ -232,31 +208,31 @@ def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels]:
     return tuple(map(str, files)), files
 
 
-def read(images: Sequence[Path] | Pixels, shape: Shape, fit: Fit) -> list[Pixels | str]:
+def read(images: Sequence[Path] | Pixels, shape: Shape) -> list[Pixels | str]:
     """Return images (H, W, C) as inputs of a model of images `shape`, or the reason why one cannot be read."""
     if isinstance(images, np.ndarray):
-        return [fitted(image, shape, fit) for image in images]
+        return [fitted(image, shape) for image in images]
     return [
-        f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape, fit)
-        for path, image in decode_where_possible(images, shape[:0:-1], fit=fit)
+        f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape)
+        for path, image in decode_where_possible(images, shape[:0:-1])
     ]
 
 
-def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
+def changes(given: ImageSource, shape: Shape) -> list[str]:
     """Say how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
     channels, height, width = shape
-    found = survey([*map(Path, find(given)[0])], height if height == width else None, fit)
+    found = survey([*map(Path, find(given)[0])], height if height == width else None)
     if (found.sizes == (width, height)).all() and (found.grey == (channels == 1)).all():
         return []
     said, kind = found.sentences(), "grey" if channels == 1 else "colour"
     return [f"read as {width}x{height} pixels, {kind}, as in training: {'; '.join(said)}"]
 
 
-def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:
+def fitted(image: Pixels, shape: Shape) -> Pixels:
     """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
 
     It is resized as in training, then converted to grey (ITU-R 601 luma) or colour.
     """
     channels, height, width = shape
-    fitting = scaled(picture(image), (width, height), fit)
+    fitting = scaled(picture(image), (width, height))
     return np.asarray(fitting.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)

@@ -7,27 +7,26 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
-from typing_extensions import TypedDict
 
 from taet import statistics
 from taet.attacks.ball import Norm
 from taet.errors import UserError, cut, located, said, unknown
 from taet.evaluation.column import (
     WORST_CASE,
-    AsItIs,
     CardPart,
     Column,
     Json,
     PackedLabels,
+    Stored,
     Summary,
     disagreements,
 )
 from taet.evaluation.facts import ModelFacts
-from taet.fields import NonNegative, Sha256, StoredCount, refused
+from taet.fields import refused
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
 from taet.statistics import Difference, Ints, difference
@@ -40,57 +39,27 @@ CHANGED_3 = ("balanced_interval", "group_intervals")
 """Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
 
 
-class ModelAbout(TypedDict):
-    """The evaluated model; `answers` are logits and gradient norms of the first images, None for nan."""
-
-    name: str
-    weights_sha256: Sha256
-    file_sha256: NotRequired[Sha256]
-    parameters: NotRequired[StoredCount]
-    selection: NotRequired[str | None]
-    epoch: NotRequired[StoredCount | None]
-    leak: NotRequired[bool]  # whether the epoch was chosen on the test set
-    notes: NotRequired[Sequence[str]]
-    answers: NotRequired[Sequence[Sequence[float | None]]]
-
-
-class DataAbout(TypedDict):
-    """The test images, and what is known about the training images."""
-
-    name: str
-    class_names: Sequence[str]
-    test_sha256: Sha256
-    train_class_counts: NotRequired[Sequence[StoredCount] | None]
-    imbalance_ratio: NotRequired[NonNegative | None]
-    notes: NotRequired[Sequence[str]]
-    extra: NotRequired[Json]
-    """Extra training images: their source, counts, and whether they were `compared` with the test images."""
-
-
-class Flag(TypedDict):
-    """A warning of the rules: its name, and what was found, what it means and what to do."""
-
-    flag: str
-    text: str
-
-
 class Card(CardPart):
     """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
     method: str
     title: str
     protocol: str
-    threat: AsItIs[Json]  # norm and eps of the ball that the card is about
+    threat: Stored  # norm and eps of the ball that the card is about
     seed: int | None  # of the training run; None for a model that was trained elsewhere, whose `run` is empty
-    model: AsItIs[ModelAbout]
-    data: AsItIs[DataAbout]
+    model: Stored
+    """Name, SHA-256 of weights and file, parameters, selection, epoch, whether that was a leak of the test set, notes;
+    and `answers`, logits and gradient norms of the first images."""
+    data: Stored
+    """Name, class names, SHA-256 of the test images, training images of each class, imbalance ratio, notes; and `extra`
+    training images: source, counts, and whether they were `compared` with the test images."""
     batch_size: int
     created: str = ""
     command: str = ""
-    run: AsItIs[Json] = Field(default_factory=dict)  # config, hash, command and deviations of the training, as stored
-    environment: AsItIs[Json] = Field(default_factory=dict)  # versions, commit, device
-    flags: Annotated[tuple[AsItIs[Flag], ...], Field(strict=False)] = ()
-    probe: AsItIs[Json] = Field(default_factory=dict)
+    run: Stored = Field(default_factory=dict)  # config, hash, command and deviations of the training, as stored
+    environment: Stored = Field(default_factory=dict)  # versions, commit, device
+    flags: Annotated[tuple[Stored, ...], Field(strict=False)] = ()  # name and text
+    probe: Stored = Field(default_factory=dict)
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
     labels: PackedLabels  # (N,): true classes in test order
@@ -153,13 +122,11 @@ class Card(CardPart):
 
         An unknown name is a `UserError` with the nearest match.
         """
-        for column in self.columns:
-            if column.name == name:
-                return column
-        for norm, known in WORST_CASE.items():
-            if known == name:
-                return self.worst_case(norm)
-        raise unknown("column", name, [*(column.name for column in self.columns), *WORST_CASE.values()])
+        known = {column.name: column for column in self.columns}
+        norms = {worst: norm for norm, worst in WORST_CASE.items()}
+        if name not in known | norms:
+            raise unknown("column", name, [*known, *norms])
+        return known[name] if name in known else self.worst_case(norms[name])
 
     def worst_case(self, norm: Norm = "linf", eps: float | None = None) -> Column:
         """Return the exact worst case over the card's attacks within one ball, image by image, as a column.

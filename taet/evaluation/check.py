@@ -143,7 +143,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
         if folder.is_done or (folder.path / METRICS).exists():
             yield METRICS, lambda: [folder.metrics] and (folder.sums or not folder.is_done)
         if folder.checkpoint.exists():
-            yield folder.checkpoint.name, lambda: folder.load_checkpoint(folder.record.run_hash)
+            yield folder.checkpoint.name, lambda: folder.load_checkpoint()
         if folder.is_done:
             yield DONE, lambda: folder.sums
             names = [DELIVERED]
@@ -169,7 +169,6 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
     where = subject.device if device == "auto" else resolve_device(device)
     network.to(where)
     with restored(network) as changes:
-        came = "; it was in training mode and is tested in eval mode" if network.training else ""
         width = count_classes(network, subject.images, subject.labels, where)
         several, rest = divmod(width, len(names)) if names else (1, 0)
         if names and (rest or not 1 <= several <= MOST_EACH):
@@ -217,7 +216,7 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             later = "later outputs are those of a different model; do not update state in eval mode"
             yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)
         else:
-            yield Finding("eval mode", f"its state does not change{came}")
+            yield Finding("eval mode", "its state does not change")
 
 
 def _normalisation(model: nn.Module, x: Tensor, y: Tensor, correct: statistics.Mask) -> Finding:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer, WrapValidator
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
 
 from taet import statistics
@@ -22,7 +22,6 @@ from taet.fields import Record
 from taet.formatting import short
 from taet.statistics import Ints
 
-T = TypeVar("T")
 Json = dict[str, Any]  # A JSON object, as `json.loads` returns it
 WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
@@ -72,12 +71,7 @@ class Packed(NamedTuple):
         return core_schema.no_info_plain_validator_function(self.unpack, serialization=written)
 
 
-def _as_given(value: T, check: Callable[[T], object]) -> T:
-    check(value)
-    return value
-
-
-AsItIs = Annotated[T, WrapValidator(_as_given), PlainSerializer(plain)]  # checked, and kept with all further fields
+Stored = Annotated[Json, PlainSerializer(plain)]
 PackedMask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
 PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
 PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
@@ -107,11 +101,11 @@ class Column(CardPart):
     eps: float | None
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
-    parameters: AsItIs[Json]
+    parameters: Stored
     seconds: float = 0.0
     forwards: int = 0  # passes are counted in images
     backwards: int = 0
-    stored: AsItIs[Json] = Field(default={}, alias="summary", repr=False)
+    stored: Stored = Field(default={}, alias="summary", repr=False)
     """The numbers that a file states beside the masks; `Card` recomputes and compares them."""
     correct: PackedMask  # (N,): classified correctly under the attack
     predictions: PackedLabels  # (N,): class predicted under the attack

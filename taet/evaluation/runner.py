@@ -118,11 +118,6 @@ class Runner:
             stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
             yield
 
-    @property
-    def pairs(self) -> bool:
-        """Whether the ROC-AUC of every pair of classes is stored; with very many classes it would be too large."""
-        return self.num_classes <= statistics.PAIRED_CLASSES
-
     def passes(self, attacks: Sequence[AttackSpec], correct: int | None = None) -> int:
         """Return the expected passes of an image that attacks take on all images, of which so many are right without
         an attack; the `USUAL` share as long as it is not known."""
@@ -182,24 +177,6 @@ class Runner:
         with torch.inference_mode(False):  # so that gradients with respect to them exist
             return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
-    def perturb(self, attack: AttackSpec, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Return the images `rows`, clean and under attack; every adversarial image is checked."""
-        x, y = self.batch(rows)
-        attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
-        draws, changed = self.draws(attack, rows), list[str]()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(attacked.searching(attack.precision, x.device.type))
-            if attack.source_sha256 is not None:  # a custom attack
-                changes = stack.enter_context(restored(self.model))
-                stack.enter_context(frozen(self.model))
-                draws.seed_torch()
-            x_adv = attack.run(attacked, x.clone(), y.clone(), draws)  # a custom attack may write into its arguments
-            changed = [] if attack.source_sha256 is None else changes()
-        if changed:
-            raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
-        verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
-        return x, x_adv
-
     def draws(self, attack: AttackSpec, rows: Ints) -> Draws:
         """Return the random draws of an attack on these images."""
         return Draws(self.seed, attack.noise_key, rows)
@@ -208,7 +185,8 @@ class Runner:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
         natural = next((column.predictions for column in there if column.norm is None), None)
         outcome = self.attack(attack, natural=natural, keep=True, progress=progress)
-        scores = outcome.scores if self.pairs else None
+        # The area of every pair of classes would be too large with very many of them.
+        scores = outcome.scores if self.num_classes <= statistics.PAIRED_CLASSES else None
         names = ("name", "norm", "eps", "bounded", "curve")
         return Column(
             **{name: getattr(attack, name) for name in names},
@@ -282,8 +260,19 @@ class Runner:
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
         """Attack one batch, check every adversarial image and return the results."""
-        work = self.model.measure()
-        x, x_adv = self.perturb(attack, rows)
+        work, (x, y), draws, changed = self.model.measure(), self.batch(rows), self.draws(attack, rows), list[str]()
+        attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attacked.searching(attack.precision, x.device.type))
+            if attack.source_sha256 is not None:  # a custom attack, which may write into its arguments
+                changes = stack.enter_context(restored(self.model))
+                stack.enter_context(frozen(self.model))
+                draws.seed_torch()
+            x_adv = attack.run(attacked, x.clone(), y.clone(), draws)
+            changed = [] if attack.source_sha256 is None else changes()
+        if changed:
+            raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
+        verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         with torch.no_grad():
             logits = self.model.judge(x_adv)
         if not bool(logits.isfinite().all()):
@@ -312,9 +301,7 @@ def run_all(
         for place, attack in enumerate(attacks):
             meter.begin(later=runner.passes(attacks[place + 1 :], correct))
             there = [*columns.values(), *known]
-            # Clean columns of old cards lack the areas under the ROC curve.
-            whole = [one for one in there if one.norm is not None or one.roc_auc is not None or not runner.pairs]
-            columns[attack.name] = among(whole, attack) or runner.column(attack, there, meter)
+            columns[attack.name] = among(there, attack) or runner.column(attack, there, meter)
             if attack.norm is None:
                 correct = int(columns[attack.name].correct.sum())
     return tuple(columns[attack.name] for attack in attacks)

@@ -70,12 +70,15 @@ class Subject:
     ) -> Subject:
         """Return a Module on images, or the model of a run on its own images or others: see `taet.evaluate`."""
         about: Json = {"name": "arrays"}
+        if (images is None or isinstance(images, Dataset)) and not (labels is None and class_names is None):
+            raise UserError("evaluate: got labels or class names without images; allowed: with images as an array")
         if isinstance(images, Dataset):
             data, test = images, images.test
             class_names, train_class_counts, about = data.class_names, data.class_counts.tolist(), data.about()
             images, labels = test.images, test.labels
-        if (images is None) != (labels is None):
-            raise UserError("evaluate: got images without labels, or labels without images; allowed: both, or neither")
+        class_names = None if class_names is None else [str(one) for one in class_names]
+        if images is not None and labels is None:
+            raise UserError("evaluate: got images without labels; allowed: both, or neither")
         given = None if images is None or labels is None else _test_images(images, labels)
         if not isinstance(model_or_run_dir, nn.Module):
             if not isinstance(model_or_run_dir, str | os.PathLike):
@@ -85,10 +88,13 @@ class Subject:
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
         network, called = model_or_run_dir, name or type(model_or_run_dir).__name__
-        sha256, counts = images_sha256(*given), plain(train_class_counts)
+        sha256, counts = images_sha256(*given), None if train_class_counts is None else np.asarray(train_class_counts)
+        if counts is not None and (counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any()):
+            raise UserError(f"training counts: got {train_class_counts!r}; allowed: whole numbers of 0 or more")
         fields: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
         fields["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
-        fields["data"] = about | {"class_names": class_names, "train_class_counts": counts, "test_sha256": sha256}
+        fields["data"] = about | {"class_names": class_names, "train_class_counts": plain(counts)}
+        fields["data"] |= {"test_sha256": sha256}
         device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
         return cls(network, *given, fields, device, Evaluation(), Threat().eps)
 

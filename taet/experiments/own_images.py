@@ -17,7 +17,7 @@ from taet.data.splits import VALIDATION
 from taet.errors import UserError
 from taet.formatting import plural, size
 from taet.protocols import start
-from taet.settings import Data, Fit, Run, option, override
+from taet.settings import Data, Run, option, override
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
@@ -99,7 +99,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     found = own_images(run.data)
     choices = {
-        **_size(found, run.data.fit, accelerated),
+        **_size(found, accelerated),
         "model.name": network(found.median, accelerated),
         **length(run, found, accelerated),
         **({} if accelerated else attacked(run.data, found.tested)),
@@ -141,15 +141,15 @@ def _machine(accelerated: bool) -> str:
     return f"this machine has {'an' if accelerated else 'no'} accelerator"
 
 
-def _size(found: OwnImages, fit: Fit, accelerated: bool) -> dict[str, Chosen]:
+def _size(found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
     """Choose the image size: unchanged if it is the same for all, feasible on the machine, and need not be square."""
     most = SIDES[0] if accelerated else SIDES[-1]
-    square = found.largest[0] == found.largest[1]
-    if found.uniform and max(found.largest) <= most and (square or fit == "squeeze"):
+    if found.uniform and max(found.largest) <= most:
         return {}
     side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
     sizes = "they are {}x{}".format(*found.largest) if found.uniform else "they have many sizes"
-    return {"data.size": Chosen(side, f"{sizes}, and {_machine(accelerated)}")}
+    squeezed = "" if found.median[0] == found.median[1] else "; images that are not square are squeezed"
+    return {"data.size": Chosen(side, f"{sizes}, and {_machine(accelerated)}{squeezed}")}
 
 
 def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:

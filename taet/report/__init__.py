@@ -11,7 +11,7 @@ from taet.errors import UserError, located
 
 if TYPE_CHECKING:
     from taet.report.results import Results
-    from taet.report.sources import Sources
+    from taet.report.rows import Sources
 
 __all__ = ["fail_if_worse", "write"]
 
@@ -21,24 +21,20 @@ def write(
 ) -> Path:
     """Write the report of `taet.results(...)`, or of what it takes, to the file `out`, and return its path.
 
-    The ending of `out` says how: .html, one page that contains its styles, figures and images; .md and .tex, its main
-    tables; .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title.
+    The ending of `out` says how: .html, one page that contains its styles and figures; .md and .tex, its main tables;
+    .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title.
 
     Raises:
-        UserError: a source without a card, another ending, or a file of a run.
+        UserError: a source without a card, or another ending.
     """
     from taet.files import make_folder, write_atomically
     from taet.formatting import listed
     from taet.report import page
     from taet.report.results import Results, results
-    from taet.training.folder import RunFolder
 
     out = Path(out)
-    run = RunFolder(out.parent)
     if out.suffix not in page.FORMS or out.is_dir():
         raise UserError(f"report: got {out}; allowed: a file that ends in {', '.join(page.FORMS)}")
-    if run.is_run and out != run.report:
-        raise UserError(f"report: {out} would be in the folder of a run; allowed: {run.report}, or another folder")
     found = sources if isinstance(sources, Results) else results(sources)
     title = title or f"Adversarial robustness on {listed(dict.fromkeys(card.data['name'] for card in found.cards))}"
     notes = [*notes, *([f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else [])]
@@ -53,8 +49,7 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
     """Return a line for each attack under which `new` is worse than `old` beyond chance; none is a pass.
 
     Each side is the cards of one model, or of one method with several seeds. Clean images and every attack within a
-    ball of `old` are compared by the paired test of balanced accuracy on the same images, each of k at the level 5 %/k,
-    so that all decisions together hold with 95 %.
+    ball of `old` are compared by the paired test of balanced accuracy, each of k at the level 5 %/k.
 
     Raises:
         UserError: other test images, another number of cards, or an attack that `new` lacks or has with other settings.

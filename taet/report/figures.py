@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +22,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from taet import statistics
 from taet.evaluation.bundles import curves
 from taet.report.results import Results, over_seeds
 from taet.report.tables import in_ball, largest_first, lead_attacks, order, under
@@ -39,7 +38,7 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": Fals
 STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.axisbelow": True, "grid.color": "#e2e2e2", **dict.fromkeys(("xtick.color", "ytick.color"), GREY)}
 STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
-MOST_ROWS, MOST_LINES, MOST_CLASSES = 20, 7, 100
+MOST_ROWS, MOST_CLASSES = 20, 100
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
 
 
@@ -60,20 +59,21 @@ def style() -> Iterator[None]:
         yield
 
 
-def axes(height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure of a height in inches, and its axes."""
+def axes(height: float, shares: Literal["x", "y"] | None = None) -> tuple[Figure, Axes]:
+    """Return an empty figure of a height in inches, and its axes, of which one may show shares in per cent."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots()
+    ax = figure.subplots()
+    if shares:
+        ax.grid(axis=shares)
+        (ax.xaxis if shares == "x" else ax.yaxis).set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    return figure, ax
 
 
 def draw(figure: Figure, title: str, description: str) -> Panel:
     """Return a figure as markup, with a legend of what has a name; its ids are those of no other figure."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    if labels:  # as many side by side as fit
-        widths = [5 + len(label) for label in labels]
-        columns = len(labels) if sum(widths) <= 66 else max(1, 66 // max(widths))
-        across = sorted(range(len(labels)), key=lambda place: (place % columns, place))  # else column-wise
-        handles, labels = ([of[place] for place in across] for of in (handles, labels))
+    if labels:
+        columns = max(1, 66 // (5 + max(map(len, labels))))  # as many side by side as fit
         figure.legend(handles, labels, ncols=columns, fontsize=8.5, loc="outside upper left", handletextpad=0.3)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -94,10 +94,9 @@ def overview(results: Results) -> Iterator[Panel]:
     """Balanced accuracy of each row under each attack, and of its head, body and tail classes under the strongest."""
     rows, attack = order(results)[:MOST_ROWS], results.strongest
     scores, parts = results.scores("balanced"), results.scores(*GROUPS).query("attack == @attack")
-    lead, held = lead_attacks(results), scores["attack"].value_counts()
-    usual = [one for one in in_ball(results) if 2 * held[one] >= len(results.rows) and one not in lead]
-    attacks = [*[*lead[:-1], *usual][: len(STRENGTHS) - 1], lead[-1]]
-    colours = dict(zip(attacks, [*STRENGTHS[: len(attacks) - 1], STRENGTHS[-1]], strict=True))
+    *clean, lead = lead_attacks(results)
+    attacks = [*clean, *(one for one in in_ball(results) if one not in (*clean, lead))]
+    colours = dict(zip([*attacks[: len(STRENGTHS) - 1], lead], STRENGTHS, strict=False)) | {lead: STRENGTHS[-1]}
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
     yield _forest(f"Balanced accuracy under each attack{of}", scores, rows, "attack", colours)
     if len(parts):
@@ -106,7 +105,7 @@ def overview(results: Results) -> Iterator[Panel]:
 
 def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, colours: Mapping[str, str]) -> Panel:
     """Draw a marker and an interval of each row for each value of the column `lines`, in its colour."""
-    figure, ax = axes(0.85 + (0.44 if len(rows) < 10 else 0.36) * len(rows))
+    figure, ax = axes(0.85 + (0.44 if len(rows) < 10 else 0.36) * len(rows), "x")
     for place, (label, colour) in enumerate(colours.items()):
         line = scores[scores[lines] == label].set_index("row").reindex(rows)
         y = np.arange(len(rows)) + 0.62 * ((place + 0.5) / len(colours) - 0.5)
@@ -119,24 +118,20 @@ def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, c
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.01, min(1.01, 1.02 * scores["high"].max())))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.grid(axis="x")
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
     return draw(figure, title, f"with 95 % intervals, one row per method: {', '.join(colours)}")
 
 
 def strength(results: Results) -> Iterator[Panel]:
     """Balanced accuracy against one setting of the attack, with 95 % intervals. A curve over steps that still falls at
     its end has not converged; one over the radius must reach 0; one over the scale of the logits should be flat."""
-    found: dict[str, list[tuple[object, ...]]] = {name: [] for name in CURVES}
-    for one in results.named:
-        for name, curve in curves(one.card).items():
-            for x, column in curve.items():
-                counts = statistics.class_counts(column.correct, one.card.labels, one.card.num_classes)
-                numbers = statistics.balanced_accuracy(*counts), *statistics.balanced_interval(*counts)
-                found[name].append((one.row, one.card.seed, x, *numbers))
     for name, said in CURVES.items():
-        if found[name]:
-            points = pd.DataFrame(found[name], columns=["row", "seed", "x", "accuracy", "low", "high"])
+        found = []
+        for one in results.named:
+            for x, column in curves(one.card).get(name, {}).items():
+                summary = one.card.summary_of(column)
+                found.append((one.row, one.card.seed, x, summary.balanced, *summary.balanced_interval))
+        if found:
+            points = pd.DataFrame(found, columns=["row", "seed", "x", "accuracy", "low", "high"])
             scores = over_seeds(points, "row", "x").sort_values("x").set_index("row")
             lines = {row: scores.loc[[row]].set_index("x") for row in order(results) if row in scores.index}
             yield _lines(said[0].upper() + said[1:], said, lines, sorted(set(points["x"])))
@@ -155,19 +150,17 @@ def training(results: Results) -> Iterator[Panel]:
 
 def _lines(title: str, label: str, lines: Mapping[str, pd.DataFrame], ticks: Sequence[float] = ()) -> Panel:
     """Draw accuracy against a number for some rows, with intervals where there are any; `ticks` on a wide scale."""
-    figure, ax = axes(3.0)
-    for place, (row, line) in enumerate([*lines.items()][:MOST_LINES]):
+    figure, ax = axes(3.0, "y")
+    for (row, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
         if "low" in line:
-            ax.fill_between(line.index, line["low"], line["high"], color=COLOURS[place], alpha=0.12, linewidth=0)
-        marker, every = f"{MARKERS[place]}-", max(1, len(line) // 8)
-        ax.plot(line.index, line["accuracy"], marker, color=COLOURS[place], ms=4, markevery=every, label=_short(row))
+            ax.fill_between(line.index, line["low"], line["high"], color=colour, alpha=0.12, linewidth=0)
+        every = max(1, len(line) // 8)
+        ax.plot(line.index, line["accuracy"], f"{marker}-", color=colour, ms=4, markevery=every, label=_short(row))
     if ticks:
         ax.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0))
         ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         ax.set_xticks([], minor=True)
     ax.set(xlabel=label, ylim=(0, None))
-    ax.grid(axis="y")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
     return draw(figure, title, f"balanced accuracy against the {label}, one line for each row")
 
 

@@ -15,8 +15,7 @@ from taet.report.figures import Panel
 from taet.report.results import Results
 from taet.training.collapse import training_flags
 
-Piece = Panel | pd.DataFrame
-SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Piece]]], ...] = (
+SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Panel | pd.DataFrame]]], ...] = (
     ("Head, body, tail and worst class", tables.groups),
     ("Differences to the best", tables.differences),
     ("Accuracy of each class", tables.classes),
@@ -37,18 +36,15 @@ def html(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the report as one page that needs no other file."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.get_template("report.html.j2")
+    head = (name, about, lead, warnings, figures.overview, tables.headline, _sections)
     with figures.style():
-        return template.render(title=title, sets=[_shown(one) for one in results.by_test_set()], notes=notes)
+        sets = [{make.__name__.strip("_"): make(one) for make in head} for one in results.by_test_set()]
+        return environment.get_template("report.html.j2").render(title=title, sets=sets, notes=notes, note=NOTE)
 
 
-def _shown(results: Results) -> dict[str, object]:
+def _sections(results: Results) -> list[tuple[str, str, list[Panel | pd.DataFrame]]]:
     made = [(title, inspect.getdoc(make) or "", [*make(results)]) for title, make in SECTIONS]
-    return {
-        **{"name": name(results), "about": about(results), "lead": lead(results), "note": NOTE},
-        **{"overview": [*figures.overview(results)], "headline": tables.headline(results)},
-        **{"warnings": warnings(results), "sections": [section for section in made if section[-1]]},
-    }
+    return [section for section in made if section[-1]]
 
 
 def csv(results: Results, *_: object) -> str:
@@ -113,13 +109,14 @@ def lead(results: Results) -> str:
 
 def warnings(results: Results) -> list[tuple[str, str, str]]:
     """Return the warnings of the evaluations: name, rows, and the text of the first card that has it."""
-    found: dict[str, tuple[dict[str, None], str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for one in results.named:
         own = {flag["flag"]: flag["text"] for flag in one.card.flags} | dict(training_flags(one.epochs))
-        leak = {"leak": "The epoch was chosen on the test images, so the numbers are too high."}
-        for flag, text in (own | (leak if one.card.model.get("leak") else {})).items():
-            found.setdefault(flag, ({}, text))[0][one.row] = None
-    return [(flag, listed(rows), text) for flag, (rows, text) in found.items()]
+        if one.card.model.get("leak"):
+            own["leak"] = "The epoch was chosen on the test images, so the numbers are too high."
+        for flag, text in own.items():
+            found.setdefault(flag, {}).setdefault(one.row, text)
+    return [(flag, listed(rows), next(iter(rows.values()))) for flag, rows in found.items()]
 
 
 FORMS: dict[str, Callable[[Results, str, Sequence[str]], str]]

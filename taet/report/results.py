@@ -22,16 +22,16 @@ from taet.errors import UserError, unknown
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.rules import MASKING, raised
-from taet.intervals import Difference, difference, mean_recall_limits
+from taet.intervals import Difference, difference, mean_recall_limits, student_quantile
 from taet.report import rows
-from taet.report.sources import Sources, StoredCard, read
+from taet.report.rows import Sources, StoredCard, read
 from taet.statistics import Ints
 
 ABOUT = ("card", "row", "method", "data", "imbalance_ratio", "model", "protocol", "seed")
 COLUMNS = (*ABOUT, "attack", "group", "n", "correct", "accuracy", "low", "high")
 GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")
 """Groups of classes in the table, before the classes themselves."""
-LEVEL, LEAD = 0.95, "autoattack"
+LEAD = "autoattack"
 BOARD = [*("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high")]
 BOARD += ["clean", "pgd-20", "tail", "worst", "seeds", "flags"]
 """Columns of a board; low and high are the 95 % interval under AutoAttack, tail and worst are under it as well."""
@@ -60,7 +60,6 @@ def _parts(pairs: Iterable[tuple[Hashable, StoredCard]]) -> list[list[StoredCard
 
 
 def _named(cards: Sequence[StoredCard]) -> Iterator[StoredCard]:
-    """Yield the cards of one table with their rows and attacks, without columns of curves and of other models."""
     columns = [sorted((column for column in one.card.columns if column.ordinary), key=_place) for one in cards]
     names = rows.attack_names(column.identity for each in columns for column in each)
     for one, (row, setting), each in zip(cards, rows.named([one.card for one in cards]), columns, strict=True):
@@ -96,7 +95,6 @@ class Results:
 
     @cached_property
     def rows(self) -> tuple[str, ...]:
-        """Names of the rows, in the order of their first card."""
         return tuple(dict.fromkeys(one.row for one in self.named))
 
     @cached_property
@@ -128,19 +126,17 @@ class Results:
         return [Results(tuple(cards)) for cards in _parts((rows.images(one.card), one) for one in self.named)]
 
     def _one(self) -> Results:
-        """Return these results if they are on one test set."""
         if len(sets := self.by_test_set()) > 1:
             names = ", ".join(f"{one.cards[0].data['name']} ({len(one.cards)} cards)" for one in sets)
             raise UserError(f"results: got {len(sets)} test sets: {names}; allowed: one; choose with .by_test_set()")
         return self
 
     def table(self) -> pd.DataFrame:
-        """Return one line for each card, attack and group of classes, sorted by card.
+        """Return one line for each card, attack and group of classes, sorted by card, with the columns `COLUMNS`.
 
-        The columns are card, row, method, data, imbalance_ratio, model, protocol, seed, attack, group, n, correct,
-        accuracy, low and high. Groups: balanced, plain, head, body, tail, worst (the class with the lowest accuracy),
-        and each class. Accuracies are in [0, 1] with 95 % intervals over the test images; `n` are the images of the
-        group, and `correct` is missing where the accuracy is a mean over classes.
+        Groups: balanced, plain, head, body, tail, worst (the class with the lowest accuracy), and each class.
+        Accuracies are in [0, 1] with 95 % intervals over the test images; `n` are the images of the group, and
+        `correct` is missing where the accuracy is a mean over classes.
         """
         found = pd.concat([_numbers(one.named) for one in self.by_test_set()])
         return found.sort_values("card", kind="stable", ignore_index=True)
@@ -184,11 +180,7 @@ class Results:
                     raise unknown(what, name, known)
         names = ["attack", "group", "difference", "low", "high", "p", "seeds", "decided"]
         pairs = ((attack, self.difference(first, second, attack, group)) for attack in attacks or self.columns)
-        found = (
-            (attack, group, one.value, one.low, one.high, one.p, one.runs, one.decided)
-            for attack, one in pairs
-            if one is not None
-        )
+        found = ((of, group, one.value, one.low, one.high, one.p, one.runs, one.decided) for of, one in pairs if one)
         return pd.DataFrame(found, columns=names)
 
     def difference(self, first: str, second: str, attack: str, group: str = "balanced") -> Difference | None:
@@ -199,12 +191,8 @@ class Results:
         if first > second:
             found = self.difference(second, first, attack, group)
             return found and dataclasses.replace(found, value=-found.value, low=-found.high, high=-found.low)
-        key = (first, second, attack, group)
-        if key not in self._differences:
-            self._differences[key] = self._one()._difference(*key)
-        return self._differences[key]
-
-    def _difference(self, first: str, second: str, attack: str, group: str) -> Difference | None:
+        if (key := (first, second, attack, group)) in self._differences:
+            return self._differences[key]
         answers = [*zip(self.predictions.columns, self.predictions.to_numpy().T, strict=True)]
         ours, theirs = ({key[1]: of for key, of in answers if key[::2] == (row, attack)} for row in (first, second))
         common = [seed for seed in ours if seed in theirs]
@@ -213,14 +201,14 @@ class Results:
         keep = np.isin(card.labels, members(card, group))
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
         first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
-        return difference(first_right, second_right, labels, card.num_classes) if pairs else None
+        found = difference(first_right, second_right, labels, card.num_classes) if pairs else None
+        return self._differences.setdefault(key, found)
 
     def board(self) -> pd.DataFrame:
         """Return the leaderboard: the rows of each setting by balanced accuracy under AutoAttack, best first.
 
-        A setting is data, imbalance ratio, training counts, network, protocol, threat, and the rule that chose the
-        epoch. A rank is a range where paired tests over common seeds do not tell rows apart. Rows that may not be
-        ranked are left out, with the reason in `.attrs["left out"]`.
+        A setting is the test set and `taet.report.rows.SETTING`. A rank is a range where paired tests do not tell rows
+        apart. Rows that may not be ranked are left out, with the reason in `.attrs["left out"]`.
         """
         lines: list[tuple[object, ...]] = []
         left: dict[str, str] = {}
@@ -228,18 +216,16 @@ class Results:
             held = {row: [one.card for one in cards if one.row == row] for row in dict.fromkeys(of.row for of in cards)}
             reasons = {row: _unranked(of) for row, of in held.items()}
             left |= {one.name: reasons[one.row] for one in cards if reasons[one.row]}
-            lines += Results(tuple(one for one in cards if not reasons[one.row]))._ranked()
+            ranked = Results(tuple(one for one in cards if not reasons[one.row]))
+            lines += ranked._ranked() if ranked.named else ()
         found = pd.DataFrame(lines, columns=BOARD)
         found.attrs["left out"] = left
         return found
 
     def _ranked(self) -> Iterator[tuple[object, ...]]:
-        """Yield the lines of the board of one setting."""
-        if not self.named:
-            return
         scores = self.scores("balanced", "tail", "worst").set_index(["row", "attack", "group"])
         data, model, protocol, *_, selection = self.named[0].setting
-        setting = (data, self.cards[0].data.get("imbalance_ratio"), model, protocol, selection)
+        ratio = self.cards[0].data.get("imbalance_ratio")
         order = sorted(self.rows, key=lambda row: -scores.loc[(row, LEAD, "balanced"), "accuracy"])
         for row in order:
             others = (self.difference(row, other, LEAD) for other in order if other != row)
@@ -250,8 +236,8 @@ class Results:
             beside = (("clean", "balanced"), ("pgd-20", "balanced"), (LEAD, "tail"), (LEAD, "worst"))
             numbers = (scores["accuracy"].get((row, *of), math.nan) for of in beside)
             flags = {name for one in self.named if one.row == row for name in raised(one.card)} - {"small-test-set"}
-            ends = (lead["accuracy"], lead["low"], lead["high"])
-            yield *setting, row, rank, *ends, *numbers, int(lead["seeds"]), " ".join(sorted(flags))
+            about = (data, ratio, model, protocol, selection, row, rank, *lead[["accuracy", "low", "high"]])
+            yield *about, *numbers, int(lead["seeds"]), " ".join(sorted(flags))
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write the report as HTML, Markdown, CSV or LaTeX, by the ending of `path`, and return its path."""
@@ -273,35 +259,28 @@ def _unranked(cards: Sequence[ResultCard]) -> str:
 
 
 def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
-    """Return the lines of `COLUMNS` for the cards of one test set."""
     columns = [(one, attack, column) for one in cards for attack, column in one.columns.items()]
     first, total = cards[0].card, cards[0].card.test_class_counts
     counted = (statistics.class_counts(column.correct, first.labels, first.num_classes) for _, _, column in columns)
     right = np.stack([correct for correct, _ in counted])
-    recalls, ends = statistics.per_class_accuracy(right, total), statistics.wilson_interval(right, total, LEVEL)
+    recalls, ends = statistics.per_class_accuracy(right, total), statistics.wilson_interval(right, total)
     every, worst = np.arange(len(right)), np.where(np.isnan(recalls), np.inf, recalls).argmin(1)
     plain, images = right.sum(1), total.sum()
     share = statistics.per_class_accuracy(plain, images)
-    parts: dict[str, tuple[object, ...]] = {
-        "plain": (images, plain, share, *statistics.wilson_interval(plain, images, LEVEL))
-    }
+    parts: dict[str, tuple[object, ...]] = {}
+    parts["plain"] = (images, plain, share, *statistics.wilson_interval(plain, images))
     parts["worst"] = (total[worst], *(of[every, worst] for of in (right, recalls, *ends)))
     for label, name in enumerate(class_names(first)):
         parts[name] = (total[label], *(of[:, label] for of in (right, recalls, *ends)))
     for group in ("balanced", "head", "body", "tail"):
         if len(of := members(first, group)):
             balanced = [statistics.balanced_accuracy(k[of], total[of]) for k in right]
-            limits = mean_recall_limits(right[:, of], total[of], LEVEL)
+            limits = mean_recall_limits(right[:, of], total[of])
             parts[group] = (total[of].sum(), pd.NA, balanced, *limits)
-    about = pd.DataFrame(
-        [{**_about(one), "attack": attack, "place": at} for at, (one, attack, _) in enumerate(columns)]
-    )
-    frames = [
-        about.assign(group=group, **dict(zip(COLUMNS[-5:], parts[group], strict=True)))
-        for group in (*GROUPS, *class_names(first))
-        if group in parts
-    ]
-    found: pd.DataFrame = pd.concat(frames).sort_values("place", kind="stable", ignore_index=True)[[*COLUMNS]]
+    about = pd.DataFrame([(*_about(one), attack) for one, attack, _ in columns], columns=[*ABOUT, "attack"])
+    groups = (group for group in (*GROUPS, *class_names(first)) if group in parts)
+    frames = [about.assign(**dict(zip(COLUMNS[-6:], (group, *parts[group]), strict=True))) for group in groups]
+    found: pd.DataFrame = pd.concat(frames).sort_index(kind="stable", ignore_index=True)[[*COLUMNS]]
     return found.astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
 
 
@@ -313,16 +292,15 @@ def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
     numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
     scores, of = numbers[["accuracy", "low", "high"]].first(), numbers["accuracy"]
     mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
-    reach = error * seeds.map(lambda n: statistics.student_quantile(LEVEL, n - 1) if n > 1 else math.nan)
+    reach = error * seeds.map(lambda n: student_quantile(0.95, n - 1) if n > 1 else math.nan)
     low = scores["low"].mask(seeds > 1, (mean - reach).clip(lower=0))
     high = scores["high"].mask(seeds > 1, (mean + reach).clip(upper=1))
     return scores.assign(accuracy=mean, low=low, high=high, error=error, seeds=seeds).reset_index()
 
 
-def _about(one: StoredCard) -> dict[str, object]:
+def _about(one: StoredCard) -> tuple[object, ...]:
     card, ratio = one.card, one.card.data.get("imbalance_ratio")
-    facts = (one.name, one.row, card.method, card.data["name"], ratio, card.model["name"], card.protocol, card.seed)
-    return dict(zip(ABOUT, facts, strict=True))
+    return one.name, one.row, card.method, card.data["name"], ratio, card.model["name"], card.protocol, card.seed
 
 
 def class_names(card: ResultCard) -> list[str]:
@@ -332,11 +310,8 @@ def class_names(card: ResultCard) -> list[str]:
 
 def members(card: ResultCard, group: str) -> Ints:
     """Return the labels of a group of classes that have test images; none if its training counts are not known."""
-    counts, present, names = (
-        card.data.get("train_class_counts"),
-        np.flatnonzero(card.test_class_counts),
-        class_names(card),
-    )
+    counts, names = card.data.get("train_class_counts"), class_names(card)
+    present = np.flatnonzero(card.test_class_counts)
     if group in ("balanced", "plain"):
         return present
     if group in ("head", "body", "tail"):

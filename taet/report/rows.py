@@ -1,4 +1,4 @@
-"""What a card may be compared with, and what its row is called: the one place where both are decided.
+"""Cards: where they come from, what they may be compared with, and what their row is called.
 
 Cards that differ only in their seed are one row. A row is called by its method and the settings in which it leaves the
 protocol's run, without those that most rows of the table share: "at" and "at (epochs 240)" among runs of 60 epochs.
@@ -8,20 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from taet import methods, protocols, registry
 from taet.attacks.spec import Identity
-from taet.errors import UserError
+from taet.errors import UserError, located
+from taet.evaluation import store
 from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 from taet.formatting import size, words
+from taet.models.hub import local
 from taet.settings import Run, override, to_json
-from taet.training.record import CURVE, left_behind, run_from_json, training_settings
+from taet.training.folder import RunFolder
+from taet.training.record import CURVE, Epoch, left_behind, run_from_json, training_settings
 from taet.training.resolve import curve_decides, learns_from_validation
 
+Sources = str | os.PathLike[str] | ResultCard | Iterable[str | os.PathLike[str] | ResultCard]
+ALLOWED = "a run folder, a card, a folder or a pattern of these"
+KIND = b'"taet result card"'
+SKIPPED = frozenset({"artifacts", "tensorboard"})
 Values = Mapping[str, object]
 EVERY, RULE, THREAT, EXTRA = "training.monitor_every", "training.selection", "threat of the evaluation", "extra images"
 SETTING = ("data.name", "model.name", "protocol", THREAT, EXTRA, "model.weights", RULE)
@@ -33,6 +45,71 @@ PLAIN = ("outer.name", "model.name", "data.name", THREAT)
 """Values whose value says what they are."""
 UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}
 """Descriptions of what other settings or the data name."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCard:
+    """A card with its file or position in memory, the epochs of its run, and its place in a table."""
+
+    name: str
+    card: ResultCard
+    epochs: tuple[Epoch, ...] = ()
+    row: str = ""
+    setting: tuple[str, ...] = ()
+    """Its values of `SETTING`."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """By the names of their attacks in the table, in its order."""
+
+
+def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
+    """Return the cards of all sources, files sorted by name before those in memory, and the run folders without a card.
+
+    Raises:
+        UserError: a source without a card, a damaged card, a card of other weights than its folder's.
+    """
+    nested = ([one] if isinstance(one, str | os.PathLike | ResultCard) else one for one in sources)
+    flat = [one for source in nested for one in source]
+    found, waiting = list[StoredCard](), list[str]()
+    named = (os.fspath(one) for one in flat if not isinstance(one, ResultCard))
+    for path in sorted({place for name in named for place in _places(name)}, key=Path.as_posix):
+        folder, name = RunFolder(path), path.as_posix()
+        if not path.is_dir():
+            found.append(StoredCard(name, ResultCard.load(path)))
+        elif folder.card().exists():
+            found.append(StoredCard(name, store.read(folder, folder.card()), folder.metrics if folder.is_run else ()))
+        else:
+            waiting.append(name)
+    found += [StoredCard(f"card {number}", one) for number, one in enumerate(flat, 1) if isinstance(one, ResultCard)]
+    if not found and waiting:
+        raise UserError(f"no result card in {waiting[0]}; evaluate it first: taet evaluate {waiting[0]}")
+    if not found:
+        raise UserError(f"no result card; allowed: {ALLOWED}")
+    return found, waiting
+
+
+def _places(name: str) -> list[Path]:
+    if not name.strip():
+        raise UserError(f"results: got an empty path; allowed: {ALLOWED}")
+    path = local(name)
+    if path.is_file():
+        return [path]
+    names = [path] if path.is_dir() else map(Path, sorted(glob.glob(name, recursive=True)))
+    if found := [place for one in names for place in _inside(one)]:
+        return found
+    raise UserError(f"{name}: no result card; allowed: {ALLOWED}")
+
+
+def _inside(path: Path) -> list[Path]:
+    """Return a run folder or card itself, or those in a folder; JSON that is no card is passed over, links as well."""
+    card = RunFolder(path).card() if path.is_dir() else path
+    if card.suffix == ".json" and card.is_file():
+        with located("results"), card.open("rb") as file:
+            if KIND in file.read(200):
+                return [path]
+    if not path.is_dir() or RunFolder(path).is_run:
+        return [path] if path.is_dir() else []
+    inner = (one for one in sorted(path.iterdir()) if not one.is_symlink() and one.name not in SKIPPED)
+    return [place for one in inner for place in _inside(one)]
 
 
 def images(card: ResultCard) -> tuple[object, ...]:
@@ -114,13 +191,12 @@ def _settings(card: ResultCard, usual_rule: str) -> Values:
 
 
 def _keys(cards: Sequence[ResultCard], settings: Sequence[Values]) -> list[str]:
-    """Return a key for each card, equal for the cards of a row; other weights of a seed have another."""
     seen: dict[tuple[str, int | None], dict[str, int]] = defaultdict(dict)
     found = []
     for card, own in zip(cards, settings, strict=True):
         text = json.dumps([card.method, own], sort_keys=True, default=str)
         key = json.dumps(json.loads(text, parse_int=float))  # 3 and 3.0 are one value
-        known = seen[key, card.seed]
+        known = seen[key, card.seed]  # other weights of a seed are another row
         found.append(f"{key} {known.setdefault(card.model['weights_sha256'], len(known))}")
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,14 +32,13 @@ class Text(NamedTuple):
         return f"{self.text} ({self.detail})" if self.detail else self.text
 
 
-Cells = dict[str, dict[Text, Text]]  # by row and head of their column
+Columns = Mapping[Text, Mapping[str, Text]]  # by head, and by the name of the row
 
 
-def table(title: str, rows: Cells, name: str = "method") -> pd.DataFrame:
+def table(title: str, columns: Columns, rows: Sequence[str], name: str = "method") -> pd.DataFrame:
     """Return a frame of cells with a title; its index names the rows, and a missing cell is a dash."""
-    heads = list(dict.fromkeys(head for cells in rows.values() for head in cells))
-    values = [[cells.get(head, Text(MISSING)) for head in heads] for cells in rows.values()]
-    frame = pd.DataFrame(values, pd.Index(list(rows), name=name), pd.Index(heads, tupleize_cols=False))
+    values = [[cells.get(row, Text(MISSING)) for cells in columns.values()] for row in rows]
+    frame = pd.DataFrame(values, pd.Index(rows, name=name), pd.Index([*columns], tupleize_cols=False))
     frame.attrs["title"] = title
     return frame
 
@@ -116,11 +116,6 @@ def _column(results: Results, attack: str, group: str = "balanced") -> dict[str,
     return cells
 
 
-def _of_columns(title: str, results: Results, columns: Mapping[Text, Mapping[str, Text]]) -> pd.DataFrame:
-    rows = {row: {head: of.get(row, Text(MISSING)) for head, of in columns.items()} for row in order(results)}
-    return table(title, rows)
-
-
 def headline(results: Results) -> pd.DataFrame:
     """Balanced accuracy under each attack, of the tail classes, and the share of all clean images if it differs."""
     columns, inside = {}, in_ball(results)
@@ -134,7 +129,7 @@ def headline(results: Results) -> pd.DataFrame:
     seeds = results.scores("balanced").groupby("row")["seeds"].max()
     if seeds.max() > 1:
         columns[Text("seeds")] = {row: Text(str(number)) for row, number in seeds.items()}
-    return _of_columns("Balanced accuracy", results, columns)
+    return table("Balanced accuracy", columns, order(results))
 
 
 def groups(results: Results) -> Iterator[pd.DataFrame]:
@@ -143,7 +138,7 @@ def groups(results: Results) -> Iterator[pd.DataFrame]:
     parts = {"head": "head", "body": "body", "tail": "tail", "worst class": "worst"}
     for attack in lead_attacks(results) if results.cards[0].data.get("train_class_counts") is not None else ():
         columns = {Text(said): _column(results, attack, group) for said, group in parts.items()}
-        yield _of_columns(under(attack), results, columns)
+        yield table(under(attack), columns, order(results))
 
 
 def differences(results: Results) -> Iterator[pd.DataFrame]:
@@ -151,33 +146,32 @@ def differences(results: Results) -> Iterator[pd.DataFrame]:
     images, with its 95 % interval. Undecided: the interval contains 0, or the p-value of a randomisation test is 5 % or
     more. For one seed it tells which of two models is better, not which method; for several it covers the seeds too."""
     best, *others = order(results)
-    found: Cells = {row: {} for row in others}
+    columns: dict[Text, dict[str, Text]] = defaultdict(dict)
     for attack in lead_attacks(results):
         for row in others:
             if (one := results.difference(row, best, attack)) is not None:
                 ends = f"{points(one.low)} to {points(one.high)}{'' if one.decided else ', undecided'}"
-                found[row][Text(attack)] = Text(points(one.value), ends)
-    if found:
-        yield table(f"Minus {best}", found)
+                columns[Text(attack)][row] = Text(points(one.value), ends)
+    if others:
+        yield table(f"Minus {best}", columns, others)
 
 
 def classes(results: Results) -> Iterator[pd.DataFrame]:
     """Accuracy of each class with its 95 % interval, the class with most training images first."""
     card, names = results.cards[0], class_names(results.cards[0])
-    counts, tested = card.data.get("train_class_counts"), card.test_class_counts
+    numbers = {"training images": card.data.get("train_class_counts"), "test images": card.test_class_counts}
+    known = {Text(head): dict(zip(names, of, strict=True)) for head, of in numbers.items() if of is not None}
+    counts = {head: {name: Text(count(number)) for name, number in of.items()} for head, of in known.items()}
     for attack in lead_attacks(results):
-        columns = {name: _column(results, attack, name) for name in names}
-        rows: Cells = {names[label]: {} for label in largest_first(card)}
-        for label, name in enumerate(names):
-            rows[name] |= {} if counts is None else {Text("training images"): Text(count(counts[label]))}
-            rows[name][Text("test images")] = Text(count(tested[label]))
-            rows[name] |= {Text(row): columns[name].get(row, Text(MISSING)) for row in order(results)[:MOST_COLUMNS]}
-        yield table(under(attack), rows, "class")
+        cells = {name: _column(results, attack, name) for name in names}
+        shown = order(results)[:MOST_COLUMNS]
+        columns = {Text(row): {name: of[row] for name, of in cells.items() if row in of} for row in shown}
+        yield table(under(attack), counts | columns, [names[label] for label in largest_first(card)], "class")
 
 
 def provenance(results: Results) -> Iterator[pd.DataFrame]:
     """The cards behind every number, and how each was made."""
-    rows: Cells = {}
+    columns: dict[Text, dict[str, Text]] = defaultdict(dict)
     for one in results.named:
         card, model = one.card, one.card.model
         facts = {"method": one.row, "title": card.title, "seed": card.seed, "on": card.created}
@@ -185,5 +179,7 @@ def provenance(results: Results) -> Iterator[pd.DataFrame]:
         facts |= {"epoch": " ".join(words(model[key]) for key in ("epoch", "selection") if model.get(key))}
         facts |= {"leaves the protocol": "; ".join(card.deviations), "evaluated by": card.command}
         facts |= {"checksum": "" if card.sealed else "none: of an older version"}
-        rows[one.name] = {Text(name): Text(words(value)) for name, value in facts.items() if value not in (None, "")}
-    yield table("Cards", rows, "card")
+        for name, value in facts.items():
+            if value not in (None, ""):
+                columns[Text(name)][one.name] = Text(words(value))
+    yield table("Cards", columns, [one.name for one in results.named], "card")

@@ -39,23 +39,16 @@ def version(package: str) -> str | None:
 
 def commit() -> str | None:
     """Commit of the checkout that taet is imported from, with `+` if files differ; None outside a checkout."""
-    root = Path(__file__).parents[2]
+    root, words = Path(__file__).parents[2], ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     if not (root / ".git").exists():
         return None
-
-    asked = ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]
-    try:
-        head, changes = (
-            subprocess.check_output(["git", "-C", str(root), *words], text=True, stderr=subprocess.DEVNULL)
-            for words in asked
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.strip() + ("+" if changes.strip() else "")
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(["git", "-C", str(root), *words], text=True, stderr=subprocess.DEVNULL).strip()
+    return None
 
 
 def _reported(*names: str) -> str:
-    """What the system says about the processor under the first of these names; empty if it says nothing."""
+    """What Linux says about the processor under the first of these names; "" if nothing."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.lower().startswith(names)), "").partition(":")[2].strip()

@@ -31,7 +31,7 @@ from taet.training.optimizer import learning_rate, set_learning_rate
 from taet.training.prepare import TrainingPlan
 from taet.training.record import CurvePoint, Epoch, JsonDict
 from taet.training.state import State
-from taet.training.step import enough_images, examples, training_step
+from taet.training.step import examples, training_step
 
 LOOK_SECONDS = 0.5  # between two reads of the loss, for the progress line and the check for values that are not finite
 QUARTILES = (0.25, 0.5, 0.75)
@@ -61,7 +61,7 @@ def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     """Take the steps of the epoch that are left."""
     run, loader, epoch, average = plan.run, plan.loader, state.epoch, state.average
     state.begin_epoch()
-    with contextlib.closing(loader.epoch(epoch, state.step)) as batches, enough_images(state):
+    with contextlib.closing(loader.epoch(epoch, state.step)) as batches:
         for batch in batches:
             set_learning_rate(state.optimizer, learning_rate(run, epoch, state.step, len(loader)))
             state.seed_model(epoch, state.step)
@@ -92,7 +92,9 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
     model = deployed(plan, state, pause)
     point, seen = curve.measure(model, watching)
     if plan.resolved.split == "validation" or plan.run.training.selection == "best-test":  # which leaks test data
-        state.keep_best(point.attacked.balanced_accuracy, model.state_dict())
+        score = point.attacked.balanced_accuracy
+        if state.best is None or score > state.best[0]:
+            state.best = score, state.epoch, {name: value.cpu() for name, value in model.state_dict().items()}
     return point, seen
 
 
@@ -227,7 +229,7 @@ def _board(plan: TrainingPlan, folder: RunFolder) -> Iterator[Callable[[Epoch], 
         yield lambda _: None
         return
     library = needed("torch.utils.tensorboard", "--tensorboard", "tensorboard")
-    with library.SummaryWriter(str(folder.tensorboard)) as writer:
+    with library.SummaryWriter(str(folder.path / "tensorboard")) as writer:
 
         def show(row: Epoch) -> None:
             accuracies = {f"balanced accuracy/{name}": value for name, value in row.balanced_accuracies.items()}
@@ -270,18 +272,15 @@ class Pauses:
             raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {command}")
 
     def check_finite(self) -> None:
-        """Refuse to go on with a loss or a weight that is not finite."""
         if what := self.state.not_finite():
-            raise UserError(
-                f"{what} is not finite in epoch {self.state.epoch + 1}, step {self.state.step}; stopped; "
-                f"{self.folder.checkpoint.name} keeps the last good state; a lower --lr than "
-                f"{self.plan.run.training.lr:g} is the usual remedy"
-            )
+            at = f"in epoch {self.state.epoch + 1}, step {self.state.step}; stopped; {self.folder.checkpoint.name}"
+            remedy = f"a lower --lr than {self.plan.run.training.lr:g} is the usual remedy"
+            raise UserError(f"{what} is not finite {at} keeps the last good state; {remedy}")
 
     def save(self) -> None:
         """Write the checkpoint; if values are not finite, stop instead and keep the previous file."""
         self.check_finite()
-        values = {"run_hash": self.folder.record.run_hash, **self.state.state_dict()}
+        values = self.state.state_dict()
         first(lambda: self.folder.save_checkpoint(values))
         self.saved_at = time.monotonic()
 
@@ -289,7 +288,7 @@ class Pauses:
         """Load the checkpoint, if there is one that fits, and write the metrics as they were at that time."""
         folder, state = self.folder, self.state
         if first(folder.checkpoint.exists):
-            saved = folder.load_checkpoint(folder.record.run_hash)
+            saved = folder.load_checkpoint()
             with located(str(folder.checkpoint)), custom_code("it does not fit this run"):
                 state.load_state_dict(saved)
             state.model.notes = folder.record.model_notes

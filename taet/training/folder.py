@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from taet import files
 from taet.data.splits import VALIDATION
-from taet.errors import UserError, located, said
+from taet.errors import UserError, custom_code, located
 from taet.fields import Count, Record, Sha256
 from taet.models.weights import check_archive
 from taet.settings import from_json
-from taet.training.record import Epoch, JsonDict, RunRecord, best_epoch, training_settings
+from taet.training.record import Epoch, JsonDict, RunRecord, training_settings
 
 SCHEMA = 1
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
@@ -42,20 +42,18 @@ _load = partial(torch.load, weights_only=True, map_location="cpu")
 
 
 class DoneRecord(Record):
-    """What `done` holds: the SHA-256 of every file that the finished training wrote."""
+    """What `done` holds: SHA-256 of all files."""
 
     files: dict[str, Sha256]
 
 
 class WeightsAbout(Record):
-    """What a file of weights says about itself."""
+    """What a file of weights says about itself; older versions stored no `weights_sha256`."""
 
     method: str
     epoch: Count
-    """The epoch after which they were saved, from 1."""
     run_hash: str
     weights_sha256: str = ""
-    """`tensors_digest` of the weights; '' in files of older versions."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,10 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether it holds a run, rather than only a result card."""
         return (self.path / RUN).is_file()
 
     @property
     def is_done(self) -> bool:
-        """Whether the training is finished."""
         return (self.path / DONE).exists()
 
     @property
@@ -100,13 +96,14 @@ class RunFolder:
             raise UserError(f"{self.path} is not a run folder: it holds no {RUN}")
         values = files.parse_json(self._read(path), str(path))
         with located(f"{path} was not written by taet train, or was changed"):
-            _check_schema(values)
+            schema = values.get("schema") if isinstance(values, dict) else None
+            if isinstance(schema, int) and schema > SCHEMA:
+                raise UserError(f"got schema {schema}; allowed: up to {SCHEMA}; a newer taet wrote it")
             record = RunRecord.from_json(values)
         files.check_seal(path, values)
         return record
 
     def create(self, record: RunRecord) -> None:
-        """Write the record of a new run."""
         files.write_json(self.path / RUN, files.seal(record.to_json()))
 
     @property
@@ -129,10 +126,8 @@ class RunFolder:
     def finish(self) -> None:
         """Mark the training as finished, with the SHA-256 of every file that it wrote."""
         paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob(f"*{SUFFIX}"))]
-        files.write_json(
-            self.path / DONE,
-            files.seal({"files": {path.name: files.file_sha256(path) for path in paths if path.exists()}}),
-        )
+        sums = {path.name: files.file_sha256(path) for path in paths if path.exists()}
+        files.write_json(self.path / DONE, files.seal({"files": sums}))
 
     def _read(self, path: Path) -> bytes:
         """Return the content of a file, verified by its checksum in `done`, if any; b"" for one that may be missing."""
@@ -161,7 +156,6 @@ class RunFolder:
         return tuple(epochs)
 
     def write_metrics(self, rows: Sequence[JsonDict]) -> None:
-        """Replace metrics.jsonl."""
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         files.write_atomically(self.path / METRICS, "".join(lines).encode())
 
@@ -169,30 +163,24 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The file from which `resume` continues."""
         return self.path / CHECKPOINT
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint by plain Python and tensors; it is loaded back once before it replaces the last."""
         buffer = io.BytesIO()
-        torch.save({"schema": SCHEMA, **state}, buffer)
+        torch.save({"run_hash": self.record.run_hash, **state}, buffer)
         files.write_atomically(self.checkpoint, buffer.getvalue(), check=_load)
 
-    def load_checkpoint(self, run_hash: str) -> JsonDict:
-        """Return the state of the run with `run_hash`; a damaged file or another run's raises a UserError."""
+    def load_checkpoint(self) -> JsonDict:
+        """Return the state of the run; a damaged file or another run's raises a UserError."""
         path = self.checkpoint
-        with files.opened(path) as file:
-            try:
-                check_archive(file)
-                state = _load(file)
-                schema = int(state["schema"])
-            except Exception as error:  # torch reports a truncated or foreign file in many types
-                raise UserError(f"{path} is not a checkpoint of taet, or is truncated ({said(error)})") from None
-        with located(str(path)):
-            _check_schema({"schema": schema})
-        if state.get("run_hash") != run_hash:
+        # torch reports a truncated or foreign file in many types
+        with files.opened(path) as file, custom_code(f"{path} is not a checkpoint of taet, or is truncated"):
+            check_archive(file)
+            state = dict(_load(file))
+        if state.get("run_hash") != self.record.run_hash:
             raise UserError(f"{path} belongs to another run than {self.path / RUN}; nothing was changed")
-        return dict(state)
+        return state
 
     # Weights
 
@@ -205,8 +193,13 @@ class RunFolder:
         if name == LAST:
             same = delivered.is_file() and self.weights_about().epoch == last
         else:  # a curve on test images selects only under best-test
-            same = selection.rule != "last" or (selection.split == VALIDATION and best_epoch(self.metrics) == last)
+            same = selection.rule != "last" or (selection.split == VALIDATION and self._best_epoch == last)
         return delivered if same else path
+
+    @property
+    def _best_epoch(self) -> int | None:
+        scores = {epoch.epoch: epoch.monitor.attacked.balanced_accuracy for epoch in self.metrics if epoch.monitor}
+        return max(scores, key=scores.__getitem__, default=None)
 
     @property
     def weights_names(self) -> list[str]:
@@ -215,7 +208,6 @@ class RunFolder:
         return sorted(Path(name).stem for name in files if name.endswith(SUFFIX))
 
     def save_weights(self, name: str, state: Mapping[str, Tensor], about: WeightsAbout) -> None:
-        """Write a file of weights."""
         about = about.model_copy(update={"weights_sha256": tensors_digest(state)})
         save_weights(self.path / f"{name}{SUFFIX}", state, about.model_dump())
 
@@ -227,22 +219,18 @@ class RunFolder:
             why = f"it has {', '.join(held)}" if held and self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
         about = self.check_weights(name)
-        try:
+        with custom_code(f"{path} does not hold weights of this model, or is truncated"):
             model.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold weights of this model, or is truncated ({said(error)})") from None
         if about.weights_sha256 not in ("", weights_digest(model)):
             raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one in its metadata")
 
     def weights_about(self, name: str = DELIVERED) -> WeightsAbout:
         """Return the metadata of a file of weights; a file that `taet train` did not write raises a UserError."""
         path = self.weights(name)
-        with files.opened(path), located(f"{path} was not written by taet train, or is truncated"):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    text = (file.metadata() or {}).get(METADATA, "{}")
-            except SafetensorError as error:
-                raise UserError(str(error)) from None
+        why = f"{path} was not written by taet train, or is truncated"
+        with files.opened(path), custom_code(why), safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA, "{}")
+        with located(why):
             return from_json(WeightsAbout, files.parse_json(text.encode(), METADATA))
 
     def check_weights(self, name: str = DELIVERED) -> WeightsAbout:
@@ -264,7 +252,6 @@ class RunFolder:
             raise UserError(f"{path} has other weights than {self.weights(name).name}; evaluate the run again")
 
     def card(self, weights: str = DELIVERED) -> Path:
-        """The result card of a file of weights."""
         return self.path / f"evaluation{weights.removeprefix(DELIVERED)}.json"
 
     def cards(self) -> Iterator[tuple[Path, str]]:
@@ -275,27 +262,14 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The report of this run alone."""
         return self.path / "report.html"
 
     def artifact(self, name: str) -> Path:
-        """A further file: exported models."""
         return self.path / ARTIFACTS / name
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's events."""
-        return self.path / "tensorboard"
 
     def state(self, of: str) -> Path:
         """The folder with the finished batches of unfinished work, such as an evaluation."""
         return self.path / f"{of}-state"
-
-
-def _check_schema(values: Any) -> None:
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise UserError(f"got schema {schema}; allowed: up to {SCHEMA}; a newer taet wrote it")
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -306,7 +280,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and values of a model's state, in order."""
+    """The `tensors_digest` of a model's state."""
     return tensors_digest(model.state_dict())
 
 

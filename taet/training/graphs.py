@@ -41,10 +41,8 @@ def cuda_graph(function: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
 class Kept(Source):
     """A source whose draws keep their memory: they are drawn at first use, and again by `redraw`."""
 
-    kept: list[tuple[Tensor, tuple[float, float] | None]] = field(default_factory=list)
-    """Draws in order, with the bounds of uniform ones."""
-    left: list[Tensor] = field(default_factory=list)
-    """Draws that the current pass has not used yet."""
+    kept: list[tuple[Tensor, tuple[float, float] | None]] = field(default_factory=list)  # bounds of uniform ones
+    left: list[Tensor] = field(default_factory=list)  # what the current pass has not used yet
 
     def redraw(self, source: Source) -> None:
         """Overwrite the kept draws, in their order, with draws of `source`."""
@@ -52,11 +50,9 @@ class Kept(Source):
             values.copy_(source.normal(values) if bounds is None else source.uniform(values, *bounds))
 
     def normal(self, like: Tensor) -> Tensor:
-        """As that of a Source."""
         return self.left.pop(0) if self.left else self._keep(super().normal(like), None)
 
     def uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """As that of a Source."""
         return self.left.pop(0) if self.left else self._keep(super().uniform(like, low, high), (low, high))
 
     def _keep(self, values: Tensor, bounds: tuple[float, float] | None) -> Tensor:
@@ -84,7 +80,6 @@ class Graphs:
 
     @property
     def recorded(self) -> int:
-        """The number of kinds of steps that are replayed."""
         return sum(graph.replay is not None for graph in self._graphs.values())
 
     def run(

@@ -36,7 +36,7 @@ from taet.training.optimizer import build_optimizer
 from taet.training.record import JsonDict, RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
 from taet.training.state import State, weight_average
-from taet.training.step import enough_images, training_step
+from taet.training.step import training_step
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ class TrainingPlan:
     """Settings that were chosen here, by dotted name, each with the reason."""
     model_given: bool
     arrays: bool
-    """Whether the images were passed from memory."""
 
     @property
     def run(self) -> Run:
@@ -61,7 +60,6 @@ class TrainingPlan:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
         return self.run.training.epochs * len(self.loader)
 
     @property
@@ -174,7 +172,6 @@ def build_model(
 
 
 def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
-    """Refuse settings or images that several processes cannot share."""
     processes, device, normalised = world_size(), plan.device, normalisations(model, plan.resolved.method)
     if processes == 1:
         return
@@ -207,8 +204,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
             at.begin_epoch()
             for number in range(2):
                 begun = time.monotonic()
-                with enough_images(at):
-                    loss = training_step(at, batch, at.attack(place, "expected", at.epoch, number))
+                loss = training_step(at, batch, at.attack(place, "expected", at.epoch, number))
                 loss.total.item()  # waits for the device
                 took[stage] = (time.monotonic() - begun) / place[1]
     pace = min(took[stage] / passes[stage] for stage in passes)  # of one pass of one image
@@ -256,7 +252,6 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
 
 
 def _describe_extra(plan: TrainingPlan) -> tuple[JsonDict | None, list[str]]:
-    """Return the record of the extra images, and the sentence about them in every table."""
     mixture, source = plan.resolved.mixture, plan.run.data.extra_source or ""
     if plan.extra is None or mixture is None:
         return None, []

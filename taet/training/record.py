@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import Field, PlainSerializer, model_serializer, model_validator
+from pydantic import ConfigDict, Field, PlainSerializer, model_validator
 
 from taet import statistics
 from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.files import digest
 from taet.models.heads import Head
-from taet.settings import Data, Fit, Run, from_json, to_json
+from taet.settings import Data, Run, from_json, to_json
 
 JsonDict: TypeAlias = dict[str, Any]
 PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
-"""Settings of place, speed and saving."""
 CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
@@ -59,11 +58,10 @@ def run_hash(run: Run | Mapping[str, Any]) -> str:
 
     For stored JSON it is the hash of the version that wrote it: later versions may have more settings.
     """
-    kept = {}
-    for part, entry in (to_json(run) if isinstance(run, Run) else run).items():
-        is_part = isinstance(entry, Mapping)
-        kept[part] = {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} if is_part else entry
-    return digest(kept)
+    values = to_json(run) if isinstance(run, Run) else run
+    parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}
+    kept = {part: {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} for part, entry in parts.items()}
+    return digest({**values, **kept})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> JsonDict:
@@ -81,9 +79,10 @@ def run_from_json(values: Mapping[str, Any]) -> Run:
 
 
 class SplitRecord(Record):
-    """One split of the data: the positions of its images in their source, a hash, and the images of each class."""
+    """One split of the data."""
 
     indices: PerClass = ()
+    """Positions of its images in their source."""
     sha256: Sha256
     class_counts: PerClass = ()
 
@@ -95,13 +94,10 @@ class DataRecord(Record):
     class_names: tuple[str, ...] = ()
     num_classes: Annotated[int, Field(ge=0, le=2**20)]
     image_shape: tuple[Side, Side, Side]
-    """(C, H, W)."""
     resized: bool | None = None
-    """None in the records of older versions."""
     imbalance_ratio: float | None = None
     notes: tuple[str, ...] = ()
     arrays: bool
-    """Whether the images were passed from memory."""
     splits: dict[str, SplitRecord]
     extra: JsonDict | None = None
     """Extra images: how they were made, in the user's words, and mixed in; their hash and that of the test images."""
@@ -130,7 +126,7 @@ class DataRecord(Record):
 
 
 class SelectionRecord(Record):
-    """How the delivered epoch was chosen: the rule, the split of the curve, and whether it was the test set."""
+    """How the delivered epoch was chosen; `leak`: by the accuracy on test images."""
 
     rule: str
     split: str = ""
@@ -138,20 +134,21 @@ class SelectionRecord(Record):
 
 
 class RunRecord(Record):
-    """run.json: the settings of a run and all facts recorded at its start."""
+    """run.json: the settings of a run and all facts recorded at its start.
+
+    `settings` is the Run as stored JSON, and `run` its typed form; `data.arrays` and `model_given` say what was passed
+    from memory.
+    """
 
     version: Count = Field(alias="schema")
     settings: JsonDict = Field(alias="run")
-    """The Run as stored JSON; `run` is the typed form."""
     method_title: str
     reference: str | None = None
     deviations: tuple[str, ...]
     stages: tuple[JsonDict, ...] = ()
-    """Each `stage` of the training and its first epoch, from 1."""
     selection: SelectionRecord
     data: DataRecord
     model_given: bool
-    """Whether the model was passed from memory."""
     head: Annotated[Head, PlainSerializer(Head._asdict)]
     parameters: StoredCount | None = None
     model_notes: tuple[str, ...] = ()
@@ -190,14 +187,8 @@ class RunRecord(Record):
         """Whether the images were resized; inferred for older records, which do not say so."""
         return self.run.data.size is not None if self.data.resized is None else self.data.resized
 
-    @property
-    def fit(self) -> Fit:
-        """How images that are not square are resized for the run."""
-        return self.run.data.fit if self.resizes else "squeeze"
-
     @cached_property
     def run_hash(self) -> str:
-        """The hash that the checkpoint and the weights of the run also carry."""
         return run_hash(self.settings)
 
 
@@ -221,32 +212,27 @@ class Counts(Record):
 class CurvePoint(Record):
     """One point of the accuracy curves: the split, and by name the counts of clean images and under an attack.
 
-    In JSON all names are on one level; `fgsm` is there for a method that attacks with a single step.
+    `fgsm` is there for a method that attacks with a single step.
     """
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Counts]
     split: str
-    counts: dict[str, Counts]
+    clean: Counts
 
-    @model_validator(mode="before")
-    @classmethod
-    def _split_off(cls, values: Any) -> Any:
-        names = {*values} if isinstance(values, dict) else set()
-        if "clean" not in names or len(names - {"split", "clean", "fgsm"}) != 1:
-            raise UserError(f"monitor: got {values!r:.100}; allowed: split, clean and one attack")
-        return {"split": values.get("split"), "counts": {n: counts for n, counts in values.items() if n != "split"}}
+    @model_validator(mode="after")
+    def _has_one_attack(self) -> Self:
+        if len(self.counts.keys() - {"clean", "fgsm"}) != 1:
+            raise UserError(f"monitor: got {', '.join(self.counts)}; allowed: clean and one attack")
+        return self
 
-    @model_serializer
-    def _as_json(self) -> JsonDict:
-        return {"split": self.split, **{name: counts.model_dump() for name, counts in self.counts.items()}}
+    @property
+    def counts(self) -> dict[str, Counts]:
+        return {"clean": self.clean, **self.__pydantic_extra__}
 
     @property
     def attack(self) -> str:
-        """Name of the attack."""
         return next(name for name in self.counts if name not in ("clean", "fgsm"))
-
-    @property
-    def clean(self) -> Counts:
-        return self.counts["clean"]
 
     @property
     def attacked(self) -> Counts:
@@ -254,33 +240,30 @@ class CurvePoint(Record):
 
 
 class Epoch(Record):
-    """One row of metrics.jsonl."""
+    """One row of metrics.jsonl; epochs count from 1, and `lr` is that of the last step.
+
+    `loss` and its parts are means over the images, None where an older version stored one that was not finite. `train`
+    and `predicted` (C,) count the training examples as the training saw them. Mean (C,) and quartiles (C, 3) of
+    `distance` are between the examples of this and of the previous epoch. `seconds` includes the curve,
+    `images_per_second` does not.
+    """
 
     epoch: Count
-    """Number of the epoch, from 1."""
     stage: str
     lr: NonNegative | None = None
-    """Of its last step."""
     loss: dict[str, float | None]
-    """And its parts, means over the images; None where an older version stored one that was not finite."""
     trained: Counts | None = Field(None, alias="train")
-    """Training examples as the training saw them, and the correct ones."""
     predicted: PerClass | None = None
-    """Predictions of each class on the training examples, (C,)."""
     distance: tuple[NonNegative, ...] | None = None
-    """Mean distance per class between the examples of this and of the previous epoch, (C,)."""
     quartiles: tuple[tuple[NonNegative, NonNegative, NonNegative], ...] | None = Field(None, alias="distance_quartiles")
-    """Quartiles of these distances, (C, 3); None in runs that recorded only means."""
     monitor: CurvePoint | None = None
     seconds: NonNegative
-    """All of the epoch, with its point of the curve."""
     images_per_second: NonNegative | None = None
-    """Without the curve."""
     peak_memory_mb: NonNegative | None = None
 
     @classmethod
     def from_json(cls, row: object) -> Epoch:
-        """Build an epoch from a row; a missing or wrong field is a UserError, unknown ones are ignored."""
+        """Build an epoch from a row; a missing or wrong field is a UserError."""
         return from_json(cls, row)
 
     def to_json(self) -> JsonDict:
@@ -292,9 +275,3 @@ class Epoch(Record):
         """Balanced accuracy on the training examples, if counted, and of each entry of the point of the curve."""
         counts = {"training": self.trained, **({} if self.monitor is None else self.monitor.counts)}
         return {name: one.balanced_accuracy for name, one in counts.items() if one is not None}
-
-
-def best_epoch(epochs: Sequence[Epoch]) -> int | None:
-    """Return the first epoch, from 1, with the best balanced accuracy under attack; None without a curve."""
-    scores = {epoch.epoch: epoch.monitor.attacked.balanced_accuracy for epoch in epochs if epoch.monitor}
-    return max(scores, key=scores.__getitem__, default=None)

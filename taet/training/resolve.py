@@ -18,24 +18,20 @@ from taet.models import Classifier, CosineHead
 from taet.settings import Run, epoch_at, override
 from taet.training.optimizer import milestone_epochs
 
+# Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
-"""Used instead of unknown data, so that all other settings are checked."""
-POINTS, IMAGES = 20, 1000
-"""Default points, and images per point, of a curve that does not affect the weights."""
+POINTS, IMAGES = 20, 1000  # defaults of a curve that does not affect the weights
 ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A training request with checked settings."""
+    """A checked training request: `run` has the complete Config of its method, `split` is that of the curve."""
 
     run: Run
-    """The request with the complete Config of its method."""
     method: Method
     split: str
-    """The split that the curve is measured on, validation or test."""
     mixture: Mixture | None = None
-    """How extra images are mixed into the batches; None: there are none."""
 
 
 def curve_decides(run: Run, learns: bool) -> bool:

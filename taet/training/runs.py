@@ -138,7 +138,6 @@ def owned(folder: RunFolder | None) -> Iterator[None]:
 
 
 def _check_free(folder: RunFolder, run: Run) -> None:
-    """Refuse a folder that is not empty; the message names a run in it."""
     if not folder.is_taken:
         return
     same = False
@@ -179,18 +178,13 @@ def load_run(
 
     A run that was trained on arrays in memory needs them again. Test images that differ from the run's are refused.
     """
-    folder = Path(folder)
-    record = RunFolder(folder).record
-    _check_given(folder, "dataset", dataset, record.data.arrays)
-    _check_given(folder, "model", model, record.model_given)
-    data, recorded = record.run.data, record.data.test.sha256
-    dataset = load(data) if dataset is None else dataset
-    if dataset.test.sha256 != recorded:
-        raise UserError(
-            f"the test images of {data.name} are not those of {folder}: "
-            f"got SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
-        )
     run, model, record = load_model(folder, weights, model=model)
+    _check_given(Path(folder), "dataset", dataset, record.data.arrays)
+    dataset = load(run.data) if dataset is None else dataset
+    got, recorded = dataset.test.sha256[:12], record.data.test.sha256[:12]
+    if dataset.test.sha256 != record.data.test.sha256:
+        what = f"the test images of {run.data.name} are not those of {folder}"
+        raise UserError(f"{what}: got SHA-256 {got}, the run had {recorded}")
     return run, model, dataset, record
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -26,8 +26,7 @@ from taet.training.graphs import Graphs
 from taet.training.record import JsonDict
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
-PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")
-"""What a checkpoint holds as it is."""
+PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
 
 
@@ -73,10 +72,9 @@ class EpochSums:
     """Sums over the steps of one epoch, on the device: counts of this process, losses of whole batches."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
+        # Per class: correct training examples, all training examples, and predictions, (3, C).
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
-        """Per class: correct training examples, all training examples, and predictions, (3, C)."""
-        self.sums: dict[str, Tensor] = {}
-        """The loss and its parts, each weighted by the images of its batch."""
+        self.sums: dict[str, Tensor] = {}  # the loss and its parts, each weighted by the images of its batch
         self.images = 0
 
     def add(self, loss: Loss, labels: Tensor, total: int) -> None:
@@ -93,7 +91,6 @@ class EpochSums:
         return global_sum(self.counts)
 
     def state_dict(self) -> JsonDict:
-        """Return the sums over all processes."""
         return {"counts": self.together(), "sums": self.sums, "images": self.images}
 
     def load_state_dict(self, state: JsonDict) -> None:
@@ -107,7 +104,10 @@ class EpochSums:
 class State:
     """Model, method and optimiser of a run, and where it stands.
 
-    `view`, a cheaper copy of the model for the attack, and `graphs`, the recorded steps, are not saved.
+    `view`, a cheaper copy of the model for the attack, and `graphs`, the recorded steps, are not saved. `epoch` and
+    `step` (of the epoch) count what is finished; `training_seconds` of the epoch are without the curve. `best` has the
+    highest score, its epoch, from 0, and the weights. `examples` are the adversarial examples of the last epoch, to
+    which those of the next one are compared; `rows` those of metrics.jsonl.
     """
 
     model: Classifier | Adapter
@@ -118,31 +118,20 @@ class State:
     view: View | None = None
     graphs: Graphs | None = None
     epoch: int = 0
-    """Finished epochs."""
     step: int = 0
-    """Finished steps of the current epoch."""
     seconds: float = 0.0
-    """Of the current epoch."""
     training_seconds: float = 0.0
-    """Without the curve."""
     best: tuple[float, int, dict[str, Tensor]] | None = None
-    """Highest score, its epoch, from 0, and the weights; None before the first point of a curve that selects."""
     examples: Tensor | None = None
-    """Adversarial examples of the last epoch, to which those of the next one are compared."""
     rows: list[JsonDict] = field(default_factory=list)
-    """Of metrics.jsonl, one per finished epoch."""
 
     def __post_init__(self) -> None:
         self.device = self.method.exposure.device
         self.sums = EpochSums(len(self.method.class_counts), self.device)
-        self.predicted = self.method.exposure.clone()
-        """Predictions of each class in the last epoch, (C,); before the first one, the images of each class."""
-        self.weighting: Weighting = generation_weighting(
-            self.run.threat.weighting, self.method.exposure, self.predicted
-        )
-        """Class weights of the attack's objective, written in place."""
-
-    # What a step needs
+        exposure = self.method.exposure
+        self.predicted = exposure.clone()  # (C,) in the last epoch; before the first one, the images of each class
+        # Class weights of the attack's objective, written in place.
+        self.weighting: Weighting = generation_weighting(self.run.threat.weighting, exposure, self.predicted)
 
     @property
     def number(self) -> int:
@@ -161,7 +150,6 @@ class State:
         return tuple(module.stage for module in self.method.modules() if isinstance(module, Method)), self.awp
 
     def autocast(self) -> torch.autocast:
-        """Return the context of the run's precision."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.training.precision == "bf16")
 
     def attacked(self) -> torch.nn.Module:
@@ -187,8 +175,6 @@ class State:
         own += [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         return [value for value in own if isinstance(value, Tensor)]
 
-    # Epochs
-
     def begin_epoch(self) -> None:
         """Enter the epoch; at its first step the method and the attack's weights learn the last one's predictions."""
         self.method.enter(self.epoch)
@@ -205,11 +191,6 @@ class State:
         self.sums = EpochSums(len(predicted), self.device)
         self.epoch, self.step, self.seconds, self.training_seconds = self.epoch + 1, 0, 0.0, 0.0
 
-    def keep_best(self, score: float, weights: Mapping[str, Tensor]) -> None:
-        """Keep the weights of this epoch if its score is the highest so far."""
-        if self.best is None or score > self.best[0]:
-            self.best = score, self.epoch, {name: value.cpu() for name, value in weights.items()}
-
     def not_finite(self) -> str:
         """Return the name of a loss, or of a part of it rather than the sum, that is not finite; "" if all are."""
         sums = self.sums.sums
@@ -219,10 +200,8 @@ class State:
         finite = all(torch.isfinite(p).all() for p in (*self.model.parameters(), *self.method.parameters()))
         return "" if finite else "a weight"
 
-    # The checkpoint
-
     def state_dict(self) -> JsonDict:
-        """Return plain Python and tensors."""
+        """Return the checkpoint: plain Python and tensors."""
         return {
             **{name: getattr(self, name) for name in PLAIN},
             "model": self.model.state_dict(),

@@ -18,7 +18,7 @@ from taet.data.loader import Batch
 from taet.distributed import average_gradients
 from taet.errors import UserError
 from taet.methods.base import Attack, Loss, Step
-from taet.models.sync_norm import average_statistics, normalisations
+from taet.models.sync_norm import average_statistics
 from taet.training.state import State
 
 TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient is not perturbed
@@ -31,10 +31,16 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
     `after_step`, which may run the model with them, and after it. Nothing here waits for the device.
     """
     model, method, optimizer = state.model, state.method, state.optimizer
-    if state.graphs is None:
-        loss = update(state, batch, attack)
-    else:
-        loss = state.graphs.run(partial(update, state), state.kind, batch, attack, state.tensors, optimizer)
+    try:
+        if state.graphs is None:
+            loss = update(state, batch, attack)
+        else:
+            loss = state.graphs.run(partial(update, state), state.kind, batch, attack, state.tensors, optimizer)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = "a batch of 1 leaves batch normalisation one value per channel; take a larger --batch-size"
+        raise UserError(f"batch size: {what}") from error
     if not state.run.training.sync_bn:
         average_statistics(model, method)
     with state.autocast():
@@ -75,18 +81,6 @@ def examples(state: State, model: nn.Module, x: Tensor, y: Tensor, attack: Attac
     # An attack in train mode updates the statistics.
     with torch.enable_grad(), buffers_kept(model), frozen(model, attack.threat.bn_mode), state.autocast():
         return state.method.perturb(model, x, y, attack).x
-
-
-@contextmanager
-def enough_images(state: State) -> Iterator[None]:
-    """Turn the error for a batch that is too small for batch normalisation into a UserError."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error) or not normalisations(state.model, state.method):
-            raise
-        what = "a batch of 1 leaves batch normalisation one value per channel; take a larger --batch-size"
-        raise UserError(f"batch size: {what}") from error
 
 
 def weight_perturbations(weights: list[Tensor], gradients: list[Tensor], gamma: float) -> tuple[Tensor, ...]:

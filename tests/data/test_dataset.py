@@ -69,21 +69,14 @@ def test_manifest_is_plain_json_and_names_the_images(arrays):
     [
         ({"train_images": np.zeros((10, 4, 5, 3))}, "train_images: got float64; allowed: uint8"),
         ({"test_images": np.zeros((5, 3, 4, 5), np.uint8)}, r"test_images: got shape \(5, 3, 4, 5\)"),
-        ({"test_images": np.zeros((0, 4, 5, 3), np.uint8)}, "N at least 1"),
         ({"test_images": np.zeros((5, 4, 4, 3), np.uint8)}, r"allowed: \(4, 5, 3\), as in training"),
         ({"test_images": np.zeros((4, 4, 5, 3), np.uint8)}, "got 4 images but 5 labels"),
         ({"train_labels": np.repeat([True, False], 5)}, "train_labels: got bool"),
-        ({"train_labels": np.zeros((10, 14), int)}, r"train_labels: got int64 of shape \(10, 14\)"),
-        ({"train_labels": np.repeat([-1, 1], 5)}, "train_labels: got label -1"),
         ({"test_labels": np.array([0, 1, 2, 3, 0])}, "test_labels: got label 3; allowed: 0 to 2"),
         ({"train_labels": np.repeat([0, 2**62], 5)}, "class '1' has no training image"),
-        ({"train_labels": np.repeat([0, 1], 5), "class_names": ["a", "b", "c"]}, "class 'c' has no training image"),
-        ({"class_names": ["a", "b"]}, "train_labels: got label 2; allowed: 0 to 1"),
         ({"class_names": ["a", "b", "a"]}, "class names: got 'a' twice"),
-        ({"class_names": ["a", " ", "b"]}, "class names: got ' '"),
         ({"class_names": ["a", "b\u202e", "c"]}, r"class names: got 'b\\u202e'"),
         ({"train_labels": np.zeros(10, int)}, "got a single class"),
-        ({"validation": (np.zeros((2, 4, 5, 3), np.uint8), [0, 7])}, "val_labels: got label 7"),
     ],
 )
 def test_bad_arrays_are_refused_in_one_line(change, message, arrays):

@@ -66,7 +66,7 @@ def test_without_split_folders_a_fifth_of_each_class_is_the_test_set(flat):
     assert dataset.test.sha256 == load(f"folder:{flat}").test.sha256 != load(f"folder:{flat}", seed=1).test.sha256
 
 
-@pytest.mark.parametrize("more", [{}, {"size": 8}, {"validation": 0.3, "seed": 2}, {"imbalance_ratio": 2}])
+@pytest.mark.parametrize("more", [{"size": 8}, {"validation": 0.3, "seed": 2}, {"imbalance_ratio": 2}])
 def test_facts_are_those_of_the_loaded_set_and_read_headers_only(more, flat, monkeypatch):
     expected = DataFacts.of(load(str(flat), **more))
     monkeypatch.setattr("taet.data.images._eight_bit", None)
@@ -92,22 +92,13 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     [
         (lambda p: shutil.rmtree(p / "test"), "has no folder 'test'; allowed: both train and test"),
         (lambda p: [file.unlink() for file in (p / "test" / "ant").iterdir()], "class folder '.*ant' holds no image"),
-        (lambda p: shutil.rmtree(p / "train" / "ant"), "unknown class of '.*test/ant/00.png': 'ant'; allowed: cat"),
-        (lambda p: shutil.rmtree(p / "test") or (p / "test").mkdir(), "test' holds no class folders"),
         (lambda p: (p / "test" / "cat").rename(p / "test" / "cta"), "'cta'.*did you mean 'cat'"),
         (lambda p: shutil.copytree(p / "val", p / "valid"), "two validation folders, 'val' and 'valid'"),
-        (lambda p: [q.rename(q.parent / "a\u202ent") for q in p.glob("*/ant")], r"class names: got 'a\\u202ent'"),
     ],
 )
 def test_bad_folders_are_refused_in_one_line(split, spoil, message):
     spoil(split)
     refused(f"folder:{split}", message)
-
-
-@pytest.mark.usefixtures("here")
-def test_a_missing_folder_is_said_before_names_are_listed():
-    refused("lesions", r"^data: there is no folder or file 'lesions' here, and no data set of this")
-    refused("folder:lesions", "no such folder: 'lesions'")
 
 
 def test_unreadable_images_are_named_or_skipped_and_counted(split, fill):
@@ -191,10 +182,9 @@ def test_other_usual_columns_separators_and_numbers_are_read(images):
     assert load(name, group="site").train.groups is not None
 
 
-@pytest.mark.parametrize("before", ["Train/", "/home/other/data/", "C/D/"])
-def test_files_are_found_by_the_end_of_their_paths(before, images, fill):
+def test_files_are_found_by_the_end_of_their_paths(images, fill):
     fill(images / "others", 100, 10)  # of the same names
-    rows = [f"{before}{'images' if i < 6 else 'others'}/{i:02d}.png,{i % 2}" for i in range(10)]
+    rows = [f"/home/other/data/{'images' if i < 6 else 'others'}/{i:02d}.png,{i % 2}" for i in range(10)]
     dataset = load(table(images, rows))
     assert sorted(levels(dataset.train) + levels(dataset.test)) == [0, 1, 2, 3, 4, 5, 106, 107, 108, 109]
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
@@ -218,23 +208,17 @@ def test_a_folder_with_one_table_of_its_images_takes_the_labels_from_it(images, 
     ("rows", "header", "message"),
     [
         (["images/00.png,0"], "path,labels", r"no column for label \(label, class, .*it has 'path', 'labels'"),
-        ([], "path,label", "no column for path.*it has no rows"),
         (["images/00.png,0,1"], "path,label", "line 2: got 3 cells; allowed: 2"),
         (["images/00.png, "], "path,label", "line 2: got 'images/00.png', '' and group ''; allowed: a path, a label"),
-        (["images/00.png,a\u202eb"], "path,label", r"line 2: got .*'a\\u202eb'"),
         (["images/00.png,0,tset"], "path,label,split", "unknown split in '.*line 2: 'tset'.*did you mean 'test'"),
         (
             ["images/00.png,0,train", "images/01.png,1,train"],
             "path,label,split",
             "got the splits train; allowed: train,",
         ),
-        (["images/00.png,0,train", "images/01.png,1,"], "path,label,split", "got the splits none for some, train"),
         (["images/00.png,0", "images/00.png,1"], "path,label", "two labels, splits or groups, in .*line 2 and in .*3"),
         (["images/00.png,0", "images/01.png,0"], "path,label", "allowed: 2 classes or more"),
-        (['"images/00.png,0'], "path,label", "unexpected end of data"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(rows, header, message, images):
     refused(table(images, rows, header), message)
-    (images / "table.csv").write_bytes(b"\xff\xfe\x00")
-    refused(images / "table.csv", "cannot read '.*table.csv'")

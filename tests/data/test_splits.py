@@ -61,13 +61,6 @@ def test_a_long_tailed_set_gives_the_largest_profile_that_fits(saved):
         load(saved(test=(0, 8, 8)), imbalance_ratio=4)
 
 
-def test_what_lacks_an_image_is_noted(saved):
-    assert load(saved(), imbalance_ratio=10).notes[-1] == "no test image of: 2"
-    dataset = load(saved((40, 20, 1)), validation=0.1)
-    assert dataset.validation.class_counts.tolist() == [4, 2, 0]
-    assert dataset.notes[-1] == "no validation image of: 2"
-
-
 def test_validation_comes_out_of_the_long_tailed_training_images(saved):
     whole, parted = load("digits-lt"), load("digits-lt", validation=0.1)
     assert parted.validation.class_counts.tolist() == [12, 9, 7, 5, 4, 3, 3, 2, 2, 1]
@@ -175,15 +168,10 @@ def test_identical_images_in_two_splits_are_counted(saved, arrays):
     ("name", "arguments", "message"),
     [
         ("digit-lt", {}, "no folder or file 'digit-lt' here, and no data set of this name.*did you mean 'digits-lt'"),
-        ("nzp:a", {}, "no data set of this name.*did you mean 'npz'"),
-        ("npz", {}, "data 'npz' needs a path: npz:PATH"),
         ("folder:", {}, "data 'folder' needs a path"),
-        ("digits-lt", {"imbalance_ratio": 0.02}, "imbalance ratio: got 0.02.*did you mean 50"),
         ("digits-lt", {"max_count": 5000}, "training set: got a largest class of 5000; allowed: up to 118"),
         ("digits-lt", {"profile": "exponental"}, "unknown profile 'exponental'.*did you mean 'exponential'"),
         ("digits-lt", {"group": "writer"}, "data group: got 'writer' for digits-lt; allowed: with your own images"),
-        ("digits-lt", {"validation": 1}, "validation share: got 1"),
-        ("digits-lt", {"seed": -1}, "seed: got -1"),
     ],
 )
 def test_mistakes_are_one_line(name, arguments, message):
@@ -211,13 +199,6 @@ def test_mirroring_is_the_sources_unless_it_is_given(mirror, expected, saved):
     found = load(saved(), mirror=mirror).mirror, load("digits-lt", mirror=mirror).mirror
     assert found == expected
     assert facts(Data(name="digits-lt", mirror=mirror)).mirror == expected[1]
-
-
-@pytest.mark.usefixtures("here")
-def test_official_files_that_are_not_here_are_no_facts_and_are_asked_for():
-    assert facts(Data(name="cifar10-lt")) is None
-    with pytest.raises(UserError, match="CIFAR-10 is not in 'data'; run taet data prepare cifar10"):
-        load("cifar10")
 
 
 # Groups

@@ -60,11 +60,9 @@ def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run() -> Callable[..., Path]:
     """Write the folder of a run that ended with fresh weights and a deployed offset."""
 
-    def write(
-        folder: Path, name: str, shape: tuple[int, int, int], size: int | None = None, fit: str = "squeeze"
-    ) -> Path:
+    def write(folder: Path, name: str, shape: tuple[int, int, int], size: int | None = None) -> Path:
         (folder / "artifacts").mkdir(parents=True)
-        run = override(protocols.taet("at"), {"model.name": name, "data.size": size, "data.fit": fit})
+        run = override(protocols.taet("at"), {"model.name": name, "data.size": size})
         model = models.build(name, len(NAMES), shape)
         with torch.no_grad():
             model.offset.copy_(torch.tensor([0.5, 0.0, -0.5]))

@@ -23,7 +23,7 @@ from taet.deployment import export as export_run
 from taet.deployment.export import resize
 from taet.errors import UserError
 from taet.models import resnet, vit
-from taet.settings import Fit, override
+from taet.settings import override
 from taet.training.folder import RunFolder
 from taet.training.runs import load_model
 
@@ -99,11 +99,10 @@ def test_images_of_one_size_by_a_network_and_a_transformer(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_the_file_says_what_predict_says_and_fits_images_as_the_run_does(
-    format: str, fit: Fit, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw
+def test_the_file_says_what_predict_says_and_resizes_images_as_the_run_does(
+    format: str, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw
 ) -> None:
-    folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), 12, fit)
+    folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), 12)
     answer = answers(export_run(folder, format))
     for shape in ((40, 30, 3), (11, 25, 3)):
         images = pictures(3, shape)
@@ -192,22 +191,20 @@ def test_mistakes_are_one_line(
     refused(r"format onnx needs the package onnx: pip install 'taet\[onnx\]'", trained, "onnx")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("fit", "before", "after"),
+    ("before", "after"),
     [
-        *(("squeeze", *sides) for sides in (((100, 80), (32, 32)), ((8, 8), (32, 20)), ((1, 1), (5, 7)))),
-        ("squeeze", (37, 225), (224, 37)),
-        *((fit, before, (32, 32)) for fit in ("crop", "pad") for before in ((100, 80), (20, 13))),
-        *((fit, before, (9, 9)) for fit in ("squeeze", "crop", "pad") for before in ((1, 70), (117, 30))),
+        *(((100, 80), (32, 32)), ((8, 8), (32, 20)), ((1, 1), (5, 7)), ((37, 225), (224, 37))),
+        *(((20, 13), (32, 32)), ((1, 70), (9, 9)), ((117, 30), (9, 9))),
     ],
 )
-@pytest.mark.parametrize("channels", [1, 3])
 def test_every_grey_level_is_pillows(
-    fit: Fit, before: tuple[int, int], after: tuple[int, int], channels: int, pictures: Draw
+    before: tuple[int, int], after: tuple[int, int], channels: int, pictures: Draw
 ) -> None:
     """Or one apart where Pillow may begin with the columns."""
     images = pictures(4, (*before, channels))
-    expected = np.stack([np.asarray(scaled(picture(image), after[::-1], fit)) for image in images])
-    found = resize(torch.from_numpy(images), *after, fit).permute(0, 2, 3, 1).numpy()
+    expected = np.stack([np.asarray(scaled(picture(image), after[::-1])) for image in images])
+    found = resize(torch.from_numpy(images), *after).permute(0, 2, 3, 1).numpy()
     steep = before[0] > 2 * before[1]
     np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=1.01 if steep else 0)

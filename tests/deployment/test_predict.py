@@ -89,9 +89,7 @@ def test_files_are_read_as_training_reads_them(trained: Path, folder: Path) -> N
     arrays = np.concatenate([*survey([folder / name for name in names], 16).read(None)])
     np.testing.assert_array_equal(found.probabilities, predict(trained, arrays).probabilities)
     assert len(np.unique(found.probabilities, axis=0)) == len(names)
-    assert changes(folder, (3, 16, 16), "squeeze")[0].startswith(
-        "read as 16x16 pixels, colour, as in training: 4 image"
-    )
+    assert changes(folder, (3, 16, 16))[0].startswith("read as 16x16 pixels, colour, as in training: 4 image")
     one = predict(trained, [folder / "b.png", str(folder / "below")])
     np.testing.assert_array_equal(one.labels, found.labels[1:])
 

@@ -140,9 +140,9 @@ def few(logits: Tensor) -> Tensor:
         ({"model": Counts()}, "model: seen changes during a forward pass in eval mode"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "model output: got 1 logit an image"),
         ({"model": len}, "evaluate: got a builtin_function_or_method; allowed: a torch.nn.Module"),
-        ({"class_names": [0, 1, 2, 3]}, r"data class_names\[0\]: got 0; allowed: a text"),
         ({"class_names": ["a", "b"]}, "model output: got 4 logits; allowed: 2"),
         ({"train_class_counts": [1, 2]}, "training counts: got 2"),
+        ({"train_class_counts": [0.7, 0.1, 0.1, 0.1]}, "training counts: got .*; allowed: whole numbers"),
         ({"eps": 8.0}, "did you mean 8/255"),
         ({"epss": 0.1}, "unknown setting 'epss'.*did you mean 'eps'"),
         ({"attacks": ("curve-stepz",)}, "unknown attack 'curve-stepz'.*did you mean 'curve-steps'"),
@@ -184,6 +184,8 @@ def test_the_test_images_of_a_data_set_are_given_with_all_that_is_known_of_them(
     assert (card.class_names, card.data["name"]) == (data.class_names, data.name)
     assert card.data["train_class_counts"] == data.class_counts.tolist()
     assert card.data["test_sha256"] == data.test.sha256
+    with pytest.raises(UserError, match="got labels or class names without images"):
+        taet.evaluate(model, data, data.test.labels)
 
 
 @pytest.mark.parametrize(("most", "measured"), [(4, True), (3, False)])

@@ -64,8 +64,6 @@ def test_images_that_are_not_square_are_resized_where_they_are_large_or_a_fit_is
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
     assert planned(run, CPU).run.data.size == (32 if max(shape) > 32 else None)
     assert own_images(run.data) == OwnImages(90, shape[::-1], shape[::-1], True, (45, 45))
-    asked = planned(override(run, {"data.fit": "pad"}), CPU)
-    assert (asked.run.data.fit, asked.run.data.size) == ("pad", 32)
     assert planned(run, GPU).run.data.size is None
 
 

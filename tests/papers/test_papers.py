@@ -18,14 +18,11 @@ import numpy as np
 import pytest
 import reproduce
 import rules
-import runs
-import tables
 from items import SCALES, SECONDS, items, scale
-from runs import RESULTS, Measured, Runs, name_of
+from runs import Runs, name_of
 from scipy import stats
 
 import taet
-from taet.errors import UserError
 from taet.statistics import Difference
 
 PAPERS = Path(reproduce.__file__).parent
@@ -131,29 +128,6 @@ def test_a_mistake_is_one_line_and_status_2(
     assert error.count("\n") == 1
 
 
-def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
-    words = f"{sys.executable} {PAPERS / 'reproduce.py'} taet/table1 --dry-run --out {tmp_path} | head -c 1"
-    assert subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True).stderr == ""
-
-
-def test_every_item_is_a_page(committed: Runs) -> None:
-    """Tables as wide as their heads, at the scale where most is there."""
-    names = ("taet/table2", "taet/table6", "taet/figure2", "taet/figure3", *(f"reat/figure{n}" for n in (3, 4, 6)))
-    for name in names:
-        text = tables.page(items()[name], scale("mini"), committed)
-        for part in re.findall(r"(?:^\|.*\n?)+", text, re.M):
-            assert len({line.count("|") for line in part.splitlines()}) == 1
-        assert "nan" not in text
-
-
-def test_the_package_knows_nothing_of_the_papers() -> None:
-    scripts = "|".join(path.stem for path in PAPERS.glob("*.py"))
-    for path in (ROOT / "taet").rglob("*.py"):
-        assert not re.search(rf"^\s*(?:from|import) (?:papers|{scripts})\b", path.read_text(), re.M), path
-    for folder in ("papers", "examples", "benchmarks", "docs", "results"):  # a script's folder is first on its path
-        assert not [path for path in (ROOT / folder).iterdir() if path.stem == "taet"]
-
-
 @pytest.mark.full
 def test_a_smoke_item_runs_end_to_end_and_only_once(tmp_path: Path) -> None:
     words = [sys.executable, str(PAPERS / "reproduce.py"), "taet/figure2", "--scale", "smoke"]
@@ -231,9 +205,3 @@ def test_reversed_orders_are_those_of_normal_intervals(committed: Runs) -> None:
         count += (high < 0 < least) or (most < 0 < low)
     found = rules.orders_reversed(at, item, ("clean", "autoattack"))
     assert f"clean {count} of 55" in found.evidence[0]
-
-
-def test_two_cards_of_one_run_must_have_equal_weights() -> None:
-    one, other = (Measured(RESULTS / name, frozenset(), name) for name in ("a.json", "b.json"))
-    with pytest.raises(UserError, match="are one run with other weights"):
-        runs._best([one, other], ())

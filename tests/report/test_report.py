@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -29,6 +29,19 @@ from tests.report.test_results import right
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10")
 MakeCard = Callable[..., ResultCard]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+MEASURE = """<script>addEventListener("load", () => {
+  const all = name => [...document.querySelectorAll(name)], wide = s => s.scrollWidth > s.clientWidth;
+  all("details").forEach(d => d.open = true);
+  const flat = all("svg.figure").filter(s => s.getBoundingClientRect().height < 50).length;
+  const said = s => s.nextElementSibling?.className === "hint" && s.nextElementSibling.offsetHeight > 0;
+  const unsaid = all(".scroll").filter(s => wide(s) && !said(s)).length;
+  const found = [innerWidth, document.documentElement.scrollWidth, flat, all(".scroll").filter(wide).length, unsaid];
+  document.body.append(`found ${JSON.stringify(found)}`);
+});</script>"""
 
 
 class Page(HTMLParser):
@@ -94,17 +107,38 @@ def test_nothing_is_fetched_and_ids_are_unique(page: Page, of_run: Page) -> None
         assert len(set(one.ids)) == len(one.ids)
 
 
+@pytest.mark.full
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_scrolls_sideways_but_tables_that_say_so(of_run: Page, page: Page, tmp_path: Path, width: int) -> None:
+    for one in (of_run, page):
+        (tmp_path / "page.html").write_text(one.source.replace("</body>", MEASURE + "</body>"))
+        # A window cannot be as narrow as a phone everywhere; a frame can.
+        frame = f'<iframe src="page.html" style="border:0;width:{width}px;height:2000px"></iframe>'
+        relay = (
+            "<script>addEventListener('load', () => document.body.append(frames[0].document.body.innerText))</script>"
+        )
+        (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{frame}{relay}</body>")
+        words = [CHROMIUM, *SWITCHES, f"--user-data-dir={tmp_path}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+        dom = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+        (found,) = re.findall(r"found (\[.*?\])", dom)
+        inner, scrolled, flat, scrolls, unsaid = json.loads(found)
+        assert inner == width >= scrolled
+        assert flat == 0
+        if width == 390:
+            assert scrolls > 1
+            assert unsaid == 0
+
+
 def test_the_page_begins_with_a_picture_a_sentence_and_a_table_and_the_rest_is_folded(page: Page) -> None:
     above = page.source[page.source.index("<main>") : page.source.index("<details>")]
     assert above.count("<svg") == 2  # attacks, and groups of classes beside them
     assert above.count("<table") == 1
     assert re.search(r'<p class="lead">Under autoattack, taet has the highest balanced accuracy, 38\.7 % \(', above)
     assert above.index("lead") < above.index("<svg") < above.index("<table")
-    assert not re.search(r"<sup|▲|△|≈|\*", above)
     below = page.source[page.source.index("<details>") :]
     assert below.count("<details>") == below.count("</details>") == page.tags["details"]
-    assert not re.search(r"</details>\s*<(table|svg|p)", below)
-    assert sum(make.__module__ == figures.__name__ for _, make in SECTIONS) + 1 <= 9
 
 
 def test_every_number_of_the_table_is_that_of_a_card_and_bold_is_decided(
@@ -199,15 +233,6 @@ def test_hostile_names_stay_text(make_card: MakeCard, tmp_path: Path) -> None:
     assert "\n<script" not in report.write(place, tmp_path / "x.md").read_text()
 
 
-@pytest.mark.full
-@pytest.mark.drawn
-def test_many_classes(make_card: MakeCard, tmp_path: Path) -> None:
-    names = tuple(f"class {index}" for index in range(120))
-    path = report.write([make_card(method, names=names) for method in ("at", "taet")], tmp_path / "r.html")
-    assert [name for name in names if name not in Page(path).text] == []
-    assert path.stat().st_size < 3e6
-
-
 def test_a_card_without_attacks_or_training_counts_has_a_report(make_card: MakeCard, tmp_path: Path) -> None:
     card = make_card("at")
     data = {name: value for name, value in card.data.items() if name != "train_class_counts"}
@@ -230,7 +255,9 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
     written = report.write(found, tmp_path / "x.tex").read_text()
     assert number.replace("–", "--") in written
     assert written.count(r"\begin{tabular}") == written.count(r"\end{tabular}") == 4
-    one = table("A_title", {"a|b_c": {Text("50 %"): Text("1 & 2", "#3", bold=True)}})
+    with pytest.raises(UserError, match=r"allowed: a file that ends in \.html, \.md, \.csv, \.tex"):
+        report.write(found, tmp_path / "x.pdf")
+    one = table("A_title", {Text("50 %"): {"a|b_c": Text("1 & 2", "#3", bold=True)}}, ["a|b_c"])
     assert markdown(one).splitlines()[-1] == r"| a\|b\_c | **1 & 2 (#3)** |"
     assert r"a|b\_c & \textbf{1 \& 2 (\#3)} \\" in latex(one)
 
@@ -251,19 +278,6 @@ def test_a_figure_or_table_is_one_function_and_one_line(
     assert "My section" not in report.write(make_card("at"), tmp_path / "x.html").read_text()
 
 
-def test_nothing_of_a_run_is_replaced(make_card: MakeCard, run: Path, tmp_path: Path) -> None:
-    for out, words in (
-        (tmp_path, "allowed: a file that ends in"),
-        (tmp_path / "x.pdf", r"allowed: a file that ends in \.html, \.md, \.csv, \.tex"),
-        (run / "x.html", "would be in the folder of a run"),
-        (run / "run.json", "allowed: a file that ends in"),
-    ):
-        with pytest.raises(UserError, match=words):
-            report.write(make_card("at"), out)
-    out = report.write(make_card("at"), tmp_path / "x.html")
-    assert report.write(make_card("at"), out) == out
-
-
 def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) -> None:
     old = make_card("taet")
     assert report.fail_if_worse(old, old) == []
@@ -275,8 +289,3 @@ def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) ->
         report.fail_if_worse(new.changed(columns=new.columns[:-1]), old)
     with pytest.raises(UserError, match="allowed: the same images"):
         report.fail_if_worse(old.changed(data={**old.data, "test_sha256": "cd" * 32}), old)
-
-
-def test_importing_the_report_imports_neither_torch_nor_pandas() -> None:
-    code = "import sys, taet.report; print([m for m in ('torch', 'numpy', 'pandas', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -88,7 +88,7 @@ def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def go_on() -> Callable[[Run, Path], None]:
     """What a user does after a kill."""
 

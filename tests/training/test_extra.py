@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ import pytest
 import torch
 
 from taet import evaluate, methods
-from taet.cli import main
 from taet.data import load
 from taet.errors import UserError
-from taet.losses.long_tail import log_prior, rebalancing_weights
+from taet.losses.long_tail import log_prior
 from taet.methods import Task
-from taet.methods.robust_lt import class_budgets
 from taet.settings import Outer, Run
-from taet.training import fit, resume, train
+from taet.training import resume, train
 from taet.training.folder import RunFolder
 
 AssertSame = Callable[[Path, Path], None]
@@ -44,16 +41,6 @@ def test_losses_that_undo_the_prior_are_told_that_of_the_batches() -> None:
     assert torch.allclose(robal.offset(), robal.constants["tau_p"] * log_prior(told))  # type: ignore[attr-defined]
 
 
-def test_weights_and_budgets_are_those_of_what_is_shown_and_margins_those_of_images() -> None:
-    told = torch.tensor(EXPOSURE)
-    assert torch.equal(built("reat").weights, rebalancing_weights(told, told))  # type: ignore[arg-type]
-    assert torch.equal(built("robust-lt").rule.budgets, class_budgets(told, 0.3))  # type: ignore[union-attr]
-    balanced = built("at", outer=Outer(name="class-balanced", beta=0.99)).outer
-    assert torch.allclose(balanced.balanced, built("at", outer=Outer(name="class-balanced", beta=0.99)).outer.balanced)
-    assert balanced.balanced[1] == balanced.balanced[2] > balanced.balanced[0]
-    assert built("at", outer=Outer(name="ldam")).outer.margins.unique().numel() == 1  # 60 images of each class
-
-
 def noise(path: Path, seed: int = 0) -> str:
     images = np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(path, images=images, labels=np.arange(40) % 10)
@@ -61,21 +48,12 @@ def noise(path: Path, seed: int = 0) -> str:
 
 
 def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
-    tiny: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, killed_before: Callable[..., Any]
 ) -> None:
     run = tiny("at-bsl", MIXED | {"data.extra": noise(tmp_path / "noise.npz")})
     train(run, out=tmp_path / "whole")
-    step, calls = fit.training_step, itertools.count()
-
-    def stopping(*args: Any, **options: Any) -> Any:
-        if next(calls) == 4:  # in the second epoch
-            raise KeyboardInterrupt
-        return step(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "training_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(run, out=tmp_path / "stopped")
+    with killed_before(4):  # in the second epoch
+        train(run, out=tmp_path / "stopped")
     noise(tmp_path / "noise.npz", seed=1)
     with pytest.raises(UserError, match=r"the extra images are not those that .*stopped was started with; nothing was"):
         resume(tmp_path / "stopped")
@@ -103,27 +81,3 @@ def test_source_and_counts_go_into_record_card_and_deviations(tiny: Callable[...
         assert card.data["extra"]["source"] == "noise"
         raised.append([one["flag"] for one in card.flags if one["flag"] == "extra-not-compared"])
     assert raised == [[], [], ["extra-not-compared"]]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--data.extra npz:{}", "without a source; add --data.extra-source"),
-        (
-            "--data.extra npz:{} --data.extra-source x --sampling class-balanced",
-            "data extra: got sampling class-balanced; allowed: shuffled",
-        ),
-        ("--data.extra copies", "data extra: got 'copies'; allowed: npz:PATH, folder:PATH"),
-    ],
-)
-def test_mistakes_are_one_line_and_leave_nothing(
-    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), dtype=np.uint8)
-    np.savez(tmp_path / "nine.npz", images=images, labels=np.arange(9))  # none of class 9
-    call = f"train at --model resnet8 --epochs 1 --out {tmp_path / 'run'} {words.format(tmp_path / 'nine.npz')}"
-    assert main(call.split()) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert message in lines[-1]
-    assert lines[-1].startswith("taet: error:")
-    assert not (tmp_path / "run").exists()

@@ -23,10 +23,10 @@ from taet.files import seal
 from taet.settings import Run
 from taet.training import TrainingResult, resume, train
 from taet.training.folder import RunFolder, weights_digest
-from taet.training.record import RunRecord
+from taet.training.record import Epoch, RunRecord
 from taet.training.runs import load_model, load_run
 
-FLIPS, MANY_FLIPS = 40, 1000
+FLIPS = 40
 Strip = Callable[[Path], Path]
 
 
@@ -48,9 +48,6 @@ def refused(call: Callable[[], Any], match: str) -> None:
 
 def wrong(folder: Path) -> list[str]:
     return [finding.what for finding in verify(folder) if not finding.ok]
-
-
-# -- what is written is read back --------------------------------------------------------------------------------------
 
 
 def test_what_is_written_is_read_back_and_verified(result: TrainingResult) -> None:
@@ -89,18 +86,6 @@ def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(folder: Pa
     assert not wrong(folder)
     on_trust = {finding.what for finding in findings if finding.text.startswith("on trust")}
     assert on_trust == {"run.json", "metrics.jsonl", "done", "model.safetensors", "evaluation.json"}
-
-
-def test_a_run_of_a_method_that_is_not_installed_here_is_no_damaged_one(folder: Path, mended: Strip) -> None:
-    record = json.loads((folder / "run.json").read_text())
-    record["run"]["method"] = "of-a-plug-in"
-    (folder / "run.json").write_text(json.dumps(record))
-    for name in ("evaluation.json", "checkpoint.pt"):
-        (folder / name).unlink()
-    assert not wrong(mended(folder))
-
-
-# -- changed and exchanged files ---------------------------------------------------------------------------------------
 
 
 def use(folder: Path) -> dict[str, Any]:
@@ -167,12 +152,11 @@ def test_a_file_of_another_run_is_found_and_refused_where_it_is_read(
         use(folder)
 
 
-@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.full)])
-def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Path, part: int) -> None:
+def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Path) -> None:
     """Each file is hit equally often, and 0 numbers change in silence."""
-    draw, before, refusals = random.Random(part), use(folder), 0
+    draw, before, refusals = random.Random(0), use(folder), 0
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for number in range(MANY_FLIPS if part else FLIPS):
+    for number in range(FLIPS):
         path = files[number % len(files)]
         content = path.read_bytes()
         flipped, place, bit = bytearray(content), draw.randrange(len(content)), draw.randrange(8)
@@ -186,9 +170,6 @@ def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Pat
             assert after == before, f"{path.name}: bit {bit} of byte {place} of {len(content)}"
         path.write_bytes(content)
     assert refusals > 0.8 * number
-
-
-# -- files that do not fit ---------------------------------------------------------------------------------------------
 
 
 def changed(values: Any, name: str, value: Any) -> Any:
@@ -205,58 +186,38 @@ def changed(values: Any, name: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("run", (5, None, {"zz": 1})),
-        ("run.training.lr", ("x", -1, None)),
-        ("deviations", (5, "x", [1])),
-        ("data.image_shape", ([1, 8], [1, 0, 8], [2**20, 8, 8], "x", [1.5, 8, 8])),
-        ("data.class_names", (["a"], 5, [1] * 10)),
+        ("run", (5, {"zz": 1})),
+        ("run.training.lr", ("x", -1)),
+        ("data.image_shape", ([1, 8], [1, 0, 8])),
+        ("data.class_names", (["a"], 5)),
         ("data.splits", ({}, 5)),
         ("data.splits.test.sha256", (5, "x")),
-        ("head.scale", ("x", None)),
-        ("threads", (0, "x")),
-    ],
-)
-def test_every_field_of_the_record_is_typed(result: TrainingResult, name: str, values: tuple[Any, ...]) -> None:
-    stored = json.loads((result.folder / "run.json").read_text())
-    for value in values:
-        refused(lambda value=value: RunRecord.from_json(changed(stored, name, value)), "allowed|is missing|unknown")  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("epoch", (0, 2, "x", 1.5)),
-        ("loss", (5, {"total": "x"})),
-        ("predicted", (5, ["x"] * 10, [-1] * 10, [2**63] * 10)),
-        ("monitor", (5, {}, {"split": "test"})),
+        ("epoch", (0, "x")),
+        ("predicted", (5, [-1] * 10)),
+        ("monitor", (5, {}, {"split": "test", "clean": {"correct": [1], "total": [1]}})),
         ("monitor.clean", (5, {"correct": [5] * 10, "total": [1] * 10})),
-        ("seconds", (-1, "x", None)),
     ],
 )
-def test_every_field_of_a_row_is_typed(
-    folder: Path, without_checksums: Strip, name: str, values: tuple[Any, ...]
-) -> None:
-    path = without_checksums(folder) / "metrics.jsonl"
-    row = json.loads(path.read_text().splitlines()[0])
+def test_fields_of_record_and_row_are_typed(result: TrainingResult, name: str, values: tuple[Any, ...]) -> None:
+    kind: Any = Epoch if name.partition(".")[0] in Epoch.model_fields else RunRecord
+    stored = result.history[0] if kind is Epoch else json.loads((result.folder / "run.json").read_text())
     for value in values:
-        path.write_text(json.dumps(changed(row, name, value)) + "\n")
-        refused(lambda: RunFolder(folder).metrics, r"metrics\.jsonl: line 1")
-    path.write_text('{"epo\n')
-    refused(lambda: RunFolder(folder).metrics, r"metrics\.jsonl: line 1 is damaged")
+        refused(lambda value=value: kind.from_json(changed(stored, name, value)), "allowed|is missing|unknown")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("text", "match"),
+    ("file", "text", "match"),
     [
-        ("{}", "was not written by taet train"),
-        ('{"schema": 1', "truncated or not JSON"),
-        ('{"schema": 2, "run": {}}', "got schema 2; allowed: up to 1"),
+        ("run.json", "{}", "was not written by taet train"),
+        ("run.json", '{"schema": 1', "truncated or not JSON"),
+        ("run.json", '{"schema": 2, "run": {}}', "got schema 2; allowed: up to 1"),
+        ("metrics.jsonl", '{"epo\n', r"metrics\.jsonl: line 1 is damaged"),
+        ("metrics.jsonl", "{}\n", r"metrics\.jsonl: line 1: "),
     ],
 )
-def test_a_foreign_run_json_is_refused(folder: Path, without_checksums: Strip, text: str, match: str) -> None:
-    (without_checksums(folder) / "run.json").write_text(text)
-    for read in (load_run, resume):
-        refused(lambda read=read: read(folder), match)  # type: ignore[misc]
+def test_a_foreign_file_is_refused(folder: Path, without_checksums: Strip, file: str, text: str, match: str) -> None:
+    (without_checksums(folder) / file).write_text(text)
+    refused(lambda: [load_run(folder), RunFolder(folder).metrics], match)
 
 
 def test_a_wrong_record_stops_every_command_before_anything_is_changed(folder: Path, without_checksums: Strip) -> None:
@@ -289,7 +250,7 @@ def test_weights_of_another_network_or_program_are_refused(folder: Path, without
     refused(lambda: load_model(folder), "does not hold weights of this model")
     held.weights().write_bytes(held.weights().read_bytes()[:1000])
     refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train, or is truncated")
-    for metadata in ("{", "[]", '{"method": 5}', None):
+    for metadata in ("{", None):
         save_file(values, held.weights(), metadata=None if metadata is None else {"taet": metadata})
         refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train")
     held.weights().unlink()

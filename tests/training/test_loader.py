@@ -33,20 +33,15 @@ def loader(count: int = 20, *, given: Split | None = None, **changes: Any) -> Lo
     return Loader(given or split(count), Training(**training), device=torch.device("cpu"), **rest)
 
 
-@pytest.mark.parametrize("count", [1, 5, 6, 7, 13, 20])
-def test_each_image_comes_once_per_epoch_with_its_label(count: int) -> None:
-    batches = list(loader(count).epoch(0))
-    index = torch.cat([batch.index for batch in batches])
-    assert sorted(index.tolist()) == list(range(count))
-    assert torch.equal(torch.cat([batch.y for batch in batches]), index % 3)
-    assert len(batches) == len(loader(count))
-
-
 @pytest.mark.parametrize(
     ("count", "sizes"), [(12, [6, 6]), (13, [6, 7]), (14, [6, 6, 2]), (7, [7]), (6, [6]), (1, [1])]
 )
-def test_a_single_image_left_over_joins_the_batch_before(count: int, sizes: list[int]) -> None:
-    assert [len(batch.y) for batch in loader(count).epoch(0)] == sizes
+def test_each_image_comes_once_per_epoch_and_a_single_one_left_over_joins_a_batch(count: int, sizes: list[int]) -> None:
+    batches = list(loader(count).epoch(0))
+    assert [len(batch.y) for batch in batches] == sizes
+    index = torch.cat([batch.index for batch in batches])
+    assert sorted(index.tolist()) == list(range(count))
+    assert torch.equal(torch.cat([batch.y for batch in batches]), index % 3)
 
 
 def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
@@ -117,20 +112,6 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loa
     return make
 
 
-@pytest.mark.sample(3)
-@pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
-@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "randaugment", "autoaugment"])
-@pytest.mark.parametrize("count", [1, 13, 40])
-def test_streamed_batches_are_those_of_images_in_memory(
-    count: int, augment: str, sampling: str, stored: Callable[..., Loader]
-) -> None:
-    for seed, channels_last, first in itertools.product((0, 7), (False, True), (0, 1, 4)):
-        settings: dict[str, Any] = {"seed": seed, "channels_last": channels_last}
-        settings |= {"augment": augment, "sampling": sampling}
-        streamed, resident = stored(count, **settings), loader(count, **settings)
-        assert_equal(list(streamed.epoch(seed, first)), list(resident.epoch(seed, first)))
-
-
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
 @pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
 @pytest.mark.parametrize("augment", ["none", "crop-flip", "randaugment"])
@@ -163,15 +144,3 @@ def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() ->
         share /= len(drawn)
         assert (drawn - len(draws) * share).abs().max() < 5 * (len(draws) * share * (1 - share)) ** 0.5
     assert times.min() > 0
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_to_unit_keeps_values_and_gives_the_layout(channels_last: bool) -> None:
-    images = torch.from_numpy(split(5).images)
-    x = to_unit(images, channels_last=channels_last)
-    assert x.dtype == torch.float32
-    assert torch.equal(x, torch.stack([image.permute(2, 0, 1).float() / 255 for image in images]))
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert x.is_contiguous(memory_format=layout)
-    ends = to_unit(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1))
-    assert ends.flatten().tolist() == [0.0, 1.0]

@@ -14,15 +14,12 @@ from taet import models, protocols
 from taet.models import CosineHead, Head
 from taet.settings import Run, Training, override
 from taet.training.optimizer import build_optimizer, learning_rate
-from taet.training.state import averaged, ema_decay
+from taet.training.state import ema_decay
 from taet.training.step import perturbed_weights, weight_perturbations
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 X = torch.linspace(-1, 1, 18, dtype=torch.float64).view(6, 3)
 Y = torch.tensor([0, 1, 0, 1, 1, 0])
-
-
-# -- weight perturbation -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -92,39 +89,11 @@ def test_a_step_within_it_is_taken_at_the_perturbed_weights(model: nn.Module) ->
     torch.testing.assert_close(weight.detach(), expected)
 
 
-# -- averages ----------------------------------------------------------------------------------------------------------
-
-
 def test_the_golden_decay() -> None:
     case = GOLDEN["ema_decay"]
     inputs = case["inputs"]
     found = [ema_decay(step, inputs["warmup"], inputs["tau"]) for step in inputs["steps"]]
     assert found == pytest.approx(case["expected"], abs=case["tolerance"])
-
-
-def network(value: float) -> nn.Module:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    for tensor in model.state_dict().values():
-        tensor.fill_(value)
-    return model
-
-
-def test_equal_weights_give_the_mean_of_all_models_and_of_their_statistics() -> None:
-    average = averaged(network(100), lambda number: number / (number + 1))
-    for value in (1, 2, 6):
-        average.update_parameters(network(value))
-    for name, tensor in average.module.state_dict().items():
-        torch.testing.assert_close(tensor, torch.full_like(tensor, 6 if name.endswith("num_batches_tracked") else 3))
-
-
-@pytest.mark.parametrize(("models", "expected"), [(1, 5.0), (0, 8.0)])
-def test_a_decay_moves_by_its_complement_from_the_first_model_on(models: int, expected: float) -> None:
-    average = averaged(network(4), lambda _: 0.75, models=models)
-    average.update_parameters(network(8))
-    assert (average.module[0].weight == expected).all()
-
-
-# -- the optimiser and its learning rate -------------------------------------------------------------------------------
 
 
 def rates(steps: int, **changes: object) -> list[float]:
@@ -155,11 +124,6 @@ def test_one_cycle_is_torchs(warmup: float) -> None:
     assert rates(25, epochs=4, warmup=warmup, decay="one-cycle", lr=0.2) == pytest.approx(expected, rel=1e-12)
 
 
-def test_without_a_rise_the_rate_is_that_of_the_papers_to_the_last_bit() -> None:
-    run = protocols.taet("at")
-    assert [learning_rate(run, epoch, 7, 100) for epoch in (0, 74, 75, 90)] == [0.1, 0.1, 0.1 * 0.1, 0.1 * 0.1**2]
-
-
 @pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
 @pytest.mark.parametrize("head", [Head(), Head("cosine")], ids=["linear", "cosine"])
 def test_adamw_decays_the_weights_of_layers_alone(name: str, head: Head) -> None:
@@ -173,14 +137,3 @@ def test_adamw_decays_the_weights_of_layers_alone(name: str, head: Head) -> None
         for module in model.modules()
         for part, parameter in module.named_parameters(recurse=False)
     }
-
-
-def test_adamw_takes_the_published_step() -> None:
-    """The first step of AdamW is the sign of the gradient, after the decay: w (1 - lr wd) - lr g / (|g| + eps)."""
-    layer = nn.Linear(2, 1, bias=False, dtype=torch.float64)
-    nn.init.constant_(layer.weight, 2.0)
-    optimizer = build_optimizer(layer, Training(optimizer="adamw", lr=0.1, weight_decay=0.5))
-    layer.weight.grad = torch.tensor([[3.0, -0.01]], dtype=torch.float64)
-    optimizer.step()
-    expected = torch.tensor([[2 * 0.95 - 0.1, 2 * 0.95 + 0.1]], dtype=torch.float64)
-    torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-6)

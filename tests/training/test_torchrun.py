@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +50,13 @@ def assert_weights_close(folder: Path, expected: Path) -> None:
         torch.testing.assert_close(weights[name], value, rtol=0, atol=5e-3, msg=name)
 
 
-def moved(counts: list[int], others: list[int]) -> int:
-    return sum(abs(a - b) for a, b in zip(counts, others, strict=True))
-
-
 @pytest.mark.full
-def test_two_processes_train_attack_and_speak_as_one(
-    alone: Path, tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
-) -> None:
+def test_two_processes_train_attack_and_speak_as_one(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = torchrun("-m", "taet", *WORDS.split(), "--out", folder, "--evaluate")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
     assert_weights_close(folder, alone)
-    for row, expected in zip(rows(folder), rows(alone), strict=True):
-        assert row.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-3)
-        for part, name in (("monitor", "clean"), ("monitor", "pgd-2"), ("train", None)):
-            counts, wanted = ((line.pop(part) if name is None else line[part].pop(name)) for line in (row, expected))
-            assert counts["total"] == wanted["total"]
-            assert moved(counts["correct"], wanted["correct"]) <= 2
-        assert moved(row.pop("predicted"), expected.pop("predicted")) <= 4
-        assert row == expected
     card, whole = (ResultCard.load(place / "evaluation.json") for place in (folder, alone))
     for column in whole.columns:
         assert (card.column(column.name).predictions == column.predictions).mean() > 0.95
