@@ -122,8 +122,8 @@ def predict(
 ) -> Predictions:
     """Return the predicted class of every image by the model of a finished run; the run's data are not needed.
 
-    Images are read as in training and resized to the run's height and width (bilinear, antialiased); grey and colour are converted to match the run's images. Up to float32 rounding, a prediction does
-    not depend on the other images or their order.
+    Images are read and resized as in training; grey and colour are converted to match the run's images. Up to float32
+    rounding, a prediction does not depend on the other images or their order.
 
     Args:
         run_dir: a finished run.
