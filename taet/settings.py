@@ -342,7 +342,7 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
         else:
             values[name] = value
     for name, part in parts.items():
-        own = values.get(name, getattr(config, name))
+        own = getattr(config.replace(**{name: values[name]}) if name in values else config, name)
         # The model builds a part that it does not have yet, such as the settings of a method.
         values[name] = override(own, part, f"{prefix}{name}.") if isinstance(own, Settings) else part
     return config.replace(**values)

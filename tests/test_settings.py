@@ -119,6 +119,8 @@ def test_override_sets_all_fields_of_a_part_at_once(order: int) -> None:
     assert (changed.outer.name, changed.outer.gamma, changed.training.epochs, changed.seed) == ("focal", 1.0, 5, 1)
     back = {"outer.name": "cross-entropy", "outer.gamma": 2.0, "training.epochs": 100, "seed": 0}
     assert override(changed, back) == Run() == override(Run(), {})
+    both = dict([("data", {"name": "cifar10-lt"}), ("data.size", 8)][::order])
+    assert (override(Run(), both).data.name, override(Run(), both).data.size) == ("cifar10-lt", 8)
 
 
 @pytest.mark.parametrize("name", sorted(registry.entries("methods")))

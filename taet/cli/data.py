@@ -28,7 +28,7 @@ class DataCommand(Command):
     set: Annotated[str, POSITIONAL]
     """Name of a data set, or your own images: folder:PATH, csv:PATH, npz:PATH."""
     as_json: bool = False
-    """show: print JSON."""
+    """Print JSON."""
 
 
 def run(words: list[str]) -> None:
@@ -48,7 +48,8 @@ def run(words: list[str]) -> None:
         with progress("prepare") as report:
             dataset, done = prepare(override(Run(), given).data, report)
         counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
-        print("\n".join([*done, f"{dataset.name}: {counts} images, imbalance {dataset.imbalance_ratio:.4g}"]))
+        lines = [*done, f"{dataset.name}: {counts} images, imbalance {dataset.imbalance_ratio:.4g}"]
+        print(json.dumps(describe(dataset), indent=1) if command.as_json else "\n".join(lines))
         return
     with progress("read") as report, reporting_to(report):
         run, chosen = own_images.chosen(protocols.taet(), given, network_too=False)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from typing_extensions import TypedDict  # that of typing is known to pydantic from Python 3.12 on
 
 from taet import statistics
 from taet.attacks.ball import Norm
@@ -39,13 +40,27 @@ CHANGED_3 = ("balanced_interval", "group_intervals")
 """Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
 
 
+class Flag(TypedDict):
+    """A warning about a card: its name and its sentence."""
+
+    flag: str
+    text: str
+
+
+class Ball(TypedDict):
+    """The set of perturbed images around an image."""
+
+    norm: Norm
+    eps: float
+
+
 class Card(CardPart):
     """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
     method: str
     title: str
     protocol: str
-    threat: Stored  # norm and eps of the ball that the card is about
+    threat: Ball  # that the card is about
     seed: int | None  # of the training run; None for a model that was trained elsewhere, whose `run` is empty
     model: Stored
     """Name, SHA-256 of weights and file, parameters, selection, epoch, whether that was a leak of the test set, notes;
@@ -58,7 +73,7 @@ class Card(CardPart):
     command: str = ""
     run: Stored = Field(default_factory=dict)  # config, hash, command and deviations of the training, as stored
     environment: Stored = Field(default_factory=dict)  # versions, commit, device
-    flags: Annotated[tuple[Stored, ...], Field(strict=False)] = ()  # name and text
+    flags: Annotated[tuple[Flag, ...], Field(strict=False)] = ()
     probe: Stored = Field(default_factory=dict)
     """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
     columns: Annotated[tuple[Column, ...], Field(strict=False)]

@@ -15,7 +15,7 @@ from taet import statistics
 from taet.attacks.autoattack import AutoAttack
 from taet.attacks.pgd import ProjectedAscent
 from taet.evaluation.bundles import WHOLE, curves
-from taet.evaluation.card import Card
+from taet.evaluation.card import Card, Flag
 from taet.evaluation.column import Column
 from taet.evaluation.facts import DeepFacts, ModelFacts
 from taet.formatting import listed, percent, percent_interval
@@ -65,7 +65,7 @@ def flagged(card: Card) -> Card:
     texts = told(of_pairs(card)) | told(of_attacks(card)) | told(of_test_set(card))
     texts |= told(of_model(card.facts)) if card.facts else {}
     texts |= told(of_use(card, [flag for flag in FLAGS if flag in MASKING & texts.keys()]))
-    return card.changed(flags=tuple({"flag": flag, "text": texts[flag]} for flag in FLAGS if flag in texts))
+    return card.changed(flags=tuple(Flag(flag=flag, text=texts[flag]) for flag in FLAGS if flag in texts))
 
 
 def raised(card: Card) -> list[str]:

@@ -32,7 +32,6 @@ from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
 from taet.training.environment import environment, resolve_device
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, weights_digest
-from taet.training.record import run_hash
 from taet.training.runs import load_model, load_run
 
 ArrayOrTensor = NDArray[Any] | Tensor
@@ -127,7 +126,7 @@ class Subject:
             rule = "best-validation"
         data |= {"class_names": list(record.data.class_names), "train_class_counts": counts, "test_sha256": sha256}
         fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
-        fields["run"] = {"config": record.settings, "hash": run_hash(run), "command": record.command}
+        fields["run"] = {"config": record.settings, "hash": record.run_hash, "command": record.command}
         fields["run"] |= {"deviations": list(record.deviations)}
         name, epoch = run.model.name if model is None else type(model).__name__, folder.weights_about(weights).epoch
         fields["model"] = {"name": name, "selection": rule, "epoch": epoch, "leak": leak}

@@ -72,7 +72,8 @@ def attacked(name: str, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tu
     attack = catalogue.parse(name, SETTINGS.replace(seed=seed))
     runner = runner_on(Network().eval(), seed)
     with runner.still():
-        x, x_adv = runner.perturb(attack, np.array(rows))
+        x, y = runner.batch(np.array(rows))
+        x_adv = attack.run(runner.model, x.clone(), y, runner.draws(attack, np.array(rows)))
     return attack, x, x_adv
 
 

@@ -12,8 +12,15 @@ from typing import Any
 import pytest
 
 from taet import __version__, cli, methods, registry
-from taet.cli import COMMANDS
+from taet.cli import COMMANDS, LEFT
 from taet.errors import UserError
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_a_command_that_left_names_its_successor_in_one_line(taet: Any, left: str) -> None:
+    outcome = taet(left, "x")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"taet: error: taet {left} was removed; instead: {LEFT[left]}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["help"]])
