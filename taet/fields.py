@@ -283,8 +283,7 @@ def _inside(hint: Any, step: int | str) -> Any:
     for kind, _ in leaves(hint):
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is None and step in (fields := hints(kind)):
-            inner = fields[str(step)]
-            return typing.get_args(inner)[0] if typing.get_origin(inner) is typing.NotRequired else inner
+            return fields[str(step)]
         if isinstance(step, int) and origin in (list, tuple, Sequence):
             return arguments[step] if origin is tuple and ... not in arguments else arguments[0]
         if origin in (dict, Mapping):
