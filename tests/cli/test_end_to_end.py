@@ -59,16 +59,6 @@ def test_evaluate_repeats_itself_and_prints_the_card_as_json(taet: Any, finished
         assert (again.column(name).predictions == card.column(name).predictions).all()
 
 
-def test_report_is_one_file_that_names_the_run(finished: Any) -> None:
-    page = finished.report.read_text()
-    assert "<html" in page
-    assert str(finished.folder) in page
-    for name in ("fgsm", "autoattack-10"):
-        assert name in page.lower()
-    balanced = ResultCard.load(finished.folder / "evaluation.json").summary("autoattack-10").balanced
-    assert f"{100 * balanced:.1f}" in page
-
-
 def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:
     words = [*small, "--protocol", "reat", "--epochs", "2", "--data.imbalance-ratio", "10", "--out", tmp_path / "run"]
     assert taet("train", "at-bsl", *words).code == 0
@@ -95,11 +85,6 @@ def test_the_demonstration_and_that_a_second_one_reuses_it(
     assert outcome.code == 0
     report = tmp_path / "demo" / "report.html"
     assert f"open {report}" in outcome.out
-    page = report.read_text()
-    for method in ("at", "at-bsl", "taet"):
-        assert str(tmp_path / "demo" / "runs" / method) in page
-    titles = [f"[{number}/6]" for number in range(1, 7)]
-    assert all(title in outcome.err for title in titles)
 
     cards = sorted((tmp_path / "demo").glob("runs/*/evaluation.json"))
     before = [card.read_bytes() for card in cards]
