@@ -33,7 +33,6 @@ from taet.fields import (
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
-COLUMNS = "clean fgsm pgd-20 pgd-100 cw-l2 autoattack"
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 
 
@@ -258,7 +257,9 @@ class Evaluation(Settings):
 
     label: ClassVar[str] = "evaluation"
 
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(COLUMNS.split())
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        *("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack"),
+    )
     """Attacks (see taet list attacks), optionally with settings: pgd-20:restarts=5; taet or reat: a paper's columns."""
     eps: Annotated[Radius, Field(gt=0)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""

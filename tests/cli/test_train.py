@@ -168,5 +168,5 @@ def test_a_run_goes_on_where_it_was_stopped_and_is_attacked_as_it_is_told(
     assert taet("train", "--resume", folder).code == 0
     assert (folder / "report.html").is_file()
     words = ["train", "standard", *small, "--epochs", "1", "--evaluation.attacks", "clean", "--evaluate", "--out"]
-    assert taet(*words, tmp_path / "run").code == 0
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert taet(*words, tmp_path / "b").code == 0
+    assert (tmp_path / "b" / "report.html").is_file()
