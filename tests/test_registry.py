@@ -48,7 +48,6 @@ def test_every_promised_name_is_there_with_a_title_and_every_entry_loads(kind: K
     [
         ("methods", "at_bsl", r"unknown method 'at_bsl'; allowed: adt, at, .*did you mean 'at-bsl'\?$"),
         ("methods", "prediction-balanced", r"taet, trades, wat; is it a plugin\? name its folder in TAET_PLUGINS$"),
-        ("data", "cifar10lt", r"unknown data set 'cifar10lt'.*did you mean 'cifar10-lt'\?"),
         ("models", "zzz", r"unknown model 'zzz'; allowed: [^;]+$"),
     ],
 )

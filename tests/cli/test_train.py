@@ -105,7 +105,6 @@ def test_a_file_alone_never_chooses_code(taet: Any, tmp_path: Path, monkeypatch:
     ("words", "network"),
     [
         ("at", "resnet8"),
-        ("at --data cifar10-lt", "resnet8"),
         ("at --model resnet18", "resnet18"),
         ("at --protocol taet", "resnet18"),
         ("at --protocol reat --data cifar10-lt", "resnet18"),
