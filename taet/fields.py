@@ -81,13 +81,6 @@ class OnlyWith:
         return f"with {' or '.join(parts)} only"
 
 
-def _fraction(value: Any) -> Any:
-    try:
-        return read_number(value) if isinstance(value, str) and "/" in value else value
-    except ValueError:
-        return value
-
-
 LARGEST = 10**6
 """Bounds from here on only stop typing errors; messages name them where a value is beyond them."""
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -108,9 +101,10 @@ Ratio = Annotated[float, Field(ge=1), RATIO]
 PIXEL_UNITS = Note(
     "in units of the image range, e.g. 8/255", lambda v: f"; did you mean {v:g}/255?" if 1 < v <= 255 else ""
 )
-Radius = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1), PIXEL_UNITS]
+FRACTION = BeforeValidator(lambda value: read_text(value, float) if isinstance(value, str) and "/" in value else value)
+Radius = Annotated[float, FRACTION, Field(ge=0, le=1), PIXEL_UNITS]
 """The size of an L-infinity perturbation of an image in [0, 1]; files may hold 8/255 as text."""
-RadiusL2 = Annotated[float, BeforeValidator(_fraction), Field(ge=0)]
+RadiusL2 = Annotated[float, FRACTION, Field(ge=0)]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -283,8 +277,7 @@ def _inside(hint: Any, step: int | str) -> Any:
     for kind, _ in leaves(hint):
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is None and step in (fields := hints(kind)):
-            inner = fields[str(step)]
-            return typing.get_args(inner)[0] if typing.get_origin(inner) is typing.NotRequired else inner
+            return fields[str(step)]
         if isinstance(step, int) and origin in (list, tuple, Sequence):
             return arguments[step] if origin is tuple and ... not in arguments else arguments[0]
         if origin in (dict, Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 
 MISSING = "–"
 """Stands for a number that was not measured."""
@@ -25,9 +26,9 @@ def size(eps: float, digits: int | None = 4, within: float = 1e-4) -> str:
     return str(eps) if digits is None else f"{eps:.{digits}g}"
 
 
-def percent(share: float, digits: int = 1) -> str:
+def percent(share: float) -> str:
     """Write a share in [0, 1] in per cent, without the sign: 61.2; a dash for nan."""
-    return MISSING if math.isnan(share) else f"{100 * share:.{digits}f}"
+    return MISSING if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def percent_interval(low: float, high: float, digits: int = 1) -> str:
@@ -51,19 +52,9 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def data_size(size_in_bytes: float) -> str:
-    """Write a number of bytes in the largest unit of which it holds at least one: 2.1 GB, 340.0 kB, 12 bytes."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_in_bytes >= factor:
-            return f"{size_in_bytes / factor:.1f} {unit}"
-    return f"{size_in_bytes:.0f} bytes"
-
-
 def clock(seconds: float) -> str:
-    """Write a duration as 3:07, or with hours as 1:03:07."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    """Write a duration as 0:03:07."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def duration(seconds: float) -> str:
@@ -80,12 +71,6 @@ def listed(words: Iterable[str], most: int | None = None) -> str:
     if most is not None and len(items) > most:
         items = [*items[:most], f"{len(items) - most} more"]
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)
-
-
-def short(value: object, length: int = 60) -> str:
-    """Return the `repr` of a value, cut to at most `length` characters."""
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def words(value: object) -> str:

@@ -6,6 +6,7 @@ The profile `official` uses the published settings of each method instead.
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -60,13 +61,12 @@ def official(method: str = Run.default("method")) -> Run:
             f"protocol official: got {method}, which has no settings of its own to take; allowed: a method that has "
             "(where one wraps another: that base method itself), or the protocols taet and reat"
         )
-    knobs = {key.removeprefix("method."): value for key, value in cls.official.items() if key.startswith("method.")}
-    settings = {key: value for key, value in cls.official.items() if not key.startswith("method.")}
-    return override(Run(method=method, protocol="official", settings=cls.Config(**knobs)), settings)
+    settings = {re.sub("^method[.]", "settings.", name): value for name, value in cls.official.items()}
+    return override(Run(method=method, protocol="official", settings=cls.Config()), settings)
 
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "taet": ("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack"),
+    "taet": Evaluation.default("attacks"),
     "reat": (
         *("clean", "pgd-20", "pgd-100", "cw-linf-100", "autoattack", "adaptive-pgd-20", "adaptive-pgd-100"),
         *("pgd-l2-20", "pgd-l2-100", "cw-l2", "adaptive-pgd-l2-20", "adaptive-pgd-l2-100"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
@@ -34,7 +33,6 @@ from taet.fields import (
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
-COLUMNS = "clean fgsm pgd-20 pgd-100 cw-l2 autoattack"
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 
 
@@ -45,18 +43,14 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
 class Data(Settings):
     """The data set, and how it is made long-tailed."""
 
-    left = MappingProxyType(
-        {
-            **dict.fromkeys(("group_pattern", "image_column", "label_column", "image_template", "extra_filter_model")),
-            **{
-                "extra_classes": "prior",
-                "extra_trained_on": "other",
-                "extra_labels": "given",
-                "extra_filter": 1.0,
-                "fit": "squeeze",
-            },
-        }
-    )
+    left: ClassVar[Mapping[str, object]] = {
+        **dict.fromkeys(("group_pattern", "image_column", "label_column", "image_template", "extra_filter_model")),
+        "extra_classes": "prior",
+        "extra_trained_on": "other",
+        "extra_labels": "given",
+        "extra_filter": 1.0,
+        "fit": "squeeze",
+    }
 
     name: str = "digits-lt"
     """Data set (see taet list data), or your images: folder:, csv:, npz:, taet-npy:PATH or hf:USER/NAME@REVISION."""
@@ -263,7 +257,9 @@ class Evaluation(Settings):
 
     label: ClassVar[str] = "evaluation"
 
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(COLUMNS.split())
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        *("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack"),
+    )
     """Attacks (see taet list attacks), optionally with settings: pgd-20:restarts=5; taet or reat: a paper's columns."""
     eps: Annotated[Radius, Field(gt=0)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
@@ -326,6 +322,15 @@ def epoch_at(share: float, epochs: int) -> int:
 def option(name: str) -> str:
     """Return the option of `taet train` that changes a setting, by its dotted name and without dashes in front."""
     return SHORT.get(name, name.removeprefix("training.")).replace("_", "-")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of a table and of those in it: `"a.b" = 1` and `a.b = 1` are the same."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:

@@ -18,15 +18,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from taet import protocols, registry
-from taet.files import file_sha256, seal
 from taet.registry import Kind
 from taet.settings import Run, override
-from taet.training.folder import RunFolder
-from taet.training.record import run_hash
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {
@@ -132,32 +128,6 @@ def without_checksums() -> Callable[[Path], Path]:
         return folder
 
     return strip
-
-
-@pytest.fixture(scope="session")
-def mended() -> Callable[[Path], Path]:
-    """Renew the checksums of a run folder after a test's edits, as if it had been written so."""
-
-    def mend(folder: Path) -> Path:
-        record = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps(seal(record)))
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["taet"]) | {"run_hash": run_hash(record["run"])}
-            about.pop("weights_sha256", None)
-            save_file(load_file(path), path, metadata={"taet": json.dumps(about)})
-        for path in folder.glob("evaluation*.json"):
-            card = json.loads(path.read_text())
-            card["run"]["config"], card["seed"] = record["run"], record["run"]["seed"]
-            card["model"]["file_sha256"] = file_sha256(
-                RunFolder(folder).weights(path.stem.replace("evaluation", "model"))
-            )
-            path.write_text(json.dumps(seal(card)))
-        if (folder / "done").exists():
-            RunFolder(folder).finish()
-        return folder
-
-    return mend
 
 
 @pytest.fixture(scope="session")

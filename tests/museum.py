@@ -256,30 +256,28 @@ class Exhibit(NamedTuple):
     build: Callable[[], nn.Module]
     fooled: Attempt
     broken: Attempt
-    flag: str
     gap: float
     """Least difference of the two shares: about half of what was measured."""
     judge: Callable[[nn.Module], Change] | None = lambda model: model
     """What decides whether an image of AutoAttack is classified correctly; None: AutoAttack cannot run."""
 
 
-BPDA = "straight-through-beats-gradients"
 EXHIBITS = (
-    Exhibit("activations on a grid around their means", stepped, PGD, STRAIGHT, BPDA, 0.15),
-    Exhibit("seven grey levels", quantised, PGD, STRAIGHT, BPDA, 0.2),
+    Exhibit("activations on a grid around their means", stepped, PGD, STRAIGHT, 0.15),
+    Exhibit("seven grey levels", quantised, PGD, STRAIGHT, 0.2),
     # It is refused, because no gradient reaches the image; AutoAttack's loss has none.
-    Exhibit("black and white images", thresholded, START, STRAIGHT, "", 0.06, None),
-    Exhibit("k-winners: 6 of 96 units", k_winners, PGD, SMOOTH, "soft-beats-hard", 0.06),
+    Exhibit("black and white images", thresholded, START, STRAIGHT, 0.06, None),
+    Exhibit("k-winners: 6 of 96 units", k_winners, PGD, SMOOTH, 0.06),
     Exhibit(
-        *("a dummy class for every class", dummies, ALL_LOGITS, MERGED, "dummy-classes", 0.12),
+        *("a dummy class for every class", dummies, ALL_LOGITS, MERGED, 0.12),
         lambda model: Merged(model, CLASSES),
     ),
     Exhibit(
-        *("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS, "eot-beats-one-draw", 0.03),
+        *("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS, 0.03),
         by_many_draws,
     ),
-    Exhibit("logits times 1000", large_logits, PGD, MARGIN, "logit-scale", 0.15),
-    Exhibit("logits over 100", flat_softmax, PGD, MARGIN, "logit-scale", 0.07),
+    Exhibit("logits times 1000", large_logits, PGD, MARGIN, 0.15),
+    Exhibit("logits over 100", flat_softmax, PGD, MARGIN, 0.07),
     # AutoAttack cannot run: it also attacks batches of one image, which have no deviation.
-    Exhibit("batch statistics at test time", batch_statistics, BATCH, ONE_CLASS, "batch-dependent", 0.2, None),
+    Exhibit("batch statistics at test time", batch_statistics, BATCH, ONE_CLASS, 0.2, None),
 )

@@ -95,8 +95,7 @@ def test_a_ratio_that_fell_by_more_than_15_percent_is_reported(load: Load) -> No
     falls = load("run").falls
     assert [*falls(result(4.0), result(3.41)), *falls(result(4.0), result(5.0)), *falls({}, result(3.0))] == []
     (line,) = falls(result(4.0), result(3.0, "cpu: B"))
-    assert line.startswith("x fell by 25 %, from 4.00 (4.00 to 4.00, n = 1) to 3.00 (3.00 to 3.00, n = 1)")
-    assert line.endswith("; but measured on cpu: A before, now on cpu: B")
+    assert line.startswith("x fell by 25 %") and line.endswith("measured on cpu: A before, now on cpu: B")  # noqa: PT018
 
 
 def test_the_cost_model_is_that_of_the_paper_and_of_the_parts(load: Load) -> None:

@@ -84,12 +84,9 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_is_each_method_as_it_was_published_and_nothing_else(name: str) -> None:
-    knobs = {key.removeprefix("method."): value for key, value in OFFICIAL[name].items() if key.startswith("method.")}
-    settings = {key: value for key, value in OFFICIAL[name].items() if not key.startswith("method.")}
-    own = methods.find(name).Config(**knobs)
-    assert protocols.official(name) == override(
-        protocols.taet(name), {"protocol": "official", "settings": own, **settings}
-    )
+    settings = {re.sub("^method[.]", "settings.", key): value for key, value in OFFICIAL[name].items()}
+    start = {"protocol": "official", "settings": methods.find(name).Config()}
+    assert protocols.official(name) == override(protocols.taet(name), start | settings)
 
 
 def test_a_method_without_published_settings_has_no_profile() -> None:

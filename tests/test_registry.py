@@ -48,7 +48,6 @@ def test_every_promised_name_is_there_with_a_title_and_every_entry_loads(kind: K
     [
         ("methods", "at_bsl", r"unknown method 'at_bsl'; allowed: adt, at, .*did you mean 'at-bsl'\?$"),
         ("methods", "prediction-balanced", r"taet, trades, wat; is it a plugin\? name its folder in TAET_PLUGINS$"),
-        ("data", "cifar10lt", r"unknown data set 'cifar10lt'.*did you mean 'cifar10-lt'\?"),
         ("models", "zzz", r"unknown model 'zzz'; allowed: [^;]+$"),
     ],
 )
@@ -111,39 +110,29 @@ def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.Mon
         registry.entries("methods")
 
 
-HEAD = '"""Part of a method."""\nfrom taet.methods.base import Method\n'
-WHOLE = {
-    "title": 'title = "One"',
-    "reference": 'reference = "a test"',
-    "Config": "class Config(Method.Config):\n        power: float = 1.0",
-    "loss": "def loss(self, model, x, y, adversarial): ...",
-}
-
-
-def method(**changes: str) -> str:
-    return "\n    ".join([f"{HEAD}class One(Method):", *(WHOLE | changes).values()]) + "\n"
+EXAMPLE = (ROOT / "examples" / "add_a_method.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("before", "after", "message"),
     [
-        (method(), None),
-        (method(loss=""), "got no method loss; allowed: loss"),
-        (method(Config="class Config:\n        power: float = 1.0"), "got a Config that is no Settings"),
-        (method(Config="class Config(Method.Config):\n        power: float"), "power without a default"),
-        (f"{HEAD}class One(Method): ...\nclass Two(Method): ...\n", "got 2 methods; allowed: one class"),
-        ('"""Breaks."""\nimport no_such_module\n', "cannot be imported: ModuleNotFoundError"),
-        ("NAMES = {'at': 'another one'}", "the method 'at' exists already; rename yours"),
+        ("def loss(", "def lose(", "got no method loss; allowed: loss"),
+        ("class Config(Method.Config)", "class Config", "got a Config that is no Settings"),
+        ("] = 0.25", "]", "power without a default"),
+        (
+            "class PredictionBalanced",
+            "class Two(Method): ...\n\nclass PredictionBalanced",
+            "got 2 methods; allowed: one",
+        ),
+        ("import torch\n", "import no_such_module\n", "cannot be imported: ModuleNotFoundError"),
+        ('{"prediction-balanced"', '{"at"', "the method 'at' exists already; rename yours"),
     ],
 )
-def test_a_file_that_lacks_a_part_is_refused_in_one_line(plugins: Path, source: str, message: str | None) -> None:
-    path = plugins / "methods" / "part.py"
-    path.write_text(source)
+def test_a_file_that_lacks_a_part_is_refused_in_one_line(plugins: Path, before: str, after: str, message: str) -> None:
+    path = plugins / "methods" / "own.py"
+    assert EXAMPLE.count(before) == 1
+    path.write_text(EXAMPLE.replace(before, after))
     registry.forget("methods", path)
-    if message is None:
-        assert methods.find("part").title == "One"
-        return
-    with pytest.raises(UserError, match=rf"part\.py: .*{message}|part\.py {message}") as caught:
-        methods.find("part")
+    with pytest.raises(UserError, match=rf"own\.py:? .*{message}") as caught:
+        methods.find("prediction-balanced")
     assert "\n" not in str(caught.value)
-    assert main(["train", "part"]) == 2

@@ -60,24 +60,21 @@ def run(words: list[str]) -> int:
     from taet.experiments import compare
     from taet.models import trusted
 
-    budget, jobs = seconds(command.time_budget), command.jobs
+    budget, jobs = None if command.time_budget is None else seconds(command.time_budget), command.jobs
     with trusted(*command.trust_model):
         result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, dry_run=command.dry_run, say=say)
-    print(json.dumps(result.to_json(), indent=1) if command.as_json else _text(result, command.dry_run))
+    print(json.dumps(result.to_json(), indent=1) if command.as_json else text(result, command.dry_run))
     return int("failed" in result.counts)
 
 
-def seconds(text: str | None) -> float | None:
+def seconds(duration: str) -> float:
     """Return the seconds of a duration such as 2h30m, 90m or 600s."""
-    found = None if text is None else DURATION.fullmatch(text)
-    if found is None:
-        return None
-    hours, minutes, rest = (int(part or 0) for part in found.groups())
+    hours, minutes, rest = (int(part or 0) for part in DURATION.findall(duration)[0])
     return 3600.0 * hours + 60.0 * minutes + rest
 
 
-def _text(result: Comparison, whole: bool) -> str:
-    """The failed cells, or every one with the commands that remain; how many are in which state; and the report."""
+def text(result: Comparison, whole: bool = False) -> str:
+    """Return the failed cells, or every one with its remaining commands; the number in each state; and the report."""
     lines = []
     for one in result.outcomes:
         if whole or one.state == "failed":

@@ -46,7 +46,7 @@ class Evaluate(OfModel):
     model: str | None = None
     """Model of any origin, or a published one: hf:USER/NAME@COMMIT. It needs --data."""
     out: OutPath | None = None
-    """With --model: folder of the card. Default: runs/evaluate-NAME."""
+    """With --model: folder of the card. Default: runs/evaluate-NAME, followed by weights and normalisation."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
 
@@ -84,7 +84,8 @@ def run(words: list[str]) -> None:
             place, weights, notes = command.run, command.weights or DELIVERED, tuple[str, ...]()
             attack = partial(evaluate, place, weights=weights, device=command.device, **how)
         else:
-            name = re.sub(r"[^\w.-]+", "-", f"{command.model} {Path(command.weights or '').stem}".strip())
+            made = (command.model, Path(command.weights or "").stem, command.normalize.removeprefix("none"))
+            name = re.sub(r"[^\w.-]+", "-", " ".join(filter(None, made)))
             place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
             model, dataset, notes = opened(*subject)

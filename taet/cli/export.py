@@ -32,10 +32,7 @@ def run(words: list[str]) -> None:
     command, _ = parse(Export, words, "taet export")
 
     from taet.deployment import export
-    from taet.files import check_output
     from taet.models import trusted
 
-    if command.out is not None:
-        check_output(command.out, "artifacts")
     with trusted(command.trust_model):
         print(export(command.run, command.format, command.out, command.weights, force=command.force))

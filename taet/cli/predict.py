@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,13 +62,10 @@ def run(words: list[str]) -> int:
     with trusted(command.trust_model), progress(f"predict {command.run}") as report:
         found = predict(folder, command.images, progress=report, **how)
     text = found.to_json(command.top) if command.format == "json" else found.to_csv(command.top)
-    content = text.encode("utf-8", "surrogateescape")  # a file name that is not valid text keeps its bytes
     if command.out is not None:
-        write_atomically(command.out, content)
-    elif isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.buffer.write(content)
+        write_atomically(command.out, os.fsencode(text))  # a file name that is not valid text keeps its bytes
     else:
-        sys.stdout.write(text)
+        print(text, end="")
     record = RunFolder(folder).record
     for note in changes(command.images, record.data.image_shape):
         say(f"taet: {note}")

@@ -31,43 +31,32 @@ REPORTING_SECONDS = 1.0
 def progress(title: str) -> Iterator[Report]:
     """Yield a function (done, total, text) that shows the progress of `title` on standard error.
 
-    A text that ends in a line break is printed on its own line; after the end of one task another one may begin.
+    A text that ends in a line break is printed on its own line; after the end of one task another one may begin. Where
+    standard error is no terminal, start, end and every such text are lines, and what happens every ten seconds.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(title)
-        return
+    console, last = Console(stderr=True), -math.inf
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar:
-        task = bar.add_task(title, total=None, text="")
+    plain = not console.is_terminal
+    with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS, disable=plain) as bar:
+        number = bar.add_task(title, total=None, text="")
+        task = bar.tasks[0]
 
         def show(done: float, total: float, text: str) -> None:
-            if bar.tasks[0].finished and done < total:
-                bar.reset(task)  # another task, with its own speed
-            bar.update(task, completed=done, total=total, text=text.rstrip())
-            if text.endswith("\n"):
-                console.print(f"{title}: {text.rstrip()}", highlight=False)
+            nonlocal last
+            if task.finished and done < total:
+                bar.reset(number)  # another task, with its own speed
+                last = -math.inf
+            before, line, is_result = task.finished, text.rstrip(), text.endswith("\n")
+            bar.update(number, completed=done, total=total, text=line)
+            if not plain and is_result:
+                console.print(f"{title}: {line}", highlight=False)
+            if plain and not before and (task.finished or is_result or time.monotonic() - last >= LINE_SECONDS):
+                last, took, left = time.monotonic(), clock(task.elapsed or 0), task.time_remaining
+                eta = "" if left is None else f", ETA {clock(left)}"
+                state = f"done in {took}" if task.finished else f"elapsed {took}{eta}"
+                say(f"{title}: {task.percentage:.0f} %, {state}, {line}")
 
         yield show
-
-
-def _lines(title: str) -> Report:
-    """Return a function that prints the start, the end and every result of a task, and a line every ten seconds."""
-    ended, began, first, last = True, 0.0, 0.0, 0.0
-
-    def show(done: float, total: float, text: str) -> None:
-        nonlocal ended, began, first, last
-        now, before, ended = time.monotonic(), ended, done >= total
-        if before and not ended:  # the first or another task; a resumed run starts with some of it done
-            began, first, last = now, done, -math.inf
-        if (before and ended) or not (ended or text.endswith("\n") or now - last >= LINE_SECONDS):
-            return
-        last, rate = now, (done - first) / max(now - began, 1e-9)
-        eta = f", ETA {clock((total - done) / rate)}" if rate > 0 else ""
-        took = f"done in {clock(now - began)}" if ended else f"elapsed {clock(now - began)}{eta}"
-        say(f"{title}: {100 * done / total:.0f} %, {took}, {text.rstrip()}")
-
-    return show
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
 from taet.files import check_output, parse_json, read_bytes
 from taet.formatting import duration, plural, size
-from taet.settings import Run, option, override, to_json
+from taet.settings import Run, flat, option, override, to_json
 
 if TYPE_CHECKING:
     from taet.experiments.own_images import Chosen
@@ -158,15 +158,7 @@ def settings_in(path: Path) -> dict[str, Any]:
         for name, known in (("method", registry.entries("methods")), ("protocol", protocols.PROTOCOLS)):
             if name in values and str(values[name]) not in known:
                 raise unknown(name, str(values[name]), known)
-        return dict(_flat(values))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif (prefix + name, value) != ("settings", None):
-            yield prefix + name, value
+        return {name: value for name, value in flat(values) if (name, value) != ("settings", None)}
 
 
 def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:

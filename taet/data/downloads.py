@@ -10,9 +10,10 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+from rich import filesize
+
 from taet.data.storage import reason
 from taet.errors import UserError
-from taet.formatting import data_size
 from taet.progress import Progress
 from taet.settings import Data
 
@@ -34,7 +35,7 @@ class Download(NamedTuple):
 
     def __str__(self) -> str:
         checksum = f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
-        return f"{Path(self.file).name} ({data_size(1e6 * self.megabytes)}, {checksum}) from {self.url}"
+        return f"{Path(self.file).name} ({filesize.decimal(round(1e6 * self.megabytes))}, {checksum}) from {self.url}"
 
     def is_right(self, path: Path) -> bool:
         """Whether a file has the checksum."""

@@ -16,10 +16,10 @@ from typing import IO, TypeAlias, TypeVar
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from rich import filesize
 
 from taet.errors import UserError, cut, printable
 from taet.files import cache, make_folder, replacing
-from taet.formatting import data_size
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Input = TypeVar("Input")
@@ -91,7 +91,7 @@ def memory() -> int:
 def on_disk(size: int, storage: str) -> bool:
     """Whether `size` bytes of images are kept on disk. storage: memory, disk, or auto (depends on the memory)."""
     if storage == "memory" and size > memory():
-        needed = f"images of {data_size(size)} do not fit into memory"
+        needed = f"images of {filesize.decimal(size)} do not fit into memory"
         raise UserError(f"{needed}; allowed: --data.storage disk, or fewer pixels by --data.size")
     return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
 

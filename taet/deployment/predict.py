@@ -22,6 +22,7 @@ from taet.data.storage import Pixels
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
+from taet.fields import Count, check_value
 from taet.formatting import plural
 from taet.progress import Progress
 from taet.training.environment import resolve_device
@@ -140,8 +141,7 @@ def predict(
         UserError: a run that is not finished, an unknown attack or one without a ball, no image. An unreadable file
             does not raise: `errors` has the reason.
     """
-    if batch_size < 1:
-        raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
+    check_value("batch size", batch_size, Count)
     (names, listed), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))

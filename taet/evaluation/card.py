@@ -29,7 +29,6 @@ from taet.evaluation.column import (
 from taet.evaluation.facts import ModelFacts
 from taet.fields import refused
 from taet.files import check_seal, read_json, seal, write_json
-from taet.formatting import short
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
@@ -283,9 +282,11 @@ def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, com
     for card, measured in zip(cards, columns, strict=True):
         other = card.data["test_sha256"]
         if other != images:
-            raise UserError(f"comparison: got test images {short(images)} and {short(other)}; allowed: the same images")
+            raise UserError(
+                f"comparison: got test images {cut(repr(images))} and {cut(repr(other))}; allowed: the same images"
+            )
         for name, (one, two) in columns[0].identity.differences(measured.identity).items():
-            got = f"{name} {short(one)} and {short(two)}"
+            got = f"{name} {cut(repr(one))} and {cut(repr(two))}"
             raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
     masks = [measured.correct for measured in columns]
     sides = (masks[: len(first)], masks[len(first) :])

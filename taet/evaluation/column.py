@@ -17,9 +17,8 @@ from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
 from taet.attacks.spec import AttackSpec, Identity, identity
-from taet.errors import UserError
+from taet.errors import UserError, cut
 from taet.fields import Record
-from taet.formatting import short
 from taet.statistics import Ints
 
 Json = dict[str, Any]  # A JSON object, as `json.loads` returns it
@@ -212,4 +211,4 @@ def disagreements(where: str, stored: Any, computed: Any) -> Iterator[str]:
     elif stored != computed and not (
         {type(stored), type(computed)} <= {int, float} and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
     ):
-        yield f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}"
+        yield f"{where}: stored {cut(repr(stored))}, recomputed from the masks {cut(repr(computed))}"

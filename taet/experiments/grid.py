@@ -28,7 +28,7 @@ from taet.fields import LongSeed, Ratio, Rule, Settings, plain
 from taet.files import read_bytes
 from taet.formatting import read_number, size
 from taet.models import check_consent, consent
-from taet.settings import SHORT, Run, from_json, option, override, to_json
+from taet.settings import SHORT, Run, flat, from_json, option, override, to_json
 from taet.training.folder import RunFolder
 from taet.training.record import CURVE, training_settings
 from taet.training.resolve import check_model, curve_decides, learns_from_validation, resolve
@@ -49,7 +49,7 @@ def dotted(where: str, values: Mapping[str, object], own: Iterable[str] = ()) ->
     """Return settings by dotted name, from dotted or command-line names; the knobs `own` need no `method.`."""
     settings: Dotted = {}
     with located(where):
-        for key, value in _flat(values):
+        for key, value in flat(values):
             name = key.replace("-", "_")
             name = f"method.{name}" if name in own else BARE.get(name, name)
             part, dot, _ = name.partition(".")
@@ -66,14 +66,6 @@ def dotted(where: str, values: Mapping[str, object], own: Iterable[str] = ()) ->
                 value = read_number(value)
             settings[name] = value
     return settings
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
-    pairs = []
-    for key, value in values.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return pairs
 
 
 def _once(values: tuple[object, ...], info: ValidationInfo) -> tuple[object, ...]:

@@ -25,7 +25,7 @@ def write(
     .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title.
 
     Raises:
-        UserError: a source without a card, another ending, or a file in a run folder.
+        UserError: a source without a card, another ending, or a file in a run folder but report.html.
     """
     from taet.files import check_output, make_folder, write_atomically
     from taet.formatting import listed
@@ -35,7 +35,7 @@ def write(
     out = Path(out)
     if out.suffix not in page.FORMS or out.is_dir():
         raise UserError(f"report: got {out}; allowed: a file that ends in {', '.join(page.FORMS)}")
-    check_output(out)
+    check_output(out, "report.html")  # which taet train writes there
     found = sources if isinstance(sources, Results) else results(sources)
     title = title or f"Adversarial robustness on {listed(dict.fromkeys(card.data['name'] for card in found.cards))}"
     notes = [*notes, *([f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else [])]

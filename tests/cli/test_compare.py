@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from taet.cli.compare import DURATION, seconds
 from taet.evaluation import ResultCard
 from taet.experiments import jobs
 
@@ -101,9 +102,6 @@ def test_how_a_comparison_ended_is_said_and_is_its_exit_status(taet: Any, monkey
     assert (outcome.code, outcome.err.splitlines()[-1]) == (130, said)
 
 
-@pytest.mark.parametrize("text", ["", "2", "30m2h"])
-def test_what_is_no_duration(taet: Any, text: str) -> None:
-    outcome = taet("compare", "two.toml", f"--time-budget={text}")
-    assert outcome.code == 2
-    assert "time budget: got '" in outcome.err
-    assert "; allowed: hours, minutes and seconds, e.g. 2h30m" in outcome.err
+def test_a_duration_is_hours_minutes_and_seconds() -> None:
+    assert [seconds(text) for text in ("2h30m", "90m", "600s", "1h1s")] == [9000, 5400, 600, 3601]
+    assert not [text for text in ("", "2", "30m2h") if DURATION.fullmatch(text)]

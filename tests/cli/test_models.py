@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +70,8 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
         "normalisation: imagenet, inside the model",
         "next: taet report card",
     ]
-    assert taet(*words, *options, "--out", "card", "--json").out == Path("card", "evaluation.json").read_text()
+    again = taet(*words, *options, "--json")
+    assert again.out == Path("runs/evaluate-torchvision-resnet18-net-imagenet/evaluation.json").read_text()
 
 
 def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any) -> None:
@@ -92,9 +92,7 @@ def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any
         ("evaluate --model torchvision:resnet-18 --data grey.npz", "did you mean 'resnet18'?"),
         ("evaluate --model resnet8", "--data is missing: resnet8 names no test images"),
         ("evaluate runs/x --data grey.npz", "--data, --normalize and --out go with --model runs/x"),
-        ("evaluate runs/x --model resnet8", "got runs/x and --model resnet8; allowed: one, RUN or"),
         ("evaluate runs/x --weights net.pt", "unknown weights 'net.pt'; allowed: model, model-best, model-last"),
-        ("check runs/x", "check: no such folder: 'runs/x'"),
         ("check grey_nets:Pair --data grey.npz", "model output: got a tuple; allowed: one tensor of logits"),
     ],
 )
@@ -105,7 +103,7 @@ def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
     assert part in outcome.err
 
 
-def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, tmp_path: Path) -> None:
+def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any) -> None:
     outcome = taet("check", finished.folder, "--attacks", "pgd-3")
     assert outcome.err == ""
     assert any(
@@ -115,11 +113,6 @@ def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, 
     assert "pgd-3: about" in outcome.out
     found = json.loads(taet("check", finished.folder, "--json").out)
     assert outcome.code == (0 if all(one["ok"] for one in found) else 1)
-    broken = Path(shutil.copytree(finished.folder, tmp_path / "broken"))
-    (broken / "metrics.jsonl").write_text("{}\n")
-    outcome = taet("check", broken)
-    assert (outcome.code, outcome.err) == (1, "")
-    assert any(line.startswith("!  metrics.jsonl") for line in outcome.out.splitlines())
 
 
 def test_a_model_of_any_origin_is_checked(taet: Any) -> None:

@@ -1,23 +1,18 @@
-"""A run of RoBal, whose cosine head and deployed offset an answer must hold, and run folders of any network."""
+"""Runs of RoBal, whose cosine head and deployed offset an answer must hold, of any network."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import taet
-from taet import methods, models, protocols
+from taet import methods, protocols
 from taet.data import Dataset
-from taet.models import Head
-from taet.settings import override, to_json
-from taet.training.folder import save_weights
-from taet.training.record import run_hash
+from taet.settings import override
 
 NAMES = ("red", "green", "blue")
 SIDE = 16
@@ -58,26 +53,17 @@ def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
-    """Write the folder of a run that ended with fresh weights and a deployed offset."""
+    """Train a network for an epoch on twelve images of a shape (C, H, W), and return its run folder."""
 
-    def write(folder: Path, name: str, shape: tuple[int, int, int], size: int | None = None) -> Path:
-        (folder / "artifacts").mkdir(parents=True)
-        run = override(protocols.taet("at"), {"model.name": name, "data.size": size})
-        model = models.build(name, len(NAMES), shape)
-        with torch.no_grad():
-            model.offset.copy_(torch.tensor([0.5, 0.0, -0.5]))
-        splits = {part: {"sha256": "ab" * 32} for part in ("train", "test")}
-        data = {"splits": splits, "arrays": False, "class_names": NAMES, "num_classes": len(NAMES)}
-        data |= {"image_shape": shape}
-        record = {"schema": 1, "run": to_json(run), "method_title": "AT", "deviations": [], "model_given": False}
-        record |= {"selection": {"rule": "last", "leak": False}, "head": Head()._asdict(), "threads": 1}
-        record |= {"command": "taet train at", "data": data}
-        (folder / "run.json").write_text(json.dumps(record))
-        about = {"method": "at", "epoch": 1, "run_hash": run_hash(run)}
-        save_weights(folder / "model.safetensors", model.state_dict(), about)
+    def train(folder: Path, name: str, shape: tuple[int, int, int], *, resized: bool = False) -> Path:
+        labels = np.repeat(np.arange(3), (6, 4, 2))
+        images = np.random.default_rng(0).integers(0, 256, (12, *shape[1:], shape[0]), np.uint8)
+        dataset = Dataset.from_arrays(images, labels, images, labels, class_names=NAMES)
+        run = override(protocols.taet("robal"), RUN | {"model.name": name, "training.epochs": 1})
+        taet.train(run, out=folder, dataset=dataclasses.replace(dataset, resized=resized))
         return folder
 
-    return write
+    return train
 
 
 @pytest.fixture(scope="session")

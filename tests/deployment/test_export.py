@@ -102,7 +102,7 @@ def test_images_of_one_size_by_a_network_and_a_transformer(
 def test_the_file_says_what_predict_says_and_resizes_images_as_the_run_does(
     format: str, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw
 ) -> None:
-    folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), 12)
+    folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), resized=True)
     answer = answers(export_run(folder, format))
     for shape in ((40, 30, 3), (11, 25, 3)):
         images = pictures(3, shape)
