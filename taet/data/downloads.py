@@ -10,8 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-from taet.data.storage import reason
 from taet.errors import UserError
+from taet.files import reason
 from taet.formatting import data_size
 from taet.progress import Progress
 from taet.settings import Data

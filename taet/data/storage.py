@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from taet.errors import UserError, cut, printable
-from taet.files import cache, make_folder, replacing
+from taet.errors import UserError
+from taet.files import cache, make_folder, reason, replacing
 from taet.formatting import data_size
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -61,13 +60,6 @@ def reading(path: Path, allowed: str) -> Iterator[None]:
         raise UserError(f"cannot read '{path}': {reason(error)}; allowed: {allowed}") from error
 
 
-def reason(error: Exception) -> str:
-    """Return why a file cannot be read, in one short line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return printable(cut(" ".join(str(error).split()))) or type(error).__name__
-
-
 def file_key(path: Path) -> str:
     """Return path, size and time of a file, which change with its content."""
     about = path.stat()
@@ -94,17 +86,6 @@ def on_disk(size: int, storage: str) -> bool:
         needed = f"images of {data_size(size)} do not fit into memory"
         raise UserError(f"{needed}; allowed: --data.storage disk, or fewer pixels by --data.size")
     return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
-
-
-def gather(blocks: Iterable[Pixels], shape: ArrayShape, *, key: Callable[[], str], storage: str) -> Pixels:
-    """Return blocks of images as one array (N,H,W,C), in memory or mapped from disk: see `on_disk` and `kept`."""
-    if on_disk(math.prod(shape), storage):
-        return kept(blocks, shape, key())
-    images, done = np.empty(shape, np.uint8), 0
-    for block in blocks:
-        images[done : done + len(block)] = block
-        done += len(block)
-    return images
 
 
 def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:

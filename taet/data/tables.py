@@ -16,7 +16,12 @@ from taet.data.storage import reading
 from taet.errors import UNPRINTABLE, UserError, cut, unknown
 
 TABLE = "a .csv in UTF-8 with a header, with path, label and optionally split and group"
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLITS = {
+    **dict.fromkeys(("train", "training", "final_training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing", "final_test"), "test"),
+}
+"""Names of splits, in upper or lower case, in tables, as folders and on the hub."""
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "image", "image_id"),
     "label": ("label", "class", "classid", "class_id", "target", "dx"),
