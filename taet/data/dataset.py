@@ -325,9 +325,10 @@ def checked_labels(what: str, labels: ArrayLike) -> Ints:
     if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0:
         got = f"{array.dtype} of shape {array.shape}"
         raise UserError(f"{what}: got {got}; allowed: whole numbers from 0, (N,) or (N,1)")
-    if array.min() < 0 or array.max() > np.iinfo(np.int64).max:
-        raise UserError(f"{what}: got label {min(array.min(), 0) or array.max()}; allowed: whole numbers from 0")
-    return array.astype(np.int64)
+    array = array.astype(np.int64)
+    if array.min() < 0:
+        raise UserError(f"{what}: got label {array.min()}; allowed: whole numbers from 0")
+    return array
 
 
 def _checked_names(labels: Ints, given: ArrayLike | None) -> tuple[str, ...]:

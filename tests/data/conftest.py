@@ -9,6 +9,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from taet.data import load
+from taet.errors import UserError
+
 # On a busy machine the first example takes seconds.
 settings.register_profile("data", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("data")
@@ -57,6 +60,18 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """Return a function that asserts that a set is refused in one line of this message."""
+
+    def check(name, message, **settings):
+        with pytest.raises(UserError, match=message) as error:
+            load(str(name), **settings)
+        assert "\n" not in str(error.value)
+
+    return check
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_description_is_plain_json_and_its_table_fits_a_terminal(arrays):
     bars = [line.count("#") for line in lines[2:5]]
     assert bars[0] > 25
     assert bars[1:] == [round(bars[0] / 4), 1]
-    assert [line.split()[-2] if "#" not in line else line.split("#")[0].split()[-4] for line in lines[4:5]] == ["tail"]
+    assert " tail " in lines[4]
 
 
 @pytest.mark.parametrize("count", [300, 70_000])  # beyond 66,000 white pixels the sum of squares leaves 32 bits
