@@ -49,7 +49,9 @@ def read(data: Data) -> DataSource:
         if rows is None:
             raise UserError("got other file names; allowed: names such as 00003_00029.ppm, the track and the frame")
         names = {f"{label:05}": name for label, name in enumerate(CLASS_NAMES)}
-        rows = [row._replace(label=names.get(row.label, "")) for row in rows]
+        if {row.label for row in rows} != names.keys():
+            raise UserError(f"got other class folders; allowed: {min(names)} to {max(names)}")
+        rows = [row._replace(label=names[row.label]) for row in rows]
         scaled = f"whole images, sign and border, scaled to {size}x{size} pixels"
         scaled += "" if data.size else ", since they have many sizes and none was asked for"
         notes = [scaled, "groups are frames of one sign"]

@@ -47,6 +47,17 @@ def arrays() -> Callable[..., dict[str, np.ndarray]]:
 
 
 @pytest.fixture
+def npz(tmp_path) -> Callable[..., str]:
+    """Return a function that writes arrays into a.npz, and returns the name of that data set."""
+
+    def save(given, how=np.savez):
+        how(tmp_path / "a.npz", **given)
+        return f"npz:{tmp_path / 'a.npz'}"
+
+    return save
+
+
+@pytest.fixture
 def cached(tmp_path, monkeypatch) -> Path:
     """Keep files of images in a folder of the test."""
     monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
@@ -54,12 +65,11 @@ def cached(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(cached, monkeypatch) -> Path:
     """Work in an empty folder, and know no other data."""
     monkeypatch.delenv("TAET_DATA", raising=False)
-    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.chdir(cached.parent)
+    return cached.parent
 
 
 @pytest.fixture

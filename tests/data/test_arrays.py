@@ -9,15 +9,6 @@ from taet.settings import Data
 
 
 @pytest.fixture
-def npz(tmp_path):
-    def save(given, how=np.savez):
-        how(tmp_path / "a.npz", **given)
-        return f"npz:{tmp_path / 'a.npz'}"
-
-    return save
-
-
-@pytest.fixture
 def folder(tmp_path):
     """Return a function that writes arrays as TAET's folders hold them."""
 

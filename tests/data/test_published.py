@@ -265,13 +265,8 @@ def test_tiny_imagenet_has_its_classes_in_the_order_of_their_ids(tiny):
     assert (cut.class_counts.tolist(), len(cut.test)) == ([12, 8, 4, 1], 8)
 
 
-@pytest.mark.parametrize(
-    ("lost", "message"),
-    [
-        ("train/n01629819/images/n01629819_3.JPEG", r"got {'train': 47, 'test': 8} images"),
-        ("val/images/val_3.JPEG", r"val_3\.JPEG"),
-    ],
-)
-def test_an_incomplete_tree_is_refused_by_what_is_missing(tiny, lost, message, refused):
-    (tiny / lost).unlink()
-    refused("tiny-imagenet", message, root=str(tiny.parent))
+def test_an_incomplete_tree_is_refused_by_what_is_missing(tiny, refused):
+    (tiny / "train/n01629819/images/n01629819_3.JPEG").unlink()
+    refused("tiny-imagenet", "got {'train': 47, 'test': 8} images", root=str(tiny.parent))
+    (tiny / "val/images/val_3.JPEG").unlink()
+    refused("tiny-imagenet", r"val_3\.JPEG", root=str(tiny.parent))

@@ -15,14 +15,9 @@ from taet.settings import Data
 
 
 @pytest.fixture
-def saved(tmp_path, arrays):
-    """Return a function that writes an .npz with these class counts, and returns its path."""
-
-    def save(train=(40, 40, 40), test=(8, 8, 8), **more):
-        np.savez(tmp_path / "a.npz", **(arrays(train, test) | more))
-        return str(tmp_path / "a.npz")
-
-    return save
+def saved(npz, arrays):
+    """Return a function that writes an .npz with these class counts."""
+    return lambda train=(40, 40, 40), test=(8, 8, 8), **more: npz(arrays(train, test) | more)
 
 
 def counts(dataset):
