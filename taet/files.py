@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from taet.errors import UserError
+from taet.errors import UserError, cut, printable
 
 MOST_BYTES = 2**31  # of a file that is read at once
 MOST_JSON_BYTES = 2**26  # nested lists take up to 30 times as much memory as their text
@@ -36,7 +36,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from None
+        raise UserError(f"cannot read {path}: {reason(error)}") from None
 
 
 def _check_ordinary(path: Path, *, links: bool = True) -> None:
@@ -134,7 +134,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             part.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}; what was saved before is kept") from error
+        raise UserError(f"cannot write {path}: {reason(error)}; what was saved before is kept") from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -145,9 +145,13 @@ def write_json(path: Path, value: object) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
-def _reason(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "no space left on the disk" if full else error.strerror or str(error)
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read or written, in one short line."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return printable(cut(" ".join(str(error).split()))) or type(error).__name__
 
 
 def _flush(file: IO[bytes]) -> None:
@@ -173,7 +177,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         _flush_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {_reason(error)}") from error
+        raise UserError(f"cannot make the folder {path}: {reason(error)}") from error
 
 
 def is_leftover(name: str) -> bool:
@@ -225,7 +229,7 @@ def lock(folder: Path) -> Iterator[None]:
             error = f"{folder} is in use by {owner}; nothing was changed; wait for it, or end it"
             raise UserError(error) from None
         except OSError as error:
-            raise UserError(f"cannot lock {folder}: {path.name}: {_reason(error)}") from None
+            raise UserError(f"cannot lock {folder}: {path.name}: {reason(error)}") from None
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -31,6 +32,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("results/*.md"))]
 PAGES += [ROOT / "benchmarks" / "README.md"]
+MOST_WORDS, MOST_CHANGES = 25_000, 15_000
+MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
+WIDEST_CODE = 90
 FLAGS = {*rules.FLAGS, *collapse.FLAGS}
 SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
     ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
@@ -157,13 +161,21 @@ def render() -> ModuleType:
     return module
 
 
-def test_documents_name_one_version() -> None:
-    for name, said in {
-        "CHANGELOG.md": "## {}",
-        "CITATION.cff": "version: {}",
-        "pyproject.toml": 'version = "{}"',
-    }.items():
-        assert said.format(taet.__version__) in text(ROOT / name)
+def test_documents_stay_small_and_name_one_version() -> None:
+    found = {*PAGES, *ROOT.glob("results/*/about.md"), ROOT / "papers" / "errata.md"}
+    assert sum(len(text(path).split()) for path in found) < MOST_WORDS
+    assert (ROOT / "CHANGELOG.md").stat().st_size < MOST_CHANGES
+    for name, most in MOST_LINES.items():
+        assert len(text(ROOT / name).splitlines()) < most, name
+    for page in PAGES:
+        for line in [*re.findall(r"^    .*$", text(page), re.M), *"".join(code(page)).splitlines()]:
+            assert len(line) <= WIDEST_CODE, f"{page.name}: {line}"
+    for name, words in (
+        ("CHANGELOG.md", "## {}"),
+        ("CITATION.cff", "version: {}"),
+        ("pyproject.toml", 'version = "{}"'),
+    ):
+        assert words.format(taet.__version__) in text(ROOT / name)
 
 
 @pytest.mark.parametrize("page", sorted({page for page, *_ in SHOWN}))
@@ -190,3 +202,18 @@ def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> N
         assert card.command.startswith("taet evaluate")
         assert card.run["command"].startswith("taet ")
         assert not re.search(r"/(tmp|home|work|root)/", path.read_text(encoding="utf-8")), path
+
+
+def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page() -> None:
+    """Averages and weight perturbation are no method's, so no page names theirs."""
+    page = render()
+    named = {key for name in registry.entries("methods") for key in page.golden_keys(name)}
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    families = set(re.findall(r'f"(\w+_)\{', tests))
+    for path in (ROOT / "tests" / "golden").glob("*.json"):
+        if path.stem == "long_tail":  # whose test runs over every key
+            continue
+        for key in json.loads(path.read_text(encoding="utf-8")):
+            read = any(f'"{key}{end}' in tests for end in '"/') or any(key.startswith(family) for family in families)
+            assert read, f"{key} has no test"
+            assert path.stem != "methods" or key in named, f"{key} is on no page"

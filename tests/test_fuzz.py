@@ -1,9 +1,11 @@
-"""Some seconds of the fuzzer; `make fuzz SECONDS=600` goes on from there."""
+"""Some seconds of the fuzzer, and that it notices what is wrong. `make fuzz SECONDS=600` goes on from there."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,20 @@ import pytest
 from tests import fuzz
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Whole inputs; the current directory, which the fuzzer changes, is restored."""
+    here, place = Path.cwd(), tmp_path_factory.mktemp("fuzz") / "inputs"
+    fuzz.make_inputs(place)
+    yield place
+    os.chdir(here)
+
+
 @pytest.mark.full
 @pytest.mark.usefixtures("outlined")
 def test_whole_inputs_are_right_and_changed_ones_end_well_or_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # restored at the end; the fuzzer changes it
-    inputs = tmp_path / "inputs"
-    fuzz.make_inputs(inputs)
     calls = [*(call for calls in fuzz.TARGETS.values() for call in calls), *fuzz.CALLS]
     for number, command in enumerate(dict.fromkeys(calls)):
         monkeypatch.chdir(shutil.copytree(inputs, tmp_path / str(number)))
@@ -28,3 +36,15 @@ def test_whole_inputs_are_right_and_changed_ones_end_well_or_in_one_line(
     codes, findings = fuzz.fuzz(inputs, tmp_path / "cases", lambda done: done < len(fuzz.KINDS))
     assert not findings
     assert codes.count(2) > len(fuzz.KINDS) / 3, "many changes are mistakes"
+
+
+def test_a_fault_is_a_finding_and_its_input_is_kept(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: list[str]) -> int:
+        raise KeyError("q")
+
+    monkeypatch.setattr("taet.cli.compare.run", broken)
+    _, (finding,) = fuzz.fuzz(inputs, tmp_path, lambda done: done < 1, kinds=("grid.toml",))
+    assert "exit status 1" in finding
+    assert (tmp_path / "grid.toml-0" / "grid.toml").read_bytes() != (inputs / "grid.toml").read_bytes()

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 from taet.data.images import picture
+from taet.data.storage import ahead
 from taet.randomness import derive_seed
 
 POLICIES = frozenset(("randaugment", "autoaugment"))
@@ -101,18 +102,9 @@ def apply(policy: str, work: PolicyBatch) -> Tensor:
     return torch.from_numpy(changed)
 
 
-class _Changed(Dataset[Tensor]):
-    """The state of a worker: the policy. Images come with each task, so a worker starts fast and stays small."""
-
-    def __init__(self, policy: str) -> None:
-        self.policy = policy
-
-    def __getitem__(self, work: PolicyBatch) -> Tensor:
-        return apply(self.policy, work)
-
-
-def _end_with_parent(_: int) -> None:
-    """Make a worker end when its parent ends, and not before: torch watches the fork server, which outlives a kill."""
+def _end_with_parent() -> None:
+    """Make a worker end when its parent ends, and not before: the fork server outlives a kill."""
+    torch.set_num_threads(1)
     # Ctrl-C reaches all processes; the parent first finishes its batch and saves, and needs its workers for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -131,18 +123,10 @@ def apply_all(policy: str, batches: Iterator[PolicyBatch], workers: int) -> Iter
     The workers end with the iterator. They start by importing the user's script, so the script's own work must be below
     `if __name__ == "__main__":`.
     """
+    work = functools.partial(apply, policy)
     if not workers:
-        return map(functools.partial(apply, policy), batches)
+        return map(work, batches)
     # Not fork: the parent has threads, and often a GPU. The fork server imports once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torchvision.transforms"])
-    loader = DataLoader(
-        _Changed(policy),
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        multiprocessing_context=context,
-        worker_init_fn=_end_with_parent,
-        generator=torch.Generator(),  # else it draws a seed for its workers from the global generator
-    )
-    return iter(loader)
+    return ahead(work, batches, 2 * workers, ProcessPoolExecutor(workers, context, _end_with_parent))

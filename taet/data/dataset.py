@@ -276,7 +276,7 @@ def to_source(
     """
     there = {part: key for part, key in PARTS.items() if f"{key}_labels" in arrays}
     labels = {part: checked_labels(f"{key}_labels", arrays[f"{key}_labels"]) for part, key in there.items()}
-    names = _checked_names(labels["train"], arrays.get("class_names"), class_names)
+    names = _checked_names(labels["train"], arrays.get("class_names") if class_names is None else class_names)
     groups, splits = _groups(labels, arrays, group), dict[str, Part]()
     for part, key in there.items():
         own, images = labels[part], checked_images(f"{key}_images", arrays[f"{key}_images"])
@@ -325,27 +325,25 @@ def checked_labels(what: str, labels: ArrayLike) -> Ints:
     if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0:
         got = f"{array.dtype} of shape {array.shape}"
         raise UserError(f"{what}: got {got}; allowed: whole numbers from 0, (N,) or (N,1)")
-    if array.min() < 0 or array.max() > np.iinfo(np.int64).max:
-        raise UserError(f"{what}: got label {min(array.min(), 0) or array.max()}; allowed: whole numbers from 0")
-    return array.astype(np.int64)
+    array = array.astype(np.int64)
+    if array.min() < 0:
+        raise UserError(f"{what}: got label {array.min()}; allowed: whole numbers from 0")
+    return array
 
 
-def _checked_names(labels: Ints, stored: ArrayLike | None, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the class names, given or `stored`; a class without a training image raises a `UserError`."""
-    found = np.unique(labels)
-    if given is None and stored is not None:
-        names = np.asarray(stored)
-        if names.dtype.kind != "U" or names.ndim != 1:
-            raise UserError(f"class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
-        given = names.tolist()
-    count = int(found[-1]) + 1 if given is None else len(given)
-    if len(found if given is None else given) < 2:
+def _checked_names(labels: Ints, given: ArrayLike | None) -> tuple[str, ...]:
+    """Return the class names, by default the numbers; a class without a training image raises a `UserError`."""
+    found, names = np.unique(labels), None if given is None else np.asarray(given)
+    if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
+        raise UserError(f"class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
+    count = int(found[-1]) + 1 if names is None else len(names)
+    if len(found if names is None else names) < 2:
         raise UserError("classes: got a single class; allowed: 2 or more")
     # The smallest missing label is at most the number of labels found, however large a wrong label is.
     for label in np.setdiff1d(np.arange(min(count, len(found) + 1)), found)[:1]:
-        name = label if given is None else given[label]
+        name = label if names is None else names[label]
         raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
-    return check_names(map(str, range(count)) if given is None else given)
+    return check_names(map(str, range(count)) if names is None else names.tolist())
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:

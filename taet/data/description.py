@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from taet.data.dataset import Dataset
 from taet.statistics import class_groups, class_ranks
@@ -30,26 +31,16 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 def render(dataset: Dataset) -> str:
     """Return a text table with a row and a bar of the training images for each class, at most 80 columns wide."""
-    counts = {name: split.class_counts for name, split in dataset.splits.items()}
-    groups = class_groups(dataset.class_counts)
-    rows = [["class", "group", *counts]]
+    counts, groups = [split.class_counts for split in dataset.splits.values()], class_groups(dataset.class_counts)
+    rows = [["class", "group", *dataset.splits]]
     for label, name in enumerate(dataset.class_names):
         group = next(group for group in ("head", "body", "tail") if label in groups[group])
-        name = name if len(name) <= 20 else f"{name[:17]}..."
-        rows.append([name, f"{group} ", *(str(each[label]) for each in counts.values())])
-    lines = _aligned([*rows, ["all", "", *(str(each.sum()) for each in counts.values())]])
-    room, train = 80 - len(lines[0]) - 2, counts["train"]
-    bars = ["", *("#" * max(1, round(room * count / train.max())) for count in train), ""]
-    table = [f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)]
+        rows.append([name if len(name) <= 20 else f"{name[:17]}...", f"{group} ", *(str(of[label]) for of in counts)])
+    rows.append(["all", "", *(str(of.sum()) for of in counts)])
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]
+    bars = np.rint((78 - len(lines[0])) * counts[0] / counts[0].max()).astype(int).clip(min=1)
+    table = [f"{line}  {'#' * bar}".rstrip() for line, bar in zip(lines, [0, *bars, 0], strict=True)]
     sums = [f"  {name:<10} {split.sha256}" for name, split in dataset.splits.items()]
     said = [line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
     return "\n".join([dataset.headline, *table, "SHA-256 of the image shape, images and labels:", *sums, *said])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in plain text, the first column left-aligned and the others right-aligned."""
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
-        for row in rows
-    ]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from rich import filesize
 
-from taet.data.storage import reason
 from taet.errors import UserError
+from taet.files import reason
 from taet.progress import Progress
 from taet.settings import Data
 

@@ -16,7 +16,7 @@ from taet.data.downloads import locate
 from taet.data.images import SUFFIXES, files_below, is_image, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
-from taet.data.tables import NUMBER, TABLE, Row, by_number, labelled, labelled_tables, located, read_table
+from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, located, read_table
 from taet.errors import UserError, unknown
 from taet.settings import Data
 
@@ -24,12 +24,6 @@ NAMES = {
     "folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders",
     "csv": "csv:PATH, a table of path,label[,split,group]",
 }
-SPLITS = {
-    "train": ("train", "training", "final_training"),
-    "test": ("test", "testing", "final_test"),
-    "validation": ("val", "valid", "validation"),
-}
-"""Names of the split folders, in upper or lower case; GTSRB's own names come last."""
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 ORGANS = ("lower-gi-tract", "upper-gi-tract")
@@ -81,7 +75,12 @@ def of_rows(
             raise UserError(f"no test images are given, and no class has a {spare}")
         made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
     else:
-        _check_apart(rows)
+        shared = defaultdict[str, set[str]](set)
+        for row in rows:
+            shared[row.group].add(row.split)
+        if two := next((group for group, of in shared.items() if group and len(of) > 1), None):
+            got = f"group '{two}' is in two splits, {' and '.join(sorted(shared[two]))}"
+            raise UserError(f"{got}; keep it in one, or give --data.group none")
         splits = np.array([row.split for row in rows])
         made = {part: whole.choose(np.flatnonzero(splits == part)) for part in PARTS if part in given}
         made = {part: replace(of, indices=np.arange(len(of))) for part, of in made.items()}
@@ -89,15 +88,6 @@ def of_rows(
     if not counts.all():
         raise UserError(f"class '{names[counts.argmin()]}' has no training image")
     return DataSource(data.name, made, mirror, (*notes, *images.sentences()), data.size is not None)
-
-
-def _check_apart(rows: Sequence[Row]) -> None:
-    shared = defaultdict[str, set[str]](set)
-    for row in rows:
-        shared[row.group].add(row.split)
-    if two := next((group for group, of in shared.items() if group and len(of) > 1), None):
-        got = f"group '{two}' is in two splits, {' and '.join(sorted(shared[two]))}"
-        raise UserError(f"{got}; keep it in one, or give --data.group none")
 
 
 def read(data: Data) -> DataSource:
@@ -202,7 +192,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     Of two folders whose names differ in upper and lower case only, which some archives hold twice, the first is read.
     """
     named = {one.name.lower(): one for one in reversed(_folders(path))}
-    found = {split: [named[name] for name in names if name in named] for split, names in SPLITS.items()}
+    found = {split: [named[name] for name, of in SPLITS.items() if of == split and name in named] for split in PARTS}
     missing = [split for split in ("train", "test") if not found[split]]
     nested = any(_folders(folder) for split in ("train", "test") for folder in found[split])
     if missing and not nested:  # where only one is there and holds images, it is a class of that name

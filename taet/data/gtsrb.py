@@ -49,13 +49,11 @@ def read(data: Data) -> DataSource:
         if rows is None:
             raise UserError("got other file names; allowed: names such as 00003_00029.ppm, the track and the frame")
         names = {f"{label:05}": name for label, name in enumerate(CLASS_NAMES)}
-        rows = [row._replace(label=names.get(row.label, row.label)) for row in rows]
-        for split, expected in (("train", TRAINING[part]), ("test", TEST)):
-            labels = [row.label for row in rows if row.split == split]
-            if len(labels) != expected or {*labels} != {*CLASS_NAMES}:
-                got = f"{len(labels)} {split} images of {len({*labels})} classes"
-                raise UserError(f"got {got}; allowed: {expected} of {len(CLASS_NAMES)}")
-    scaled = f"whole images, sign and border, scaled to {size}x{size} pixels"
-    scaled += "" if data.size else ", since they have many sizes and none was asked for"
-    notes = [scaled, "groups are frames of one sign"]
-    return of_rows(rows, data.replace(size=size), f"'{place}'", notes, CLASS_NAMES, mirror=False)
+        if {row.label for row in rows} != names.keys():
+            raise UserError(f"got other class folders; allowed: {min(names)} to {max(names)}")
+        rows = [row._replace(label=names[row.label]) for row in rows]
+        scaled = f"whole images, sign and border, scaled to {size}x{size} pixels"
+        scaled += "" if data.size else ", since they have many sizes and none was asked for"
+        notes = [scaled, "groups are frames of one sign"]
+        source = of_rows(rows, data.replace(size=size), f"'{place}'", notes, CLASS_NAMES, mirror=False)
+        return source.check({"train": TRAINING[part], "test": TEST}, (size, size, 3))

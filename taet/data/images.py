@@ -14,8 +14,10 @@ import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from taet.data.storage import ArrayShape, Pixels, ahead, file_key, reason
+from taet.data.storage import ArrayShape, Pixels, ahead, file_key
 from taet.errors import UserError
+from taet.files import reason
+from taet.formatting import listed
 from taet.progress import counted
 from taet.statistics import Ints
 
@@ -56,8 +58,6 @@ def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]
     """Return `work` of each image of one of FORMATS, or the reason why it cannot be read; threads work in advance."""
 
     def of_image(file: ImageFile) -> Result | str:
-        if isinstance(file, Path) and not file.is_file():
-            return "it is no ordinary file" if file.exists() else "there is no such file"
         try:
             # Not by its name: Pillow would map a .tif into memory, and mix up the rows of one that is to be turned.
             with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
@@ -144,12 +144,11 @@ class Files:
         width, height = self.sizes[self.sizes.prod(1).argsort(kind="stable")[place]].tolist()
         return width, height
 
-    def faults(self, most: int = 10) -> str:
-        """Say how many of the files cannot be read, and name some."""
+    def faults(self) -> str:
+        """Say how many of the files cannot be read, and name up to ten."""
         count, total = len(self.unreadable), len(self.files) + len(self.unreadable)
-        named = [f"'{file}' ({why})" for file, why in list(self.unreadable.items())[:most]]
-        more = f" and {count - most} more" if count > most else ""
-        return f"{count} of {total} images cannot be read: {', '.join(named)}{more}"
+        named = listed((f"'{file}' ({why})" for file, why in self.unreadable.items()), most=10)
+        return f"{count} of {total} images cannot be read: {named}"
 
     def checked(self) -> Files:
         """Return self; files that cannot be read raise a `UserError`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
 
@@ -172,9 +173,12 @@ class Loader:
         if isinstance(images, Tensor):
             read = (images[index] for index in indices)
         else:
-            read = ahead(
-                lambda index: self._pinned(torch.from_numpy(np.asarray(images[index.numpy()]))), indices, AHEAD, 1
-            )
+            streamed = images
+
+            def gathered(index: Tensor) -> Tensor:
+                return self._pinned(torch.from_numpy(np.asarray(streamed[index.numpy()])))
+
+            read = ahead(gathered, indices, AHEAD, ThreadPoolExecutor(1))
         if self.training.augment in POLICIES:
             work = (
                 PolicyBatch(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)

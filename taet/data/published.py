@@ -6,6 +6,7 @@ import gzip
 import math
 import tomllib
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,30 +50,18 @@ SIDES = (28, 64, 128, 224)
 class PublishedSet(NamedTuple):
     """Facts about one set: images of its splits in the order of PARTS, and of a set of MedMNIST the MD5 for SIDES."""
 
-    images: tuple[int, ...]
+    images: Sequence[int]
     channels: int
-    class_names: tuple[str, ...]
-    md5: tuple[str, ...] = ()
+    class_names: Sequence[str]
+    md5: Sequence[str] = ()
     mirror: bool = True
     note: str = ""
     side: int = SIDES[0]
 
 
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm"""
-CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-MEDICAL = tomllib.loads(Path(__file__).with_name("medmnist.toml").read_text(encoding="utf-8"))
 SETS = {
-    "cifar10": PublishedSet((50_000, 10_000), 3, (*CIFAR10.split(),), side=32),
-    "cifar100": PublishedSet((50_000, 10_000), 3, (*CIFAR100.split(),), side=32),
-    "fashion-mnist": PublishedSet((60_000, 10_000), 1, CLOTHES),
-    **{name: PublishedSet(**entry) for name, entry in MEDICAL.items()},
+    name: PublishedSet(**entry)
+    for name, entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
 }
 """Class names are in the order of the labels; CIFAR-100 has its fine classes."""
 

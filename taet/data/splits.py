@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from taet.data import long_tail
 from taet.data.dataset import Part
 from taet.errors import UserError
+from taet.formatting import listed
 from taet.settings import Data
 from taet.statistics import Ints
 
@@ -96,8 +97,7 @@ def _largest(part: Part, what: str, ratio: float, profile: str, max_count: int |
 def _lacking(what: str, part: Part, counts: Sequence[int]) -> list[str]:
     """Return a note that names the classes without an image in a split, if there are any."""
     names = [name for name, count in zip(part.class_names, counts, strict=True) if count == 0]
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return [f"no {what} image of: {', '.join(names[:10])}{more}"] if names else []
+    return [f"no {what} image of: {listed(names, most=10)}"] if names else []
 
 
 def divided(part: Part, counts: list[int], share: float, seed: int) -> tuple[Ints | None, Ints | None]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
@@ -18,8 +17,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from rich import filesize
 
-from taet.errors import UserError, cut, printable
-from taet.files import cache, make_folder, replacing
+
+from taet.errors import UserError
+from taet.files import cache, make_folder, reason, replacing
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Input = TypeVar("Input")
@@ -34,10 +34,10 @@ ArrayShape: TypeAlias = tuple[int, int, int, int]
 
 
 def ahead(
-    function: Callable[[Input], Output], values: Iterable[Input], most: int, threads: int | None = None
+    function: Callable[[Input], Output], values: Iterable[Input], most: int, workers: Executor | None = None
 ) -> Iterator[Output]:
-    """Yield `function` of every value in order; threads work on the next `most` values, which bounds their memory."""
-    left, pool = iter(values), ThreadPoolExecutor(threads)
+    """Yield `function` of every value in order; `workers`, by default threads, work on the next `most` values."""
+    left, pool = iter(values), workers or ThreadPoolExecutor()
     try:
         begun = deque(pool.submit(function, value) for value in islice(left, most))
         while begun:
@@ -59,13 +59,6 @@ def reading(path: Path, allowed: str) -> Iterator[None]:
         raise
     except Exception as error:  # readers of damaged files raise errors of many kinds
         raise UserError(f"cannot read '{path}': {reason(error)}; allowed: {allowed}") from error
-
-
-def reason(error: Exception) -> str:
-    """Return why a file cannot be read, in one short line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return printable(cut(" ".join(str(error).split()))) or type(error).__name__
 
 
 def file_key(path: Path) -> str:
@@ -94,17 +87,6 @@ def on_disk(size: int, storage: str) -> bool:
         needed = f"images of {filesize.decimal(size)} do not fit into memory"
         raise UserError(f"{needed}; allowed: --data.storage disk, or fewer pixels by --data.size")
     return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
-
-
-def gather(blocks: Iterable[Pixels], shape: ArrayShape, *, key: Callable[[], str], storage: str) -> Pixels:
-    """Return blocks of images as one array (N,H,W,C), in memory or mapped from disk: see `on_disk` and `kept`."""
-    if on_disk(math.prod(shape), storage):
-        return kept(blocks, shape, key())
-    images, done = np.empty(shape, np.uint8), 0
-    for block in blocks:
-        images[done : done + len(block)] = block
-        done += len(block)
-    return images
 
 
 def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:

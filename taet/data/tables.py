@@ -13,10 +13,15 @@ from typing import NamedTuple
 
 from taet.data.images import ImageFile, files_below, is_image
 from taet.data.storage import reading
-from taet.errors import UNPRINTABLE, UserError, cut, unknown
+from taet.errors import UserError, cut, unknown
 
 TABLE = "a .csv in UTF-8 with a header, with path, label and optionally split and group"
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLITS = {
+    **dict.fromkeys(("train", "training", "final_training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing", "final_test"), "test"),
+}
+"""Names of splits, in upper or lower case, in tables, as folders and on the hub."""
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "image", "image_id"),
     "label": ("label", "class", "classid", "class_id", "target", "dx"),
@@ -83,8 +88,8 @@ def labelled_tables(folder: Path) -> list[Path]:
 def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]]:
     """Return the rows of a table by its columns for path, label, split and group, and notes; see COLUMNS.
 
-    `group` names another column of groups; "none" uses none. Only a group may be empty; an unknown split, an image with
-    two labels, and characters that cannot be printed are refused.
+    `group` names another column of groups; "none" uses none. Only a group may be empty; an unknown split, and an image
+    with two labels, are refused.
     """
     table, first = read_table(path), dict[ImageFile, Row]()
     names = list(table[0][1]) if table else []
@@ -99,9 +104,8 @@ def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
     for place, cells in table:
         file, label, split, own = (cells.get(columns[what], "") for what in COLUMNS)
-        if not (file and label) or UNPRINTABLE.search(file + label + own):
-            got = f"{cut(file, 40)!a}, {cut(label, 40)!a} and group {cut(own, 40)!a}"
-            raise UserError(f"{place}: got {got}; allowed: a path, a label, and characters that can be printed")
+        if not (file and label):
+            raise UserError(f"{place}: got {cut(file, 40)!a} and {cut(label, 40)!a}; allowed: a path and a label")
         if split and split.lower() not in SPLITS:
             raise unknown(f"split in {place}:", split, SPLITS)
         row = Row(Path(os.path.normpath(file)), label, SPLITS.get(split.lower(), ""), own, place)

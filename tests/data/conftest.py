@@ -9,6 +9,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from taet.data import load
+from taet.errors import UserError
+
 # On a busy machine the first example takes seconds.
 settings.register_profile("data", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("data")
@@ -44,6 +47,17 @@ def arrays() -> Callable[..., dict[str, np.ndarray]]:
 
 
 @pytest.fixture
+def npz(tmp_path) -> Callable[..., str]:
+    """Return a function that writes arrays into a.npz, and returns the name of that data set."""
+
+    def save(given, how=np.savez):
+        how(tmp_path / "a.npz", **given)
+        return f"npz:{tmp_path / 'a.npz'}"
+
+    return save
+
+
+@pytest.fixture
 def cached(tmp_path, monkeypatch) -> Path:
     """Keep files of images in a folder of the test."""
     monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
@@ -51,12 +65,23 @@ def cached(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(cached, monkeypatch) -> Path:
     """Work in an empty folder, and know no other data."""
     monkeypatch.delenv("TAET_DATA", raising=False)
-    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.chdir(cached.parent)
+    return cached.parent
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """Return a function that asserts that a set is refused in one line of this message."""
+
+    def check(name, message, **settings):
+        with pytest.raises(UserError, match=message) as error:
+            load(str(name), **settings)
+        assert "\n" not in str(error.value)
+
+    return check
 
 
 @pytest.fixture

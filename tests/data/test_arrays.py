@@ -5,17 +5,7 @@ import pytest
 
 from taet.data import facts, load, storage
 from taet.data.dataset import DataFacts
-from taet.errors import UserError
 from taet.settings import Data
-
-
-@pytest.fixture
-def npz(tmp_path):
-    def save(given, how=np.savez):
-        how(tmp_path / "a.npz", **given)
-        return f"npz:{tmp_path / 'a.npz'}"
-
-    return save
 
 
 @pytest.fixture
@@ -30,12 +20,6 @@ def folder(tmp_path):
         return f"taet-npy:{tmp_path / 'rows'}"
 
     return save
-
-
-def refused(name, message, **settings):
-    with pytest.raises(UserError, match=message) as error:
-        load(name, **settings)
-    assert "\n" not in str(error.value)
 
 
 def test_a_file_is_taken_as_it_is(npz, arrays):
@@ -53,7 +37,7 @@ def test_a_file_is_taken_as_it_is(npz, arrays):
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 3), (6, 6, 1)])
-def test_rows_of_planes_are_images(folder, arrays, shape, tmp_path):
+def test_rows_of_planes_are_images(folder, arrays, shape, tmp_path, refused):
     given = arrays(shape=shape)
     dataset = load(folder(given))
     assert (dataset.train.images == given["train_images"]).all()
@@ -75,11 +59,11 @@ def test_rows_of_planes_are_images(folder, arrays, shape, tmp_path):
         ({"train_group": np.arange(9)}, "train_group: got 9 of int64; allowed: 10 whole numbers or texts"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_line(npz, change, message, arrays):
+def test_a_bad_file_is_refused_in_one_line(npz, change, message, arrays, refused):
     refused(npz(arrays() | change), message)
 
 
-def test_a_damaged_file_is_refused(npz, arrays, tmp_path):
+def test_a_damaged_file_is_refused(npz, arrays, tmp_path, refused):
     name = npz(arrays())
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[200] ^= 1
@@ -88,7 +72,7 @@ def test_a_damaged_file_is_refused(npz, arrays, tmp_path):
         refused(name, message)
 
 
-def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays):
+def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays, refused):
     given = arrays((20, 20, 20), (5, 5, 5))
     groups = {"train_patient": np.repeat(np.arange(15), 4).astype(str), "test_patient": np.arange(10, 25).astype(str)}
     dataset = load(npz(given | groups), group="patient", validation=0.2)
@@ -124,7 +108,7 @@ def test_where_images_are_kept_changes_nothing(how, settings, npz, folder, array
 
 
 @pytest.mark.usefixtures("cached")
-def test_large_sets_go_to_disk_by_themselves(npz, arrays, monkeypatch):
+def test_large_sets_go_to_disk_by_themselves(npz, arrays, monkeypatch, refused):
     given = arrays((40, 20, 10), (8, 4, 2))
     expected = load(npz(given, np.savez_compressed), imbalance_ratio=2).manifest()
     monkeypatch.setattr(storage, "memory", lambda: 1000)
@@ -134,7 +118,7 @@ def test_large_sets_go_to_disk_by_themselves(npz, arrays, monkeypatch):
     refused(npz(given), r"do not fit into memory; allowed: --data.storage disk", storage="memory")
 
 
-def test_an_interrupted_file_of_the_cache_is_never_used(npz, arrays, cached, monkeypatch):
+def test_an_interrupted_file_of_the_cache_is_never_used(npz, arrays, cached, monkeypatch, refused):
     name = npz(arrays())
     monkeypatch.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     refused(name, r"cannot write .*cache.*: no space left on the disk", storage="disk")

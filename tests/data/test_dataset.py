@@ -29,16 +29,13 @@ def test_a_data_set_of_arrays_is_the_arrays(arrays):
     assert dataset.class_names == ("0", "1", "2")
 
 
-@pytest.mark.parametrize("kind", ["read-only", "reversed"])
-def test_arrays_that_torch_cannot_share_are_copied(kind, arrays):
+def test_arrays_that_torch_cannot_share_are_copied(arrays):
     given = arrays()
-    images = {
-        "read-only": np.broadcast_to(given["train_images"][:1], given["train_images"].shape),
-        "reversed": given["train_images"][..., ::-1],  # blue, green, red
-    }[kind]
-    split = Dataset.from_arrays(**given | {"train_images": images}).train
-    assert split.images.flags.writeable  # else torch warns, though only once
-    assert (torch.from_numpy(split.images).numpy() == images).all()
+    own = given["train_images"]
+    for images in (np.broadcast_to(own[:1], own.shape), own[..., ::-1]):  # read-only; blue, green, red
+        split = Dataset.from_arrays(**given | {"train_images": images}).train
+        assert split.images.flags.writeable  # else torch warns, though only once
+        assert (torch.from_numpy(split.images).numpy() == images).all()
 
 
 def test_checksum_sees_images_labels_and_shape(arrays):
@@ -99,7 +96,7 @@ def test_description_is_plain_json_and_its_table_fits_a_terminal(arrays):
     bars = [line.count("#") for line in lines[2:5]]
     assert bars[0] > 25
     assert bars[1:] == [round(bars[0] / 4), 1]
-    assert [line.split()[-2] if "#" not in line else line.split("#")[0].split()[-4] for line in lines[4:5]] == ["tail"]
+    assert " tail " in lines[4]
 
 
 @pytest.mark.parametrize("count", [300, 70_000])  # beyond 66,000 white pixels the sum of squares leaves 32 bits

@@ -183,7 +183,6 @@ def test_other_pixels_and_classes_are_refused(dataset: Dataset, stored: Callable
     [
         ({"extra_source": " "}, r"data extra: got 'npz:extra\.npz' without a source; add --data\.extra-source, a sent"),
         ({"extra": "csv:x"}, r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"),
-        ({"extra_classes": "inverse"}, r"data extra classes: got 'inverse'; this setting has left, see CHANGELOG"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -8,7 +8,6 @@ from PIL import Image
 
 from taet.data import facts, load
 from taet.data.dataset import DataFacts
-from taet.errors import UserError
 from taet.settings import Data
 
 
@@ -30,12 +29,6 @@ def flat(tmp_path, fill):
 
 def levels(split):
     return split.images[:, 0, 0, 0].tolist()
-
-
-def refused(name, message, **settings):
-    with pytest.raises(UserError, match=message) as error:
-        load(str(name), **settings)
-    assert "\n" not in str(error.value)
 
 
 def test_splits_come_from_their_folders_and_classes_from_the_alphabet(split):
@@ -96,12 +89,12 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
         (lambda p: shutil.copytree(p / "val", p / "valid"), "two validation folders, 'val' and 'valid'"),
     ],
 )
-def test_bad_folders_are_refused_in_one_line(split, spoil, message):
+def test_bad_folders_are_refused_in_one_line(split, spoil, message, refused):
     spoil(split)
     refused(f"folder:{split}", message)
 
 
-def test_unreadable_images_are_named_or_skipped_and_counted(split, fill):
+def test_unreadable_images_are_named_or_skipped_and_counted(split, fill, refused):
     fill(split / "train" / "cat", 10, 5)
     (split / "train" / "cat" / "00.png").write_bytes(b"no image")
     noise = np.random.default_rng(0).integers(0, 256, (6, 6), np.uint8)
@@ -138,7 +131,7 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients):
     assert load(f"folder:{patients}", group="none").train.groups is None
 
 
-def test_a_group_in_two_given_splits_is_refused(split, fill):
+def test_a_group_in_two_given_splits_is_refused(split, fill, refused):
     fill(split / "train" / "cat" / "p 7", 30)
     fill(split / "test" / "ant" / "p 7", 40)
     refused(split, r"group 'p 7' is in two splits, test and train; .*--data.group none", group="folder")
@@ -169,7 +162,7 @@ def test_a_table_names_images_and_labels_and_may_name_splits(images):
     assert without.test.class_counts.tolist() == [1, 1]
 
 
-def test_other_usual_columns_separators_and_numbers_are_read(images):
+def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     rows = [f"{i:02d};{i % 3 - 1 + 10 * (i == 9)};p{i // 2}" for i in range(10)]
     dataset = load(table(images, rows, "Image_ID;dx;patient_id"), seed=3)
     assert dataset.class_names == ("-1", "0", "1", "9")
@@ -190,18 +183,9 @@ def test_files_are_found_by_the_end_of_their_paths(images, fill):
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
 
 
-def test_missing_files_are_counted_and_the_first_is_named(images):
+def test_missing_files_are_counted_and_the_first_is_named(images, refused):
     rows = [f"images/{i:02d}.png,{i % 2}" for i in range(12)]
     refused(table(images, rows), r"2 of 12 files are missing, first 'images/10.png' \('.*', line 12\); looked")
-
-
-def test_a_folder_with_one_table_of_its_images_takes_the_labels_from_it(images, fill):
-    fill(images / "others", 50, 2, name="x{}.png")
-    rows = [*(f"{i:02d},{i % 2}" for i in range(10)), "x0,0", "x1,1"]
-    table(images, rows, "image_id,dx", name="HAM10000_metadata")
-    dataset = load(str(images))
-    assert dataset.class_names == ("0", "1")
-    assert "labels are those of 'HAM10000_metadata'" in dataset.notes
 
 
 @pytest.mark.parametrize(
@@ -209,7 +193,7 @@ def test_a_folder_with_one_table_of_its_images_takes_the_labels_from_it(images, 
     [
         (["images/00.png,0"], "path,labels", r"no column for label \(label, class, .*it has 'path', 'labels'"),
         (["images/00.png,0,1"], "path,label", "line 2: got 3 cells; allowed: 2"),
-        (["images/00.png, "], "path,label", "line 2: got 'images/00.png', '' and group ''; allowed: a path, a label"),
+        (["images/00.png, "], "path,label", "line 2: got 'images/00.png' and ''; allowed: a path and a label"),
         (["images/00.png,0,tset"], "path,label,split", "unknown split in '.*line 2: 'tset'.*did you mean 'test'"),
         (
             ["images/00.png,0,train", "images/01.png,1,train"],
@@ -220,5 +204,5 @@ def test_a_folder_with_one_table_of_its_images_takes_the_labels_from_it(images, 
         (["images/00.png,0", "images/01.png,0"], "path,label", "allowed: 2 classes or more"),
     ],
 )
-def test_bad_tables_are_refused_in_one_line(rows, header, message, images):
+def test_bad_tables_are_refused_in_one_line(rows, header, message, images, refused):
     refused(table(images, rows, header), message)

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from taet.data import load
-from taet.errors import UserError
 
 NAME = "hf:someone/signs@0123abc"
 
@@ -84,7 +83,7 @@ def test_folders_of_images_without_a_test_split_are_divided(repository):
     assert (dataset.class_counts.tolist(), dataset.test.class_counts.tolist()) == ([8] * 3, [2] * 3)
 
 
-def test_validation_stands_in_for_test_and_groups_are_a_column(repository):
+def test_validation_stands_in_for_test_and_groups_are_a_column(repository, refused):
     import datasets
 
     patients = {"patient": [f"p{i // 3}" for i in range(30)]}
@@ -92,25 +91,19 @@ def test_validation_stands_in_for_test_and_groups_are_a_column(repository):
     repository({"train": columns(30, **patients), "validation": columns(6, **patients)}, features=features(**more))
     assert len(load(NAME).test) == 6
     assert load(NAME, group="none").train.groups is None
-    with pytest.raises(UserError, match="group 'p0' is in two splits, test and train"):
-        load(NAME, group="patient")
-    with pytest.raises(UserError, match=r"unknown column for data group of .*'patiens'.*did you mean 'patient'"):
-        load(NAME, group="patiens")
+    refused(NAME, "group 'p0' is in two splits, test and train", group="patient")
+    refused(NAME, "unknown column for data group of .*'patiens'.*did you mean 'patient'", group="patiens")
 
 
-def test_what_the_library_refuses_or_lacks_is_one_line(monkeypatch):
+def test_what_the_library_refuses_or_lacks_is_one_line(monkeypatch, refused):
     def load_dataset(name, *, revision):
         raise ConnectionError(f"no network\nfor {name} at {revision}")
 
-    def refused(message, name=NAME):
-        with pytest.raises(UserError, match=message):
-            load(name)
-
-    refused("without a revision; allowed: hf:USER/NAME@REVISION", "hf:someone/signs")
+    refused("hf:someone/signs", "without a revision; allowed: hf:USER/NAME@REVISION")
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, Image=np.ndarray))
-    refused(r"^data: cannot load 'hf:.*': no network for someone/signs at 0123abc$")
+    refused(NAME, r"^data: cannot load 'hf:.*': no network for someone/signs at 0123abc$")
     tables = {"train": SimpleNamespace(features={"text": str})}
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, **__: tables)
-    refused("has the columns text; allowed: with images and a label")
+    refused(NAME, "has the columns text; allowed: with images and a label")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refused(r"needs the package datasets: pip install 'taet\[datasets\]'")
+    refused(NAME, r"needs the package datasets: pip install 'taet\[datasets\]'")

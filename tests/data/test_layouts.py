@@ -1,10 +1,12 @@
 """Miniatures of what published sets unpack to, read by the path alone."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from taet.data import load
-from taet.errors import UserError
+from taet.data import gtsrb, load
 
+pytestmark = pytest.mark.usefixtures("here")
 COLOUR = {"mode": "RGB", "size": (12, 10)}
 
 
@@ -16,30 +18,73 @@ def apart(dataset):
 
 
 @pytest.fixture
-def gtsrb(tmp_path, fill):
-    """Three classes of four tracks of five frames, in the official folders."""
-    for label in range(3):
-        for track in range(4):
-            name = f"{track:05}_{{:05d}}.ppm"
-            fill(tmp_path / f"GTSRB/Final_Training/Images/{label:05}", 9 * label + track, 5, name=name, **COLOUR)
-    fill(tmp_path / "GTSRB/Final_Test/Images", 100, 6, name="{:05d}.ppm", **COLOUR)
-    rows = [f"{i:05}.ppm;12;10;1;1;5;5;{i % 3}" for i in range(6)]
-    (tmp_path / "GT-final_test.csv").write_text("\n".join(["Filename;Width;Height;A;B;C;D;ClassId", *rows]))
-    (tmp_path / "GTSRB/Final_Test/Images/GT-final_test.test.csv").write_text("Filename;Width;Height;A;B;C;D\n")
-    return tmp_path
+def signs(tmp_path, monkeypatch):
+    """Return a function that writes the tree below a folder GTSRB, with the test table beside it: 3 tracks of 2."""
+    monkeypatch.setattr(gtsrb, "TRAINING", dict.fromkeys(gtsrb.TRAINING, 258))
+    monkeypatch.setattr(gtsrb, "TEST", 86)
+    header = "Filename;Width;Height;Roi.X1;ClassId\r\n"
+
+    def save(path, value, frame):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (15 + 3 * frame, 18), (value,) * 3).save(path)  # many sizes, few of them square
+
+    def write(place="gtsrb/GTSRB", training="Final_Training/Images"):
+        for label in range(43):
+            for track, frame in np.ndindex(3, 2):
+                save(tmp_path / place / training / f"{label:05}/{track:05}_{frame:05}.ppm", 5 * label + track, frame)
+            (tmp_path / place / training / f"{label:05}/GT-{label:05}.csv").write_text(header)
+        images, rows = tmp_path / place / "Final_Test" / "Images", ""
+        for number in range(86):
+            label = (85 - number) % 43
+            save(images / f"{number:05}.ppm", 5 * label + 4, number % 3)
+            rows += f"{number:05}.ppm;15;18;5;{label}\r\n"
+        ((tmp_path / place).parent / "GT-final_test.csv").write_text(header + rows)
+        (images / "GT-final_test.test.csv").write_text("Filename;Width;Height;Roi.X1\r\n")  # it has no classes
+
+    return write
 
 
-def test_gtsrb_in_its_official_folders(gtsrb):
-    for path in (gtsrb, gtsrb / "GTSRB"):
-        dataset = load(str(path), size=8, validation=0.25)
-        assert dataset.class_names == ("00000", "00001", "00002")
-        assert dataset.test.labels.tolist() == [0, 1, 2] * 2
-        assert (dataset.class_counts.tolist(), dataset.validation.class_counts.tolist()) == ([15] * 3, [5] * 3)
+def test_gtsrb_in_its_official_folders(tmp_path, signs):
+    signs()
+    for path in (tmp_path, tmp_path / "gtsrb"):
+        dataset = load(str(path), size=8, validation=0.34)
+        assert dataset.class_names == tuple(f"{label:05}" for label in range(43))
+        assert dataset.test.labels.tolist() == [n % 43 for n in range(86)][::-1]
+        assert (dataset.class_counts.tolist(), dataset.validation.class_counts.tolist()) == ([4] * 43, [2] * 43)
         assert not {*dataset.train.groups} & {*dataset.validation.groups}
         assert not dataset.mirror
-    alone = load(str(gtsrb / "GTSRB/Final_Training/Images"), size=8)
-    assert alone.test.class_counts.tolist() == [5] * 3
+    alone = load(str(tmp_path / "gtsrb/GTSRB/Final_Training/Images"), size=8)
+    assert alone.test.class_counts.tolist() == [2] * 43
     apart(alone)
+
+
+@pytest.mark.parametrize(("place", "training"), [("gtsrb/GTSRB", "Final_Training/Images"), ("GTSRB", "Training")])
+def test_gtsrb_in_both_layouts_and_places(tmp_path, place, training, signs):
+    signs(place, training)
+    dataset = load("gtsrb", root=str(tmp_path))
+    assert (len(set(dataset.class_names)), dataset.class_names[14]) == (43, "stop")
+    assert dataset.train.labels.tolist() == np.repeat(range(43), 6).tolist()
+    expected = [5 * label + track for label in range(43) for track in range(3) for _ in range(2)]
+    assert dataset.train.images.mean((1, 2, 3)).tolist() == expected
+    assert dataset.test.labels.tolist() == [n % 43 for n in range(86)][::-1]
+    assert dataset.test.images.mean((1, 2, 3)).tolist() == [5 * label + 4 for label in dataset.test.labels]
+    assert (dataset.image_shape, dataset.resized, dataset.mirror) == ((3, 32, 32), True, False)
+    held = load("gtsrb", root=str(tmp_path), validation=0.34, size=48)
+    assert (held.class_counts.tolist(), held.image_shape) == ([4] * 43, (3, 48, 48))
+    assert not set(held.train.groups) & set(held.validation.groups)
+
+
+def test_what_gtsrb_lacks_is_named(tmp_path, signs, refused):
+    refused("gtsrb", r"not in '.*here', 'data'; run taet data prepare gtsrb, .*GTSRB_Final_Test_GT", root="here")
+    signs()
+    table = tmp_path / "gtsrb/GT-final_test.csv"
+    text = table.read_text()
+    for changed, message in (
+        (text.replace(";42\n", ";43\n"), "unknown class of .*'43'"),
+        (text[: text.index("00085")], "got {'train': 258, 'test': 85} images"),
+    ):
+        table.write_text(changed)
+        refused("gtsrb", rf"run taet data prepare gtsrb\): .*{message}", root=str(tmp_path))
 
 
 def test_gtsrb_as_kaggle_has_it(tmp_path, fill):
@@ -74,9 +119,10 @@ def test_ham10000_with_lesions(tmp_path, fill):
     assert apart(dataset) == 20
     by_table = load(str(tmp_path / "HAM10000_metadata.csv"))
     assert by_table.manifest() == dataset.manifest()
+    assert "labels are those of 'HAM10000_metadata.csv'" in dataset.notes
 
 
-def test_isic_2019_with_lesions(tmp_path, fill):
+def test_isic_2019_with_lesions(tmp_path, fill, refused):
     fill(tmp_path / "ISIC_2019_Training_Input", 0, 40, name="ISIC_{:07d}.jpg", **COLOUR)
     classes = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
     ones = [[float(column == (0 if i < 10 else 1)) for column in range(9)] for i in range(40)]
@@ -91,8 +137,7 @@ def test_isic_2019_with_lesions(tmp_path, fill):
     assert apart(dataset) == 5 + 20  # twenty images are of no known lesion
     assert load(str(tmp_path), size=8, group="none").train.groups is None
     truth.write_text(truth.read_text().replace("1.0", "0.0", 1))
-    with pytest.raises(UserError, match="line 2: got 0 classes of 'ISIC_0000000'; allowed: one"):
-        load(str(tmp_path), size=8)
+    refused(tmp_path, "line 2: got 0 classes of 'ISIC_0000000'; allowed: one", size=8)
 
 
 def test_hyperkvasir_has_the_inner_folders_as_classes(tmp_path, fill):

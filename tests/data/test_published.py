@@ -12,11 +12,10 @@ import torchvision.datasets
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from taet.data import facts, gtsrb, load, tiny_imagenet
+from taet.data import facts, load, tiny_imagenet
 from taet.data.dataset import PARTS
 from taet.data.digits import read
 from taet.data.published import SETS
-from taet.errors import UserError
 from taet.settings import Data
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -39,12 +38,6 @@ MEDICAL = {
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def refused(name, message, **settings):
-    with pytest.raises(UserError, match=message) as error:
-        load(name, **settings)
-    assert "\n" not in str(error.value)
 
 
 def test_every_digit_is_used_once_and_the_last_ones_are_the_test_set():
@@ -159,7 +152,7 @@ def test_the_published_facts_of_medmnist():
 
 
 @pytest.mark.parametrize("file", ["test_batch", "data_batch_3", "batches.meta"])
-def test_a_pickle_with_another_checksum_is_refused_and_not_run(file, miniature, tmp_path):
+def test_a_pickle_with_another_checksum_is_refused_and_not_run(file, miniature, tmp_path, refused):
     miniature("cifar10", "pickles")
     marker, place = tmp_path / "run", tmp_path / "cifar-10-batches-py" / file
 
@@ -174,7 +167,7 @@ def test_a_pickle_with_another_checksum_is_refused_and_not_run(file, miniature, 
     assert marker.exists()  # it would have been
 
 
-def test_a_set_is_looked_for_in_root_then_the_environment_then_data(miniature, tmp_path, monkeypatch):
+def test_a_set_is_looked_for_in_root_then_the_environment_then_data(miniature, tmp_path, monkeypatch, refused):
     monkeypatch.setenv("TAET_DATA", str(tmp_path / "there"))
     root = str(tmp_path / "here")
     assert facts(Data(name="cifar10-lt")) is None
@@ -186,7 +179,7 @@ def test_a_set_is_looked_for_in_root_then_the_environment_then_data(miniature, t
         assert (load("cifar10-lt", root=root).train.images == level).all()
 
 
-def test_a_file_of_other_content_is_refused(miniature, tmp_path):
+def test_a_file_of_other_content_is_refused(miniature, tmp_path, refused):
     for changes, message in (
         ({"test_labels": np.full(20, 10)}, "CIFAR-10 in '.*cifar10.npz': test_labels: got label 10; allowed: 0 to 9"),
         ({"test_labels": np.arange(10), "test_images": noise(10, 32, 32, 3)}, "got {'train': 100, 'test': 10} images"),
@@ -212,7 +205,7 @@ def test_real_cifar10_has_the_published_counts(real_data, ratio, train, test):
     assert (len(dataset.train), len(dataset.test)) == (train, test)
 
 
-def test_the_file_of_the_size_that_is_asked_for_is_read_or_else_the_small_one(miniature, tmp_path):
+def test_the_file_of_the_size_that_is_asked_for_is_read_or_else_the_small_one(miniature, tmp_path, refused):
     address = r"^bloodmnist_64\.npz is not in '.*'; run taet data prepare bloodmnist --size 64, or put the .*zenodo"
     refused("bloodmnist", address, root=str(tmp_path), size=64)
     miniature("bloodmnist")
@@ -272,72 +265,8 @@ def test_tiny_imagenet_has_its_classes_in_the_order_of_their_ids(tiny):
     assert (cut.class_counts.tolist(), len(cut.test)) == ([12, 8, 4, 1], 8)
 
 
-@pytest.mark.parametrize(
-    ("lost", "message"),
-    [
-        ("train/n01629819/images/n01629819_3.JPEG", r"got {'train': 47, 'test': 8} images"),
-        ("val/images/val_3.JPEG", r"val_3\.JPEG"),
-    ],
-)
-def test_an_incomplete_tree_is_refused_by_what_is_missing(tiny, lost, message):
-    (tiny / lost).unlink()
-    refused("tiny-imagenet", message, root=str(tiny.parent))
-
-
-# GTSRB
-
-
-@pytest.fixture
-def signs(tmp_path, monkeypatch):
-    """Return a function that writes the tree below a folder GTSRB, with the test table beside it: 3 tracks of 2."""
-    monkeypatch.setattr(gtsrb, "TRAINING", dict.fromkeys(gtsrb.TRAINING, 258))
-    monkeypatch.setattr(gtsrb, "TEST", 86)
-    header = "Filename;Width;Height;Roi.X1;ClassId\r\n"
-
-    def save(path, value, frame):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (15 + 3 * frame, 18), (value,) * 3).save(path)  # many sizes, few of them square
-
-    def write(place="gtsrb/GTSRB", training="Final_Training/Images"):
-        for label in range(43):
-            for track, frame in np.ndindex(3, 2):
-                save(tmp_path / place / training / f"{label:05}/{track:05}_{frame:05}.ppm", 5 * label + track, frame)
-            (tmp_path / place / training / f"{label:05}/GT-{label:05}.csv").write_text(header)
-        images, rows = tmp_path / place / "Final_Test" / "Images", ""
-        for number in range(86):
-            label = (85 - number) % 43
-            save(images / f"{number:05}.ppm", 5 * label + 4, number % 3)
-            rows += f"{number:05}.ppm;15;18;5;{label}\r\n"
-        ((tmp_path / place).parent / "GT-final_test.csv").write_text(header + rows)
-        (images / "GT-final_test.test.csv").write_text("Filename;Width;Height;Roi.X1\r\n")  # it has no classes
-
-    return write
-
-
-@pytest.mark.parametrize(("place", "training"), [("gtsrb/GTSRB", "Final_Training/Images"), ("GTSRB", "Training")])
-def test_gtsrb_in_both_layouts_and_places(tmp_path, place, training, signs):
-    signs(place, training)
-    dataset = load("gtsrb", root=str(tmp_path))
-    assert (len(set(dataset.class_names)), dataset.class_names[14]) == (43, "stop")
-    assert dataset.train.labels.tolist() == np.repeat(range(43), 6).tolist()
-    expected = [5 * label + track for label in range(43) for track in range(3) for _ in range(2)]
-    assert dataset.train.images.mean((1, 2, 3)).tolist() == expected
-    assert dataset.test.labels.tolist() == [n % 43 for n in range(86)][::-1]
-    assert dataset.test.images.mean((1, 2, 3)).tolist() == [5 * label + 4 for label in dataset.test.labels]
-    assert (dataset.image_shape, dataset.resized, dataset.mirror) == ((3, 32, 32), True, False)
-    held = load("gtsrb", root=str(tmp_path), validation=0.34, size=48)
-    assert (held.class_counts.tolist(), held.image_shape) == ([4] * 43, (3, 48, 48))
-    assert not set(held.train.groups) & set(held.validation.groups)
-
-
-def test_what_gtsrb_lacks_is_named(tmp_path, signs):
-    refused("gtsrb", r"not in '.*here', 'data'; run taet data prepare gtsrb, .*GTSRB_Final_Test_GT", root="here")
-    signs()
-    table = tmp_path / "gtsrb/GT-final_test.csv"
-    text = table.read_text()
-    for changed, message in (
-        (text.replace(";42\n", ";43\n"), "unknown class of .*'43'"),
-        (text[: text.index("00085")], "got 85 test images of 43 classes; allowed: 86 of 43"),
-    ):
-        table.write_text(changed)
-        refused("gtsrb", rf"run taet data prepare gtsrb\): .*{message}", root=str(tmp_path))
+def test_an_incomplete_tree_is_refused_by_what_is_missing(tiny, refused):
+    (tiny / "train/n01629819/images/n01629819_3.JPEG").unlink()
+    refused("tiny-imagenet", "got {'train': 47, 'test': 8} images", root=str(tiny.parent))
+    (tiny / "val/images/val_3.JPEG").unlink()
+    refused("tiny-imagenet", r"val_3\.JPEG", root=str(tiny.parent))
