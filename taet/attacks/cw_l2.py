@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -72,64 +72,45 @@ def cw_l2(
     check_value("search steps", search_steps, Count)
     check_value("initial c", initial_c, Positive)
     origin = full_precision(x.detach())
-    squash = SQUASH[box or ("sine" if c is None else "tanh")]
-    with frozen(model):
-        descent = _Descent(model, origin, y, squash, kappa, lr)
-        best = descent.search(steps, c, search_steps if c is None else 1, initial_c)
-    return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)
+    unsquash, squash = SQUASH[box or ("sine" if c is None else "tanh")]
 
+    def judge(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The margin that is to fall, and whether it fell below -kappa, of each sample."""
+        gap = -margin(logits, y)
+        return gap, fooled(logits, y) & (gap <= -kappa)
 
-class _Descent(NamedTuple):
-    """Rounds of Adam on the weighted sum of distance and margin."""
-
-    model: Model
-    origin: Tensor
-    y: Tensor
-    box: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-    kappa: float
-    lr: float
-
-    def search(self, steps: int, c: float | None, rounds: int, initial_c: float) -> Tensor:
-        """Return the nearest success of all rounds."""
-        weight = self.origin.new_full((len(self.origin),), initial_c if c is None else c)
-        fails, succeeds = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
-        with torch.no_grad():
-            logits = full_precision(self.model(self.origin))
-        sound = finite(logits)
-        best, smallest = self.origin, torch.where(self.judge(logits)[1], 0, succeeds)
-        for _ in range(rounds):
-            best, smallest, success, whole = self.run(steps, weight, best, smallest)
-            sound = sound & whole
-            fails, succeeds = torch.where(success, fails, weight), torch.where(success, weight, succeeds)
-            weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
-        refuse_unsound("cw-l2", sound)
-        return best
-
-    def judge(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the margin that is to fall, and whether it fell below -kappa, of each sample."""
-        gap = -margin(logits, self.y)
-        return gap, fooled(logits, self.y) & (gap <= -self.kappa)
-
-    def run(self, steps: int, weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the best images, their squared norms, any success, and whether all was finite."""
-        succeeded, sound = torch.zeros_like(weight, dtype=torch.bool), torch.ones_like(weight, dtype=torch.bool)
-        unsquash, squash = self.box
-        w = unsquash(BOX * (2 * self.origin - 1)).requires_grad_()
-        adam = torch.optim.Adam([w], lr=self.lr)
+    def descend(weight: Tensor, best: Tensor, smallest: Tensor, sound: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One round: the best images, their squared norms, whether all was finite, and any success."""
+        succeeded = torch.zeros_like(sound)
+        w = unsquash(BOX * (2 * origin - 1)).requires_grad_()
+        adam = torch.optim.Adam([w], lr=lr)
         for _ in range(steps):
             with torch.enable_grad():
                 x_adv = (squash(w) + 1) / 2
-                logits = full_precision(self.model(x_adv))
-                gap, success = self.judge(logits)
-                squared = (x_adv - self.origin).square().flatten(1).sum(1)
-                (w.grad,) = torch.autograd.grad((squared + weight * gap.clamp(min=-self.kappa)).sum(), w)
+                logits = full_precision(model(x_adv))
+                gap, success = judge(logits)
+                squared = (x_adv - origin).square().flatten(1).sum(1)
+                (w.grad,) = torch.autograd.grad((squared + weight * gap.clamp(min=-kappa)).sum(), w)
             sound = sound & finite(logits) & finite(w.grad)
             adam.step()
             x_adv, squared = x_adv.detach(), squared.detach()
             better = success & (squared < smallest)
             best, smallest = choose(better, x_adv, best), torch.where(better, squared, smallest)
             succeeded = succeeded | success
-        return best, smallest, succeeded, sound
+        return best, smallest, sound, succeeded
+
+    with frozen(model):
+        weight = origin.new_full((len(origin),), initial_c if c is None else c)
+        fails, succeeds = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
+        with torch.no_grad():
+            logits = full_precision(model(origin))
+        sound, best, smallest = finite(logits), origin, torch.where(judge(logits)[1], 0, succeeds)
+        for _ in range(search_steps if c is None else 1):
+            best, smallest, sound, success = descend(weight, best, smallest, sound)
+            fails, succeeds = torch.where(success, fails, weight), torch.where(success, weight, succeeds)
+            weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
+    refuse_unsound("cw-l2", sound)
+    return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,8 +55,21 @@ def deepfool(
     check_value("candidates", candidates, Candidates)
     check_value("overshoot", overshoot, NonNegative)
     origin = full_precision(x.detach())
+    total, x_adv, sound = torch.zeros_like(origin), origin, torch.ones_like(y, dtype=torch.bool)
     with frozen(model):
-        x_adv, sound = _descend(model, origin, y, steps, overshoot, candidates)
+        for _ in range(steps):
+            with torch.enable_grad():
+                x_adv = x_adv.detach().requires_grad_()
+                logits = full_precision(model(x_adv))
+                sound = sound & finite(logits)
+                standing = ~fooled(logits, y)
+                if not bool(standing.any()):
+                    break
+                move = _to_boundary(logits, y, x_adv, candidates)
+            sound = sound & (finite(move) | ~standing)
+            total = choose(standing, total + move, total)
+            x_adv = (origin + (1 + overshoot) * total).clamp(0, 1)
+        x_adv = x_adv.detach()
         with torch.no_grad():
             logits = full_precision(model(x_adv))
     refuse_unsound("deepfool", sound & finite(logits))
@@ -64,27 +77,6 @@ def deepfool(
     if eps is not None:
         success &= distance(x_adv, origin, "l2") <= eps
     return choose(success, x_adv, origin)
-
-
-def _descend(
-    model: Model, origin: Tensor, y: Tensor, steps: int, overshoot: float, candidates: int
-) -> tuple[Tensor, Tensor]:
-    """Return the last iterates, and whether logits and moves were finite, (N,)."""
-    total, x_adv = torch.zeros_like(origin), origin
-    sound = torch.ones(len(origin), dtype=torch.bool, device=origin.device)
-    for _ in range(steps):
-        with torch.enable_grad():
-            x_adv = x_adv.detach().requires_grad_()
-            logits = full_precision(model(x_adv))
-            sound = sound & finite(logits)
-            standing = ~fooled(logits, y)
-            if not bool(standing.any()):
-                break
-            move = _to_boundary(logits, y, x_adv, candidates)
-        sound = sound & (finite(move) | ~standing)
-        total = choose(standing, total + move, total)
-        x_adv = (origin + (1 + overshoot) * total).clamp(0, 1)
-    return x_adv.detach(), sound
 
 
 def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:

@@ -75,11 +75,7 @@ class _Operations(TorchFunctionMode):
         self.sites, self.smooth = sites, smooth
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
         name, kwargs = getattr(func, "__name__", "").strip("_"), kwargs or {}
         if name == "where" and _follows(args[0]):  # a comparison, which has become numbers

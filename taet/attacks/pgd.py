@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -85,70 +85,55 @@ def pgd(
     origin = full_precision(x.detach())
     starts = _starts(origin, eps, start, norm, restarts, start_noise, checked)
     lengths = [ball.per_sample(size, origin) for size in sizes[:steps]]
-    climb = _Climb(model, y, norm, lengths, objectives, targeted, _inside(origin, eps, norm), observe)
-    with ball.frozen(model, bn_mode):
-        return climb.run(next(starts)) if restarts == 1 else climb.best(starts)
+    inside = _inside(origin, eps, norm)
 
+    def height(logits: Tensor, step: int) -> Tensor:
+        value = objectives[step](logits, y)
+        return -value if targeted else value
 
-class _Climb(NamedTuple):
-    """The steps of one restart."""
-
-    model: Model
-    y: Tensor
-    norm: Norm
-    lengths: Sequence[Size]
-    objectives: Sequence[Objective]
-    targeted: bool
-    inside: Callable[[Tensor], Tensor]
-    observe: Callable[[int, Tensor], None] | None
-
-    def height(self, logits: Tensor, step: int) -> Tensor:
-        value = self.objectives[step](logits, self.y)
-        return -value if self.targeted else value
-
-    def run(self, x_adv: Tensor) -> Tensor:
-        for step, length in enumerate(self.lengths):
+    def climb(x_adv: Tensor) -> Tensor:
+        for step, length in enumerate(lengths):
             with torch.enable_grad():
                 x_adv.requires_grad_()
-                logits = full_precision(self.model(x_adv))
-                total = self.height(logits, step).sum()
+                logits = full_precision(model(x_adv))
+                total = height(logits, step).sum()
                 # Without this, autocast would also change the backward pass of what ran in float32.
                 with torch.autocast(x_adv.device.type, enabled=False):
                     (gradient,) = torch.autograd.grad(total, x_adv)
-            if self.observe is not None:
-                self.observe(step, logits.detach())
+            if observe is not None:
+                observe(step, logits.detach())
             # NaN if the gradient is not finite; sign(NaN) is 0
-            direction = ball.unit(gradient) if self.norm == "l2" else gradient.sign() + 0 * gradient
-            x_adv = self.inside(x_adv.detach() + length * direction)
-        return self.inside(x_adv)
+            direction = ball.unit(gradient) if norm == "l2" else gradient.sign() + 0 * gradient
+            x_adv = inside(x_adv.detach() + length * direction)
+        return inside(x_adv)
 
-    def best(self, starts: Iterator[Tensor]) -> Tensor:
-        """Keep for each sample the first successful result, else that of the highest objective, without branches."""
-        best = self.run(next(starts))
-        broken, highest = self._judge(best)
-        for begin in starts:
-            x_adv = self.run(begin)
-            breaks, height = self._judge(x_adv)
-            better = ~broken & (breaks | (height > highest))
-            best, highest = ball.choose(better, x_adv, best), torch.where(better, height, highest)
+    def judged(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """Success and objective of each sample; what is not finite is a success, so that it is kept and seen."""
+        with torch.no_grad():
+            logits = full_precision(model(x_adv))
+            sound = ball.finite(logits) & ball.finite(x_adv)
+            return fooled(logits, y, targeted) | ~sound, height(logits, -1)
+
+    with ball.frozen(model, bn_mode):
+        best = climb(next(starts))
+        if restarts == 1:
+            return best
+        broken, highest = judged(best)
+        for begin in starts:  # without branches on values
+            x_adv = climb(begin)
+            breaks, reached = judged(x_adv)
+            better = ~broken & (breaks | (reached > highest))
+            best, highest = ball.choose(better, x_adv, best), torch.where(better, reached, highest)
             broken = broken | breaks
         return best
-
-    def _judge(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Return success and objective of each sample; what is not finite is a success, so that it is kept and seen."""
-        with torch.no_grad():
-            logits = full_precision(self.model(x_adv))
-            sound = ball.finite(logits) & ball.finite(x_adv)
-            return fooled(logits, self.y, self.targeted) | ~sound, self.height(logits, -1)
 
 
 def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]:
     """Return the projection into the ball and into [0, 1]."""
     if norm == "l2":
         return lambda x_adv: ball.project(x_adv, origin, eps, norm)
-    radius = ball.per_sample(
-        eps, origin
-    )  # the L-infinity ball inside [0, 1] is a box with the same corners in every step
+    radius = ball.per_sample(eps, origin)
+    # The L-infinity ball inside [0, 1] is a box with the same corners in every step.
     box = ((origin - radius).clamp(0, 1), (origin + radius).clamp(0, 1))
     return lambda x_adv: x_adv.clamp(*box)
 
@@ -238,10 +223,6 @@ class Fgsm(AttackSpec):
         return 3
 
     @property
-    def ascent_steps(self) -> int:
-        return 1
-
-    @property
     def parameters(self) -> dict[str, object]:
         return {"steps": 1, "step_size": self.eps, "start": "none", **super().parameters}
 
@@ -285,9 +266,13 @@ class ProjectedAscent(AttackSpec):
         usual, step = (settings.eps_l2, settings.step_size_l2) if two else (radius, settings.step_size)
         eps = given.get("eps", usual)
         # In proportion to the ball, so that as many steps cross a ball of another size.
-        own: Fields = {"step_size": step if eps == usual else step * eps / usual}
-        if given["name"].startswith(("cw-", "adaptive-")):
-            own = {**own, **({"objective": "cw"} if given["name"].startswith("cw-") else {"factor": 10.0})}
+        own: dict[str, Any] = {"step_size": step if eps == usual else step * eps / usual}
+        if given["name"].startswith("adaptive-"):
+            own["factor"] = 10.0
+        if given["name"].startswith("cw-"):
+            own["objective"] = "cw"
+            if (asked := given.get("objective", "cw")) != "cw":
+                raise UserError(f"attack '{given['name']}': got objective '{asked}'; allowed: cw; pgd-N takes any")
         return super().make({**own, **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
@@ -300,7 +285,3 @@ class ProjectedAscent(AttackSpec):
 
     def passes(self, num_classes: int) -> int:
         return self.restarts * (2 * self.steps + (self.restarts > 1)) + 1
-
-    @property
-    def ascent_steps(self) -> int:
-        return self.steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
@@ -145,13 +145,10 @@ class AttackSpec(ABC):
         search: Fields = {"precision": settings.search_precision} if may_round(cls) else {}
         return cls(**{"eps": eps, "seed": settings.seed if cls.random else None, **search, **given})
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
-        """Attack a batch outside an evaluation, with the checks of `pgd` and of the result.
-
-        `rows` are the places of the images in their data set, which seed their random draws, by default 0 to N - 1.
-        """
+    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """Attack a batch outside an evaluation, with the checks of `pgd` and of the result."""
         with ready(model, x, y) as (answers, images, labels), frozen(answers):
-            draws = Draws(self.seed or 0, self.noise_key, np.arange(len(images)) if rows is None else np.array(rows))
+            draws = Draws(self.seed or 0, self.base, np.arange(len(images)))
             x_adv = self.run(answers, images.clone(), labels.clone(), draws)
             verify(self.name, x_adv, images, self.eps, self.norm or "linf")
             return x_adv
@@ -165,16 +162,6 @@ class AttackSpec(ABC):
         return 100
 
     @property
-    def ascent_steps(self) -> int:
-        """Steps of gradient ascent in a ball; 0 for any other kind of attack."""
-        return 0
-
-    @property
-    def on_margin(self) -> bool:
-        """Whether it ascends the margin of the logits, whose direction does not depend on their scale."""
-        return getattr(self, "objective", "") == "cw"
-
-    @property
     def bounded(self) -> bool:
         """Whether the attack has to stay in a ball."""
         return self.eps is not None
@@ -186,7 +173,7 @@ class AttackSpec(ABC):
 
     @property
     def base(self) -> str:
-        """The name without options."""
+        """The name without options. It seeds the random numbers, so that more restarts extend the same draws."""
         return self.typed.partition(":")[0]
 
     @property
@@ -198,11 +185,6 @@ class AttackSpec(ABC):
     def radius(self) -> float:
         """Radius of the ball; 0 without one."""
         return self.eps or 0.0
-
-    @property
-    def noise_key(self) -> str:
-        """Purpose that seeds the random numbers. It is independent of options: more restarts extend the same draws."""
-        return self.base
 
     @property
     def parameters(self) -> dict[str, object]:

@@ -151,7 +151,7 @@ def of_pairs(card: Card) -> Found:
     suites = [one for one in every if isinstance(one.attack, AutoAttack)]
     met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
     strongest = ((one, min(inside, key=_accuracy)) for one, inside in met if inside)
-    margins = (pair for pair in differing(every, "objective") if pair[0].attack.on_margin)
+    margins = (pair for pair in differing(every, "objective") if getattr(pair[0].attack, "objective", "") == "cw")
     rescaled = (pair for pair in differing(columns, "factor") if "factor" not in pair[1].parameters)
     made = ((one, other) for one in card.columns if one.is_transfer for other in columns)
     transfers = ((one, other) for one, other in made if one.attack.typed == other.name and one.ball == other.ball)

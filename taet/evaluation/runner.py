@@ -179,7 +179,7 @@ class Runner:
 
     def draws(self, attack: AttackSpec, rows: Ints) -> Draws:
         """Return the random draws of an attack on these images."""
-        return Draws(self.seed, attack.noise_key, rows)
+        return Draws(self.seed, attack.base, rows)
 
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""

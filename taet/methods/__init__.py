@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -34,9 +33,6 @@ def _check_class(cls: type[Method], where: str) -> None:
         text = getattr(cls, name, None)
         if not isinstance(text, str) or not text or UNPRINTABLE.search(text):
             raise UserError(f"{where}: got no {name}; allowed: a text that can be printed, {name} = '...'")
-    for name in ("outer_loss", "head", "stage_at"):
-        if not isinstance(inspect.getattr_static(cls, name), staticmethod):
-            raise UserError(f"{where}: got {name} without @staticmethod; allowed: {name}(config, task, ...)")
     if not (isinstance(cls.Config, type) and issubclass(cls.Config, Settings)):
         raise UserError(f"{where}: got a Config that is no Settings; allowed: class Config(Method.Config)")
     for name, field in cls.Config.model_fields.items():

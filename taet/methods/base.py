@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taet.attacks.noise import Source, draw_noise
-from taet.attacks.objectives import Objective
+from taet.attacks.objectives import Objective, natural_divergence
 from taet.attacks.pgd import pgd
 from taet.distributed import global_mean
 from taet.fields import Settings
@@ -65,7 +65,12 @@ class Attack:
         used = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps, "start": threat.start, **options}
         if "start_noise" not in used:
             used["start_noise"] = draw_noise(x, used["eps"], used["start"], self.source)
-        return pgd(model, x, y, objective=self._rebalanced(objective), bn_mode=threat.bn_mode, checked=True, **used)
+
+        def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
+            values = objective(logits if self.prior is None else logits + self.prior.log(), labels)
+            return values if self.weights is None else self.weights[labels] * values
+
+        return pgd(model, x, y, objective=rebalanced, bn_mode=threat.bn_mode, checked=True, **used)
 
     @property
     def eps(self) -> float | Tensor:
@@ -76,16 +81,6 @@ class Attack:
     def step_size(self) -> float | Tensor:
         """Length of a step, a number or one per sample (N,)."""
         return self.threat.step_size if self.factor is None else self.threat.step_size * self.factor
-
-    def _rebalanced(self, objective: Objective) -> Objective:
-        if self.prior is None and self.weights is None:
-            return objective
-
-        def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
-            values = objective(logits if self.prior is None else logits + self.prior.log(), labels)
-            return values if self.weights is None else self.weights[labels] * values
-
-        return rebalanced
 
     def scaled(self, factor: Tensor) -> Attack:
         """Return this attack with eps and step size multiplied by `factor` (N,)."""
@@ -157,7 +152,7 @@ class Method(nn.Module):
     official: ClassVar[Mapping[str, object]] = {}
     """Its own published settings, as overrides of a Run."""
     label_attack: bool = True
-    """Whether the attack's objective is a loss on labels; only then can the run re-balance it."""
+    """Whether the attack raises a loss on labels, which the run can re-balance; else KL(f(x) || f(x')), as TRADES."""
     uses_features: bool = False
     """Whether the loss reads `model.features`."""
     needs_feedback: bool = False
@@ -220,7 +215,9 @@ class Method(nn.Module):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         """Examples to train on; the model is frozen and restored by the trainer."""
-        return Adversarial(attack(model, x, y))
+        if self.stage == "clean":
+            return Adversarial(x)
+        return Adversarial(attack(model, x, y, cross_entropy if self.label_attack else natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         """The loss, on a model in train mode; pure, since weight perturbation calls it twice on one batch."""

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.objectives import margin, natural_divergence
+from taet.attacks.objectives import margin
 from taet.distributed import global_mean
 from taet.fields import NonNegative, OnlyWith, Share
 from taet.losses import kl_divergence
 from taet.losses.class_sums import class_sums
 from taet.losses.least_favourable import least_favourable
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.base import Adversarial, Loss, Method, Task
 from taet.methods.declarations import second_stage
 
 
@@ -65,11 +65,6 @@ class FairnessAware(Method):
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:
         return second_stage(config.begin, task, epoch, "fair")
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        if self.config.form == "at":
-            return Adversarial(attack(model, x, y))
-        return Adversarial(attack(model, x, y, natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural = model(x) if self.config.form == "trades" else None

@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.objectives import natural_divergence
 from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare, Share
 from taet.losses import kl_divergence
@@ -79,8 +78,9 @@ class FairRobust(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        if not config.margin:
-            self.deviations = ("weights of the classes follow their error on validation images",)
+        budgets = "eps (0.98 to 3 times) and step size" if config.margin and config.margin_rate else ""
+        moved = ", ".join(filter(None, ("weights" if config.rate and config.limit else "", budgets)))
+        self.deviations = (f"{moved} of the classes follow their error on validation images",) if moved else ()
         self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
         used = sum(self._is_followed(epoch) for epoch in task.watched)
         if min(task.watched, default=task.epochs) + 1 < task.epochs and not used:
@@ -103,7 +103,7 @@ class FairRobust(Method):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         if self.stage == "burn-in":
             return Adversarial(attack(model, x, y))
-        return Adversarial(attack.scaled(self.factor[y])(model, x, y, natural_divergence(model, x)))
+        return super().perturb(model, x, y, attack.scaled(self.factor[y]))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.stage == "burn-in":

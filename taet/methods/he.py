@@ -10,12 +10,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from taet.attacks.objectives import natural_divergence
 from taet.distributed import global_mean
 from taet.fields import NonNegative, OnlyWith, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.base import Adversarial, Loss, Method, Task
 from taet.methods.declarations import published, refuse_smoothing
 from taet.models.heads import Head
 
@@ -68,11 +67,6 @@ class HypersphereEmbedding(Method):
     @staticmethod
     def head(config: Config, task: Task) -> Head:
         return Head("cosine", scale=config.scale)
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        if self.config.variant != "trades":
-            return super().perturb(model, x, y, attack)
-        return Adversarial(attack(model, x, y, natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.config.variant == "pgd":

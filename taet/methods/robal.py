@@ -20,7 +20,6 @@ from taet.models.heads import Head
 
 MANY_CLASSES = 100
 
-
 SHARED = {"margin": 0.1, "scale": 10.0, "tau_b": 0.0, "tau_m": 0.0, "beta": 6.0, "gamma": 1 / 32, "tau_p": 0.0}
 # What differs by form, and whether there are many classes: the public code's files for CIFAR-10-LT and CIFAR-100-LT.
 PUBLISHED = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.base import Adversarial, Loss, Method, Task
 
 
 class Standard(Method):
@@ -21,9 +21,6 @@ class Standard(Method):
     @staticmethod
     def stage_at(config: Method.Config, task: Task, epoch: int) -> str:
         return "clean"
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        return Adversarial(x)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         return self.label_loss(model, adversarial.x, y)

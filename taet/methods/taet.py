@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.fields import Share
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.base import Adversarial, Loss, Method, Step, Task
 from taet.methods.declarations import refuse_smoothing
 from taet.methods.harl import Harl
 from taet.settings import Outer, epoch_at
@@ -56,9 +56,6 @@ class Taet(Method):
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
         return self.equalization.warnings(class_counts, batch_size)
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        return Adversarial(x) if self.stage == "clean" else self.equalization.perturb(model, x, y, attack)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.stage == "adversarial":

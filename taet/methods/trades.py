@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from taet.attacks.objectives import natural_divergence
 from taet.distributed import global_mean
 from taet.fields import NonNegative
 from taet.losses import kl_divergence
-from taet.methods.base import Adversarial, Attack, Loss, Method
+from taet.methods.base import Adversarial, Loss, Method
 from taet.methods.declarations import published
 
 
@@ -39,9 +38,6 @@ class Trades(Method):
 
         beta: NonNegative = 6.0
         """Factor of the divergence, 1 / lambda of the paper (its section 5)."""
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        return Adversarial(attack(model, x, y, natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural = model(x)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.objectives import natural_divergence
 from taet.distributed import global_mean
 from taet.fields import NonNegative
 from taet.losses import kl_divergence
-from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task
+from taet.methods.base import Adversarial, Loss, Method, Seen, Task
 
 FEEDBACKS = 100  # of the published run, one an epoch, for which its rate is meant
 
@@ -49,9 +48,6 @@ class WorstClass(Method):
         self.rate = config.eta * FEEDBACKS / len(task.watched)
         self.register_buffer("costs", torch.zeros(task.num_classes + 1, dtype=torch.float64))
         self.register_buffer("weights", torch.ones(task.num_classes + 1))
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        return Adversarial(attack(model, x, y, natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural, logits = model(x), model(adversarial.x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taet import registry
 from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.foreign import (
@@ -20,11 +19,11 @@ from taet.models.foreign import (
     trusted,
 )
 from taet.models.heads import CosineHead, Head
-from taet.models.weights import StoredWeights, pretrained
+from taet.models.weights import pretrained
 from taet.randomness import seeded
 
 __all__ = ["Adapter", "Classifier", "CosineHead", "Head", "Normalized", "adapted", "build", "check_consent"]
-__all__ += ["check_logits", "check_trust", "consent", "is_own", "pretrained", "stem", "trusted"]
+__all__ += ["check_logits", "check_trust", "consent", "is_own", "pretrained", "trusted"]
 
 
 def build(
@@ -34,7 +33,7 @@ def build(
     seed: int = 0,
     head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
     stem: str = "auto",
-    weights: str | Path | StoredWeights | None = None,
+    weights: str | Path | None = None,
 ) -> Classifier | Adapter:
     """Return the model called `name`, its weights drawn from `seed`; the global random state is left as it was.
 
@@ -67,11 +66,3 @@ def build(
     if weights is not None:
         model.notes = (*model.notes, pretrained(model, weights))
     return model
-
-
-def stem(name: str, image_shape: tuple[int, int, int], asked: str = "auto") -> str | None:
-    """Return which first layers, cifar or imagenet, the residual network `name` has; None for any other model."""
-    if ":" in name:
-        return None
-    is_large = getattr(registry.find("models", name).load(), "is_large", None)
-    return None if is_large is None else "imagenet" if is_large(asked, image_shape) else "cifar"

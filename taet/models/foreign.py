@@ -23,7 +23,7 @@ from taet import registry
 from taet.errors import CUSTOM, UserError, custom_code, located, nearest, needed, unknown
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.heads import Head, build_head
-from taet.models.weights import StoredWeights, fill, read
+from taet.models.weights import fill, read
 from taet.randomness import seeded
 
 FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
@@ -72,7 +72,7 @@ def load(
     *,
     num_classes: int,
     image_shape: ImageShape,
-    weights: str | Path | StoredWeights | None = None,
+    weights: str | Path | None = None,
     normalize: str = "none",
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model called `spec` in eval mode, with its weights and input normalisation, and notes on their origin.

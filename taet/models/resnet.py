@@ -127,26 +127,15 @@ class ResidualLayout(NamedTuple):
     """Outputs of the first convolution; None: as many as the first width."""
 
 
-def wide_layout(depth: int, widening: int) -> ResidualLayout:
-    """Return the dimensions of WRN-depth-widening; depth is 4 + 6 n."""
-    widths = (16 * widening, 32 * widening, 64 * widening)
-    return ResidualLayout(widths, ((depth - 4) // 6,) * len(widths), PreActBlock, stem=16)
-
-
 LAYOUTS = {
     "resnet18": ResidualLayout((64, 128, 256, 512), (2, 2, 2, 2)),
     "resnet50": ResidualLayout((64, 128, 256, 512), (3, 4, 6, 3), Bottleneck),
     "resnet20": ResidualLayout((16, 32, 64), (3, 3, 3)),
     "resnet8": ResidualLayout((16, 32, 64), (1, 1, 1)),
     "preact-resnet18": ResidualLayout((64, 128, 256, 512), (2, 2, 2, 2), PreActBlock),
-    "wrn-28-10": wide_layout(28, 10),
-    "wrn-34-10": wide_layout(34, 10),
+    "wrn-28-10": ResidualLayout((160, 320, 640), (4, 4, 4), PreActBlock, stem=16),
+    "wrn-34-10": ResidualLayout((160, 320, 640), (5, 5, 5), PreActBlock, stem=16),
 }
-
-
-def is_large(stem: str, image_shape: tuple[int, int, int]) -> bool:
-    """Whether a network for these images has the ImageNet stem; auto: if the shorter side has 96 pixels or more."""
-    return stem == "imagenet" or (stem == "auto" and min(image_shape[1:]) >= IMAGENET_FROM)
 
 
 def residual_body(layout: ResidualLayout, channels: int, *, large: bool = False) -> nn.Sequential:
@@ -187,5 +176,9 @@ def residual_network(
 
 
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
-    """Return the network called `name`, its weights drawn from the global random state."""
-    return residual_network(LAYOUTS[name], num_classes, image_shape[0], head, large=is_large(stem, image_shape))
+    """Return the network called `name`, its weights drawn from the global random state.
+
+    With the stem auto it has that of ImageNet if the shorter side has 96 pixels or more.
+    """
+    large = stem == "imagenet" or (stem == "auto" and min(image_shape[1:]) >= IMAGENET_FROM)
+    return residual_network(LAYOUTS[name], num_classes, image_shape[0], head, large=large)

@@ -21,7 +21,6 @@ SPREAD = (0.5, 2.0)  # of random statistics in the trial: far enough from 1 that
 
 _logger = logging.getLogger(__name__)
 
-
 Pair = tuple[str, str]
 """A convolution and the normalisation of its output, by the names of the modules."""
 
@@ -73,25 +72,20 @@ class View:
 
 
 def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View | None:
-    """Return the view of `model`, or None, with a line in the log, if it has none: see `fold`."""
+    """Return the view of `model`, or None, with a line in the log, if no view gives its logits.
+
+    `model` maps images (N, *image_shape) to logits, with its parameters on one device. `dtype` is that of the weights
+    of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it.
+    """
     try:
-        return fold(model, image_shape, dtype)
+        return View(model, _folds(model, image_shape, dtype), dtype)
     except Exception as error:  # a custom module may refuse to be copied or run, for any reason
         _logger.warning("taet: attacks run on the model itself and not on a folded view of it: %s", cut(said(error)))
         return None
 
 
-def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View:
-    """Return the view of `model`; raise an exception of any type if no view gives the model's logits.
-
-    A forward pass shows which convolution a normalisation follows. Whether the two can be folded is tested in float32,
-    on noise and with random statistics, because the initial statistics change next to nothing.
-
-    Args:
-        model: from images (N, *image_shape) to logits, its parameters on one device.
-        image_shape: (channels, height, width).
-        dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it.
-    """
+def _folds(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None) -> list[Pair]:
+    """Return what to fold, tested in float32, on noise and with random statistics: new ones change next to nothing."""
     trial = copy.deepcopy(model).cpu().eval().requires_grad_()  # a GPU's TF32 rounds more than a fold may
     like = next((parameter for parameter in trial.parameters()), torch.empty(0))
     noise = torch.Generator().manual_seed(derive_seed(0, "view"))
@@ -110,7 +104,7 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
         if dtype is not None:  # fails where a part is kept out of autocast
             with torch.autocast("cpu", dtype):
                 View(trial, pairs, dtype).module(x)
-    return View(model, pairs, dtype)
+    return pairs
 
 
 def _pairs(model: nn.Module, x: Tensor) -> list[Pair]:

@@ -39,13 +39,16 @@ LAYOUTS = {
 }
 
 
-def vision_transformer(
-    layout: TransformerLayout, num_classes: int, image_shape: tuple[int, int, int], head: Head, name: str = "vit"
-) -> Classifier:
-    """Return a transformer for squares whose side the patch divides; other images are a `UserError`."""
+def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
+    """Return the transformer called `name`, its weights drawn from the global random state.
+
+    Images other than squares whose side the patch divides, and a stem other than auto, are a `UserError`.
+    """
     from torchvision.models import VisionTransformer
 
-    channels, height, width = image_shape
+    layout, (channels, height, width) = LAYOUTS[name], image_shape
+    if stem != "auto":
+        raise UserError(f"model stem: got {stem}; {name} begins with patches; allowed: auto")
     if height != width or height % layout.patch:
         side = layout.patch * max(1, round(min(height, width) / layout.patch))
         allowed = f"squares of a multiple of {layout.patch}; resize them: --data.size {side}"
@@ -57,10 +60,3 @@ def vision_transformer(
         nn.init.trunc_normal_(body.conv_proj.weight, std=(channels * layout.patch**2) ** -0.5)  # as torchvision does
         nn.init.zeros_(body.conv_proj.bias)
     return Classifier(body, build_head(head, layout.width, num_classes), num_classes, channels)
-
-
-def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
-    """Return the transformer called `name`, its weights drawn from the global random state."""
-    if stem != "auto":
-        raise UserError(f"model stem: got {stem}; {name} begins with patches; allowed: auto")
-    return vision_transformer(LAYOUTS[name], num_classes, image_shape, head, name)

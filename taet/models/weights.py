@@ -51,14 +51,12 @@ class StoredWeights(NamedTuple):
         return kept, f"weights: {len(self.tensors)} tensors of {self.path}{under}{without}"
 
 
-def read(path: str | Path | StoredWeights) -> StoredWeights:
+def read(path: str | Path) -> StoredWeights:
     """Return the weights in a file, .safetensors or of `torch.save` with tensors only; code is refused and never run.
 
     They may be under a key such as "state_dict". `path` may also be a published model, hf:USER/NAME@COMMIT or the
-    folder of one. Weights that were already read are returned unchanged.
+    folder of one.
     """
-    if isinstance(path, StoredWeights):
-        return path
     content, place = _content(weights_file(path)), list[str]()
     while isinstance(content, Mapping):
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
@@ -109,8 +107,8 @@ def fill(network: nn.Module, state: StoredWeights) -> str:
     return note
 
 
-def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights) -> str:
-    """Load initial weights, from a file or already read, into `model` and return a note about it.
+def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
+    """Load initial weights from a file into `model` and return a note about it.
 
     They may have the names of the original network, or be weights of a run. The body must fit exactly. A head of
     another shape, e.g. for other classes, stays fresh. Normalisation and offset are not changed, because data and

@@ -1,4 +1,4 @@
-"""The ball, start noise, and a model that holds still."""
+"""The ball and start noise."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from taet.attacks.ball import distance, frozen, project, verify
+from taet.attacks.ball import distance, project, verify
 from taet.attacks.noise import Source, draw_noise
 from taet.errors import UserError
 
@@ -63,20 +62,6 @@ def test_a_draw_has_the_layout_of_the_images_and_the_same_values_in_any(draw: st
     assert torch.equal(first, second)
     assert first.is_contiguous()
     assert second.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_frozen_restores_every_mode_and_gradient_flag_even_after_an_error() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout()).train()
-    model[0].eval()
-    model[0].bias.requires_grad_(False)
-    flags = [p.requires_grad for p in model.parameters()]
-    with frozen(model):
-        assert not any(module.training for module in model.modules())
-        assert not any(p.requires_grad for p in model.parameters())
-    with pytest.raises(RuntimeError), frozen(model):
-        model(torch.ones(2, 3))  # the wrong width
-    assert [module.training for module in model.modules()] == [True, False, True, True]
-    assert [p.requires_grad for p in model.parameters()] == flags
 
 
 def test_verify_refuses_what_left_the_ball_or_the_range_or_is_not_finite() -> None:

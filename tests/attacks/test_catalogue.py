@@ -54,6 +54,11 @@ def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> No
         stored("cw-l2", "linf", 0.1, {"c": "often"})
 
 
+def test_the_objective_of_cw_linf_is_in_its_name() -> None:
+    with pytest.raises(UserError, match="attack 'cw-linf-20:objective=ce': got objective 'ce'; allowed: cw; pgd-N"):
+        parse("cw-linf-20:objective=ce")
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

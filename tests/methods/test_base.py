@@ -37,16 +37,6 @@ def test_attack_is_pgd_with_the_settings_of_the_threat_or_what_a_method_replaces
     assert (x - digits.x).abs().max() == pytest.approx(0.02, abs=1e-6)
 
 
-def test_scaled_multiplies_radius_and_step_per_example(network: Network, digits: Batch) -> None:
-    factor = torch.linspace(0, 1, 64)
-    scaled = attack().scaled(factor)
-    distance = (scaled(network(10), digits.x, digits.y) - digits.x).abs().flatten(1).amax(1)
-    assert (distance <= 0.1 * factor + 1e-6).all()
-    assert (distance[1:] > 0.05 * factor[1:]).all()
-    assert torch.equal(scaled.scaled(torch.full((64,), 0.5)).factor, factor / 2)
-    torch.testing.assert_close(scaled.step_size, 0.05 * factor)
-
-
 def test_weights_and_prior_are_those_of_the_objective(network: Network, digits: Batch) -> None:
     """No sign step feels a weight above 0, but one of 0 leaves an example where it started."""
     given = attack(start="none")

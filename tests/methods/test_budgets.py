@@ -162,7 +162,6 @@ def test_cfa_counts_each_epoch_anew_and_a_class_without_an_image_keeps_its_ball(
         ("relative", (0.08, 0.05, 0.025), 100, True),  # a long tail on which nothing is robust yet in absolute terms
         ("absolute", (0.08, 0.05, 0.025), 100, False),
         ("relative", (0.8, 0.5, 0.0), (100, 50, 4), True),  # four images have no vote
-        ("relative", (0.0, 0.0, 0.0), 100, False),
     ],
 )
 def test_an_epoch_is_admitted_by_its_worst_class(gate: str, rates: Any, images: Any, admitted: bool) -> None:

@@ -15,7 +15,7 @@ from taet.attacks.ball import frozen
 from taet.data.loader import Batch
 from taet.losses.least_favourable import least_favourable
 from taet.methods import las_at
-from taet.methods.base import Attack, Loss, Step
+from taet.methods.base import Loss, Step
 from taet.methods.gairat import importance
 from taet.methods.las_at import draw, probe
 from taet.models.view import make_view
@@ -138,6 +138,15 @@ def test_no_weight_or_budget_of_frl_reaches_zero_whatever_is_fed_back(classes: i
         assert 0.98 <= method.factor.min() <= method.factor.max() <= 3
 
 
+def test_frl_says_what_differs_by_class_and_nothing_else() -> None:
+    budgets = "eps (0.98 to 3 times) and step size"
+    cases = [({}, f"weights, {budgets}"), ({"margin": False}, "weights"), ({"rate": 0.0}, budgets)]
+    for knobs, differing in cases:
+        line = f"{differing} of the classes follow their error on validation images"
+        assert built("frl", **knobs).deviations == (line,)
+    assert built("frl", limit=0.0, margin_rate=0.0).deviations == ()
+
+
 def test_wat_learns_as_much_from_few_points_of_the_curve_as_from_many() -> None:
     few, many, shifted = (built("wat", counts=(4, 3, 2), task={"watched": w}) for w in ((4, 9), (2, 4, 6, 9), (4, 9)))
     for method in (few, many, shifted):
@@ -173,19 +182,6 @@ def test_choices_follow_their_probabilities() -> None:
     assert not choices[:, 1].any()
     edges = draw([probabilities.log().expand(2, 4)], torch.tensor([[0.0], [1 - 2**-24]]))
     assert edges.flatten().tolist() == [0, 3]
-
-
-def test_every_level_is_drawn_and_none_beyond(network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(Attack, "__call__", lambda *given, **settings: seen.update(settings) or given[2])
-    method, batch = built("las-at", width=2), Batch(*(torch.cat([part] * 8) for part in digits))
-    perturb(method, network(10), batch, make_attack(eps=EPS))
-    moves = torch.stack(seen["step_size"])
-    assert ((moves > 0).int().diff(dim=0) <= 0).all(), "the first steps are taken, not the last"
-    found = {"steps": (moves > 0).sum(0), "eps": seen["eps"] / EPS * 8, "step_size": moves[0] / EPS * 8}
-    for name, levels in found.items():
-        low, high = getattr(method.config, name)
-        assert levels.round().long().unique().tolist() == list(range(low, high + 1)), name
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -22,8 +22,7 @@ from taet.errors import UserError
 from taet.methods import Method, las_at
 from taet.methods.base import Attack, Step
 from taet.methods.wrapper import ClassBudgets
-from taet.settings import Outer, Run
-from taet.training import train
+from taet.settings import Outer
 from taet.training.step import buffers_kept
 from tests.methods.conftest import (
     METHODS,
@@ -381,13 +380,3 @@ def test_after_step_moves_nothing_but_its_own_state(case: Case, network: Network
     assert torch.equal(batch.x, inputs)
     assert torch.equal(torch.random.get_rng_state(), rng)
     assert all(not buffer.requires_grad for buffer in method.buffers())
-
-
-@pytest.mark.sample(9)
-@every_method
-def test_a_run_gives_the_same_bits_twice(
-    name: str, tiny: Callable[..., Run], tmp_path: Path, assert_same: Callable[[Path, Path], None]
-) -> None:
-    run = tiny(name, {"training.epochs": 2, "data.max_count": 10, "data.test_max_count": 4, "data.validation": 0.2})
-    first, second = (train(run, out=tmp_path / place) for place in ("first", "second"))
-    assert_same(second.folder, first.folder)

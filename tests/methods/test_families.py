@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from taet.data.loader import Batch
-from taet.models import Adapter, Classifier, Head
+from taet.models import Adapter, Classifier, Head, vit
 from taet.models.foreign import elsewhere, taken_apart
-from taet.models.resnet import BasicBlock, Bottleneck, PreActBlock, ResidualLayout, residual_network, wide_layout
-from taet.models.vit import TransformerLayout, vision_transformer
+from taet.models.resnet import BasicBlock, Bottleneck, PreActBlock, ResidualLayout, residual_network
 from tests.methods.conftest import METHODS, Case, built, same, state_of, trained_step
 
 CLASSES, SHAPE = 10, (1, 8, 8)
@@ -35,15 +34,19 @@ def residual(head: Head, block: Any = BasicBlock, **options: Any) -> Any:
     return residual_network(ResidualLayout((4, 8), (1, 1), block), CLASSES, 1, head, **options)
 
 
+def transformer(head: Head) -> Classifier:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vit.LAYOUTS, "tiny", vit.TransformerLayout(patch=4, width=16, depth=2, heads=2, inner=32))
+        return vit.build("tiny", CLASSES, SHAPE, head, "auto")
+
+
 FAMILIES: dict[str, Callable[[Head], Any]] = {
     "basic": residual,
     "large": lambda head: residual(head, large=True),
     "bottleneck": lambda head: residual(head, Bottleneck),
     "preactivation": lambda head: residual(head, PreActBlock),
-    "wide": lambda head: residual_network(wide_layout(10, 1), CLASSES, 1, head),
-    "transformer": lambda head: vision_transformer(
-        TransformerLayout(patch=4, width=16, depth=2, heads=2, inner=32), CLASSES, SHAPE, head
-    ),
+    "wide": lambda head: residual_network(ResidualLayout((16, 32, 64), (1, 1, 1), PreActBlock, 16), CLASSES, 1, head),
+    "transformer": transformer,
     "torchvision": lambda head: taken_apart(
         elsewhere("torchvision:shufflenet_v2_x0_5", CLASSES, SHAPE), CLASSES, SHAPE, head
     ),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from taet.attacks.noise import Source
 from taet.attacks.objectives import generation_weighting
 from taet.data.long_tail import long_tail_counts
 from taet.losses import hierarchical_equalization, tail_margin
@@ -37,30 +36,6 @@ def test_a_weight_by_label_moves_examples_only_where_samples_feel_each_other_and
             assert not moved.any()
         else:
             assert moved.double().mean() > 0.005
-
-
-def in_bf16(network, digits, weights):
-    """Share of pixels that differ from plain PGD, both under autocast in bf16, as training runs by default."""
-    model, shares = network(10), []
-    for seed in range(8):  # starts: of one alone too few signs turn to tell shares apart
-        plain = make_attack(seed, steps=10, start="uniform")
-        weighted = replace(plain, source=Source(torch.Generator().manual_seed(seed)), weights=weights)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = [attack(model, digits.x, digits.y) for attack in (plain, weighted)]
-        shares.append((found[0] != found[1]).double().mean())
-    return torch.stack(shares).mean().item()
-
-
-def test_powers_of_two_move_no_example_in_bf16_either(network, digits):
-    assert in_bf16(network, digits, 2.0 ** torch.arange(-5, 5)) == 0
-
-
-@pytest.mark.sample(4)
-@pytest.mark.parametrize("name", FACTORS_ONLY)
-def test_in_bf16_weights_turn_signs_by_rounding_as_one_factor_for_all_does(name, network, digits):
-    weights = generation_weighting(name, torch.tensor(COUNTS, dtype=torch.float32), PREDICTED).weights
-    moved, by_rounding = in_bf16(network, digits, weights), in_bf16(network, digits, torch.full((10,), 3.0))
-    assert 0 < moved < 1.5 * by_rounding
 
 
 def test_the_official_tail_is_about_one_over_the_width_of_the_one_per_pair():

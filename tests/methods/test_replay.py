@@ -18,17 +18,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from taet.attacks.noise import Source
 from taet.data.loader import Batch
-from taet.distributed import global_mean
-from taet.losses import cross_entropy
-from taet.methods import Method, Task
-from taet.methods.base import Adversarial, Attack, Loss
+from taet.methods import Method
+from taet.methods.base import Attack, Loss
 from taet.models.view import make_view
 from taet.settings import Run, Threat, Training
 from taet.training.graphs import WARM_UP, Graphs
 from taet.training.optimizer import build_optimizer, set_learning_rate
 from taet.training.state import State
 from taet.training.step import training_step
-from tests.methods.conftest import Case, Network, make_task
+from tests.methods.conftest import Case, Network
 
 THREAT = Threat(eps=8 / 255, step_size=4 / 255, steps=1, start="uniform")
 SAMPLES, CLASSES, STEPS = 8, 10, WARM_UP + 3
@@ -137,50 +135,6 @@ def test_replayed_steps_train_as_eager_ones(plain_case: Case, network: Network) 
 @pytest.mark.sample(8)
 def test_so_do_those_of_a_wrapped_method_at_perturbed_weights(wrapped_case: Case, network: Network) -> None:
     assert_trains_alike(wrapped_case.build, network, wrapped_case.epoch, awp=0.01)
-
-
-class Careless(Method):
-    """Adversarial training whose loss has a factor that changes from epoch to epoch, kept in the wrong place."""
-
-    def __init__(self, habit: str, task: Task) -> None:
-        super().__init__(Method.Config(), task)
-        self.habit, self.number = habit, 1.0
-        self.register_buffer("factor", torch.ones(()))
-
-    def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
-        if self.habit == "a new tensor":
-            self.factor = predicted_counts[1].clone()
-        self.factor.copy_(predicted_counts[1])
-        self.number += 1
-
-    def loss(self, model: Any, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        factor: Any = self.factor
-        if self.habit == "a counter of epochs":
-            factor = self.number
-        elif self.habit == "a number read from a buffer":
-            factor = self.factor.item()
-        logits = model(adversarial.x + torch.rand_like(x) if self.habit == "noise of its own" else adversarial.x)
-        losses = cross_entropy(logits, y)
-        if self.habit == "a branch on values" and losses.mean() > 1:
-            losses = losses.square()
-        elif self.habit == "a choice of samples":
-            losses = losses[y > 2]
-        return Loss(factor * global_mean(losses), {}, logits)
-
-
-def test_a_buffer_written_in_place_is_followed(network: Network) -> None:
-    assert_trains_alike(lambda: Careless("none", make_task()), network, epoch=3)
-
-
-@pytest.mark.sample(3)
-@pytest.mark.parametrize(
-    "habit",
-    ["a new tensor", "a counter of epochs", "a number read from a buffer", "noise of its own", "a branch on values",
-     "a choice of samples"],
-)  # fmt: skip
-def test_a_method_that_cannot_be_replayed_is_found_out(habit: str, network: Network) -> None:
-    with pytest.raises((AssertionError, RuntimeError)):
-        assert_trains_alike(lambda: Careless(habit, make_task()), network, epoch=3)
 
 
 @pytest.mark.full

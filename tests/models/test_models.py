@@ -15,7 +15,7 @@ from taet import models, registry
 from taet.errors import UserError
 from taet.files import digest
 from taet.methods.las_at import Strategy
-from taet.models.heads import CosineHead, Head
+from taet.models.heads import CosineHead
 from taet.models.resnet import PreActBlock
 
 SMALL = ["resnet8", "vit-mini-p4", "preact-resnet18"]  # one of each kind: the others differ in numbers only
@@ -97,18 +97,14 @@ def test_preactivation_is_its_formula() -> None:
         ("resnet8", (3, 95, 200), "auto", "cifar"),
         ("preact-resnet18", (3, 96, 96), "auto", "imagenet"),
         ("resnet8", (3, 32, 32), "imagenet", "imagenet"),
-        ("vit-mini-p4", (3, 32, 32), "auto", None),
-        ("torchvision:resnet18", (3, 32, 32), "auto", None),
     ],
 )
 def test_the_stem_goes_by_the_shorter_side_or_as_asked(
-    name: str, shape: tuple[int, int, int], asked: str, expected: str | None
+    name: str, shape: tuple[int, int, int], asked: str, expected: str
 ) -> None:
-    assert models.stem(name, shape, asked) == expected
-    if expected is not None:
-        with torch.device("meta"):
-            first = models.build(name, 10, shape, stem=asked).body[0]
-        assert (first.kernel_size, first.stride) == (((7, 7), (2, 2)) if expected == "imagenet" else ((3, 3), (1, 1)))
+    with torch.device("meta"):
+        first = models.build(name, 10, shape, stem=asked).body[0]
+    assert (first.kernel_size, first.stride) == (((7, 7), (2, 2)) if expected == "imagenet" else ((3, 3), (1, 1)))
 
 
 @pytest.mark.sample(3)
@@ -239,11 +235,3 @@ def test_zero_features_and_zero_weights_have_cosine_zero_and_finite_gradients(ga
     assert (logits[:, [0, 2]] == 0).all()
     functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
     assert all(value.grad is not None and value.grad.isfinite().all() for value in (features, head.weight))
-
-
-def test_a_cosine_head_bounds_the_logits_of_a_model() -> None:
-    model = models.build("resnet8", 4, (1, 8, 8), head=Head("cosine", scale=10)).eval()
-    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    logits = model(x)
-    assert logits.abs().max() <= 10
-    assert model.head.weight.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)  # uniform up to 1 / sqrt(features)

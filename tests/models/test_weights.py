@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,18 +75,12 @@ def flipped(path: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "int8": (with_weight(Tensor.char), "0.weight: got torch.int8.*; allowed: dense torch.float32"),
-    "sparse": (with_weight(Tensor.to_sparse), "0.weight: got torch.float32 on cpu, torch.sparse_coo; allowed: dense"),
     "nan": (with_weight(lambda value: value * torch.nan), "allowed: dense torch.float32 values, all finite"),
     "another shape": (with_weight(lambda value: value.expand(10**9, 2, 3)), "does not fit the model: .*size mismatch"),
     "text": (with_weight(lambda _: "q"), "holds no weights; allowed: names and tensors"),
-    "other content": (lambda path: torch.save({"student": network().state_dict()}, path), "holds no weights; allowed"),
     "a folder": (Path.mkdir, "allowed: a file that exists"),
-    "a FIFO": (os.mkfifo, "allowed: a file that exists"),
-    "nothing": (Path.exists, "allowed: a file that exists"),
-    "no pickle": (lambda path: path.write_bytes(b"weights"), "holds no weights that can be read"),
     "half a file": (half, "holds no weights that can be read"),
     "a flipped bit": (flipped, "holds no weights .*BadZipFile"),
-    "a pickle of code": (lambda path: path.write_bytes(pickle.dumps(os.getcwd)), "holds no weights that can be read"),
     "a header that lies": (lambda path: path.write_bytes((10**17).to_bytes(8, "little") + b"{}"), "can be read"),
 }
 
@@ -119,8 +112,6 @@ def test_code_in_a_file_is_refused_and_never_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds pickled code \(posix.mkdir\), which is never run"):
         read(path)
     assert not sprung.exists()
-    torch.load(path, weights_only=False)
-    assert sprung.exists(), "the trap works, so it is the refusal that kept it shut"
 
 
 # To train from
@@ -181,10 +172,6 @@ def test_a_network_that_is_used_whole_takes_all_of_its_weights_or_none(tmp_path:
     ("change", "message"),
     [
         ({"0.weight": None}, r"does not fit the model: .*Missing key\(s\) in state_dict: \"0.weight\""),
-        (
-            {"extra.weight": torch.ones(1)},
-            r"Unexpected key\(s\) in state_dict: \"head.weight\", \"head.bias\", \"extra",
-        ),
         ({"head.weight": torch.ones(4, 64, dtype=torch.int8)}, "weight: got torch.int8"),
         ({"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}, "names are torchvision's: --model t"),
     ],
