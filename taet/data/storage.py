@@ -17,7 +17,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from rich import filesize
 
-
 from taet.errors import UserError
 from taet.files import cache, make_folder, reason, replacing
 
