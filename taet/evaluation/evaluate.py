@@ -24,7 +24,7 @@ from taet.evaluation.column import WORST_CASE
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
 from taet.evaluation.runner import Runner, among, run_all
-from taet.evaluation.subject import ArrayOrTensor, Subject
+from taet.evaluation.subject import ArrayOrTensor, Subject, device_of
 from taet.formatting import duration
 from taet.progress import Meter, Progress
 from taet.settings import Run
@@ -93,7 +93,7 @@ def evaluate(
         raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
     where = subject.device if device == "auto" else resolve_device(device)
     keep_freed_memory(where)
-    before = next((tensor.device for tensor in subject.model.state_dict().values()), where)
+    before = device_of(subject.model)
     subject.model.to(where)
     try:
         return _measured(subject, path, where, command, probe, progress)

@@ -184,7 +184,7 @@ class Runner:
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
         natural = next((column.predictions for column in there if column.norm is None), None)
-        outcome = self.attack(attack, natural=natural, keep=True, progress=progress)
+        outcome = self.attack(attack, natural=natural, progress=progress)
         # The area of every pair of classes would be too large with very many of them.
         scores = outcome.scores if self.num_classes <= statistics.PAIRED_CLASSES else None
         names = ("name", "norm", "eps", "bounded", "curve")
@@ -204,12 +204,11 @@ class Runner:
         attack: AttackSpec,
         *,
         natural: Ints | None = None,
-        keep: bool = False,
         progress: Progress = lambda *_: None,
     ) -> Attacked:
-        """Attack all images; `natural` are the predictions on clean images, if known; `keep` saves finished batches."""
+        """Attack all images; `natural` are the predictions on clean images, if known."""
         units = None
-        if keep and self.state_dir is not None:
+        if self.state_dir is not None:
             settings = digest([self.identity, attack.to_json(), self.batch_size])
             self.opened.append(units := BatchStore(Path(self.state_dir), attack.name, settings))
         with custom_code(f"'{attack.name}' failed in the model"):
@@ -235,8 +234,8 @@ class Runner:
             state=units,
             progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
         )
-        work, masks = {name: getattr(outcome, name) for name in WORK}, outcome.parts.items()
-        parts = {part: mask.numpy() for part, mask in masks}
+        work = {name: getattr(outcome, name) for name in WORK}
+        parts = {part: mask.numpy() for part, mask in outcome.parts.items()}
         return Attacked(outcome.predictions.numpy(), work, parts=parts, parameters=outcome.facts)
 
     def _in_batches(self, attack: AttackSpec, units: BatchStore | None, progress: Progress) -> list[Unit]:

@@ -62,3 +62,14 @@ def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resu
 def runner(task: Task) -> Runner:
     model, images, labels = task
     return Runner(Counted(model), images, labels, 4, 8, 0, torch.device("cpu"))
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the attacks that were really run, in their order."""
+    names: list[str] = []
+    real = Runner.attack
+    monkeypatch.setattr(
+        Runner, "attack", lambda self, one, **rest: (names.append(one.name), real(self, one, **rest))[1]
+    )
+    return names

@@ -26,29 +26,23 @@ Change = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Changed(nn.Module):
-    """A model that is a function."""
+    """A model that is called by a function."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, change: Change, model: nn.Module) -> None:
         super().__init__()
-        self.call = call
+        self.change, self.model = change, model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.call(x)
-
-
-# -- the probe ---------------------------------------------------------------------------------------------------------
-
-
-def probed(model: nn.Module, task: Task) -> ModelFacts:
-    x, y = unit(task[1]), torch.from_numpy(task[2])
-    runner = Runner(Counted(model), task[1], task[2], 4, 22, 0, torch.device("cpu"))
-    with runner.still():
-        noise = Draws(0, "probe", np.arange(22)).start(x, EPS)
-        return probe(runner.model, x, y, noise, EPS, runner.sites)
+        return self.change(self.model, x)
 
 
 def changed(change: Change, task: Task) -> ModelFacts:
-    return probed(Changed(lambda x: change(task[0], x)), task)
+    """What the probe finds on the changed model."""
+    runner = Runner(Counted(Changed(change, task[0])), task[1], task[2], 4, 22, 0, torch.device("cpu"))
+    x, y = runner.batch(np.arange(22))
+    with runner.still():
+        noise = Draws(0, "probe", np.arange(22)).start(x, EPS)
+        return probe(runner.model, x, y, noise, EPS, runner.sites)
 
 
 def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Evaluated) -> None:
