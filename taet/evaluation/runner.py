@@ -33,7 +33,7 @@ from taet.evaluation.column import Column
 from taet.evaluation.facts import attempt, traced
 from taet.evaluation.store import BatchStore
 from taet.files import digest
-from taet.progress import Meter, Progress
+from taet.progress import Progress
 from taet.statistics import Ints
 from taet.training.environment import version
 from taet.training.folder import weights_digest
@@ -285,25 +285,6 @@ class Runner:
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),
             **work(),
         }
-
-
-def run_all(
-    runner: Runner, attacks: Sequence[AttackSpec], *, known: Sequence[Column] = (), progress: Progress | None = None
-) -> tuple[Column, ...]:
-    """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
-
-    Columns of the same attacks and settings in `known`, which has the same model and images, are reused.
-    """
-    correct, meter = len(runner.labels), Meter(progress)
-    columns: dict[str, Column] = {}
-    with runner.still():
-        for place, attack in enumerate(attacks):
-            meter.begin(later=runner.passes(attacks[place + 1 :], correct))
-            there = [*columns.values(), *known]
-            columns[attack.name] = among(there, attack) or runner.column(attack, there, meter)
-            if attack.norm is None:
-                correct = int(columns[attack.name].correct.sum())
-    return tuple(columns[attack.name] for attack in attacks)
 
 
 def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
