@@ -130,8 +130,8 @@ MASKING = {*FLAGS[: FLAGS.index("at-chance")]} - HARMLESS
 
 Contrast = tuple[Column, Column]
 """(lower, upper): an attack that breaks more images than it should, and the attack that it is compared with."""
-Values = Mapping[str, object]  # that a sentence names
-Found = dict[str, bool | Values]  # by flag; anything false where nothing is wrong
+Evidence = Mapping[str, object]  # that a sentence names
+Found = dict[str, bool | Evidence]  # by flag; anything false where nothing is wrong
 
 
 def told(found: Found, **values: object) -> dict[str, str]:
@@ -205,7 +205,7 @@ def longer(columns: Sequence[Column]) -> list[Contrast]:
     return [pair for pair, name in pairs if pair[0].parameters.get(name, 1) > pair[1].parameters.get(name, 1)]
 
 
-def worst(pairs: Iterable[Contrast], usual: float = 0.0) -> Values:
+def worst(pairs: Iterable[Contrast], usual: float = 0.0) -> Evidence:
     """Return the pair with the largest difference beyond `usual` and chance, for its sentence; empty without one."""
 
     def is_beyond(pair: Contrast) -> bool:
@@ -270,7 +270,7 @@ def of_attacks(card: Card) -> dict[str, str]:
     return told(found, card=card)
 
 
-def _without_gradients(card: Card) -> Values:
+def _without_gradients(card: Card) -> Evidence:
     """Return what breaks more images without gradients than chance allows; first of the parts of suites."""
     every = len(card.labels)
     for column in card.columns:
@@ -293,7 +293,7 @@ def _without_gradients(card: Card) -> Values:
     return {"attack": name, "broke": f"breaks images that {alone}"}
 
 
-def beaten(facts: ModelFacts | DeepFacts, strong: str, weak: str = "pgd") -> Values:
+def beaten(facts: ModelFacts | DeepFacts, strong: str, weak: str = "pgd") -> Evidence:
     """Return the shares of the images that two attacks leave correct, if `strong` wins by over 4 points and chance."""
     left, kept, only = (getattr(facts, f"{name}_correct") for name in (strong, weak, f"only_{strong}"))
     if (kept - left) / facts.images <= SAMPLE_GAP or not exceeds(kept - left + only, only):

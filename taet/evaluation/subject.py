@@ -160,7 +160,7 @@ class Subject:
             "answers": plain(runner.fingerprint),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
-        data = self.about["data"] | ({} if names is not None else {"class_names": [str(one) for one in range(width)]})
+        data = {**self.about["data"], "class_names": names or [str(one) for one in range(width)]}
         fields = {**self.about, "model": about, "data": data, "labels": self.labels, "columns": ()}
         fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": batch_size}
         return runner, Card(**fields, created=machine.pop("started"), environment=machine)

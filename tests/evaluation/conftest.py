@@ -18,6 +18,7 @@ from taet.evaluation.runner import Runner
 
 EPS = 0.1
 Task = tuple[nn.Module, np.ndarray, np.ndarray]
+Evaluated = Callable[..., ResultCard]
 
 
 def unit(images: np.ndarray) -> Tensor:
@@ -46,7 +47,7 @@ def task() -> Task:
 
 
 @pytest.fixture
-def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultCard]:
+def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     """Return a function that evaluates the network with settings for its size; Square has 30 queries."""
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)  # the name is also a function
 

@@ -16,16 +16,14 @@ import taet
 from taet import statistics
 from taet.attacks import fgsm
 from taet.errors import UserError
-from taet.evaluation import ResultCard, parse_attack
+from taet.evaluation import parse_attack
 from taet.evaluation.evaluate import attack_seconds
 from taet.evaluation.facts import probe_passes
 from taet.evaluation.runner import Runner
 from taet.settings import Run
-from tests.evaluation.conftest import EPS, unit
+from tests.evaluation.conftest import EPS, Evaluated, Task, unit
 
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
-Task = tuple[nn.Module, np.ndarray, np.ndarray]
-Evaluated = Callable[..., ResultCard]
 
 
 def test_every_attack_faces_all_images_and_the_columns_say_what_was_done(evaluated: Evaluated, task: Task) -> None:

@@ -14,14 +14,11 @@ from taet.attacks import pgd
 from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.data.long_tail import even_sample
-from taet.evaluation import ResultCard
 from taet.evaluation.facts import ModelFacts, probe, probe_passes
 from taet.evaluation.runner import Runner
-from tests.evaluation.conftest import unit
+from tests.evaluation.conftest import Evaluated, Task, unit
 
 EPS = 0.05  # which leaves some images of the small network correct
-Evaluated = Callable[..., ResultCard]
-Task = tuple[nn.Module, np.ndarray, np.ndarray]
 Change = Callable[[nn.Module, Tensor], Tensor]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from taet import protocols, train
@@ -83,13 +82,6 @@ def test_each_of_the_weights_of_a_run_has_its_own_state(run: Path) -> None:
     assert [card.model["selection"] for card in found.values()] == ["best-validation", "last", "last"]
     assert [path.name for path in (run / "evaluation-state").iterdir()] == ["unit"]
     assert not (run / "evaluation-best-state").exists()
-
-
-def test_weights_without_our_metadata_are_one_line(run: Path) -> None:
-    path = run / "model.safetensors"
-    save_file(load_file(path), path, metadata={"taet": "[1"})
-    with pytest.raises(UserError, match="was not written by taet train"):
-        evaluate(run, attacks="clean")
 
 
 def test_a_run_from_memory_is_evaluated_with_what_it_was_trained_from(tmp_path: Path) -> None:

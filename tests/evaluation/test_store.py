@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from taet.evaluation import ResultCard, parse_attack, store
 from taet.evaluation.runner import Runner
 from taet.evaluation.store import BatchStore
 from taet.files import lock
-from tests.evaluation.conftest import EPS
+from tests.evaluation.conftest import EPS, Evaluated, Task
 
-Evaluated = Callable[..., ResultCard]
-Task = tuple[nn.Module, np.ndarray, np.ndarray]
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
 
 
