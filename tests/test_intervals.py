@@ -101,18 +101,15 @@ def test_many_images_have_the_interval_of_a_bootstrap(answers: int) -> None:
     labels, generator = np.repeat([0, 1, 2], [900, 300, 200]), np.random.default_rng(5)
     first, second = (generator.random((answers, 2, len(labels))) < 0.6).astype(int).sum(0)
     gain = first - second
-    drawn = [
-        np.mean([generator.choice(gain[labels == label], (labels == label).sum()).mean() for label in range(3)])
-        for _ in range(3000)
-    ]
+    own = [gain[labels == label] for label in range(3)]
+    drawn = [np.mean([generator.choice(one, len(one)).mean() for one in own]) for _ in range(3000)]
     result = difference(first, second, labels, 3, answers=answers)
     assert result.value == pytest.approx(balanced(gain, labels))
-    assert (result.low, result.high) == pytest.approx(
-        tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.002 + 0.002 * answers
-    )
+    ends = tuple(np.quantile(drawn, [0.025, 0.975]))
+    assert (result.low, result.high) == pytest.approx(ends, abs=0.002 + 0.002 * answers)
     few = np.arange(len(labels))[::140]
-    own = difference(first[few], second[few], labels[few], 3, answers=answers)
-    assert own.p == pytest.approx(reached(gain[few], labels[few]), abs=0.02)
+    sampled = difference(first[few], second[few], labels[few], 3, answers=answers)
+    assert sampled.p == pytest.approx(reached(gain[few], labels[few]), abs=0.02)
 
 
 @pytest.mark.sample(4)

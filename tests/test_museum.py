@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.bundles import CURVES, curves
 from taet.evaluation.facts import Merged, ModelFacts, deep_facts, probe
-from taet.evaluation.rules import MASKING, of_deep, of_model, told
+from taet.evaluation.rules import MASKING, of_deep, of_model
 from taet.evaluation.runner import Runner
 from taet.evaluation.subject import count_classes
 from tests import museum
@@ -45,7 +45,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
 
 
 def raised(facts: ModelFacts) -> set[str]:
-    return {*told(of_model(facts))}
+    return {*of_model(facts)}
 
 
 # Which of two replacements of its steps has the better gradients depends on its trained weights, so on rounding.
@@ -90,7 +90,7 @@ def test_dummy_classes_and_random_draws_are_named_by_the_deep_facts() -> None:
         runner, x, y, noise = sample(model)
         with torch.random.fork_rng(), runner.still():
             torch.manual_seed(0)
-            found = told(of_deep(deep_facts(model, x, y, noise, museum.EPS, random=random)))
+            found = of_deep(deep_facts(model, x, y, noise, museum.EPS, random=random))
         assert {*found} == ({flag} if flag else set())
 
 

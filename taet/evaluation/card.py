@@ -15,17 +15,9 @@ from typing_extensions import TypedDict  # that of typing is known to pydantic f
 
 from taet import statistics
 from taet.attacks.ball import Norm
+from taet.attacks.counted import WORK
 from taet.errors import UserError, cut, located, said, unknown
-from taet.evaluation.column import (
-    WORST_CASE,
-    CardPart,
-    Column,
-    Json,
-    PackedLabels,
-    Stored,
-    Summary,
-    disagreements,
-)
+from taet.evaluation.column import WORST_CASE, CardPart, Column, Json, PackedLabels, Stored, Summary, disagreements
 from taet.evaluation.facts import ModelFacts
 from taet.fields import refused
 from taet.files import check_seal, read_json, seal, write_json
@@ -173,9 +165,7 @@ class Card(CardPart):
             correct=np.asarray(masks.all(0)),
             predictions=np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
             parts={column.name: left[column.name] for column in inside},
-            seconds=sum(column.seconds for column in columns),
-            forwards=sum(column.forwards for column in columns),
-            backwards=sum(column.backwards for column in columns),
+            **{name: sum(getattr(column, name) for column in columns) for name in WORK},
         )
 
     def compare(self, other: Card, column: str) -> Difference:
@@ -249,10 +239,8 @@ class Card(CardPart):
             summary = self.summary_of(column)
             label, value = summary.worst_class
             worst = f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-"
-            shares = (summary.accuracy, summary.accuracy_interval), (summary.balanced, summary.balanced_interval)
-            plain, balanced = (
-                f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for share, (low, high) in shares
-            )
+            shares = (summary.accuracy, *summary.accuracy_interval), (summary.balanced, *summary.balanced_interval)
+            plain, balanced = ("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * share for share in of)) for of in shares)
             notes = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
             if column.norm is not None and not column.bounded:  # whose accuracy says little
                 reach = summary.median_distance

@@ -188,21 +188,20 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             correct = (tried.logits.max(1).indices % (width // several) == y).cpu().numpy()
             counts = statistics.class_counts(correct, y.cpu().numpy(), width // several)
             chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
-            said = (
-                f"balanced accuracy {percent(statistics.balanced_accuracy(*counts))} %, chance is {percent(chance)} %"
-            )
+            reached = percent(statistics.balanced_accuracy(*counts))
             hint = "" if low > chance else "; are the weights, the order of the classes and the image size right?"
-            yield Finding("accuracy", said + hint, ok=low > chance)
+            said = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
+            yield Finding("accuracy", said, ok=low > chance)
             yield _normalisation(network, x, y, correct)
             if bool(((tried.logits >= 0) & (tried.logits <= 1)).all()):
                 text = "all between 0 and 1, as after a sigmoid, which shrinks the gradients; return its input"
                 yield Finding("logits", text, ok=False)
-            yield from (Finding(flag, text, ok=False) for flag, text in rules.told(rules.of_model(facts)).items())
+            yield from (Finding(flag, text, ok=False) for flag, text in rules.of_model(facts).items())
             if deep:
                 seen = Merged(network, width // several).eval() if several > 1 else network
                 noise = Draws(seed, "audit", rows).start(x, subject.eps)
                 torch.manual_seed(seed)
-                texts = rules.told(rules.of_deep(deep_facts(seen, x, y, noise, subject.eps, random=random)))
+                texts = rules.of_deep(deep_facts(seen, x, y, noise, subject.eps, random=random))
                 yield from (Finding(flag, text, ok=False) for flag, text in texts.items())
                 if not texts:
                     yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")

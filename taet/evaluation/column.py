@@ -174,9 +174,8 @@ class Summary:
         self.per_class_interval = statistics.wilson_interval(correct, total)  # (low, high), each (C,)
         groups = {} if train_counts is None else statistics.class_groups(train_counts)
         self.groups = statistics.group_accuracy(correct, total, groups)  # balanced: head, body, tail and last_half
-        self.group_intervals = {
-            name: statistics.balanced_interval(correct[of], total[of]) for name, of in groups.items()
-        }
+        of_group = {name: (correct[of], total[of]) for name, of in groups.items()}
+        self.group_intervals = {name: statistics.balanced_interval(*of) for name, of in of_group.items()}
         self.worst_class = statistics.worst_class(correct, total)  # label and recall
         unknown = np.full(num_classes, np.nan)
         self.flip_rate, self.class_flip_rate = math.nan, unknown  # share whose predicted class is not the clean one
@@ -189,11 +188,10 @@ class Summary:
             self.natural_error, self.boundary_error = errors
         self.weak_classes = tuple(statistics.weak_classes(correct, total))  # labels: recall below the balanced accuracy
         self.few_images = tuple(statistics.few_images(total))  # labels
-        # Median norm of the perturbations, with failed attacks counted as infinitely far; nan if not measured.
+        # Median norm of the perturbations, with failed attacks counted as infinitely far, and the macro one-versus-one
+        # area under the ROC curve; nan if not measured.
         self.median_distance = math.nan if column.distances is None else statistics.median_distance(column.distances)
-        self.roc_auc = (
-            math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc)
-        )  # macro one-versus-one
+        self.roc_auc = math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc)
 
     def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""

@@ -20,11 +20,11 @@ from taet.errors import UserError
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import Card
-from taet.evaluation.column import WORST_CASE
+from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among, run_all
-from taet.evaluation.subject import ArrayOrTensor, Subject
+from taet.evaluation.runner import Runner, among
+from taet.evaluation.subject import ArrayOrTensor, Subject, device_of
 from taet.formatting import duration
 from taet.progress import Meter, Progress
 from taet.settings import Run
@@ -93,7 +93,7 @@ def evaluate(
         raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
     where = subject.device if device == "auto" else resolve_device(device)
     keep_freed_memory(where)
-    before = next((tensor.device for tensor in subject.model.state_dict().values()), where)
+    before = device_of(subject.model)
     subject.model.to(where)
     try:
         return _measured(subject, path, where, command, probe, progress)
@@ -131,8 +131,14 @@ def _with_columns(
     if progress is not None:
         passes = later + runner.passes([attack for attack in attacks if among(before, attack) is None])
         progress(0, max(passes, 1), duration(passes * runner.seconds_of_pass()))
-    meter = Meter(progress, later=later)
-    measured = run_all(runner, attacks, known=before, progress=meter)
+    meter, correct, measured = Meter(progress), len(runner.labels), list[Column]()
+    with runner.still():
+        for place, attack in enumerate(attacks):
+            meter.begin(later=later + runner.passes(attacks[place + 1 :], correct))
+            there = [*measured, *before]
+            measured.append(among(there, attack) or runner.column(attack, there, meter))
+            if attack.norm is None:
+                correct = int(measured[-1].correct.sum())
     if probing:
         meter.begin()
         facts = _probe(runner, subject.eps, images, meter)

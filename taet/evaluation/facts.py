@@ -20,7 +20,7 @@ from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.inputs import distributions
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.spec import Model
-from taet.errors import UserError, custom_code
+from taet.errors import custom_code
 from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
@@ -102,15 +102,10 @@ def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
 
 def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the cross-entropy at each image and the logits, in two passes."""
-    leaf, gradient = x.clone().requires_grad_(), None
+    leaf = x.clone().requires_grad_()
     with custom_code(f"model: fails on a batch of {len(x)} images"):
         logits = model(leaf)
-        loss = cross_entropy(logits, y).sum()
-        if loss.requires_grad:
-            (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-    if gradient is None:
-        why = "is there a detach, no_grad or argmax in forward?"
-        raise UserError(f"model: no gradient reaches the image, so no attack can follow one; {why}")
+        (gradient,) = torch.autograd.grad(cross_entropy(logits, y).sum(), leaf)
     return gradient, logits.detach()
 
 

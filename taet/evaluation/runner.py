@@ -33,7 +33,7 @@ from taet.evaluation.column import Column
 from taet.evaluation.facts import attempt, traced
 from taet.evaluation.store import BatchStore
 from taet.files import digest
-from taet.progress import Meter, Progress
+from taet.progress import Progress
 from taet.statistics import Ints
 from taet.training.environment import version
 from taet.training.folder import weights_digest
@@ -184,7 +184,7 @@ class Runner:
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
         natural = next((column.predictions for column in there if column.norm is None), None)
-        outcome = self.attack(attack, natural=natural, keep=True, progress=progress)
+        outcome = self.attack(attack, natural=natural, progress=progress)
         # The area of every pair of classes would be too large with very many of them.
         scores = outcome.scores if self.num_classes <= statistics.PAIRED_CLASSES else None
         names = ("name", "norm", "eps", "bounded", "curve")
@@ -204,12 +204,11 @@ class Runner:
         attack: AttackSpec,
         *,
         natural: Ints | None = None,
-        keep: bool = False,
         progress: Progress = lambda *_: None,
     ) -> Attacked:
-        """Attack all images; `natural` are the predictions on clean images, if known; `keep` saves finished batches."""
+        """Attack all images; `natural` are the predictions on clean images, if known."""
         units = None
-        if keep and self.state_dir is not None:
+        if self.state_dir is not None:
             settings = digest([self.identity, attack.to_json(), self.batch_size])
             self.opened.append(units := BatchStore(Path(self.state_dir), attack.name, settings))
         with custom_code(f"'{attack.name}' failed in the model"):
@@ -235,8 +234,8 @@ class Runner:
             state=units,
             progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
         )
-        work, masks = {name: getattr(outcome, name) for name in WORK}, outcome.parts.items()
-        parts = {part: mask.numpy() for part, mask in masks}
+        work = {name: getattr(outcome, name) for name in WORK}
+        parts = {part: mask.numpy() for part, mask in outcome.parts.items()}
         return Attacked(outcome.predictions.numpy(), work, parts=parts, parameters=outcome.facts)
 
     def _in_batches(self, attack: AttackSpec, units: BatchStore | None, progress: Progress) -> list[Unit]:
@@ -286,25 +285,6 @@ class Runner:
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),
             **work(),
         }
-
-
-def run_all(
-    runner: Runner, attacks: Sequence[AttackSpec], *, known: Sequence[Column] = (), progress: Progress | None = None
-) -> tuple[Column, ...]:
-    """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
-
-    Columns of the same attacks and settings in `known`, which has the same model and images, are reused.
-    """
-    correct, meter = len(runner.labels), Meter(progress)
-    columns: dict[str, Column] = {}
-    with runner.still():
-        for place, attack in enumerate(attacks):
-            meter.begin(later=runner.passes(attacks[place + 1 :], correct))
-            there = [*columns.values(), *known]
-            columns[attack.name] = among(there, attack) or runner.column(attack, there, meter)
-            if attack.norm is None:
-                correct = int(columns[attack.name].correct.sum())
-    return tuple(columns[attack.name] for attack in attacks)
 
 
 def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:

@@ -85,22 +85,18 @@ def find(path: Path, card: Card) -> Card | None:
     if not path.exists():
         return None
     known = Card.load(path)
-    for what, there, here in (
-        ("another model (weights", known.model["weights_sha256"], card.model["weights_sha256"]),
-        ("other test images (pixels and labels", known.data["test_sha256"], card.data["test_sha256"]),
-    ):
+    hashes = ((of.model["weights_sha256"], of.data["test_sha256"]) for of in (known, card))
+    for what, there, here in zip(("another model", "other test images"), *hashes, strict=True):
         if there != here:
-            got = f"{what} SHA-256 {there[:12]}, here {here[:12]})"
+            got = f"{what} (SHA-256 {there[:12]}, here {here[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
     one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
     return known if one == other and _alike(known, card) else None
 
 
 def _alike(known: Card, card: Card) -> bool:
-    """Return whether the outputs on two cards are equal up to rounding; True if one has none."""
-    if "answers" not in known.model or "answers" not in card.model:
-        return True
-    one, other = (np.array(of.model["answers"], dtype=np.float64) for of in (known, card))
+    """Return whether the outputs on two cards are equal up to rounding; cards of older versions have none."""
+    one, other = (np.array(of.model.get("answers", ()), dtype=np.float64) for of in (known, card))
     limit = TOLERANCE * (float(np.nanmax(np.abs(other), initial=0)) or 1.0)
     return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
 

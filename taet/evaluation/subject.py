@@ -72,8 +72,8 @@ class Subject:
         if (images is None or isinstance(images, Dataset)) and not (labels is None and class_names is None):
             raise UserError("evaluate: got labels or class names without images; allowed: with images as an array")
         if isinstance(images, Dataset):
-            data, test = images, images.test
-            class_names, train_class_counts, about = data.class_names, data.class_counts.tolist(), data.about()
+            class_names, train_class_counts = images.class_names, images.class_counts.tolist()
+            about, test = images.about(), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [str(one) for one in class_names]
         if images is not None and labels is None:
@@ -87,15 +87,14 @@ class Subject:
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
         network, called = model_or_run_dir, name or type(model_or_run_dir).__name__
-        sha256, counts = images_sha256(*given), None if train_class_counts is None else np.asarray(train_class_counts)
+        counts = None if train_class_counts is None else np.asarray(train_class_counts)
         if counts is not None and (counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any()):
             raise UserError(f"training counts: got {train_class_counts!r}; allowed: whole numbers of 0 or more")
         fields: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
         fields["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
         fields["data"] = about | {"class_names": class_names, "train_class_counts": plain(counts)}
-        fields["data"] |= {"test_sha256": sha256}
-        device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
-        return cls(network, *given, fields, device, Evaluation(), Threat().eps)
+        fields["data"] |= {"test_sha256": images_sha256(*given)}
+        return cls(network, *given, fields, device_of(network), Evaluation(), Threat().eps)
 
     @classmethod
     def _of_run(
@@ -148,11 +147,9 @@ class Subject:
     def begin(self, device: torch.device, state_dir: Path | None = None) -> tuple[Runner, Card]:
         """Return a runner for the model, which is on `device`, and its card without columns."""
         width = count_classes(self.model, self.images, self.labels, device)
-        names, counts = (self.about["data"][name] for name in ("class_names", "train_class_counts"))
+        names = self.about["data"]["class_names"]
         if names is not None and len(names) != width:
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
-        if counts is not None and len(counts) != width:
-            raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names, device)
         model = self._attacked(device)
         runner = Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
@@ -163,7 +160,7 @@ class Subject:
             "answers": plain(runner.fingerprint),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
-        data = self.about["data"] | ({} if names is not None else {"class_names": [str(one) for one in range(width)]})
+        data = {**self.about["data"], "class_names": names or [str(one) for one in range(width)]}
         fields = {**self.about, "model": about, "data": data, "labels": self.labels, "columns": ()}
         fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": batch_size}
         return runner, Card(**fields, created=machine.pop("started"), environment=machine)
@@ -189,6 +186,11 @@ class Subject:
                 raise UserError(f"attack @{folder}: got the attacked model itself; allowed: another run, or no @")
             found[sha256] = Counted(model.to(device))
         return found
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's weights, the CPU for a model without any."""
+    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
 
 
 def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor) -> tuple[TestImages, Ints]:

@@ -253,7 +253,7 @@ def test_an_attack_resumes_from_its_finished_batches(name: str, tmp_path: Path) 
     attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
     runner = replace(runner, batch_size=4, state_dir=tmp_path)
     with runner.still():
-        first, again = (runner.attack(attack, keep=True) for _ in range(2))
+        first, again = (runner.attack(attack) for _ in range(2))
     np.testing.assert_array_equal(again.predictions, first.predictions)
     assert again.work == first.work  # of the stored batches: nothing was run
 

@@ -18,6 +18,7 @@ from taet.evaluation.runner import Runner
 
 EPS = 0.1
 Task = tuple[nn.Module, np.ndarray, np.ndarray]
+Evaluated = Callable[..., ResultCard]
 
 
 def unit(images: np.ndarray) -> Tensor:
@@ -46,7 +47,7 @@ def task() -> Task:
 
 
 @pytest.fixture
-def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultCard]:
+def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     """Return a function that evaluates the network with settings for its size; Square has 30 queries."""
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)  # the name is also a function
 
@@ -62,3 +63,14 @@ def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resu
 def runner(task: Task) -> Runner:
     model, images, labels = task
     return Runner(Counted(model), images, labels, 4, 8, 0, torch.device("cpu"))
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the attacks that were really run, in their order."""
+    names: list[str] = []
+    real = Runner.attack
+    monkeypatch.setattr(
+        Runner, "attack", lambda self, one, **rest: (names.append(one.name), real(self, one, **rest))[1]
+    )
+    return names

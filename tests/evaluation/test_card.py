@@ -157,7 +157,6 @@ WRONG: list[tuple[Callable[[Stored], None], str]] = [
     # A number that does not follow from the masks.
     (replaced("columns", 1, "summary", "accuracy", by=0.5), "column 'pgd-20' summary accuracy: stored 0.5"),
     (replaced("columns", 0, "summary", "groups", "tail", by=1.0), "summary groups tail"),
-    (replaced("columns", 1, "summary", "per_class", 3, by=1.0), r"per_class\[3\]"),
     (replaced("columns", 3, "distances", "float32", by="AACAPw=="), r"columns\[3\] distances: got"),
     # An array that contradicts another, or its own size.
     (replaced("columns", 1, "correct", "bits", by="AAA="), "column 'pgd-20' correct: does not agree"),
@@ -168,14 +167,11 @@ WRONG: list[tuple[Callable[[Stored], None], str]] = [
     (replaced("columns", 1, "predictions", by=None), "columns.*: the field 'predictions' is missing"),
     (replaced("columns", by=3), "columns: got 3; allowed: "),
     (replaced("columns", 1, "seconds", by=True), r"columns\[1\] seconds: got True"),
-    (replaced("data", "class_names", by=["a"]), "train_class_counts: got 4; allowed: 1"),
     (replaced("data", "train_class_counts", by=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
-    (replaced("model", by=[]), "model: got "),
     # Settings that the attack cannot have.
     (replaced("columns", 1, "parameters", "steps", by=10), "attack 'pgd-20': got steps 10; allowed: 20, as its name"),
     # Another kind of file, or another version.
     (replaced("schema", by=4), "schema: got 4; allowed: 1 to 3; update taet"),
-    (replaced("schema", by="2"), "schema: got '2'; allowed: 1 to 3"),
     (replaced("kind", by="else"), "not a result card"),
     (lambda stored: stored["columns"].append(stored["columns"][1]), "allowed: each attack once"),
 ]
@@ -206,23 +202,15 @@ def committed() -> list[Path]:
     return [path for path, text in texts.items() if b'"kind": "taet result card"' in text[:100]]
 
 
-@pytest.mark.full
-def test_every_committed_card_loads_and_is_written_again_with_the_same_bytes(tmp_path: Path) -> None:
-    check_committed(tmp_path, committed())
-
-
-def test_committed_cards_load_and_are_written_again_with_the_same_bytes(tmp_path: Path) -> None:
-    check_committed(tmp_path, committed()[::11])
-
-
-def check_committed(folder: Path, paths: list[Path]) -> None:
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.full), 11])
+def test_committed_cards_load_and_are_written_again_with_the_same_bytes(tmp_path: Path, every: int) -> None:
     schemas = set()
-    for path in paths:
+    for path in committed()[::every]:
         content = path.read_bytes()
         stored, loaded = json.loads(content), ResultCard.load(path)
         schemas.add(stored["schema"])
-        loaded.save(folder / "card.json")
-        again = (folder / "card.json").read_bytes()
+        loaded.save(tmp_path / "card.json")
+        again = (tmp_path / "card.json").read_bytes()
         if stored["schema"] == 3:
             assert again == content, path
         written = json.loads(again)

@@ -67,13 +67,8 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
     model, state = Brightness().train(), torch.random.get_rng_state()
     found = check(model, *data, attacks=["clean", "pgd-20"])
     assert found.ok
-    lines = str(found)
-    for text in (
-        "4 parameters, 4 logits for images of 3 x 8 x 8",
-        "balanced accuracy 100.0 %",
-        "clean and pgd-20: about",
-    ):
-        assert text in lines
+    parts = ["4 parameters, 4 logits for images of 3 x 8 x 8", "balanced accuracy 100.0 %", "clean and pgd-20: about"]
+    assert [text for text in parts if text not in str(found)] == []
     assert model.training
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -95,7 +90,7 @@ def test_what_would_invalidate_an_evaluation_is_named(
 ) -> None:
     found = check(model, *data, attacks=["clean"])
     assert not found.ok
-    assert message.split(".*")[0] in wrong(found)[what]
+    assert message in wrong(found)[what]
 
 
 def test_a_state_that_changes_in_eval_mode_is_named_and_restored(data: tuple[np.ndarray, np.ndarray]) -> None:
@@ -120,20 +115,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def flip(path: Path, place: float = 0.5) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
-    path.write_bytes(bytes(content))
+FILES = ("run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors", "evaluation.json"],
-)
+@pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_anywhere_in_the_chain_is_found(run: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     assert not wrong(check(folder)).keys() & {name, "evaluation.json"}
-    flip(folder / name)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
     assert name in wrong(check(folder))
 
 
@@ -144,8 +135,7 @@ def test_a_card_of_another_run_and_a_folder_of_nothing_are_found(run: Path, tmp_
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is not a run folder"):
         check(tmp_path / "empty")
-    other = train(
-        override(protocols.taet("at-bsl"), {"model.name": "resnet8", "training.epochs": 1}), out=tmp_path / "b"
-    )
+    settings = override(protocols.taet("at-bsl"), {"model.name": "resnet8", "training.epochs": 1})
+    other = train(settings, out=tmp_path / "b")
     shutil.copy(folder / "evaluation.json", other.folder / "evaluation.json")
     assert "belongs to another run" in wrong(check(other.folder))["evaluation.json"]

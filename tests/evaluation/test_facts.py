@@ -14,41 +14,32 @@ from taet.attacks import pgd
 from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.data.long_tail import even_sample
-from taet.evaluation import ResultCard
 from taet.evaluation.facts import ModelFacts, probe, probe_passes
 from taet.evaluation.runner import Runner
-from tests.evaluation.conftest import unit
+from tests.evaluation.conftest import Evaluated, Task, unit
 
 EPS = 0.05  # which leaves some images of the small network correct
-Evaluated = Callable[..., ResultCard]
-Task = tuple[nn.Module, np.ndarray, np.ndarray]
 Change = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Changed(nn.Module):
-    """A model that is a function."""
+    """A model that is called by a function."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, change: Change, model: nn.Module) -> None:
         super().__init__()
-        self.call = call
+        self.change, self.model = change, model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.call(x)
-
-
-# -- the probe ---------------------------------------------------------------------------------------------------------
-
-
-def probed(model: nn.Module, task: Task) -> ModelFacts:
-    x, y = unit(task[1]), torch.from_numpy(task[2])
-    runner = Runner(Counted(model), task[1], task[2], 4, 22, 0, torch.device("cpu"))
-    with runner.still():
-        noise = Draws(0, "probe", np.arange(22)).start(x, EPS)
-        return probe(runner.model, x, y, noise, EPS, runner.sites)
+        return self.change(self.model, x)
 
 
 def changed(change: Change, task: Task) -> ModelFacts:
-    return probed(Changed(lambda x: change(task[0], x)), task)
+    """What the probe finds on the changed model."""
+    runner = Runner(Counted(Changed(change, task[0])), task[1], task[2], 4, 22, 0, torch.device("cpu"))
+    x, y = runner.batch(np.arange(22))
+    with runner.still():
+        noise = Draws(0, "probe", np.arange(22)).start(x, EPS)
+        return probe(runner.model, x, y, noise, EPS, runner.sites)
 
 
 def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Evaluated) -> None:

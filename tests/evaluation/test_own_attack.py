@@ -11,9 +11,8 @@ import torch
 
 from taet import registry
 from taet.errors import UserError
-from taet.evaluation import ResultCard
+from tests.evaluation.conftest import Evaluated
 
-Evaluated = Callable[..., ResultCard]
 EPS = 0.1
 
 

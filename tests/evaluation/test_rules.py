@@ -24,16 +24,9 @@ def column(name: str, accuracy: float, **change: Any) -> Column:
     attack = parse_attack(name, eps=EPS)
     attack = attack.on(other, "0" * 64) if other else attack
     correct = np.arange(COUNT) < round(accuracy * COUNT)
-    made = Column(
-        name=attack.name,
-        norm=attack.norm,
-        eps=attack.eps,
-        bounded=attack.bounded,
-        parameters=attack.parameters,
-        correct=correct,
-        predictions=np.where(correct, np.arange(COUNT) % 2, 1 - np.arange(COUNT) % 2),
-    )
-    return made.changed(**change)
+    own = {name: getattr(attack, name) for name in ("name", "norm", "eps", "bounded", "parameters")}
+    predictions = np.where(correct, np.arange(COUNT) % 2, 1 - np.arange(COUNT) % 2)
+    return Column(**{**own, "correct": correct, "predictions": predictions, **change})
 
 
 def found(
@@ -85,15 +78,12 @@ def test_a_sound_evaluation_raises_nothing(accuracies: dict[str, float]) -> None
         ({"pgd-100": 0.45, "pgd-20": 0.5}, "pgd-not-converged"),
         ({"pgd-20:restarts=5": 0.45, "pgd-20": 0.5}, "pgd-not-converged"),
         ({"square": 0.45, "pgd-20": 0.5, "cw-linf-20": 0.48}, "black-box-beats-gradients"),
-        ({"random-noise": 0.48, "pgd-20": 0.5}, "black-box-beats-gradients"),
         ({"pgd-l2-100": 0.35, "pgd-l2-20": 0.4}, "pgd-not-converged"),
         ({"autoattack": 0.42, "pgd-20": 0.5}, "autoattack-far-below-pgd"),
-        ({"autoattack-l2": 0.32, "pgd-l2-20": 0.4}, "autoattack-far-below-pgd"),
         ({"cw-linf-20": 0.44, "pgd-20": 0.5}, "margin-beats-cross-entropy"),
         ({"adaptive-pgd-20": 0.44, "pgd-20": 0.5}, "adaptive-beats-plain"),
         ({"pgd-20@other": 0.48, "pgd-20": 0.5}, "transfer-beats-white-box"),
         ({"cw-l2": 0.011}, "unbounded-attack-not-converged"),
-        ({"deepfool": 0.2}, "unbounded-attack-not-converged"),
         ({"clean": 0.8, "pgd-20": 0.5, "pgd-20:eps=1": 0.02}, "does-not-reach-zero"),
         ({"clean": 0.8, "pgd-20": 0.2, "pgd-20:eps=16/255": 0.24}, "accuracy-rises-with-eps"),
     ],
@@ -108,14 +98,12 @@ def test_what_no_sound_evaluation_shows_is_named(accuracies: dict[str, float], f
         {"fgsm": 0.4985, "pgd-20": 0.5},  # two images
         {"fgsm": 0.4, "pgd-l2-20": 0.5},  # another ball
         {"pgd-20": 0.45, "pgd-20:restarts=5": 0.5},  # by chance or by luck, but no sign of a short attack
-        {"pgd-20:eps=16/255": 0.2, "pgd-100": 0.5},
         {"pgd-100:start=none": 0.4, "pgd-20": 0.5},  # another start, too
         {"cw-linf-100": 0.4, "pgd-20": 0.5},  # more steps, too
         {"square": 0.3, "fgsm": 0.5},  # gradients that were followed too shortly are not to blame
         {"square": 0.3, "pgd-19:step=4/255": 0.5},
         {"clean": 0.3, "pgd-20": 0.5, "pgd-20:eps=16/255": 0.2},  # clean images are no attack
         {"pgd-20@other": 0.3, "pgd-100": 0.5},
-        {"autoattack@other": 0.1, "pgd-20": 0.5},
         {"cw-l2@other": 0.5, "cw-l2": 0.0},  # need not break another model
     ],
 )
@@ -133,14 +121,8 @@ def test_a_short_pgd_is_flagged_and_compared_with_nothing() -> None:
 
 
 def test_a_point_of_a_curve_is_not_taken_for_a_weak_attack() -> None:
-    shares = {
-        "pgd-1": 0.9,
-        "pgd-2": 0.85,
-        "pgd-5": 0.7,
-        "pgd-10": 0.6,
-        "pgd-20:eps=2/255": 0.8,
-        "pgd-20:eps=4/255": 0.7,
-    }
+    shares = {"pgd-1": 0.9, "pgd-2": 0.85, "pgd-5": 0.7, "pgd-10": 0.6}
+    shares |= {"pgd-20:eps=2/255": 0.8, "pgd-20:eps=4/255": 0.7}
     every = attacks_of(Evaluation(attacks=("curve-steps", "curve-eps", "curve-logit-scale")), EPS)
     left = {one.name: shares.get(one.name, 0.5 if (one.eps or 0) <= EPS else 0.0) for one in every}
     points = [column(one.name, left[one.name], curve=one.curve) for one in every]
@@ -170,10 +152,8 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
         return column("autoattack", 0.46, parts={"fab-t": before, "square": np.arange(COUNT) < 552})
 
     assert found(suite(9)) == {}  # 2.4 + 1 + 1.96 sqrt(9) = 9.3
-    assert (
-        "another 0.8 points after the gradient-based parts of autoattack"
-        in found(suite(10))["black-box-beats-gradients"]
-    )
+    text = found(suite(10))["black-box-beats-gradients"]
+    assert "another 0.8 points after the gradient-based parts of autoattack" in text
 
 
 def test_a_bound_says_how_far_it_was_from_the_truth_or_that_it_must_not_be_used() -> None:
@@ -208,12 +188,11 @@ SOUND |= dict.fromkeys(("repeat_difference", "later_difference", "batch_differen
     [
         ({}, set()),
         ({"gradient_difference": 1.1e-4}, {"gradient-path-differs"}),
-        ({"gradient_difference": 1.0, "repeat_difference": 1.0}, {"randomised"}),
+        ({"gradient_difference": 1.0, "repeat_difference": 1.1e-4}, {"randomised"}),
         ({"replaced": 1, "straight_pgd_correct": 90, "smooth_pgd_correct": 90}, set()),
         ({"replaced": 1, "straight_pgd_correct": 89, "smooth_pgd_correct": 0}, {"straight-through-beats-gradients"}),
         ({"replaced": 1, "straight_pgd_correct": 100, "smooth_pgd_correct": 89}, {"soft-beats-hard"}),
         ({"replaced": 0, "straight_pgd_correct": 0}, set()),
-        ({"repeat_difference": 1.1e-4}, {"randomised"}),
         ({"later_difference": 1.1e-4}, {"changes-between-calls"}),
         ({"batch_difference": 1.1e-4}, {"batch-dependent"}),
         ({"nonfinite_gradients": 1}, {"nonfinite-gradients"}),
@@ -227,7 +206,6 @@ def test_the_probe_raises_flags_at_its_thresholds(change: dict[str, Any], expect
     assert set(found(probe={**SOUND, **change})) == expected
 
 
-@pytest.mark.parametrize(("names", "absent"), [("ab", None), ("abc", "c has"), ("abcdefg", "c, d, e and 2 more have")])
-def test_a_class_without_test_images_is_named(names: str, absent: str | None) -> None:
-    text = found(class_names=names).get("class-without-test-images")
-    assert text is None if absent is None else str(text).startswith(absent)
+@pytest.mark.parametrize(("names", "absent"), [("abc", "c has"), ("abcdefg", "c, d, e and 2 more have")])
+def test_a_class_without_test_images_is_named(names: str, absent: str) -> None:
+    assert found(class_names=names)["class-without-test-images"].startswith(absent)

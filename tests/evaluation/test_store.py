@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,9 @@ from taet.evaluation import ResultCard, parse_attack, store
 from taet.evaluation.runner import Runner
 from taet.evaluation.store import BatchStore
 from taet.files import lock
-from tests.evaluation.conftest import EPS
+from tests.evaluation.conftest import EPS, Evaluated, Task
 
-Evaluated = Callable[..., ResultCard]
-Task = tuple[nn.Module, np.ndarray, np.ndarray]
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the attacks that were really run, in their order."""
-    names: list[str] = []
-    real = Runner.attack
-    monkeypatch.setattr(
-        Runner, "attack", lambda self, one, **rest: (names.append(one.name), real(self, one, **rest))[1]
-    )
-    return names
 
 
 class Turned(nn.Module):
@@ -54,9 +40,6 @@ def flags(card: ResultCard) -> list[list[bool]]:
 
 def cards(folder: Path) -> list[ResultCard]:
     return [ResultCard.load(path) for path in sorted(folder.glob("evaluation*.json"))]
-
-
-# -- finished batches --------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(
@@ -95,7 +78,7 @@ def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(task: T
     def units(network: nn.Module, labels: np.ndarray, eps: float) -> tuple[list[bool], set[Path]]:
         runner = Runner(Counted(network), images, labels, 4, 8, 0, torch.device("cpu"), tmp_path)
         with runner.still():
-            found = runner.attack(parse_attack("pgd-5", eps=eps), keep=True)
+            found = runner.attack(parse_attack("pgd-5", eps=eps))
         return (found.predictions == labels).tolist(), {*tmp_path.glob("pgd-5-*")}
 
     before, folders = units(model, labels, EPS)
@@ -108,9 +91,6 @@ def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(task: T
         [(model, labels, EPS / 2), (Turned(model, 2.0), labels, EPS), (model, labels[::-1].copy(), EPS)]
     ):
         assert len(units(*other)[1]) == 2 + count
-
-
-# -- cards -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_of_the_same_weights_that_answers_otherwise_is_another_model(

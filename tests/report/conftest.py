@@ -34,18 +34,10 @@ def build_card(method: str, seed: int = 0, names: tuple[str, ...] = NAMES, **cha
     wrong = np.where(wrong == labels, (labels + 1) % len(names), wrong)
     columns = []
     for attack, share in ATTACKS.items():
-        correct, clean = draw < chance * share, attack == "clean"
-        columns.append(
-            Column(
-                name=attack,
-                norm=None if clean else "linf",
-                eps=None if clean else EPS,
-                bounded=not clean,
-                parameters={} if clean else {"steps": 20, "step_size": EPS / 8, "seed": seed},
-                correct=correct,
-                predictions=np.where(correct, labels, wrong),
-            )
-        )
+        right, ball = draw < chance * share, {"norm": "linf", "eps": EPS, "bounded": True}
+        ball |= {"parameters": {"steps": 20, "step_size": EPS / 8, "seed": seed}}
+        ball = {"norm": None, "eps": None, "bounded": False, "parameters": {}} if attack == "clean" else ball
+        columns.append(Column(name=attack, correct=right, predictions=np.where(right, labels, wrong), **ball))
     card: dict[str, Any] = {
         **{"method": method, "title": f"{method} in words", "protocol": "taet", "seed": seed},
         "threat": {"norm": "linf", "eps": EPS},

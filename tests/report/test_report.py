@@ -116,10 +116,8 @@ def test_nothing_scrolls_sideways_but_tables_that_say_so(of_run: Page, page: Pag
         (tmp_path / "page.html").write_text(one.source.replace("</body>", MEASURE + "</body>"))
         # A window cannot be as narrow as a phone everywhere; a frame can.
         frame = f'<iframe src="page.html" style="border:0;width:{width}px;height:2000px"></iframe>'
-        relay = (
-            "<script>addEventListener('load', () => document.body.append(frames[0].document.body.innerText))</script>"
-        )
-        (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{frame}{relay}</body>")
+        relay = "addEventListener('load', () => document.body.append(frames[0].document.body.innerText))"
+        (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{frame}<script>{relay}</script></body>")
         words = [CHROMIUM, *SWITCHES, f"--user-data-dir={tmp_path}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
         dom = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
         (found,) = re.findall(r"found (\[.*?\])", dom)
