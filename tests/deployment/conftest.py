@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import taet
 from taet import methods, models, protocols
 from taet.data import Dataset
 from taet.models import Head
 from taet.settings import override, to_json
-from taet.training.folder import save_weights
 from taet.training.record import run_hash
 
 NAMES = ("red", "green", "blue")
@@ -74,7 +74,7 @@ def make_run() -> Callable[..., Path]:
         record |= {"command": "taet train at", "data": data}
         (folder / "run.json").write_text(json.dumps(record))
         about = {"method": "at", "epoch": 1, "run_hash": run_hash(run)}
-        save_weights(folder / "model.safetensors", model.state_dict(), about)
+        save_file(model.state_dict(), folder / "model.safetensors", metadata={"taet": json.dumps(about)})
         return folder
 
     return write
