@@ -186,8 +186,11 @@ def is_leftover(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes in a folder; those being written are kept."""
-    for path in [path for path in folder.iterdir() if is_leftover(path.name)]:
+    """Remove the temporary files of killed processes in a folder, if it can be listed; those being written are kept."""
+    found = list[Path]()
+    with contextlib.suppress(OSError):
+        found += [path for path in folder.iterdir() if is_leftover(path.name)]
+    for path in found:
         with contextlib.suppress(OSError), path.open("r+b") as file:
             if locked(file):
                 path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -127,7 +128,8 @@ def test_a_whole_evaluation_of_plain_adversarial_training_raises_nothing(monkeyp
     of = {name: [float(one.correct.mean()) for one in points.values()] for name, points in curves(card).items()}
     assert of["eps"] == sorted(of["eps"], reverse=True)
     assert of["eps"][0] > 0.9 > of["eps"][-1] == 0
-    assert of["steps"][:-1] == sorted(of["steps"][:-1], reverse=True)
+    # More steps need not break each image that fewer break: which one is left depends on the processor's rounding.
+    assert all(more <= fewer + 0.01 for fewer, more in pairwise(of["steps"][:-1]))
 
 
 @pytest.mark.full

@@ -264,7 +264,18 @@ def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
     entry, a `UserError` is raised. No images are read. `asked_by`: the file that the grid was read from.
     """
     with located(asked_by and f"specification {asked_by}"):
-        first = _Planner(grid, out / "runs", asked_by or "specification").cells()
+        planner, first = _Planner(grid, out / "runs", asked_by or "specification"), list[Cell]()
+        variants = [Variant.model_construct(name="", settings={}), *grid.variants]
+        for data, ratio, variant in itertools.product(grid.data, grid.imbalance, variants):
+            cells = [planner.cell(data, ratio, variant, entry) for entry in grid.methods]
+            if all(cell.run is None for cell in cells):
+                cell = next((cell for cell in cells if "did you mean" in cell.reason), cells[0])
+                where = f"variants: {variant.name}" if variant.name else "settings"
+                raise UserError(f"{where}: no method can take them: {cell.method}: {cell.reason}")
+            first += cells
+        for folder, count in Counter(cell.folder for cell in first).items():
+            if count > 1:
+                raise UserError(f"data: got {count} names for the folder {folder}; allowed: each once")
         cells = [cell.with_seed(seed) for seed in grid.seeds for cell in first]
         for cell in cells:
             cell.check_folder()
@@ -272,27 +283,11 @@ def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
 
 
 class _Planner:
-    """Makes the cells of a grid; what several have in common is computed once."""
+    """Makes the cells of a grid, without their seeds; what several have in common is computed once."""
 
     def __init__(self, grid: Grid, runs: Path, asked_by: str) -> None:
         self.grid, self.runs, self.asked_by = grid, runs, asked_by
         self.facts_of, self.chosen_for = functools.cache(facts), functools.cache(own_images.planned)
-
-    def cells(self) -> list[Cell]:
-        """Return the cells without their seeds."""
-        found: list[Cell] = []
-        variants = [Variant.model_construct(name="", settings={}), *self.grid.variants]
-        for data, ratio, variant in itertools.product(self.grid.data, self.grid.imbalance, variants):
-            cells = [self.cell(data, ratio, variant, entry) for entry in self.grid.methods]
-            if all(cell.run is None for cell in cells):
-                cell = next((cell for cell in cells if "did you mean" in cell.reason), cells[0])
-                where = f"variants: {variant.name}" if variant.name else "settings"
-                raise UserError(f"{where}: no method can take them: {cell.method}: {cell.reason}")
-            found += cells
-        for folder, count in Counter(cell.folder for cell in found).items():
-            if count > 1:
-                raise UserError(f"data: got {count} names for the folder {folder}; allowed: each once")
-        return found
 
     def cell(self, data: str, ratio: float | None, variant: Variant, entry: Entry) -> Cell:
         """Return a cell; its method may refuse the settings."""

@@ -245,29 +245,26 @@ class Work:
             gpu = self._gpu(cell) if before is None else before.gpu
             what = " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1])
             self._tell(cell, what + ("" if gpu is None else f" on GPU {gpu}"))
-            self.running.append(_Job(cell, commands[0], gpu, log, self._start(cell, commands[0], gpu, log), begun))
+            log.write(f"$ {shlex.join(['taet', *commands[0]])}\n".encode())
+            log.flush()
+            threads = (cell.run and cell.run.training.threads) or self.threads
+            seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+            # In a session of its own, as Ctrl-C is forwarded once: a second signal would prevent saving.
+            process = subprocess.Popen(
+                taet_command(commands[0]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads), **seen},
+                start_new_session=True,
+            )
+            self.running.append(_Job(cell, commands[0], gpu, log, process, begun))
 
     def _gpu(self, cell: Cell) -> str | None:
         """Return the GPU with the fewest cells; a cell that names its GPU, such as cuda:1, may use all."""
         if cell.run is not None and ":" in cell.run.training.device:
             return None
         return min(self.gpus, key=[job.gpu for job in self.running].count, default=None)
-
-    def _start(self, cell: Cell, words: list[str], gpu: str | None, log: BinaryIO) -> subprocess.Popen[bytes]:
-        log.write(f"$ {shlex.join(['taet', *words])}\n".encode())
-        log.flush()
-        threads = (cell.run and cell.run.training.threads) or self.threads
-        seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **seen}
-        # In a session of its own, as Ctrl-C is forwarded once: a second signal would prevent saving.
-        return subprocess.Popen(
-            taet_command(words),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
 
     def _look(self) -> None:
         """Continue with the cells whose process has ended, and tell at intervals the last line of the others."""

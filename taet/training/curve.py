@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from taet.attacks.ball import frozen
 from taet.attacks.counted import SearchPrecision, arithmetic, exact_float32
@@ -21,7 +21,7 @@ from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import is_label
 from taet.methods.base import Seen
 from taet.randomness import generator
-from taet.settings import Run, from_json
+from taet.settings import from_json
 from taet.training.record import CurvePoint
 from taet.training.resolve import Resolved, watched_epochs, watched_images
 
@@ -31,78 +31,18 @@ def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
     return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).index_add_(0, labels, hits.long())
 
 
-class FeedbackSums:
-    """Sums over the images of each class in this process; `seen` adds up those of all processes."""
+@torch.no_grad()
+def feedback_sums(labels: Tensor, clean: Tensor, attacked: Tensor) -> Tensor:
+    """Return sums by class over a batch: labels (N,), logits of its images and of the attacked ones (N, C).
 
-    def __init__(self, class_counts: Tensor) -> None:
-        self.images = class_counts.double()
-        self.sums = self.images.new_zeros(len(class_counts), 4 + len(class_counts))
-
-    @torch.no_grad()
-    def add(self, labels: Tensor, clean: Tensor, attacked: Tensor) -> None:
-        """Add a batch: labels (N,), logits of its images and of the attacked ones (N, C)."""
-        clean, attacked = clean.double(), attacked.double()
-        found = [
-            clean.argmax(1) == labels,
-            cross_entropy(clean, labels),
-            cross_entropy(attacked, labels),
-            kl_divergence(clean, attacked),
-        ]
-        values = torch.cat([torch.stack(found, 1), is_label(attacked, attacked.argmax(1))], 1)
-        # A matrix product, because the order of sums in index_add_ varies on a GPU.
-        self.sums += is_label(attacked, labels).double().T @ values
-
-    def seen(self, split: str) -> Seen:
-        """Return the sums over all processes."""
-        together = global_sum(self.sums)
-        clean, clean_loss, robust_loss, divergence = together[:, :4].unbind(1)
-        return Seen(split, self.images, clean, together[:, 4:], clean_loss, robust_loss, divergence)
-
-
-def monitor(
-    model: Any,
-    split: Split,
-    run: Run,
-    *,
-    device: torch.device,
-    pause: Callable[[], None],
-    fgsm: bool = False,
-    sums: FeedbackSums | None = None,
-) -> dict[str, dict[str, list[int]]]:
-    """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
-
-    The start noise is U(-eps, eps), the same in every epoch, so that only the model changes the curve. With `fgsm`
-    there is a third entry, one step of eps from the clean image. Each of P processes takes every P-th batch; `pause`
-    comes before each, equally often in all processes. `sums` collects further values that a method learns from.
+    Columns of the result, (C, 4 + C): correct clean images, both losses, the divergence, and how many of the attacked
+    images are predicted as each class.
     """
-    steps, batch_size, num_classes = run.training.monitor_steps, run.evaluation.batch_size, len(split.class_names)
-    attack, eps = f"pgd-{steps}", run.threat.eps
-    precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
-    ascend = functools.partial(pgd, model, eps=eps, checked=True)
-    names = ("clean", *(["fgsm"] if fgsm else []), attack)
-    correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in names}
-    with frozen(model), exact_float32(device.type):
-        batches, processes = math.ceil(len(split) / batch_size), world_size()
-        for number in range(rank(), math.ceil(batches / processes) * processes, processes):
-            pause()
-            if number >= batches:
-                continue
-            rows = slice(number * batch_size, (number + 1) * batch_size)
-            x = to_unit(as_tensor(split.images[rows]).to(device), channels_last=run.training.channels_last)
-            y = torch.from_numpy(split.labels[rows]).to(device)
-            noise = generator(device, run.seed, "monitor", number)
-            with arithmetic(device.type, precision):
-                attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, start_noise=noise)
-                single = ascend(x, y, steps=1, step_size=eps, start="none") if fgsm else None
-            with torch.no_grad():
-                logits = {"clean": model(x), attack: model(attacked)}
-                logits |= {} if single is None else {"fgsm": model(single)}
-                for name, found in logits.items():
-                    correct[name] += per_class(y, found.argmax(1) == y, num_classes)
-                if sums is not None:
-                    sums.add(y, logits["clean"], logits[attack])
-    total = split.class_counts.tolist()
-    return {name: {"correct": global_sum(counts).tolist(), "total": total} for name, counts in correct.items()}
+    clean, attacked = clean.double(), attacked.double()
+    correct, divergence = clean.argmax(1) == labels, kl_divergence(clean, attacked)
+    values = torch.stack([correct, cross_entropy(clean, labels), cross_entropy(attacked, labels), divergence], 1)
+    # A matrix product, because the order of sums in index_add_ varies on a GPU.
+    return is_label(attacked, labels).double().T @ torch.cat([values, is_label(attacked, attacked.argmax(1))], 1)
 
 
 class TrainingCurve:
@@ -117,12 +57,49 @@ class TrainingCurve:
         self.split = split
         self.epochs = set(watched_epochs(self.run, learns))
 
-    def measure(self, model: nn.Module, pause: Callable[[], None]) -> tuple[CurvePoint, Seen | None]:
-        """Return the point of `model`, and what a method that learns from it sees; `pause` comes before each batch."""
-        split, method, sums = self.split, self.method, None
-        if method.needs_feedback:
-            sums = FeedbackSums(torch.from_numpy(split.class_counts).to(self.device))
+    def measure(self, model: Any, pause: Callable[[], None]) -> tuple[CurvePoint, Seen | None]:
+        """Return the point of `model`, and what a method that learns from it sees.
+
+        The start noise is U(-eps, eps), the same in every epoch, so that only the model changes the curve. Each of P
+        processes takes every P-th batch; `pause` comes before each, equally often in all processes.
+        """
+        run, method, split, device = self.run, self.method, self.split, self.device
+        steps, batch_size, num_classes = run.training.monitor_steps, run.evaluation.batch_size, len(split.class_names)
+        name, eps = f"pgd-{steps}", run.threat.eps
+        precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
+        ascend = functools.partial(pgd, model, eps=eps, checked=True)
         # One step of the protocol's attack is a single-step method too, unless no epoch attacks.
-        fgsm = method.single_step or (self.run.threat.steps == 1 and set(method.task.stages) != {"clean"})
-        counts = monitor(model, split, self.run, device=self.device, pause=pause, fgsm=fgsm, sums=sums)
-        return from_json(CurvePoint, {"split": self.name, **counts}), None if sums is None else sums.seen(self.name)
+        single = method.single_step or (run.threat.steps == 1 and set(method.task.stages) != {"clean"})
+        names = ("clean", *(["fgsm"] if single else []), name)
+        correct = torch.zeros(len(names), num_classes, dtype=torch.int64, device=device)
+        sums = torch.zeros(num_classes, 4 + num_classes, dtype=torch.float64, device=device)
+        with frozen(model), exact_float32(device.type):
+            batches, processes = math.ceil(len(split) / batch_size), world_size()
+            for number in range(rank(), math.ceil(batches / processes) * processes, processes):
+                pause()
+                if number >= batches:
+                    continue
+                rows = slice(number * batch_size, (number + 1) * batch_size)
+                x = to_unit(as_tensor(split.images[rows]).to(device), channels_last=run.training.channels_last)
+                y, noise = (
+                    torch.from_numpy(split.labels[rows]).to(device),
+                    generator(device, run.seed, "monitor", number),
+                )
+                with arithmetic(device.type, precision):
+                    attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, start_noise=noise)
+                    stepped = [ascend(x, y, steps=1, step_size=eps, start="none")] if single else []
+                with torch.no_grad():
+                    logits = [model(images) for images in (x, *stepped, attacked)]
+                correct += torch.stack([per_class(y, found.argmax(1) == y, num_classes) for found in logits])
+                if method.needs_feedback:
+                    sums += feedback_sums(y, logits[0], logits[-1])
+        total = split.class_counts.tolist()
+        counts = dict(zip(names, global_sum(correct).tolist(), strict=True))
+        each = {name: {"correct": values, "total": total} for name, values in counts.items()}
+        point = from_json(CurvePoint, {"split": self.name, **each})
+        if not method.needs_feedback:
+            return point, None
+        sums = global_sum(sums)
+        clean, clean_loss, robust_loss, divergence = sums[:, :4].unbind(1)
+        images = torch.from_numpy(split.class_counts).to(device).double()
+        return point, Seen(self.name, images, clean, sums[:, 4:], clean_loss, robust_loss, divergence)

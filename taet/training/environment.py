@@ -139,9 +139,8 @@ def interruption(asked: threading.Event | None = None) -> Iterator[threading.Eve
             raise KeyboardInterrupt
         asked.set()
 
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
-    ignored = signal.getsignal(hangup) == signal.SIG_IGN  # as under nohup
-    numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (hangup,))}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
+    numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))}
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield asked

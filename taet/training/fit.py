@@ -9,8 +9,6 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -71,7 +69,7 @@ def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
             state.step += 1
             if average is not None and run.training.ema:
                 average.update_parameters(state.model)
-            pause("training")
+            pause(training=True)
     pause.check_finite()
     # A run that was interrupted while measuring the curve comes here again, with this epoch already averaged.
     since = epoch - epoch_at(run.training.swa, run.training.epochs)
@@ -81,16 +79,15 @@ def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
 
 def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint | None, Seen | None]:
     """Measure the point of the curve for this epoch, if it has one, and keep the best weights."""
-    curve, watching = plan.curve, partial(pause, "watching")
-    if state.epoch not in curve.epochs:
+    if state.epoch not in plan.curve.epochs:
         return None, None
     if state.average is not None and state.method.average_decay:
-        _, live = curve.measure(deployed(plan, state, pause, averaged=False), watching)
+        _, live = plan.curve.measure(deployed(plan, state, pause, averaged=False), pause)
         assert live is not None
         if state.method.admits(state.epoch, live):
             state.average.update_parameters(state.model)
     model = deployed(plan, state, pause)
-    point, seen = curve.measure(model, watching)
+    point, seen = plan.curve.measure(model, pause)
     if plan.resolved.split == "validation" or plan.run.training.selection == "best-test":  # which leaks test data
         score = point.attacked.balanced_accuracy
         if state.best is None or score > state.best[0]:
@@ -98,9 +95,7 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
     return point, seen
 
 
-def end_epoch(
-    plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint | None = None, seen: Seen | None = None
-) -> Epoch:
+def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint | None, seen: Seen | None) -> Epoch:
     """Write the row of the epoch and go on to the next one."""
     moved = drift(plan, state)
     # Not where the curve is measured, because a run that is interrupted in between measures it again.
@@ -171,12 +166,9 @@ def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     if state.average is not None and state.method.average_decay and not state.average.n_averaged:
         _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
     last = run.training.epochs - 1, deployed(plan, state, pause).state_dict()
-    best = None if state.best is None else state.best[1:]
-    delivered, other = (last, best) if run.training.selection == "last" else (best, last)
-    assert delivered is not None
-    files = {DELIVERED: delivered}
-    if other is not None and other[0] != delivered[0]:
-        files[BEST if run.training.selection == "last" else LAST] = other
+    best = last if state.best is None else state.best[1:]
+    delivered, (name, other) = (last, (BEST, best)) if run.training.selection == "last" else (best, (LAST, last))
+    files = {DELIVERED: delivered} | ({} if other[0] == delivered[0] else {name: other})
 
     def write() -> None:
         for name, (epoch, weights) in files.items():
@@ -215,7 +207,7 @@ def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model:
             for step, batch in enumerate(loaded):
                 attack = state.attack(loader.place(step), "swa", epoch, step)
                 yield examples(state, attacked, batch.x, batch.y, attack)
-                pause("estimating")
+                pause()
 
     update_bn(batches(), model)
     if not plan.run.training.sync_bn:
@@ -249,11 +241,11 @@ class Pauses:
         self.asked_to_stop = threading.Event()
         self.mark = self.looked_at = self.saved_at = time.monotonic()
 
-    def __call__(self, doing: Literal["training", "watching", "estimating"]) -> None:
-        """Pause after a batch that was spent on this; raise KeyboardInterrupt, with all saved, if the user asked."""
+    def __call__(self, *, training: bool = False) -> None:
+        """Pause after a batch, of training or of the curve; raise KeyboardInterrupt, with all saved, if asked to."""
         now, state = time.monotonic(), self.state
         state.seconds += now - self.mark
-        state.training_seconds += now - self.mark if doing == "training" else 0.0
+        state.training_seconds += now - self.mark if training else 0.0
         self.mark = now
         look, stop, save = in_any(
             now - self.looked_at > LOOK_SECONDS,

@@ -72,10 +72,11 @@ class RunFolder:
 
     @property
     def is_taken(self) -> bool:
-        """Whether it holds more than the leftovers of a process killed before the run was created."""
-        if not self.path.is_dir():
+        """Whether it may hold more than the leftovers of a process killed before the run was created."""
+        try:
+            return not all(files.is_leftover(file.name) for file in self.path.iterdir())
+        except OSError:  # also if it cannot be listed
             return self.path.exists()
-        return not all(files.is_leftover(file.name) for file in self.path.iterdir())
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
@@ -208,8 +209,12 @@ class RunFolder:
         return sorted(Path(name).stem for name in files if name.endswith(SUFFIX))
 
     def save_weights(self, name: str, state: Mapping[str, Tensor], about: WeightsAbout) -> None:
-        about = about.model_copy(update={"weights_sha256": tensors_digest(state)})
-        save_weights(self.path / f"{name}{SUFFIX}", state, about.model_dump())
+        """Save a model's `state` as safetensors, with `about` and the digest of the tensors as metadata."""
+        layout = torch.contiguous_format  # copies: safetensors refuses tensors that share memory, as tied weights do
+        tensors = {key: value.detach().to("cpu", copy=True, memory_format=layout) for key, value in state.items()}
+        metadata = about.model_dump() | {"weights_sha256": tensors_digest(state)}
+        content = save(tensors, metadata={METADATA: json.dumps(metadata)})
+        files.write_atomically(self.path / f"{name}{SUFFIX}", content)
 
     def load_weights(self, name: str, model: nn.Module) -> None:
         """Load weights into `model`; missing or changed ones, and those of another run or model, raise a UserError."""
@@ -270,13 +275,6 @@ class RunFolder:
     def state(self, of: str) -> Path:
         """The folder with the finished batches of unfinished work, such as an evaluation."""
         return self.path / f"{of}-state"
-
-
-def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Save a model's `state` as safetensors with JSON `metadata`."""
-    layout = torch.contiguous_format  # copies: safetensors refuses tensors that share memory, as tied weights do
-    tensors = {name: value.detach().to("cpu", copy=True, memory_format=layout) for name, value in state.items()}
-    files.write_atomically(path, save(tensors, metadata={METADATA: json.dumps(metadata)}))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -181,10 +181,9 @@ def load_run(
     run, model, record = load_model(folder, weights, model=model)
     _check_given(Path(folder), "dataset", dataset, record.data.arrays)
     dataset = load(run.data) if dataset is None else dataset
-    got, recorded = dataset.test.sha256[:12], record.data.test.sha256[:12]
-    if dataset.test.sha256 != record.data.test.sha256:
+    if (got := dataset.test.sha256) != (recorded := record.data.test.sha256):
         what = f"the test images of {run.data.name} are not those of {folder}"
-        raise UserError(f"{what}: got SHA-256 {got}, the run had {recorded}")
+        raise UserError(f"{what}: got SHA-256 {got[:12]}, the run had {recorded[:12]}")
     return run, model, dataset, record
 
 

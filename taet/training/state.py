@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -46,16 +46,14 @@ def weight_average(model: nn.Module, training: Training, steps: int, own_decay: 
     d is `ema_decay`, and the initial weights are the first model; with `swa` d = k / (k + 1) after k models, their
     mean; a method's `own_decay` is constant.
     """
-    if training.ema:
-        warmup = round(EMA_WARMUP * steps)
-        return averaged(model, lambda number: ema_decay(number - 1, warmup, training.ema), models=1)
-    if own_decay:
-        return averaged(model, lambda _: own_decay)
-    return averaged(model, lambda number: number / (number + 1)) if training.swa < 1 else None
+    if not (training.ema or own_decay or training.swa < 1):
+        return None
+    warmup = round(EMA_WARMUP * steps)
 
-
-def averaged(model: nn.Module, decay: Callable[[int], float], models: int = 0) -> AveragedModel:
-    """Return a copy of `model` that moves to others with decay(number of models so far); the first one replaces it."""
+    def decay(models: int) -> float:
+        if training.ema:
+            return ema_decay(models - 1, warmup, training.ema)
+        return own_decay or models / (models + 1)
 
     def move(average: TensorList, current: TensorList, _: object) -> None:
         if average[0].is_floating_point():
@@ -64,7 +62,7 @@ def averaged(model: nn.Module, decay: Callable[[int], float], models: int = 0) -
             torch._foreach_copy_(average, current)
 
     result = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
-    result.n_averaged.fill_(models)
+    result.n_averaged.fill_(int(training.ema > 0))
     return result
 
 

@@ -70,7 +70,6 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
     [
         ({"method": ["at"]}, r"unknown field of Grid 'method'.*did you mean 'methods'\?"),
         ({"methods": [{"name": "a/b", "method": "at"}]}, "name: got 'a/b'; allowed: letters, digits"),
-        ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
         ({"seeds": [0, 0]}, "seeds: got 0 2 times; allowed: each once"),
         ({"seeds": list(range(100_001))}, "got 100,001 cells; allowed: at most 100,000"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),

@@ -78,7 +78,7 @@ def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
     assert attacked(Data(imbalance_ratio=10.0), many) == attacked(Data(test="validation"), many) == {}
 
 
-@pytest.mark.parametrize("training", [3, 100, 639, 640, 5000, 60_000])
+@pytest.mark.parametrize("training", [3, 639, 640, 60_000])
 def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> None:
     found, run = OwnImages(training, (8, 8), (8, 8), True), protocols.taet("at")
     values = {name: made.value for name, made in length(run, found, CPU).items()}

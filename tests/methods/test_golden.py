@@ -23,8 +23,8 @@ from taet.methods.las_at import LARGEST_LOSS, reinforce
 from taet.methods.robust_lt import class_budgets
 from taet.models import Classifier
 from taet.models.heads import build_head
-from taet.settings import Threat
-from taet.training.state import averaged
+from taet.settings import Threat, Training
+from taet.training.state import weight_average
 from tests.methods.conftest import built, loss_on, seen_of
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -181,7 +181,8 @@ def test_average_of_the_epochs_that_cfa_admits() -> None:
     own = {"average": golden["decay"], "gate": "absolute", "threshold": golden["threshold"]}
     method = built("cfa", counts=(4, 3, 2), task={"epochs": 20}, **own)
     model = nn.Linear(1, 1, bias=False).double()
-    average = averaged(model, lambda _: method.average_decay)
+    average = weight_average(model, Training(), 0, method.average_decay)
+    assert average is not None
     for epoch, (weight, worst) in enumerate(zip(golden.raw["weights"], golden.raw["worst_robust"], strict=True)):
         nn.init.constant_(model.weight, weight)
         if method.admits(epoch, seen_of(0.9, [0.5, worst, 0.9])):

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 import taet
 from taet import methods, protocols, statistics
-from taet.data import DataFacts, Dataset, Split
+from taet.data import DataFacts, Dataset
 from taet.errors import UserError
-from taet.settings import Run, override
+from taet.settings import Run, from_json, override
 from taet.training import TrainingResult, fit, prepare, resume, train
+from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions
 from taet.training.folder import RunFolder, weights_digest
-from taet.training.record import Epoch
+from taet.training.record import CurvePoint, Epoch
 from taet.training.resolve import check_model, learns_from_validation, resolve, watched_epochs, watched_images
 from taet.training.runs import load_model
 
@@ -210,13 +211,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """Make the second of three points of the curve the best; return the weights at each point."""
     weights: list[dict[str, Tensor]] = []
 
-    def watch(model: nn.Module, split: Split, *_: Any, **__: Any) -> Any:
-        num_classes = len(split.class_names)
+    def measure(self: TrainingCurve, model: nn.Module, _: object) -> tuple[CurvePoint, None]:
         weights.append(copy.deepcopy(model.state_dict()))
-        counts = {"correct": [(1, 3, 2)[len(weights) - 1]] * num_classes, "total": [4] * num_classes}
-        return {"clean": counts, "pgd-1": counts}
+        counts = {"correct": [(1, 3, 2)[len(weights) - 1]] * 10, "total": [4] * 10}
+        return from_json(CurvePoint, {"split": self.name, "clean": counts, "pgd-1": counts}), None
 
-    monkeypatch.setattr("taet.training.curve.monitor", watch)
+    monkeypatch.setattr(TrainingCurve, "measure", measure)
     return weights
 
 

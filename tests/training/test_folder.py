@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import taet
 from taet import report
-from taet.cli import main
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.check import verify
-from taet.files import seal
+from taet.files import remove_leftovers, seal
 from taet.settings import Run
 from taet.training import TrainingResult, resume, train
-from taet.training.folder import RunFolder, weights_digest
+from taet.training.folder import RunFolder, WeightsAbout, weights_digest
 from taet.training.record import Epoch, RunRecord
 from taet.training.runs import load_model, load_run
 
@@ -69,7 +68,8 @@ def test_what_is_written_is_read_back_and_verified(result: TrainingResult) -> No
 def test_weights_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
     tied = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
-    taet.training.folder.save_weights(tmp_path / "tied.safetensors", tied.state_dict(), {})
+    about = WeightsAbout(method="at", epoch=1, run_hash="")
+    RunFolder(tmp_path).save_weights("tied", tied.state_dict(), about)
     found = load_file(tmp_path / "tied.safetensors")
     assert torch.equal(found["0.weight"], tied[0].weight)
     assert torch.equal(found["1.weight"], tied[0].weight)
@@ -187,15 +187,11 @@ def changed(values: Any, name: str, value: Any) -> Any:
     ("name", "values"),
     [
         ("run", (5, {"zz": 1})),
-        ("run.training.lr", ("x", -1)),
         ("data.image_shape", ([1, 8], [1, 0, 8])),
-        ("data.class_names", (["a"], 5)),
-        ("data.splits", ({}, 5)),
-        ("data.splits.test.sha256", (5, "x")),
-        ("epoch", (0, "x")),
-        ("predicted", (5, [-1] * 10)),
-        ("monitor", (5, {}, {"split": "test", "clean": {"correct": [1], "total": [1]}})),
-        ("monitor.clean", (5, {"correct": [5] * 10, "total": [1] * 10})),
+        ("data.class_names", (["a"],)),
+        ("data.splits", ({},)),
+        ("monitor", ({}, {"split": "test", "clean": {"correct": [1], "total": [1]}})),
+        ("monitor.clean", ({"correct": [5] * 10, "total": [1] * 10},)),
     ],
 )
 def test_fields_of_record_and_row_are_typed(result: TrainingResult, name: str, values: tuple[Any, ...]) -> None:
@@ -218,15 +214,6 @@ def test_fields_of_record_and_row_are_typed(result: TrainingResult, name: str, v
 def test_a_foreign_file_is_refused(folder: Path, without_checksums: Strip, file: str, text: str, match: str) -> None:
     (without_checksums(folder) / file).write_text(text)
     refused(lambda: [load_run(folder), RunFolder(folder).metrics], match)
-
-
-def test_a_wrong_record_stops_every_command_before_anything_is_changed(folder: Path, without_checksums: Strip) -> None:
-    stored = json.loads((without_checksums(folder) / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(changed(stored, "data.image_shape", [1, 0, 8])))
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for words in (["train", "--resume"], ["evaluate"], ["report"], ["predict"], ["export", "--format", "pt2"]):
-        assert main([*words, str(folder), *([__file__] if words == ["predict"] else [])]) == 2
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_other_images_and_other_settings_than_those_of_the_run_are_refused(
@@ -262,3 +249,17 @@ def test_one_process_owns_a_folder_and_readers_need_no_lock(folder: Path, tmp_pa
     with RunFolder(folder).own():
         refused(lambda: resume(folder), r"run is in use")
         report.write([folder], tmp_path / "r.html")
+
+
+def test_a_folder_that_is_gone_or_cannot_be_listed_is_no_fault_of_the_program(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove_leftovers(tmp_path / "gone")
+
+    def denied(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)  # a test may run as root, who may list every folder
+    with RunFolder(tmp_path).own():
+        pass
+    refused(lambda: train(tiny("at"), out=tmp_path), "exists and is not this run; choose another --out")

@@ -110,20 +110,13 @@ def work(number: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(
-    request: pytest.FixtureRequest,
     tiny: Callable[..., Run],
     tmp_path_factory: pytest.TempPathFactory,
     side_by_side: Callable[[str, Path, int], None],
 ) -> Path:
     """Where they all were."""
     folder = tmp_path_factory.mktemp("processes")
-    items = (item for item in request.session.items if item.path == request.path and hasattr(item, "callspec"))
-    chosen = {item.callspec.params["name"] for item in items}
-    runs = {
-        name: to_json(tiny(method, SHARED | changes))
-        for name, (method, changes) in RUNS.items()
-        if name in chosen or not chosen
-    }
+    runs = {name: to_json(tiny(method, SHARED | changes)) for name, (method, changes) in RUNS.items()}
     (folder / "runs.json").write_text(json.dumps(runs))
     side_by_side(__file__, folder, MOST)
     return folder

@@ -1,4 +1,4 @@
-"""Images on disk: the same numbers as in memory, and no more memory than their batches."""
+"""Images on disk: the same numbers as in memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from taet import evaluate
 from taet.data import load
 from taet.settings import Run
 from taet.training import train
-
-"""Bytes of memory for all."""
-"""Bytes of memory beside the libraries, for images of 4.6e8. Training alone takes 2.6e8 to 3.1e8, by processor."""
 
 
 @pytest.mark.parametrize(
