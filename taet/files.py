@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from taet.errors import UserError, cut, printable
 
+Json = dict[str, Any]  # an object, as `json.loads` returns it
 MOST_BYTES = 2**31  # of a file that is read at once
 MOST_JSON_BYTES = 2**26  # nested lists take up to 30 times as much memory as their text
 SEAL = "sha256"  # field of a sealed JSON file
@@ -84,7 +85,7 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def seal(values: Mapping[str, object]) -> dict[str, Any]:
+def seal(values: Mapping[str, object]) -> Json:
     """Return the JSON object `values` with the SHA-256 of all its other fields as `sha256`."""
     stored = json.loads(json.dumps({name: value for name, value in values.items() if name != SEAL}))
     return {**stored, SEAL: digest(stored)}

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from taet.errors import PLUGIN, UserError, custom_code, nearest, said, unknown
-from taet.files import read_bytes
+from taet.files import Json, read_bytes
 
 Kind = Literal["methods", "attacks", "data", "models"]
 PACKAGE = Path(__file__).parent
@@ -113,7 +113,7 @@ def _offered(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
     return names
 
 
-def _declared(tree: ast.Module) -> dict[str, Any]:
+def _declared(tree: ast.Module) -> Json:
     """What the classes of a file say of a method, as far as it is literal; its own import checks it."""
     body = [node for cls in tree.body if isinstance(cls, ast.ClassDef) for node in cls.body]
     found = {name: _literal(body, name) for name in ("reference", "deviations")}

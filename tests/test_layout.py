@@ -201,14 +201,14 @@ def test_a_name_of_a_type_is_used_once() -> None:
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs. The aim is 18,000 lines.
-MOST_LINES = 27_178
+MOST_LINES = 20_740
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
     assert sum(path.read_text().count("\n") for path in FILES) <= MOST_LINES
 
 
-MOST_ANY = 269
+MOST_ANY = 119
 
 
 def test_any_stays_rare() -> None:

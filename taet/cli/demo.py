@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from taet.cli.compare import text
 from taet.cli.options import Command, OutPath, parse
+from taet.files import Json
 
 # The protocol, adapted to the data. Strokes are black on white, so eps is larger than for photographs; the steps are in
 # proportion, a quarter of eps in training and an eighth in evaluation. 477 images give few steps per epoch, hence
 # batches of 64. The balanced test set has 50 images of the rarest class; the long-tailed one would have 6.
-CHANGES: dict[str, Any] = {
+CHANGES: Json = {
     "data.test": "balanced",
     "model.name": "resnet8",
     "data.test_max_count": 50,

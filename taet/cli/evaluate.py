@@ -6,12 +6,13 @@ import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from taet import registry
 from taet.cli.options import POSITIONAL, OfModel, Options, OutPath, Weights, call_text, of_part, parse
 from taet.errors import UserError
 from taet.fields import check_value
+from taet.files import Json
 from taet.settings import Data, Evaluation
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Evaluate(OfModel):
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
 
 
-def read(words: list[str]) -> tuple[Evaluate, dict[str, Any]]:
+def read(words: list[str]) -> tuple[Evaluate, Json]:
     """Parse a call; mistakes are refused before anything is loaded."""
     parts = [Options("evaluation", Evaluation(), bare=True, usual=USUAL), Options("data", Data(), usual=OF_DATA)]
     command, given = parse(Evaluate, words, "taet evaluate", parts)
@@ -99,7 +100,7 @@ def run(words: list[str]) -> None:
 
 
 def opened(
-    name: str, data: dict[str, Any], weights: str | None, normalize: str
+    name: str, data: Json, weights: str | None, normalize: str
 ) -> tuple[Path | nn.Module, Dataset, tuple[str, ...]]:
     """Return a run's folder, or a model of any origin; its test images, by default resized to the run's; and notes."""
     from taet.data import load

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 from taet import registry
 from taet.cli.options import POSITIONAL, Command, parse
+from taet.files import Json
 from taet.protocols import PROTOCOLS, recipe_settings, recipes
 from taet.settings import option
 
@@ -22,7 +23,7 @@ class List(Command):
     """Print JSON."""
 
 
-def rows(kind: str) -> list[dict[str, Any]]:
+def rows(kind: str) -> list[Json]:
     """Return every name of `kind` with its title; for a method also its paper and its deviations from the protocol."""
     if kind == "protocols":
         return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]

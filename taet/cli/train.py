@@ -9,13 +9,13 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from taet import protocols, registry
 from taet.cli.options import POSITIONAL, Command, Options, RunPath, Trusted, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
-from taet.files import check_output, parse_json, read_bytes
+from taet.files import Json, check_output, parse_json, read_bytes
 from taet.formatting import duration, plural, size
 from taet.settings import Run, flat, option, override, to_json
 
@@ -79,13 +79,13 @@ class Request(NamedTuple):
     """A parsed call: the run as the protocol prescribes it, and the dotted fields that a file or an option gives."""
 
     start: Run
-    given: dict[str, Any]
+    given: Json
     options: Train
 
     def run(self) -> Run:
         return override(self.start, self.given)
 
-    def planned(self) -> tuple[Run, dict[str, Any]]:
+    def planned(self) -> tuple[Run, Json]:
         """Return the run with missing settings chosen for the images and the machine, and those choices."""
         from taet.experiments import own_images
 
@@ -128,7 +128,7 @@ def read(words: Sequence[str]) -> Request:
     return _checked(Request(start, given, options), file)
 
 
-def _checked(request: Request, file: dict[str, Any]) -> Request:
+def _checked(request: Request, file: Json) -> Request:
     """Add the settings of a file, and refuse what could only fail after the training."""
     from taet import models
     from taet.evaluation.bundles import attacks_of
@@ -143,7 +143,7 @@ def _checked(request: Request, file: dict[str, Any]) -> Request:
     return request
 
 
-def settings_in(path: Path) -> dict[str, Any]:
+def settings_in(path: Path) -> Json:
     """Return the settings of a file by dotted name: TOML, the JSON of --print-config, or a run.json."""
     content = read_bytes(path, most=MOST_BYTES)
     with located(str(path)):

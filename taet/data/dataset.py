@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from taet.data.images import Files
 from taet.data.storage import Pixels, pieces
 from taet.errors import UNPRINTABLE, UserError, printable
+from taet.files import Json
 from taet.statistics import Ints
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
@@ -106,7 +107,7 @@ class Split(Part):
         """Return the images at `positions`, in that order; None: all."""
         return self if positions is None else Split(np.asarray(self.images[positions]), *self._at(positions))
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Json:
         """Return indices, sha256 and class_counts, which identify the split, as plain JSON."""
         counts = self.class_counts.tolist()
         return {"indices": self.indices.tolist(), "sha256": self.sha256, "class_counts": counts}
@@ -166,7 +167,7 @@ class Dataset:
         }
         return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Json:
         """Return the entry about the test images for result cards."""
         return {"name": self.name, "imbalance_ratio": self.imbalance_ratio, "notes": list(self.notes)}
 
@@ -208,7 +209,7 @@ class Dataset:
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Json:
         """Return `Split.manifest` of each split."""
         return {name: split.manifest() for name, split in self.splits.items()}
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 import numpy as np
 
 from taet.data.dataset import Dataset
+from taet.files import Json
 from taet.statistics import class_groups, class_ranks
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
+def describe(dataset: Dataset) -> Json:
     """Return class counts of each split, imbalance ratio, groups, ranks, checksums, notes and more, as plain JSON."""
     return {
         "name": dataset.name,

@@ -17,10 +17,10 @@ from taet import statistics
 from taet.attacks.ball import Norm
 from taet.attacks.counted import WORK
 from taet.errors import UserError, cut, located, said, unknown
-from taet.evaluation.column import WORST_CASE, CardPart, Column, Json, PackedLabels, Stored, Summary, disagreements
+from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, Stored, Summary, disagreements
 from taet.evaluation.facts import ModelFacts
 from taet.fields import refused
-from taet.files import check_seal, read_json, seal, write_json
+from taet.files import Json, check_seal, read_json, seal, write_json
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 

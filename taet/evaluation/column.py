@@ -19,9 +19,9 @@ from taet.attacks.ball import Norm
 from taet.attacks.spec import AttackSpec, Identity, identity
 from taet.errors import UserError, cut
 from taet.fields import Record
+from taet.files import Json
 from taet.statistics import Ints
 
-Json = dict[str, Any]  # A JSON object, as `json.loads` returns it
 WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
 CurveName = Literal["steps", "eps", "logit-scale"]

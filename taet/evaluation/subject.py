@@ -23,9 +23,9 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
-from taet.evaluation.column import Json, plain
+from taet.evaluation.column import plain
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored
-from taet.files import file_sha256
+from taet.files import Json, file_sha256
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.settings import Evaluation, Threat

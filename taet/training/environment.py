@@ -16,13 +16,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
 import taet
 from taet.distributed import world_size
 from taet.errors import UserError
+from taet.files import Json
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
@@ -75,7 +75,7 @@ def taet_command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "taet", *words]
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> Json:
     """Versions, commit, device and time, as run.json and result cards record them."""
     processor = _reported("model name") or platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor}, {os.cpu_count()} cores"

@@ -19,6 +19,7 @@ from taet import models
 from taet.data.augmentation import as_tensor, to_unit
 from taet.distributed import first, global_sum, in_any, rank, share, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located, needed
+from taet.files import Json
 from taet.methods.base import Seen
 from taet.models.sync_norm import average_statistics
 from taet.progress import Progress
@@ -27,7 +28,7 @@ from taet.training.environment import interruption, keep_freed_memory, peak_memo
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, WeightsAbout
 from taet.training.optimizer import learning_rate, set_learning_rate
 from taet.training.prepare import TrainingPlan
-from taet.training.record import CurvePoint, Epoch, JsonDict
+from taet.training.record import CurvePoint, Epoch
 from taet.training.state import State
 from taet.training.step import examples, training_step
 
@@ -127,7 +128,7 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
     return row
 
 
-def drift(plan: TrainingPlan, state: State) -> JsonDict:
+def drift(plan: TrainingPlan, state: State) -> Json:
     """Return mean and quartiles per class of the L2 distance between the examples of this and of the last epoch.
 
     Of the first `distance_images` of every class, not augmented and with the same start noise in every epoch, in image

@@ -27,9 +27,10 @@ from taet import files
 from taet.data.splits import VALIDATION
 from taet.errors import UserError, custom_code, located
 from taet.fields import Count, Record, Sha256
+from taet.files import Json
 from taet.models.weights import check_archive
 from taet.settings import from_json
-from taet.training.record import Epoch, JsonDict, RunRecord, training_settings
+from taet.training.record import Epoch, RunRecord, training_settings
 
 SCHEMA = 1
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
@@ -156,7 +157,7 @@ class RunFolder:
                     raise UserError(f"got epoch {epochs[-1].epoch}; allowed: {number}; were its rows changed?")
         return tuple(epochs)
 
-    def write_metrics(self, rows: Sequence[JsonDict]) -> None:
+    def write_metrics(self, rows: Sequence[Json]) -> None:
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         files.write_atomically(self.path / METRICS, "".join(lines).encode())
 
@@ -172,7 +173,7 @@ class RunFolder:
         torch.save({"run_hash": self.record.run_hash, **state}, buffer)
         files.write_atomically(self.checkpoint, buffer.getvalue(), check=_load)
 
-    def load_checkpoint(self) -> JsonDict:
+    def load_checkpoint(self) -> Json:
         """Return the state of the run; a damaged file or another run's raises a UserError."""
         path = self.checkpoint
         # torch reports a truncated or foreign file in many types

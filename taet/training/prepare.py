@@ -21,7 +21,7 @@ from taet.data.loader import Loader
 from taet.distributed import copy_first, first, gather, in_turn, rank, world_size
 from taet.errors import UserError
 from taet.fields import plain
-from taet.files import file_sha256
+from taet.files import Json, file_sha256
 from taet.models import Adapter, Classifier, memory_layout
 from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations, synchronised
@@ -33,7 +33,7 @@ from taet.training.environment import bf16_instructions, environment, resolve_de
 from taet.training.folder import SCHEMA
 from taet.training.graphs import Graphs
 from taet.training.optimizer import build_optimizer
-from taet.training.record import JsonDict, RunRecord
+from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
 from taet.training.state import State, weight_average
 from taet.training.step import training_step
@@ -251,7 +251,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
     return RunRecord.model_validate(plain(values))
 
 
-def _describe_extra(plan: TrainingPlan) -> tuple[JsonDict | None, list[str]]:
+def _describe_extra(plan: TrainingPlan) -> tuple[Json | None, list[str]]:
     mixture, source = plan.resolved.mixture, plan.run.data.extra_source or ""
     if plan.extra is None or mixture is None:
         return None, []

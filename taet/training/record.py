@@ -12,11 +12,10 @@ from pydantic import ConfigDict, Field, PlainSerializer, model_validator
 from taet import statistics
 from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
-from taet.files import digest
+from taet.files import Json, digest
 from taet.models.heads import Head
 from taet.settings import Data, Run, from_json, to_json
 
-JsonDict: TypeAlias = dict[str, Any]
 PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
@@ -27,13 +26,13 @@ LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings of the evaluation of the finished model."""
 
 
-def training_settings(run: Run | Mapping[str, Any]) -> JsonDict:
+def training_settings(run: Run | Mapping[str, Any]) -> Json:
     """Return the settings that determine a run's training, by dotted name.
 
     `run` may be given as JSON, which is read as this version reads it; what it cannot read is taken as stored.
     """
     if isinstance(run, Run):
-        values, behind = to_json(run), JsonDict()
+        values, behind = to_json(run), Json()
     else:
         values, behind = current(run), left_behind(run)
         with contextlib.suppress(UserError):
@@ -41,13 +40,13 @@ def training_settings(run: Run | Mapping[str, Any]) -> JsonDict:
     return {name: value for name, value in _flat(values).items() if name not in MACHINE | LATER} | behind
 
 
-def current(stored: Mapping[str, Any]) -> JsonDict:
+def current(stored: Mapping[str, Any]) -> Json:
     """Return stored JSON of a run without the settings of its data that have left."""
     data = {name: value for name, value in stored.get("data", {}).items() if name not in Data.left}
     return {**stored, **({"data": data} if "data" in stored else {})}
 
 
-def left_behind(stored: Mapping[str, Any]) -> JsonDict:
+def left_behind(stored: Mapping[str, Any]) -> Json:
     """Return the settings that have left and are not at their default, by dotted name."""
     data = stored.get("data", {})
     return {f"data.{name}": data[name] for name, value in Data.left.items() if name in data and data[name] != value}
@@ -64,8 +63,8 @@ def run_hash(run: Run | Mapping[str, Any]) -> str:
     return digest({**values, **kept})
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> JsonDict:
-    found = JsonDict()
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Json:
+    found = Json()
     for key, value in values.items():
         nested = isinstance(value, Mapping)
         plain = list(value) if isinstance(value, tuple) else value
@@ -99,7 +98,7 @@ class DataRecord(Record):
     notes: tuple[str, ...] = ()
     arrays: bool
     splits: dict[str, SplitRecord]
-    extra: JsonDict | None = None
+    extra: Json | None = None
     """Extra images: how they were made, in the user's words, and mixed in; their hash and that of the test images."""
 
     @model_validator(mode="after")
@@ -141,11 +140,11 @@ class RunRecord(Record):
     """
 
     version: Count = Field(alias="schema")
-    settings: JsonDict = Field(alias="run")
+    settings: Json = Field(alias="run")
     method_title: str
     reference: str | None = None
     deviations: tuple[str, ...]
-    stages: tuple[JsonDict, ...] = ()
+    stages: tuple[Json, ...] = ()
     selection: SelectionRecord
     data: DataRecord
     model_given: bool
@@ -173,7 +172,7 @@ class RunRecord(Record):
         from_json(Run, {**current(record.settings), "settings": None})
         return record
 
-    def to_json(self) -> JsonDict:
+    def to_json(self) -> Json:
         """Return the content of run.json."""
         return self.model_dump(by_alias=True)
 
@@ -266,7 +265,7 @@ class Epoch(Record):
         """Build an epoch from a row; a missing or wrong field is a UserError."""
         return from_json(cls, row)
 
-    def to_json(self) -> JsonDict:
+    def to_json(self) -> Json:
         """Return the row."""
         return self.model_dump(mode="json", by_alias=True)
 

@@ -14,6 +14,7 @@ from taet import models
 from taet.data import Dataset, load
 from taet.distributed import first, joined
 from taet.errors import UserError
+from taet.files import Json
 from taet.formatting import plural
 from taet.progress import Progress
 from taet.settings import Data, Run, override
@@ -22,7 +23,7 @@ from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, fit
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
-from taet.training.record import Epoch, JsonDict, RunRecord, run_hash
+from taet.training.record import Epoch, RunRecord, run_hash
 from taet.training.state import State
 
 Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
@@ -36,7 +37,7 @@ class TrainingResult:
     run: Run
     model: nn.Module
     dataset: Dataset
-    history: tuple[JsonDict, ...]
+    history: tuple[Json, ...]
 
     def __repr__(self) -> str:
         epochs = [Epoch.from_json(row) for row in self.history]

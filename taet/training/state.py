@@ -15,6 +15,7 @@ from taet.attacks.noise import Source
 from taet.attacks.objectives import Weighting, generation_weighting
 from taet.distributed import global_sum, rank
 from taet.errors import UserError
+from taet.files import Json
 from taet.losses import Loss
 from taet.methods.base import Attack, Method
 from taet.models import Adapter, Classifier
@@ -23,7 +24,6 @@ from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
 from taet.training.graphs import Graphs
-from taet.training.record import JsonDict
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
@@ -88,10 +88,10 @@ class EpochSums:
         """Return the counts over all processes, (3, C)."""
         return global_sum(self.counts)
 
-    def state_dict(self) -> JsonDict:
+    def state_dict(self) -> Json:
         return {"counts": self.together(), "sums": self.sums, "images": self.images}
 
-    def load_state_dict(self, state: JsonDict) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Restore sums over all processes: the first process takes the counts."""
         self.counts = int(rank() == 0) * state["counts"].to(self.counts.device)
         self.sums = {name: value.to(self.counts.device) for name, value in state["sums"].items()}
@@ -121,7 +121,7 @@ class State:
     training_seconds: float = 0.0
     best: tuple[float, int, dict[str, Tensor]] | None = None
     examples: Tensor | None = None
-    rows: list[JsonDict] = field(default_factory=list)
+    rows: list[Json] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.device = self.method.exposure.device
@@ -198,7 +198,7 @@ class State:
         finite = all(torch.isfinite(p).all() for p in (*self.model.parameters(), *self.method.parameters()))
         return "" if finite else "a weight"
 
-    def state_dict(self) -> JsonDict:
+    def state_dict(self) -> Json:
         """Return the checkpoint: plain Python and tensors."""
         return {
             **{name: getattr(self, name) for name in PLAIN},
@@ -213,7 +213,7 @@ class State:
             "examples": self.examples,
         }
 
-    def load_state_dict(self, saved: JsonDict) -> None:
+    def load_state_dict(self, saved: Json) -> None:
         """Restore a `state_dict` of the same run."""
         if missing := sorted(self.state_dict().keys() - saved.keys()):
             raise UserError(f"lacks {missing[0]}: another version of taet wrote it; start a new run")
