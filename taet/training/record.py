@@ -14,7 +14,7 @@ from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.files import Json, digest
 from taet.models.heads import Head
-from taet.settings import Data, Run, from_json, to_json
+from taet.settings import Data, Run, flat, from_json, to_json
 
 PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
@@ -37,7 +37,8 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
         values, behind = current(run), left_behind(run)
         with contextlib.suppress(UserError):
             values = to_json(from_json(Run, values))
-    return {name: value for name, value in _flat(values).items() if name not in MACHINE | LATER} | behind
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(values)}
+    return {name: value for name, value in plain.items() if name not in MACHINE | LATER} | behind
 
 
 def current(stored: Mapping[str, Any]) -> Json:
@@ -61,15 +62,6 @@ def run_hash(run: Run | Mapping[str, Any]) -> str:
     parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}
     kept = {part: {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} for part, entry in parts.items()}
     return digest({**values, **kept})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Json:
-    found = Json()
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        plain = list(value) if isinstance(value, tuple) else value
-        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: plain}
-    return found
 
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
