@@ -115,7 +115,7 @@ def test_the_readme_and_the_first_hour_run_as_they_are_written(tmp_path: Path, m
     assert len(calls) == 7
     for words in calls:
         assert main(words) == 0, words
-    for made in ("counts.png", "report.html", "runs/digits/report.html", "runs/study/report.html", "predictions.csv"):
+    for made in ("report.html", "runs/digits/report.html", "runs/study/report.html", "predictions.csv"):
         assert (tmp_path / made).exists(), made
 
 
