@@ -98,6 +98,7 @@ def test_lightning(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name}: balanced {100 * statistics.balanced_accuracy(correct, total):.1f} %" in printed
 
 
+@pytest.mark.full
 def test_until_decided(trained: dict[int, Path], capsys: pytest.CaptureFixture[str]) -> None:
     module, long, short = example("until_decided"), str(trained[12]), str(trained[1])
     decision = module["main"]([long, short, "--attack", "fgsm"])
@@ -132,6 +133,7 @@ def test_embed(trained: dict[int, Path], tmp_path: Path) -> None:
     assert all(0.1 < side["separability"] <= 1 for side in found.values())
 
 
+@pytest.mark.full
 def test_learning_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, changes = example("learning_curve"), {**SHORT, "data.test_max_count": 4, "training.monitor_every": 0}
     found = module["main"](["standard", "--seeds", "2", "--out", str(tmp_path)], changes)
@@ -144,6 +146,7 @@ def test_learning_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (estimate.high - estimate.low) / 2 == pytest.approx(reach)
 
 
+@pytest.mark.full
 def test_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna", reason="examples/tune.py needs pip install optuna")
     warnings.simplefilter("ignore")  # of Optuna, about its journal

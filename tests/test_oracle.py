@@ -9,9 +9,8 @@ import pytest
 COMMITTED = ("cards", "flags", "runs", "grids", "paired", "verdicts", "boards", "tables")
 
 
-@pytest.mark.parametrize(
-    "sections", [COMMITTED, pytest.param(("commands", "training"), marks=pytest.mark.full)], ids=" ".join
-)
+@pytest.mark.full
+@pytest.mark.parametrize("sections", [COMMITTED, ("commands", "training")], ids=" ".join)
 def test_no_number_moved(sections: tuple[str, ...]) -> None:
     words = [sys.executable, Path(__file__).with_name("oracle.py"), "compare", *sections]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -74,6 +74,7 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
     assert again.out == Path("runs/evaluate-torchvision-resnet18-net-imagenet/evaluation.json").read_text()
 
 
+@pytest.mark.full
 def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any) -> None:
     data = ("--data", "digits-lt", "--data.max-count", "60", "--data.test-max-count", "6")
     words = ("--attacks", "fgsm", "pgd-3", "--eps", "0.02", "--out", "card")

@@ -136,6 +136,7 @@ def test_a_smoke_item_runs_end_to_end_and_only_once(tmp_path: Path) -> None:
 # Verdicts; the oracle holds every word and interval
 
 
+@pytest.mark.full
 def test_the_page_is_in_step_with_the_cards(committed: Runs) -> None:
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     assert findings.page(committed) == page, "run: python papers/findings.py --write"

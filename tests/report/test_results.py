@@ -243,6 +243,7 @@ def test_the_lines_of_one_test_set_are_those_of_its_cards(monkeypatch: pytest.Mo
     assert len(" ".join(line for line in page.splitlines() if not line.startswith("|")).split()) <= 600
 
 
+@pytest.mark.full
 def test_the_notebook_asks_five_questions_in_five_lines_each(monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "examples" / "results.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -161,6 +161,7 @@ def test_steps_are_counted_as_a_loop_would_and_follow_the_schedule(
     assert told == [finished.dataset.class_counts.tolist(), *before]
 
 
+@pytest.mark.full
 def test_distances_of_examples_from_epoch_to_epoch_change_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
     plain = train(tiny("at", {"training.epochs": 3}), out=tmp_path / "plain")
     watched = train(tiny("at", {"training.epochs": 3, "training.distance_images": 3}), out=tmp_path / "run")
@@ -275,6 +276,7 @@ def test_a_run_delivers_the_moving_average_of_its_steps(tiny: Tiny, tmp_path: Pa
     assert not torch.allclose(found, weights[-1])
 
 
+@pytest.mark.full
 def test_a_run_delivers_the_mean_of_its_last_epochs_with_statistics_of_its_own(
     tiny: Tiny, tmp_path: Path, steps_seen: list[Any]
 ) -> None:

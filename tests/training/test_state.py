@@ -71,7 +71,8 @@ def test_killed_or_interrupted_before_any_step(
     assert_same(out, whole.folder)
 
 
-@pytest.mark.parametrize("swa", [0.25, pytest.param(0.6, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("swa", [0.25, 0.6])
 def test_stopped_while_training_watching_and_estimating_statistics(
     swa: float, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
 ) -> None:
@@ -107,6 +108,7 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(monkeypatch: pytes
         signal.raise_signal(signal.SIGINT)  # as torchrun sends it once more
 
 
+@pytest.mark.full
 def test_pretrained_weights_are_not_needed_again(
     tiny: Tiny, tmp_path: Path, killed_before: BeforeStep, assert_same: AssertSame
 ) -> None:
