@@ -220,7 +220,11 @@ def run(words: list[str]) -> None:
             with progress(run.method) as report:
                 command = call_text(["train", *words])
                 finished = train(run, out=options.out, progress=report, command=command, announce=announce)
-        row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
+        row = {
+            "run": str(finished.folder),
+            "epochs": len(finished.history),
+            "last": next(reversed(finished.history), None),
+        }
         print(json.dumps(row) if options.as_json else finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
         if is_own(asked.data.name) if options.evaluate is None else options.evaluate:

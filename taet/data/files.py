@@ -51,6 +51,8 @@ def of_rows(
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
         raise UserError(f"{where}: got the splits {got}; allowed: train, test and validation, or no splits")
+    if repeated := [file for file, times in Counter(row.file for row in rows).items() if times > 1]:
+        raise UserError(f"{where}: got '{repeated[0]}' in several rows; allowed: each image once")
     images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable)
     if data.skip_unreadable and images.unreadable:
         rows = [row for row in rows if row.file not in images.unreadable]

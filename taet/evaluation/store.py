@@ -96,7 +96,10 @@ def find(path: Path, card: Card) -> Card | None:
 
 def _alike(known: Card, card: Card) -> bool:
     """Return whether the outputs on two cards are equal up to rounding; cards of older versions have none."""
-    one, other = (np.array(of.model.get("answers", ()), dtype=np.float64) for of in (known, card))
+    try:
+        one, other = (np.array(of.model.get("answers", ()), dtype=np.float64) for of in (known, card))
+    except (TypeError, ValueError):
+        return False  # edited by hand
     limit = TOLERANCE * (float(np.nanmax(np.abs(other), initial=0)) or 1.0)
     return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
 

@@ -43,8 +43,9 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
 
 def current(stored: Mapping[str, Any]) -> Json:
     """Return stored JSON of a run without the settings of its data that have left."""
-    data = {name: value for name, value in stored.get("data", {}).items() if name not in Data.left}
-    return {**stored, **({"data": data} if "data" in stored else {})}
+    if not isinstance(data := stored.get("data"), Mapping):
+        return {**stored}  # whose model refuses it
+    return {**stored, "data": {name: value for name, value in data.items() if name not in Data.left}}
 
 
 def left_behind(stored: Mapping[str, Any]) -> Json:
