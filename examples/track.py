@@ -14,11 +14,12 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from taet.evaluation import ResultCard
+from taet.settings import flat
 
 MOST_TEXT = 250  # characters of a parameter of MLflow
 
@@ -32,15 +33,6 @@ class Tracked(NamedTuple):
     """Finite values by name, for each epoch from 1."""
     results: dict[str, float]
     """Values of the result card; empty before it exists."""
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of nested dictionaries."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def read(folder: Path) -> Tracked:
