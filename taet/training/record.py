@@ -50,7 +50,8 @@ def current(stored: Mapping[str, Any]) -> Json:
 
 def left_behind(stored: Mapping[str, Any]) -> Json:
     """Return the settings that have left and are not at their default, by dotted name."""
-    data = stored.get("data", {})
+    if not isinstance(data := stored.get("data"), Mapping):
+        return {}
     return {f"data.{name}": data[name] for name, value in Data.left.items() if name in data and data[name] != value}
 
 
