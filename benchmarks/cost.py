@@ -7,7 +7,7 @@
 Training steps are those of real runs, on random images that are on the device: an epoch is its steps, without data
 loading and evaluation. Passes are counted with the attack on the model itself; operations are the multiplications and
 additions of convolutions and matrix products, by torch's own formulas. Seconds are measured `--rounds` times in this
-process, after one round that fills caches, on a GPU without CUDA graphs; the two times of a ratio are measured one
+process, after one round that fills caches; the two times of a ratio are measured one
 after the other. A measured number is {"median", "spread": [least, largest]} over rounds.
 
 With F and B the passes of a step on clean images, F' and B_adv those of one step of the attack (in the paper F' = F),
@@ -155,7 +155,7 @@ class Steps:
         return Attack(Threat(steps=self.kappa if steps is None else steps), self.source)
 
     def step(self, batch: Batch, number: int = 0, *, steps: int | None = None, viewed: bool = True) -> None:
-        """Make one training step as in a run, but never from a CUDA graph; `viewed`: attack the view."""
+        """Make one training step as in a run; `viewed`: attack the view."""
         run, view = Run(training=Training(precision="bf16" if self.bf16 else "float32")), self.view if viewed else None
         state = State(self.model, self.method, self.optimizer, run, step=number, view=view)
         training_step(state, batch, self.attack(steps))

@@ -85,14 +85,13 @@ def main() -> int:
 
 
 def summary(rounds: list[dict[str, Any]], images: int) -> dict[str, Any]:
-    """Return median images per second, losses, peak memory, and whether steps were CUDA graphs, of a side's rounds."""
+    """Return median images per second, losses and peak memory of a side's rounds."""
     losses = [one["loss"] for one in rounds]
     return {
         "images_per_second": round(images / statistics.median(one["seconds"] for one in rounds), 2),
         "loss": round(statistics.mean(losses), 4),
         "losses": [round(loss, 4) for loss in losses],
         "peak_memory_mb": max(round(one["peak_memory_mb"], 1) for one in rounds),
-        "replayed": rounds[-1].get("replayed", False),
     }
 
 
@@ -143,9 +142,8 @@ def measured(run: Run, folder: RunFolder, data: Dataset) -> list[float]:
             asked()
             took = seconds(lambda: train_epoch(plan, state, pause), plan.device)
             losses.append(state.sums.sums["total"].item() / state.sums.images)
-            replayed = state.graphs is not None and state.graphs.recorded > 0
             peak = peak_memory_mb(plan.device)
-            answer({"seconds": took, "loss": losses[-1], "peak_memory_mb": peak, "replayed": replayed})
+            answer({"seconds": took, "loss": losses[-1], "peak_memory_mb": peak})
             state.end_epoch(state.sums.together()[2])
     return losses
 

@@ -1,6 +1,6 @@
-"""Copy a run folder, finished or in progress, to MLflow or Weights & Biases.
+"""Copy a run folder, finished or in progress, to MLflow, Weights & Biases or TensorBoard.
 
-    pip install mlflow            # or wandb
+    pip install mlflow            # or wandb, or tensorboard
     python examples/track.py runs/taet --to mlflow
     python examples/track.py runs/taet --to print
 
@@ -86,7 +86,19 @@ def to_wandb(run: Tracked, project: str) -> None:
         opened.summary.update(run.results)
 
 
-TRACKERS = {"mlflow": to_mlflow, "wandb": to_wandb, "print": to_print}
+def to_tensorboard(run: Tracked, project: str) -> None:
+    """Write events into PROJECT/NAME, which `tensorboard --logdir PROJECT` shows."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(f"{project}/{run.name}") as writer:
+        for epoch, values in run.epochs.items():
+            for name, value in values.items():
+                writer.add_scalar(name, value, epoch)
+        for name, value in run.results.items():
+            writer.add_scalar(name, value)
+
+
+TRACKERS = {"mlflow": to_mlflow, "wandb": to_wandb, "tensorboard": to_tensorboard, "print": to_print}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -179,6 +179,8 @@ class Outer(Settings):
 class Training(Settings):
     """Optimisation. The defaults are those of both papers: SGD with momentum and a step schedule."""
 
+    left: ClassVar[Mapping[str, object]] = {"capture": True, "workers": 0, "tensorboard": False}
+
     epochs: Count = 100
     """Passes over the training images."""
     batch_size: Count = 128
@@ -232,16 +234,10 @@ class Training(Settings):
     """Minutes between checkpoints within an epoch, which ends with one anyway; 0: after every step."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    capture: bool = True
-    """On a GPU, with one process: replay training steps as CUDA graphs where possible."""
     threads: Processes | None = None
     """CPU threads; with the same number, results are bit-identical. Default: torch's choice."""
-    workers: Annotated[int, Field(ge=0, le=1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
-    """Processes that apply RandAugment or AutoAugment in advance. 0: the training process itself."""
     tuned: Whole = 0
     """Number of trials by which a search chose the settings (examples/tune.py), shown in cards and tables."""
-    tensorboard: bool = False
-    """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
     @model_validator(mode="after")
     def _averages_once(self) -> Self:

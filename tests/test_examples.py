@@ -158,7 +158,9 @@ def test_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module["main"](["--trials", "2", "--out", str(tmp_path)]) == found, "a search that ended is not done again"
 
 
-def test_track(trained: dict[int, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_track(
+    trained: dict[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, folder = example("track"), trained[1]
     clean = taet.evaluate(folder, attacks=["clean"]).summary("clean").balanced
     told = module["read"](folder)
@@ -166,6 +168,8 @@ def test_track(trained: dict[int, Path], capsys: pytest.CaptureFixture[str], mon
     assert told.results["test/clean/balanced accuracy"] == clean
     module["main"]([str(folder)])
     assert "test/clean/accuracy" in capsys.readouterr().out
+    module["main"]([str(folder), "--to", "tensorboard", "--project", str(tmp_path)])
+    assert [file.stat().st_size > 200 for file in (tmp_path / folder.name).iterdir()] == [True]
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(SystemExit, match="needs the package mlflow: pip install mlflow"):
         module["main"]([str(folder), "--to", "mlflow"])

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from taet.data.images import picture
-from taet.data.storage import ahead
 from taet.randomness import derive_seed
 
 POLICIES = frozenset(("randaugment", "autoaugment"))
@@ -61,15 +54,6 @@ def to_unit(images: Tensor, *, channels_last: bool = False) -> Tensor:
     return x.to(torch.float32, memory_format=torch.preserve_format if channels_last else torch.contiguous_format) / 255
 
 
-class PolicyBatch(NamedTuple):
-    """Images uint8 (N, H, W, C) from position `begin` of the global batch on, and the seed parts of their numbers."""
-
-    images: NDArray[np.uint8]
-    seed: int
-    purpose: tuple[str | int, ...]
-    begin: int = 0
-
-
 @functools.cache
 def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
     """Return torchvision's transform as AT-BSL trains with it (Yue et al., CVPR 2024, arXiv:2403.10073).
@@ -85,48 +69,18 @@ def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
     return RandAugment(num_ops=2, magnitude=8, num_magnitude_bins=31, interpolation=InterpolationMode.NEAREST)
 
 
-def apply(policy: str, work: PolicyBatch) -> Tensor:
+def apply(policy: str, images: NDArray[np.uint8], seed: int, *purpose: str | int, begin: int = 0) -> Tensor:
     """Apply the policy to every image of a batch, uint8 (N, H, W, C); pixels from outside the image are black.
 
-    The random numbers of image i of the global batch are seeded by (seed, purpose..., i).
-    Both were made for photographs: they shear, shift, rotate, invert and change colours, and can move a digit out of
-    the image. Neither mirrors.
+    The random numbers of image i of the global batch, in which these begin at `begin`, are seeded by (seed, purpose...,
+    i). Both were made for photographs: they shear, shift, rotate, invert and change colours, and can move a digit out
+    of the image. Neither mirrors.
     """
     change = transform(policy)
-    changed = np.empty_like(work.images)
+    changed = np.empty_like(images)
     with torch.random.fork_rng(devices=()):  # torchvision draws from the global generator
-        for place, image in enumerate(work.images):
+        for place, image in enumerate(images):
             # Not torch.manual_seed, which reaches every device.
-            torch.default_generator.manual_seed(derive_seed(work.seed, *work.purpose, work.begin + place))
+            torch.default_generator.manual_seed(derive_seed(seed, *purpose, begin + place))
             changed[place] = np.asarray(change(picture(image))).reshape(image.shape)
     return torch.from_numpy(changed)
-
-
-def _end_with_parent() -> None:
-    """Make a worker end when its parent ends, and not before: the fork server outlives a kill."""
-    torch.set_num_threads(1)
-    # Ctrl-C reaches all processes; the parent first finishes its batch and saves, and needs its workers for that.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def apply_all(policy: str, batches: Iterator[PolicyBatch], workers: int) -> Iterator[Tensor]:
-    """Yield `apply(policy, work)` for every batch, in order; with workers > 0 two batches per worker in advance.
-
-    The workers end with the iterator. They start by importing the user's script, so the script's own work must be below
-    `if __name__ == "__main__":`.
-    """
-    work = functools.partial(apply, policy)
-    if not workers:
-        return map(work, batches)
-    # Not fork: the parent has threads, and often a GPU. The fork server imports once for all workers.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torchvision.transforms"])
-    return ahead(work, batches, 2 * workers, ProcessPoolExecutor(workers, context, _end_with_parent))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taet.data.augmentation import POLICIES, PolicyBatch, apply_all, crop_flip, to_unit
+from taet.data.augmentation import POLICIES, apply, crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.extra import Extra, Mixture
 from taet.data.storage import Pixels, ahead, kept, pieces
@@ -178,13 +177,13 @@ class Loader:
             def gathered(index: Tensor) -> Tensor:
                 return self._pinned(torch.from_numpy(np.asarray(streamed[index.numpy()])))
 
-            read = ahead(gathered, indices, AHEAD, ThreadPoolExecutor(1))
+            read = ahead(gathered, indices, AHEAD, threads=1)
         if self.training.augment in POLICIES:
-            work = (
-                PolicyBatch(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)
-                for step, batch in zip(steps, read, strict=True)
+            policy, begins = self.training.augment, (self.shares[step].start for step in steps)
+            read = (
+                apply(policy, batch.numpy(), self.seed, "policy", epoch, step, begin=begin)
+                for step, begin, batch in zip(steps, begins, read, strict=True)
             )
-            read = apply_all(self.training.augment, work, self.training.workers)
         return map(self._moved, read)
 
     def _moved(self, images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
@@ -33,10 +33,10 @@ ArrayShape: TypeAlias = tuple[int, int, int, int]
 
 
 def ahead(
-    function: Callable[[Input], Output], values: Iterable[Input], most: int, workers: Executor | None = None
+    function: Callable[[Input], Output], values: Iterable[Input], most: int, threads: int | None = None
 ) -> Iterator[Output]:
-    """Yield `function` of every value in order; `workers`, by default threads, work on the next `most` values."""
-    left, pool = iter(values), workers or ThreadPoolExecutor()
+    """Yield `function` of every value in order; threads work on the next `most` values."""
+    left, pool = iter(values), ThreadPoolExecutor(threads)
     try:
         begun = deque(pool.submit(function, value) for value in islice(left, most))
         while begun:

@@ -146,34 +146,24 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: st
 def curves(card: Card) -> dict[str, dict[float, Column]]:
     """Return the curves on a card by the setting that varies, in ascending order; empty with fewer than three points.
 
-    The points of a curve differ only in the varied setting, and over eps also in the step size, proportional to eps. If
-    a card has several such sets of columns, the one measured for the curve is used, else the largest. Clean images are
-    the point at eps 0.
+    The points of a curve differ only in the varied setting, and over eps also in the step size, proportional to eps:
+    one that was attacked with other settings than the last is left out. Clean images are the point at eps 0.
     """
-    found: dict[str, dict[float, Column]] = {}
-    for curve, varied in VARIED.items():
-        groups: dict[object, list[Column]] = {}
-        for column in card.columns:
-            if (fixed := _fixed(column, varied)) is not None:
-                groups.setdefault(fixed, []).append(column)
-        chosen = max(groups.values(), key=lambda of: (sum(one.curve == curve for one in of), len(of)), default=[])
-        if varied == "eps":
-            chosen = [*(column for column in card.columns if column.norm is None), *chosen]
-        # Clean images are at radius 0, PGD without a factor is at factor 1; of equal values the first is kept.
-        places = {float(getattr(column.attack, varied, 1) or 0): column for column in reversed(chosen)}
+    found, known = dict[str, dict[float, Column]](), {column.name: column for column in card.columns}
+    for curve, names in CURVES.values():
+        points = [known[name] for name in names(card.threat["eps"]) if name in known]
+        points = [one for one in points if _fixed(one, curve) == _fixed(points[-1], curve)]
+        if curve == "eps" and card.clean is not None:
+            points.insert(0, card.clean)
+        # Clean images are at radius 0, PGD without a factor is at factor 1.
+        places = {float(getattr(column.attack, VARIED[curve], 1) or 0): column for column in points}
         found[curve] = dict(sorted(places.items())) if len(places) >= 3 else {}
     return found
 
 
-def _fixed(column: Column, varied: str) -> object:
-    """Return the settings that all points of a curve share; None if the column cannot be a point of the curve."""
-    attack, names = column.attack, ("pgd-", "adaptive-pgd-") if varied == "factor" else ("pgd-",)
-    if not (isinstance(attack, ProjectedAscent) and attack.name.startswith(names)):
-        return None
-    if attack.norm != "linf" or attack.made_on is not None:
-        return None
-    if not attack.options <= {varied} or (varied != "steps" and attack.steps != CHAIN):
-        return None
-    if varied == "eps":
-        return column.identity.apart_from("eps", "step_size"), round(attack.step_size / (attack.radius or 1), 9)
-    return column.identity.apart_from(varied)
+def _fixed(column: Column, curve: CurveName) -> object:
+    """Return the settings that all points of a curve share."""
+    if curve != "eps":
+        return column.identity.apart_from(VARIED[curve])
+    step, radius = getattr(column.attack, "step_size", 0.0), column.eps or 1.0
+    return column.identity.apart_from("eps", "step_size"), round(step / radius, 9)

@@ -19,7 +19,7 @@ import torch
 from taet.data.sources import source
 from taet.errors import UserError
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
-from taet.files import locked, make_folder, write_json
+from taet.files import lock, make_folder, write_json
 from taet.formatting import clock, plural
 from taet.report import write
 from taet.training.environment import cores, interruption, taet_command
@@ -72,7 +72,7 @@ def compare(
 
     A cell is `taet train` and `taet evaluate` in separate processes, with output in `out`/logs; a failed cell does not
     affect others. Finished cells are kept and started ones continue, so an interrupted comparison continues when it is
-    called again. Several calls on one folder share the work.
+    called again.
 
     Args:
         spec: a TOML file, a mapping with the same keys, or a `Grid`.
@@ -84,8 +84,8 @@ def compare(
         say: called with every event as one line.
 
     Raises:
-        UserError: a mistake in the specification, a folder with a run of other settings, or published data that are not
-            on this machine, except in a dry run.
+        UserError: a mistake in the specification, a folder with a run of other settings, or that another call works in,
+            or published data that are not on this machine, except in a dry run.
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
     if time_budget is not None and not time_budget > 0:
@@ -99,13 +99,14 @@ def compare(
     for data in {one.cell.run.data: None for one in found if one.cell.run is not None and one.state in OPEN}:
         source(data)
     make_folder(place / "logs")
-    work = Work(found, place / "logs", side_by_side, threads, gpus, say)
-    interrupted = work.run(deadline)
-    outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
-    late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
-    report = None if interrupted else _report(title, place, outcomes)
-    result = Comparison(title, place, outcomes, late, report)
-    write_json(place / RESULT, result.to_json())
+    with lock(place):
+        work = Work(found, place / "logs", side_by_side, threads, gpus, say)
+        interrupted = work.run(deadline)
+        outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
+        late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
+        report = None if interrupted else _report(title, place, outcomes)
+        result = Comparison(title, place, outcomes, late, report)
+        write_json(place / RESULT, result.to_json())
     if interrupted:
         raise KeyboardInterrupt
     return result
@@ -152,7 +153,7 @@ def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None
 
 @dataclass
 class _Job:
-    """A running cell: its command, and the log, which its process writes and keeps locked."""
+    """A running cell: its command, and the log, which its process writes."""
 
     cell: Cell
     words: list[str]
@@ -174,7 +175,6 @@ class Work:
         self.done, self.total = counts["done"], len(found) - counts["not applicable"]
         self.running: list[_Job] = []
         self.failed: dict[str, str] = {}
-        self.elsewhere: set[str] = set()
         self.begun = self.told = time.monotonic()
         self.ended = 0
         listed = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -214,22 +214,10 @@ class Work:
         return outcome if reason is None or outcome.state == "done" else outcome._replace(state="failed", reason=reason)
 
     def _fill(self) -> None:
-        """Start cells up to the number of jobs; a cell that another process works on is tried again later."""
-        for _ in range(len(self.waiting)):
-            if len(self.running) == self.jobs:
-                return
+        """Start cells up to the number of jobs."""
+        while self.waiting and len(self.running) < self.jobs:
             cell = self.waiting.popleft()
-            log = (self.logs / f"{cell.name}.txt").open("ab")
-            try:
-                locked(log)
-            except BlockingIOError:
-                log.close()
-                self.waiting.append(cell)
-                if cell.name not in self.elsewhere:
-                    self.say(f"{cell.name}: another process is working on it")
-                    self.elsewhere.add(cell.name)
-            else:
-                self._next(cell, log)
+            self._next(cell, (self.logs / f"{cell.name}.txt").open("ab"))
 
     def _next(self, cell: Cell, log: BinaryIO, before: _Job | None = None) -> None:
         """Start the next command of a cell, or end it."""

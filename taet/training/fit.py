@@ -8,7 +8,7 @@ import logging
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 from taet import models
 from taet.data.augmentation import as_tensor, to_unit
 from taet.distributed import first, global_sum, in_any, rank, share, unless_one_ends, world_size
-from taet.errors import UserError, custom_code, located, needed
+from taet.errors import UserError, custom_code, located
 from taet.files import Json
 from taet.methods.base import Seen
 from taet.models.sync_norm import average_statistics
@@ -46,13 +46,12 @@ def fit(plan: TrainingPlan, state: State, pause: Pauses) -> None:
         plan.surroundings(),
         interruption(pause.asked_to_stop),
         unless_one_ends(f"; {folder.checkpoint} is kept; continue: taet train --resume {folder.path}"),
-        _board(plan, folder) as show,
     ):
         pause.mark = pause.looked_at = time.monotonic()
         while state.epoch < plan.run.training.epochs:
             train_epoch(plan, state, pause)
             point, seen = watch(plan, state, pause)
-            show(end_epoch(plan, state, pause, point, seen))
+            end_epoch(plan, state, pause, point, seen)
         deliver(plan, state, pause)
 
 
@@ -96,7 +95,7 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
     return point, seen
 
 
-def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint | None, seen: Seen | None) -> Epoch:
+def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint | None, seen: Seen | None) -> None:
     """Write the row of the epoch and go on to the next one."""
     moved = drift(plan, state)
     # Not where the curve is measured, because a run that is interrupted in between measures it again.
@@ -125,7 +124,6 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
     first(lambda: pause.folder.write_metrics(state.rows))
     accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in row.balanced_accuracies.items())
     pause.show(f"loss {row.loss['total']:.3f} · balanced accuracy: {accuracies}")
-    return row
 
 
 def drift(plan: TrainingPlan, state: State) -> Json:
@@ -213,24 +211,6 @@ def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model:
     update_bn(batches(), model)
     if not plan.run.training.sync_bn:
         average_statistics(model)
-
-
-@contextlib.contextmanager
-def _board(plan: TrainingPlan, folder: RunFolder) -> Iterator[Callable[[Epoch], None]]:
-    """Yield a function that writes the row of an epoch as TensorBoard scalars, if the run asks for them."""
-    if not plan.run.training.tensorboard or rank():
-        yield lambda _: None
-        return
-    library = needed("torch.utils.tensorboard", "--tensorboard", "tensorboard")
-    with library.SummaryWriter(str(folder.path / "tensorboard")) as writer:
-
-        def show(row: Epoch) -> None:
-            accuracies = {f"balanced accuracy/{name}": value for name, value in row.balanced_accuracies.items()}
-            losses = {f"loss/{name}": value for name, value in row.loss.items()}
-            for name, value in {**losses, "lr": row.lr or 0.0, **accuracies}.items():
-                writer.add_scalar(name, value, row.epoch)
-
-        yield show
 
 
 class Pauses:

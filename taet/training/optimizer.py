@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taet.settings import Run, Training, epoch_at
 
@@ -36,12 +36,9 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group; in place if it is a tensor, as a recorded step needs it."""
+    """Set the learning rate of every group."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = rate
 
 
 def milestone_epochs(run: Run) -> tuple[int, ...]:

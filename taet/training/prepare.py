@@ -31,7 +31,6 @@ from taet.settings import Run, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA
-from taet.training.graphs import Graphs
 from taet.training.optimizer import build_optimizer
 from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
@@ -138,7 +137,6 @@ def prepare(
         run,
         weight_average(network, training, plan.steps, method.average_decay),
         _view(run, network, loaded),
-        Graphs() if training.capture and device.type == "cuda" and world_size() == 1 else None,
     )
     return plan, state
 
@@ -199,7 +197,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
         for stage in passes:
             model, method = copy.deepcopy((state.model, state.method))
             view = _view(run, model, plan.dataset)
-            at = replace(state, model=model, method=method, view=view, graphs=None, epoch=stages.index(stage), step=0)
+            at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
             at.optimizer = build_optimizer(model, run.training)
             at.begin_epoch()
             for number in range(2):

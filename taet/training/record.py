@@ -14,12 +14,14 @@ from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.files import Json, digest
 from taet.models.heads import Head
-from taet.settings import Data, Run, flat, from_json, to_json
+from taet.settings import Data, Run, Training, flat, from_json, to_json
 
 PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
+LEFT = {"data": Data.left, "training": Training.left}
+"""Settings of earlier versions; those of training say where and how fast, not what."""
 CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
@@ -42,17 +44,16 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
 
 
 def current(stored: Mapping[str, Any]) -> Json:
-    """Return stored JSON of a run without the settings of its data that have left."""
-    if not isinstance(data := stored.get("data"), Mapping):
-        return {**stored}  # whose model refuses it
-    return {**stored, "data": {name: value for name, value in data.items() if name not in Data.left}}
+    """Return stored JSON of a run without the settings that have left; what is no object is refused by its model."""
+    parts = {part: stored[part] for part in LEFT if isinstance(stored.get(part), Mapping)}
+    return {**stored, **{part: {n: v for n, v in of.items() if n not in LEFT[part]} for part, of in parts.items()}}
 
 
 def left_behind(stored: Mapping[str, Any]) -> Json:
-    """Return the settings that have left and are not at their default, by dotted name."""
-    if not isinstance(data := stored.get("data"), Mapping):
-        return {}
-    return {f"data.{name}": data[name] for name, value in Data.left.items() if name in data and data[name] != value}
+    """Return the settings of training that have left and are not at their default, by dotted name."""
+    of_data = stored.get("data")
+    found = of_data if isinstance(of_data, Mapping) else {}
+    return {f"data.{name}": found[name] for name, value in Data.left.items() if found.get(name, value) != value}
 
 
 def run_hash(run: Run | Mapping[str, Any]) -> str:

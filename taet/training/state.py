@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -23,7 +22,6 @@ from taet.models.view import View
 from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
-from taet.training.graphs import Graphs
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
@@ -102,10 +100,10 @@ class EpochSums:
 class State:
     """Model, method and optimiser of a run, and where it stands.
 
-    `view`, a cheaper copy of the model for the attack, and `graphs`, the recorded steps, are not saved. `epoch` and
-    `step` (of the epoch) count what is finished; `training_seconds` of the epoch are without the curve. `best` has the
-    highest score, its epoch, from 0, and the weights. `examples` are the adversarial examples of the last epoch, to
-    which those of the next one are compared; `rows` those of metrics.jsonl.
+    `view`, a cheaper copy of the model for the attack, is not saved. `epoch` and `step` (of the epoch) count what is
+    finished; `training_seconds` of the epoch are without the curve. `best` has the highest score, its epoch, from 0,
+    and the weights. `examples` are the adversarial examples of the last epoch, to which those of the next one are
+    compared; `rows` those of metrics.jsonl.
     """
 
     model: Classifier | Adapter
@@ -114,7 +112,6 @@ class State:
     run: Run = field(default_factory=Run)
     average: AveragedModel | None = None
     view: View | None = None
-    graphs: Graphs | None = None
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -142,11 +139,6 @@ class State:
         training = self.run.training
         return training.awp if self.epoch >= epoch_at(training.awp_start, training.epochs) else 0.0
 
-    @property
-    def kind(self) -> Hashable:
-        """What decides the branches that Python takes in a step."""
-        return tuple(module.stage for module in self.method.modules() if isinstance(module, Method)), self.awp
-
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.training.precision == "bf16")
 
@@ -165,13 +157,6 @@ class State:
     def seed_model(self, *purpose: str | int) -> None:
         """Seed the random numbers of a model, such as dropout, differently in each process."""
         torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *([rank()] if rank() else [])))
-
-    def tensors(self) -> list[Tensor]:
-        """Return every tensor that a step changes."""
-        modules = (self.model, self.method)
-        own = [value for entry in self.optimizer.state.values() for value in entry.values()]
-        own += [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        return [value for value in own if isinstance(value, Tensor)]
 
     def begin_epoch(self) -> None:
         """Enter the epoch; at its first step the method and the attack's weights learn the last one's predictions."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +24,14 @@ TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient 
 
 
 def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
-    """Update the weights, by replay if steps are recorded, then call the method's `after_step`.
+    """Update the weights, then call the method's `after_step`.
 
     Where batch normalisation is not synchronised, its running statistics are averaged over processes: before
     `after_step`, which may run the model with them, and after it. Nothing here waits for the device.
     """
     model, method, optimizer = state.model, state.method, state.optimizer
     try:
-        if state.graphs is None:
-            loss = update(state, batch, attack)
-        else:
-            loss = state.graphs.run(partial(update, state), state.kind, batch, attack, state.tensors, optimizer)
+        loss = update(state, batch, attack)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ import pytest
 from taet.errors import UserError
 from taet.experiments import jobs
 from taet.experiments.jobs import Comparison, compare
+from taet.files import lock
 
 Processes = Callable[..., list[dict[str, Any]]]
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
@@ -137,23 +137,10 @@ def test_an_interruption_waits_until_every_process_has_saved(
     assert not stored["out_of_time"]
 
 
-@pytest.mark.full
-@pytest.mark.usefixtures("processes")
-def test_a_cell_that_another_process_works_on_is_left_to_it(
-    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "out" / "logs").mkdir(parents=True)
-    said: list[str] = []
-    with (tmp_path / "out" / "logs" / f"{NAMES[0]}.txt").open("ab") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        last = tmp_path / "out" / "runs" / NAMES[2] / "evaluation.json"
-        with monkeypatch.context() as patch:
-            time_is_up_when(patch, last.exists)
-            result = compare(small, tmp_path / "out", time_budget=5e3, say=said.append)
-        assert states(result) == ["missing", "done", "done"]
-        assert said.count(f"{NAMES[0]}: another process is working on it") == 1
-        threading.Timer(0.5, fcntl.flock, (log, fcntl.LOCK_UN)).start()
-        assert states(compare(small, tmp_path / "out")) == ["done"] * 3
+def test_a_folder_that_another_call_works_in_is_left_to_it(small: dict[str, Any], tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(UserError, match="is in use by process"):
+        compare(small, tmp_path)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_cores_are_shared_among_the_jobs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from taet.data import Split
-from taet.data.augmentation import PolicyBatch, apply, crop_flip, to_unit
+from taet.data.augmentation import apply, crop_flip, to_unit
 from taet.data.loader import Batch, Loader, class_balanced
 from taet.data.storage import kept
 from taet.randomness import generator
@@ -83,20 +82,9 @@ def test_a_policy_comes_before_the_crop_and_the_flip(policy: str, mirror: bool, 
     images = split(20, channels=channels)
     source = loader(given=images, augment=policy, mirror=mirror)
     for step, batch in enumerate(source.epoch(4)):
-        changed = apply(policy, PolicyBatch(images.images[batch.index.numpy()], 3, ("policy", 4, step)))
+        changed = apply(policy, images.images[batch.index.numpy()], 3, "policy", 4, step)
         cropped = crop_flip(changed, generator("cpu", 3, "augment", 4, step), mirror=mirror)
         assert torch.equal(batch.x, to_unit(cropped))
-
-
-@pytest.mark.full
-def test_workers_change_no_batch_and_end_with_an_abandoned_epoch() -> None:
-    here, ahead = loader(augment="randaugment"), loader(augment="randaugment", workers=2)
-    assert_equal(list(ahead.epoch(1, 1)), list(here.epoch(1, 1)))
-    batches = ahead.epoch(0)
-    next(batches)
-    assert len(multiprocessing.active_children()) == 2
-    del batches
-    assert not multiprocessing.active_children()
 
 
 @pytest.fixture
