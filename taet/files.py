@@ -10,12 +10,11 @@ import json
 import os
 import re
 import secrets
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from taet.errors import UserError, cut, printable
 
@@ -119,17 +118,13 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file that replaces `path`, if that is an ordinary file, at the end: it is old or new, whatever fails.
-
-    It is locked while it is written, so that `remove_leftovers` recognises that of a killed process.
-    """
+    """Open a new file that replaces the ordinary file `path` at the end: it is old or new, whatever fails."""
     part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
     try:
         if os.path.lexists(path):
             _check_ordinary(path, links=False)
         with contextlib.ExitStack() as removed, part.open("x+b") as file:
             removed.callback(part.unlink, missing_ok=True)
-            locked(file)
             yield file
             _flush(file)
             part.replace(path)
@@ -187,55 +182,29 @@ def is_leftover(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes in a folder, if it can be listed; those being written are kept."""
-    found = list[Path]()
+    """Remove the temporary files of killed processes in a folder, if it can be listed."""
     with contextlib.suppress(OSError):
-        found += [path for path in folder.iterdir() if is_leftover(path.name)]
-    for path in found:
-        with contextlib.suppress(OSError), path.open("r+b") as file:
-            if locked(file):
-                path.unlink()
-
-
-def locked(file: int | IO[Any]) -> bool:
-    """Lock an open file; False if the file system has no locks. BlockingIOError if another process holds it."""
-    import fcntl  # here, so that the package can be imported without it
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
+        for path in folder.iterdir():
+            if _PART.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Lock an existing folder within this context; if another process holds the lock, a UserError names it.
+    """Lock a folder within this context; one that another process holds is a UserError.
 
     The owner first removes leftovers of killed processes. A kill releases the lock; readers need none.
     """
-    path, owner = folder / LOCK, "another process"
-    with contextlib.ExitStack() as closed:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            closed.callback(os.close, descriptor)
-            owner = os.pread(descriptor, 1000, 0).decode(errors="replace") or owner
-            locked(descriptor)
-            if not os.path.samestat(os.fstat(descriptor), path.lstat()):  # its owner ended in between
-                raise BlockingIOError
-            command, since = shlex.join(["taet", *sys.argv[1:]]), time.strftime("%Y-%m-%d %H:%M:%S")
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} ({command}, since {since})".encode(), 0)
-            remove_leftovers(folder)
-        except BlockingIOError:
-            error = f"{folder} is in use by {owner}; nothing was changed; wait for it, or end it"
-            raise UserError(error) from None
-        except OSError as error:
-            raise UserError(f"cannot lock {folder}: {path.name}: {reason(error)}") from None
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()  # while it is locked, so that a process that has opened it notices
+    held = FileLock(folder / LOCK, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        error = f"{folder} is in use by another process; nothing was changed; wait for it, or end it"
+        raise UserError(error) from None
+    except OSError as error:
+        raise UserError(f"cannot lock {folder}: {LOCK}: {reason(error)}") from None
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        held.release()

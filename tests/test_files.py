@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from taet.files import (
     parse_json,
     read_bytes,
     read_json,
-    remove_leftovers,
     seal,
     write_atomically,
     write_json,
@@ -165,29 +163,17 @@ def test_one_process_owns_a_folder_until_it_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        message = rf"is in use by process {holder.pid} \(taet .*, since 2.*nothing was changed"
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match="is in use by another process; nothing was changed"):
             lock(tmp_path).__enter__()
-        remove_leftovers(tmp_path)
         assert len(list(tmp_path.iterdir())) == 2  # its lock, and what it is writing
         holder.kill()
     with lock(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
-        with pytest.raises(UserError, match=f"is in use by process {os.getpid()} "):
+        with pytest.raises(UserError, match="is in use by another process"):
             lock(tmp_path).__enter__()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_system_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with lock(tmp_path):
-        write_atomically(tmp_path / "x", b"new")
-    assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot lock .*run: .*No such file"):
-        lock(tmp_path / "run").__enter__()
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot lock .*: \.lock: "):
+        lock(tmp_path).__enter__()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import importlib.util
 import io
 import os
 import shlex
@@ -137,7 +136,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(f"taet {command} was removed; instead: {LEFT[command]}")
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    if importlib.util.find_spec("fcntl") is None:
-        raise UserError("the commands lock files by fcntl, which Windows lacks; allowed: Linux, macOS, or WSL 2")
+    if os.name == "nt":
+        raise UserError("the commands replace files as POSIX does; allowed: Linux, macOS, or WSL 2")
     status: int | None = importlib.import_module(f"taet.cli.{command}").run(words)
     return status or 0

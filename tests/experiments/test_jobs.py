@@ -138,7 +138,7 @@ def test_an_interruption_waits_until_every_process_has_saved(
 
 
 def test_a_folder_that_another_call_works_in_is_left_to_it(small: dict[str, Any], tmp_path: Path) -> None:
-    with lock(tmp_path), pytest.raises(UserError, match="is in use by process"):
+    with lock(tmp_path), pytest.raises(UserError, match="is in use by another process"):
         compare(small, tmp_path)
     assert not (tmp_path / "runs").exists()
 

@@ -19,7 +19,6 @@ import taet
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.check import verify
-from taet.files import is_leftover
 from taet.settings import Run
 from taet.training import train
 
@@ -129,6 +128,6 @@ def test_every_operation_may_fail(jobs: dict[str, Job], tmp_path: Path, name: st
             assert path.exists(), (number, kind)
         job.work(root)
         assert job.result(root) == expected, (number, kind)
-        left = [path.name for path in root.rglob("*") if is_leftover(path.name)]
+        left = [*root.rglob("*.part")]
         assert not left, (number, kind, left)
         shutil.rmtree(root)
