@@ -9,6 +9,7 @@ from datetime import timedelta
 
 MISSING = "–"
 """Stands for a number that was not measured."""
+DURATION = re.compile(r"(?=.)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 
 
@@ -88,6 +89,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, the first row as its head; a cell is Markdown, in which bars are escaped."""
     head, *lines = ("| " + " | ".join(row) + " |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds of a DURATION such as 2h30m, 90m or 600s."""
+    hours, minutes, rest = (int(part or 0) for part in DURATION.findall(text)[0])
+    return 3600.0 * hours + 60.0 * minutes + rest
 
 
 def read_number(text: str) -> float:

@@ -30,6 +30,7 @@ from taet.fields import (
     plain,
     refused,
 )
+from taet.formatting import DURATION
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
@@ -275,6 +276,27 @@ class Evaluation(Settings):
     """Images per batch; stored in the result, because AutoAttack's result depends on it."""
     seed: Seed = 0
     """Seed of every random start."""
+
+
+class Slurm(Settings):
+    """What the job of a cell asks SLURM for. Default: what the cluster gives."""
+
+    label: ClassVar[str] = "slurm"
+
+    partition: str | None = None
+    """Partition."""
+    account: str | None = None
+    """Account that is charged."""
+    time: Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 8h or 90m")] = "8h"
+    """Time limit of a job, which saves before it and is started again until its cell is done."""
+    gpus: Whole = 0
+    """GPUs of a job; a run uses one."""
+    cpus: Processes = 1
+    """CPU cores of a job, and threads of its run."""
+    memory_gb: Count | None = None
+    """Memory of a job in gigabytes."""
+    side_by_side: Count = 100
+    """Most jobs of the array that run at the same time."""
 
 
 class Run(Settings):

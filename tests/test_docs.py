@@ -22,7 +22,7 @@ from taet.cli import COMMANDS, check, compare, data, evaluate, export, main, pre
 from taet.cli.options import Command, Options, parse
 from taet.evaluation import ResultCard, rules
 from taet.protocols import PROTOCOLS
-from taet.settings import Data, override
+from taet.settings import Data, Slurm, override
 from taet.training import collapse
 from tests.calls import configure
 
@@ -84,8 +84,9 @@ def test_a_command_in_the_documents_parses(words: list[str]) -> None:
     elif command == "evaluate":
         assert evaluate.read(rest)
     elif command in KINDS:
-        parts = [Options("data", Data(), bare=command == "data")] if command in ("check", "data") else []
-        assert parse(KINDS[command], rest, f"taet {command}", parts)
+        parts = {"compare": [Options("slurm", Slurm())]}
+        parts |= {name: [Options("data", Data(), bare=name == "data")] for name in ("check", "data")}
+        assert parse(KINDS[command], rest, f"taet {command}", parts.get(command, []))
 
 
 @pytest.mark.usefixtures("plugins", "outlined")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from taet.cli.options import POSITIONAL, Command, OutPath, parse
+from taet.cli.options import POSITIONAL, Command, Options, OutPath, of_part, parse
+from taet.errors import UserError
 from taet.fields import Processes, Rule
-from taet.formatting import plural
+from taet.formatting import DURATION, plural, read_duration
+from taet.settings import Slurm
 
 if TYPE_CHECKING:
     from taet.experiments import Comparison
-
-DURATION = re.compile(r"(?=.)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
 
 
 class Compare(Command):
@@ -33,7 +32,7 @@ class Compare(Command):
     examples = (
         "taet compare digits.toml --dry-run",
         "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
-        "taet compare digits.toml --out runs/digits --jobs auto",
+        "taet compare digits.toml --out runs/digits --on slurm --slurm.partition gpu --slurm.gpus 1",
     )
 
     spec: Annotated[Path, POSITIONAL]
@@ -44,6 +43,8 @@ class Compare(Command):
     """Time after which running cells are saved and stopped, and no others are started."""
     jobs: Processes | Literal["auto"] = 1
     """Cells that run at the same time, spread over the GPUs. auto: one per GPU, or 1 without a GPU."""
+    on: Literal["slurm"] | None = None
+    """Submit the missing cells as a job array to this cluster (needs taet[slurm]); the same call shows their states."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
@@ -54,30 +55,35 @@ class Compare(Command):
 
 def run(words: list[str]) -> int:
     """Run a comparison; return 1 if a cell failed."""
-    command, _ = parse(Compare, words, "taet compare")
+    command, given = parse(Compare, words, "taet compare", [Options("slurm", Slurm())])
+    slurm = None if command.on is None else Slurm(**of_part(given, "slurm"))
+    if slurm is None and given:
+        raise UserError(f"--{next(iter(given))} goes with --on slurm")
 
     from taet.cli.processes import say
     from taet.experiments import compare
     from taet.models import trusted
 
-    budget, jobs = None if command.time_budget is None else seconds(command.time_budget), command.jobs
+    budget = None if command.time_budget is None else read_duration(command.time_budget)
     with trusted(*command.trust_model):
-        result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, dry_run=command.dry_run, say=say)
+        result = compare(
+            command.spec,
+            command.out,
+            jobs=command.jobs,
+            time_budget=budget,
+            slurm=slurm,
+            dry_run=command.dry_run,
+            say=say,
+        )
     print(json.dumps(result.to_json(), indent=1) if command.as_json else text(result, command.dry_run))
     return int("failed" in result.counts)
-
-
-def seconds(duration: str) -> float:
-    """Return the seconds of a duration such as 2h30m, 90m or 600s."""
-    hours, minutes, rest = (int(part or 0) for part in DURATION.findall(duration)[0])
-    return 3600.0 * hours + 60.0 * minutes + rest
 
 
 def text(result: Comparison, whole: bool = False) -> str:
     """Return the failed cells, or every one with its remaining commands; the number in each state; and the report."""
     lines = []
     for one in result.outcomes:
-        if whole or one.state == "failed":
+        if whole or one.state in ("failed", "submitted"):
             lines.append(f"{one.cell.name}: {one.state}{f': {one.reason}' if one.reason else ''}")
             lines += [f"    {shlex.join(['taet', *words])}" for words in one.commands if whole]
     states = ", ".join(f"{count} {state}" for state, count in result.counts.items()) or "none"

@@ -219,7 +219,7 @@ class Outcome(NamedTuple):
     """A cell, and what its folder held when it was read."""
 
     cell: Cell
-    state: Literal["done", "started", "missing", "failed", "not applicable"]
+    state: Literal["done", "started", "missing", "submitted", "failed", "not applicable"]
     """Done means a finished run with a card of every attack."""
     commands: tuple[list[str], ...] = ()
     """The remaining commands, as arguments of `taet`."""

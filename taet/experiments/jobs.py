@@ -18,10 +18,12 @@ import torch
 
 from taet.data.sources import source
 from taet.errors import UserError
+from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.files import lock, make_folder, write_json
 from taet.formatting import clock, plural
 from taet.report import write
+from taet.settings import Slurm
 from taet.training.environment import cores, interruption, taet_command
 from taet.training.folder import RunFolder
 
@@ -65,6 +67,7 @@ def compare(
     *,
     jobs: int | Literal["auto"] = 1,
     time_budget: float | None = None,
+    slurm: Slurm | None = None,
     dry_run: bool = False,
     say: Say = lambda _: None,
 ) -> Comparison:
@@ -80,6 +83,8 @@ def compare(
         jobs: number of cells that run in parallel; they share the processor's cores, and are spread evenly over the
             machine's GPUs, or those in CUDA_VISIBLE_DEVICES. "auto": the number of GPUs, or 1 without a GPU.
         time_budget: seconds after which no cell is started and running ones are saved and stopped.
+        slurm: submit the cells as one job array of a SLURM cluster instead of running them here; a later call shows
+            their states, submits again what ended early, and collects the report. `jobs` and `time_budget` have no use.
         dry_run: only plan: read no images, write nothing.
         say: called with every event as one line.
 
@@ -91,29 +96,32 @@ def compare(
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
-    title, place, planned = _planned(spec, out)
+    grid, place, planned = _planned(spec, out)
     side_by_side, threads, gpus = _machine(jobs)
     found = tuple(cell.look(threads) for cell in planned)
     if dry_run:
-        return Comparison(title, place, found)
+        return Comparison(grid.title, place, found)
     for data in {one.cell.run.data: None for one in found if one.cell.run is not None and one.state in OPEN}:
         source(data)
     make_folder(place / "logs")
     with lock(place):
-        work = Work(found, place / "logs", side_by_side, threads, gpus, say)
-        interrupted = work.run(deadline)
-        outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
+        if slurm is not None:
+            interrupted, outcomes = False, submit(grid, place, found, slurm, say)
+        else:
+            work = Work(found, place / "logs", side_by_side, threads, gpus, say)
+            interrupted = work.run(deadline)
+            outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
         late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
-        report = None if interrupted else _report(title, place, outcomes)
-        result = Comparison(title, place, outcomes, late, report)
+        report = None if interrupted else _report(grid.title, place, outcomes)
+        result = Comparison(grid.title, place, outcomes, late, report)
         write_json(place / RESULT, result.to_json())
     if interrupted:
         raise KeyboardInterrupt
     return result
 
 
-def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[str, Path, list[Cell]]:
-    """Return the title of a comparison, its folder and its cells."""
+def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[Grid, Path, list[Cell]]:
+    """Return the grid of a comparison, its folder and its cells."""
     if isinstance(spec, str | os.PathLike):
         grid, file, place = read(spec), str(spec), Path(out or Path(spec).stem)
     elif out is None:
@@ -122,7 +130,7 @@ def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[s
         grid, file, place = spec if isinstance(spec, Grid) else parse(spec), "", Path(out)
     if (run := next((one for one in (place, *place.parents) if RunFolder(one).is_run), None)) is not None:
         raise UserError(f"out: got {place}, which is in the folder of the run {run}; allowed: another folder")
-    return grid.title, place, cells_of(grid, place, file)
+    return grid, place, cells_of(grid, place, file)
 
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from taet.cli.compare import DURATION, seconds
 from taet.evaluation import ResultCard
 from taet.experiments import jobs
+from taet.formatting import DURATION, read_duration
 
 SPECIFICATION = """
 title = "Balanced softmax or not"
@@ -103,5 +103,5 @@ def test_how_a_comparison_ended_is_said_and_is_its_exit_status(taet: Any, monkey
 
 
 def test_a_duration_is_hours_minutes_and_seconds() -> None:
-    assert [seconds(text) for text in ("2h30m", "90m", "600s", "1h1s")] == [9000, 5400, 600, 3601]
+    assert [read_duration(text) for text in ("2h30m", "90m", "600s", "1h1s")] == [9000, 5400, 600, 3601]
     assert not [text for text in ("", "2", "30m2h") if DURATION.fullmatch(text)]

@@ -1,0 +1,121 @@
+"""The open cells of a comparison as one job array of SLURM, submitted through submitit."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taet.errors import custom_code, needed
+from taet.experiments.grid import Cell, Grid, Outcome, cells_of
+from taet.files import read_json, write_json
+from taet.formatting import plural, read_duration
+from taet.models import trusted
+from taet.settings import Slurm
+from taet.training.environment import taet_command
+
+JOBS = "slurm.json"
+"""Job of each cell, in the folder of the comparison."""
+SAVE_SECONDS = 300.0  # so long before its time limit, or a quarter of it, a job saves and asks to be started again
+LOOK_SECONDS = 1.0
+
+
+@dataclass
+class CellJob:
+    """A cell as a picklable job: it runs the commands that remain, with their output in the log of the cell."""
+
+    grid: Grid
+    place: Path
+    name: str
+    threads: int
+    trust: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> None:
+        """Run the cell; RuntimeError if a command fails."""
+        with trusted(*self.trust):
+            cell = next(one for one in cells_of(self.grid, self.place) if one.name == self.name)
+        last: Sequence[str] = ()
+        while commands := cell.look(self.threads).commands:
+            if commands[0] == last:
+                raise RuntimeError("the command ended well, but the cell is not complete")
+            last = commands[0]
+            with (self.place / "logs" / f"{self.name}.txt").open("ab") as log:
+                log.write(f"$ {shlex.join(['taet', *last])}\n".encode())
+                log.flush()
+                threads = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+                self.process = subprocess.Popen(taet_command(last), stdout=log, stderr=log, env=threads)
+            if status := self._ended():
+                raise RuntimeError(f"taet {last[0]}: exit status {status}; see {log.name}")
+
+    def _ended(self) -> int | None:
+        """Wait for the command and return its exit status; by polling, since `checkpoint` interrupts it."""
+        while self.process is not None and self.process.poll() is None:
+            time.sleep(LOOK_SECONDS)
+        return None if self.process is None else self.process.returncode
+
+    def checkpoint(self) -> Any:
+        """Make the command save and end, and ask submitit to submit the job again: it is near its time limit."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+        self._ended()
+        self.process = None
+        return needed("submitit", "--on slurm", "slurm").helpers.DelayedSubmission(self)
+
+
+def queue() -> dict[str, str]:
+    """Return the state of each job of this user that waits or runs, by its number."""
+    with custom_code("slurm: squeue"):
+        words = ["squeue", "--me", "--array", "--noheader", "--format", "%i %T"]
+        lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {number: state.lower() for number, state in map(str.split, lines)}
+
+
+def submit(
+    grid: Grid, place: Path, found: Sequence[Outcome], asked: Slurm, say: Callable[[str], None]
+) -> tuple[Outcome, ...]:
+    """Submit every open cell that no job works on, and return all outcomes, with the jobs of the open ones."""
+    library, path = needed("submitit", "--on slurm", "slurm"), place / JOBS
+    jobs, before = dict(read_json(path)) if path.exists() else {}, queue()
+    still = [one.cell for one in found if one.state in ("started", "missing")]
+    new = [cell for cell in still if jobs.get(cell.name) not in before]
+    if lost := [cell.name for cell in new if cell.name in jobs]:
+        say(f"{plural(len(lost), 'job')} ended before the cell was done, see the logs: {', '.join(lost)}")
+    if new:
+        jobs |= {cell.name: number for cell, number in zip(new, _array(library, grid, place, new, asked), strict=True)}
+        write_json(path, jobs)
+        array = jobs[new[0].name].partition("_")[0]
+        say(f"{plural(len(new), 'cell')} submitted as job {array}; logs in {place / 'logs'}")
+    states = queue()
+    said = {cell.name: f"job {jobs[cell.name]}, {states.get(jobs[cell.name], 'ended')}" for cell in still}
+    return tuple(
+        one._replace(state="submitted", reason=said[one.cell.name]) if one.cell.name in said else one for one in found
+    )
+
+
+def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], asked: Slurm) -> list[str]:
+    """Submit cells as one array and return the numbers of their jobs."""
+    limit = max(60.0, read_duration(asked.time))
+    options = {
+        "timeout_min": round(limit / 60),
+        "cpus_per_task": asked.cpus,
+        "gpus_per_node": asked.gpus or None,
+        "mem_gb": asked.memory_gb,
+        "slurm_partition": asked.partition,
+        "slurm_account": asked.account,
+        "slurm_array_parallelism": asked.side_by_side,
+        "slurm_signal_delay_s": round(min(SAVE_SECONDS, limit / 4)),
+    }
+    trust = tuple({cell.run.model.name for cell in cells if cell.run is not None})
+    with custom_code("slurm"):
+        executor = library.AutoExecutor(folder=place / "slurm", cluster="slurm")
+        executor.update_parameters(name="taet", **{name: value for name, value in options.items() if value is not None})
+        with executor.batch():
+            found = [executor.submit(CellJob(grid, place, cell.name, asked.cpus, trust)) for cell in cells]
+        return [job.job_id for job in found]
