@@ -59,11 +59,13 @@ def clock(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write an estimated duration in words: about 20 seconds, about 5 minutes, about 2.5 hours."""
+    """Write an estimated duration in words: about 20 seconds, about 5 minutes, about 2.5 hours, about 3.1 days."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"about {max(round(seconds, -1), 10):.0f} seconds"
-    return f"about {minutes} minutes" if minutes < 120 else f"about {seconds / 3600:.1f} hours"
+    if minutes < 120:
+        return f"about {minutes} minutes"
+    return f"about {seconds / 3600:.1f} hours" if minutes < 48 * 60 else f"about {seconds / 86400:.1f} days"
 
 
 def listed(words: Iterable[str], most: int | None = None) -> str:

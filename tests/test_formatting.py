@@ -25,8 +25,8 @@ def test_numbers_and_lists() -> None:
     assert formatting.count(1234567) == "1\u00a0234\u00a0567"
 
     assert [formatting.clock(x) for x in (0.4, 187, 3787)] == ["0:00:00", "0:03:07", "1:03:07"]
-    said = [formatting.duration(x) for x in (1, 42, 310, 9000)]
-    assert said == ["about 10 seconds", "about 40 seconds", "about 5 minutes", "about 2.5 hours"]
+    said = [formatting.duration(x) for x in (1, 42, 310, 9000, 4253000)]
+    assert said == ["about 10 seconds", "about 40 seconds", "about 5 minutes", "about 2.5 hours", "about 49.2 days"]
     assert [formatting.listed("abc"[:n]) for n in (0, 1, 2, 3)] == ["", "a", "a and b", "a, b and c"]
     assert formatting.listed("abcde", most=3) == "a, b, c and 2 more"
     assert formatting.words({"a": [1, 0.25], "b": {"c": None, "d": True}}) == "a 1, 0.25, b c none, d yes"

@@ -27,6 +27,7 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 POINTS = 10  # of the curve of a run
+EPOCHS = "training.epochs"
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 
@@ -91,8 +92,11 @@ def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run
     return planned(override(start(protocol, method), {"data.name": full_name(data), "data.root": root}))
 
 
-def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
-    """Return `run` with the settings that depend on the user's own images, and on whether the machine has a GPU."""
+def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None) -> OwnDataPlan:
+    """Return `run` with the settings that depend on the user's own images, and on whether the machine has a GPU.
+
+    `epochs`: those that the user asks for.
+    """
     if not is_own(run.data.name):
         allowed = "folder:, csv:, npz: and a path"
         raise UserError(f"data: got {run.data.name}, whose protocol decides all; allowed: {allowed}")
@@ -101,7 +105,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     choices = {
         **_size(found, accelerated),
         "model.name": network(found.median, accelerated),
-        **length(run, found, accelerated),
+        **length(run, found, accelerated, epochs),
         **({} if accelerated else attacked(run.data, found.tested)),
         "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
@@ -117,7 +121,7 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     """
     run = override(begin, given)
     if is_own(run.data.name):
-        made = planned(begin.replace(data=run.data))
+        made = planned(begin.replace(data=run.data), epochs=run.training.epochs if EPOCHS in given else None)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(made.run, {**given, **named})
         return run, {name: one for name, one in made.choices.items() if attrgetter(name)(run) == one.value}
@@ -160,7 +164,7 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
     return {"data.mirror": Chosen("yes", why) if dataset.mirror else Chosen("no", "traffic signs")}
 
 
-def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
+def length(run: Run, found: OwnImages, accelerated: bool, asked: int | None = None) -> dict[str, Chosen]:
     """Choose batch size and epochs by the number of training images; never more than the protocol's."""
     most = run.training
     sizes = [most.batch_size, *(size for size in BATCHES if size < most.batch_size)]
@@ -170,8 +174,8 @@ def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
     why = f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
     return {
         "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
-        "training.epochs": Chosen(epochs, why),
-        "training.monitor_every": Chosen(max(1, epochs // POINTS), "epochs between points of the curve"),
+        EPOCHS: Chosen(epochs, why),
+        "training.monitor_every": Chosen(max(1, (asked or epochs) // POINTS), "epochs between points of the curve"),
     }
 
 

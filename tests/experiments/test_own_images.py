@@ -89,6 +89,7 @@ def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> Non
     steps = -(-training // batch)
     assert epochs in (FEWEST_EPOCHS, 100) or 2000 <= epochs * steps < 2000 + steps
     assert length(run, found, GPU)["training.epochs"].value == 100
+    assert length(run, found, CPU, 4)["training.monitor_every"].value == 1  # of the epochs that were asked for
 
 
 def test_from_python_in_one_line_what_was_decided_is_said_and_the_columns_of_another_protocol_stay(
