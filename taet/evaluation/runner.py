@@ -25,7 +25,7 @@ from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted, exact_float32
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
-from taet.attacks.units import Unit, run_units
+from taet.attacks.suite import Unit, run_units
 from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, custom_code

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from taet import registry
 from taet.errors import CUSTOM, UserError, custom_code, located, nearest, needed, unknown
-from taet.models.classifier import Adapter, Classifier, adapted
-from taet.models.heads import Head, build_head
+from taet.models.classifier import Adapter, Classifier, Head, adapted, build_head
 from taet.models.weights import fill, read
 from taet.randomness import seeded
 
