@@ -159,8 +159,6 @@ class AutoAttack(AttackSpec):
 
         The targeted DLR loss needs four logits and the untargeted one three: C = 3 runs APGD-DLR, C = 2 neither.
         """
-        if num_classes < 2:
-            raise UserError(f"AutoAttack: got a model with {num_classes} class; allowed: 2 or more")
         parts, note = FEW_CLASSES.get(num_classes, (("apgd-ce", "apgd-t", "fab-t", "square"), None))
         if 3 < num_classes <= MAX_TARGETS:
             note = f"attacks all {num_classes - 1} other classes; the standard suite attacks {MAX_TARGETS}"

@@ -44,31 +44,26 @@ def run_units(
     state: UnitStore | None,
     key: Callable[[int], str],
     valid: Callable[[int, Unit], bool],
-    begin: Callable[[int], None] = lambda _: None,
 ) -> list[Unit]:
     """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
 
     With P processes, all of which must make the same call, process r computes the units r, r + P, r + 2P, ...;
-    afterwards each process has all of them. `key` names a unit in `state`, `valid` says whether stored arrays are this
-    unit and complete, and `begin` is called before a unit is computed, not for a stored one.
+    afterwards each process has all of them. `key` names a unit in `state`, and `valid` says whether stored arrays are
+    this unit and complete.
     """
 
     def unit(number: int) -> Unit:
         found = None if state is None else state.get(key(number))
         if found is None or not valid(number, found):
-            begin(number)
             found = compute(number)
             if state is not None:
                 state.put(key(number), found)
         return found
 
-    mine = [(key(number), unit(number)) for number in range(rank(), count, world_size())]
+    mine = {number: unit(number) for number in range(rank(), count, world_size())}
     with unless_one_ends("; finished batches are kept" if state is not None else ""):
-        shares = gather(mine)
-    done = {name: arrays for share in shares for name, arrays in share}
-    if done.keys() != {key(number) for number in range(count)}:
-        raise RuntimeError("processes that share work were asked for different units")
-    return [done[key(number)] for number in range(count)]
+        done = {number: unit for share in gather(mine) for number, unit in share.items()}
+    return [done[number] for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -173,15 +168,14 @@ class SuiteRun:
             progress(before + inside, total, f"{part} {number + 1}/{len(batches)}")
 
         def compute(number: int) -> Unit:
+            report(number)
             with self.model.ticking(len(batches[number]) * cost, lambda inside: report(number, inside)):
                 return self._run_unit(part, attack, batches[number])
 
         def valid(number: int, unit: Unit) -> bool:
             return needed <= unit.keys() and np.array_equal(unit["content"], self._content(part, batches[number]))
 
-        units = run_units(
-            len(batches), compute, state=self.state, key=lambda number: f"{part}-{number}", valid=valid, begin=report
-        )
+        units = run_units(len(batches), compute, state=self.state, key=lambda number: f"{part}-{number}", valid=valid)
         return zip(batches, units, strict=True)
 
     def _run_unit(self, part: str, attack: SuitePart, indices: Tensor) -> Unit:

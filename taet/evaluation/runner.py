@@ -247,13 +247,14 @@ class Runner:
             progress(min(number * self.batch_size, every) * passes + inside, every * passes, attack.name)
 
         def compute(number: int) -> Unit:
+            report(number)
             with self.model.ticking(len(batches[number]) * passes, partial(report, number)):
                 return self._measure(attack, batches[number])
 
         def is_complete(number: int, unit: Unit) -> bool:
             return unit.keys() >= UNIT and np.array_equal(unit["rows"], batches[number])
 
-        done = run_units(len(batches), compute, state=units, key=str, valid=is_complete, begin=report)
+        done = run_units(len(batches), compute, state=units, key=str, valid=is_complete)
         report(len(batches))
         return done
 
