@@ -88,11 +88,7 @@ def autoattack(
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(AttackSpec):
-    """The official standard suite, through the package `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square.
-
-    It takes 100 iterations, 9 target classes and 5,000 queries. `-fast` is its first two parts, for development. `-10`
-    is the four parts with 10 iterations, which several papers report as AutoAttack; an upper bound.
-    """
+    """The official standard suite, through the package `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square."""
 
     names: ClassVar[Mapping[str, Norm | None]] = {
         name: "l2" if "-l2" in name else "linf" for name in NAMES if name != "square"
