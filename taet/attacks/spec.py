@@ -50,8 +50,7 @@ def identity(name: str, norm: str | None, eps: float | None, parameters: Fields,
     given = {**parameters, "norm": norm, "eps": eps, "bounded": bounded}
     if "attacks" in given:
         given["attacks"] = sorted(given["attacks"], key=lambda one: str(one["name"]))
-    settings: tuple[tuple[str, Any], ...] = _frozen(given)
-    return Identity(name, settings, parameters.get("seed"))
+    return Identity(name, _frozen(given), parameters.get("seed"))
 
 
 def _frozen(value: Any) -> Any:
