@@ -47,7 +47,8 @@ from taet.data.long_tail import long_tail_counts
 from taet.losses import cross_entropy
 from taet.methods import Attack, Task
 from taet.methods.base import Adversarial
-from taet.models import Classifier, memory_layout
+from taet.models import Classifier
+from taet.models.classifier import guard_layout
 from taet.models.view import make_view
 from taet.settings import Run, Threat, Training, epoch_at
 from taet.training.environment import keep_freed_memory, resolve_device
@@ -126,7 +127,7 @@ class Steps:
         self.images, self.method = sum(counts), methods.build(name, settings, task).to(self.device)
         self.model = models.build(given.model, len(counts), shape, head=self.method.task.head).to(self.device)
         self.model.to(memory_format=torch.channels_last)
-        memory_layout.guard(self.model, self.method)
+        guard_layout(self.model, self.method)
         self.optimizer = build_optimizer(self.model, Training(lr=LR))
         self.bf16 = given.precision == "bf16"
         self.view = make_view(self.model, shape, torch.bfloat16 if self.bf16 else None)

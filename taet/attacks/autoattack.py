@@ -1,4 +1,4 @@
-"""AutoAttack: the official suite of four attacks, in batches that are saved, resumed and shared between processes."""
+"""AutoAttack, the official suite of four attacks, and Square, its random search, alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels, refusing
 from taet.attacks.noise import Draws
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
-from taet.attacks.suite import Plan, SuiteResult, SuiteRun, as_float
-from taet.attacks.units import UnitStore
+from taet.attacks.suite import Plan, SuiteResult, SuiteRun, UnitStore, as_float, official_square
 from taet.errors import UserError
 from taet.fields import Count, check_value
 from taet.progress import Progress
@@ -30,6 +29,8 @@ NAMES = {
     "autoattack-l2": "the official standard suite in L2, for a norm that training did not use; 9700 passes",
     "autoattack-l2-fast": "the first two attacks of autoattack-l2, for development: an upper bound; 2000 passes",
     "autoattack-l2-10": "autoattack-l2 with 10 iterations instead of 100: an upper bound; 5470 passes",
+    "square": "random search without gradients, which reveals gradient masking (Andriushchenko et al. 2020); "
+    "one pass per query, 1000 queries",
 }
 
 Version = Literal["standard", "fast", "10"]
@@ -87,13 +88,11 @@ def autoattack(
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(AttackSpec):
-    """The official standard suite, through the package `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square.
+    """The official standard suite, through the package `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square."""
 
-    It takes 100 iterations, 9 target classes and 5,000 queries. `-fast` is its first two parts, for development. `-10`
-    is the four parts with 10 iterations, which several papers report as AutoAttack; an upper bound.
-    """
-
-    names: ClassVar[Mapping[str, Norm | None]] = {name: "l2" if "-l2" in name else "linf" for name in NAMES}
+    names: ClassVar[Mapping[str, Norm | None]] = {
+        name: "l2" if "-l2" in name else "linf" for name in NAMES if name != "square"
+    }
     order: ClassVar[int] = 7
     batch_independent: ClassVar[bool] = False
     skips_misclassified: ClassVar[bool] = True
@@ -156,8 +155,6 @@ class AutoAttack(AttackSpec):
 
         The targeted DLR loss needs four logits and the untargeted one three: C = 3 runs APGD-DLR, C = 2 neither.
         """
-        if num_classes < 2:
-            raise UserError(f"AutoAttack: got a model with {num_classes} class; allowed: 2 or more")
         parts, note = FEW_CLASSES.get(num_classes, (("apgd-ce", "apgd-t", "fab-t", "square"), None))
         if 3 < num_classes <= MAX_TARGETS:
             note = f"attacks all {num_classes - 1} other classes; the standard suite attacks {MAX_TARGETS}"
@@ -174,3 +171,31 @@ class AutoAttack(AttackSpec):
     def is_reference(self) -> bool:
         """Whether models are ranked by its result."""
         return self.version == "standard"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(AttackSpec):
+    """Random search over squares of the image, without gradients: the last part of AutoAttack, alone.
+
+    It lowers the margin z_y - max_{k != y} z_k by squares of +-eps, and stops for an image that is misclassified.
+    Source: Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv:1912.00049.
+    """
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"square": "linf"}
+    order: ClassVar[int] = 6
+    batch_independent: ClassVar[bool] = False
+    gradient_free: ClassVar[bool] = True
+    not_transferable: ClassVar[str] = "which leaves an image that it cannot break as it is"
+
+    queries: Count = 1000
+    """Passes of an image through the model."""
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            # The library writes into the logits.
+            search = lambda images: model(images).clone()  # noqa: E731
+            attack = official_square(search, self.queries, "linf", self.radius, self.seed or 0, x.device)
+            return attack(as_float(x), y.clone()).detach().to(x.dtype)
+
+    def passes(self, num_classes: int) -> int:
+        return self.queries + 3

@@ -21,21 +21,16 @@ Size = float | Tensor  # a radius or a length: a number or one per sample (N,), 
 BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
 
 
-def check_size(what: str, size: Size, x: Tensor, norm: Norm) -> None:
-    """Raise a `UserError` for a size that a ball of `norm` cannot have; for a tensor only the shape is checked."""
+def check_size(what: str, size: Size, x: Tensor, norm: Norm, *, values: bool) -> None:
+    """Refuse a size that a ball of `norm` cannot have; tensors are read, which waits for the device, with `values`."""
     if not isinstance(size, Tensor):
         check_radius(what, size, norm)
     elif size.ndim > 0 and size.shape != x.shape[:1]:
         got = f"a tensor of shape {tuple(size.shape)}"
         raise UserError(f"{what}: got {got}; allowed: a number or one per image, ({len(x)},)")
-
-
-def check_range(what: str, least: float, largest: float, norm: Norm) -> None:
-    """Raise a `UserError` for sizes from `least` to `largest` that a ball of `norm` cannot have."""
-    if not (least >= 0 and largest <= (1 if norm == "linf" else torch.finfo(torch.float64).max)):
-        hint = f"; did you mean {largest:g}/255?" if 1 < largest <= 255 else ""
-        allowed = "0 to 1, in units of the image range" if norm == "linf" else "0 or more"
-        raise UserError(f"{what}: got values from {least:g} to {largest:g}; allowed: {allowed}{hint}")
+    elif values:
+        for end in size.detach().aminmax():
+            check_radius(what, end.item(), norm)
 
 
 def per_sample(value: Size, x: Tensor) -> Size:

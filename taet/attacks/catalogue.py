@@ -66,7 +66,7 @@ def kinds(custom: bool = True) -> dict[str, type[AttackSpec]]:
     """Return the specification of every name that a user may write, in the order of tables; -N is a number of steps."""
     entries = (entry for entry in registry.entries("attacks").values() if custom or entry.path is None)
     found = (offered for entry in entries for offered in _offered(entry))
-    return dict(sorted(found, key=lambda item: _rank(*item)))
+    return dict(sorted(found, key=lambda item: (*_rank(*item), item[0])))
 
 
 def examples() -> list[str]:

@@ -77,37 +77,30 @@ class _Operations(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        name, kwargs = getattr(func, "__name__", "").strip("_"), kwargs or {}
+        name = getattr(func, "__name__", "").strip("_")
         if name == "where" and _follows(args[0]):  # a comparison, which has become numbers
             return args[0] * args[1] + (1 - args[0]) * args[2]
-        output = func(*args, **kwargs)
+        output = func(*args, **(kwargs or {}))
         if not any(map(_follows, args[:2])) or getattr(output, "ndim", 1) == 0:
             return output  # a single value may decide a branch of Python
-        replaced = self._replaced(name, args, output)
-        if replaced is not None or name in CHOICES:
-            self.sites[name] = self.sites.get(name, 0) + 1
-        return output if replaced is None else replaced
-
-    def _replaced(self, name: str, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        h: Tensor = args[0]
+        smooth: Callable[[Tensor], Tensor]
         if name in ROUNDING or (name in CONVERSIONS and not output.is_floating_point()):
-            return h if self.smooth else _straight(h, output)
-        if name in SIGNS:
-            return 2 * _soft(h) - 1 if self.smooth else _straight(h, output)
-        if name in ABOVE | BELOW:
-            difference: Tensor = h - args[1] if name in ABOVE else args[1] - h
-            return _soft(difference) if self.smooth else _straight(difference, output)
-        return None
+            h, smooth = args[0], lambda h: h
+        elif name in SIGNS:
+            h, smooth = args[0], lambda h: 2 * _soft(h) - 1
+        elif name in ABOVE | BELOW:
+            h, smooth = args[0] - args[1] if name in ABOVE else args[1] - args[0], _soft
+        elif name not in CHOICES:
+            return output
+        self.sites[name] = self.sites.get(name, 0) + 1
+        if name in CHOICES:
+            return output
+        return smooth(h) if self.smooth else h + (output.to(h.dtype) - h).detach()  # the derivative 1 by h
 
 
 def _follows(value: object) -> TypeGuard[Tensor]:
     """Whether a value is a tensor of floating point numbers that depends on the image."""
     return isinstance(value, Tensor) and value.requires_grad and value.is_floating_point()
-
-
-def _straight(h: Tensor, output: Tensor) -> Tensor:
-    """Return `output` with the derivative 1 by h."""
-    return h + (output.to(h.dtype) - h).detach()
 
 
 def _soft(difference: Tensor) -> Tensor:

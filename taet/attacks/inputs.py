@@ -10,8 +10,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.ball import Norm, Size, check_range, check_size, frozen
-from taet.attacks.objectives import check_classes
+from taet.attacks.ball import Norm, Size, check_size
 from taet.errors import UserError
 
 P = ParamSpec("P")
@@ -45,54 +44,34 @@ def ready(
     The block runs outside of `torch.no_grad` and `torch.inference_mode`. The model's first output is checked as well.
     """
     if not checked:
-        _check_kinds(model, x, y)
-    if not x.is_floating_point():
-        raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
+        _check_inputs(model, x, y)
     if eps is not None:
-        check_size("eps", eps, x, norm)
-    if checked and not torch.is_inference_mode_enabled():
-        yield model, x, y
-        return
+        check_size("eps", eps, x, norm, values=not checked)
     with torch.inference_mode(False):  # this enables gradients, too
         x, y = (value.clone() if value.is_inference() else value for value in (x, y))
-        if checked:
-            yield model, x, y
-            return
-        answers = Answers(model, _check_values(x, y, eps, norm))
-        yield answers, x, y
-        if not answers.asked:
-            with torch.no_grad(), frozen(answers):
-                answers(x)
+        yield model if checked else Answers(model, y), x, y
 
 
-def _check_kinds(model: object, x: object, y: object) -> None:
-    """Check what can be seen without reading a value."""
-    if isinstance(model, type) or not callable(model):
-        got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+def _check_inputs(model: object, x: object, y: object) -> None:
+    if not callable(model):
         allowed = "a Module or function from images (N, ...) in [0, 1] to logits (N, classes)"
-        raise UserError(f"model: got {got}; allowed: {allowed}")
+        raise UserError(f"model: got a {type(model).__name__}; allowed: {allowed}")
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         what, wrong = ("labels", y) if isinstance(x, Tensor) else ("images", x)
         raise UserError(f"{what}: got a {type(wrong).__name__}; allowed: a torch.Tensor (see torch.as_tensor)")
     if x.ndim < 2 or x.numel() == 0:
         raise UserError(f"images: got shape {tuple(x.shape)}; allowed: a batch (N, ...) with N of 1 or more")
+    if not x.is_floating_point():
+        raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
         got, allowed = f"{y.dtype} {tuple(y.shape)}", f"torch.int64 ({len(x)},), the class of each image"
         raise UserError(f"labels: got {got}; allowed: {allowed}")
-
-
-def _check_values(x: Tensor, y: Tensor, eps: Size | None, norm: Norm) -> tuple[int, int]:
-    """Check values, which waits for the device; return the lowest and highest label."""
-    sizes = eps.detach().to(x.device) if isinstance(eps, Tensor) else x.new_zeros(1)
-    ends = [end.double().to(x.device) for part in (x.detach(), sizes, y) for end in (part.amin(), part.amax())]
-    low, high, least, largest, first, last = torch.stack(ends).tolist()  # one wait for all
+    low, high = (end.item() for end in x.detach().aminmax())
     if not (low >= 0 and high <= 1):
         hint = "; divide them by 255" if low >= 0 and 2 < high <= 255 else ""
         if low < 0:
             hint = "; put the mean and std of normalised images into the model: taet.models.Normalized"
         raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN{hint}")
-    check_range("eps", least, largest, norm)
-    return int(first), int(last)
 
 
 def check_labels(low: int, high: int, classes: int) -> None:
@@ -103,11 +82,12 @@ def check_labels(low: int, high: int, classes: int) -> None:
 
 
 def check_output(output: object, x: Tensor) -> Tensor:
-    """Return a model's output for images x; raise a `UserError` unless it is one tensor of logits (N, classes)."""
+    """Return a model's output for images x, which must be one tensor of logits (N, classes)."""
     if not isinstance(output, Tensor):
         raise UserError(f"model output: got a {type(output).__name__}; allowed: one tensor of logits (N, classes)")
-    if output.ndim != 2 or len(output) != len(x):
-        raise UserError(f"model output: got shape {tuple(output.shape)}; allowed: logits ({len(x)}, classes)")
+    if output.ndim != 2 or len(output) != len(x) or output.shape[1] < 2:
+        allowed = f"logits ({len(x)}, classes) of 2 classes or more"
+        raise UserError(f"model output: got shape {tuple(output.shape)}; allowed: {allowed}")
     if not output.is_floating_point():
         raise UserError(f"model output: got {output.dtype}; allowed: logits, floating point")
     return output
@@ -121,7 +101,7 @@ def distributions(logits: Tensor) -> Tensor:
 class Answers(nn.Module):
     """A model whose first output is checked: logits, one per class, and labels within these classes."""
 
-    def __init__(self, model: Model, labels: tuple[int, int]) -> None:
+    def __init__(self, model: Model, labels: Tensor) -> None:
         super().__init__()
         self.model, self.labels, self.asked = model, labels, False
 
@@ -130,8 +110,7 @@ class Answers(nn.Module):
         if self.asked:
             return output
         logits = check_output(output, x)
-        check_classes("model output", logits)
-        check_labels(*self.labels, logits.shape[1])
+        check_labels(int(self.labels.min()), int(self.labels.max()), logits.shape[1])
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
         # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.

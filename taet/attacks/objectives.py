@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from taet.attacks.ball import Norm, frozen, lengths
-from taet.errors import UserError
 from taet.losses import effective_number_weights, rebalancing_weights
 from taet.losses.consistency import kl_divergence
 from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, sum_to_classes
@@ -23,19 +22,12 @@ def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     return predictions == y if targeted else predictions != y
 
 
-def check_classes(what: str, logits: Tensor) -> None:
-    """Raise a `UserError` for logits with fewer than two classes."""
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise UserError(f"{what}: got logits of shape {tuple(logits.shape)}; allowed: (N, C) with C of 2 or more")
-
-
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Margin max_{k != y} z_k - z_y, above 0 where another class wins: (N, C) with C of 2 or more, (N,) -> (N,).
 
     Minimised with the target class as y, it is the targeted objective of the same paper. Source: Carlini,
     Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
     """
-    check_classes("margin", logits)
     logits = full_precision(logits)
     check_labels(logits, y)
     others = logits.masked_fill(is_label(logits, y), -torch.inf).max(1).values

@@ -14,7 +14,7 @@ from taet.attacks.ball import BNMode, Norm, Size, Start
 from taet.attacks.inputs import refusing
 from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
-from taet.attacks.spec import FIXED, AttackSpec, Fields, Model, Option
+from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.errors import UserError
 from taet.fields import Count, Positive, Whole, check_value, got_text
 from taet.losses.long_tail import cross_entropy, full_precision
@@ -78,12 +78,18 @@ def pgd(
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, arXiv:1706.06083.
     """
-    _check_choices(norm, start, steps, restarts)
+    hints = {"norm": Norm, "start": Start, "steps": Whole, "restarts": Count}
+    for name, value in {"norm": norm, "start": start, "steps": steps, "restarts": restarts}.items():
+        check_value(name, value, hints[name])
     objectives = _each_step("objective", objective, steps)
+    if not all(map(callable, objectives)):
+        allowed = "a function from (logits, labels) to one value per image, e.g. of taet.attacks.objectives.OBJECTIVES"
+        raise UserError(f"objective: got {got_text(objective)}; allowed: {allowed}")
     sizes: Sequence[Size] = _each_step("step size", step_size, steps)
-    _check_each(objectives, sizes, x, norm, values=not checked)
+    for size in sizes:
+        ball.check_size("step size", size, x, norm, values=not checked)
     origin = full_precision(x.detach())
-    starts = _starts(origin, eps, start, norm, restarts, start_noise, checked)
+    starts = _starts(origin, eps, start, norm, restarts, start_noise)
     lengths = [ball.per_sample(size, origin) for size in sizes[:steps]]
     inside = _inside(origin, eps, norm)
 
@@ -138,30 +144,6 @@ def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]
     return lambda x_adv: x_adv.clamp(*box)
 
 
-def _check_choices(norm: Norm, start: Start, steps: int, restarts: int) -> None:
-    hints = {"norm": Norm, "start": Start, "steps": Whole, "restarts": Count}
-    for name, value in {"norm": norm, "start": start, "steps": steps, "restarts": restarts}.items():
-        check_value(name, value, hints[name])
-    if steps == 0 and start == "none":
-        raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
-
-
-def _check_each(objectives: Sequence[object], sizes: Sequence[Size], x: Tensor, norm: Norm, values: bool) -> None:
-    """Check objectives and step sizes, those in tensors only with `values`, which waits for the device."""
-    for one in objectives:
-        if not callable(one):
-            named = isinstance(one, str) and one in OBJECTIVES
-            hint = f"; did you mean taet.attacks.objectives.OBJECTIVES[{one!r}]?" if named else ""
-            allowed = "a function from (logits, labels) to one value per image"
-            raise UserError(f"objective: got {got_text(one)}; allowed: {allowed}{hint}")
-    for size in sizes:
-        ball.check_size("step size", size, x, norm)
-    tensors = [size.detach().flatten() for size in sizes if isinstance(size, Tensor)]
-    if values and tensors:
-        least, largest = torch.stack(torch.cat(tensors).aminmax()).tolist()
-        ball.check_range("step size", least, largest, norm)
-
-
 def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
     """Return one value per step, of one for all or a sequence of them."""
     if not isinstance(given, Sequence) or isinstance(given, str):
@@ -172,7 +154,7 @@ def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[
 
 
 def _starts(
-    x: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | None, checked: bool
+    x: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | None
 ) -> Iterator[Tensor]:
     """Return the start of each restart."""
     noises: Iterable[Tensor]
@@ -180,8 +162,6 @@ def _starts(
         noises = given if given.ndim > x.ndim else given[None]
         if len(noises) != restarts:
             raise UserError(f"start noise: got {len(noises)}; allowed: one per restart, {restarts}")
-        if not checked and not bool(given.isfinite().all()):
-            raise UserError("start noise: got NaN or infinity; allowed: finite numbers, in the shape of the images")
     elif start == "none" and restarts > 1:
         raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
     else:
@@ -244,7 +224,7 @@ class ProjectedAscent(AttackSpec):
     unstored: ClassVar[Fields] = {"precision": "float32", "objective": "ce", "factor": 1.0}
 
     steps: Annotated[Count, FIXED]  # N of the name
-    step_size: Annotated[Positive, Option("step")]
+    step_size: Annotated[Positive, "step"]  # its option
     """Length of a step. Default: that of the evaluation, in proportion to eps."""
     start: Literal["uniform", "gaussian", "none"] = "uniform"
     """Start noise: uniform in the ball, 0.001 N(0, 1) or none."""

@@ -32,12 +32,16 @@ FIRST_STEPS = 5  # on the margin; they break most images of a model that has no 
 MARGIN_STEPS = 20  # of each of the two runs on the probability margin
 TARGET_STEPS = 40  # towards each of the nearest classes
 WIDER, LAST = ((3, 12), (2, 12)), 16  # of a run in a shrinking ball: radii over eps with steps, and steps in eps
-SCHEDULE: Literal["shrinking"] = "shrinking"  # in the settings of a column: another order of runs is another attack
 ROUNDS = 4  # of new starts for images that came close
 CANDIDATES = 20  # likeliest other classes, which are ordered by their distance
 # How far it was above the official AutoAttack in balanced accuracy, from results/verdicts.json.
 MEASURED = "an upper bound, on 30 pairs of model and ball with 17400 images at most 0.33 points above AutoAttack, "
 MEASURED += "-0.20 on average"
+
+
+def cosine_lengths(steps: int) -> list[float]:
+    """Return the length of each step over eps: half a cosine from 2 to 0."""
+    return [1 + math.cos(math.pi * step / steps) for step in range(steps)]
 
 
 def margin_lengths(steps: int) -> list[float]:
@@ -46,8 +50,8 @@ def margin_lengths(steps: int) -> list[float]:
     Source: PMA, Xie et al., CVPR 2025, arXiv:2411.15210.
     """
     half = steps // 2
-    phases = [step - 1 if step <= half else step - half - 1 for step in range(steps)]
-    return [1 + math.cos(math.pi * phase / (steps - half)) for phase in phases]
+    fall = cosine_lengths(steps - half)
+    return [fall[1], *fall[:half], *fall[: steps - half - 1]]
 
 
 def margin_objectives(steps: int, run: int) -> list[Objective]:
@@ -64,11 +68,6 @@ def margin_objectives(steps: int, run: int) -> list[Objective]:
         return -own(logits, y) if run == 0 else probability_margin(logits, y) + own(logits, y)
 
     return [own, *[first] * (steps // 2 - 1), *[probability_margin] * (steps - steps // 2)]
-
-
-def cosine_lengths(steps: int) -> list[float]:
-    """Return the length of each step over eps: half a cosine from 2 to 0."""
-    return [1 + math.cos(math.pi * step / steps) for step in range(steps)]
 
 
 @refusing
@@ -195,33 +194,27 @@ class _Hunt:
 
         for index, (ratio, steps) in enumerate(wider):
             noise = ascend(self.model, cosine_lengths(steps), noise if index else ratio * noise, ratio) - x
-        watched = _Watched(self.model, x, y)
+        met, kept, least = torch.zeros_like(y, dtype=torch.bool), x, torch.full_like(self.least[rows], torch.inf)
+
+        def watched(x_adv: Tensor) -> Tensor:
+            nonlocal met, kept, least
+            logits = full_precision(self.model(x_adv))
+            left = -margin(logits.detach(), y)
+            kept = choose((left < 0) & ~met, x_adv.detach(), kept)  # the first image that fools the model
+            met, least = met | (left < 0), torch.minimum(least, left)
+            return logits
+
         last = ascend(watched, lengths, noise)
         sound = finite(last)  # an image of NaN stays so, and is refused by who verifies it
-        broken = watched.met & sound
+        broken = met & sound
         if bool(broken.any()):
             with torch.no_grad():
-                logits = full_precision(self.judge(watched.kept[broken]))
+                logits = full_precision(self.judge(kept[broken]))
             broken[broken.clone()] = fooled(logits, y[broken])
-        self.x_adv[rows] = choose(broken, watched.kept, last)
-        self.least[rows] = torch.minimum(self.least[rows], watched.least)
+        self.x_adv[rows] = choose(broken, kept, last)
+        self.least[rows] = torch.minimum(self.least[rows], least)
         self.standing = self.standing[~torch.isin(self.standing, rows[broken | ~sound])]
-        return watched.least
-
-
-class _Watched:
-    """A model that keeps the first image of each row that fools it, and the least margin of all iterates."""
-
-    def __init__(self, model: Model, x: Tensor, y: Tensor) -> None:
-        self.model, self.y, self.kept = model, y, x.clone()
-        self.met, self.least = torch.zeros_like(y, dtype=torch.bool), x.new_full((len(y),), torch.inf)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = full_precision(self.model(x))
-        left = -margin(logits.detach(), self.y)
-        self.kept = choose((left < 0) & ~self.met, x.detach(), self.kept)
-        self.met, self.least = self.met | (left < 0), torch.minimum(self.least, left)
-        return logits
+        return least
 
 
 def _towards(target: Tensor) -> Objective:
@@ -250,10 +243,10 @@ class Quick(AttackSpec):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        return super().make({"schedule": SCHEDULE, **given}, settings, radius)
+        return super().make({"schedule": "shrinking", **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        if self.schedule != SCHEDULE:
+        if self.schedule is None:
             raise UserError("quick: got the runs of an earlier version; allowed: a new evaluation with quick")
         eps, norm = self.radius, self.norm or "linf"
         search: Fields = {"noise": lambda run: draws.start(x, eps, "uniform", norm, run), "near": self.near}

@@ -31,45 +31,32 @@ class Identity:
     """Two results are comparable if they have the same identity: attack and settings, without random seeds."""
 
     name: str
-    norm: str | None
-    eps: float | None
-    bounded: bool
-    settings: tuple[tuple[str, object], ...] = ()  # sorted names and hashable values
-    members: tuple[Identity, ...] = ()  # the attacks of a worst case, sorted by name
+    settings: tuple[tuple[str, Any], ...]  # sorted names and hashable values, with norm, eps and bounded
     seed: object = field(default=None, compare=False)
 
     def differences(self, other: Identity, seeds: bool = False) -> dict[str, tuple[object, object]]:
         """Return both values of every setting in which two attacks differ, sorted; random seeds only with `seeds`."""
-        ours, theirs = self._values(), other._values()
-        names = sorted(name for name in ours.keys() | theirs.keys() if seeds or name != "seed")
+        ours, theirs = ({**dict(one.settings), **({"seed": one.seed} if seeds else {})} for one in (self, other))
+        names = sorted(ours.keys() | theirs.keys())
         return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
-
-    def _values(self) -> dict[str, object]:
-        ball = {"norm": self.norm, "eps": self.eps, "bounded": self.bounded}
-        return {**ball, **dict(self.settings), "attacks": self.members, "seed": self.seed}
 
     def apart_from(self, *names: str) -> tuple[object, ...]:
         """Return a key that two attacks share if they differ only in these settings and in their names."""
-        settings = tuple((name, value) for name, value in self.settings if name not in names)
-        return self.norm, *(() if "eps" in names else (self.eps, self.bounded)), settings
+        return tuple((name, value) for name, value in self.settings if name not in names)
 
 
 def identity(name: str, norm: str | None, eps: float | None, parameters: Fields, bounded: bool) -> Identity:
     """Return the identity of an attack from its stored parameters; a worst case consists of its attacks."""
-    settings = [(key, _frozen(value)) for key, value in parameters.items() if key not in ("seed", "from", "attacks")]
-    members = [
-        identity(one["name"], one.get("norm"), one.get("eps"), own, one.get("eps") is not None)
-        for one in parameters.get("attacks", ())
-        for own in [{key: value for key, value in one.items() if key not in ("name", "norm", "eps")}]
-    ]
-    alike = tuple(sorted(members, key=lambda member: member.name))
-    return Identity(name, norm, eps, bounded, tuple(sorted(settings)), alike, parameters.get("seed"))
+    given = {**parameters, "norm": norm, "eps": eps, "bounded": bounded}
+    if "attacks" in given:
+        given["attacks"] = sorted(given["attacks"], key=lambda one: str(one["name"]))
+    return Identity(name, _frozen(given), parameters.get("seed"))
 
 
-def _frozen(value: object) -> object:
-    """Return a value of JSON as a hashable one, without random seeds."""
+def _frozen(value: Any) -> Any:
+    """Return a value of JSON as a hashable one, without random seeds, and where a result was taken from."""
     if isinstance(value, Mapping):
-        return tuple(sorted((str(key), _frozen(entry)) for key, entry in value.items() if key != "seed"))
+        return tuple((key, _frozen(value[key])) for key in sorted(value) if key not in ("seed", "from"))
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
@@ -80,13 +67,9 @@ class MadeOn(NamedTuple):
     weights_sha256: str
 
 
-class Option(NamedTuple):
-    """Annotation of a field: the name of its option, if it differs from the field's name."""
-
-    name: str
-
-
-FIXED = Option("")  # marks a field without an option, e.g. a number of steps that is part of the name
+FIXED = (
+    ""  # annotates a field without an option, e.g. a number of steps that is part of the name; a text names its option
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +212,7 @@ def option_fields(kind: type[AttackSpec]) -> dict[str, str]:
     found: dict[str, str] = {}
     common = [*([] if None in kind.names.values() else ["eps"]), *(["precision"] if may_round(kind) else [])]
     for name in (*common, *own_fields(kind)):
-        marks = (mark.name for mark in getattr(hints(kind)[name], "__metadata__", ()) if isinstance(mark, Option))
+        marks = (mark for mark in getattr(hints(kind)[name], "__metadata__", ()) if isinstance(mark, str))
         if option := next(marks, name):
             found[option] = name
     return found

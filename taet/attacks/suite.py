@@ -1,4 +1,4 @@
-"""A run of AutoAttack: its parts on batches of images, which are saved, resumed and shared between processes."""
+"""A run of AutoAttack, whose parts on batches of images are saved, resumed and shared between processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,16 +16,54 @@ from torch import Tensor
 from taet.attacks.ball import BALL_TOLERANCE, Norm, choose, distance, project, verify
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.spec import AttackSpec, Model
-from taet.attacks.units import Unit, UnitStore, run_units
+from taet.distributed import gather, rank, unless_one_ends, world_size
 from taet.errors import UserError
 from taet.progress import Progress
 
 NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}  # our names and those of the library
 SuitePart = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> x_adv
+Unit = Mapping[str, NDArray[Any]]  # the arrays of a unit of work, by name
 
 # The library logs a warning about points whose gradient is zero.
 _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())
+
+
+class UnitStore(Protocol):
+    """A store of finished units of work: `get` returns the arrays that `put` stored, or None."""
+
+    def get(self, key: str) -> Unit | None: ...
+
+    def put(self, key: str, arrays: Unit) -> None: ...
+
+
+def run_units(
+    count: int,
+    compute: Callable[[int], Unit],
+    *,
+    state: UnitStore | None,
+    key: Callable[[int], str],
+    valid: Callable[[int, Unit], bool],
+) -> list[Unit]:
+    """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
+
+    With P processes, all of which must make the same call, process r computes the units r, r + P, r + 2P, ...;
+    afterwards each process has all of them. `key` names a unit in `state`, and `valid` says whether stored arrays are
+    this unit and complete.
+    """
+
+    def unit(number: int) -> Unit:
+        found = None if state is None else state.get(key(number))
+        if found is None or not valid(number, found):
+            found = compute(number)
+            if state is not None:
+                state.put(key(number), found)
+        return found
+
+    mine = {number: unit(number) for number in range(rank(), count, world_size())}
+    with unless_one_ends("; finished batches are kept" if state is not None else ""):
+        done = {number: unit for share in gather(mine) for number, unit in share.items()}
+    return [done[number] for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -130,15 +168,14 @@ class SuiteRun:
             progress(before + inside, total, f"{part} {number + 1}/{len(batches)}")
 
         def compute(number: int) -> Unit:
+            report(number)
             with self.model.ticking(len(batches[number]) * cost, lambda inside: report(number, inside)):
                 return self._run_unit(part, attack, batches[number])
 
         def valid(number: int, unit: Unit) -> bool:
             return needed <= unit.keys() and np.array_equal(unit["content"], self._content(part, batches[number]))
 
-        units = run_units(
-            len(batches), compute, state=self.state, key=lambda number: f"{part}-{number}", valid=valid, begin=report
-        )
+        units = run_units(len(batches), compute, state=self.state, key=lambda number: f"{part}-{number}", valid=valid)
         return zip(batches, units, strict=True)
 
     def _run_unit(self, part: str, attack: SuitePart, indices: Tensor) -> Unit:

@@ -27,7 +27,7 @@ from taet.evaluation.facts import Merged, answer, attempt, deep_facts, outputs
 from taet.evaluation.runner import Runner, restored
 from taet.evaluation.subject import ArrayOrTensor, Subject, count_classes
 from taet.formatting import duration, listed, percent
-from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
+from taet.models.foreign import NORMALIZATIONS, Normalized
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
 from taet.training.folder import DELIVERED, DONE, METRICS, RUN, RunFolder
@@ -221,10 +221,10 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
 def _normalisation(model: nn.Module, x: Tensor, y: Tensor, correct: statistics.Mask) -> Finding:
     """Return whether a usual normalisation of the input is better, by McNemar's test at `LEVEL` for all together."""
     network, channels = model.network if isinstance(model, Normalized) else model, x.shape[1]
-    ways = {name: one for name, one in NORMALIZATIONS.items() if len(one.mean) == channels}
+    ways = {name: one for name, one in NORMALIZATIONS.items() if len(one[0]) == channels}
     for mean, deviation in ((0.5, 0.5), (0.0, 1 / 255)):
         name = "/".join(",".join([f"{value:.6g}"] * channels) for value in (mean, deviation))
-        ways[name] = Statistics((mean,) * channels, (deviation,) * channels)
+        ways[name] = (mean,) * channels, (deviation,) * channels
     networks = {"none": network} | {name: Normalized(network, how).to(x.device) for name, how in ways.items()}
     masks = {name: (answer(Counted(one), x).max(1).indices == y).cpu().numpy() for name, one in networks.items()}
     best = max(masks, key=lambda name: masks[name].sum())

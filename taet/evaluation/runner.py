@@ -25,7 +25,7 @@ from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted, exact_float32
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
-from taet.attacks.units import Unit, run_units
+from taet.attacks.suite import Unit, run_units
 from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, custom_code
@@ -247,13 +247,14 @@ class Runner:
             progress(min(number * self.batch_size, every) * passes + inside, every * passes, attack.name)
 
         def compute(number: int) -> Unit:
+            report(number)
             with self.model.ticking(len(batches[number]) * passes, partial(report, number)):
                 return self._measure(attack, batches[number])
 
         def is_complete(number: int, unit: Unit) -> bool:
             return unit.keys() >= UNIT and np.array_equal(unit["rows"], batches[number])
 
-        done = run_units(len(batches), compute, state=units, key=str, valid=is_complete, begin=report)
+        done = run_units(len(batches), compute, state=units, key=str, valid=is_complete)
         report(len(batches))
         return done
 

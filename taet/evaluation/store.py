@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.attacks.units import Unit
+from taet.attacks.suite import Unit
 from taet.errors import UserError
 from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE

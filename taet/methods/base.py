@@ -25,7 +25,7 @@ from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
 from taet.methods.feedback import Seen
-from taet.models.heads import Head
+from taet.models.classifier import Head
 from taet.models.view import View
 from taet.settings import Outer, Threat
 

@@ -14,7 +14,7 @@ from taet import methods, registry
 from taet.errors import UserError, located
 from taet.fields import Rule, Settings
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Step, Task
-from taet.models.heads import Head
+from taet.models.classifier import Head
 from taet.settings import Run, from_json
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from taet.errors import UserError
-from taet.models.classifier import Adapter, Classifier, adapted
+from taet.models.classifier import Adapter, Classifier, CosineHead, Head, adapted, build_head
 from taet.models.foreign import (
     Normalized,
     check_consent,
@@ -18,12 +18,11 @@ from taet.models.foreign import (
     taken_apart,
     trusted,
 )
-from taet.models.heads import CosineHead, Head
 from taet.models.weights import pretrained
 from taet.randomness import seeded
 
-__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "Normalized", "adapted", "build", "check_consent"]
-__all__ += ["check_logits", "check_trust", "consent", "is_own", "pretrained", "trusted"]
+__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "Normalized", "adapted", "build", "build_head"]
+__all__ += ["check_consent", "check_logits", "check_trust", "consent", "is_own", "pretrained", "trusted"]
 
 
 def build(

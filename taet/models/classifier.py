@@ -1,11 +1,16 @@
-"""The structure of every model: normalisation, features, head, and the deployed offset."""
+"""The structure of every model: normalisation, features, a linear or a cosine head, and the deployed offset."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+TINY = 1e-12  # features that are all zero have no direction; their cosines are 0, with a finite gradient
 
 
 class Classifier(nn.Module):
@@ -80,3 +85,69 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
         return logits.to(self.offset.dtype) - self.offset
+
+
+class Head(NamedTuple):
+    """The head that a method needs."""
+
+    kind: Literal["linear", "cosine"] = "linear"
+    scale: float = 1.0
+    """Cosine: factor s of the cosines, in training and evaluation."""
+    gamma: float = 0.0
+    """Cosine: added to the norm of each class weight (RoBal)."""
+
+
+class CosineHead(nn.Module):
+    """Scaled cosines, z_c = s <h / ||h||, w_c / (||w_c|| + gamma)>, without bias: (N, D) -> (N, C) in [-s, s].
+
+    Both normalisations are differentiated. The scale belongs to the model, so that attacks and predictions see the same
+    logits. Sources: Pang et al., Boosting Adversarial Training with Hypersphere Embedding, NeurIPS 2020,
+    arXiv:2002.08619 (gamma 0; its public code overwrites the weights by their normalised values instead); Wu et al.,
+    RoBal, CVPR 2021, arXiv:2104.02703 (gamma 1/32 or 1/16).
+    """
+
+    def __init__(self, features: int, num_classes: int, scale: float = 1.0, gamma: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.gamma = scale, gamma
+        bound = features**-0.5  # as RoBal's public code draws it
+        self.weight = nn.Parameter(torch.empty(num_classes, features).uniform_(-bound, bound))
+
+    def forward(self, features: Tensor) -> Tensor:
+        directions = functional.normalize(features, dim=1, eps=TINY)
+        # The norm of a vanishing weight has no derivative; the clamp gives it the derivative 0.
+        weights = self.weight / (self.weight.norm(dim=1, keepdim=True).clamp(min=TINY) + self.gamma)
+        return self.scale * functional.linear(directions, weights)
+
+
+def build_head(head: Head, features: int, num_classes: int) -> nn.Module:
+    """Return the module that `head` describes, from `features` to `num_classes`."""
+    if head.kind == "linear":
+        return nn.Linear(features, num_classes)
+    return CosineHead(features, num_classes, head.scale, head.gamma)
+
+
+def guard_layout(*networks: nn.Module) -> tuple[str, ...]:
+    """Keep layers that a CPU cannot train in channels_last in the ordinary layout; return a line that names them.
+
+    The gradient of the weights of a 1x1 convolution with a stride, float32 and in channels_last, writes outside its
+    memory if it has fewer input channels than a vector register has floats: 8 with AVX2, 16 with AVX-512. See
+    https://github.com/uxlfoundation/oneDNN/issues/6035, open in November 2026. To be called after
+    `network.to(memory_format=...)`; a hook passes these layers their input in the ordinary layout.
+    """
+    floats = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
+    names = []
+    for name, layer in (pair for network in networks for pair in network.named_modules()):
+        strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+        on_cpu = strided and layer.weight.device.type == "cpu" and platform.machine() == "x86_64"
+        if on_cpu and 1 < layer.in_channels < floats:
+            names.append(name)
+            for weight in layer.parameters():
+                # Not `contiguous`: the strides of a 1x1 kernel satisfy both layouts, and PyTorch guesses from them.
+                weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+            layer.register_forward_pre_hook(_ordinary_input)
+    line = f"not in channels_last, where their gradient is unsafe on this CPU (oneDNN issue 6035): {', '.join(names)}"
+    return (line,) if names else ()
+
+
+def _ordinary_input(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(), *inputs[1:])

@@ -14,15 +14,14 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taet import registry
 from taet.errors import CUSTOM, UserError, custom_code, located, nearest, needed, unknown
-from taet.models.classifier import Adapter, Classifier, adapted
-from taet.models.heads import Head, build_head
+from taet.models.classifier import Adapter, Classifier, Head, adapted, build_head
 from taet.models.weights import fill, read
 from taet.randomness import seeded
 
@@ -31,22 +30,15 @@ LINEAR, RGB = Head(), 3
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 ImageShape = tuple[int, int, int]
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel, in image units
 
-
-class Statistics(NamedTuple):
-    """Mean and standard deviation per channel, in image units."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-NORMALIZATIONS = {
+NORMALIZATIONS: dict[str, Statistics] = {
     # The documentation of torchvision's pretrained models.
-    "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # Over all pixels of the 50,000 training images; as in the code of Rice et al., ICML 2020, arXiv:2002.11569.
-    "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     # Over all pixels of the 50,000 training images.
-    "cifar100": Statistics((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
@@ -56,7 +48,7 @@ class Normalized(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, statistics: Statistics | tuple[Sequence[float], Sequence[float]]) -> None:
+    def __init__(self, network: nn.Module, statistics: Statistics) -> None:
         super().__init__()
         self.network = network
         for name, values in zip(("mean", "std"), statistics, strict=True):
@@ -108,7 +100,7 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     if found is None and "/" not in text:
         raise unknown("normalisation", text, ("none", *NORMALIZATIONS, "M1,M2,M3/S1,S2,S3"))
     try:
-        mean, std = found or (tuple(map(float, part.split(","))) for part in text.split("/"))
+        mean, std = found or ([float(number) for number in part.split(",")] for part in text.split("/"))
         if len(mean) != len(std) or not min(std) > 0 or not torch.tensor([*mean, *std]).isfinite().all():
             raise ValueError
     except ValueError:
@@ -116,7 +108,7 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
         raise UserError(f"normalisation: got '{text}'; allowed: means / deviations above 0, e.g. {example}") from None
     if len(mean) != channels:
         raise UserError(f"normalisation '{text}': got {len(mean)} channels; allowed: {channels}, as the images have")
-    return Statistics(mean, std)
+    return mean, std
 
 
 def registered(

@@ -20,8 +20,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from taet.models.classifier import Classifier
-from taet.models.heads import Head, build_head
+from taet.models.classifier import Classifier, Head, build_head
 
 NAMES = {
     "resnet18": "ResNet-18, 11.2 million parameters (both papers)",

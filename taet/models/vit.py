@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from taet.errors import UserError
-from taet.models.classifier import Classifier
-from taet.models.heads import Head, build_head
+from taet.models.classifier import Classifier, Head, build_head
 
 NAMES = {
     "vit-b16": "ViT-B/16, patches of 16 pixels, for 224 pixels, 86 million parameters (Dosovitskiy et al.)",

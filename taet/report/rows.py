@@ -252,8 +252,8 @@ def attack_names(identities: Iterable[Identity]) -> dict[Identity, str]:
     """Return the name of each attack of one table; equal names show the settings in which they differ."""
     known, found = list(dict.fromkeys(identities)), {}
     for one in known:
-        values = {**dict(one.settings), "eps": one.eps, "norm": one.norm, "bounded": one.bounded}
-        values["attacks"] = " ".join(member.name for member in one.members)
+        values = dict(one.settings)
+        values["attacks"] = " ".join(dict(member)["name"] for member in values.get("attacks", ()))
         apart = sorted({key for other in known if other.name == one.name for key in one.differences(other)})
         said = ", ".join(setting_words(key, values.get(key)) for key in apart)
         found[one] = f"{one.name} ({said})" if said else one.name

@@ -22,7 +22,8 @@ from taet.distributed import copy_first, first, gather, in_turn, rank, world_siz
 from taet.errors import UserError
 from taet.fields import plain
 from taet.files import Json, file_sha256
-from taet.models import Adapter, Classifier, memory_layout
+from taet.models import Adapter, Classifier
+from taet.models.classifier import guard_layout
 from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations, synchronised
 from taet.models.view import View, make_view
@@ -165,7 +166,7 @@ def build_model(
     model.to(device)
     if run.training.channels_last:
         model.to(memory_format=torch.channels_last)
-        model.notes += memory_layout.guard(model, resolved.method)
+        model.notes += guard_layout(model, resolved.method)
     return model
 
 

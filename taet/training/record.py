@@ -13,7 +13,7 @@ from taet import statistics
 from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.files import Json, digest
-from taet.models.heads import Head
+from taet.models.classifier import Head
 from taet.settings import Data, Run, Training, flat, from_json, to_json
 
 PerClass: TypeAlias = tuple[StoredCount, ...]

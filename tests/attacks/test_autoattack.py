@@ -19,8 +19,7 @@ from taet.attacks import catalogue
 from taet.attacks.autoattack import NAMES, AutoAttack, Version, autoattack
 from taet.attacks.ball import Norm
 from taet.attacks.counted import Counted
-from taet.attacks.suite import Plan, SuiteResult, SuiteRun
-from taet.attacks.units import Unit
+from taet.attacks.suite import Plan, SuiteResult, SuiteRun, Unit
 from taet.data.augmentation import to_unit
 from taet.errors import UserError
 
@@ -156,13 +155,11 @@ def test_the_plan_follows_the_number_of_classes() -> None:
     assert whole.plan(3).parts == ("apgd-ce", "apgd-dlr", "fab-t", "square")
     assert whole.plan(2).parts == ("apgd-ce", "fab-t", "square")
     assert fast.plan(3).facts() == {"parts": ["apgd-ce", "apgd-dlr"], "iterations": 100, "note": whole.plan(3).note}
-    with pytest.raises(UserError, match="1 class"):
-        whole.plan(1)
 
 
 def test_the_list_says_what_each_version_costs() -> None:
-    for name, line in NAMES.items():
-        assert f" {catalogue.parse(name).passes(10)} passes" in line
+    for name in AutoAttack.names:
+        assert f" {catalogue.parse(name).passes(10)} passes" in NAMES[name]
 
 
 class Memory:

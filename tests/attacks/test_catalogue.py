@@ -43,7 +43,6 @@ def test_a_worst_case_is_its_attacks_in_any_order() -> None:
         return identity("worst-case", "linf", 0.1, {"attacks": list(attacks)}, True)
 
     assert worst(fgsm, pgd) == worst(pgd, fgsm)
-    assert [member.name for member in worst(pgd, fgsm).members] == ["fgsm", "pgd-20"]
     assert worst(fgsm) != worst(pgd)
 
 

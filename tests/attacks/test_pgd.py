@@ -96,14 +96,13 @@ def test_fgsm_is_one_signed_step_up_or_down_to_the_target(objective: Any, target
     ("change", "message"),
     [
         ({"step_size": 2.0}, "step size: got 2; .* did you mean 2/255"),
-        ({"step_size": [torch.tensor(0.1), torch.tensor(-0.1)]}, "step size: got values from -0.1 to"),
+        ({"step_size": [torch.tensor(0.1), torch.tensor(-0.1)]}, "step size: got -0.1; allowed: 0 to 1"),
         ({"step_size": [0.1]}, "got 1 for 2 steps; allowed: one, or one per step"),
         ({"eps": torch.zeros(3)}, r"eps: got a tensor of shape \(3,\); allowed: a number or one per image, \(2,\)"),
         ({"norm": "L2"}, "unknown norm 'L2'; allowed: l2, linf; did you mean 'l2'"),
         ({"restarts": 2, "start": "none"}, "restarts: got several of start none"),
         ({"restarts": 2, "start_noise": torch.zeros(2, 3, 8, 8)}, "start noise: got 1; allowed: one per restart, 2"),
-        ({"start_noise": torch.full((2, 3, 8, 8), torch.nan)}, "start noise: got NaN or infinity"),
-        ({"objective": "ce"}, r"objective: got 'ce'; .*OBJECTIVES\['ce'\]"),
+        ({"objective": "ce"}, "objective: got 'ce'; .*OBJECTIVES"),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:

@@ -84,7 +84,7 @@ def short(name: str) -> str:
 
 
 @pytest.mark.sample(4)
-@pytest.mark.parametrize("name", [*catalogue.kinds()])
+@pytest.mark.parametrize("name", [name for name in catalogue.kinds() if name != "clean"])  # which asks no model
 def test_every_attack_of_the_catalogue_refuses_the_same(name: str) -> None:
     refuses_all(catalogue.parse(short(name), SETTINGS))
 
@@ -130,13 +130,13 @@ def test_every_function_works_in_any_mode(name: str) -> None:
 def test_pixels_as_the_unit_of_eps_are_refused(name: str) -> None:
     attack = functools.partial(function(name), network(), images(), LABELS)
     if name in ("cw_l2", "deepfool"):  # a ball in L2 may be larger than 8
-        with pytest.raises(UserError, match=r"eps: got values from -1 to 0\.5; allowed: 0 or more"):
+        with pytest.raises(UserError, match="eps: got -1; allowed: 0 or more"):
             attack(eps=torch.tensor([0.5, 0.5, -1, 0.5]))
         return
     with pytest.raises(UserError, match=r"eps.*: got 8; .* did you mean 8/255\?"):
         attack(eps=8)
     if name != "autoattack":  # which takes one number
-        with pytest.raises(UserError, match=r"eps: got values from 0 to 8; allowed: 0 to 1.* did you mean 8/255\?"):
+        with pytest.raises(UserError, match=r"eps: got 8; allowed: 0 to 1.* did you mean 8/255\?"):
             attack(eps=torch.tensor([0.0, 0.1, 8, 0]))
 
 

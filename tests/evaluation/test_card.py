@@ -124,8 +124,8 @@ def test_the_worst_case_is_the_conjunction_of_the_attacks_in_one_ball() -> None:
     assert worst.parts["pgd-20"].tolist() == ((CLEAN == LABELS) & (second == LABELS)).tolist()
     assert (worst.name, worst.norm, worst.eps, worst.bounded) == ("worst-case", "linf", 8 / 255, True)
     assert (worst.seconds, worst.forwards, worst.backwards) == (3.0, 30, 15)
-    first = worst.identity.members[0]
-    assert (first.name, first.norm, first.eps, first.settings) == ("pgd-100", "linf", 8 / 255, (("steps", 100),))
+    first = dict(dict(worst.identity.settings)["attacks"][0])
+    assert first == {"name": "pgd-100", "norm": "linf", "eps": 8 / 255, "steps": 100}
     weaker = (CLEAN == LABELS) & (BROKEN == LABELS)
     assert whole.column("worst-case-l2").correct.tolist() == (weaker & (ATTACKED == LABELS)).tolist()
     assert whole.worst_case("linf", eps=0.1).correct.tolist() == weaker.tolist()

@@ -26,7 +26,7 @@ from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss, Seen
 from taet.methods.wrapper import BudgetRule, ClassBudgets
 from taet.models import Classifier, Head
-from taet.models.heads import build_head
+from taet.models.classifier import build_head
 from taet.settings import Outer, Run, Threat, Training
 from taet.training.state import State
 from taet.training.step import training_step

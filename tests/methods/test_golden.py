@@ -22,7 +22,7 @@ from taet.methods.gairat import importance
 from taet.methods.las_at import LARGEST_LOSS, reinforce
 from taet.methods.robust_lt import class_budgets
 from taet.models import Classifier
-from taet.models.heads import build_head
+from taet.models.classifier import build_head
 from taet.settings import Threat, Training
 from taet.training.state import weight_average
 from tests.methods.conftest import built, loss_on, seen_of

@@ -22,7 +22,7 @@ from taet.distributed import world_size
 from taet.methods import Method
 from taet.methods.base import Attack
 from taet.models import Classifier
-from taet.models.heads import build_head
+from taet.models.classifier import build_head
 from taet.models.sync_norm import synchronised
 from taet.settings import Run, Threat, Training
 from taet.training.state import State

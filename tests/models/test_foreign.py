@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from taet import models
 from taet.errors import UserError
 from taet.models import Adapter, Classifier, CosineHead, Head, foreign
-from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics, taken_apart
+from taet.models.foreign import NORMALIZATIONS, Normalized, taken_apart
 
 SHAPE = (3, 8, 8)
 SOURCE = """
@@ -267,7 +267,7 @@ def test_a_normalisation_is_inside_the_model(own: str) -> None:
         model = load(f"{own}:ready", normalize=name)
         assert isinstance(model, Normalized)
         torch.testing.assert_close(model(images()), model.network((images() - mean) / std))
-    assert foreign.parse_normalization("0.1,0.2,.3/1,2,3e0", 3) == Statistics((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert foreign.parse_normalization("0.1,0.2,.3/1,2,3e0", 3) == ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
 
 
 def test_a_normalisation_that_is_none_is_refused() -> None:

@@ -15,7 +15,7 @@ from taet import models, registry
 from taet.errors import UserError
 from taet.files import digest
 from taet.methods.las_at import Strategy
-from taet.models.heads import CosineHead
+from taet.models.classifier import CosineHead
 from taet.models.resnet import PreActBlock
 
 SMALL = ["resnet8", "vit-mini-p4", "preact-resnet18"]  # one of each kind: the others differ in numbers only
