@@ -255,13 +255,6 @@ class DataSource:
     notes: tuple[str, ...] = ()
     resized: bool = False
 
-    def check(self, sizes: Mapping[str, int], shape: tuple[int, int, int]) -> DataSource:
-        """Return self; other `sizes` of the splits, and another shape (H,W,C) of the images, are refused."""
-        got, own = {part: len(of) for part, of in self.splits.items()}, self.splits["train"].images.shape[1:]
-        if got != sizes or own != shape:
-            raise UserError(f"got {got} images of shape {own}; allowed: {dict(sizes)} of {shape}")
-        return self
-
 
 def to_source(
     arrays: Arrays,

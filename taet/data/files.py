@@ -112,7 +112,7 @@ def read(data: Data) -> DataSource:
             inner += only
         known = (_known_layout(one, data.group) for one in inner)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
-        rows, notes = next(filter(None, known), None) or _of_folder(next(divided, _inner(path)), data.group)
+        rows, notes = next(filter(None, known), None) or _of_folder(next(divided, path), data.group)
     tracked = None if data.group == "none" else signs(rows)
     if tracked is not None:
         notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
@@ -148,7 +148,9 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
 def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     """Return the images of the folder of each split, with their subfolders as groups, and notes."""
     rows, notes, known = list[Row](), list[str](), set[str]()
-    for split, folder in folders.items():
+    for split, outer in folders.items():
+        inner = _folders(outer)  # a single folder `images`, as in GTSRB's archives, holds the class folders
+        folder = inner[0] if len(inner) == 1 and inner[0].name.lower() == "images" else outer
         table = _table_of(folder) if split not in ("", "train") and not _folders(folder) else None
         if table is None:
             own, said = class_rows(folder, split)
@@ -182,12 +184,6 @@ def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _inner(folder: Path) -> Path:
-    """Return a single folder `images` in a folder, as in GTSRB's archives, which holds the class folders."""
-    inner = _folders(folder)
-    return inner[0] if len(inner) == 1 and inner[0].name.lower() == "images" else folder
-
-
 def _split_folders(path: Path) -> dict[str, Path]:
     """Return the folder of each split; none if `path` holds the class folders itself.
 
@@ -204,7 +200,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     for split, folders in found.items():
         if len(folders) > 1:
             raise UserError(f"'{path}' has two {split} folders, '{folders[0].name}' and '{folders[1].name}'; keep one")
-    return {split: _inner(folders[0]) for split, folders in found.items() if folders}
+    return {split: folders[0] for split, folders in found.items() if folders}
 
 
 def _table_of(folder: Path) -> Path | None:
