@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from taet.data.images import Files
 from taet.data.storage import Pixels, pieces
 from taet.errors import UNPRINTABLE, UserError, printable
 from taet.files import Json
-from taet.statistics import Ints
+from taet.statistics import Ints, class_groups, class_ranks
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 """Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
@@ -79,9 +80,6 @@ class Split(Part):
     """Images with their labels: (N,H,W,C), C 1 or 3, pixel values 0 to 255; mapped if they are kept on disk."""
 
     images: Pixels
-
-    def __repr__(self) -> str:
-        return f"Split(images {self.images.shape} of {len(self.class_names)} classes)"
 
     @cached_property
     def sha256(self) -> str:
@@ -214,6 +212,41 @@ class Dataset:
         return {name: split.manifest() for name, split in self.splits.items()}
 
 
+def describe(dataset: Dataset) -> Json:
+    """Return class counts of each split, imbalance ratio, groups, ranks, checksums, notes and more, as plain JSON."""
+    return {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "mirror": dataset.mirror,
+        "resized": dataset.resized,
+        "imbalance_ratio": dataset.imbalance_ratio,
+        "images": {name: len(split) for name, split in dataset.splits.items()},
+        "class_counts": {name: split.class_counts.tolist() for name, split in dataset.splits.items()},
+        "ranks": class_ranks(dataset.class_counts).tolist(),
+        "groups": class_groups(dataset.class_counts),
+        "sha256": {name: split.sha256 for name, split in dataset.splits.items()},
+        "notes": list(dataset.notes),
+    }
+
+
+def render(dataset: Dataset) -> str:
+    """Return a text table with a row and a bar of the training images for each class, at most 80 columns wide."""
+    counts, groups = [split.class_counts for split in dataset.splits.values()], class_groups(dataset.class_counts)
+    rows = [["class", "group", *dataset.splits]]
+    for label, name in enumerate(dataset.class_names):
+        group = next(group for group in ("head", "body", "tail") if label in groups[group])
+        rows.append([name if len(name) <= 20 else f"{name[:17]}...", f"{group} ", *(str(of[label]) for of in counts)])
+    rows.append(["all", "", *(str(of.sum()) for of in counts)])
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]
+    bars = np.rint((78 - len(lines[0])) * counts[0] / counts[0].max()).astype(int).clip(min=1)
+    table = [f"{line}  {'#' * bar}".rstrip() for line, bar in zip(lines, [0, *bars, 0], strict=True)]
+    sums = [f"  {name:<10} {split.sha256}" for name, split in dataset.splits.items()]
+    said = [line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
+    return "\n".join([dataset.headline, *table, "SHA-256 of the image shape, images and labels:", *sums, *said])
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What a run knows of its data set after cut, split and resizing, without the images; counts by class."""
@@ -301,12 +334,12 @@ def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str | None) -> di
 
 def checked_images(what: str, images: ArrayLike) -> Pixels:
     """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
-    array: NDArray[np.generic] = images if isinstance(images, np.memmap) else np.asarray(images)
+    array: NDArray[np.generic] = np.asanyarray(images)
     if array.dtype != np.uint8:
         raise UserError(f"{what}: got {array.dtype}; allowed: uint8, pixel values 0 to 255")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3), N at least 1")
-    if not isinstance(images, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
+    if not isinstance(array, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
         array = np.require(array, requirements=("C", "W"))
     return array if array.ndim == 4 else array[..., np.newaxis]  # type: ignore[return-value]
 
@@ -327,14 +360,13 @@ def checked_labels(what: str, labels: ArrayLike) -> Ints:
 
 def _checked_names(labels: Ints, given: ArrayLike | None) -> tuple[str, ...]:
     """Return the class names, by default the numbers; a class without a training image raises a `UserError`."""
-    found, names = np.unique(labels), None if given is None else np.asarray(given)
+    names = None if given is None else np.asarray(given)
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise UserError(f"class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
-    count = int(found[-1]) + 1 if names is None else len(names)
-    if len(found if names is None else names) < 2:
+    count, found = int(labels.max()) + 1 if names is None else len(names), {*labels.tolist()}
+    if count < 2:
         raise UserError("classes: got a single class; allowed: 2 or more")
-    # The smallest missing label is at most the number of labels found, however large a wrong label is.
-    for label in np.setdiff1d(np.arange(min(count, len(found) + 1)), found)[:1]:
+    if (label := next((label for label in range(count) if label not in found), None)) is not None:
         name = label if names is None else names[label]
         raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
     return check_names(map(str, range(count)) if names is None else names.tolist())

@@ -36,14 +36,9 @@ class Download(NamedTuple):
     instead: Sequence[str] = ()
     """Other files and folders that serve as well."""
 
-    @property
-    def name(self) -> str:
-        """The file without its folders."""
-        return Path(self.file).name
-
     def __str__(self) -> str:
         checksum = f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
-        return f"{self.name} ({filesize.decimal(round(1e6 * self.megabytes))}, {checksum}) from {self.url}"
+        return f"{Path(self.file).name} ({filesize.decimal(round(1e6 * self.megabytes))}, {checksum}) from {self.url}"
 
     def is_right(self, path: Path) -> bool:
         """Whether a file has the checksum."""
@@ -76,7 +71,8 @@ def places(what: str, data: Data, wanted: Sequence[Download]) -> list[Path]:
     there = [path for path in found if path is not None]
     if len(there) == len(wanted):
         return there
-    looked, names = (", ".join(texts) for texts in (map("'{}'".format, roots(data)), (one.name for one in wanted)))
+    looked = ", ".join(f"'{root}'" for root in roots(data))
+    names = ", ".join(Path(one.file).name for one in wanted)
     size, put = f" --size {data.size}" if data.size else "", "unpack" if wanted[0].unpacks_to else "put"
     url = wanted[0].url if len(wanted) == 1 else wanted[0].url.rpartition("/")[0]
     own = f"; the folder '{data.name}' here is read by folder:{data.name}" if Path(data.name).is_dir() else ""
@@ -101,7 +97,7 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
     progress(0, 1, path.name)
     if not path.is_file():
         _fetch(download, path)
-    elif not download.is_right(path):
+    if not download.is_right(path):
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
@@ -122,9 +118,6 @@ def _fetch(download: Download, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
-        if not download.is_right(path):
-            path.unlink()
-            raise ValueError("its MD5 is another one")
     except Exception as error:  # of the network, the server and the disk
         why = reason(error).removeprefix("<urlopen error ").removesuffix(">")
         put = f"put {download} at '{path}', then run the same command again"

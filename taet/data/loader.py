@@ -115,11 +115,6 @@ class Loader:
     def __len__(self) -> int:
         return len(self.bounds)
 
-    @property
-    def per_epoch(self) -> int:
-        """Images of an epoch."""
-        return self.bounds[-1][1]
-
     def place(self, step: int) -> tuple[int, int]:
         """Return the position of the first image of this share in the batch of `step`, and the size of that batch."""
         begin, end = self.bounds[step]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
-from taet.errors import UserError
+from taet.errors import UserError, nearest
 from taet.progress import Progress
 from taet.settings import Data, from_json, to_json
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy", "hf")
-PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))
-"""Pairs of splits whose images are compared."""
 
 
 def full_name(name: str) -> str:
@@ -52,7 +50,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
     if kind not in known:
-        near = next(iter(difflib.get_close_matches(kind, known, 1, 0.65)), None)
+        near = nearest(kind, known)
         raise UserError(
             f"data: there is no folder or file '{name}' here, and no data set of this name; allowed: a folder, a .csv "
             f"or .npz file, or one of {', '.join(known)}" + (f"; did you mean '{near}'?" if near else "")
@@ -142,7 +140,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     chosen, notes = select(found.splits, data)
     made = {part: _read(of, data) for part, of in chosen.items()}
     if is_own(data.name):
-        notes += _repeats(chosen, made, PAIRS if data.test != VALIDATION else PAIRS[:1])
+        notes += _repeats(chosen, made)
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
         found.name,
@@ -156,11 +154,12 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     )
 
 
-def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split], pairs: Sequence[tuple[str, str]]) -> list[str]:
+def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:
     """Return a note on how many images of one split are also in another, with an example, if there are any."""
     hashes, notes = {part: fingerprints(split.images) for part, split in made.items()}, []
-    for part, other in pairs:
-        if {part, other} <= made.keys() and len(found := np.flatnonzero(np.isin(hashes[part], hashes[other]))):
+    for other, part in combinations(made, 2):
+        same = np.isin(hashes[part], hashes[other]) & (chosen[part] is not chosen[other])
+        if len(found := np.flatnonzero(same)):
             rows, images = chosen[part].rows, chosen[part].images
             number = int(found[0] if rows is None else rows[found[0]])
             example = f"'{images.files[number]}'" if isinstance(images, Files) else f"number {number}"
@@ -173,9 +172,8 @@ def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
 
     They go to the first data folder. Without a network, a `UserError` says which file to put where.
     """
-    entry, wanted = registry.entries("data").get(full_name(data.name).partition(":")[0]), list[Download]()
-    if entry is not None and hasattr(entry.load(), "downloads"):
-        wanted = entry.call("downloads", list, data)
+    _, entry = _named(data)
+    wanted: list[Download] = entry.call("downloads", list, data) if hasattr(entry.load(), "downloads") else []
     try:
         source(data)
     except Missing:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taet.data import Dataset, Split
-from taet.data.description import describe, render
+from taet.data.dataset import describe, render
 from taet.errors import UserError
 
 
