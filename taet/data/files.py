@@ -68,9 +68,7 @@ def of_rows(
     labels = np.array([label_of[row.label] for row in rows], np.int64)
     whole = Part(images.checked(), labels, names, np.arange(len(labels)), groups)
     if given == {""}:
-        share = f"{TEST_SHARE:.0%} of each class"
-        share = f"{share}, rounded" if groups is None else f"as near to {share} as whole groups come"
-        notes.insert(0, f"no test images are given: {share}, at least 1 of 2, is for testing (seed {data.seed})")
+        notes.insert(0, f"no test images are given: {TEST_SHARE:.0%} of each class is for testing (seed {data.seed})")
         train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)
         if train is None or test is None:
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
@@ -189,18 +187,15 @@ def _split_folders(path: Path) -> dict[str, Path]:
 
     Of two folders whose names differ in upper and lower case only, which some archives hold twice, the first is read.
     """
-    named = {one.name.lower(): one for one in reversed(_folders(path))}
-    found = {split: [named[name] for name, of in SPLITS.items() if of == split and name in named] for split in PARTS}
-    missing = [split for split in ("train", "test") if not found[split]]
-    nested = any(_folders(folder) for split in ("train", "test") for folder in found[split])
-    if missing and not nested:  # where only one is there and holds images, it is a class of that name
-        return {}
-    if missing:
+    found = dict[str, Path]()
+    for one in _folders(path):
+        split = SPLITS.get(one.name.lower())
+        if split and found.setdefault(split, one).name.lower() != one.name.lower():
+            raise UserError(f"'{path}' has two {split} folders, '{found[split].name}' and '{one.name}'; keep one")
+    missing = [split for split in ("train", "test") if split not in found]
+    if missing and any(map(_folders, found.values())):  # else what is there holds images: it is a class of that name
         raise UserError(f"'{path}' has no folder '{missing[0]}'; allowed: both train and test, or only class folders")
-    for split, folders in found.items():
-        if len(folders) > 1:
-            raise UserError(f"'{path}' has two {split} folders, '{folders[0].name}' and '{folders[1].name}'; keep one")
-    return {split: folders[0] for split, folders in found.items() if folders}
+    return {} if missing else {split: found[split] for split in PARTS if split in found}
 
 
 def _table_of(folder: Path) -> Path | None:

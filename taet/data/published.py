@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from taet.data.arrays import read_set
+from taet.data.arrays import of_set, read_npz
 from taet.data.dataset import PARTS, Arrays, DataSource, Part, to_source
 from taet.data.downloads import Download, official, places
 from taet.data.files import of_rows, rows_of, signs
@@ -53,7 +53,6 @@ PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}
 URL = "https://zenodo.org/records/10519652/files/{}?download=1"
 SIDES = (28, 64, 128, 224)
 """Pixels of a side, of the files that MedMNIST publishes."""
-DIGITS_TEST = 60
 GTSRB_ONLINE = 26_640
 """Training images of GTSRB that were used in the online competition of IJCNN 2011."""
 
@@ -119,7 +118,7 @@ def read(data: Data) -> DataSource:
                 keys = ("train_images", "train_labels", "test_images", "test_labels")
                 arrays: Arrays = dict(zip(keys, map(_read_idx, paths), strict=True))
             else:
-                arrays = _pickles(path, about.title) if path.is_dir() else read_set(path, data.storage)
+                arrays = _pickles(path, about.title) if path.is_dir() else read_npz(path, of_set, data.storage)
             if about.md5:
                 side = int(path.stem.partition("_")[2] or side)
                 missing = "" if path.name == wanted[0].file else f"; {wanted[0].file} is not there"
@@ -142,7 +141,7 @@ def _digits(data: Data, about: PublishedSet) -> DataSource:
 
     digits = load_digits()
     images, labels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis], digits.target
-    test = np.sort(np.concatenate([np.flatnonzero(labels == label)[-DIGITS_TEST:] for label in range(10)]))
+    test = np.sort(np.concatenate([np.flatnonzero(labels == label)[-60:] for label in range(10)]))
     rows = {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
     splits = {part: Part(images[own], labels[own], tuple(about.class_names), own) for part, own in rows.items()}
     return DataSource(data.name, splits, about.mirror, tuple(about.notes))
@@ -210,9 +209,8 @@ def _gtsrb(data: Data, about: PublishedSet, paths: Sequence[Path]) -> DataSource
 
     There are 39,209 training images, 210 to 2,250 per class, or the 26,640 of the online competition if only these are
     there. Every image is used whole: the sign, with a border of a tenth of its size, at least 5 pixels. Images of 15 to
-    250 pixels a side are scaled to 32 x 32 unless another size is given. A track is about 30 frames of one sign that
-    a car passes. Source: Stallkamp, Schlipsing, Salmen and Igel, The German Traffic Sign Recognition Benchmark, IJCNN
-    2011.
+    250 pixels a side are scaled to 32 x 32 unless another size is given. Source: Stallkamp, Schlipsing, Salmen and
+    Igel, The German Traffic Sign Recognition Benchmark, IJCNN 2011.
     """
     rows = signs(rows_of({"train": paths[0], "test": paths[1]})[0]) or []
     names = {f"{label:05}": name for label, name in enumerate(about.class_names)}

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def source(data: Data) -> DataSource:
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         allowed = "with your own images that have groups"
         raise UserError(f"data group: got '{data.group}' for {data.name}; allowed: {allowed}")
-    return made
+    return replace(made, mirror=made.mirror if data.mirror == "auto" else data.mirror == "yes")
 
 
 def facts(data: Data) -> DataFacts | None:
@@ -84,11 +85,7 @@ def facts(data: Data) -> DataFacts | None:
         return None
     _, height, width, channels = found.splits["train"].images.shape
     shape = channels, data.size or height, data.size or width
-    return DataFacts.of_splits(select(found.splits, data)[0], shape, _mirrors(found, data))
-
-
-def _mirrors(found: DataSource, data: Data) -> bool:
-    return found.mirror if data.mirror == "auto" else data.mirror == "yes"
+    return DataFacts.of_splits(select(found.splits, data)[0], shape, found.mirror)
 
 
 def read_images(part: Part, data: Data) -> Pixels:
@@ -131,8 +128,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     long-tailed profile, with classes in the order of the labels; those named -balanced-small get as many training
     images, spread evenly over the classes; others stay as they are unless an imbalance ratio is given. `validation` is
     held out after the cut and before `class_counts` are taken, whole groups at a time; a source's own validation split
-    is kept instead. The same `seed` always chooses the same images, smaller sets within larger ones where there are no
-    groups. Mistakes in settings or files raise a `UserError`.
+    is kept instead. The same `seed` always chooses the same images. Mistakes in settings or files raise a `UserError`.
     """
     given = to_json(name) if isinstance(name, Data) else {"name": name}
     data, _ = _named(from_json(Data, {**given, **settings}))
@@ -147,7 +143,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
         made["train"],
         made.get("validation"),
         made["test"],
-        mirror=_mirrors(found, data),
+        mirror=found.mirror,
         notes=(*found.notes, *notes),
         resized=found.resized or data.size is not None,
         whole_test=_read(found.splits["test"], data) if whole else None,

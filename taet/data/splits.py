@@ -26,26 +26,22 @@ VALIDATION = "validation"
 
 
 def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], list[str]]:
-    """Choose the images of each split from a source's own "train", "test" and, if it has one, "validation".
-
-    Return the chosen splits, and notes about them.
-    """
+    """Return the chosen images of a source's "train", "test" and, given or held out, "validation", and notes."""
     train, test = source["train"], source["test"]
     train_counts, test_counts, notes = _class_counts(train, test, data)
     share = 0.0 if "validation" in source else data.validation
-    if "validation" in source:
-        notes.append("the source's own validation split is kept")
     kept, held = divided(train, train_counts, share, data.seed)
     chosen = {"train": train.choose(kept)}
     if data.train_share < 1:
         wanted = np.rint(data.train_share * chosen["train"].class_counts).clip(min=1).astype(int).tolist()
         positions = long_tail.long_tail_indices(chosen["train"].labels, wanted, data.seed)
         chosen["train"] = chosen["train"].choose(positions)
-    if held is not None:
-        chosen["validation"] = train.choose(held)
-        notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
     if "validation" in source:
         chosen["validation"] = source["validation"]
+        notes.append("the source's own validation split is kept")
+    elif held is not None:
+        chosen["validation"] = train.choose(held)
+        notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
     if data.test != VALIDATION:
         chosen["test"] = test.choose(divided(test, test_counts, 0.0, data.seed)[0])
         return chosen, notes
