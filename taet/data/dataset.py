@@ -7,9 +7,9 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,16 +63,13 @@ class Part:
         """Number of images of each class, (C,)."""
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
-    def choose(self, positions: Ints | None) -> Part:
+    def choose(self, positions: Ints | None) -> Self:
         """Return the part at `positions`, in that order; None: all."""
         if positions is None:
             return self
-        rows = positions if self.rows is None else self.rows[positions]
-        return Part(self.images, *self._at(positions), rows)
-
-    def _at(self, positions: Ints) -> tuple[Ints, tuple[str, ...], Ints, Ints | None]:
-        groups = None if self.groups is None else self.groups[positions]
-        return self.labels[positions], self.class_names, self.indices[positions], groups
+        groups, rows = (None if of is None else of[positions] for of in (self.groups, self.rows))
+        rows = positions if rows is None else rows
+        return replace(self, labels=self.labels[positions], indices=self.indices[positions], groups=groups, rows=rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,9 +98,10 @@ class Split(Part):
         spread = np.sqrt((squares / (255**2 * pixels) - mean**2).clip(min=1 / 255**2))
         return mean.tolist(), spread.tolist()
 
-    def choose(self, positions: Ints | None) -> Split:
+    def choose(self, positions: Ints | None) -> Self:
         """Return the images at `positions`, in that order; None: all."""
-        return self if positions is None else Split(np.asarray(self.images[positions]), *self._at(positions))
+        chosen = super().choose(positions)
+        return self if positions is None else replace(chosen, images=np.asarray(self.images[positions]), rows=None)
 
     def manifest(self) -> Json:
         """Return indices, sha256 and class_counts, which identify the split, as plain JSON."""
@@ -364,8 +362,6 @@ def _checked_names(labels: Ints, given: ArrayLike | None) -> tuple[str, ...]:
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise UserError(f"class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
     count, found = int(labels.max()) + 1 if names is None else len(names), {*labels.tolist()}
-    if count < 2:
-        raise UserError("classes: got a single class; allowed: 2 or more")
     if (label := next((label for label in range(count) if label not in found), None)) is not None:
         name = label if names is None else names[label]
         raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
@@ -373,8 +369,10 @@ def _checked_names(labels: Ints, given: ArrayLike | None) -> tuple[str, ...]:
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return class names; those that are empty, cannot be printed as they are, or occur twice are refused."""
+    """Return class names; fewer than two, and those that are empty, occur twice or cannot be printed, are refused."""
     names = tuple(names)
+    if len(names) < 2:
+        raise UserError(f"classes: got {', '.join(names) or 'none'}; allowed: 2 classes or more")
     for name, times in Counter(names).items():
         if not name.strip() or UNPRINTABLE.search(name) or times > 1:
             got = f"'{name}' twice" if times > 1 else f"{name[:40]!a}"

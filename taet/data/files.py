@@ -16,8 +16,8 @@ from taet.data.downloads import locate
 from taet.data.images import SUFFIXES, files_below, is_image, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
-from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, located, read_table
-from taet.errors import UserError, unknown
+from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
+from taet.errors import UserError, located, unknown
 from taet.settings import Data
 
 NAMES = {
@@ -32,12 +32,7 @@ TEST_SHARE = 0.2
 
 
 def of_rows(
-    rows: Sequence[Row],
-    data: Data,
-    where: str,
-    notes: Sequence[str] = (),
-    order: Sequence[str] = (),
-    mirror: bool = True,
+    rows: Sequence[Row], data: Data, notes: Sequence[str] = (), order: Sequence[str] = (), mirror: bool = True
 ) -> DataSource:
     """Return the images of rows; classes are the labels that occur, in `order` or else sorted as text.
 
@@ -45,14 +40,12 @@ def of_rows(
     grey if all files are, else RGB.
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
-    if len(names) < 2:
-        raise UserError(f"{where}: got {[*names] or 'no image'}; allowed: 2 classes or more")
     given, notes = {row.split for row in rows}, list(notes)
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
-        raise UserError(f"{where}: got the splits {got}; allowed: train, test and validation, or no splits")
+        raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
     if repeated := [file for file, times in Counter(row.file for row in rows).items() if times > 1]:
-        raise UserError(f"{where}: got '{repeated[0]}' in several rows; allowed: each image once")
+        raise UserError(f"got '{repeated[0]}' in several rows; allowed: each image once")
     images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable)
     if data.skip_unreadable and images.unreadable:
         rows = [row for row in rows if row.file not in images.unreadable]
@@ -114,13 +107,14 @@ def read(data: Data) -> DataSource:
     tracked = None if data.group == "none" else signs(rows)
     if tracked is not None:
         notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
-    return of_rows(tracked or rows, data, f"'{path}'", notes, order, mirror=tracked is None)
+    with located(f"'{path}'"):
+        return of_rows(tracked or rows, data, notes, order, mirror=tracked is None)
 
 
 def of_table(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of a table, which are in `folder`, and notes."""
     rows, notes = labelled(path, group)
-    found, more = located(rows, folder)
+    found, more = placed(rows, folder)
     return found, [*notes, *more]
 
 
@@ -213,7 +207,7 @@ def _known_layout(folder: Path, group: str | None) -> tuple[list[Row], list[str]
     al., Scientific Data 2020): class folders two levels below a folder for each organ.
     """
     if (folder / ISIC).is_file():
-        own, notes = located(_isic(folder, group), folder)
+        own, notes = placed(_isic(folder, group), folder)
         return own, ["layout of ISIC 2019", *notes]
     if all((folder / organ).is_dir() for organ in ORGANS):
         files = [file for organ in ORGANS for file in files_below(folder / organ) if is_image(file)]

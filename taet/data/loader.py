@@ -76,8 +76,9 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
 class Loader:
     """Shuffled, augmented batches as in `training`; every random number is seeded by (seed, purpose, epoch, step).
 
-    So any epoch can be resumed at any step. Each image comes once per epoch, or as `class_balanced` draws it. Process `part` of `parts` gets an even, contiguous share of every batch, which may be empty; numbers are drawn for
-    the whole batch. Images on disk, or too large for the GPU, are streamed by a thread: the batches are the same bits.
+    So any epoch can be resumed at any step. Each image comes once per epoch, or as `class_balanced` draws it. Process
+    `part` of `parts` gets an even, contiguous share of every batch, which may be empty; numbers are drawn for the whole
+    batch. Images on disk, or too large for the GPU, are streamed by a thread: the batches are the same bits.
 
     With `extra` images every batch is whole: the `mixture` says how many of them are extra, drawn with replacement, and
     the others go through the split in successive random orders, of which an epoch takes a part.

@@ -201,7 +201,7 @@ def _tiny_imagenet(data: Data, folder: Path) -> DataSource:
         Row(folder / "val" / "images" / file, names[wnid], "test")
         for file, wnid, *_ in table("val/val_annotations.txt")
     ]
-    return of_rows(rows, data, f"'{folder}'", order=[*names.values()])
+    return of_rows(rows, data, order=[*names.values()])
 
 
 def _gtsrb(data: Data, about: PublishedSet, paths: Sequence[Path]) -> DataSource:
@@ -220,4 +220,4 @@ def _gtsrb(data: Data, about: PublishedSet, paths: Sequence[Path]) -> DataSource
     rows = [row._replace(label=names[row.label]) for row in rows]
     size = data.size or about.side
     notes = [f"whole images, sign and border, scaled to {size}x{size} pixels"]
-    return of_rows(rows, data.replace(size=size), f"'{paths[0]}'", notes, about.class_names, mirror=about.mirror)
+    return of_rows(rows, data.replace(size=size), notes, about.class_names, mirror=about.mirror)
