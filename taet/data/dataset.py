@@ -67,8 +67,8 @@ class Part:
         """Return the part at `positions`, in that order; None: all."""
         if positions is None:
             return self
-        groups, rows = (None if of is None else of[positions] for of in (self.groups, self.rows))
-        rows = positions if rows is None else rows
+        groups = None if self.groups is None else self.groups[positions]
+        rows = positions if self.rows is None else self.rows[positions]
         return replace(self, labels=self.labels[positions], indices=self.indices[positions], groups=groups, rows=rows)
 
 

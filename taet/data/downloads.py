@@ -119,6 +119,5 @@ def _fetch(download: Download, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
     except Exception as error:  # of the network, the server and the disk
-        why = reason(error).removeprefix("<urlopen error ").removesuffix(">")
         put = f"put {download} at '{path}', then run the same command again"
-        raise UserError(f"cannot download {path.name} ({why}); {put}") from error
+        raise UserError(f"cannot download {path.name} ({reason(error)}); {put}") from error

@@ -127,8 +127,6 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
-    if group == "folder" and not any(row.group for row in rows):
-        raise UserError(f"data group: got 'folder', but no class folder in '{path}' holds folders")
     per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
     splits = {(row.group, row.split) for row in rows if row.group}
     usable = min(per_class.values()) > 1 and len(splits) == len({group for group, _ in splits})

@@ -1,7 +1,4 @@
-"""The images of a run: class counts of each split, the long-tailed cut, and held-out images, whole groups at a time.
-
-It depends on labels and groups only, so it is the same with and without the images.
-"""
+"""The images of a run, from labels and groups alone: the long-tailed cut, and held-out images, in whole groups."""
 
 from __future__ import annotations
 
