@@ -38,7 +38,7 @@ def run(words: list[str]) -> None:
     from taet import protocols
     from taet.cli.processes import progress, say
     from taet.data import load
-    from taet.data.description import describe, render
+    from taet.data.dataset import describe, render
     from taet.data.sources import prepare
     from taet.experiments import own_images
     from taet.progress import reporting_to

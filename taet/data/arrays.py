@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -25,14 +26,10 @@ NAMES = {
 ALLOWED = "a file of plain arrays"
 
 
-def npz_names(path: Path) -> list[str]:
-    """Return the names of the arrays in an .npz file."""
-    with reading(path, ALLOWED), path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-        return list(archive.files)
-
-
-def read_npz(path: Path, names: Sequence[str], storage: str) -> dict[str, NDArray[np.generic]]:
-    """Return these arrays of an .npz file; images that are kept on disk are unpacked to a file of the cache."""
+def read_npz(
+    path: Path, choose: Callable[[Sequence[str]], Sequence[str]], storage: str
+) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of an .npz file that are chosen by their names; images kept on disk are unpacked."""
     arrays = dict[str, NDArray[np.generic]]()
     with reading(path, ALLOWED), path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
 
@@ -40,29 +37,22 @@ def read_npz(path: Path, names: Sequence[str], storage: str) -> dict[str, NDArra
             with archive.zip.open(packed) as stream:
                 shutil.copyfileobj(stream, file)
 
-        for name in names:
+        for name in choose(archive.files):
             packed = archive.zip.getinfo(f"{name}.npy")
             large = "image" in name and on_disk(packed.file_size, storage)
             arrays[name] = mapped(f"{file_key(path)}\t{name}", unpack) if large else archive[name]
     return arrays
 
 
-def _keys(there: Collection[str], group: str | None = None) -> list[str]:
+def of_set(there: Sequence[str], group: str | None = None) -> list[str]:
     """Return which of the arrays `there` make up a data set, with train_`group` and so on; one is missing: refused."""
-    groups = [f"{part}_{group}" for part in PARTS.values()] if group else []
+    groups = [f"{part}_{group or 'group'}" for part in PARTS.values()]
     parts = ["train", *(["val"] if {"val_images", "val_labels"} & {*there} else []), "test"]
-    required = [*(f"{part}_{what}" for part in parts for what in ("images", "labels")), *groups[:1]]
+    required = [f"{part}_{what}" for part in parts for what in ("images", "labels")]
+    required += groups[:1] if group not in (None, "none") else []
     if missing := [key for key in required if key not in there]:
         raise UserError(f"it has no {', '.join(missing)}; it has: {cut(', '.join(there)) or 'nothing'}")
-    return [*required, *(key for key in (*groups[1:], "class_names") if key in there)]
-
-
-def read_set(path: Path, storage: str, group: str | None = None) -> Arrays:
-    """Return the arrays of an .npz file that make up a data set, with the groups train_`group` and so on."""
-    names = npz_names(path)
-    with located(f"'{path}'"):
-        wanted = _keys(names, group)
-    return read_npz(path, wanted, storage)
+    return [key for key in dict.fromkeys((*required, *groups, "class_names")) if key in there]
 
 
 def read(data: Data) -> DataSource:
@@ -73,13 +63,11 @@ def read(data: Data) -> DataSource:
     arXiv:2110.14795. Folders hold images uint8 (N, 3 S S) or (N, S S) of planes, as in the code of Wang et al., TAET,
     CVPR 2025, arXiv:2503.01924. Pickled arrays are refused.
     """
-    path = locate(data)
-    if data.name.startswith("taet-npy:"):
-        with located(f"'{path}'"):
-            return to_source(_read_folder(path), name=data.name)
-    group = data.group or ("group" if "train_group" in npz_names(path) else "none")
-    arrays = read_set(path, data.storage, None if group == "none" else group)
+    path, group = locate(data), data.group or "group"
     with located(f"'{path}'"):
+        if data.name.startswith("taet-npy:"):
+            return to_source(_read_folder(path), name=data.name)
+        arrays = read_npz(path, partial(of_set, group=data.group), data.storage)
         source = to_source(arrays, name=data.name, group=group)
     groups = {part: of.groups for part, of in source.splits.items() if of.groups is not None}
     if "train" not in groups:
@@ -95,7 +83,7 @@ def read(data: Data) -> DataSource:
 def _read_folder(folder: Path) -> Arrays:
     """Return the arrays of a folder; rows (N, C S S) of a red, a green and a blue plane become a view (N,S,S,C)."""
     arrays = dict[str, NDArray[np.generic]]()
-    for key in _keys(sorted(path.stem for path in folder.glob("*.npy"))):
+    for key in of_set(sorted(path.stem for path in folder.glob("*.npy"))):
         with reading(folder / f"{key}.npy", ALLOWED):
             arrays[key] = rows = np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False)
         if key.endswith("images"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +18,7 @@ from taet.data.images import Files
 from taet.data.storage import Pixels, pieces
 from taet.errors import UNPRINTABLE, UserError, printable
 from taet.files import Json
-from taet.statistics import Ints
+from taet.statistics import Ints, class_groups, class_ranks
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 """Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
@@ -62,16 +63,13 @@ class Part:
         """Number of images of each class, (C,)."""
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
-    def choose(self, positions: Ints | None) -> Part:
+    def choose(self, positions: Ints | None) -> Self:
         """Return the part at `positions`, in that order; None: all."""
         if positions is None:
             return self
-        rows = positions if self.rows is None else self.rows[positions]
-        return Part(self.images, *self._at(positions), rows)
-
-    def _at(self, positions: Ints) -> tuple[Ints, tuple[str, ...], Ints, Ints | None]:
         groups = None if self.groups is None else self.groups[positions]
-        return self.labels[positions], self.class_names, self.indices[positions], groups
+        rows = positions if self.rows is None else self.rows[positions]
+        return replace(self, labels=self.labels[positions], indices=self.indices[positions], groups=groups, rows=rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,9 +77,6 @@ class Split(Part):
     """Images with their labels: (N,H,W,C), C 1 or 3, pixel values 0 to 255; mapped if they are kept on disk."""
 
     images: Pixels
-
-    def __repr__(self) -> str:
-        return f"Split(images {self.images.shape} of {len(self.class_names)} classes)"
 
     @cached_property
     def sha256(self) -> str:
@@ -103,9 +98,10 @@ class Split(Part):
         spread = np.sqrt((squares / (255**2 * pixels) - mean**2).clip(min=1 / 255**2))
         return mean.tolist(), spread.tolist()
 
-    def choose(self, positions: Ints | None) -> Split:
+    def choose(self, positions: Ints | None) -> Self:
         """Return the images at `positions`, in that order; None: all."""
-        return self if positions is None else Split(np.asarray(self.images[positions]), *self._at(positions))
+        chosen = super().choose(positions)
+        return self if positions is None else replace(chosen, images=np.asarray(self.images[positions]), rows=None)
 
     def manifest(self) -> Json:
         """Return indices, sha256 and class_counts, which identify the split, as plain JSON."""
@@ -214,6 +210,41 @@ class Dataset:
         return {name: split.manifest() for name, split in self.splits.items()}
 
 
+def describe(dataset: Dataset) -> Json:
+    """Return class counts of each split, imbalance ratio, groups, ranks, checksums, notes and more, as plain JSON."""
+    return {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "mirror": dataset.mirror,
+        "resized": dataset.resized,
+        "imbalance_ratio": dataset.imbalance_ratio,
+        "images": {name: len(split) for name, split in dataset.splits.items()},
+        "class_counts": {name: split.class_counts.tolist() for name, split in dataset.splits.items()},
+        "ranks": class_ranks(dataset.class_counts).tolist(),
+        "groups": class_groups(dataset.class_counts),
+        "sha256": {name: split.sha256 for name, split in dataset.splits.items()},
+        "notes": list(dataset.notes),
+    }
+
+
+def render(dataset: Dataset) -> str:
+    """Return a text table with a row and a bar of the training images for each class, at most 80 columns wide."""
+    counts, groups = [split.class_counts for split in dataset.splits.values()], class_groups(dataset.class_counts)
+    rows = [["class", "group", *dataset.splits]]
+    for label, name in enumerate(dataset.class_names):
+        group = next(group for group in ("head", "body", "tail") if label in groups[group])
+        rows.append([name if len(name) <= 20 else f"{name[:17]}...", f"{group} ", *(str(of[label]) for of in counts)])
+    rows.append(["all", "", *(str(of.sum()) for of in counts)])
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]
+    bars = np.rint((78 - len(lines[0])) * counts[0] / counts[0].max()).astype(int).clip(min=1)
+    table = [f"{line}  {'#' * bar}".rstrip() for line, bar in zip(lines, [0, *bars, 0], strict=True)]
+    sums = [f"  {name:<10} {split.sha256}" for name, split in dataset.splits.items()]
+    said = [line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
+    return "\n".join([dataset.headline, *table, "SHA-256 of the image shape, images and labels:", *sums, *said])
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What a run knows of its data set after cut, split and resizing, without the images; counts by class."""
@@ -254,13 +285,6 @@ class DataSource:
     mirror: bool = True
     notes: tuple[str, ...] = ()
     resized: bool = False
-
-    def check(self, sizes: Mapping[str, int], shape: tuple[int, int, int]) -> DataSource:
-        """Return self; other `sizes` of the splits, and another shape (H,W,C) of the images, are refused."""
-        got, own = {part: len(of) for part, of in self.splits.items()}, self.splits["train"].images.shape[1:]
-        if got != sizes or own != shape:
-            raise UserError(f"got {got} images of shape {own}; allowed: {dict(sizes)} of {shape}")
-        return self
 
 
 def to_source(
@@ -308,12 +332,12 @@ def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str | None) -> di
 
 def checked_images(what: str, images: ArrayLike) -> Pixels:
     """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
-    array: NDArray[np.generic] = images if isinstance(images, np.memmap) else np.asarray(images)
+    array: NDArray[np.generic] = np.asanyarray(images)
     if array.dtype != np.uint8:
         raise UserError(f"{what}: got {array.dtype}; allowed: uint8, pixel values 0 to 255")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3), N at least 1")
-    if not isinstance(images, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
+    if not isinstance(array, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
         array = np.require(array, requirements=("C", "W"))
     return array if array.ndim == 4 else array[..., np.newaxis]  # type: ignore[return-value]
 
@@ -334,22 +358,21 @@ def checked_labels(what: str, labels: ArrayLike) -> Ints:
 
 def _checked_names(labels: Ints, given: ArrayLike | None) -> tuple[str, ...]:
     """Return the class names, by default the numbers; a class without a training image raises a `UserError`."""
-    found, names = np.unique(labels), None if given is None else np.asarray(given)
+    names = None if given is None else np.asarray(given)
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise UserError(f"class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
-    count = int(found[-1]) + 1 if names is None else len(names)
-    if len(found if names is None else names) < 2:
-        raise UserError("classes: got a single class; allowed: 2 or more")
-    # The smallest missing label is at most the number of labels found, however large a wrong label is.
-    for label in np.setdiff1d(np.arange(min(count, len(found) + 1)), found)[:1]:
+    count, found = int(labels.max()) + 1 if names is None else len(names), {*labels.tolist()}
+    if (label := next((label for label in range(count) if label not in found), None)) is not None:
         name = label if names is None else names[label]
         raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
     return check_names(map(str, range(count)) if names is None else names.tolist())
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return class names; those that are empty, cannot be printed as they are, or occur twice are refused."""
+    """Return class names; fewer than two, and those that are empty, occur twice or cannot be printed, are refused."""
     names = tuple(names)
+    if len(names) < 2:
+        raise UserError(f"classes: got {', '.join(names) or 'none'}; allowed: 2 classes or more")
     for name, times in Counter(names).items():
         if not name.strip() or UNPRINTABLE.search(name) or times > 1:
             got = f"'{name}' twice" if times > 1 else f"{name[:40]!a}"

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class Download(NamedTuple):
     unpacks_to: str | None = None
     sha256: str | None = None
     """None where its publishers give an MD5 and no project a SHA-256."""
+    instead: Sequence[str] = ()
+    """Other files and folders that serve as well."""
 
     def __str__(self) -> str:
         checksum = f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
@@ -47,7 +50,7 @@ class Download(NamedTuple):
 def official(name: str) -> list[Download]:
     """Return the official files of a published set."""
     listed = tomllib.loads(Path(__file__).with_name("downloads.toml").read_text(encoding="utf-8"))
-    return [Download(**entry) for entry in listed[name]]
+    return [Download(**entry) for entry in listed.get(name, [])]
 
 
 def roots(data: Data) -> list[Path]:
@@ -62,13 +65,20 @@ def find(data: Data, *names: str | Path) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def not_found(what: str, data: Data, put: str, options: str = "") -> Missing:
-    """Return the error for official files that no folder has; `put` says which file to put where by hand."""
+def places(what: str, data: Data, wanted: Sequence[Download]) -> list[Path]:
+    """Return where each official file, or what it unpacks to, is; if one is nowhere, `Missing` says where to put it."""
+    found = [find(data, one.unpacks_to or one.file, *one.instead) for one in wanted]
+    there = [path for path in found if path is not None]
+    if len(there) == len(wanted):
+        return there
     looked = ", ".join(f"'{root}'" for root in roots(data))
+    names = ", ".join(Path(one.file).name for one in wanted)
+    size, put = f" --size {data.size}" if data.size else "", "unpack" if wanted[0].unpacks_to else "put"
+    url = wanted[0].url if len(wanted) == 1 else wanted[0].url.rpartition("/")[0]
     own = f"; the folder '{data.name}' here is read by folder:{data.name}" if Path(data.name).is_dir() else ""
-    return Missing(
-        f"{what} is not in {looked}; run taet data prepare {data.name}{options}, or {put} into a folder and name that "
-        f"with TAET_DATA, or for one run with --data.root{own}"
+    raise Missing(
+        f"{what} is not in {looked}; run taet data prepare {data.name}{size}, or {put} {names} from {url} into "
+        f"{Path('DATA', wanted[0].file).parent}, and name DATA with TAET_DATA, or for one run with --data.root{own}"
     )
 
 
@@ -80,14 +90,14 @@ def locate(data: Data) -> Path:
 
 def ready(download: Download, data: Data, progress: Progress) -> str:
     """Download a file unless a folder has it, compare its checksum, and unpack it; return what was done."""
-    if download.unpacks_to is not None and (there := find(data, download.unpacks_to)) is not None:
+    if download.unpacks_to and (there := find(data, download.unpacks_to, *download.instead)):
         return f"'{there}' was there"
     root = next((one for one in roots(data) if (one / download.file).is_file()), roots(data)[0])
     path = root / download.file
     progress(0, 1, path.name)
     if not path.is_file():
         _fetch(download, path)
-    elif not download.is_right(path):
+    if not download.is_right(path):
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
@@ -108,10 +118,6 @@ def _fetch(download: Download, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
-        if not download.is_right(path):
-            path.unlink()
-            raise ValueError("its MD5 is another one")
     except Exception as error:  # of the network, the server and the disk
-        why = reason(error).removeprefix("<urlopen error ").removesuffix(">")
         put = f"put {download} at '{path}', then run the same command again"
-        raise UserError(f"cannot download {path.name} ({why}); {put}") from error
+        raise UserError(f"cannot download {path.name} ({reason(error)}); {put}") from error

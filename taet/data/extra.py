@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.data.arrays import npz_names, read_npz
+from taet.data.arrays import read_npz
 from taet.data.dataset import Dataset, Part, Split, checked_images, checked_labels, fingerprints
 from taet.data.downloads import locate
 from taet.data.files import class_rows
@@ -94,18 +94,19 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
         for name, split in (("test", test), ("validation", dataset.validation)):
             same = np.isin(fingerprints(pixels), [] if split is None else fingerprints(split.images))
             if same.any():
-                example = f"e.g. number {same.argmax()}"
-                raise UserError(f"{same.sum()} of {len(pixels)} images are {name} images, {example}")
+                raise UserError(f"{same.sum()} of {len(pixels)} images are {name} images, e.g. number {same.argmax()}")
         return Extra(Split(pixels, part.labels, names, part.indices), test.sha256)
 
 
 def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
-    there = npz_names(path)
-    keys = ("image", "label") if "image" in there else ("images", "labels")  # as in public files of generated images
-    if not {*keys} <= {*there}:
-        raise UserError(f"got the arrays {', '.join(there) or 'none'}; allowed: images and labels")
+    def keys(there: Sequence[str]) -> tuple[str, str]:
+        found = ("image", "label") if "image" in there else ("images", "labels")  # as in files of generated images
+        if not {*found} <= {*there}:
+            raise UserError(f"got the arrays {', '.join(there) or 'none'}; allowed: images and labels")
+        return found
+
     images, labels = read_npz(path, keys, data.storage).values()
-    return Part(checked_images(keys[0], images), checked_labels(keys[1], labels), names, np.arange(len(labels)))
+    return Part(checked_images("images", images), checked_labels("labels", labels), names, np.arange(len(labels)))
 
 
 def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:

@@ -16,8 +16,8 @@ from taet.data.downloads import locate
 from taet.data.images import SUFFIXES, files_below, is_image, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
-from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, located, read_table
-from taet.errors import UserError, unknown
+from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
+from taet.errors import UserError, located, unknown
 from taet.settings import Data
 
 NAMES = {
@@ -32,12 +32,7 @@ TEST_SHARE = 0.2
 
 
 def of_rows(
-    rows: Sequence[Row],
-    data: Data,
-    where: str,
-    notes: Sequence[str] = (),
-    order: Sequence[str] = (),
-    mirror: bool = True,
+    rows: Sequence[Row], data: Data, notes: Sequence[str] = (), order: Sequence[str] = (), mirror: bool = True
 ) -> DataSource:
     """Return the images of rows; classes are the labels that occur, in `order` or else sorted as text.
 
@@ -45,14 +40,12 @@ def of_rows(
     grey if all files are, else RGB.
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
-    if len(names) < 2:
-        raise UserError(f"{where}: got {[*names] or 'no image'}; allowed: 2 classes or more")
     given, notes = {row.split for row in rows}, list(notes)
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
-        raise UserError(f"{where}: got the splits {got}; allowed: train, test and validation, or no splits")
+        raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
     if repeated := [file for file, times in Counter(row.file for row in rows).items() if times > 1]:
-        raise UserError(f"{where}: got '{repeated[0]}' in several rows; allowed: each image once")
+        raise UserError(f"got '{repeated[0]}' in several rows; allowed: each image once")
     images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable)
     if data.skip_unreadable and images.unreadable:
         rows = [row for row in rows if row.file not in images.unreadable]
@@ -68,9 +61,7 @@ def of_rows(
     labels = np.array([label_of[row.label] for row in rows], np.int64)
     whole = Part(images.checked(), labels, names, np.arange(len(labels)), groups)
     if given == {""}:
-        share = f"{TEST_SHARE:.0%} of each class"
-        share = f"{share}, rounded" if groups is None else f"as near to {share} as whole groups come"
-        notes.insert(0, f"no test images are given: {share}, at least 1 of 2, is for testing (seed {data.seed})")
+        notes.insert(0, f"no test images are given: {TEST_SHARE:.0%} of each class is for testing (seed {data.seed})")
         train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)
         if train is None or test is None:
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
@@ -112,17 +103,18 @@ def read(data: Data) -> DataSource:
             inner += only
         known = (_known_layout(one, data.group) for one in inner)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
-        rows, notes = next(filter(None, known), None) or _of_folder(next(divided, _inner(path)), data.group)
+        rows, notes = next(filter(None, known), None) or _of_folder(next(divided, path), data.group)
     tracked = None if data.group == "none" else signs(rows)
     if tracked is not None:
         notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
-    return of_rows(tracked or rows, data, f"'{path}'", notes, order, mirror=tracked is None)
+    with located(f"'{path}'"):
+        return of_rows(tracked or rows, data, notes, order, mirror=tracked is None)
 
 
 def of_table(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of a table, which are in `folder`, and notes."""
     rows, notes = labelled(path, group)
-    found, more = located(rows, folder)
+    found, more = placed(rows, folder)
     return found, [*notes, *more]
 
 
@@ -135,8 +127,6 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
-    if group == "folder" and not any(row.group for row in rows):
-        raise UserError(f"data group: got 'folder', but no class folder in '{path}' holds folders")
     per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
     splits = {(row.group, row.split) for row in rows if row.group}
     usable = min(per_class.values()) > 1 and len(splits) == len({group for group, _ in splits})
@@ -148,7 +138,9 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
 def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     """Return the images of the folder of each split, with their subfolders as groups, and notes."""
     rows, notes, known = list[Row](), list[str](), set[str]()
-    for split, folder in folders.items():
+    for split, outer in folders.items():
+        inner = _folders(outer)  # a single folder `images`, as in GTSRB's archives, holds the class folders
+        folder = inner[0] if len(inner) == 1 and inner[0].name.lower() == "images" else outer
         table = _table_of(folder) if split not in ("", "train") and not _folders(folder) else None
         if table is None:
             own, said = class_rows(folder, split)
@@ -182,29 +174,20 @@ def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _inner(folder: Path) -> Path:
-    """Return a single folder `images` in a folder, as in GTSRB's archives, which holds the class folders."""
-    inner = _folders(folder)
-    return inner[0] if len(inner) == 1 and inner[0].name.lower() == "images" else folder
-
-
 def _split_folders(path: Path) -> dict[str, Path]:
     """Return the folder of each split; none if `path` holds the class folders itself.
 
     Of two folders whose names differ in upper and lower case only, which some archives hold twice, the first is read.
     """
-    named = {one.name.lower(): one for one in reversed(_folders(path))}
-    found = {split: [named[name] for name, of in SPLITS.items() if of == split and name in named] for split in PARTS}
-    missing = [split for split in ("train", "test") if not found[split]]
-    nested = any(_folders(folder) for split in ("train", "test") for folder in found[split])
-    if missing and not nested:  # where only one is there and holds images, it is a class of that name
-        return {}
-    if missing:
+    found = dict[str, Path]()
+    for one in _folders(path):
+        split = SPLITS.get(one.name.lower())
+        if split and found.setdefault(split, one).name.lower() != one.name.lower():
+            raise UserError(f"'{path}' has two {split} folders, '{found[split].name}' and '{one.name}'; keep one")
+    missing = [split for split in ("train", "test") if split not in found]
+    if missing and any(map(_folders, found.values())):  # else what is there holds images: it is a class of that name
         raise UserError(f"'{path}' has no folder '{missing[0]}'; allowed: both train and test, or only class folders")
-    for split, folders in found.items():
-        if len(folders) > 1:
-            raise UserError(f"'{path}' has two {split} folders, '{folders[0].name}' and '{folders[1].name}'; keep one")
-    return {split: _inner(folders[0]) for split, folders in found.items() if folders}
+    return {} if missing else {split: found[split] for split in PARTS if split in found}
 
 
 def _table_of(folder: Path) -> Path | None:
@@ -222,7 +205,7 @@ def _known_layout(folder: Path, group: str | None) -> tuple[list[Row], list[str]
     al., Scientific Data 2020): class folders two levels below a folder for each organ.
     """
     if (folder / ISIC).is_file():
-        own, notes = located(_isic(folder, group), folder)
+        own, notes = placed(_isic(folder, group), folder)
         return own, ["layout of ISIC 2019", *notes]
     if all((folder / organ).is_dir() for organ in ORGANS):
         files = [file for organ in ORGANS for file in files_below(folder / organ) if is_image(file)]

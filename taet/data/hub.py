@@ -10,7 +10,7 @@ from typing import IO, Any
 from taet.data.dataset import DataSource
 from taet.data.files import of_rows
 from taet.data.tables import COLUMNS, SPLITS, Row, by_number
-from taet.errors import UserError, needed, unknown
+from taet.errors import UserError, located, needed, unknown
 from taet.settings import Data
 
 NAMES = {"hf": "hf:USER/NAME@REVISION, images of the Hugging Face hub with a column of labels; needs taet[datasets]"}
@@ -71,4 +71,5 @@ def read(data: Data) -> DataSource:
             Row(HubImage(coded, image, number, f"{split} image {number}"), text, split if "test" in splits else "", of)
             for number, (text, of) in enumerate(zip(labels, groups, strict=True))
         ]
-    return of_rows(rows, data, f"'{data.name}'", order=names or by_number(row.label for row in rows))
+    with located(f"'{data.name}'"):
+        return of_rows(rows, data, order=names or by_number(row.label for row in rows))

@@ -74,13 +74,11 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
 
 
 class Loader:
-    """Shuffled, augmented batches; every random number is seeded by (seed, purpose, epoch, step).
+    """Shuffled, augmented batches as in `training`; every random number is seeded by (seed, purpose, epoch, step).
 
-    So any epoch can be resumed at any step with the same batches. Each image comes once per epoch, or as
-    `class_balanced` draws it. Size, order and augmentation of the batches are those of `training`.
-
-    Process `part` of `parts` gets an even, contiguous share of every batch, which may be empty; numbers are drawn for
-    the whole batch. Images on disk, or too large for the GPU, are streamed by a thread: the batches are the same bits.
+    So any epoch can be resumed at any step. Each image comes once per epoch, or as `class_balanced` draws it. Process
+    `part` of `parts` gets an even, contiguous share of every batch, which may be empty; numbers are drawn for the whole
+    batch. Images on disk, or too large for the GPU, are streamed by a thread: the batches are the same bits.
 
     With `extra` images every batch is whole: the `mixture` says how many of them are extra, drawn with replacement, and
     the others go through the split in successive random orders, of which an epoch takes a part.
@@ -114,11 +112,6 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self.bounds)
-
-    @property
-    def per_epoch(self) -> int:
-        """Images of an epoch."""
-        return self.bounds[-1][1]
 
     def place(self, step: int) -> tuple[int, int]:
         """Return the position of the first image of this share in the batch of `step`, and the size of that batch."""
@@ -172,12 +165,8 @@ class Loader:
         if isinstance(images, Tensor):
             read = (images[index] for index in indices)
         else:
-            streamed = images
-
-            def gathered(index: Tensor) -> Tensor:
-                return self._pinned(torch.from_numpy(np.asarray(streamed[index.numpy()])))
-
-            read = ahead(gathered, indices, AHEAD, threads=1)
+            rows = (index.numpy() for index in indices)
+            read = ahead(lambda of: self._pinned(torch.from_numpy(np.asarray(images[of]))), rows, AHEAD, threads=1)
         if self.training.augment in POLICIES:
             policy, begins = self.training.augment, (self.shares[step].start for step in steps)
             read = (

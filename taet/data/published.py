@@ -1,11 +1,11 @@
-"""CIFAR, Fashion-MNIST and the single-label 2-D sets of MedMNIST, from their official files or one .npz file each."""
+"""Published sets, from their official files: digits, CIFAR, Fashion-MNIST, MedMNIST, Tiny-ImageNet and GTSRB."""
 
 from __future__ import annotations
 
 import gzip
-import math
 import tomllib
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from taet.data.arrays import read_set
-from taet.data.dataset import PARTS, Arrays, DataSource, to_source
-from taet.data.downloads import Download, find, not_found, official
+from taet.data.arrays import of_set, read_npz
+from taet.data.dataset import PARTS, Arrays, DataSource, Part, to_source
+from taet.data.downloads import Download, official, places
+from taet.data.files import of_rows, rows_of, signs
 from taet.data.storage import reading
+from taet.data.tables import Row
 from taet.errors import UserError, located
 from taet.settings import Data
 
@@ -41,10 +43,18 @@ NAMES = {
     "pneumoniamnist": "MedMNIST: chest X-rays of children, pneumonia or not, grey; pneumoniamnist.npz",
     "retinamnist": "MedMNIST: fundus photographs, 5 grades of diabetic retinopathy, colour; retinamnist.npz",
     "tissuemnist": "MedMNIST: kidney cells, 8 classes, grey; tissuemnist.npz",
+    "digits-lt": "scikit-learn's bundled digits, 8x8 grey pixels, made long-tailed; no download",
+    "tiny-imagenet": "Tiny-ImageNet, 200 classes of 64x64 colour pixels, whole; the official folder tiny-imagenet-200",
+    "tiny-imagenet-lt": "Tiny-ImageNet made long-tailed, as published: linear, 500 training images down to 5",
+    "gtsrb": "GTSRB, 43 German traffic signs, naturally long-tailed (11 to 1); frames of one sign stay in one split",
 }
+PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}}
+"""The cut of the set in REAT: Li et al., arXiv:2307.10205."""
 URL = "https://zenodo.org/records/10519652/files/{}?download=1"
 SIDES = (28, 64, 128, 224)
 """Pixels of a side, of the files that MedMNIST publishes."""
+GTSRB_ONLINE = 26_640
+"""Training images of GTSRB that were used in the online competition of IJCNN 2011."""
 
 
 class PublishedSet(NamedTuple):
@@ -55,8 +65,9 @@ class PublishedSet(NamedTuple):
     class_names: Sequence[str]
     md5: Sequence[str] = ()
     mirror: bool = True
-    note: str = ""
+    notes: Sequence[str] = ()
     side: int = SIDES[0]
+    title: str = ""
 
 
 SETS = {
@@ -78,41 +89,62 @@ def downloads(data: Data) -> list[Download]:
     side = data.size if data.size in SIDES else SIDES[0]
     file = f"{name}.npz" if side == SIDES[0] else f"{name}_{side}.npz"
     megabytes = sum(about.images) * side**2 * about.channels / 1e6
-    return [Download(URL.format(file), file, about.md5[SIDES.index(side)], megabytes)]
+    md5 = about.md5[SIDES.index(side)]
+    return [Download(URL.format(file), file, md5, megabytes, instead=[f"{name}.npz"])]
 
 
 def read(data: Data) -> DataSource:
-    """Return the whole set with its own splits, balanced but for MedMNIST; other content raises a `UserError`.
+    """Return the whole set with its own splits; other content raises a `UserError`.
 
     Of MedMNIST the file of `data.size` pixels is read if it is there, else that of 28 pixels. Sources: Krizhevsky, 2009
     (CIFAR); Xiao et al., 2017, arXiv:1708.07747 (Fashion-MNIST); Yang et al., MedMNIST v2, Scientific Data 2023,
-    arXiv:2110.14795, without ChestMNIST, which is multi-label.
+    arXiv:2110.14795, without ChestMNIST, which is multi-label. Others: see their functions.
     """
     name, wanted = _set_name(data.name), downloads(data)
-    about, notes = SETS[name], list[str]()
-    if name == "fashion-mnist":
-        where, arrays = _clothes(data, wanted)
-    elif about.md5:
-        path = find(data, wanted[0].file, f"{name}.npz")
-        if path is None:
-            size = f" --size {data.size}" * bool(data.size)
-            raise not_found(wanted[0].file, data, f"put the file from {wanted[0].url}", size)
-        where, arrays, there = f"'{path}'", read_set(path, data.storage), path.name == wanted[0].file
-        about = about._replace(side=data.size if there and data.size in SIDES else SIDES[0])
-        missing = "" if there else f"; {wanted[0].file} is not there"
-        notes = [f"read from {path.name}, images of {about.side} x {about.side} pixels{missing}", about.note]
-    else:
-        title = name.upper().replace("CIFAR", "CIFAR-")
-        place = find(data, str(wanted[0].unpacks_to), f"{name}.npz")
-        if place is None:
-            raise not_found(title, data, f"unpack {wanted[0].url} (or put {name}.npz)")
-        where = f"{title} in '{place}'"
-        arrays = _pickles(place, title) if place.is_dir() else read_set(place, data.storage)
-    with located(where):
-        source = to_source(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
-        sizes = dict(zip([*PARTS] if len(about.images) == len(PARTS) else ["train", "test"], about.images, strict=True))
-        source.check(sizes, (about.side, about.side, about.channels))
-    return replace(source, notes=tuple(filter(None, notes)))
+    about = SETS[name]
+    if name == "digits":
+        return _digits(data, about)
+    title = about.title or wanted[0].file
+    paths = places(title, data, wanted)
+    path, side, images, notes = paths[0], about.side, list(about.images), list[str]()
+    with located(f"{title} in '{path}' (delete what is damaged and run taet data prepare {name})"):
+        if name == "tiny-imagenet":
+            source, side = _tiny_imagenet(data, path), data.size or side
+        elif name == "gtsrb":
+            source, side = _gtsrb(data, about, paths), data.size or side
+            images[0] = GTSRB_ONLINE if path.name == "Training" else images[0]
+        else:
+            if name == "fashion-mnist":
+                keys = ("train_images", "train_labels", "test_images", "test_labels")
+                arrays: Arrays = dict(zip(keys, map(_read_idx, paths), strict=True))
+            else:
+                arrays = _pickles(path, about.title) if path.is_dir() else read_npz(path, of_set, data.storage)
+            if about.md5:
+                side = int(path.stem.partition("_")[2] or side)
+                missing = "" if path.name == wanted[0].file else f"; {wanted[0].file} is not there"
+                notes = [f"read from {path.name}, images of {side} x {side} pixels{missing}"]
+            source = to_source(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
+        got, own = {part: len(of) for part, of in source.splits.items()}, source.splits["train"].images.shape[1:]
+        sizes = dict(zip(PARTS if len(images) == len(PARTS) else ("train", "test"), images, strict=True))
+        if got != sizes or own != (side, side, about.channels):
+            raise UserError(f"got {got} images of shape {own}; allowed: {sizes} of {(side, side, about.channels)}")
+    return replace(source, notes=(*notes, *about.notes, *source.notes))
+
+
+def _digits(data: Data, about: PublishedSet) -> DataSource:
+    """Return all digits, balanced, values v of 0..16 as round(v 255 / 16); the last 60 of each class are the test set.
+
+    The file is sorted by writer. Source: the test part of Alpaydin and Kaynak, Optical Recognition of Handwritten
+    Digits, UCI Machine Learning Repository, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis], digits.target
+    test = np.sort(np.concatenate([np.flatnonzero(labels == label)[-60:] for label in range(10)]))
+    rows = {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
+    splits = {part: Part(images[own], labels[own], tuple(about.class_names), own) for part, own in rows.items()}
+    return DataSource(data.name, splits, about.mirror, tuple(about.notes))
 
 
 def _pickles(place: Path, title: str) -> Arrays:
@@ -128,31 +160,64 @@ def _pickles(place: Path, title: str) -> Arrays:
                 made = reader(str(place.parent), train=part == "train", download=False)
                 arrays |= {f"{part}_images": made.data, f"{part}_labels": np.asarray(made.targets)}
     except RuntimeError as error:
-        raise UserError(f"{title}: a file in '{place}' is missing or damaged; unpack the archive again") from error
+        raise UserError("a file is missing or damaged; unpack the archive again") from error
     return arrays
-
-
-def _clothes(data: Data, wanted: list[Download]) -> tuple[str, Arrays]:
-    """Return where the four files of Fashion-MNIST are, compressed or unpacked, and their arrays."""
-    places = [Path(file.file) for file in wanted]
-    paths = [path for place in places if (path := find(data, place, place.with_suffix(""))) is not None]
-    if len(paths) < len(places):
-        names, url = ", ".join(place.name for place in places), wanted[0].url.rpartition("/")[0]
-        raise not_found("Fashion-MNIST", data, f"put {names} from {url} below {places[0].parent}")
-    keys = ("train_images", "train_labels", "test_images", "test_labels")
-    return f"Fashion-MNIST in '{paths[0].parent}'", dict(zip(keys, map(_read_idx, paths), strict=True))
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     """Return the array in an IDX file of bytes, compressed or not.
 
     Format: 0, 0, 8 (unsigned byte), the number of dimensions, each dimension as a big-endian int32, then the bytes in
-    C order. Anything else is a `UserError`. Source: LeCun, Cortes and Burges, The MNIST database, 1998.
+    C order. Source: LeCun, Cortes and Burges, The MNIST database, 1998.
     """
     with reading(path, "an IDX file of bytes, whole"):
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         begin = 4 + 4 * content[3]
-        shape = [int.from_bytes(content[place : place + 4]) for place in range(4, begin, 4)]
-        if content[:3] != b"\0\0\x08" or len(content) != begin + math.prod(shape):
-            raise ValueError("its header or its length is wrong")
-        return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)
+        return np.frombuffer(content, np.uint8, offset=begin).reshape(np.frombuffer(content[4:begin], ">i4"))
+
+
+def _tiny_imagenet(data: Data, folder: Path) -> DataSource:
+    """Return 500 training and 50 test images of each of 200 classes; greyscale files become colour.
+
+    Classes are in the order of their WordNet ids, as for class folders, not in that of wnids.txt; training images of a
+    class are in the order of their file names. Source: Le and Yang, Tiny ImageNet visual recognition challenge,
+    Stanford CS 231N, 2015.
+    """
+
+    def table(name: str) -> list[list[str]]:
+        with reading(folder / name, "the official table"):
+            return [line.split("\t") for line in (folder / name).read_text("utf-8").splitlines()]
+
+    words = {row[0]: row[-1].split(",")[0] for row in table("words.txt")}
+    wnids = sorted(row[0] for row in table("wnids.txt"))
+    shared = Counter(words[wnid] for wnid in wnids)
+    names = {wnid: words[wnid] if shared[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids}
+    rows = [
+        Row(file, name, "train")
+        for wnid, name in names.items()
+        for file in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
+    ]
+    rows += [
+        Row(folder / "val" / "images" / file, names[wnid], "test")
+        for file, wnid, *_ in table("val/val_annotations.txt")
+    ]
+    return of_rows(rows, data, order=[*names.values()])
+
+
+def _gtsrb(data: Data, about: PublishedSet, paths: Sequence[Path]) -> DataSource:
+    """Return the training images, grouped by track, and the 12,630 test images of 43 classes.
+
+    There are 39,209 training images, 210 to 2,250 per class, or the 26,640 of the online competition if only these are
+    there. Every image is used whole: the sign, with a border of a tenth of its size, at least 5 pixels. Images of 15 to
+    250 pixels a side are scaled to 32 x 32 unless another size is given. Source: Stallkamp, Schlipsing, Salmen and
+    Igel, The German Traffic Sign Recognition Benchmark, IJCNN 2011.
+    """
+    rows = signs(rows_of({"train": paths[0], "test": paths[1]})[0]) or []
+    names = {f"{label:05}": name for label, name in enumerate(about.class_names)}
+    if {row.label for row in rows} != names.keys():
+        allowed = f"folders {min(names)} to {max(names)} of files such as 00003_00029.ppm, the track and the frame"
+        raise UserError(f"got other class folders or file names; allowed: {allowed}")
+    rows = [row._replace(label=names[row.label]) for row in rows]
+    size = data.size or about.side
+    notes = [f"whole images, sign and border, scaled to {size}x{size} pixels"]
+    return of_rows(rows, data.replace(size=size), notes, about.class_names, mirror=about.mirror)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,11 @@ from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
-from taet.errors import UserError
+from taet.errors import UserError, nearest
 from taet.progress import Progress
 from taet.settings import Data, from_json, to_json
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy", "hf")
-PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))
-"""Pairs of splits whose images are compared."""
 
 
 def full_name(name: str) -> str:
@@ -52,7 +51,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
     if kind not in known:
-        near = next(iter(difflib.get_close_matches(kind, known, 1, 0.65)), None)
+        near = nearest(kind, known)
         raise UserError(
             f"data: there is no folder or file '{name}' here, and no data set of this name; allowed: a folder, a .csv "
             f"or .npz file, or one of {', '.join(known)}" + (f"; did you mean '{near}'?" if near else "")
@@ -74,7 +73,7 @@ def source(data: Data) -> DataSource:
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         allowed = "with your own images that have groups"
         raise UserError(f"data group: got '{data.group}' for {data.name}; allowed: {allowed}")
-    return made
+    return replace(made, mirror=made.mirror if data.mirror == "auto" else data.mirror == "yes")
 
 
 def facts(data: Data) -> DataFacts | None:
@@ -86,11 +85,7 @@ def facts(data: Data) -> DataFacts | None:
         return None
     _, height, width, channels = found.splits["train"].images.shape
     shape = channels, data.size or height, data.size or width
-    return DataFacts.of_splits(select(found.splits, data)[0], shape, _mirrors(found, data))
-
-
-def _mirrors(found: DataSource, data: Data) -> bool:
-    return found.mirror if data.mirror == "auto" else data.mirror == "yes"
+    return DataFacts.of_splits(select(found.splits, data)[0], shape, found.mirror)
 
 
 def read_images(part: Part, data: Data) -> Pixels:
@@ -133,8 +128,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     long-tailed profile, with classes in the order of the labels; those named -balanced-small get as many training
     images, spread evenly over the classes; others stay as they are unless an imbalance ratio is given. `validation` is
     held out after the cut and before `class_counts` are taken, whole groups at a time; a source's own validation split
-    is kept instead. The same `seed` always chooses the same images, smaller sets within larger ones where there are no
-    groups. Mistakes in settings or files raise a `UserError`.
+    is kept instead. The same `seed` always chooses the same images. Mistakes in settings or files raise a `UserError`.
     """
     given = to_json(name) if isinstance(name, Data) else {"name": name}
     data, _ = _named(from_json(Data, {**given, **settings}))
@@ -142,25 +136,26 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     chosen, notes = select(found.splits, data)
     made = {part: _read(of, data) for part, of in chosen.items()}
     if is_own(data.name):
-        notes += _repeats(chosen, made, PAIRS if data.test != VALIDATION else PAIRS[:1])
+        notes += _repeats(chosen, made)
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
         found.name,
         made["train"],
         made.get("validation"),
         made["test"],
-        mirror=_mirrors(found, data),
+        mirror=found.mirror,
         notes=(*found.notes, *notes),
         resized=found.resized or data.size is not None,
         whole_test=_read(found.splits["test"], data) if whole else None,
     )
 
 
-def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split], pairs: Sequence[tuple[str, str]]) -> list[str]:
+def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:
     """Return a note on how many images of one split are also in another, with an example, if there are any."""
     hashes, notes = {part: fingerprints(split.images) for part, split in made.items()}, []
-    for part, other in pairs:
-        if {part, other} <= made.keys() and len(found := np.flatnonzero(np.isin(hashes[part], hashes[other]))):
+    for other, part in combinations(made, 2):
+        same = np.isin(hashes[part], hashes[other]) & (chosen[part] is not chosen[other])
+        if len(found := np.flatnonzero(same)):
             rows, images = chosen[part].rows, chosen[part].images
             number = int(found[0] if rows is None else rows[found[0]])
             example = f"'{images.files[number]}'" if isinstance(images, Files) else f"number {number}"
@@ -173,9 +168,8 @@ def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
 
     They go to the first data folder. Without a network, a `UserError` says which file to put where.
     """
-    entry, wanted = registry.entries("data").get(full_name(data.name).partition(":")[0]), list[Download]()
-    if entry is not None and hasattr(entry.load(), "downloads"):
-        wanted = entry.call("downloads", list, data)
+    _, entry = _named(data)
+    wanted: list[Download] = entry.call("downloads", list, data) if hasattr(entry.load(), "downloads") else []
     try:
         source(data)
     except Missing:

@@ -1,7 +1,4 @@
-"""The images of a run: class counts of each split, the long-tailed cut, and held-out images, whole groups at a time.
-
-It depends on labels and groups only, so it is the same with and without the images.
-"""
+"""The images of a run, from labels and groups alone: the long-tailed cut, and held-out images, in whole groups."""
 
 from __future__ import annotations
 
@@ -26,28 +23,22 @@ VALIDATION = "validation"
 
 
 def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], list[str]]:
-    """Choose the images of each split from a source's own "train", "test" and, if it has one, "validation".
-
-    Return the chosen splits, and notes about them.
-    """
+    """Return the chosen images of a source's "train", "test" and, given or held out, "validation", and notes."""
     train, test = source["train"], source["test"]
     train_counts, test_counts, notes = _class_counts(train, test, data)
     share = 0.0 if "validation" in source else data.validation
-    if "validation" in source:
-        also = ", nothing else is held out" if data.validation else ""
-        notes.append(f"the source's own validation split is kept{also}")
     kept, held = divided(train, train_counts, share, data.seed)
     chosen = {"train": train.choose(kept)}
     if data.train_share < 1:
-        counts = chosen["train"].class_counts
-        wanted = np.where(counts > 0, np.maximum(np.rint(data.train_share * counts), 1), 0).astype(int).tolist()
+        wanted = np.rint(data.train_share * chosen["train"].class_counts).clip(min=1).astype(int).tolist()
         positions = long_tail.long_tail_indices(chosen["train"].labels, wanted, data.seed)
         chosen["train"] = chosen["train"].choose(positions)
-    if held is not None:
-        chosen["validation"] = train.choose(held)
-        notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
     if "validation" in source:
         chosen["validation"] = source["validation"]
+        notes.append("the source's own validation split is kept")
+    elif held is not None:
+        chosen["validation"] = train.choose(held)
+        notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
     if data.test != VALIDATION:
         chosen["test"] = test.choose(divided(test, test_counts, 0.0, data.seed)[0])
         return chosen, notes
@@ -64,9 +55,8 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
     caps = (train, data.max_count), (test, data.test_max_count)
     train_counts, test_counts = (np.minimum(of.class_counts, most or of.class_counts).tolist() for of, most in caps)
     if ratio is None:
-        capped = ", but for the caps on its classes" if data.max_count or data.test_max_count else ""
         own_ratio = train.class_counts.max() / train.class_counts.min()
-        notes = [f"taken as it is{capped}: the source's imbalance ratio is {own_ratio:.4g}"]
+        notes = [f"not cut to a long tail: the source's imbalance ratio is {own_ratio:.4g}"]
     else:
         counts = long_tail.balanced_small_counts if spread else long_tail.long_tail_counts
         largest = _largest(train, "training set", ratio, profile, data.max_count)
@@ -134,7 +124,7 @@ def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.
     folds = max(2, min(parts.denominator, len(held), int(np.bincount(labels).max())))
     if len(held) < 2 or np.bincount(labels).max() < 2:
         return held[codes]
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=long_tail.twister(seed))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=np.random.RandomState(seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes with fewer images than folds
         for _, test in islice(splitter.split(labels, labels, codes), max(1, parts.numerator)):

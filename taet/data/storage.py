@@ -48,10 +48,9 @@ def ahead(
 
 @contextlib.contextmanager
 def reading(path: Path, allowed: str) -> Iterator[None]:
-    """Turn any error of a reader into a `UserError` about the ordinary file `path`; a FIFO or a folder is refused."""
+    """Turn any error of a reader into a `UserError` about the file `path`."""
     if not path.is_file():
-        got = "no ordinary file" if path.exists() else "no such file"
-        raise UserError(f"{got}: '{path}'; allowed: {allowed}")
+        raise UserError(f"no such file: '{path}'; allowed: {allowed}")
     try:
         yield
     except UserError:

@@ -116,7 +116,7 @@ def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]
     return list(first.values()), [used] if used else []
 
 
-def located(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
+def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     """Return the rows with their files in `folder`, and notes; files that are missing are refused.
 
     Those that are not where their paths say are looked for by their names, with or without an ending, in the folders

@@ -208,7 +208,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
                 took[stage] = (time.monotonic() - begun) / place[1]
     pace = min(took[stage] / passes[stage] for stage in passes)  # of one pass of one image
     watched = len(plan.curve.epochs) * len(plan.curve.split) * (2.0 + 2 * run.training.monitor_steps)
-    return plan.loader.per_epoch * sum(took[stage] for stage in stages) + watched * pace
+    return plan.loader.bounds[-1][1] * sum(took[stage] for stage in stages) + watched * pace
 
 
 def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:

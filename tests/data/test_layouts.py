@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.data import gtsrb, load
+from taet.data import load, published
 
 pytestmark = pytest.mark.usefixtures("here")
 COLOUR = {"mode": "RGB", "size": (12, 10)}
@@ -20,8 +20,8 @@ def apart(dataset):
 @pytest.fixture
 def signs(tmp_path, monkeypatch):
     """Return a function that writes the tree below a folder GTSRB, with the test table beside it: 3 tracks of 2."""
-    monkeypatch.setattr(gtsrb, "TRAINING", dict.fromkeys(gtsrb.TRAINING, 258))
-    monkeypatch.setattr(gtsrb, "TEST", 86)
+    monkeypatch.setitem(published.SETS, "gtsrb", published.SETS["gtsrb"]._replace(images=(258, 86)))
+    monkeypatch.setattr(published, "GTSRB_ONLINE", 258)
     header = "Filename;Width;Height;Roi.X1;ClassId\r\n"
 
     def save(path, value, frame):

@@ -66,7 +66,7 @@ def test_counts_fall_from_the_largest_to_the_smallest_or_are_spread(num_classes,
     ("arguments", "message"),
     [
         ((1, 10, 10), "number of classes: got 1"),
-        ((10, 10, 0.02), "imbalance ratio: got 0.02.*did you mean 50"),
+        ((10, 10, 0.02), "imbalance ratio: got 0.02; allowed: 1 or more"),
         ((10, 10, 10, "linaer"), "unknown profile 'linaer'.*did you mean 'linear'"),
     ],
 )
