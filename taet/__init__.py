@@ -15,7 +15,6 @@ _LAZY = {
     "evaluate": "taet.evaluation",
     "results": "taet.report.results",
     "Results": "taet.report.results",
-    "Card": "taet.evaluation",
     "ResultCard": "taet.evaluation",
     "predict": "taet.deployment",
     "export": "taet.deployment",

@@ -12,7 +12,7 @@ from taet.attacks import catalogue
 from taet.attacks.pgd import ProjectedAscent
 from taet.attacks.spec import AttackSpec
 from taet.errors import UserError
-from taet.evaluation.card import Card
+from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column, CurveName
 from taet.formatting import size
 from taet.settings import Evaluation, Threat, override
@@ -143,7 +143,7 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: st
     return settings
 
 
-def curves(card: Card) -> dict[str, dict[float, Column]]:
+def curves(card: ResultCard) -> dict[str, dict[float, Column]]:
     """Return the curves on a card by the setting that varies, in ascending order; empty with fewer than three points.
 
     The points of a curve differ only in the varied setting, and over eps also in the step size, proportional to eps:

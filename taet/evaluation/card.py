@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # that of typing is known to pydantic from Python 3.12 on
 
 from taet import statistics
@@ -45,7 +45,7 @@ class Ball(TypedDict):
     eps: float
 
 
-class Card(CardPart):
+class ResultCard(CardPart):
     """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
     method: str
@@ -73,14 +73,6 @@ class Card(CardPart):
     sealed: bool = Field(True, exclude=True)
     """Whether the card was read from a file with a checksum; files of older versions have none."""
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_line(cls, values: object, check: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return check(values)
-        except ValidationError as error:
-            raise refused(error, cls) from None
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Refuse a card that contradicts itself."""
@@ -90,8 +82,11 @@ class Card(CardPart):
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             raise UserError(f"columns: got {', '.join(names)}; allowed: each attack once")
-        for column in self.columns:
-            column.check(self.labels)
+        for one in self.columns:
+            if any(mask.shape != self.labels.shape for mask in (one.predictions, one.correct, *one.parts.values())):
+                raise UserError(f"column '{one.name}': has not one entry for each of {len(self.labels)} images")
+            if (one.correct != (one.predictions == self.labels)).any():
+                raise UserError(f"column '{one.name}' correct: does not agree with its predictions and the labels")
         return self
 
     @property
@@ -134,17 +129,16 @@ class Card(CardPart):
             raise unknown("column", name, [*known, *norms])
         return known[name] if name in known else self.worst_case(norms[name])
 
-    def worst_case(self, norm: Norm = "linf", eps: float | None = None) -> Column:
+    def worst_case(self, norm: Norm = "linf") -> Column:
         """Return the exact worst case over the card's attacks within one ball, image by image, as a column.
 
         An image is correct if it is correct without attack and under every attack within this ball. Columns measured
         only for a curve, and examples made on another model, are left out. A broken image has the prediction of the
-        first column that broke it; `parts` tells which one. The radius is by default that of the card's threat or, in
-        the other norm, the only one on the card; no bounded attack, or several radii, are a `UserError`.
+        first column that broke it; `parts` tells which one. The radius is that of the card's threat or, in the other
+        norm, the only one on the card; no bounded attack, or several radii, are a `UserError`.
         """
         inside = [column for column in self.columns if column.bounded and column.norm == norm and column.ordinary]
-        if eps is None and self.threat["norm"] == norm:
-            eps = self.threat["eps"]
+        eps = self.threat["eps"] if self.threat["norm"] == norm else None
         radii = sorted({column.eps for column in inside if column.eps is not None and eps in (None, column.eps)})
         if len(radii) != 1:
             got = f"attacks of radius {', '.join(f'{one:g}' for one in radii)}" if radii else "none"
@@ -168,7 +162,7 @@ class Card(CardPart):
             **{name: sum(getattr(column, name) for column in columns) for name in WORK},
         )
 
-    def compare(self, other: Card, column: str) -> Difference:
+    def compare(self, other: ResultCard, column: str) -> Difference:
         """Return `compare_runs` of this card and another one: which of two models is better, not which method."""
         return compare_runs([self], [other], column)
 
@@ -196,7 +190,7 @@ class Card(CardPart):
         write_json(Path(path), seal(self.to_json()))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Card:
+    def load(cls, path: str | os.PathLike[str]) -> ResultCard:
         """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
         A file that is no card, of a newer schema or another checksum, or a number that does not agree with the masks,
@@ -210,7 +204,7 @@ class Card(CardPart):
             return cls.from_json(stored, sealed=sealed)
 
     @classmethod
-    def from_json(cls, stored: Any, *, sealed: bool = True) -> Card:
+    def from_json(cls, stored: Any, *, sealed: bool = True) -> ResultCard:
         """Rebuild a card from the output of `to_json`, in this schema or an older one."""
         if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
             raise UserError("not a result card")
@@ -227,6 +221,8 @@ class Card(CardPart):
                     where = f"column '{column.name}' summary {name}"
                     for message in disagreements(where, column.stored[name], computed[name]):
                         raise UserError(message)
+        except ValidationError as error:
+            raise refused(error, cls) from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what no card of taet holds
             raise UserError(f"is damaged: {said(error)}") from None
         return card
@@ -252,10 +248,9 @@ class Card(CardPart):
         return "\n".join([head, *lines, *deviations, *(f"! {flag['text']}" for flag in self.flags)])
 
 
-ResultCard = Card
-
-
-def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, comparisons: int = 1) -> Difference:
+def compare_runs(
+    first: Sequence[ResultCard], second: Sequence[ResultCard], column: str, comparisons: int = 1
+) -> Difference:
     """Return the difference in balanced accuracy under one attack between two methods, with one card per seed.
 
     The i-th card of `first` is paired with the i-th of `second`, as runs with the same seed. `comparisons` differences

@@ -17,7 +17,7 @@ from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
 from taet.attacks.spec import AttackSpec, Identity, identity
-from taet.errors import UserError, cut
+from taet.errors import cut
 from taet.fields import Record
 from taet.files import Json
 from taet.statistics import Ints
@@ -105,7 +105,7 @@ class Column(CardPart):
     forwards: int = 0  # passes are counted in images
     backwards: int = 0
     stored: Stored = Field(default={}, alias="summary", repr=False)
-    """The numbers that a file states beside the masks; `Card` recomputes and compares them."""
+    """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
     correct: PackedMask  # (N,): classified correctly under the attack
     predictions: PackedLabels  # (N,): class predicted under the attack
     parts: dict[str, PackedMask] = Field(default_factory=dict)
@@ -147,13 +147,6 @@ class Column(CardPart):
     def ordinary(self) -> bool:
         """Whether tables show the column: an attack on the model itself that is not only a point of a curve."""
         return not self.curve and not self.is_transfer
-
-    def check(self, labels: Ints) -> None:
-        """Raise a `UserError` if the column does not agree with the true classes of the images, (N,)."""
-        if any(mask.shape != labels.shape for mask in (self.predictions, self.correct, *self.parts.values())):
-            raise UserError(f"column '{self.name}': has not one entry for each of {len(labels)} images")
-        if (self.correct != (self.predictions == labels)).any():
-            raise UserError(f"column '{self.name}' correct: does not agree with its predictions and the labels")
 
 
 class Summary:

@@ -19,7 +19,7 @@ from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.card import Card
+from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
@@ -50,7 +50,7 @@ def evaluate(
     command: str = "",
     class_names: Sequence[str] | None = None,
     **options: Any,
-) -> Card:
+) -> ResultCard:
     """Attack a model on test images, save the card and return it; it prints itself as a table.
 
     Every attack faces all images, in float32; the clean images are the first column. Finished batches are saved beside
@@ -103,14 +103,14 @@ def evaluate(
 
 def _measured(
     subject: Subject, path: Path | None, device: torch.device, command: str, probe: bool, progress: Progress | None
-) -> Card:
+) -> ResultCard:
     """Return the card of a subject, whose model is on the device; if it has a path, it is read and saved there."""
-    folder = None if path is None else RunFolder(path.parent)
-    runner, card = subject.begin(device, None if folder is None or path is None else folder.state(path.stem))
-    with owned(folder):
+    runner = subject.runner(device, None if path is None else RunFolder(path.parent).state(path.stem))
+    card = subject.card_of(runner).changed(command=command)
+    with owned(None if path is None else RunFolder(path.parent)):
         # One process reads, so that all agree.
-        known = None if path is None else first(lambda: store.find(path, card))
-        card = _with_columns(card.changed(command=command), runner, subject, known, probe, progress)
+        card = card if path is None else first(lambda: store.continued(path, card))
+        card = _with_columns(card, runner, subject.attacks, probe, progress)
         if path is not None and rank() == 0:
             store.put(path, card)
             runner.clear()
@@ -119,12 +119,10 @@ def _measured(
 
 
 def _with_columns(
-    card: Card, runner: Runner, subject: Subject, known: Card | None, probing: bool, progress: Progress | None
-) -> Card:
+    card: ResultCard, runner: Runner, attacks: Sequence[AttackSpec], probing: bool, progress: Progress | None
+) -> ResultCard:
     """Return the card with all columns, known and new, the facts of the probe, and its flags."""
-    attacks, before = subject.attacks, () if known is None else known.columns
-    images = probed_images(runner, attacks)
-    facts = {} if known is None else known.probe
+    images, before, facts = probed_images(runner, attacks), card.columns, card.probe
     probed = facts.get("seed") == runner.seed and facts["images"] >= images
     probing = probing and len(attacks) > 1 and not probed
     later = images * probe_passes(runner.sites) if probing else 0
@@ -141,7 +139,7 @@ def _with_columns(
                 correct = int(measured[-1].correct.sum())
     if probing:
         meter.begin()
-        facts = _probe(runner, subject.eps, images, meter)
+        facts = _probe(runner, card.threat["eps"], images, meter)
     # Columns of an older card stay, but for its worst case, which follows from the columns.
     gone = {column.name for column in measured} | {*WORST_CASE.values()}
     kept = (column for column in before if column.name not in gone)

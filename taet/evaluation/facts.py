@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,21 +86,8 @@ class DeepFacts:
     only_mean_correct: int = 0
 
 
-class Trial(NamedTuple):
-    """Logits (N, C) without a graph, the gradient of the cross-entropy at each image, and the logits with a graph."""
-
-    logits: Tensor
-    gradient: Tensor
-    traced: Tensor
-
-
-def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
-    """Call a model on x (N, C, H, W) with labels y (N,), in three passes; errors of its code are a `UserError`."""
-    return Trial(answer(model, x), *traced(model, x, y))
-
-
 def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the cross-entropy at each image and the logits, in two passes."""
+    """Return the gradient of the cross-entropy at each image and the logits; errors of the model are a `UserError`."""
     leaf = x.clone().requires_grad_()
     with custom_code(f"model: fails on a batch of {len(x)} images"):
         logits = model(leaf)
@@ -110,7 +96,7 @@ def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def answer(model: Counted, x: Tensor) -> Tensor:
-    """Return logits without a graph; errors of the model's code are a `UserError`."""
+    """Return logits without a graph; errors of the model are a `UserError`."""
     with custom_code(f"model: fails on a batch of {len(x)} images"), torch.no_grad():
         logits: Tensor = model(x)
     return logits
@@ -125,42 +111,43 @@ def difference(first: Tensor, second: Tensor) -> float:
     return float(apart.norm(dim=1).max())
 
 
-def outputs(model: Counted, x: Tensor, y: Tensor, tried: Trial) -> ModelFacts:
-    """Return what a trial shows, and three more forward passes: the batch again, and in two halves.
+def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, Tensor]:
+    """Return what passes with and without a gradient show, twice and in two halves; and the logits and the gradient.
 
     It is split by class, so that the halves differ from each other and from the whole. Each has at least two images,
     which some layers need: three images or fewer are not split.
     """
-    correct = tried.logits.max(1).indices == y
-    largest = tried.logits.topk(2).values
+    logits, (gradient, with_graph) = answer(model, x), traced(model, x, y)
+    correct = logits.max(1).indices == y
+    largest = logits.topk(2).values
     gap = float((largest[:, 0] - largest[:, 1]).median())
-    again = difference(answer(model, x), tried.logits)
+    again = difference(answer(model, x), logits)
     order = y.argsort(stable=True)
     halves = torch.cat([answer(model, x[rows]) for rows in order.chunk(2 if len(order) > 3 else 1)])
-    return ModelFacts(
+    facts = ModelFacts(
         batch_size=len(y),
         images=len(y),
         clean_correct=int(correct.sum()),
-        distributions=int(distributions(tried.logits).sum()),
-        zero_gradients=int((correct & (tried.gradient == 0).flatten(1).all(1)).sum()),
-        nonfinite_gradients=int((~(finite(tried.logits) & finite(tried.gradient))).sum()),
+        distributions=int(distributions(logits).sum()),
+        zero_gradients=int((correct & (gradient == 0).flatten(1).all(1)).sum()),
+        nonfinite_gradients=int((~(finite(logits) & finite(gradient))).sum()),
         repeat_difference=again,
-        batch_difference=difference(halves, tried.logits[order]),
-        gradient_difference=difference(tried.traced, tried.logits),
+        batch_difference=difference(halves, logits[order]),
+        gradient_difference=difference(with_graph, logits),
         logit_gap=gap if math.isfinite(gap) else 0.0,
     )
+    return facts, logits, gradient
 
 
 def probe_passes(sites: Mapping[str, int]) -> int:
-    """Return the passes of an image that `probe` takes: three of the trial, three more, and two or four PGD."""
+    """Return the passes of an image that `probe` takes: six of `outputs`, and two or four PGD."""
     return 6 + (4 if any(sites.values()) else 2) * (2 * STEPS + 1)
 
 
 def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites: Mapping[str, int]) -> ModelFacts:
     """Try a model on images in the L-infinity ball, from start noise; replace the operations that `sites` counts."""
-    tried = attempt(model, x, y)
-    facts = outputs(model, x, y, tried)
-    broken = ~(finite(tried.logits) & finite(tried.gradient))
+    facts, clean, gradient = outputs(model, x, y)
+    broken = ~(finite(clean) & finite(gradient))
 
     def note(values: Tensor) -> None:
         nonlocal broken
@@ -184,7 +171,7 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
     straight = smooth = torch.zeros_like(plain)
     if replaced := sum(map(bool, sites.values())):
         straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
-    later = difference(answer(model, x), tried.logits)
+    later = difference(answer(model, x), clean)
     masks = {"nonfinite_gradients": broken, "pgd_correct": plain, "only_pgd_correct": plain & ~magnified}
     for name, mask in {"scaled": magnified, "straight": straight, "smooth": smooth}.items():
         masks |= {f"{name}_pgd_correct": mask, f"only_{name}_pgd_correct": mask & ~plain}

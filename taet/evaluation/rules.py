@@ -15,7 +15,7 @@ from taet import statistics
 from taet.attacks.autoattack import AutoAttack
 from taet.attacks.pgd import ProjectedAscent
 from taet.evaluation.bundles import WHOLE, curves
-from taet.evaluation.card import Card, Flag
+from taet.evaluation.card import Flag, ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.facts import DeepFacts, ModelFacts
 from taet.formatting import listed, percent, percent_interval
@@ -33,7 +33,6 @@ Z = 1.96  # two-sided 95 %
 DISAGREEMENT, COARSE_COMPARISON = 0.25, 0.03
 FEW_PROBED = 100  # of so many images at least 6 broken by the stronger attack alone exceed chance
 
-DEEP = ("dummy-classes", "eot-beats-one-draw")  # of `taet check --deep` only
 _FAR, _BEATEN = "{one.name} is far below {other.name} ({gap}): ", "PGD-20 leaves {shares}: "
 _STOPPED = (
     "operations in the model stop or distort its gradient, so gradient-based attacks overestimate robustness; attack "
@@ -115,7 +114,7 @@ SENTENCES = {
     "probe-small": "The probe used only {probed} of {images} images, because the attacks are short or the batches "
     f"small, so it may miss masked gradients; run longer attacks, such as autoattack, in batches of {FEW_PROBED} or "
     "more",
-    # Of `DEEP`
+    # Of `taet check --deep` only
     "dummy-classes": "The model returns {facts.logits} logits for {facts.classes} classes, {why}: PGD-20 on all logits "
     "leaves {raw} % of {facts.images} images correct, on the margin of the largest logit of each class {merged} %; "
     "attack the largest logit of each class",
@@ -140,19 +139,19 @@ def told(found: Found, **values: object) -> dict[str, str]:
     return {flag: f"{SENTENCES[flag].format(**values, **of)}." for flag, of in own.items()}
 
 
-def flagged(card: Card) -> Card:
+def flagged(card: ResultCard) -> ResultCard:
     """Return a card with its flags, the warnings about it."""
     texts = of_pairs(card) | of_attacks(card) | of_test_set(card) | (of_model(card.facts) if card.facts else {})
     texts |= of_use(card, [flag for flag in FLAGS if flag in MASKING & texts.keys()])
     return card.changed(flags=tuple(Flag(flag=flag, text=texts[flag]) for flag in FLAGS if flag in texts))
 
 
-def raised(card: Card) -> list[str]:
+def raised(card: ResultCard) -> list[str]:
     """Return the names of a card's flags and of those that its numbers raise: the flags of a changed card are fewer."""
     return list(dict.fromkeys(flag["flag"] for flag in (*card.flags, *flagged(card).flags)))
 
 
-def asked(card: Card) -> list[Column]:
+def asked(card: ResultCard) -> list[Column]:
     """Return the attacks on the model itself that are not only points of a curve."""
     return [column for column in card.columns if column.ordinary]
 
@@ -220,7 +219,7 @@ def worst(pairs: Iterable[Contrast], usual: float = 0.0) -> Evidence:
     return {"one": one, "other": other, "low": low, "high": high, "gap": f"{low} against {high}"}
 
 
-def of_pairs(card: Card) -> dict[str, str]:
+def of_pairs(card: ResultCard) -> dict[str, str]:
     """Return which attacks break more images than one that should be at least as strong."""
     columns = [column for column in card.columns if not column.is_transfer]
     every, balls = asked(card), curves(card)["eps"]
@@ -248,7 +247,7 @@ def of_pairs(card: Card) -> dict[str, str]:
     return told(found)
 
 
-def of_attacks(card: Card) -> dict[str, str]:
+def of_attacks(card: ResultCard) -> dict[str, str]:
     """Return what single attacks show."""
     columns = [column for column in card.columns if not column.is_transfer]
     # The curve over the steps begins with PGD runs that are short on purpose.
@@ -270,7 +269,7 @@ def of_attacks(card: Card) -> dict[str, str]:
     return told(found, card=card)
 
 
-def _without_gradients(card: Card) -> Evidence:
+def _without_gradients(card: ResultCard) -> Evidence:
     """Return what breaks more images without gradients than chance allows; first of the parts of suites."""
     every = len(card.labels)
     for column in card.columns:
@@ -334,7 +333,7 @@ def of_deep(facts: DeepFacts) -> dict[str, str]:
     return told(found, facts=facts, raw=raw, merged=merged, why=why)
 
 
-def of_test_set(card: Card) -> dict[str, str]:
+def of_test_set(card: ResultCard) -> dict[str, str]:
     """Return what the test images cannot show."""
     found: Found = {}
     total, images = card.test_class_counts, len(card.labels)
@@ -360,7 +359,7 @@ def of_test_set(card: Card) -> dict[str, str]:
     return told(found, card=card, images=images, points=100 * resolution)
 
 
-def of_use(card: Card, masks: Sequence[str]) -> dict[str, str]:
+def of_use(card: ResultCard, masks: Sequence[str]) -> dict[str, str]:
     """Return what is known about attacks that are only bounds, given the raised flags of `MASKING`, and the probe."""
     bounds = [column for column in asked(card) if column.attack.bound]
     bound = {"names": listed(one.name for one in bounds), "bound": bounds[0].attack.bound} if bounds else {}

@@ -30,7 +30,7 @@ from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, custom_code
 from taet.evaluation.column import Column
-from taet.evaluation.facts import attempt, traced
+from taet.evaluation.facts import answer, traced
 from taet.evaluation.store import BatchStore
 from taet.files import digest
 from taet.progress import Progress
@@ -39,7 +39,7 @@ from taet.training.environment import version
 from taet.training.folder import weights_digest
 
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
-UNIT = {"rows", "predictions", "scores", "distances", *WORK}
+UNIT = {"predictions", "scores", "distances", *WORK}
 TIMED, QUICK = 32, 1.0  # images that are timed; a whole batch is timed as well if that takes fewer seconds
 USUAL = 0.55
 """Usual share of images that a suite attacks to the end: on the cards in results/ the medians are 0.53 and 0.57."""
@@ -162,9 +162,9 @@ class Runner:
         x, y = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
         with self.still():
             torch.manual_seed(0)  # a model that draws random numbers draws the same ones
-            tried = attempt(self.model, x, y)
-        slopes = tried.gradient.flatten(1).norm(dim=1, keepdim=True)
-        values = torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
+            logits, (gradient, _) = answer(self.model, x), traced(self.model, x, y)
+        slopes = gradient.flatten(1).norm(dim=1, keepdim=True)
+        values = torch.cat([logits, slopes], 1).cpu().double().numpy()
         return np.where(np.isfinite(values), values, np.nan)  # attacks report on which images they are not finite
 
     def clear(self) -> None:
@@ -250,10 +250,9 @@ class Runner:
             with self.model.ticking(len(batches[number]) * passes, partial(report, number)):
                 return self._measure(attack, batches[number])
 
-        def is_complete(number: int, unit: Unit) -> bool:
-            return unit.keys() >= UNIT and np.array_equal(unit["rows"], batches[number])
-
-        done = run_units(len(batches), compute, state=units, key=str, valid=is_complete, begin=report)
+        done = run_units(
+            len(batches), compute, state=units, key=str, valid=lambda _, unit: unit.keys() >= UNIT, begin=report
+        )
         report(len(batches))
         return done
 
@@ -279,7 +278,6 @@ class Runner:
         predictions = logits.max(1).indices.cpu().numpy()
         moved = distance(x_adv, x, attack.norm or "linf").cpu().numpy()
         return {
-            "rows": rows,
             "predictions": predictions,
             "scores": logits.softmax(1).cpu().numpy(),
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),

@@ -13,7 +13,7 @@ import numpy as np
 
 from taet.attacks.units import Unit
 from taet.errors import UserError
-from taet.evaluation.card import Card
+from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE
 from taet.files import file_sha256, make_folder, read_bytes, write_atomically
 from taet.training.folder import DELIVERED, RunFolder
@@ -58,14 +58,14 @@ class BatchStore:
             self.folder.parent.rmdir()
 
 
-def of_folder(folder: RunFolder) -> Card | None:
+def of_folder(folder: RunFolder) -> ResultCard | None:
     """Return the latest card of a folder about the weights that its run delivers, checked as in `read`; or None."""
     return read(folder, folder.card()) if folder.card().exists() else None
 
 
-def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
+def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> ResultCard:
     """Return a card, which in the folder of a run must be about that run, its weights and its test images."""
-    card = Card.load(path)
+    card = ResultCard.load(path)
     if folder.is_run and (card.sealed or "config" in card.run):
         folder.check_card(path, card.run.get("config", {}), card.model["weights_sha256"], weights)
         data, file = folder.record.data, folder.weights(weights)
@@ -76,25 +76,26 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
     return card
 
 
-def find(path: Path, card: Card) -> Card | None:
-    """Return the card at `path`, if its columns may stand on `card`: same model, ball, batches, machine and software.
+def continued(path: Path, card: ResultCard) -> ResultCard:
+    """Return the card with the columns and probe at `path`, if of the same model, ball, batches, machine and software.
 
     Models of equal weights are told apart by their outputs on the first images. A card about other weights or other
     test images is a `UserError`.
     """
     if not path.exists():
-        return None
-    known = Card.load(path)
+        return card
+    known = ResultCard.load(path)
     hashes = ((of.model["weights_sha256"], of.data["test_sha256"]) for of in (known, card))
     for what, there, here in zip(("another model", "other test images"), *hashes, strict=True):
         if there != here:
             got = f"{what} (SHA-256 {there[:12]}, here {here[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
     one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
-    return known if one == other and _alike(known, card) else None
+    same = one == other and _alike(known, card)
+    return card.changed(columns=known.columns, probe=known.probe) if same else card
 
 
-def _alike(known: Card, card: Card) -> bool:
+def _alike(known: ResultCard, card: ResultCard) -> bool:
     """Return whether the outputs on two cards are equal up to rounding; cards of older versions have none."""
     try:
         one, other = (np.array(of.model.get("answers", ()), dtype=np.float64) for of in (known, card))
@@ -104,11 +105,11 @@ def _alike(known: Card, card: Card) -> bool:
     return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
 
 
-def put(path: Path, card: Card) -> None:
+def put(path: Path, card: ResultCard) -> None:
     """Save a card at `path`; one with columns that the new card lacks is first copied beside it, under its time."""
     if path.exists():
         mine = {column.identity: column.predictions for column in card.columns}
-        before = Card.load(path)
+        before = ResultCard.load(path)
         columns = (column for column in before.columns if column.name not in WORST_CASE.values())
         if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in columns):
             place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")

@@ -22,7 +22,7 @@ from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
-from taet.evaluation.card import Card
+from taet.evaluation.card import ResultCard
 from taet.evaluation.column import plain
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored
 from taet.files import Json, file_sha256
@@ -76,9 +76,7 @@ class Subject:
             about, test = images.about(), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [str(one) for one in class_names]
-        if images is not None and labels is None:
-            raise UserError("evaluate: got images without labels; allowed: both, or neither")
-        given = None if images is None or labels is None else _test_images(images, labels)
+        given = None if images is None else _test_images(images, labels)
         if not isinstance(model_or_run_dir, nn.Module):
             if not isinstance(model_or_run_dir, str | os.PathLike):
                 got = type(model_or_run_dir).__name__
@@ -144,26 +142,30 @@ class Subject:
         settings = settle(self.settings, changes, self.eps, self.about["protocol"] or "taet")
         return replace(self, settings=settings, eps=settings.eps or self.eps)
 
-    def begin(self, device: torch.device, state_dir: Path | None = None) -> tuple[Runner, Card]:
-        """Return a runner for the model, which is on `device`, and its card without columns."""
+    def runner(self, device: torch.device, state_dir: Path | None = None, most_each: int = 1) -> Runner:
+        """Return a runner for the model, which is on `device` and may have up to `most_each` logits for a class."""
         width = count_classes(self.model, self.images, self.labels, device)
         names = self.about["data"]["class_names"]
-        if names is not None and len(names) != width:
+        if names is not None and width not in range(len(names), most_each * len(names) + 1, len(names)):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names, device)
         model = self._attacked(device)
-        runner = Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
-        machine = environment(device)
+        return Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
+
+    def card_of(self, runner: Runner) -> ResultCard:
+        """Return the card of an evaluation by this runner, without columns."""
+        machine = environment(runner.device)
         about = {
             **self.about["model"],
             "weights_sha256": weights_digest(self.model),
             "answers": plain(runner.fingerprint),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
-        data = {**self.about["data"], "class_names": names or [str(one) for one in range(width)]}
-        fields = {**self.about, "model": about, "data": data, "labels": self.labels, "columns": ()}
-        fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": batch_size}
-        return runner, Card(**fields, created=machine.pop("started"), environment=machine)
+        names = self.about["data"]["class_names"] or [str(one) for one in range(runner.num_classes)]
+        fields = {**self.about, "model": about, "data": {**self.about["data"], "class_names": names}}
+        fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": runner.batch_size}
+        fields |= {"labels": self.labels, "columns": (), "environment": machine, "created": machine.pop("started")}
+        return ResultCard(**fields)
 
     def _attacked(self, device: torch.device) -> Counted:
         """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
@@ -193,7 +195,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
 
 
-def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor) -> tuple[TestImages, Ints]:
+def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[TestImages, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
     pixels, classes = (
         one.detach().cpu().numpy() if isinstance(one, Tensor) else np.asanyarray(one) for one in (images, labels)
