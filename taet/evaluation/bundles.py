@@ -42,10 +42,7 @@ VARIED: dict[CurveName, str] = {"steps": "steps", "eps": "eps", "logit-scale": "
 
 
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
-    """Return the attack that `NAME`, `NAME:option=value,...` or `ATTACK@RUN` means.
-
-    In the last form the examples are made on the model of another run. A name of several attacks is a `UserError`.
-    """
+    """Return the attack that `NAME`, `NAME:option=value,...` or, made on another run, `ATTACK@RUN` means."""
     text, at, folder = name.partition("@")
     base = text.partition(":")[0]
     if base in protocols.COLUMNS or base in CURVES:
@@ -84,8 +81,7 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
     """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
 
     It also sets the paper's step size, L2 ball and CW, which define its columns, except those that were set to values
-    of no protocol. With another radius `eps` than the paper's, the step size is in proportion. Two protocols at once
-    are a `UserError`.
+    of no protocol. With another radius `eps` than the paper's, the step size is in proportion.
     """
     papers = [name for name in names if name in protocols.COLUMNS]
     if not papers:

@@ -104,8 +104,8 @@ def check(
         files = verify(Path(model_or_run_dir))
         if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
             return Check(files)
-    subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights).changed(changes)
-    return Check((*files, *_model(subject, device, deep)))
+    subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights)
+    return Check((*files, *_model(subject.changed(changes, device), deep)))
 
 
 def _machine(device: torch.device) -> Iterator[Finding]:
@@ -151,11 +151,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
                 names = folder.weights_names
             yield from ((folder.weights(name).name, partial(_weights, folder, name)) for name in names)
     for path, name in folder.cards():
-        yield path.name, partial(_card, folder, path, name)
-
-
-def _card(folder: RunFolder, path: Path, name: str) -> bool:
-    return store.read(folder, path, name).sealed
+        yield path.name, partial(lambda path, name: store.read(folder, path, name).sealed, path, name)
 
 
 def _weights(folder: RunFolder, name: str) -> bool:
@@ -163,13 +159,12 @@ def _weights(folder: RunFolder, name: str) -> bool:
     return folder.weights(name).name in folder.sums
 
 
-def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
+def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
     """Yield what a batch of test images shows about a model."""
-    names, network, seed = subject.about["data"]["class_names"], subject.model, subject.settings.seed
-    where = subject.device if device == "auto" else resolve_device(device)
-    network.to(where)
+    names, seed = subject.about["data"]["class_names"], subject.settings.seed
+    network = subject.model.to(subject.device)
     with restored(network) as changes:
-        runner = subject.runner(where, most_each=MOST_EACH)
+        runner = subject.runner(most_each=MOST_EACH)
         width, rows = runner.num_classes, even_sample(runner.labels, runner.batch_size, seed)
         several = width // len(names) if names else 1
         x, y = runner.batch(rows)

@@ -198,12 +198,6 @@ def differing(columns: Sequence[Column], setting: str) -> Iterator[Contrast]:
             yield one, other
 
 
-def longer(columns: Sequence[Column]) -> list[Contrast]:
-    """Return the pairs of PGD that differ only in the number of steps or starts, the one with more first."""
-    pairs = [(pair, setting) for setting in ("steps", "restarts") for pair in differing(columns, setting)]
-    return [pair for pair, name in pairs if pair[0].parameters.get(name, 1) > pair[1].parameters.get(name, 1)]
-
-
 def worst(pairs: Iterable[Contrast], usual: float = 0.0) -> Evidence:
     """Return the pair with the largest difference beyond `usual` and chance, for its sentence; empty without one."""
 
@@ -233,8 +227,9 @@ def of_pairs(card: ResultCard) -> dict[str, str]:
     made = ((one, other) for one in card.columns if one.is_transfer for other in columns)
     transfers = ((one, other) for one, other in made if one.attack.typed == other.name and one.ball == other.ball)
     larger = ((small, large) for eps, small in balls.items() for radius, large in balls.items() if 0 < eps < radius)
-    of_norm = {norm: [one for one in chains if one.norm == norm] for norm in CONVERGENCE_GAP}
-    slow = (worst(longer(of_norm[norm]), usual) for norm, usual in CONVERGENCE_GAP.items())
+    effort = ((pair, name) for name in ("steps", "restarts") for pair in differing(chains, name))
+    longer = [pair for pair, name in effort if pair[0].parameters.get(name, 1) > pair[1].parameters.get(name, 1)]
+    slow = (worst((pair for pair in longer if pair[0].norm == norm), of) for norm, of in CONVERGENCE_GAP.items())
     found: Found = {
         "one-step-beats-many-step": worst((one, many) for one in singles for many in chains if one.ball == many.ball),
         "pgd-not-converged": next(filter(None, slow), {}),

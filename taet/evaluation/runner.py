@@ -110,12 +110,11 @@ class Runner:
     @contextmanager
     def still(self) -> Iterator[None]:
         """Put the models in eval mode with frozen parameters and exact float32; restore all and the random state."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))  # attacks need gradients, also inside inference mode
+        exact, random = exact_float32(self.device.type), torch.random.fork_rng(range(torch.cuda.device_count()))
+        # Attacks need gradients, also inside inference mode.
+        with torch.inference_mode(False), contextlib.ExitStack() as stack, exact, random:
             for model in (self.model, *self.sources.values()):
                 stack.enter_context(frozen(model))
-            stack.enter_context(exact_float32(self.device.type))
-            stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
             yield
 
     def passes(self, attacks: Sequence[AttackSpec], correct: int | None = None) -> int:
@@ -167,11 +166,6 @@ class Runner:
         values = torch.cat([logits, slopes], 1).cpu().double().numpy()
         return np.where(np.isfinite(values), values, np.nan)  # attacks report on which images they are not finite
 
-    def clear(self) -> None:
-        """Remove the finished work, which the card now contains."""
-        for store in self.opened:
-            store.remove()
-
     def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows` in [0, 1] and their labels, on the model's device."""
         with torch.inference_mode(False):  # so that gradients with respect to them exist
@@ -200,11 +194,7 @@ class Runner:
         )
 
     def attack(
-        self,
-        attack: AttackSpec,
-        *,
-        natural: Ints | None = None,
-        progress: Progress = lambda *_: None,
+        self, attack: AttackSpec, *, natural: Ints | None = None, progress: Progress = lambda *_: None
     ) -> Attacked:
         """Attack all images; `natural` are the predictions on clean images, if known."""
         units = None
@@ -258,18 +248,17 @@ class Runner:
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
         """Attack one batch, check every adversarial image and return the results."""
-        work, (x, y), draws, changed = self.model.measure(), self.batch(rows), self.draws(attack, rows), list[str]()
+        work, (x, y), draws = self.model.measure(), self.batch(rows), self.draws(attack, rows)
         attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
         with contextlib.ExitStack() as stack:
             stack.enter_context(attacked.searching(attack.precision, x.device.type))
-            if attack.source_sha256 is not None:  # a custom attack, which may write into its arguments
+            if custom := attack.source_sha256 is not None:  # which may write into its arguments
                 changes = stack.enter_context(restored(self.model))
                 stack.enter_context(frozen(self.model))
                 draws.seed_torch()
             x_adv = attack.run(attacked, x.clone(), y.clone(), draws)
-            changed = [] if attack.source_sha256 is None else changes()
-        if changed:
-            raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
+            if custom and (changed := changes()):
+                raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         with torch.no_grad():
             logits = self.model.judge(x_adv)

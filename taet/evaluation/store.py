@@ -86,23 +86,15 @@ def continued(path: Path, card: ResultCard) -> ResultCard:
         return card
     known = ResultCard.load(path)
     hashes = ((of.model["weights_sha256"], of.data["test_sha256"]) for of in (known, card))
-    for what, there, here in zip(("another model", "other test images"), *hashes, strict=True):
-        if there != here:
-            got = f"{what} (SHA-256 {there[:12]}, here {here[:12]})"
+    for what, old, new in zip(("another model", "other test images"), *hashes, strict=True):
+        if old != new:
+            got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
     one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
-    same = one == other and _alike(known, card)
+    there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (known, card))  # older cards have none
+    limit = TOLERANCE * (float(np.nanmax(np.abs(here), initial=0)) or 1.0)
+    same = one == other and there.shape == here.shape and np.allclose(there, here, 0, limit, equal_nan=True)
     return card.changed(columns=known.columns, probe=known.probe) if same else card
-
-
-def _alike(known: ResultCard, card: ResultCard) -> bool:
-    """Return whether the outputs on two cards are equal up to rounding; cards of older versions have none."""
-    try:
-        one, other = (np.array(of.model.get("answers", ()), dtype=np.float64) for of in (known, card))
-    except (TypeError, ValueError):
-        return False  # edited by hand
-    limit = TOLERANCE * (float(np.nanmax(np.abs(other), initial=0)) or 1.0)
-    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
 
 
 def put(path: Path, card: ResultCard) -> None:

@@ -46,7 +46,7 @@ class Subject:
     images: TestImages
     labels: Ints
     about: Json  # method, title, protocol, seed, run, model and data, as the card has them
-    device: torch.device  # of the work, unless the caller chooses another
+    device: torch.device
     settings: Evaluation
     eps: float  # radius of the L-infinity ball that the card is about
     card: Path | None = None
@@ -137,20 +137,21 @@ class Subject:
         names = dict.fromkeys((Clean.name, *self.settings.attacks))
         return attacks_of(self.settings.replace(attacks=tuple(names)), self.eps)
 
-    def changed(self, changes: Mapping[str, Any]) -> Subject:
-        """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
+    def changed(self, changes: Mapping[str, Any], device: str) -> Subject:
+        """Return the subject on a device, with these fields of its settings changed as `bundles.settle` does."""
         settings = settle(self.settings, changes, self.eps, self.about["protocol"] or "taet")
-        return replace(self, settings=settings, eps=settings.eps or self.eps)
+        where = self.device if device == "auto" else resolve_device(device)
+        return replace(self, settings=settings, eps=settings.eps or self.eps, device=where)
 
-    def runner(self, device: torch.device, state_dir: Path | None = None, most_each: int = 1) -> Runner:
-        """Return a runner for the model, which is on `device` and may have up to `most_each` logits for a class."""
-        width = count_classes(self.model, self.images, self.labels, device)
+    def runner(self, state_dir: Path | None = None, most_each: int = 1) -> Runner:
+        """Move the model to the device and return its runner; it may have up to `most_each` logits for a class."""
+        device, model = self.device, self.model.to(self.device)
+        width = count_classes(model, self.images, self.labels, device)
         names = self.about["data"]["class_names"]
         if names is not None and width not in range(len(names), most_each * len(names) + 1, len(names)):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
-        batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names, device)
-        model = self._attacked(device)
-        return Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
+        batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names)
+        return Runner(self._attacked(), self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
 
     def card_of(self, runner: Runner) -> ResultCard:
         """Return the card of an evaluation by this runner, without columns."""
@@ -167,17 +168,17 @@ class Subject:
         fields |= {"labels": self.labels, "columns": (), "environment": machine, "created": machine.pop("started")}
         return ResultCard(**fields)
 
-    def _attacked(self, device: torch.device) -> Counted:
+    def _attacked(self) -> Counted:
         """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
         channels, height, width = as_unit(self.images[:1]).shape[1:]
         found = make_view(self.model, (channels, height, width)) if isinstance(self.model, Classifier) else None
         if found is None:
             return Counted(self.model)
         # On the CPU the libraries would convert every tensor to this layout and back.
-        layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
         return Counted(self.model, found.module.to(memory_format=layout))
 
-    def _sources(self, names: Sequence[str] | None, device: torch.device) -> dict[str, Counted]:
+    def _sources(self, names: Sequence[str] | None) -> dict[str, Counted]:
         """Return the models of the runs that attacks name as ATTACK@RUN, by the hash of their weights."""
         found: dict[str, Counted] = {}
         for folder in dict.fromkeys(name.partition("@")[2] for name in self.settings.attacks if "@" in name):
@@ -186,7 +187,7 @@ class Subject:
                 raise UserError(f"attack @{folder}: got a run of other classes; allowed: {', '.join(names)}")
             if (sha256 := weights_digest(model)) == weights_digest(self.model):
                 raise UserError(f"attack @{folder}: got the attacked model itself; allowed: another run, or no @")
-            found[sha256] = Counted(model.to(device))
+            found[sha256] = Counted(model.to(self.device))
         return found
 
 
@@ -200,21 +201,17 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
     pixels, classes = (
         one.detach().cpu().numpy() if isinstance(one, Tensor) else np.asanyarray(one) for one in (images, labels)
     )
-    got, forms = f"images: got {pixels.dtype} {pixels.shape}", "allowed: uint8 (N, H, W, C) or float (N, C, H, W)"
-    channels = pixels.shape[3 if pixels.dtype == np.uint8 else 1] if pixels.ndim == 4 else 0
-    if not len(pixels) or not channels or (pixels.dtype == np.uint8 and channels not in (1, 3)):
-        raise UserError(f"{got}; {forms} with 1 or 3 channels")
+    known = pixels.size and pixels.ndim == 4 and (pixels.dtype.kind == "f" or pixels.dtype == np.uint8)
+    if not known or (pixels.dtype == np.uint8 and pixels.shape[3] not in (1, 3)):
+        forms = "uint8 (N, H, W, C) with 1 or 3 channels, or float (N, C, H, W) from 0 to 1"
+        raise UserError(f"images: got {pixels.dtype} {pixels.shape}; allowed: {forms}")
     if pixels.dtype != np.uint8:
-        if pixels.dtype.kind != "f":
-            raise UserError(f"{got}; {forms} from 0 to 1")
         if not ((pixels >= 0) & (pixels <= 1)).all():
             hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
             raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
         pixels = np.ascontiguousarray(pixels, dtype=np.float32)
     if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
         raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
-    if classes.min() < 0:
-        raise UserError(f"labels: got {classes.min()}; allowed: 0 or more")
     return pixels, classes.astype(np.int64)
 
 
@@ -251,6 +248,5 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
         return labels
     if strange:
         raise unknown("class of the test images", strange[0], known)
-    if labels.max() >= len(names):
-        raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
+    check_labels(int(labels.min()), int(labels.max()), len(names))
     return np.array([theirs.index(name) for name in ours], np.int64)[labels]

@@ -52,8 +52,7 @@ class Panel(NamedTuple):
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Set the style of all figures within this block and restore matplotlib's settings afterwards."""
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
         # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is not missing.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield

@@ -159,7 +159,7 @@ class Results:
         """Return the mean over the seeds of each row and attack, for some groups of classes or all.
 
         The columns are row, attack, group, accuracy, low, high, error and seeds. One seed keeps its interval over the
-        test images; several have Student's interval of their mean, and its standard error.
+        test images; several have Student's interval of their mean, within [0, 1], and its standard error.
         """
         found = self._scores
         return (found[found["group"].isin(groups)] if groups else found).reset_index(drop=True)
@@ -285,10 +285,7 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
 
 
 def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """Return mean and interval of the seeds of equal keys, of which each is counted once.
-
-    One seed keeps its interval; several have Student's interval of their mean, within [0, 1], and its standard error.
-    """
+    """Return mean and interval of the seeds of equal keys, of which each is counted once, as in `Results.scores`."""
     numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
     scores, of = numbers[["accuracy", "low", "high"]].first(), numbers["accuracy"]
     mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
