@@ -21,7 +21,6 @@ from taet.training.folder import RunFolder
 DEFAULTS = Evaluation()
 OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a paper brings
 WHOLE = 1.0  # radius of the ball that contains every image: no classifier is robust in it
-CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
 SCALES = ("adaptive-pgd-20:factor=0.01", "adaptive-pgd-20:factor=0.1", "pgd-20", "adaptive-pgd-20")
 
 
@@ -29,7 +28,7 @@ def _balls(eps: float) -> Iterator[str]:
     """Yield PGD-20 in balls from a quarter of eps to 8 eps, and in the whole range of images."""
     for ball in sorted({*(eps * factor for factor in (1 / 4, 1 / 2, 1, 2, 4, 8) if eps * factor < WHOLE), WHOLE}):
         text = f"{WHOLE:g}" if ball == WHOLE else size(ball, 6, within=1e-9)
-        yield f"pgd-{CHAIN}" if ball == eps else f"pgd-{CHAIN}:eps={text}"
+        yield "pgd-20" if ball == eps else f"pgd-20:eps={text}"
 
 
 CURVES: dict[str, tuple[CurveName, Callable[[float], Iterable[str]]]] = {

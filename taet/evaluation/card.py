@@ -27,8 +27,7 @@ from taet.training.folder import RunFolder
 KIND, SCHEMA = "taet result card", 3
 MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
 MOST_CLASSES = 2**16  # most classes: a predicted class is stored in two bytes
-CHANGED_3 = ("balanced_interval", "group_intervals")
-"""Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
+CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
 
 
 class Flag(TypedDict):
@@ -65,13 +64,11 @@ class ResultCard(CardPart):
     run: Stored = Field(default_factory=dict)  # config, hash, command and deviations of the training, as stored
     environment: Stored = Field(default_factory=dict)  # versions, commit, device
     flags: Annotated[tuple[Flag, ...], Field(strict=False)] = ()
-    probe: Stored = Field(default_factory=dict)
-    """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
+    probe: Stored = Field(default_factory=dict)  # `ModelFacts` of a sample of images; empty if nothing was attacked
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
     labels: PackedLabels  # (N,): true classes in test order
     examples_sha256: str | None = Field(None, exclude_if=lambda value: value is None)  # of a file of older versions
-    sealed: bool = Field(True, exclude=True)
-    """Whether the card was read from a file with a checksum; files of older versions have none."""
+    sealed: bool = Field(True, exclude=True)  # read from a file with a checksum; those of older versions have none
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -119,10 +116,7 @@ class ResultCard(CardPart):
         return next((column for column in self.columns if column.norm is None), None)
 
     def column(self, name: str) -> Column:
-        """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured.
-
-        An unknown name is a `UserError` with the nearest match.
-        """
+        """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured."""
         known = {column.name: column for column in self.columns}
         norms = {worst: norm for norm, worst in WORST_CASE.items()}
         if name not in known | norms:

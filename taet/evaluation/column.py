@@ -22,8 +22,7 @@ from taet.fields import Record
 from taet.files import Json
 from taet.statistics import Ints
 
-WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
-"""Name of the column that holds the worst case within the balls of a norm."""
+WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}  # columns, by the norm of the balls
 CurveName = Literal["steps", "eps", "logit-scale"]
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
@@ -97,8 +96,7 @@ class Column(CardPart):
 
     name: str
     norm: Norm | None  # None for clean images
-    eps: float | None
-    """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
+    eps: float | None  # radius in units of the image range; None for clean images and unbounded attacks
     bounded: bool
     parameters: Stored
     seconds: float = 0.0
@@ -108,16 +106,14 @@ class Column(CardPart):
     """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
     correct: PackedMask  # (N,): classified correctly under the attack
     predictions: PackedLabels  # (N,): class predicted under the attack
-    parts: dict[str, PackedMask] = Field(default_factory=dict)
-    """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
+    parts: dict[str, PackedMask] = Field(default_factory=dict)  # (N,) still correct after each part of a suite
     distances: PackedFloats | None = None
     """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where
     the attack failed; None for other attacks."""
     roc_auc: PackedFloats | None = None
     """(C, C): how well the score of class j separates it from class k (`statistics.pairwise_auc`); None where it was
     not measured, e.g. with more than `statistics.PAIRED_CLASSES` classes."""
-    curve: Literal["", CurveName] = ""
-    """The curve that this column was measured for; empty for an attack that tables show."""
+    curve: Literal["", CurveName] = ""  # that it was measured for; empty for an attack that tables show
 
     @cached_property
     def attack(self) -> AttackSpec:
@@ -155,8 +151,6 @@ class Summary:
     def __init__(
         self, column: Column, clean: Column | None, labels: Ints, num_classes: int, train_counts: Sequence[int] | None
     ) -> None:
-        """Compute them on images with the given labels (N,), with the column of the clean images and the training
-        counts (C,) if they are known."""
         self.correct, self.total = correct, total = statistics.class_counts(column.correct, labels, num_classes)  # (C,)
         low, high = statistics.wilson_interval(correct.sum(), total.sum())
         self.accuracy = statistics.accuracy(correct, total)

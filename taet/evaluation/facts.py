@@ -24,8 +24,7 @@ from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
-LOGIT_FACTOR = 10.0
-"""Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
+LOGIT_FACTOR = 10.0  # of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling
 DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
 
 
@@ -42,10 +41,8 @@ class ModelFacts:
     images: int
     clean_correct: int
     distributions: int  # images whose logits are at least 0 and sum to 1
-    zero_gradients: int
-    """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: int = 0
-    """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
+    zero_gradients: int  # correctly classified images at which the gradient of the cross-entropy is exactly zero
+    nonfinite_gradients: int = 0  # images with a logit or gradient that is not finite, there or at an iterate of PGD
     repeat_difference: float = 0.0  # difference when the model is called again
     later_difference: float = 0.0  # difference after the model was called on other images
     batch_difference: float = 0.0  # difference when the image is in another batch
@@ -57,8 +54,7 @@ class ModelFacts:
     gradient_difference: float = 0.0  # difference when a gradient is computed as well
     sites: int = 0  # kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)
     replaced: int = 0  # how many of them were replaced; if none, the next four fields are 0
-    straight_pgd_correct: int = 0
-    """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
+    straight_pgd_correct: int = 0  # as `scaled_pgd_correct`, with the identity as the derivative of those replaced
     only_straight_pgd_correct: int = 0
     smooth_pgd_correct: int = 0  # the same on the margin, with smooth operations as replacements
     only_smooth_pgd_correct: int = 0
@@ -80,8 +76,7 @@ class DeepFacts:
     merged_correct: int = 0  # PGD-20 on the margin of the largest logits of each class
     only_merged_correct: int = 0
     draws: int = 0  # random draws of a randomised model per gradient
-    one_correct: int = 0
-    """PGD-20 on the margin, with a draw for each step; the mean probabilities of 64 draws decide."""
+    one_correct: int = 0  # PGD-20 on the margin, with a draw for each step; mean probabilities of 64 draws decide
     mean_correct: int = 0  # the same with the mean gradient of all draws (EOT)
     only_mean_correct: int = 0
 
@@ -103,10 +98,7 @@ def answer(model: Counted, x: Tensor) -> Tensor:
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest L2 distance, 0 to 2, between two logit vectors of one image, each scaled to unit length.
-
-    Both are (N, classes); nan counts as 0.
-    """
+    """Return the largest L2 distance between two logit vectors of one image, (N, C), each scaled to unit length."""
     apart = functional.normalize(first.nan_to_num()) - functional.normalize(second.nan_to_num())
     return float(apart.norm(dim=1).max())
 
@@ -197,9 +189,7 @@ class Merged(nn.Module):
 
 
 class MeanDraw(nn.Module):
-    """The mean of log-probabilities, (N, C), over several passes of a randomised model (EOT).
-
-    The passes are not kept for the gradient, but repeated with the same random numbers.
+    """The mean of log-probabilities, (N, C), over passes of a randomised model (EOT), repeated for the gradient.
 
     Source: Athalye, Engstrom, Ilyas, Kwok, ICML 2018, arXiv:1707.07397.
     """

@@ -127,8 +127,7 @@ HARMLESS = {"pgd-too-short", "unbounded-attack-not-converged", "autoattack-varia
 MASKING = {*FLAGS[: FLAGS.index("at-chance")]} - HARMLESS
 """Flags which say that attacks that use only gradients may be far from the true accuracy."""
 
-Contrast = tuple[Column, Column]
-"""(lower, upper): an attack that breaks more images than it should, and the attack that it is compared with."""
+Contrast = tuple[Column, Column]  # an attack that breaks more images than it should, and one that breaks fewer
 Evidence = Mapping[str, object]  # that a sentence names
 Found = dict[str, bool | Evidence]  # by flag; anything false where nothing is wrong
 

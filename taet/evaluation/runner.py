@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,12 +79,9 @@ class Attacked:
 
     predictions: Ints
     work: Mapping[str, Any]  # seconds and passes, named as in `WORK`
-    scores: NDArray[np.float32] | None = None
-    """(N, C): softmax of the logits under the attack; None for a suite, as the next one."""
-    distances: NDArray[np.float32] | None = None
-    """(N,): norm of each perturbation that fools the model, nan for the others."""
-    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """(N,) still correct after each part of a suite."""
+    scores: NDArray[np.float32] | None = None  # (N, C): softmax of the logits; None for a suite, as the next one
+    distances: NDArray[np.float32] | None = None  # (N,): norm of each perturbation that fools the model, else nan
+    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # (N,) still correct after each part of a suite
     parameters: dict[str, object] = field(default_factory=dict)  # what a suite says about its parts
 
 
@@ -100,12 +96,10 @@ class Runner:
     batch_size: int
     seed: int
     device: torch.device
-    state_dir: str | os.PathLike[str] | None = None
-    """Folder of finished batches, from which an interrupted evaluation continues."""
+    state_dir: Path | None = None  # of finished batches, from which an interrupted evaluation continues
     sources: Mapping[str, Counted] = field(default_factory=dict)
     """Other models that examples are made on, by the hash of their weights."""
-    opened: list[BatchStore] = field(default_factory=list)
-    """Stores of finished batches that were used; they are removed when the card is written."""
+    opened: list[BatchStore] = field(default_factory=list)  # those that were used, removed when the card is written
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -200,7 +194,7 @@ class Runner:
         units = None
         if self.state_dir is not None:
             settings = digest([self.identity, attack.to_json(), self.batch_size])
-            self.opened.append(units := BatchStore(Path(self.state_dir), attack.name, settings))
+            self.opened.append(units := BatchStore(self.state_dir, attack.name, settings))
         with custom_code(f"'{attack.name}' failed in the model"):
             if isinstance(attack, AutoAttack):
                 return self._suite(attack, natural, units, progress)

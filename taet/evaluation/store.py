@@ -24,8 +24,8 @@ TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations
 class BatchStore:
     """A folder with one file per finished batch of an attack, from which a killed evaluation continues.
 
-    `identity` is a hash of all that determines the results. Each file begins with a SHA-256 of it and of the rest: a
-    file of another identity, or a damaged one, counts as missing.
+    Each file begins with a SHA-256 of `identity`, a hash of all that determines the results, and of the rest: one of
+    another identity, or a damaged one, counts as missing.
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:

@@ -49,8 +49,7 @@ class Subject:
     device: torch.device
     settings: Evaluation
     eps: float  # radius of the L-infinity ball that the card is about
-    card: Path | None = None
-    """File of the card in the run; None for a Module, or if other images replace those of the run."""
+    card: Path | None = None  # its file in the run; None for a Module, or with other images than those of the run
 
     @classmethod
     def of(
@@ -156,12 +155,9 @@ class Subject:
     def card_of(self, runner: Runner) -> ResultCard:
         """Return the card of an evaluation by this runner, without columns."""
         machine = environment(runner.device)
-        about = {
-            **self.about["model"],
-            "weights_sha256": weights_digest(self.model),
-            "answers": plain(runner.fingerprint),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-        }
+        weights = weights_digest(self.model)
+        about = {**self.about["model"], "weights_sha256": weights, "answers": plain(runner.fingerprint)}
+        about["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
         names = self.about["data"]["class_names"] or [str(one) for one in range(runner.num_classes)]
         fields = {**self.about, "model": about, "data": {**self.about["data"], "class_names": names}}
         fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": runner.batch_size}
@@ -225,8 +221,8 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
     if changed:
-        allowed = "one that does not change"
-        raise UserError(f"model: {changed[0]} changes during a forward pass in eval mode; allowed: {allowed}")
+        got = f"{changed[0]} changes during a forward pass in eval mode"
+        raise UserError(f"model: {got}; allowed: one that does not change")
     if not logits.requires_grad:
         raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
     width = int(logits.shape[1])

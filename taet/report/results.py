@@ -29,8 +29,7 @@ from taet.statistics import Ints
 
 ABOUT = ("card", "row", "method", "data", "imbalance_ratio", "model", "protocol", "seed")
 COLUMNS = (*ABOUT, "attack", "group", "n", "correct", "accuracy", "low", "high")
-GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")
-"""Groups of classes in the table, before the classes themselves."""
+GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")  # of classes, before the classes themselves
 LEAD = "autoattack"
 BOARD = [*("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high")]
 BOARD += ["clean", "pgd-20", "tail", "worst", "seeds", "flags"]
@@ -41,8 +40,6 @@ PGD_ALONE = frozenset({"autoattack-far-below-pgd", "logit-scale", "adaptive-beat
 
 def results(*sources: Sources) -> Results:
     """Return the cards of run folders, card files, folders of these, patterns or cards in memory as one object.
-
-    Example: `taet.results("runs/*").table()`.
 
     Raises:
         UserError: a source without a card, or a damaged card.
@@ -82,8 +79,7 @@ class Results:
     """
 
     named: tuple[StoredCard, ...]
-    waiting: tuple[str, ...] = ()
-    """Run folders that have not been evaluated."""
+    waiting: tuple[str, ...] = ()  # run folders that have not been evaluated
     _differences: dict[tuple[str, ...], Difference | None] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -105,11 +101,8 @@ class Results:
 
     @cached_property
     def strongest(self) -> str | None:
-        """The strongest attack: a complete suite, else that with the lowest mean balanced accuracy.
-
-        Of equals it is the later in a table: PGD-20 rather than FGSM. Only bounded attacks of the cards' threat that
-        most rows have; the worst case only where there is no other.
-        """
+        """The bounded attack of the cards' threat that most rows have: a complete suite, else that with the lowest mean
+        balanced accuracy, of equals the later in a table; the worst case only where there is no other."""
         balls = {(card.threat["norm"], card.threat["eps"]) for card in self.cards}
         inside = {name: of for name, of in self.columns.items() if of.bounded and (of.norm, of.eps) in balls}
         found = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)

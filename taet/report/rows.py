@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
-import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -55,10 +54,8 @@ class StoredCard:
     card: ResultCard
     epochs: tuple[Epoch, ...] = ()
     row: str = ""
-    setting: tuple[str, ...] = ()
-    """Its values of `SETTING`."""
-    columns: Mapping[str, Column] = field(default_factory=dict)
-    """By the names of their attacks in the table, in its order."""
+    setting: tuple[str, ...] = ()  # its values of `SETTING`
+    columns: Mapping[str, Column] = field(default_factory=dict)  # by the names of their attacks, in the table's order
 
 
 def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
@@ -113,9 +110,9 @@ def _inside(path: Path) -> list[Path]:
 
 
 def images(card: ResultCard) -> tuple[object, ...]:
-    """Return what the cards of one table share: test images, classes, labels, and the training images of each class."""
-    counts, labels = card.data.get("train_class_counts"), hashlib.sha256(card.labels.astype("<i8").tobytes()).digest()
-    return card.data["test_sha256"], card.class_names, labels, None if counts is None else tuple(counts)
+    """Return what the cards of one table share: test images and labels, classes, and the training images of each."""
+    counts = card.data.get("train_class_counts")
+    return card.data["test_sha256"], card.class_names, None if counts is None else tuple(counts)
 
 
 def named(cards: Sequence[ResultCard]) -> list[tuple[str, tuple[str, ...]]]:
