@@ -39,10 +39,8 @@ def plain(value: object) -> Any:
 
 
 class Packed(NamedTuple):
-    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape.
-
-    `kind` is the type of the stored numbers; of bits, the first of eight is the highest of its byte.
-    """
+    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape; of
+    bits, the first of eight is the highest of its byte."""
 
     name: str
     kind: str
@@ -102,8 +100,7 @@ class Column(CardPart):
     seconds: float = 0.0
     forwards: int = 0  # passes are counted in images
     backwards: int = 0
-    stored: Stored = Field(default={}, alias="summary", repr=False)
-    """The numbers that a file states beside the masks; `ResultCard` recomputes and compares them."""
+    stored: Stored = Field(default={}, alias="summary", repr=False)  # numbers of a file, which `ResultCard` recomputes
     correct: PackedMask  # (N,): classified correctly under the attack
     predictions: PackedLabels  # (N,): class predicted under the attack
     parts: dict[str, PackedMask] = Field(default_factory=dict)  # (N,) still correct after each part of a suite

@@ -40,8 +40,7 @@ from taet.training.folder import weights_digest
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
 UNIT = {"predictions", "scores", "distances", *WORK}
 TIMED, QUICK = 32, 1.0  # images that are timed; a whole batch is timed as well if that takes fewer seconds
-USUAL = 0.55
-"""Usual share of images that a suite attacks to the end: on the cards in results/ the medians are 0.53 and 0.57."""
+USUAL = 0.55  # of the images a suite attacks to the end: on the cards in results/ the medians are 0.53 and 0.57
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
@@ -97,8 +96,7 @@ class Runner:
     seed: int
     device: torch.device
     state_dir: Path | None = None  # of finished batches, from which an interrupted evaluation continues
-    sources: Mapping[str, Counted] = field(default_factory=dict)
-    """Other models that examples are made on, by the hash of their weights."""
+    sources: Mapping[str, Counted] = field(default_factory=dict)  # of transferred examples, by hash of the weights
     opened: list[BatchStore] = field(default_factory=list)  # those that were used, removed when the card is written
 
     @contextmanager

@@ -31,8 +31,7 @@ WIDTH = 4.8  # inches: 460 CSS pixels
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours of Okabe and Ito (Color Universal Design, 2008), ordered so that the first three differ in lightness."""
 MARKERS = "osD^vP*"
-STRENGTHS = ("#8c8c8c", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")
-"""Colours of attacks: grey for clean images, orange for the strongest."""
+STRENGTHS = ("#8c8c8c", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")  # grey: clean, orange: the strongest
 GROUPS = {"head": "#8c8c8c", "body": "#0072B2", "tail": "#D55E00"}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": False, "font.family": "DejaVu Sans"}
 STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}

@@ -40,10 +40,8 @@ SETTING = ("data.name", "model.name", "protocol", THREAT, EXTRA, "model.weights"
 IMAGES = ("root", "storage", "imbalance_ratio", "default_imbalance_ratio", "profile", "max_count", "validation")
 IDLE = {"seed", "method", "training.distance_images"} | {f"data.{of}" for of in (*IMAGES, "test", "test_max_count")}
 """Values that change no weights, or only by the images of a training set, which cards of one table share."""
-PLAIN = ("outer.name", "model.name", "data.name", THREAT)
-"""Values whose value says what they are."""
-UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}
-"""Descriptions of what other settings or the data name."""
+PLAIN = ("outer.name", "model.name", "data.name", THREAT)  # whose value says what they are
+UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}  # of what other settings or the data name
 
 
 @dataclass(frozen=True, eq=False)
