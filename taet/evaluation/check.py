@@ -61,7 +61,6 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether no problem was found."""
         return all(finding.ok for finding in self.findings)
 
     def __repr__(self) -> str:

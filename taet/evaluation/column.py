@@ -128,7 +128,6 @@ class Column(CardPart):
 
     @property
     def ball(self) -> tuple[str | None, float | None]:
-        """Norm and radius."""
         return self.norm, self.eps
 
     @property
