@@ -13,7 +13,7 @@ from pathlib import Path
 import taet
 from taet.errors import UserError, custom_code, needed
 from taet.evaluation import store
-from taet.evaluation.card import ResultCard
+from taet.evaluation.card import Card
 from taet.files import check_output, file_sha256, make_folder, read_bytes, seal, write_atomically, write_json
 from taet.formatting import markdown_table, size
 from taet.models.hub import CONFIG, FILES, verify
@@ -132,7 +132,7 @@ def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
     return [text for text in found if text and os.sep in text]
 
 
-def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> str:
+def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
     """Return the page of a model, with front matter for the hub; every number comes from the result card."""
     run, data, ratio = record.run, card.data, card.data.get("imbalance_ratio")
     about = [

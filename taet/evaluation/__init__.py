@@ -6,13 +6,4 @@ from taet.evaluation.check import Check, check
 from taet.evaluation.column import Column, Summary
 from taet.evaluation.evaluate import evaluate
 
-__all__ = [
-    "Card",
-    "Check",
-    "Column",
-    "ResultCard",
-    "Summary",
-    "check",
-    "evaluate",
-    "parse_attack",
-]
+__all__ = ["Card", "Check", "Column", "ResultCard", "Summary", "check", "evaluate", "parse_attack"]

@@ -21,7 +21,6 @@ from taet.training.folder import RunFolder
 DEFAULTS = Evaluation()
 OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a paper brings
 WHOLE = 1.0  # radius of the ball that contains every image: no classifier is robust in it
-CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
 SCALES = ("adaptive-pgd-20:factor=0.01", "adaptive-pgd-20:factor=0.1", "pgd-20", "adaptive-pgd-20")
 
 
@@ -29,7 +28,7 @@ def _balls(eps: float) -> Iterator[str]:
     """Yield PGD-20 in balls from a quarter of eps to 8 eps, and in the whole range of images."""
     for ball in sorted({*(eps * factor for factor in (1 / 4, 1 / 2, 1, 2, 4, 8) if eps * factor < WHOLE), WHOLE}):
         text = f"{WHOLE:g}" if ball == WHOLE else size(ball, 6, within=1e-9)
-        yield f"pgd-{CHAIN}" if ball == eps else f"pgd-{CHAIN}:eps={text}"
+        yield "pgd-20" if ball == eps else f"pgd-20:eps={text}"
 
 
 CURVES: dict[str, tuple[CurveName, Callable[[float], Iterable[str]]]] = {
@@ -42,10 +41,7 @@ VARIED: dict[CurveName, str] = {"steps": "steps", "eps": "eps", "logit-scale": "
 
 
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
-    """Return the attack that `NAME`, `NAME:option=value,...` or `ATTACK@RUN` means.
-
-    In the last form the examples are made on the model of another run. A name of several attacks is a `UserError`.
-    """
+    """Return the attack that `NAME`, `NAME:option=value,...` or, made on another run, `ATTACK@RUN` means."""
     text, at, folder = name.partition("@")
     base = text.partition(":")[0]
     if base in protocols.COLUMNS or base in CURVES:
@@ -84,8 +80,7 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
     """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
 
     It also sets the paper's step size, L2 ball and CW, which define its columns, except those that were set to values
-    of no protocol. With another radius `eps` than the paper's, the step size is in proportion. Two protocols at once
-    are a `UserError`.
+    of no protocol. With another radius `eps` than the paper's, the step size is in proportion.
     """
     papers = [name for name in names if name in protocols.COLUMNS]
     if not papers:

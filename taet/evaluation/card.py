@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # that of typing is known to pydantic from Python 3.12 on
 
 from taet import statistics
@@ -27,8 +27,7 @@ from taet.training.folder import RunFolder
 KIND, SCHEMA = "taet result card", 3
 MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
 MOST_CLASSES = 2**16  # most classes: a predicted class is stored in two bytes
-CHANGED_3 = ("balanced_interval", "group_intervals")
-"""Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
+CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
 
 
 class Flag(TypedDict):
@@ -65,21 +64,11 @@ class Card(CardPart):
     run: Stored = Field(default_factory=dict)  # config, hash, command and deviations of the training, as stored
     environment: Stored = Field(default_factory=dict)  # versions, commit, device
     flags: Annotated[tuple[Flag, ...], Field(strict=False)] = ()
-    probe: Stored = Field(default_factory=dict)
-    """Facts about outputs on a sample of images (`ModelFacts`); empty if nothing was attacked."""
+    probe: Stored = Field(default_factory=dict)  # `ModelFacts` of a sample of images; empty if nothing was attacked
     columns: Annotated[tuple[Column, ...], Field(strict=False)]
     labels: PackedLabels  # (N,): true classes in test order
     examples_sha256: str | None = Field(None, exclude_if=lambda value: value is None)  # of a file of older versions
-    sealed: bool = Field(True, exclude=True)
-    """Whether the card was read from a file with a checksum; files of older versions have none."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_line(cls, values: object, check: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return check(values)
-        except ValidationError as error:
-            raise refused(error, cls) from None
+    sealed: bool = Field(True, exclude=True)  # read from a file with a checksum; those of older versions have none
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,8 +79,11 @@ class Card(CardPart):
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             raise UserError(f"columns: got {', '.join(names)}; allowed: each attack once")
-        for column in self.columns:
-            column.check(self.labels)
+        for one in self.columns:
+            if any(mask.shape != self.labels.shape for mask in (one.predictions, one.correct, *one.parts.values())):
+                raise UserError(f"column '{one.name}': has not one entry for each of {len(self.labels)} images")
+            if (one.correct != (one.predictions == self.labels)).any():
+                raise UserError(f"column '{one.name}' correct: does not agree with its predictions and the labels")
         return self
 
     @property
@@ -124,27 +116,23 @@ class Card(CardPart):
         return next((column for column in self.columns if column.norm is None), None)
 
     def column(self, name: str) -> Column:
-        """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured.
-
-        An unknown name is a `UserError` with the nearest match.
-        """
+        """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured."""
         known = {column.name: column for column in self.columns}
         norms = {worst: norm for norm, worst in WORST_CASE.items()}
         if name not in known | norms:
             raise unknown("column", name, [*known, *norms])
         return known[name] if name in known else self.worst_case(norms[name])
 
-    def worst_case(self, norm: Norm = "linf", eps: float | None = None) -> Column:
+    def worst_case(self, norm: Norm = "linf") -> Column:
         """Return the exact worst case over the card's attacks within one ball, image by image, as a column.
 
         An image is correct if it is correct without attack and under every attack within this ball. Columns measured
         only for a curve, and examples made on another model, are left out. A broken image has the prediction of the
-        first column that broke it; `parts` tells which one. The radius is by default that of the card's threat or, in
-        the other norm, the only one on the card; no bounded attack, or several radii, are a `UserError`.
+        first column that broke it; `parts` tells which one. The radius is that of the card's threat or, in the other
+        norm, the only one on the card; no bounded attack, or several radii, are a `UserError`.
         """
         inside = [column for column in self.columns if column.bounded and column.norm == norm and column.ordinary]
-        if eps is None and self.threat["norm"] == norm:
-            eps = self.threat["eps"]
+        eps = self.threat["eps"] if self.threat["norm"] == norm else None
         radii = sorted({column.eps for column in inside if column.eps is not None and eps in (None, column.eps)})
         if len(radii) != 1:
             got = f"attacks of radius {', '.join(f'{one:g}' for one in radii)}" if radii else "none"
@@ -227,6 +215,8 @@ class Card(CardPart):
                     where = f"column '{column.name}' summary {name}"
                     for message in disagreements(where, column.stored[name], computed[name]):
                         raise UserError(message)
+        except ValidationError as error:
+            raise refused(error, cls) from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what no card of taet holds
             raise UserError(f"is damaged: {said(error)}") from None
         return card

@@ -23,9 +23,9 @@ from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.facts import Merged, answer, attempt, deep_facts, outputs
-from taet.evaluation.runner import Runner, restored
-from taet.evaluation.subject import ArrayOrTensor, Subject, count_classes
+from taet.evaluation.facts import Merged, answer, deep_facts, outputs
+from taet.evaluation.runner import restored
+from taet.evaluation.subject import ArrayOrTensor, Subject
 from taet.formatting import duration, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized
 from taet.settings import Data
@@ -61,7 +61,6 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether no problem was found."""
         return all(finding.ok for finding in self.findings)
 
     def __repr__(self) -> str:
@@ -104,8 +103,8 @@ def check(
         files = verify(Path(model_or_run_dir))
         if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
             return Check(files)
-    subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights).changed(changes)
-    return Check((*files, *_model(subject, device, deep)))
+    subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights)
+    return Check((*files, *_model(subject.changed(changes, device), deep)))
 
 
 def _machine(device: torch.device) -> Iterator[Finding]:
@@ -151,11 +150,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
                 names = folder.weights_names
             yield from ((folder.weights(name).name, partial(_weights, folder, name)) for name in names)
     for path, name in folder.cards():
-        yield path.name, partial(_card, folder, path, name)
-
-
-def _card(folder: RunFolder, path: Path, name: str) -> bool:
-    return store.read(folder, path, name).sealed
+        yield path.name, partial(lambda path, name: store.read(folder, path, name).sealed, path, name)
 
 
 def _weights(folder: RunFolder, name: str) -> bool:
@@ -163,29 +158,23 @@ def _weights(folder: RunFolder, name: str) -> bool:
     return folder.weights(name).name in folder.sums
 
 
-def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
+def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
     """Yield what a batch of test images shows about a model."""
-    names, network, seed = subject.about["data"]["class_names"], subject.model, subject.settings.seed
-    where = subject.device if device == "auto" else resolve_device(device)
-    network.to(where)
+    names, seed = subject.about["data"]["class_names"], subject.settings.seed
+    network = subject.model.to(subject.device)
     with restored(network) as changes:
-        width = count_classes(network, subject.images, subject.labels, where)
-        several, rest = divmod(width, len(names)) if names else (1, 0)
-        if names and (rest or not 1 <= several <= MOST_EACH):
-            raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
-        size = subject.settings.batch_size
-        runner = Runner(Counted(network), subject.images, subject.labels, width, size, seed, where)
-        rows = even_sample(runner.labels, size, seed)
+        runner = subject.runner(most_each=MOST_EACH)
+        width, rows = runner.num_classes, even_sample(runner.labels, runner.batch_size, seed)
+        several = width // len(names) if names else 1
         x, y = runner.batch(rows)
         with runner.still():
-            tried = attempt(runner.model, x, y)
-            if wrong := int((~finite(tried.logits)).sum()):
+            facts, logits, _ = outputs(runner.model, x, y)
+            if wrong := int((~finite(logits)).sum()):
                 raise UserError(f"model output: not finite on {wrong} of {len(y)} clean test images")
-            facts = outputs(runner.model, x, y, tried)
             random = facts.repeat_difference > rules.REPEAT_DIFFERENCE
             about = f"{sum(weight.numel() for weight in network.parameters()):,} parameters, {width} logits for images"
             yield Finding("model", f"{about} of {' x '.join(map(str, x.shape[1:]))}; tried on {len(y)} test images")
-            correct = (tried.logits.max(1).indices % (width // several) == y).cpu().numpy()
+            correct = (logits.max(1).indices % (width // several) == y).cpu().numpy()
             counts = statistics.class_counts(correct, y.cpu().numpy(), width // several)
             chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
             reached = percent(statistics.balanced_accuracy(*counts))
@@ -193,7 +182,7 @@ def _model(subject: Subject, device: str, deep: bool) -> Iterator[Finding]:
             said = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
             yield Finding("accuracy", said, ok=low > chance)
             yield _normalisation(network, x, y, correct)
-            if bool(((tried.logits >= 0) & (tried.logits <= 1)).all()):
+            if bool(((logits >= 0) & (logits <= 1)).all()):
                 text = "all between 0 and 1, as after a sigmoid, which shrinks the gradients; return its input"
                 yield Finding("logits", text, ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.of_model(facts).items())

@@ -17,13 +17,12 @@ from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
 from taet.attacks.spec import AttackSpec, Identity, identity
-from taet.errors import UserError, cut
+from taet.errors import cut
 from taet.fields import Record
 from taet.files import Json
 from taet.statistics import Ints
 
-WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}
-"""Name of the column that holds the worst case within the balls of a norm."""
+WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}  # columns, by the norm of the balls
 CurveName = Literal["steps", "eps", "logit-scale"]
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
@@ -40,10 +39,8 @@ def plain(value: object) -> Any:
 
 
 class Packed(NamedTuple):
-    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape.
-
-    `kind` is the type of the stored numbers; of bits, the first of eight is the highest of its byte.
-    """
+    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape; of
+    bits, the first of eight is the highest of its byte."""
 
     name: str
     kind: str
@@ -97,27 +94,23 @@ class Column(CardPart):
 
     name: str
     norm: Norm | None  # None for clean images
-    eps: float | None
-    """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
+    eps: float | None  # radius in units of the image range; None for clean images and unbounded attacks
     bounded: bool
     parameters: Stored
     seconds: float = 0.0
     forwards: int = 0  # passes are counted in images
     backwards: int = 0
-    stored: Stored = Field(default={}, alias="summary", repr=False)
-    """The numbers that a file states beside the masks; `Card` recomputes and compares them."""
+    stored: Stored = Field(default={}, alias="summary", repr=False)  # numbers of a file, which `Card` recomputes
     correct: PackedMask  # (N,): classified correctly under the attack
     predictions: PackedLabels  # (N,): class predicted under the attack
-    parts: dict[str, PackedMask] = Field(default_factory=dict)
-    """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
+    parts: dict[str, PackedMask] = Field(default_factory=dict)  # (N,) still correct after each part of a suite
     distances: PackedFloats | None = None
     """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where
     the attack failed; None for other attacks."""
     roc_auc: PackedFloats | None = None
     """(C, C): how well the score of class j separates it from class k (`statistics.pairwise_auc`); None where it was
     not measured, e.g. with more than `statistics.PAIRED_CLASSES` classes."""
-    curve: Literal["", CurveName] = ""
-    """The curve that this column was measured for; empty for an attack that tables show."""
+    curve: Literal["", CurveName] = ""  # that it was measured for; empty for an attack that tables show
 
     @cached_property
     def attack(self) -> AttackSpec:
@@ -135,7 +128,6 @@ class Column(CardPart):
 
     @property
     def ball(self) -> tuple[str | None, float | None]:
-        """Norm and radius."""
         return self.norm, self.eps
 
     @property
@@ -148,13 +140,6 @@ class Column(CardPart):
         """Whether tables show the column: an attack on the model itself that is not only a point of a curve."""
         return not self.curve and not self.is_transfer
 
-    def check(self, labels: Ints) -> None:
-        """Raise a `UserError` if the column does not agree with the true classes of the images, (N,)."""
-        if any(mask.shape != labels.shape for mask in (self.predictions, self.correct, *self.parts.values())):
-            raise UserError(f"column '{self.name}': has not one entry for each of {len(labels)} images")
-        if (self.correct != (self.predictions == labels)).any():
-            raise UserError(f"column '{self.name}' correct: does not agree with its predictions and the labels")
-
 
 class Summary:
     """The numbers of one column; shares are in [0, 1], intervals at 95 %, and a class without test images is nan."""
@@ -162,8 +147,6 @@ class Summary:
     def __init__(
         self, column: Column, clean: Column | None, labels: Ints, num_classes: int, train_counts: Sequence[int] | None
     ) -> None:
-        """Compute them on images with the given labels (N,), with the column of the clean images and the training
-        counts (C,) if they are known."""
         self.correct, self.total = correct, total = statistics.class_counts(column.correct, labels, num_classes)  # (C,)
         low, high = statistics.wilson_interval(correct.sum(), total.sum())
         self.accuracy = statistics.accuracy(correct, total)

@@ -28,7 +28,7 @@ from taet.evaluation.subject import ArrayOrTensor, Subject, device_of
 from taet.formatting import duration
 from taet.progress import Meter, Progress
 from taet.settings import Run
-from taet.training.environment import keep_freed_memory, resolve_device
+from taet.training.environment import keep_freed_memory
 from taet.training.folder import RunFolder
 from taet.training.runs import owned
 
@@ -84,47 +84,39 @@ def evaluate(
     own = OF_A_MODULE if isinstance(model_or_run_dir, nn.Module) else OF_A_RUN
     about = {name: options.pop(name) for name in own & options.keys()}
     subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, **about)
-    subject = subject.changed({"attacks": attacks, **options})  # an option that says nothing of such a model is refused
+    # An option that says nothing of such a model is refused here.
+    subject = subject.changed({"attacks": attacks, **options}, device)
     place = None if out is None else RunFolder(Path(out))
     if place is not None and place.is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
     path = subject.card if place is None else place.card()
     if path is None and own is OF_A_RUN:
         raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
-    where = subject.device if device == "auto" else resolve_device(device)
-    keep_freed_memory(where)
+    keep_freed_memory(subject.device)
     before = device_of(subject.model)
-    subject.model.to(where)
+    folder = None if path is None else RunFolder(path.parent)
     try:
-        return _measured(subject, path, where, command, probe, progress)
+        runner = subject.runner(None if folder is None or path is None else folder.state(path.stem))
+        card = subject.card_of(runner).changed(command=command)
+        with owned(folder):
+            # One process reads, so that all agree.
+            card = card if path is None else first(lambda: store.continued(path, card))
+            card = _with_columns(card, runner, subject.attacks, probe, progress)
+            if path is not None and rank() == 0:
+                store.put(path, card)
+                for batches in runner.opened:
+                    batches.remove()
+            gather(None)  # no process starts again before the card and its state are final
+        return card
     finally:
         subject.model.to(before)
 
 
-def _measured(
-    subject: Subject, path: Path | None, device: torch.device, command: str, probe: bool, progress: Progress | None
-) -> Card:
-    """Return the card of a subject, whose model is on the device; if it has a path, it is read and saved there."""
-    folder = None if path is None else RunFolder(path.parent)
-    runner, card = subject.begin(device, None if folder is None or path is None else folder.state(path.stem))
-    with owned(folder):
-        # One process reads, so that all agree.
-        known = None if path is None else first(lambda: store.find(path, card))
-        card = _with_columns(card.changed(command=command), runner, subject, known, probe, progress)
-        if path is not None and rank() == 0:
-            store.put(path, card)
-            runner.clear()
-        gather(None)  # no process starts again before the card and its state are final
-    return card
-
-
 def _with_columns(
-    card: Card, runner: Runner, subject: Subject, known: Card | None, probing: bool, progress: Progress | None
+    card: Card, runner: Runner, attacks: Sequence[AttackSpec], probing: bool, progress: Progress | None
 ) -> Card:
     """Return the card with all columns, known and new, the facts of the probe, and its flags."""
-    attacks, before = subject.attacks, () if known is None else known.columns
-    images = probed_images(runner, attacks)
-    facts = {} if known is None else known.probe
+    images, before, facts = probed_images(runner, attacks), card.columns, card.probe
     probed = facts.get("seed") == runner.seed and facts["images"] >= images
     probing = probing and len(attacks) > 1 and not probed
     later = images * probe_passes(runner.sites) if probing else 0
@@ -141,7 +133,14 @@ def _with_columns(
                 correct = int(measured[-1].correct.sum())
     if probing:
         meter.begin()
-        facts = _probe(runner, subject.eps, images, meter)
+        rows = even_sample(runner.labels, images, runner.seed)
+        x, y = runner.batch(rows)
+        noise = Draws(runner.seed, "probe", rows).start(x, card.threat["eps"])
+        with runner.still(), runner.model.ticking(later, lambda done: meter(done, later, "probe")):
+            # One process finds them.
+            found = first(lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites)))
+        meter(later, later, "probe")
+        facts = {"seed": runner.seed, **{name: value for name, value in found.items() if name != "batch_size"}}
     # Columns of an older card stay, but for its worst case, which follows from the columns.
     gone = {column.name for column in measured} | {*WORST_CASE.values()}
     kept = (column for column in before if column.name not in gone)
@@ -152,17 +151,6 @@ def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
     affordable = int(runner.passes(attacks, len(runner.labels)) / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
-
-
-def _probe(runner: Runner, eps: float, images: int, progress: Progress) -> dict[str, int | float]:
-    """Return the facts of the model on `images` images drawn evenly over the classes; one process finds them."""
-    total, rows = images * probe_passes(runner.sites), even_sample(runner.labels, images, runner.seed)
-    x, y = runner.batch(rows)
-    noise = Draws(runner.seed, "probe", rows).start(x, eps)
-    with runner.still(), runner.model.ticking(total, lambda done: progress(done, total, "probe")):
-        facts = first(lambda: vars(probe(runner.model, x, y, noise, eps, runner.sites)))
-    progress(total, total, "probe")
-    return {"seed": runner.seed, **{name: value for name, value in facts.items() if name != "batch_size"}}
 
 
 def attack_seconds(run: Run, model: nn.Module, test: Split, device: torch.device) -> float:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,7 @@ from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
-LOGIT_FACTOR = 10.0
-"""Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
+LOGIT_FACTOR = 10.0  # of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling
 DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
 
 
@@ -43,10 +41,8 @@ class ModelFacts:
     images: int
     clean_correct: int
     distributions: int  # images whose logits are at least 0 and sum to 1
-    zero_gradients: int
-    """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: int = 0
-    """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
+    zero_gradients: int  # correctly classified images at which the gradient of the cross-entropy is exactly zero
+    nonfinite_gradients: int = 0  # images with a logit or gradient that is not finite, there or at an iterate of PGD
     repeat_difference: float = 0.0  # difference when the model is called again
     later_difference: float = 0.0  # difference after the model was called on other images
     batch_difference: float = 0.0  # difference when the image is in another batch
@@ -58,8 +54,7 @@ class ModelFacts:
     gradient_difference: float = 0.0  # difference when a gradient is computed as well
     sites: int = 0  # kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)
     replaced: int = 0  # how many of them were replaced; if none, the next four fields are 0
-    straight_pgd_correct: int = 0
-    """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
+    straight_pgd_correct: int = 0  # as `scaled_pgd_correct`, with the identity as the derivative of those replaced
     only_straight_pgd_correct: int = 0
     smooth_pgd_correct: int = 0  # the same on the margin, with smooth operations as replacements
     only_smooth_pgd_correct: int = 0
@@ -81,27 +76,13 @@ class DeepFacts:
     merged_correct: int = 0  # PGD-20 on the margin of the largest logits of each class
     only_merged_correct: int = 0
     draws: int = 0  # random draws of a randomised model per gradient
-    one_correct: int = 0
-    """PGD-20 on the margin, with a draw for each step; the mean probabilities of 64 draws decide."""
+    one_correct: int = 0  # PGD-20 on the margin, with a draw for each step; mean probabilities of 64 draws decide
     mean_correct: int = 0  # the same with the mean gradient of all draws (EOT)
     only_mean_correct: int = 0
 
 
-class Trial(NamedTuple):
-    """Logits (N, C) without a graph, the gradient of the cross-entropy at each image, and the logits with a graph."""
-
-    logits: Tensor
-    gradient: Tensor
-    traced: Tensor
-
-
-def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
-    """Call a model on x (N, C, H, W) with labels y (N,), in three passes; errors of its code are a `UserError`."""
-    return Trial(answer(model, x), *traced(model, x, y))
-
-
 def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the cross-entropy at each image and the logits, in two passes."""
+    """Return the gradient of the cross-entropy at each image and the logits; errors of the model are a `UserError`."""
     leaf = x.clone().requires_grad_()
     with custom_code(f"model: fails on a batch of {len(x)} images"):
         logits = model(leaf)
@@ -110,57 +91,55 @@ def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def answer(model: Counted, x: Tensor) -> Tensor:
-    """Return logits without a graph; errors of the model's code are a `UserError`."""
+    """Return logits without a graph; errors of the model are a `UserError`."""
     with custom_code(f"model: fails on a batch of {len(x)} images"), torch.no_grad():
         logits: Tensor = model(x)
     return logits
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest L2 distance, 0 to 2, between two logit vectors of one image, each scaled to unit length.
-
-    Both are (N, classes); nan counts as 0.
-    """
+    """Return the largest L2 distance between two logit vectors of one image, (N, C), each scaled to unit length."""
     apart = functional.normalize(first.nan_to_num()) - functional.normalize(second.nan_to_num())
     return float(apart.norm(dim=1).max())
 
 
-def outputs(model: Counted, x: Tensor, y: Tensor, tried: Trial) -> ModelFacts:
-    """Return what a trial shows, and three more forward passes: the batch again, and in two halves.
+def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, Tensor]:
+    """Return what passes with and without a gradient show, twice and in two halves; and the logits and the gradient.
 
     It is split by class, so that the halves differ from each other and from the whole. Each has at least two images,
     which some layers need: three images or fewer are not split.
     """
-    correct = tried.logits.max(1).indices == y
-    largest = tried.logits.topk(2).values
+    logits, (gradient, with_graph) = answer(model, x), traced(model, x, y)
+    correct = logits.max(1).indices == y
+    largest = logits.topk(2).values
     gap = float((largest[:, 0] - largest[:, 1]).median())
-    again = difference(answer(model, x), tried.logits)
+    again = difference(answer(model, x), logits)
     order = y.argsort(stable=True)
     halves = torch.cat([answer(model, x[rows]) for rows in order.chunk(2 if len(order) > 3 else 1)])
-    return ModelFacts(
+    facts = ModelFacts(
         batch_size=len(y),
         images=len(y),
         clean_correct=int(correct.sum()),
-        distributions=int(distributions(tried.logits).sum()),
-        zero_gradients=int((correct & (tried.gradient == 0).flatten(1).all(1)).sum()),
-        nonfinite_gradients=int((~(finite(tried.logits) & finite(tried.gradient))).sum()),
+        distributions=int(distributions(logits).sum()),
+        zero_gradients=int((correct & (gradient == 0).flatten(1).all(1)).sum()),
+        nonfinite_gradients=int((~(finite(logits) & finite(gradient))).sum()),
         repeat_difference=again,
-        batch_difference=difference(halves, tried.logits[order]),
-        gradient_difference=difference(tried.traced, tried.logits),
+        batch_difference=difference(halves, logits[order]),
+        gradient_difference=difference(with_graph, logits),
         logit_gap=gap if math.isfinite(gap) else 0.0,
     )
+    return facts, logits, gradient
 
 
 def probe_passes(sites: Mapping[str, int]) -> int:
-    """Return the passes of an image that `probe` takes: three of the trial, three more, and two or four PGD."""
+    """Return the passes of an image that `probe` takes: six of `outputs`, and two or four PGD."""
     return 6 + (4 if any(sites.values()) else 2) * (2 * STEPS + 1)
 
 
 def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites: Mapping[str, int]) -> ModelFacts:
     """Try a model on images in the L-infinity ball, from start noise; replace the operations that `sites` counts."""
-    tried = attempt(model, x, y)
-    facts = outputs(model, x, y, tried)
-    broken = ~(finite(tried.logits) & finite(tried.gradient))
+    facts, clean, gradient = outputs(model, x, y)
+    broken = ~(finite(clean) & finite(gradient))
 
     def note(values: Tensor) -> None:
         nonlocal broken
@@ -184,7 +163,7 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
     straight = smooth = torch.zeros_like(plain)
     if replaced := sum(map(bool, sites.values())):
         straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
-    later = difference(answer(model, x), tried.logits)
+    later = difference(answer(model, x), clean)
     masks = {"nonfinite_gradients": broken, "pgd_correct": plain, "only_pgd_correct": plain & ~magnified}
     for name, mask in {"scaled": magnified, "straight": straight, "smooth": smooth}.items():
         masks |= {f"{name}_pgd_correct": mask, f"only_{name}_pgd_correct": mask & ~plain}
@@ -210,9 +189,7 @@ class Merged(nn.Module):
 
 
 class MeanDraw(nn.Module):
-    """The mean of log-probabilities, (N, C), over several passes of a randomised model (EOT).
-
-    The passes are not kept for the gradient, but repeated with the same random numbers.
+    """The mean of log-probabilities, (N, C), over passes of a randomised model (EOT), repeated for the gradient.
 
     Source: Athalye, Engstrom, Ilyas, Kwok, ICML 2018, arXiv:1707.07397.
     """

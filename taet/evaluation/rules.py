@@ -33,7 +33,6 @@ Z = 1.96  # two-sided 95 %
 DISAGREEMENT, COARSE_COMPARISON = 0.25, 0.03
 FEW_PROBED = 100  # of so many images at least 6 broken by the stronger attack alone exceed chance
 
-DEEP = ("dummy-classes", "eot-beats-one-draw")  # of `taet check --deep` only
 _FAR, _BEATEN = "{one.name} is far below {other.name} ({gap}): ", "PGD-20 leaves {shares}: "
 _STOPPED = (
     "operations in the model stop or distort its gradient, so gradient-based attacks overestimate robustness; attack "
@@ -115,7 +114,7 @@ SENTENCES = {
     "probe-small": "The probe used only {probed} of {images} images, because the attacks are short or the batches "
     f"small, so it may miss masked gradients; run longer attacks, such as autoattack, in batches of {FEW_PROBED} or "
     "more",
-    # Of `DEEP`
+    # Of `taet check --deep` only
     "dummy-classes": "The model returns {facts.logits} logits for {facts.classes} classes, {why}: PGD-20 on all logits "
     "leaves {raw} % of {facts.images} images correct, on the margin of the largest logit of each class {merged} %; "
     "attack the largest logit of each class",
@@ -128,8 +127,7 @@ HARMLESS = {"pgd-too-short", "unbounded-attack-not-converged", "autoattack-varia
 MASKING = {*FLAGS[: FLAGS.index("at-chance")]} - HARMLESS
 """Flags which say that attacks that use only gradients may be far from the true accuracy."""
 
-Contrast = tuple[Column, Column]
-"""(lower, upper): an attack that breaks more images than it should, and the attack that it is compared with."""
+Contrast = tuple[Column, Column]  # an attack that breaks more images than it should, and one that breaks fewer
 Evidence = Mapping[str, object]  # that a sentence names
 Found = dict[str, bool | Evidence]  # by flag; anything false where nothing is wrong
 
@@ -199,12 +197,6 @@ def differing(columns: Sequence[Column], setting: str) -> Iterator[Contrast]:
             yield one, other
 
 
-def longer(columns: Sequence[Column]) -> list[Contrast]:
-    """Return the pairs of PGD that differ only in the number of steps or starts, the one with more first."""
-    pairs = [(pair, setting) for setting in ("steps", "restarts") for pair in differing(columns, setting)]
-    return [pair for pair, name in pairs if pair[0].parameters.get(name, 1) > pair[1].parameters.get(name, 1)]
-
-
 def worst(pairs: Iterable[Contrast], usual: float = 0.0) -> Evidence:
     """Return the pair with the largest difference beyond `usual` and chance, for its sentence; empty without one."""
 
@@ -234,8 +226,9 @@ def of_pairs(card: Card) -> dict[str, str]:
     made = ((one, other) for one in card.columns if one.is_transfer for other in columns)
     transfers = ((one, other) for one, other in made if one.attack.typed == other.name and one.ball == other.ball)
     larger = ((small, large) for eps, small in balls.items() for radius, large in balls.items() if 0 < eps < radius)
-    of_norm = {norm: [one for one in chains if one.norm == norm] for norm in CONVERGENCE_GAP}
-    slow = (worst(longer(of_norm[norm]), usual) for norm, usual in CONVERGENCE_GAP.items())
+    effort = ((pair, name) for name in ("steps", "restarts") for pair in differing(chains, name))
+    longer = [pair for pair, name in effort if pair[0].parameters.get(name, 1) > pair[1].parameters.get(name, 1)]
+    slow = (worst((pair for pair in longer if pair[0].norm == norm), of) for norm, of in CONVERGENCE_GAP.items())
     found: Found = {
         "one-step-beats-many-step": worst((one, many) for one in singles for many in chains if one.ball == many.ball),
         "pgd-not-converged": next(filter(None, slow), {}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, custom_code
 from taet.evaluation.column import Column
-from taet.evaluation.facts import attempt, traced
+from taet.evaluation.facts import answer, traced
 from taet.evaluation.store import BatchStore
 from taet.files import digest
 from taet.progress import Progress
@@ -39,10 +38,9 @@ from taet.training.environment import version
 from taet.training.folder import weights_digest
 
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
-UNIT = {"rows", "predictions", "scores", "distances", *WORK}
+UNIT = {"predictions", "scores", "distances", *WORK}
 TIMED, QUICK = 32, 1.0  # images that are timed; a whole batch is timed as well if that takes fewer seconds
-USUAL = 0.55
-"""Usual share of images that a suite attacks to the end: on the cards in results/ the medians are 0.53 and 0.57."""
+USUAL = 0.55  # of the images a suite attacks to the end: on the cards in results/ the medians are 0.53 and 0.57
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
@@ -80,12 +78,9 @@ class Attacked:
 
     predictions: Ints
     work: Mapping[str, Any]  # seconds and passes, named as in `WORK`
-    scores: NDArray[np.float32] | None = None
-    """(N, C): softmax of the logits under the attack; None for a suite, as the next one."""
-    distances: NDArray[np.float32] | None = None
-    """(N,): norm of each perturbation that fools the model, nan for the others."""
-    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """(N,) still correct after each part of a suite."""
+    scores: NDArray[np.float32] | None = None  # (N, C): softmax of the logits; None for a suite, as the next one
+    distances: NDArray[np.float32] | None = None  # (N,): norm of each perturbation that fools the model, else nan
+    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # (N,) still correct after each part of a suite
     parameters: dict[str, object] = field(default_factory=dict)  # what a suite says about its parts
 
 
@@ -100,22 +95,18 @@ class Runner:
     batch_size: int
     seed: int
     device: torch.device
-    state_dir: str | os.PathLike[str] | None = None
-    """Folder of finished batches, from which an interrupted evaluation continues."""
-    sources: Mapping[str, Counted] = field(default_factory=dict)
-    """Other models that examples are made on, by the hash of their weights."""
-    opened: list[BatchStore] = field(default_factory=list)
-    """Stores of finished batches that were used; they are removed when the card is written."""
+    state_dir: Path | None = None  # of finished batches, from which an interrupted evaluation continues
+    sources: Mapping[str, Counted] = field(default_factory=dict)  # of transferred examples, by hash of the weights
+    opened: list[BatchStore] = field(default_factory=list)  # those that were used, removed when the card is written
 
     @contextmanager
     def still(self) -> Iterator[None]:
         """Put the models in eval mode with frozen parameters and exact float32; restore all and the random state."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))  # attacks need gradients, also inside inference mode
+        exact, random = exact_float32(self.device.type), torch.random.fork_rng(range(torch.cuda.device_count()))
+        # Attacks need gradients, also inside inference mode.
+        with torch.inference_mode(False), contextlib.ExitStack() as stack, exact, random:
             for model in (self.model, *self.sources.values()):
                 stack.enter_context(frozen(model))
-            stack.enter_context(exact_float32(self.device.type))
-            stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
             yield
 
     def passes(self, attacks: Sequence[AttackSpec], correct: int | None = None) -> int:
@@ -162,15 +153,10 @@ class Runner:
         x, y = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
         with self.still():
             torch.manual_seed(0)  # a model that draws random numbers draws the same ones
-            tried = attempt(self.model, x, y)
-        slopes = tried.gradient.flatten(1).norm(dim=1, keepdim=True)
-        values = torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
+            logits, (gradient, _) = answer(self.model, x), traced(self.model, x, y)
+        slopes = gradient.flatten(1).norm(dim=1, keepdim=True)
+        values = torch.cat([logits, slopes], 1).cpu().double().numpy()
         return np.where(np.isfinite(values), values, np.nan)  # attacks report on which images they are not finite
-
-    def clear(self) -> None:
-        """Remove the finished work, which the card now contains."""
-        for store in self.opened:
-            store.remove()
 
     def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows` in [0, 1] and their labels, on the model's device."""
@@ -200,17 +186,13 @@ class Runner:
         )
 
     def attack(
-        self,
-        attack: AttackSpec,
-        *,
-        natural: Ints | None = None,
-        progress: Progress = lambda *_: None,
+        self, attack: AttackSpec, *, natural: Ints | None = None, progress: Progress = lambda *_: None
     ) -> Attacked:
         """Attack all images; `natural` are the predictions on clean images, if known."""
         units = None
         if self.state_dir is not None:
             settings = digest([self.identity, attack.to_json(), self.batch_size])
-            self.opened.append(units := BatchStore(Path(self.state_dir), attack.name, settings))
+            self.opened.append(units := BatchStore(self.state_dir, attack.name, settings))
         with custom_code(f"'{attack.name}' failed in the model"):
             if isinstance(attack, AutoAttack):
                 return self._suite(attack, natural, units, progress)
@@ -251,27 +233,23 @@ class Runner:
             with self.model.ticking(len(batches[number]) * passes, partial(report, number)):
                 return self._measure(attack, batches[number])
 
-        def is_complete(number: int, unit: Unit) -> bool:
-            return unit.keys() >= UNIT and np.array_equal(unit["rows"], batches[number])
-
-        done = run_units(len(batches), compute, state=units, key=str, valid=is_complete)
+        done = run_units(len(batches), compute, state=units, key=str, valid=lambda _, unit: unit.keys() >= UNIT)
         report(len(batches))
         return done
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
         """Attack one batch, check every adversarial image and return the results."""
-        work, (x, y), draws, changed = self.model.measure(), self.batch(rows), self.draws(attack, rows), list[str]()
+        work, (x, y), draws = self.model.measure(), self.batch(rows), self.draws(attack, rows)
         attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
         with contextlib.ExitStack() as stack:
             stack.enter_context(attacked.searching(attack.precision, x.device.type))
-            if attack.source_sha256 is not None:  # a custom attack, which may write into its arguments
+            if custom := attack.source_sha256 is not None:  # which may write into its arguments
                 changes = stack.enter_context(restored(self.model))
                 stack.enter_context(frozen(self.model))
                 draws.seed_torch()
             x_adv = attack.run(attacked, x.clone(), y.clone(), draws)
-            changed = [] if attack.source_sha256 is None else changes()
-        if changed:
-            raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
+            if custom and (changed := changes()):
+                raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         with torch.no_grad():
             logits = self.model.judge(x_adv)
@@ -280,7 +258,6 @@ class Runner:
         predictions = logits.max(1).indices.cpu().numpy()
         moved = distance(x_adv, x, attack.norm or "linf").cpu().numpy()
         return {
-            "rows": rows,
             "predictions": predictions,
             "scores": logits.softmax(1).cpu().numpy(),
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),

@@ -24,8 +24,8 @@ TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations
 class BatchStore:
     """A folder with one file per finished batch of an attack, from which a killed evaluation continues.
 
-    `identity` is a hash of all that determines the results. Each file begins with a SHA-256 of it and of the rest: a
-    file of another identity, or a damaged one, counts as missing.
+    Each file begins with a SHA-256 of `identity`, a hash of all that determines the results, and of the rest: one of
+    another identity, or a damaged one, counts as missing.
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:
@@ -76,32 +76,28 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
     return card
 
 
-def find(path: Path, card: Card) -> Card | None:
-    """Return the card at `path`, if its columns may stand on `card`: same model, ball, batches, machine and software.
+def continued(path: Path, card: Card) -> Card:
+    """Return the card with the columns and probe at `path`, if of the same model, ball, batches, machine and software.
 
     Models of equal weights are told apart by their outputs on the first images. A card about other weights or other
     test images is a `UserError`.
     """
     if not path.exists():
-        return None
+        return card
     known = Card.load(path)
     hashes = ((of.model["weights_sha256"], of.data["test_sha256"]) for of in (known, card))
-    for what, there, here in zip(("another model", "other test images"), *hashes, strict=True):
-        if there != here:
-            got = f"{what} (SHA-256 {there[:12]}, here {here[:12]})"
+    for what, old, new in zip(("another model", "other test images"), *hashes, strict=True):
+        if old != new:
+            got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
     one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
-    return known if one == other and _alike(known, card) else None
-
-
-def _alike(known: Card, card: Card) -> bool:
-    """Return whether the outputs on two cards are equal up to rounding; cards of older versions have none."""
     try:
-        one, other = (np.array(of.model.get("answers", ()), dtype=np.float64) for of in (known, card))
-    except (TypeError, ValueError):
-        return False  # edited by hand
-    limit = TOLERANCE * (float(np.nanmax(np.abs(other), initial=0)) or 1.0)
-    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
+        there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (known, card))  # older cards: none
+    except (TypeError, ValueError):  # edited by hand
+        return card
+    limit = TOLERANCE * (float(np.nanmax(np.abs(here), initial=0)) or 1.0)
+    same = one == other and there.shape == here.shape and np.allclose(there, here, 0, limit, equal_nan=True)
+    return card.changed(columns=known.columns, probe=known.probe) if same else card
 
 
 def put(path: Path, card: Card) -> None:

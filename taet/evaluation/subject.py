@@ -46,11 +46,10 @@ class Subject:
     images: TestImages
     labels: Ints
     about: Json  # method, title, protocol, seed, run, model and data, as the card has them
-    device: torch.device  # of the work, unless the caller chooses another
+    device: torch.device
     settings: Evaluation
     eps: float  # radius of the L-infinity ball that the card is about
-    card: Path | None = None
-    """File of the card in the run; None for a Module, or if other images replace those of the run."""
+    card: Path | None = None  # its file in the run; None for a Module, or with other images than those of the run
 
     @classmethod
     def of(
@@ -76,9 +75,7 @@ class Subject:
             about, test = images.about(), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [str(one) for one in class_names]
-        if images is not None and labels is None:
-            raise UserError("evaluate: got images without labels; allowed: both, or neither")
-        given = None if images is None or labels is None else _test_images(images, labels)
+        given = None if images is None else _test_images(images, labels)
         if not isinstance(model_or_run_dir, nn.Module):
             if not isinstance(model_or_run_dir, str | os.PathLike):
                 got = type(model_or_run_dir).__name__
@@ -139,43 +136,45 @@ class Subject:
         names = dict.fromkeys((Clean.name, *self.settings.attacks))
         return attacks_of(self.settings.replace(attacks=tuple(names)), self.eps)
 
-    def changed(self, changes: Mapping[str, Any]) -> Subject:
-        """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
+    def changed(self, changes: Mapping[str, Any], device: str) -> Subject:
+        """Return the subject on a device, with these fields of its settings changed as `bundles.settle` does."""
         settings = settle(self.settings, changes, self.eps, self.about["protocol"] or "taet")
-        return replace(self, settings=settings, eps=settings.eps or self.eps)
+        where = self.device if device == "auto" else resolve_device(device)
+        return replace(self, settings=settings, eps=settings.eps or self.eps, device=where)
 
-    def begin(self, device: torch.device, state_dir: Path | None = None) -> tuple[Runner, Card]:
-        """Return a runner for the model, which is on `device`, and its card without columns."""
-        width = count_classes(self.model, self.images, self.labels, device)
+    def runner(self, state_dir: Path | None = None, most_each: int = 1) -> Runner:
+        """Move the model to the device and return its runner; it may have up to `most_each` logits for a class."""
+        device, model = self.device, self.model.to(self.device)
+        width = count_classes(model, self.images, self.labels, device)
         names = self.about["data"]["class_names"]
-        if names is not None and len(names) != width:
+        if names is not None and width not in range(len(names), most_each * len(names) + 1, len(names)):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
-        batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names, device)
-        model = self._attacked(device)
-        runner = Runner(model, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
-        machine = environment(device)
-        about = {
-            **self.about["model"],
-            "weights_sha256": weights_digest(self.model),
-            "answers": plain(runner.fingerprint),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-        }
-        data = {**self.about["data"], "class_names": names or [str(one) for one in range(width)]}
-        fields = {**self.about, "model": about, "data": data, "labels": self.labels, "columns": ()}
-        fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": batch_size}
-        return runner, Card(**fields, created=machine.pop("started"), environment=machine)
+        batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names)
+        return Runner(self._attacked(), self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
 
-    def _attacked(self, device: torch.device) -> Counted:
+    def card_of(self, runner: Runner) -> Card:
+        """Return the card of an evaluation by this runner, without columns."""
+        machine = environment(runner.device)
+        weights = weights_digest(self.model)
+        about = {**self.about["model"], "weights_sha256": weights, "answers": plain(runner.fingerprint)}
+        about["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
+        names = self.about["data"]["class_names"] or [str(one) for one in range(runner.num_classes)]
+        fields = {**self.about, "model": about, "data": {**self.about["data"], "class_names": names}}
+        fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": runner.batch_size}
+        fields |= {"labels": self.labels, "columns": (), "environment": machine, "created": machine.pop("started")}
+        return Card(**fields)
+
+    def _attacked(self) -> Counted:
         """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
         channels, height, width = as_unit(self.images[:1]).shape[1:]
         found = make_view(self.model, (channels, height, width)) if isinstance(self.model, Classifier) else None
         if found is None:
             return Counted(self.model)
         # On the CPU the libraries would convert every tensor to this layout and back.
-        layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
         return Counted(self.model, found.module.to(memory_format=layout))
 
-    def _sources(self, names: Sequence[str] | None, device: torch.device) -> dict[str, Counted]:
+    def _sources(self, names: Sequence[str] | None) -> dict[str, Counted]:
         """Return the models of the runs that attacks name as ATTACK@RUN, by the hash of their weights."""
         found: dict[str, Counted] = {}
         for folder in dict.fromkeys(name.partition("@")[2] for name in self.settings.attacks if "@" in name):
@@ -184,7 +183,7 @@ class Subject:
                 raise UserError(f"attack @{folder}: got a run of other classes; allowed: {', '.join(names)}")
             if (sha256 := weights_digest(model)) == weights_digest(self.model):
                 raise UserError(f"attack @{folder}: got the attacked model itself; allowed: another run, or no @")
-            found[sha256] = Counted(model.to(device))
+            found[sha256] = Counted(model.to(self.device))
         return found
 
 
@@ -193,26 +192,22 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
 
 
-def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor) -> tuple[TestImages, Ints]:
+def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[TestImages, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
     pixels, classes = (
         one.detach().cpu().numpy() if isinstance(one, Tensor) else np.asanyarray(one) for one in (images, labels)
     )
-    got, forms = f"images: got {pixels.dtype} {pixels.shape}", "allowed: uint8 (N, H, W, C) or float (N, C, H, W)"
-    channels = pixels.shape[3 if pixels.dtype == np.uint8 else 1] if pixels.ndim == 4 else 0
-    if not len(pixels) or not channels or (pixels.dtype == np.uint8 and channels not in (1, 3)):
-        raise UserError(f"{got}; {forms} with 1 or 3 channels")
+    known = pixels.size and pixels.ndim == 4 and (pixels.dtype.kind == "f" or pixels.dtype == np.uint8)
+    if not known or (pixels.dtype == np.uint8 and pixels.shape[3] not in (1, 3)):
+        forms = "uint8 (N, H, W, C) with 1 or 3 channels, or float (N, C, H, W) from 0 to 1"
+        raise UserError(f"images: got {pixels.dtype} {pixels.shape}; allowed: {forms}")
     if pixels.dtype != np.uint8:
-        if pixels.dtype.kind != "f":
-            raise UserError(f"{got}; {forms} from 0 to 1")
         if not ((pixels >= 0) & (pixels <= 1)).all():
             hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
             raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
         pixels = np.ascontiguousarray(pixels, dtype=np.float32)
     if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
         raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
-    if classes.min() < 0:
-        raise UserError(f"labels: got {classes.min()}; allowed: 0 or more")
     return pixels, classes.astype(np.int64)
 
 
@@ -226,8 +221,8 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
     if changed:
-        allowed = "one that does not change"
-        raise UserError(f"model: {changed[0]} changes during a forward pass in eval mode; allowed: {allowed}")
+        got = f"{changed[0]} changes during a forward pass in eval mode"
+        raise UserError(f"model: {got}; allowed: one that does not change")
     if not logits.requires_grad:
         raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
     width = int(logits.shape[1])
@@ -249,6 +244,5 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
         return labels
     if strange:
         raise unknown("class of the test images", strange[0], known)
-    if labels.max() >= len(names):
-        raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
+    check_labels(int(labels.min()), int(labels.max()), len(names))
     return np.array([theirs.index(name) for name in ours], np.int64)[labels]

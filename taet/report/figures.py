@@ -31,8 +31,7 @@ WIDTH = 4.8  # inches: 460 CSS pixels
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours of Okabe and Ito (Color Universal Design, 2008), ordered so that the first three differ in lightness."""
 MARKERS = "osD^vP*"
-STRENGTHS = ("#8c8c8c", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")
-"""Colours of attacks: grey for clean images, orange for the strongest."""
+STRENGTHS = ("#8c8c8c", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")  # grey: clean, orange: the strongest
 GROUPS = {"head": "#8c8c8c", "body": "#0072B2", "tail": "#D55E00"}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": False, "font.family": "DejaVu Sans"}
 STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
@@ -52,8 +51,7 @@ class Panel(NamedTuple):
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Set the style of all figures within this block and restore matplotlib's settings afterwards."""
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
         # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is not missing.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield
@@ -132,9 +130,7 @@ def strength(results: Results) -> Iterator[Panel]:
                 found.append((one.row, one.card.seed, x, summary.balanced, *summary.balanced_interval))
         if found:
             points = pd.DataFrame(found, columns=["row", "seed", "x", "accuracy", "low", "high"])
-            scores = over_seeds(points, "row", "x").sort_values("x").set_index("row")
-            lines = {row: scores.loc[[row]].set_index("x") for row in order(results) if row in scores.index}
-            yield _lines(said[0].upper() + said[1:], said, lines, sorted(set(points["x"])))
+            yield _lines(said[0].upper() + said[1:], said, over_seeds(points, "row", "x"), order(results), wide=True)
 
 
 def training(results: Results) -> Iterator[Panel]:
@@ -143,20 +139,21 @@ def training(results: Results) -> Iterator[Panel]:
     for name in ("clean", "attacked") if points else ():
         split, attack = points[0][2].split, points[0][2].attack
         values = [(row, epoch, getattr(point, name).balanced_accuracy) for row, epoch, point in points]
-        means = pd.DataFrame(values, columns=["row", "epoch", "accuracy"]).groupby(["row", "epoch"]).mean()
-        lines = {row: means.loc[row] for row in order(results) if row in means.index}
-        yield _lines(f"{'Clean images' if name == 'clean' else f'Under {attack}'}, {split} split", "epoch", lines)
+        means = pd.DataFrame(values, columns=["row", "x", "accuracy"]).groupby(["row", "x"], as_index=False).mean()
+        yield _lines(f"{under(name if name == 'clean' else attack)}, {split} split", "epoch", means, order(results))
 
 
-def _lines(title: str, label: str, lines: Mapping[str, pd.DataFrame], ticks: Sequence[float] = ()) -> Panel:
-    """Draw accuracy against a number for some rows, with intervals where there are any; `ticks` on a wide scale."""
+def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], wide: bool = False) -> Panel:
+    """Draw accuracy against x, on a wide scale if that is asked, for each row, with intervals where there are any."""
     figure, ax = axes(3.0, "y")
+    lines = {row: points[points["row"] == row].set_index("x").sort_index() for row in rows if row in {*points["row"]}}
     for (row, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
         if "low" in line:
             ax.fill_between(line.index, line["low"], line["high"], color=colour, alpha=0.12, linewidth=0)
         every = max(1, len(line) // 8)
         ax.plot(line.index, line["accuracy"], f"{marker}-", color=colour, ms=4, markevery=every, label=_short(row))
-    if ticks:
+    if wide:
+        ticks = sorted({*points["x"]})
         ax.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0))
         ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         ax.set_xticks([], minor=True)

@@ -19,7 +19,7 @@ from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.autoattack import AutoAttack
 from taet.errors import UserError, unknown
-from taet.evaluation.card import ResultCard
+from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.rules import MASKING, raised
 from taet.intervals import Difference, difference, mean_recall_limits, student_quantile
@@ -29,8 +29,7 @@ from taet.statistics import Ints
 
 ABOUT = ("card", "row", "method", "data", "imbalance_ratio", "model", "protocol", "seed")
 COLUMNS = (*ABOUT, "attack", "group", "n", "correct", "accuracy", "low", "high")
-GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")
-"""Groups of classes in the table, before the classes themselves."""
+GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")  # of classes, before the classes themselves
 LEAD = "autoattack"
 BOARD = [*("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high")]
 BOARD += ["clean", "pgd-20", "tail", "worst", "seeds", "flags"]
@@ -41,8 +40,6 @@ PGD_ALONE = frozenset({"autoattack-far-below-pgd", "logit-scale", "adaptive-beat
 
 def results(*sources: Sources) -> Results:
     """Return the cards of run folders, card files, folders of these, patterns or cards in memory as one object.
-
-    Example: `taet.results("runs/*").table()`.
 
     Raises:
         UserError: a source without a card, or a damaged card.
@@ -82,15 +79,14 @@ class Results:
     """
 
     named: tuple[StoredCard, ...]
-    waiting: tuple[str, ...] = ()
-    """Run folders that have not been evaluated."""
+    waiting: tuple[str, ...] = ()  # run folders that have not been evaluated
     _differences: dict[tuple[str, ...], Difference | None] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Results({len(self.named)} cards, {len(self.rows)} rows, {len(self.by_test_set())} test sets)"
 
     @property
-    def cards(self) -> tuple[ResultCard, ...]:
+    def cards(self) -> tuple[Card, ...]:
         return tuple(one.card for one in self.named)
 
     @cached_property
@@ -105,11 +101,8 @@ class Results:
 
     @cached_property
     def strongest(self) -> str | None:
-        """The strongest attack: a complete suite, else that with the lowest mean balanced accuracy.
-
-        Of equals it is the later in a table: PGD-20 rather than FGSM. Only bounded attacks of the cards' threat that
-        most rows have; the worst case only where there is no other.
-        """
+        """The bounded attack of the cards' threat that most rows have: a complete suite, else that with the lowest mean
+        balanced accuracy, of equals the later in a table; the worst case only where there is no other."""
         balls = {(card.threat["norm"], card.threat["eps"]) for card in self.cards}
         inside = {name: of for name, of in self.columns.items() if of.bounded and (of.norm, of.eps) in balls}
         found = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)
@@ -159,7 +152,7 @@ class Results:
         """Return the mean over the seeds of each row and attack, for some groups of classes or all.
 
         The columns are row, attack, group, accuracy, low, high, error and seeds. One seed keeps its interval over the
-        test images; several have Student's interval of their mean, and its standard error.
+        test images; several have Student's interval of their mean, within [0, 1], and its standard error.
         """
         found = self._scores
         return (found[found["group"].isin(groups)] if groups else found).reset_index(drop=True)
@@ -245,7 +238,7 @@ class Results:
         return Path(report.write(self, path, title))
 
 
-def _unranked(cards: Sequence[ResultCard]) -> str:
+def _unranked(cards: Sequence[Card]) -> str:
     """Return why the cards of a row may not stand on a board; empty if they may."""
     for name in (LEAD, "clean"):
         if not any(column.name == name for card in cards for column in card.columns):
@@ -285,10 +278,7 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
 
 
 def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """Return mean and interval of the seeds of equal keys, of which each is counted once.
-
-    One seed keeps its interval; several have Student's interval of their mean, within [0, 1], and its standard error.
-    """
+    """Return mean and interval of the seeds of equal keys, of which each is counted once, as in `Results.scores`."""
     numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
     scores, of = numbers[["accuracy", "low", "high"]].first(), numbers["accuracy"]
     mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
@@ -303,12 +293,12 @@ def _about(one: StoredCard) -> tuple[object, ...]:
     return one.name, one.row, card.method, card.data["name"], ratio, card.model["name"], card.protocol, card.seed
 
 
-def class_names(card: ResultCard) -> list[str]:
+def class_names(card: Card) -> list[str]:
     """Return the names of the classes as groups of the table: a class called "tail" is not the tail."""
     return [f"class {name}" if name in GROUPS else name for name in card.class_names]
 
 
-def members(card: ResultCard, group: str) -> Ints:
+def members(card: Card, group: str) -> Ints:
     """Return the labels of a group of classes that have test images; none if its training counts are not known."""
     counts, names = card.data.get("train_class_counts"), class_names(card)
     present = np.flatnonzero(card.test_class_counts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
-import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -21,7 +20,7 @@ from taet import methods, protocols, registry
 from taet.attacks.spec import Identity
 from taet.errors import UserError, located
 from taet.evaluation import store
-from taet.evaluation.card import ResultCard
+from taet.evaluation.card import Card
 from taet.evaluation.column import Column
 from taet.formatting import size, words
 from taet.models.hub import local
@@ -30,7 +29,7 @@ from taet.training.folder import RunFolder
 from taet.training.record import CURVE, Epoch, left_behind, run_from_json, training_settings
 from taet.training.resolve import curve_decides, learns_from_validation
 
-Sources = str | os.PathLike[str] | ResultCard | Iterable[str | os.PathLike[str] | ResultCard]
+Sources = str | os.PathLike[str] | Card | Iterable[str | os.PathLike[str] | Card]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
 KIND = b'"taet result card"'
 SKIPPED = frozenset({"artifacts", "tensorboard"})
@@ -41,10 +40,8 @@ SETTING = ("data.name", "model.name", "protocol", THREAT, EXTRA, "model.weights"
 IMAGES = ("root", "storage", "imbalance_ratio", "default_imbalance_ratio", "profile", "max_count", "validation")
 IDLE = {"seed", "method", "training.distance_images"} | {f"data.{of}" for of in (*IMAGES, "test", "test_max_count")}
 """Values that change no weights, or only by the images of a training set, which cards of one table share."""
-PLAIN = ("outer.name", "model.name", "data.name", THREAT)
-"""Values whose value says what they are."""
-UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}
-"""Descriptions of what other settings or the data name."""
+PLAIN = ("outer.name", "model.name", "data.name", THREAT)  # whose value says what they are
+UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}  # of what other settings or the data name
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +49,11 @@ class StoredCard:
     """A card with its file or position in memory, the epochs of its run, and its place in a table."""
 
     name: str
-    card: ResultCard
+    card: Card
     epochs: tuple[Epoch, ...] = ()
     row: str = ""
-    setting: tuple[str, ...] = ()
-    """Its values of `SETTING`."""
-    columns: Mapping[str, Column] = field(default_factory=dict)
-    """By the names of their attacks in the table, in its order."""
+    setting: tuple[str, ...] = ()  # its values of `SETTING`
+    columns: Mapping[str, Column] = field(default_factory=dict)  # by the names of their attacks, in the table's order
 
 
 def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
@@ -67,19 +62,19 @@ def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
     Raises:
         UserError: a source without a card, a damaged card, a card of other weights than its folder's.
     """
-    nested = ([one] if isinstance(one, str | os.PathLike | ResultCard) else one for one in sources)
+    nested = ([one] if isinstance(one, str | os.PathLike | Card) else one for one in sources)
     flat = [one for source in nested for one in source]
     found, waiting = list[StoredCard](), list[str]()
-    named = (os.fspath(one) for one in flat if not isinstance(one, ResultCard))
+    named = (os.fspath(one) for one in flat if not isinstance(one, Card))
     for path in sorted({place for name in named for place in _places(name)}, key=Path.as_posix):
         folder, name = RunFolder(path), path.as_posix()
         if not path.is_dir():
-            found.append(StoredCard(name, ResultCard.load(path)))
+            found.append(StoredCard(name, Card.load(path)))
         elif folder.card().exists():
             found.append(StoredCard(name, store.read(folder, folder.card()), folder.metrics if folder.is_run else ()))
         else:
             waiting.append(name)
-    found += [StoredCard(f"card {number}", one) for number, one in enumerate(flat, 1) if isinstance(one, ResultCard)]
+    found += [StoredCard(f"card {number}", one) for number, one in enumerate(flat, 1) if isinstance(one, Card)]
     if not found and waiting:
         raise UserError(f"no result card in {waiting[0]}; evaluate it first: taet evaluate {waiting[0]}")
     if not found:
@@ -112,13 +107,13 @@ def _inside(path: Path) -> list[Path]:
     return [place for one in inner for place in _inside(one)]
 
 
-def images(card: ResultCard) -> tuple[object, ...]:
-    """Return what the cards of one table share: test images, classes, labels, and the training images of each class."""
-    counts, labels = card.data.get("train_class_counts"), hashlib.sha256(card.labels.astype("<i8").tobytes()).digest()
-    return card.data["test_sha256"], card.class_names, labels, None if counts is None else tuple(counts)
+def images(card: Card) -> tuple[object, ...]:
+    """Return what the cards of one table share: test images and labels, classes, and the training images of each."""
+    counts = card.data.get("train_class_counts")
+    return card.data["test_sha256"], card.class_names, None if counts is None else tuple(counts)
 
 
-def named(cards: Sequence[ResultCard]) -> list[tuple[str, tuple[str, ...]]]:
+def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     """Return the row of each card of one table, a name that is unique for each row, and its values of `SETTING`.
 
     Rows with equal weights for every seed that they share are one row, with the shorter name. Other weights of the same
@@ -148,7 +143,7 @@ def rules_of(model: Values, training: Values) -> list[str]:
     return [rule, "last"] if rule == "best-validation" and is_last else [rule]
 
 
-def _rules(card: ResultCard) -> list[str]:
+def _rules(card: Card) -> list[str]:
     training = card.run.get("config", {}).get("training")
     return [] if training is None else rules_of(card.model, training) or [str(card.model["selection"])]
 
@@ -164,7 +159,7 @@ def _of_protocol(protocol: str, method: str) -> Values:
     return _of_protocol(protocol, usual) if protocol in protocols.PROTOCOLS and method != usual else {}
 
 
-def _settings(card: ResultCard, usual_rule: str) -> Values:
+def _settings(card: Card, usual_rule: str) -> Values:
     """Return the settings that decided the weights of a card, except its seed, and what its numbers are about.
 
     Of several rules of selection that deliver these weights it has the usual one of the table, or the protocol's. A
@@ -190,7 +185,7 @@ def _settings(card: ResultCard, usual_rule: str) -> Values:
     return {name: value for name, value in values.items() if name not in idle and not name.startswith("evaluation.")}
 
 
-def _keys(cards: Sequence[ResultCard], settings: Sequence[Values]) -> list[str]:
+def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
     seen: dict[tuple[str, int | None], dict[str, int]] = defaultdict(dict)
     found = []
     for card, own in zip(cards, settings, strict=True):
@@ -201,7 +196,7 @@ def _keys(cards: Sequence[ResultCard], settings: Sequence[Values]) -> list[str]:
     return found
 
 
-def _merged(cards: Sequence[ResultCard], keys: Sequence[str], labels: Mapping[str, str]) -> Mapping[str, str]:
+def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str]) -> Mapping[str, str]:
     """Return for each key that of the row which has its cards."""
     models: dict[str, dict[int | None, object]] = defaultdict(dict)
     for card, key in zip(cards, keys, strict=True):
@@ -216,7 +211,7 @@ def _merged(cards: Sequence[ResultCard], keys: Sequence[str], labels: Mapping[st
     return same
 
 
-def _labels(rows: Mapping[str, tuple[ResultCard, Values]]) -> dict[str, str]:
+def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
     """Return the method of each row, with its settings that are neither the protocol's nor those of most rows."""
     off: dict[str, dict[str, tuple[tuple[str, str], str]]] = defaultdict(dict)
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from taet.evaluation.card import ResultCard
+from taet.evaluation.card import Card
 from taet.evaluation.column import Column
 from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, points, size, words
 from taet.report.results import Results, class_names
@@ -96,7 +96,7 @@ def under(attack: str) -> str:
     return "Clean images" if attack == "clean" else f"Under {attack}"
 
 
-def largest_first(card: ResultCard) -> list[int]:
+def largest_first(card: Card) -> list[int]:
     """Return the labels, that of the class with most training images first."""
     counts = card.data.get("train_class_counts") or [0] * card.num_classes
     return [*map(int, np.argsort(-np.asarray(counts), kind="stable"))]

@@ -67,7 +67,7 @@ def test_a_run_gets_its_card_and_may_meet_other_images(run: Path, tmp_path: Path
 def test_attacks_are_added_and_none_is_run_twice(run: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluate(run, attacks=["fgsm", "pgd-2"])
     ran.clear()
-    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "_probe", None)  # not measured again either
+    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "probe", None)  # not measured again either
     second = evaluate(run, attacks=["pgd-2", "pgd-3"])
     assert (ran, names(second)) == (["pgd-3"], ["clean", "pgd-2", "pgd-3", "fgsm"])
     assert second.probe == first.probe != {}
