@@ -17,8 +17,7 @@ from taet.attacks.ball import per_sample
 from taet.distributed import global_sum
 from taet.fields import Count, NonNegative, Positive
 from taet.losses.long_tail import cross_entropy, full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method
-from taet.methods.declarations import published
+from taet.methods.base import Adversarial, Attack, Loss, Method, published
 
 TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
 

@@ -23,8 +23,7 @@ from taet.distributed import average_gradients, global_mean
 from taet.fields import Count, NonNegative, Positive, Rule
 from taet.losses import cross_entropy
 from taet.losses.long_tail import full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
-from taet.methods.declarations import published, refuse_smoothing
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task, published, refuse_smoothing
 from taet.models.resnet import LAYOUTS, residual_body
 from taet.randomness import seeded
 
