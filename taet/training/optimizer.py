@@ -31,14 +31,7 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
         of_layer = parameter.ndim > 1 and "weight" in name.rpartition(".")[2]
         (decayed if of_layer else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    capturable = all(p.device.type == "cuda" for p in model.parameters())  # its step count is stored on the GPU
-    return torch.optim.AdamW(groups, lr=training.lr, fused=fused, capturable=capturable)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    return torch.optim.AdamW(groups, lr=training.lr, fused=fused)
 
 
 def milestone_epochs(run: Run) -> tuple[int, ...]:

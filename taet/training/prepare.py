@@ -20,14 +20,13 @@ from taet.data.extra import Extra, read_extra
 from taet.data.loader import Loader
 from taet.distributed import copy_first, first, gather, in_turn, rank, world_size
 from taet.errors import UserError
-from taet.fields import plain
 from taet.files import Json, file_sha256
 from taet.models import Adapter, Classifier, memory_layout
 from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations, synchronised
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
-from taet.settings import Run, override, to_json
+from taet.settings import Run, from_json, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA
@@ -246,7 +245,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         **environment(plan.device),
         "command": command,
     }
-    return RunRecord.model_validate(plain(values))
+    return from_json(RunRecord, values)
 
 
 def _describe_extra(plan: TrainingPlan) -> tuple[Json | None, list[str]]:

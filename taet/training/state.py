@@ -29,10 +29,7 @@ EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 
 
 
 def ema_decay(step: int, warmup: int, tau: float) -> float:
-    """Decay after `step` steps: 0 within the first `warmup`, then min(tau, (1 + k) / (10 + k)), k = step - warmup.
-
-    Source: Gowal et al., Uncovering the limits of adversarial training, 2020, arXiv:2010.03593, and its public code.
-    """
+    """Decay after `step` steps: 0 within the first `warmup`, then min(tau, (1 + k) / (10 + k)), k = step - warmup."""
     since = step - warmup
     return 0.0 if since < 0 else min(tau, (1 + since) / (10 + since))
 
@@ -125,7 +122,6 @@ class State:
         self.sums = EpochSums(len(self.method.class_counts), self.device)
         exposure = self.method.exposure
         self.predicted = exposure.clone()  # (C,) in the last epoch; before the first one, the images of each class
-        # Class weights of the attack's objective, written in place.
         self.weighting: Weighting = generation_weighting(self.run.threat.weighting, exposure, self.predicted)
 
     @property
@@ -162,10 +158,7 @@ class State:
         """Enter the epoch; at its first step the method and the attack's weights learn the last one's predictions."""
         self.method.enter(self.epoch)
         if self.step == 0:
-            exposure = self.method.exposure
-            weights, _ = generation_weighting(self.run.threat.weighting, exposure, self.predicted.to(exposure.dtype))
-            if weights is not None and self.weighting.weights is not None:
-                self.weighting.weights.copy_(weights)
+            self.weighting = generation_weighting(self.run.threat.weighting, self.method.exposure, self.predicted)
             self.method.start_epoch(self.epoch, self.predicted)
 
     def end_epoch(self, predicted: Tensor) -> None:
