@@ -107,11 +107,9 @@ def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> flo
     """Return how many classes a full batch is expected to hold no image of, in an epoch that is shuffled.
 
     sum_c binomial(N - n_c, B) / binomial(N, B), the hypergeometric chance of each class to be missed: class_counts n_c
-    (C,), N their sum, `batch_size` B from 0 to N, else a `UserError`. A loss that averages over all C classes of a
-    batch, such as HARL's, counts so many of them as 0.
+    (C,), N their sum, `batch_size` B from 0 to N. A loss that averages over all C classes of a batch, such as HARL's,
+    counts so many of them as 0.
     """
     total = sum(class_counts)
-    if not 0 <= batch_size <= total:
-        raise UserError(f"batch size: got {batch_size}; allowed: 0 to {total}, the images")
     absent = sum(classes * math.comb(total - count, batch_size) for count, classes in Counter(class_counts).items())
     return absent / math.comb(total, batch_size)

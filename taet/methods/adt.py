@@ -65,8 +65,6 @@ class AdversarialDistributionalTraining(Method):
         accumulate: bool = True
         """Each step uses the sum of all gradients so far, as in the public code; off: only the latest."""
 
-    config: Config
-
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         mean, rho = self._fit(model, x, y, attack).chunk(2)
         directions = torch.tanh(mean + attack.source.normal(x) * functional.softplus(rho))
@@ -117,10 +115,7 @@ def mean_log(values: Tensor) -> Tensor:
 
 
 def ascend(gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int, lr: float, accumulate: bool) -> Tensor:
-    """Take steps of Adam with both betas 0, v <- v + lr G / (|G| + 1e-8), almost a sign step.
-
-    G is the gradient at v, or, with `accumulate`, the sum of all gradients so far: the public code never clears them.
-    """
+    """Steps v <- v + lr G / (|G| + 1e-8), with the gradient G at v or, with `accumulate`, the sum of all so far."""
     value, total = start, torch.zeros_like(start)
     for _ in range(steps):
         newest = gradient(value)

@@ -1,10 +1,8 @@
 """The method interface: what a training method receives, what it returns, and the hooks that it may implement.
 
 A method is one small class in one file of this folder. The trainer refers to no method by name. In each step it calls
-`perturb` on the frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in
-buffers, written in place in `start_epoch`, `after_step` and `feedback` only, and Python branches depend on the
-configuration and the stage only, so that a step may be captured once and replayed. A method never subclasses another
-one: a wrapper holds the other method and forwards the hooks.
+`perturb` on the frozen model, `loss`, and, when the weights have moved, `after_step`. A method never subclasses another
+one: a wrapper holds the other method and forwards the hooks. CONTRIBUTING.md has the rules for state and branches.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ class TrainingCurve:
                 if method.needs_feedback:
                     sums += feedback_sums(y, logits[0], logits[-1])
         total = split.class_counts.tolist()
-        counts = dict(zip(names, global_sum(correct).tolist(), strict=True))
-        each = {name: {"correct": values, "total": total} for name, values in counts.items()}
+        counts = zip(names, global_sum(correct).tolist(), strict=True)
+        each = {name: {"correct": values, "total": total} for name, values in counts}
         point = from_json(CurvePoint, {"split": self.name, **each})
         if not method.needs_feedback:
             return point, None

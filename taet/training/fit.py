@@ -26,10 +26,9 @@ from taet.progress import Progress
 from taet.settings import epoch_at, from_json
 from taet.training.environment import interruption, keep_freed_memory, peak_memory_mb
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, WeightsAbout
-from taet.training.optimizer import learning_rate
 from taet.training.prepare import TrainingPlan
 from taet.training.record import CurvePoint, Epoch
-from taet.training.state import State
+from taet.training.state import State, learning_rate
 from taet.training.step import examples, training_step
 
 LOOK_SECONDS = 0.5  # between two reads of the loss, for the progress line and the check for values that are not finite

@@ -30,10 +30,9 @@ from taet.settings import Run, from_json, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA
-from taet.training.optimizer import build_optimizer
 from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
-from taet.training.state import State, weight_average
+from taet.training.state import State, build_optimizer, weight_average
 from taet.training.step import training_step
 
 

@@ -20,7 +20,7 @@ from taet.methods.gairat import importance
 from taet.methods.las_at import draw, probe
 from taet.models.view import make_view
 from taet.settings import Training
-from taet.training.optimizer import build_optimizer
+from taet.training.state import build_optimizer
 from tests.methods.conftest import Network, built, loss_on, make_attack, perturb, same, seen_of, state_of, trained_step
 
 EPS = 8 / 255
