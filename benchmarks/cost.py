@@ -52,8 +52,7 @@ from taet.models.classifier import guard_layout
 from taet.models.view import make_view
 from taet.settings import Run, Threat, Training, epoch_at
 from taet.training.environment import keep_freed_memory, resolve_device
-from taet.training.optimizer import build_optimizer
-from taet.training.state import State
+from taet.training.state import State, build_optimizer
 from taet.training.step import training_step
 
 Floats = NDArray[np.float64]

@@ -21,8 +21,7 @@ from taet.attacks.noise import Source
 from taet.data.loader import Batch
 from taet.methods import Attack, Task
 from taet.models.view import make_view
-from taet.training.optimizer import build_optimizer
-from taet.training.state import State
+from taet.training.state import State, build_optimizer
 from taet.training.step import training_step
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

@@ -23,7 +23,7 @@ from taet.cli.options import Command, Options, parse
 from taet.evaluation import ResultCard, rules
 from taet.protocols import PROTOCOLS
 from taet.settings import Data, Slurm, override
-from taet.training import collapse
+from taet.training import curve
 from tests.calls import configure
 
 KINDS: dict[str, type[Command]] = {"check": check.CheckCommand, "compare": compare.Compare, "data": data.DataCommand}
@@ -35,7 +35,7 @@ PAGES += [ROOT / "benchmarks" / "README.md"]
 MOST_WORDS, MOST_CHANGES = 25_000, 15_000
 MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
 WIDEST_CODE = 90
-FLAGS = {*rules.FLAGS, *collapse.FLAGS}
+FLAGS = {*rules.FLAGS, *curve.FLAGS}
 SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
     ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
     ("README.md", "digits-lt-methods/*", "harl", "at", "autoattack"),

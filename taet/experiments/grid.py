@@ -31,7 +31,7 @@ from taet.models import check_consent, consent
 from taet.settings import SHORT, Run, flat, from_json, option, override, to_json
 from taet.training.folder import RunFolder
 from taet.training.record import CURVE, training_settings
-from taet.training.resolve import check_model, curve_decides, learns_from_validation, resolve
+from taet.training.resolve import check_model, curve_decides, resolve
 
 MOST_BYTES, MOST_CELLS = 2**20, 100_000  # of a file, and of a grid
 DEFAULTS = to_json(Run())
@@ -205,7 +205,7 @@ class Cell:
         if self.run is None or not folder.is_run:
             return
         held, asked = training_settings(folder.record.run), training_settings(self.run)
-        ignored = frozenset() if curve_decides(self.run, learns_from_validation(self.run)) else CURVE
+        ignored = frozenset() if curve_decides(self.run) else CURVE
         for name in sorted({*held, *asked} - ignored):
             there, here = held.get(name), asked.get(name)
             if there != here and (name, here) != ("training.precision", "auto"):

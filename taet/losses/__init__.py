@@ -5,7 +5,7 @@ Logits are (N, C), labels (N,) int64, class counts (C,) training images per clas
 """
 
 from taet.losses.consistency import boosted_cross_entropy, kl_divergence
-from taet.losses.equalization import hierarchical_equalization
+from taet.losses.equalization import Loss, hierarchical_equalization
 from taet.losses.long_tail import (
     balanced_softmax,
     class_balanced,
@@ -16,7 +16,6 @@ from taet.losses.long_tail import (
     logit_adjustment,
     rebalancing_weights,
 )
-from taet.losses.loss import Loss
 from taet.losses.tail_margin import tail_margin
 
 __all__ = [

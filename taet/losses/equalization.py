@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -16,12 +16,26 @@ from torch import Tensor
 from taet.distributed import global_sum
 from taet.errors import UserError, unknown
 from taet.losses.long_tail import cross_entropy
-from taet.losses.loss import Loss
 
 Absent = Literal["zero", "skip", "ema"]
 
 # The public code of TAET keeps both divisions finite with this; a class without a sample then counts as loss 0.
 TINY = 1e-10
+
+
+class Loss(NamedTuple):
+    """A training loss with several terms.
+
+    total is the scalar to minimise, parts its terms by name, logits (N, C) those of the examples trained on.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    logits: Tensor
+
+    def __repr__(self) -> str:
+        terms = ", ".join(f"{name} {term.item():.4g}" for name, term in {"total": self.total, **self.parts}.items())
+        return f"Loss({terms}, logits {tuple(self.logits.shape)})"
 
 
 def class_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,11 +107,9 @@ def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> flo
     """Return how many classes a full batch is expected to hold no image of, in an epoch that is shuffled.
 
     sum_c binomial(N - n_c, B) / binomial(N, B), the hypergeometric chance of each class to be missed: class_counts n_c
-    (C,), N their sum, `batch_size` B from 0 to N, else a `UserError`. A loss that averages over all C classes of a
-    batch, such as HARL's, counts so many of them as 0.
+    (C,), N their sum, `batch_size` B from 0 to N. A loss that averages over all C classes of a batch, such as HARL's,
+    counts so many of them as 0.
     """
     total = sum(class_counts)
-    if not 0 <= batch_size <= total:
-        raise UserError(f"batch size: got {batch_size}; allowed: 0 to {total}, the images")
     absent = sum(classes * math.comb(total - count, batch_size) for count, classes in Counter(class_counts).items())
     return absent / math.comb(total, batch_size)

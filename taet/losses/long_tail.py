@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from taet.distributed import global_sum
 from taet.errors import UserError, unknown
 from taet.fields import NonNegative, Positive, check_value
 
@@ -268,3 +269,14 @@ def sum_to_classes(weights: Tensor) -> Tensor:
 def is_label(logits: Tensor, labels: Tensor) -> Tensor:
     """Mask (N, C) of the label's logit: logits (N, C), labels (N,) -> bool; unlike one_hot it does not synchronise."""
     return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+
+
+@torch.no_grad()
+def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sums of values (N, K) over each class's images in the global batch (C, K), and their number (C,); float64.
+
+    A matrix product is used because index_add_ on a GPU adds in a different order every time.
+    """
+    members = is_label(values.new_empty(0, num_classes), labels).double()
+    sums = global_sum(members.T @ torch.cat([values.double(), torch.ones_like(members[:, :1])], 1))
+    return sums[:, :-1], sums[:, -1]

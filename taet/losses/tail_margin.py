@@ -18,11 +18,6 @@ from taet.statistics import class_ranks
 Form = Literal["official", "paper", "per-pair"]
 
 
-def _check_form(form: str) -> None:
-    if form not in get_args(Form):
-        raise unknown("tail margin", form, get_args(Form))
-
-
 def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
     """Mask of the tail classes, (C,) bool, by rank of their training counts, largest first, ties by label.
 
@@ -30,7 +25,6 @@ def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
     forms official and per-pair, uses 2 floor(C/3) + 2..C (10 classes: the last three; 3 classes: none).
     The counts are read on the CPU; in a training loop compute the mask once.
     """
-    _check_form(form)
     classes = len(class_counts)
     others = -(-2 * classes // 3) - 1 if form == "paper" else 2 * (classes // 3) + 1
     return torch.as_tensor(class_ranks(class_counts.tolist()) >= others, device=class_counts.device)
@@ -65,7 +59,8 @@ def tail_margin(
         >>> tail_margin(features, labels, class_counts)
         tensor(0.0773)
     """
-    _check_form(form)
+    if form not in get_args(Form):
+        raise unknown("tail margin", form, get_args(Form))
     check_labels(features, labels)
     tail = tail_classes(class_counts, form) if tail is None else tail
     log_p = full_precision(features).log_softmax(1)

@@ -21,12 +21,7 @@ def find(name: str) -> type[Method]:
     found = [c for c in classes if issubclass(c, Method)]
     if len(found) != 1:
         raise UserError(f"{module.__file__}: got {len(found)} methods; allowed: one class that extends Method")
-    _check_class(found[0], f"{module.__file__}: {found[0].__name__}")
-    return found[0]
-
-
-def _check_class(cls: type[Method], where: str) -> None:
-    """Refuse a class that lacks what every method has to say."""
+    cls, where = found[0], f"{module.__file__}: {found[0].__name__}"
     if cls.loss is Method.loss:
         raise UserError(f"{where}: got no method loss; allowed: loss(self, model, x, y, adversarial)")
     for name in ("title", "reference"):
@@ -38,6 +33,7 @@ def _check_class(cls: type[Method], where: str) -> None:
     for name, field in cls.Config.model_fields.items():
         if field.is_required():
             raise UserError(f"{where}: got the option {name} without a default; every option needs one")
+    return cls
 
 
 def build(name: str, settings: Settings | Mapping[str, object] | None, task: Task) -> Method:

@@ -17,8 +17,7 @@ from taet.attacks.ball import per_sample
 from taet.distributed import global_sum
 from taet.fields import Count, NonNegative, Positive
 from taet.losses.long_tail import cross_entropy, full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method
-from taet.methods.declarations import published
+from taet.methods.base import Adversarial, Attack, Loss, Method, published
 
 TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
 
@@ -65,8 +64,6 @@ class AdversarialDistributionalTraining(Method):
         """Learning rate of the fit (paper)."""
         accumulate: bool = True
         """Each step uses the sum of all gradients so far, as in the public code; off: only the latest."""
-
-    config: Config
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         mean, rho = self._fit(model, x, y, attack).chunk(2)
@@ -118,10 +115,7 @@ def mean_log(values: Tensor) -> Tensor:
 
 
 def ascend(gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int, lr: float, accumulate: bool) -> Tensor:
-    """Take steps of Adam with both betas 0, v <- v + lr G / (|G| + 1e-8), almost a sign step.
-
-    G is the gradient at v, or, with `accumulate`, the sum of all gradients so far: the public code never clears them.
-    """
+    """Steps v <- v + lr G / (|G| + 1e-8), with the gradient G at v or, with `accumulate`, the sum of all so far."""
     value, total = start, torch.zeros_like(start)
     for _ in range(steps):
         newest = gradient(value)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from taet.methods.base import Adversarial, Loss, Method
-from taet.methods.declarations import published
+from taet.methods.base import Adversarial, Loss, Method, published
 
 
 class AdversarialTraining(Method):

@@ -8,8 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from taet.errors import UserError
-from taet.methods.base import Adversarial, Loss, Method, Task
-from taet.methods.declarations import published
+from taet.methods.base import Adversarial, Loss, Method, Task, published
 from taet.settings import Outer
 
 

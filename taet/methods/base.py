@@ -1,10 +1,8 @@
 """The method interface: what a training method receives, what it returns, and the hooks that it may implement.
 
 A method is one small class in one file of this folder. The trainer refers to no method by name. In each step it calls
-`perturb` on the frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in
-buffers, written in place in `start_epoch`, `after_step` and `feedback` only, and Python branches depend on the
-configuration and the stage only, so that a step may be captured once and replayed. A method never subclasses another
-one: a wrapper holds the other method and forwards the hooks.
+`perturb` on the frozen model, `loss`, and, when the weights have moved, `after_step`. A method never subclasses another
+one: a wrapper holds the other method and forwards the hooks. CONTRIBUTING.md has the rules for state and branches.
 """
 
 from __future__ import annotations
@@ -20,16 +18,14 @@ from taet.attacks.noise import Source, draw_noise
 from taet.attacks.objectives import Objective, natural_divergence
 from taet.attacks.pgd import pgd
 from taet.distributed import global_mean
+from taet.errors import UserError
 from taet.fields import Settings
+from taet.losses.equalization import Loss as Loss
 from taet.losses.long_tail import cross_entropy
-from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
-from taet.methods.feedback import Seen
 from taet.models.classifier import Head
 from taet.models.view import View
 from taet.settings import Outer, Threat
-
-__all__ = ["Adversarial", "Attack", "Loss", "Method", "Seen", "Step", "Task"]
 
 
 class Adversarial(NamedTuple):
@@ -125,6 +121,44 @@ class Task:
     @property
     def num_classes(self) -> int:
         return len(self.class_counts)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a point of the curve measured on all validation images, by class: the argument of `Method.feedback`.
+
+    Sums in float64 over the images of a class, on the method's device and over all processes, of the model as it would
+    be deployed, clean (f(x)) and under the curve's attack (f(x')). Any split other than validation is refused: no
+    method learns from test images.
+    """
+
+    split: str
+    images: Tensor
+    """Images of each class, (C,)."""
+    clean: Tensor
+    """How many of them are classified correctly, (C,)."""
+    confusion: Tensor
+    """Attacked images by their class (rows) and by the class that is predicted (columns), (C, C)."""
+    clean_loss: Tensor
+    """Sums of CE(f(x), y), (C,)."""
+    robust_loss: Tensor
+    """Sums of CE(f(x'), y), (C,)."""
+    divergence: Tensor
+    """Sums of KL(f(x) || f(x')), (C,)."""
+
+    def __post_init__(self) -> None:
+        if self.split != "validation":
+            raise ValueError(f"feedback: got images of the {self.split} split; allowed: validation")
+
+    @property
+    def robust(self) -> Tensor:
+        """How many images of each class are classified correctly under the attack, (C,)."""
+        return self.confusion.diagonal()
+
+    def rates(self, sums: Tensor) -> Tensor:
+        """Return sums (C,) as means over a class's images; a class without images has the mean of the others."""
+        means, present = sums / self.images.clamp(min=1), self.images > 0
+        return torch.where(present, means, means.sum() / present.sum())
 
 
 class Step(NamedTuple):
@@ -241,3 +275,37 @@ class Method(nn.Module):
     def offset(self) -> Tensor:
         """The offset that is subtracted from the deployed logits, (C,)."""
         return torch.zeros_like(self.class_counts)
+
+
+def published(
+    threat: Mapping[str, object],
+    training: Mapping[str, object],
+    model: Mapping[str, object] | None = None,
+    method: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """Return a method's own settings as overrides of a Run; what is not given here is what most papers share."""
+    given = {
+        "model": {"normalize": "none"} | dict(model or {}),
+        "threat": dict(threat) | {"bn_mode": threat.get("bn_mode", "eval")},
+        "training": {"batch_size": 128, "lr": 0.1, "momentum": 0.9} | dict(training),
+        "method": dict(method or {}),
+    }
+    return {f"{part}.{name}": value for part, values in given.items() for name, value in values.items()}
+
+
+def refuse_smoothing(method: str, task: Task, why: str) -> None:
+    """Refuse label smoothing in a method where it has no meaning."""
+    if task.outer.label_smoothing:
+        raise UserError(f"{method}: got label smoothing {task.outer.label_smoothing:g}; {why}")
+
+
+def second_stage(begin: float | None, task: Task, epoch: int, name: str) -> str:
+    """Return `name` from a share `begin` of the epochs on, by default from the first milestone on; before: burn-in.
+
+    A run without an epoch of that stage is refused: it would be the burn-in's method under another name.
+    """
+    first = min(task.milestones, default=task.epochs) if begin is None else round(begin * task.epochs)
+    if first >= task.epochs:
+        got = "no milestone in" if begin is None else f"{begin:.3g} of"
+        raise UserError(f"method begin: got {got} {task.epochs} epochs; allowed: a share that leaves an epoch after it")
+    return name if epoch >= first else "burn-in"

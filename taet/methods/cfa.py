@@ -14,7 +14,7 @@ from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.fields import OnlyWith, PartialShare, Positive, Share
 from taet.losses import kl_divergence
-from taet.losses.class_sums import class_sums
+from taet.losses.long_tail import class_sums
 from taet.methods.base import Adversarial, Loss, Seen, Task
 from taet.methods.trades import Trades
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch

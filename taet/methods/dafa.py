@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taet.errors import UserError
 from taet.fields import NonNegative
-from taet.losses.class_sums import class_sums
+from taet.losses.long_tail import class_sums
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
 

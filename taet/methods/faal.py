@@ -5,6 +5,7 @@ Source: Zhang et al., Towards Fairness-Aware Adversarial Learning, CVPR 2024.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -14,10 +15,11 @@ from taet.attacks.objectives import margin
 from taet.distributed import global_mean
 from taet.fields import NonNegative, OnlyWith, Share
 from taet.losses import kl_divergence
-from taet.losses.class_sums import class_sums
-from taet.losses.least_favourable import least_favourable
-from taet.methods.base import Adversarial, Loss, Method, Task
-from taet.methods.declarations import second_stage
+from taet.losses.long_tail import class_sums
+from taet.methods.base import Adversarial, Loss, Method, Task, second_stage
+
+STEPS = 50  # of the bisection, which halve an interval of 88: to 1e-13
+LOWEST, HIGHEST = 1e-30, 1e8  # of s, in units of the spread of the utilities
 
 
 class FairnessAware(Method):
@@ -27,7 +29,7 @@ class FairnessAware(Method):
     trades   l = CE(f(x), y) + beta KL(f(x) || f(x')), where x' raises the KL
 
     p maximises sum_c u_c p_c over the distributions on these K classes with KL(q || p) <= r, q uniform
-    (`taet.losses.least_favourable`); u_c is the mean margin max_{j != y} p_j - p_y of the class's attacked images, with
+    (`least_favourable`); u_c is the mean margin max_{j != y} p_j - p_y of the class's attacked images, with
     probabilities p_j. No gradient flows through p. With `utility` count-margin u is that times the class's images in
     the batch, as in the public code, where on a long tail the largest classes have hardly any weight. With `absent`
     official an absent class has u = 0 there, above every class that is mostly right: it takes its share of p, and the
@@ -89,3 +91,32 @@ class FairnessAware(Method):
         prior = taking / taking.sum()
         p = least_favourable(images * means if config.utility == "count-margin" else means, prior, config.radius)
         return p * taking.sum() if config.aggregate == "sample" else p * images.sum() / images.clamp(min=1)
+
+
+def least_favourable(utility: Tensor, prior: Tensor, radius: float) -> Tensor:
+    """Return p (C,) that maximises sum_c u_c p_c among the distributions with KL(q || p) <= r.
+
+    utility u (C,), prior q (C,) with a sum of 1 -> p, 0 where q is. The maximum is as q_c / (s + v_c), with
+    v = (max u - u) / (max u - min u) over the classes with q > 0: the divergence falls as s grows, so that one s meets
+    the bound, which bisection finds. r = 0 and equal utilities give q. Source: the Lagrangian of the problem that
+    Zhang et al., Towards Fairness-Aware Adversarial Learning, CVPR 2024, solve with a general solver.
+    """
+    if radius == 0:
+        return prior
+    present = prior > 0
+    largest = utility.masked_fill(~present, -torch.inf).max()
+    spread = largest - utility.masked_fill(~present, torch.inf).min()
+    tiny = torch.finfo(utility.dtype).tiny
+    worse = ((largest - utility) / spread.clamp(min=tiny)).masked_fill(~present, 1.0)
+
+    def tilted(log_s: Tensor) -> Tensor:
+        values = prior / (log_s.exp() + worse)
+        return values / values.sum()
+
+    low, high = utility.new_full((), math.log(LOWEST)), utility.new_full((), math.log(HIGHEST))
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        divergence = (prior * (prior.clamp(min=tiny) / tilted(middle).clamp(min=tiny)).log()).sum()
+        beyond = divergence > radius
+        low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
+    return torch.where(spread > 0, tilted(high), prior)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare, Share
 from taet.losses import kl_divergence
-from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task
-from taet.methods.declarations import second_stage
+from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, second_stage
 from taet.methods.gairat import weighted_mean
 
 FEEDBACKS = 40  # of the published run, one an epoch, for which its rates are meant

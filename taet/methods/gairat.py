@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from taet.distributed import global_sum
 from taet.fields import OnlyWith
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
-from taet.methods.declarations import published
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task, published
 
 WeightFunction = Literal["tanh", "sigmoid", "discrete"]
 

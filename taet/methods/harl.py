@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare
 from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
-from taet.methods.base import Adversarial, Loss, Method, Step, Task
-from taet.methods.declarations import published, refuse_smoothing
+from taet.methods.base import Adversarial, Loss, Method, Step, Task, published, refuse_smoothing
 
 
 class Harl(Method):

@@ -14,8 +14,7 @@ from taet.distributed import global_mean
 from taet.fields import NonNegative, OnlyWith, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin
-from taet.methods.base import Adversarial, Loss, Method, Task
-from taet.methods.declarations import published, refuse_smoothing
+from taet.methods.base import Adversarial, Loss, Method, Task, published, refuse_smoothing
 from taet.models.classifier import Head
 
 BETA = {"trades": 6.0, "alp": 0.5}  # public code

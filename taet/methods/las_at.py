@@ -23,8 +23,7 @@ from taet.distributed import average_gradients, global_mean
 from taet.fields import Count, NonNegative, Positive, Rule
 from taet.losses import cross_entropy
 from taet.losses.long_tail import full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
-from taet.methods.declarations import published, refuse_smoothing
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task, published, refuse_smoothing
 from taet.models.resnet import LAYOUTS, residual_body
 from taet.randomness import seeded
 
@@ -153,10 +152,7 @@ class LearnableAttackStrategy(Method):
         optimizer.step()
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
-        """`label_mass` times the outer loss plus the rest times the mean cross-entropy with the other classes, (N,).
-
-        Both shares use the logits and class weights of the outer loss; focal loss scales its own share only.
-        """
+        """`label_mass` times the outer loss plus the rest times the mean cross-entropy with the other classes, (N,)."""
         mass = self.config.label_mass
         log_p = self.outer.prepared(logits, y).log_softmax(1)
         others = (log_p.gather(1, y[:, None]).squeeze(1) - log_p.sum(1)) / (logits.shape[1] - 1)
@@ -217,10 +213,7 @@ def draw(log_probabilities: Sequence[Tensor], uniform: Tensor) -> Tensor:
 
 
 def reinforce(log_probabilities: Sequence[Tensor], choices: Tensor, reward: Tensor) -> Tensor:
-    """The loss of REINFORCE, R sum over heads of mean_i -log p(choice_i).
-
-    log_probabilities: (N, options) per head; choices: (N, heads); reward: scalar.
-    """
+    """REINFORCE, R sum_h mean_i -log p(choice_ih): log-probabilities (N, options) per head, choices (N, heads)."""
     chosen = [values.gather(1, choices[:, head, None]).squeeze(1) for head, values in enumerate(log_probabilities)]
     return reward * global_mean(-torch.stack(chosen).sum(0))
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from taet.distributed import global_mean
 from taet.fields import NonNegative
 from taet.losses.consistency import misclassification_kl, runner_up_penalty
-from taet.methods.base import Adversarial, Loss, Method
-from taet.methods.declarations import published
+from taet.methods.base import Adversarial, Loss, Method, published
 
 
 class Mart(Method):

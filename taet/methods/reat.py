@@ -15,8 +15,7 @@ from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith
 from taet.losses import rebalancing_weights
 from taet.losses.tail_margin import Form, tail_classes, tail_margin
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
-from taet.methods.declarations import published
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task, published
 from taet.settings import Outer
 
 

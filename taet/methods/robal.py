@@ -14,8 +14,7 @@ from taet.errors import UserError
 from taet.fields import NonNegative, Positive
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin, log_prior, positive_counts
-from taet.methods.base import Adversarial, Loss, Method, Task
-from taet.methods.declarations import published, refuse_smoothing
+from taet.methods.base import Adversarial, Loss, Method, Task, published, refuse_smoothing
 from taet.models.classifier import Head
 
 MANY_CLASSES = 100

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.fields import Share
-from taet.methods.base import Adversarial, Loss, Method, Step, Task
-from taet.methods.declarations import refuse_smoothing
+from taet.methods.base import Adversarial, Loss, Method, Step, Task, refuse_smoothing
 from taet.methods.harl import Harl
 from taet.settings import Outer, epoch_at
 

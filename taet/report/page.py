@@ -13,7 +13,7 @@ from taet.formatting import count, listed, percent, percent_interval, plural
 from taet.report import figures, tables
 from taet.report.figures import Panel
 from taet.report.results import Results
-from taet.training.collapse import training_flags
+from taet.training.curve import training_flags
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Panel | pd.DataFrame]]], ...] = (
     ("Head, body, tail and worst class", tables.groups),

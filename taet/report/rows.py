@@ -27,7 +27,7 @@ from taet.models.hub import local
 from taet.settings import Run, override, to_json
 from taet.training.folder import RunFolder
 from taet.training.record import CURVE, Epoch, left_behind, run_from_json, training_settings
-from taet.training.resolve import curve_decides, learns_from_validation
+from taet.training.resolve import curve_decides
 
 Sources = str | os.PathLike[str] | Card | Iterable[str | os.PathLike[str] | Card]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
@@ -174,7 +174,7 @@ def _settings(card: Card, usual_rule: str) -> Values:
     rule, idle, read = wanted if wanted in rules else rules[0], IDLE, training_settings(stored)
     try:
         run = override(run_from_json(stored), {RULE: rule})
-        idle = IDLE if curve_decides(run, learns_from_validation(run)) else IDLE | CURVE
+        idle = IDLE if curve_decides(run) else IDLE | CURVE
         read = training_settings(run)
     except UserError:  # of a method that is not known here, or with an option that it lacks
         with contextlib.suppress(UserError):

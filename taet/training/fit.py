@@ -23,13 +23,12 @@ from taet.files import Json
 from taet.methods.base import Seen
 from taet.models.sync_norm import average_statistics
 from taet.progress import Progress
-from taet.settings import epoch_at
+from taet.settings import epoch_at, from_json
 from taet.training.environment import interruption, keep_freed_memory, peak_memory_mb
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, WeightsAbout
-from taet.training.optimizer import learning_rate, set_learning_rate
 from taet.training.prepare import TrainingPlan
 from taet.training.record import CurvePoint, Epoch
-from taet.training.state import State
+from taet.training.state import State, learning_rate
 from taet.training.step import examples, training_step
 
 LOOK_SECONDS = 0.5  # between two reads of the loss, for the progress line and the check for values that are not finite
@@ -61,7 +60,8 @@ def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     state.begin_epoch()
     with contextlib.closing(loader.epoch(epoch, state.step)) as batches:
         for batch in batches:
-            set_learning_rate(state.optimizer, learning_rate(run, epoch, state.step, len(loader)))
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(run, epoch, state.step, len(loader))
             state.seed_model(epoch, state.step)
             place = loader.place(state.step)
             loss = training_step(state, batch, state.attack(place, "attack", epoch, state.step))
@@ -103,7 +103,8 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
         state.method.feedback(state.epoch, seen)
     sums, steps = state.sums, len(plan.loader)
     correct, total, predicted = sums.together()
-    row = Epoch.from_json(
+    row = from_json(
+        Epoch,
         {
             "epoch": state.epoch + 1,
             "stage": state.method.stage,
@@ -116,13 +117,14 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
             "images_per_second": round(sums.images / max(state.training_seconds, 1e-9), 1),
             "peak_memory_mb": round(peak_memory_mb(plan.device), 1),
             **moved,
-        }
+        },
     )
     state.rows.append(row.to_json())
     state.end_epoch(predicted)
     pause.save()
     first(lambda: pause.folder.write_metrics(state.rows))
-    accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in row.balanced_accuracies.items())
+    counts = {"training": row.trained, **({} if point is None else point.counts)}
+    accuracies = ", ".join(f"{name} {100 * one.balanced_accuracy:.1f} %" for name, one in counts.items() if one)
     pause.show(f"loss {row.loss['total']:.3f} · balanced accuracy: {accuracies}")
 
 

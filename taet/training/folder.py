@@ -101,12 +101,12 @@ class RunFolder:
             schema = values.get("schema") if isinstance(values, dict) else None
             if isinstance(schema, int) and schema > SCHEMA:
                 raise UserError(f"got schema {schema}; allowed: up to {SCHEMA}; a newer taet wrote it")
-            record = RunRecord.from_json(values)
+            record = from_json(RunRecord, values)
         files.check_seal(path, values)
         return record
 
     def create(self, record: RunRecord) -> None:
-        files.write_json(self.path / RUN, files.seal(record.to_json()))
+        files.write_json(self.path / RUN, files.seal(record.model_dump(by_alias=True)))
 
     @property
     def sealed(self) -> bool:
@@ -152,7 +152,7 @@ class RunFolder:
         for number, line in enumerate(self._read(path).splitlines(), 1):
             row = files.parse_json(line, f"{path}: line {number} is damaged")
             with located(f"{path}: line {number}"):
-                epochs.append(Epoch.from_json(row))
+                epochs.append(from_json(Epoch, row))
                 if epochs[-1].epoch != number:
                     raise UserError(f"got epoch {epochs[-1].epoch}; allowed: {number}; were its rows changed?")
         return tuple(epochs)

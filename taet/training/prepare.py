@@ -20,7 +20,6 @@ from taet.data.extra import Extra, read_extra
 from taet.data.loader import Loader
 from taet.distributed import copy_first, first, gather, in_turn, rank, world_size
 from taet.errors import UserError
-from taet.fields import plain
 from taet.files import Json, file_sha256
 from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout
@@ -28,14 +27,13 @@ from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations, synchronised
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
-from taet.settings import Run, override, to_json
+from taet.settings import Run, from_json, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA
-from taet.training.optimizer import build_optimizer
 from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
-from taet.training.state import State, weight_average
+from taet.training.state import State, build_optimizer, weight_average
 from taet.training.step import training_step
 
 
@@ -247,7 +245,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         **environment(plan.device),
         "command": command,
     }
-    return RunRecord.model_validate(plain(values))
+    return from_json(RunRecord, values)
 
 
 def _describe_extra(plan: TrainingPlan) -> tuple[Json | None, list[str]]:

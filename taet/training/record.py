@@ -155,21 +155,13 @@ class RunRecord(Record):
     started: str | None = None
     command: str
 
-    @classmethod
-    def from_json(cls, values: object) -> RunRecord:
-        """Build a record from JSON; a missing or wrong field is a UserError, unknown ones are ignored.
-
-        The settings of the method are checked by `run`: it need not be installed where the run is only reported.
-        """
-        record = from_json(cls, values)
-        if not isinstance(record.settings.get("method"), str):
+    @model_validator(mode="after")
+    def _names_a_method(self) -> Self:
+        """Its settings are checked by `run`: the method need not be installed where the run is only reported."""
+        if not isinstance(self.settings.get("method"), str):
             raise UserError("run: the field 'method' is missing")
-        from_json(Run, {**current(record.settings), "settings": None})
-        return record
-
-    def to_json(self) -> Json:
-        """Return the content of run.json."""
-        return self.model_dump(by_alias=True)
+        from_json(Run, {**current(self.settings), "settings": None})
+        return self
 
     @cached_property
     def run(self) -> Run:
@@ -255,17 +247,6 @@ class Epoch(Record):
     images_per_second: NonNegative | None = None
     peak_memory_mb: NonNegative | None = None
 
-    @classmethod
-    def from_json(cls, row: object) -> Epoch:
-        """Build an epoch from a row; a missing or wrong field is a UserError."""
-        return from_json(cls, row)
-
     def to_json(self) -> Json:
         """Return the row."""
         return self.model_dump(mode="json", by_alias=True)
-
-    @property
-    def balanced_accuracies(self) -> dict[str, float]:
-        """Balanced accuracy on the training examples, if counted, and of each entry of the point of the curve."""
-        counts = {"training": self.trained, **({} if self.monitor is None else self.monitor.counts)}
-        return {name: one.balanced_accuracy for name, one in counts.items() if one is not None}

@@ -16,7 +16,6 @@ from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead
 from taet.settings import Run, epoch_at, override
-from taet.training.optimizer import milestone_epochs
 
 # Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
@@ -34,24 +33,24 @@ class Resolved:
     mixture: Mixture | None = None
 
 
-def curve_decides(run: Run, learns: bool) -> bool:
-    """Whether the curve selects the epoch, or the method `learns` from it."""
-    return learns or run.training.selection != "last"
-
-
 def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
     """Epochs, from 0, with a point of the curve; `learns`: the method learns from it."""
     every, epochs = run.training.monitor_every, run.training.epochs
     if every is None:
-        every = 1 if curve_decides(run, learns) else max(1, epochs // POINTS)
+        every = 1 if learns or run.training.selection != "last" else max(1, epochs // POINTS)
     return tuple(e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs))
 
 
 def watched_images(run: Run, learns: bool) -> int | None:
     """Largest number of images of a point of the curve, None for all; `learns`: the method learns from it."""
     if run.training.monitor_images is None:
-        return None if curve_decides(run, learns) else IMAGES
+        return None if learns or run.training.selection != "last" else IMAGES
     return run.training.monitor_images
+
+
+def milestone_epochs(run: Run) -> tuple[int, ...]:
+    """Milestones as epochs, from 0: they scale with the length of the run."""
+    return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
 
 
 def resolve(
@@ -109,9 +108,9 @@ def _method(
     return methods.build(run.method, run.settings, replace(task, watched=watched))
 
 
-def learns_from_validation(run: Run) -> bool:
-    """Whether the method of a run, or the method that it wraps, learns from the points of the curve."""
-    return _method(run, STAND_IN).needs_feedback
+def curve_decides(run: Run) -> bool:
+    """Whether the curve selects the epoch, or the method of a run, or the one that it wraps, learns from it."""
+    return _method(run, STAND_IN).needs_feedback or run.training.selection != "last"
 
 
 def _curve_split(run: Run, facts: DataFacts | None) -> str:

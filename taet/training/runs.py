@@ -17,8 +17,8 @@ from taet.errors import UserError
 from taet.files import Json
 from taet.formatting import plural
 from taet.progress import Progress
-from taet.settings import Data, Run, override
-from taet.training.collapse import training_flags
+from taet.settings import Data, Run, from_json, override
+from taet.training.curve import training_flags
 from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, fit
 from taet.training.folder import DELIVERED, RunFolder
@@ -40,7 +40,7 @@ class TrainingResult:
     history: tuple[Json, ...]
 
     def __repr__(self) -> str:
-        epochs = [Epoch.from_json(row) for row in self.history]
+        epochs = [from_json(Epoch, row) for row in self.history]
         lines = [f"{self.run.method} on {self.dataset.name}: {plural(len(epochs), 'epoch')}, {self.folder}"]
         for point in [epoch.monitor for epoch in epochs if epoch.monitor][-1:]:
             for name, counts in point.counts.items():

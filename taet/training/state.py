@@ -1,4 +1,4 @@
-"""All that moves during a training, with the average of its weights; its `state_dict` is the checkpoint."""
+"""All that moves during a training: model, optimiser, learning rate, average; its `state_dict` is the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,17 +22,67 @@ from taet.models.view import View
 from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
+from taet.training.resolve import milestone_epochs
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
+ONE_CYCLE_RISE = 0.3  # default fraction of the steps over which it rises
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000  # first and last rate, relative to the highest
+
+
+def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """Return SGD over all parameters, or AdamW, which decays only the weights of layers.
+
+    Those have two or more dimensions and "weight" in the name, such as attention's `in_proj_weight`; biases, gains
+    of normalisations, class tokens and position embeddings are not decayed (Touvron et al., DeiT, ICML 2021,
+    arXiv:2012.12877). AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
+    """
+    # The fused kernel reads each weight once; it exists on these devices only.
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
+    if training.optimizer == "sgd":
+        momentum, decay = training.momentum, training.weight_decay
+        return torch.optim.SGD(model.parameters(), lr=training.lr, momentum=momentum, weight_decay=decay, fused=fused)
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        of_layer = parameter.ndim > 1 and "weight" in name.rpartition(".")[2]
+        (decayed if of_layer else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=training.lr, fused=fused)
+
+
+def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
+    """Learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
+
+    Over the first W = warmup * epochs the rate rises linearly, up to `lr` at the last of their steps. After that,
+    `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the completed
+    fraction of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
+
+    `one-cycle` rises from lr / 25 to lr and falls to lr / 250,000, each by half a cosine (Smith and Topin,
+    arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays).
+    """
+    training = run.training
+    done, total = epoch * steps + step, training.epochs * steps
+    if training.decay == "one-cycle":
+        peak, last = max((training.warmup or ONE_CYCLE_RISE) * total - 1, 0), total - 1
+        if done <= peak:
+            begin, end, share = ONE_CYCLE_START, 1.0, done / peak if peak else 1.0
+        else:
+            begin, end, share = 1.0, ONE_CYCLE_END, (done - peak) / (last - peak)
+        return training.lr * (end + (begin - end) * (1 + math.cos(math.pi * share)) / 2)
+    rise = round(training.warmup * total)
+    if done < rise:
+        return training.lr * (done + 1) / rise
+    if training.decay == "cosine":
+        share = (done - rise) / (total - rise)
+        return training.lr * (1 + math.cos(math.pi * share)) / 2
+    passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
+    return float(training.lr * 0.1**passed)
 
 
 def ema_decay(step: int, warmup: int, tau: float) -> float:
-    """Decay after `step` steps: 0 within the first `warmup`, then min(tau, (1 + k) / (10 + k)), k = step - warmup.
-
-    Source: Gowal et al., Uncovering the limits of adversarial training, 2020, arXiv:2010.03593, and its public code.
-    """
+    """Decay after `step` steps: 0 within the first `warmup`, then min(tau, (1 + k) / (10 + k)), k = step - warmup."""
     since = step - warmup
     return 0.0 if since < 0 else min(tau, (1 + since) / (10 + since))
 
@@ -125,7 +175,6 @@ class State:
         self.sums = EpochSums(len(self.method.class_counts), self.device)
         exposure = self.method.exposure
         self.predicted = exposure.clone()  # (C,) in the last epoch; before the first one, the images of each class
-        # Class weights of the attack's objective, written in place.
         self.weighting: Weighting = generation_weighting(self.run.threat.weighting, exposure, self.predicted)
 
     @property
@@ -162,10 +211,7 @@ class State:
         """Enter the epoch; at its first step the method and the attack's weights learn the last one's predictions."""
         self.method.enter(self.epoch)
         if self.step == 0:
-            exposure = self.method.exposure
-            weights, _ = generation_weighting(self.run.threat.weighting, exposure, self.predicted.to(exposure.dtype))
-            if weights is not None and self.weighting.weights is not None:
-                self.weighting.weights.copy_(weights)
+            self.weighting = generation_weighting(self.run.threat.weighting, self.method.exposure, self.predicted)
             self.method.start_epoch(self.epoch, self.predicted)
 
     def end_epoch(self, predicted: Tensor) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import frozen
 from taet.data.loader import Batch
-from taet.losses.least_favourable import least_favourable
 from taet.methods import las_at
 from taet.methods.base import Loss, Step
+from taet.methods.faal import least_favourable
 from taet.methods.gairat import importance
 from taet.methods.las_at import draw, probe
 from taet.models.view import make_view
 from taet.settings import Training
-from taet.training.optimizer import build_optimizer
+from taet.training.state import build_optimizer
 from tests.methods.conftest import Network, built, loss_on, make_attack, perturb, same, seen_of, state_of, trained_step
 
 EPS = 8 / 255

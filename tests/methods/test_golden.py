@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taet.losses.least_favourable import least_favourable
 from taet.methods.adt import ascend, mean_log
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.methods.dafa import class_weights
+from taet.methods.faal import least_favourable
 from taet.methods.gairat import importance
 from taet.methods.las_at import LARGEST_LOSS, reinforce
 from taet.methods.robust_lt import class_budgets

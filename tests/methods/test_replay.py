@@ -21,8 +21,7 @@ from taet.methods import Method
 from taet.methods.base import Attack, Loss
 from taet.models.view import make_view
 from taet.settings import Run, Threat, Training
-from taet.training.optimizer import build_optimizer
-from taet.training.state import State
+from taet.training.state import State, build_optimizer
 from taet.training.step import training_step, update
 from tests.methods.conftest import Case, Network
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taet.settings import Run
+from taet.settings import Run, from_json
 from taet.training import train
-from taet.training.collapse import FLAGS, first_loss, training_flags
+from taet.training.curve import FLAGS, first_loss, training_flags
 from taet.training.record import Epoch
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
@@ -33,7 +33,7 @@ def epochs(pgd: list[float], fgsm: list[float] | None) -> list[Epoch]:
         point: dict[str, Any] = {"split": "test", "clean": counts(0.9), "pgd-20": counts(robust)}
         point |= {} if fgsm is None else {"fgsm": counts(fgsm[number])}
         rows.append({"epoch": number + 1, "stage": "adversarial", "loss": {}, "monitor": point, "seconds": 1.0})
-    return [Epoch.from_json(row) for row in rows]
+    return [from_json(Epoch, row) for row in rows]
 
 
 def test_one_flag_at_most_says_when_how_far_and_why() -> None:

@@ -27,7 +27,7 @@ from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions
 from taet.training.folder import RunFolder, weights_digest
 from taet.training.record import CurvePoint, Epoch
-from taet.training.resolve import check_model, learns_from_validation, resolve, watched_epochs, watched_images
+from taet.training.resolve import check_model, curve_decides, resolve, watched_epochs, watched_images
 from taet.training.runs import load_model
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
@@ -91,9 +91,9 @@ def test_a_curve_that_decides_nothing_has_twenty_points_of_a_thousand_images(
     method, gate = changes.pop("method", "at"), changes.pop("gate", None)
     given = {} if gate is None else {"settings": methods.find(method).Config(gate=gate)}
     run = override(protocols.taet(method), changes | given)
-    learns = learns_from_validation(run)
-    assert list(watched_epochs(run, learns)) == [e for e in range(run.training.epochs) if (e + 1) % every == 0]
-    assert watched_images(run, learns) == images
+    decides = curve_decides(run)
+    assert list(watched_epochs(run, decides)) == [e for e in range(run.training.epochs) if (e + 1) % every == 0]
+    assert watched_images(run, decides) == images
 
 
 def test_the_precision_follows_the_processor_and_its_limit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from taet import models, protocols
 from taet.models import CosineHead, Head
 from taet.settings import Run, Training, override
-from taet.training.optimizer import build_optimizer, learning_rate
-from taet.training.state import ema_decay
+from taet.training.state import build_optimizer, ema_decay, learning_rate
 from taet.training.step import perturbed_weights, weight_perturbations
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
