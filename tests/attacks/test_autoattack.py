@@ -245,18 +245,6 @@ def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, 
     assert torch.equal(given, before)
 
 
-@pytest.mark.usefixtures("few_queries")
-def test_progress_grows_to_its_total_and_names_the_parts() -> None:
-    seen: list[tuple[float, float, str]] = []
-    run(train(4), *data(4), options(), progress=lambda *report: seen.append(report))
-    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
-    assert all(done <= total for done, total, _ in seen)
-    assert seen[-1][0] == seen[-1][1]
-    labels = [label for _, _, label in seen]
-    assert labels[:4] == ["clean 1/3", "clean 2/3", "clean 3/3", "apgd-ce 1/3"]
-    assert labels[-1] == "done"
-
-
 class Mean(nn.Module):
     """Two logits: 1, and the sum of the values of an image over the root of their number, which begins at 0."""
 

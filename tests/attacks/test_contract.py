@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import taet.attacks
 from taet import report
 from taet.attacks import catalogue
 from taet.attacks.autoattack import AutoAttack
@@ -336,19 +335,3 @@ def test_a_custom_attack_that_leaves_its_ball_is_refused(plugged: Plugged, tmp_p
     path.write_text(SPECIFICATION, encoding="utf-8")
     with plugged("attacks", path), pytest.raises(UserError, match="nudge-1:way=too far: 2 images left the ball"):
         catalogue.parse("nudge-1:way=too far", SETTINGS)(Network(), torch.zeros(2, 3, 5, 5), torch.tensor([0, 1]))
-
-
-def test_a_card_whose_custom_attack_is_gone_is_still_read(plugged: Plugged, tmp_path: Path) -> None:
-    path, model = tmp_path / "nudge.py", Network().eval()
-    path.write_text(SPECIFICATION, encoding="utf-8")
-    images = runner_on(model)
-    with plugged("attacks", path):
-        card = taet.evaluate(model, images.images, images.labels, attacks=["nudge-2", "pgd-2"], eps=EPS)
-        card.save(tmp_path / "card.json")
-    again = ResultCard.load(tmp_path / "card.json")
-    assert again.to_json() == card.to_json()
-    column = again.column("nudge-2")
-    assert column.identity == card.column("nudge-2").identity
-    assert (column.attack.parameters, column.attack.eps) == (column.parameters, EPS)
-    with pytest.raises(UserError, match="is it a plugin"):
-        column.attack.run(model, torch.zeros(1), torch.zeros(1), images.draws(column.attack, np.arange(1)))

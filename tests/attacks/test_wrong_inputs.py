@@ -83,12 +83,6 @@ def short(name: str) -> str:
     return f"{name}:{options[name]}" if name in options else name.replace("-N", "-2")
 
 
-@pytest.mark.sample(4)
-@pytest.mark.parametrize("name", [*catalogue.kinds()])
-def test_every_attack_of_the_catalogue_refuses_the_same(name: str) -> None:
-    refuses_all(catalogue.parse(short(name), SETTINGS))
-
-
 FUNCTIONS = sorted(taet.attacks.__all__)
 
 
@@ -104,9 +98,10 @@ def function(name: str) -> Callable[..., Tensor]:
     return functools.partial(getattr(taet.attacks, name), **settings)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_function_refuses_the_same(name: str) -> None:
-    refuses_all(function(name))
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("name", [*catalogue.kinds(), *FUNCTIONS])
+def test_every_attack_of_the_catalogue_and_every_function_refuses_the_same(name: str) -> None:
+    refuses_all(function(name) if name in FUNCTIONS else catalogue.parse(short(name), SETTINGS))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -74,18 +74,6 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
     assert again.out == Path("runs/evaluate-torchvision-resnet18-net-imagenet/evaluation.json").read_text()
 
 
-@pytest.mark.full
-def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any) -> None:
-    data = ("--data", "digits-lt", "--data.max-count", "60", "--data.test-max-count", "6")
-    words = ("--attacks", "fgsm", "pgd-3", "--eps", "0.02", "--out", "card")
-    path = finished.folder / "model.safetensors"
-    assert taet("evaluate", "--model", "resnet8", "--weights", path, *data, *words).code == 0
-    own, run = ResultCard.load(Path("card")), ResultCard.load(finished.folder)
-    assert own.data["test_sha256"] == run.data["test_sha256"]
-    for name in ("clean", "fgsm", "pgd-3"):
-        np.testing.assert_array_equal(own.column(name).predictions, run.column(name).predictions)
-
-
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("words", "part"),

@@ -132,13 +132,6 @@ def stop_while_watching(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) ->
             train(run, out=out)
 
 
-def test_stopped_while_the_curve_is_measured_it_learns_once(
-    run: Run, whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_while_watching(run, tmp_path / "run", monkeypatch)
-    assert same(whole, resume(tmp_path / "run"))
-
-
 @pytest.mark.parametrize(
     ("changes", "sizes", "message"),
     [
