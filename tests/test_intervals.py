@@ -149,11 +149,3 @@ def test_seeds_that_scatter_make_undecided_what_the_images_alone_decide() -> Non
     assert scattered.p < 0.001
     steady = difference(np.stack([first[1]] * 3), second, labels, 1)
     assert (steady.decided, steady.standard_error) == (True, 0)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [(np.ones(46), np.ones(45)), (np.ones((2, 46)), np.ones(46)), (np.ones(3), np.ones(3))]
-)
-def test_masks_of_other_shapes_are_refused(first: np.ndarray, second: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="masks"):
-        difference(first, second, LABELS, 3)

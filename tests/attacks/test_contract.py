@@ -29,6 +29,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.runner import Runner
 from taet.settings import Evaluation
+from tests.attacks.test_wrong_inputs import Layer
 
 EPS, COUNT, CLASSES = 0.1, 6, 4
 SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.6, step_size_l2=0.3, batch_size=COUNT)
@@ -204,17 +205,6 @@ def is_another_attack_with_another_option(name: str) -> None:
         assert len({replace(one.identity, name=base) for one in found.values()}) == len(found), option
 
 
-class Layer(nn.Module):
-    """A layer that is a function."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.change(x)
-
-
 RUNNING: tuple[Callable[[str], None], ...] = (
     stays_inside_its_ball_and_the_image_range,
     leaves_the_model_and_the_random_state_alone,
@@ -240,7 +230,7 @@ def parameter(name: str, check: Callable[[str], None]) -> Any:
     return pytest.param(name, check, id=f"{name}-{check.__name__}", marks=() if usual else pytest.mark.full)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)  # which shares no factor with the number of checks: each is tried
 @pytest.mark.parametrize(("name", "check"), [parameter(name, check) for name in short_names() for check in CHECKS])
 def test_an_attack(name: str, check: Callable[[str], None]) -> None:
     check(name)

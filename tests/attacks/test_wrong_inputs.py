@@ -130,7 +130,12 @@ def test_pixels_as_the_unit_of_eps_are_refused(name: str) -> None:
         return
     with pytest.raises(UserError, match=r"eps.*: got 8; .* did you mean 8/255\?"):
         attack(eps=8)
-    if name != "autoattack":  # which takes one number
+    if name == "autoattack":
+        with pytest.raises(UserError, match=r"eps: got a tensor of shape \(4,\); allowed: one number"):
+            attack(eps=torch.full((4,), 0.1))
+        with pytest.raises(UserError, match="eps: got 0; allowed: above 0"):
+            attack(eps=0.0)
+    else:
         with pytest.raises(UserError, match=r"eps: got values from 0 to 8; allowed: 0 to 1.* did you mean 8/255\?"):
             attack(eps=torch.tensor([0.0, 0.1, 8, 0]))
 
