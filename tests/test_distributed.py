@@ -1,4 +1,7 @@
-"""Several processes give the gradients of one, however unevenly they share the batch, and decide together."""
+"""Several processes give the gradients of one, however unevenly they share the batch, and decide together.
+
+The losses that compare classes are tried in methods/test_processes.py, with the methods that use them.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +35,15 @@ from taet.distributed import (
     unless_one_ends,
 )
 from taet.errors import UserError
-from taet.losses import cross_entropy, hierarchical_equalization, tail_margin
+from taet.losses import cross_entropy
 from taet.losses.outer import OuterLoss
-from taet.losses.tail_margin import Form
 from taet.settings import Outer
 
 CLASSES, SAMPLES, PROCESSES = 5, 11, 2
 # Where the batch is cut. The labels leave class 4 out of the whole batch and others out of one share only.
 CUTS = {"uneven": 7, "one-image": 10, "all-on-one": 11}
 LABELS = torch.tensor([0, 1, 0, 0, 1, 0, 2, 3, 3, 0, 2])
-# Classes 3 and 2 are tail, and of them 2 is in both shares of the uneven cut.
 COUNTS = torch.tensor([50, 30, 2, 3, 20])
-RUNNING = torch.linspace(0.5, 2.5, CLASSES, dtype=torch.float64)
-
-
-def hel(absent: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda logits, labels: hierarchical_equalization(logits, labels, 0.3, 0.7, 1.1, absent, RUNNING).total
 
 
 def outer(name: str, **settings: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -55,16 +51,10 @@ def outer(name: str, **settings: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda logits, labels: global_mean(loss(logits, labels))
 
 
-def tail(form: Form) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda features, labels: tail_margin(features, labels, COUNTS, form)
-
-
 LOSSES = {
     "cross-entropy": lambda logits, labels: global_mean(cross_entropy(logits, labels)),
-    **{f"hel-{absent}": hel(absent) for absent in ("zero", "skip", "ema")},
     "class-balanced-over-batch": outer("class-balanced", divide_by="batch"),
     "deferred-ldam": outer("ldam", drw=True),
-    **{f"tail-{form}": tail(form) for form in ("official", "per-pair")},
 }
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from taet import methods, protocols, registry
 from taet.cli import list as listing
-from taet.data import load
 from taet.errors import UserError
-from taet.settings import Run, override, to_json
+from taet.settings import Run, override
 from taet.training.resolve import resolve
 from tests.calls import configure
 
@@ -94,16 +91,6 @@ def test_a_method_without_published_settings_has_no_profile() -> None:
         if name not in OFFICIAL:
             with pytest.raises(UserError, match=f"^protocol official: got {name}, which has no "):
                 protocols.start("official", name)
-
-
-def test_the_ratio_of_a_protocol_is_for_sets_that_are_made_long_tailed(tmp_path: Path) -> None:
-    labels = np.repeat(np.arange(2), (40, 8))
-    images = np.zeros((48, 8, 8), np.uint8)
-    path = tmp_path / "own.npz"
-    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    settings = to_json(protocols.reat("at").data)
-    assert load(**{**settings, "name": str(path), "validation": 0.0}).class_counts.tolist() == [40, 8]
-    assert load(**{**settings, "validation": 0.0}).imbalance_ratio > 40
 
 
 @pytest.mark.parametrize("name", ["taet", "reat"])

@@ -20,10 +20,8 @@ from taet.fields import (
     PartialShare,
     Radius,
     Ratio,
-    Record,
     Rule,
     Settings,
-    Sha256,
     check_value,
     read_text,
 )
@@ -158,29 +156,3 @@ def test_numbers_stay_as_they_were_given() -> None:
 def test_text_is_read_as_the_type_of_its_field(text: str, hint: Any, value: Any) -> None:
     found = read_text(text, hint)
     assert (found, type(found)) == (value, type(value))
-
-
-class Part(Record):
-    sha256: Sha256
-    eps: float | None = None
-
-
-class Whole(Record):
-    parts: tuple[Part, ...]
-    by_name: dict[str, tuple[Part, ...]] = Field(default_factory=dict)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"parts": [{"sha256": "0" * 64}, {"sha256": "x"}]}, "card parts[1] sha256: got 'x'; allowed: 64 hexadecimal"),
-        ({"parts": [{}]}, "card parts[0] sha256: the field 'sha256' is missing"),
-        ({"parts": [], "by_name": {"a b": [{"sha256": "0" * 64, "eps": "1"}]}}, "card by_name a b[0] eps: got '1'"),
-        ({"parts": 3}, "card parts: got 3; allowed: a list"),
-        (3, "card: got 3; allowed: an object"),
-    ],
-)
-def test_a_mistake_deep_in_a_record_is_named_by_its_place(values: object, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        from_json(Whole, values, "card")
-    assert str(caught.value).startswith(message)

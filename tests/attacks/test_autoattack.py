@@ -16,12 +16,11 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from taet.attacks import catalogue
-from taet.attacks.autoattack import NAMES, AutoAttack, Version, autoattack
+from taet.attacks.autoattack import NAMES, AutoAttack, Version
 from taet.attacks.ball import Norm
 from taet.attacks.counted import Counted
 from taet.attacks.suite import Plan, SuiteResult, SuiteRun, Unit
 from taet.data.augmentation import to_unit
-from taet.errors import UserError
 
 EPS: dict[Norm, float] = {"linf": 0.06, "l2": 0.45}
 MODULE = sys.modules["taet.attacks.autoattack"]
@@ -127,6 +126,7 @@ def test_the_standard_suite_is_set_as_the_official_package_sets_it(norm: Norm) -
             assert set_by_us[name] == vars(official)[name], (part, name)
 
 
+@pytest.mark.full
 def test_equals_the_official_package_example_by_example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "QUERIES", 300)
     assert_official(train(10, 1), *data(10, 1, 5), options(version="standard"))
@@ -242,18 +242,6 @@ def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, 
     assert torch.equal(given, before)
 
 
-@pytest.mark.usefixtures("few_queries")
-def test_progress_grows_to_its_total_and_names_the_parts() -> None:
-    seen: list[tuple[float, float, str]] = []
-    run(train(4), *data(4), options(), progress=lambda *report: seen.append(report))
-    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
-    assert all(done <= total for done, total, _ in seen)
-    assert seen[-1][0] == seen[-1][1]
-    labels = [label for _, _, label in seen]
-    assert labels[:4] == ["clean 1/3", "clean 2/3", "clean 3/3", "apgd-ce 1/3"]
-    assert labels[-1] == "done"
-
-
 class Mean(nn.Module):
     """Two logits: 1, and the sum of the values of an image over the root of their number, which begins at 0."""
 
@@ -281,19 +269,3 @@ def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is
     assert outcome.x_adv is not None
     assert 1 - 1e-4 < length(outcome.x_adv) <= 1
     assert not outcome.correct.any()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
-        ({"eps": torch.full((2,), 0.1)}, r"eps: got a tensor of shape \(2,\); allowed: one number"),
-        ({"version": "fasst"}, "unknown .*version 'fasst'.*did you mean 'fast'"),
-        ({"model": lambda x: torch.zeros(len(x), 4) / 0}, "not finite under clean on images 0 to 1"),
-    ],
-)
-def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
-    arguments = {"model": train(4), "x": torch.zeros(2, 3, 8, 8), "y": torch.zeros(2).long(), "eps": 0.06, **change}
-    with pytest.raises(UserError, match=message) as error:
-        autoattack(**arguments)
-    assert "\n" not in str(error.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from taet import registry
 from taet.attacks import catalogue
@@ -70,6 +71,8 @@ def test_what_is_unknown_here_is_kept_as_it_was_recorded(name: str, parameters: 
     attack = stored(name, "linf", 0.1, parameters)
     assert isinstance(attack, RecordedAttack)
     assert (attack.name, attack.parameters, attack.bounded) == (name, parameters, True)
+    with pytest.raises(UserError, match="is it a plugin"):
+        attack(lambda x: x, torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     assert catalogue.place("of-another-version") > catalogue.place("autoattack-l2-10")
 
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import taet.attacks
 from taet import report
 from taet.attacks import catalogue
 from taet.attacks.autoattack import AutoAttack
@@ -30,6 +29,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.runner import Runner
 from taet.settings import Evaluation
+from tests.attacks.test_wrong_inputs import Layer
 
 EPS, COUNT, CLASSES = 0.1, 6, 4
 SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.6, step_size_l2=0.3, batch_size=COUNT)
@@ -205,17 +205,6 @@ def is_another_attack_with_another_option(name: str) -> None:
         assert len({replace(one.identity, name=base) for one in found.values()}) == len(found), option
 
 
-class Layer(nn.Module):
-    """A layer that is a function."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.change(x)
-
-
 RUNNING: tuple[Callable[[str], None], ...] = (
     stays_inside_its_ball_and_the_image_range,
     leaves_the_model_and_the_random_state_alone,
@@ -241,7 +230,7 @@ def parameter(name: str, check: Callable[[str], None]) -> Any:
     return pytest.param(name, check, id=f"{name}-{check.__name__}", marks=() if usual else pytest.mark.full)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)  # which shares no factor with the number of checks: each is tried
 @pytest.mark.parametrize(("name", "check"), [parameter(name, check) for name in short_names() for check in CHECKS])
 def test_an_attack(name: str, check: Callable[[str], None]) -> None:
     check(name)
@@ -336,19 +325,3 @@ def test_a_custom_attack_that_leaves_its_ball_is_refused(plugged: Plugged, tmp_p
     path.write_text(SPECIFICATION, encoding="utf-8")
     with plugged("attacks", path), pytest.raises(UserError, match="nudge-1:way=too far: 2 images left the ball"):
         catalogue.parse("nudge-1:way=too far", SETTINGS)(Network(), torch.zeros(2, 3, 5, 5), torch.tensor([0, 1]))
-
-
-def test_a_card_whose_custom_attack_is_gone_is_still_read(plugged: Plugged, tmp_path: Path) -> None:
-    path, model = tmp_path / "nudge.py", Network().eval()
-    path.write_text(SPECIFICATION, encoding="utf-8")
-    images = runner_on(model)
-    with plugged("attacks", path):
-        card = taet.evaluate(model, images.images, images.labels, attacks=["nudge-2", "pgd-2"], eps=EPS)
-        card.save(tmp_path / "card.json")
-    again = ResultCard.load(tmp_path / "card.json")
-    assert again.to_json() == card.to_json()
-    column = again.column("nudge-2")
-    assert column.identity == card.column("nudge-2").identity
-    assert (column.attack.parameters, column.attack.eps) == (column.parameters, EPS)
-    with pytest.raises(UserError, match="is it a plugin"):
-        column.attack.run(model, torch.zeros(1), torch.zeros(1), images.draws(column.attack, np.arange(1)))

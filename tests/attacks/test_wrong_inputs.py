@@ -83,12 +83,6 @@ def short(name: str) -> str:
     return f"{name}:{options[name]}" if name in options else name.replace("-N", "-2")
 
 
-@pytest.mark.sample(4)
-@pytest.mark.parametrize("name", [name for name in catalogue.kinds() if name != "clean"])  # which asks no model
-def test_every_attack_of_the_catalogue_refuses_the_same(name: str) -> None:
-    refuses_all(catalogue.parse(short(name), SETTINGS))
-
-
 FUNCTIONS = sorted(taet.attacks.__all__)
 
 
@@ -104,9 +98,10 @@ def function(name: str) -> Callable[..., Tensor]:
     return functools.partial(getattr(taet.attacks, name), **settings)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_function_refuses_the_same(name: str) -> None:
-    refuses_all(function(name))
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("name", [*catalogue.kinds(), *FUNCTIONS])
+def test_every_attack_of_the_catalogue_and_every_function_refuses_the_same(name: str) -> None:
+    refuses_all(function(name) if name in FUNCTIONS else catalogue.parse(short(name), SETTINGS))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -135,7 +130,12 @@ def test_pixels_as_the_unit_of_eps_are_refused(name: str) -> None:
         return
     with pytest.raises(UserError, match=r"eps.*: got 8; .* did you mean 8/255\?"):
         attack(eps=8)
-    if name != "autoattack":  # which takes one number
+    if name == "autoattack":
+        with pytest.raises(UserError, match=r"eps: got a tensor of shape \(4,\); allowed: one number"):
+            attack(eps=torch.full((4,), 0.1))
+        with pytest.raises(UserError, match="eps: got 0; allowed: above 0"):
+            attack(eps=0.0)
+    else:
         with pytest.raises(UserError, match=r"eps: got 8; allowed: 0 to 1.* did you mean 8/255\?"):
             attack(eps=torch.tensor([0.0, 0.1, 8, 0]))
 

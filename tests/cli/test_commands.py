@@ -81,17 +81,6 @@ def test_help_imports_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_mistake_is_one_line_and_exit_status_2_and_debug_shows_the_traceback() -> None:
-    done = python("-m", "taet", "trian")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("taet: error: unknown command 'trian'; allowed: check, compare, data, demo")
-    assert done.stderr.count("\n") == 1
-    done = python("-m", "taet", "list", "methds", "--debug")
-    assert done.returncode == 2
-    assert "Traceback" in done.stderr
-    assert "did you mean 'methods'?" in done.stderr
-
-
 def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -172,6 +172,7 @@ def test_a_run_folder_alone_never_chooses_what_is_imported(taet: Any, custom: Pa
     refused(taet("evaluate", "a-run", "--trust-model", "my_network:build", "--attacks", "my_network"))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("custom")
 def test_a_specification_alone_never_chooses_what_is_imported(taet: Any) -> None:
     Path("s.toml").write_text("methods = ['at']\ndata = ['digits-lt']\nsettings.model = 'my_network:build'\n")

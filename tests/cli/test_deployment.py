@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_a_table_of_a_folder(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
+def test_a_table_of_a_folder_names_what_it_lacks(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
     outcome = taet("predict", finished.folder, digits, "--batch-size", "16")
     assert outcome.code == 0
     found = rows(outcome.out)
@@ -42,18 +43,9 @@ def test_a_table_of_a_folder(taet: Any, finished: Any, digits: Path, tmp_path: P
     assert (again.code, again.err) == (2, f"taet: error: {path} exists; allowed: another --out, or --force\n")
     assert taet("predict", finished.folder, digits / "part 0", "--out", path, "--force").code == 0
     assert len(rows(path.read_text())) == 20
-
-
-def test_a_bad_file_has_its_reason_and_the_others_their_class(
-    taet: Any, finished: Any, digits: Path, tmp_path: Path
-) -> None:
-    bad = tmp_path / "bad, really.png"
-    bad.touch()
-    outcome = taet("predict", finished.folder, digits / "part 0", bad, tmp_path / "missing.png")
-    assert outcome.code == 2
-    assert outcome.err.splitlines()[-1] == "taet: 2 of 22 images could not be read: see the column error"
-    assert [bool(row["class"]) for row in rows(outcome.out)] == [True] * 20 + [False] * 2
-    assert [bool(row["error"]) for row in rows(outcome.out)] == [False] * 20 + [True] * 2
+    missing = taet("predict", finished.folder, digits / "part 0", tmp_path / "missing.png")
+    assert (missing.code, len(rows(missing.out))) == (2, 21)
+    assert missing.err.splitlines()[-1] == "taet: 1 of 21 images could not be read: see the column error"
 
 
 def test_an_export_prints_its_path_and_replaces_only_by_force(taet: Any, finished: Any, tmp_path: Path) -> None:
@@ -72,3 +64,28 @@ def test_a_published_run_is_read_by_its_folder(taet: Any, finished: Any, digits:
     assert rows(taet("predict", tmp_path / "x", digits).out) == rows(taet("predict", finished.folder, digits).out)
     data = ("--data", "digits-lt", "--data.test-max-count", "3", "--attacks", "clean", "--out", tmp_path / "card")
     assert taet("evaluate", "--model", f"folder:{tmp_path / 'x'}", *data).code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict RUN RUN/artifacts --out RUN/run.json --force",
+        "export RUN --format safetensors --out RUN/model.safetensors --force",
+        "report RUN --out RUN/other.html",
+        "compare s.toml --out RUN/inside",
+        "evaluate --model resnet8 --data digits-lt --out RUN",
+        "demo --out RUN/demo",
+        "train at --out RUN/inside",
+    ],
+)
+def test_no_output_goes_into_the_folder_of_a_run(
+    taet: Any, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    Path("s.toml").write_text('methods = ["at"]\ndata = ["digits-lt"]\n')
+    before = {path: path.is_file() and path.read_bytes() for path in run.rglob("*")}
+    outcome = taet(*words.replace("RUN", str(run)).split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.splitlines()[-1].startswith("taet: error: ")
+    assert {path: path.is_file() and path.read_bytes() for path in run.rglob("*")} == before

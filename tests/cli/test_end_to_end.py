@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,6 @@ def test_every_number_that_evaluate_prints_is_in_the_card(finished: Any) -> None
         assert re.findall(r"\d+\.\d", line) == [f"{100 * share:.1f}" for share in shares]
     assert f"{len(card.labels)} test images" in lines[0]
     assert f"next: taet report {finished.folder}" in lines[-1]
-
-
-def test_evaluate_repeats_itself_and_prints_the_card_as_json(taet: Any, finished: Any, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
-    outcome = taet("evaluate", folder, "--attacks", "fgsm", "pgd-3", "--eps", "0.02", "--json")
-    assert json.loads(outcome.out) == json.loads((folder / "evaluation.json").read_text())
-    again, card = (ResultCard.load(place / "evaluation.json") for place in (folder, finished.folder))
-    for name in ("clean", "fgsm", "pgd-3"):
-        assert (again.column(name).predictions == card.column(name).predictions).all()
 
 
 def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:

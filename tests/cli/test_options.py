@@ -9,7 +9,6 @@ import pytest
 
 from taet import protocols
 from taet.cli.options import POSITIONAL, Command, Options, RunPath, of_part, parse
-from taet.cli.train import read
 from taet.errors import UserError
 from taet.fields import Count
 from taet.settings import Outer, Threat, Training, option, to_json
@@ -97,15 +96,3 @@ def test_every_setting_of_a_run_is_an_option_of_train(taet: Any) -> None:
     for name in names:
         assert f"--{option(name)}" in text.replace("--no-", "--"), name
     assert "--method.beta" in text
-
-
-def test_a_call_of_train_is_the_run_that_it_says() -> None:
-    words = "taet --data cifar10-lt --data.imbalance-ratio 50 --epochs 3 --seed 7 --threat.eps 4/255 --method.alpha 1"
-    request = read(words.split())
-    run = request.run()
-    assert (run.method, run.data.name, run.data.imbalance_ratio) == ("taet", "cifar10-lt", 50.0)
-    assert (run.training.epochs, run.seed, run.threat.eps, run.settings.alpha) == (3, 7, 4 / 255, 1.0)  # type: ignore
-    words = "robust-lt --method.base trades --method.base-settings.beta 3"
-    assert read(words.split()).run().settings.base_settings.beta == 3  # type: ignore
-    assert read(["at", "--protocol", "reat"]).run().training.epochs == 80
-    assert read(["at", "--recipe", "vit", "--lr", "0.5"]).run().training.lr == 0.5

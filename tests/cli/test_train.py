@@ -50,7 +50,6 @@ def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[training]\nepoch = 3", "setting 'training.epoch': field 'epoch'; allowed: "),
         ('method = "taett"', "unknown method 'taett'"),
         ('methods = ["at"]', "is a comparison; run it with taet compare "),
         ("{", "JSON: truncated or not JSON"),
@@ -65,18 +64,9 @@ def test_a_mistake_in_a_file_names_the_file_and_the_key(content: str, message: s
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("at --config FILE --resume runs/x", "--resume takes everything from the run: got --config, --method as well"),
-        ("at --trust-model a:b", "--trust-model goes with --resume or --config"),
-    ],
-)
-def test_a_wrong_call_is_refused(words: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text("seed = 1")
-    with pytest.raises(UserError) as caught:
-        read(words.replace("FILE", str(tmp_path / "run.toml")).split())
-    assert message in str(caught.value)
+def test_consent_to_code_goes_with_a_run_or_a_file() -> None:
+    with pytest.raises(UserError, match="--trust-model goes with --resume or --config"):
+        read(["at", "--trust-model", "a:b"])
 
 
 def test_a_file_alone_never_chooses_code(taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,8 @@ def test_without_a_fraction_there_is_no_mixture_and_one_that_leaves_nothing_is_r
     assert found is not None
     assert found.extra == 29  # 0.29 * 100 is below 29 in floating point
     assert found.exposure == pytest.approx(COUNTS)  # before the extra images are read
+    with pytest.raises(UserError, match=r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"):
+        mixture(data(extra="csv:x"), COUNTS, 10)
     for fraction, left in ((0.05, "extra"), (1 - 1e-12, "real")):
         with pytest.raises(
             UserError, match=rf"data extra fraction: got .* batch size of 10, which leaves no {left} im"
@@ -176,15 +178,3 @@ def test_other_pixels_and_classes_are_refused(dataset: Dataset, stored: Callable
     ):
         with pytest.raises(UserError, match=rf"^data extra: .*{message}"):
             read_extra(stored(pixels, given), dataset)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"extra_source": " "}, r"data extra: got 'npz:extra\.npz' without a source; add --data\.extra-source, a sent"),
-        ({"extra": "csv:x"}, r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        mixture(data(**changes), COUNTS, 10)

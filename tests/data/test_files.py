@@ -202,15 +202,8 @@ def test_missing_files_are_counted_and_the_first_is_named(images, refused):
         ),
         (["images/00.png,0", "images/00.png,1"], "path,label", "two labels, splits or groups, in .*line 2 and in .*3"),
         (["images/00.png,0", "images/01.png,0"], "path,label", "allowed: 2 classes or more"),
+        (["images/00.png,0", "images/01.png,1", "other/00.png,0"], "path,label", r"got '.*00\.png' in several rows"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(rows, header, message, images, refused):
     refused(table(images, rows, header), message)
-
-
-def test_a_table_whose_rows_lead_to_one_image_is_refused(tmp_path, refused):
-    (tmp_path / "images").mkdir()
-    for name in "ab":
-        Image.new("L", (8, 8)).save(tmp_path / "images" / f"{name}.png")
-    (tmp_path / "table.csv").write_text("path,label\nimages/a.png,0\nimages/b.png,1\nother/a.png,0\n")
-    refused(f"csv:{tmp_path / 'table.csv'}", r"got '.*a\.png' in several rows; allowed: each image once")

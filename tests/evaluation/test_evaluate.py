@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,6 @@ import taet
 from taet import statistics
 from taet.attacks import fgsm
 from taet.errors import UserError
-from taet.evaluation import parse_attack
-from taet.evaluation.evaluate import attack_seconds
-from taet.evaluation.facts import probe_passes
-from taet.evaluation.runner import Runner
-from taet.settings import Run
 from tests.evaluation.conftest import EPS, Evaluated, Task, unit
 
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
@@ -82,19 +75,6 @@ def test_progress_never_goes_back_and_ends_at_its_total_once(
     assert {label.partition(":")[0] for _, _, label in seen[1:]} == {*ATTACKS, "probe"}
 
 
-def test_a_suite_is_expected_to_attack_what_is_still_right_and_seconds_are_those_of_a_pass(
-    tiny: Callable[..., Run], task: Task, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attacks = [parse_attack(name) for name in ("clean", "pgd-20", "autoattack-fast")]
-    pgd, suite = 41 * 22, attacks[2].passes(4)
-    assert runner.passes(attacks, 10) == 22 + pgd + 10 * suite
-    monkeypatch.setattr(Runner, "seconds_of_pass", lambda _: 0.5)
-    run, test = tiny("at", {"evaluation.attacks": ("pgd-20",)}), SimpleNamespace(images=task[1], labels=task[2])
-    test.class_names = "abcd"
-    probe = 16 * probe_passes({})
-    assert attack_seconds(run, task[0], test, torch.device("cpu")) == 0.5 * (pgd + probe)  # type: ignore[arg-type]
-
-
 class Returns(nn.Module):
     """A model that returns what a function makes of the logits of four classes, and may count its calls."""
 
@@ -129,11 +109,9 @@ def few(logits: Tensor) -> Tensor:
         ({"train_class_counts": [1, 2]}, "train_class_counts: got 2; allowed: 4"),
         ({"train_class_counts": [0.7, 0.1, 0.1, 0.1]}, "training counts: got .*; allowed: whole numbers"),
         ({"epss": 0.1}, "unknown setting 'epss'.*did you mean 'eps'"),
-        ({"attacks": ("curve-stepz",)}, "unknown attack 'curve-stepz'.*did you mean 'curve-steps'"),
         ({"attacks": ("autoattack@runs/other",)}, "attack 'autoattack@runs/other': got autoattack, "),
         ({"attacks": ("pgd-20@runs/other",)}, "got 'runs/other'; allowed: the folder of a finished run"),
         ({"weights": "model-best"}, "unknown setting 'weights'"),
-        ({"device": "gpu"}, "device"),
     ],
 )
 def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any], message: str, task: Task) -> None:

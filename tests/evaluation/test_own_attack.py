@@ -13,8 +13,6 @@ from taet import registry
 from taet.errors import UserError
 from tests.evaluation.conftest import Evaluated
 
-EPS = 0.1
-
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:

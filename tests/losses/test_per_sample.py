@@ -217,6 +217,8 @@ def test_labels_that_are_no_classes_are_refused(name: str) -> None:
         ("focal", {"gamma": -1.0}, "gamma: got -1; allowed: "),
         ("focal", {"form": "soft"}, r"unknown focal form 'soft'.*did you mean 'softmax'\?"),
         ("logit_adjustment", {"tau": -0.5}, "tau: got -0.5; allowed: "),
+        ("tail_margin", {"form": "perpair"}, r"unknown tail margin 'perpair'.*did you mean 'per-pair'\?"),
+        ("hierarchical_equalization", {"absent": "drop"}, "unknown absent 'drop'; allowed: ema, skip, zero"),
         ("ldam", {"class_counts": torch.tensor([5])}, r"class counts: got shape \(1,\) with logits \(3, 4\); allowed"),
     ],
 )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from taet import statistics
-from taet.errors import UserError
 from taet.losses import tail_margin
 from taet.losses.tail_margin import Form, tail_classes
 
@@ -94,10 +93,3 @@ def test_without_a_tail_example_it_is_zero_and_so_is_its_gradient(form: Form) ->
         assert value.item() == 0
         (gradient,) = torch.autograd.grad(value, features)
         assert torch.equal(gradient, torch.zeros_like(features))
-
-
-def test_an_unknown_form_is_refused() -> None:
-    features, labels = draw(0)
-    for tail in (None, torch.ones(7, dtype=torch.bool)):
-        with pytest.raises(UserError, match=r"unknown tail margin 'perpair'.*did you mean 'per-pair'\?"):
-            tail_margin(features, labels, COUNTS, "perpair", tail)  # type: ignore[arg-type]

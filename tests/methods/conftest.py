@@ -196,42 +196,22 @@ PLAIN = [case for case in CASES if "base" not in case.knobs]
 VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))]
 
 
-# In make test two methods stand for all inside a wrapper, a plain one and one with stages; and of what takes
-# longer than most tests, each method is shown with its defaults only.
+# In make test two methods stand for all inside a wrapper, a plain one and one with stages.
 USUAL_BASES = ("at", "taet")
-# Of methods with many switches, one other form of each.
-SWITCHES = {"absent", "aggregate", "balanced", "budget", "gate", "margin", "regulariser", "utility", "weights"}
-SLOW = {
-    "test_builds_for_any_number_of_classes",
-    "test_every_knob_acts_or_is_refused",
-    "test_loss_in_each_precision",
-    "test_replayed_steps_train_as_eager_ones",
-    "test_state_is_restored_in_the_middle_of_an_epoch",
-    "test_twenty_steps_lower_the_loss",
-    "test_two_processes_train_as_one",
-}
 
 
-def parameter(case: Case, test: str) -> Any:
-    """A case of a test, marked `full` if make test leaves it out."""
-    switched = case.name != "harl" and not SWITCHES.isdisjoint(case.knobs)
-    usual = (
-        (case.name != "robust-lt" or case.knobs["base"] in USUAL_BASES)
-        and not switched
-        and (test not in SLOW or not case.knobs.keys() - {"base"})
-    )
+def parameter(case: Case) -> Any:
+    """A case, marked `full` if make test leaves it out: it shows every method with its defaults."""
+    usual = not case.knobs.keys() - {"base"} and (case.name != "robust-lt" or case.knobs["base"] in USUAL_BASES)
     return pytest.param(case, id=str(case), marks=() if usual else pytest.mark.full)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    test = metafunc.function.__name__
     for argument, found in (("case", CASES), ("plain_case", PLAIN), ("wrapped_case", WRAPPED)):
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, [parameter(case, test) for case in found])
+            metafunc.parametrize(argument, [parameter(case) for case in found])
     if "whole_variant" in metafunc.fixturenames:
-        variants = [
-            pytest.param(stages, id=str(stages[0]), marks=parameter(stages[0], test).marks) for stages in VARIANTS
-        ]
+        variants = [pytest.param(stages, id=str(stages[0]), marks=parameter(stages[0]).marks) for stages in VARIANTS]
         metafunc.parametrize("whole_variant", variants)
 
 

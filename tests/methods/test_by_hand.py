@@ -138,15 +138,6 @@ def test_no_weight_or_budget_of_frl_reaches_zero_whatever_is_fed_back(classes: i
         assert 0.98 <= method.factor.min() <= method.factor.max() <= 3
 
 
-def test_frl_says_what_differs_by_class_and_nothing_else() -> None:
-    budgets = "eps (0.98 to 3 times) and step size"
-    cases = [({}, f"weights, {budgets}"), ({"margin": False}, "weights"), ({"rate": 0.0}, budgets)]
-    for knobs, differing in cases:
-        line = f"{differing} of the classes follow their error on validation images"
-        assert built("frl", **knobs).deviations == (line,)
-    assert built("frl", limit=0.0, margin_rate=0.0).deviations == ()
-
-
 def test_wat_learns_as_much_from_few_points_of_the_curve_as_from_many() -> None:
     few, many, shifted = (built("wat", counts=(4, 3, 2), task={"watched": w}) for w in ((4, 9), (2, 4, 6, 9), (4, 9)))
     for method in (few, many, shifted):

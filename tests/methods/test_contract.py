@@ -78,6 +78,7 @@ def test_says_what_it_is(name: str) -> None:
     assert cls.__mro__[1] in (Method, ClassBudgets), "a method holds another one; it never subclasses it"
 
 
+@pytest.mark.sample(2)
 def test_builds_for_any_number_of_classes(case: Case, network: Network) -> None:
     for classes in (2, 7, 100):
         method = case.build(classes=classes)
@@ -232,6 +233,7 @@ def test_loss_is_pure(case: Case, network: Network, batch: Batch) -> None:
     assert torch.equal(torch.random.get_rng_state(), rng)
 
 
+@pytest.mark.sample(2)
 def test_loss_in_each_precision(plain_case: Case, network: Network, batch: Batch) -> None:
     totals = {}
     for precision in ("float32", "bf16"):
@@ -275,6 +277,7 @@ def test_small_batches(case: Case, labels: list[int], shape: tuple[int, int, int
     assert all(torch.isfinite(value).all() for value in (*state_of(model).values(), *state_of(method).values()))
 
 
+@pytest.mark.sample(2)
 def test_state_is_restored_in_the_middle_of_an_epoch(case: Case, network: Network, batch: Batch) -> None:
     method = case.build()
     model = model_of(method, network)
@@ -319,6 +322,7 @@ def test_examples_lie_in_the_ball_and_in_the_image_range(
     assert (x - batch.x).abs().max() > RADIUS / 8
 
 
+@pytest.mark.sample(2)
 def test_examples_depend_on_the_seed_alone_and_are_the_images_where_the_ball_is_empty(
     case: Case, network: Network, batch: Batch
 ) -> None:

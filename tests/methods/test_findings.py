@@ -52,11 +52,7 @@ def test_the_official_tail_is_about_one_over_the_width_of_the_one_per_pair():
 def test_batches_of_128_miss_classes_and_how_many(classes, absent):
     for imbalance_ratio, expected in absent.items():
         counts = long_tail_counts(classes, 50000 // classes, imbalance_ratio)
-        exact = expected_absent_classes(counts, 128)
-        assert round(exact, 1 if classes == 10 else 0) == expected
-        drawn = np.random.default_rng(0).multivariate_hypergeometric(counts, 128, size=2000)
-        missed = (drawn == 0).sum(1)
-        assert abs(missed.mean() - exact) < 4 * missed.std() / 2000**0.5
+        assert round(expected_absent_classes(counts, 128), 1 if classes == 10 else 0) == expected
 
 
 def test_harls_mean_shrinks_by_the_share_of_classes_present():

@@ -138,6 +138,7 @@ def assert_as_one(case: Case, job: Job, alone: dict[str, Values], together: list
             torch.testing.assert_close(mine[key], share, rtol=1e-12, atol=1e-12, msg=f"{job.name}, {key}")
 
 
+@pytest.mark.sample(4)
 def test_two_processes_train_as_one(case: Case, results: Results) -> None:
     for job in jobs(case):
         assert_as_one(case, job, *results)

@@ -78,7 +78,6 @@ def test_a_callable_or_a_module_in_the_current_directory(own: str, name: str) ->
         ("no_such_module_at_all:build", "'no_such_module_at_all' cannot be imported: ModuleNotFoundError: No module"),
         ("torchvision:resnt18", r"unknown torchvision model 'resnt18'; allowed: .*did you mean 'resnet18'\?"),
         ("torchvision:vit_b_16", "torchvision:vit_b_16 failed: .*indivisible by patch size"),
-        ("resnet9", r"unknown model 'resnet9'; allowed: package.module:callable, .*did you mean 'resnet8'\?"),
     ],
 )
 def test_a_wrong_name_is_one_line(own: str, spec: str, message: str) -> None:

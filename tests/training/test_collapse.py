@@ -53,6 +53,7 @@ def test_the_curve_of_a_single_step_run_has_fgsm(tiny: Callable[..., Run], tmp_p
     courses = (("n-fgsm", 2, single), ("at", 2, usual), ("at", 1, single), ("standard", 1, usual))
     for method, steps, names in courses:
         changes = {"threat.steps": steps, "training.monitor_steps": 2, "training.precision": "float32"}
+        changes["training.epochs"] = 1
         finished = train(tiny(method, changes), out=tmp_path / f"{method}-{steps}")
         for row in finished.history:
             point = row["monitor"]

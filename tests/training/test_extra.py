@@ -47,6 +47,7 @@ def noise(path: Path, seed: int = 0) -> str:
     return f"npz:{path}"
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
     tiny: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, killed_before: Callable[..., Any]
 ) -> None:
