@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taet.errors import custom_code, needed
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of
+from taet.experiments.work import OPEN, CellRun, Say
 from taet.files import read_json, write_json
 from taet.formatting import plural, read_duration
 from taet.models import trusted
 from taet.settings import Slurm
-from taet.training.environment import taet_command
 
 JOBS = "slurm.json"
 """Job of each cell, in the folder of the comparison."""
@@ -28,44 +24,28 @@ LOOK_SECONDS = 1.0
 
 @dataclass
 class CellJob:
-    """A cell as a picklable job: it runs the commands that remain, with their output in the log of the cell."""
+    """A cell as a picklable job."""
 
     grid: Grid
     place: Path
     name: str
     threads: int
     trust: tuple[str, ...]
-    process: subprocess.Popen[bytes] | None = None
+    work: CellRun | None = None
 
     def __call__(self) -> None:
         """Run the cell; RuntimeError if a command fails."""
         with trusted(*self.trust):
             cell = next(one for one in cells_of(self.grid, self.place) if one.name == self.name)
-        last: Sequence[str] = ()
-        while commands := cell.look(self.threads).commands:
-            if commands[0] == last:
-                raise RuntimeError("the command ended well, but the cell is not complete")
-            last = commands[0]
-            with (self.place / "logs" / f"{self.name}.txt").open("ab") as log:
-                log.write(f"$ {shlex.join(['taet', *last])}\n".encode())
-                log.flush()
-                threads = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-                self.process = subprocess.Popen(taet_command(last), stdout=log, stderr=log, env=threads)
-            if status := self._ended():
-                raise RuntimeError(f"taet {last[0]}: exit status {status}; see {log.name}")
-
-    def _ended(self) -> int | None:
-        """Wait for the command and return its exit status; by polling, since `checkpoint` interrupts it."""
-        while self.process is not None and self.process.poll() is None:
-            time.sleep(LOOK_SECONDS)
-        return None if self.process is None else self.process.returncode
+        self.work = CellRun(cell, self.place / "logs" / f"{self.name}.txt", self.threads)
+        if failed := self.work.run():
+            raise RuntimeError(failed)
 
     def checkpoint(self) -> Any:
         """Make the command save and end, and ask submitit to submit the job again: it is near its time limit."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-        self._ended()
-        self.process = None
+        if self.work is not None:
+            self.work.stop()
+        self.work = None
         return needed("submitit", "--on slurm", "slurm").helpers.DelayedSubmission(self)
 
 
@@ -77,13 +57,11 @@ def queue() -> dict[str, str]:
     return {number: state.lower() for number, state in map(str.split, lines)}
 
 
-def submit(
-    grid: Grid, place: Path, found: Sequence[Outcome], asked: Slurm, say: Callable[[str], None]
-) -> tuple[Outcome, ...]:
+def submit(grid: Grid, place: Path, found: Sequence[Outcome], asked: Slurm, say: Say) -> tuple[Outcome, ...]:
     """Submit every open cell that no job works on, and return all outcomes, with the jobs of the open ones."""
     library, path = needed("submitit", "--on slurm", "slurm"), place / JOBS
     jobs, before = dict(read_json(path)) if path.exists() else {}, queue()
-    still = [one.cell for one in found if one.state in ("started", "missing")]
+    still = [one.cell for one in found if one.state in OPEN]
     new = [cell for cell in still if jobs.get(cell.name) not in before]
     if lost := [cell.name for cell in new if cell.name in jobs]:
         say(f"{plural(len(lost), 'job')} ended before the cell was done, see the logs: {', '.join(lost)}")

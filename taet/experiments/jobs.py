@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
-import signal
-import subprocess
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import torch
 
@@ -20,19 +17,14 @@ from taet.data.sources import source
 from taet.errors import UserError
 from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
+from taet.experiments.work import OPEN, Say, Work
 from taet.files import lock, make_folder, write_json
-from taet.formatting import clock, plural
 from taet.report import write
 from taet.settings import Slurm
-from taet.training.environment import cores, interruption, taet_command
+from taet.training.environment import cores
 from taet.training.folder import RunFolder
 
 SCHEMA, RESULT, REPORT = 1, "comparison.json", "report.html"
-LOOK_SECONDS = 0.1  # between two polls of the processes
-TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
-OPEN = ("started", "missing")
-
-Say = Callable[[str], None]
 Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
 
 
@@ -157,136 +149,3 @@ def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None
             seed = "" if state == "not applicable" else f", seed {cell.seed}"
             left.append(f"{cell.row} on {cell.data}{ratio}{seed}: {reason or state}.")
     return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
-
-
-@dataclass
-class _Job:
-    """A running cell: its command, and the log, which its process writes."""
-
-    cell: Cell
-    words: list[str]
-    gpu: str | None
-    log: BinaryIO
-    process: subprocess.Popen[bytes]
-    begun: float
-
-
-class Work:
-    """The cells that are not done, run by `jobs` at a time."""
-
-    def __init__(
-        self, found: Sequence[Outcome], logs: Path, jobs: int, threads: int, gpus: Sequence[str], say: Say
-    ) -> None:
-        self.logs, self.jobs, self.threads, self.gpus, self.say = logs, jobs, threads, gpus, say
-        counts = Counter(outcome.state for outcome in found)
-        self.waiting = deque(outcome.cell for outcome in found if outcome.state in OPEN)
-        self.done, self.total = counts["done"], len(found) - counts["not applicable"]
-        self.running: list[_Job] = []
-        self.failed: dict[str, str] = {}
-        self.begun = self.told = time.monotonic()
-        self.ended = 0
-        listed = ", ".join(f"{count} {state}" for state, count in counts.items())
-        on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
-        say(f"{plural(len(found), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
-
-    def run(self, deadline: float) -> bool:
-        """Work until all is done, the time is up, or the user interrupts; return whether the user interrupted."""
-        with interruption() as asked:
-            try:
-                while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
-                    self._fill()
-                    self._look()
-                    asked.wait(LOOK_SECONDS)
-            finally:
-                self.stop()
-            return asked.is_set()
-
-    def stop(self) -> None:
-        """Make every process save its state and end."""
-        if self.running:
-            self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
-        for number in (signal.SIGTERM, signal.SIGINT):  # the second one does not wait for the end of a batch
-            for job in self.running:
-                job.process.send_signal(number)
-            try:
-                for job in self.running:
-                    job.process.wait()
-                    job.log.close()
-                break
-            except KeyboardInterrupt:
-                continue
-
-    def ended_as(self, outcome: Outcome) -> Outcome:
-        """Return what was found of a cell, failed if it failed here and is not done."""
-        reason = self.failed.get(outcome.cell.name)
-        return outcome if reason is None or outcome.state == "done" else outcome._replace(state="failed", reason=reason)
-
-    def _fill(self) -> None:
-        """Start cells up to the number of jobs."""
-        while self.waiting and len(self.running) < self.jobs:
-            cell = self.waiting.popleft()
-            self._next(cell, (self.logs / f"{cell.name}.txt").open("ab"))
-
-    def _next(self, cell: Cell, log: BinaryIO, before: _Job | None = None) -> None:
-        """Start the next command of a cell, or end it."""
-        commands = cell.look(self.threads).commands
-        begun = time.monotonic() if before is None else before.begun
-        if not commands:
-            left = (len(self.waiting) + len(self.running)) * (time.monotonic() - self.begun) / (self.ended + 1)
-            after = f", about {clock(left)} left" if left else ""
-            self._end(cell, log, f"done in {clock(time.monotonic() - begun)}{after}")
-        elif before is not None and commands[0] == before.words:
-            self._end(cell, log, "failed: the command ended well, but the cell is not complete")
-        else:
-            gpu = self._gpu(cell) if before is None else before.gpu
-            what = " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1])
-            self._tell(cell, what + ("" if gpu is None else f" on GPU {gpu}"))
-            log.write(f"$ {shlex.join(['taet', *commands[0]])}\n".encode())
-            log.flush()
-            threads = (cell.run and cell.run.training.threads) or self.threads
-            seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-            # In a session of its own, as Ctrl-C is forwarded once: a second signal would prevent saving.
-            process = subprocess.Popen(
-                taet_command(commands[0]),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads), **seen},
-                start_new_session=True,
-            )
-            self.running.append(_Job(cell, commands[0], gpu, log, process, begun))
-
-    def _gpu(self, cell: Cell) -> str | None:
-        """Return the GPU with the fewest cells; a cell that names its GPU, such as cuda:1, may use all."""
-        if cell.run is not None and ":" in cell.run.training.device:
-            return None
-        return min(self.gpus, key=[job.gpu for job in self.running].count, default=None)
-
-    def _look(self) -> None:
-        """Continue with the cells whose process has ended, and tell at intervals the last line of the others."""
-        for job in [job for job in self.running if job.process.poll() is not None]:
-            self.running.remove(job)
-            if (status := job.process.returncode) == 0:
-                self._next(job.cell, job.log, before=job)
-            else:
-                ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-                self._end(job.cell, job.log, f"failed: {ended}: {_last_line(job.log)}")
-        if time.monotonic() - self.told > TELL_SECONDS:
-            self.told = time.monotonic()
-            for job in self.running:
-                self._tell(job.cell, _last_line(job.log))
-
-    def _end(self, cell: Cell, log: BinaryIO, what: str) -> None:
-        log.close()
-        self.ended += 1
-        if what.startswith("failed: "):
-            self.failed[cell.name] = what.removeprefix("failed: ")
-        self._tell(cell, what)
-
-    def _tell(self, cell: Cell, what: str) -> None:
-        self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")
-
-
-def _last_line(log: BinaryIO) -> str:
-    text = Path(log.name).read_text(encoding="utf-8", errors="replace")
-    return text.rstrip().splitlines()[-1].strip().removeprefix("taet: error: ")

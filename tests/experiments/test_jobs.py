@@ -30,7 +30,7 @@ def _no_threads_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def time_is_up_when(monkeypatch: pytest.MonkeyPatch, condition: Callable[[], bool]) -> None:
     """Let hours pass as soon as the condition holds."""
     monotonic = time.monotonic
-    monkeypatch.setattr("taet.experiments.jobs.time.monotonic", lambda: monotonic() + 1e4 * condition())
+    monkeypatch.setattr("taet.experiments.work.time.monotonic", lambda: monotonic() + 1e4 * condition())
 
 
 def when_there(path: Path, do: Callable[[], object]) -> None:
