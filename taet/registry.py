@@ -129,14 +129,6 @@ def add(kind: Kind, path: str | Path) -> None:
         _added.append((kind, path))
 
 
-def forget(kind: Kind, path: str | Path) -> None:
-    """Take back `add`, and what was read of the file, which may have changed."""
-    path = Path(path).resolve()
-    _added[:] = [one for one in _added if one != (kind, path)]
-    _entries.cache_clear()
-    sys.modules.pop(f"{PLUGIN}{kind}_{path.stem}", None)
-
-
 def _own(kind: Kind) -> tuple[Path, ...]:
     """Files of plug-ins, those of TAET_PLUGINS first."""
     folders = [Path(folder).expanduser() for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder]

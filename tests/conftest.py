@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from taet import protocols, registry
 from taet.registry import Kind
 from taet.settings import Run, override
+from tests.calls import forget
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {
@@ -100,7 +101,7 @@ def plugged() -> Callable[..., AbstractContextManager[None]]:
             yield
         finally:
             for path in paths:
-                registry.forget(kind, path)
+                forget(kind, path)
 
     return inside
 

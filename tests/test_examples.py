@@ -15,10 +15,11 @@ import pytest
 from scipy import stats
 
 import taet
-from taet import protocols, registry, statistics
+from taet import protocols, statistics
 from taet.data import load
 from taet.data.extra import read_extra
 from taet.settings import Data, override
+from tests.calls import forget
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, PAGE = ROOT / "examples", ROOT / "docs" / "python.md"
@@ -59,7 +60,7 @@ def test_add_a_method(
 ) -> None:
     train = taet.train
     monkeypatch.setattr(taet, "train", lambda run, out: train(override(run, {"training.epochs": 2}), out=out))
-    request.addfinalizer(lambda: registry.forget("methods", EXAMPLES / "add_a_method.py"))
+    request.addfinalizer(lambda: forget("methods", EXAMPLES / "add_a_method.py"))
     cards = example("add_a_method")["main"]()
     assert "Prediction-balanced AT" in capsys.readouterr().out
     assert list(cards) == ["at", "prediction-balanced"]

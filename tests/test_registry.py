@@ -16,6 +16,7 @@ from taet import methods, registry
 from taet.cli import main
 from taet.errors import UserError
 from taet.registry import Kind
+from tests.calls import forget
 
 KINDS = typing.get_args(Kind)
 # What the project promises by name; more may come.
@@ -101,7 +102,7 @@ def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.Mon
     for _ in range(2):
         registry.add("methods", plugins / "methods" / "own.py")
     assert methods.find("prediction-balanced").title == "Prediction-balanced AT"
-    registry.forget("methods", plugins / "methods" / "own.py")
+    forget("methods", plugins / "methods" / "own.py")
     assert "prediction-balanced" not in registry.entries("methods")
     with pytest.raises(UserError, match="allowed: a Python file"):
         registry.add("methods", plugins / "methods" / "none.py")
@@ -132,7 +133,7 @@ def test_a_file_that_lacks_a_part_is_refused_in_one_line(plugins: Path, before: 
     path = plugins / "methods" / "own.py"
     assert EXAMPLE.count(before) == 1
     path.write_text(EXAMPLE.replace(before, after))
-    registry.forget("methods", path)
+    forget("methods", path)
     with pytest.raises(UserError, match=rf"own\.py:? .*{message}") as caught:
         methods.find("prediction-balanced")
     assert "\n" not in str(caught.value)

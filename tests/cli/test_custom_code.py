@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from taet import registry
 from taet.errors import CUSTOM
 from taet.registry import Kind
+from tests.calls import forget
 
 TRAIN = "--data.max-count 20 --data.test-max-count 2 --epochs 2 --threat.steps 1 --monitor-steps 1 --threads 1"
 METHOD = """
@@ -77,7 +77,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
         path = tmp_path / "plugins" / kind / "mine.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source, encoding="utf-8")
-        registry.forget(kind, path)
+        forget(kind, path)
         return path
 
     return write

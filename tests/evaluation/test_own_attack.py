@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from taet import registry
 from taet.errors import UserError
+from tests.calls import forget
 from tests.evaluation.conftest import Evaluated
 
 
@@ -21,7 +21,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     monkeypatch.setenv("TAET_PLUGINS", str(tmp_path))
 
     def put(body: str) -> None:
-        registry.forget("attacks", tmp_path / "attacks" / "mine.py")
+        forget("attacks", tmp_path / "attacks" / "mine.py")
         lines = ("import torch", 'NAMES = {"mine": "of my own"}', "def mine(model, x, y, *, eps):", f"    {body}")
         (tmp_path / "attacks" / "mine.py").write_text("\n".join(lines))
 
