@@ -17,7 +17,7 @@ from taet import statistics
 from taet.attacks.ball import Norm
 from taet.attacks.counted import WORK
 from taet.errors import UserError, cut, located, said, unknown
-from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, Stored, Summary, agree
+from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, Stored, Summary, disagreements
 from taet.evaluation.facts import ModelFacts
 from taet.fields import refused
 from taet.files import Json, check_seal, read_json, seal, write_json
@@ -174,7 +174,7 @@ class Card(CardPart):
         columns = []
         for column in self.columns:  # a summary stays as it was read if only rounding separates it from the recomputed
             computed = self.summary_of(column).to_json()
-            summary = column.stored if agree(column.stored, computed) else computed
+            summary = computed if any(disagreements("", column.stored, computed)) else column.stored
             columns.append(column.model_dump() | {"summary": summary})
         last: Json = {name: stored.pop(name) for name in ("labels", "examples_sha256") if name in stored}
         return {"kind": KIND, "schema": SCHEMA, **stored, "flags": [*self.flags], "columns": columns, **last}
@@ -212,10 +212,9 @@ class Card(CardPart):
                 column.attack  # noqa: B018  # raises an error for settings that the attack cannot have
                 computed = card.summary_of(column).to_json()
                 for name in column.stored.keys() & computed.keys() - (set() if schema >= 3 else {*CHANGED_3}):
-                    if not agree(column.stored[name], computed[name]):
-                        got, right = (cut(repr(one)) for one in (column.stored[name], computed[name]))
-                        where = f"column '{column.name}' summary {name}"
-                        raise UserError(f"{where}: stored {got}, recomputed from the masks {right}")
+                    where = f"column '{column.name}' summary {name}"
+                    for message in disagreements(where, column.stored[name], computed[name]):
+                        raise UserError(message)
         except ValidationError as error:
             raise refused(error, cls) from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what no card of taet holds
@@ -259,9 +258,11 @@ def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, com
     columns = [card.column(column) for card in cards]
     images = cards[0].data["test_sha256"]
     for card, measured in zip(cards, columns, strict=True):
-        if (other := card.data["test_sha256"]) != images:
-            got = f"test images {cut(repr(images))} and {cut(repr(other))}"
-            raise UserError(f"comparison: got {got}; allowed: the same images")
+        other = card.data["test_sha256"]
+        if other != images:
+            raise UserError(
+                f"comparison: got test images {cut(repr(images))} and {cut(repr(other))}; allowed: the same images"
+            )
         for name, (one, two) in columns[0].identity.differences(measured.identity).items():
             got = f"{name} {cut(repr(one))} and {cut(repr(two))}"
             raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -17,6 +17,7 @@ from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
 from taet.attacks.spec import AttackSpec, Identity, identity
+from taet.errors import cut
 from taet.fields import Record
 from taet.files import Json
 from taet.statistics import Ints
@@ -180,11 +181,15 @@ class Summary:
         return dict(plain(vars(self)))
 
 
-def agree(stored: Any, computed: Any) -> bool:
-    """Return whether the numbers of a file are the recomputed ones, but for rounding."""
-    if isinstance(stored, dict) and isinstance(computed, dict):
-        return stored.keys() == computed.keys() and all(agree(stored[key], computed[key]) for key in computed)
-    if isinstance(stored, list) and isinstance(computed, list):
-        return len(stored) == len(computed) and all(map(agree, stored, computed))
-    numbers = {type(stored), type(computed)} <= {int, float}
-    return stored == computed or (numbers and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE))
+def disagreements(where: str, stored: Any, computed: Any) -> Iterator[str]:
+    """Yield a message for every stored number that differs from the recomputed one by more than rounding."""
+    if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
+        for key, value in computed.items():
+            yield from disagreements(f"{where} {key}", stored[key], value)
+    elif isinstance(computed, list) and isinstance(stored, list) and len(stored) == len(computed):
+        for index, value in enumerate(computed):
+            yield from disagreements(f"{where}[{index}]", stored[index], value)
+    elif stored != computed and not (
+        {type(stored), type(computed)} <= {int, float} and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
+    ):
+        yield f"{where}: stored {cut(repr(stored))}, recomputed from the masks {cut(repr(computed))}"
