@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def export(
     # of other lengths than the model's, tied to none and not square
     sides = [factor * side + 3 for factor, side in zip((2, 3), size, strict=True)] if record.resizes else size
     shape = (*sides, channels)
-    with _quiet(), torch.no_grad():
+    said = io.StringIO()  # by exporters, hidden from the user
+    with warnings.catch_warnings(action="ignore"), redirect_stdout(said), redirect_stderr(said), torch.no_grad():
         with custom_code(f"{folder.path}: model: fails on images of shape {shape}"):
             deployed(_noise(2, shape))
         content = _written(format, deployed, _noise(2, shape), json.dumps(about, ensure_ascii=False))
@@ -146,15 +147,6 @@ def _check(format: str, path: Path, deployed: Deployed, shape: tuple[int, ...]) 
 def _noise(number: int, shape: tuple[int, ...]) -> Tensor:
     draws = generator("cpu", 0, "export", number)
     return torch.randint(256, (number, *shape), dtype=torch.uint8, generator=draws)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the messages of exporters from the user."""
-    nowhere = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        warnings.simplefilter("ignore")
-        yield
 
 
 class Deployed(nn.Module):

@@ -145,21 +145,27 @@ def predict(
     (names, listed), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
-    spec = None if attack is None else _with_a_ball(parse_attack(attack, run.evaluation, run.threat.eps))
+    spec = None if attack is None else parse_attack(attack, run.evaluation, run.threat.eps)
+    if spec is not None and not spec.bounded:  # survival is not defined
+        advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
+        raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
     cost = 1 + (0 if spec is None else spec.passes(len(classes)))
     labels = np.full(total, NO_CLASS, np.int64)
     probabilities = np.full((total, len(classes)), np.nan, np.float32)
     survives = None if spec is None else np.zeros(total, np.bool_)
-    errors = dict[int, str]()
+    errors = [""] * total
     for start in range(0, total, batch_size):
 
         def report(inside: float, _: float, label: str, start: int = start) -> None:
             if progress is not None:
                 progress(start * cost + inside, total * cost, label)
 
-        found = dict(enumerate(read(listed[start : start + batch_size], record.data.image_shape), start))
-        errors |= {number: image for number, image in found.items() if isinstance(image, str)}
-        pixels = {number: image for number, image in found.items() if not isinstance(image, str)}
+        found, pixels = read(listed[start : start + batch_size], record.data.image_shape), dict[int, Pixels]()
+        for number, image in enumerate(found, start):
+            if isinstance(image, str):
+                errors[number] = image
+            else:
+                pixels[number] = image
         if rows := [*pixels]:
             images = np.stack([*pixels.values()])
             runner = _PixelRunner(counted, images, labels[rows], len(classes), batch_size, run.evaluation.seed, where)
@@ -172,16 +178,7 @@ def predict(
                     answers = attacked.attack(spec, natural=clean.predictions, progress=report).predictions
                     survives[rows] = answers == clean.predictions
         report(len(found) * cost, 0, f"{start + len(found)} of {total} images")
-    said = tuple(errors.get(number, "") for number in range(total))
-    return Predictions(names, labels, classes, probabilities, survives, said, attack or "")
-
-
-def _with_a_ball(spec: AttackSpec) -> AttackSpec:
-    """Refuse an attack without a ball, for which survival is not defined."""
-    if spec.bounded:
-        return spec
-    advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
-    raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
+    return Predictions(names, labels, classes, probabilities, survives, tuple(errors), attack or "")
 
 
 class _PixelRunner(Runner):

@@ -36,8 +36,8 @@ DATA_FILES = (
     *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
     *("dermamnist.npz", "ham10000_32.npz", "tiny-imagenet-200", "gtsrb"),
 )
-OLD = "written by an older version, without a checksum"
 MOST_EACH = 10  # logits for a class; more are those of another data set
+ON_TRUST = "on trust: written by an older version, without a checksum"
 LEVEL = 0.05  # of all tests together whether another normalisation is better
 
 
@@ -129,7 +129,7 @@ def verify(path: Path) -> tuple[Finding, ...]:
         _ = folder.record  # refuses it
     for name, read in _readers(folder):
         try:
-            found.append(Finding(name, "verified" if read() else f"on trust: {OLD}"))
+            found.append(Finding(name, "verified" if read() else ON_TRUST))
         except UserError as error:
             found.append(Finding(name, " ".join(str(error).split()), ok=False))
     return tuple(found)
@@ -148,14 +148,13 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
             names = [DELIVERED]
             with contextlib.suppress(UserError):  # told for `done`
                 names = folder.weights_names
-            yield from ((folder.weights(name).name, partial(_weights, folder, name)) for name in names)
+            for path in map(folder.weights, names):
+                yield (
+                    path.name,
+                    partial(lambda path: folder.check_weights(path.stem) and path.name in folder.sums, path),
+                )
     for path, name in folder.cards():
         yield path.name, partial(lambda path, name: store.read(folder, path, name).sealed, path, name)
-
-
-def _weights(folder: RunFolder, name: str) -> bool:
-    folder.check_weights(name)
-    return folder.weights(name).name in folder.sums
 
 
 def _model(subject: Subject, deep: bool) -> Iterator[Finding]:

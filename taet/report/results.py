@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import os
 from collections import defaultdict
@@ -23,7 +22,7 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.rules import MASKING, raised
 from taet.intervals import Difference, difference, mean_recall_limits, student_quantile
-from taet.report import rows
+from taet.report import rows, write
 from taet.report.rows import Sources, StoredCard, read
 from taet.statistics import Ints
 
@@ -234,8 +233,7 @@ class Results:
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write the report as HTML, Markdown, CSV or LaTeX, by the ending of `path`, and return its path."""
-        report = importlib.import_module("taet.report")  # which is made of results
-        return Path(report.write(self, path, title))
+        return write(self, path, title)
 
 
 def _unranked(cards: Sequence[Card]) -> str:

@@ -131,21 +131,17 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     return [(labels[same[key]], setting) for key, setting in zip(keys, shared, strict=True)]
 
 
-def rules_of(model: Values, training: Values) -> list[str]:
-    """Return the rules of selection whose runs deliver the weights of a card, given its model and training settings.
+def _rules(card: Card) -> list[str]:
+    """Return the rules of selection whose runs deliver the weights of a card; none if its settings are not known.
 
     A best epoch that is the last one is both. An average has statistics of its own, so it is left out.
     """
-    rule = str(model.get("selection") or training.get("selection"))
-    if rule == "best-validation" and training.get("selection") == "last":
-        return []  # another rule measures another curve, with another best epoch
-    is_last = model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
-    return [rule, "last"] if rule == "best-validation" and is_last else [rule]
-
-
-def _rules(card: Card) -> list[str]:
-    training = card.run.get("config", {}).get("training")
-    return [] if training is None else rules_of(card.model, training) or [str(card.model["selection"])]
+    if (training := card.run.get("config", {}).get("training")) is None:
+        return []
+    own, rule = training.get("selection"), str(card.model.get("selection") or training.get("selection"))
+    is_last = card.model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
+    # A run that takes the last epoch measures another curve, with another best epoch.
+    return [rule, "last"] if rule == "best-validation" and own != "last" and is_last else [rule]
 
 
 @functools.cache
