@@ -295,8 +295,6 @@ class Slurm(Settings):
     """CPU cores of a job, and threads of its run."""
     memory_gb: Count | None = None
     """Memory of a job in gigabytes."""
-    side_by_side: Count = 100
-    """Most jobs of the array that run at the same time."""
 
 
 class Run(Settings):

@@ -65,17 +65,10 @@ def run(words: list[str]) -> int:
     from taet.models import trusted
 
     budget = None if command.time_budget is None else read_duration(command.time_budget)
+    jobs, dry = command.jobs, command.dry_run
     with trusted(*command.trust_model):
-        result = compare(
-            command.spec,
-            command.out,
-            jobs=command.jobs,
-            time_budget=budget,
-            slurm=slurm,
-            dry_run=command.dry_run,
-            say=say,
-        )
-    print(json.dumps(result.to_json(), indent=1) if command.as_json else text(result, command.dry_run))
+        result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, slurm=slurm, dry_run=dry, say=say)
+    print(json.dumps(result.to_json(), indent=1) if command.as_json else text(result, dry))
     return int("failed" in result.counts)
 
 

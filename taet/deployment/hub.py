@@ -22,41 +22,8 @@ from taet.training.folder import DONE, RunFolder
 from taet.training.record import RunRecord
 
 TO_FILL_IN = "to be filled in by the publisher"
-PAGE = """---
-license: {licence}
-library_name: taet
-pipeline_tag: image-classification
-tags: {tags}
----
-
-# {title}
-
-A classifier trained by taet for adversarial robustness under long-tailed data.
-
-{about}
-
-## Results
-
-Balanced accuracy: the mean recall over the classes. 95 % intervals: over the test images. Lines with ! are warnings.
-evaluation.json holds the answer to every image.
-
-{results}
-
-## Intended use and limits
-
-For research on robustness, and as a starting point for models whose data resemble these. Measure it on your own images
-before you rely on it, per class: rare classes are the least accurate ones.
-
-**Not a certificate.** The figures say which of these attacks failed, within a {norm} ball of radius {eps} around each
-test image. Another attack, a larger ball or another change of the image may succeed.
-
-## How to use it
-
-    taet predict hf:{name}@COMMIT images/
-    taet evaluate --model hf:{name}@COMMIT --data folder:./other-images
-
-COMMIT is the full commit of this repository. Every file is checked by its SHA-256; no file is code.
-"""
+PAGE = Path(__file__).with_name("model_card.md")
+"""Template of the page of a model."""
 
 
 def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", private: bool = False) -> str:
@@ -148,7 +115,7 @@ def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
         *(("Note", note) for note in data.get("notes", ())),
         ("Licence", licence or f"{TO_FILL_IN}, with the licence of the training images in mind"),
     ]
-    return PAGE.format(
+    return PAGE.read_text("utf-8").format(
         licence=json.dumps(licence or "unknown"),
         tags=json.dumps(["adversarial-robustness", "long-tailed-recognition", run.method]),
         title=f"{_text(record.method_title)} on {_text(data['name'])}",

@@ -37,7 +37,6 @@ CURVES: dict[str, tuple[CurveName, Callable[[float], Iterable[str]]]] = {
     "curve-logit-scale": ("logit-scale", lambda _: [*SCALES, "adaptive-pgd-20:factor=100"]),
 }
 """Names of several attacks that differ in one setting, as functions of eps; each is marked as a point of the curve."""
-VARIED: dict[CurveName, str] = {"steps": "steps", "eps": "eps", "logit-scale": "factor"}
 
 
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
@@ -146,19 +145,20 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
     """
     found, known = dict[str, dict[float, Column]](), {column.name: column for column in card.columns}
     for curve, names in CURVES.values():
+        varied = "factor" if curve == "logit-scale" else curve
         points = [known[name] for name in names(card.threat["eps"]) if name in known]
-        points = [one for one in points if _fixed(one, curve) == _fixed(points[-1], curve)]
+        points = [one for one in points if _fixed(one, varied) == _fixed(points[-1], varied)]
         if curve == "eps" and card.clean is not None:
             points.insert(0, card.clean)
         # Clean images are at radius 0, PGD without a factor is at factor 1.
-        places = {float(getattr(column.attack, VARIED[curve], 1) or 0): column for column in points}
+        places = {float(getattr(column.attack, varied, 1) or 0): column for column in points}
         found[curve] = dict(sorted(places.items())) if len(places) >= 3 else {}
     return found
 
 
-def _fixed(column: Column, curve: CurveName) -> object:
+def _fixed(column: Column, varied: str) -> object:
     """Return the settings that all points of a curve share."""
-    if curve != "eps":
-        return column.identity.apart_from(VARIED[curve])
+    if varied != "eps":
+        return column.identity.apart_from(varied)
     step, radius = getattr(column.attack, "step_size", 0.0), column.eps or 1.0
     return column.identity.apart_from("eps", "step_size"), round(step / radius, 9)

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taet import statistics
 from taet.attacks.ball import finite
-from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.data import Dataset
 from taet.data.downloads import roots
@@ -23,11 +22,10 @@ from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.facts import Merged, answer, deep_facts, outputs
+from taet.evaluation.facts import Merged, deep_facts, outputs
 from taet.evaluation.runner import restored
 from taet.evaluation.subject import ArrayOrTensor, Subject
 from taet.formatting import duration, listed, percent
-from taet.models.foreign import NORMALIZATIONS, Normalized
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
 from taet.training.folder import DELIVERED, DONE, METRICS, RUN, RunFolder
@@ -38,7 +36,6 @@ DATA_FILES = (
 )
 MOST_EACH = 10  # logits for a class; more are those of another data set
 ON_TRUST = "on trust: written by an older version, without a checksum"
-LEVEL = 0.05  # of all tests together whether another normalisation is better
 
 
 @dataclass(frozen=True)
@@ -177,10 +174,9 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             counts = statistics.class_counts(correct, y.cpu().numpy(), width // several)
             chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
             reached = percent(statistics.balanced_accuracy(*counts))
-            hint = "" if low > chance else "; are the weights, the order of the classes and the image size right?"
+            hint = "" if low > chance else "; are weights, normalisation, order of the classes and image size right?"
             said = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
             yield Finding("accuracy", said, ok=low > chance)
-            yield _normalisation(network, x, y, correct)
             if bool(((logits >= 0) & (logits <= 1)).all()):
                 text = "all between 0 and 1, as after a sigmoid, which shrinks the gradients; return its input"
                 yield Finding("logits", text, ok=False)
@@ -204,20 +200,3 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)
         else:
             yield Finding("eval mode", "its state does not change")
-
-
-def _normalisation(model: nn.Module, x: Tensor, y: Tensor, correct: statistics.Mask) -> Finding:
-    """Return whether a usual normalisation of the input is better, by McNemar's test at `LEVEL` for all together."""
-    network, channels = model.network if isinstance(model, Normalized) else model, x.shape[1]
-    ways = {name: one for name, one in NORMALIZATIONS.items() if len(one[0]) == channels}
-    for mean, deviation in ((0.5, 0.5), (0.0, 1 / 255)):
-        name = "/".join(",".join([f"{value:.6g}"] * channels) for value in (mean, deviation))
-        ways[name] = (mean,) * channels, (deviation,) * channels
-    networks = {"none": network} | {name: Normalized(network, how).to(x.device) for name, how in ways.items()}
-    masks = {name: (answer(Counted(one), x).max(1).indices == y).cpu().numpy() for name, one in networks.items()}
-    best = max(masks, key=lambda name: masks[name].sum())
-    gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
-    given = f"{percent(correct.mean())} % correct as given"
-    if gained > lost and statistics.mcnemar(gained, lost) * len(masks) < LEVEL:
-        return Finding("normalisation", f"{given}, {percent(masks[best].mean())} % with --normalize {best}", ok=False)
-    return Finding("normalisation", f"{given}; no usual normalisation is better")

@@ -16,10 +16,9 @@ from taet.formatting import plural, read_duration
 from taet.models import trusted
 from taet.settings import Slurm
 
-JOBS = "slurm.json"
-"""Job of each cell, in the folder of the comparison."""
+JOBS = "slurm.json"  # job of each cell, in the folder of the comparison
+SIDE_BY_SIDE = 100  # most jobs of the array that run at the same time
 SAVE_SECONDS = 300.0  # so long before its time limit, or a quarter of it, a job saves and asks to be started again
-LOOK_SECONDS = 1.0
 
 
 @dataclass
@@ -70,8 +69,7 @@ def submit(grid: Grid, place: Path, found: Sequence[Outcome], asked: Slurm, say:
         write_json(path, jobs)
         array = jobs[new[0].name].partition("_")[0]
         say(f"{plural(len(new), 'cell')} submitted as job {array}; logs in {place / 'logs'}")
-    states = queue()
-    said = {cell.name: f"job {jobs[cell.name]}, {states.get(jobs[cell.name], 'ended')}" for cell in still}
+    said = {cell.name: f"job {jobs[cell.name]}, {before.get(jobs[cell.name], 'submitted')}" for cell in still}
     return tuple(
         one._replace(state="submitted", reason=said[one.cell.name]) if one.cell.name in said else one for one in found
     )
@@ -87,7 +85,7 @@ def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], asked: 
         "mem_gb": asked.memory_gb,
         "slurm_partition": asked.partition,
         "slurm_account": asked.account,
-        "slurm_array_parallelism": asked.side_by_side,
+        "slurm_array_parallelism": SIDE_BY_SIDE,
         "slurm_signal_delay_s": round(min(SAVE_SECONDS, limit / 4)),
     }
     trust = tuple({cell.run.model.name for cell in cells if cell.run is not None})

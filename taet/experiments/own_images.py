@@ -93,10 +93,7 @@ def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run
 
 
 def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None) -> OwnDataPlan:
-    """Return `run` with the settings that depend on the user's own images, and on whether the machine has a GPU.
-
-    `epochs`: those that the user asks for.
-    """
+    """Return `run` with the settings that depend on the images, a GPU, and the `epochs` that the user asks for."""
     if not is_own(run.data.name):
         allowed = "folder:, csv:, npz: and a path"
         raise UserError(f"data: got {run.data.name}, whose protocol decides all; allowed: {allowed}")

@@ -60,7 +60,7 @@ def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
     asked = Slurm(partition="gpu", time="1h30m", gpus=1, cpus=4)
     first = compare(small, tmp_path / "out", slurm=asked, say=said.append)
     assert first.counts == {"submitted": 3}
-    assert first.outcomes[1].reason == "job 7_2, pending"
+    assert first.outcomes[1].reason == "job 7_2, submitted"
     assert library.options == {
         **{"name": "taet", "timeout_min": 90, "cpus_per_task": 4, "gpus_per_node": 1, "slurm_partition": "gpu"},
         **{"slurm_array_parallelism": 100, "slurm_signal_delay_s": 300},
@@ -68,7 +68,7 @@ def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
     library.jobs[0]()  # which ends as it should
     del library.queue["7_1"], library.queue["7_2"]
     second = compare(small, tmp_path / "out", slurm=asked, say=said.append)
-    assert [one.reason for one in second.outcomes] == ["", "job 7_4, pending", "job 7_3, pending"]
+    assert [one.reason for one in second.outcomes] == ["", "job 7_4, submitted", "job 7_3, pending"]
     assert said[1:] == [
         f"1 job ended before the cell was done, see the logs: {library.jobs[1].name}",
         f"1 cell submitted as job 7; logs in {tmp_path / 'out' / 'logs'}",
