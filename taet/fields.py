@@ -30,7 +30,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
 from taet.errors import UserError, cut, unknown
-from taet.formatting import read_number
+from taet.formatting import DURATION, read_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +106,7 @@ Radius = Annotated[float, FRACTION, Field(ge=0, le=1), PIXEL_UNITS]
 """The size of an L-infinity perturbation of an image in [0, 1]; files may hold 8/255 as text."""
 RadiusL2 = Annotated[float, FRACTION, Field(ge=0)]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
+Duration = Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 2h30m or 90m")]
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 

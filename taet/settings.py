@@ -12,6 +12,7 @@ from taet import registry
 from taet.errors import UserError, unknown
 from taet.fields import (
     Count,
+    Duration,
     ImageCount,
     LongSeed,
     NonNegative,
@@ -30,7 +31,6 @@ from taet.fields import (
     plain,
     refused,
 )
-from taet.formatting import DURATION
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
@@ -287,7 +287,7 @@ class Slurm(Settings):
     """Partition."""
     account: str | None = None
     """Account that is charged."""
-    time: Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 8h or 90m")] = "8h"
+    time: Duration = "8h"
     """Time limit of a job, which saves before it and is started again until its cell is done."""
     gpus: Whole = 0
     """GPUs of a job; a run uses one."""

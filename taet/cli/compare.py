@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, OutPath, of_part, parse
 from taet.errors import UserError
-from taet.fields import Processes, Rule
-from taet.formatting import DURATION, plural, read_duration
+from taet.fields import Duration, Processes
+from taet.formatting import plural, read_duration
 from taet.settings import Slurm
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Compare(Command):
     """TOML file."""
     out: OutPath | None = None
     """Folder of the comparison. Default: SPEC without its suffix."""
-    time_budget: Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 2h30m or 90m")] | None = None
+    time_budget: Duration | None = None
     """Time after which running cells are saved and stopped, and no others are started."""
     jobs: Processes | Literal["auto"] = 1
     """Cells that run at the same time, spread over the GPUs. auto: one per GPU, or 1 without a GPU."""

@@ -21,7 +21,6 @@ from taet.models.weights import MOST_BYTES
 from taet.training.folder import DONE, RunFolder
 from taet.training.record import RunRecord
 
-TO_FILL_IN = "to be filled in by the publisher"
 PAGE = Path(__file__).with_name("model_card.md")
 """Template of the page of a model."""
 
@@ -113,7 +112,7 @@ def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
         ("Test images", f"{len(card.labels):,}, SHA-256 {data['test_sha256']}"),
         *((("Extra images", record.data.extra["source"]),) if record.data.extra else ()),
         *(("Note", note) for note in data.get("notes", ())),
-        ("Licence", licence or f"{TO_FILL_IN}, with the licence of the training images in mind"),
+        ("Licence", licence or "to be filled in by the publisher, with the licence of the training images in mind"),
     ]
     return PAGE.read_text("utf-8").format(
         licence=json.dumps(licence or "unknown"),

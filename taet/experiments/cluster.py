@@ -40,7 +40,7 @@ class CellJob:
         if failed := self.work.run():
             raise RuntimeError(failed)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> object:
         """Make the command save and end, and ask submitit to submit the job again: it is near its time limit."""
         if self.work is not None:
             self.work.stop()
@@ -67,8 +67,7 @@ def submit(grid: Grid, place: Path, found: Sequence[Outcome], asked: Slurm, say:
     if new:
         jobs |= {cell.name: number for cell, number in zip(new, _array(library, grid, place, new, asked), strict=True)}
         write_json(path, jobs)
-        array = jobs[new[0].name].partition("_")[0]
-        say(f"{plural(len(new), 'cell')} submitted as job {array}; logs in {place / 'logs'}")
+        say(f"{plural(len(new), 'cell')} submitted, the last as job {jobs[new[-1].name]}; logs in {place / 'logs'}")
     said = {cell.name: f"job {jobs[cell.name]}, {before.get(jobs[cell.name], 'submitted')}" for cell in still}
     return tuple(
         one._replace(state="submitted", reason=said[one.cell.name]) if one.cell.name in said else one for one in found

@@ -27,7 +27,6 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 POINTS = 10  # of the curve of a run
-EPOCHS = "training.epochs"
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 
@@ -118,7 +117,7 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     """
     run = override(begin, given)
     if is_own(run.data.name):
-        made = planned(begin.replace(data=run.data), epochs=run.training.epochs if EPOCHS in given else None)
+        made = planned(begin.replace(data=run.data), epochs=run.training.epochs if "training.epochs" in given else None)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(made.run, {**given, **named})
         return run, {name: one for name, one in made.choices.items() if attrgetter(name)(run) == one.value}
@@ -171,7 +170,7 @@ def length(run: Run, found: OwnImages, accelerated: bool, asked: int | None = No
     why = f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
     return {
         "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
-        EPOCHS: Chosen(epochs, why),
+        "training.epochs": Chosen(epochs, why),
         "training.monitor_every": Chosen(max(1, (asked or epochs) // POINTS), "epochs between points of the curve"),
     }
 

@@ -74,7 +74,6 @@ class CellRun:
             self._ended()
 
     def last_line(self) -> str:
-        """Return the last line of the log."""
         with self.log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
             lines = log.read().decode(errors="replace").split("\n")

@@ -268,7 +268,7 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
             balanced = [statistics.balanced_accuracy(k[of], total[of]) for k in right]
             limits = mean_recall_limits(right[:, of], total[of])
             parts[group] = (total[of].sum(), pd.NA, balanced, *limits)
-    about = pd.DataFrame([(*_about(one), attack) for one, attack, _ in columns], columns=[*ABOUT, "attack"])
+    about = pd.DataFrame([(*one.about, attack) for one, attack, _ in columns], columns=[*ABOUT, "attack"])
     groups = (group for group in (*GROUPS, *class_names(first)) if group in parts)
     frames = [about.assign(**dict(zip(COLUMNS[-6:], (group, *parts[group]), strict=True))) for group in groups]
     found: pd.DataFrame = pd.concat(frames).sort_index(kind="stable", ignore_index=True)[[*COLUMNS]]
@@ -284,11 +284,6 @@ def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
     low = scores["low"].mask(seeds > 1, (mean - reach).clip(lower=0))
     high = scores["high"].mask(seeds > 1, (mean + reach).clip(upper=1))
     return scores.assign(accuracy=mean, low=low, high=high, error=error, seeds=seeds).reset_index()
-
-
-def _about(one: StoredCard) -> tuple[object, ...]:
-    card, ratio = one.card, one.card.data.get("imbalance_ratio")
-    return one.name, one.row, card.method, card.data["name"], ratio, card.model["name"], card.protocol, card.seed
 
 
 def class_names(card: Card) -> list[str]:

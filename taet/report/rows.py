@@ -55,6 +55,11 @@ class StoredCard:
     setting: tuple[str, ...] = ()  # its values of `SETTING`
     columns: Mapping[str, Column] = field(default_factory=dict)  # by the names of their attacks, in the table's order
 
+    @property
+    def about(self) -> tuple[object, ...]:
+        card, ratio = self.card, self.card.data.get("imbalance_ratio")
+        return self.name, self.row, card.method, card.data["name"], ratio, card.model["name"], card.protocol, card.seed
+
 
 def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
     """Return the cards of all sources, files sorted by name before those in memory, and the run folders without a card.
@@ -131,17 +136,21 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     return [(labels[same[key]], setting) for key, setting in zip(keys, shared, strict=True)]
 
 
-def _rules(card: Card) -> list[str]:
-    """Return the rules of selection whose runs deliver the weights of a card; none if its settings are not known.
+def rules_of(model: Values, training: Values) -> list[str]:
+    """Return the rules of selection whose runs deliver the weights of a card, given its model and training settings.
 
     A best epoch that is the last one is both. An average has statistics of its own, so it is left out.
     """
-    if (training := card.run.get("config", {}).get("training")) is None:
-        return []
-    own, rule = training.get("selection"), str(card.model.get("selection") or training.get("selection"))
-    is_last = card.model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
-    # A run that takes the last epoch measures another curve, with another best epoch.
-    return [rule, "last"] if rule == "best-validation" and own != "last" and is_last else [rule]
+    rule = str(model.get("selection") or training.get("selection"))
+    if rule == "best-validation" and training.get("selection") == "last":
+        return []  # another rule measures another curve, with another best epoch
+    is_last = model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
+    return [rule, "last"] if rule == "best-validation" and is_last else [rule]
+
+
+def _rules(card: Card) -> list[str]:
+    training = card.run.get("config", {}).get("training")
+    return [] if training is None else rules_of(card.model, training) or [str(card.model["selection"])]
 
 
 @functools.cache

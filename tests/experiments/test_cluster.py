@@ -71,7 +71,7 @@ def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
     assert [one.reason for one in second.outcomes] == ["", "job 7_4, submitted", "job 7_3, pending"]
     assert said[1:] == [
         f"1 job ended before the cell was done, see the logs: {library.jobs[1].name}",
-        f"1 cell submitted as job 7; logs in {tmp_path / 'out' / 'logs'}",
+        f"1 cell submitted, the last as job 7_4; logs in {tmp_path / 'out' / 'logs'}",
     ]
     assert [call["words"][0] for call in processes()] == ["train", "evaluate"]
 
