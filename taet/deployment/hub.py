@@ -21,8 +21,7 @@ from taet.models.weights import MOST_BYTES
 from taet.training.folder import DONE, RunFolder
 from taet.training.record import RunRecord
 
-PAGE = Path(__file__).with_name("model_card.md")
-"""Template of the page of a model."""
+PAGE = Path(__file__).with_name("model_card.md")  # template of the page of a model
 
 
 def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", private: bool = False) -> str:

@@ -44,6 +44,7 @@ class CellJob:
         """Make the command save and end, and ask submitit to submit the job again: it is near its time limit."""
         if self.work is not None:
             self.work.stop()
+            self.work.wait()
         self.work = None
         return needed("submitit", "--on slurm", "slurm").helpers.DelayedSubmission(self)
 

@@ -18,8 +18,7 @@ from taet.formatting import clock, plural
 from taet.training.environment import interruption, taet_command
 
 OPEN = ("started", "missing")
-LOOK_SECONDS = 0.1  # between two polls of a process
-TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
+LOOK_SECONDS, TELL_SECONDS = 0.1, 30.0  # between two polls of a process, and two lines about the running cells
 
 Say = Callable[[str], None]
 
@@ -33,6 +32,7 @@ class CellRun:
         seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(used), **seen}
         self.process: subprocess.Popen[bytes] | None = None
+        log.touch()
 
     def run(self, tell: Callable[[str], None] = lambda _: None) -> str:
         """Run the commands; return why the cell failed, "" if it is complete or was stopped."""
@@ -54,24 +54,24 @@ class CellRun:
                     env=self.environment,
                     start_new_session=True,
                 )
-            if (status := self._ended()) and not self.stopped:
+            if self.stopped:  # meanwhile
+                self.stop()
+            if (status := self.wait()) and not self.stopped:
                 ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
                 return f"{ended}: {self.last_line()}"
         return ""
 
-    def _ended(self) -> int:
+    def wait(self) -> int:
         """Wait for the process by polling, which a signal may interrupt, and return its exit status."""
-        assert self.process is not None
-        while (status := self.process.poll()) is None:
+        while self.process is not None and self.process.poll() is None:
             time.sleep(LOOK_SECONDS)
-        return status
+        return 0 if self.process is None else self.process.returncode
 
     def stop(self) -> None:
-        """Make the process save and end, and wait for it."""
+        """Make the process save and end; do not wait for it."""
         self.stopped = True
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
-            self._ended()
 
     def last_line(self) -> str:
         with self.log.open("rb") as log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import pytest
 
 from taet.errors import UserError
 from taet.experiments import jobs
+from taet.experiments.grid import cells_of, parse
 from taet.experiments.jobs import Comparison, compare
+from taet.experiments.work import CellRun
 from taet.files import lock
 
 Processes = Callable[..., list[dict[str, Any]]]
@@ -135,6 +138,23 @@ def test_an_interruption_waits_until_every_process_has_saved(
     stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert stored["counts"] == {"started": 2, "missing": 1}
     assert not stored["out_of_time"]
+
+
+def test_a_cell_that_is_stopped_while_its_process_begins_ends(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes(seed0="hang")
+    one = CellRun(cells_of(parse(small), tmp_path)[0], tmp_path / "log.txt", 1)
+    begin = subprocess.Popen
+
+    def late(*words: Any, **options: Any) -> Any:
+        one.stop()
+        return begin(*words, **options)
+
+    monkeypatch.setattr("taet.experiments.work.subprocess.Popen", late)
+    assert one.run() == ""
+    assert one.process is not None
+    assert one.process.returncode in (-signal.SIGTERM, 130)
 
 
 def test_a_folder_that_another_call_works_in_is_left_to_it(small: dict[str, Any], tmp_path: Path) -> None:
