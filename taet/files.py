@@ -202,7 +202,8 @@ def lock(folder: Path) -> Iterator[None]:
         error = f"{folder} is in use by another process; nothing was changed; wait for it, or end it"
         raise UserError(error) from None
     except OSError as error:
-        raise UserError(f"cannot lock {folder}: {LOCK}: {reason(error)}") from None
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+            raise UserError(f"cannot lock {folder}: {LOCK}: {reason(error)}") from None
     try:
         remove_leftovers(folder)
         yield

@@ -17,7 +17,7 @@ from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
 from taet.files import Json, check_output, parse_json, read_bytes
 from taet.formatting import duration, plural, size
-from taet.settings import Run, flat, option, override, to_json
+from taet.settings import Run, Training, flat, option, override, to_json
 
 if TYPE_CHECKING:
     from taet.experiments.own_images import Chosen
@@ -158,7 +158,8 @@ def settings_in(path: Path) -> Json:
         for name, known in (("method", registry.entries("methods")), ("protocol", protocols.PROTOCOLS)):
             if name in values and str(values[name]) not in known:
                 raise unknown(name, str(values[name]), known)
-        return {name: value for name, value in flat(values) if (name, value) != ("settings", None)}
+        left = {f"training.{name}" for name in Training.left}  # of a run.json of an earlier version
+        return {name: of for name, of in flat(values) if (name, of) != ("settings", None) and name not in left}
 
 
 def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:

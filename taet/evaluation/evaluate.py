@@ -94,11 +94,10 @@ def evaluate(
         raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
     keep_freed_memory(subject.device)
     before = device_of(subject.model)
-    folder = None if path is None else RunFolder(path.parent)
     try:
-        runner = subject.runner(None if folder is None or path is None else folder.state(path.stem))
+        runner = subject.runner(path and RunFolder(path.parent).state(path.stem))
         card = subject.card_of(runner).changed(command=command)
-        with owned(folder):
+        with owned(None if path is None else RunFolder(path.parent)):
             # One process reads, so that all agree.
             card = card if path is None else first(lambda: store.continued(path, card))
             card = _with_columns(card, runner, subject.attacks, probe, progress)

@@ -17,7 +17,7 @@ from taet.models import trusted
 from taet.settings import Slurm
 
 JOBS = "slurm.json"  # job of each cell, in the folder of the comparison
-SIDE_BY_SIDE = 100  # most jobs of the array that run at the same time
+SIDE_BY_SIDE, LIMITS = 100, 1000  # most jobs of the array that run at the same time, most time limits of a job
 SAVE_SECONDS = 300.0  # so long before its time limit, or a quarter of it, a job saves and asks to be started again
 
 
@@ -90,7 +90,7 @@ def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], asked: 
     }
     trust = tuple({cell.run.model.name for cell in cells if cell.run is not None})
     with custom_code("slurm"):
-        executor = library.AutoExecutor(folder=place / "slurm", cluster="slurm")
+        executor = library.AutoExecutor(folder=place / "slurm", cluster="slurm", slurm_max_num_timeout=LIMITS)
         executor.update_parameters(name="taet", **{name: value for name, value in options.items() if value is not None})
         with executor.batch():
             found = [executor.submit(CellJob(grid, place, cell.name, asked.cpus, trust)) for cell in cells]

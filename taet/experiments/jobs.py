@@ -44,7 +44,6 @@ class Comparison:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many cells are in each state."""
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
     def to_json(self) -> dict[str, object]:

@@ -74,9 +74,7 @@ class CellRun:
             self.process.send_signal(signal.SIGTERM)
 
     def last_line(self) -> str:
-        with self.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
-            lines = log.read().decode(errors="replace").split("\n")
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line.strip().removeprefix("taet: error: ") for line in reversed(lines) if line.strip()), "")
 
 
@@ -93,7 +91,7 @@ class Work:
         self.running: dict[CellRun, str | None] = {}  # with the GPU of each
         self.choosing = threading.Lock()  # of a GPU
         self.failed: dict[str, str] = {}
-        self.begun, self.ended = time.monotonic(), 0
+        self.begun, self.ended, self.stopping = time.monotonic(), 0, False
         listed = ", ".join(f"{count} {state}" for state, count in counts.items())
         on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
         say(f"{plural(len(found), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
@@ -102,7 +100,7 @@ class Work:
         """Work until all is done, the time is up, or the user interrupts; return whether the user interrupted."""
         told = time.monotonic()
         with interruption() as asked, ThreadPoolExecutor(self.jobs) as pool:
-            cells = [pool.submit(self._run, cell) for cell in self.waiting]
+            cells = [pool.submit(self._run, cell) for cell in self.waiting if time.monotonic() < deadline]
             try:
                 while not (all(one.done() for one in cells) or asked.is_set() or time.monotonic() >= deadline):
                     asked.wait(LOOK_SECONDS)
@@ -111,15 +109,15 @@ class Work:
                         for one in [*self.running]:
                             self._tell(one.cell, one.last_line())
             finally:
+                self.stopping = True
                 for future in cells:
                     future.cancel()
-                if self.running:
-                    self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
-                for one in [*self.running]:
+                for one in (left := [*self.running]):
                     one.stop()
-            for future in cells:
-                if not future.cancelled():
-                    future.result()
+                if left:
+                    self.say(f"stopping {plural(len(left), 'running cell')}, after saving")
+            for future in (one for one in cells if not one.cancelled()):
+                future.result()
             return asked.is_set()
 
     def ended_as(self, outcome: Outcome) -> Outcome:
@@ -134,6 +132,7 @@ class Work:
             gpu = None if own else min(self.gpus, key=[*self.running.values()].count, default=None)
             one = CellRun(cell, self.logs / f"{cell.name}.txt", self.threads, gpu)
             self.running[one] = gpu
+            one.stopped = self.stopping  # which may have begun meanwhile
         begun, on = time.monotonic(), "" if gpu is None else f" on GPU {gpu}"
         try:
             failed = one.run(lambda what: self._tell(cell, what + on))

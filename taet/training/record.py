@@ -50,7 +50,7 @@ def current(stored: Mapping[str, Any]) -> Json:
 
 
 def left_behind(stored: Mapping[str, Any]) -> Json:
-    """Return the settings of training that have left and are not at their default, by dotted name."""
+    """Return the settings of the data that have left and are not at their default, by dotted name."""
     of_data = stored.get("data")
     found = of_data if isinstance(of_data, Mapping) else {}
     return {f"data.{name}": found[name] for name, value in Data.left.items() if found.get(name, value) != value}

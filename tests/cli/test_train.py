@@ -31,7 +31,9 @@ CALLS = (
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> None:
     run, _ = read(call.split()).planned()
-    (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": to_json(run), "command": "taet train"}))
+    old = to_json(run)
+    old["training"] |= {"capture": False, "workers": 2, "tensorboard": True}  # of version 0.1.0
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": old, "command": "taet train"}))
     (tmp_path / "plain.json").write_text(json.dumps(to_json(run)))
     for name in ("run.json", "plain.json"):
         again, decided = read(["--config", str(tmp_path / name)]).planned()

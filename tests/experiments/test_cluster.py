@@ -28,7 +28,9 @@ class Submitit:
         self.queue: dict[str, str] = {}
         self.helpers = SimpleNamespace(DelayedSubmission=lambda job: job)
 
-    def AutoExecutor(self, folder: Path, cluster: str) -> Submitit:  # its name in the library
+    def AutoExecutor(
+        self, folder: Path, cluster: str, slurm_max_num_timeout: int
+    ) -> Submitit:  # its name in the library
         return self
 
     def update_parameters(self, **options: Any) -> None:

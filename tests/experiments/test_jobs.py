@@ -18,7 +18,7 @@ from taet.errors import UserError
 from taet.experiments import jobs
 from taet.experiments.grid import cells_of, parse
 from taet.experiments.jobs import Comparison, compare
-from taet.experiments.work import CellRun
+from taet.experiments.work import CellRun, Work
 from taet.files import lock
 
 Processes = Callable[..., list[dict[str, Any]]]
@@ -155,6 +155,13 @@ def test_a_cell_that_is_stopped_while_its_process_begins_ends(
     assert one.run() == ""
     assert one.process is not None
     assert one.process.returncode in (-signal.SIGTERM, 130)
+
+
+def test_no_cell_begins_after_the_deadline(small: dict[str, Any], processes: Processes, tmp_path: Path) -> None:
+    found = [cell.look() for cell in cells_of(parse(small | {"seeds": [*range(8)]}), tmp_path)]
+    for _ in range(5):
+        assert not Work(found, tmp_path, 8, 1, (), lambda _: None).run(deadline=0.0)
+    assert not processes()
 
 
 def test_a_folder_that_another_call_works_in_is_left_to_it(small: dict[str, Any], tmp_path: Path) -> None:
