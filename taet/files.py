@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from taet.errors import UserError, cut, printable
 
 Json = dict[str, Any]  # an object, as `json.loads` returns it
@@ -195,6 +193,8 @@ def lock(folder: Path) -> Iterator[None]:
 
     The owner first removes leftovers of killed processes. A kill releases the lock; readers need none.
     """
+    from filelock import FileLock, Timeout  # here, since commands that lock nothing start sooner
+
     held = FileLock(folder / LOCK, timeout=0)
     try:
         held.acquire()

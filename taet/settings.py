@@ -354,9 +354,9 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
     values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():
         name, dot, rest = path.partition(".")
-        if name not in type(config).model_fields:
+        if name not in type(config).model_fields.keys() | type(config).left.keys():  # which the model itself judges
             raise unknown(f"setting '{prefix}{path}': field", name, type(config).model_fields)
-        if dot and not isinstance(getattr(config, name), Settings | None):
+        if dot and not isinstance(getattr(config, name, ""), Settings | None):
             raise UserError(f"setting '{prefix}{path}': {name} has no fields")
         if dot:
             parts.setdefault(name, {})[rest] = value

@@ -67,9 +67,8 @@ class MadeOn(NamedTuple):
     weights_sha256: str
 
 
-FIXED = (
-    ""  # annotates a field without an option, e.g. a number of steps that is part of the name; a text names its option
-)
+# Annotates a field without an option, e.g. a number of steps that is part of the name; any other text names its option.
+FIXED = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,13 +145,14 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
             names = [DELIVERED]
             with contextlib.suppress(UserError):  # told for `done`
                 names = folder.weights_names
-            for path in map(folder.weights, names):
-                yield (
-                    path.name,
-                    partial(lambda path: folder.check_weights(path.stem) and path.name in folder.sums, path),
-                )
+            yield from ((path.name, partial(_weights, folder, path)) for path in map(folder.weights, names))
     for path, name in folder.cards():
         yield path.name, partial(lambda path, name: store.read(folder, path, name).sealed, path, name)
+
+
+def _weights(folder: RunFolder, path: Path) -> bool:
+    folder.check_weights(path.stem)
+    return path.name in folder.sums
 
 
 def _model(subject: Subject, deep: bool) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from taet.cli.train import introduction, read
 from taet.errors import CUSTOM, UserError
-from taet.settings import Run, to_json
+from taet.settings import Data, Run, to_json
 from taet.training.prepare import prepare
 from taet.training.record import run_hash
 
@@ -33,6 +33,7 @@ def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> N
     run, _ = read(call.split()).planned()
     old = to_json(run)
     old["training"] |= {"capture": False, "workers": 2, "tensorboard": True}  # of version 0.1.0
+    old["data"] |= Data.left
     (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": old, "command": "taet train"}))
     (tmp_path / "plain.json").write_text(json.dumps(to_json(run)))
     for name in ("run.json", "plain.json"):
