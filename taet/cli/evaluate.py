@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from taet import registry
 from taet.cli.options import POSITIONAL, OfModel, Options, OutPath, Weights, call_text, of_part, parse
 from taet.errors import UserError
-from taet.fields import check_value
+from taet.fields import Processes, check_value
 from taet.files import Json
 from taet.settings import Data, Evaluation
 
@@ -48,6 +48,8 @@ class Evaluate(OfModel):
     """Model of any origin, or a published one: hf:USER/NAME@COMMIT. It needs --data."""
     out: OutPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME, followed by weights and normalisation."""
+    threads: Processes | None = None
+    """CPU threads. Default: as many as cores are idle when an attack begins, at most OMP_NUM_THREADS."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
 
@@ -79,7 +81,7 @@ def run(words: list[str]) -> None:
 
     asked = of_part(given, "evaluation")
     attacks_of(Evaluation(**asked))
-    how = asked | {"probe": command.probe, "command": call_text(["evaluate", *words])}
+    how = asked | {"probe": command.probe, "threads": command.threads, "command": call_text(["evaluate", *words])}
     with together(command.device), trusted(command.trust_model):
         if command.run is not None:
             place, weights, notes = command.run, command.weights or DELIVERED, tuple[str, ...]()

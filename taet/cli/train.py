@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from taet.training.state import State
 
 MOST_BYTES = 2**20
+LONG_SECONDS, FEW = 3600.0, 100  # what takes longer names what shortens it, such as fewer test images of each class
 USUAL = {
     "data": ("name", "root", "imbalance_ratio"),
     "model": ("name",),
@@ -181,9 +182,17 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     ]
     if choices := own_images.choice_lines({**chosen, **mirroring, **plan.choices}):
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choices)]
-    attacks = attack_seconds(run, state.model, dataset.test, plan.device)
-    took = duration(expected_seconds(plan, state))
-    return "\n".join([*lines, f"training will take {took}, the attacks after it {duration(attacks)}"])
+    took, attacks = expected_seconds(plan, state), attack_seconds(plan, state.model)
+    lines.append(f"training will take {duration(took)}, the attacks after it {duration(attacks)}")
+    ways = {}
+    if took > LONG_SECONDS:
+        ways[f"--epochs {max(1, round(run.training.epochs * LONG_SECONDS / took))}"] = LONG_SECONDS
+    if attacks > LONG_SECONDS:
+        ways["--attacks clean quick"] = attack_seconds(plan, state.model, ("clean", "quick"))
+        few = [min(FEW, count) for count in dataset.test.class_counts.tolist()]
+        ways[f"--data.test-max-count {FEW}"] = attacks * sum(few) / len(dataset.test)
+    lines += [f"shorter: {', '.join(f'{way} ({duration(seconds)})' for way, seconds in ways.items())}"] if ways else []
+    return "\n".join(lines)
 
 
 def run(words: list[str]) -> None:
@@ -229,7 +238,9 @@ def run(words: list[str]) -> None:
         print(json.dumps(row) if options.as_json else finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
         if is_own(asked.data.name) if options.evaluate is None else options.evaluate:
-            device = [] if asked.training.device == "auto" else ["--device", asked.training.device]
+            here = asked.training
+            device = [] if here.device == "auto" else ["--device", here.device]
+            device += [] if here.threads is None else ["--threads", str(here.threads)]
             with contextlib.redirect_stdout(sys.stderr if options.as_json else sys.stdout):
                 try:
                     evaluate.run([*call, *device])

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from taet.attacks.counted import Counted
+from taet.attacks import catalogue
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
-from taet.data import Dataset, Split
+from taet.data import Dataset
 from taet.data.long_tail import even_sample
-from taet.distributed import first, gather, rank
+from taet.distributed import first, gather, rank, world_size
 from taet.errors import UserError
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
@@ -23,15 +22,18 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among
-from taet.evaluation.subject import ArrayOrTensor, Subject, device_of
+from taet.evaluation.runner import Runner, among, standing
+from taet.evaluation.subject import ArrayOrTensor, Subject, attacked, device_of
 from taet.formatting import duration
 from taet.progress import Meter, Progress
-from taet.settings import Run
 from taet.training.environment import keep_freed_memory
 from taet.training.folder import RunFolder
+from taet.training.pace import idle_threads, using
+from taet.training.prepare import TrainingPlan
 from taet.training.runs import owned
 
+SAID_SECONDS, LONG_SECONDS = 60.0, 3600.0  # an attack that is expected to take longer says so, and what is shorter
+QUICK = catalogue.parse("quick")
 FEWEST = 16  # images of the probe, however short the attacks are
 OF_A_MODULE, OF_A_RUN = {"name", "notes", "train_class_counts"}, {"weights", "model", "dataset"}
 """What `evaluate` takes of its subject besides images, labels and class names."""
@@ -45,6 +47,7 @@ def evaluate(
     *,
     out: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    threads: int | None = None,
     probe: bool = True,
     progress: Progress | None = None,
     command: str = "",
@@ -68,6 +71,7 @@ def evaluate(
             curve-logit-scale. Default: those of the run's settings, like all other settings.
         out: folder of the card, without a card of another model or images. Default: the run; of a Module none is saved.
         device: auto (of a Module its own, for a run CUDA if available), cpu, cuda or cuda:N.
+        threads: CPU threads. Default: as many as cores are idle when an attack begins, at most torch's number.
         probe: test on a few images for problems that make attacks unreliable, such as masked gradients.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: the call that started the evaluation, for the card.
@@ -100,7 +104,7 @@ def evaluate(
         with owned(None if path is None else RunFolder(path.parent)):
             # One process reads, so that all agree.
             card = card if path is None else first(lambda: store.continued(path, card))
-            card = _with_columns(card, runner, subject.attacks, probe, progress)
+            card = _with_columns(card, runner, subject.attacks, probe, threads, progress)
             if path is not None and rank() == 0:
                 store.put(path, card)
                 for batches in runner.opened:
@@ -112,30 +116,27 @@ def evaluate(
 
 
 def _with_columns(
-    card: Card, runner: Runner, attacks: Sequence[AttackSpec], probing: bool, progress: Progress | None
+    card: Card,
+    runner: Runner,
+    attacks: Sequence[AttackSpec],
+    probing: bool,
+    threads: int | None,
+    progress: Progress | None,
 ) -> Card:
     """Return the card with all columns, known and new, the facts of the probe, and its flags."""
     images, before, facts = probed_images(runner, attacks), card.columns, card.probe
     probed = facts.get("seed") == runner.seed and facts["images"] >= images
     probing = probing and len(attacks) > 1 and not probed
-    later = images * probe_passes(runner.sites) if probing else 0
-    if progress is not None:
-        passes = later + runner.passes([attack for attack in attacks if among(before, attack) is None])
-        progress(0, max(passes, 1), duration(passes * runner.seconds_of_pass()))
-    meter, correct, measured = Meter(progress), len(runner.labels), list[Column]()
+    later, meter = images * probe_passes(runner.sites) if probing else 0, Meter(progress)
     with runner.still():
-        for place, attack in enumerate(attacks):
-            meter.begin(later=later + runner.passes(attacks[place + 1 :], correct))
-            there = [*measured, *before]
-            measured.append(among(there, attack) or runner.column(attack, there, meter))
-            if attack.norm is None:
-                correct = int(measured[-1].correct.sum())
+        measured = _columns(runner, attacks, before, later, threads, meter)
     if probing:
         meter.begin()
         rows = even_sample(runner.labels, images, runner.seed)
         x, y = runner.batch(rows)
         noise = Draws(runner.seed, "probe", rows).start(x, card.threat["eps"])
-        with runner.still(), runner.model.ticking(later, lambda done: meter(done, later, "probe")):
+        ticking = runner.model.ticking(later, lambda done: meter(done, later, "probe"))
+        with using(threads or idle_threads()[0]), runner.still(), ticking:
             # One process finds them.
             found = first(lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites)))
         meter(later, later, "probe")
@@ -146,16 +147,56 @@ def _with_columns(
     return flagged(card.changed(columns=(*measured, *kept), probe=facts))
 
 
+def _columns(
+    runner: Runner,
+    attacks: Sequence[AttackSpec],
+    before: Sequence[Column],
+    later: float,
+    threads: int | None,
+    meter: Meter,
+) -> list[Column]:
+    """Return the columns of the attacks, known or new; say how long the new ones will take, and each that takes long.
+
+    The expected passes follow from the results so far, and the seconds of a pass from the last attack. Without a number
+    of `threads` every attack takes those that are idle when it begins.
+    """
+    measured, pace = list[Column](), 0.0
+    for place, attack in enumerate(attacks):
+        there = [*measured, *before]
+        if (known := among(there, attack)) is not None:
+            measured.append(known)
+            continue
+        left = [one for one in attacks[place:] if among(there, one) is None]
+        passes = [runner.passes([one], standing(len(runner.labels), there)) for one in left]
+        meter.begin(later=later + sum(passes[1:]))
+        number, busy = (threads, "") if threads else idle_threads()
+        with using(number):
+            if attack.norm is not None:  # the clean images take a moment, and tell how long the others take
+                name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
+                seconds = work * (pace or runner.pace(attack)) / world_size()
+                if not pace or seconds > SAID_SECONDS:
+                    quick = standing(len(runner.labels), there) / work * QUICK.passes(runner.num_classes) * seconds
+                    shorter = f"--attacks clean quick: {duration(quick)}" if seconds > LONG_SECONDS else ""
+                    text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
+                    meter(0, max(passes[0], 1), f"{text}\n")
+            measured.append(column := runner.column(attack, there, meter))
+        if attack.norm is not None and (made := column.forwards + column.backwards):
+            pace = column.seconds / made
+    return measured
+
+
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
     affordable = int(runner.passes(attacks, len(runner.labels)) / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
 
 
-def attack_seconds(run: Run, model: nn.Module, test: Split, device: torch.device) -> float:
-    """Return the expected seconds of the attacks and the probe of a run on its test images."""
-    asked, classes = run.evaluation, len(test.class_names)
-    runner = Runner(Counted(model), test.images, test.labels, classes, asked.batch_size, asked.seed, device)
-    attacks = attacks_of(asked, run.attack_eps)
-    passes = runner.passes(attacks) + probed_images(runner, attacks) * probe_passes(runner.sites)
-    return passes * runner.seconds_of_pass()
+def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] = ()) -> float:
+    """Return the expected seconds of the attacks and the probe of a run on its test images; by default its own."""
+    run, test, asked = plan.run, plan.dataset.test, plan.run.evaluation
+    counted, classes = attacked(model, test.images, plan.device), len(test.class_names)
+    runner = Runner(counted, test.images, test.labels, classes, asked.batch_size, asked.seed, plan.device)
+    specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks), run.attack_eps)
+    passes = runner.passes(specs, standing(len(test))) + probed_images(runner, specs) * probe_passes(runner.sites)
+    with plan.surroundings():
+        return passes * runner.pace(specs[-1])

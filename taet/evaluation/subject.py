@@ -150,7 +150,8 @@ class Subject:
         if names is not None and width not in range(len(names), most_each * len(names) + 1, len(names)):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names)
-        return Runner(self._attacked(), self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
+        counted = attacked(model, self.images, device)
+        return Runner(counted, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
 
     def card_of(self, runner: Runner) -> Card:
         """Return the card of an evaluation by this runner, without columns."""
@@ -163,16 +164,6 @@ class Subject:
         fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": runner.batch_size}
         fields |= {"labels": self.labels, "columns": (), "environment": machine, "created": machine.pop("started")}
         return Card(**fields)
-
-    def _attacked(self) -> Counted:
-        """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
-        channels, height, width = as_unit(self.images[:1]).shape[1:]
-        found = make_view(self.model, (channels, height, width)) if isinstance(self.model, Classifier) else None
-        if found is None:
-            return Counted(self.model)
-        # On the CPU the libraries would convert every tensor to this layout and back.
-        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
-        return Counted(self.model, found.module.to(memory_format=layout))
 
     def _sources(self, names: Sequence[str] | None) -> dict[str, Counted]:
         """Return the models of the runs that attacks name as ATTACK@RUN, by the hash of their weights."""
@@ -209,6 +200,17 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
     if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
         raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
     return pixels, classes.astype(np.int64)
+
+
+def attacked(model: nn.Module, images: TestImages, device: torch.device) -> Counted:
+    """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
+    channels, height, width = as_unit(images[:1]).shape[1:]
+    found = make_view(model, (channels, height, width)) if isinstance(model, Classifier) else None
+    if found is None:
+        return Counted(model)
+    # On the CPU the libraries would convert every tensor to this layout and back.
+    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+    return Counted(model, found.module.to(memory_format=layout))
 
 
 def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:

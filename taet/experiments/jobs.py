@@ -21,8 +21,8 @@ from taet.experiments.work import OPEN, Say, Work
 from taet.files import lock, make_folder, write_json
 from taet.report import write
 from taet.settings import Slurm
-from taet.training.environment import cores
 from taet.training.folder import RunFolder
+from taet.training.pace import idle_threads
 
 SCHEMA, RESULT, REPORT = 1, "comparison.json", "report.html"
 Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
@@ -125,16 +125,16 @@ def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[G
 
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
-    """Return how many cells run side by side, the threads of each, as OMP_NUM_THREADS says, and the GPUs."""
+    """Return how many cells run side by side, the threads of each, and the GPUs."""
     if jobs != "auto" and jobs < 1:
         raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
     visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs
     gpus = [name.strip() for name in names][:count]
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    fits = given.isdecimal() and 0 < int(given) <= 1024
-    return side_by_side, int(given) if fits else max(1, cores() // side_by_side), gpus
+    # OMP_NUM_THREADS is the number of each; otherwise they share the idle cores.
+    threads = idle_threads()[0] // (1 if "OMP_NUM_THREADS" in os.environ else side_by_side)
+    return side_by_side, max(1, threads), gpus
 
 
 def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import shlex
 import threading
@@ -223,6 +224,7 @@ class Pauses:
         self.progress = progress if rank() == 0 else None
         self.asked_to_stop = threading.Event()
         self.mark = self.looked_at = self.saved_at = time.monotonic()
+        self.passes = [0, *itertools.accumulate(map(plan.passes, state.method.task.stages))]  # of an image, by epoch
 
     def __call__(self, *, training: bool = False) -> None:
         """Pause after a batch, of training or of the curve; raise KeyboardInterrupt, with all saved, if asked to."""
@@ -271,7 +273,7 @@ class Pauses:
             first(lambda: folder.write_metrics(state.rows))
 
     def show(self, ended: str = "") -> None:
-        """Show the share of the steps that is done; `ended` describes an epoch that has just ended, on its own line."""
+        """Show the share of the work that is done; `ended` describes an epoch that has just ended, on its own line."""
         if self.progress is None:
             return
         state, epochs = self.state, self.plan.run.training.epochs
@@ -281,4 +283,5 @@ class Pauses:
             label = f"epoch {min(state.epoch + 1, epochs)}/{epochs} · {state.method.stage}"
             if state.sums.images:
                 label += f" · loss {state.sums.sums['total'].item() / state.sums.images:.3f}"
-        self.progress(state.number, self.plan.steps, label)
+        begun, after = (self.passes[min(epoch, epochs)] for epoch in (state.epoch, state.epoch + 1))
+        self.progress(begun + (after - begun) * state.step / len(self.plan.loader), self.passes[-1], label)

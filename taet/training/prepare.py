@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from taet.settings import Run, from_json, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA
+from taet.training.pace import idle_threads, seconds_of, using
 from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
 from taet.training.state import State, build_optimizer, weight_average
@@ -47,7 +47,7 @@ class TrainingPlan:
     loader: Loader
     curve: TrainingCurve
     device: torch.device
-    choices: dict[str, tuple[str, str]]
+    choices: dict[str, tuple[object, str]]
     """Settings that were chosen here, by dotted name, each with the reason."""
     model_given: bool
     arrays: bool
@@ -59,6 +59,10 @@ class TrainingPlan:
     @property
     def steps(self) -> int:
         return self.run.training.epochs * len(self.loader)
+
+    def passes(self, stage: str) -> int:
+        """Return the passes of an image through the network in a step; a backward pass to the weights counts as two."""
+        return 3 + (0 if stage == "clean" else 2 * self.run.threat.steps)
 
     @property
     def threads(self) -> int:
@@ -75,14 +79,9 @@ class TrainingPlan:
         """Compute as the run asks, and restore the caller's random state and number of threads afterwards."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
-            with torch.random.fork_rng(every_gpu), synchronised(self.run.training.sync_bn):
-                yield
-        finally:
-            torch.set_num_threads(before)
+        every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
+        with using(self.threads), torch.random.fork_rng(every_gpu), synchronised(self.run.training.sync_bn):
+            yield
 
 
 def prepare(
@@ -106,12 +105,15 @@ def prepare(
         if resolved.mixture is not None:
             extra = in_turn(lambda: read_extra(resolved.run.data, loaded))
             resolved = settle(extra_counts=extra.split.class_counts.tolist())
-    choices = {}
+    choices = dict[str, tuple[object, str]]()
     if run.training.precision == "auto":
         found = first(lambda: bf16_instructions(device))
         fastest = ("bf16", f"instructions for it: {found}") if found else ("float32", "no instructions for bf16")
         choices["training.precision"] = fastest
-        resolved = replace(resolved, run=override(resolved.run, {"training.precision": fastest[0]}))
+    if run.training.threads is None and device.type == "cpu":
+        threads, busy = first(idle_threads)
+        choices |= {"training.threads": (threads, busy)} if busy else {}
+    resolved = replace(resolved, run=override(resolved.run, {name: value for name, (value, _) in choices.items()}))
     run, method, training = resolved.run, resolved.method.to(device), resolved.run.training
     loader = Loader(
         loaded.train,
@@ -184,27 +186,22 @@ def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
 
 
 def expected_seconds(plan: TrainingPlan, state: State) -> float:
-    """Return the estimated duration of the whole run, measured by the second of two steps of every stage, on copies.
+    """Return the estimated duration of the whole run, measured by a few steps of every stage, on copies.
 
-    The work is counted in passes of an image through the network, where a backward pass to the weights counts as two:
-    a training image takes 3, and 2 for every step of its attack. The curve runs at the pace of the fastest stage.
+    The curve runs at the pace of the fastest stage.
     """
     run, stages, took = plan.run, state.method.task.stages, dict[str, float]()
-    passes = {stage: 3.0 + (0 if stage == "clean" else 2 * run.threat.steps) for stage in stages}
     with plan.surroundings(), contextlib.closing(plan.loader.epoch(0)) as batches:
         batch, place = next(batches), plan.loader.place(0)
-        for stage in passes:
+        for stage in dict.fromkeys(stages):
             model, method = copy.deepcopy((state.model, state.method))
             view = _view(run, model, plan.dataset)
             at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
             at.optimizer = build_optimizer(model, run.training)
             at.begin_epoch()
-            for number in range(2):
-                begun = time.monotonic()
-                loss = training_step(at, batch, at.attack(place, "expected", at.epoch, number))
-                loss.total.item()  # waits for the device
-                took[stage] = (time.monotonic() - begun) / place[1]
-    pace = min(took[stage] / passes[stage] for stage in passes)  # of one pass of one image
+            attack = at.attack(place, "expected", at.epoch, 0)
+            took[stage] = seconds_of(functools.partial(training_step, at, batch, attack)) / place[1]
+    pace = min(seconds / plan.passes(stage) for stage, seconds in took.items())  # of one pass of one image
     watched = len(plan.curve.epochs) * len(plan.curve.split) * (2.0 + 2 * run.training.monitor_steps)
     return plan.loader.bounds[-1][1] * sum(took[stage] for stage in stages) + watched * pace
 

@@ -1,0 +1,86 @@
+"""What this machine can do now: the cores that other programs leave idle, and the time of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from taet.formatting import plural
+from taet.training.environment import cores
+
+LOOK_SECONDS = 0.2  # the kernel counts in hundredths of a second
+ENOUGH_SECONDS, FEWEST, MOST = 1.0, 2, 12  # of the steps that are timed; the first one fills caches
+
+
+def idle_threads() -> tuple[int, str]:
+    """Return the number of threads for new work, and the reason where other programs leave fewer than torch would take.
+
+    Every thread gets an equal share of an operation, so on a busy core the slowest one decides. OMP_NUM_THREADS is
+    used as it is. On systems without /proc/stat the number is torch's.
+    """
+    most = torch.get_num_threads()
+    with contextlib.suppress(OSError, AttributeError):
+        if most > 1 and "OMP_NUM_THREADS" not in os.environ:
+            before = _ticks()
+            time.sleep(LOOK_SECONDS)
+            return fitting(most, cores(), before, _ticks())
+    return most, ""
+
+
+def fitting(most: int, of_cores: int, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, str]:
+    """Return what `idle_threads` does, from two looks at the ticks of so many cores, all and idle."""
+    every, idle = (end - begin for begin, end in zip(before, after, strict=True))
+    free = of_cores * idle / max(every, 1)
+    threads = max(1, min(most, round(free)))
+    used = f"machine busy: other programs use {of_cores - free:.1f} of {of_cores} cores, {plural(threads, 'thread')}"
+    return (threads, used) if every and threads < most else (most, "")
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the ticks of our cores since the machine started: all, and those of no program or of one that gives way.
+
+    man 5 proc_stat: user, nice, system, idle, iowait, irq, softirq, steal.
+    """
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    rows = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    ticks = [[int(word) for word in row[1:9]] for row in rows if row[0] in ours]
+    gives_way = (1, 3, 4) if os.nice(0) <= 0 else (3, 4)
+    return sum(map(sum, ticks)), sum(row[kind] for row in ticks for kind in gives_way)
+
+
+@contextlib.contextmanager
+def using(threads: int) -> Iterator[None]:
+    """Compute with so many threads within this context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds_of(step: Callable[[], object]) -> float:
+    """Return the expected seconds of a step from a few that are made now."""
+    walls, works = list[float](), list[float]()
+    while len(walls) < FEWEST or (sum(walls) < ENOUGH_SECONDS and len(walls) < MOST):
+        begun, worked = time.monotonic(), time.process_time()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        walls.append(time.monotonic() - begun)
+        works.append(time.process_time() - worked)
+    return expected(walls[1:], works[1:])
+
+
+def expected(walls: Sequence[float], works: Sequence[float]) -> float:
+    """Return the expected seconds of one more such step, from seconds on the clock and of processor time.
+
+    The median of the processor time is the work; the clock's share tells how many cores it runs on, or waits for.
+    """
+    return statistics.median(works) * sum(walls) / sum(works) if sum(works) else statistics.median(walls)
