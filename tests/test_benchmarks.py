@@ -11,7 +11,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -85,16 +84,6 @@ def test_sides_take_turns_and_a_ratio_is_the_median_of_the_rounds(load: Load) ->
     assert done == {"a": [3, 6, 7], "b": [4, 5, 8]}
     row = common.ratio([1.0, 2.0, 1.0], [2.0, 10.0, 3.0])
     assert row == {"ratio": 3.0, "spread": [2.0, 5.0], "n": 3, "ours": 1.0, "other": 3.0}
-
-
-def test_a_ratio_that_fell_by_more_than_15_percent_is_reported(load: Load) -> None:
-    def result(ratio: float, device: str = "cpu: A") -> dict[str, Any]:
-        return {"environment": {"device": device}, "ratios": {"x": {"ratio": ratio, "spread": [ratio] * 2, "n": 1}}}
-
-    falls = load("run").falls
-    assert [*falls(result(4.0), result(3.41)), *falls(result(4.0), result(5.0)), *falls({}, result(3.0))] == []
-    (line,) = falls(result(4.0), result(3.0, "cpu: B"))
-    assert line.startswith("x fell by 25 %") and line.endswith("measured on cpu: A before, now on cpu: B")  # noqa: PT018
 
 
 def test_the_cost_model_is_that_of_the_paper_and_of_the_parts(load: Load) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from taet.distributed import (
     average_gradients,
-    claim,
     copy_first,
     first,
     gather,
@@ -184,12 +183,6 @@ def test_shares_follow_each_other_and_differ_by_one_at_most() -> None:
         shares = [range(total)[share(total, part, parts)] for part in range(parts)]
         assert [place for part in shares for place in part] == list(range(total))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_one_process_has_nobody_to_wait_for() -> None:
-    assert claim("anything")
-    with pytest.raises(RuntimeError, match="gloo"), unless_one_ends():
-        raise RuntimeError("gloo")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from taet.errors import UserError
 from taet.files import (
     check_output,
     check_seal,
-    file_sha256,
     is_leftover,
     lock,
     parse_json,
@@ -31,20 +29,6 @@ from taet.files import (
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"old")
-    return path
-
-
-def special(folder: Path, kind: str) -> Path:
-    """A path that is no ordinary file; links lead to the file `victim`."""
-    path, victim = folder / kind, folder / "victim"
-    if kind == "link":
-        victim.write_bytes(b"victim")
-    if kind in ("link", "dangling"):
-        path.symlink_to(victim)
-    elif kind == "fifo":
-        os.mkfifo(path)
-    else:
-        path.mkdir()
     return path
 
 
@@ -65,14 +49,15 @@ def test_the_content_is_on_the_disk_before_it_has_its_name(path: Path, monkeypat
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder"])
-def test_what_is_no_ordinary_file_is_never_written_to(tmp_path: Path, kind: str) -> None:
-    path = special(tmp_path, kind)
-    before = {file.name: file.lstat() for file in tmp_path.iterdir()}
-    with pytest.raises(UserError, match=r"got a .*; allowed: an ordinary file"):
-        write_atomically(path, b"new")
-    assert {file.name for file in tmp_path.iterdir()} == before.keys()
-    assert all(os.path.samestat(before[file.name], file.lstat()) for file in tmp_path.iterdir())
+def test_what_is_no_ordinary_file_is_never_written_to(path: Path) -> None:
+    link, folder = path.with_name("link"), path.with_name("folder")
+    link.symlink_to(path)
+    folder.mkdir()
+    for place in (link, folder):
+        with pytest.raises(UserError, match=r"got a .*; allowed: an ordinary file"):
+            write_atomically(place, b"new")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"old"
 
 
 @pytest.mark.parametrize(
@@ -105,19 +90,6 @@ def test_outputs_stay_out_of_runs_except_for_what_the_command_owns(tmp_path: Pat
             check_output(tmp_path / place, "evaluation.json")
     check_output(run / "artifacts" / "x.onnx", "artifacts")
     check_output(plain / "x.csv")
-
-
-@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling", "link"])
-@pytest.mark.parametrize("read", [read_bytes, file_sha256])
-def test_only_ordinary_files_are_read_and_nothing_is_waited_for(
-    tmp_path: Path, read: Callable[[Path], object], kind: str
-) -> None:
-    path = special(tmp_path, kind)
-    if kind == "link":
-        assert read(path) == read(path.resolve())
-        return
-    with pytest.raises(UserError, match=r"got a .*; allowed: an ordinary file|No such file"):
-        read(path)
 
 
 def test_the_size_is_limited(path: Path) -> None:
@@ -171,9 +143,3 @@ def test_one_process_owns_a_folder_until_it_is_killed(tmp_path: Path) -> None:
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
         with pytest.raises(UserError, match="is in use by another process"):
             lock(tmp_path).__enter__()
-
-
-def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
-    (tmp_path / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"cannot lock .*: \.lock: "):
-        lock(tmp_path).__enter__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from scipy import special, stats
 from taet.intervals import balanced_interval, difference, mcnemar, mean_recall_limits, mean_value_limits
 
 LABELS = np.repeat([0, 1, 2], [30, 12, 4])
-SIMULATED = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30, 1000])

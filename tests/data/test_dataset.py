@@ -70,7 +70,7 @@ def test_manifest_is_plain_json_and_names_the_images(arrays):
         ({"test_images": np.zeros((4, 4, 5, 3), np.uint8)}, "got 4 images but 5 labels"),
         ({"train_labels": np.repeat([True, False], 5)}, "train_labels: got bool"),
         ({"test_labels": np.array([0, 1, 2, 3, 0])}, "test_labels: got label 3; allowed: 0 to 2"),
-        ({"train_labels": np.repeat([0, 2**62], 5)}, "class '1' has no training image"),
+        ({"train_labels": np.repeat([0, 2], 5)}, "class '1' has no training image"),
         ({"class_names": ["a", "b", "a"]}, "class names: got 'a' twice"),
         ({"class_names": ["a", "b\u202e", "c"]}, r"class names: got 'b\\u202e'"),
         ({"train_labels": np.zeros(10, int)}, "classes: got 0; allowed: 2 classes or more"),

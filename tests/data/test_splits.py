@@ -1,6 +1,5 @@
 """What `load` chooses whatever the source: cuts, caps, validation, whole groups, names and size."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -163,18 +162,6 @@ def test_identical_images_in_two_splits_are_counted(saved, arrays):
 )
 def test_mistakes_are_one_line(name, arguments, message, refused):
     refused(name, message, **arguments)
-
-
-def test_importing_data_imports_no_torch():
-    code = "import sys, taet.data; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.data
-def test_real_ham10000_is_taken_as_it_is(real_data):
-    dataset = load(str(real_data("ham10000_32.npz")))
-    assert dataset.class_counts.tolist() == [229, 360, 770, 82, 781, 4694, 100]
-    assert [len(split) for split in dataset.splits.values()] == [7016, 1001, 1998]
 
 
 @pytest.mark.parametrize(

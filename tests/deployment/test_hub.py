@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,6 @@ from taet.data import Dataset
 from taet.deployment.hub import publish
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.files import seal
 from taet.models.hub import CONFIG, FILES, local
 from taet.models.weights import read
 from taet.training.runs import load_model
@@ -134,20 +132,11 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def rewrite(path: Path, change: Callable[[Any], object]) -> None:
-    """Change a sealed file as somebody who can write its seal."""
-    stored = json.loads(path.read_text())
-    change(stored)
-    path.write_text(json.dumps(seal(stored)))
-
-
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda at: flip(at / "metrics.jsonl"), "metrics.jsonl was changed or damaged"),
         (lambda at: (at / "done").unlink(), "cannot read"),
-        (lambda at: rewrite(at / CONFIG, lambda stored: stored["files"].pop("run.json")), "no SHA-256 of every file"),
-        (lambda at: rewrite(at / "evaluation.json", lambda card: card["model"].clear()), "changed"),
     ],
 )  # fmt: skip
 def test_damage_is_one_line(copy: Path, harm: Any, message: str) -> None:

@@ -163,7 +163,6 @@ WRONG: list[tuple[Callable[[Stored], None], str]] = [
     # A field that is missing, or that is not of its type or within its bounds.
     (replaced("threat", by=None), "the field 'threat' is missing"),
     (replaced("columns", 1, "predictions", by=None), "columns.*: the field 'predictions' is missing"),
-    (replaced("columns", 1, "seconds", by=True), r"columns\[1\] seconds: got True"),
     (replaced("data", "train_class_counts", by=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
     # Settings that the attack cannot have.
     (replaced("columns", 1, "parameters", "steps", by=10), "attack 'pgd-20': got steps 10; allowed: 20, as its name"),

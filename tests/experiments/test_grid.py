@@ -71,7 +71,6 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
         ({"method": ["at"]}, r"unknown field of Grid 'method'.*did you mean 'methods'\?"),
         ({"methods": [{"name": "a/b", "method": "at"}]}, "name: got 'a/b'; allowed: letters, digits"),
         ({"seeds": [0, 0]}, "seeds: got 0 2 times; allowed: each once"),
-        ({"seeds": list(range(100_001))}, "got 100,001 cells; allowed: at most 100,000"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
         ({"settings": {"epoch": 3}}, r"settings: unknown setting 'epoch'.*did you mean 'epochs'\?"),
         ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
@@ -90,17 +89,9 @@ def test_a_mistake_in_a_specification_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"methods = [", "not TOML: "),
-        (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "not TOML: "),
-        (b"#" * 2**21, "got 2,097,152 bytes; allowed: at most 1,048,576"),
-    ],
-)
-def test_a_file_that_is_no_specification_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "spec.toml").write_bytes(content)
-    with pytest.raises(UserError, match=rf"specification .*spec\.toml: .*{message}") as caught:
+def test_a_file_that_is_no_specification_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text("methods = [")
+    with pytest.raises(UserError, match=r"specification .*spec\.toml: .*not TOML: ") as caught:
         read(tmp_path / "spec.toml")
     assert "\n" not in str(caught.value)
 

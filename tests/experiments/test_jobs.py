@@ -217,8 +217,3 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
 def test_mistakes_in_the_call(small: dict[str, Any], wrong: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         compare(small, **{"out": tmp_path, **wrong})
-
-
-def test_a_comparison_is_in_no_run_folder(small: dict[str, Any], template: Path) -> None:
-    with pytest.raises(UserError, match="which is in the folder of the run"):
-        compare(small, template / "x")

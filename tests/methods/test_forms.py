@@ -178,22 +178,11 @@ def test_stages(name: str, epochs: int, settings: dict[str, Any], expected: dict
     assert stages == tuple(stage for stage, length in expected.items() for _ in range(length))
 
 
-BALANCES = "its loss already balances the classes and takes none"
 REFUSED = [
-    ("reat", {"tail": False, "form": "paper"}, "method form: got 'paper'; allowed: with tail only"),
     ("robal", {"outer": "focal", "margin": 0.0}, "robal: got margin 0 and the outer loss focal, .+cross-entropy only"),
     ("las-at", {"eps": (5, 3)}, "method eps: got .+; allowed: lowest and highest, within 0 to 255"),
-    ("harl", {"outer": "focal"}, f"harl: got the outer loss focal; {BALANCES}"),
-    (
-        "at-bsl",
-        {"outer": "focal"},
-        "at-bsl: got the outer loss focal; its loss is balanced softmax: use `at --outer .+",
-    ),
     ("taet", {"outer": "focal", "clean_share": 0.0}, "taet: got the outer loss focal; .+ of 10 epochs none is clean"),
-    ("las-at", {"task": {"weighting": "rw"}}, "las-at: got the weighting rw; its attack raises no loss .+: only none"),
-    ("reat", {"task": {"weighting": "enr"}}, r"reat: got the weighting enr; .+ add --method\.no-rbl"),
     ("cfa", {"base": "at", "regulariser": "scaled"}, "method regulariser: got scaled, .+ no divergence to weigh; .+"),
-    ("cfa", {"base": "at", "lambda_2": 0.4}, "method lambda 2: got 0.4; allowed: with the regulariser only"),
     ("cfa", {"task": {"epochs": 1}}, "method begin: got 0.05 of 1 epochs, which leaves none of them; allowed: .+"),
     ("dafa", {"base": "taet", "base_settings": {"clean_share": 0.8}}, "method warm up: .+ ends without an attack; .+"),
     ("frl", {"task": {"watched": (3, 9)}}, "frl: got no point of the curve that it could use; allowed: .+"),

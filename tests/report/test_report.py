@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,10 +20,6 @@ from taet import report
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.formatting import percent, percent_interval, points
-from taet.report import figures
-from taet.report import page as pages
-from taet.report.page import SECTIONS
-from taet.report.results import Results
 from taet.report.tables import Text, latex, markdown, table
 from tests.report.test_results import right
 
@@ -258,22 +254,6 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
     one = table("A_title", {Text("50 %"): {"a|b_c": Text("1 & 2", "#3", bold=True)}}, ["a|b_c"])
     assert markdown(one).splitlines()[-1] == r"| a\|b\_c | **1 & 2 (#3)** |"
     assert r"a|b\_c & \textbf{1 \& 2 (\#3)} \\" in latex(one)
-
-
-def test_a_figure_or_table_is_one_function_and_one_line(
-    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def mine(results: Results) -> Iterator[figures.Panel]:
-        """What it shows, in words."""
-        figure, _ = figures.axes(2.0)
-        if len(results.rows) > 1:
-            yield figures.draw(figure, "My figure", f"of {len(results.rows)} rows")
-
-    monkeypatch.setattr(pages, "SECTIONS", (*SECTIONS, ("My section", mine)))
-    shown = report.write([make_card("at"), make_card("taet")], tmp_path / "x.html").read_text()
-    places = [shown.index(words) for words in ("<summary>My section<", "What it shows, in words.", "My figure")]
-    assert places == sorted(places)
-    assert "My section" not in report.write(make_card("at"), tmp_path / "x.html").read_text()
 
 
 def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) -> None:

@@ -18,6 +18,7 @@ from taet.settings import Run
 from taet.training import TrainingResult, fit, resume, train
 from taet.training.environment import interruption
 from taet.training.folder import RunFolder
+from tests.models.test_weights import Trap
 
 STEPS = 6  # two epochs of three steps
 Tiny = Callable[..., Run]
@@ -121,16 +122,6 @@ def test_pretrained_weights_are_not_needed_again(
     assert_same(tmp_path / "run", whole)
 
 
-class Malicious:
-    """What unpickling would run."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
-
-
 @pytest.fixture(scope="module")
 def stopped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after its first epoch."""
@@ -146,7 +137,7 @@ def stopped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"run_hash": "x"}, "belongs to another run"),
         ({"rows": ...}, "lacks rows: another version of taet wrote it"),
         ({"model": {"zz": torch.zeros(1)}}, "does not fit this run"),
-        ({"evil": Malicious(Path("mark"))}, "is not a checkpoint"),
+        ({"evil": Trap(Path("mark"))}, "is not a checkpoint"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
