@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,14 @@ def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named
 def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
     text = introduction(*prepare(tiny("taet", {"training.batch_size": 4})), {})
     assert "a batch of 4 misses 7 of 10 classes on average" in text
+    assert "shorter: " not in text
+
+
+def test_hours_name_what_shortens_them(tiny: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("taet.training.prepare", "taet.evaluation.runner"):
+        monkeypatch.setattr(f"{place}.seconds_of", lambda step: 4000.0)
+    *_, shorter = introduction(*prepare(tiny("at", {"training.epochs": 4})), {}).splitlines()
+    assert re.match(r"shorter: --epochs \d+ \(about 60 minutes\), --attacks clean quick \(.*\), --data", shorter)
 
 
 @pytest.fixture

@@ -71,8 +71,19 @@ def test_progress_never_goes_back_and_ends_at_its_total_once(
     evaluated(*ATTACKS, progress=lambda *report: seen.append(report))
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert [done >= total for done, total, _ in seen] == [False] * (len(seen) - 1) + [True]
-    assert seen[0][2].startswith("about ")
-    assert {label.partition(":")[0] for _, _, label in seen[1:]} == {*ATTACKS, "probe"}
+    (outlook,) = (label for _, _, label in seen if label.endswith("\n"))
+    assert outlook.startswith("all attacks: about ")
+    assert {label.partition(":")[0] for _, _, label in seen} == {*ATTACKS, "probe", "all attacks"}
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(3, {3}), (None, {1})])
+def test_every_pass_has_the_threads_asked_for_or_those_that_are_idle(
+    threads: int | None, expected: set[int], task: Task, evaluated: Evaluated
+) -> None:
+    seen = set()
+    task[0].register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    evaluated("clean", "pgd-2", threads=threads)
+    assert seen - {1} == expected - {1} and torch.get_num_threads() == 1
 
 
 class Returns(nn.Module):

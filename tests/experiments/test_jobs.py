@@ -173,11 +173,12 @@ def test_a_folder_that_another_call_works_in_is_left_to_it(small: dict[str, Any]
 def test_the_cores_are_shared_among_the_jobs(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "cores", lambda: 6)
-    for given, expected in (("3", 3), ("1,2", 1), ("none", 2)):
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(jobs, "idle_threads", lambda: (6, ""))
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    for expected in (6, 2):  # as OMP_NUM_THREADS says, and without it shared
         (planned, *_) = compare(small, tmp_path / "out", jobs=3, dry_run=True).outcomes
         assert planned.commands[0][planned.commands[0].index("--threads") + 1] == str(expected)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     own = {**small["settings"], "training": {**small["settings"]["training"], "threads": 4}}
     compare(small | {"seeds": [0], "settings": own}, tmp_path / "own", jobs=2)
     train, evaluate = processes()
@@ -192,7 +193,8 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr(jobs, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(jobs, "idle_threads", lambda: (6, ""))
     said: list[str] = []
     compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", jobs="auto", say=said.append)
     assert "; 2 side by side on GPU GPU-a, GPU-b; logs in " in said[0]

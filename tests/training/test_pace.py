@@ -1,0 +1,81 @@
+"""Threads by what other programs leave idle, and estimates against what was recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from taet.evaluation.card import Card
+from taet.evaluation.runner import standing
+from taet.settings import Run
+from taet.training import pace, prepare, resume, train
+from taet.training.folder import RunFolder
+
+RESULTS = Path(__file__).parents[2] / "results"
+STEPS = json.loads(Path(__file__).with_name("steps.json").read_text())
+"""Seconds of every step of an epoch of TAET on HAM10000, ResNet-8, on the clock and of processor time; on two cores, idle
+or with three other programs that compute."""
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("stage", ["clean", "adversarial"])
+def test_a_few_steps_tell_how_long_an_epoch_takes(name: str, stage: str) -> None:
+    walls, works = STEPS[name][stage]["walls"], STEPS[name][stage]["works"]
+    found = pace.expected(walls[1 : pace.MOST], works[1 : pace.MOST]) / np.mean(walls)
+    allowed = 1.5 if name.startswith("idle") else 3
+    assert 1 / allowed < found < allowed
+
+
+def test_an_interrupted_step_does_not_count_as_work() -> None:
+    assert pace.expected([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == 1.0  # two threads
+    assert pace.expected([1.0, 1.0, 4.0], [1.0, 1.0, 1.0]) == 2.0  # another program took half of the time
+    assert pace.expected([1.0, 1.0, 7.0], [1.0, 1.0, 7.0]) == 1.0  # the first steps of a kind prepare something
+
+
+@pytest.mark.parametrize("known", ["clean", "all"])
+def test_the_passes_of_a_suite_follow_from_the_results_before_it(known: str) -> None:
+    ratios = []
+    for path in sorted(RESULTS.rglob("*.json")):
+        if '"columns"' in path.read_text():
+            card = Card.load(path)
+            for place, column in enumerate(card.columns):
+                if column.attack.skips_misclassified and column.forwards and card.clean is not None:
+                    before = [card.clean] if known == "clean" else card.columns[:place]
+                    work = column.attack.passes(card.num_classes) * standing(len(card.labels), before)
+                    ratios.append((column.forwards + column.backwards) / work)
+    assert len(ratios) > 250
+    right = np.mean([2 / 3 < ratio < 3 / 2 for ratio in ratios])
+    assert right > {"clean": 0.8, "all": 0.93}[known]
+
+
+@pytest.mark.parametrize(
+    ("idle", "expected"),
+    [(160, (8, "")), (156, (8, "")), (100, (5, "3.0 of 8 cores, 5 threads")), (0, (1, "8.0 of 8 cores, 1 thread"))],
+)
+def test_new_work_takes_the_cores_that_are_idle(idle: int, expected: tuple[int, str]) -> None:
+    threads, why = pace.fitting(8, 8, (1000, 500), (1160, 500 + idle))
+    assert (threads, why.removeprefix("machine busy: other programs use ")) == expected
+    assert pace.fitting(8, 8, (1000, 500), (1000, 500)) == (8, "")  # a system that does not count
+
+
+def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = [(0, 0), (100, 50)]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(pace, "cores", lambda: 2)
+    monkeypatch.setattr(pace, "_ticks", lambda: ticks.pop(0))
+    torch.set_num_threads(2)  # the fixture of all tests restores it
+    run = tiny("at", {"training.threads": None, "training.epochs": 1})
+    plan, _ = prepare.prepare(run)
+    assert plan.choices["training.threads"] == (1, "machine busy: other programs use 1.0 of 2 cores, 1 thread")
+    ticks += [(0, 0), (100, 50)]
+    train(run, out=tmp_path / "run")
+    assert RunFolder(tmp_path / "run").record.threads == 1
+    assert resume(tmp_path / "run").run.training.threads == 1
+    torch.set_num_threads(1)
