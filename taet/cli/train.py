@@ -91,7 +91,9 @@ class Request(NamedTuple):
         from taet.experiments import own_images
 
         network_too = self.options.protocol is None and self.options.recipe is None
-        return own_images.chosen(self.start, self.given, network_too=network_too)
+        run, choices = own_images.chosen(self.start, self.given, network_too=network_too)
+        digits = own_images.Chosen(run.data.name, "no data are named; these come with scikit-learn")
+        return run, choices if "data.name" in self.given else {"data.name": digits, **choices}
 
 
 def read(words: Sequence[str]) -> Request:

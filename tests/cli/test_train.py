@@ -110,8 +110,9 @@ def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     run, decided = read(words.split()).planned()
     assert run.model.name == network
-    assert list(decided) == (["model.name"] if network == "resnet8" else [])
-    assert all("--protocol taet has resnet18" in made.why for made in decided.values())
+    assert ("data.name" in decided) == ("--data" not in words)
+    assert ("model.name" in decided) == (network == "resnet8")
+    assert all("--protocol taet has resnet18" in made.why for name, made in decided.items() if name == "model.name")
 
 
 def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
