@@ -9,10 +9,10 @@ __version__ = "0.2.0"
 
 _LAZY = {
     "compare": "taet.experiments.jobs",
-    "plan": "taet.experiments.own_images",
     "train": "taet.training",
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
+    "plan": "taet.experiments.own_images",
     "results": "taet.report.results",
     "Results": "taet.report.results",
     "Card": "taet.evaluation",

@@ -69,7 +69,7 @@ CALLS = (
     "evaluate run --attacks clean fgsm --eps 8/255 --batch-size 5 --weights model --device cpu",
     f"{OWN} --normalize none --device cpu",
     "check run --attacks clean --device cpu",
-    "predict run images --top 2 --batch-size 3 --format json --attack fgsm",
+    "predict run images --top 2 --batch-size 3 --attack fgsm",
     "export run --format safetensors --weights model --out exported.safetensors",
     "report run --out page.html --title T",
     "compare grid.toml --out grid --jobs 1 --dry-run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from taet.cli.evaluate import local
 from taet.cli.options import POSITIONAL, Device, OfRun, OutPath, parse
@@ -23,7 +23,7 @@ class Predict(OfRun):
 
     examples = (
         "taet predict runs/x images/",
-        "taet predict runs/x a.png b.jpg --top 3 --format json",
+        "taet predict runs/x a.png b.jpg --top 3",
         "taet predict runs/x images/ --attack pgd-100:restarts=5,eps=4/255 --out predictions.csv",
     )
 
@@ -31,8 +31,6 @@ class Predict(OfRun):
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     attack: str | None = None
     """Test whether predictions survive this attack (see taet list attacks), e.g. pgd-20 or pgd-20:restarts=5."""
-    format: Literal["csv", "json"] = "csv"
-    """Format of the output."""
     out: OutPath | None = None
     """Output file. Default: standard output."""
     force: bool = False
@@ -49,9 +47,8 @@ def run(words: list[str]) -> int:
     command, _ = parse(Predict, words, "taet predict")
 
     from taet.cli.processes import progress, say
-    from taet.deployment.predict import changes, predict
+    from taet.deployment.predict import predict
     from taet.models import trusted
-    from taet.training.folder import RunFolder
 
     if command.out is not None:
         if os.path.lexists(command.out) and not command.force:
@@ -61,14 +58,11 @@ def run(words: list[str]) -> int:
     how = {name: getattr(command, name) for name in ("attack", "weights", "batch_size", "device")}
     with trusted(command.trust_model), progress(f"predict {command.run}") as report:
         found = predict(folder, command.images, progress=report, **how)
-    text = found.to_json(command.top) if command.format == "json" else found.to_csv(command.top)
+    text = found.to_csv(command.top)
     if command.out is not None:
         write_atomically(command.out, os.fsencode(text))  # a file name that is not valid text keeps its bytes
     else:
         print(text, end="")
-    record = RunFolder(folder).record
-    for note in changes(command.images, record.data.image_shape):
-        say(f"taet: {note}")
     if found.unread:
         say(f"taet: {found.unread} of {len(found)} images could not be read: see the column error")
     return 2 if found.unread else 0

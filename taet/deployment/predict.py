@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch import nn
 from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec, Clean
-from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
+from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled
 from taet.data.storage import Pixels
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
@@ -94,12 +93,6 @@ class Predictions:
             table["survives"] = table["survives"].map({True: "true", False: "false"})
         text: str = table.to_csv(index=False, lineterminator="\n")
         return text
-
-    def to_json(self, top: int = 1) -> str:
-        """Return the names of the classes, the attack or None, and the rows, as JSON."""
-        rows = self.table(top).to_dict("records")
-        values = {"class_names": list(self.class_names), "attack": self.attack or None, "images": rows}
-        return json.dumps(values, indent=1) + "\n"
 
     def __repr__(self) -> str:
         counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))
@@ -213,16 +206,6 @@ def read(images: Sequence[Path] | Pixels, shape: Shape) -> list[Pixels | str]:
         f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape)
         for path, image in decode_where_possible(images, shape[:0:-1])
     ]
-
-
-def changes(given: ImageSource, shape: Shape) -> list[str]:
-    """Say how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
-    channels, height, width = shape
-    found = survey([*map(Path, find(given)[0])], height if height == width else None)
-    if (found.sizes == (width, height)).all() and (found.grey == (channels == 1)).all():
-        return []
-    said, kind = found.sentences(), "grey" if channels == 1 else "colour"
-    return [f"read as {width}x{height} pixels, {kind}, as in training: {'; '.join(said)}"]
 
 
 def fitted(image: Pixels, shape: Shape) -> Pixels:

@@ -104,7 +104,7 @@ def evaluate(
         with owned(None if path is None else RunFolder(path.parent)):
             # One process reads, so that all agree.
             card = card if path is None else first(lambda: store.continued(path, card))
-            card = _with_columns(card, runner, subject.attacks, probe, threads, progress)
+            card = _with_columns(card, runner, subject.attacks, probe, threads, Meter(progress))
             if path is not None and rank() == 0:
                 store.put(path, card)
                 for batches in runner.opened:
@@ -116,18 +116,13 @@ def evaluate(
 
 
 def _with_columns(
-    card: Card,
-    runner: Runner,
-    attacks: Sequence[AttackSpec],
-    probing: bool,
-    threads: int | None,
-    progress: Progress | None,
+    card: Card, runner: Runner, attacks: Sequence[AttackSpec], probing: bool, threads: int | None, meter: Meter
 ) -> Card:
     """Return the card with all columns, known and new, the facts of the probe, and its flags."""
     images, before, facts = probed_images(runner, attacks), card.columns, card.probe
     probed = facts.get("seed") == runner.seed and facts["images"] >= images
     probing = probing and len(attacks) > 1 and not probed
-    later, meter = images * probe_passes(runner.sites) if probing else 0, Meter(progress)
+    later = images * probe_passes(runner.sites) if probing else 0
     with runner.still():
         measured = _columns(runner, attacks, before, later, threads, meter)
     if probing:
@@ -148,12 +143,7 @@ def _with_columns(
 
 
 def _columns(
-    runner: Runner,
-    attacks: Sequence[AttackSpec],
-    before: Sequence[Column],
-    later: float,
-    threads: int | None,
-    meter: Meter,
+    runner: Runner, attacks: Sequence[AttackSpec], done: Sequence[Column], later: int, threads: int | None, meter: Meter
 ) -> list[Column]:
     """Return the columns of the attacks, known or new; say how long the new ones will take, and each that takes long.
 
@@ -162,21 +152,21 @@ def _columns(
     """
     measured, pace = list[Column](), 0.0
     for place, attack in enumerate(attacks):
-        there = [*measured, *before]
+        there = [*measured, *done]
         if (known := among(there, attack)) is not None:
             measured.append(known)
             continue
-        left = [one for one in attacks[place:] if among(there, one) is None]
-        passes = [runner.passes([one], standing(len(runner.labels), there)) for one in left]
+        still = standing(len(runner.labels), there)
+        passes = [runner.passes([one], still) for one in attacks[place:] if among(there, one) is None]
         meter.begin(later=later + sum(passes[1:]))
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):
             if attack.norm is not None:  # the clean images take a moment, and tell how long the others take
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
-                seconds = work * (pace or runner.pace(attack)) / world_size()
+                seconds = work * (each := (pace or runner.pace(attack)) / world_size())
                 if not pace or seconds > SAID_SECONDS:
-                    quick = standing(len(runner.labels), there) / work * QUICK.passes(runner.num_classes) * seconds
-                    shorter = f"--attacks clean quick: {duration(quick)}" if seconds > LONG_SECONDS else ""
+                    quick = duration(still * QUICK.passes(runner.num_classes) * each)
+                    shorter = f"--attacks clean quick: {quick}" if seconds > LONG_SECONDS else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
                     meter(0, max(passes[0], 1), f"{text}\n")
             measured.append(column := runner.column(attack, there, meter))

@@ -315,7 +315,7 @@ class _Planner:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
         start = protocols.start(self.grid.protocol, entry.method)
         run = override(start, {"method": Run.default("method"), "settings": None, **about})
-        return {name: made.value for name, made in self.chosen_for(run).choices.items()}
+        return {name: made.value for name, made in self.chosen_for(run)[1].items()}
 
     def run(self, entry: Entry, settings: Dotted) -> Run:
         """Return the run of a method with these settings on top of its protocol; raise a `UserError` if it has none."""

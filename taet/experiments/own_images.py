@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import torch
 from taet.data import DataFacts, Dataset, facts, full_name, is_own, load, source
 from taet.data.images import Files
 from taet.data.splits import VALIDATION
-from taet.errors import UserError
 from taet.formatting import plural, size
 from taet.protocols import start
 from taet.settings import Data, Run, option, override
@@ -70,32 +68,13 @@ def own_images(data: Data) -> OwnImages:
     return OwnImages(known.sizes["train"], (width, height), (width, height), True, known.test_counts)
 
 
-@dataclass(frozen=True, repr=False)
-class OwnDataPlan:
-    """A run on the user's own images, and the settings that were chosen for it, by dotted name."""
-
-    run: Run
-    choices: Mapping[str, Chosen]
-
-    def __repr__(self) -> str:
-        return "\n".join([f"{self.run.method} on {self.run.data.name}", *choice_lines(self.choices)])
+def plan(method: str, data: str) -> tuple[Run, dict[str, Chosen]]:
+    """Return the run of `method` on your own images as `taet train` chooses it, and each choice with its reason."""
+    return chosen(start(Run.default("protocol"), method), {"data.name": data})
 
 
-def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.default("protocol")) -> OwnDataPlan:
-    """Return the run of `method` on your own images: folder:PATH, csv:PATH, npz:PATH, or the path alone.
-
-    The protocol determines everything except settings that depend on the images and the machine: image size, groups,
-    network, batch size, epochs and attacks. Only the headers of image files are read. The name of a published data set
-    raises a `UserError`: its protocol determines everything.
-    """
-    return planned(override(start(protocol, method), {"data.name": full_name(data), "data.root": root}))
-
-
-def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None) -> OwnDataPlan:
-    """Return `run` with the settings that depend on the images, a GPU, and the `epochs` that the user asks for."""
-    if not is_own(run.data.name):
-        allowed = "folder:, csv:, npz: and a path"
-        raise UserError(f"data: got {run.data.name}, whose protocol decides all; allowed: {allowed}")
+def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None) -> tuple[Run, dict[str, Chosen]]:
+    """Return `run` with the settings that depend on the images, a GPU, and the `epochs` asked for; and these."""
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     found = own_images(run.data)
     choices = {
@@ -107,7 +86,7 @@ def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None
     }
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
-    return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
+    return override(run, {name: made.value for name, made in choices.items()}), choices
 
 
 def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
@@ -117,10 +96,11 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     """
     run = override(begin, given)
     if is_own(run.data.name):
-        made = planned(begin.replace(data=run.data), epochs=run.training.epochs if "training.epochs" in given else None)
+        asked = run.training.epochs if "training.epochs" in given else None
+        planned_run, choices = planned(begin.replace(data=run.data), epochs=asked)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
-        run = override(made.run, {**given, **named})
-        return run, {name: one for name, one in made.choices.items() if attrgetter(name)(run) == one.value}
+        run = override(planned_run, {**given, **named})
+        return run, {name: one for name, one in choices.items() if attrgetter(name)(run) == one.value}
     known = facts(run.data)
     sides = (run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1]
     if not network_too or "model.name" in given or (model := network(sides)).value == run.model.name:

@@ -38,7 +38,7 @@ def fitting(most: int, of_cores: int, before: tuple[int, int], after: tuple[int,
     every, idle = (end - begin for begin, end in zip(before, after, strict=True))
     free = of_cores * idle / max(every, 1)
     threads = max(1, min(most, round(free)))
-    used = f"machine busy: other programs use {of_cores - free:.1f} of {of_cores} cores, {plural(threads, 'thread')}"
+    used = f"machine busy: others use {of_cores - free:.1f} of {of_cores} cores, {plural(threads, 'thread')}"
     return (threads, used) if every and threads < most else (most, "")
 
 

@@ -123,7 +123,7 @@ def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
 
 def test_hours_name_what_shortens_them(tiny: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("taet.training.prepare", "taet.evaluation.runner"):
-        monkeypatch.setattr(f"{place}.seconds_of", lambda step: 4000.0)
+        monkeypatch.setattr(f"{place}.seconds_of", lambda _: 4000.0)
     *_, shorter = introduction(*prepare(tiny("at", {"training.epochs": 4})), {}).splitlines()
     assert re.match(r"shorter: --epochs \d+ \(about 60 minutes\), --attacks clean quick \(.*\), --data", shorter)
 

@@ -83,7 +83,8 @@ def test_every_pass_has_the_threads_asked_for_or_those_that_are_idle(
     seen = set()
     task[0].register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
     evaluated("clean", "pgd-2", threads=threads)
-    assert seen - {1} == expected - {1} and torch.get_num_threads() == 1
+    assert seen - {1} == expected - {1}
+    assert torch.get_num_threads() == 1
 
 
 class Returns(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from taet import protocols
-from taet.errors import UserError
+from taet.cli.train import read as read_call
 from taet.experiments.own_images import FEWEST_EPOCHS, OwnImages, attacked, length, own_images, plan, planned
 from taet.settings import Data, Run, override
 
@@ -48,11 +48,11 @@ def test_the_size_follows_the_images_and_the_machine(
 ) -> None:
     for name, size in zip("ab", sizes, strict=True):
         fill(tmp_path / name, 3, size)
-    made = planned(on(tmp_path), here)
-    assert made.run.data.size == expected
-    assert made.run.model.name == ("resnet18" if here else "resnet8")
-    assert made.run.threat == protocols.taet("taet").threat
-    assert ("data.size" in made.choices) == (expected is not None)
+    run, choices = planned(on(tmp_path), here)
+    assert run.data.size == expected
+    assert run.model.name == ("resnet18" if here else "resnet8")
+    assert run.threat == protocols.taet("taet").threat
+    assert ("data.size" in choices) == (expected is not None)
 
 
 @pytest.mark.parametrize("shape", [(28, 20), (40, 60)])
@@ -62,9 +62,9 @@ def test_images_that_are_not_square_are_resized_where_they_are_large_or_a_fit_is
     images, labels = np.zeros((90, *shape), np.uint8), np.arange(90) % 2
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
-    assert planned(run, CPU).run.data.size == (32 if max(shape) > 32 else None)
+    assert planned(run, CPU)[0].data.size == (32 if max(shape) > 32 else None)
     assert own_images(run.data) == OwnImages(90, shape[::-1], shape[::-1], True, (45, 45))
-    assert planned(run, GPU).run.data.size is None
+    assert planned(run, GPU)[0].data.size is None
 
 
 def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
@@ -92,14 +92,8 @@ def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> Non
     assert length(run, found, CPU, 4)["training.monitor_every"].value == 1  # of the epochs that were asked for
 
 
-def test_from_python_in_one_line_what_was_decided_is_said_and_the_columns_of_another_protocol_stay(
-    lesions: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = plan("taet", f"folder:{lesions}")
-    assert repr(made).startswith(f"taet on folder:{lesions}\n--model ")
-    assert any(line.startswith("--threat.eps") and "8/255" in line for line in repr(made).splitlines())
-    monkeypatch.chdir(lesions.parent)
-    other = plan("at", "folder:lesions", protocol="reat").run
-    assert (other.protocol, other.evaluation.attacks) == ("reat", protocols.reat("at").evaluation.attacks)
-    with pytest.raises(UserError, match=r"got cifar10-lt, whose protocol decides all; allowed: folder:"):
-        plan("taet", "cifar10-lt")
+def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path) -> None:
+    run, choices = plan("taet", str(lesions))
+    other, again = read_call(["taet", "--data", str(lesions)]).planned()
+    assert (run, choices) == (other.replace(settings=None), again)
+    assert choices["threat.eps"].value == 8 / 255

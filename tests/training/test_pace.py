@@ -18,8 +18,8 @@ from taet.training.folder import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "results"
 STEPS = json.loads(Path(__file__).with_name("steps.json").read_text())
-"""Seconds of every step of an epoch of TAET on HAM10000, ResNet-8, on the clock and of processor time; on two cores, idle
-or with three other programs that compute."""
+"""Seconds of every step of an epoch of TAET on HAM10000, ResNet-8: on the clock and of processor time, on two cores
+that were idle, or beside three other programs that compute."""
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -59,7 +59,7 @@ def test_the_passes_of_a_suite_follow_from_the_results_before_it(known: str) -> 
 )
 def test_new_work_takes_the_cores_that_are_idle(idle: int, expected: tuple[int, str]) -> None:
     threads, why = pace.fitting(8, 8, (1000, 500), (1160, 500 + idle))
-    assert (threads, why.removeprefix("machine busy: other programs use ")) == expected
+    assert (threads, why.removeprefix("machine busy: others use ")) == expected
     assert pace.fitting(8, 8, (1000, 500), (1000, 500)) == (8, "")  # a system that does not count
 
 
@@ -73,7 +73,7 @@ def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
     torch.set_num_threads(2)  # the fixture of all tests restores it
     run = tiny("at", {"training.threads": None, "training.epochs": 1})
     plan, _ = prepare.prepare(run)
-    assert plan.choices["training.threads"] == (1, "machine busy: other programs use 1.0 of 2 cores, 1 thread")
+    assert plan.choices["training.threads"] == (1, "machine busy: others use 1.0 of 2 cores, 1 thread")
     ticks += [(0, 0), (100, 50)]
     train(run, out=tmp_path / "run")
     assert RunFolder(tmp_path / "run").record.threads == 1
