@@ -191,8 +191,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
         ways[f"--epochs {max(1, round(run.training.epochs * LONG_SECONDS / took))}"] = LONG_SECONDS
     if attacks > LONG_SECONDS:
         ways["--attacks clean quick"] = attack_seconds(plan, state.model, ("clean", "quick"))
-        few = [min(FEW, count) for count in dataset.test.class_counts.tolist()]
-        ways[f"--data.test-max-count {FEW}"] = attacks * sum(few) / len(dataset.test)
+        ways[f"--data.test-max-count {FEW}"] = attacks * dataset.test.class_counts.clip(max=FEW).sum() / len(dataset.test)
     lines += [f"shorter: {', '.join(f'{way} ({duration(seconds)})' for way, seconds in ways.items())}"] if ways else []
     return "\n".join(lines)
 

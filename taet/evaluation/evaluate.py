@@ -147,8 +147,8 @@ def _columns(
 ) -> list[Column]:
     """Return the columns of the attacks, known or new; say how long the new ones will take, and each that takes long.
 
-    The expected passes follow from the results so far, and the seconds of a pass from the last attack. Without a number
-    of `threads` every attack takes those that are idle when it begins.
+    The expected passes follow from the results so far. Without a number of `threads` every attack takes those that are
+    idle when it begins.
     """
     measured, pace = list[Column](), 0.0
     for place, attack in enumerate(attacks):
@@ -163,15 +163,13 @@ def _columns(
         with using(number):
             if attack.norm is not None:  # the clean images take a moment, and tell how long the others take
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
-                seconds = work * (each := (pace or runner.pace(attack)) / world_size())
-                if not pace or seconds > SAID_SECONDS:
-                    quick = duration(still * QUICK.passes(runner.num_classes) * each)
+                if not pace or work * pace > SAID_SECONDS:
+                    pace = runner.pace(attack) / world_size()
+                    seconds, quick = work * pace, duration(still * QUICK.passes(runner.num_classes) * pace)
                     shorter = f"--attacks clean quick: {quick}" if seconds > LONG_SECONDS else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
                     meter(0, max(passes[0], 1), f"{text}\n")
-            measured.append(column := runner.column(attack, there, meter))
-        if attack.norm is not None and (made := column.forwards + column.backwards):
-            pace = column.seconds / made
+            measured.append(runner.column(attack, there, meter))
     return measured
 
 

@@ -37,20 +37,20 @@ def test_an_interrupted_step_does_not_count_as_work() -> None:
     assert pace.expected([1.0, 1.0, 7.0], [1.0, 1.0, 7.0]) == 1.0  # the first steps of a kind prepare something
 
 
-@pytest.mark.parametrize("known", ["clean", "all"])
-def test_the_passes_of_a_suite_follow_from_the_results_before_it(known: str) -> None:
-    ratios = []
-    for path in sorted(RESULTS.rglob("*.json")):
+def test_the_passes_of_a_suite_follow_from_the_results_before_it() -> None:
+    ratios: dict[str, list[float]] = {"after the clean images": [], "after the other attacks": []}
+    for path in sorted(RESULTS.rglob("*.json"))[::3]:
         if '"columns"' in path.read_text():
             card = Card.load(path)
             for place, column in enumerate(card.columns):
                 if column.attack.skips_misclassified and column.forwards and card.clean is not None:
-                    before = [card.clean] if known == "clean" else card.columns[:place]
-                    work = column.attack.passes(card.num_classes) * standing(len(card.labels), before)
-                    ratios.append((column.forwards + column.backwards) / work)
-    assert len(ratios) > 250
-    right = np.mean([2 / 3 < ratio < 3 / 2 for ratio in ratios])
-    assert right > {"clean": 0.8, "all": 0.93}[known]
+                    for name, before in zip(ratios, ([card.clean], card.columns[:place]), strict=True):
+                        work = column.attack.passes(card.num_classes) * standing(len(card.labels), before)
+                        ratios[name].append((column.forwards + column.backwards) / work)
+    assert min(map(len, ratios.values())) > 80
+    near = [np.mean([2 / 3 < ratio < 3 / 2 for ratio in found]) for found in ratios.values()]
+    assert near[0] > 0.8
+    assert near[1] > 0.93
 
 
 @pytest.mark.parametrize(
