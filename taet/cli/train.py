@@ -186,12 +186,12 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choices)]
     took, attacks = expected_seconds(plan, state), attack_seconds(plan, state.model)
     lines.append(f"training will take {duration(took)}, the attacks after it {duration(attacks)}")
-    ways = {}
-    if took > LONG_SECONDS:
-        ways[f"--epochs {max(1, round(run.training.epochs * LONG_SECONDS / took))}"] = LONG_SECONDS
+    fewer = max(1, round(run.training.epochs * LONG_SECONDS / took))
+    ways = {f"--epochs {fewer}": LONG_SECONDS} if took > LONG_SECONDS else {}
     if attacks > LONG_SECONDS:
         ways["--attacks clean quick"] = attack_seconds(plan, state.model, ("clean", "quick"))
-        ways[f"--data.test-max-count {FEW}"] = attacks * dataset.test.class_counts.clip(max=FEW).sum() / len(dataset.test)
+        few = dataset.test.class_counts.clip(max=FEW).sum()
+        ways[f"--data.test-max-count {FEW}"] = attacks * few / len(dataset.test)
     lines += [f"shorter: {', '.join(f'{way} ({duration(seconds)})' for way, seconds in ways.items())}"] if ways else []
     return "\n".join(lines)
 
