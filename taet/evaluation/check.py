@@ -190,10 +190,9 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             elif several > 1 or random:
                 what = f"{several} logits for each class" if several > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
-        right = round(facts.clean_correct / facts.images * len(runner.labels))
-        attacks = attacks_of(subject.settings, subject.eps)
-        seconds = runner.passes(attacks, OF_RIGHT * right) * runner.pace(attacks[-1])
-        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(seconds)}")
+        asked = attacks_of(subject.settings, subject.eps)
+        passes = runner.passes(asked, OF_RIGHT * facts.clean_correct / facts.images * len(runner.labels))
+        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(passes * runner.pace(asked[-1]))}")
         if changed := listed(changes(), most=3):  # after every other test
             later = "later outputs are those of a different model; do not update state in eval mode"
             yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)

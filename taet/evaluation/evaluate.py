@@ -24,6 +24,7 @@ from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
 from taet.evaluation.runner import Runner, among, standing
 from taet.evaluation.subject import ArrayOrTensor, Subject, attacked, device_of
+from taet.fields import Processes, check_value
 from taet.formatting import duration
 from taet.progress import Meter, Progress
 from taet.training.environment import keep_freed_memory
@@ -85,6 +86,7 @@ def evaluate(
         UserError: no, unknown or repeated attacks, a chosen step whose sum cannot reach eps, images, labels or a model
             that do not fit, an `out` that belongs to something else, an argument that says nothing of such a model.
     """
+    check_value("threads", threads, Processes | None)
     own = OF_A_MODULE if isinstance(model_or_run_dir, nn.Module) else OF_A_RUN
     about = {name: options.pop(name) for name in own & options.keys()}
     subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, **about)
