@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from taet.distributed import world_size
 from taet.formatting import plural
 from taet.training.environment import cores
 
@@ -68,7 +69,8 @@ def using(threads: int) -> Iterator[None]:
 def seconds_of(step: Callable[[], object]) -> float:
     """Return the expected seconds of a step from a few that are made now."""
     walls, works = list[float](), list[float]()
-    while len(walls) < FEWEST or (sum(walls) < ENOUGH_SECONDS and len(walls) < MOST):
+    enough = ENOUGH_SECONDS if world_size() == 1 else 0.0  # a step adds over the processes: all make as many
+    while len(walls) < FEWEST or (sum(walls) < enough and len(walls) < MOST):
         begun, worked = time.monotonic(), time.process_time()
         step()
         if torch.cuda.is_available():

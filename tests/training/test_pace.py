@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from taet.evaluation.card import Card
 from taet.evaluation.runner import standing
@@ -70,12 +69,18 @@ def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(pace, "cores", lambda: 2)
     monkeypatch.setattr(pace, "_ticks", lambda: ticks.pop(0))
-    torch.set_num_threads(2)  # the fixture of all tests restores it
     run = tiny("at", {"training.threads": None, "training.epochs": 1})
-    plan, _ = prepare.prepare(run)
-    assert plan.choices["training.threads"] == (1, "machine busy: others use 1.0 of 2 cores, 1 thread")
-    ticks += [(0, 0), (100, 50)]
-    train(run, out=tmp_path / "run")
-    assert RunFolder(tmp_path / "run").record.threads == 1
-    assert resume(tmp_path / "run").run.training.threads == 1
-    torch.set_num_threads(1)
+    with pace.using(2):
+        plan, _ = prepare.prepare(run)
+        assert plan.choices["training.threads"] == (1, "machine busy: others use 1.0 of 2 cores, 1 thread")
+        ticks += [(0, 0), (100, 50)]
+        train(run, out=tmp_path / "run")
+        assert RunFolder(tmp_path / "run").record.threads == 1
+        assert resume(tmp_path / "run").run.training.threads == 1
+
+
+def test_processes_that_share_a_step_time_as_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "world_size", lambda: 2)
+    steps = list[None]()
+    pace.seconds_of(lambda: steps.append(None))
+    assert len(steps) == pace.FEWEST
