@@ -209,7 +209,6 @@ class Method(nn.Module):
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__()
         self.config, self.task, self.stage = config, task, task.stages[0]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
         self.register_buffer("exposure", torch.tensor(task.exposure, dtype=torch.float32), persistent=False)
         # Every label term of an outer loss goes through here: `self.outer(logits, y)` -> (N,).

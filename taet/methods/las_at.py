@@ -124,7 +124,6 @@ class LearnableAttackStrategy(Method):
         options = [highest - lowest + 1 for lowest, highest in self.ranges]
         with seeded(task.seed, "las-at"):
             self.strategy = Strategy(options, config.width, task.image_shape[0])
-        self.optimizers["strategy"] = torch.optim.SGD(self.strategy.parameters(), lr=config.strategy_lr)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         with torch.no_grad(), frozen(self.strategy):
@@ -139,17 +138,20 @@ class LearnableAttackStrategy(Method):
         """Train the strategy every `interval` steps; the model is unchanged."""
         if step.number % self.config.interval:
             return
-        x, optimizer = step.x, self.optimizers["strategy"]
+        x, weights = step.x, [*self.strategy.parameters()]
         # One image has no batch statistics; all processes decide by the images of all of them.
         self.strategy.train((step.attack.source.total or len(x)) > 1)
         log_probabilities, choices = self.chosen(x, step.attack)
         loss = reinforce(log_probabilities, choices, self.reward(model, step, choices))
-        optimizer.zero_grad()
+        self.strategy.zero_grad()
         with torch.autocast(x.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients([p.grad for p in self.strategy.parameters() if p.grad is not None])
-        clip_grad_norm_(self.strategy.parameters(), LARGEST_NORM)
-        optimizer.step()
+        average_gradients([p.grad for p in weights if p.grad is not None])
+        clip_grad_norm_(weights, LARGEST_NORM)
+        with torch.no_grad():
+            for weight in weights:  # SGD without momentum
+                if weight.grad is not None:
+                    weight.add_(weight.grad, alpha=-self.config.strategy_lr)
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
         """`label_mass` times the outer loss plus the rest times the mean cross-entropy with the other classes, (N,)."""

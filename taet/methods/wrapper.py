@@ -85,7 +85,7 @@ class ClassBudgets(Method):
         self.title = f"{self.title} + {base.title}"
         self.reference = f"{self.reference}; {base.reference}"
         self.deviations = (*base.deviations, *self.deviations)
-        same = ("label_attack", "uses_features", "needs_feedback", "average_decay", "single_step", "optimizers")
+        same = ("label_attack", "uses_features", "needs_feedback", "average_decay", "single_step")
         for name in same:
             setattr(self, name, getattr(base, name))
         self.rule = rule()  # last: what is wrong with the base is said first

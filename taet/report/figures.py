@@ -73,6 +73,8 @@ def draw(figure: Figure, title: str, description: str) -> Panel:
     if labels:
         columns = max(1, 66 // (5 + max(map(len, labels))))  # as many side by side as fit
         figure.legend(handles, labels, ncols=columns, fontsize=8.5, loc="outside upper left", handletextpad=0.3)
+    figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
+    figure.set_layout_engine("none")  # which savefig would execute twice
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()

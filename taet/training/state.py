@@ -237,7 +237,6 @@ class State:
             "method": self.method.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "method_optimizers": {name: one.state_dict() for name, one in self.method.optimizers.items()},
             "sums": self.sums.state_dict(),
             "predicted": self.predicted,
             "attack_weights": self.weighting.weights,
@@ -253,8 +252,6 @@ class State:
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        for name, one in self.method.optimizers.items():
-            one.load_state_dict(saved["method_optimizers"][name])
         self.sums.load_state_dict(saved["sums"])
         self.predicted.copy_(saved["predicted"])
         if self.weighting.weights is not None:

@@ -74,8 +74,6 @@ def test_everything_that_the_base_says_of_itself_is_passed_on(monkeypatch: pytes
     assert built("robust-lt", base="reat").uses_features
     assert built("robust-lt", base="at", outer="ldam").task.head == Head("cosine", 30.0)
     assert torch.equal(built("robust-lt", base="robal").offset(), built("robal").offset())
-    las = built("robust-lt", base="las-at")
-    assert las.optimizers is las.base.optimizers
     monkeypatch.setattr(methods.find("wat"), "average_decay", 0.9)
     monkeypatch.setattr(methods.find("wat"), "admits", lambda _, epoch, __: epoch == 3)
     wat = built("robust-lt", base="wat")
