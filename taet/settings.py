@@ -236,8 +236,8 @@ class Training(Settings):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: Processes | None = None
-    """CPU threads; with the same number, results are bit-identical. Default: as many as cores are idle when the run
-    begins, at most torch's number, which is OMP_NUM_THREADS."""
+    """CPU threads; with the same number, results are bit-identical. Default: OMP_NUM_THREADS, or as many as cores are
+    idle when the run begins."""
     tuned: Whole = 0
     """Number of trials by which a search chose the settings (examples/tune.py), shown in cards and tables."""
 

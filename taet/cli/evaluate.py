@@ -49,7 +49,7 @@ class Evaluate(OfModel):
     out: OutPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME, followed by weights and normalisation."""
     threads: Processes | None = None
-    """CPU threads. Default: as many as cores are idle when an attack begins, at most OMP_NUM_THREADS."""
+    """CPU threads. Default: OMP_NUM_THREADS, or as many as cores are idle when an attack begins."""
     probe: bool = True
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
 

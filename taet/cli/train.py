@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 2**20
 LONG_SECONDS, FEW = 3600.0, 100  # what takes longer names what shortens it, such as fewer test images of each class
+WORTH = 0.8  # of the time: what leaves more is not named
 USUAL = {
     "data": ("name", "root", "imbalance_ratio"),
     "model": ("name",),
@@ -186,13 +187,17 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choices)]
     took, attacks = expected_seconds(plan, state), attack_seconds(plan, state.model)
     lines.append(f"training will take {duration(took)}, the attacks after it {duration(attacks)}")
-    fewer = max(1, round(run.training.epochs * LONG_SECONDS / took))
-    ways = {f"--epochs {fewer}": LONG_SECONDS} if took > LONG_SECONDS else {}
+    epochs = run.training.epochs
+    fewer, few = max(1, round(epochs * LONG_SECONDS / took)), dataset.test.class_counts.clip(max=FEW).sum()
+    ways = [(f"--epochs {fewer}", took * fewer / epochs, took)] if took > LONG_SECONDS else []
     if attacks > LONG_SECONDS:
-        ways["--attacks clean quick"] = attack_seconds(plan, state.model, ("clean", "quick"))
-        few = dataset.test.class_counts.clip(max=FEW).sum()
-        ways[f"--data.test-max-count {FEW}"] = attacks * few / len(dataset.test)
-    lines += [f"shorter: {', '.join(f'{way} ({duration(seconds)})' for way, seconds in ways.items())}"] if ways else []
+        quick = "clean", "quick"
+        ways += [
+            (f"--evaluation.attacks {' '.join(quick)}", attack_seconds(plan, state.model, quick), attacks),
+            (f"--data.test-max-count {FEW}", attacks * few / len(dataset.test), attacks),
+        ]
+    said = [f"{way} ({duration(seconds)})" for way, seconds, now in ways if seconds < WORTH * now]
+    lines += [f"shorter: {', '.join(said)}"] if said else []
     return "\n".join(lines)
 
 
@@ -241,7 +246,8 @@ def run(words: list[str]) -> None:
         if is_own(asked.data.name) if options.evaluate is None else options.evaluate:
             here = asked.training
             device = [] if here.device == "auto" else ["--device", here.device]
-            device += [] if here.threads is None else ["--threads", str(here.threads)]
+            given = here.threads if options.resume is None else None  # a run that continues may have chosen its own
+            device += [] if given is None else ["--threads", str(given)]
             with contextlib.redirect_stdout(sys.stderr if options.as_json else sys.stdout):
                 try:
                     evaluate.run([*call, *device])

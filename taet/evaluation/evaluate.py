@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
 from taet.data import Dataset
 from taet.data.long_tail import even_sample
-from taet.distributed import first, gather, rank, world_size
+from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
@@ -22,7 +23,7 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among, standing
+from taet.evaluation.runner import Runner, among
 from taet.evaluation.subject import ArrayOrTensor, Subject, attacked, device_of
 from taet.fields import Processes, check_value
 from taet.formatting import duration
@@ -33,7 +34,11 @@ from taet.training.pace import idle_threads, using
 from taet.training.prepare import TrainingPlan
 from taet.training.runs import owned
 
-SAID_SECONDS, LONG_SECONDS = 60.0, 3600.0  # an attack that is expected to take longer says so, and what is shorter
+SAID_SECONDS, LONG_SECONDS, WORTH = (
+    60.0,
+    3600.0,
+    0.8,
+)  # an attack that is expected to take longer says so, and what is shorter
 QUICK = catalogue.parse("quick")
 FEWEST = 16  # images of the probe, however short the attacks are
 OF_A_MODULE, OF_A_RUN = {"name", "notes", "train_class_counts"}, {"weights", "model", "dataset"}
@@ -72,7 +77,7 @@ def evaluate(
             curve-logit-scale. Default: those of the run's settings, like all other settings.
         out: folder of the card, without a card of another model or images. Default: the run; of a Module none is saved.
         device: auto (of a Module its own, for a run CUDA if available), cpu, cuda or cuda:N.
-        threads: CPU threads. Default: as many as cores are idle when an attack begins, at most torch's number.
+        threads: CPU threads. Default: OMP_NUM_THREADS, or as many as cores are idle when an attack begins.
         probe: test on a few images for problems that make attacks unreliable, such as masked gradients.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: the call that started the evaluation, for the card.
@@ -158,17 +163,17 @@ def _columns(
         if (known := among(there, attack)) is not None:
             measured.append(known)
             continue
-        still = standing(len(runner.labels), there)
-        passes = [runner.passes([one], still) for one in attacks[place:] if among(there, one) is None]
+        passes = [runner.passes([one], there) for one in attacks[place:] if among(there, one) is None]
         meter.begin(later=later + sum(passes[1:]))
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):
             if attack.norm is not None:  # the clean images take a moment, and tell how long the others take
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
                 if not pace or work * pace > SAID_SECONDS:
-                    pace = runner.pace(attack) / world_size()
-                    seconds, quick = work * pace, duration(still * QUICK.passes(runner.num_classes) * pace)
-                    shorter = f"--attacks clean quick: {quick}" if seconds > LONG_SECONDS else ""
+                    pace = runner.pace(attack)
+                    seconds, quick = work * pace, pace * runner.passes([replace(QUICK, eps=attack.eps)], there)
+                    worth = seconds > LONG_SECONDS and quick < WORTH * seconds
+                    shorter = f"--attacks clean quick: {duration(quick)}" if worth else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
                     meter(0, max(passes[0], 1), f"{text}\n")
             measured.append(runner.column(attack, there, meter))
@@ -177,7 +182,8 @@ def _columns(
 
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
-    affordable = int(runner.passes(attacks, len(runner.labels)) / probe_passes(runner.sites))
+    every = len(runner.labels) * sum(attack.passes(runner.num_classes) for attack in attacks)
+    affordable = int(every / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
 
 
@@ -187,6 +193,6 @@ def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] 
     counted, classes = attacked(model, test.images, plan.device), len(test.class_names)
     runner = Runner(counted, test.images, test.labels, classes, asked.batch_size, asked.seed, plan.device)
     specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks), run.attack_eps)
-    passes = runner.passes(specs, standing(len(test))) + probed_images(runner, specs) * probe_passes(runner.sites)
+    passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)
     with plan.surroundings():
         return passes * runner.pace(specs[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Unit, run_units
 from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
+from taet.distributed import world_size
 from taet.errors import UserError, custom_code
 from taet.evaluation.column import Column
 from taet.evaluation.facts import answer, traced
@@ -72,10 +74,12 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
                 tensors()[name].copy_(before[name])
 
 
-def standing(images: int, known: Sequence[Column] = ()) -> float:
-    """Return on how many images a suite is expected to go to the end, where the results of other attacks are known."""
+def standing(images: int, known: Sequence[Column] = (), suite: AttackSpec | None = None) -> float:
+    """Return on how many images a suite is expected to go to the end, where results in its ball, or less, are known."""
     right = min((float(column.correct.sum()) for column in known if column.norm is None), default=None)
-    under = [float(column.correct.sum()) for column in known if column.norm == "linf" and not column.curve]
+    ball = None if suite is None or suite.eps is None else (suite.norm, suite.eps)
+    inside = [column for column in known if ball and column.norm == ball[0] and (column.eps or math.inf) <= ball[1]]
+    under = [float(column.correct.sum()) for column in inside]
     if right is None:
         return OF_ALL * images
     return OF_STANDING * min(under) + OF_BROKEN * (right - min(under)) if under else OF_RIGHT * right
@@ -118,17 +122,22 @@ class Runner:
                 stack.enter_context(frozen(model))
             yield
 
-    def passes(self, attacks: Sequence[AttackSpec], standing: float) -> float:
-        """Return the expected passes of an image that attacks take on all images; suites go to the end on so many."""
+    def passes(self, attacks: Sequence[AttackSpec], known: Sequence[Column] = ()) -> float:
+        """Return the expected passes of an image that attacks take on all images, where these results are known."""
         every = len(self.labels)
-        return sum(one.passes(self.num_classes) * (standing if one.skips_misclassified else every) for one in attacks)
+        images = (standing(every, known, one) if one.skips_misclassified else every for one in attacks)
+        return sum(one.passes(self.num_classes) * count for one, count in zip(attacks, images, strict=True))
 
     def pace(self, attack: AttackSpec) -> float:
-        """Return the expected seconds of one pass of an image in this attack, from a few passes of a batch."""
+        """Return the expected seconds of one pass of an image in this attack, from a few passes of a batch.
+
+        Processes that share the images shorten it, as far as each has a batch.
+        """
         images = min(self.batch_size, len(self.labels))
+        sharing = min(world_size(), math.ceil(len(self.labels) / images))
         x, y = self.batch(np.arange(images))
         with self.still(), self.model.searching(attack.precision, self.device.type):
-            return seconds_of(partial(traced, self.model, x, y)) / (2 * images)
+            return seconds_of(partial(traced, self.model, x, y)) / (2 * images * sharing)
 
     @cached_property
     def sites(self) -> dict[str, int]:

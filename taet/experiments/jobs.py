@@ -132,7 +132,9 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs
     gpus = [name.strip() for name in names][:count]
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    threads = idle_threads()[0] // (1 if "OMP_NUM_THREADS" in os.environ else side_by_side)  # that one is of each
+    threads = idle_threads()[0] // (
+        1 if os.environ.get("OMP_NUM_THREADS", "").isdecimal() else side_by_side
+    )  # that one is of each
     return side_by_side, max(1, threads), gpus
 
 

@@ -24,7 +24,7 @@ from matplotlib.ticker import PercentFormatter
 
 from taet.evaluation.bundles import curves
 from taet.report.results import Results, over_seeds
-from taet.report.tables import in_ball, largest_first, lead_attacks, order, under
+from taet.report.tables import in_ball, lead_attacks, order, under
 
 GREY, INK = "#6b6b6b", "#1a1a1a"
 WIDTH = 4.8  # inches: 460 CSS pixels
@@ -37,7 +37,7 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": Fals
 STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.axisbelow": True, "grid.color": "#e2e2e2", **dict.fromkeys(("xtick.color", "ytick.color"), GREY)}
 STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
-MOST_ROWS, MOST_CLASSES = 20, 100
+MOST_ROWS = 20
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
 
 
@@ -161,25 +161,3 @@ def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], wi
         ax.set_xticks([], minor=True)
     ax.set(xlabel=label, ylim=(0, None))
     return draw(figure, title, f"balanced accuracy against the {label}, one line for each row")
-
-
-def confusion(results: Results) -> Iterator[Panel]:
-    """Share of each true class that is predicted as each class by the best row, in per cent, summed over its seeds."""
-    attack, row, card = lead_attacks(results)[-1], order(results)[0], results.cards[0]
-    if card.num_classes > MOST_CLASSES:
-        return
-    place = largest_first(card)
-    given = results.predictions[row].xs(attack, axis=1, level="attack").melt(ignore_index=False)["value"]
-    counted = pd.crosstab(results.labels[given.index], given.to_numpy(), normalize="index")
-    share = counted.reindex(index=place, columns=place, fill_value=0).to_numpy()
-    names, few = [_short(card.class_names[label], 12) for label in place], len(place) <= 12
-    figure, ax = axes(4.3)
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    if len(names) <= 40:
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if few else 6)
-        ax.set_yticks(range(len(names)), names, fontsize=8 if few else 6)
-    for (true, predicted), value in np.ndenumerate(share) if few else ():
-        tone, said = "white" if value > 0.55 else INK, f"{100 * value:.0f}" if value >= 0.005 else ""
-        ax.text(predicted, true, said, ha="center", va="center", color=tone, fontsize=8)
-    ax.set(xlabel="predicted", ylabel="true")
-    yield draw(figure, f"{row}, {under(attack).lower()}", "confusion matrix, per cent of each true class")

@@ -20,7 +20,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Panel | pd.DataFrame]]],
     ("Differences to the best", tables.differences),
     ("Accuracy of each class", tables.classes),
     ("Accuracy against the strength of the attack", figures.strength),
-    ("Confusion", figures.confusion),
+    ("Most frequent mistakes", tables.mistakes),
     ("Training curves", figures.training),
     ("Where every number comes from", tables.provenance),
 )

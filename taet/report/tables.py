@@ -15,6 +15,7 @@ from taet.formatting import MISSING, count, markdown_table, percent, percent_int
 from taet.report.results import Results, class_names
 
 MOST_COLUMNS = 8  # rows of results that stand side by side in a table of classes
+MOST_MISTAKES = 12
 BOLD = ("balanced", "plain", "head", "body", "tail")  # groups of which the best row is bold
 MARKDOWN = {sign: f"\\{sign}" for sign in r"\|*_`<>[]"}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
@@ -104,8 +105,9 @@ def largest_first(card: Card) -> list[int]:
 
 def _column(results: Results, attack: str, group: str = "balanced") -> dict[str, Text]:
     """Return the cells of an attack and a group by row; the best is bold if it is decided against each other row."""
-    found = results.scores(group).query("attack == @attack").dropna(subset="accuracy")
-    found = found.sort_values("accuracy", ascending=False, kind="stable").set_index("row")
+    scores = results.scores(group)
+    found = scores[(scores["attack"] == attack) & scores["accuracy"].notna()].set_index("row")
+    found = found.sort_values("accuracy", ascending=False, kind="stable")
     numbers = found[["accuracy", "low", "high"]].itertuples()
     cells = {row: Text(percent(value), percent_interval(*ends)) for row, value, *ends in numbers}
     column, (top, *others) = results.columns[attack], list(cells) or [""]
@@ -167,6 +169,18 @@ def classes(results: Results) -> Iterator[pd.DataFrame]:
         shown = order(results)[:MOST_COLUMNS]
         columns = {Text(row): {name: of[row] for name, of in cells.items() if row in of} for row in shown}
         yield table(under(attack), counts | columns, [names[label] for label in largest_first(card)], "class")
+
+
+def mistakes(results: Results) -> Iterator[pd.DataFrame]:
+    """What the best row takes for what, in per cent of the images of the true class, over all its seeds."""
+    attack, row, names = lead_attacks(results)[-1], order(results)[0], class_names(results.cards[0])
+    given = results.predictions[row].xs(attack, axis=1, level="attack").melt(ignore_index=False)["value"]
+    shares = pd.crosstab(results.labels[given.index], given.to_numpy(), normalize="index").stack()
+    wrong = {(true, taken): share for (true, taken), share in shares.items() if true != taken and share}
+    most = sorted(wrong, key=lambda pair: -wrong[pair])[:MOST_MISTAKES]
+    found = {f"{names[true]} as {names[taken]}": Text(percent(wrong[true, taken])) for true, taken in most}
+    if found:
+        yield table(f"{row}, {under(attack).lower()}", {Text("of the class"): found}, [*found], "mistake")
 
 
 def provenance(results: Results) -> Iterator[pd.DataFrame]:

@@ -15,11 +15,11 @@ from taet.distributed import world_size
 from taet.formatting import plural
 from taet.training.environment import cores
 
-LOOK_SECONDS = 0.2  # the kernel counts in hundredths of a second
+LOOK_SECONDS, LONG_LOOK_SECONDS = 0.2, 1.0  # the kernel counts in hundredths; for an attack, and for a whole training
 ENOUGH_SECONDS, FEWEST, MOST = 1.0, 2, 12  # of the steps that are timed; the first one fills caches
 
 
-def idle_threads() -> tuple[int, str]:
+def idle_threads(seconds: float = LOOK_SECONDS) -> tuple[int, str]:
     """Return the number of threads for new work, and the reason where other programs leave fewer than torch would take.
 
     Every thread gets an equal share of an operation, so on a busy core the slowest one decides. OMP_NUM_THREADS is
@@ -27,9 +27,9 @@ def idle_threads() -> tuple[int, str]:
     """
     most = torch.get_num_threads()
     with contextlib.suppress(OSError, AttributeError):
-        if most > 1 and "OMP_NUM_THREADS" not in os.environ:
+        if most > 1 and not os.environ.get("OMP_NUM_THREADS", "").isdecimal():
             before = _ticks()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(seconds)
             return fitting(most, cores(), before, _ticks())
     return most, ""
 

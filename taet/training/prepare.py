@@ -30,7 +30,7 @@ from taet.settings import Run, from_json, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA
-from taet.training.pace import idle_threads, seconds_of, using
+from taet.training.pace import LONG_LOOK_SECONDS, idle_threads, seconds_of, using
 from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
 from taet.training.state import State, build_optimizer, weight_average
@@ -111,7 +111,7 @@ def prepare(
         fastest = ("bf16", f"instructions for it: {found}") if found else ("float32", "no instructions for bf16")
         choices["training.precision"] = fastest
     if run.training.threads is None and device.type == "cpu":
-        threads, busy = first(idle_threads)
+        threads, busy = first(lambda: idle_threads(LONG_LOOK_SECONDS))
         choices |= {"training.threads": (threads, busy)} if busy else {}
     resolved = replace(resolved, run=override(resolved.run, {name: value for name, (value, _) in choices.items()}))
     run, method, training = resolved.run, resolved.method.to(device), resolved.run.training

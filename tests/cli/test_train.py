@@ -15,8 +15,9 @@ from PIL import Image
 
 from taet.cli.train import introduction, read
 from taet.errors import CUSTOM, UserError
+from taet.formatting import duration
 from taet.settings import Data, Run, to_json
-from taet.training.prepare import prepare
+from taet.training.prepare import expected_seconds, prepare
 from taet.training.record import run_hash
 
 CALLS = (
@@ -121,11 +122,25 @@ def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
     assert "shorter: " not in text
 
 
-def test_hours_name_what_shortens_them(tiny: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("attacks", "few", "ways"),
+    [
+        (["clean", "autoattack"], 1, ["epochs", "evaluation.attacks", "data.test-max-count"]),
+        (["clean", "quick"], 100, ["epochs"]),
+        (["clean", "pgd-100"], 1, ["epochs", "data.test-max-count"]),
+    ],
+)
+def test_hours_name_what_shortens_them_and_nothing_else(
+    attacks: list[str], few: int, ways: list[str], tiny: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for place in ("taet.training.prepare", "taet.evaluation.runner"):
         monkeypatch.setattr(f"{place}.seconds_of", lambda _: 4000.0)
-    *_, shorter = introduction(*prepare(tiny("at", {"training.epochs": 4})), {}).splitlines()
-    assert re.match(r"shorter: --epochs \d+ \(about 60 minutes\), --attacks clean quick \(.*\), --data", shorter)
+    monkeypatch.setattr("taet.cli.train.FEW", few)
+    plan, state = prepare(tiny("at", {"training.epochs": 4, "evaluation.attacks": attacks}))
+    *_, shorter = introduction(plan, state, {}).splitlines()
+    assert re.findall(r"--(\S+)", shorter) == ways
+    assert read(["at", *re.sub(r"shorter: |,|\(.*?\)", "", shorter).split()])
+    assert f"--epochs 1 ({duration(expected_seconds(plan, state) / 4)})" in shorter
 
 
 @pytest.fixture

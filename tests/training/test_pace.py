@@ -44,7 +44,9 @@ def test_the_passes_of_a_suite_follow_from_the_results_before_it() -> None:
             for place, column in enumerate(card.columns):
                 if column.attack.skips_misclassified and column.forwards and card.clean is not None:
                     for name, before in zip(ratios, ([card.clean], card.columns[:place]), strict=True):
-                        work = column.attack.passes(card.num_classes) * standing(len(card.labels), before)
+                        work = column.attack.passes(card.num_classes) * standing(
+                            len(card.labels), before, column.attack
+                        )
                         ratios[name].append((column.forwards + column.backwards) / work)
     assert min(map(len, ratios.values())) > 80
     near = [np.mean([2 / 3 < ratio < 3 / 2 for ratio in found]) for found in ratios.values()]
