@@ -134,7 +134,7 @@ class Steps:
         stages = self.method.task.stages
         self.stages = [(stages.index(stage), stages.count(stage) / epochs) for stage in dict.fromkeys(stages)]
         """First epoch of each stage, and its share of the run."""
-        self.cycle = CYCLE if self.method.optimizers or getattr(self.method, "single_step", False) else 2
+        self.cycle = CYCLE if hasattr(self.method, "strategy") or self.method.single_step else 2
         """Number of steps measured per stage: without learned state outside the network, all steps are alike."""
         self.enter(0)
 

@@ -1,6 +1,6 @@
-"""Throughput of adversarial training, compared with the plain loop: same network, images, batches, attack and schedule.
+"""Throughput of adversarial training beside other loops: same network, images, batches, attack and schedule.
 
-Ours is the trainer as `taet train` runs it, in bfloat16 and in float32; the other is the loop of plain.py. Each side
+Ours is the trainer as `taet train` runs it, in bfloat16 and in float32; the others are those of plain.py. Each side
 has its own process, since settings of the memory allocator hold for a process; only one works at a time. A round is an
 epoch of --steps batches on every side, in alternating order.
 
@@ -9,9 +9,10 @@ epoch of --steps batches on every side, in alternating order.
     python benchmarks/training.py --device cuda --steps 40 --rounds 7
     python benchmarks/training.py --sides bf16 plain-2-workers torchattacks --out peers.json
 
-Other sides: `plain-2-workers`, the plain loop with two processes that prepare images, and `torchattacks`, the loop with
-the PGD of torchattacks 3 (Kim, arXiv:2010.01950), which must be installed. On a GPU convolutions in float32 use TF32 on
-both sides, torch's default.
+Other sides: `competent`, the competent loop of plain.py, where the processor has bfloat16 instructions, and
+`competent-malloc`, the same with the C library told to keep freed memory, as ours does; `plain-2-workers`, the plain
+loop with two processes that prepare images; `torchattacks`, the loop with the PGD of torchattacks 3 (Kim,
+arXiv:2010.01950), which must be installed. On a GPU convolutions in float32 are exact in ours, TF32 in the others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from taet.training.folder import RunFolder
 from taet.training.prepare import prepare
 
 OURS = ("bf16", "float32")
-OTHERS = ("plain", "plain-2-workers", "torchattacks")
+OTHERS = ("competent", "competent-malloc", "plain", "plain-2-workers", "torchattacks")
 CLASSES = 10
 
 
@@ -51,7 +53,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1, help="per round and side (1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     parser.add_argument(
-        "--sides", nargs="+", choices=[*OURS, *OTHERS], default=[*OURS, "plain"], help="what to measure"
+        "--sides", nargs="+", choices=[*OURS, *OTHERS], default=[*OURS, *OTHERS[:3]], help="what to measure"
     )
     arguments(parser, out="training-MODEL.json")
     parser.add_argument("--side", choices=[*OURS, *OTHERS], help=argparse.SUPPRESS)
@@ -156,14 +158,23 @@ def other(side: str, run: Run, data: Dataset) -> None:
     torch.manual_seed(run.seed)
     model = network(run, data).to(device)
     optimizer = torch.optim.SGD(
-        model.parameters(), training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+        model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay, fused="comp" in side
     )
-    batches = plain.loader(data.train, training.batch_size, workers=2 if side == "plain-2-workers" else 0)
-    attack = attack_of(side, model, run.threat)
     losses: list[float] = []
+    if side.startswith("competent"):
+        if side.endswith("malloc"):
+            keep_freed_memory(device)
+        model.to(memory_format=torch.channels_last)
+        images = torch.from_numpy(data.train.images).permute(0, 3, 1, 2).to(device)
+        labels, size = torch.from_numpy(data.train.labels).to(device), training.batch_size
+        epoch = partial(plain.competent, model, optimizer, images, labels, size, run.threat)
+    else:
+        batches = plain.loader(data.train, training.batch_size, workers=2 if side == "plain-2-workers" else 0)
+        attack = attack_of(side, model, run.threat)
+        epoch = partial(plain.train, model, optimizer, batches, attack, device)
     while True:
         asked()
-        took = seconds(lambda: losses.append(plain.train(model, optimizer, batches, attack, device)), device)
+        took = seconds(lambda: losses.append(epoch()), device)
         answer({"seconds": took, "loss": losses[-1], "peak_memory_mb": peak_memory_mb(device)})
 
 

@@ -216,7 +216,8 @@ class Training(Settings):
     swa: Share = 1.0
     """Share of the epochs after which the weights of each epoch are averaged, e.g. 0.275 (epoch 55 of 200); 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of training, by autocast. auto: bf16 where the machine has instructions for it; kept when resumed."""
+    """Arithmetic of training, by autocast. auto: bf16 where the machine has instructions for it; kept when resumed.
+    float32 is exact on GPUs too, not TF32."""
     channels_last: bool = True
     """Use the channels_last memory layout for images and convolutions."""
     sync_bn: bool = True

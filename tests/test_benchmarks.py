@@ -65,7 +65,7 @@ def test_a_plain_step_and_ours_move_the_weights_alike(load: Load) -> None:
 
 @pytest.mark.full
 def test_sides_that_are_processes_take_turns_and_are_recorded(tmp_path: Path) -> None:
-    words = "--model resnet8 --batch-size 8 --rounds 1 --threads 1 --sides float32 plain".split()  # noqa: SIM905
+    words = "--model resnet8 --batch-size 8 --rounds 1 --threads 1 --sides float32 plain competent".split()  # noqa: SIM905
     command = [sys.executable, str(FOLDER / "training.py"), *words, "--out", str(tmp_path / "training-MODEL.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}
     subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -73,8 +73,43 @@ def test_sides_that_are_processes_take_turns_and_are_recorded(tmp_path: Path) ->
     assert result["command"] == "python benchmarks/training.py " + " ".join(words), "without the place of its result"
     row = result["ratios"]["float32 against plain"]
     assert row["ratio"] == pytest.approx(row["other"] / row["ours"], rel=0.01)
-    ours, plain = result["sides"]["float32"], result["sides"]["plain"]
-    assert ours["loss"] == pytest.approx(plain["loss"], abs=0.2)  # two steps, with other crops and other start noise
+    ours, plain, competent = (result["sides"][side]["loss"] for side in ("float32", "plain", "competent"))
+    assert competent == pytest.approx(plain, abs=0.2)
+    assert ours == pytest.approx(plain, abs=0.2)  # two steps, with other crops and other start noise
+
+
+def test_the_competent_loop_sees_every_image_at_a_place_within_its_padding(load: Load) -> None:
+    torch.manual_seed(0)
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 1, 8, 8)
+    padded = torch.nn.functional.pad(images[0, 0], (1,) * 4)
+    places = [padded[down : down + 8, right : right + 8] for down in range(3) for right in range(3)]
+    allowed = [one.tolist() for place in places for one in (place, place.flip(1))]
+    seen = load("plain").cropped(images, 1)[:, 0].tolist()
+    assert all(one in seen for one in allowed)
+    assert all(one in allowed for one in seen)
+
+
+def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smoke, calls = load("gpu_smoke"), list[str]()
+
+    def wrong(_: str) -> str:
+        calls.append("wrong")
+        raise AssertionError("not so")
+
+    monkeypatch.setattr(smoke, "POINTS", {"right": lambda _: calls.append("right") or "as it should", "wrong": wrong})
+    monkeypatch.setattr(sys, "argv", ["gpu_smoke.py", "--device", "cpu", "--out", str(tmp_path / "smoke.json")])
+    assert smoke.main() == smoke.main() == 1
+    assert calls == ["right", "wrong", "wrong"]
+    said = capsys.readouterr().out
+    assert said.startswith("PASS  right: as it should (0 s)\nFAIL  wrong: AssertionError: not so (0 s)\n")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("point", ["versions", "no_synchronisation", "resume"])
+def test_points_of_the_smoke_script_pass_on_a_cpu_as_far_as_they_go(point: str, load: Load) -> None:
+    assert getattr(load("gpu_smoke"), point)("cpu")
 
 
 def test_sides_take_turns_and_a_ratio_is_the_median_of_the_rounds(load: Load) -> None:

@@ -47,6 +47,20 @@ def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
 exact_float32 = functools.partial(arithmetic, precision="float32")
 
 
+@contextmanager
+def training_arithmetic(device_type: str) -> Iterator[None]:
+    """On NVIDIA GPUs take the fastest of cuDNN's algorithms, and let float32 be float32, which torch makes TF32."""
+    if device_type != "cuda":
+        yield
+        return
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        with exact_float32(device_type):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 class Counted(nn.Module):
     """Wrap a classifier: it returns a new float32 tensor (N, C) and counts the images that pass through.
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from taet import models
 from taet.attacks.ball import frozen
+from taet.attacks.counted import training_arithmetic
 from taet.data import DataFacts, Dataset, load
 from taet.data.extra import Extra, read_extra
 from taet.data.loader import Loader
@@ -80,7 +81,8 @@ class TrainingPlan:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
-        with using(self.threads), torch.random.fork_rng(every_gpu), synchronised(self.run.training.sync_bn):
+        whole, exact = synchronised(self.run.training.sync_bn), training_arithmetic(self.device.type)
+        with using(self.threads), torch.random.fork_rng(every_gpu), whole, exact:
             yield
 
 

@@ -226,8 +226,8 @@ class State:
         for name in sorted(sums, key=lambda part: part == "total"):
             if not math.isfinite(sums[name].item()):
                 return "the loss" if name == "total" else f"the part {name} of the loss"
-        finite = all(torch.isfinite(p).all() for p in (*self.model.parameters(), *self.method.parameters()))
-        return "" if finite else "a weight"
+        finite = torch.stack([torch.isfinite(p).all() for p in (*self.model.parameters(), *self.method.parameters())])
+        return "" if finite.all() else "a weight"
 
     def state_dict(self) -> Json:
         """Return the checkpoint: plain Python and tensors."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import taet
 from taet.attacks import catalogue
-from taet.attacks.counted import Counted
+from taet.attacks.counted import Counted, training_arithmetic
 from taet.errors import UserError
 from taet.settings import Evaluation
 
@@ -72,3 +72,14 @@ def test_the_suite_judges_in_float32_what_it_found_in_bfloat16() -> None:
 def test_tf32_is_refused_where_there_is_none() -> None:
     with pytest.raises(UserError, match=r"search precision: got tf32 on cpu; allowed: float32 or bf16"):
         taet.evaluate(Flattered(), *images(), attacks=["pgd-3:precision=tf32"], eps=0.1)
+
+
+def test_training_on_a_gpu_takes_exact_float32_and_its_fastest_algorithms_and_gives_both_back() -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    with training_arithmetic("cpu"):
+        assert cudnn.benchmark is before[0]
+    with training_arithmetic("cuda"):
+        assert cudnn.benchmark
+        assert cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert (cudnn.benchmark, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before

@@ -1,0 +1,229 @@
+"""Ten minutes on a new GPU: what must hold there, a line PASS or FAIL for each point.
+
+    python benchmarks/gpu_smoke.py                  on the GPU
+    python benchmarks/gpu_smoke.py --device cpu     as far as it goes without one
+
+Results are written after every point; points that have passed are not repeated when the command is called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, seconds, wait
+from training import dataset
+
+import taet
+from taet import methods, protocols, registry
+from taet.errors import UserError
+from taet.files import write_json
+from taet.settings import Run, override
+from taet.training.environment import environment
+from taet.training.fit import Pauses, train_epoch
+from taet.training.folder import RunFolder
+from taet.training.prepare import prepare
+from taet.training.state import State
+from taet.training.step import training_step
+
+STEPS = {"cpu": 1}  # of every method without a synchronisation; on a GPU 20
+CLOSE = 5e-3  # largest difference of a weight between two devices after a few steps, which may turn signs of an attack
+
+Point = Callable[[str], str]
+"""Takes the device; returns what was found, "" if it has no use there; raises an AssertionError where it is wrong."""
+
+
+def settings(device: str, method: str = "at", **more: Any) -> Run:
+    """Return a run of a few small batches."""
+    changes = {"model.name": "resnet8", "training.epochs": 2, "training.batch_size": 64, "training.lr": 0.01}
+    changes |= {"training.monitor_every": 0, "training.device": device, "threat.steps": 3}
+    changes |= {f"training.{name}": value for name, value in more.items()}
+    return override(protocols.start("taet", method), changes)
+
+
+@contextlib.contextmanager
+def begun(run: Run, images: int = 640) -> Iterator[tuple[Any, State, Pauses]]:
+    """Yield a prepared run on generated images, within its surroundings."""
+    plan, state = prepare(run, dataset=dataset(images))
+    with tempfile.TemporaryDirectory() as folder, plan.surroundings():
+        yield plan, state, Pauses(plan, state, RunFolder(Path(folder)))
+
+
+def versions(device: str) -> str:
+    """What is installed, and that tensors reach the device."""
+    assert torch.ones(3, device=device).sum().item() == 3
+    found = environment(torch.device(device))
+    libraries = {"torch": torch.__version__, "CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+    return f"{found['device']}, {libraries}"
+
+
+def no_synchronisation(device: str) -> str:
+    """Steps of every method, in its last epoch, under which a wait for the device is an error."""
+    done, steps = list[str](), STEPS.get(device, 20)
+    for name in registry.entries("methods"):
+        run = settings(device, name, epochs=10, batch_size=32)
+        if methods.find(name).needs_feedback or name == "cfa":  # learn from validation images, which are not here
+            continue
+        with begun(run, images=32 * (steps + 2)) as (plan, state, _):
+            state.epoch = run.training.epochs - 1
+            state.begin_epoch()
+            for step, batch in enumerate(plan.loader.epoch(state.epoch)):
+                if step == 2 and device != "cpu":  # the first steps build caches
+                    torch.cuda.set_sync_debug_mode("error")
+                try:
+                    loss = training_step(
+                        state, batch, state.attack(plan.loader.place(step), "attack", state.epoch, step)
+                    )
+                    state.sums.add(loss, batch.y, total=len(batch.y))
+                    state.step += 1
+                finally:
+                    if device != "cpu":
+                        torch.cuda.set_sync_debug_mode("default")
+            assert not state.not_finite()
+        done.append(name)
+    return f"{steps} steps of each of {len(done)} methods"
+
+
+def speed(device: str) -> str:
+    """Images per second of a step in float32 and bf16, with and without the search for algorithms, and compiled."""
+    model, size = ("resnet8", 128) if device == "cpu" else ("resnet18", 128)
+    found: dict[str, float] = {}
+    for name, precision, benchmark, compiled in (
+        ("float32", "float32", True, False),
+        ("bf16", "bf16", True, False),
+        ("bf16, no search", "bf16", False, False),
+        ("bf16, compiled view", "bf16", True, True),
+    ):
+        if device == "cpu" and (compiled or not benchmark):
+            continue
+        count = 2 if device == "cpu" else 40
+        run = override(settings(device, precision=precision, batch_size=size, epochs=3), {"model.name": model})
+        with begun(run, images=size * count) as (plan, state, pause):
+            torch.backends.cudnn.benchmark = benchmark
+            if compiled and state.view is not None:
+                state.view.module = torch.compile(state.view.module, mode="reduce-overhead")  # type: ignore[assignment]
+            train_epoch(plan, state, pause)
+            state.end_epoch(state.sums.together()[2])
+            found[name] = size * count / seconds(lambda: train_epoch(plan, state, pause), device)
+    return ", ".join(f"{name} {rate:,.0f} images a second" for name, rate in found.items())
+
+
+def memory(device: str) -> str:
+    """TAET's change of stage leaves no memory behind: the second adversarial epoch takes what the first did."""
+    if device == "cpu":
+        return ""
+    peaks = []
+    with begun(settings(device, "taet", epochs=5)) as (plan, state, pause):
+        for _ in range(5):
+            torch.cuda.reset_peak_memory_stats(device)
+            train_epoch(plan, state, pause)
+            state.end_epoch(state.sums.together()[2])
+            peaks.append(torch.cuda.max_memory_allocated(device) / 1e6)
+    assert peaks[-1] <= 1.02 * peaks[-2], f"peaks of the epochs: {peaks} MB"
+    return f"peaks of the epochs: {', '.join(f'{peak:.0f}' for peak in peaks)} MB"
+
+
+def resume(device: str) -> str:
+    """A run that is interrupted goes on as if nothing had happened, there and on the CPU; AdamW too."""
+    worst = 0.0
+    for optimizer in ("sgd", "adamw"):
+        run = settings(device, precision="float32", optimizer=optimizer, lr=0.01 if optimizer == "sgd" else 1e-3)
+        with begun(run) as (plan, state, pause):
+            train_epoch(plan, state, pause)
+            state.end_epoch(state.sums.together()[2])
+            kept = {name: value for name, value in state.state_dict().items() if name != "best"}
+            stream = io.BytesIO()
+            torch.save(kept | {"best": None}, stream)
+            train_epoch(plan, state, pause)
+            wait(device)
+            whole = [value.detach().cpu().clone() for value in state.model.parameters()]
+        for place in dict.fromkeys((device, "cpu")):
+            with begun(override(run, {"training.device": place})) as (plan, state, pause):
+                stream.seek(0)
+                state.load_state_dict(torch.load(stream, map_location=plan.device, weights_only=True))
+                train_epoch(plan, state, pause)
+                apart = max(
+                    float((one.detach().cpu() - other).abs().max())
+                    for one, other in zip(state.model.parameters(), whole, strict=True)
+                )
+                assert apart <= CLOSE, f"{optimizer}, resumed on {place}: weights differ by {apart:.2g}"
+                worst = max(worst, apart)
+    return f"weights differ by at most {worst:.2g}"
+
+
+def verdicts(device: str) -> str:
+    """PGD-20 and AutoAttack have the same verdict on every image when they search in TF32 or bf16."""
+    images = 50 if device == "cpu" else 500
+    run = settings(device, epochs=3, batch_size=64)
+    with begun(run, images=1280) as (plan, state, pause):
+        for _ in range(3):
+            train_epoch(plan, state, pause)
+            state.end_epoch(state.sums.together()[2])
+        model = state.model.eval()
+    data = dataset(images)
+    kinds = ["float32", "bf16"] if device == "cpu" else ["float32", "tf32", "bf16"]
+    suite = "quick" if device == "cpu" else "autoattack"
+    found = {}
+    for kind in kinds:
+        attacks = [f"pgd-20:precision={kind}", f"{suite}:precision={kind}"]
+        x, y = np.asarray(data.train.images), data.train.labels
+        card = taet.evaluate(model, x, y, ["clean", *attacks], device=device, probe=False)
+        found[kind] = [column.correct for column in card.columns if column.norm is not None]
+    flips = {
+        kind: [int((a != b).sum()) for a, b in zip(found["float32"], of, strict=True)] for kind, of in found.items()
+    }
+    assert max(map(max, flips.values())) <= images // 100, f"verdicts that differ: {flips}"
+    return f"verdicts that differ of {images}, PGD-20 and {suite}: {flips}"
+
+
+POINTS: dict[str, Point] = {
+    "versions": versions,
+    "no synchronisation": no_synchronisation,
+    "speed": speed,
+    "memory": memory,
+    "resume": resume,
+    "verdicts": verdicts,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (cuda)")
+    parser.add_argument("--points", nargs="+", choices=POINTS, default=[*POINTS], help="only these")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu-smoke.json", help="results (results/gpu-smoke.json)")
+    given = parser.parse_args()
+    done: dict[str, Any] = json.loads(given.out.read_bytes()) if given.out.exists() else {}
+    if done.get("device") != given.device:
+        done = {"device": given.device, "points": {}}
+    for name in given.points:
+        if done["points"].get(name, {}).get("passed"):
+            print(f"PASS  {name}, before")
+            continue
+        began = time.perf_counter()
+        try:
+            text, passed = POINTS[name](given.device), True
+        except Exception as error:
+            text, passed = f"{type(error).__name__}: {error}", False
+            if not isinstance(error, AssertionError | UserError):
+                traceback.print_exc()
+        done["points"][name] = {"passed": passed, "text": text, "seconds": round(time.perf_counter() - began, 1)}
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(given.out, done)
+        word = "FAIL" if not passed else "PASS" if text else "SKIP"
+        print(f"{word}  {name}: {text} ({done['points'][name]['seconds']:.0f} s)", flush=True)
+    return int(not all(point["passed"] for point in done["points"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
