@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +170,7 @@ def _columns(
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
                 if not pace or work * pace > SAID_SECONDS:
                     pace = runner.pace(attack)
-                    seconds, quick = work * pace, pace * runner.passes([replace(QUICK, eps=attack.eps)], there)
+                    seconds, quick = work * pace, pace * runner.passes([QUICK], there)
                     worth = seconds > LONG_SECONDS and quick < WORTH * seconds
                     shorter = f"--attacks clean quick: {duration(quick)}" if worth else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))

@@ -92,6 +92,17 @@ def test_every_pass_has_the_threads_asked_for_or_those_that_are_idle(
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize(("attacks", "said"), [("pgd-2", False), ("quick", False), ("autoattack", True)])
+def test_hours_name_the_quick_suite_where_it_is_shorter(
+    attacks: str, said: bool, evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taet.evaluation.runner.seconds_of", lambda _: 4000.0)
+    labels = list[str]()
+    evaluated("clean", attacks, progress=lambda *report: labels.append(report[2]))
+    (outlook,) = (label for label in labels if label.startswith("all attacks"))
+    assert ("--attacks clean quick: about" in outlook) is said
+
+
 class Returns(nn.Module):
     """A model that returns what a function makes of the logits of four classes, and may count its calls."""
 
