@@ -37,7 +37,7 @@ from taet.training.prepare import prepare
 from taet.training.state import State
 from taet.training.step import training_step
 
-STEPS = {"cpu": 1}  # of every method without a synchronisation; on a GPU 20
+STEPS = 20  # of every method without a synchronisation
 CLOSE = 5e-3  # largest difference of a weight between two devices after a few steps, which may turn signs of an attack
 
 Point = Callable[[str], str]
@@ -60,6 +60,12 @@ def begun(run: Run, images: int = 640) -> Iterator[tuple[Any, State, Pauses]]:
         yield plan, state, Pauses(plan, state, RunFolder(Path(folder)))
 
 
+def epoch(plan: Any, state: State, pause: Pauses) -> None:
+    """Train for an epoch, without a curve and checkpoints."""
+    train_epoch(plan, state, pause)
+    state.end_epoch(state.sums.together()[2])
+
+
 def versions(device: str) -> str:
     """What is installed, and that tensors reach the device."""
     assert torch.ones(3, device=device).sum().item() == 3
@@ -70,21 +76,19 @@ def versions(device: str) -> str:
 
 def no_synchronisation(device: str) -> str:
     """Steps of every method, in its last epoch, under which a wait for the device is an error."""
-    done, steps = list[str](), STEPS.get(device, 20)
+    done, steps = list[str](), 1 if device == "cpu" else STEPS
     for name in registry.entries("methods"):
         run = settings(device, name, epochs=10, batch_size=32)
         if methods.find(name).needs_feedback or name == "cfa":  # learn from validation images, which are not here
             continue
         with begun(run, images=32 * (steps + 2)) as (plan, state, _):
-            state.epoch = run.training.epochs - 1
+            state.epoch = last = run.training.epochs - 1
             state.begin_epoch()
-            for step, batch in enumerate(plan.loader.epoch(state.epoch)):
+            for step, batch in enumerate(plan.loader.epoch(last)):
                 if step == 2 and device != "cpu":  # the first steps build caches
                     torch.cuda.set_sync_debug_mode("error")
                 try:
-                    loss = training_step(
-                        state, batch, state.attack(plan.loader.place(step), "attack", state.epoch, step)
-                    )
+                    loss = training_step(state, batch, state.attack(plan.loader.place(step), "attack", last, step))
                     state.sums.add(loss, batch.y, total=len(batch.y))
                     state.step += 1
                 finally:
@@ -113,8 +117,7 @@ def speed(device: str) -> str:
             torch.backends.cudnn.benchmark = benchmark
             if compiled and state.view is not None:
                 state.view.module = torch.compile(state.view.module, mode="reduce-overhead")  # type: ignore[assignment]
-            train_epoch(plan, state, pause)
-            state.end_epoch(state.sums.together()[2])
+            epoch(plan, state, pause)
             found[name] = size * count / seconds(lambda: train_epoch(plan, state, pause), device)
     return ", ".join(f"{name} {rate:,.0f} images a second" for name, rate in found.items())
 
@@ -127,8 +130,7 @@ def memory(device: str) -> str:
     with begun(settings(device, "taet", epochs=5)) as (plan, state, pause):
         for _ in range(5):
             torch.cuda.reset_peak_memory_stats(device)
-            train_epoch(plan, state, pause)
-            state.end_epoch(state.sums.together()[2])
+            epoch(plan, state, pause)
             peaks.append(torch.cuda.max_memory_allocated(device) / 1e6)
     assert peaks[-1] <= 1.02 * peaks[-2], f"peaks of the epochs: {peaks} MB"
     return f"peaks of the epochs: {', '.join(f'{peak:.0f}' for peak in peaks)} MB"
@@ -140,11 +142,9 @@ def resume(device: str) -> str:
     for optimizer in ("sgd", "adamw"):
         run = settings(device, precision="float32", optimizer=optimizer, lr=0.01 if optimizer == "sgd" else 1e-3)
         with begun(run) as (plan, state, pause):
-            train_epoch(plan, state, pause)
-            state.end_epoch(state.sums.together()[2])
-            kept = {name: value for name, value in state.state_dict().items() if name != "best"}
+            epoch(plan, state, pause)
             stream = io.BytesIO()
-            torch.save(kept | {"best": None}, stream)
+            torch.save(state.state_dict(), stream)
             train_epoch(plan, state, pause)
             wait(device)
             whole = [value.detach().cpu().clone() for value in state.model.parameters()]
@@ -168,8 +168,7 @@ def verdicts(device: str) -> str:
     run = settings(device, epochs=3, batch_size=64)
     with begun(run, images=1280) as (plan, state, pause):
         for _ in range(3):
-            train_epoch(plan, state, pause)
-            state.end_epoch(state.sums.together()[2])
+            epoch(plan, state, pause)
         model = state.model.eval()
     data = dataset(images)
     kinds = ["float32", "bf16"] if device == "cpu" else ["float32", "tf32", "bf16"]

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from taet.data import Split
+from taet.data.augmentation import crop_flip, to_unit
 from taet.settings import Threat
 
 
@@ -95,30 +96,19 @@ def train(
     return total / images
 
 
-def cropped(images: Tensor, pad: int) -> Tensor:
-    """Return each image (N, C, H, W) at a random place of its padded self, every second one mirrored."""
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (pad,) * 4)
-    down, right = torch.randint(2 * pad + 1, (2, count, 1), device=images.device)
-    rows, columns = (down + torch.arange(height)), (right + torch.arange(width))
-    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
-    each = torch.arange(count)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
-
-
 def competent(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, batch_size: int, threat: Threat
 ) -> float:
-    """Train for one epoch on uint8 images (N, C, H, W); return the mean loss per batch."""
-    kind, losses = images.device.type, list[Tensor]()
-    parameters = [*model.parameters()]
-    for rows in torch.randperm(len(labels), device=images.device).split(batch_size):
-        x = cropped(images[rows], images.shape[-1] // 8).contiguous(memory_format=torch.channels_last).float() / 255
-        y = labels[rows]
-        with torch.autocast(kind, torch.bfloat16):
+    """Train for one epoch on uint8 images (N, H, W, C), on the device; return the mean loss per batch."""
+    device, losses, parameters = images.device, list[Tensor](), [*model.parameters()]
+    draws = torch.Generator(device).manual_seed(torch.initial_seed())
+    for rows in torch.randperm(len(labels), device=device).split(batch_size):
+        x, y = to_unit(crop_flip(images[rows], draws, mirror=True), channels_last=True), labels[rows]
+        noise = 0.001 * torch.randn(x.shape, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
             for parameter in parameters:
                 parameter.requires_grad_(False)
-            x_adv = perturb(model, x, y, threat)
+            x_adv = perturb(model, x, y, threat, noise)
             for parameter in parameters:
                 parameter.requires_grad_(True)
             model.train()

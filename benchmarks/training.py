@@ -158,14 +158,18 @@ def other(side: str, run: Run, data: Dataset) -> None:
     torch.manual_seed(run.seed)
     model = network(run, data).to(device)
     optimizer = torch.optim.SGD(
-        model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay, fused="comp" in side
+        model.parameters(),
+        training.lr,
+        training.momentum,
+        weight_decay=training.weight_decay,
+        fused=side.startswith("competent"),
     )
     losses: list[float] = []
     if side.startswith("competent"):
         if side.endswith("malloc"):
             keep_freed_memory(device)
         model.to(memory_format=torch.channels_last)
-        images = torch.from_numpy(data.train.images).permute(0, 3, 1, 2).to(device)
+        images = torch.from_numpy(data.train.images).to(device)
         labels, size = torch.from_numpy(data.train.labels).to(device), training.batch_size
         epoch = partial(plain.competent, model, optimizer, images, labels, size, run.threat)
     else:

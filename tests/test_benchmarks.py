@@ -78,17 +78,6 @@ def test_sides_that_are_processes_take_turns_and_are_recorded(tmp_path: Path) ->
     assert ours == pytest.approx(plain, abs=0.2)  # two steps, with other crops and other start noise
 
 
-def test_the_competent_loop_sees_every_image_at_a_place_within_its_padding(load: Load) -> None:
-    torch.manual_seed(0)
-    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 1, 8, 8)
-    padded = torch.nn.functional.pad(images[0, 0], (1,) * 4)
-    places = [padded[down : down + 8, right : right + 8] for down in range(3) for right in range(3)]
-    allowed = [one.tolist() for place in places for one in (place, place.flip(1))]
-    seen = load("plain").cropped(images, 1)[:, 0].tolist()
-    assert all(one in seen for one in allowed)
-    assert all(one in allowed for one in seen)
-
-
 def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

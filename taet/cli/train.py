@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from taet.training.state import State
 
 MOST_BYTES = 2**20
-LONG_SECONDS, FEW = 3600.0, 100  # what takes longer names what shortens it, such as fewer test images of each class
-WORTH = 0.8  # of the time: what leaves more is not named
+FEW = 100  # test images of each class, which shorten an evaluation that takes hours
 USUAL = {
     "data": ("name", "root", "imbalance_ratio"),
     "model": ("name",),
@@ -168,7 +167,7 @@ def settings_in(path: Path) -> Json:
 
 def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:
     """Return the data, the network, what was chosen for them, and how long it will take."""
-    from taet.evaluation.evaluate import attack_seconds
+    from taet.evaluation.evaluate import LONG_SECONDS, WORTH, attack_seconds
     from taet.experiments import own_images
     from taet.training.prepare import expected_seconds
 

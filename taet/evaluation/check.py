@@ -191,10 +191,8 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
                 what = f"{several} logits for each class" if several > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
         asked = attacks_of(subject.settings, subject.eps)
-        every, share = len(runner.labels), OF_RIGHT * facts.clean_correct / facts.images
-        passes = sum(
-            one.passes(runner.num_classes) * every * (share if one.skips_misclassified else 1) for one in asked
-        )
+        stand = OF_RIGHT * facts.clean_correct / facts.images * len(runner.labels)
+        passes = runner.passes(asked, lambda _: stand)
         yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(passes * runner.pace(asked[-1]))}")
         if changed := listed(changes(), most=3):  # after every other test
             later = "later outputs are those of a different model; do not update state in eval mode"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among
+from taet.evaluation.runner import Runner, among, standing
 from taet.evaluation.subject import ArrayOrTensor, Subject, attacked, device_of
 from taet.fields import Processes, check_value
 from taet.formatting import duration
@@ -33,11 +34,8 @@ from taet.training.pace import idle_threads, using
 from taet.training.prepare import TrainingPlan
 from taet.training.runs import owned
 
-SAID_SECONDS, LONG_SECONDS, WORTH = (
-    60.0,
-    3600.0,
-    0.8,
-)  # an attack that is expected to take longer says so, and what is shorter
+SAID_SECONDS, LONG_SECONDS = 60.0, 3600.0  # an attack that is expected to take longer says so, and what is shorter
+WORTH = 0.8  # of the time: what leaves more is not named
 QUICK = catalogue.parse("quick")
 FEWEST = 16  # images of the probe, however short the attacks are
 OF_A_MODULE, OF_A_RUN = {"name", "notes", "train_class_counts"}, {"weights", "model", "dataset"}
@@ -162,7 +160,8 @@ def _columns(
         if (known := among(there, attack)) is not None:
             measured.append(known)
             continue
-        passes = [runner.passes([one], there) for one in attacks[place:] if among(there, one) is None]
+        still = partial(standing, len(runner.labels), there)
+        passes = [runner.passes([one], still) for one in attacks[place:] if among(there, one) is None]
         meter.begin(later=later + sum(passes[1:]))
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):
@@ -170,7 +169,7 @@ def _columns(
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
                 if not pace or work * pace > SAID_SECONDS:
                     pace = runner.pace(attack)
-                    seconds, quick = work * pace, pace * runner.passes([QUICK], there)
+                    seconds, quick = work * pace, pace * runner.passes([QUICK], still)
                     worth = seconds > LONG_SECONDS and quick < WORTH * seconds
                     shorter = f"--attacks clean quick: {duration(quick)}" if worth else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
@@ -181,8 +180,7 @@ def _columns(
 
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
-    every = len(runner.labels) * sum(attack.passes(runner.num_classes) for attack in attacks)
-    affordable = int(every / probe_passes(runner.sites))
+    affordable = int(runner.passes(attacks, lambda _: len(runner.labels)) / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
 
 
@@ -192,6 +190,7 @@ def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] 
     counted, classes = attacked(model, test.images, plan.device), len(test.class_names)
     runner = Runner(counted, test.images, test.labels, classes, asked.batch_size, asked.seed, plan.device)
     specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks), run.attack_eps)
-    passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)
+    passes = runner.passes(specs, partial(standing, len(test), ()))
+    passes += probed_images(runner, specs) * probe_passes(runner.sites)
     with plan.surroundings():
         return passes * runner.pace(specs[-1])

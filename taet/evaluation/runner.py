@@ -74,12 +74,11 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
                 tensors()[name].copy_(before[name])
 
 
-def standing(images: int, known: Sequence[Column] = (), suite: AttackSpec | None = None) -> float:
+def standing(images: int, known: Sequence[Column], suite: AttackSpec) -> float:
     """Return on how many images a suite is expected to go to the end, where results in its ball, or less, are known."""
     right = min((float(column.correct.sum()) for column in known if column.norm is None), default=None)
-    ball = None if suite is None or suite.eps is None else (suite.norm, suite.eps)
-    inside = [column for column in known if ball and column.norm == ball[0] and (column.eps or math.inf) <= ball[1]]
-    under = [float(column.correct.sum()) for column in inside]
+    radius, balls = suite.eps or 0.0, (column for column in known if column.norm == suite.norm)
+    under = [float(column.correct.sum()) for column in balls if (column.eps or math.inf) <= radius]
     if right is None:
         return OF_ALL * images
     return OF_STANDING * min(under) + OF_BROKEN * (right - min(under)) if under else OF_RIGHT * right
@@ -122,10 +121,10 @@ class Runner:
                 stack.enter_context(frozen(model))
             yield
 
-    def passes(self, attacks: Sequence[AttackSpec], known: Sequence[Column] = ()) -> float:
-        """Return the expected passes of an image that attacks take on all images, where these results are known."""
+    def passes(self, attacks: Sequence[AttackSpec], standing: Callable[[AttackSpec], float]) -> float:
+        """Return the expected passes of an image that attacks take, where a suite goes to the end on so many images."""
         every = len(self.labels)
-        images = (standing(every, known, one) if one.skips_misclassified else every for one in attacks)
+        images = (standing(one) if one.skips_misclassified else every for one in attacks)
         return sum(one.passes(self.num_classes) * count for one, count in zip(attacks, images, strict=True))
 
     def pace(self, attack: AttackSpec) -> float:

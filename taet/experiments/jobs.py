@@ -22,7 +22,7 @@ from taet.files import lock, make_folder, write_json
 from taet.report import write
 from taet.settings import Slurm
 from taet.training.folder import RunFolder
-from taet.training.pace import idle_threads
+from taet.training.pace import asked_threads, idle_threads
 
 SCHEMA, RESULT, REPORT = 1, "comparison.json", "report.html"
 Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
@@ -132,9 +132,7 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs
     gpus = [name.strip() for name in names][:count]
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    threads = idle_threads()[0] // (
-        1 if os.environ.get("OMP_NUM_THREADS", "").isdecimal() else side_by_side
-    )  # that one is of each
+    threads = idle_threads()[0] // (1 if asked_threads() else side_by_side)  # asked is the number of each cell
     return side_by_side, max(1, threads), gpus
 
 

@@ -27,11 +27,16 @@ def idle_threads(seconds: float = LOOK_SECONDS) -> tuple[int, str]:
     """
     most = torch.get_num_threads()
     with contextlib.suppress(OSError, AttributeError):
-        if most > 1 and not os.environ.get("OMP_NUM_THREADS", "").isdecimal():
+        if most > 1 and not asked_threads():
             before = _ticks()
             time.sleep(seconds)
             return fitting(most, cores(), before, _ticks())
     return most, ""
+
+
+def asked_threads() -> bool:
+    """Whether OMP_NUM_THREADS decides the number of threads."""
+    return os.environ.get("OMP_NUM_THREADS", "").isdecimal()
 
 
 def fitting(most: int, of_cores: int, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, str]:
