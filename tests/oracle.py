@@ -88,6 +88,13 @@ def card_paths() -> dict[str, Path]:
     return {name: path for name, path in sorted(found.items()) if b'"taet result card"' in path.read_bytes()[:200]}
 
 
+@functools.cache
+def known_paths() -> dict[str, Path]:
+    """The cards that the oracle holds: one that is committed later is a seed more of a row, not a number that moved."""
+    known = json.loads(gzip.decompress((STORED / "cards.json.gz").read_bytes()))
+    return {name: path for name, path in card_paths().items() if name in known}
+
+
 def facts(card: Any) -> tuple[Any, ...]:
     return card.model["weights_sha256"], card.created, len(card.columns)
 
@@ -95,7 +102,7 @@ def facts(card: Any) -> tuple[Any, ...]:
 @functools.cache
 def names_by_facts() -> dict[tuple[Any, ...], str]:
     """Name of each committed card by its facts; of equal cards the first."""
-    return {facts(load(path)): name for name, path in reversed(card_paths().items())}
+    return {facts(load(path)): name for name, path in reversed(known_paths().items())}
 
 
 def cards(_: Section | None) -> Section:
@@ -210,8 +217,10 @@ def verdicts(_: Section | None) -> Section:
 
 def boards(_: Section | None) -> Section:
     found: Section = {}
-    cpu, mini, more = (RESULTS / name for name in ("reproduce/cpu", "reproduce/mini", "cifar10-lt-class-wise"))
-    for results in (taet.results(cpu), taet.results(mini, more)):
+    for folders in (["reproduce/cpu"], ["reproduce/mini", "cifar10-lt-class-wise"]):
+        results = taet.results(
+            [path for path in known_paths().values() if path.parent in [RESULTS / f for f in folders]]
+        )
         for line in results.board().to_dict("records"):
             about = [line[name] for name in ("data", "model", "protocol", "row", "imbalance_ratio")]
             held = {one.card.seed: one.card for one in results.named if place(one) == about}  # two have equal weights
@@ -234,7 +243,7 @@ def mean_balanced(held: Sequence[Any], attack: str) -> float | None:
 def tables(_: Section | None) -> Section:
     """The rows of a report of each folder of cards, best first, with mean, interval and seeds under each attack."""
     found: Section = {}
-    paths = {path.as_posix(): name for name, path in card_paths().items()}
+    paths = {path.as_posix(): name for name, path in known_paths().items()}
     for folder in sorted({Path(path).parent for path in paths}):
         at = folder.relative_to(RESULTS).as_posix().removeprefix("archive/")
         for one in taet.results([path for path in paths if Path(path).parent == folder]).by_test_set():
