@@ -1,13 +1,19 @@
 """Seconds of an evaluation, compared with a plain script, and whether both give the same flags, image by image.
 
-The plain script: for each column a loop over a DataLoader of float images with the model in eval mode, and textbook
-attacks whose `loss.backward()` also computes the gradients of the parameters; AutoAttack by calling pyautoattack. Both
-have the same model, images and batches, and alternate every round. Each has its own process, since settings of the
-memory allocator hold for a process; only one works at a time. The random starts of PGD are drawn once, as in our
-evaluation, and given to the plain script, so all flags must agree: otherwise the command ends with status 1.
+The script: for each column a loop over a DataLoader of float images with the model in eval mode, and textbook attacks;
+AutoAttack by calling pyautoattack. `competent` needs no gradient of the parameters, `plain` has them computed at each
+`loss.backward()`, as in much research code. All sides have the same model, images and batches, and alternate every
+round. Each has its own process, since settings of the memory allocator hold for a process; only one works at a time.
+The random starts of PGD are drawn once, as in our evaluation, and given to the script, so all flags must agree:
+otherwise the command ends with status 1.
 
     python benchmarks/evaluation.py                      a small network, first trained on scikit-learn's digits
     python benchmarks/evaluation.py --run runs/x         the model of a finished run, on images of its test set
+    python benchmarks/evaluation.py --sides competent torchattacks adv-lib --out peers.json
+
+Other sides: `torchattacks` 3 (Kim, arXiv:2010.01950) and `adv-lib` 0.2 (Rony, Ben Ayed), which must be installed: the
+columns that they have, with frozen parameters. They draw random starts of their own, so a few flags may differ. The
+AutoAttack of torchattacks is left out: its two APGD make 10 steps, not 100 (`steps` of `torchattacks.APGD`).
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +50,7 @@ from taet.training.environment import resolve_device
 from taet.training.runs import load_run
 
 BUNDLE = "taet"
-WAYS = ("ours", "straightforward")
+OURS, SCRIPTS, LIBRARIES = "ours", ("competent", "plain"), ("torchattacks", "adv-lib")
 DIGITS = {  # as in the comparisons on the digits in results/, but a third of the epochs
     "model.name": "resnet8",
     "data.test": "balanced",
@@ -79,7 +86,7 @@ class Outcome(NamedTuple):
     """The flags of one way of evaluating, and its seconds."""
 
     correct: dict[str, list[bool]]
-    """By column, of each image."""
+    """By column that this way has, of each image."""
     seconds: dict[str, float]
     """By column."""
     total: float
@@ -94,7 +101,9 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=200, help="test images, spread over the test set (200)")
     parser.add_argument("--batch-size", type=int, default=50, help="images of a batch, for every way (50)")
     arguments(parser, out="evaluation.json")
-    parser.add_argument("--side", choices=WAYS, help=argparse.SUPPRESS)
+    others = (*SCRIPTS, *LIBRARIES)
+    parser.add_argument("--sides", nargs="+", choices=others, default=SCRIPTS, help="what to compare ours with")
+    parser.add_argument("--side", choices=(OURS, *others), help=argparse.SUPPRESS)
     parser.add_argument("--subject", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side is not None:
@@ -104,17 +113,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         of, path = subject(given.run, given.images, given.batch_size), Path(folder) / "subject.pt"
         torch.save(of, path)
-        with processes(WAYS, "--subject", str(path)) as ways:
+        with processes([OURS, *given.sides], "--subject", str(path)) as ways:
             done = alternate(ways, given.rounds)
-    rounds = {way: [Outcome(**one) for one in done[way]] for way in WAYS}
-    other = rounds["straightforward"]
-    columns = summary(rounds["ours"], other)
+    rounds = {way: [Outcome(**one) for one in found] for way, found in done.items()}
+    ratios = {f"{name}, {other}": row for other in given.sides for name, row in compared(rounds, other).items()}
     result = record(
         given.out,
         of.device,
-        {"whole": whole(rounds["ours"], other)},
+        ratios,
         load,
-        columns=columns,
         subject=of.about,
         images=len(of.labels),
         batch_size=of.settings.batch_size,
@@ -122,7 +129,7 @@ def main() -> int:
         threads=given.threads,
     )
     show(result)
-    return int(any(row["differing"] for row in result["ratios"].values()))
+    return int(any(row["differing"] for name, row in ratios.items() if name.endswith(SCRIPTS)))
 
 
 def measure(way: str, of: Subject, threads: int) -> None:
@@ -131,7 +138,12 @@ def measure(way: str, of: Subject, threads: int) -> None:
     noises = starts(of)
     while True:
         asked()
-        answer((evaluate(of) if way == "ours" else straightforward(of, noises))._asdict())
+        if way == OURS:
+            done = evaluate(of)
+        else:
+            of.model.requires_grad_(way == "plain")
+            done = library(of, way) if way in LIBRARIES else script(of, noises)
+        answer(done._asdict())
 
 
 def subject(folder: str | None, count: int, batch_size: int) -> Subject:
@@ -184,10 +196,10 @@ def evaluate(of: Subject) -> Outcome:
     )
 
 
-# --- the straightforward way ------------------------------------------------------------------------------------------
+# --- the other ways ---------------------------------------------------------------------------------------------------
 
 
-def straightforward(of: Subject, noises: Mapping[str, Tensor]) -> Outcome:
+def script(of: Subject, noises: Mapping[str, Tensor]) -> Outcome:
     """Run the same columns one after another; `noises` are the random starts."""
     x, y = of.unit_images(), torch.from_numpy(of.labels)
     correct, seconds = {}, {}
@@ -203,6 +215,35 @@ def straightforward(of: Subject, noises: Mapping[str, Tensor]) -> Outcome:
             flags = [survivors(of, name, *(part.to(of.device) for part in batch)) for batch in loader]
             correct[name] = torch.cat(flags).tolist()
         seconds[name] = time.perf_counter() - began
+    return Outcome(correct, seconds, sum(seconds.values()))
+
+
+def library(of: Subject, name: str) -> Outcome:
+    """Run the columns that a library has with the settings of ours."""
+    model, step = of.model, of.settings.step_size
+    if name == "torchattacks":
+        import torchattacks  # type: ignore[import-not-found]
+
+        attacks: dict[str, Any] = {
+            "fgsm": torchattacks.FGSM(model, of.eps),
+            "pgd-20": torchattacks.PGD(model, of.eps, step, 20),
+            "pgd-100": torchattacks.PGD(model, of.eps, step, 100),
+        }
+    else:
+        from adv_lib.attacks import pgd_linf  # type: ignore[import-not-found]
+
+        common = {"model": model, "ε": of.eps, "absolute_step_size": step, "random_init": True}
+        attacks = {f"pgd-{steps}": partial(pgd_linf, steps=steps, **common) for steps in (20, 100)}
+    x, y = of.unit_images(), torch.from_numpy(of.labels)
+    correct, seconds = {}, {}
+    for column, attack in attacks.items():
+        began, flags = time.perf_counter(), []
+        for images, labels in DataLoader(TensorDataset(x, y), of.settings.batch_size):
+            images, labels = images.to(of.device), labels.to(of.device)
+            x_adv = attack(inputs=images, labels=labels)
+            with torch.no_grad():
+                flags.append(model(x_adv).argmax(1) == labels)
+        correct[column], seconds[column] = torch.cat(flags).tolist(), time.perf_counter() - began
     return Outcome(correct, seconds, sum(seconds.values()))
 
 
@@ -254,29 +295,28 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, c: float, steps: int, lr: float) 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def whole(ours: Sequence[Outcome], other: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the ratio of the whole evaluation, and the most flags that differ in a round."""
-    differing = sum(row["differing"] for row in summary(ours, other).values())
-    return ratio(*([outcome.total for outcome in way] for way in (ours, other))) | {"differing": differing}
+def compared(rounds: Mapping[str, Sequence[Outcome]], other: str) -> dict[str, Any]:
+    """Return by column the ratio, the number of correct images, and the most flags that differ in a round.
 
-
-def summary(ours: Sequence[Outcome], other: Sequence[Outcome]) -> dict[str, Any]:
-    """Return by column the ratio, the number of correct images, and the most flags that differ in a round."""
-    columns = {}
-    for name in protocols.COLUMNS[BUNDLE]:
-        rounds = zip(ours, other, strict=True)
-        differing = max(sum(map(operator.ne, *(way.correct[name] for way in both))) for both in rounds)
-        seconds = ([outcome.seconds[name] for outcome in way] for way in (ours, other))
-        columns[name] = ratio(*seconds) | {"correct": sum(ours[0].correct[name]), "differing": differing}
-    return columns
+    `whole` is the ratio of all columns, from call to return.
+    """
+    ours, others = rounds[OURS], rounds[other]
+    found = {}
+    for name in others[0].correct:
+        both = ([outcome.correct[name] for outcome in way] for way in (ours, others))
+        differing = max(sum(map(operator.ne, *pair)) for pair in zip(*both, strict=True))
+        seconds = ([outcome.seconds[name] for outcome in way] for way in (ours, others))
+        found[name] = ratio(*seconds) | {"correct": sum(ours[0].correct[name]), "differing": differing}
+    if other in SCRIPTS:
+        totals = ratio(*([outcome.total for outcome in way] for way in (ours, others)))
+        found["whole"] = totals | {"differing": sum(row["differing"] for row in found.values())}
+    return found
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the result as a table."""
-    machine, rows = result["environment"], {**result["columns"], **result["ratios"]}
-    print(
-        f"{result['subject']}; {result['images']} images, eps {result['eps']:g}; {rows['whole']['n']} rounds, medians"
-    )
+    machine, rows = result["environment"], result["ratios"]
+    print(f"{result['subject']}; {result['images']} images, eps {result['eps']:g}; medians over rounds")
     print(f"{machine['device']}, {result['threads']} threads, torch {machine['versions']['torch']}")
     print(f"{'':28}{'ours s':>9}{'other s':>9}{'ratio':>7}  {'least-largest':14}{'differing flags'}")
     for name, row in rows.items():
