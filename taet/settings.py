@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -101,6 +102,10 @@ class Data(Settings):
         return self
 
 
+def _is_tune(text: str) -> bool:
+    return re.fullmatch(r"all|head|bias|(lora|adapter):[1-9]\d{0,3}", text) is not None
+
+
 class Model(Settings):
     """The network."""
 
@@ -111,7 +116,11 @@ class Model(Settings):
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of a ResNet: 3x3 at full size, or 7x7 and pooling to a quarter. auto: imagenet from 96 pixels."""
     weights: str | None = None
-    """Pretrained weights: .safetensors, .pt of tensors only, a folder of taet push, or hf:USER/NAME@COMMIT."""
+    """Pretrained weights: run:FOLDER, .safetensors, .pt of tensors only, a folder of taet push, hf:USER/NAME@COMMIT."""
+    tune: Annotated[str, Rule(_is_tune, "all, head, bias, lora:RANK or adapter:WIDTH")] = "all"
+    """What is trained: all, the head, it and all biases, or it and low-rank parts or adapters that are added."""
+    keep_statistics: bool = True
+    """Where a part is trained, keep the statistics of batch normalisation, and drop nothing out."""
     normalize: Literal["data", "none"] = "data"
     """Normalisation inside the model by channel statistics of the training images; never of package.module:callable."""
 
@@ -194,6 +203,10 @@ class Training(Settings):
     """Momentum of SGD."""
     weight_decay: NonNegative = 5e-4
     """SGD: L2 penalty on every parameter. AdamW: decoupled decay of all weights except biases and norm layers."""
+    probe: PartialShare = 0.0
+    """Share of the epochs, the first ones, in which only the head is trained, by SGD."""
+    probe_lr: Annotated[float, Field(gt=0, le=1e38, title="probe learning rate")] = 0.05
+    """Learning rate of these epochs, which falls to 0 by half a cosine."""
     warmup: PartialShare = 0.0
     """Share of the epochs over which the learning rate rises linearly from 0."""
     decay: Literal["steps", "cosine", "one-cycle"] = "steps"
@@ -205,8 +218,9 @@ class Training(Settings):
     """Shares of the epochs where the rate is divided by ten, to the nearest epoch; at the first one drw begins."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
     """Crop after padding by an eighth, and mirror; before it RandAugment (2, 8) or AutoAugment (CIFAR-10) of AT-BSL."""
-    sampling: Literal["shuffled", "class-balanced"] = "shuffled"
-    """Every image once per epoch, or (class-balanced) as many draws with replacement, all classes equally likely."""
+    sampling: Literal["shuffled", "class-balanced", "square-root"] = "shuffled"
+    """Every image once per epoch, or as many draws with replacement: all classes equally likely, or as the root of
+    their images."""
     awp: PartialShare = 0.0
     """Adversarial weight perturbation, relative to each weight's norm, e.g. 0.005 with TRADES, else 0.01; 0: none."""
     awp_start: Share = 0.0

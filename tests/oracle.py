@@ -61,8 +61,12 @@ from taet.statistics import class_groups  # noqa: E402
 from taet.training.record import run_from_json, run_hash  # noqa: E402
 
 RESULTS, STORED = ROOT / "results", ROOT / "tests" / "golden" / "oracle"
-NEW = {"skip_unreadable"}
-"""Settings of the data that are younger than the oracle."""
+NEW = {
+    "data": {"skip_unreadable"},
+    "model": {"tune", "keep_statistics"},
+    "training": {"probe", "probe_lr"},
+}
+"""Settings that are younger than the oracle."""
 DIGITS = tomllib.loads((STORED / "digits.toml").read_text(encoding="utf-8"))
 Section = dict[str, Any]
 """Plain JSON by key; the key is the unit that is counted as equal or not."""
@@ -157,7 +161,8 @@ def flags(_: Section | None) -> Section:
 def as_stored(run: Any) -> dict[str, Any]:
     """The JSON of a Run with the settings of its data as they were: those that have left, and none that is new."""
     config = to_json(run)
-    return {**config, "data": {**Data.left, **{name: config["data"][name] for name in config["data"].keys() - NEW}}}
+    old = {part: {name: config[part][name] for name in config[part].keys() - new} for part, new in NEW.items()}
+    return {**config, **old, "data": {**Data.left, **old["data"]}}
 
 
 def runs(_: Section | None) -> Section:

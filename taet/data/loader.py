@@ -30,17 +30,21 @@ class Batch(NamedTuple):
     y: Tensor
 
 
-def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
+def resampled(labels: Tensor, draws: torch.Generator, sampling: str = "class-balanced") -> Tensor:
     """Draw N positions for labels (N,), with replacement: first a class that is present, then an image of it.
 
-    Both are drawn uniformly: an image of class c with n_c images has probability 1 / (C n_c). The class-balanced
-    sampling that RoBal is compared with (Wu et al., CVPR 2021, arXiv:2104.02703). On the CPU.
+    The image is drawn uniformly. `class-balanced`: so is the class, the sampling that RoBal is compared with (Wu et
+    al., CVPR 2021, arXiv:2104.02703). `square-root`: class c with n_c images is drawn in proportion to n_c^(1/2)
+    (Mahajan et al., ECCV 2018, arXiv:1805.00932). On the CPU.
     """
     grouped = labels.argsort(stable=True)
     counts = labels.bincount()
     counts = counts[counts > 0]
     first = counts.cumsum(0) - counts
-    drawn = torch.randint(len(counts), labels.shape, generator=draws)
+    if sampling == "class-balanced":
+        drawn = torch.randint(len(counts), labels.shape, generator=draws)
+    else:
+        drawn = counts.double().sqrt().multinomial(len(labels), replacement=True, generator=draws)
     place = torch.rand(labels.shape, generator=draws, dtype=torch.float64) * counts[drawn]
     return grouped[first[drawn] + place.long()]
 
@@ -76,7 +80,7 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
 class Loader:
     """Shuffled, augmented batches as in `training`; every random number is seeded by (seed, purpose, epoch, step).
 
-    So any epoch can be resumed at any step. Each image comes once per epoch, or as `class_balanced` draws it. Process
+    So any epoch can be resumed at any step. Each image comes once per epoch, or as `resampled` draws it. Process
     `part` of `parts` gets an even, contiguous share of every batch, which may be empty; numbers are drawn for the whole
     batch. Images on disk, or too large for the GPU, are streamed by a thread: the batches are the same bits.
 
@@ -138,8 +142,8 @@ class Loader:
         if self.mixture is not None and self.extra:
             return self._mixed(self.mixture, epoch)
         draws = generator("cpu", self.seed, "order", epoch)
-        if self.training.sampling == "class-balanced":
-            return class_balanced(self.labels.cpu(), draws)
+        if self.training.sampling != "shuffled":
+            return resampled(self.labels.cpu(), draws, self.training.sampling)
         return torch.randperm(len(self.labels), generator=draws)
 
     def _mixed(self, mixture: Mixture, epoch: int) -> Tensor:

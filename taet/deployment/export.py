@@ -20,6 +20,7 @@ import taet
 from taet.data.augmentation import to_unit
 from taet.errors import UserError, custom_code, needed, unknown
 from taet.files import check_output, make_folder, write_atomically
+from taet.models.tuning import merge
 from taet.randomness import generator
 from taet.training.folder import ARTIFACTS, METADATA, RunFolder, weights_digest
 from taet.training.runs import load_model
@@ -67,6 +68,7 @@ def export(
     if path.exists() and not force:
         raise UserError(f"{path} exists already; allowed: another --out, or --force to replace it")
     _, network, record = load_model(folder.path, weights, model=model)
+    merge(network)
     channels, *size = record.data.image_shape
     deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes).eval()
     about = {

@@ -189,6 +189,8 @@ class Method(nn.Module):
     """Whether the attack raises a loss on labels, which the run can re-balance; else KL(f(x) || f(x')), as TRADES."""
     uses_features: bool = False
     """Whether the loss reads `model.features`."""
+    uses_labels: bool = True
+    """Whether the loss reads the labels; else the head is not trained."""
     needs_feedback: bool = False
     """Whether the method learns from the validation split, through `feedback`; a run without that split is refused."""
     average_decay: float = 0.0
@@ -242,6 +244,9 @@ class Method(nn.Module):
                 module.stage = stages[min(epoch, len(stages) - 1)]
             elif isinstance(module, OuterLoss):
                 module.enter(epoch)
+
+    def begin(self, model: nn.Module) -> None:
+        """Called with the network before its first step; a resumed run restores the method's state afterwards."""
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
         """Called once before each epoch; predicted_counts (C,) are the classes predicted in the epoch before."""

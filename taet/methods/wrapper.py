@@ -85,7 +85,7 @@ class ClassBudgets(Method):
         self.title = f"{self.title} + {base.title}"
         self.reference = f"{self.reference}; {base.reference}"
         self.deviations = (*base.deviations, *self.deviations)
-        same = ("label_attack", "uses_features", "needs_feedback", "average_decay", "single_step")
+        same = ("label_attack", "uses_features", "uses_labels", "needs_feedback", "average_decay", "single_step")
         for name in same:
             setattr(self, name, getattr(base, name))
         self.rule = rule()  # last: what is wrong with the base is said first
@@ -122,6 +122,9 @@ class ClassBudgets(Method):
         """Hand the factors to the outer loss, which does not save them."""
         if self.rule.weighs_labels:
             self.base.outer.factor.copy_(self.factor)
+
+    def begin(self, model: nn.Module) -> None:
+        self.base.begin(model)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         return self.base.perturb(model, x, y, attack.scaled(self.factor[y]))

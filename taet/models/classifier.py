@@ -29,6 +29,8 @@ class Classifier(nn.Module):
     offset: Tensor
     notes: tuple[str, ...] = ()
     """On the origin of its parts and first weights."""
+    still: bool = False
+    """Whether the body stays in eval mode in training: see `taet.models.tuning`."""
 
     def __init__(self, body: nn.Module, head: nn.Module, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -63,6 +65,12 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if self.still:
+            self.body.eval()
+        return self
 
 
 def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:

@@ -49,7 +49,10 @@ def _downloaded(name: str) -> Path:
 
 
 def weights_file(path: str | Path) -> Path:
-    """Return the file of weights of a path, of the folder of a published model, or of hf:USER/NAME@COMMIT."""
+    """Return the file of weights of a path, of run:FOLDER, of a published model's folder, or of hf:USER/NAME@COMMIT."""
+    kind, _, run = str(path).partition(":")
+    if kind == "run":
+        return Path(run) / WEIGHTS
     place = local(path)
     return place / WEIGHTS if (place / CONFIG).is_file() else place
 

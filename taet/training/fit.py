@@ -187,7 +187,7 @@ def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool 
     model = copy.deepcopy(state.model)
     if averaged and state.average is not None and state.average.n_averaged:
         model.load_state_dict(state.average.module.state_dict())
-        if plan.run.training.swa < 1:
+        if plan.run.training.swa < 1 and not getattr(model, "still", False):
             _estimate_statistics(plan, state, pause, model)
     model.get_buffer("offset").copy_(state.method.offset())
     return model

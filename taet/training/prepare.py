@@ -25,16 +25,17 @@ from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout
 from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations, synchronised
+from taet.models.tuning import extend, trained
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
 from taet.settings import Run, from_json, override, to_json
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
-from taet.training.folder import SCHEMA
+from taet.training.folder import SCHEMA, RunFolder
 from taet.training.pace import LONG_LOOK_SECONDS, idle_threads, seconds_of, using
 from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
-from taet.training.state import State, build_optimizer, weight_average
+from taet.training.state import State, begin_part, weight_average
 from taet.training.step import training_step
 
 
@@ -136,7 +137,7 @@ def prepare(
     state = State(
         network,
         method,
-        build_optimizer(network, training),
+        begin_part(network, run, 0),
         run,
         weight_average(network, training, plan.steps, method.average_decay),
         _view(run, network, loaded),
@@ -165,11 +166,25 @@ def build_model(
             models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
         model = models.adapted(given, dataset.num_classes)
     check_needs(model, resolved)
+    extend(model, chosen.tune, run.seed)
+    model.notes += _tuning_notes(model, run)
     model.to(device)
     if run.training.channels_last:
         model.to(memory_format=torch.channels_last)
         model.notes += guard_layout(model, resolved.method)
     return model
+
+
+def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
+    """Say which part of the network is trained, and warn where this leaves a clean network as fragile as it was."""
+    tune, weights = run.model.tune, run.model.weights or ""
+    if tune == "all":
+        return ()
+    some, every = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
+    clean = not weights.startswith("run:") or RunFolder(Path(weights[4:])).record.run.method == "standard"
+    why = "training a small part of a network that was trained without attacks does not make it robust"
+    warning = f"{why} (arXiv:2312.05716); take a robust one, or --model.tune all"
+    return (f"trained: {tune}, {some:,} of {every:,} parameters", *((warning,) if clean else ()))
 
 
 def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
@@ -199,7 +214,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
             model, method = copy.deepcopy((state.model, state.method))
             view = _view(run, model, plan.dataset)
             at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
-            at.optimizer = build_optimizer(model, run.training)
+            at.optimizer = begin_part(model, run, at.epoch)
             at.begin_epoch()
             attack = at.attack(place, "expected", at.epoch, 0)
             took[stage] = seconds_of(functools.partial(training_step, at, batch, attack)) / place[1]
@@ -237,6 +252,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         "model_given": plan.model_given,
         "head": method.task.head,
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "trained_parameters": sum(value.numel() for value in trained(state.model, run.model.tune).values()),
         "model_notes": state.model.notes,
         "pretrained_sha256": None if weights is None else file_sha256(weights_file(Path(weights))),
         "threads": plan.threads,

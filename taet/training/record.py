@@ -145,6 +145,8 @@ class RunRecord(Record):
     model_given: bool
     head: Annotated[Head, PlainSerializer(Head._asdict)]
     parameters: StoredCount | None = None
+    trained_parameters: StoredCount | None = None
+    """How many of them the run trains at its end."""
     model_notes: tuple[str, ...] = ()
     pretrained_sha256: str | None = None
     threads: Count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from taet.data.loader import batch_bounds
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead
+from taet.models.tuning import extend
 from taet.settings import Run, epoch_at, override
 
 # Used instead of unknown data, so that all other settings are checked.
@@ -48,9 +50,15 @@ def watched_images(run: Run, learns: bool) -> int | None:
     return run.training.monitor_images
 
 
+def probe_epochs(run: Run) -> int:
+    """Number of epochs, the first ones, in which only the head is trained."""
+    return epoch_at(run.training.probe, run.training.epochs)
+
+
 def milestone_epochs(run: Run) -> tuple[int, ...]:
-    """Milestones as epochs, from 0: they scale with the length of the run."""
-    return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
+    """Milestones as epochs, from 0: they scale with the length of the run after the probing of its head."""
+    first = probe_epochs(run)
+    return tuple(first + epoch_at(share, run.training.epochs - first) for share in run.training.milestones)
 
 
 def resolve(
@@ -79,6 +87,14 @@ def resolve(
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback and (wrong := _no_feedback(run, method, split, facts)):
         raise UserError(f"{run.method}: {wrong}")
+    if not method.uses_labels and (run.model.tune == "head" or training.probe):
+        raise UserError(
+            f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all, probe 0"
+        )
+    if probe_epochs(run) >= training.epochs:
+        raise UserError(
+            f"probe: got {training.probe:g}; that leaves none of {training.epochs} epochs to train after it"
+        )
     if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
     return Resolved(override(run, {"settings": method.config}), method, split, mixed)
@@ -150,7 +166,9 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
     chosen, head = resolved.run.model, resolved.method.task.head
     if facts is not None:
         shape = facts.num_classes, facts.image_shape
-        check_needs(_built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights), resolved)
+        model = _built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights)
+        check_needs(model, resolved)
+        extend(copy.deepcopy(model), chosen.tune)
     elif ":" not in chosen.name:
         registry.find("models", chosen.name)
 

@@ -16,6 +16,7 @@ from taet.distributed import first, joined
 from taet.errors import UserError
 from taet.files import Json
 from taet.formatting import plural
+from taet.models.tuning import extend
 from taet.progress import Progress
 from taet.settings import Data, Run, from_json, override
 from taet.training.curve import training_flags
@@ -168,6 +169,7 @@ def load_model(
         models.check_trust(path.path, chosen.name)
         model = models.build(chosen.name, data.num_classes, data.image_shape, head=record.head, stem=chosen.stem)
     model = models.adapted(model, data.num_classes)
+    extend(model, chosen.tune)
     path.load_weights(weights, model)
     return record.run, model.eval(), record
 

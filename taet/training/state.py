@@ -18,11 +18,12 @@ from taet.files import Json
 from taet.losses import Loss
 from taet.methods.base import Attack, Method
 from taet.models import Adapter, Classifier
+from taet.models.tuning import select
 from taet.models.view import View
 from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
-from taet.training.resolve import milestone_epochs
+from taet.training.resolve import milestone_epochs, probe_epochs
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
@@ -32,24 +33,33 @@ ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000  # first and last rate,
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """Return SGD over all parameters, or AdamW, which decays only the weights of layers.
+    """Return SGD over all parameters that need a gradient, or AdamW, which decays only the weights of layers.
 
     Those have two or more dimensions and "weight" in the name, such as attention's `in_proj_weight`; biases, gains
     of normalisations, class tokens and position embeddings are not decayed (Touvron et al., DeiT, ICML 2021,
     arXiv:2012.12877). AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
     """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     # The fused kernel reads each weight once; it exists on these devices only.
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained.values())
     if training.optimizer == "sgd":
         momentum, decay = training.momentum, training.weight_decay
-        return torch.optim.SGD(model.parameters(), lr=training.lr, momentum=momentum, weight_decay=decay, fused=fused)
+        return torch.optim.SGD(trained.values(), lr=training.lr, momentum=momentum, weight_decay=decay, fused=fused)
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained.items():
         of_layer = parameter.ndim > 1 and "weight" in name.rpartition(".")[2]
         (decayed if of_layer else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=training.lr, fused=fused)
+
+
+def part_of(run: Run, epoch: int) -> tuple[Training, int]:
+    """Return the optimisation of the part of the run that an epoch, from 0, belongs to, and its first epoch."""
+    training, first = run.training, probe_epochs(run)
+    if epoch < first:
+        return Training(epochs=first, lr=training.probe_lr, decay="cosine"), 0
+    return training.replace(epochs=training.epochs - first) if first else training, first
 
 
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
@@ -60,10 +70,10 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     fraction of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
 
     `one-cycle` rises from lr / 25 to lr and falls to lr / 250,000, each by half a cosine (Smith and Topin,
-    arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays).
+    arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays). Epochs of probing have a schedule of their own.
     """
-    training = run.training
-    done, total = epoch * steps + step, training.epochs * steps
+    training, first = part_of(run, epoch)
+    done, total = (epoch - first) * steps + step, training.epochs * steps
     if training.decay == "one-cycle":
         peak, last = max((training.warmup or ONE_CYCLE_RISE) * total - 1, 0), total - 1
         if done <= peak:
@@ -79,6 +89,14 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
         return training.lr * (1 + math.cos(math.pi * share)) / 2
     passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
     return float(training.lr * 0.1**passed)
+
+
+def begin_part(model: Classifier | Adapter, run: Run, epoch: int) -> torch.optim.Optimizer:
+    """Select the parameters that are trained from an epoch, from 0, on, and return their optimiser."""
+    probing = epoch < probe_epochs(run)
+    if probing or run.training.probe or run.model.tune != "all":  # else those of the network's author
+        select(model, "head" if probing else run.model.tune, keep_statistics=run.model.keep_statistics)
+    return build_optimizer(model, part_of(run, epoch)[0])
 
 
 def ema_decay(step: int, warmup: int, tau: float) -> float:
@@ -172,6 +190,7 @@ class State:
 
     def __post_init__(self) -> None:
         self.device = self.method.exposure.device
+        self.method.begin(self.model)
         self.sums = EpochSums(len(self.method.class_counts), self.device)
         exposure = self.method.exposure
         self.predicted = exposure.clone()  # (C,) in the last epoch; before the first one, the images of each class
@@ -219,6 +238,8 @@ class State:
         self.predicted = predicted.to(self.predicted.dtype)
         self.sums = EpochSums(len(predicted), self.device)
         self.epoch, self.step, self.seconds, self.training_seconds = self.epoch + 1, 0, 0.0, 0.0
+        if self.epoch == probe_epochs(self.run):
+            self.optimizer = begin_part(self.model, self.run, self.epoch)
 
     def not_finite(self) -> str:
         """Return the name of a loss, or of a part of it rather than the sum, that is not finite; "" if all are."""
@@ -248,6 +269,8 @@ class State:
         if missing := sorted(self.state_dict().keys() - saved.keys()):
             raise UserError(f"lacks {missing[0]}: another version of taet wrote it; start a new run")
         self.model.load_state_dict(saved["model"])
+        if 0 < probe_epochs(self.run) <= saved["epoch"]:
+            self.optimizer = begin_part(self.model, self.run, saved["epoch"])
         self.method.load_state_dict(saved["method"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])

@@ -64,7 +64,16 @@ def refused_or_built(case: Case, **task: Any) -> Method | UserError:
 
 
 def model_of(method: Method, network: Network, **options: Any) -> Any:
-    return network(10, head=method.task.head, **options)
+    """A network for a method, which begins from it."""
+    model = network(10, head=method.task.head, **options)
+    method.begin(model)
+    return model
+
+
+def slopes(method: Method, model: Any) -> dict[str, Tensor | None]:
+    """The gradients of what a method trains."""
+    named = model.named_parameters()
+    return {name: p.grad for name, p in named if method.uses_labels or not name.startswith("head.")}
 
 
 # -- what it is --------------------------------------------------------------------------------------------------------
@@ -135,7 +144,7 @@ def outcome(stages: list[Case], network: Network, batch: Batch, **changes: Any) 
         model = model_of(method, network)
         loss = trained_step(method, model, batch, number=9, attack=attack(bn_mode="train"))
         values = {"total": loss.total, "logits": loss.logits, "offset": method.offset(), **loss.parts}
-        values |= state_of(method) | {f"model {name}": parameter.grad for name, parameter in model.named_parameters()}
+        values |= state_of(method) | {f"model {name}": slope for name, slope in slopes(method, model).items()}
         if method.average_decay:  # which epochs enter the average as the worst class withstands more and more
             told = (seen_of(0.9, [worst / 100, 0.5]) for worst in range(51))
             admitted = (method.admits(100 + number, seen) for number, seen in enumerate(told))
@@ -210,7 +219,7 @@ def test_loss_is_pure(case: Case, network: Network, batch: Batch) -> None:
     own, weights, rng = state_of(method), state_of(model), torch.random.get_rng_state()
     inputs = {"x": batch.x, "y": batch.y, "adversarial": adversarial.x, **adversarial.info}
     copies = {name: value.clone() for name, value in inputs.items()}
-    parameters = [*model.parameters(), *method.parameters()]
+    parameters = [p for p in (*model.parameters(), *method.parameters()) if p.requires_grad]
     found = []
     for _ in range(2):
         with buffers_kept(model):
@@ -219,7 +228,7 @@ def test_loss_is_pure(case: Case, network: Network, batch: Batch) -> None:
         found.append([loss.total, loss.logits, *loss.parts.values(), *(g for g in gradients if g is not None)])
     assert loss.logits.shape == (len(batch.y), 10)
     assert all(value.shape == () and torch.isfinite(value) for value in (loss.total, *loss.parts.values()))
-    for slope in gradients[: len([*model.parameters()])]:
+    for slope in gradients[: len(slopes(method, model))]:
         assert slope is not None
         assert torch.isfinite(slope).all()
         assert slope.any()
@@ -285,6 +294,7 @@ def test_state_is_restored_in_the_middle_of_an_epoch(case: Case, network: Networ
         trained_step(method, model, batch_of([seed, 5, 9]), seed, seed)
     saved = deepcopy(method.state_dict())
     other, twin = case.fresh(), deepcopy(model)
+    other.begin(twin)
     other.load_state_dict(saved)
     other.enter(case.epoch)
     for seed in (3, 4):
@@ -303,7 +313,12 @@ def test_examples_lie_in_the_ball_and_in_the_image_range(
     case: Case, start: Any, network: Network, batch: Batch
 ) -> None:
     method = case.build()
-    x = perturb(method, model_of(method, network), batch, attack(start=start)).x
+    model = model_of(method, network)
+    if start == "none" and not method.uses_labels:
+        with pytest.raises(UserError, match="got threat start none"):
+            perturb(method, model, batch, attack(start=start))
+        return
+    x = perturb(method, model, batch, attack(start=start)).x
     assert x.shape == batch.x.shape
     assert x.dtype == batch.x.dtype
     assert not x.requires_grad
@@ -370,12 +385,12 @@ def test_after_step_moves_nothing_but_its_own_state(case: Case, network: Network
     model = model_of(method, network)
     loss = trained_step(method, model, batch)
     weights, inputs, rng = state_of(model), batch.x.clone(), torch.random.get_rng_state()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    gradients = {name: slope.clone() for name, slope in slopes(method, model).items()}
     modes = [module.training for module in model.modules()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack(), optimizer, number=0))
     assert same(weights, state_of(model))
-    assert same(gradients, {name: parameter.grad for name, parameter in model.named_parameters()})
+    assert same(gradients, slopes(method, model))
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(batch.x, inputs)
     assert torch.equal(torch.random.get_rng_state(), rng)

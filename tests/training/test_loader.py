@@ -14,7 +14,7 @@ import torch
 
 from taet.data import Split
 from taet.data.augmentation import apply, crop_flip, to_unit
-from taet.data.loader import Batch, Loader, class_balanced
+from taet.data.loader import Batch, Loader, resampled
 from taet.data.storage import kept
 from taet.randomness import generator
 from taet.settings import Training
@@ -120,10 +120,10 @@ def test_the_shares_of_several_processes_are_the_batches_of_one(
             assert [source.place(step) for source in sources] == [(begin, len(batch.y)) for begin in begins]
 
 
-def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() -> None:
+def test_resampled_draws_classes_alike_and_the_images_of_a_class_alike() -> None:
     labels = torch.tensor([4] * 3 + [0] * 60 + [2] * 12 + [5])[torch.randperm(76, generator=generator("cpu", 0))]
     epochs = 400
-    draws = torch.cat([class_balanced(labels, generator("cpu", 1, epoch)) for epoch in range(epochs)])
+    draws = torch.cat([resampled(labels, generator("cpu", 1, epoch)) for epoch in range(epochs)])
     assert len(draws) == epochs * len(labels)
     times = draws.bincount(minlength=len(labels)).double()
     for label in (0, 2, 4, 5):  # within five standard deviations of a binomial, or a multinomial's largest
@@ -132,3 +132,10 @@ def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() ->
         share /= len(drawn)
         assert (drawn - len(draws) * share).abs().max() < 5 * (len(draws) * share * (1 - share)) ** 0.5
     assert times.min() > 0
+
+
+def test_square_root_sampling_draws_a_class_by_the_root_of_its_images() -> None:
+    labels = torch.tensor([0] * 64 + [2] * 4 + [3])
+    draws = torch.cat([resampled(labels, generator("cpu", 1, epoch), "square-root") for epoch in range(400)])
+    shares = labels[draws].bincount().double() / len(draws)
+    torch.testing.assert_close(shares, torch.tensor([8, 0, 2, 1]).double() / 11, atol=0.01, rtol=0)

@@ -1,0 +1,66 @@
+"""FARE: adversarial fine-tuning of a pretrained network towards its own clean features, without labels.
+
+Source: Schlarmann et al., Robust CLIP, ICML 2024, arXiv:2402.12336, equation 3.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses.long_tail import full_precision
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task, refuse_smoothing
+
+
+class Fare(Method):
+    """Loss: mean ||h(x') - h0(x)||^2, with the features h of the network and h0 of the frozen one that it starts from.
+
+    The attack raises the same distance. No label enters: imbalance acts through --training.sampling alone, and the head
+    is not trained. It is a first stage from a pretrained network; train the head in a run that begins from its weights.
+    """
+
+    title = "FARE"
+    reference = "Schlarmann et al., ICML 2024, arXiv:2402.12336"
+    label_attack = False
+    uses_features = True
+    uses_labels = False
+
+    def __init__(self, config: Method.Config, task: Task) -> None:
+        super().__init__(config, task)
+        if task.outer.name != "cross-entropy" or task.outer.drw:
+            raise UserError(f"fare: got the outer loss {task.outer.name}; its loss has no labels and takes none")
+        refuse_smoothing("fare", task, "its loss has no labels; allowed: --outer.label-smoothing 0")
+        self.start: nn.Module | None = None
+
+    def begin(self, model: nn.Module) -> None:
+        if self.start is None:
+            self.start = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def target(self, x: Tensor) -> Tensor:
+        """Return the features of clean images before the training, (N, D)."""
+        assert self.start is not None
+        with torch.no_grad():
+            features: Tensor = self.start.features(x)  # type: ignore[operator]
+        return features
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        if attack.threat.start == "none":
+            raise UserError(
+                "fare: got threat start none; the distance has no slope at the image; allowed: another start"
+            )
+        target = self.target(x)
+        return Adversarial(attack(model.features, x, y, lambda features, _: distance(features, target)))  # type: ignore[arg-type]
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        features: Tensor = model.features(adversarial.x)  # type: ignore[operator]
+        total = global_mean(distance(features, self.target(x)))
+        return Loss(total, {}, model.classify(features.detach()))  # type: ignore[operator]
+
+
+def distance(features: Tensor, target: Tensor) -> Tensor:
+    """Squared Euclidean distance of features (N, D), at least in float32, (N,)."""
+    return (full_precision(features) - full_precision(target)).square().sum(1)

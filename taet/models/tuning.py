@@ -1,0 +1,127 @@
+"""Which parameters of a pretrained network are trained: all, the head, biases, or small parts added to the body.
+
+Sources: biases: Ben Zaken et al., BitFit, ACL 2022, arXiv:2106.10199; low rank: Hu et al., LoRA, ICLR 2022,
+arXiv:2106.09685; adapters: Chen et al., AdaptFormer, NeurIPS 2022, arXiv:2205.13535.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from taet.errors import UserError
+from taet.models.classifier import Adapter, Classifier
+from taet.randomness import seeded
+
+KERNELS = ((1, 1), (3, 3))
+"""Of the convolutions that get a low-rank part."""
+
+
+class LowRank(nn.Module):
+    """W + B A / r for a weight W (out, ...): A (r, in) is drawn as a linear layer's weight, and B (out, r) is zero."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, weight[0].numel()))
+        self.b = nn.Parameter(torch.zeros(len(weight), rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.b @ self.a).view_as(weight) / len(self.a)
+
+
+class BesideMLP(nn.Module):
+    """mlp(h) + s W_up relu(W_down h) for the normalised tokens h (N, T, D): W_up is zero, and s is learnt from 1."""
+
+    def __init__(self, mlp: nn.Module, width: int, inner: int) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.added = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
+        self.scale = nn.Parameter(torch.ones(()))
+        for value in self.added[2].parameters():
+            nn.init.zeros_(value)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.mlp(h) + self.scale * self.added(h)  # type: ignore[no-any-return]
+
+
+def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:
+    """Add the low-rank parts or adapters of `tune` to the body, drawn from `seed`; the logits stay the same.
+
+    `tune` is that of `taet.settings.Model`. Low-rank parts go to the projections of attention or, without any, to the
+    convolutions of 1x1 and 3x3; adapters beside the MLP of every transformer block. A network without such layers is a
+    `UserError`.
+    """
+    kind, _, size = tune.partition(":")
+    if kind == "all":
+        return
+    if not isinstance(model, Classifier):
+        raise UserError(f"model tune: got {tune}; this network is used whole, without a head of its own; allowed: all")
+    body, added = model.body, int(size or 0)
+    places: list[tuple[nn.Module, str]] = []
+    if kind == "lora":
+        places = _projections(body) or _convolutions(body)
+    elif kind == "adapter":
+        places = [(block, "mlp") for block in body.modules() if isinstance(getattr(block, "mlp", None), nn.Module)]
+    with seeded(seed, "tune"):
+        for module, name in places:
+            part = getattr(module, name)
+            if isinstance(part, nn.Module):
+                width = next(layer.in_features for layer in part.modules() if isinstance(layer, nn.Linear))
+                setattr(module, name, BesideMLP(part, width, added))
+            else:
+                parametrize.register_parametrization(module, name, LowRank(part, added))
+    if size and not places:
+        layers = "attention and no convolutions of 1x1 or 3x3" if kind == "lora" else "transformer blocks"
+        raise UserError(f"model tune: got {tune}; the network has no {layers}; allowed: head, bias, all")
+
+
+def _convolutions(body: nn.Module) -> list[tuple[nn.Module, str]]:
+    layers = (layer for layer in body.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size in KERNELS)
+    return [(layer, "weight") for layer in layers]
+
+
+def _projections(body: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the weights of the projections of attention, of torchvision and of timm, as (module, name)."""
+    places: list[tuple[nn.Module, str]] = []
+    for name, module in body.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            places += [(module, "in_proj_weight"), (module.out_proj, "weight")]
+        elif isinstance(module, nn.Linear) and "attn" in name.split("."):
+            places.append((module, "weight"))
+    return places
+
+
+def trained(model: nn.Module, tune: str) -> dict[str, nn.Parameter]:
+    """Return the parameters that `tune` trains, by name."""
+    kind = tune.partition(":")[0]
+    added = {p for m in model.modules() if isinstance(m, LowRank) for p in m.parameters()}
+    added |= {p for m in model.modules() if isinstance(m, BesideMLP) for p in (m.scale, *m.added.parameters())}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if kind == "all" or name.startswith("head.") or parameter in added or (kind == "bias" and name.endswith("bias"))
+    }
+
+
+def select(model: Classifier | Adapter, tune: str, *, keep_statistics: bool = True) -> None:
+    """Let only the parameters of `tune` need a gradient; where a part is trained, the body may stay in eval mode.
+
+    In eval mode batch normalisation keeps its statistics, and there is no dropout.
+    """
+    model.requires_grad_(False)
+    for parameter in trained(model, tune).values():
+        parameter.requires_grad_()
+    if isinstance(model, Classifier):
+        model.still = tune != "all" and keep_statistics
+
+
+def merge(model: nn.Module) -> None:
+    """Put low-rank parts into the weights: the network has its own layers and names again, and the same logits."""
+    for layer in [*model.modules()]:
+        for name in [*getattr(layer, "parametrizations", ())]:
+            if any(isinstance(one, LowRank) for one in layer.parametrizations[name]):  # type: ignore[index]
+                parametrize.remove_parametrizations(layer, name)

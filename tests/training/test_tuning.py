@@ -1,0 +1,104 @@
+"""A run from a pretrained network, its head first and then a part: what is trained, the rates, kills, the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import taet
+from taet import models
+from taet.errors import UserError
+from taet.settings import Run, override
+from taet.training import TrainingResult, resume, train
+from taet.training.runs import load_model
+from taet.training.state import learning_rate
+
+TUNED = {"training.epochs": 4, "training.probe": 0.5, "training.probe_lr": 0.2, "training.decay": "cosine"}
+
+
+@pytest.fixture
+def tuned(tiny: Callable[..., Run], result: TrainingResult) -> Run:
+    """Two epochs of the head and two of low-rank parts, from the delivered weights of a run."""
+    weights = {"model.name": result.run.model.name, "model.weights": f"run:{result.folder}", "model.tune": "lora:2"}
+    return tiny("at", {**TUNED, **weights, "training.precision": "float32"})
+
+
+def test_the_head_is_trained_first_and_then_the_part(tuned: Run, tmp_path: Path, steps_seen: list[Any]) -> None:
+    train(tuned, out=tmp_path / "run")
+    states = [weights for weights, *_ in steps_seen]
+    half, body = len(states) // 2, [name for name in states[0] if name.startswith("body.")]
+    start = load_file(Path(str(tuned.model.weights).removeprefix("run:")) / "model.safetensors")
+    for weights in states[:half]:
+        assert all(torch.equal(weights[name], start[name]) for name in body if name in start)
+    moved = {name for name in states[0] if not torch.equal(states[half - 1][name], states[-1][name])}
+    assert moved == {"head.weight", "head.bias", *(name for name in body if name.endswith((".0.a", ".0.b")))}
+    rates = [rate for _, rate, *_ in steps_seen]
+    steps = half // 2
+    assert rates == [learning_rate(tuned, number // steps, number % steps, steps) for number in range(2 * half)]
+    assert (rates[0], rates[half]) == (0.2, tuned.training.lr)
+    assert max(rates[half - 1] / 0.2, rates[-1] / tuned.training.lr) < 0.5
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    _, model, _ = load_model(tmp_path / "run")
+    part = sum(value.numel() for name, value in model.named_parameters() if name in moved)
+    assert record["trained_parameters"] == part < record["parameters"]
+    assert f"trained: lora:2, {part:,} of {record['parameters']:,} parameters" in record["model_notes"]
+    assert not any("without attacks" in note for note in record["model_notes"]), "it begins from a robust run"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
+def test_a_killed_run_ends_with_the_same_weights(
+    share: float,
+    tuned: Run,
+    tmp_path: Path,
+    killed_before: Callable[..., AbstractContextManager[None]],
+    steps_seen: list[Any],
+) -> None:
+    run = override(tuned, {"training.save_minutes": 0})
+    train(run, out=tmp_path / "whole")
+    with killed_before(round(share * len(steps_seen))):
+        train(run, out=tmp_path / "killed")
+    resume(tmp_path / "killed")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_low_rank_parts_are_merged_into_an_exported_file(tuned: Run, tmp_path: Path) -> None:
+    train(tuned, out=tmp_path / "run")
+    path = taet.export(tmp_path / "run", "safetensors", tmp_path / "merged.safetensors")
+    _, model, record = load_model(tmp_path / "run")
+    shape = record.data.num_classes, record.data.image_shape
+    plain = models.build(tuned.model.name, *shape, weights=path)
+    plain.load_state_dict(load_file(path))
+    x = torch.rand(4, *record.data.image_shape)
+    torch.testing.assert_close(plain.eval()(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Callable[..., Run], tuned: Run, tmp_path: Path) -> None:
+    clean = train(tiny("standard", {"model.name": tuned.model.name, "training.epochs": 1}), out=tmp_path / "clean")
+    found = train(override(tuned, {"model.weights": f"run:{clean.folder}"}), out=tmp_path / "run")
+    assert any("was trained without attacks does not make it robust" in note for note in found.model.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training.probe": 0.9, "training.epochs": 2}, "probe: got 0.9; that leaves none of 2 epochs"),
+        ({"method": "fare", "training.probe": 0.5}, "fare: got the head to train; its loss has no labels"),
+        ({"model.tune": "adapter:4"}, "model tune: got adapter:4; the network has no transformer blocks"),
+        ({"model.weights": "run:runs/none"}, "weights: got runs/none/model.safetensors; allowed: a file that exists"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_written(
+    changes: dict[str, Any], said: str, tiny: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = tiny(changes.pop("method", "at"), changes)
+    with pytest.raises(UserError, match=said):
+        train(run, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
