@@ -24,7 +24,7 @@ from taet.errors import UserError, nearest
 from taet.progress import Progress
 from taet.settings import Data, from_json, to_json
 
-PATH_SOURCES = ("folder", "csv", "npz", "taet-npy", "hf")
+PATH_SOURCES = ("folder", "csv", "npz", "hf")
 
 
 def full_name(name: str) -> str:
@@ -34,13 +34,11 @@ def full_name(name: str) -> str:
         return name
     if path.suffix.lower() in (".npz", ".csv"):
         return f"{path.suffix[1:].lower()}:{name}"
-    if path.is_dir():
-        return f"taet-npy:{name}" if (path / "train_images.npy").is_file() else f"folder:{name}"
-    return name
+    return f"folder:{name}" if path.is_dir() else name
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` means the user's own images: {folder,csv,npz,taet-npy,hf}:PATH, or a bare path."""
+    """Whether `name` means the user's own images: {folder,csv,npz,hf}:PATH, or a bare path."""
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
@@ -124,7 +122,7 @@ def _read(part: Part, data: Data) -> Split:
 def load(name: str | Data, **settings: Any) -> Dataset:
     """Return a data set: `load(Data(...))`, or `load(name_or_path, **fields of Data)`.
 
-    The name is one of `taet list data`, {folder,csv,npz,taet-npy,hf}:PATH, or a bare path. Sets named -lt are cut to a
+    The name is one of `taet list data`, {folder,csv,npz,hf}:PATH, or a bare path. Sets named -lt are cut to a
     long-tailed profile, with classes in the order of the labels; those named -balanced-small get as many training
     images, spread evenly over the classes; others stay as they are unless an imbalance ratio is given. `validation` is
     held out after the cut and before `class_counts` are taken, whole groups at a time; a source's own validation split

@@ -132,11 +132,8 @@ def test_a_bare_path_is_known_by_what_it_is(tmp_path, arrays, monkeypatch):
     assert load(str(tmp_path / "a.NPZ")).name == f"npz:{tmp_path}/a.NPZ"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "modes").mkdir()
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "train_images.npy").touch()
     for name, full in (
         ("modes", "folder:modes"),
-        ("rows", "taet-npy:rows"),
         ("a.csv", "csv:a.csv"),
         ("npz:x", "npz:x"),
     ):
