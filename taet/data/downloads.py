@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich import filesize
-
 from taet.errors import UserError
 from taet.files import reason
 from taet.progress import Progress
@@ -28,23 +26,19 @@ class Download(NamedTuple):
 
     url: str
     file: str
-    md5: str
-    megabytes: float
+    checksum: str
+    """SHA-256; of MedMNIST, which publishes no other, MD5."""
     unpacks_to: str | None = None
-    sha256: str | None = None
-    """None where its publishers give an MD5 and no project a SHA-256."""
     instead: Sequence[str] = ()
     """Other files and folders that serve as well."""
 
     def __str__(self) -> str:
-        checksum = f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
-        return f"{Path(self.file).name} ({filesize.decimal(round(1e6 * self.megabytes))}, {checksum}) from {self.url}"
+        return f"{Path(self.file).name} ({self.algorithm}, {self.checksum}) from {self.url}"
 
-    def is_right(self, path: Path) -> bool:
-        """Whether a file has the checksum."""
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "md5" if self.sha256 is None else "sha256").hexdigest()
-        return found == (self.sha256 or self.md5)
+    @property
+    def algorithm(self) -> str:
+        """The kind of the checksum, by its length."""
+        return "MD5" if len(self.checksum) == 32 else "SHA-256"
 
 
 def official(name: str) -> list[Download]:
@@ -97,7 +91,9 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
     progress(0, 1, path.name)
     if not path.is_file():
         _fetch(download, path)
-    if not download.is_right(path):
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, download.algorithm.replace("-", "")).hexdigest()
+    if found != download.checksum:
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
@@ -117,7 +113,7 @@ def _fetch(download: Download, path: Path) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
+        download_url_to_file(download.url, str(path), progress=False)
     except Exception as error:  # of the network, the server and the disk
         put = f"put {download} at '{path}', then run the same command again"
         raise UserError(f"cannot download {path.name} ({reason(error)}); {put}") from error

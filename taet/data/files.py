@@ -26,7 +26,6 @@ NAMES = {
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
-ORGANS = ("lower-gi-tract", "upper-gi-tract")
 TEST_SHARE = 0.2
 """Share of each class that is for testing where no split is given."""
 
@@ -87,8 +86,8 @@ def read(data: Data) -> DataSource:
     """Return the images of folder:PATH or csv:PATH.
 
     Of a folder, classes are the names of the class folders in alphabetical order, and images may lie in subfolders of
-    them; the images of a subfolder, across classes, are a group where every class has two or more. Some published sets
-    have layouts of their own: see `_known_layout`. Of a table: see `taet.data.tables`.
+    them; the images of a subfolder, across classes, are a group where every class has two or more. ISIC 2019 has tables
+    of its own: see `_isic`. Of a table: see `taet.data.tables`.
     """
     path, order = locate(data), list[str]()
     if data.name.startswith("csv:"):
@@ -101,9 +100,9 @@ def read(data: Data) -> DataSource:
         inner = [path]
         while len(only := _folders(inner[-1])) == 1:  # an archive unpacks to a folder of its own
             inner += only
-        known = (_known_layout(one, data.group) for one in inner)
+        isic = next((one for one in inner if (one / ISIC).is_file()), None)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
-        rows, notes = next(filter(None, known), None) or _of_folder(next(divided, path), data.group)
+        rows, notes = _isic(isic, data.group) if isic else _of_folder(next(divided, path), data.group)
     tracked = None if data.group == "none" else signs(rows)
     if tracked is not None:
         notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
@@ -198,22 +197,11 @@ def _table_of(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _known_layout(folder: Path, group: str | None) -> tuple[list[Row], list[str]] | None:
-    """Return the images of a known layout, and notes; None for another folder.
+def _isic(folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
+    """Return the images of ISIC 2019 (arXiv:1908.02288), and notes.
 
-    ISIC 2019 (arXiv:1908.02288): a table with a column for each class, and one with the lesions. HyperKvasir (Borgli et
-    al., Scientific Data 2020): class folders two levels below a folder for each organ.
+    One table has a column for each class, the other one the lesion of each image.
     """
-    if (folder / ISIC).is_file():
-        own, notes = placed(_isic(folder, group), folder)
-        return own, ["layout of ISIC 2019", *notes]
-    if all((folder / organ).is_dir() for organ in ORGANS):
-        files = [file for organ in ORGANS for file in files_below(folder / organ) if is_image(file)]
-        return [Row(file, file.parent.name) for file in files], ["layout of HyperKvasir: classes are the inner folders"]
-    return None
-
-
-def _isic(folder: Path, group: str | None) -> list[Row]:
     lesions, made, path = dict[str, str](), list[Row](), folder / ISIC
     with reading(path, TABLE):
         if group != "none":
@@ -225,7 +213,8 @@ def _isic(folder: Path, group: str | None) -> list[Row]:
             if len(classes) != 1:
                 raise UserError(f"{place}: got {len(classes)} classes of '{name}'; allowed: one")
             made.append(Row(Path(name), classes[0], "", lesions.get(name, ""), place))
-    return made
+    found, notes = placed(made, folder)
+    return found, ["layout of ISIC 2019", *notes]
 
 
 def signs(own: Sequence[Row]) -> list[Row] | None:

@@ -82,15 +82,13 @@ def _set_name(name: str) -> str:
 
 
 def downloads(data: Data) -> list[Download]:
-    """Return the official files; of MedMNIST that of the requested size, its megabytes those of its pixels unpacked."""
+    """Return the official files; of MedMNIST that of the requested size."""
     about = SETS[name := _set_name(data.name)]
     if not about.md5:
         return official(name)
     side = data.size if data.size in SIDES else SIDES[0]
     file = f"{name}.npz" if side == SIDES[0] else f"{name}_{side}.npz"
-    megabytes = sum(about.images) * side**2 * about.channels / 1e6
-    md5 = about.md5[SIDES.index(side)]
-    return [Download(URL.format(file), file, md5, megabytes, instead=[f"{name}.npz"])]
+    return [Download(URL.format(file), file, about.md5[SIDES.index(side)], instead=[f"{name}.npz"])]
 
 
 def read(data: Data) -> DataSource:
