@@ -10,8 +10,9 @@ import contextlib
 import copy
 import importlib
 import inspect
+import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -96,18 +97,15 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     """Return the statistics given by name or as MEANS/STDS; None for none."""
     if text == "none":
         return None
-    found = NORMALIZATIONS.get(text)
-    if found is None and "/" not in text:
-        raise unknown("normalisation", text, ("none", *NORMALIZATIONS, "M1,M2,M3/S1,S2,S3"))
+    named = NORMALIZATIONS.get(text)
     try:
-        mean, std = found or ([float(number) for number in part.split(",")] for part in text.split("/"))
-        if len(mean) != len(std) or not min(std) > 0 or not torch.tensor([*mean, *std]).isfinite().all():
-            raise ValueError
+        mean, std = named or ([float(number) for number in part.split(",")] for part in text.split("/"))
+        right = len(mean) == len(std) == channels and min(std) > 0 and all(map(math.isfinite, (*mean, *std)))
     except ValueError:
-        example = "0.49,0.48,0.45/0.25,0.24,0.26"
-        raise UserError(f"normalisation: got '{text}'; allowed: means / deviations above 0, e.g. {example}") from None
-    if len(mean) != channels:
-        raise UserError(f"normalisation '{text}': got {len(mean)} channels; allowed: {channels}, as the images have")
+        right = False
+    if not right:
+        own = f"{channels} means / {channels} deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
+        raise UserError(f"normalisation: got '{text}'; allowed: none, {', '.join(NORMALIZATIONS)}, or {own}")
     return mean, std
 
 
@@ -130,33 +128,35 @@ def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module
     """Return the network `spec`, KIND:NAME, as its author builds it, for images (N, *image_shape)."""
     kind, _, name = spec.partition(":")
     channels, height, width = image_shape
+    library: Any
     if kind == "timm":
-        timm = needed("timm", f"model 'timm:{name}'", "timm")
-        architecture = name.partition(".")[0]  # the rest is the tag of a pretraining
-        _check_listed("timm", architecture, timm.list_models())
-        fixed = timm.models.get_pretrained_cfg_value(architecture, "fixed_input_size")
-        settings = {"in_chans": channels} | ({"img_size": (height, width)} if fixed else {})
-        return _made(timm.create_model, spec, name, pretrained=False, num_classes=num_classes, **settings)
-    if kind != "torchvision":
+        library = needed("timm", f"model '{spec}'", "timm")
+        names = library.list_models()
+    elif kind == "torchvision":
+        library = importlib.import_module("torchvision.models")
+        names = library.list_models(module=library)  # classifiers only
+    else:
         return _custom(kind, name, num_classes)
-    models: Any = importlib.import_module("torchvision.models")
-    _check_listed(kind, name, models.list_models(module=models))  # classifiers only
-    sizes: dict[str, dict[str, object]] = {"vit": {"image_size": height}, "maxvit": {"input_size": (height, width)}}
-    sized = sizes.get(name.partition("_")[0], {})
-    network = _made(models.get_model, spec, name, weights=None, num_classes=num_classes, **sized)
+    architecture = name.partition(".")[0]  # of timm; the rest is the tag of a pretraining
+    if architecture not in names:
+        hint = f"; did you mean '{near}'?" if (near := nearest(architecture, names)) else ""
+        raise UserError(f"unknown {kind} model '{name}'; allowed: the {len(names)} names of {kind}{hint}")
+    settings: dict[str, Any] = {"num_classes": num_classes}
+    if kind == "timm":
+        if library.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
+            settings["img_size"] = (height, width)
+        return _made(library.create_model, spec, name, pretrained=False, in_chans=channels, **settings)
+    if name.startswith("vit_"):
+        settings["image_size"] = height
+    elif name.startswith("maxvit_"):
+        settings["input_size"] = (height, width)
+    network = _made(library.get_model, spec, name, weights=None, **settings)
     if channels != RGB:  # a first convolution with fresh weights of the same standard deviation
         first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
         shape = (first.out_channels, channels, *first.kernel_size)
         first.weight = nn.Parameter(torch.empty(shape).normal_(std=first.weight.std().item()))
         first.in_channels = channels
     return network
-
-
-def _check_listed(package: str, name: str, names: Collection[str]) -> None:
-    if name not in names:
-        near = nearest(name, names)
-        hint = "" if near is None else f"; did you mean '{near}'?"
-        raise UserError(f"unknown {package} model '{name}'; allowed: the {len(names)} names of {package}{hint}")
 
 
 def _custom(module_name: str, name: str, num_classes: int) -> nn.Module:
