@@ -92,10 +92,8 @@ def read(data: Data) -> DataSource:
     path, order = locate(data), list[str]()
     if data.name.startswith("csv:"):
         root = path.parent if data.root is None else Path(os.path.expanduser(data.root))
-        rows, notes = of_table(path, root, data.group)
+        rows, notes = labelled(path, root, data.group)
         order = by_number(row.label for row in rows)
-    elif not path.is_dir():
-        raise UserError(f"no such folder: '{path}'")
     else:
         inner = [path]
         while len(only := _folders(inner[-1])) == 1:  # an archive unpacks to a folder of its own
@@ -110,18 +108,11 @@ def read(data: Data) -> DataSource:
         return of_rows(tracked or rows, data, notes, order, mirror=tracked is None)
 
 
-def of_table(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
-    """Return the images of a table, which are in `folder`, and notes."""
-    rows, notes = labelled(path, group)
-    found, more = placed(rows, folder)
-    return found, [*notes, *more]
-
-
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of class folders, and notes; a single table beside the folders has the labels instead."""
     folders = _split_folders(path)
     if not folders and len(tables := labelled_tables(path)) == 1:
-        rows, notes = of_table(tables[0], path, group)
+        rows, notes = labelled(tables[0], path, group)
         return rows, [f"labels are those of '{tables[0].name}'", *notes]
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
@@ -146,7 +137,7 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
             notes += said
         else:
             numbers = {str(int(name)): name for name in known if NUMBER.fullmatch(name)}  # a label 0 is class 00000
-            own, _ = of_table(table, folder, "none")
+            own, _ = labelled(table, folder, "none")
             own = [row._replace(split=split, label=numbers.get(row.label, row.label)) for row in own]
             notes.append(f"'{folder.name}' has no class folders: its labels are those of '{table.name}'")
         known |= {row.label for row in own} if split in ("", "train") else set()
@@ -158,18 +149,21 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
 
 def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     """Return the images of each class folder, in alphabetical order, with their subfolders as groups, and notes."""
-    rows, classes, outside = list[Row](), _folders(folder), sum(map(is_image, folder.iterdir()))
+    rows, classes = list[Row](), _folders(folder)
+    if not classes:
+        raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
     for child in classes:
         images = [file for file in files_below(child) if is_image(file)]
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
-    if not classes:
-        raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
+    outside = sum(map(is_image, folder.iterdir()))
     return rows, [f"{outside} images outside of the class folders are left out"] if outside else []
 
 
 def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise UserError(f"no such folder: '{path}'")
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
