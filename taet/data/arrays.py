@@ -27,8 +27,8 @@ def read_npz(
     path: Path, choose: Callable[[Sequence[str]], Sequence[str]], storage: str
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays of an .npz file that are chosen by their names; images kept on disk are unpacked."""
-    arrays = dict[str, NDArray[np.generic]]()
-    with reading(path, "a file of plain arrays"), path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+    arrays, allowed = dict[str, NDArray[np.generic]](), "a file of plain arrays"
+    with reading(path, allowed), path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
 
         def unpack(file: IO[bytes]) -> None:
             with archive.zip.open(packed) as stream:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -94,12 +93,8 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
-    target = path.parent / Path(download.unpacks_to).relative_to(Path(download.file).parent)
-    try:  # aside, so that nothing is left half unpacked
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as made:
-            shutil.unpack_archive(path, made, filter=None if path.suffix == ".zip" else "data")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (Path(made) / target.relative_to(path.parent)).rename(target)
+    try:
+        shutil.unpack_archive(path, path.parent, filter=None if path.suffix == ".zip" else "data")
     except Exception as error:  # of readers of several formats
         raise UserError(f"cannot unpack '{path}': {reason(error)}") from error
-    return f"'{target}' is unpacked from {path.name}; its checksum is right"
+    return f"'{path.parent}' holds what {path.name} unpacks to; its checksum is right"

@@ -168,9 +168,9 @@ def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     """
     _, entry = _named(data)
     wanted: list[Download] = entry.call("downloads", list, data) if hasattr(entry.load(), "downloads") else []
+    done = ["all is there" if wanted else "nothing to download"]
     try:
         source(data)
     except Missing:
         done = [ready(one, data, progress) for one in wanted]
-        return load(data), done
-    return load(data), ["all is there" if wanted else "nothing to download"]
+    return load(data), done

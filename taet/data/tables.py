@@ -121,14 +121,15 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     """Return the rows with their files in `folder`, and notes; files that are missing are refused.
 
     Those that are not where their paths say are looked for by their names, with or without an ending, in the folders
-    below: of several, that with the most folders of the path is taken if it is one file, or copies of one size.
+    below; of several that have a name, all must be copies of one size.
     """
     paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
     lost = {path for path in paths if not path.is_file()}
     for file in filter(is_image, files_below(folder) if lost else []):
         for name in {file.name, file.stem}:
             named[name].append(file)
-    found = [_nearest(path, named[path.name]) if path in lost else path for path in paths]
+    clear = {name: files[0] for name, files in named.items() if len({file.stat().st_size for file in files}) == 1}
+    found = [clear.get(path.name) if path in lost else path for path in paths]
     if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
@@ -136,12 +137,3 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
         )
     made = [row._replace(file=file) for row, file in zip(rows, found, strict=True) if file is not None]
     return made, [f"images are found by their names below '{folder}'"] if lost else []
-
-
-def _nearest(path: Path, files: Sequence[Path]) -> Path | None:
-    """Return the file that lies in most of the folders of `path`, counted from the end; None if it is not clear."""
-    for depth in range(len(path.parts), 0, -1):
-        near = [file for file in files if file.parts[-depth:-1] == path.parts[-depth:-1]]
-        if near:
-            return near[0] if len({file.stat().st_size for file in near}) == 1 else None
-    return None

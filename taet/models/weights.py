@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -49,8 +49,8 @@ class StoredWeights(NamedTuple):
 
 def _shared(names: Iterable[str]) -> str:
     """Return the parts with which all names begin."""
-    shared = os.path.commonprefix([*names])
-    return shared[: shared.rfind(".") + 1]
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{level[0]}." for level in takewhile(lambda level: len({*level}) == 1, levels))
 
 
 def read(path: str | Path) -> StoredWeights:
