@@ -20,7 +20,7 @@ from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
-from taet.errors import UserError, nearest
+from taet.errors import UserError, unknown
 from taet.progress import Progress
 from taet.settings import Data, from_json, to_json
 
@@ -49,11 +49,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
     if kind not in known:
-        near = nearest(kind, known)
-        raise UserError(
-            f"data: there is no folder or file '{name}' here, and no data set of this name; allowed: a folder, a .csv "
-            f"or .npz file, or one of {', '.join(known)}" + (f"; did you mean '{near}'?" if near else "")
-        )
+        raise unknown("data set, and no folder, .csv or .npz file here:", name, known)
     published = getattr(known[kind].load(), "PUBLISHED", {}).get(name, {})
     ratio = data.imbalance_ratio
     if ratio is None and kind not in PATH_SOURCES and name.endswith(("-lt", BALANCED_SMALL)):

@@ -151,7 +151,7 @@ def test_identical_images_in_two_splits_are_counted(saved, arrays):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("digit-lt", {}, "no folder or file 'digit-lt' here, and no data set of this name.*did you mean 'digits-lt'"),
+        ("digit-lt", {}, "unknown data set, and no folder.* here: 'digit-lt'; allowed: .*did you mean 'digits-lt'"),
         ("folder:", {}, "data 'folder' needs a path"),
         ("digits-lt", {"profile": "exponental"}, "unknown profile 'exponental'.*did you mean 'exponential'"),
         ("digits-lt", {"group": "writer"}, "data group: got 'writer' for digits-lt; allowed: with your own images"),
