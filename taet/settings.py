@@ -55,7 +55,7 @@ class Data(Settings):
     }
 
     name: str = "digits-lt"
-    """Data set (see taet list data), or your images: folder:, csv:, npz:, taet-npy:PATH or hf:USER/NAME@REVISION."""
+    """Data set (see taet list data), or your images: folder:, csv:, npz:PATH or hf:USER/NAME@REVISION."""
     root: str | None = None
     """Folder of the official files. Default: the environment variable TAET_DATA."""
     imbalance_ratio: Ratio | None = None

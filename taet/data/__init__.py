@@ -4,16 +4,5 @@ from taet.data.dataset import DataFacts, Dataset, Split
 from taet.data.long_tail import balanced_small_counts, long_tail_counts, long_tail_indices
 from taet.data.sources import facts, full_name, is_own, load, source
 
-__all__ = [
-    "DataFacts",
-    "Dataset",
-    "Split",
-    "balanced_small_counts",
-    "facts",
-    "full_name",
-    "is_own",
-    "load",
-    "long_tail_counts",
-    "long_tail_indices",
-    "source",
-]
+__all__ = ["DataFacts", "Dataset", "Split", "facts", "full_name", "is_own", "load", "source"]
+__all__ += ["balanced_small_counts", "long_tail_counts", "long_tail_indices"]

@@ -169,7 +169,6 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the labels."""
         return self.train.class_names
 
     @property
@@ -178,7 +177,6 @@ class Dataset:
 
     @property
     def class_counts(self) -> Ints:
-        """Training images of each class, (C,)."""
         return self.train.class_counts
 
     @property
@@ -201,7 +199,6 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits, by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
@@ -260,7 +257,6 @@ class DataFacts:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes C."""
         return len(self.class_counts)
 
     @classmethod

@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from rich import filesize
 
 from taet.errors import UserError
 from taet.files import reason
@@ -24,33 +20,23 @@ class Missing(UserError):
 
 
 class Download(NamedTuple):
-    """One official file: see downloads.toml; paths are relative to the data folder, an archive unpacks to a folder."""
+    """One official file: see published.toml; paths are relative to the data folder, an archive unpacks to a folder."""
 
     url: str
     file: str
-    md5: str
-    megabytes: float
+    checksum: str
+    """SHA-256; of MedMNIST, which publishes no other, MD5."""
     unpacks_to: str | None = None
-    sha256: str | None = None
-    """None where its publishers give an MD5 and no project a SHA-256."""
     instead: Sequence[str] = ()
     """Other files and folders that serve as well."""
 
     def __str__(self) -> str:
-        checksum = f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
-        return f"{Path(self.file).name} ({filesize.decimal(round(1e6 * self.megabytes))}, {checksum}) from {self.url}"
+        return f"{Path(self.file).name} ({self.algorithm.upper()} {self.checksum}) from {self.url}"
 
-    def is_right(self, path: Path) -> bool:
-        """Whether a file has the checksum."""
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "md5" if self.sha256 is None else "sha256").hexdigest()
-        return found == (self.sha256 or self.md5)
-
-
-def official(name: str) -> list[Download]:
-    """Return the official files of a published set."""
-    listed = tomllib.loads(Path(__file__).with_name("downloads.toml").read_text(encoding="utf-8"))
-    return [Download(**entry) for entry in listed.get(name, [])]
+    @property
+    def algorithm(self) -> str:
+        """The kind of the checksum, by its length."""
+        return "md5" if len(self.checksum) == 32 else "sha256"
 
 
 def roots(data: Data) -> list[Path]:
@@ -71,14 +57,12 @@ def places(what: str, data: Data, wanted: Sequence[Download]) -> list[Path]:
     there = [path for path in found if path is not None]
     if len(there) == len(wanted):
         return there
-    looked = ", ".join(f"'{root}'" for root in roots(data))
-    names = ", ".join(Path(one.file).name for one in wanted)
+    looked, names = ", ".join(f"'{root}'" for root in roots(data)), ", ".join(Path(one.file).name for one in wanted)
     size, put = f" --size {data.size}" if data.size else "", "unpack" if wanted[0].unpacks_to else "put"
     url = wanted[0].url if len(wanted) == 1 else wanted[0].url.rpartition("/")[0]
-    own = f"; the folder '{data.name}' here is read by folder:{data.name}" if Path(data.name).is_dir() else ""
     raise Missing(
         f"{what} is not in {looked}; run taet data prepare {data.name}{size}, or {put} {names} from {url} into "
-        f"{Path('DATA', wanted[0].file).parent}, and name DATA with TAET_DATA, or for one run with --data.root{own}"
+        f"{Path('DATA', wanted[0].file).parent}, and name DATA with TAET_DATA, or for one run with --data.root"
     )
 
 
@@ -92,32 +76,25 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
     """Download a file unless a folder has it, compare its checksum, and unpack it; return what was done."""
     if download.unpacks_to and (there := find(data, download.unpacks_to, *download.instead)):
         return f"'{there}' was there"
-    root = next((one for one in roots(data) if (one / download.file).is_file()), roots(data)[0])
-    path = root / download.file
+    path = find(data, download.file) or roots(data)[0] / download.file
     progress(0, 1, path.name)
     if not path.is_file():
-        _fetch(download, path)
-    if not download.is_right(path):
+        from torch.hub import download_url_to_file
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(download.url, str(path), progress=False)
+        except Exception as error:  # of the network, the server and the disk
+            put = f"put {download} at '{path}', then run the same command again"
+            raise UserError(f"cannot download {path.name} ({reason(error)}); {put}") from error
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, download.algorithm).hexdigest()
+    if found != download.checksum:
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
-    target = root / download.unpacks_to
-    try:  # aside, so that nothing is left half unpacked
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as made:
-            shutil.unpack_archive(path, made, filter=None if path.suffix == ".zip" else "data")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (Path(made) / target.relative_to(path.parent)).rename(target)
+    try:
+        shutil.unpack_archive(path, path.parent, filter=None if path.suffix == ".zip" else "data")
     except Exception as error:  # of readers of several formats
         raise UserError(f"cannot unpack '{path}': {reason(error)}") from error
-    return f"'{target}' is unpacked from {path.name}; its checksum is right"
-
-
-def _fetch(download: Download, path: Path) -> None:
-    from torch.hub import download_url_to_file
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(download.url, str(path), hash_prefix=download.sha256, progress=False)
-    except Exception as error:  # of the network, the server and the disk
-        put = f"put {download} at '{path}', then run the same command again"
-        raise UserError(f"cannot download {path.name} ({reason(error)}); {put}") from error
+    return f"'{path.parent}' holds what {path.name} unpacks to; its checksum is right"

@@ -110,8 +110,6 @@ def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
 
 
 def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
-    if not path.is_dir():
-        raise UserError("no such folder")
     rows, _ = class_rows(path)
     numbers = {name: label for label, name in enumerate(names)}
     for name in {row.label for row in rows} - {*names}:

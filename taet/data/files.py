@@ -26,7 +26,6 @@ NAMES = {
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
-ORGANS = ("lower-gi-tract", "upper-gi-tract")
 TEST_SHARE = 0.2
 """Share of each class that is for testing where no split is given."""
 
@@ -87,23 +86,21 @@ def read(data: Data) -> DataSource:
     """Return the images of folder:PATH or csv:PATH.
 
     Of a folder, classes are the names of the class folders in alphabetical order, and images may lie in subfolders of
-    them; the images of a subfolder, across classes, are a group where every class has two or more. Some published sets
-    have layouts of their own: see `_known_layout`. Of a table: see `taet.data.tables`.
+    them; the images of a subfolder, across classes, are a group where every class has two or more. ISIC 2019 has tables
+    of its own: see `_isic`. Of a table: see `taet.data.tables`.
     """
     path, order = locate(data), list[str]()
     if data.name.startswith("csv:"):
         root = path.parent if data.root is None else Path(os.path.expanduser(data.root))
-        rows, notes = of_table(path, root, data.group)
+        rows, notes = labelled(path, root, data.group)
         order = by_number(row.label for row in rows)
-    elif not path.is_dir():
-        raise UserError(f"no such folder: '{path}'")
     else:
         inner = [path]
         while len(only := _folders(inner[-1])) == 1:  # an archive unpacks to a folder of its own
             inner += only
-        known = (_known_layout(one, data.group) for one in inner)
+        isic = next((one for one in inner if (one / ISIC).is_file()), None)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
-        rows, notes = next(filter(None, known), None) or _of_folder(next(divided, path), data.group)
+        rows, notes = _isic(isic, data.group) if isic else _of_folder(next(divided, path), data.group)
     tracked = None if data.group == "none" else signs(rows)
     if tracked is not None:
         notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
@@ -111,18 +108,11 @@ def read(data: Data) -> DataSource:
         return of_rows(tracked or rows, data, notes, order, mirror=tracked is None)
 
 
-def of_table(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
-    """Return the images of a table, which are in `folder`, and notes."""
-    rows, notes = labelled(path, group)
-    found, more = placed(rows, folder)
-    return found, [*notes, *more]
-
-
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of class folders, and notes; a single table beside the folders has the labels instead."""
     folders = _split_folders(path)
     if not folders and len(tables := labelled_tables(path)) == 1:
-        rows, notes = of_table(tables[0], path, group)
+        rows, notes = labelled(tables[0], path, group)
         return rows, [f"labels are those of '{tables[0].name}'", *notes]
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
@@ -147,7 +137,7 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
             notes += said
         else:
             numbers = {str(int(name)): name for name in known if NUMBER.fullmatch(name)}  # a label 0 is class 00000
-            own, _ = of_table(table, folder, "none")
+            own, _ = labelled(table, folder, "none")
             own = [row._replace(split=split, label=numbers.get(row.label, row.label)) for row in own]
             notes.append(f"'{folder.name}' has no class folders: its labels are those of '{table.name}'")
         known |= {row.label for row in own} if split in ("", "train") else set()
@@ -159,18 +149,21 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
 
 def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     """Return the images of each class folder, in alphabetical order, with their subfolders as groups, and notes."""
-    rows, classes, outside = list[Row](), _folders(folder), sum(map(is_image, folder.iterdir()))
+    rows, classes = list[Row](), _folders(folder)
+    if not classes:
+        raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
     for child in classes:
         images = [file for file in files_below(child) if is_image(file)]
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
-    if not classes:
-        raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
+    outside = sum(map(is_image, folder.iterdir()))
     return rows, [f"{outside} images outside of the class folders are left out"] if outside else []
 
 
 def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise UserError(f"no such folder: '{path}'")
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
@@ -198,22 +191,11 @@ def _table_of(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _known_layout(folder: Path, group: str | None) -> tuple[list[Row], list[str]] | None:
-    """Return the images of a known layout, and notes; None for another folder.
+def _isic(folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
+    """Return the images of ISIC 2019 (arXiv:1908.02288), and notes.
 
-    ISIC 2019 (arXiv:1908.02288): a table with a column for each class, and one with the lesions. HyperKvasir (Borgli et
-    al., Scientific Data 2020): class folders two levels below a folder for each organ.
+    One table has a column for each class, the other one the lesion of each image.
     """
-    if (folder / ISIC).is_file():
-        own, notes = placed(_isic(folder, group), folder)
-        return own, ["layout of ISIC 2019", *notes]
-    if all((folder / organ).is_dir() for organ in ORGANS):
-        files = [file for organ in ORGANS for file in files_below(folder / organ) if is_image(file)]
-        return [Row(file, file.parent.name) for file in files], ["layout of HyperKvasir: classes are the inner folders"]
-    return None
-
-
-def _isic(folder: Path, group: str | None) -> list[Row]:
     lesions, made, path = dict[str, str](), list[Row](), folder / ISIC
     with reading(path, TABLE):
         if group != "none":
@@ -225,7 +207,8 @@ def _isic(folder: Path, group: str | None) -> list[Row]:
             if len(classes) != 1:
                 raise UserError(f"{place}: got {len(classes)} classes of '{name}'; allowed: one")
             made.append(Row(Path(name), classes[0], "", lesions.get(name, ""), place))
-    return made
+    found, notes = placed(made, folder)
+    return found, ["layout of ISIC 2019", *notes]
 
 
 def signs(own: Sequence[Row]) -> list[Row] | None:

@@ -26,7 +26,6 @@ class HubImage:
     name: str
 
     def open(self, _: str, /) -> IO[bytes]:
-        """Open the bytes."""
         found = self.table[self.number][self.column]
         return Path(found["path"]).open("rb") if found["bytes"] is None else io.BytesIO(found["bytes"])
 

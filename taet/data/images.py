@@ -135,7 +135,6 @@ class Files:
 
     @property
     def uniform(self) -> bool:
-        """Whether all images have one size."""
         return bool((self.sizes == self.sizes[:1]).all())
 
     def ranked(self, share: float) -> tuple[int, int]:

@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from taet.data.arrays import of_set, read_npz
 from taet.data.dataset import PARTS, Arrays, DataSource, Part, to_source
-from taet.data.downloads import Download, official, places
-from taet.data.files import of_rows, rows_of, signs
+from taet.data.downloads import Download, places
+from taet.data.files import class_rows, of_rows, rows_of, signs
 from taet.data.storage import reading
 from taet.data.tables import Row
 from taet.errors import UserError, located
@@ -68,6 +68,7 @@ class PublishedSet(NamedTuple):
     notes: Sequence[str] = ()
     side: int = SIDES[0]
     title: str = ""
+    files: Sequence[dict[str, Any]] = ()
 
 
 SETS = {
@@ -82,15 +83,13 @@ def _set_name(name: str) -> str:
 
 
 def downloads(data: Data) -> list[Download]:
-    """Return the official files; of MedMNIST that of the requested size, its megabytes those of its pixels unpacked."""
+    """Return the official files; of MedMNIST that of the requested size."""
     about = SETS[name := _set_name(data.name)]
     if not about.md5:
-        return official(name)
+        return [Download(**entry) for entry in about.files]
     side = data.size if data.size in SIDES else SIDES[0]
     file = f"{name}.npz" if side == SIDES[0] else f"{name}_{side}.npz"
-    megabytes = sum(about.images) * side**2 * about.channels / 1e6
-    md5 = about.md5[SIDES.index(side)]
-    return [Download(URL.format(file), file, md5, megabytes, instead=[f"{name}.npz"])]
+    return [Download(URL.format(file), file, about.md5[SIDES.index(side)], instead=[f"{name}.npz"])]
 
 
 def read(data: Data) -> DataSource:
@@ -192,15 +191,9 @@ def _tiny_imagenet(data: Data, folder: Path) -> DataSource:
     wnids = sorted(row[0] for row in table("wnids.txt"))
     shared = Counter(words[wnid] for wnid in wnids)
     names = {wnid: words[wnid] if shared[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids}
-    rows = [
-        Row(file, name, "train")
-        for wnid, name in names.items()
-        for file in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
-    ]
-    rows += [
-        Row(folder / "val" / "images" / file, names[wnid], "test")
-        for file, wnid, *_ in table("val/val_annotations.txt")
-    ]
+    rows = [row._replace(label=names[row.label], group="") for row in class_rows(folder / "train", "train")[0]]
+    for file, wnid, *_ in table("val/val_annotations.txt"):
+        rows.append(Row(folder / "val" / "images" / file, names[wnid], "test"))
     return of_rows(rows, data, order=[*names.values()])
 
 

@@ -20,11 +20,11 @@ from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
-from taet.errors import UserError, nearest
+from taet.errors import UserError, unknown
 from taet.progress import Progress
 from taet.settings import Data, from_json, to_json
 
-PATH_SOURCES = ("folder", "csv", "npz", "taet-npy", "hf")
+PATH_SOURCES = ("folder", "csv", "npz", "hf")
 
 
 def full_name(name: str) -> str:
@@ -34,13 +34,11 @@ def full_name(name: str) -> str:
         return name
     if path.suffix.lower() in (".npz", ".csv"):
         return f"{path.suffix[1:].lower()}:{name}"
-    if path.is_dir():
-        return f"taet-npy:{name}" if (path / "train_images.npy").is_file() else f"folder:{name}"
-    return name
+    return f"folder:{name}" if path.is_dir() else name
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` means the user's own images: {folder,csv,npz,taet-npy,hf}:PATH, or a bare path."""
+    """Whether `name` means the user's own images: {folder,csv,npz,hf}:PATH, or a bare path."""
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
@@ -51,11 +49,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
     if kind not in known:
-        near = nearest(kind, known)
-        raise UserError(
-            f"data: there is no folder or file '{name}' here, and no data set of this name; allowed: a folder, a .csv "
-            f"or .npz file, or one of {', '.join(known)}" + (f"; did you mean '{near}'?" if near else "")
-        )
+        raise unknown("data set, and no folder, .csv or .npz file here:", name, known)
     published = getattr(known[kind].load(), "PUBLISHED", {}).get(name, {})
     ratio = data.imbalance_ratio
     if ratio is None and kind not in PATH_SOURCES and name.endswith(("-lt", BALANCED_SMALL)):
@@ -124,7 +118,7 @@ def _read(part: Part, data: Data) -> Split:
 def load(name: str | Data, **settings: Any) -> Dataset:
     """Return a data set: `load(Data(...))`, or `load(name_or_path, **fields of Data)`.
 
-    The name is one of `taet list data`, {folder,csv,npz,taet-npy,hf}:PATH, or a bare path. Sets named -lt are cut to a
+    The name is one of `taet list data`, {folder,csv,npz,hf}:PATH, or a bare path. Sets named -lt are cut to a
     long-tailed profile, with classes in the order of the labels; those named -balanced-small get as many training
     images, spread evenly over the classes; others stay as they are unless an imbalance ratio is given. `validation` is
     held out after the cut and before `class_counts` are taken, whole groups at a time; a source's own validation split
@@ -170,9 +164,9 @@ def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     """
     _, entry = _named(data)
     wanted: list[Download] = entry.call("downloads", list, data) if hasattr(entry.load(), "downloads") else []
+    done = ["all is there" if wanted else "nothing to download"]
     try:
         source(data)
     except Missing:
         done = [ready(one, data, progress) for one in wanted]
-        return load(data), done
-    return load(data), ["all is there" if wanted else "nothing to download"]
+    return load(data), done

@@ -85,8 +85,8 @@ def labelled_tables(folder: Path) -> list[Path]:
     return found
 
 
-def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]]:
-    """Return the rows of a table by its columns for path, label, split and group, and notes; see COLUMNS.
+def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
+    """Return the images in `folder` of a table by its columns for path, label, split and group, and notes; see COLUMNS.
 
     `group` names another column of groups; "none" uses none. Only a group may be empty; an unknown split, and an image
     with two labels, are refused.
@@ -113,35 +113,27 @@ def labelled(path: Path, group: str | None = None) -> tuple[list[Row], list[str]
         if before[1:4] != row[1:4]:
             raise UserError(f"'{row.file}' has two labels, splits or groups, in {before.place} and in {row.place}")
     used = ", ".join(f"{what} by column '{name}'" for what, name in columns.items() if name.lower() not in ("", what))
-    return list(first.values()), [used] if used else []
+    rows, notes = placed([*first.values()], folder)
+    return rows, [used, *notes] if used else notes
 
 
 def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     """Return the rows with their files in `folder`, and notes; files that are missing are refused.
 
     Those that are not where their paths say are looked for by their names, with or without an ending, in the folders
-    below: of several, that with the most folders of the path is taken if it is one file, or copies of one size.
+    below; of several that have a name, all must be copies of one size.
     """
-    paths = [folder / str(row.file) for row in rows]
-    lost, notes, named = [path for path in paths if not path.is_file()], [], defaultdict[str, list[Path]](list)
-    if lost:
-        notes.append(f"images are found by their names below '{folder}'")
-        for file in filter(is_image, files_below(folder)):
-            for name in {file.name, file.stem}:
-                named[name].append(file)
-    found = {path: _nearest(path, named[path.name]) for path in lost}
-    if missing := [row for row, path in zip(rows, paths, strict=True) if found.get(path, path) is None]:
+    paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
+    lost = {path for path in paths if not path.is_file()}
+    for file in filter(is_image, files_below(folder) if lost else []):
+        for name in {file.name, file.stem}:
+            named[name].append(file)
+    clear = {name: files[0] for name, files in named.items() if len({file.stat().st_size for file in files}) == 1}
+    found = [clear.get(path.name) if path in lost else path for path in paths]
+    if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
             f"for in '{folder}' and by name below it; --data.root names another folder"
         )
-    return [row._replace(file=found.get(path) or path) for row, path in zip(rows, paths, strict=True)], notes
-
-
-def _nearest(path: Path, files: Sequence[Path]) -> Path | None:
-    """Return the file that lies in most of the folders of `path`, counted from the end; None if it is not clear."""
-    for depth in range(len(path.parts), 0, -1):
-        near = [file for file in files if file.parts[-depth:-1] == path.parts[-depth:-1]]
-        if near:
-            return near[0] if len({file.stat().st_size for file in near}) == 1 else None
-    return None
+    made = [row._replace(file=file) for row, file in zip(rows, found, strict=True) if file is not None]
+    return made, [f"images are found by their names below '{folder}'"] if lost else []

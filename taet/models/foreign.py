@@ -10,8 +10,11 @@ import contextlib
 import copy
 import importlib
 import inspect
+import math
+import pkgutil
+import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 
 from taet import registry
 from taet.errors import CUSTOM, UserError, custom_code, located, nearest, needed, unknown
-from taet.models.classifier import Adapter, Classifier, Head, adapted, build_head
+from taet.models.classifier import Adapter, Classifier, Head, build_head
 from taet.models.weights import fill, read
 from taet.randomness import seeded
 
@@ -96,18 +99,15 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     """Return the statistics given by name or as MEANS/STDS; None for none."""
     if text == "none":
         return None
-    found = NORMALIZATIONS.get(text)
-    if found is None and "/" not in text:
-        raise unknown("normalisation", text, ("none", *NORMALIZATIONS, "M1,M2,M3/S1,S2,S3"))
+    named = NORMALIZATIONS.get(text)
     try:
-        mean, std = found or ([float(number) for number in part.split(",")] for part in text.split("/"))
-        if len(mean) != len(std) or not min(std) > 0 or not torch.tensor([*mean, *std]).isfinite().all():
-            raise ValueError
+        mean, std = named or ([float(number) for number in part.split(",")] for part in text.split("/"))
+        right = len(mean) == len(std) == channels and min(std) > 0 and all(map(math.isfinite, (*mean, *std)))
     except ValueError:
-        example = "0.49,0.48,0.45/0.25,0.24,0.26"
-        raise UserError(f"normalisation: got '{text}'; allowed: means / deviations above 0, e.g. {example}") from None
-    if len(mean) != channels:
-        raise UserError(f"normalisation '{text}': got {len(mean)} channels; allowed: {channels}, as the images have")
+        right = False
+    if not right:
+        own = f"{channels} means / {channels} deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
+        raise UserError(f"normalisation: got '{text}'; allowed: none, {', '.join(NORMALIZATIONS)}, or {own}")
     return mean, std
 
 
@@ -130,20 +130,29 @@ def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module
     """Return the network `spec`, KIND:NAME, as its author builds it, for images (N, *image_shape)."""
     kind, _, name = spec.partition(":")
     channels, height, width = image_shape
+    library: Any
     if kind == "timm":
-        timm = needed("timm", f"model 'timm:{name}'", "timm")
-        architecture = name.partition(".")[0]  # the rest is the tag of a pretraining
-        _check_listed("timm", architecture, timm.list_models())
-        fixed = timm.models.get_pretrained_cfg_value(architecture, "fixed_input_size")
-        settings = {"in_chans": channels} | ({"img_size": (height, width)} if fixed else {})
-        return _made(timm.create_model, spec, name, pretrained=False, num_classes=num_classes, **settings)
-    if kind != "torchvision":
-        return _custom(kind, name, num_classes)
-    models: Any = importlib.import_module("torchvision.models")
-    _check_listed(kind, name, models.list_models(module=models))  # classifiers only
-    sizes: dict[str, dict[str, object]] = {"vit": {"image_size": height}, "maxvit": {"input_size": (height, width)}}
-    sized = sizes.get(name.partition("_")[0], {})
-    network = _made(models.get_model, spec, name, weights=None, num_classes=num_classes, **sized)
+        library = needed("timm", f"model '{spec}'", "timm")
+        names = library.list_models()
+    elif kind == "torchvision":
+        library = importlib.import_module("torchvision.models")
+        names = library.list_models(module=library)  # classifiers only
+    else:
+        return _custom(spec, num_classes)
+    architecture = name.partition(".")[0]  # of timm; the rest is the tag of a pretraining
+    if architecture not in names:
+        hint = f"; did you mean '{near}'?" if (near := nearest(architecture, names)) else ""
+        raise UserError(f"unknown {kind} model '{name}'; allowed: the {len(names)} names of {kind}{hint}")
+    settings: dict[str, Any] = {"num_classes": num_classes}
+    if kind == "timm":
+        if library.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
+            settings["img_size"] = (height, width)
+        return _made(library.create_model, spec, name, pretrained=False, in_chans=channels, **settings)
+    if name.startswith("vit_"):
+        settings["image_size"] = height
+    elif name.startswith("maxvit_"):
+        settings["input_size"] = (height, width)
+    network = _made(library.get_model, spec, name, weights=None, **settings)
     if channels != RGB:  # a first convolution with fresh weights of the same standard deviation
         first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
         shape = (first.out_channels, channels, *first.kernel_size)
@@ -152,27 +161,14 @@ def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module
     return network
 
 
-def _check_listed(package: str, name: str, names: Collection[str]) -> None:
-    if name not in names:
-        near = nearest(name, names)
-        hint = "" if near is None else f"; did you mean '{near}'?"
-        raise UserError(f"unknown {package} model '{name}'; allowed: the {len(names)} names of {package}{hint}")
-
-
-def _custom(module_name: str, name: str, num_classes: int) -> nn.Module:
-    spec, before = f"{module_name}:{name}", [*sys.path]
-    if not (name and all(part.isidentifier() for part in module_name.split("."))):
-        raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
-    CUSTOM.add(module_name.partition(".")[0])
+def _custom(spec: str, num_classes: int) -> nn.Module:
+    before = [*sys.path]
+    CUSTOM.add(re.split("[.:]", spec)[0])
     sys.path.insert(0, str(Path.cwd()))
     try:
         # Random draws during the import must not shift other draws.
-        with custom_code(f"module '{module_name}' cannot be imported"), torch.random.fork_rng(devices=[]):
-            module = importlib.import_module(module_name)
-        if not hasattr(module, name):
-            own = (key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-            raise unknown(f"callable of {module_name}", name, own)
-        made = getattr(module, name)
+        with custom_code(f"model '{spec}' cannot be imported as {FORMS[0]}"), torch.random.fork_rng(devices=[]):
+            made = pkgutil.resolve_name(spec)
         if isinstance(made, nn.Module):
             return made
         with custom_code(f"{spec} failed"):
@@ -203,39 +199,26 @@ def taken_apart(
     check_logits(network.eval(), images, num_classes)
     if isinstance(network, Classifier | Adapter):
         return network.train()
-    parts = _parts(network, num_classes, images)
-    if parts is not None:
-        body, last, name = parts
-        own = last if head.kind == "linear" else build_head(head, last.in_features, num_classes)
-        model = Classifier(body, own, num_classes, image_shape[0])
-        model.notes = (f"features: the inputs of the network's last layer, {name}",)
-        return model.train()
-    whole, used = adapted(network, num_classes), "the network is used whole: no linear layer gives its logits"
-    whole.notes = (f"{used}, so it has no features to read, and it gets images as they are, in [0, 1]",)
-    return whole.train()
-
-
-def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> None:
-    """Refuse a network in eval mode that does not return one logit per class for two `images`."""
-    with custom_code(f"model: cannot take images of shape {tuple(images.shape[1:])}"), torch.no_grad():
-        logits = network(images)
-    if getattr(logits, "shape", None) != (2, num_classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"model: got {got} for 2 images; allowed: (2, {num_classes}), one logit per class")
-    if getattr(network, "aux_logits", False):  # as in torchvision's Inception networks
-        raise UserError("model: its auxiliary classifiers give more outputs in training; allowed: one output")
-
-
-@torch.no_grad()
-def _parts(network: nn.Module, num_classes: int, images: Tensor) -> tuple[nn.Module, nn.Linear, str] | None:
-    """Copies of the network before its last linear layer and of that layer, with its name; None if it has no logits."""
     body = copy.deepcopy(network)
     linear = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)]
     name, last = next((pair for pair in reversed(linear) if pair[1].out_features == num_classes), ("", None))
-    if last is None:
-        return None
+    model: Classifier | Adapter
+    if last is not None and _taken_out(body, name, last, images):
+        own = last if head.kind == "linear" else build_head(head, last.in_features, num_classes)
+        model = Classifier(body, own, num_classes, image_shape[0])
+        model.notes = (f"features: the inputs of the network's last layer, {name}",)
+    else:
+        model = Adapter(network, num_classes)
+        used = "the network is used whole: no linear layer gives its logits"
+        model.notes = (f"{used}, so it has no features to read, and it gets images as they are, in [0, 1]",)
+    return model.train()
+
+
+@torch.no_grad()
+def _taken_out(body: nn.Module, name: str, last: nn.Linear, images: Tensor) -> bool:
+    """Replace the layer `last` of a network by its inputs; return whether these are then what the network returns."""
     # Both signs, and rows that no softmax can give, so that any operation after the layer shows.
-    answers, asked = torch.linspace(-1, 1, 2 * num_classes).view(2, num_classes), list[Tensor]()
+    answers, asked = torch.linspace(-1, 1, 2 * last.out_features).view(2, -1), list[Tensor]()
 
     def answer(_layer: nn.Module, inputs: tuple[Tensor, ...], _outputs: Tensor) -> Tensor:
         asked.extend(inputs)
@@ -247,12 +230,21 @@ def _parts(network: nn.Module, num_classes: int, images: Tensor) -> tuple[nn.Mod
         body.set_submodule(name, nn.Identity())
         features = body(images)
     except Exception:  # the network may use the layer in other ways than by calling it
-        return None
+        return False
     hook.remove()
-    whole = len(asked) != 1 or asked[0].shape != (2, last.in_features)
-    if whole or not (torch.equal(logits, answers) and torch.allclose(features, asked[0])):
-        return None
-    return body, last, name
+    once = len(asked) == 1 and asked[0].shape == (2, last.in_features)
+    return once and torch.equal(logits, answers) and torch.allclose(features, asked[0])
+
+
+def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> None:
+    """Refuse a network in eval mode that does not return one logit per class for two `images`."""
+    with custom_code(f"model: cannot take images of shape {tuple(images.shape[1:])}"), torch.no_grad():
+        logits = network(images)
+    if getattr(logits, "shape", None) != (2, num_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"model: got {got} for 2 images; allowed: (2, {num_classes}), one logit per class")
+    if getattr(network, "aux_logits", False):  # as in torchvision's Inception networks
+        raise UserError("model: its auxiliary classifiers give more outputs in training; allowed: one output")
 
 
 # Consent to custom code

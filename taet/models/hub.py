@@ -30,22 +30,18 @@ def local(name: str | os.PathLike[str]) -> Path:
             the one in the model's config.json.
     """
     text = os.fspath(name)
-    place = _downloaded(text) if text.startswith("hf:") else Path(text.removeprefix("folder:"))
+    place, pinned = Path(text.removeprefix("folder:")), PINNED.fullmatch(text)
+    if pinned:
+        library = needed("huggingface_hub", text, "hub")
+        with custom_code(text):
+            place = Path(library.snapshot_download(pinned[1], revision=pinned[2], allow_patterns=[*FILES, CONFIG]))
+    elif text.startswith("hf:"):
+        find = f"git ls-remote https://huggingface.co/{text[3:].partition('@')[0]} HEAD prints the latest"
+        allowed = "hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"
+        raise UserError(f"got {text}; allowed: {allowed}; {find}")
     if is_published(name) or (place / CONFIG).is_file():
         verify(place)
     return place
-
-
-def _downloaded(name: str) -> Path:
-    found = PINNED.fullmatch(name)
-    if found is None:
-        repository = name.removeprefix("hf:").partition("@")[0]
-        find = f"git ls-remote https://huggingface.co/{repository} HEAD prints the latest"
-        allowed = "hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"
-        raise UserError(f"got {name}; allowed: {allowed}; {find}")
-    library = needed("huggingface_hub", name, "hub")
-    with custom_code(name):
-        return Path(library.snapshot_download(found[1], revision=found[2], allow_patterns=[*FILES, CONFIG]))
 
 
 def weights_file(path: str | Path) -> Path:

@@ -159,25 +159,18 @@ def residual_body(layout: ResidualLayout, channels: int, *, large: bool = False)
     return nn.Sequential(*layers, AveragePooling())
 
 
-def residual_network(
-    layout: ResidualLayout, num_classes: int, channels: int, head: Head, *, large: bool = False
-) -> Classifier:
-    """Return the network of `layout` with a head, its convolutions drawn from N(0, 2 / fan-out), as rectifiers need it.
+def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
+    """Return the network called `name`, its convolutions drawn from N(0, 2 / fan-out), as rectifiers need it.
 
-    Source: He et al., Delving Deep into Rectifiers, ICCV 2015, arXiv:1502.01852.
+    With the stem auto it has that of ImageNet if the shorter side has 96 pixels or more. Source of the initialisation:
+    He et al., Delving Deep into Rectifiers, ICCV 2015, arXiv:1502.01852.
     """
-    body, features = residual_body(layout, channels, large=large), layout.block.expansion * layout.widths[-1]
+    layout, channels = LAYOUTS[name], image_shape[0]
+    large = stem == "imagenet" or (stem == "auto" and min(image_shape[1:]) >= IMAGENET_FROM)
+    features = layout.block.expansion * layout.widths[-1]
+    body = residual_body(layout, channels, large=large)
     model = Classifier(body, build_head(head, features, num_classes), num_classes, channels)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return model
-
-
-def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
-    """Return the network called `name`, its weights drawn from the global random state.
-
-    With the stem auto it has that of ImageNet if the shorter side has 96 pixels or more.
-    """
-    large = stem == "imagenet" or (stem == "auto" and min(image_shape[1:]) >= IMAGENET_FROM)
-    return residual_network(LAYOUTS[name], num_classes, image_shape[0], head, large=large)

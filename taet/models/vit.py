@@ -7,7 +7,7 @@ without dropout; only the head is ours.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -19,23 +19,12 @@ NAMES = {
     "vit-small-p4": "ViT of DeiT-S's dimensions with patches of 4 pixels, for 32 pixels, 21 million parameters",
     "vit-mini-p4": "ViT of 6 layers of width 128 with patches of 4 pixels, 1.2 million parameters: for CPUs",
 }
-
-
-class TransformerLayout(NamedTuple):
-    """The dimensions of a transformer: pixels of a patch's side, width of a token, layers, heads and inner width."""
-
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    inner: int
-
-
-LAYOUTS = {
-    "vit-b16": TransformerLayout(16, 768, 12, 12, 3072),
-    "vit-small-p4": TransformerLayout(4, 384, 12, 6, 1536),
-    "vit-mini-p4": TransformerLayout(4, 128, 6, 4, 512),
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "vit-b16": {"patch_size": 16, "hidden_dim": 768, "num_layers": 12, "num_heads": 12, "mlp_dim": 3072},
+    "vit-small-p4": {"patch_size": 4, "hidden_dim": 384, "num_layers": 12, "num_heads": 6, "mlp_dim": 1536},
+    "vit-mini-p4": {"patch_size": 4, "hidden_dim": 128, "num_layers": 6, "num_heads": 4, "mlp_dim": 512},
 }
+"""The dimensions of each network, under the names of torchvision's arguments."""
 
 
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
@@ -46,16 +35,17 @@ def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: 
     from torchvision.models import VisionTransformer
 
     layout, (channels, height, width) = LAYOUTS[name], image_shape
+    patch, features = layout["patch_size"], layout["hidden_dim"]
     if stem != "auto":
         raise UserError(f"model stem: got {stem}; {name} begins with patches; allowed: auto")
-    if height != width or height % layout.patch:
-        side = layout.patch * max(1, round(min(height, width) / layout.patch))
-        allowed = f"squares of a multiple of {layout.patch}; resize them: --data.size {side}"
+    if height != width or height % patch:
+        side = patch * max(1, round(min(height, width) / patch))
+        allowed = f"squares of a multiple of {patch}; resize them: --data.size {side}"
         raise UserError(f"{name}: got images of {height} x {width} pixels; allowed: {allowed}")
-    body: Any = VisionTransformer(height, layout.patch, layout.depth, layout.heads, layout.width, layout.inner)
+    body: Any = VisionTransformer(height, **layout)
     body.heads = nn.Identity()
     if channels != body.conv_proj.in_channels:
-        body.conv_proj = nn.Conv2d(channels, layout.width, layout.patch, layout.patch)
-        nn.init.trunc_normal_(body.conv_proj.weight, std=(channels * layout.patch**2) ** -0.5)  # as torchvision does
+        body.conv_proj = nn.Conv2d(channels, features, patch, patch)
+        nn.init.trunc_normal_(body.conv_proj.weight, std=(channels * patch**2) ** -0.5)  # as torchvision does
         nn.init.zeros_(body.conv_proj.bias)
-    return Classifier(body, build_head(head, layout.width, num_classes), num_classes, channels)
+    return Classifier(body, build_head(head, features, num_classes), num_classes, channels)

@@ -6,7 +6,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -37,18 +38,19 @@ class StoredWeights(NamedTuple):
         """Whether these are the names of a Classifier or Adapter, as in a run folder."""
         return "offset" in self.tensors and all(key in SETTINGS or key.startswith(PARTS) for key in self.tensors)
 
-    def unprefixed(self, expected: Collection[str]) -> tuple[dict[str, Tensor], str]:
-        """Drop prefixes that all names share, such as "module." of DataParallel, if names then match; with a note."""
-        kept, dropped = self.tensors, ""
-        while kept and not kept.keys() & {*expected}:
-            prefix, *others = {key[: key.find(".") + 1] for key in kept}
-            if others or not prefix:
-                kept, dropped = self.tensors, ""
-                break
-            kept, dropped = {key.removeprefix(prefix): value for key, value in kept.items()}, dropped + prefix
+    def unprefixed(self, expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
+        """Drop the prefix of all names that the expected ones lack, e.g. "module." of DataParallel; with a note."""
+        dropped = _shared(self.tensors).removesuffix(_shared(expected))
         under = f" under '{self.place}'" if self.place else ""
         without = f", without the prefix '{dropped}'" if dropped else ""
-        return kept, f"weights: {len(self.tensors)} tensors of {self.path}{under}{without}"
+        kept = {key.removeprefix(dropped): value for key, value in self.tensors.items()}
+        return kept, f"weights: {len(kept)} tensors of {self.path}{under}{without}"
+
+
+def _shared(names: Iterable[str]) -> str:
+    """Return the parts with which all names begin."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{level[0]}." for level in takewhile(lambda level: len({*level}) == 1, levels))
 
 
 def read(path: str | Path) -> StoredWeights:
@@ -102,7 +104,7 @@ def check_archive(file: IO[bytes]) -> None:
 
 def fill(network: nn.Module, state: StoredWeights) -> str:
     """Load all tensors of `state` into `network`, with none missing or left over, and return a note about it."""
-    tensors, note = state.unprefixed(network.state_dict().keys())
+    tensors, note = state.unprefixed(network.state_dict())
     _copy(network, tensors, state.path)
     return note
 
@@ -118,19 +120,20 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
         UserError: a file that holds code, no weights, or the weights of another body.
     """
     state = read(weights)
-    body, own = (model.body, model.head) if isinstance(model, Classifier) else (model.network, None)
+    body = model.body if isinstance(model, Classifier) else model.network
     names = body.state_dict().keys()
     tensors, note = state.unprefixed(state.tensors if state.from_run else names)
     if state.from_run:
         tensors = {k.removeprefix("network.").removeprefix("body."): v for k, v in tensors.items() if k not in SETTINGS}
-    rest = {key: value for key, value in tensors.items() if key not in names}
-    layers, head = {key.rpartition(".")[0] for key in rest}, {key.rpartition(".")[2]: rest[key] for key in rest}
-    if own is None or len(layers) != 1 or not {"weight"} <= head.keys() <= {"weight", "bias"}:
+    rest = tensors.keys() - names
+    head = {key.rpartition(".")[2]: tensors[key] for key in rest}
+    one_layer = len({key.rpartition(".")[0] for key in rest}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}
+    if isinstance(model, Adapter) or not one_layer:
         _copy(body, tensors, state.path)
         return note
     _copy(body, {key: value for key, value in tensors.items() if key in names}, state.path)
-    if {key: value.shape for key, value in own.state_dict().items()} == {key: head[key].shape for key in head}:
-        _copy(own, head, state.path)
+    if {key: value.shape for key, value in model.head.state_dict().items()} == {key: head[key].shape for key in head}:
+        _copy(model.head, head, state.path)
         return f"{note}, its head included"
     classes = len(head["weight"])
     other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
@@ -139,17 +142,12 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
 
 def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors into the network, or report those that do not fit."""
-    held = network.state_dict()
-    for key in state.keys() & held.keys():
-        value, wanted = state[key], held[key].dtype
-        same = value.dtype == wanted or (value.is_floating_point() and wanted.is_floating_point)
-        dense = value.layout == torch.strided and value.device.type == "cpu"
-        if value.shape == held[key].shape and not (same and dense and value.isfinite().all()):
-            got = f"{value.dtype} on {value.device}, {value.layout}"
-            raise UserError(f"{path}: {key}: got {got}; allowed: dense {wanted} values, all finite")
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys() and "conv1.weight" not in held
+        theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys() - network.state_dict().keys()
         hint = "; the names are torchvision's: --model torchvision:NAME" if theirs else ""
         raise UserError(f"{path} does not fit the model: {cut(said(error), 400)}{hint}") from None
+    for key, value in network.state_dict().items():
+        if state[key].is_floating_point() != value.is_floating_point() or not value.isfinite().all():
+            raise UserError(f"{path}: {key}: got {state[key].dtype}; allowed: {value.dtype} values, all finite")

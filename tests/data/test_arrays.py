@@ -1,4 +1,4 @@
-"""Sets as arrays: one .npz file, or a folder of .npy files; and images that are kept in a file."""
+"""Sets as arrays in one .npz file, and images that are kept in a file."""
 
 import numpy as np
 import pytest
@@ -6,20 +6,6 @@ import pytest
 from taet.data import facts, load, storage
 from taet.data.dataset import DataFacts
 from taet.settings import Data
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Return a function that writes arrays as TAET's folders hold them."""
-
-    def save(given):
-        (tmp_path / "rows").mkdir(exist_ok=True)
-        for key, array in given.items():
-            flat = array.transpose(0, 3, 1, 2).reshape(len(array), -1) if key.endswith("images") else array
-            np.save(tmp_path / "rows" / f"{key}.npy", flat)
-        return f"taet-npy:{tmp_path / 'rows'}"
-
-    return save
 
 
 def test_a_file_is_taken_as_it_is(npz, arrays):
@@ -34,20 +20,6 @@ def test_a_file_is_taken_as_it_is(npz, arrays):
         "not cut to a long tail: the source's imbalance ratio is 6",
         "the source's own validation split is kept",
     )
-
-
-@pytest.mark.parametrize("shape", [(4, 4, 3), (6, 6, 1)])
-def test_rows_of_planes_are_images(folder, arrays, shape, tmp_path, refused):
-    given = arrays(shape=shape)
-    dataset = load(folder(given))
-    assert (dataset.train.images == given["train_images"]).all()
-    assert dataset.image_shape == (shape[2], *shape[:2])
-    for key, array, message in (
-        ("train_labels", np.array([None] * 10, object), "cannot read '.*train_labels.npy'"),
-        ("train_images", np.zeros((10, 21), np.uint8), r"got shape \(10, 21\); allowed: \(N, 3 S S\) \(colour\)"),
-    ):
-        np.save(tmp_path / "rows" / f"{key}.npy", array)
-        refused(str(tmp_path / "rows"), message)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +64,8 @@ SETTINGS = ({}, {"imbalance_ratio": 2, "size": 8}, {"validation": 0.2, "max_coun
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("how", [np.savez_compressed, None], ids=["npz", "rows"])
-def test_where_images_are_kept_changes_nothing(how, settings, npz, folder, arrays, cached):
-    given = arrays((40, 20, 10), (8, 4, 2), (4, 4, 3))
-    name = npz(given, how) if how else folder(given)
+def test_where_images_are_kept_changes_nothing(settings, npz, arrays, cached):
+    name = npz(arrays((40, 20, 10), (8, 4, 2), (4, 4, 3)), np.savez_compressed)
     memory, disk = (load(name, storage=storage, **settings) for storage in ("memory", "disk"))
     assert all(isinstance(split.images, np.memmap) for split in disk.splits.values())
     assert not any(isinstance(split.images, np.memmap) for split in memory.splits.values())

@@ -175,12 +175,14 @@ def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     assert load(name, group="site").train.groups is not None
 
 
-def test_files_are_found_by_the_end_of_their_paths(images, fill):
-    fill(images / "others", 100, 10)  # of the same names
-    rows = [f"/home/other/data/{'images' if i < 6 else 'others'}/{i:02d}.png,{i % 2}" for i in range(10)]
+def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
+    fill(images / "others", 0, 10)
+    rows = [f"/home/other/data/{i:02d}.png,{i % 2}" for i in range(10)]
     dataset = load(table(images, rows))
-    assert sorted(levels(dataset.train) + levels(dataset.test)) == [0, 1, 2, 3, 4, 5, 106, 107, 108, 109]
+    assert sorted(levels(dataset.train) + levels(dataset.test)) == list(range(10))
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
+    fill(images / "others", 0, 1, size=(99, 99))
+    refused(table(images, rows), r"1 of 10 files are missing, first '/home/other/data/00.png'")
 
 
 def test_missing_files_are_counted_and_the_first_is_named(images, refused):

@@ -138,18 +138,3 @@ def test_isic_2019_with_lesions(tmp_path, fill, refused):
     assert load(str(tmp_path), size=8, group="none").train.groups is None
     truth.write_text(truth.read_text().replace("1.0", "0.0", 1))
     refused(tmp_path, "line 2: got 0 classes of 'ISIC_0000000'; allowed: one", size=8)
-
-
-def test_hyperkvasir_has_the_inner_folders_as_classes(tmp_path, fill):
-    inner = {
-        "lower-gi-tract/anatomical-landmarks/cecum": 10,
-        "lower-gi-tract/pathological-findings/polyps": 12,
-        "upper-gi-tract/anatomical-landmarks/z-line": 6,
-    }
-    for name, count in inner.items():
-        fill(tmp_path / "labeled-images" / name, 10, count, name="{:04d}.jpg", **COLOUR)
-    (tmp_path / "labeled-images/image-labels.csv").write_text("Video file,Organ,Finding,Classification\na,b,c,d\n")
-    for path in (tmp_path / "labeled-images", tmp_path):
-        dataset = load(str(path), size=8)
-        assert dataset.class_names == ("cecum", "polyps", "z-line")
-        assert (dataset.class_counts + dataset.test.class_counts).tolist() == [10, 12, 6]

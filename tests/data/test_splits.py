@@ -132,11 +132,8 @@ def test_a_bare_path_is_known_by_what_it_is(tmp_path, arrays, monkeypatch):
     assert load(str(tmp_path / "a.NPZ")).name == f"npz:{tmp_path}/a.NPZ"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "modes").mkdir()
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "train_images.npy").touch()
     for name, full in (
         ("modes", "folder:modes"),
-        ("rows", "taet-npy:rows"),
         ("a.csv", "csv:a.csv"),
         ("npz:x", "npz:x"),
     ):
@@ -154,7 +151,7 @@ def test_identical_images_in_two_splits_are_counted(saved, arrays):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("digit-lt", {}, "no folder or file 'digit-lt' here, and no data set of this name.*did you mean 'digits-lt'"),
+        ("digit-lt", {}, "unknown data set, and no folder.* here: 'digit-lt'; allowed: .*did you mean 'digits-lt'"),
         ("folder:", {}, "data 'folder' needs a path"),
         ("digits-lt", {"profile": "exponental"}, "unknown profile 'exponental'.*did you mean 'exponential'"),
         ("digits-lt", {"group": "writer"}, "data group: got 'writer' for digits-lt; allowed: with your own images"),

@@ -89,7 +89,8 @@ def test_images_of_one_size_by_a_network_and_a_transformer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.ResidualLayout((8,), (1,)))  # exporters take long
-    monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", vit.TransformerLayout(4, 16, 1, 2, 32))
+    layout = {"patch_size": 4, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
+    monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", layout)
     folder = make_run(tmp_path / "run", model, shape)
     answer = answers(export_run(folder, format))
     for batch in (1, 5):

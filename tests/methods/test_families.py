@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from taet.data.loader import Batch
-from taet.models import Adapter, Classifier, Head, vit
+from taet.models import Adapter, Classifier, Head, resnet, vit
 from taet.models.foreign import elsewhere, taken_apart
-from taet.models.resnet import BasicBlock, Bottleneck, PreActBlock, ResidualLayout, residual_network
+from taet.models.resnet import BasicBlock, Bottleneck, PreActBlock, ResidualLayout
 from tests.methods.conftest import METHODS, Case, built, same, state_of, trained_step
 
 CLASSES, SHAPE = 10, (1, 8, 8)
@@ -30,13 +30,17 @@ class Own(nn.Module):
         return self.end(self.last(self.body(x)))
 
 
-def residual(head: Head, block: Any = BasicBlock, **options: Any) -> Any:
-    return residual_network(ResidualLayout((4, 8), (1, 1), block), CLASSES, 1, head, **options)
+def residual(head: Head, block: Any = BasicBlock, large: bool = False, **options: Any) -> Any:
+    layout = {"widths": (4, 8), "blocks": (1, 1), "block": block, **options}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.LAYOUTS, "tiny", ResidualLayout(**layout))
+        return resnet.build("tiny", CLASSES, SHAPE, head, "imagenet" if large else "cifar")
 
 
 def transformer(head: Head) -> Classifier:
+    layout = {"patch_size": 4, "hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(vit.LAYOUTS, "tiny", vit.TransformerLayout(patch=4, width=16, depth=2, heads=2, inner=32))
+        patch.setitem(vit.LAYOUTS, "tiny", layout)
         return vit.build("tiny", CLASSES, SHAPE, head, "auto")
 
 
@@ -45,7 +49,7 @@ FAMILIES: dict[str, Callable[[Head], Any]] = {
     "large": lambda head: residual(head, large=True),
     "bottleneck": lambda head: residual(head, Bottleneck),
     "preactivation": lambda head: residual(head, PreActBlock),
-    "wide": lambda head: residual_network(ResidualLayout((16, 32, 64), (1, 1, 1), PreActBlock, 16), CLASSES, 1, head),
+    "wide": lambda head: residual(head, PreActBlock, widths=(16, 32, 64), blocks=(1, 1, 1), stem=16),
     "transformer": transformer,
     "torchvision": lambda head: taken_apart(
         elsewhere("torchvision:shufflenet_v2_x0_5", CLASSES, SHAPE), CLASSES, SHAPE, head

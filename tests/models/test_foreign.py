@@ -73,9 +73,9 @@ def test_a_callable_or_a_module_in_the_current_directory(own: str, name: str) ->
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("OWN:buld", r"unknown callable of own_nets_of_a_test 'buld'; allowed: .*did you mean 'build'\?"),
+        ("OWN:buld", "cannot be imported as package.module:callable: AttributeError: .* has no attribute 'buld'"),
         ("OWN:needy", r"own_nets_of_a_test:needy failed: TypeError: needy\(\) missing 1 required .* 'width'"),
-        ("no_such_module_at_all:build", "'no_such_module_at_all' cannot be imported: ModuleNotFoundError: No module"),
+        ("no_such_module_at_all:build", "cannot be imported as .*: ModuleNotFoundError: No module named 'no_such_m"),
         ("torchvision:resnt18", r"unknown torchvision model 'resnt18'; allowed: .*did you mean 'resnet18'\?"),
         ("torchvision:vit_b_16", "torchvision:vit_b_16 failed: .*indivisible by patch size"),
     ],
@@ -271,7 +271,5 @@ def test_a_normalisation_is_inside_the_model(own: str) -> None:
 
 def test_a_normalisation_that_is_none_is_refused() -> None:
     for text in ("1,1,1/1,0,1", "1,1,1/1,1", "1,1,1/1,1,1/1", "a,b,c/1,1,1", "nan,1,1/1,1,1", "0.5/0.5", "imagnet"):
-        with pytest.raises(
-            UserError, match=r"allowed: means / deviations above 0|allowed: 3, as|did you mean 'imagenet'"
-        ):
+        with pytest.raises(UserError, match=r"allowed: none, imagenet, .*, or 3 means / 3 deviations above 0"):
             foreign.parse_normalization(text, 3)

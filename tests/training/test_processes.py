@@ -172,7 +172,7 @@ def test_a_mistake_is_one_in_all(told: list[dict[str, Any]]) -> None:
     exists, small, unknown = told[0]["mistakes"]
     assert "exists: it is finished" in exists
     assert small == "batch size: got 1 for 2 processes; allowed: 2 or more, an image for each"
-    assert "no data set of this name" in unknown
+    assert "unknown data set, and no folder" in unknown
 
 
 if __name__ == "__main__":
