@@ -23,6 +23,7 @@ from taet.models.hub import weights_file
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
 PARTS = ("body.", "head.", "network.")  # prefixes of all their other tensors
+BLOCK = re.compile(r"(?:layer|block)(\d+)\.(?:layer\.)?(\d+)\.(.+)")  # RobustBench's names of group, block and tensor
 MOST_BYTES = 2**36  # size limit of a file of weights
 
 
@@ -125,6 +126,8 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     tensors, note = state.unprefixed(state.tensors if state.from_run else names)
     if state.from_run:
         tensors = {k.removeprefix("network.").removeprefix("body."): v for k, v in tensors.items() if k not in SETTINGS}
+    else:
+        tensors = of_robustbench(tensors, body.state_dict())
     rest = tensors.keys() - names
     head = {key.rpartition(".")[2]: tensors[key] for key in rest}
     one_layer = len({key.rpartition(".")[0] for key in rest}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}
@@ -138,6 +141,28 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     classes = len(head["weight"])
     other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
     return f"{note}; the head is fresh, since that of the file is {other}"
+
+
+def of_robustbench(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the tensors of a WideResNet or PreActResNet of RobustBench as our body `held` does; others stay as they are.
+
+    These are networks that normalise before the last layer. `sub_block1`, which no image passes, and their input
+    normalisation, `mu` and `sigma`, are left out; counters that a file lacks are those of `held`.
+    """
+    blocks = sorted({(int(found[1]), int(found[2])) for key in tensors if (found := BLOCK.fullmatch(key))})
+    if "1.bn1.weight" not in held or not blocks:
+        return {**tensors}
+    named = {key: value for key, value in held.items() if key.endswith("num_batches_tracked")}
+    for key, value in tensors.items():
+        first, _, last = key.partition(".")
+        if found := BLOCK.fullmatch(key):
+            place = 1 + blocks.index((int(found[1]), int(found[2])))
+            named[f"{place}.{re.sub('^(convShortcut|shortcut.0)', 'shortcut', found[3])}"] = value
+        elif first in ("conv1", "bn1", "bn"):
+            named[f"{0 if first == 'conv1' else 1 + len(blocks)}.{last}"] = value
+        elif first not in ("sub_block1", "mu", "sigma"):
+            named[key] = value
+    return named
 
 
 def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taet import models
 from taet.errors import UserError
-from taet.models import Adapter, Classifier, Head, pretrained
+from taet.models import Adapter, Classifier, Head, pretrained, resnet
 from taet.models.weights import fill, read
 
 SHAPE = (3, 8, 8)
@@ -182,3 +182,34 @@ def test_a_body_or_a_head_that_does_not_fit_is_refused(tmp_path: Path, change: d
     tensors = {name: value for name, value in (source.body.state_dict() | head | change).items() if value is not None}
     with pytest.raises(UserError, match=message):
         models.build("resnet8", 4, SHAPE, weights=saved(tmp_path / "net.pt", tensors))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "wide"), [("preact-resnet18", (2, 2, 2, 2), False), ("wrn", (2, 2, 2), True)]
+)
+def test_robust_networks_of_robustbench_fit_ours(
+    name: str, counts: tuple[int, ...], wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the names that their files have, for 10 classes, with what we leave out, and without counters."""
+    monkeypatch.setitem(resnet.LAYOUTS, "wrn", resnet.ResidualLayout((8, 16, 32), counts, resnet.PreActBlock, stem=4))
+    source, model = (resnet.build(name, classes, (3, 32, 32), Head(), "auto") for classes in (10, 7))
+    places = [(group, block) for group, count in enumerate(counts, 1) for block in range(count)]
+    theirs = {"module.mu": torch.zeros(1, 3, 1, 1), "module.sub_block1.layer.0.bn1.weight": torch.ones(4)}
+    last = len(places) + 1
+    for key, value in source.state_dict().items():
+        part, _, rest = key.partition(".")
+        number, _, inner = rest.partition(".")
+        if part == "head":
+            found = f"{'fc' if wide else 'linear'}.{rest}"
+        elif part != "body" or "batches" in key:
+            continue
+        elif number in ("0", str(last)):
+            found = f"{'conv1' if number == '0' else 'bn1' if wide else 'bn'}.{inner}"
+        else:
+            group, block = places[int(number) - 1]
+            inner = inner.replace("shortcut", "convShortcut" if wide else "shortcut.0")
+            found = f"block{group}.layer.{block}.{inner}" if wide else f"layer{group}.{block}.{inner}"
+        theirs[f"module.{found}"] = value
+    note = pretrained(model, saved(tmp_path / "robust.pt", {"state_dict": theirs}))
+    assert "the head is fresh, since that of the file is for 10 classes" in note
+    assert same(model.body, source.body)
