@@ -89,7 +89,7 @@ def downloads(data: Data) -> list[Download]:
         return [*about.files]
     side = data.size if data.size in SIDES else SIDES[0]
     file = f"{name}.npz" if side == SIDES[0] else f"{name}_{side}.npz"
-    return [Download(URL.format(file), file, about.md5[SIDES.index(side)], instead=[f"{name}.npz"])]
+    return [Download(URL.format(file), file, f"md5:{about.md5[SIDES.index(side)]}", instead=[f"{name}.npz"])]
 
 
 def read(data: Data) -> DataSource:
