@@ -25,18 +25,13 @@ class Download(NamedTuple):
     url: str
     file: str
     checksum: str
-    """SHA-256; of MedMNIST, which publishes no other, MD5."""
+    """sha256:DIGITS; of MedMNIST, which publishes no other, md5:DIGITS."""
     unpacks_to: str | None = None
     instead: Sequence[str] = ()
     """Other files and folders that serve as well."""
 
     def __str__(self) -> str:
-        return f"{Path(self.file).name} ({self.algorithm.upper()} {self.checksum}) from {self.url}"
-
-    @property
-    def algorithm(self) -> str:
-        """The kind of the checksum, by its length."""
-        return "md5" if len(self.checksum) == 32 else "sha256"
+        return f"{Path(self.file).name} ({self.checksum}) from {self.url}"
 
 
 def roots(data: Data) -> list[Path]:
@@ -87,9 +82,10 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
         except Exception as error:  # of the network, the server and the disk
             put = f"put {download} at '{path}', then run the same command again"
             raise UserError(f"cannot download {path.name} ({reason(error)}); {put}") from error
+    kind, _, digits = download.checksum.partition(":")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, download.algorithm).hexdigest()
-    if found != download.checksum:
+        right = hashlib.file_digest(file, kind).hexdigest() == digits
+    if not right:
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"

@@ -116,5 +116,5 @@ def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
         if not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
             raise unknown("class:", name, names)
         numbers[name] = int(name)
-    images = survey([row.file for row in rows], data.size).checked()
+    images = survey([row.file for row in rows], data.size)
     return Part(images, np.array([numbers[row.label] for row in rows]), names, np.arange(len(rows)))

@@ -45,11 +45,10 @@ def of_rows(
         raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
     if repeated := [file for file, times in Counter(row.file for row in rows).items() if times > 1]:
         raise UserError(f"got '{repeated[0]}' in several rows; allowed: each image once")
-    images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable)
-    if data.skip_unreadable and images.unreadable:
-        rows = [row for row in rows if row.file not in images.unreadable]
-        notes.append(f"{images.faults()}; they are left out")
-        images = replace(images, unreadable={})
+    skip = data.skip_unreadable
+    images = survey([row.file for row in rows], data.size, decode=skip, skip=skip)
+    readable = {*images.files}
+    rows = [row for row in rows if row.file in readable]
     numbers, groups = dict[str | int, int](), None
     if any(row.group for row in rows):  # a file without a group gets a number of its own
         groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(rows)])
@@ -58,7 +57,7 @@ def of_rows(
         notes.insert(0, f"{len(named) - ('' in named)} groups, each in one split{alone}")
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[row.label] for row in rows], np.int64)
-    whole = Part(images.checked(), labels, names, np.arange(len(labels)), groups)
+    whole = Part(images, labels, names, np.arange(len(labels)), groups)
     if given == {""}:
         notes.insert(0, f"no test images are given: {TEST_SHARE:.0%} of each class is for testing (seed {data.seed})")
         train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)

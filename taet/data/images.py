@@ -129,9 +129,10 @@ class Files:
     """(N,2): width and height in pixels, upright."""
     grey: NDArray[np.bool_]
     """(N,): whether the image is greyscale."""
-    unreadable: dict[ImageFile, str]
     size: int | None = None
     """With it, images are resized to size x size pixels."""
+    notes: tuple[str, ...] = ()
+    """On files that were left out."""
 
     @property
     def uniform(self) -> bool:
@@ -142,18 +143,6 @@ class Files:
         place = min(int(share * len(self.sizes)), len(self.sizes) - 1)
         width, height = self.sizes[self.sizes.prod(1).argsort(kind="stable")[place]].tolist()
         return width, height
-
-    def faults(self) -> str:
-        """Say how many of the files cannot be read, and name up to ten."""
-        count, total = len(self.unreadable), len(self.files) + len(self.unreadable)
-        named = listed((f"'{file}' ({why})" for file, why in self.unreadable.items()), most=10)
-        return f"{count} of {total} images cannot be read: {named}"
-
-    def checked(self) -> Files:
-        """Return self; files that cannot be read raise a `UserError`."""
-        if self.unreadable:
-            raise UserError(f"{self.faults()}; --data.skip-unreadable leaves such files out")
-        return self
 
     @property
     def shape(self) -> ArrayShape:
@@ -178,7 +167,7 @@ class Files:
         decoded = decode_where_possible(chosen, None if self.size is None else (self.size, self.size))
         for file, image in counted(decoded, len(chosen), "image files"):
             if isinstance(image, str):
-                survey(chosen, decode=True).checked()  # names the others as well
+                survey(chosen, decode=True)  # names the others as well
                 raise UserError(f"cannot read image '{file}': {image}")
             if image.shape[:2] != shape[:2]:  # turned by a tag behind its pixels
                 raise UserError(f"'{file}': got {image.shape[:2]} pixels; allowed: {shape[:2]}, as its header says")
@@ -192,13 +181,16 @@ class Files:
         said = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else some}"
         others = self.sizes[:, 0] != self.sizes[:, 1]
         if self.size is None or not others.any():
-            return [said]
+            return [*self.notes, said]
         example = Path(str(self.files[others.argmax()])).name
-        return [said, f"{others.sum()} of {len(others)} images: not square, squeezed (e.g. '{example}')"]
+        return [*self.notes, said, f"{others.sum()} of {len(others)} images: not square, squeezed (e.g. '{example}')"]
 
 
-def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool = False) -> Files:
-    """Read the headers of images; with `decode` the pixels too, since a file may be cut short behind its header."""
+def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool = False, skip: bool = False) -> Files:
+    """Read the headers of images; with `decode` the pixels too, since a file may be cut short behind its header.
+
+    Files that cannot be read raise a `UserError`, or with `skip` are left out, and a note names some.
+    """
 
     def look(image: Image.Image) -> tuple[int, int, bool]:
         # Image.getexif does not decode a .png for a tag behind its pixels. Pillow turns the size of a .tif itself.
@@ -211,6 +203,11 @@ def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool 
 
     found = dict(zip(files, counted(_of_images(files, look), len(files), "headers of image files"), strict=True))
     headers = {file: header for file, header in found.items() if not isinstance(header, str)}
+    notes = []
+    if faults := [f"'{file}' ({why})" for file, why in found.items() if isinstance(why, str)]:
+        said = f"{len(faults)} of {len(found)} images cannot be read: {listed(faults, most=10)}"
+        if not skip:
+            raise UserError(f"{said}; --data.skip-unreadable leaves such files out")
+        notes = [f"{said}; they are left out"]
     facts = np.array([*headers.values()], np.int64).reshape(-1, 3)
-    faults = {file: why for file, why in found.items() if isinstance(why, str)}
-    return Files(tuple(headers), facts[:, :2], facts[:, 2].astype(bool), faults, size)
+    return Files(tuple(headers), facts[:, :2], facts[:, 2].astype(bool), size, tuple(notes))

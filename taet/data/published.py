@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,11 +68,11 @@ class PublishedSet(NamedTuple):
     notes: Sequence[str] = ()
     side: int = SIDES[0]
     title: str = ""
-    files: Sequence[dict[str, Any]] = ()
+    files: Sequence[Download] = ()
 
 
 SETS = {
-    name: PublishedSet(**entry)
+    name: PublishedSet(**{**entry, "files": [Download(**file) for file in entry.get("files", ())]})
     for name, entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
 }
 """Class names are in the order of the labels; CIFAR-100 has its fine classes."""
@@ -86,10 +86,10 @@ def downloads(data: Data) -> list[Download]:
     """Return the official files; of MedMNIST that of the requested size."""
     about = SETS[name := _set_name(data.name)]
     if not about.md5:
-        return [Download(**entry) for entry in about.files]
+        return [*about.files]
     side = data.size if data.size in SIDES else SIDES[0]
     file = f"{name}.npz" if side == SIDES[0] else f"{name}_{side}.npz"
-    return [Download(URL.format(file), file, about.md5[SIDES.index(side)], instead=[f"{name}.npz"])]
+    return [Download(URL.format(file), file, f"md5:{about.md5[SIDES.index(side)]}", instead=[f"{name}.npz"])]
 
 
 def read(data: Data) -> DataSource:

@@ -106,8 +106,9 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     except ValueError:
         right = False
     if not right:
+        names = ", ".join(["none", *(NORMALIZATIONS if channels == RGB else [])])
         own = f"{channels} means / {channels} deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
-        raise UserError(f"normalisation: got '{text}'; allowed: none, {', '.join(NORMALIZATIONS)}, or {own}")
+        raise UserError(f"normalisation: got '{text}'; allowed: {names} or {own}")
     return mean, std
 
 
@@ -143,7 +144,7 @@ def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module
     if architecture not in names:
         hint = f"; did you mean '{near}'?" if (near := nearest(architecture, names)) else ""
         raise UserError(f"unknown {kind} model '{name}'; allowed: the {len(names)} names of {kind}{hint}")
-    settings: dict[str, Any] = {"num_classes": num_classes}
+    settings: dict[str, object] = {"num_classes": num_classes}
     if kind == "timm":
         if library.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
             settings["img_size"] = (height, width)

@@ -19,7 +19,7 @@ NAMES = {
     "vit-small-p4": "ViT of DeiT-S's dimensions with patches of 4 pixels, for 32 pixels, 21 million parameters",
     "vit-mini-p4": "ViT of 6 layers of width 128 with patches of 4 pixels, 1.2 million parameters: for CPUs",
 }
-LAYOUTS: dict[str, dict[str, Any]] = {
+LAYOUTS = {
     "vit-b16": {"patch_size": 16, "hidden_dim": 768, "num_layers": 12, "num_heads": 12, "mlp_dim": 3072},
     "vit-small-p4": {"patch_size": 4, "hidden_dim": 384, "num_layers": 12, "num_heads": 6, "mlp_dim": 1536},
     "vit-mini-p4": {"patch_size": 4, "hidden_dim": 128, "num_layers": 6, "num_heads": 4, "mlp_dim": 512},
@@ -42,7 +42,7 @@ def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: 
         side = patch * max(1, round(min(height, width) / patch))
         allowed = f"squares of a multiple of {patch}; resize them: --data.size {side}"
         raise UserError(f"{name}: got images of {height} x {width} pixels; allowed: {allowed}")
-    body: Any = VisionTransformer(height, **layout)
+    body: Any = VisionTransformer(height, **layout)  # type: ignore[arg-type]
     body.heads = nn.Identity()
     if channels != body.conv_proj.in_channels:
         body.conv_proj = nn.Conv2d(channels, features, patch, patch)

@@ -48,7 +48,7 @@ def server(tmp_path, monkeypatch, plugged):
         def serve(name, file, content, unpacks_to=None, *, algorithm="sha256", served=None):
             path = tmp_path / "server" / file
             path.write_bytes(content if served is None else served)
-            checksum = hashlib.new(algorithm, content).hexdigest()
+            checksum = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
             files[name] = Download(path.as_uri(), f"own/{file}", checksum, unpacks_to)
             return path
 
@@ -102,7 +102,7 @@ def test_a_file_with_another_checksum_is_not_unpacked(algorithm, server, tmp_pat
 
 def test_without_a_network_a_line_says_which_file_to_put_where(server, tmp_path):
     server("boxed", "box.zip", packed("zip"), "own/inner").unlink()
-    put = rf"put box.zip \(SHA256 .*\) from file:.* at '{tmp_path}/data/own/box.zip', then run the same"
+    put = rf"put box.zip \(sha256:.*\) from file:.* at '{tmp_path}/data/own/box.zip', then run the same"
     with pytest.raises(UserError, match=rf"cannot download box.zip \(.*\); {put}") as error:
         prepared("boxed")
     assert "\n" not in str(error.value)

@@ -77,10 +77,7 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
         ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
         ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
         ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
-        (
-            {"data": ["digits-lt", "digit-lt"]},
-            r"no folder, .csv or .npz file here: 'digit-lt'.*did you mean 'digits-lt'\?",
-        ),
+        ({"data": ["digits-lt", "digit-lt"]}, r"file here: 'digit-lt'.*did you mean 'digits-lt'\?"),
         ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
     ],
 )
