@@ -121,10 +121,10 @@ class Runner:
                 stack.enter_context(frozen(model))
             yield
 
-    def passes(self, attacks: Sequence[AttackSpec], standing: Callable[[AttackSpec], float]) -> float:
-        """Return the expected passes of an image that attacks take, where a suite goes to the end on so many images."""
+    def passes(self, attacks: Sequence[AttackSpec], known: Sequence[Column] = ()) -> float:
+        """Return the expected passes of an image that attacks take, given the results so far."""
         every = len(self.labels)
-        images = (standing(one) if one.skips_misclassified else every for one in attacks)
+        images = (standing(every, known, one) if one.skips_misclassified else every for one in attacks)
         return sum(one.passes(self.num_classes) * count for one, count in zip(attacks, images, strict=True))
 
     def pace(self, attack: AttackSpec) -> float:
