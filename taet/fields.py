@@ -239,10 +239,7 @@ def allowed_text(hint: Any, value: object = None) -> str:
 
 def got_text(value: object) -> str:
     """Return a refused value as messages write it."""
-    try:
-        return f"{value:g}" if isinstance(value, float) else "none" if value == () else cut(repr(value))
-    except ValueError:  # a number of thousands of digits
-        return f"a {type(value).__name__} too large to print"
+    return f"{value:g}" if isinstance(value, float) else "none" if value == () else cut(repr(value))
 
 
 def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:

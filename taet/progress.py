@@ -26,16 +26,19 @@ class Meter:
     """Expected size of all pieces to come."""
     before: float = 0
     here: float = 0
+    ended: bool = False
 
     def begin(self, later: float = 0) -> None:
         """Start the next piece of work; `later` is the expected size of all pieces after it."""
         self.before, self.here, self.later = self.before + self.here, 0, later
 
     def __call__(self, done: float, total: float, label: str) -> None:
-        """Report progress inside the current piece."""
+        """Report progress inside the current piece; the end of everything is reported once."""
         self.here = done
-        if self.report is not None:
-            self.report(self.before + done, self.before + total + self.later, label)
+        so_far, whole = self.before + done, self.before + total + self.later
+        again, self.ended = self.ended and so_far >= whole, so_far >= whole
+        if self.report is not None and not again:
+            self.report(so_far, whole, label)
 
 
 @contextmanager
