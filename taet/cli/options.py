@@ -102,7 +102,12 @@ def parse(kind: type[C], words: Sequence[str], prog: str, parts: Sequence[Option
     namespace, rest = parser.parse_known_args([*words])
     if rest:
         raise _unexpected(rest, parser)
-    found = {name: _read(value, known[name][1]) for name, value in vars(namespace).items()}
+    found = {}
+    for name, values in vars(namespace).items():
+        option, hint = known[name]
+        if len(values) > 1:
+            raise UserError(f"{option}: got it more than once; allowed: once")
+        found[name] = _read(values[0], hint)
     for name, field in kind.model_fields.items():
         if name in found:
             check_value(name.replace("_", " "), found[name], known[name][1])
@@ -150,7 +155,7 @@ def _parser(
             known[dest] = names[0], hint
             if dest in places:
                 many = "*" if any(typing.get_origin(one) is tuple for one, _ in leaves(hint)) else "?"
-                group.add_argument(name, nargs=many, metavar=places[name], help=text)
+                group.add_argument(name, nargs=many, metavar=places[name], help=text, action="append")
             else:
                 _add(group, dest, names, hint, default, text)
     return parser
@@ -169,9 +174,9 @@ def _add(group: Any, dest: str, names: list[str], hint: Any, default: object, te
             start, dot, field = name.removeprefix("--").rpartition(".")
             for one, value in ((name, True), (f"--{start}{dot}no-{field}", False)):
                 shown = text if value is not bool(default) else argparse.SUPPRESS
-                group.add_argument(one, dest=dest, action="store_const", const=value, help=shown)
+                group.add_argument(one, dest=dest, action="append_const", const=value, help=shown)
         else:
-            group.add_argument(name, dest=dest, nargs=nargs, metavar=metavar, help=text)
+            group.add_argument(name, dest=dest, action="append", nargs=nargs, metavar=metavar, help=text)
 
 
 def _help(field: FieldInfo, hint: Any, default: Any, whole: bool, label: str = "") -> str:
@@ -223,8 +228,9 @@ def _unexpected(rest: Sequence[str], parser: _Parser) -> UserError:
 def value_of(option: str, words: Sequence[str]) -> str | None:
     """Return the word that a call gives for an option; None without it."""
     pairs = zip(words, [*words[1:], ""], strict=False)
-    found = [word.partition("=")[2] or after for word, after in pairs if word.partition("=")[0] == option]
-    return found[-1] if found and not found[-1].startswith("--") else None
+    found = (word.partition("=")[2] or after for word, after in pairs if word.partition("=")[0] == option)
+    value = next(found, None)
+    return None if value is None or value.startswith("--") else value
 
 
 def call_text(words: Sequence[str]) -> str:

@@ -75,6 +75,7 @@ def test_words_are_read_as_the_types_of_their_fields() -> None:
     [
         ("", "which RUN? see taet sample --help"),
         ("x --top", "--top: expected one argument; see taet sample --help"),
+        ("x --top 1 --top 1", "--top: got it more than once; allowed: once"),
         ("x --topp 1", "unknown option --topp; did you mean --top?; see taet sample --help"),
         ("x --eps 1", "unknown option --eps; did you mean --threat.eps?; see taet sample --help"),
         ("x --top 0", "top: got 0; allowed: a whole number, 1 or more"),
