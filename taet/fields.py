@@ -230,32 +230,16 @@ def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
     return ", ".join([*parts, *(mark.text for mark in marks if isinstance(mark, Note | Rule))])
 
 
-def _is_kind(value: object, kind: Any) -> bool:
-    """Whether a value is of a type, whatever its bounds."""
-    if kind in (int, float):
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    return (
-        isinstance(kind := typing.get_origin(kind) or kind, type) and not is_typeddict(kind) and isinstance(value, kind)
-    )
-
-
 def allowed_text(hint: Any, value: object = None) -> str:
-    """Return a type and its bounds in words; for a value of that type, only the bounds."""
-    texts = []
-    for kind, marks in leaves(hint):
-        right = _is_kind(value, kind)
-        bounds = bounds_of(kind, marks, value if right else None)
-        if kind is not types.NoneType:
-            texts.append(bounds if right and bounds else ", ".join(filter(None, (_type_text(kind), bounds))))
-    return ", or ".join(texts)
+    """Return a type and its bounds in words."""
+    kinds = [(kind, marks) for kind, marks in leaves(hint) if kind is not types.NoneType]
+    texts = ((_type_text(kind), bounds_of(kind, marks, value)) for kind, marks in kinds)
+    return ", or ".join(", ".join(filter(None, text)) for text in texts)
 
 
 def got_text(value: object) -> str:
     """Return a refused value as messages write it."""
-    try:
-        return f"{value:g}" if isinstance(value, float) else "none" if value == () else cut(repr(value))
-    except ValueError:  # a number of thousands of digits
-        return f"a {type(value).__name__} too large to print"
+    return f"{value:g}" if isinstance(value, float) else "none" if value == () else cut(repr(value))
 
 
 def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:

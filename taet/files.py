@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -65,6 +66,17 @@ def parse_json(content: bytes, where: str) -> Any:
         raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
     except (RecursionError, ValueError) as error:  # also bytes that are not UTF-8, and numbers of 4,300 digits
         raise UserError(f"{where}: not JSON that taet writes ({error})") from None
+
+
+def read_toml(path: Path) -> Json:
+    """Return the values of a file in TOML, or in JSON, which begins with a brace."""
+    content = read_bytes(path)
+    if content.lstrip().startswith(b"{"):
+        return dict(parse_json(content, str(path)))
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deeply
+        raise UserError(f"{path}: neither TOML nor JSON: {cut(str(error))}") from None
 
 
 def _no_number(name: str) -> float:

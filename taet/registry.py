@@ -30,7 +30,6 @@ Kind = Literal["methods", "attacks", "data", "models"]
 PACKAGE = Path(__file__).parent
 WORDS: dict[Kind, str] = {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}
 NAME = re.compile(r"[^\s:,]+")
-MOST_BYTES = 2**22
 NO_METHODS = ("__init__", "base", "wrapper")
 COMPUTED = object()  # stands for a value that is no literal
 T = TypeVar("T")
@@ -82,7 +81,7 @@ class RegistryEntry:
 
 def _tree(path: Path) -> ast.Module:
     try:
-        return ast.parse(read_bytes(path, most=MOST_BYTES))
+        return ast.parse(read_bytes(path))
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested too deeply
         raise UserError(f"{path} is no Python file: {said(error)}") from None
 

@@ -80,7 +80,7 @@ def test_a_method_of_a_user_is_in_the_list_and_on_the_command_line(
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "done").exists()
     assert main(["train", "prediction-balanced", "--method.power", "9"]) == 2
-    assert "method power: got 9; allowed: 0 to 4" in capsys.readouterr().err
+    assert "method power: got 9; allowed: a number, 0 to 4" in capsys.readouterr().err
 
 
 @pytest.mark.full

@@ -49,20 +49,26 @@ class Sample(Settings):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"count": 0}, "sample count: got 0; allowed: 1 or more"),
-        ({"count": 10**7}, "sample count: got 10000000; allowed: 1 to 1000000"),
+        ({"count": 0}, "sample count: got 0; allowed: a whole number, 1 or more"),
+        ({"count": 10**7}, "sample count: got 10000000; allowed: a whole number, 1 to 1000000"),
         ({"count": 3.0}, "sample count: got 3.0; allowed: a whole number, 1 or more"),
         ({"count": "3"}, "sample count: got '3'; allowed: a whole number, 1 or more"),
-        ({"radius": 8}, "sample radius: got 8; allowed: 0 to 1, in units of the image range, e.g. 8/255; did you mean"),
+        (
+            {"radius": 8},
+            "sample radius: got 8; allowed: a number, 0 to 1, in units of the image range, e.g. 8/255; did",
+        ),
         ({"radius": "8/0"}, "sample radius: got '8/0'; allowed: a number, 0 to 1"),
-        ({"ratio": 0.02}, "sample ratio: got 0.02; allowed: 1 or more, largest class over smallest; did you mean 50?"),
-        ({"share": 1}, "share of all: got 1; allowed: 0 or more, below 1"),
+        (
+            {"ratio": 0.02},
+            "sample ratio: got 0.02; allowed: a number, 1 or more, largest class over smallest; did you mean 50?",
+        ),
+        ({"share": 1}, "share of all: got 1; allowed: a number, 0 or more, below 1"),
         ({"form": "c"}, "unknown form 'c'; allowed: a, b"),
         ({"form": "b", "power": -math.inf}, "sample power: got -inf; allowed: a number"),
         ({"power": 2.0}, "sample power: got 2; allowed: with form b only"),
-        ({"pair": (2, 1)}, "sample pair: got (2, 1); allowed: rising"),
+        ({"pair": (2, 1)}, "sample pair: got (2, 1); allowed: 2 whole numbers, rising"),
         ({"pair": (1, "b")}, "sample pair[1]: got 'b'; allowed: a whole number"),
-        ({"words": ()}, "sample words: got none; allowed: at least 1"),
+        ({"words": ()}, "sample words: got none; allowed: texts, at least 1"),
         ({"fromm": "a"}, "unknown field of Sample 'fromm'; allowed: count, form, on"),
     ],
 )
@@ -84,9 +90,9 @@ def test_the_borders_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Evaluation(eps=0), "evaluation eps: got 0; allowed: above 0, up to 1"),
-        (lambda: Training(milestones=(75, 90)), r"milestones: got \(75, 90\); allowed: rising shares of the epochs"),
-        (lambda: Data(size=3), "size: got 3; allowed: 4 to 2048"),
+        (lambda: Evaluation(eps=0), "evaluation eps: got 0; allowed: a number, above 0, up to 1"),
+        (lambda: Training(milestones=(75, 90)), r"milestones: got \(75, 90\); allowed: numbers, rising shares"),
+        (lambda: Data(size=3), "size: got 3; allowed: a whole number, 4 to 2048"),
         (lambda: Data(group_pattern="(a)"), r"data group pattern: got '\(a\)'; this setting has left"),
         (lambda: Data(extra="folder:x"), "data extra: got 'folder:x' without a source"),
         (lambda: Outer(name="ldam", beta=0.9), "outer beta: got 0.9; allowed: with outer class-balanced or drw only"),
@@ -95,7 +101,10 @@ def test_the_borders_are_allowed() -> None:
         (lambda: Training(ema=0.9, swa=0.5), "swa: got 0.5 with ema 0.9; allowed: one average"),
         (lambda: Threat(steps=0, start="none"), "threat steps: got 0 with start none"),
         (lambda: from_json(Run, {"threat": {"step": 7}}), r"unknown field of Threat 'step'.*did you mean 'steps'\?"),
-        (lambda: from_json(Run, {"method": "trades", "settings": {"beta": -1}}), "method beta: got -1; allowed: 0 or"),
+        (
+            lambda: from_json(Run, {"method": "trades", "settings": {"beta": -1}}),
+            "method beta: got -1; allowed: a number, 0 or",
+        ),
         (lambda: override(Run(), {"training.epoch": 1}), "'training.epoch': field 'epoch'; allowed: .*; did you mean"),
         (lambda: override(Run(), {"seed.x": 1}), "setting 'seed.x': seed has no fields"),
     ],

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,7 +14,7 @@ from taet import protocols, registry
 from taet.cli.options import POSITIONAL, Command, Options, RunPath, Trusted, call_text, parse, value_of
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
-from taet.files import Json, check_output, parse_json, read_bytes
+from taet.files import Json, check_output, read_toml
 from taet.formatting import duration, plural, size
 from taet.settings import Run, Training, flat, option, override, to_json
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from taet.training.prepare import TrainingPlan
     from taet.training.state import State
 
-MOST_BYTES = 2**20
 FEW = 100  # test images of each class, which shorten an evaluation that takes hours
 USUAL = {
     "data": ("name", "root", "imbalance_ratio"),
@@ -148,13 +146,8 @@ def _checked(request: Request, file: Json) -> Request:
 
 def settings_in(path: Path) -> Json:
     """Return the settings of a file by dotted name: TOML, the JSON of --print-config, or a run.json."""
-    content = read_bytes(path, most=MOST_BYTES)
+    values = read_toml(path)
     with located(str(path)):
-        try:
-            is_json = content.lstrip().startswith(b"{")
-            values = parse_json(content, "JSON") if is_json else tomllib.loads(content.decode("utf-8"))
-        except ValueError as error:
-            raise UserError(f"is neither JSON nor TOML: {error}") from None
         if "methods" in values:
             raise UserError(f"is a comparison; run it with taet compare {path}")
         values = values["run"] if isinstance(values.get("run"), Mapping) else values

@@ -163,13 +163,12 @@ def predict(
             images = np.stack([*pixels.values()])
             runner = _PixelRunner(counted, images, labels[rows], len(classes), batch_size, run.evaluation.seed, where)
             with runner.still():
-                clean = runner.attack(Clean())
-                labels[rows], probabilities[rows] = clean.predictions, clean.scores
+                clean, scores = runner.attack(Clean())
+                labels[rows], probabilities[rows] = clean.predictions, scores
                 if spec is not None and survives is not None:
                     side_by_side = batch_size if spec.batch_independent else 1
                     attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
-                    answers = attacked.attack(spec, natural=clean.predictions, progress=report).predictions
-                    survives[rows] = answers == clean.predictions
+                    survives[rows] = attacked.attack(spec, natural=clean.predictions, progress=report)[0].correct
         report(len(found) * cost, 0, f"{start + len(found)} of {total} images")
     return Predictions(names, labels, classes, probabilities, survives, tuple(errors), attack or "")
 

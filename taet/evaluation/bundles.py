@@ -64,8 +64,6 @@ def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpe
     settings = expand(settings.attacks, settings, eps)
     asked = [name for name in settings.attacks if name not in CURVES]
     found = [parse_attack(name, settings, eps) for name in asked]
-    if not settings.attacks:
-        raise UserError("attacks: got none; allowed: one or more, e.g. clean pgd-20")
     if len({attack.name for attack in found}) < len(found):
         raise UserError(f"attacks: got {' '.join(settings.attacks)}; allowed: each once")
     points: dict[str, AttackSpec] = {}

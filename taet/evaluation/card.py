@@ -26,7 +26,6 @@ from taet.training.folder import RunFolder
 
 KIND, SCHEMA = "taet result card", 3
 MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
-MOST_CLASSES = 2**16  # most classes: a predicted class is stored in two bytes
 CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
 
 

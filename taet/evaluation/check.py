@@ -22,7 +22,7 @@ from taet.errors import UserError
 from taet.evaluation import rules, store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.facts import Merged, deep_facts, outputs
-from taet.evaluation.runner import OF_RIGHT, restored
+from taet.evaluation.runner import restored
 from taet.evaluation.subject import ArrayOrTensor, Subject
 from taet.formatting import duration, listed, percent
 from taet.settings import Data
@@ -191,9 +191,8 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
                 what = f"{several} logits for each class" if several > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
         asked = attacks_of(subject.settings, subject.eps)
-        stand = OF_RIGHT * facts.clean_correct / facts.images * len(runner.labels)
-        passes = runner.passes(asked, lambda _: stand)
-        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(passes * runner.pace(asked[-1]))}")
+        took = runner.passes(asked) * runner.pace(asked[-1])
+        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(took)}")
         if changed := listed(changes(), most=3):  # after every other test
             later = "later outputs are those of a different model; do not update state in eval mode"
             yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)

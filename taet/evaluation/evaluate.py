@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among, standing
+from taet.evaluation.runner import Runner, among
 from taet.evaluation.subject import ArrayOrTensor, Subject, attacked, device_of
 from taet.fields import Processes, check_value
 from taet.formatting import duration
@@ -160,8 +159,7 @@ def _columns(
         if (known := among(there, attack)) is not None:
             measured.append(known)
             continue
-        still = partial(standing, len(runner.labels), there)
-        passes = [runner.passes([one], still) for one in attacks[place:] if among(there, one) is None]
+        passes = [runner.passes([one], there) for one in attacks[place:] if among(there, one) is None]
         meter.begin(later=later + sum(passes[1:]))
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):
@@ -169,7 +167,7 @@ def _columns(
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
                 if not pace or work * pace > SAID_SECONDS:
                     pace = runner.pace(attack)
-                    seconds, quick = work * pace, pace * runner.passes([QUICK], still)
+                    seconds, quick = work * pace, pace * runner.passes([QUICK], there)
                     worth = seconds > LONG_SECONDS and quick < WORTH * seconds
                     shorter = f"--attacks clean quick: {duration(quick)}" if worth else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
@@ -180,7 +178,8 @@ def _columns(
 
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
-    affordable = int(runner.passes(attacks, lambda _: len(runner.labels)) / probe_passes(runner.sites))
+    passes = sum(one.passes(runner.num_classes) * len(runner.labels) for one in attacks)
+    affordable = int(passes / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
 
 
@@ -190,7 +189,6 @@ def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] 
     counted, classes = attacked(model, test.images, plan.device), len(test.class_names)
     runner = Runner(counted, test.images, test.labels, classes, asked.batch_size, asked.seed, plan.device)
     specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks), run.attack_eps)
-    passes = runner.passes(specs, partial(standing, len(test), ()))
-    passes += probed_images(runner, specs) * probe_passes(runner.sites)
+    passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)
     with plan.surroundings():
         return passes * runner.pace(specs[-1])

@@ -31,7 +31,7 @@ from taet.errors import UserError, custom_code
 from taet.evaluation.column import Column
 from taet.evaluation.facts import answer, traced
 from taet.evaluation.store import BatchStore
-from taet.files import digest
+from taet.files import Json, digest
 from taet.progress import Progress
 from taet.statistics import Ints
 from taet.training.environment import version
@@ -84,18 +84,6 @@ def standing(images: int, known: Sequence[Column], suite: AttackSpec) -> float:
     return OF_STANDING * min(under) + OF_BROKEN * (right - min(under)) if under else OF_RIGHT * right
 
 
-@dataclass(frozen=True, eq=False)
-class Attacked:
-    """What an attack did to N images."""
-
-    predictions: Ints
-    work: Mapping[str, Any]  # seconds and passes, named as in `WORK`
-    scores: NDArray[np.float32] | None = None  # (N, C): softmax of the logits; None for a suite, as the next one
-    distances: NDArray[np.float32] | None = None  # (N,): norm of each perturbation that fools the model, else nan
-    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # (N,) still correct after each part of a suite
-    parameters: dict[str, object] = field(default_factory=dict)  # what a suite says about its parts
-
-
 @dataclass(frozen=True)
 class Runner:
     """A model and its test images, which are attacked in batches."""
@@ -121,10 +109,10 @@ class Runner:
                 stack.enter_context(frozen(model))
             yield
 
-    def passes(self, attacks: Sequence[AttackSpec], standing: Callable[[AttackSpec], float]) -> float:
-        """Return the expected passes of an image that attacks take, where a suite goes to the end on so many images."""
+    def passes(self, attacks: Sequence[AttackSpec], known: Sequence[Column] = ()) -> float:
+        """Return the expected passes of an image that attacks take, given the results so far."""
         every = len(self.labels)
-        images = (standing(one) if one.skips_misclassified else every for one in attacks)
+        images = (standing(every, known, one) if one.skips_misclassified else every for one in attacks)
         return sum(one.passes(self.num_classes) * count for one, count in zip(attacks, images, strict=True))
 
     def pace(self, attack: AttackSpec) -> float:
@@ -177,41 +165,37 @@ class Runner:
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
         natural = next((column.predictions for column in there if column.norm is None), None)
-        outcome = self.attack(attack, natural=natural, progress=progress)
+        column, scores = self.attack(attack, natural=natural, progress=progress)
         # The area of every pair of classes would be too large with very many of them.
-        scores = outcome.scores if self.num_classes <= statistics.PAIRED_CLASSES else None
-        names = ("name", "norm", "eps", "bounded", "curve")
-        return Column(
-            **{name: getattr(attack, name) for name in names},
-            parameters=attack.parameters | outcome.parameters,
-            correct=outcome.predictions == self.labels,
-            predictions=outcome.predictions,
-            parts=outcome.parts,
-            distances=outcome.distances if attack.minimal else None,
-            roc_auc=None if scores is None else statistics.pairwise_auc(scores, self.labels),
-            **outcome.work,
-        )
+        if scores is None or self.num_classes > statistics.PAIRED_CLASSES:
+            return column
+        return column.changed(roc_auc=statistics.pairwise_auc(scores, self.labels))
 
     def attack(
         self, attack: AttackSpec, *, natural: Ints | None = None, progress: Progress = lambda *_: None
-    ) -> Attacked:
-        """Attack all images; `natural` are the predictions on clean images, if known."""
-        units = None
+    ) -> tuple[Column, NDArray[np.float32] | None]:
+        """Attack all images; return the column and the softmax of the logits, (N, C), None for a suite.
+
+        `natural` are the predictions on clean images, if known.
+        """
+        units = scores = None
         if self.state_dir is not None:
             settings = digest([self.identity, attack.to_json(), self.batch_size])
             self.opened.append(units := BatchStore(self.state_dir, attack.name, settings))
         with custom_code(f"'{attack.name}' failed in the model"):
             if isinstance(attack, AutoAttack):
-                return self._suite(attack, natural, units, progress)
-            done = self._in_batches(attack, units, progress)
-        names = ("predictions", "scores", "distances")
-        predictions, scores, distances = (np.concatenate([unit[name] for unit in done]) for name in names)
-        work = {name: sum(unit[name].item() for unit in done) for name in WORK}
-        return Attacked(predictions, work, scores, distances)
+                found = self._suite(attack, natural, units, progress)
+            else:
+                done = self._in_batches(attack, units, progress)
+                found = {name: sum(unit[name].item() for unit in done) for name in WORK}
+                joined = {name: np.concatenate([unit[name] for unit in done]) for name in UNIT - found.keys()}
+                scores, found["predictions"] = joined["scores"], joined["predictions"]
+                found["distances"] = joined["distances"] if attack.minimal else None
+        about = {name: getattr(attack, name) for name in ("name", "norm", "eps", "bounded", "curve", "parameters")}
+        return Column(**{**about, **found, "correct": found["predictions"] == self.labels}), scores
 
-    def _suite(
-        self, attack: AutoAttack, natural: Ints | None, units: BatchStore | None, progress: Progress
-    ) -> Attacked:
+    def _suite(self, attack: AutoAttack, natural: Ints | None, units: BatchStore | None, progress: Progress) -> Json:
+        """Return the fields of a suite's column that come from its parts."""
         pixels = as_tensor(np.asarray(self.images))
         outcome = attack.run_parts(
             self.model,
@@ -223,9 +207,10 @@ class Runner:
             state=units,
             progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
         )
-        work = {name: getattr(outcome, name) for name in WORK}
         parts = {part: mask.numpy() for part, mask in outcome.parts.items()}
-        return Attacked(outcome.predictions.numpy(), work, parts=parts, parameters=outcome.facts)
+        found = {"predictions": outcome.predictions.numpy(), "parts": parts}
+        found |= {name: getattr(outcome, name) for name in WORK}
+        return {**found, "parameters": attack.parameters | outcome.facts}
 
     def _in_batches(self, attack: AttackSpec, units: BatchStore | None, progress: Progress) -> list[Unit]:
         """Return what `_measure` returns of every batch; finished ones are saved in `units`."""

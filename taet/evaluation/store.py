@@ -91,10 +91,7 @@ def continued(path: Path, card: Card) -> Card:
             got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
     one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
-    try:
-        there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (known, card))  # older cards: none
-    except (TypeError, ValueError):  # edited by hand
-        return card
+    there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (known, card))  # older cards: none
     limit = TOLERANCE * (float(np.nanmax(np.abs(here), initial=0)) or 1.0)
     same = one == other and there.shape == here.shape and np.allclose(there, here, 0, limit, equal_nan=True)
     return card.changed(columns=known.columns, probe=known.probe) if same else card

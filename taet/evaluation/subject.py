@@ -25,6 +25,7 @@ from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import plain
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored
+from taet.fields import StoredCount, check_value
 from taet.files import Json, file_sha256
 from taet.models import Classifier
 from taet.models.view import make_view
@@ -84,12 +85,11 @@ class Subject:
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
         network, called = model_or_run_dir, name or type(model_or_run_dir).__name__
-        counts = None if train_class_counts is None else np.asarray(train_class_counts)
-        if counts is not None and (counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any()):
-            raise UserError(f"training counts: got {train_class_counts!r}; allowed: whole numbers of 0 or more")
+        counts = plain(train_class_counts)
+        check_value("training counts", counts, tuple[StoredCount, ...] | None)
         fields: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
         fields["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
-        fields["data"] = about | {"class_names": class_names, "train_class_counts": plain(counts)}
+        fields["data"] = about | {"class_names": class_names, "train_class_counts": counts}
         fields["data"] |= {"test_sha256": images_sha256(*given)}
         return cls(network, *given, fields, device_of(network), Evaluation(), Threat().eps)
 

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
 import re
 import shlex
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from taet import methods, protocols, registry
 from taet.data import facts, is_own
-from taet.errors import UserError, cut, located, nearest
+from taet.errors import UserError, located, nearest
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.runner import among
 from taet.experiments import own_images
-from taet.fields import LongSeed, Ratio, Rule, Settings, plain
-from taet.files import read_bytes
-from taet.formatting import read_number, size
+from taet.fields import LongSeed, Ratio, Rule, Settings
+from taet.files import read_toml
+from taet.formatting import size
 from taet.models import check_consent, consent
 from taet.settings import SHORT, Run, flat, from_json, option, override, to_json
 from taet.training.folder import RunFolder
 from taet.training.record import CURVE, training_settings
 from taet.training.resolve import check_model, curve_decides, resolve
 
-MOST_BYTES, MOST_CELLS = 2**20, 100_000  # of a file, and of a grid
 DEFAULTS = to_json(Run())
 PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
 BARE = {short: name for name, short in SHORT.items()} | {name: f"training.{name}" for name in DEFAULTS["training"]}
@@ -45,8 +42,12 @@ Dotted = dict[str, Any]
 """Settings of a run by dotted name, and `method.KNOB` for those of its method; lists are tuples."""
 
 
-def dotted(where: str, values: Mapping[str, object], own: Iterable[str] = ()) -> Dotted:
-    """Return settings by dotted name, from dotted or command-line names; the knobs `own` need no `method.`."""
+def _dotted(values: Mapping[str, object], info: ValidationInfo) -> Dotted:
+    """Return settings by dotted name, from dotted or command-line names; those of an entry's method need no prefix."""
+    entry, method = info.data.get("name"), info.data.get("method")
+    where = f"methods: {entry}" if method else f"variants: {entry}" if entry else "settings"
+    # A method is imported only for its settings.
+    own = methods.find(method).Config.model_fields if values and method else {}
     settings: Dotted = {}
     with located(where):
         for key, value in flat(values):
@@ -62,8 +63,6 @@ def dotted(where: str, values: Mapping[str, object], own: Iterable[str] = ()) ->
                 raise UserError(f"unknown setting '{name}'; allowed: {parts}, or an option of taet train{hint}")
             if name in settings:
                 raise UserError(f"got {key} twice; allowed: each once")
-            if isinstance(value, str) and "/" in value and name.endswith((".eps", ".step_size")):
-                value = read_number(value)
             settings[name] = value
     return settings
 
@@ -79,13 +78,6 @@ RowName = Annotated[str, Rule(re.compile("[A-Za-z0-9.+-]+").fullmatch, "letters,
 """Names become folders; the parts of a folder's name are joined by _."""
 SOME, ONCE = Field(min_length=1), AfterValidator(_once)
 ALL = BeforeValidator(lambda value: (*registry.entries("methods"),) if value == "all" else value)
-
-
-def _dotted(values: Dotted, info: ValidationInfo) -> Dotted:
-    name, method = info.data.get("name"), info.data.get("method")
-    where = f"methods: {name}" if method else f"variants: {name}" if name else "settings"
-    # A method is imported only for its settings.
-    return dotted(where, values, methods.find(method).Config.model_fields if values and method else ())
 
 
 NAMED = AfterValidator(_dotted)
@@ -127,23 +119,12 @@ class Grid(Settings):
     settings: Annotated[Dotted, NAMED] = Field(default_factory=dict)
     variants: Annotated[tuple[Variant, ...], ONCE] = ()
 
-    @model_validator(mode="after")
-    def _is_of_a_size(self) -> Self:
-        axes = (self.methods, self.data, self.imbalance, self.seeds, ("", *self.variants))
-        if (number := math.prod(map(len, axes))) > MOST_CELLS:
-            raise UserError(f"got {number:,} cells; allowed: at most {MOST_CELLS:,}")
-        return self
-
 
 def read(path: str | os.PathLike[str]) -> Grid:
     """Return the grid of a TOML file; a mistake is a `UserError` that names the key."""
+    table = read_toml(Path(path))
     with located(f"specification {path}"):
-        try:
-            table = tomllib.loads(read_bytes(Path(path), most=MOST_BYTES).decode())
-            values = {key: plain(value) for key, value in table.items()}
-        except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deeply
-            raise UserError(f"not TOML: {cut(str(error))}") from None
-        return parse({"title": Path(path).stem, **values})
+        return parse({"title": Path(path).stem, **table})
 
 
 def parse(values: Mapping[str, object]) -> Grid:

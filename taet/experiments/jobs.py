@@ -18,7 +18,7 @@ from taet.errors import UserError
 from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.experiments.work import OPEN, Say, Work
-from taet.files import lock, make_folder, write_json
+from taet.files import check_output, lock, make_folder, write_json
 from taet.report import write
 from taet.settings import Slurm
 from taet.training.folder import RunFolder
@@ -119,8 +119,7 @@ def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[G
         raise UserError("compare: got no out; allowed: a folder, where the specification is not a file")
     else:
         grid, file, place = spec if isinstance(spec, Grid) else parse(spec), "", Path(out)
-    if (run := next((one for one in (place, *place.parents) if RunFolder(one).is_run), None)) is not None:
-        raise UserError(f"out: got {place}, which is in the folder of the run {run}; allowed: another folder")
+    check_output(place)
     return grid, place, cells_of(grid, place, file)
 
 

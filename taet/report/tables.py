@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from taet.evaluation.card import Card
 from taet.evaluation.column import Column
 from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, points, size, words
 from taet.report.results import Results, class_names
@@ -97,12 +95,6 @@ def under(attack: str) -> str:
     return "Clean images" if attack == "clean" else f"Under {attack}"
 
 
-def largest_first(card: Card) -> list[int]:
-    """Return the labels, that of the class with most training images first."""
-    counts = card.data.get("train_class_counts") or [0] * card.num_classes
-    return [*map(int, np.argsort(-np.asarray(counts), kind="stable"))]
-
-
 def _column(results: Results, attack: str, group: str = "balanced") -> dict[str, Text]:
     """Return the cells of an attack and a group by row; the best is bold if it is decided against each other row."""
     scores = results.scores(group)
@@ -161,14 +153,16 @@ def differences(results: Results) -> Iterator[pd.DataFrame]:
 def classes(results: Results) -> Iterator[pd.DataFrame]:
     """Accuracy of each class with its 95 % interval, the class with most training images first."""
     card, names = results.cards[0], class_names(results.cards[0])
-    numbers = {"training images": card.data.get("train_class_counts"), "test images": card.test_class_counts}
+    trained = card.data.get("train_class_counts")
+    numbers = {"training images": trained, "test images": card.test_class_counts}
     known = {Text(head): dict(zip(names, of, strict=True)) for head, of in numbers.items() if of is not None}
     counts = {head: {name: Text(count(number)) for name, number in of.items()} for head, of in known.items()}
     for attack in lead_attacks(results):
         cells = {name: _column(results, attack, name) for name in names}
         shown = order(results)[:MOST_COLUMNS]
         columns = {Text(row): {name: of[row] for name, of in cells.items() if row in of} for row in shown}
-        yield table(under(attack), counts | columns, [names[label] for label in largest_first(card)], "class")
+        ordered = sorted(range(card.num_classes), key=lambda label: -trained[label] if trained else 0)
+        yield table(under(attack), counts | columns, [names[label] for label in ordered], "class")
 
 
 def mistakes(results: Results) -> Iterator[pd.DataFrame]:

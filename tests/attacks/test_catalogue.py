@@ -40,7 +40,7 @@ def test_a_worst_case_is_its_attacks_in_any_order() -> None:
 
 
 def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> None:
-    with pytest.raises(UserError, match="attack 'pgd-20' step size: got -1; allowed: above 0"):
+    with pytest.raises(UserError, match="attack 'pgd-20' step size: got -1; allowed: a number, above 0"):
         stored("pgd-20", "linf", 0.1, {"steps": 20, "step_size": -1.0, "seed": 0})
     with pytest.raises(UserError, match="attack 'cw-l2': got norm 'linf'; allowed: 'l2'"):
         stored("cw-l2", "linf", 0.1, {"c": "often"})

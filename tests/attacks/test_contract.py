@@ -22,7 +22,7 @@ from taet import report
 from taet.attacks import catalogue
 from taet.attacks.autoattack import AutoAttack
 from taet.attacks.ball import distance
-from taet.attacks.counted import Counted
+from taet.attacks.counted import WORK, Counted
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.cli import main
 from taet.errors import UserError
@@ -130,10 +130,10 @@ def counts_its_passes_and_takes_no_more_than_it_says(name: str) -> None:
     attack, runner = catalogue.parse(name, SETTINGS), runner_on(model)
     model.register_forward_hook(forward)
     with runner.still():
-        work = runner.attack(attack).work
-    assert 0 < work["forwards"] <= seen == runner.model.forwards
+        work, _ = runner.attack(attack)
+    assert 0 < work.forwards <= seen == runner.model.forwards
     # AutoAttack's own looks at the clean images are not part of an image's cost.
-    assert work["forwards"] + work["backwards"] <= COUNT * (attack.passes(CLASSES) + 1)
+    assert work.forwards + work.backwards <= COUNT * (attack.passes(CLASSES) + 1)
 
 
 def follows_a_renaming_of_the_classes(name: str) -> None:
@@ -145,7 +145,7 @@ def follows_a_renaming_of_the_classes(name: str) -> None:
     for model, labels in ((plain, runner.labels), (renamed, turned.numpy()[runner.labels])):
         one = replace(runner, model=Counted(model), labels=labels)
         with one.still():
-            found.append(one.attack(attack).predictions)
+            found.append(one.attack(attack)[0].predictions)
     assert (turned.numpy()[found[0]] == found[1]).all()
 
 
@@ -158,8 +158,8 @@ def breaks_no_fewer_images_in_a_larger_ball(name: str) -> None:
         eps = factor * (EPS if attack.norm == "linf" else 1.0)
         step = {"step_size": eps / 2} if hasattr(attack, "step_size") else {}
         with runner.still():
-            result = runner.attack(replace(attack, eps=eps, **step))
-        left.append(int((result.predictions == runner.labels).sum()))
+            result, _ = runner.attack(replace(attack, eps=eps, **step))
+        left.append(int(result.correct.sum()))
     assert left == sorted(left, reverse=True)
     assert left[0] == COUNT - 1  # all but the image that is wrong without an attack
 
@@ -167,7 +167,7 @@ def breaks_no_fewer_images_in_a_larger_ball(name: str) -> None:
 def refuses_a_model_that_is_not_finite(name: str) -> None:
     attack, sound = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
     with sound.still():
-        uses_gradients = sound.attack(attack).work["backwards"] > 0
+        uses_gradients = sound.attack(attack)[0].backwards > 0
     infinite_slope = Layer(lambda x: x + 0 * (x - x.detach()).sqrt())
     for layer in [Layer(lambda x: x * torch.nan), *([infinite_slope] if uses_gradients else [])]:
         model = nn.Sequential(nn.Flatten(), nn.Linear(75, CLASSES))
@@ -242,9 +242,9 @@ def test_an_attack_resumes_from_its_finished_batches(name: str, tmp_path: Path) 
     attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
     runner = replace(runner, batch_size=4, state_dir=tmp_path)
     with runner.still():
-        first, again = (runner.attack(attack) for _ in range(2))
+        first, again = (runner.attack(attack)[0] for _ in range(2))
     np.testing.assert_array_equal(again.predictions, first.predictions)
-    assert again.work == first.work  # of the stored batches: nothing was run
+    assert [getattr(again, name) for name in WORK] == [getattr(first, name) for name in WORK]  # nothing ran
 
 
 # --- attacks that are added at run time ------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_fgsm_is_one_signed_step_up_or_down_to_the_target(objective: Any, target
     ("change", "message"),
     [
         ({"step_size": 2.0}, "step size: got 2; .* did you mean 2/255"),
-        ({"step_size": [torch.tensor(0.1), torch.tensor(-0.1)]}, "step size: got -0.1; allowed: 0 to 1"),
+        ({"step_size": [torch.tensor(0.1), torch.tensor(-0.1)]}, "step size: got -0.1; allowed: a number, 0 to 1"),
         ({"step_size": [0.1]}, "got 1 for 2 steps; allowed: one, or one per step"),
         ({"eps": torch.zeros(3)}, r"eps: got a tensor of shape \(3,\); allowed: a number or one per image, \(2,\)"),
         ({"norm": "L2"}, "unknown norm 'L2'; allowed: l2, linf; did you mean 'l2'"),

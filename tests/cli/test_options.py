@@ -78,7 +78,7 @@ def test_words_are_read_as_the_types_of_their_fields() -> None:
         ("x --top 1 --top 1", "--top: got it more than once; allowed: once"),
         ("x --topp 1", "unknown option --topp; did you mean --top?; see taet sample --help"),
         ("x --eps 1", "unknown option --eps; did you mean --threat.eps?; see taet sample --help"),
-        ("x --top 0", "top: got 0; allowed: 1 or more"),
+        ("x --top 0", "top: got 0; allowed: a whole number, 1 or more"),
         ("x --force=yes", "--force: ignored explicit argument 'yes'; see taet sample --help"),
         ("x --out=", "out: got ''; allowed: a path, in UTF-8, on one line"),
     ],

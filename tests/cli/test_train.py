@@ -57,7 +57,7 @@ def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> Non
     [
         ('method = "taett"', "unknown method 'taett'"),
         ('methods = ["at"]', "is a comparison; run it with taet compare "),
-        ("{", "JSON: truncated or not JSON"),
+        ("{", "truncated or not JSON"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file_and_the_key(content: str, message: str, tmp_path: Path) -> None:

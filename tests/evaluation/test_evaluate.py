@@ -87,7 +87,7 @@ def test_every_pass_has_the_threads_asked_for_or_those_that_are_idle(
     evaluated("clean", "pgd-2", threads=threads)  # and the probe
     before = torch.get_num_threads()  # of the model's check
     assert [number for number in seen if number != before] == expected
-    with pytest.raises(UserError, match=r"threads: got 0; allowed: 1 to 1024"):
+    with pytest.raises(UserError, match=r"threads: got 0; allowed: a whole number, 1 to 1024"):
         evaluated("clean", threads=0)
     assert torch.get_num_threads() == before
 

@@ -78,7 +78,7 @@ def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(task: T
     def units(network: nn.Module, labels: np.ndarray, eps: float) -> tuple[list[bool], set[Path]]:
         runner = Runner(Counted(network), images, labels, 4, 8, 0, torch.device("cpu"), tmp_path)
         with runner.still():
-            found = runner.attack(parse_attack("pgd-5", eps=eps))
+            found, _ = runner.attack(parse_attack("pgd-5", eps=eps))
         return (found.predictions == labels).tolist(), {*tmp_path.glob("pgd-5-*")}
 
     before, folders = units(model, labels, EPS)

@@ -19,6 +19,7 @@ import taet
 from taet import report
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
+from taet.evaluation.rules import flagged
 from taet.formatting import percent, percent_interval, points
 from taet.report.tables import Text, latex, markdown, table
 from tests.report.test_results import right
@@ -191,10 +192,10 @@ def test_warnings_notes_and_missing_runs_are_named(page: Page, make_card: MakeCa
     card, waiting = make_card("at"), tmp_path / "waiting"
     shutil.copytree(run, waiting)
     (waiting / "evaluation.json").unlink()
-    leak = card.changed(model={**card.model, "leak": True}, run={"deviations": ["its own eps"]})
+    leak = flagged(card.changed(model={**card.model, "leak": True}, run={"deviations": ["its own eps"]}))
     other = make_card("taet").changed(data={**card.data, "name": "other", "test_sha256": "cd" * 32})
     found = Page(report.write([leak, other, waiting], tmp_path / "x.html", notes=["not run: mart: no"]))
-    expected = [f"Not evaluated yet: {waiting}.", "leak: at", "its own eps", "not run: mart: no"]
+    expected = [f"Not evaluated yet: {waiting}.", "selected-on-test-set", "its own eps", "not run: mart: no"]
     expected += ["Adversarial robustness on digits-lt and other"]
     assert [words for words in expected if words not in found.text] == []
     assert (found.tags["article"], found.tags["h2"]) == (2, 2)  # a section for each test set
