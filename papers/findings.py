@@ -78,7 +78,7 @@ def C2(at: Study) -> Verdict:
 
 
 def C3(at: Study) -> Verdict:
-    """Under AutoAttack the eleven methods have the order of table 1 (table 1)"""
+    """Under AutoAttack the eleven methods have the order of table 1"""
     return published_order(at, items()["taet/table1"], AA)
 
 
@@ -173,7 +173,7 @@ def C21(at: Study) -> Verdict:
 
 
 def C25(at: Study) -> Verdict:
-    """AutoAttack with 10 iterations, as in the public code, is within 0.5 points of the official one (public code)"""
+    """AutoAttack with 10 iterations, as in the public code, is within 0.5 points of the official one"""
     outside = ["cifar10-lt-attacks: taet", "digits-lt-attacks: taet"]
     attacks = ("autoattack-10", AA)
     return differ(at, [(C("taet"), C("taet"))], {AA: 0.5}, within, attacks=attacks, outside=outside)
@@ -202,7 +202,7 @@ def R5(at: Study) -> Verdict:
 
 
 def R8(at: Study) -> Verdict:
-    """Balanced softmax is 3 points (AutoAttack) and 12 (clean) above focal, class-balanced, LDAM losses (table 1)"""
+    """Balanced softmax is 3 points (AutoAttack) and 12 (clean) above focal, class-balanced, LDAM (table 1)"""
     others = [R("at", outer=loss) for loss in ("focal", "class-balanced", "ldam")]
     return differ(at, [(R("at-bsl"), other) for other in others], {AA: 3, "clean": 12})
 
@@ -327,16 +327,15 @@ HEAD = """# Findings
 
 What the two papers claim, and what our runs say of it. Verdicts on {claims} claims: {counts}.
 
-**These are verdicts at small scale.** The runs behind them have the published epochs, attack and optimiser, but
-ResNet-8 in place of ResNet-18, and at scale `mini` at most 1,000 training images in a class. Most compare one seed.
-ResNet-18 at published size has not been run: a claim that does not hold here may hold there. Claims without a scale are
-settled by a proof, public code or a measurement of cost.
+**These are verdicts at small scale.** The runs have the published epochs, attack and optimiser, but ResNet-8 in place of
+ResNet-18, at scale `mini` at most 1,000 training images in a class, and most of them one seed. ResNet-18 at published
+size has not been run: a claim that does not hold here may hold there. Claims without a scale are settled by a proof,
+public code or a measurement of cost.
 
-`python papers/findings.py --write` makes this page from the committed cards. A verdict is that of the largest
-[scale](reproduce.md#scales) with runs. Differences are in points of balanced accuracy, paired on the same test images,
-with 95 % intervals; those of one claim share the error, and all must hold. With one seed an interval covers the test
-images only: it says which of two models is better, not which method. *Outside* are committed runs with other settings,
-which decide nothing.
+A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced accuracy,
+paired on the same test images, with 95 % intervals; those of one claim share the error, and all must hold. With one seed
+an interval covers the test images only: it says which of two models is better, not which method. *Outside* are runs with
+other settings, which decide nothing. `python papers/findings.py --write` makes this page.
 """
 
 
