@@ -36,6 +36,7 @@ from taet.fields import (
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
+PARTS = re.compile(r"all|head|bias|(lora|adapter):[1-9]\d{0,3}")  # of a network, that are trained
 
 
 def _are_rising_shares(values: tuple[float, ...]) -> bool:
@@ -102,10 +103,6 @@ class Data(Settings):
         return self
 
 
-def _is_tune(text: str) -> bool:
-    return re.fullmatch(r"all|head|bias|(lora|adapter):[1-9]\d{0,3}", text) is not None
-
-
 class Model(Settings):
     """The network."""
 
@@ -117,7 +114,7 @@ class Model(Settings):
     """First layers of a ResNet: 3x3 at full size, or 7x7 and pooling to a quarter. auto: imagenet from 96 pixels."""
     weights: str | None = None
     """Pretrained weights: run:FOLDER, .safetensors, .pt of tensors only, a folder of taet push, hf:USER/NAME@COMMIT."""
-    tune: Annotated[str, Rule(_is_tune, "all, head, bias, lora:RANK or adapter:WIDTH")] = "all"
+    tune: Annotated[str, Rule(PARTS.fullmatch, "all, head, bias, lora:RANK or adapter:WIDTH")] = "all"
     """What is trained: all, the head, it and all biases, or it and low-rank parts or adapters that are added."""
     keep_statistics: bool = True
     """Where a part is trained, keep the statistics of batch normalisation, and drop nothing out."""
@@ -189,7 +186,7 @@ class Outer(Settings):
 class Training(Settings):
     """Optimisation. The defaults are those of both papers: SGD with momentum and a step schedule."""
 
-    left: ClassVar[Mapping[str, object]] = {"capture": True, "workers": 0, "tensorboard": False}
+    left: ClassVar[Mapping[str, object]] = {"capture": True, "workers": 0, "tensorboard": False, "sync_bn": True}
 
     epochs: Count = 100
     """Passes over the training images."""
@@ -234,8 +231,6 @@ class Training(Settings):
     float32 is exact on GPUs too, not TF32."""
     channels_last: bool = True
     """Use the channels_last memory layout for images and convolutions."""
-    sync_bn: bool = True
-    """With several processes: batch normalisation over the images of all, as with one; or each over its own images."""
     selection: Literal["last", "best-validation", "best-test"] = "last"
     """Which epoch's weights the run delivers. best-test uses the test set and is marked as a leak."""
     monitor_steps: Count = 20

@@ -186,7 +186,7 @@ def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
 def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] = ()) -> float:
     """Return the expected seconds of the attacks and the probe of a run on its test images; by default its own."""
     run, test, asked = plan.run, plan.dataset.test, plan.run.evaluation
-    counted, classes = attacked(model, test.images, plan.device), len(test.class_names)
+    counted, classes = attacked(model, test.images), len(test.class_names)
     runner = Runner(counted, test.images, test.labels, classes, asked.batch_size, asked.seed, plan.device)
     specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks), run.attack_eps)
     passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)

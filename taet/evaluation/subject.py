@@ -150,7 +150,7 @@ class Subject:
         if names is not None and width not in range(len(names), most_each * len(names) + 1, len(names)):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names)
-        counted = attacked(model, self.images, device)
+        counted = attacked(model, self.images)
         return Runner(counted, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
 
     def card_of(self, runner: Runner) -> Card:
@@ -202,15 +202,14 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
     return pixels, classes.astype(np.int64)
 
 
-def attacked(model: nn.Module, images: TestImages, device: torch.device) -> Counted:
+def attacked(model: nn.Module, images: TestImages) -> Counted:
     """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
     channels, height, width = as_unit(images[:1]).shape[1:]
     found = make_view(model, (channels, height, width)) if isinstance(model, Classifier) else None
     if found is None:
         return Counted(model)
-    # On the CPU the libraries would convert every tensor to this layout and back.
-    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
-    return Counted(model, found.module.to(memory_format=layout))
+    # In another layout the libraries would convert every tensor to this one and back.
+    return Counted(model, found.module.to(memory_format=torch.channels_last))
 
 
 def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:

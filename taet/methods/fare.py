@@ -40,12 +40,11 @@ class Fare(Method):
         if self.start is None:
             self.start = copy.deepcopy(model).eval().requires_grad_(False)
 
+    @torch.no_grad()
     def target(self, x: Tensor) -> Tensor:
         """Return the features of clean images before the training, (N, D)."""
         assert self.start is not None
-        with torch.no_grad():
-            features: Tensor = self.start.features(x)  # type: ignore[operator]
-        return features
+        return self.start.features(x)  # type: ignore[no-any-return, operator]
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         if attack.threat.start == "none":

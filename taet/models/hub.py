@@ -46,9 +46,8 @@ def local(name: str | os.PathLike[str]) -> Path:
 
 def weights_file(path: str | Path) -> Path:
     """Return the file of weights of a path, of run:FOLDER, of a published model's folder, or of hf:USER/NAME@COMMIT."""
-    kind, _, run = str(path).partition(":")
-    if kind == "run":
-        return Path(run) / WEIGHTS
+    if str(path).startswith("run:"):
+        return Path(str(path)[4:]) / WEIGHTS
     place = local(path)
     return place / WEIGHTS if (place / CONFIG).is_file() else place
 

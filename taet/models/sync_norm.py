@@ -11,28 +11,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from taet.distributed import average_gradients, global_sum, world_size
+from taet.distributed import global_sum, world_size
 
 
-def synchronised(wanted: bool = True) -> AbstractContextManager[object]:
+def synchronised() -> AbstractContextManager[object]:
     """Within this context, batch normalisation in train mode uses the batches of all processes."""
-    return _GlobalStatistics() if wanted and world_size() > 1 else nullcontext()
-
-
-def normalisations(*modules: nn.Module) -> list[_BatchNorm]:
-    """Return the modules of batch normalisation in `modules`."""
-    return [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
-
-
-def average_statistics(*modules: nn.Module) -> None:
-    """Replace the running statistics of batch normalisation, in place, by their mean over all processes."""
-    found = [value for norm in normalisations(*modules) for value in (norm.running_mean, norm.running_var)]
-    average_gradients([value for value in found if value is not None])
+    return _GlobalStatistics() if world_size() > 1 else nullcontext()
 
 
 class _GlobalStatistics(TorchFunctionMode):

@@ -7,6 +7,7 @@ arXiv:2106.09685; adapters: Chen et al., AdaptFormer, NeurIPS 2022, arXiv:2205.1
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,19 +34,28 @@ class LowRank(nn.Module):
         return weight + (self.b @ self.a).view_as(weight) / len(self.a)
 
 
-class BesideMLP(nn.Module):
-    """mlp(h) + s W_up relu(W_down h) for the normalised tokens h (N, T, D): W_up is zero, and s is learnt from 1."""
+class Bottleneck(nn.Sequential):
+    """s W_up relu(W_down h) of tokens h (N, T, D): W_up is zero, and s is learnt from 1."""
 
-    def __init__(self, mlp: nn.Module, width: int, inner: int) -> None:
-        super().__init__()
-        self.mlp = mlp
-        self.added = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
         self.scale = nn.Parameter(torch.ones(()))
-        for value in self.added[2].parameters():
+        for value in self[2].parameters():
             nn.init.zeros_(value)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.mlp(h) + self.scale * self.added(h)  # type: ignore[no-any-return]
+        return self.scale * self[2](self[1](self[0](h)))  # type: ignore[no-any-return]
+
+
+class Sum(nn.Module):
+    """The MLP of a transformer block, and beside it what is added, on the same normalised tokens."""
+
+    def __init__(self, mlp: nn.Module, added: nn.Module) -> None:
+        super().__init__()
+        self.mlp, self.added = mlp, added
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.mlp(h) + self.added(h)  # type: ignore[no-any-return]
 
 
 def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:
@@ -56,50 +66,38 @@ def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:
     `UserError`.
     """
     kind, _, size = tune.partition(":")
-    if kind == "all":
-        return
-    if not isinstance(model, Classifier):
+    if kind != "all" and not isinstance(model, Classifier):
         raise UserError(f"model tune: got {tune}; this network is used whole, without a head of its own; allowed: all")
-    body, added = model.body, int(size or 0)
-    places: list[tuple[nn.Module, str]] = []
-    if kind == "lora":
-        places = _projections(body) or _convolutions(body)
-    elif kind == "adapter":
-        places = [(block, "mlp") for block in body.modules() if isinstance(getattr(block, "mlp", None), nn.Module)]
+    places = low_rank_places(model) if kind == "lora" else []
+    blocks = [one for one in model.modules() if kind == "adapter" and isinstance(getattr(one, "mlp", None), nn.Module)]
     with seeded(seed, "tune"):
-        for module, name in places:
-            part = getattr(module, name)
-            if isinstance(part, nn.Module):
-                width = next(layer.in_features for layer in part.modules() if isinstance(layer, nn.Linear))
-                setattr(module, name, BesideMLP(part, width, added))
-            else:
-                parametrize.register_parametrization(module, name, LowRank(part, added))
-    if size and not places:
+        for layer, name in places:
+            parametrize.register_parametrization(layer, name, LowRank(getattr(layer, name), int(size)))
+        for block in blocks:
+            mlp: Any = block.mlp
+            width = next(layer.in_features for layer in mlp.modules() if isinstance(layer, nn.Linear))
+            block.mlp = Sum(mlp, Bottleneck(width, int(size)))
+    if size and not (places or blocks):
         layers = "attention and no convolutions of 1x1 or 3x3" if kind == "lora" else "transformer blocks"
         raise UserError(f"model tune: got {tune}; the network has no {layers}; allowed: head, bias, all")
 
 
-def _convolutions(body: nn.Module) -> list[tuple[nn.Module, str]]:
-    layers = (layer for layer in body.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size in KERNELS)
-    return [(layer, "weight") for layer in layers]
-
-
-def _projections(body: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return the weights of the projections of attention, of torchvision and of timm, as (module, name)."""
+def low_rank_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the weights that get a low-rank part, as (module, name); attention may be torchvision's or timm's."""
     places: list[tuple[nn.Module, str]] = []
-    for name, module in body.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             places += [(module, "in_proj_weight"), (module.out_proj, "weight")]
         elif isinstance(module, nn.Linear) and "attn" in name.split("."):
             places.append((module, "weight"))
-    return places
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size in KERNELS)
+    return places or [(layer, "weight") for layer in layers]
 
 
 def trained(model: nn.Module, tune: str) -> dict[str, nn.Parameter]:
     """Return the parameters that `tune` trains, by name."""
     kind = tune.partition(":")[0]
-    added = {p for m in model.modules() if isinstance(m, LowRank) for p in m.parameters()}
-    added |= {p for m in model.modules() if isinstance(m, BesideMLP) for p in (m.scale, *m.added.parameters())}
+    added = {p for part in model.modules() if isinstance(part, LowRank | Bottleneck) for p in part.parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()

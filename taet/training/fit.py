@@ -22,7 +22,6 @@ from taet.distributed import first, global_sum, in_any, rank, share, unless_one_
 from taet.errors import UserError, custom_code, located
 from taet.files import Json
 from taet.methods.base import Seen
-from taet.models.sync_norm import average_statistics
 from taet.progress import Progress
 from taet.settings import epoch_at, from_json
 from taet.training.environment import interruption, keep_freed_memory, peak_memory_mb
@@ -212,8 +211,6 @@ def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model:
                 pause()
 
     update_bn(batches(), model)
-    if not plan.run.training.sync_bn:
-        average_statistics(model)
 
 
 class Pauses:

@@ -24,7 +24,7 @@ from taet.files import Json, file_sha256
 from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout
 from taet.models.hub import weights_file
-from taet.models.sync_norm import normalisations, synchronised
+from taet.models.sync_norm import synchronised
 from taet.models.tuning import extend, trained
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
@@ -82,7 +82,7 @@ class TrainingPlan:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
-        whole, exact = synchronised(self.run.training.sync_bn), training_arithmetic(self.device.type)
+        whole, exact = synchronised(), training_arithmetic(self.device.type)
         with using(self.threads), torch.random.fork_rng(every_gpu), whole, exact:
             yield
 
@@ -132,7 +132,10 @@ def prepare(
     network = build_model(resolved, loaded, model, device, begun=begun)
     curve = TrainingCurve(resolved, loaded.splits[resolved.split], device)
     plan = TrainingPlan(resolved, loaded, extra, loader, curve, device, choices, model is not None, arrays)
-    _check_processes(plan, network)
+    if world_size() > 1 and device.index is not None:
+        raise UserError(f"device: got {device} for {world_size()} processes; allowed: auto, cuda or cpu")
+    if len(set(gather(tuple(plan.hashes.values())))) > 1:
+        raise UserError("data: got other images in one process than in another; allowed: the same in all")
     copy_first(network.state_dict().values())  # processes may have different initial weights
     state = State(
         network,
@@ -185,21 +188,6 @@ def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
     why = "training a small part of a network that was trained without attacks does not make it robust"
     warning = f"{why} (arXiv:2312.05716); take a robust one, or --model.tune all"
     return (f"trained: {tune}, {some:,} of {every:,} parameters", *((warning,) if clean else ()))
-
-
-def _check_processes(plan: TrainingPlan, model: nn.Module) -> None:
-    processes, device, normalised = world_size(), plan.device, normalisations(model, plan.resolved.method)
-    if processes == 1:
-        return
-    if device.index is not None:
-        raise UserError(f"device: got {device} for {processes} processes; allowed: auto, cuda or cpu")
-    # Batch normalisation of one process needs two images; synchronised, it accepts any number.
-    smallest = min(end - begin for begin, end in plan.loader.bounds)
-    if not plan.run.training.sync_bn and normalised and smallest < 2 * processes:
-        got = f"got batches of {smallest} images for {processes} processes"
-        raise UserError(f"sync bn: {got}; allowed without it: {2 * processes} or more, two images for each")
-    if len(set(gather(tuple(plan.hashes.values())))) > 1:
-        raise UserError("data: got other images in one process than in another; allowed: the same in all")
 
 
 def expected_seconds(plan: TrainingPlan, state: State) -> float:

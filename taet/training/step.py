@@ -17,18 +17,13 @@ from taet.data.loader import Batch
 from taet.distributed import average_gradients
 from taet.errors import UserError
 from taet.methods.base import Attack, Loss, Step
-from taet.models.sync_norm import average_statistics
 from taet.training.state import State
 
 TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient is not perturbed
 
 
 def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
-    """Update the weights, then call the method's `after_step`.
-
-    Where batch normalisation is not synchronised, its running statistics are averaged over processes: before
-    `after_step`, which may run the model with them, and after it. Nothing here waits for the device.
-    """
+    """Update the weights, then call the method's `after_step`; nothing here waits for the device."""
     model, method, optimizer = state.model, state.method, state.optimizer
     try:
         loss = update(state, batch, attack)
@@ -37,12 +32,8 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
             raise
         what = "a batch of 1 leaves batch normalisation one value per channel; take a larger --batch-size"
         raise UserError(f"batch size: {what}") from error
-    if not state.run.training.sync_bn:
-        average_statistics(model, method)
     with state.autocast():
         method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, state.number, state.view))
-    if not state.run.training.sync_bn:
-        average_statistics(model, method)
     return loss
 
 

@@ -53,7 +53,7 @@ def test_the_search_alone_is_in_bfloat16_and_leaves_the_switches_as_they_were() 
 
 def test_only_attacks_that_end_far_from_the_boundary_may_round_and_the_official_suite_only_when_asked() -> None:
     assert catalogue.parse("pgd-20", BF16).precision == "bf16"
-    for name in ("clean", "autoattack", "cw-l2", "deepfool:eps=0.5", "square", "random-noise"):
+    for name in ("clean", "autoattack", "cw-l2", "deepfool:eps=0.5", "square"):
         assert catalogue.parse(name, BF16).precision == "float32"
     with pytest.raises(UserError, match=r"unknown option.* 'precision'"):
         catalogue.parse("deepfool:precision=bf16", BF16)

@@ -79,7 +79,7 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def short(name: str) -> str:
     """The name with few steps."""
-    options = {"cw-l2": "steps=5", "deepfool": "steps=3", "square": "queries=5", "random-noise": "tries=3"}
+    options = {"cw-l2": "steps=5", "deepfool": "steps=3", "square": "queries=5"}
     return f"{name}:{options[name]}" if name in options else name.replace("-N", "-2")
 
 

@@ -50,7 +50,7 @@ def test_words_are_read_as_the_types_of_their_fields() -> None:
     command, given = sample(
         *("x", "a.png", "b.png", "--top=3", "--share", "1/4", "--form", "json", "--no-probe", "--force"),
         *("--jobs", "auto", "--threat.eps", "8/255", "--outer", "focal", "--outer.gamma", "1e-1"),
-        *("--milestones", "0.5", "0.75", "--no-sync-bn", "--training.threads", "none", "--epochs", "3"),
+        *("--milestones", "0.5", "0.75", "--no-channels-last", "--training.threads", "none", "--epochs", "3"),
     )
     assert (command.run, command.images) == (Path("x"), (Path("a.png"), Path("b.png")))
     assert (command.top, command.share, command.form) == (3, 0.25, "json")
@@ -60,7 +60,7 @@ def test_words_are_read_as_the_types_of_their_fields() -> None:
         "outer.name": "focal",
         "outer.gamma": 0.1,
         "training.milestones": (0.5, 0.75),
-        "training.sync_bn": False,
+        "training.channels_last": False,
         "training.threads": None,
         "training.epochs": 3,
     }

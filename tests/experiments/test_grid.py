@@ -99,7 +99,7 @@ def test_a_file_that_is_no_specification_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("protocol", ["taet", "reat", "official"])
 def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path, protocol: str) -> None:
-    settings = {**small["settings"], "training.sync_bn": False, "training.channels_last": False}
+    settings = {**small["settings"], "training.channels_last": False}
     # Two epochs and validation images: a method that learns from them is refused otherwise.
     settings["training"] = settings["training"] | {"epochs": 2}
     settings["data.validation"] = 0.2
