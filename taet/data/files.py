@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,13 +66,10 @@ def of_rows(
             raise UserError(f"no test images are given, and no class has a {spare}")
         made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
     else:
-        shared = defaultdict[str, set[str]](set)
-        for row in rows:
-            shared[row.group].add(row.split)
-        if two := next((group for group, of in shared.items() if group and len(of) > 1), None):
-            got = f"group '{two}' is in two splits, {' and '.join(sorted(shared[two]))}"
-            raise UserError(f"{got}; keep it in one, or give --data.group none")
         splits = np.array([row.split for row in rows])
+        held = Counter(group for group, _ in {(row.group, row.split) for row in rows if row.group})
+        if two := next((group for group, times in held.items() if times > 1), None):
+            raise UserError(f"group '{two}' is in two splits; keep it in one, or give --data.group none")
         made = {part: whole.choose(np.flatnonzero(splits == part)) for part in PARTS if part in given}
         made = {part: replace(of, indices=np.arange(len(of))) for part, of in made.items()}
     counts = made["train"].class_counts

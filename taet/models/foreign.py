@@ -107,7 +107,7 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
         right = False
     if not right:
         names = ", ".join(["none", *(NORMALIZATIONS if channels == RGB else [])])
-        own = f"{channels} means / {channels} deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
+        own = f"{channels} means / as many deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
         raise UserError(f"normalisation: got '{text}'; allowed: {names} or {own}")
     return mean, std
 

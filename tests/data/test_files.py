@@ -134,7 +134,7 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients):
 def test_a_group_in_two_given_splits_is_refused(split, fill, refused):
     fill(split / "train" / "cat" / "p 7", 30)
     fill(split / "test" / "ant" / "p 7", 40)
-    refused(split, r"group 'p 7' is in two splits, test and train; .*--data.group none", group="folder")
+    refused(split, r"group 'p 7' is in two splits; .*--data.group none", group="folder")
     assert load(str(split)).train.groups is None
 
 

@@ -271,5 +271,5 @@ def test_a_normalisation_is_inside_the_model(own: str) -> None:
 
 def test_a_normalisation_that_is_none_is_refused() -> None:
     for text in ("1,1,1/1,0,1", "1,1,1/1,1", "1,1,1/1,1,1/1", "a,b,c/1,1,1", "nan,1,1/1,1,1", "0.5/0.5", "imagnet"):
-        with pytest.raises(UserError, match=r"allowed: none, imagenet, .* or 3 means / 3 deviations above 0"):
+        with pytest.raises(UserError, match=r"allowed: none, imagenet, .* or 3 means / as many deviations above 0"):
             foreign.parse_normalization(text, 3)
