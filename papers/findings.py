@@ -327,15 +327,15 @@ HEAD = """# Findings
 
 What the two papers claim, and what our runs say of it. Verdicts on {claims} claims: {counts}.
 
-**These are verdicts at small scale.** The runs have the published epochs, attack and optimiser, but ResNet-8 in place of
-ResNet-18, at scale `mini` at most 1,000 training images in a class, and most of them one seed. ResNet-18 at published
-size has not been run: a claim that does not hold here may hold there. Claims without a scale are settled by a proof,
-public code or a measurement of cost.
+**These are verdicts at small scale.** The runs have the published epochs, attack and optimiser, but ResNet-8 in place
+of ResNet-18, at scale `mini` at most 1,000 training images in a class, and most of them one seed. ResNet-18 at
+published size has not been run: a claim that does not hold here may hold there. Claims without a scale are settled by
+a proof, public code or a measurement of cost.
 
-A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced accuracy,
-paired on the same test images, with 95 % intervals; those of one claim share the error, and all must hold. With one seed
-an interval covers the test images only: it says which of two models is better, not which method. *Outside* are runs with
-other settings, which decide nothing. `python papers/findings.py --write` makes this page.
+A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced
+accuracy, paired on the same test images, with 95 % intervals; those of one claim share the error, and all must hold.
+With one seed an interval covers the test images only: it says which of two models is better, not which method.
+*Outside* are runs with other settings, which decide nothing. `python papers/findings.py --write` makes this page.
 """
 
 

@@ -62,17 +62,16 @@ class Cfa(ClassBudgets):
     """The base's loss on examples in balls of f_y eps with steps of f_y alpha, f_c = lambda_1 + R_c.
 
     R_c is the share of the attacked training images of class c, in its own ball, that were classified correctly over
-    the epoch before (public code: over the class's share of a balanced set). Classes that resist have larger balls, so
+    the epoch before (public code: hits over N / 10, as in a balanced set). Classes that resist have larger balls, so
     on a long tail the head has: the opposite of robust-lt and dafa. A smaller ball raises R, so f settles within
     lambda_1 to lambda_1 + 1. It begins after `begin` of the epochs; before, all factors are 1.
 
     With the base trades, the loss becomes (1 + beta) mean [(1 - b_y) CE(f(x), y) + b_y KL(f(x) || f(x'))] with
     b_c = (lambda_2 + R_c) beta / (1 + (lambda_2 + R_c) beta): TRADES where lambda_2 + R_c is 1. `regulariser` official
-    lacks the factor 1 + beta, so its steps are a seventh as long at beta 6. In the public code the form for AT takes
-    these weights and ignores them, and attacks in train mode; here the attack has the protocol's mode. The public code
-    also passes the clean images through the network a third time in each step, in train mode, which moves the
-    statistics of batch normalisation; here a step has the passes of its loss. Steps follow the class's ball; published
-    ones are all alike.
+    lacks the factor 1 + beta, so its steps are a seventh as long at beta 6. In the public code (PKU-ML/CFA 071f333,
+    train.py:80, 173; 877a5b5, attack.py:67-72) the form for AT ignores these weights and attacks in train mode, and
+    the clean images pass through the network a third time in each step, in train mode, which moves the statistics of
+    batch normalisation; neither is so here. Steps follow the class's ball; published ones are all alike.
 
     With a `gate` the run delivers an average of the weights of its epochs, d average + (1 - d) weights, which an epoch
     enters only where the worst class is robust enough on the validation images; the first one starts it. Until then the

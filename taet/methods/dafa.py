@@ -76,12 +76,12 @@ class Dafa(ClassBudgets):
     warm-up; until then all weights are 1. Label terms are divided by the batch size, not by the weights, and no
     divergence is weighted. A base without a label term (harl, the second stage of taet) has the budgets alone.
 
-    On long tails the published weights of the largest classes are negative, since all others are mistaken for them: a
-    negative radius and a loss that is maximised. Here lambda is scaled down so that the smallest weight is `floor`.
-    Classes that are equally hard take nothing from each other; the public code takes from both. What the easier class
-    of a pair loses was another term in the public code (utils.py:49) until its authors mended it on 2 September 2024.
-    Its form for AT still moves twice in every attack iteration and clips to eps last, so that no ball is larger than
-    eps: it differs from its paper. With at-bsl as the base, both the weights and the log prior favour rare classes.
+    On long tails the published weights of the largest classes are negative, since all others are mistaken for them
+    (-0.78 for a confusion like that of AT at imbalance ratio 50): a loss that is maximised. Here lambda is scaled down
+    so that the smallest weight is `floor`. In the public code (rucy74/DAFA 2dbfae0, 4a7f87e) two classes that are
+    equally hard both lose (utils.py:46-49), and until 2 September 2024 the easier class i of a pair lost P_ij P_jj, not
+    P_ji P_ii. Its form for AT (losses.py:112-116) steps twice in an iteration and clips to eps last: only classes with
+    W_y < 1 - alpha / eps have another ball, a smaller one. With at-bsl both weights and log prior favour rare classes.
     """
 
     title = "DAFA"

@@ -39,10 +39,10 @@ class FairRobust(Method):
 
     Published as 40 epochs of fine-tuning of a trained AT model; here it begins at the first decay of the learning rate,
     so that it has no more epochs than other methods. r and s are those of 40 feedbacks; a run with fewer points of the
-    curve learns as much in total. The public code halves r every 40 epochs, which is not built. Step sizes follow the
-    class's ball; the public code takes a quarter of the batch's largest. It also passes the clean images through the
-    network a third time in each step, in train mode, which moves the statistics of batch normalisation; here a step has
-    the two passes of its loss. Without `margin` it is FRL-RW.
+    curve learns as much in total. Without `margin` it is FRL-RW. The public code (hannxu123/fair_robust, utils_frl2.py)
+    halves r every 40 epochs, steps by a quarter of the largest ball in the batch, and passes the clean images through
+    the network a third time in each step, in train mode, which moves the statistics of batch normalisation. Here r is
+    not halved, steps follow the class's ball, and there are two passes.
     """
 
     title = "FRL"

@@ -21,9 +21,9 @@ class WorstClass(Method):
 
     w = C softmax(eta times the sum of costs so far), over the C classes and, as w_0, all of them together; all are 1
     before the first feedback. Costs are the same loss on validation images, with the examples of the curve (PGD on the
-    cross-entropy; the public code uses PGD on the KL). w_0 goes with the mean of the class costs; the public code takes
-    the mean over images, which is the same on a balanced set. eta is the published 0.1 for 100 feedbacks; a run with
-    fewer points of its curve learns as much in total. The target of the KL is not detached.
+    cross-entropy). w_0 goes with the mean of the class costs. eta is the published 0.1 for 100 feedbacks; a run with
+    fewer points of its curve learns as much in total. The target of the KL is not detached. The public code
+    (boqili/WAT) uses PGD on the KL, assumes classes of equal size in these means, and forgets the costs on resuming.
     """
 
     title = "WAT"
