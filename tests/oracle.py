@@ -162,7 +162,8 @@ def as_stored(run: Any) -> dict[str, Any]:
     """The JSON of a Run with the settings of its data as they were: those that have left, and none that is new."""
     config = to_json(run)
     old = {part: {name: config[part][name] for name in config[part].keys() - new} for part, new in NEW.items()}
-    return {**config, **old, "data": {**Data.left, **old["data"]}}
+    left = {"data": Data.left, "training": {"sync_bn": True}}
+    return {**config, **{part: {**left.get(part, {}), **values} for part, values in old.items()}}
 
 
 def runs(_: Section | None) -> Section:

@@ -34,7 +34,7 @@ class LowRank(nn.Module):
         return weight + (self.b @ self.a).view_as(weight) / len(self.a)
 
 
-class Bottleneck(nn.Sequential):
+class TokenAdapter(nn.Sequential):
     """s W_up relu(W_down h) of tokens h (N, T, D): W_up is zero, and s is learnt from 1."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -76,7 +76,7 @@ def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:
         for block in blocks:
             mlp: Any = block.mlp
             width = next(layer.in_features for layer in mlp.modules() if isinstance(layer, nn.Linear))
-            block.mlp = Sum(mlp, Bottleneck(width, int(size)))
+            block.mlp = Sum(mlp, TokenAdapter(width, int(size)))
     if size and not (places or blocks):
         layers = "attention and no convolutions of 1x1 or 3x3" if kind == "lora" else "transformer blocks"
         raise UserError(f"model tune: got {tune}; the network has no {layers}; allowed: head, bias, all")
@@ -97,7 +97,7 @@ def low_rank_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
 def trained(model: nn.Module, tune: str) -> dict[str, nn.Parameter]:
     """Return the parameters that `tune` trains, by name."""
     kind = tune.partition(":")[0]
-    added = {p for part in model.modules() if isinstance(part, LowRank | Bottleneck) for p in part.parameters()}
+    added = {p for part in model.modules() if isinstance(part, LowRank | TokenAdapter) for p in part.parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
