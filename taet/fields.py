@@ -231,10 +231,14 @@ def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
 
 
 def allowed_text(hint: Any, value: object = None) -> str:
-    """Return a type and its bounds in words."""
-    kinds = [(kind, marks) for kind, marks in leaves(hint) if kind is not types.NoneType]
-    texts = ((_type_text(kind), bounds_of(kind, marks, value)) for kind, marks in kinds)
-    return ", or ".join(", ".join(filter(None, text)) for text in texts)
+    """Return a type and its bounds in words; the rule of a text says both."""
+    texts = []
+    for kind, marks in leaves(hint):
+        if kind is not types.NoneType:
+            is_said = kind is str and any(isinstance(mark, Rule) for mark in marks)
+            parts = ("" if is_said else _type_text(kind), bounds_of(kind, marks, value))
+            texts.append(", ".join(filter(None, parts)))
+    return ", or ".join(texts)
 
 
 def got_text(value: object) -> str:
