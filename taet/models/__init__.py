@@ -38,8 +38,7 @@ def build(
 
     Args:
         name: of `taet list models`, torchvision:NAME, timm:NAME, or package.module:callable, which takes nothing or
-            `num_classes` and returns a Module, or is one (the current directory is importable, the standard library is
-            not).
+            `num_classes` and returns a Module, or is one; the current directory is importable.
         num_classes: C, width of the logits.
         image_shape: (channels, height, width); `forward` maps (N, *image_shape) in [0, 1] to logits (N, C).
         seed: of the first weights.

@@ -17,8 +17,7 @@ from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier
 from taet.randomness import seeded
 
-KERNELS = ((1, 1), (3, 3))
-"""Of the convolutions that get a low-rank part."""
+KERNELS = ((1, 1), (3, 3))  # of the convolutions that get a low-rank part
 
 
 class LowRank(nn.Module):

@@ -80,7 +80,7 @@ def trained(case: Case, share: slice, job: Job) -> Values:
     for number, x in enumerate(images):
         state.step = number
         batch = Batch(torch.arange(SAMPLES)[share], x[share], LABELS[share])
-        with synchronised(True):
+        with synchronised():
             loss = training_step(state, batch, Attack(threat, Source(noise, share.start, SAMPLES)))
         values = {"loss": loss.total, "logits": loss.logits} | {f"part {name}": v for name, v in loss.parts.items()}
         for owner, module in (("model", model), ("method", method)):
