@@ -200,9 +200,9 @@ class Training(Settings):
     """Momentum of SGD."""
     weight_decay: NonNegative = 5e-4
     """SGD: L2 penalty on every parameter. AdamW: decoupled decay of all weights except biases and norm layers."""
-    probe: PartialShare = 0.0
+    probing: PartialShare = 0.0
     """Share of the epochs, the first ones, in which only the head is trained, by SGD."""
-    probe_lr: Annotated[float, Field(gt=0, le=1e38, title="probe learning rate")] = 0.05
+    probing_lr: Annotated[float, Field(gt=0, le=1e38, title="probing learning rate")] = 0.05
     """Learning rate of these epochs, which falls to 0 by half a cosine."""
     warmup: PartialShare = 0.0
     """Share of the epochs over which the learning rate rises linearly from 0."""

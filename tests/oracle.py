@@ -64,7 +64,7 @@ RESULTS, STORED = ROOT / "results", ROOT / "tests" / "golden" / "oracle"
 NEW = {
     "data": {"skip_unreadable"},
     "model": {"tune", "keep_statistics"},
-    "training": {"probe", "probe_lr"},
+    "training": {"probing", "probing_lr"},
 }
 """Settings that are younger than the oracle."""
 DIGITS = tomllib.loads((STORED / "digits.toml").read_text(encoding="utf-8"))

@@ -50,14 +50,14 @@ def watched_images(run: Run, learns: bool) -> int | None:
     return run.training.monitor_images
 
 
-def probe_epochs(run: Run) -> int:
+def probing_epochs(run: Run) -> int:
     """Number of epochs, the first ones, in which only the head is trained."""
-    return epoch_at(run.training.probe, run.training.epochs)
+    return epoch_at(run.training.probing, run.training.epochs)
 
 
 def milestone_epochs(run: Run) -> tuple[int, ...]:
     """Milestones as epochs, from 0: they scale with the length of the run after the probing of its head."""
-    first = probe_epochs(run)
+    first = probing_epochs(run)
     return tuple(first + epoch_at(share, run.training.epochs - first) for share in run.training.milestones)
 
 
@@ -87,13 +87,13 @@ def resolve(
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback and (wrong := _no_feedback(run, method, split, facts)):
         raise UserError(f"{run.method}: {wrong}")
-    if not method.uses_labels and (run.model.tune == "head" or training.probe):
+    if not method.uses_labels and (run.model.tune == "head" or training.probing):
         raise UserError(
-            f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all, probe 0"
+            f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all, probing 0"
         )
-    if probe_epochs(run) >= training.epochs:
+    if probing_epochs(run) >= training.epochs:
         raise UserError(
-            f"probe: got {training.probe:g}; that leaves none of {training.epochs} epochs to train after it"
+            f"probing: got {training.probing:g}; that leaves none of {training.epochs} epochs to train after it"
         )
     if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")

@@ -23,7 +23,7 @@ from taet.models.view import View
 from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
-from taet.training.resolve import milestone_epochs, probe_epochs
+from taet.training.resolve import milestone_epochs, probing_epochs
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
@@ -56,9 +56,9 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
 
 def part_of(run: Run, epoch: int) -> tuple[Training, int]:
     """Return the optimisation of the part of the run that an epoch, from 0, belongs to, and its first epoch."""
-    training, first = run.training, probe_epochs(run)
+    training, first = run.training, probing_epochs(run)
     if epoch < first:
-        return Training(epochs=first, lr=training.probe_lr, decay="cosine"), 0
+        return Training(epochs=first, lr=training.probing_lr, decay="cosine"), 0
     return training.replace(epochs=training.epochs - first) if first else training, first
 
 
@@ -93,8 +93,8 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
 
 def begin_part(model: Classifier | Adapter, run: Run, epoch: int) -> torch.optim.Optimizer:
     """Select the parameters that are trained from an epoch, from 0, on, and return their optimiser."""
-    probing = epoch < probe_epochs(run)
-    if probing or run.training.probe or run.model.tune != "all":  # else those of the network's author
+    probing = epoch < probing_epochs(run)
+    if probing or run.training.probing or run.model.tune != "all":  # else those of the network's author
         select(model, "head" if probing else run.model.tune, keep_statistics=run.model.keep_statistics)
     return build_optimizer(model, part_of(run, epoch)[0])
 
@@ -238,7 +238,7 @@ class State:
         self.predicted = predicted.to(self.predicted.dtype)
         self.sums = EpochSums(len(predicted), self.device)
         self.epoch, self.step, self.seconds, self.training_seconds = self.epoch + 1, 0, 0.0, 0.0
-        if self.epoch == probe_epochs(self.run):
+        if self.epoch == probing_epochs(self.run):
             self.optimizer = begin_part(self.model, self.run, self.epoch)
 
     def not_finite(self) -> str:
@@ -269,7 +269,7 @@ class State:
         if missing := sorted(self.state_dict().keys() - saved.keys()):
             raise UserError(f"lacks {missing[0]}: another version of taet wrote it; start a new run")
         self.model.load_state_dict(saved["model"])
-        if 0 < probe_epochs(self.run) <= saved["epoch"]:
+        if 0 < probing_epochs(self.run) <= saved["epoch"]:
             self.optimizer = begin_part(self.model, self.run, saved["epoch"])
         self.method.load_state_dict(saved["method"])
         if self.average is not None:

@@ -20,7 +20,7 @@ from taet.training import TrainingResult, resume, train
 from taet.training.runs import load_model
 from taet.training.state import learning_rate
 
-TUNED = {"training.epochs": 4, "training.probe": 0.5, "training.probe_lr": 0.2, "training.decay": "cosine"}
+TUNED = {"training.epochs": 4, "training.probing": 0.5, "training.probing_lr": 0.2, "training.decay": "cosine"}
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Callable[..., Ru
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"training.probe": 0.9, "training.epochs": 2}, "probe: got 0.9; that leaves none of 2 epochs"),
-        ({"method": "fare", "training.probe": 0.5}, "fare: got the head to train; its loss has no labels"),
+        ({"training.probing": 0.9, "training.epochs": 2}, "probing: got 0.9; that leaves none of 2 epochs"),
+        ({"method": "fare", "training.probing": 0.5}, "fare: got the head to train; its loss has no labels"),
         ({"model.tune": "adapter:4"}, "model tune: got adapter:4; the network has no transformer blocks"),
         ({"model.weights": "run:runs/none"}, "weights: got runs/none/model.safetensors; allowed: a file that exists"),
     ],
