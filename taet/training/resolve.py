@@ -88,13 +88,9 @@ def resolve(
     if method.needs_feedback and (wrong := _no_feedback(run, method, split, facts)):
         raise UserError(f"{run.method}: {wrong}")
     if not method.uses_labels and (run.model.tune == "head" or training.probing):
-        raise UserError(
-            f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all, probing 0"
-        )
+        raise UserError(f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all")
     if probing_epochs(run) >= training.epochs:
-        raise UserError(
-            f"probing: got {training.probing:g}; that leaves none of {training.epochs} epochs to train after it"
-        )
+        raise UserError(f"probing: got {training.probing:g}; that leaves none of {training.epochs} epochs after it")
     if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
     return Resolved(override(run, {"settings": method.config}), method, split, mixed)

@@ -91,7 +91,7 @@ def test_validation_stands_in_for_test_and_groups_are_a_column(repository, refus
     repository({"train": columns(30, **patients), "validation": columns(6, **patients)}, features=features(**more))
     assert len(load(NAME).test) == 6
     assert load(NAME, group="none").train.groups is None
-    refused(NAME, "group 'p0' is in two splits, test and train", group="patient")
+    refused(NAME, "group 'p0' is in two splits", group="patient")
     refused(NAME, "unknown column for data group of .*'patiens'.*did you mean 'patient'", group="patiens")
 
 
