@@ -191,7 +191,8 @@ def _tiny_imagenet(data: Data, folder: Path) -> DataSource:
     wnids = sorted(row[0] for row in table("wnids.txt"))
     shared = Counter(words[wnid] for wnid in wnids)
     names = {wnid: words[wnid] if shared[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids}
-    rows = [row._replace(label=names[row.label], group="") for row in class_rows(folder / "train", "train")[0]]
+    found = (row for row in class_rows(folder / "train", "train")[0] if row.label in names)
+    rows = [row._replace(label=names[row.label], group="") for row in found]
     for file, wnid, *_ in table("val/val_annotations.txt"):
         rows.append(Row(folder / "val" / "images" / file, names[wnid], "test"))
     return of_rows(rows, data, order=[*names.values()])

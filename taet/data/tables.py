@@ -121,19 +121,21 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     """Return the rows with their files in `folder`, and notes; files that are missing are refused.
 
     Those that are not where their paths say are looked for by their names, with or without an ending, in the folders
-    below; of several that have a name, all must be copies of one size.
+    below; several that have a name must be copies of one image.
     """
     paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
     lost = {path for path in paths if not path.is_file()}
     for file in filter(is_image, files_below(folder) if lost else []):
         for name in {file.name, file.stem}:
             named[name].append(file)
-    clear = {name: files[0] for name, files in named.items() if len({file.stat().st_size for file in files}) == 1}
+    asked = {path.name: named[path.name] for path in lost if path.name in named}
+    copies = {name: {file.read_bytes() for file in files[1:] and files} for name, files in asked.items()}
+    clear = {name: files[0] for name, files in asked.items() if len(copies[name]) < 2}
     found = [clear.get(path.name) if path in lost else path for path in paths]
     if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
-            f"for in '{folder}' and by name below it; --data.root names another folder"
+            f"for in '{folder}' and by name, of one image, below it; --data.root names another folder"
         )
     made = [row._replace(file=file) for row, file in zip(rows, found, strict=True) if file is not None]
     return made, [f"images are found by their names below '{folder}'"] if lost else []

@@ -7,7 +7,6 @@ arXiv:2106.09685; adapters: Chen et al., AdaptFormer, NeurIPS 2022, arXiv:2205.1
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,6 @@ from torch.nn.utils import parametrize
 from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier
 from taet.randomness import seeded
-
-KERNELS = ((1, 1), (3, 3))  # of the convolutions that get a low-rank part
 
 
 class LowRank(nn.Module):
@@ -33,50 +30,42 @@ class LowRank(nn.Module):
         return weight + (self.b @ self.a).view_as(weight) / len(self.a)
 
 
-class TokenAdapter(nn.Sequential):
-    """s W_up relu(W_down h) of tokens h (N, T, D): W_up is zero, and s is learnt from 1."""
+class BesideMLP(nn.Module):
+    """mlp(h) + s W_up relu(W_down h) of normalised tokens h (N, T, D): W_up is zero, and s is learnt from 1."""
 
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
-        self.scale = nn.Parameter(torch.ones(()))
-        for value in self[2].parameters():
+    def __init__(self, mlp: nn.Module, first: nn.Linear, inner: int) -> None:
+        super().__init__()
+        self.mlp, self.scale = mlp, nn.Parameter(torch.ones(()))
+        self.down, self.up = nn.Linear(first.in_features, inner), nn.Linear(inner, first.in_features)
+        for value in self.up.parameters():
             nn.init.zeros_(value)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.scale * self[2](self[1](self[0](h)))  # type: ignore[no-any-return]
-
-
-class Sum(nn.Module):
-    """The MLP of a transformer block, and beside it what is added, on the same normalised tokens."""
-
-    def __init__(self, mlp: nn.Module, added: nn.Module) -> None:
-        super().__init__()
-        self.mlp, self.added = mlp, added
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.mlp(h) + self.added(h)  # type: ignore[no-any-return]
+        return self.mlp(h) + self.scale * self.up(self.down(h).relu())  # type: ignore[no-any-return]
 
 
 def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:
     """Add the low-rank parts or adapters of `tune` to the body, drawn from `seed`; the logits stay the same.
 
     `tune` is that of `taet.settings.Model`. Low-rank parts go to the projections of attention or, without any, to the
-    convolutions of 1x1 and 3x3; adapters beside the MLP of every transformer block. A network without such layers is a
-    `UserError`.
+    convolutions of 1x1 and 3x3; adapters beside the MLP of every transformer block. A network without such layers, or
+    with such parts already, is a `UserError`.
     """
     kind, _, size = tune.partition(":")
-    if kind != "all" and not isinstance(model, Classifier):
-        raise UserError(f"model tune: got {tune}; this network is used whole, without a head of its own; allowed: all")
+    if any(isinstance(module, LowRank | BesideMLP) for module in model.modules()):
+        raise UserError("model: got a network to which parts were added; allowed: as it was before")
     places = low_rank_places(model) if kind == "lora" else []
-    blocks = [one for one in model.modules() if kind == "adapter" and isinstance(getattr(one, "mlp", None), nn.Module)]
     with seeded(seed, "tune"):
         for layer, name in places:
-            parametrize.register_parametrization(layer, name, LowRank(getattr(layer, name), int(size)))
-        for block in blocks:
-            mlp: Any = block.mlp
-            width = next(layer.in_features for layer in mlp.modules() if isinstance(layer, nn.Linear))
-            block.mlp = Sum(mlp, TokenAdapter(width, int(size)))
-    if size and not (places or blocks):
+            weight: Tensor = getattr(layer, name)
+            parametrize.register_parametrization(layer, name, LowRank(weight, int(size)).to(weight))
+        for block in [*model.modules()] if kind == "adapter" else []:
+            mlp = dict(block.named_children()).get("mlp", nn.Identity())
+            linear = [one for one in mlp.modules() if isinstance(one, nn.Linear)]
+            if linear:
+                block.mlp = BesideMLP(mlp, linear[0], int(size)).to(linear[0].weight)
+                places.append((block, "mlp"))
+    if size and not places:
         layers = "attention and no convolutions of 1x1 or 3x3" if kind == "lora" else "transformer blocks"
         raise UserError(f"model tune: got {tune}; the network has no {layers}; allowed: head, bias, all")
 
@@ -89,14 +78,15 @@ def low_rank_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
             places += [(module, "in_proj_weight"), (module.out_proj, "weight")]
         elif isinstance(module, nn.Linear) and "attn" in name.split("."):
             places.append((module, "weight"))
-    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size in KERNELS)
-    return places or [(layer, "weight") for layer in layers]
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    return places or [(layer, "weight") for layer in layers if layer.kernel_size in ((1, 1), (3, 3))]
 
 
 def trained(model: nn.Module, tune: str) -> dict[str, nn.Parameter]:
     """Return the parameters that `tune` trains, by name."""
     kind = tune.partition(":")[0]
-    added = {p for part in model.modules() if isinstance(part, LowRank | TokenAdapter) for p in part.parameters()}
+    parts = [part for part in model.modules() if isinstance(part, LowRank | BesideMLP)]
+    added = {p for part in parts for name, p in part.named_parameters() if not name.startswith("mlp.")}
     return {
         name: parameter
         for name, parameter in model.named_parameters()

@@ -41,7 +41,7 @@ class StoredWeights(NamedTuple):
 
     def unprefixed(self, expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
         """Drop the prefix of all names that the expected ones lack, e.g. "module." of DataParallel; with a note."""
-        dropped = _shared(self.tensors).removesuffix(_shared(expected))
+        dropped = "" if {*expected} & {*self.tensors} else _shared(self.tensors).removesuffix(_shared(expected))
         under = f" under '{self.place}'" if self.place else ""
         without = f", without the prefix '{dropped}'" if dropped else ""
         kept = {key.removeprefix(dropped): value for key, value in self.tensors.items()}
@@ -121,13 +121,16 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
         UserError: a file that holds code, no weights, or the weights of another body.
     """
     state = read(weights)
+    if any(".parametrizations." in key or ".mlp.mlp." in key for key in state.tensors):
+        raise UserError(f"{state.path} has added parts (--model.tune); allowed: its taet export --format safetensors")
     body = model.body if isinstance(model, Classifier) else model.network
     names = body.state_dict().keys()
     tensors, note = state.unprefixed(state.tensors if state.from_run else names)
     if state.from_run:
         tensors = {k.removeprefix("network.").removeprefix("body."): v for k, v in tensors.items() if k not in SETTINGS}
     else:
-        tensors = of_robustbench(tensors, body.state_dict())
+        tensors = of_robustbench(read_as := tensors, body.state_dict())
+        note += "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
     rest = tensors.keys() - names
     head = {key.rpartition(".")[2]: tensors[key] for key in rest}
     one_layer = len({key.rpartition(".")[0] for key in rest}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}

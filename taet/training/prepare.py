@@ -170,7 +170,9 @@ def build_model(
         model = models.adapted(given, dataset.num_classes)
     check_needs(model, resolved)
     extend(model, chosen.tune, run.seed)
-    model.notes += _tuning_notes(model, run)
+    if given is None and chosen.weights is None and (chosen.tune != "all" or run.training.probing):
+        raise UserError("model tune: got no pretrained network; allowed: with --model.weights, e.g. run:runs/x")
+    model.notes += () if begun else _tuning_notes(model, run)
     model.to(device)
     if run.training.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -184,10 +186,12 @@ def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
     if tune == "all":
         return ()
     some, every = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
-    clean = not weights.startswith("run:") or RunFolder(Path(weights[4:])).record.run.method == "standard"
+    known = weights.startswith("run:") and RunFolder(Path(weights[4:])).record.run.method
     why = "training a small part of a network that was trained without attacks does not make it robust"
-    warning = f"{why} (arXiv:2312.05716); take a robust one, or --model.tune all"
-    return (f"trained: {tune}, {some:,} of {every:,} parameters", *((warning,) if clean else ()))
+    warning = (
+        f"{why} (arXiv:2312.05716){'' if known else ', and it is not known how this one was'}; or --model.tune all"
+    )
+    return (f"trained: {tune}, {some:,} of {every:,} parameters", *((warning,) if known in (False, "standard") else ()))
 
 
 def expected_seconds(plan: TrainingPlan, state: State) -> float:
@@ -201,7 +205,8 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
         for stage in dict.fromkeys(stages):
             model, method = copy.deepcopy((state.model, state.method))
             view = _view(run, model, plan.dataset)
-            at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
+            last = len(stages) - 1 - stages[::-1].index(stage)  # where all that is trained later is trained
+            at = replace(state, model=model, method=method, view=view, epoch=last, step=0)
             at.optimizer = begin_part(model, run, at.epoch)
             at.begin_epoch()
             attack = at.attack(place, "expected", at.epoch, 0)

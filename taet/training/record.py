@@ -146,7 +146,6 @@ class RunRecord(Record):
     head: Annotated[Head, PlainSerializer(Head._asdict)]
     parameters: StoredCount | None = None
     trained_parameters: StoredCount | None = None
-    """How many of them the run trains at its end."""
     model_notes: tuple[str, ...] = ()
     pretrained_sha256: str | None = None
     threads: Count

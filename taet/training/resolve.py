@@ -179,6 +179,8 @@ def check_needs(model: nn.Module, resolved: Resolved) -> None:
             "give such a network, or a taet.models.Classifier(body, head, ...)"
         )
     same = isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)
+    if found is None and (resolved.run.model.tune != "all" or resolved.run.training.probing):
+        raise UserError("model tune: this network is used whole, without a head of its own; allowed: all, probing 0")
     if head.kind != "linear" and not same:
         raise UserError(
             f"model: {name} needs a cosine head of scale {head.scale:g} and gamma {head.gamma:g}; give a "

@@ -79,7 +79,6 @@ def test_the_attack_sees_the_parts_through_the_view() -> None:
             "the network has no transformer blocks; allowed: head, bias, all",
         ),
         (models.Classifier(nn.Flatten(), nn.Linear(12, 5), 5, 3), "lora:4", "the network has no attention"),
-        (models.Adapter(nn.Flatten(), 5), "head", "used whole, without a head of its own; allowed: all"),
     ],
 )
 def test_a_part_that_a_network_lacks_is_refused(model: models.Classifier, tune: str, said: str) -> None:

@@ -43,7 +43,6 @@ def test_the_head_is_trained_first_and_then_the_part(tuned: Run, tmp_path: Path,
     steps = half // 2
     assert rates == [learning_rate(tuned, number // steps, number % steps, steps) for number in range(2 * half)]
     assert (rates[0], rates[half]) == (0.2, tuned.training.lr)
-    assert max(rates[half - 1] / 0.2, rates[-1] / tuned.training.lr) < 0.5
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     _, model, _ = load_model(tmp_path / "run")
     part = sum(value.numel() for name, value in model.named_parameters() if name in moved)
@@ -64,7 +63,9 @@ def test_a_killed_run_ends_with_the_same_weights(
     train(run, out=tmp_path / "whole")
     with killed_before(round(share * len(steps_seen))):
         train(run, out=tmp_path / "killed")
+    Path(str(run.model.weights)[4:]).rename(tmp_path / "moved")  # the backbone is not needed any more
     resume(tmp_path / "killed")
+    (tmp_path / "moved").rename(str(run.model.weights)[4:])
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -72,9 +73,10 @@ def test_a_killed_run_ends_with_the_same_weights(
 def test_low_rank_parts_are_merged_into_an_exported_file(tuned: Run, tmp_path: Path) -> None:
     train(tuned, out=tmp_path / "run")
     path = taet.export(tmp_path / "run", "safetensors", tmp_path / "merged.safetensors")
+    with pytest.raises(UserError, match=r"has added parts .*; allowed: its taet export"):
+        models.build(tuned.model.name, 10, (1, 8, 8), weights=f"run:{tmp_path / 'run'}")
     _, model, record = load_model(tmp_path / "run")
-    shape = record.data.num_classes, record.data.image_shape
-    plain = models.build(tuned.model.name, *shape, weights=path)
+    plain = models.build(tuned.model.name, 10, (1, 8, 8), weights=path)
     plain.load_state_dict(load_file(path))
     x = torch.rand(4, *record.data.image_shape)
     torch.testing.assert_close(plain.eval()(x), model(x), atol=1e-5, rtol=1e-5)
@@ -83,7 +85,7 @@ def test_low_rank_parts_are_merged_into_an_exported_file(tuned: Run, tmp_path: P
 def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Callable[..., Run], tuned: Run, tmp_path: Path) -> None:
     clean = train(tiny("standard", {"model.name": tuned.model.name, "training.epochs": 1}), out=tmp_path / "clean")
     found = train(override(tuned, {"model.weights": f"run:{clean.folder}"}), out=tmp_path / "run")
-    assert any("was trained without attacks does not make it robust" in note for note in found.model.notes)
+    assert "was trained without attacks does not make it robust" in found.model.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,7 @@ def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Callable[..., Ru
         ({"training.probing": 0.9, "training.epochs": 2}, "probing: got 0.9; that leaves none of 2 epochs"),
         ({"method": "fare", "training.probing": 0.5}, "fare: got the head to train; its loss has no labels"),
         ({"model.tune": "adapter:4"}, "model tune: got adapter:4; the network has no transformer blocks"),
+        ({"model.tune": "head"}, "model tune: got no pretrained network; allowed: with --model.weights"),
         ({"model.weights": "run:runs/none"}, "weights: got runs/none/model.safetensors; allowed: a file that exists"),
     ],
 )
