@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -89,8 +90,12 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
-    try:
-        shutil.unpack_archive(path, path.parent, filter=None if path.suffix == ".zip" else "data")
+    target = path.parents[len(Path(download.file).parts) - 1] / download.unpacks_to
+    try:  # aside, so that nothing is left half unpacked
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as made:
+            shutil.unpack_archive(path, made, filter=None if path.suffix == ".zip" else "data")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (Path(made) / target.relative_to(path.parent)).rename(target)
     except Exception as error:  # of readers of several formats
         raise UserError(f"cannot unpack '{path}': {reason(error)}") from error
     return f"'{path.parent}' holds what {path.name} unpacks to; its checksum is right"

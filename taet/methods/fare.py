@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
@@ -40,23 +39,17 @@ class Fare(Method):
         if self.start is None:
             self.start = copy.deepcopy(model).eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def target(self, x: Tensor) -> Tensor:
-        """Return the features of clean images before the training, (N, D)."""
-        assert self.start is not None
-        return self.start.features(x)  # type: ignore[no-any-return, operator]
-
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         if attack.threat.start == "none":
-            raise UserError(
-                "fare: got threat start none; the distance has no slope at the image; allowed: another start"
-            )
-        target = self.target(x)
-        return Adversarial(attack(model.features, x, y, lambda features, _: distance(features, target)))  # type: ignore[arg-type]
+            raise UserError("fare: got threat start none, at which the distance has no slope; allowed: another start")
+        assert self.start is not None
+        target = self.start.features(x)  # type: ignore[operator]
+        x_adv = attack(model.features, x, y, lambda features, _: distance(features, target))  # type: ignore[arg-type]
+        return Adversarial(x_adv, {"target": target})
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         features: Tensor = model.features(adversarial.x)  # type: ignore[operator]
-        total = global_mean(distance(features, self.target(x)))
+        total = global_mean(distance(features, adversarial.info["target"]))
         return Loss(total, {}, model.classify(features.detach()))  # type: ignore[operator]
 
 

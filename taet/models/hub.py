@@ -13,6 +13,7 @@ from taet.errors import UserError, custom_code, needed
 from taet.files import check_seal, file_sha256, read_json
 
 WEIGHTS, CARD, CONFIG = "model.safetensors", "evaluation.json", "config.json"
+RUN = "run:"  # before the folder of a run whose weights are named
 FILES = ("run.json", "metrics.jsonl", "done", WEIGHTS, CARD)
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
@@ -46,8 +47,8 @@ def local(name: str | os.PathLike[str]) -> Path:
 
 def weights_file(path: str | Path) -> Path:
     """Return the file of weights of a path, of run:FOLDER, of a published model's folder, or of hf:USER/NAME@COMMIT."""
-    if str(path).startswith("run:"):
-        return Path(str(path)[4:]) / WEIGHTS
+    if str(path).startswith(RUN):
+        return Path(str(path).removeprefix(RUN)) / WEIGHTS
     place = local(path)
     return place / WEIGHTS if (place / CONFIG).is_file() else place
 

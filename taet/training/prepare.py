@@ -23,7 +23,7 @@ from taet.errors import UserError
 from taet.files import Json, file_sha256
 from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout
-from taet.models.hub import weights_file
+from taet.models.hub import RUN, weights_file
 from taet.models.sync_norm import synchronised
 from taet.models.tuning import extend, trained
 from taet.models.view import View, make_view
@@ -186,7 +186,7 @@ def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
     if tune == "all":
         return ()
     some, every = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
-    known = weights.startswith("run:") and RunFolder(Path(weights[4:])).record.run.method
+    known = weights.startswith(RUN) and RunFolder(Path(weights.removeprefix(RUN))).record.run.method
     why = "training a small part of a network that was trained without attacks does not make it robust"
     warning = (
         f"{why} (arXiv:2312.05716){'' if known else ', and it is not known how this one was'}; or --model.tune all"

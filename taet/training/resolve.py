@@ -164,7 +164,8 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
         shape = facts.num_classes, facts.image_shape
         model = _built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights)
         check_needs(model, resolved)
-        extend(copy.deepcopy(model), chosen.tune)
+        if chosen.tune != "all":
+            extend(copy.deepcopy(model), chosen.tune)
     elif ":" not in chosen.name:
         registry.find("models", chosen.name)
 
