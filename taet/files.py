@@ -61,7 +61,9 @@ def read_json(path: Path, *, most: int = MOST_JSON_BYTES) -> Any:
 def parse_json(content: bytes, where: str) -> Any:
     """Return the value of JSON text, without NaN and infinities; error messages begin with `where`."""
     try:
-        return json.loads(content.decode(), parse_constant=_no_number)
+        value = json.loads(content.decode(), parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return value
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
     except (RecursionError, ValueError) as error:  # also bytes that are not UTF-8, and numbers of 4,300 digits
@@ -118,11 +120,11 @@ def check_output(path: Path, *owned: str) -> None:
 
 
 def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Replace `path` by a file of this content, which is flushed and passes `check` before it gets its name."""
+    """Replace `path` by a file of this content, which passes `check` and is on the disk before it gets its name."""
     with replacing(path) as file:
         file.write(content)
         if check is not None:
-            _flush(file)
+            file.flush()
             check(Path(file.name))
 
 
@@ -136,7 +138,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.ExitStack() as removed, part.open("x+b") as file:
             removed.callback(part.unlink, missing_ok=True)
             yield file
-            _flush(file)
+            file.flush()
+            os.fsync(file.fileno())
             part.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -158,11 +161,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return printable(cut(" ".join(str(error).split()))) or type(error).__name__
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _flush_folder(path: Path) -> None:

@@ -33,8 +33,7 @@ from PIL import Image
 from taet.cli import main
 from taet.errors import CUSTOM
 
-SECONDS = 60
-"""A case that takes longer hangs."""
+SECONDS = 60  # a case that takes longer hangs
 TINY = "--data.max-count 10 --data.test-max-count 2 --threat.steps 1 --monitor-steps 1 --threads 1 --batch-size 32"
 TINY += " --model resnet8 --epochs 1 --evaluation.attacks clean fgsm"
 ODD_WORDS = [
@@ -48,7 +47,8 @@ ODD_VALUES: list[Any] = [
     *(None, True, 0, -1, 10**30, 0.5, 1e308, float("nan"), "", "x" * 5000, "\udcff", "../../x", [], {}, [[]], {"x": 1}),
     *([1] * 10_000, "os:getcwd"),
 ]
-GRID = 'methods = ["at"]\ndata = ["digits-lt"]\nimbalance = [10, 5.5]\nsettings = {model = "resnet8"}\n'
+FAST = 'settings = {model = "resnet8", epochs = 1, evaluation.attacks = ["fgsm"]}\n'
+GRID = f'methods = ["at"]\ndata = ["digits-lt"]\nimbalance = [10, 5.5]\n{FAST}'
 OPENING = ("evaluate run", "predict run images", "export run --format safetensors", "report run --out page.html")
 OPENING += ("check run", "train --resume run")
 OWN = (

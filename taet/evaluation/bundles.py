@@ -44,8 +44,7 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
     text, at, folder = name.partition("@")
     base = text.partition(":")[0]
     if base in protocols.COLUMNS or base in CURVES:
-        count = len(protocols.COLUMNS[base]) if base in protocols.COLUMNS else "several"
-        raise UserError(f"attack '{base}': got a name of {count} attacks; allowed: one")
+        raise UserError(f"attack '{base}': got a name of several attacks; allowed: one")
     attack = catalogue.parse(text, settings, eps, others=(*protocols.COLUMNS, *CURVES))
     if not at:
         return attack

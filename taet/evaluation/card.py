@@ -19,7 +19,7 @@ from taet.attacks.counted import WORK
 from taet.errors import UserError, cut, located, said, unknown
 from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, Stored, Summary, disagreements
 from taet.evaluation.facts import ModelFacts
-from taet.fields import refused
+from taet.fields import check_value, refused
 from taet.files import Json, check_seal, read_json, seal, write_json
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
@@ -72,6 +72,7 @@ class Card(CardPart):
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Refuse a card that contradicts itself."""
+        _ = np.array(self.model.get("answers", ()), np.float64), self.facts  # an error if one is not as its type
         counts = self.data.get("train_class_counts")
         if counts is not None and len(counts) != self.num_classes:
             raise UserError(f"data train_class_counts: got {len(counts)}; allowed: {self.num_classes}, one per class")
@@ -102,6 +103,7 @@ class Card(CardPart):
     def facts(self) -> ModelFacts | None:
         """The facts of the probe, typed; None if nothing was attacked."""
         known = {name: value for name, value in self.probe.items() if name in ModelFacts.__dataclass_fields__}
+        check_value("probe", known, dict[str, int | float])
         return ModelFacts(**{**known, "batch_size": self.batch_size}) if known else None
 
     @property

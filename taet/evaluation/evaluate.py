@@ -123,7 +123,7 @@ def _with_columns(
 ) -> Card:
     """Return the card with all columns, known and new, the facts of the probe, and its flags."""
     images, before, facts = probed_images(runner, attacks), card.columns, card.probe
-    probed = facts.get("seed") == runner.seed and facts["images"] >= images
+    probed = facts.get("seed") == runner.seed and facts.get("images", 0) >= images
     probing = probing and len(attacks) > 1 and not probed
     later = images * probe_passes(runner.sites) if probing else 0
     with runner.still():

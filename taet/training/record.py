@@ -85,7 +85,7 @@ class DataRecord(Record):
     """The data set of a run."""
 
     name: str = ""
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...]
     num_classes: Annotated[int, Field(ge=0, le=2**20)]
     image_shape: tuple[Side, Side, Side]
     resized: bool | None = None
@@ -100,7 +100,7 @@ class DataRecord(Record):
     def _agrees(self) -> Self:
         if missing := {"train", "test"} - self.splits.keys():
             raise UserError(f"data splits: the field '{min(missing)}' is missing")
-        if (names := len(self.class_names)) not in (0, self.num_classes):
+        if (names := len(self.class_names)) != self.num_classes:
             raise UserError(f"data class_names: got {names}; allowed: {self.num_classes}, one per class")
         return self
 

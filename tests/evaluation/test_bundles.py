@@ -73,7 +73,7 @@ def test_radius_and_step_are_those_of_the_name_then_of_the_settings_then_of_trai
         ("pgd-20:restarts", "allowed: option=value"),
         ("pgd-20:eps=8", "did you mean 8/255"),
         ("pgd-20:start=none,restarts=2", "several restarts from one start"),
-        ("taet", "attack 'taet': got a name of 6 attacks"),
+        ("taet", "attack 'taet': got a name of several attacks"),
     ],
 )
 def test_a_mistake_is_one_line(name: str, message: str) -> None:

@@ -164,7 +164,8 @@ WRONG: list[tuple[Callable[[Stored], None], str]] = [
     (replaced("threat", by=None), "the field 'threat' is missing"),
     (replaced("columns", 1, "predictions", by=None), "columns.*: the field 'predictions' is missing"),
     (replaced("data", "train_class_counts", by=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
-    # Settings that the attack cannot have.
+    (replaced("model", "answers", by=[[0.5, ""]]), "could not convert string to float"),
+    (replaced("probe", by={"images": "many"}), "card.json: probe"),
     (replaced("columns", 1, "parameters", "steps", by=10), "attack 'pgd-20': got steps 10; allowed: 20, as its name"),
     # Another kind of file, or another version.
     (replaced("schema", by=4), "schema: got 4; allowed: 1 to 3; update taet"),
