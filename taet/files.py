@@ -61,8 +61,8 @@ def read_json(path: Path, *, most: int = MOST_JSON_BYTES) -> Any:
 def parse_json(content: bytes, where: str) -> Any:
     """Return the value of JSON text, without NaN and infinities; error messages begin with `where`."""
     try:
-        value = json.loads(content.decode(), parse_constant=_no_number)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        value = json.loads(content.decode())
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # refuses halves of surrogate pairs too
         return value
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
@@ -79,10 +79,6 @@ def read_toml(path: Path) -> Json:
         return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deeply
         raise UserError(f"{path}: neither TOML nor JSON: {cut(str(error))}") from None
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
 
 
 def file_sha256(path: Path) -> str:
@@ -102,11 +98,13 @@ def seal(values: Mapping[str, object]) -> Json:
     return {**stored, SEAL: digest(stored)}
 
 
-def check_seal(path: Path, values: Mapping[str, object]) -> bool:
+def check_seal(path: Path, values: object) -> bool:
     """Return whether `values`, read from `path`, are sealed (older files are not); a wrong seal raises a UserError."""
-    if SEAL in values and values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
+    if not isinstance(values, Mapping) or SEAL not in values:
+        return False
+    if values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
         raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one stored in it")
-    return SEAL in values
+    return True
 
 
 def check_output(path: Path, *owned: str) -> None:

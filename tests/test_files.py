@@ -102,7 +102,7 @@ def test_the_size_is_limited(path: Path) -> None:
 
 
 def test_other_text_than_json_is_one_line() -> None:
-    for content in (b'{"a": 1', b"\xff", b"[" * 100_000, b"[-Infinity]", b"[" + b"9" * 5000 + b"]", b'"\\ud800"'):
+    for content in (b'{"a": 1', b"\xff", b"[" * 100_000, b"[NaN]", b"1e400", b"9" * 5000, b'"\\ud800"'):
         with pytest.raises(UserError, match=r"x.json: (truncated or not JSON|not JSON that taet writes)"):
             parse_json(content, "x.json")
 

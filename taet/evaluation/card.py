@@ -194,7 +194,7 @@ class Card(CardPart):
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
         stored = read_json(path, most=MOST_BYTES)
-        sealed = isinstance(stored, Mapping) and check_seal(path, stored)
+        sealed = check_seal(path, stored)
         with located(f"result card {path}"):
             return cls.from_json(stored, sealed=sealed)
 
