@@ -348,7 +348,7 @@ def epoch_at(share: float, epochs: int) -> int:
 
 def option(name: str) -> str:
     """Return the option of `taet train` that changes a setting, by its dotted name and without dashes in front."""
-    return SHORT.get(name, name.removeprefix("training.")).replace("_", "-")
+    return SHORT.get(name, name.removeprefix("training.").replace("settings.", "method.", 1)).replace("_", "-")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

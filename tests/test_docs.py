@@ -39,8 +39,8 @@ FLAGS = {*rules.FLAGS, *curve.FLAGS}
 SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
     ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
     ("README.md", "digits-lt-methods/*", "harl", "at", "autoattack"),
-    ("README.md", "digits-lt-[cm]*s/*", "taet (alpha 1, beta 1, gamma 1)", "taet", "autoattack"),
-    ("README.md", "digits-lt-[cm]*s/*", "harl (alpha 1, beta 1, gamma 1)", "at", "autoattack"),
+    ("README.md", "digits-lt-[fm]*s/*", "taet (alpha 1)", "taet", "autoattack"),
+    ("README.md", "digits-lt-[fm]*s/*", "harl (alpha 1, beta 0, gamma 0)", "at", "autoattack"),
     ("README.md", "reproduce/cpu/*", "taet", "at-bsl", "autoattack"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "clean"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "autoattack-fast"),

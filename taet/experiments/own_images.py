@@ -86,6 +86,8 @@ def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None
     }
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
+        if run.method in ("taet", "harl"):
+            choices["settings.alpha"] = Chosen(1, "more robust on validation images than the published 0.1")
     return override(run, {name: made.value for name, made in choices.items()}), choices
 
 

@@ -62,12 +62,15 @@ class Harl(Method):
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
-        if self.config.absent != "zero" or batch_size > sum(class_counts):
-            return ()
+        config = self.config
+        equal = config.alpha == config.beta == config.gamma  # as published
+        found = ("--method.alpha 1 was more robust on validation images than the published 0.1",) if equal else ()
+        if config.absent != "zero" or batch_size > sum(class_counts):
+            return found
         absent, classes = expected_absent_classes(class_counts, batch_size), len(class_counts)
         counted = "and the loss counts them as 0, which weakens it (docs/protocols.md); --method.absent skip omits them"
         missed = f"a batch of {batch_size} misses {absent:,.0f} of {classes:,} classes on average, {counted}"
-        return (missed,) if absent > classes / 2 else ()
+        return (*found, missed) if absent > classes / 2 else found
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         config = self.config
