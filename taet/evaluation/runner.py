@@ -80,8 +80,9 @@ def standing(images: int, known: Sequence[Column], suite: AttackSpec) -> float:
     radius, balls = suite.eps or 0.0, (column for column in known if column.norm == suite.norm)
     under = [float(column.correct.sum()) for column in balls if (column.eps or math.inf) <= radius]
     if right is None:
-        return OF_ALL * images
-    return OF_STANDING * min(under) + OF_BROKEN * (right - min(under)) if under else OF_RIGHT * right
+        return suite.usual_share * OF_ALL * images
+    whole = OF_STANDING * min(under) + OF_BROKEN * (right - min(under)) if under else OF_RIGHT * right
+    return suite.usual_share * whole
 
 
 @dataclass(frozen=True)

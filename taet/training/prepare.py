@@ -188,9 +188,8 @@ def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
     some, every = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
     known = weights.startswith(RUN) and RunFolder(Path(weights.removeprefix(RUN))).record.run.method
     why = "training a small part of a network that was trained without attacks does not make it robust"
-    warning = (
-        f"{why} (arXiv:2312.05716){'' if known else ', and it is not known how this one was'}; or --model.tune all"
-    )
+    unknown = "" if known else ", and it is not known how this one was"
+    warning = f"{why} (arXiv:2312.05716){unknown}; or --model.tune all"
     return (f"trained: {tune}, {some:,} of {every:,} parameters", *((warning,) if known in (False, "standard") else ()))
 
 
