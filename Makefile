@@ -5,7 +5,7 @@
 # make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
 # make check      lint and types
 # make bench      speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
-# make results    renew results/results.csv and every page that follows from the code or the committed cards
+# make results    renew every page that follows from the code or the committed cards
 # make docs       the documentation as a site, build/site/index.html; a link that leads nowhere is an error
 # make lock       renew requirements.lock from pyproject.toml, with the hashes of all files
 # make sbom       write sbom.cdx.json, the software bill of materials (CycloneDX)

@@ -443,7 +443,7 @@ def pages() -> dict[Path, str]:
     parts += [(path, TABLES, END_OF_TABLES, results().rendered(path)) for path in results().PAGES]
     for path, begin, end, text in parts:
         found[path] = renewed(found.get(path) or path.read_text(encoding="utf-8"), begin, end, f"\n{text}\n")
-    return {PAGES / "README.md": index(), LOSSES: loss_page(), results().CSV: results().csv(), **found}
+    return {PAGES / "README.md": index(), LOSSES: loss_page(), **found}
 
 
 def renewed(page: str, begin: str, end: str, text: str) -> str:

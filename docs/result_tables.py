@@ -1,4 +1,4 @@
-"""results/results.csv, and the tables of README.md, docs/evaluation.md and results/README.md, from committed cards.
+"""The tables of README.md, docs/evaluation.md and results/README.md, from committed cards.
 
 `make results` writes them, by docs/render.py. A folder of results/ is a comparison; its about.md says what was run.
 """
@@ -22,7 +22,7 @@ from taet.report.results import BOARD, Results
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "results"
-CSV, README, EVALUATION = HERE / "results.csv", ROOT / "README.md", ROOT / "docs" / "evaluation.md"
+README, EVALUATION = ROOT / "README.md", ROOT / "docs" / "evaluation.md"
 PAGES = (README, EVALUATION, HERE / "README.md")
 EVERY_ATTACK = ("cifar10-lt-attacks", "digits-lt-deepfool")
 """Comparisons of attacks."""
@@ -34,11 +34,6 @@ def committed() -> Results:
     """Return all committed cards, named by their paths from the root of the repository."""
     with contextlib.chdir(ROOT):
         return taet.results("results")
-
-
-def csv() -> str:
-    """Return the table of all committed cards."""
-    return committed().table().to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 def of_folder(name: str) -> list[Results]:

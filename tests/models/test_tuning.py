@@ -44,6 +44,12 @@ def test_logits_are_those_of_the_network_and_only_the_part_moves(name: str, tune
         assert all(key.startswith("head.") or (tune == "bias" and key.endswith("bias")) for key in parts)
 
 
+def test_a_low_rank_part_adds_b_a_over_r() -> None:
+    part, weight = LowRank(torch.zeros(4, 3, 1, 1), rank=2), torch.rand(4, 3, 1, 1)
+    nn.init.normal_(part.b)
+    torch.testing.assert_close(part(weight)[..., 0, 0], weight[..., 0, 0] + part.b @ part.a / 2)
+
+
 @pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
 def test_low_rank_parts_merge_into_the_weights(name: str) -> None:
     model, plain = made(name, "lora:3"), models.build(name, 5, (3, 8, 8))

@@ -229,16 +229,10 @@ def test_a_search_passes_over_json_that_is_no_card_and_a_path_names_it(make_card
         taet.results(tmp_path / "runs")
 
 
-# The committed table and the notebook; `tests/test_docs.py` renders all pages
+# The page of the results and the notebook; `tests/test_docs.py` renders all pages
 
 
-def test_the_lines_of_one_test_set_are_those_of_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    stored = (ROOT / "results" / "results.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    assert stored[0] == ",".join(COLUMNS) + "\n"
-    found = taet.results("results/reproduce/cpu").table()  # no other card has these images
-    text = found.to_csv(index=False, header=False, float_format="%.6f", lineterminator="\n")
-    assert [line for line in stored if line.startswith("results/reproduce/cpu/")] == text.splitlines(keepends=True)
+def test_the_page_of_the_results_is_tables() -> None:
     page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     assert len(" ".join(line for line in page.splitlines() if not line.startswith("|")).split()) <= 600
 
