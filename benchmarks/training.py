@@ -116,6 +116,7 @@ def settings(given: argparse.Namespace, precision: str, epochs: int) -> Run:
             "training.lr": 0.01,
             "training.milestones": (),
             "training.monitor_every": 0,
+            "training.save_minutes": 1e4,  # nothing is kept
             "training.precision": precision,
             "training.device": given.device,
             "training.threads": given.threads,

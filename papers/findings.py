@@ -306,7 +306,7 @@ def page(runs: Runs) -> str:
         outside = f" *Outside:* {'; '.join(one.outside)}." if one.outside else ""
         lines.append(f"- **{name}** {'; '.join(one.evidence).rstrip('.')}.{outside}")
     lines += ["\n## Rules\n", *(f"- {of}: {_paragraphs(rule)[0]}" for of, rule in RULES.items())]
-    return "\n".join([*lines, "", (FOLDER / "errata.md").read_text(encoding="utf-8")])
+    return "\n".join([*lines, ""])
 
 
 def _paragraphs(of: Callable[..., object]) -> list[str]:
@@ -335,7 +335,8 @@ a proof, public code or a measurement of cost.
 A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced
 accuracy, paired on the same test images, with 95 % intervals; those of one claim share the error, and all must hold.
 With one seed an interval covers the test images only: it says which of two models is better, not which method.
-*Outside* are runs with other settings, which decide nothing. `python papers/findings.py --write` makes this page.
+*Outside* are runs with other settings, which decide nothing. `python papers/findings.py --write` makes this page;
+[notes](notes-on-papers.md) have what was measured beside the claims, and errata.
 """
 
 
