@@ -142,8 +142,9 @@ class Threat(Settings):
 
     @model_validator(mode="after")
     def _attacks_something(self) -> Self:
-        if self.steps == 0 and self.start == "none":
-            raise UserError("threat steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
+        if self.steps * self.step_size == 0 and self.start == "none":
+            got = f"got {self.steps} of {self.step_size:g} with start none"
+            raise UserError(f"threat steps: {got}, which attacks nothing; allowed: 1 or more, of a size above 0")
         return self
 
 

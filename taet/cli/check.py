@@ -7,6 +7,7 @@ from typing import Annotated
 
 from taet.cli.evaluate import OF_DATA, is_folder, local, opened
 from taet.cli.options import POSITIONAL, OfModel, Options, of_part, parse
+from taet.errors import UserError
 from taet.settings import Data
 
 
@@ -40,11 +41,15 @@ def run(words: list[str]) -> int:
     from taet.evaluation import check
     from taet.models import trusted
 
+    if command.model is None and (given or command.model_fields_set - {"device", "as_json"}):
+        raise UserError(
+            "check: got options of a model without one; allowed: taet check RUN, or taet check MODEL --data NAME"
+        )
     how = {name: getattr(command, name) for name in ("deep", "attacks", "device")}
     with trusted(command.trust_model):
         if command.model is None:
             found = check(**how)
-        elif is_folder(name := local(command.model)) and not data:
+        elif is_folder(name := local(command.model)) and not data and command.normalize == "none":
             found = check(name, weights=command.weights or "model", **how)
         else:
             model, dataset, notes = opened(name, data, command.weights, command.normalize)

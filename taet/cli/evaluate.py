@@ -63,7 +63,9 @@ def read(words: list[str]) -> tuple[Evaluate, Json]:
         raise UserError(f"which model? got {got}; allowed: one, RUN or --model NAME --data NAME")
     if command.run is not None:
         if of_part(given, "data") or command.normalize != "none" or command.out is not None:
-            raise UserError(f"--data, --normalize and --out go with --model {command.run}; a run has its own")
+            raise UserError(
+                f"--data and --out go with --model {command.run}; a run has its own, and its own normalisation"
+            )
         check_value("weights", command.weights or "model", Weights)
     return command, given
 

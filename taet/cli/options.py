@@ -173,7 +173,8 @@ def _add(group: Any, dest: str, names: list[str], hint: Any, default: object, te
         if bool in kinds:
             start, dot, field = name.removeprefix("--").rpartition(".")
             for one, value in ((name, True), (f"--{start}{dot}no-{field}", False)):
-                shown = text if value is not bool(default) else argparse.SUPPRESS
+                off = "" if value or text == argparse.SUPPRESS else "Turn off: "
+                shown = off + text if value is not bool(default) else argparse.SUPPRESS
                 group.add_argument(one, dest=dest, action="append_const", const=value, help=shown)
         else:
             group.add_argument(name, dest=dest, action="append", nargs=nargs, metavar=metavar, help=text)

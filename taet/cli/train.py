@@ -119,7 +119,7 @@ def read(words: Sequence[str]) -> Request:
             raise UserError(f"--resume takes everything from the run: got {named} as well")
         return Request(start, {}, options)
     if method is None:
-        raise UserError("which method? taet train METHOD [options]; see taet list methods")
+        raise UserError("which method? it comes first: taet train METHOD [options]; see taet list methods")
     if options.trust_model is not None and place is None:
         raise UserError("--trust-model goes with --resume or --config; a new run has the --model of this call")
     if options.out is not None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from taet import methods, protocols, registry
-from taet.data import facts, is_own
+from taet.data import facts, full_name, is_own
 from taet.errors import UserError, located, nearest
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
@@ -176,8 +176,9 @@ class Cell:
         same = card is not None and (card.threat["eps"], card.batch_size) == how
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done", (), training, attacks)
-        if held.record.run.evaluation.attacks != run.evaluation.attacks:
-            evaluate += ["--attacks", *run.evaluation.attacks]
+        for name in ("attacks", "search_precision"):
+            if getattr(held.record.run.evaluation, name) != (wish := getattr(run.evaluation, name)):
+                evaluate += _options({name: wish})
         return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate), training, attacks)
 
     def check_folder(self) -> None:
@@ -275,7 +276,7 @@ class _Planner:
         place = data.replace(":", "-").replace("/", "-").strip("-.")
         name = "_".join(filter(None, (entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}")))
         row = f"{entry.name} + {variant.name}" if variant.name else entry.name
-        start = {"data.name": data} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
+        start = {"data.name": full_name(data)} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
         settings = {**start, **self.grid.settings, **variant.settings, **entry.settings}
         said = {**settings, "protocol": self.grid.protocol}
         cell = Cell(name, row, entry.method, variant.name, data, ratio, 0, self.runs / name, said)
@@ -284,7 +285,7 @@ class _Planner:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
         about = {key: value for key, value in settings.items() if key.startswith("data.")}
         try:
-            chosen = self.chosen(entry, about) if is_own(data) else {}
+            chosen = self.chosen(entry, about, settings.get("training.epochs")) if is_own(data) else {}
             return replace(cell, run=self.run(entry, chosen | settings), settings=chosen | said)
         except UserError as error:
             if entry.settings and not variant.name:
@@ -292,11 +293,11 @@ class _Planner:
                     self.run(entry, {**about, **entry.settings})
             return replace(cell, reason=str(error))
 
-    def chosen(self, entry: Entry, about: Dotted) -> Dotted:
+    def chosen(self, entry: Entry, about: Dotted, epochs: object) -> Dotted:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
-        start = protocols.start(self.grid.protocol, entry.method)
-        run = override(start, {"method": Run.default("method"), "settings": None, **about})
-        return {name: made.value for name, made in self.chosen_for(run)[1].items()}
+        run = override(protocols.start(self.grid.protocol, entry.method), {"settings": None, **about})
+        choices = self.chosen_for(run, epochs=epochs)[1]
+        return {name.replace("settings.", "method."): made.value for name, made in choices.items()}
 
     def run(self, entry: Entry, settings: Dotted) -> Run:
         """Return the run of a method with these settings on top of its protocol; raise a `UserError` if it has none."""

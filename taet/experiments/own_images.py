@@ -149,7 +149,7 @@ def length(run: Run, found: OwnImages, accelerated: bool, asked: int | None = No
     batch = next((size for size in sizes if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
     steps = math.ceil(found.training / batch)
     epochs = most.epochs if accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), most.epochs)
-    why = f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
+    why = f"about {epochs * steps} steps; at most {most.epochs} epochs"
     return {
         "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
         "training.epochs": Chosen(epochs, why),

@@ -63,7 +63,9 @@ class OuterLoss(nn.Module):
         super().__init__()
         begin = drw_from if outer.drw else 0
         if begin is None:
-            raise UserError("outer drw: got a schedule without a milestone; allowed: one at which it can begin")
+            raise UserError(
+                "outer drw: got a schedule without a milestone before its end; allowed: one at which it can begin"
+            )
         self.outer = outer
         self.begin = begin
         # In float64, whatever the logits are in: casting down loses nothing that they could hold.

@@ -214,7 +214,7 @@ class Method(nn.Module):
         self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
         self.register_buffer("exposure", torch.tensor(task.exposure, dtype=torch.float32), persistent=False)
         # Every label term of an outer loss goes through here: `self.outer(logits, y)` -> (N,).
-        begin = min(task.milestones, default=None)
+        begin = min((epoch for epoch in task.milestones if epoch < task.epochs), default=None)
         self.outer = OuterLoss(task.outer, task.exposure, task.head.scale, begin, task.distinct)
 
     @staticmethod

@@ -44,7 +44,7 @@ def fit(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     with (
         plan.surroundings(),
         interruption(pause.asked_to_stop),
-        unless_one_ends(f"; {folder.checkpoint} is kept; continue: taet train --resume {folder.path}"),
+        unless_one_ends(f"; {folder.checkpoint} is kept; continue: {pause.again}"),
     ):
         pause.mark = pause.looked_at = time.monotonic()
         while state.epoch < plan.run.training.epochs:
@@ -241,9 +241,13 @@ class Pauses:
         if stop or save:
             self.save()
         if stop:
-            consent = models.consent(self.plan.run.model.name)
-            command = shlex.join(["taet", "train", "--resume", str(self.folder.path), *consent])
-            raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {command}")
+            raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {self.again}")
+
+    @property
+    def again(self) -> str:
+        """The command that continues the run."""
+        consent = models.consent(self.plan.run.model.name)
+        return shlex.join(["taet", "train", "--resume", str(self.folder.path), *consent])
 
     def check_finite(self) -> None:
         if what := self.state.not_finite():

@@ -259,16 +259,14 @@ def _describe_extra(plan: TrainingPlan) -> tuple[Json | None, list[str]]:
     mixture, source = plan.resolved.mixture, plan.run.data.extra_source or ""
     if plan.extra is None or mixture is None:
         return None, []
-    share = f"extra images, {mixture.extra} of {mixture.batch} in every batch, by the rule as they come"
+    share = f"extra images, {mixture.extra} of {mixture.batch} in every batch"
     return {
         "source": source,
-        "saw_removed_tail": "unknown",
         "sha256": plan.extra.split.sha256,
         "class_counts": plan.extra.split.class_counts.tolist(),
         "per_batch": mixture.extra,
         "batch_size": mixture.batch,
-        "classes": "as they come",
         "draw": mixture.draw,
         "exposure": mixture.exposure,
         "test_sha256": plan.extra.test_sha256,
-    }, [f"{share}: {source.strip().rstrip('.')}; saw the removed tail: unknown"]
+    }, [f"{share}: {source.strip().rstrip('.')}"]

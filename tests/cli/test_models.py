@@ -75,7 +75,7 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
     ("words", "part"),
     [
         ("evaluate --model resnet8", "--data is missing: resnet8 names no test images"),
-        ("evaluate runs/x --data grey.npz", "--data, --normalize and --out go with --model runs/x"),
+        ("evaluate runs/x --data grey.npz", "--data and --out go with --model runs/x"),
     ],
 )
 def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:

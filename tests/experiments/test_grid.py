@@ -175,10 +175,11 @@ def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
 
 
 def test_a_card_needs_the_ball_and_the_attacks(cell: Cell, small: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**small["settings"], "evaluation.attacks": ["fgsm", "pgd-3"]}
+    settings = {**small["settings"], "evaluation.attacks": ["fgsm", "pgd-3"], "evaluation.search_precision": "bf16"}
     (more, *_) = planned(small, tmp_path, settings=settings)
-    assert more.look().commands == (["evaluate", str(cell.folder), "--attacks", "fgsm", "pgd-3"],)
-    (fewer, *_) = planned(small, tmp_path, settings=settings | {"evaluation.attacks": ["fgsm"]})
+    words = ["--attacks", "fgsm", "pgd-3", "--search-precision", "bf16"]
+    assert more.look().commands == (["evaluate", str(cell.folder), *words],)
+    (fewer, *_) = planned(small, tmp_path, settings=small["settings"] | {"evaluation.attacks": ["fgsm"]})
     assert fewer.look().state == "done"
     path = cell.folder / "evaluation.json"
     assert [column.name for column in ResultCard.load(path).columns] == ["clean", "fgsm"]
@@ -205,10 +206,10 @@ def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> No
             image = Image.new("RGB", (20, 24), (number, 9 * len(part), ord(label)))
             image.save(tmp_path / "mine" / part / label / f"{number}.png")
     settings = {"training": {"epochs": 2}, "evaluation.attacks": ["clean", "pgd-20"]}
-    data = [f"folder:{tmp_path / 'mine'}"]
-    for cell in cells_of(parse({"methods": ["at", "reat"], "data": data, "settings": settings}), tmp_path / "out"):
+    data = [str(tmp_path / "mine")]
+    for cell in cells_of(parse({"methods": ["at", "taet"], "data": data, "settings": settings}), tmp_path / "out"):
         run, _ = read_call(cell.look().commands[0][1:]).planned()
         assert cell.run is not None
         assert training_settings(run) == training_settings(cell.run)
         assert (run.training.batch_size, run.training.epochs, run.model.name) == (32, 2, "resnet8")
-        assert run.data.size is None
+        assert (run.data.size, run.training.monitor_every) == (None, 1)

@@ -71,7 +71,7 @@ def test_source_and_counts_go_into_record_card_and_deviations(tiny: Callable[...
     assert [*extra["class_counts"]] == [4] * 10
     assert extra["draw"] == pytest.approx([0.1] * 10)
     assert sum(extra["exposure"]) == pytest.approx(sum(record.data.train.class_counts))
-    sentence = "extra images, 16 of 32 in every batch, by the rule as they come: noise"
+    sentence = "extra images, 16 of 32 in every batch: noise"
     assert record.deviations[-1].startswith(sentence)
     whole, raised = load("digits-lt", test="balanced").test, []
     given: list[dict[str, Any]] = [{}, {"images": whole.images, "labels": whole.labels}]

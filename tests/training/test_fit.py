@@ -43,7 +43,7 @@ BeforeStep = Callable[..., AbstractContextManager[None]]
         ("at", {"training.swa": 0.9, "training.epochs": 3}, r"swa: got 0\.9; that leaves none of 3 epochs"),
         ("at", {"training.selection": "best-test", "training.monitor_every": 0}, "monitor every: got 0"),
         ("trades", {"threat.weighting": "rw"}, "its attack raises no loss on labels"),
-        ("at", {"outer.drw": True, "training.milestones": ()}, "a schedule without a milestone"),
+        ("at", {"outer.drw": True, "training.milestones": (1.0,)}, "a schedule without a milestone"),
         ("robust-lt", {"settings": {"base": "standard"}}, "which attacks in no epoch"),
     ],
 )
