@@ -187,7 +187,10 @@ class Outer(Settings):
 class Training(Settings):
     """Optimisation. The defaults are those of both papers: SGD with momentum and a step schedule."""
 
-    left: ClassVar[Mapping[str, object]] = {"capture": True, "workers": 0, "tensorboard": False, "sync_bn": True}
+    left: ClassVar[Mapping[str, object]] = {
+        **{"capture": True, "workers": 0, "tensorboard": False, "sync_bn": True},
+        **{"probing": 0.0, "probing_lr": 0.05},
+    }
 
     epochs: Count = 100
     """Passes over the training images."""
@@ -201,10 +204,6 @@ class Training(Settings):
     """Momentum of SGD."""
     weight_decay: NonNegative = 5e-4
     """SGD: L2 penalty on every parameter. AdamW: decoupled decay of all weights except biases and norm layers."""
-    probing: PartialShare = 0.0
-    """Share of the epochs, the first ones, in which only the head is trained, by SGD."""
-    probing_lr: Annotated[float, Field(gt=0, le=1e38, title="probing learning rate")] = 0.05
-    """Learning rate of these epochs, which falls to 0 by half a cosine."""
     warmup: PartialShare = 0.0
     """Share of the epochs over which the learning rate rises linearly from 0."""
     decay: Literal["steps", "cosine", "one-cycle"] = "steps"

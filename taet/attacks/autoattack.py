@@ -88,7 +88,7 @@ def autoattack(
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(AttackSpec):
-    """The official suite, by `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square; `-fast` is the first two, `-10` has 10 steps."""
+    """The official suite of `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square. `-fast`: the first two. `-10`: 10 steps."""
 
     names: ClassVar[Mapping[str, Norm | None]] = {
         name: "l2" if "-l2" in name else "linf" for name in NAMES if name != "square"

@@ -283,9 +283,9 @@ class _Planner:
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
-        about = {key: value for key, value in settings.items() if key.startswith("data.")}
+        about = {key: value for key, value in settings.items() if key.startswith("data.") or key == "threat.eps"}
         try:
-            chosen = self.chosen(entry, about, settings.get("training.epochs")) if is_own(data) else {}
+            chosen = self.chosen(entry, about, settings) if is_own(data) else {}
             return replace(cell, run=self.run(entry, chosen | settings), settings=chosen | said)
         except UserError as error:
             if entry.settings and not variant.name:
@@ -293,10 +293,11 @@ class _Planner:
                     self.run(entry, {**about, **entry.settings})
             return replace(cell, reason=str(error))
 
-    def chosen(self, entry: Entry, about: Dotted, epochs: object) -> Dotted:
+    def chosen(self, entry: Entry, about: Dotted, settings: Dotted) -> Dotted:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
         run = override(protocols.start(self.grid.protocol, entry.method), {"settings": None, **about})
-        choices = self.chosen_for(run, epochs=epochs)[1]
+        cycle = not own_images.CYCLE.keys() & settings.keys()
+        choices = self.chosen_for(run, epochs=settings.get("training.epochs"), cycle=cycle)[1]
         return {name.replace("settings.", "method."): made.value for name, made in choices.items()}
 
     def run(self, entry: Entry, settings: Dotted) -> Run:

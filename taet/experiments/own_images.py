@@ -25,6 +25,7 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 POINTS = 10  # of the curve of a run
+CYCLE = {"threat.steps": 2, "threat.step_size": 6 / 255, "training.decay": "one-cycle"}  # at eps 8/255
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 
@@ -73,8 +74,13 @@ def plan(method: str, data: str) -> tuple[Run, dict[str, Chosen]]:
     return chosen(start(Run.default("protocol"), method), {"data.name": data})
 
 
-def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None) -> tuple[Run, dict[str, Chosen]]:
-    """Return `run` with the settings that depend on the images, a GPU, and the `epochs` asked for; and these."""
+def planned(
+    run: Run, accelerated: bool | None = None, epochs: int | None = None, cycle: bool = True
+) -> tuple[Run, dict[str, Chosen]]:
+    """Return `run` with the settings that depend on the images, a GPU, and the `epochs` asked for; and these.
+
+    With `cycle` and without a GPU it has few attack steps and a learning rate of one cycle.
+    """
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     found = own_images(run.data)
     choices = {
@@ -86,6 +92,9 @@ def planned(run: Run, accelerated: bool | None = None, epochs: int | None = None
     }
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
+        if cycle and not accelerated:
+            why, step = "more robust in the same time (docs/speed.md)", 6 / 8 * run.threat.eps
+            choices |= {name: Chosen(value, why) for name, value in (CYCLE | {"threat.step_size": step}).items()}
         if run.method in ("taet", "harl"):
             choices["settings.alpha"] = Chosen(1, "more robust on validation images than the published 0.1")
     return override(run, {name: made.value for name, made in choices.items()}), choices
@@ -99,10 +108,13 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     run = override(begin, given)
     if is_own(run.data.name):
         asked = run.training.epochs if "training.epochs" in given else None
-        planned_run, choices = planned(begin.replace(data=run.data), epochs=asked)
+        usual = start(begin.protocol, begin.method)  # a recipe may have a cycle of its own
+        cycle = not CYCLE.keys() & given.keys() and all(attrgetter(n)(begin) == attrgetter(n)(usual) for n in CYCLE)
+        begin = begin.replace(data=run.data, threat=begin.threat.replace(eps=run.threat.eps))
+        planned_run, choices = planned(begin, epochs=asked, cycle=cycle)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(planned_run, {**given, **named})
-        return run, {name: one for name, one in choices.items() if attrgetter(name)(run) == one.value}
+        return run, {name: one for name, one in choices.items() if name not in given}
     known = facts(run.data)
     sides = (run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1]
     if not network_too or "model.name" in given or (model := network(sides)).value == run.model.name:

@@ -24,7 +24,7 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import Column
 from taet.formatting import size, words
 from taet.models.hub import local
-from taet.settings import Run, override, to_json
+from taet.settings import Run, Training, override, to_json
 from taet.training.folder import RunFolder
 from taet.training.record import CURVE, Epoch, left_behind, run_from_json, training_settings
 from taet.training.resolve import curve_decides
@@ -228,7 +228,9 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             deviation = none if usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
-            if group[1] in known:  # an option is named against its default, whatever the others have
+            if (
+                group[1] in known or name.removeprefix("training.") in Training.left
+            ):  # it is named against its default, whatever the others have
                 found[group][none] += len(rows)
     most = {group: max(of, key=lambda value: (of[value], value == none)) for group, of in found.items()}
     labels, seen = dict[str, str](), Counter[str]()

@@ -25,7 +25,7 @@ from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout
 from taet.models.hub import RUN, weights_file
 from taet.models.sync_norm import synchronised
-from taet.models.tuning import extend, trained
+from taet.models.tuning import extend, select, trained
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
 from taet.settings import Run, from_json, override, to_json
@@ -35,7 +35,7 @@ from taet.training.folder import SCHEMA, RunFolder
 from taet.training.pace import LONG_LOOK_SECONDS, idle_threads, seconds_of, using
 from taet.training.record import RunRecord
 from taet.training.resolve import Resolved, check_needs, resolve
-from taet.training.state import State, begin_part, weight_average
+from taet.training.state import State, build_optimizer, weight_average
 from taet.training.step import training_step
 
 
@@ -140,7 +140,7 @@ def prepare(
     state = State(
         network,
         method,
-        begin_part(network, run, 0),
+        build_optimizer(network, training),
         run,
         weight_average(network, training, plan.steps, method.average_decay),
         _view(run, network, loaded),
@@ -170,8 +170,10 @@ def build_model(
         model = models.adapted(given, dataset.num_classes)
     check_needs(model, resolved)
     extend(model, chosen.tune, run.seed)
-    if given is None and chosen.weights is None and (chosen.tune != "all" or run.training.probing):
+    if given is None and chosen.weights is None and chosen.tune != "all":
         raise UserError("model tune: got no pretrained network; allowed: with --model.weights, e.g. run:runs/x")
+    if chosen.tune != "all":  # else those of the network's author
+        select(model, chosen.tune, keep_statistics=chosen.keep_statistics)
     model.notes += () if begun else _tuning_notes(model, run)
     model.to(device)
     if run.training.channels_last:
@@ -204,9 +206,8 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
         for stage in dict.fromkeys(stages):
             model, method = copy.deepcopy((state.model, state.method))
             view = _view(run, model, plan.dataset)
-            last = len(stages) - 1 - stages[::-1].index(stage)  # where all that is trained later is trained
-            at = replace(state, model=model, method=method, view=view, epoch=last, step=0)
-            at.optimizer = begin_part(model, run, at.epoch)
+            at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
+            at.optimizer = build_optimizer(model, run.training)
             at.begin_epoch()
             attack = at.attack(place, "expected", at.epoch, 0)
             took[stage] = seconds_of(functools.partial(training_step, at, batch, attack)) / place[1]

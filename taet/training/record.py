@@ -21,7 +21,7 @@ Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
 LEFT = {"data": Data.left, "training": Training.left}
-"""Settings of earlier versions; those of training say where and how fast, not what."""
+"""Settings of earlier versions."""
 CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
@@ -50,10 +50,9 @@ def current(stored: Mapping[str, Any]) -> Json:
 
 
 def left_behind(stored: Mapping[str, Any]) -> Json:
-    """Return the settings of the data that have left and are not at their default, by dotted name."""
-    of_data = stored.get("data")
-    found = of_data if isinstance(of_data, Mapping) else {}
-    return {f"data.{name}": found[name] for name, value in Data.left.items() if found.get(name, value) != value}
+    """Return the settings of data and training that have left and are not at their default, by dotted name."""
+    left = {f"{part}.{name}": usual for part, of in LEFT.items() for name, usual in of.items() if name not in PLACE}
+    return {name: value for name, value in flat(stored) if name in left and value != left[name]}
 
 
 def run_hash(run: Run | Mapping[str, Any]) -> str:

@@ -50,15 +50,9 @@ def watched_images(run: Run, learns: bool) -> int | None:
     return run.training.monitor_images
 
 
-def probing_epochs(run: Run) -> int:
-    """Number of epochs, the first ones, in which only the head is trained."""
-    return epoch_at(run.training.probing, run.training.epochs)
-
-
 def milestone_epochs(run: Run) -> tuple[int, ...]:
-    """Milestones as epochs, from 0: they scale with the length of the run after the probing of its head."""
-    first = probing_epochs(run)
-    return tuple(first + epoch_at(share, run.training.epochs - first) for share in run.training.milestones)
+    """Milestones as epochs, from 0: they scale with the length of the run."""
+    return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
 
 
 def resolve(
@@ -87,10 +81,8 @@ def resolve(
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback and (wrong := _no_feedback(run, method, split, facts)):
         raise UserError(f"{run.method}: {wrong}")
-    if not method.uses_labels and (run.model.tune == "head" or training.probing):
+    if not method.uses_labels and run.model.tune == "head":
         raise UserError(f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all")
-    if probing_epochs(run) >= training.epochs:
-        raise UserError(f"probing: got {training.probing:g}; that leaves none of {training.epochs} epochs after it")
     if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
     return Resolved(override(run, {"settings": method.config}), method, split, mixed)
@@ -180,8 +172,8 @@ def check_needs(model: nn.Module, resolved: Resolved) -> None:
             "give such a network, or a taet.models.Classifier(body, head, ...)"
         )
     same = isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)
-    if found is None and (resolved.run.model.tune != "all" or resolved.run.training.probing):
-        raise UserError("model tune: this network is used whole, without a head of its own; allowed: all, probing 0")
+    if found is None and resolved.run.model.tune != "all":
+        raise UserError("model tune: this network is used whole, without a head of its own; allowed: all")
     if head.kind != "linear" and not same:
         raise UserError(
             f"model: {name} needs a cosine head of scale {head.scale:g} and gamma {head.gamma:g}; give a "

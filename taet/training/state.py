@@ -18,12 +18,11 @@ from taet.files import Json
 from taet.losses import Loss
 from taet.methods.base import Attack, Method
 from taet.models import Adapter, Classifier
-from taet.models.tuning import select
 from taet.models.view import View
 from taet.randomness import derive_seed, generator
 from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
-from taet.training.resolve import milestone_epochs, probing_epochs
+from taet.training.resolve import milestone_epochs
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
@@ -54,14 +53,6 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=training.lr, fused=fused)
 
 
-def part_of(run: Run, epoch: int) -> tuple[Training, int]:
-    """Return the optimisation of the part of the run that an epoch, from 0, belongs to, and its first epoch."""
-    training, first = run.training, probing_epochs(run)
-    if epoch < first:
-        return Training(epochs=first, lr=training.probing_lr, decay="cosine"), 0
-    return training.replace(epochs=training.epochs - first) if first else training, first
-
-
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     """Learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
 
@@ -70,10 +61,10 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     fraction of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
 
     `one-cycle` rises from lr / 25 to lr and falls to lr / 250,000, each by half a cosine (Smith and Topin,
-    arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays). Epochs of probing have a schedule of their own.
+    arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays).
     """
-    training, first = part_of(run, epoch)
-    done, total = (epoch - first) * steps + step, training.epochs * steps
+    training = run.training
+    done, total = epoch * steps + step, training.epochs * steps
     if training.decay == "one-cycle":
         peak, last = max((training.warmup or ONE_CYCLE_RISE) * total - 1, 0), total - 1
         if done <= peak:
@@ -89,14 +80,6 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
         return training.lr * (1 + math.cos(math.pi * share)) / 2
     passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
     return float(training.lr * 0.1**passed)
-
-
-def begin_part(model: Classifier | Adapter, run: Run, epoch: int) -> torch.optim.Optimizer:
-    """Select the parameters that are trained from an epoch, from 0, on, and return their optimiser."""
-    probing = epoch < probing_epochs(run)
-    if probing or run.training.probing or run.model.tune != "all":  # else those of the network's author
-        select(model, "head" if probing else run.model.tune, keep_statistics=run.model.keep_statistics)
-    return build_optimizer(model, part_of(run, epoch)[0])
 
 
 def ema_decay(step: int, warmup: int, tau: float) -> float:
@@ -238,8 +221,6 @@ class State:
         self.predicted = predicted.to(self.predicted.dtype)
         self.sums = EpochSums(len(predicted), self.device)
         self.epoch, self.step, self.seconds, self.training_seconds = self.epoch + 1, 0, 0.0, 0.0
-        if self.epoch == probing_epochs(self.run):
-            self.optimizer = begin_part(self.model, self.run, self.epoch)
 
     def not_finite(self) -> str:
         """Return the name of a loss, or of a part of it rather than the sum, that is not finite; "" if all are."""
@@ -269,8 +250,6 @@ class State:
         if missing := sorted(self.state_dict().keys() - saved.keys()):
             raise UserError(f"lacks {missing[0]}: another version of taet wrote it; start a new run")
         self.model.load_state_dict(saved["model"])
-        if 0 < probing_epochs(self.run) <= saved["epoch"]:
-            self.optimizer = begin_part(self.model, self.run, saved["epoch"])
         self.method.load_state_dict(saved["method"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])

@@ -51,7 +51,7 @@ def test_the_size_follows_the_images_and_the_machine(
     run, choices = planned(on(tmp_path), here)
     assert run.data.size == expected
     assert run.model.name == ("resnet18" if here else "resnet8")
-    assert run.threat == protocols.taet("taet").threat
+    assert (run.threat.steps, run.training.decay) == ((10, "steps") if here else (2, "one-cycle"))
     assert ("data.size" in choices) == (expected is not None)
 
 
@@ -97,3 +97,11 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     other, again = read_call(["taet", "--data", str(lesions)]).planned()
     assert (run, choices) == (other, again)
     assert (choices["threat.eps"].value, choices["settings.alpha"].value) == (8 / 255, 1)
+    for words, expected in (
+        ([], (2, 6, "one-cycle")),
+        (["--threat.eps", "4/255"], (2, 3, "one-cycle")),
+        (["--threat.steps", "10"], (10, 2, "steps")),
+        (["--recipe", "fine-tune"], (10, 2, "cosine")),
+    ):
+        run, _ = read_call(["at", "--data", str(lesions), *words]).planned()
+        assert (run.threat.steps, round(255 * run.threat.step_size, 6), run.training.decay) == expected
