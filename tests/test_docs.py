@@ -41,7 +41,10 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("README.md", "digits-lt-[fm]*s/*", "taet (alpha 1)", "taet", "autoattack"),
     ("README.md", "digits-lt-[fm]*s/*", "harl (alpha 1, beta 0, gamma 0)", "at", "autoattack"),
     ("README.md", "reproduce/cpu/*", "taet", "at-bsl", "autoattack"),
-    ("docs/fine-tuning.md", "ham10000-transfer/*-seed*", "at-bsl", "at-bsl (weights none)", "autoattack-fast"),
+    ("README.md", "ham10000/*", "at-bsl", "at", "autoattack-fast"),
+    ("docs/fine-tuning.md", "ham10000-transfer/[rs]*-seed*", "at-bsl (weights run", "at-bsl", "autoattack-fast"),
+    ("docs/fine-tuning.md", "ham10000-few-steps/[rs]*-seed?", "at (", "at-bsl", "autoattack-fast"),
+    ("docs/speed.md", "ham10000-[tf][re][aw]*/scratch-*", "at-bsl", "at-bsl (step", "pgd-20"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "clean"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "autoattack-fast"),
 ]

@@ -90,7 +90,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(
     words = ["train", "at", *small, "--epochs", "24"]
     finish(fork("taet", *words, "--out", tmp_path / "whole"))
     folder, deadline = tmp_path / "run", time.monotonic() + TIMEOUT
-    command = [sys.executable, "-m", "taet", *words, "--out", str(folder)]
+    command = [sys.executable, "-m", "taet", *words, "--out", str(folder), "--evaluate"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # The first checkpoint would be too early: a shell that starts the tests in the background makes processes ignore
     # SIGINT, until training installs its handler.
@@ -101,8 +101,8 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (130, "")
-    last = err.splitlines()[-1]
-    assert last == f"taet: interrupted; progress is saved in {folder}; continue with: taet train --resume {folder}"
+    again = f"taet train --resume {folder} --evaluate"
+    assert err.splitlines()[-1] == f"taet: interrupted; progress is saved in {folder}; continue with: {again}"
     assert not (folder / "done").exists()
     finish(fork("taet", "train", "--resume", folder))
     assert_same(folder, tmp_path / "whole")
