@@ -97,11 +97,7 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     other, again = read_call(["taet", "--data", str(lesions)]).planned()
     assert (run, choices) == (other, again)
     assert (choices["threat.eps"].value, choices["settings.alpha"].value) == (8 / 255, 1)
-    for words, expected in (
-        ([], (2, 6, "one-cycle")),
-        (["--threat.eps", "4/255"], (2, 3, "one-cycle")),
-        (["--threat.steps", "10"], (10, 2, "steps")),
-        (["--recipe", "fine-tune"], (10, 2, "cosine")),
-    ):
-        run, _ = read_call(["at", "--data", str(lesions), *words]).planned()
+    cases = {"--threat.eps 4/255": (2, 3, "one-cycle"), "--threat.steps 10": (10, 2, "steps")}
+    for words, expected in {**cases, "--recipe fine-tune": (10, 2, "cosine"), "": (2, 6, "one-cycle")}.items():
+        run, _ = read_call(["at", "--data", str(lesions), *words.split()]).planned()
         assert (run.threat.steps, round(255 * run.threat.step_size, 6), run.training.decay) == expected
