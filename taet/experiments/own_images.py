@@ -93,7 +93,7 @@ def planned(
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
         if cycle and not accelerated:
-            why, step = "more robust in the same time (docs/speed.md)", 6 / 8 * run.threat.eps
+            why, step = "about as robust in a third of the time (docs/speed.md)", 6 / 8 * run.threat.eps
             choices |= {name: Chosen(value, why) for name, value in (CYCLE | {"threat.step_size": step}).items()}
         if run.method in ("taet", "harl"):
             choices["settings.alpha"] = Chosen(1, "more robust on validation images than the published 0.1")
