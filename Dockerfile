@@ -31,7 +31,7 @@ FROM base AS cpu
 ARG TORCH_INDEX
 RUN awk '/^[A-Za-z]/ {keep = !/^(cuda-|nvidia-|torch==|torchvision==|triton==)/} keep' requirements.lock > cpu.lock && \
     pip install --require-hashes -r cpu.lock && \
-    pip install --no-deps --index-url "${TORCH_INDEX:?the index of the CPU builds of PyTorch}" \
+    PIP_INDEX_URL="${TORCH_INDEX:?the index of the CPU builds of PyTorch}" pip install --no-deps \
     $(grep -oE '^(torch|torchvision)==[^ ;]+' requirements.lock)
 COPY --from=wheel /dist /dist
 RUN pip install --no-deps /dist/*.whl && useradd --create-home taet

@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[1]
 HERE = ROOT / "results"
 README, EVALUATION = ROOT / "README.md", ROOT / "docs" / "evaluation.md"
 PAGES = (README, EVALUATION, HERE / "README.md")
-EVERY_ATTACK = ("cifar10-lt-attacks", "digits-lt-deepfool")
-"""Comparisons of attacks."""
+EVERY_ATTACK = ("cifar10-lt-attacks", "cifar10-lt-fast", "digits-lt-deepfool")
+"""Comparisons of attacks, and one whose rows were attacked differently."""
+ELSEWHERE = ("cifar10-lt-class-wise", "digits-lt-factors-search")
+"""Comparisons whose rows are in another table or text: a leaderboard, notes-on-papers.md."""
 FRONT_ROWS = 10
 
 
@@ -126,7 +128,7 @@ def rendered(page: Path) -> str:
     parts = []
     for about in sorted(HERE.glob("*/about.md")):
         parts.append(about.read_text(encoding="utf-8").strip())
-        if about.parent.name != "cifar10-lt-class-wise":  # the first leaderboard has its rows
+        if about.parent.name not in ELSEWHERE:
             parts += folder_tables(about.parent.name)
     parts += ["## Leaderboards", *(f"{title}:\n\n{board_table(rows)}" for title, rows in boards())]
     return "\n\n".join(parts)

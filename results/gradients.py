@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax, nll_loss
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from taet import protocols
 from taet.attacks import pgd
-from taet.losses import hierarchical_equalization
-from taet.settings import override
+from taet.losses import balanced_softmax, hierarchical_equalization
+from taet.settings import epoch_at, override
 from taet.training.environment import environment
 from taet.training.fit import Pauses, train_epoch
 from taet.training.folder import RunFolder
@@ -83,12 +83,12 @@ def measured(plan: Any, model: nn.Module, epoch: int) -> dict[str, float]:
         clean = flat(cross_entropy(copied(x), y), copied)
         logits = copied(x_adv)
         hel = hierarchical_equalization(logits, y)
-        balanced = flat(nll_loss(log_softmax(logits + counts.log(), 1), y), copied)
+        balanced = flat(balanced_softmax(logits, y, counts).mean(), copied)
         grads = {name: 0.1 * flat(part, copied) for name, part in hel.parts.items()}
         grads |= {"hel": flat(hel.total, copied), "balanced_softmax": balanced}
         row |= {"clean": clean.norm().item()} | {name: grad.norm().item() for name, grad in grads.items()}
-        cosine = nn.functional.cosine_similarity
-        rows.append(row | {f"cosine_{name}": cosine(grads[name], balanced, dim=0).item() for name in COMPARED})
+        cosines = {name: cosine_similarity(grads[name], balanced, dim=0).item() for name in COMPARED}
+        rows.append(row | {f"cosine_{name}": cosine for name, cosine in cosines.items()})
     return {name: round(mean(row[name] for row in rows), 4) for name in rows[0]}
 
 
@@ -96,10 +96,10 @@ def of_ratio(ratio: float, root: str) -> list[dict[str, float]]:
     """Train TAET up to the last epoch of interest, and return what is measured before each."""
     changes = SCALE | {"data.root": root, "data.imbalance_ratio": ratio, "training.threads": 1}
     run, found = override(protocols.taet("taet"), changes), list[dict[str, float]]()
-    switch = round(0.4 * run.training.epochs)
     with tempfile.TemporaryDirectory() as folder:
         plan, state = prepare(run)
         pause = Pauses(plan, state, RunFolder(Path(folder)))
+        switch = epoch_at(plan.resolved.method.config.clean_share, run.training.epochs)
         with plan.surroundings():
             while True:
                 later = state.epoch - switch

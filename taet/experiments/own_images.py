@@ -25,7 +25,7 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 POINTS = 10  # of the curve of a run
-CYCLE = {"threat.steps": 2, "threat.step_size": 6 / 255, "training.decay": "one-cycle"}  # at eps 8/255
+CYCLE = ("threat.steps", "threat.step_size", "training.decay")  # what few attack steps in one cycle change
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 
@@ -94,7 +94,7 @@ def planned(
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
         if cycle and not accelerated:
             why, step = "about as robust in a third of the time (docs/speed.md)", 6 / 8 * run.threat.eps
-            choices |= {name: Chosen(value, why) for name, value in (CYCLE | {"threat.step_size": step}).items()}
+            choices |= {name: Chosen(value, why) for name, value in zip(CYCLE, (2, step, "one-cycle"), strict=True)}
         if run.method in ("taet", "harl"):
             choices["settings.alpha"] = Chosen(1, "more robust on validation images than the published 0.1")
     return override(run, {name: made.value for name, made in choices.items()}), choices
@@ -109,7 +109,7 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     if is_own(run.data.name):
         asked = run.training.epochs if "training.epochs" in given else None
         usual = start(begin.protocol, begin.method)  # a recipe may have a cycle of its own
-        cycle = not CYCLE.keys() & given.keys() and all(attrgetter(n)(begin) == attrgetter(n)(usual) for n in CYCLE)
+        cycle = not {*CYCLE} & given.keys() and all(attrgetter(n)(begin) == attrgetter(n)(usual) for n in CYCLE)
         begin = begin.replace(data=run.data, threat=begin.threat.replace(eps=run.threat.eps))
         planned_run, choices = planned(begin, epochs=asked, cycle=cycle)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
