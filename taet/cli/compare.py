@@ -11,7 +11,7 @@ from taet.cli.options import POSITIONAL, Command, Options, OutPath, of_part, par
 from taet.errors import UserError
 from taet.fields import Duration, Processes
 from taet.formatting import plural, read_duration
-from taet.settings import Slurm
+from taet.settings import Slurm, option
 
 if TYPE_CHECKING:
     from taet.experiments import Comparison
@@ -59,6 +59,8 @@ def run(words: list[str]) -> int:
     slurm = None if command.on is None else Slurm(**of_part(given, "slurm"))
     if slurm is None and given:
         raise UserError(f"--{next(iter(given))} goes with --on slurm")
+    for name in {"jobs", "time_budget"} & command.model_fields_set if slurm else ():
+        raise UserError(f"--{option(name)} is for this machine; got --on slurm as well, which has --slurm.* options")
 
     from taet.cli.processes import say
     from taet.experiments import compare

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from taet.data import DataFacts, Dataset, facts, full_name, is_own, load, source
+from taet.data import Dataset, facts, full_name, is_own, source
 from taet.data.images import Files
-from taet.data.splits import VALIDATION
+from taet.data.splits import VALIDATION, select
 from taet.formatting import plural, size
 from taet.protocols import start
 from taet.settings import Data, Run, option, override
@@ -50,23 +50,23 @@ class OwnImages(NamedTuple):
     """The properties of the user's images that the choices depend on; sizes are width and height."""
 
     training: int
+    tested: tuple[int, ...]
+    """Test images of each class."""
     median: tuple[int, int]
     largest: tuple[int, int]
     uniform: bool
     """Whether all images have the same size."""
-    tested: tuple[int, ...] = ()
-    """Test images of each class; (): not known."""
 
 
 def own_images(data: Data) -> OwnImages:
-    """Return properties of the user's images, from the headers of image files or the labels and shape of arrays."""
+    """Return properties of the chosen images, from the headers of image files or the shape of arrays."""
     parts = source(data).splits
-    if isinstance(found := parts["train"].images, Files):
-        tested = tuple(parts["test"].class_counts.tolist())
-        return OwnImages(len(parts["train"]), found.ranked(0.5), found.ranked(1), found.uniform, tested)
-    known = facts(data) or DataFacts.of(load(data))
-    _, height, width = known.image_shape
-    return OwnImages(known.sizes["train"], (width, height), (width, height), True, known.test_counts)
+    kept, images = select(parts, data)[0], parts["train"].images
+    sizes = len(kept["train"]), tuple(kept["test"].class_counts.tolist())
+    if isinstance(images, Files):
+        return OwnImages(*sizes, images.ranked(0.5), images.ranked(1), images.uniform)
+    shape = data.size or images.shape[2], data.size or images.shape[1]
+    return OwnImages(*sizes, shape, shape, True)
 
 
 def plan(method: str, data: str) -> tuple[Run, dict[str, Chosen]]:

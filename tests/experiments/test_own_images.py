@@ -63,7 +63,7 @@ def test_images_that_are_not_square_are_resized_where_they_are_large_or_a_fit_is
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
     assert planned(run, CPU)[0].data.size == (32 if max(shape) > 32 else None)
-    assert own_images(run.data) == OwnImages(90, shape[::-1], shape[::-1], True, (45, 45))
+    assert own_images(run.data) == OwnImages(90, (45, 45), shape[::-1], shape[::-1], True)
     assert planned(run, GPU)[0].data.size is None
 
 
@@ -80,7 +80,7 @@ def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
 
 @pytest.mark.parametrize("training", [3, 639, 640, 60_000])
 def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> None:
-    found, run = OwnImages(training, (8, 8), (8, 8), True), protocols.taet("at")
+    found, run = OwnImages(training, (), (8, 8), (8, 8), True), protocols.taet("at")
     values = {name: made.value for name, made in length(run, found, CPU).items()}
     batch, epochs = values["training.batch_size"], values["training.epochs"]
     assert batch in (128, 64, 32)
@@ -93,6 +93,8 @@ def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> Non
 
 
 def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path) -> None:
+    fewer = own_images(Data(name=f"folder:{lesions}", max_count=4)), own_images(Data(name=f"folder:{lesions}"))
+    assert [one.training for one in fewer] == [8, 14]  # a sixth of each class is a test image
     run, choices = plan("taet", str(lesions))  # whose alpha is not the published one
     other, again = read_call(["taet", "--data", str(lesions)]).planned()
     assert (run, choices) == (other, again)
