@@ -76,7 +76,7 @@ def read_toml(path: Path) -> Json:
     if content.lstrip().startswith(b"{"):
         return dict(parse_json(content, str(path)))
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deeply
         raise UserError(f"{path}: neither TOML nor JSON: {cut(str(error))}") from None
 
@@ -162,10 +162,12 @@ def reason(error: Exception) -> str:
 
 
 def _flush_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with contextlib.suppress(OSError):  # not every file system can
-        os.fsync(folder)
-    os.close(folder)
+    with contextlib.suppress(OSError):  # not every file system can, and not every folder may be listed
+        folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def cache() -> Path:

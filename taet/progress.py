@@ -51,12 +51,11 @@ def reporting_to(report: Progress | None) -> Iterator[None]:
         _report.reset(before)
 
 
-def counted(items: Iterable[T], total: int, text: str, each: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+def counted(items: Iterable[T], total: int, text: str) -> Iterator[T]:
     """Yield the items; if they take longer than a moment, report how many of `total` are done."""
-    report, done, due, shown = _report.get(), 0, time.monotonic() + QUIET_SECONDS, False
-    for item in items:
+    report, due, shown = _report.get(), time.monotonic() + QUIET_SECONDS, False
+    for done, item in enumerate(items, 1):
         yield item
-        done += each(item)
         if report is not None and time.monotonic() >= due:
             report(done, total, text)
             due, shown = time.monotonic() + TELL_SECONDS, True

@@ -78,22 +78,17 @@ PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "offic
 
 
 @functools.cache
-def recipes() -> dict[str, dict[str, object]]:
-    """Return the settings of every recipe by their dotted names, lists as tuples, and its `title`."""
+def recipes() -> dict[str, tuple[str, dict[str, object]]]:
+    """Return the title of every recipe, and its settings by their dotted names, lists as tuples."""
     stored = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
-    return {name: {key: plain(value) for key, value in settings.items()} for name, settings in stored.items()}
-
-
-def recipe_settings(name: str) -> dict[str, object]:
-    """Return the settings of the recipe `name`; an unknown one is a `UserError`."""
-    if name not in recipes():
-        raise unknown("recipe", name, recipes())
-    return {key: value for key, value in recipes()[name].items() if key != "title"}
+    return {name: (of.pop("title"), {key: plain(value) for key, value in of.items()}) for name, of in stored.items()}
 
 
 def start(protocol: str, method: str = Run.default("method"), recipe: str | None = None) -> Run:
     """Return the run of `protocol` for `method`, with the settings of `recipe` if given."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
-    settings = {} if recipe is None else recipe_settings(recipe)
+    if recipe is not None and recipe not in recipes():
+        raise unknown("recipe", recipe, recipes())
+    settings = {} if recipe is None else recipes()[recipe][1]
     return override(PROTOCOLS[protocol](method), settings)

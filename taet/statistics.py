@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,8 +22,6 @@ from taet.intervals import difference as difference
 from taet.intervals import mcnemar as mcnemar
 from taet.intervals import student_quantile as student_quantile
 from taet.intervals import wilson_interval as wilson_interval
-
-Mask = NDArray[np.bool_]
 
 FEW_PER_CLASS = 50
 """With fewer test images than this, one image changes the accuracy of its class by more than two points."""
@@ -82,11 +79,9 @@ def weak_classes(correct: ArrayLike, total: ArrayLike) -> list[int]:
 
     Source: the weak classes of TAET, CVPR 2025, arXiv:2503.01924.
     """
-    counts = enumerate(zip(np.ravel(correct).tolist(), np.ravel(total).tolist(), strict=True))
-    # Fractions, since the rounded mean of equal recalls may be above all of them.
-    recalls = {label: Fraction(right, count) for label, (right, count) in counts if count > 0}
-    mean = sum(recalls.values()) / max(len(recalls), 1)
-    return [label for label, recall in recalls.items() if recall < mean]
+    # Equal recalls are not below their own mean, which may be rounded.
+    below = per_class_accuracy(correct, total) < balanced_accuracy(correct, total) - 1e-12
+    return [int(label) for label in np.flatnonzero(below)]
 
 
 def few_images(total: ArrayLike) -> list[int]:
@@ -117,11 +112,6 @@ def class_errors(clean: ArrayLike, correct: ArrayLike, labels: ArrayLike, num_cl
     before, after = np.asarray(clean, dtype=bool), np.asarray(correct, dtype=bool)
     natural = per_class_accuracy(*class_counts(~before, labels, num_classes))
     return natural, per_class_accuracy(*class_counts(before & ~after, labels, num_classes))
-
-
-def worst_case(masks: ArrayLike) -> Mask:
-    """Return which images are correct under the first, the first two, ..., all A attacks, (A, N) from masks (A, N)."""
-    return np.logical_and.accumulate(np.asarray(masks, dtype=bool), axis=0)
 
 
 def median_distance(distances: ArrayLike) -> float:

@@ -77,7 +77,7 @@ def test_generate_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert np.bincount(labels).tolist() == [30] * 10
     settings = {"extra": f"npz:{path}", "extra_source": "a Gaussian for each class"}
     extra = read_extra(Data(name="digits-lt", imbalance_ratio=10, validation=0.2, **settings), data)
-    assert len(extra.split) == 300
+    assert len(extra) == 300
 
 
 @pytest.mark.full

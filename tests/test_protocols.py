@@ -93,14 +93,6 @@ def test_a_method_without_published_settings_has_no_profile() -> None:
                 protocols.start("official", name)
 
 
-@pytest.mark.parametrize("name", ["taet", "reat"])
-def test_a_recipe_of_a_protocol_is_its_training(name: str) -> None:
-    for other in ("taet", "reat"):
-        run, own = protocols.start(other, "at", name), protocols.start(name, "at")
-        assert run.training == own.training.replace(selection=run.training.selection)
-        assert run.threat == protocols.start(other, "at").threat
-
-
 def test_options_of_a_call_come_after_the_recipe() -> None:
     words = ["--recipe", "strong", "--ema", "0", "--outer.label-smoothing", "0.1", "--epochs", "3"]
     for order in (words, words[2:] + words[:2]):

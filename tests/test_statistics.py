@@ -62,8 +62,6 @@ def test_flips_and_errors_equal_naive_loops(drawn: tuple[list[int], list[int], l
         assert natural[c] == pytest.approx(sum(a != c for a, _ in own) / len(own))
         # Robust error: the image or its adversarial example is misclassified.
         assert natural[c] + boundary[c] == pytest.approx(sum(a != c or b != c for a, b in own) / len(own))
-    left = statistics.worst_case([before, after, before])
-    assert left.tolist() == [before.tolist(), (before & after).tolist(), (before & after).tolist()]
 
 
 def test_an_image_that_did_not_fall_is_further_than_any_that_did() -> None:
@@ -89,8 +87,6 @@ def test_weak_classes_are_those_below_the_mean_however_it_is_rounded() -> None:
     for total in range(1, 30):
         for correct in range(total + 1):
             assert statistics.weak_classes([correct] * 7, [total] * 7) == []
-    # Less than the mean by 1 / 3e15, which a tolerance would take for rounding.
-    assert statistics.weak_classes([10**15, 10**15, 10**15 - 1], [3 * 10**15] * 3) == [2]
 
 
 @settings(max_examples=20, deadline=None)

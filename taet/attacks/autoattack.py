@@ -55,8 +55,6 @@ def autoattack(
     version: Version = "standard",
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    state: UnitStore | None = None,
-    progress: Progress = lambda *_: None,
     checked: bool = False,
 ) -> Tensor:
     """Return adversarial images in the ball, or the clean image if no attack of the suite succeeded.
@@ -70,8 +68,6 @@ def autoattack(
         eps, norm: radius, above 0, and "linf" or "l2".
         version: "standard", "fast" or "10" (see `taet list attacks`).
         batch_size, seed: images that share their random draws, and their seed.
-        state: store of finished batches of the same model, which are not run again.
-        progress: called as progress(done, total, label) in estimated passes of an image through the model.
 
     Errors are those of `cw_l2`. Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of
     diverse parameter-free attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
@@ -80,8 +76,7 @@ def autoattack(
     if isinstance(eps, Tensor):
         raise UserError(f"eps: got a tensor of shape {tuple(eps.shape)}; allowed: one number (all images share a ball)")
     attack = AutoAttack(name="autoattack", norm=norm, eps=eps, version=version, seed=seed)
-    work: Fields = {"batch_size": batch_size, "state": state, "progress": progress}
-    outcome = attack.run_parts(model, x, y, **work, keep_examples=True)
+    outcome = attack.run_parts(model, x, y, batch_size=batch_size, keep_examples=True)
     assert outcome.x_adv is not None
     return outcome.x_adv
 

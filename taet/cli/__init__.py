@@ -28,21 +28,6 @@ COMMANDS = {
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
     "list": "list methods, attacks, data, models, protocols or recipes",
 }
-LEFT = {
-    "abstain": "python examples/abstain.py",
-    "audit": "taet check MODEL --deep",
-    "cost": "python benchmarks/cost.py",
-    "doctor": "taet check, or taet check RUN",
-    "embed": "python examples/embed.py",
-    "gate": "taet report NEW --fail-if-worse OLD",
-    "leaderboard": "taet report FOLDER... --out board.md, or taet.results(...).board()",
-    "plan": "taet data show NAME",
-    "reproduce": "python papers/reproduce.py",
-    "track": "python examples/track.py",
-    "transfer": "taet evaluate RUN --attacks pgd-20@OTHER_RUN",
-    "tune": "python examples/tune.py",
-}
-"""Commands of earlier versions, and what does their work now."""
 HELP = """usage: taet COMMAND [options]
 
 Adversarial robustness under long-tailed data.
@@ -133,8 +118,6 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"taet {__version__}")
         return 0
-    if command in LEFT:
-        raise UserError(f"taet {command} was removed; instead: {LEFT[command]}")
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     if os.name == "nt":

@@ -12,7 +12,7 @@ from taet.settings import Data
 
 
 class CheckCommand(OfModel):
-    """Without a model: the installed versions, the device that a run would use, and the data files found.
+    """Without a model: the installed versions, the device that a run would use, and the folders of data.
 
     With a run folder: verify that all its files are whole and belong together. Then, as for any model, test it on a
     batch of images, in seconds, before attacks that take hours: input, logits, gradients, determinism, and the time of

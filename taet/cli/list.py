@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 from taet import registry
 from taet.cli.options import POSITIONAL, Command, parse
 from taet.files import Json
-from taet.protocols import PROTOCOLS, recipe_settings, recipes
+from taet.protocols import PROTOCOLS, recipes
 from taet.settings import option
 
 
@@ -28,9 +28,7 @@ def rows(kind: str) -> list[Json]:
     if kind == "protocols":
         return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]
     if kind == "recipes":
-        return [
-            {"name": name, "title": one["title"], "settings": recipe_settings(name)} for name, one in recipes().items()
-        ]
+        return [{"name": name, "title": title, "settings": own} for name, (title, own) in recipes().items()]
     return [
         {"name": entry.name, "title": entry.title}
         | ({"reference": entry.reference} if entry.reference else {})

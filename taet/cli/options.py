@@ -188,7 +188,8 @@ def _help(field: FieldInfo, hint: Any, default: Any, whole: bool, label: str = "
     if whole:
         notes = [", or ".join(filter(None, (bounds_of(*leaf) for leaf in leaves(hint))))]
         notes += [mark.text(label) for mark in field.metadata if isinstance(mark, OnlyWith)]
-    if default not in (None, (), "", False, PydanticUndefined) and not re.search("Default: |[Bb]y default", text):
+    given = not any(default is one for one in (None, False, PydanticUndefined)) and default not in ((), "")
+    if given and not re.search("Default: |[Bb]y default", text):
         in_pixels = any(PIXEL_UNITS in marks for _, marks in leaves(hint))
         items = [size(one) if in_pixels else one for one in (default if isinstance(default, tuple) else (default,))]
         notes.append(f"default: {'on' if default is True else ' '.join(map(str, items))}")

@@ -246,6 +246,6 @@ def run(words: list[str]) -> None:
                 except KeyboardInterrupt:
                     again = call_text(["train", "--resume", *call, "--evaluate"])
                     raise KeyboardInterrupt(f"continue with: {again}") from None
-                print(f"report: {first(lambda: write([finished.folder], RunFolder(finished.folder).report))}")
+                print(f"report: {first(lambda: write([finished.folder], finished.folder / 'report.html'))}")
         elif not options.as_json:
             print(f"next: {call_text(['evaluate', *call])}")

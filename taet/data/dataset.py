@@ -244,32 +244,19 @@ def render(dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run knows of its data set after cut, split and resizing, without the images; counts by class."""
+    """What a run knows of its data set after cut, split and resizing, without the images."""
 
     class_counts: tuple[int, ...]
     image_shape: tuple[int, int, int]
     """(C,H,W), as a model takes it."""
     sizes: Mapping[str, int]
     """Images of each split: "train", "test" and, if there is one, "validation"."""
-    class_names: tuple[str, ...] | None = None
-    mirror: bool = True
-    test_counts: tuple[int, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_counts)
 
     @classmethod
-    def of(cls, dataset: Dataset) -> DataFacts:
-        """Return the facts of a data set that is loaded."""
-        return cls.of_splits(dataset.splits, dataset.image_shape, dataset.mirror)
-
-    @classmethod
-    def of_splits(cls, splits: Mapping[str, Split | Part], shape: tuple[int, int, int], mirror: bool) -> DataFacts:
+    def of(cls, splits: Mapping[str, Split | Part], shape: tuple[int, int, int]) -> DataFacts:
         """Return the facts of the chosen splits."""
-        counts = {part: tuple(split.class_counts.tolist()) for part, split in splits.items()}
         sizes = {part: len(split) for part, split in splits.items()}
-        return cls(counts["train"], shape, sizes, splits["train"].class_names, mirror, counts["test"])
+        return cls(tuple(splits["train"].class_counts.tolist()), shape, sizes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,14 +26,6 @@ from taet.settings import Data
 
 
 @dataclass(frozen=True)
-class Extra:
-    """The extra images that can be drawn, and the SHA-256 of the test images, none of which is among them."""
-
-    split: Split
-    test_sha256: str
-
-
-@dataclass(frozen=True)
 class Mixture:
     """Batches of `batch` images, `extra` of which are extra ones."""
 
@@ -72,7 +64,7 @@ def mixture(
     return Mixture(batch_size, extra, tuple(draw.tolist()), tuple(exposure.tolist()))
 
 
-def read_extra(data: Data, dataset: Dataset) -> Extra:
+def read_extra(data: Data, dataset: Dataset) -> Split:
     """Return the extra images that `data.extra` names; mistakes, and images of the test set, raise a `UserError`.
 
     Classes are those of the data set: class folders by name or number, labels of an .npz by number. Pixels and channels
@@ -95,7 +87,7 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
             same = np.isin(fingerprints(pixels), [] if split is None else fingerprints(split.images))
             if same.any():
                 raise UserError(f"{same.sum()} of {len(pixels)} images are {name} images, e.g. number {same.argmax()}")
-        return Extra(Split(pixels, part.labels, names, part.indices), test.sha256)
+        return Split(pixels, part.labels, names, part.indices)
 
 
 def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
@@ -116,5 +108,6 @@ def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
         if not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
             raise unknown("class:", name, names)
         numbers[name] = int(name)
-    images = survey([row.file for row in rows], data.size)
+    images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable, skip=data.skip_unreadable)
+    rows = [row for row in rows if row.file in {*images.files}]
     return Part(images, np.array([numbers[row.label] for row in rows]), names, np.arange(len(rows)))

@@ -97,7 +97,7 @@ def read(data: Data) -> DataSource:
         isic = next((one for one in inner if (one / ISIC).is_file()), None)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
         rows, notes = _isic(isic, data.group) if isic else _of_folder(next(divided, path), data.group)
-    tracked = None if data.group == "none" else signs(rows)
+    tracked = None if data.group is not None or any(row.group for row in rows) else signs(rows)
     if tracked is not None:
         notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
     with located(f"'{path}'"):

@@ -51,24 +51,32 @@ def read(data: Data) -> DataSource:
     splits = {SPLITS[split.lower()]: table for split, table in tables.items() if split.lower() in SPLITS}
     if "train" not in splits:
         raise UserError(f"data: '{data.name}' has the splits {', '.join(tables)}; allowed: with train")
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
     features = splits["train"].features
     image = next((name for name, feature in features.items() if isinstance(feature, datasets.Image)), None)
     label = next((name for name in COLUMNS["label"] if name in features), None)
     if image is None or label is None:
         raise UserError(f"data: '{data.name}' has the columns {', '.join(features)}; allowed: with images and a label")
+    names, notes = getattr(features[label], "names", None), list[str]()
+    for split in [*splits]:  # a hidden label is -1, as in a competition's test set
+        if any(value is None or (names is not None and value < 0) for value in splits[split][label]):
+            if split == "train":
+                raise UserError(f"data: '{data.name}' has training images without a label; allowed: one for each")
+            splits.pop(split)
+            notes.append(f"the source's {split} split has images without a label, and is left out")
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
     group = None if data.group == "none" else data.group
     if group is not None and group not in features:
         raise unknown(f"column for data group of '{data.name}':", group, features)
-    rows, names = list[Row](), getattr(features[label], "names", None)
+    rows = list[Row]()
     for split, table in splits.items():
         coded = table.cast_column(image, datasets.Image(decode=False))
         labels = [str(value) if names is None else names[value] for value in table[label]]
         groups = [""] * len(table) if group is None else map(str, table[group])
-        rows += [
-            Row(HubImage(coded, image, number, f"{split} image {number}"), text, split if "test" in splits else "", of)
+        place = split if "test" in splits else ""
+        rows += [  # names are those of files kept on disk, too
+            Row(HubImage(coded, image, number, f"{data.name} {split} image {number}"), text, place, of)
             for number, (text, of) in enumerate(zip(labels, groups, strict=True))
         ]
     with located(f"'{data.name}'"):
-        return of_rows(rows, data, order=names or by_number(row.label for row in rows))
+        return of_rows(rows, data, notes, names or by_number(row.label for row in rows))

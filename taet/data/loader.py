@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taet.data.augmentation import POLICIES, apply, crop_flip, to_unit
 from taet.data.dataset import Split
-from taet.data.extra import Extra, Mixture
+from taet.data.extra import Mixture
 from taet.data.storage import Pixels, ahead, kept, pieces
 from taet.distributed import share
 from taet.randomness import generator
@@ -98,7 +98,7 @@ class Loader:
         device: torch.device,
         part: int = 0,
         parts: int = 1,
-        extra: Extra | None = None,
+        extra: Split | None = None,
         mixture: Mixture | None = None,
     ) -> None:
         self.device, self.seed, self.training = device, seed, training
@@ -106,8 +106,8 @@ class Loader:
         images, labels = split.images, torch.from_numpy(split.labels)
         self.real, self.extra, self.mixture = len(split), 0, mixture
         if extra is not None and mixture is not None:
-            self.extra = len(extra.split)
-            images, labels = joined(split, extra.split), torch.cat([labels, torch.from_numpy(extra.split.labels)])
+            self.extra = len(extra)
+            images, labels = joined(split, extra), torch.cat([labels, torch.from_numpy(extra.labels)])
         self.images: Tensor | Pixels = torch.from_numpy(images).to(place) if fits(images, place) else images
         self.labels = labels.to(device)
         self.mirror = mirror and training.augment != "crop"

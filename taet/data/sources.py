@@ -79,7 +79,7 @@ def facts(data: Data) -> DataFacts | None:
         return None
     _, height, width, channels = found.splits["train"].images.shape
     shape = channels, data.size or height, data.size or width
-    return DataFacts.of_splits(select(found.splits, data)[0], shape, found.mirror)
+    return DataFacts.of(select(found.splits, data)[0], shape)
 
 
 def read_images(part: Part, data: Data) -> Pixels:

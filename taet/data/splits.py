@@ -118,7 +118,7 @@ def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    parts = Fraction(share).limit_denominator(10) or Fraction(1, round(1 / share))
+    parts = Fraction(share).limit_denominator(10) if share >= 0.1 else Fraction(1, round(1 / share))
     codes = np.unique(groups, return_inverse=True)[1]
     held = np.zeros(codes.max() + 1, bool)  # by group
     folds = max(2, min(parts.denominator, len(held), int(np.bincount(labels).max())))
@@ -127,7 +127,7 @@ def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=np.random.RandomState(seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes with fewer images than folds
-        for _, test in islice(splitter.split(labels, labels, codes), max(1, parts.numerator)):
+        for _, test in islice(splitter.split(labels, labels, codes), max(1, round(share * folds))):
             held[codes[test]] = True
     sizes = np.bincount(codes)
     owners, classes = np.unique(np.stack([codes, labels]), axis=1)

@@ -63,7 +63,7 @@ def export(
     for package in FORMATS[format]:
         needed(package, f"format {format}", "onnx")
     folder = RunFolder(Path(run_dir))
-    path = folder.artifact(f"{weights}.{format}") if out is None else Path(out)
+    path = folder.path / ARTIFACTS / f"{weights}.{format}" if out is None else Path(out)
     check_output(path, ARTIFACTS)
     if path.exists() and not force:
         raise UserError(f"{path} exists already; allowed: another --out, or --force to replace it")

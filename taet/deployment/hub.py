@@ -66,6 +66,8 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     if card is None or "file_sha256" not in card.model:
         lacks = f"{run_dir} has no result card that names its file of weights"
         raise UserError(f"{lacks}; make one: taet evaluate {run_dir}")
+    if out.resolve() == run_dir.resolve():
+        raise UserError(f"{out}: got the folder that is to be published; allowed: another")
     if not (out / CONFIG).exists():
         if out.exists() and any(out.iterdir()):
             raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from taet.attacks import catalogue
 from taet.attacks.counted import Counted
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled
 from taet.data.storage import Pixels
 from taet.errors import UserError
-from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
 from taet.fields import Count, check_value
 from taet.formatting import plural
@@ -138,7 +138,7 @@ def predict(
     (names, listed), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
-    spec = None if attack is None else parse_attack(attack, run.evaluation, run.threat.eps)
+    spec = None if attack is None else catalogue.parse(attack, run.evaluation, run.threat.eps)
     if spec is not None and not spec.bounded:  # survival is not defined
         advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")

@@ -13,7 +13,6 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # that of typing is known to pydantic from Python 3.12 on
 
-from taet import statistics
 from taet.attacks.ball import Norm
 from taet.attacks.counted import WORK
 from taet.errors import UserError, cut, located, said, unknown
@@ -142,7 +141,7 @@ class Card(CardPart):
         inside = [column for column in inside if column.eps == radii[0]]
         columns = [*([self.clean] if self.clean else []), *inside]
         masks = np.stack([column.correct for column in columns])
-        left = dict(zip((column.name for column in columns), statistics.worst_case(masks), strict=True))
+        left = dict(zip((column.name for column in columns), np.logical_and.accumulate(masks), strict=True))
         first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
         chain = [{"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside]
         return Column(

@@ -221,7 +221,11 @@ def of_pairs(card: Card) -> dict[str, str]:
     suites = [one for one in every if isinstance(one.attack, AutoAttack)]
     met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
     strongest = ((one, min(inside, key=_accuracy)) for one, inside in met if inside)
-    margins = (pair for pair in differing(every, "objective") if getattr(pair[0].attack, "objective", "") == "cw")
+    margins = (
+        (one, other)
+        for one, other in differing(every, "objective")
+        if getattr(one.attack, "objective", "") == "cw" and "objective" not in other.parameters
+    )
     rescaled = (pair for pair in differing(columns, "factor") if "factor" not in pair[1].parameters)
     made = ((one, other) for one in card.columns if one.is_transfer for other in columns)
     transfers = ((one, other) for one, other in made if one.attack.typed == other.name and one.ball == other.ball)

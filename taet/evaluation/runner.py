@@ -125,7 +125,7 @@ class Runner:
         sharing = min(world_size(), math.ceil(len(self.labels) / images))
         x, y = self.batch(np.arange(images))
         with self.still(), self.model.searching(attack.precision, self.device.type):
-            return seconds_of(partial(traced, self.model, x, y)) / (2 * images * sharing)
+            return seconds_of(partial(traced, self.model, x, y), self.device) / (2 * images * sharing)
 
     @cached_property
     def sites(self) -> dict[str, int]:

@@ -30,12 +30,14 @@ class CellJob:
     name: str
     threads: int
     trust: tuple[str, ...]
+    accelerated: bool
     work: CellRun | None = None
 
     def __call__(self) -> None:
         """Run the cell; RuntimeError if a command fails."""
         with trusted(*self.trust):
-            cell = next(one for one in cells_of(self.grid, self.place) if one.name == self.name)
+            cells = cells_of(self.grid, self.place, accelerated=self.accelerated)
+        cell = next(one for one in cells if one.name == self.name)
         self.work = CellRun(cell, self.place / "logs" / f"{self.name}.txt", self.threads)
         if failed := self.work.run():
             raise RuntimeError(failed)
@@ -93,5 +95,6 @@ def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], asked: 
         executor = library.AutoExecutor(folder=place / "slurm", cluster="slurm", slurm_max_num_timeout=LIMITS)
         executor.update_parameters(name="taet", **{name: value for name, value in options.items() if value is not None})
         with executor.batch():
-            found = [executor.submit(CellJob(grid, place, cell.name, asked.cpus, trust)) for cell in cells]
+            jobs = [CellJob(grid, place, cell.name, asked.cpus, trust, asked.gpus > 0) for cell in cells]
+            found = [executor.submit(job) for job in jobs]
         return [job.job_id for job in found]

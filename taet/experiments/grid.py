@@ -239,14 +239,15 @@ def _options(settings: Mapping[str, object]) -> list[str]:
     return words
 
 
-def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
+def cells_of(grid: Grid, out: Path, asked_by: str = "", accelerated: bool | None = None) -> list[Cell]:
     """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
 
     A method that refuses the settings is not applicable there. If every method refuses them, or one those of its own
     entry, a `UserError` is raised. No images are read. `asked_by`: the file that the grid was read from.
+    `accelerated`: whether the machine that trains has a GPU; None: as this one.
     """
     with located(asked_by and f"specification {asked_by}"):
-        planner, first = _Planner(grid, out / "runs", asked_by or "specification"), list[Cell]()
+        planner, first = _Planner(grid, out / "runs", asked_by or "specification", accelerated), list[Cell]()
         variants = [Variant.model_construct(name="", settings={}), *grid.variants]
         for data, ratio, variant in itertools.product(grid.data, grid.imbalance, variants):
             cells = [planner.cell(data, ratio, variant, entry) for entry in grid.methods]
@@ -267,9 +268,10 @@ def cells_of(grid: Grid, out: Path, asked_by: str = "") -> list[Cell]:
 class _Planner:
     """Makes the cells of a grid, without their seeds; what several have in common is computed once."""
 
-    def __init__(self, grid: Grid, runs: Path, asked_by: str) -> None:
+    def __init__(self, grid: Grid, runs: Path, asked_by: str, accelerated: bool | None) -> None:
         self.grid, self.runs, self.asked_by = grid, runs, asked_by
-        self.facts_of, self.chosen_for = functools.cache(facts), functools.cache(own_images.planned)
+        self.facts_of = functools.cache(facts)
+        self.chosen_for = functools.cache(functools.partial(own_images.planned, accelerated=accelerated))
 
     def cell(self, data: str, ratio: float | None, variant: Variant, entry: Entry) -> Cell:
         """Return a cell; its method may refuse the settings."""

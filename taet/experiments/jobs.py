@@ -87,7 +87,7 @@ def compare(
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
-    grid, place, planned = _planned(spec, out)
+    grid, place, planned = _planned(spec, out, None if slurm is None else slurm.gpus > 0)
     side_by_side, threads, gpus = _machine(jobs)
     found = tuple(cell.look(threads) for cell in planned)
     if dry_run:
@@ -111,8 +111,10 @@ def compare(
     return result
 
 
-def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[Grid, Path, list[Cell]]:
-    """Return the grid of a comparison, its folder and its cells."""
+def _planned(
+    spec: Specification, out: str | os.PathLike[str] | None, accelerated: bool | None
+) -> tuple[Grid, Path, list[Cell]]:
+    """Return the grid of a comparison, its folder and its cells, for machines with or without a GPU."""
     if isinstance(spec, str | os.PathLike):
         grid, file, place = read(spec), str(spec), Path(out or Path(spec).stem)
     elif out is None:
@@ -120,7 +122,7 @@ def _planned(spec: Specification, out: str | os.PathLike[str] | None) -> tuple[G
     else:
         grid, file, place = spec if isinstance(spec, Grid) else parse(spec), "", Path(out)
     check_output(place)
-    return grid, place, cells_of(grid, place, file)
+    return grid, place, cells_of(grid, place, file, accelerated)
 
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:

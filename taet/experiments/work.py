@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from taet.experiments.grid import Cell, Outcome
 from taet.formatting import clock, plural
-from taet.training.environment import interruption, taet_command
+from taet.training.environment import interruption
 
 OPEN = ("started", "missing")
 LOOK_SECONDS, TELL_SECONDS = 0.1, 30.0  # between two polls of a process, and two lines about the running cells
@@ -47,7 +48,7 @@ class CellRun:
                 log.flush()
                 # In a session of its own, as Ctrl-C is forwarded once: a second signal would prevent saving.
                 self.process = subprocess.Popen(
-                    taet_command(words),
+                    [sys.executable, "-P", "-m", "taet", *words],  # without modules of the current directory
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -132,7 +133,8 @@ class Work:
             gpu = None if own else min(self.gpus, key=[*self.running.values()].count, default=None)
             one = CellRun(cell, self.logs / f"{cell.name}.txt", self.threads, gpu)
             self.running[one] = gpu
-            one.stopped = self.stopping  # which may have begun meanwhile
+            if self.stopping:  # which may have begun meanwhile
+                one.stop()
         begun, on = time.monotonic(), "" if gpu is None else f" on GPU {gpu}"
         try:
             failed = one.run(lambda what: self._tell(cell, what + on))

@@ -18,18 +18,6 @@ from taet.losses.long_tail import (
 )
 from taet.losses.tail_margin import tail_margin
 
-__all__ = [
-    "Loss",
-    "balanced_softmax",
-    "boosted_cross_entropy",
-    "class_balanced",
-    "cross_entropy",
-    "effective_number_weights",
-    "focal",
-    "hierarchical_equalization",
-    "kl_divergence",
-    "ldam",
-    "logit_adjustment",
-    "rebalancing_weights",
-    "tail_margin",
-]
+__all__ = ["Loss", "balanced_softmax", "boosted_cross_entropy", "class_balanced", "cross_entropy"]
+__all__ += ["effective_number_weights", "focal", "hierarchical_equalization", "kl_divergence", "ldam"]
+__all__ += ["logit_adjustment", "rebalancing_weights", "tail_margin"]

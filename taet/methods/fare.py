@@ -31,7 +31,8 @@ class Fare(Method):
     def __init__(self, config: Method.Config, task: Task) -> None:
         super().__init__(config, task)
         if task.outer.name != "cross-entropy" or task.outer.drw:
-            raise UserError(f"fare: got the outer loss {task.outer.name}; its loss has no labels and takes none")
+            got = "deferred re-weighting" if task.outer.drw else f"the outer loss {task.outer.name}"
+            raise UserError(f"fare: got {got}; its loss has no labels and takes none")
         refuse_smoothing("fare", task, "its loss has no labels; allowed: --outer.label-smoothing 0")
         self.start: nn.Module | None = None
 

@@ -11,6 +11,7 @@ import io
 import re
 import textwrap
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple
@@ -57,13 +58,12 @@ def style() -> Iterator[None]:
         yield
 
 
-def axes(height: float, shares: Literal["x", "y"] | None = None) -> tuple[Figure, Axes]:
-    """Return an empty figure of a height in inches, and its axes, of which one may show shares in per cent."""
+def axes(height: float, shares: Literal["x", "y"]) -> tuple[Figure, Axes]:
+    """Return an empty figure of a height in inches, and its axes, of which one shows shares in per cent."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     ax = figure.subplots()
-    if shares:
-        ax.grid(axis=shares)
-        (ax.xaxis if shares == "x" else ax.yaxis).set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    ax.grid(axis=shares)
+    (ax.xaxis if shares == "x" else ax.yaxis).set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
     return figure, ax
 
 
@@ -98,7 +98,8 @@ def overview(results: Results) -> Iterator[Panel]:
     attacks = [*clean, *(one for one in in_ball(results) if one not in (*clean, lead))]
     colours = dict(zip([*attacks[: len(STRENGTHS) - 1], lead], STRENGTHS, strict=False)) | {lead: STRENGTHS[-1]}
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
-    yield _forest(f"Balanced accuracy under each attack{of}", scores, rows, "attack", colours)
+    each = "each attack" if len(colours) > len(attacks) else f"{len(colours)} of {len(attacks) + 1} attacks"
+    yield _forest(f"Balanced accuracy under {each}{of}", scores, rows, "attack", colours)
     if len(parts):
         yield _forest(f"Head, body and tail classes under {attack}{of}", parts, rows, "group", GROUPS)
 
@@ -137,12 +138,14 @@ def strength(results: Results) -> Iterator[Panel]:
 
 def training(results: Results) -> Iterator[Panel]:
     """Balanced accuracy over the epochs of training, mean over the seeds, on the split in the title."""
+    found: dict[str, list[tuple[str, int, float]]] = defaultdict(list)
     points = [(one.row, epoch.epoch, epoch.monitor) for one in results.named for epoch in one.epochs if epoch.monitor]
-    for name in ("clean", "attacked") if points else ():
-        split, attack = points[0][2].split, points[0][2].attack
-        values = [(row, epoch, getattr(point, name).balanced_accuracy) for row, epoch, point in points]
+    for row, epoch, point in points:
+        for name, counts in (("clean", point.clean), (point.attack, point.attacked)):
+            found[f"{under(name)}, {point.split} split"].append((row, epoch, counts.balanced_accuracy))
+    for title, values in found.items():
         means = pd.DataFrame(values, columns=["row", "x", "accuracy"]).groupby(["row", "x"], as_index=False).mean()
-        yield _lines(f"{under(name if name == 'clean' else attack)}, {split} split", "epoch", means, order(results))
+        yield _lines(title, "epoch", means, order(results))
 
 
 def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], wide: bool = False) -> Panel:
@@ -160,4 +163,5 @@ def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], wi
         ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         ax.set_xticks([], minor=True)
     ax.set(xlabel=label, ylim=(0, None))
-    return draw(figure, title, f"balanced accuracy against the {label}, one line for each row")
+    of = f", the best {len(COLOURS)} of {len(lines)}" if len(lines) > len(COLOURS) else ""
+    return draw(figure, f"{title}{of}", f"balanced accuracy against the {label}, one line for each row")

@@ -217,15 +217,17 @@ class Results:
     def _ranked(self) -> Iterator[tuple[object, ...]]:
         scores = self.scores("balanced", "tail", "worst").set_index(["row", "attack", "group"])
         data, model, protocol, *_, selection = self.named[0].setting
+        # Its name may have the radius, if other boards have another.
+        leading = next(name for name, column in self.columns.items() if column.name == LEAD)
         ratio = self.cards[0].data.get("imbalance_ratio")
-        order = sorted(self.rows, key=lambda row: -scores.loc[(row, LEAD, "balanced"), "accuracy"])
+        order = sorted(self.rows, key=lambda row: -scores.loc[(row, leading, "balanced"), "accuracy"])
         for row in order:
-            others = (self.difference(row, other, LEAD) for other in order if other != row)
+            others = (self.difference(row, other, leading) for other in order if other != row)
             decided = [one.value for one in others if one is not None and one.decided]
             best, worst = 1 + sum(value < 0 for value in decided), len(order) - sum(value > 0 for value in decided)
             rank = str(best) if best == worst else f"{best}–{worst}"
-            lead = scores.loc[row, LEAD, "balanced"]
-            beside = (("clean", "balanced"), ("pgd-20", "balanced"), (LEAD, "tail"), (LEAD, "worst"))
+            lead = scores.loc[row, leading, "balanced"]
+            beside = (("clean", "balanced"), ("pgd-20", "balanced"), (leading, "tail"), (leading, "worst"))
             numbers = (scores["accuracy"].get((row, *of), math.nan) for of in beside)
             flags = {name for one in self.named if one.row == row for name in raised(one.card)} - {"small-test-set"}
             about = (data, ratio, model, protocol, selection, row, rank, *lead[["accuracy", "low", "high"]])

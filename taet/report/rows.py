@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import multimode
 
 from taet import methods, protocols, registry
 from taet.attacks.spec import Identity
@@ -32,7 +33,6 @@ from taet.training.resolve import curve_decides
 Sources = str | os.PathLike[str] | Card | Iterable[str | os.PathLike[str] | Card]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
 KIND = b'"taet result card"'
-SKIPPED = frozenset({"artifacts", "tensorboard"})
 Values = Mapping[str, object]
 EVERY, RULE, THREAT, EXTRA = "training.monitor_every", "training.selection", "threat of the evaluation", "extra images"
 SETTING = ("data.name", "model.name", "protocol", THREAT, EXTRA, "model.weights", RULE)
@@ -108,7 +108,7 @@ def _inside(path: Path) -> list[Path]:
                 return [path]
     if not path.is_dir() or RunFolder(path).is_run:
         return [path] if path.is_dir() else []
-    inner = (one for one in sorted(path.iterdir()) if not one.is_symlink() and one.name not in SKIPPED)
+    inner = (one for one in sorted(path.iterdir()) if not one.is_symlink())
     return [place for one in inner for place in _inside(one)]
 
 
@@ -124,10 +124,8 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     Rows with equal weights for every seed that they share are one row, with the shorter name. Other weights of the same
     settings and seed, trained on another machine, are a row of their own.
     """
-    certain = [rules[0] for card in cards if len(rules := _rules(card)) == 1]
-    usual = Counter(certain or [""]).most_common(2)
-    tied = len(usual) == 2 and usual[0][1] == usual[1][1]
-    settings = [_settings(card, "" if tied else usual[0][0]) for card in cards]
+    usual = multimode(rules[0] for card in cards if len(rules := _rules(card)) == 1)
+    settings = [_settings(card, usual[0] if len(usual) == 1 else "") for card in cards]
     keys = _keys(cards, settings)
     firsts = {key: keys.index(key) for key in keys}
     labels = _labels({key: (cards[place], settings[place]) for key, place in firsts.items()})

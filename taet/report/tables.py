@@ -116,7 +116,7 @@ def headline(results: Results) -> pd.DataFrame:
     for attack, column in results.columns.items():
         head = Text(attack, "" if column.norm is None or attack in inside else threat(column))
         columns[head] = _column(results, attack)
-    if results.strongest is not None:
+    if results.strongest is not None and results.cards[0].data.get("train_class_counts") is not None:
         columns[Text("tail", results.strongest)] = _column(results, results.strongest, "tail")
     if "clean" in results.columns and len({*results.cards[0].test_class_counts.tolist()} - {0}) > 1:
         columns[Text("all images", "clean")] = _column(results, "clean", "plain")

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -63,16 +63,6 @@ def bf16_instructions(device: torch.device) -> str:
     allowed = any(name in limit for name in ("ALL", "DEFAULT", "AMX", "BF16", "FP16"))
     found = {"avx512_bf16", "amx_bf16", "bf16"} & {*_reported("flags", "features").split()}
     return ", ".join(sorted(found)) if allowed else ""
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def taet_command(words: Sequence[str]) -> list[str]:
-    """Return the command that runs `taet WORDS` with this Python, without modules of the current directory."""
-    return [sys.executable, "-P", "-m", "taet", *words]
 
 
 def environment(device: torch.device) -> Json:

@@ -246,6 +246,9 @@ class Pauses:
     @property
     def again(self) -> str:
         """The command that continues the run."""
+        given = {"model": self.plan.model_given, "dataset": self.plan.arrays}
+        if any(given.values()):  # which a command cannot name
+            return f"taet.resume({', '.join([repr(str(self.folder.path)), *(f'{n}=...' for n in given if given[n])])})"
         consent = models.consent(self.plan.run.model.name)
         return shlex.join(["taet", "train", "--resume", str(self.folder.path), *consent])
 

@@ -266,13 +266,6 @@ class RunFolder:
             if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
                 yield path, f"{DELIVERED}{found[1] or ''}"
 
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    def artifact(self, name: str) -> Path:
-        return self.path / ARTIFACTS / name
-
     def state(self, of: str) -> Path:
         """The folder with the finished batches of unfinished work, such as an evaluation."""
         return self.path / f"{of}-state"

@@ -13,7 +13,6 @@ import torch
 
 from taet.distributed import world_size
 from taet.formatting import plural
-from taet.training.environment import cores
 
 LOOK_SECONDS, LONG_LOOK_SECONDS = 0.2, 1.0  # the kernel counts in hundredths; for an attack, and for a whole training
 ENOUGH_SECONDS, FEWEST, MOST = 1.0, 2, 12  # of the steps that are timed; the first one fills caches
@@ -30,7 +29,7 @@ def idle_threads(seconds: float = LOOK_SECONDS) -> tuple[int, str]:
         if most > 1 and not asked_threads():
             before = _ticks()
             time.sleep(seconds)
-            return fitting(most, cores(), before, _ticks())
+            return fitting(most, len(os.sched_getaffinity(0)), before, _ticks())
     return most, ""
 
 
@@ -71,15 +70,15 @@ def using(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def seconds_of(step: Callable[[], object]) -> float:
-    """Return the expected seconds of a step from a few that are made now."""
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """Return the expected seconds of a step on `device` from a few that are made now."""
     walls, works = list[float](), list[float]()
     enough = ENOUGH_SECONDS if world_size() == 1 else 0.0  # a step adds over the processes: all make as many
     while len(walls) < FEWEST or (sum(walls) < enough and len(walls) < MOST):
         begun, worked = time.monotonic(), time.process_time()
         step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         walls.append(time.monotonic() - begun)
         works.append(time.process_time() - worked)
     return expected(walls[1:], works[1:])

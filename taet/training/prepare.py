@@ -15,8 +15,8 @@ from torch import nn
 from taet import models
 from taet.attacks.ball import frozen
 from taet.attacks.counted import training_arithmetic
-from taet.data import DataFacts, Dataset, load
-from taet.data.extra import Extra, read_extra
+from taet.data import DataFacts, Dataset, Split, load
+from taet.data.extra import read_extra
 from taet.data.loader import Loader
 from taet.distributed import copy_first, first, gather, in_turn, rank, world_size
 from taet.errors import UserError
@@ -45,7 +45,7 @@ class TrainingPlan:
 
     resolved: Resolved
     dataset: Dataset
-    extra: Extra | None
+    extra: Split | None
     loader: Loader
     curve: TrainingCurve
     device: torch.device
@@ -58,10 +58,6 @@ class TrainingPlan:
     def run(self) -> Run:
         return self.resolved.run
 
-    @property
-    def steps(self) -> int:
-        return self.run.training.epochs * len(self.loader)
-
     def passes(self, stage: str) -> int:
         """Return the passes of an image through the network in a step; a backward pass to the weights counts as two."""
         return 3 + (0 if stage == "clean" else 2 * self.run.threat.steps)
@@ -73,7 +69,7 @@ class TrainingPlan:
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the images of every split, and of the extra images."""
-        extra = {} if self.extra is None else {"extra": self.extra.split}
+        extra = {} if self.extra is None else {"extra": self.extra}
         return {name: split.sha256 for name, split in (*self.dataset.splits.items(), *extra.items())}
 
     @contextlib.contextmanager
@@ -103,11 +99,13 @@ def prepare(
     arrays, device = dataset is not None, resolve_device(run.training.device)
     with reporting_to(progress if rank() == 0 else None):
         loaded = dataset if dataset is not None else in_turn(lambda: load(run.data))
-        settle = functools.partial(resolve, run, DataFacts.of(loaded), processes=world_size())
+        settle = functools.partial(
+            resolve, run, DataFacts.of(loaded.splits, loaded.image_shape), processes=world_size()
+        )
         resolved, extra = settle(), None
         if resolved.mixture is not None:
             extra = in_turn(lambda: read_extra(resolved.run.data, loaded))
-            resolved = settle(extra_counts=extra.split.class_counts.tolist())
+            resolved = settle(extra_counts=extra.class_counts.tolist())
     choices = dict[str, tuple[object, str]]()
     if run.training.precision == "auto":
         found = first(lambda: bf16_instructions(device))
@@ -142,7 +140,7 @@ def prepare(
         method,
         build_optimizer(network, training),
         run,
-        weight_average(network, training, plan.steps, method.average_decay),
+        weight_average(network, training, training.epochs * len(loader), method.average_decay),
         _view(run, network, loaded),
     )
     return plan, state
@@ -210,7 +208,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
             at.optimizer = build_optimizer(model, run.training)
             at.begin_epoch()
             attack = at.attack(place, "expected", at.epoch, 0)
-            took[stage] = seconds_of(functools.partial(training_step, at, batch, attack)) / place[1]
+            took[stage] = seconds_of(functools.partial(training_step, at, batch, attack), plan.device) / place[1]
     pace = min(seconds / plan.passes(stage) for stage, seconds in took.items())  # of one pass of one image
     watched = len(plan.curve.epochs) * len(plan.curve.split) * (2.0 + 2 * run.training.monitor_steps)
     return plan.loader.bounds[-1][1] * sum(took[stage] for stage in stages) + watched * pace
@@ -263,11 +261,11 @@ def _describe_extra(plan: TrainingPlan) -> tuple[Json | None, list[str]]:
     share = f"extra images, {mixture.extra} of {mixture.batch} in every batch"
     return {
         "source": source,
-        "sha256": plan.extra.split.sha256,
-        "class_counts": plan.extra.split.class_counts.tolist(),
+        "sha256": plan.extra.sha256,
+        "class_counts": plan.extra.class_counts.tolist(),
         "per_batch": mixture.extra,
         "batch_size": mixture.batch,
         "draw": mixture.draw,
         "exposure": mixture.exposure,
-        "test_sha256": plan.extra.test_sha256,
+        "test_sha256": (plan.dataset.whole_test or plan.dataset.test).sha256,
     }, [f"{share}: {source.strip().rstrip('.')}"]

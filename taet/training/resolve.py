@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -91,7 +91,7 @@ def resolve(
 def _method(
     run: Run, known: DataFacts, mixed: Mixture | None = None, extra_counts: Sequence[int] | None = None
 ) -> Method:
-    """Build the method; only then is it known whether it learns from the curve, and thus the number of points."""
+    """Build the method; which epochs have a point of the curve matters only to one that learns from it."""
     training, counts = run.training, known.class_counts
     task = Task(
         class_counts=counts,
@@ -106,10 +106,7 @@ def _method(
         exposure=() if mixed is None else mixed.exposure,
         distinct=() if extra_counts is None else tuple(map(sum, zip(counts, extra_counts, strict=True))),
     )
-    method, watched = methods.build(run.method, run.settings, task), watched_epochs(run, learns=False)
-    if method.needs_feedback or watched == task.watched:
-        return method
-    return methods.build(run.method, run.settings, replace(task, watched=watched))
+    return methods.build(run.method, run.settings, task)
 
 
 def curve_decides(run: Run) -> bool:
@@ -153,7 +150,7 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
     """Refuse a network that cannot be built for the images, or lacks features or the head that the method needs."""
     chosen, head = resolved.run.model, resolved.method.task.head
     if facts is not None:
-        shape = facts.num_classes, facts.image_shape
+        shape = len(facts.class_counts), facts.image_shape
         model = _built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights)
         check_needs(model, resolved)
         if chosen.tune != "all":

@@ -50,9 +50,9 @@ class TrainingResult:
         return "\n".join([*lines, *(f"  {name}: {text}" for name, text in training_flags(epochs).items())])
 
 
-def default_folder(run: Run) -> Path:
+def default_folder(run: Run, dataset: Dataset | None = None) -> Path:
     """Return the folder of a run without `out`."""
-    kind, _, path = run.data.name.rpartition(":")
+    kind, _, path = (run.data.name if dataset is None else dataset.name).rpartition(":")
     data = Path(path).resolve().stem if kind or "/" in path else path
     ratio = "" if run.data.imbalance_ratio is None else f"-ir{run.data.imbalance_ratio:g}"
     return Path("runs") / f"{run.method}-{data}{ratio}-{run.model.name}-{run.protocol}-seed{run.seed}"
@@ -80,12 +80,12 @@ def train(
         run = Run(method=run, data=Data() if data is None else Data(name=data))
     elif data is not None:
         raise UserError(f"data: got {data} beside a Run, which names its own; allowed: a method's name and data")
-    folder = RunFolder(Path(out) if out is not None else default_folder(run))
+    folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
-        first(lambda: _check_free(folder, plan.run))
+        first(lambda: _check_free(folder, plan))
         with owned(folder):
-            first(lambda: _check_free(folder, plan.run))  # another process may have been faster
+            first(lambda: _check_free(folder, plan))  # another process may have been faster
             first(lambda: folder.create(describe(plan, state, command)))
             pauses = Pauses(plan, state, folder, progress)
             pauses.save()  # the initial weights are on disk before they change
@@ -139,12 +139,12 @@ def owned(folder: RunFolder | None) -> Iterator[None]:
         yield
 
 
-def _check_free(folder: RunFolder, run: Run) -> None:
+def _check_free(folder: RunFolder, plan: TrainingPlan) -> None:
     if not folder.is_taken:
         return
     same = False
     with contextlib.suppress(UserError):
-        same = run_hash(folder.record.run) == run_hash(run)
+        same = (run_hash(folder.record.run), folder.record.data.hashes) == (run_hash(plan.run), plan.hashes)
     if not same:
         raise UserError(f"{folder.path} exists and is not this run; choose another --out")
     done = f"it is finished, see taet evaluate {folder.path}"

@@ -12,15 +12,8 @@ from typing import Any
 import pytest
 
 from taet import __version__, cli, methods, registry
-from taet.cli import COMMANDS, LEFT
+from taet.cli import COMMANDS
 from taet.errors import UserError
-
-
-@pytest.mark.parametrize("left", LEFT)
-def test_a_command_that_left_names_its_successor_in_one_line(taet: Any, left: str) -> None:
-    outcome = taet(left, "x")
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err == f"taet: error: taet {left} was removed; instead: {LEFT[left]}\n"
 
 
 def test_help_lists_every_command(taet: Any) -> None:
@@ -49,6 +42,7 @@ def test_help_of_train_knows_the_method_and_the_protocol(taet: Any) -> None:
     assert "--selection" not in text
     text = " ".join(taet("train", "taet", "--help", "all", "--protocol", "reat").out.split())
     assert "default: best-validation" in text.replace("- ", "-")
+    assert "default: 0.0" in text.split("--ema")[1].split(" --")[0]
 
 
 @pytest.mark.parametrize("kind", ["methods", "attacks", "data", "models", "protocols", "recipes"])

@@ -134,7 +134,7 @@ def test_hours_name_what_shortens_them_and_nothing_else(
     attacks: list[str], few: int, ways: list[str], tiny: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in ("taet.training.prepare", "taet.evaluation.runner"):
-        monkeypatch.setattr(f"{place}.seconds_of", lambda _: 4000.0)
+        monkeypatch.setattr(f"{place}.seconds_of", lambda *_: 4000.0)
     monkeypatch.setattr("taet.cli.train.FEW", few)
     plan, state = prepare(tiny("at", {"training.epochs": 4, "evaluation.attacks": attacks}))
     *_, shorter = introduction(plan, state, {}).splitlines()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from taet.data import Dataset, Split, load
-from taet.data.extra import Extra, mixture, read_extra
+from taet.data.extra import mixture, read_extra
 from taet.data.loader import Loader
 from taet.data.storage import kept
 from taet.errors import UserError
@@ -43,8 +43,8 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture
-def extra(dataset: Dataset) -> Extra:
-    return Extra(Split(images(30, 5), np.arange(30) % 3, dataset.class_names, np.arange(30)), "0" * 64)
+def extra(dataset: Dataset) -> Split:
+    return Split(images(30, 5), np.arange(30) % 3, dataset.class_names, np.arange(30))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def stored(tmp_path: Path) -> Callable[..., Data]:
 
 
 def loader(
-    split: Split, extra: Extra | None, augment: Literal["crop-flip", "none"] = "crop-flip", **part: int
+    split: Split, extra: Split | None, augment: Literal["crop-flip", "none"] = "crop-flip", **part: int
 ) -> Loader:
     training = Training(batch_size=10, channels_last=False, augment=augment)
     mixed = mixture(data(), COUNTS, 10, EXTRA)
@@ -104,7 +104,7 @@ def test_without_a_fraction_there_is_no_mixture_and_one_that_leaves_nothing_is_r
             mixture(data(extra_fraction=fraction), COUNTS, 10)
 
 
-def test_batches_have_the_prior_that_losses_are_told(dataset: Dataset, extra: Extra) -> None:
+def test_batches_have_the_prior_that_losses_are_told(dataset: Dataset, extra: Split) -> None:
     source = loader(dataset.train, extra)
     shown, originals = np.zeros(3), list[int]()
     for epoch in range(300):
@@ -119,7 +119,7 @@ def test_batches_have_the_prior_that_losses_are_told(dataset: Dataset, extra: Ex
 
 
 def test_parts_of_processes_later_steps_and_streamed_images_are_the_batches(
-    dataset: Dataset, extra: Extra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, extra: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAET_CACHE", str(tmp_path))
     whole = list(loader(dataset.train, extra).epoch(2))
@@ -127,8 +127,8 @@ def test_parts_of_processes_later_steps_and_streamed_images_are_the_batches(
     for step, batch in enumerate(whole):
         for field in range(3):
             assert torch.equal(batch[field], torch.cat([part[step][field] for part in parts]))
-    on_disk = kept([extra.split.images], extra.split.images.shape, "x")
-    streaming = loader(dataset.train, Extra(dataclasses.replace(extra.split, images=on_disk), ""))
+    on_disk = kept([extra.images], extra.images.shape, "x")
+    streaming = loader(dataset.train, dataclasses.replace(extra, images=on_disk))
     assert isinstance(streaming.images, np.memmap)
     for later in (loader(dataset.train, extra).epoch(2, 1), list(streaming.epoch(2))[1:]):
         for one, other in zip(whole[1:], later, strict=True):
@@ -141,15 +141,16 @@ def test_arrays_have_numbers_of_classes_and_folders_names_or_numbers(
 ) -> None:
     pixels = images(6, 9)
     found = read_extra(stored(pixels, [2, 0, 1] * 2, keys), dataset)
-    assert found.split.class_counts.tolist() == [2, 2, 2]
-    assert found.test_sha256 == dataset.test.sha256
+    assert found.class_counts.tolist() == [2, 2, 2]
     for index, name in enumerate(["elk", "cat", "1"] * 2):
         (tmp_path / "made" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[index, :, :, 0]).save(tmp_path / "made" / name / f"{index}.png")
     by_name = read_extra(data(extra=f"folder:{tmp_path / 'made'}"), dataset)
     order = [2, 5, 1, 4, 0, 3]  # class folders are read in alphabetical order
-    assert by_name.split.labels.tolist() == [1, 1, 0, 0, 2, 2]
-    assert np.array_equal(by_name.split.images, pixels[order])
+    assert by_name.labels.tolist() == [1, 1, 0, 0, 2, 2]
+    assert np.array_equal(by_name.images, pixels[order])
+    (tmp_path / "made" / "cat" / "broken.png").write_bytes(b"no image")
+    assert len(read_extra(data(extra=f"folder:{tmp_path / 'made'}", skip_unreadable=True), dataset)) == 6
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])

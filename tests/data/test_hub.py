@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.data import load
+from taet.data import load, source
+from taet.settings import Data
 
 NAME = "hf:someone/signs@0123abc"
 
@@ -88,10 +89,13 @@ def test_validation_stands_in_for_test_and_groups_are_a_column(repository, refus
 
     patients = {"patient": [f"p{i // 3}" for i in range(30)]}
     more = {"patient": datasets.Value("string")}
-    repository({"train": columns(30, **patients), "validation": columns(6, **patients)}, features=features(**more))
-    assert len(load(NAME).test) == 6
+    hidden = columns(9, **patients) | {"label": [-1] * 9}
+    splits = {"train": columns(30, **patients), "validation": columns(6, **patients), "test": hidden}
+    repository(splits, features=features(**more))
+    assert load(NAME).test.class_counts.tolist() == [2, 2, 2]
+    assert f"{NAME} train image 0" in source(Data(name=NAME)).splits["train"].images.key  # names a file of the cache
     assert load(NAME, group="none").train.groups is None
-    refused(NAME, "group 'p0' is in two splits", group="patient")
+    refused(NAME, "group 'p[01]' is in two splits", group="patient")
     refused(NAME, "unknown column for data group of .*'patiens'.*did you mean 'patient'", group="patiens")
 
 

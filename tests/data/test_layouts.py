@@ -56,6 +56,10 @@ def test_gtsrb_in_its_official_folders(tmp_path, signs):
     alone = load(str(tmp_path / "gtsrb/GTSRB/Final_Training/Images"), size=8)
     assert alone.test.class_counts.tolist() == [2] * 43
     apart(alone)
+    files = sorted(tmp_path.glob("gtsrb/GTSRB/Final_Training/Images/*/*.ppm"))
+    lines = [f"{file},{file.parent.name},{number % 4}\n" for number, file in enumerate(files)]
+    (tmp_path / "own.csv").write_text("".join(["file,label,group\n", *lines]))
+    assert len({*load(f"csv:{tmp_path / 'own.csv'}", size=8).train.groups}) <= 4  # the user's groups, not tracks
 
 
 @pytest.mark.parametrize(("place", "training"), [("gtsrb/GTSRB", "Final_Training/Images"), ("GTSRB", "Training")])

@@ -107,7 +107,8 @@ def test_an_earlier_push_is_replaced_and_nothing_else(run: Path, copy: Path, tmp
     assert local(f"folder:{copy}") == copy
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    for place, message in ((tmp_path / "full", "allowed: a new or empty one"), (run / "x", "a place in the run fol")):
+    refused = {tmp_path / "full": "allowed: a new or empty one", run / "x": "a place in the run fol"}
+    for place, message in {**refused, run: "got the folder that is to be published"}.items():
         with pytest.raises(UserError, match=message):
             publish(run, f"folder:{place}")
 

@@ -128,6 +128,7 @@ def test_table_and_csv(trained: Path, folder: Path, answered: Predictions) -> No
     ("options", "match"),
     [
         ({"attack": "clean"}, r"attack: got clean, which has no ball"),
+        ({"attack": "pgd-20@runs/x"}, r"attack"),
         ({"attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
         ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
         ({"images": []}, r"no image in what was given; allowed: files, or folders with any of \.bmp"),

@@ -96,7 +96,7 @@ def test_every_pass_has_the_threads_asked_for_or_those_that_are_idle(
 def test_hours_name_the_quick_suite_where_it_is_shorter(
     attacks: str, said: bool, evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taet.evaluation.runner.seconds_of", lambda _: 4000.0)
+    monkeypatch.setattr("taet.evaluation.runner.seconds_of", lambda *_: 4000.0)
     labels = list[str]()
     evaluated("clean", attacks, progress=lambda *report: labels.append(report[2]))
     (outlook,) = (label for label in labels if label.startswith("all attacks"))

@@ -100,6 +100,7 @@ def test_what_no_sound_evaluation_shows_is_named(accuracies: dict[str, float], f
         {"pgd-20": 0.45, "pgd-20:restarts=5": 0.5},  # by chance or by luck, but no sign of a short attack
         {"pgd-100:start=none": 0.4, "pgd-20": 0.5},  # another start, too
         {"cw-linf-100": 0.4, "pgd-20": 0.5},  # more steps, too
+        {"cw-linf-20": 0.4, "pgd-20:objective=pm": 0.5},  # whose loss is no cross-entropy
         {"square": 0.3, "fgsm": 0.5},  # gradients that were followed too shortly are not to blame
         {"square": 0.3, "pgd-19:step=4/255": 0.5},
         {"clean": 0.3, "pgd-20": 0.5, "pgd-20:eps=16/255": 0.2},  # clean images are no attack

@@ -213,3 +213,5 @@ def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> No
         assert training_settings(run) == training_settings(cell.run)
         assert (run.training.batch_size, run.training.epochs, run.model.name) == (32, 2, "resnet8")
         assert (run.data.size, run.training.monitor_every) == (None, 1)
+    distant = cells_of(parse({"methods": ["at"], "data": data}), tmp_path / "out", accelerated=True)
+    assert distant[0].settings["model.name"] == "resnet18"

@@ -349,6 +349,8 @@ def test_a_plain_module_and_arrays_train_and_resume(
             resume(done)
     with pytest.raises(UserError, match="the train images are not those"):
         resume(folder, model=network(), dataset=arrays(per_class=11))
+    with pytest.raises(UserError, match=f"{folder} exists and is not this run"):
+        train(run, out=folder, model=network(), dataset=arrays(per_class=11))
     with pytest.raises(UserError, match=r"\(2, 4\).*allowed: \(2, 3\), one logit per class"):
         train(run, out=tmp_path / "new", model=network(4), dataset=data)
     assert not (tmp_path / "new").exists()

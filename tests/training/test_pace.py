@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from taet.evaluation.card import Card
 from taet.evaluation.runner import standing
@@ -69,7 +70,7 @@ def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
 ) -> None:
     ticks = [(0, 0), (100, 50)]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(pace, "cores", lambda: 2)
+    monkeypatch.setattr(pace.os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(pace, "_ticks", lambda: ticks.pop(0))
     run = tiny("at", {"training.threads": None, "training.epochs": 1})
     with pace.using(2):
@@ -84,5 +85,5 @@ def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
 def test_processes_that_share_a_step_time_as_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "world_size", lambda: 2)
     steps = list[None]()
-    pace.seconds_of(lambda: steps.append(None))
+    pace.seconds_of(lambda: steps.append(None), torch.device("cpu"))
     assert len(steps) == pace.FEWEST
