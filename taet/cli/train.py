@@ -169,6 +169,9 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     notes = (*dataset.notes, *getattr(state.model, "notes", ()))
+    usual = protocols.start(run.protocol, run.method).threat
+    if state.method.own_attack and (usual.steps, usual.step_size) != (run.threat.steps, run.threat.step_size):
+        notes += (f"the steps of --threat change nothing: {run.method} has no attack, or one of its own",)
     lines = [
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} to {least} to train on "
         f"(imbalance {dataset.imbalance_ratio:.4g})",

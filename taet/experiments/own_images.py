@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from taet import methods
 from taet.data import Dataset, facts, full_name, is_own, source
 from taet.data.images import Files
 from taet.data.splits import VALIDATION, select
@@ -92,7 +93,7 @@ def planned(
     }
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
-        if cycle and not accelerated:
+        if cycle and not accelerated and not methods.find(run.method).own_attack:
             why, step = "about as robust in a third of the time (docs/speed.md)", 6 / 8 * run.threat.eps
             choices |= {name: Chosen(value, why) for name, value in zip(CYCLE, (2, step, "one-cycle"), strict=True)}
         if run.method in ("taet", "harl"):

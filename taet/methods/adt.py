@@ -41,7 +41,7 @@ class AdversarialDistributionalTraining(Method):
         "perturbations are drawn from a distribution with an optimiser of its own; the threat's steps, step size and "
         "start are not used",
     )
-    label_attack = False
+    label_attack, own_attack = False, True
     official = published(
         threat={"eps": 8 / 255},
         training={"epochs": 76, "batch_size": 64, "milestones": (74 / 76,), "weight_decay": 2e-4},

@@ -198,6 +198,9 @@ class Method(nn.Module):
     single_step: bool = False
     """Whether the attack is a single step: the curve then watches for catastrophic overfitting, under FGSM too."""
 
+    own_attack: bool = False
+    """Whether the attack is its own, so that the threat's steps and step size change nothing."""
+
     class Config(Settings):
         """The method has no settings of its own."""
 

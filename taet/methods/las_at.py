@@ -80,7 +80,7 @@ class LearnableAttackStrategy(Method):
         "eps (3/8 to 15/8 of the threat's), steps and step size are drawn for every image by a strategy network; the "
         "attack starts from U(-eps, eps) of the threat",
     )
-    label_attack = False
+    label_attack, own_attack = False, True
     official = published(
         threat={"eps": 8 / 255},
         training={"epochs": 110, "milestones": (99 / 110, 104 / 110), "weight_decay": 5e-4},

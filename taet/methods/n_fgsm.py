@@ -26,7 +26,7 @@ class NoisyFgsm(Method):
     deviations: tuple[str, ...] = (
         "one step of eps from uniform noise, not projected: examples are up to 3 eps from the image",
     )
-    single_step = True
+    single_step = own_attack = True
 
     class Config(Method.Config):
         """The noise."""

@@ -16,7 +16,7 @@ class Standard(Method):
 
     title = "Standard"
     reference = "Vapnik, NeurIPS 1991"
-    label_attack = False  # there is none
+    label_attack, own_attack = False, True  # there is none
 
     @staticmethod
     def stage_at(config: Method.Config, task: Task, epoch: int) -> str:

@@ -93,8 +93,7 @@ def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> Non
 
 
 def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path) -> None:
-    fewer = own_images(Data(name=f"folder:{lesions}", max_count=4)), own_images(Data(name=f"folder:{lesions}"))
-    assert [one.training for one in fewer] == [8, 14]  # a sixth of each class is a test image
+    assert [own_images(Data(name=f"folder:{lesions}", max_count=most)).training for most in (4, None)] == [8, 14]
     run, choices = plan("taet", str(lesions))  # whose alpha is not the published one
     other, again = read_call(["taet", "--data", str(lesions)]).planned()
     assert (run, choices) == (other, again)
@@ -103,3 +102,4 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     for words, expected in {**cases, "--recipe fine-tune": (10, 2, "cosine"), "": (2, 6, "one-cycle")}.items():
         run, _ = read_call(["at", "--data", str(lesions), *words.split()]).planned()
         assert (run.threat.steps, round(255 * run.threat.step_size, 6), run.training.decay) == expected
+    assert plan("n-fgsm", str(lesions))[0].threat.steps == 10  # its attack has a step of its own
