@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -72,11 +73,11 @@ def parse_json(content: bytes, where: str) -> Any:
 
 def read_toml(path: Path) -> Json:
     """Return the values of a file in TOML, or in JSON, which begins with a brace."""
-    content = read_bytes(path)
+    content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
     if content.lstrip().startswith(b"{"):
         return dict(parse_json(content, str(path)))
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
+        return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested too deeply
         raise UserError(f"{path}: neither TOML nor JSON: {cut(str(error))}") from None
 

@@ -87,7 +87,8 @@ class Data(Settings):
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept: in memory, or in a file. auto: in a file from a quarter of the memory on."""
     skip_unreadable: bool = False
-    """Leave out image files that cannot be decoded, count them in the notes of the run, and name some."""
+    """Leave out image files that cannot be decoded, count them in the notes of the run, and name some; extra images
+    are left out without a note."""
     extra: str | None = None
     """Extra training images, real or generated: folder:PATH of class folders, or npz:PATH with images and labels."""
     extra_fraction: Annotated[PartialShare, Field(title="data extra fraction"), OnlyWith(extra=...)] = 0.7
@@ -301,7 +302,7 @@ class Slurm(Settings):
     time: Duration = "8h"
     """Time limit of a job, which saves before it and is started again until its cell is done."""
     gpus: Whole = 0
-    """GPUs of a job; a run uses one."""
+    """GPUs of a job; a run uses one. 0: none, and own images are planned for that."""
     cpus: Processes = 1
     """CPU cores of a job, and threads of its run."""
     memory_gb: Count | None = None

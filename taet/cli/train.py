@@ -171,7 +171,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     notes = (*dataset.notes, *getattr(state.model, "notes", ()))
     usual = protocols.start(run.protocol, run.method).threat
     if state.method.own_attack and (usual.steps, usual.step_size) != (run.threat.steps, run.threat.step_size):
-        notes += (f"the steps of --threat change nothing: {run.method} has no attack, or one of its own",)
+        notes += (f"the steps of --threat change nothing: {state.method.title} has no attack, or one of its own",)
     lines = [
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} to {least} to train on "
         f"(imbalance {dataset.imbalance_ratio:.4g})",

@@ -109,5 +109,8 @@ def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
             raise unknown("class:", name, names)
         numbers[name] = int(name)
     images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable, skip=data.skip_unreadable)
-    rows = [row for row in rows if row.file in {*images.files}]
+    readable = {*images.files}
+    rows = [row for row in rows if row.file in readable]
+    if not rows:
+        raise UserError("got no image that can be read; allowed: one or more")
     return Part(images, np.array([numbers[row.label] for row in rows]), names, np.arange(len(rows)))

@@ -97,11 +97,12 @@ def read(data: Data) -> DataSource:
         isic = next((one for one in inner if (one / ISIC).is_file()), None)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
         rows, notes = _isic(isic, data.group) if isic else _of_folder(next(divided, path), data.group)
-    tracked = None if data.group is not None or any(row.group for row in rows) else signs(rows)
+    tracked, own = None if data.group == "none" else signs(rows), any(row.group for row in rows)
     if tracked is not None:
-        notes += ["names as GTSRB's: the frames of one sign stay in one split, and no image is mirrored"]
+        together = "" if own else "the frames of one sign stay in one split, and "
+        notes += [f"names as GTSRB's: {together}no image is mirrored"]
     with located(f"'{path}'"):
-        return of_rows(tracked or rows, data, notes, order, mirror=tracked is None)
+        return of_rows(rows if own or tracked is None else tracked, data, notes, order, mirror=tracked is None)
 
 
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:

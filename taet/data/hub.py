@@ -57,8 +57,9 @@ def read(data: Data) -> DataSource:
     if image is None or label is None:
         raise UserError(f"data: '{data.name}' has the columns {', '.join(features)}; allowed: with images and a label")
     names, notes = getattr(features[label], "names", None), list[str]()
-    for split in [*splits]:  # a hidden label is -1, as in a competition's test set
-        if any(value is None or (names is not None and value < 0) for value in splits[split][label]):
+    known = {*splits["train"][label]} - ({-1} if names else set())
+    for split in [*splits]:  # a hidden label, as in a competition's test set, is none, empty or -1
+        if any(value in (None, "") or (value == -1 and value not in known) for value in splits[split][label]):
             if split == "train":
                 raise UserError(f"data: '{data.name}' has training images without a label; allowed: one for each")
             splits.pop(split)

@@ -18,6 +18,7 @@ from taet.files import check_output, file_sha256, make_folder, read_bytes, seal,
 from taet.formatting import markdown_table, size
 from taet.models.hub import CONFIG, FILES, verify
 from taet.models.weights import MOST_BYTES
+from taet.training.fit import again
 from taet.training.folder import DONE, RunFolder
 from taet.training.record import RunRecord
 
@@ -60,7 +61,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     run = RunFolder(run_dir)
     record = run.record
     if not run.is_done:
-        raise UserError(f"{run_dir} is not finished; resume it first: taet train --resume {run_dir}")
+        raise UserError(f"{run_dir} is not finished; resume it first: {again(run)}")
     run.check_weights()
     card = store.of_folder(run)
     if card is None or "file_sha256" not in card.model:

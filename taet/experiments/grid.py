@@ -298,7 +298,7 @@ class _Planner:
     def chosen(self, entry: Entry, about: Dotted, settings: Dotted) -> Dotted:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
         run = override(protocols.start(self.grid.protocol, entry.method), {"settings": None, **about})
-        cycle = not {*own_images.CYCLE} & settings.keys()
+        cycle = own_images.cycle_for(settings.get("method.base", entry.method), settings)
         choices = self.chosen_for(run, epochs=settings.get("training.epochs"), cycle=cycle)[1]
         return {name.replace("settings.", "method."): made.value for name, made in choices.items()}
 

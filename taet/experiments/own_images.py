@@ -75,12 +75,19 @@ def plan(method: str, data: str) -> tuple[Run, dict[str, Chosen]]:
     return chosen(start(Run.default("protocol"), method), {"data.name": data})
 
 
+def cycle_for(method: object, given: Mapping[str, object]) -> tuple[str, ...]:
+    """Return which of `CYCLE` are chosen: none beside one that is given, no steps if the method's attack is its own."""
+    if {*CYCLE} & given.keys():
+        return ()
+    return CYCLE[2:] if methods.find(str(method)).own_attack else CYCLE
+
+
 def planned(
-    run: Run, accelerated: bool | None = None, epochs: int | None = None, cycle: bool = True
+    run: Run, accelerated: bool | None = None, epochs: int | None = None, cycle: Sequence[str] = CYCLE
 ) -> tuple[Run, dict[str, Chosen]]:
     """Return `run` with the settings that depend on the images, a GPU, and the `epochs` asked for; and these.
 
-    With `cycle` and without a GPU it has few attack steps and a learning rate of one cycle.
+    Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them.
     """
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     found = own_images(run.data)
@@ -93,9 +100,14 @@ def planned(
     }
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
-        if cycle and not accelerated and not methods.find(run.method).own_attack:
-            why, step = "about as robust in a third of the time (docs/speed.md)", 6 / 8 * run.threat.eps
-            choices |= {name: Chosen(value, why) for name, value in zip(CYCLE, (2, step, "one-cycle"), strict=True)}
+        if not accelerated:
+            few = dict(zip(CYCLE, (2, 6 / 8 * run.threat.eps, "one-cycle"), strict=True))
+            why = (
+                "about as robust in a third of the time (docs/speed.md)"
+                if len(cycle) > 1
+                else "a schedule for few epochs"
+            )
+            choices |= {name: Chosen(few[name], why) for name in cycle}
         if run.method in ("taet", "harl"):
             choices["settings.alpha"] = Chosen(1, "more robust on validation images than the published 0.1")
     return override(run, {name: made.value for name, made in choices.items()}), choices
@@ -110,7 +122,8 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     if is_own(run.data.name):
         asked = run.training.epochs if "training.epochs" in given else None
         usual = start(begin.protocol, begin.method)  # a recipe may have a cycle of its own
-        cycle = not {*CYCLE} & given.keys() and all(attrgetter(n)(begin) == attrgetter(n)(usual) for n in CYCLE)
+        as_usual = all(attrgetter(name)(begin) == attrgetter(name)(usual) for name in CYCLE)
+        cycle = cycle_for(given.get("settings.base", run.method), given) if as_usual else ()
         begin = begin.replace(data=run.data, threat=begin.threat.replace(eps=run.threat.eps))
         planned_run, choices = planned(begin, epochs=asked, cycle=cycle)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder

@@ -217,8 +217,9 @@ class Results:
     def _ranked(self) -> Iterator[tuple[object, ...]]:
         scores = self.scores("balanced", "tail", "worst").set_index(["row", "attack", "group"])
         data, model, protocol, *_, selection = self.named[0].setting
-        # Its name may have the radius, if other boards have another.
-        leading = next(name for name, column in self.columns.items() if column.name == LEAD)
+        # Their names have the radius, if other boards have another.
+        called = {column.name: name for name, column in reversed(self.columns.items())}
+        leading, pgd = called[LEAD], called.get("pgd-20", "pgd-20")
         ratio = self.cards[0].data.get("imbalance_ratio")
         order = sorted(self.rows, key=lambda row: -scores.loc[(row, leading, "balanced"), "accuracy"])
         for row in order:
@@ -227,7 +228,7 @@ class Results:
             best, worst = 1 + sum(value < 0 for value in decided), len(order) - sum(value > 0 for value in decided)
             rank = str(best) if best == worst else f"{best}–{worst}"
             lead = scores.loc[row, leading, "balanced"]
-            beside = (("clean", "balanced"), ("pgd-20", "balanced"), (leading, "tail"), (leading, "worst"))
+            beside = (("clean", "balanced"), (pgd, "balanced"), (leading, "tail"), (leading, "worst"))
             numbers = (scores["accuracy"].get((row, *of), math.nan) for of in beside)
             flags = {name for one in self.named if one.row == row for name in raised(one.card)} - {"small-test-set"}
             about = (data, ratio, model, protocol, selection, row, rank, *lead[["accuracy", "low", "high"]])

@@ -77,7 +77,7 @@ class TrainingCurve:
         precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
         ascend = functools.partial(pgd, model, eps=eps, checked=True)
         # One step of the protocol's attack is a single-step method too, unless no epoch attacks.
-        single = method.single_step or (run.threat.steps == 1 and set(method.task.stages) != {"clean"})
+        single = method.single_step or (run.threat.steps == 1 and not method.own_attack)
         names = ("clean", *(["fgsm"] if single else []), name)
         correct = torch.zeros(len(names), num_classes, dtype=torch.int64, device=device)
         # Every pair of classes: with 8,142 of them 530 MB, so only where a method asks for it.

@@ -44,7 +44,7 @@ def fit(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     with (
         plan.surroundings(),
         interruption(pause.asked_to_stop),
-        unless_one_ends(f"; {folder.checkpoint} is kept; continue: {pause.again}"),
+        unless_one_ends(f"; {folder.checkpoint} is kept; continue: {again(folder)}"),
     ):
         pause.mark = pause.looked_at = time.monotonic()
         while state.epoch < plan.run.training.epochs:
@@ -213,6 +213,15 @@ def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model:
     update_bn(batches(), model)
 
 
+def again(folder: RunFolder) -> str:
+    """Return the call that continues a run."""
+    record, path = folder.record, str(folder.path)
+    given = {"model": record.model_given, "dataset": record.data.arrays}
+    if any(given.values()):  # which a command cannot name
+        return f"taet.resume({', '.join([repr(path), *(f'{name}=...' for name in given if given[name])])})"
+    return shlex.join(["taet", "train", "--resume", path, *models.consent(record.run.model.name)])
+
+
 class Pauses:
     """Between two batches time is taken, progress shown, the state saved, and Ctrl-C obeyed: by all processes."""
 
@@ -241,16 +250,7 @@ class Pauses:
         if stop or save:
             self.save()
         if stop:
-            raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {self.again}")
-
-    @property
-    def again(self) -> str:
-        """The command that continues the run."""
-        given = {"model": self.plan.model_given, "dataset": self.plan.arrays}
-        if any(given.values()):  # which a command cannot name
-            return f"taet.resume({', '.join([repr(str(self.folder.path)), *(f'{n}=...' for n in given if given[n])])})"
-        consent = models.consent(self.plan.run.model.name)
-        return shlex.join(["taet", "train", "--resume", str(self.folder.path), *consent])
+            raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {again(self.folder)}")
 
     def check_finite(self) -> None:
         if what := self.state.not_finite():

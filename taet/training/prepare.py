@@ -60,7 +60,8 @@ class TrainingPlan:
 
     def passes(self, stage: str) -> int:
         """Return the passes of an image through the network in a step; a backward pass to the weights counts as two."""
-        return 3 + (0 if stage == "clean" else 2 * self.run.threat.steps)
+        steps = 1 if self.resolved.method.single_step else self.run.threat.steps
+        return 3 + (0 if stage == "clean" else 2 * steps)
 
     @property
     def threads(self) -> int:

@@ -21,7 +21,7 @@ from taet.progress import Progress
 from taet.settings import Data, Run, from_json, override
 from taet.training.curve import training_flags
 from taet.training.environment import resolve_device
-from taet.training.fit import Pauses, fit
+from taet.training.fit import Pauses, again, fit
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
 from taet.training.record import Epoch, RunRecord, run_hash
@@ -148,7 +148,7 @@ def _check_free(folder: RunFolder, plan: TrainingPlan) -> None:
     if not same:
         raise UserError(f"{folder.path} exists and is not this run; choose another --out")
     done = f"it is finished, see taet evaluate {folder.path}"
-    way = done if folder.is_done else f"continue it with --resume {folder.path}"
+    way = done if folder.is_done else f"continue it with {again(folder)}"
     raise UserError(f"{folder.path} exists: {way}, or choose another --out")
 
 

@@ -89,9 +89,8 @@ def test_validation_stands_in_for_test_and_groups_are_a_column(repository, refus
 
     patients = {"patient": [f"p{i // 3}" for i in range(30)]}
     more = {"patient": datasets.Value("string")}
-    hidden = columns(9, **patients) | {"label": [-1] * 9}
-    splits = {"train": columns(30, **patients), "validation": columns(6, **patients), "test": hidden}
-    repository(splits, features=features(**more))
+    splits = {"train": columns(30, **patients), "validation": columns(6, **patients)}
+    repository(splits | {"test": columns(9, **patients) | {"label": [-1] * 9}}, features=features(**more))
     assert load(NAME).test.class_counts.tolist() == [2, 2, 2]
     assert f"{NAME} train image 0" in source(Data(name=NAME)).splits["train"].images.key  # names a file of the cache
     assert load(NAME, group="none").train.groups is None

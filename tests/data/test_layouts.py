@@ -59,7 +59,8 @@ def test_gtsrb_in_its_official_folders(tmp_path, signs):
     files = sorted(tmp_path.glob("gtsrb/GTSRB/Final_Training/Images/*/*.ppm"))
     lines = [f"{file},{file.parent.name},{number % 4}\n" for number, file in enumerate(files)]
     (tmp_path / "own.csv").write_text("".join(["file,label,group\n", *lines]))
-    assert len({*load(f"csv:{tmp_path / 'own.csv'}", size=8).train.groups}) <= 4  # the user's groups, not tracks
+    own = load(f"csv:{tmp_path / 'own.csv'}", size=8)
+    assert (len({*own.train.groups}) <= 4, own.mirror) == (True, False)  # the user's groups, not tracks
 
 
 @pytest.mark.parametrize(("place", "training"), [("gtsrb/GTSRB", "Final_Training/Images"), ("GTSRB", "Training")])

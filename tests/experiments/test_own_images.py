@@ -102,4 +102,5 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     for words, expected in {**cases, "--recipe fine-tune": (10, 2, "cosine"), "": (2, 6, "one-cycle")}.items():
         run, _ = read_call(["at", "--data", str(lesions), *words.split()]).planned()
         assert (run.threat.steps, round(255 * run.threat.step_size, 6), run.training.decay) == expected
-    assert plan("n-fgsm", str(lesions))[0].threat.steps == 10  # its attack has a step of its own
+    run, choices = read_call(["dafa", "--method.base", "n-fgsm", "--data", str(lesions)]).planned()
+    assert (run.threat.steps, "threat.steps" in choices, run.training.decay) == (10, False, "one-cycle")  # its own step

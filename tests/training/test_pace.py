@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from taet.evaluation.card import Card
 from taet.evaluation.runner import standing
@@ -85,5 +84,5 @@ def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
 def test_processes_that_share_a_step_time_as_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "world_size", lambda: 2)
     steps = list[None]()
-    pace.seconds_of(lambda: steps.append(None), torch.device("cpu"))
+    pace.seconds_of(lambda: steps.append(None), pace.torch.device("cpu"))
     assert len(steps) == pace.FEWEST
