@@ -17,8 +17,7 @@ import numpy as np
 from taet.data.arrays import read_npz
 from taet.data.dataset import Dataset, Part, Split, checked_images, checked_labels, fingerprints
 from taet.data.downloads import locate
-from taet.data.files import class_rows
-from taet.data.images import survey
+from taet.data.files import class_rows, surveyed
 from taet.data.sources import read_images
 from taet.data.tables import NUMBER
 from taet.errors import UserError, located, unknown
@@ -108,9 +107,7 @@ def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
         if not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
             raise unknown("class:", name, names)
         numbers[name] = int(name)
-    images = survey([row.file for row in rows], data.size, decode=data.skip_unreadable, skip=data.skip_unreadable)
-    readable = {*images.files}
-    rows = [row for row in rows if row.file in readable]
+    images, rows = surveyed(rows, data)
     if not rows:
         raise UserError("got no image that can be read; allowed: one or more")
     return Part(images, np.array([numbers[row.label] for row in rows]), names, np.arange(len(rows)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from taet.data.dataset import PARTS, DataSource, Part, check_names
 from taet.data.downloads import locate
-from taet.data.images import SUFFIXES, files_below, is_image, survey
+from taet.data.images import SUFFIXES, Files, files_below, is_image, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
 from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
@@ -45,10 +45,7 @@ def of_rows(
         raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
     if repeated := [file for file, times in Counter(row.file for row in rows).items() if times > 1]:
         raise UserError(f"got '{repeated[0]}' in several rows; allowed: each image once")
-    skip = data.skip_unreadable
-    images = survey([row.file for row in rows], data.size, decode=skip, skip=skip)
-    readable = {*images.files}
-    rows = [row for row in rows if row.file in readable]
+    images, rows = surveyed(rows, data)
     numbers, groups = dict[str | int, int](), None
     if any(row.group for row in rows):  # a file without a group gets a number of its own
         groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(rows)])
@@ -76,6 +73,14 @@ def of_rows(
     if not counts.all():
         raise UserError(f"class '{names[counts.argmin()]}' has no training image")
     return DataSource(data.name, made, mirror, (*notes, *images.sentences()), data.size is not None)
+
+
+def surveyed(rows: Sequence[Row], data: Data) -> tuple[Files, list[Row]]:
+    """Return the images of rows, and the rows without unreadable ones where `data` says to skip these."""
+    skip = data.skip_unreadable
+    images = survey([row.file for row in rows], data.size, decode=skip, skip=skip)
+    readable = {*images.files}
+    return images, [row for row in rows if row.file in readable]
 
 
 def read(data: Data) -> DataSource:

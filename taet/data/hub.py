@@ -57,22 +57,23 @@ def read(data: Data) -> DataSource:
     if image is None or label is None:
         raise UserError(f"data: '{data.name}' has the columns {', '.join(features)}; allowed: with images and a label")
     names, notes = getattr(features[label], "names", None), list[str]()
-    known = {*splits["train"][label]} - ({-1} if names else set())
-    for split in [*splits]:  # a hidden label, as in a competition's test set, is none, empty or -1
-        if any(value in (None, "") or (value == -1 and value not in known) for value in splits[split][label]):
+    given = {split: [*table[label]] for split, table in splits.items()}
+    known = {*given["train"]} - ({-1} if names else set())
+    for split, values in given.items():  # a hidden label, as in a competition's test set, is none, empty or -1
+        if any(value in (None, "") or (value == -1 and value not in known) for value in values):
             if split == "train":
                 raise UserError(f"data: '{data.name}' has training images without a label; allowed: one for each")
             splits.pop(split)
             notes.append(f"the source's {split} split has images without a label, and is left out")
     if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
+        splits["test"], given["test"] = splits.pop("validation"), given["validation"]
     group = None if data.group == "none" else data.group
     if group is not None and group not in features:
         raise unknown(f"column for data group of '{data.name}':", group, features)
     rows = list[Row]()
     for split, table in splits.items():
         coded = table.cast_column(image, datasets.Image(decode=False))
-        labels = [str(value) if names is None else names[value] for value in table[label]]
+        labels = [str(value) if names is None else names[value] for value in given[split]]
         groups = [""] * len(table) if group is None else map(str, table[group])
         place = split if "test" in splits else ""
         rows += [  # names are those of files kept on disk, too

@@ -102,11 +102,9 @@ def planned(
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
         if not accelerated:
             few = dict(zip(CYCLE, (2, 6 / 8 * run.threat.eps, "one-cycle"), strict=True))
-            why = (
-                "about as robust in a third of the time (docs/speed.md)"
-                if len(cycle) > 1
-                else "a schedule for few epochs"
-            )
+            why = "a schedule for few epochs"
+            if cycle == CYCLE:
+                why = "about as robust in a third of the time (docs/speed.md)"
             choices |= {name: Chosen(few[name], why) for name in cycle}
         if run.method in ("taet", "harl"):
             choices["settings.alpha"] = Chosen(1, "more robust on validation images than the published 0.1")

@@ -300,6 +300,13 @@ def published(
     return {f"{part}.{name}": value for part, values in given.items() for name, value in values.items()}
 
 
+def refuse_outer(method: str, task: Task, why: str) -> None:
+    """Refuse an outer loss, also a deferred one, in a method whose own loss takes none."""
+    if task.outer.name != "cross-entropy" or task.outer.drw:
+        got = "deferred re-weighting" if task.outer.drw else f"the outer loss {task.outer.name}"
+        raise UserError(f"{method}: got {got}; {why}")
+
+
 def refuse_smoothing(method: str, task: Task, why: str) -> None:
     """Refuse label smoothing in a method where it has no meaning."""
     if task.outer.label_smoothing:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses.long_tail import full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task, refuse_smoothing
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task, refuse_outer, refuse_smoothing
 
 
 class Fare(Method):
@@ -30,9 +30,7 @@ class Fare(Method):
 
     def __init__(self, config: Method.Config, task: Task) -> None:
         super().__init__(config, task)
-        if task.outer.name != "cross-entropy" or task.outer.drw:
-            got = "deferred re-weighting" if task.outer.drw else f"the outer loss {task.outer.name}"
-            raise UserError(f"fare: got {got}; its loss has no labels and takes none")
+        refuse_outer("fare", task, "its loss has no labels and takes none")
         refuse_smoothing("fare", task, "its loss has no labels; allowed: --outer.label-smoothing 0")
         self.start: nn.Module | None = None
 

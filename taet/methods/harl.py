@@ -12,10 +12,9 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare
 from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
-from taet.methods.base import Adversarial, Loss, Method, Step, Task, published, refuse_smoothing
+from taet.methods.base import Adversarial, Loss, Method, Step, Task, published, refuse_outer, refuse_smoothing
 
 
 class Harl(Method):
@@ -54,9 +53,7 @@ class Harl(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        if task.outer.name != "cross-entropy" or task.outer.drw:
-            got = "deferred re-weighting" if task.outer.drw else f"the outer loss {task.outer.name}"
-            raise UserError(f"harl: got {got}; its loss already balances the classes and takes none")
+        refuse_outer("harl", task, "its loss already balances the classes and takes none")
         refuse_smoothing("harl", task, "its loss compares classes by one label; allowed: --outer.label-smoothing 0")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))

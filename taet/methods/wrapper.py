@@ -85,8 +85,8 @@ class ClassBudgets(Method):
         self.title = f"{self.title} + {base.title}"
         self.reference = f"{self.reference}; {base.reference}"
         self.deviations = (*base.deviations, *self.deviations)
-        same = ("label_attack", "uses_features", "uses_labels", "needs_feedback", "average_decay")
-        for name in (*same, "single_step", "own_attack"):
+        same = "label_attack uses_features uses_labels needs_feedback average_decay single_step own_attack"
+        for name in same.split():
             setattr(self, name, getattr(base, name))
         self.rule = rule()  # last: what is wrong with the base is said first
         self.epoch = 0

@@ -65,7 +65,7 @@ class Normalized(nn.Module):
 def build(
     name: str,
     num_classes: int,
-    image_shape: tuple[int, int, int] = (3, 32, 32),
+    image_shape: ImageShape = (3, 32, 32),
     seed: int = 0,
     head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
     stem: str = "auto",

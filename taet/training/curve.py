@@ -76,7 +76,7 @@ class TrainingCurve:
         name, eps = f"pgd-{steps}", run.threat.eps
         precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
         ascend = functools.partial(pgd, model, eps=eps, checked=True)
-        # One step of the protocol's attack is a single-step method too, unless no epoch attacks.
+        # One step of the protocol's attack is a single-step method too, unless the method has its own.
         single = method.single_step or (run.threat.steps == 1 and not method.own_attack)
         names = ("clean", *(["fgsm"] if single else []), name)
         correct = torch.zeros(len(names), num_classes, dtype=torch.int64, device=device)
