@@ -2,9 +2,9 @@
 
     python examples/embed.py runs/taet features.png --images 100
 
-The features are the input of the last layer. Clean and attacked images share one t-SNE. A picture alone proves nothing,
-so two measures describe the features themselves: the silhouette, -1 to 1, by the true classes, and the linear
-separability, the balanced accuracy of a logistic regression on the features, cross-validated.
+Clean and attacked images share one t-SNE of their features, the input of the last layer; drawing needs matplotlib. A
+picture alone proves nothing, so two measures describe the features themselves: the silhouette, -1 to 1, by the true
+classes, and the linear separability, the balanced accuracy of a logistic regression on the features, cross-validated.
 
 Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
 """

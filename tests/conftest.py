@@ -9,15 +9,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from html import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from safetensors.torch import load_file
 
 from taet import protocols, registry
@@ -197,14 +194,3 @@ def assert_same(rows: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path,
         assert rows(folder) == rows(expected)
 
     return check
-
-
-@pytest.fixture
-def outlined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the words of a figure in the place of its drawing, which is most of the time that a report takes."""
-
-    def savefig(figure: Figure, file: Any, **_: object) -> None:
-        words = [text.get_text() for text in figure.findobj(Text)]
-        file.write(f'<svg><g id="figure_1">{"".join(f"<text>{escape(one)}</text>" for one in words)}</g></svg>')
-
-    monkeypatch.setattr(Figure, "savefig", savefig)

@@ -23,7 +23,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("outlined")
 def test_whole_inputs_are_right_and_changed_ones_end_well_or_in_one_line(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

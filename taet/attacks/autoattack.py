@@ -162,11 +162,6 @@ class AutoAttack(AttackSpec):
         chosen = self.plan(num_classes)
         return sum(map(chosen.cost, chosen.parts))
 
-    @property
-    def is_reference(self) -> bool:
-        """Whether models are ranked by its result."""
-        return self.version == "standard"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Square(AttackSpec):

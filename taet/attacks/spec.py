@@ -160,11 +160,6 @@ class AttackSpec(ABC):
         return self.typed.partition(":")[0]
 
     @property
-    def options(self) -> frozenset[str]:
-        """Names of the options that the user wrote."""
-        return frozenset(part.partition("=")[0] for part in self.typed.partition(":")[2].split(",") if part)
-
-    @property
     def radius(self) -> float:
         """Radius of the ball; 0 without one."""
         return self.eps or 0.0

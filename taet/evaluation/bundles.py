@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,8 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: st
         )
     settings = override(settings, {**changed, "attacks": settings.attacks, "eps": radius})
     for attack in attacks_of(settings, radius):
-        chosen = ("step_size_l2" if attack.norm == "l2" else "step_size") in changed or "step" in attack.options
+        own_step = "step_size_l2" if attack.norm == "l2" else "step_size"
+        chosen = own_step in changed or re.search("[:,]step=", attack.typed)
         if not chosen or attack.curve or not isinstance(attack, ProjectedAscent):
             continue
         if attack.steps * attack.step_size < attack.radius * (1 - 1e-9):

@@ -1,93 +1,86 @@
-"""The figures of the report: one function each, from results to inline SVG; its docstring is the text above it.
+"""The figures of the report: one function each, from results to a drawing; its docstring is the text above it.
 
-Figures have one width, are legible without colour, and have the same bytes for the same numbers.
+The template writes a drawing as SVG, with its legend beside it. Figures are legible without colour.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import re
+import math
 import textwrap
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from taet.evaluation.bundles import curves
+from taet.formatting import size
 from taet.report.results import Results, over_seeds
 from taet.report.tables import in_ball, lead_attacks, order, under
 
-GREY, INK = "#6b6b6b", "#1a1a1a"
-WIDTH = 4.8  # inches: 460 CSS pixels
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "currentColor")
 """Colours of Okabe and Ito (Color Universal Design, 2008), ordered so that the first three differ in lightness."""
-MARKERS = "osD^vP*"
 STRENGTHS = ("#8c8c8c", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")  # grey: clean, orange: the strongest
 GROUPS = {"head": "#8c8c8c", "body": "#0072B2", "tail": "#D55E00"}
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "taet", "text.parse_math": False, "font.family": "DejaVu Sans"}
-STYLE |= {"font.size": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
-STYLE |= {"axes.axisbelow": True, "grid.color": "#e2e2e2", **dict.fromkeys(("xtick.color", "ytick.color"), GREY)}
-STYLE |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
+MARKERS = (
+    "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",  # a circle, and around the same centre a square, a diamond, triangles, ...
+    "m-2.7-2.7h5.4v5.4h-5.4z",
+    "m0-3.8l3.8 3.8-3.8 3.8-3.8-3.8z",
+    "m0-3.6l3.4 6h-6.8z",
+    "m0 3.6l3.4-6h-6.8z",
+    "m-1.2-3.6h2.4v2.4h2.4v2.4h-2.4v2.4h-2.4v-2.4h-2.4v-2.4h2.4z",
+    "m0-4l1.2 2.8 2.8 1.2-2.8 1.2-1.2 2.8-1.2-2.8-2.8-1.2 2.8-1.2z",
+)
 MOST_ROWS = 20
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
+Scale = Callable[[float], float]
+Words = tuple[float, float, str, str]  # x, y, whether the "middle" or the "end" of the text is there, and the text
 
 
-class Panel(NamedTuple):
-    """A drawing: its title as text, and its markup."""
+class Marks(NamedTuple):
+    """What belongs to one name of the legend, as SVG paths: a marker at each point, intervals, a line and a band."""
+
+    name: str
+    colour: str
+    marker: str
+    points: str
+    intervals: str = ""
+    line: str = ""
+    band: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing of `width` x `height` CSS pixels: the grid as an SVG path, what is written, and marks above them."""
 
     title: str
-    svg: str
-
-
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-    """Set the style of all figures within this block and restore matplotlib's settings afterwards."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
-        # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is not missing.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        yield
-
-
-def axes(height: float, shares: Literal["x", "y"]) -> tuple[Figure, Axes]:
-    """Return an empty figure of a height in inches, and its axes, of which one shows shares in per cent."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    ax = figure.subplots()
-    ax.grid(axis=shares)
-    (ax.xaxis if shares == "x" else ax.yaxis).set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
-    return figure, ax
-
-
-def draw(figure: Figure, title: str, description: str) -> Panel:
-    """Return a figure as markup, with a legend of what has a name; its ids are those of no other figure."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if labels:
-        columns = max(1, 66 // (5 + max(map(len, labels))))  # as many side by side as fit
-        figure.legend(handles, labels, ncols=columns, fontsize=8.5, loc="outside upper left", handletextpad=0.3)
-    figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
-    figure.set_layout_engine("none")  # which savefig would execute twice
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", "system-ui, sans-serif").rstrip()
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<defs>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    anchor = hashlib.sha256(f"{title} {svg}".encode()).hexdigest()[:8]
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{anchor}-", svg)
-    head = f'<svg class="figure" role="img" aria-label="{escape(f"{title}: {description}")}"'
-    return Panel(title, svg.replace("<svg", head, 1))
+    description: str
+    height: float
+    grid: str
+    words: Sequence[Words]
+    marks: Sequence[Marks]
+    width: float = 460
 
 
 def _short(name: str, length: int = 30) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    """Return the map of values from `low` to `high` to places from `start` to `end`, in tenths of a pixel."""
+    return lambda value: round(start + (end - start) * (value - low) / ((high - low) or 1), 1)
+
+
+def _ticks(low: float, high: float, least: float) -> list[float]:
+    """Return the multiples, from `low` to `high`, of 1, 2 or 5 times a power of ten: of the least with at most six."""
+    steps = (factor * 10.0**power for power in range(-3, 9) for factor in (1, 2, 5))
+    step = next(step for step in steps if step >= least and (high - low) / step <= 6)
+    return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _through(points: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x} {y}" for x, y in points)
 
 
 def overview(results: Results) -> Iterator[Panel]:
@@ -106,20 +99,28 @@ def overview(results: Results) -> Iterator[Panel]:
 
 def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, colours: Mapping[str, str]) -> Panel:
     """Draw a marker and an interval of each row for each value of the column `lines`, in its colour."""
-    figure, ax = axes(0.85 + (0.44 if len(rows) < 10 else 0.36) * len(rows), "x")
-    for place, (label, colour) in enumerate(colours.items()):
-        line = scores[scores[lines] == label].set_index("row").reindex(rows)
-        y = np.arange(len(rows)) + 0.62 * ((place + 0.5) / len(colours) - 0.5)
-        ax.hlines(y, line["low"], line["high"], color=colour, linewidth=1.5, alpha=0.5)
-        ax.plot(line["accuracy"], y, MARKERS[place % len(MARKERS)], markersize=4.5, color=colour, label=label)
-    for row in range(1, len(rows)):
-        ax.axhline(row - 0.5, color="#ececec", linewidth=0.8, zorder=0)
-    names = ["\n".join(textwrap.wrap(_short(row, 40), 23)) for row in rows]
-    ax.set_yticks(range(len(rows)), names, fontsize=9, linespacing=1.0)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.01, min(1.01, 1.02 * scores["high"].max())))
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    return draw(figure, title, f"with 95 % intervals, one row per method: {', '.join(colours)}")
+    each, left, right = 42 if len(rows) < 10 else 35, 150, 450
+    bottom, top = each * len(rows), min(1.0, 1.02 * scores["high"].max())
+    x, places, marks = _scale(0, top, left, right), {row: each * place for place, row in enumerate(rows)}, []
+    for place, ((label, colour), marker) in enumerate(zip(colours.items(), MARKERS, strict=False)):
+        below, line = each * (0.5 + 0.62 * ((place + 0.5) / len(colours) - 0.5)), scores[scores[lines] == label]
+        found = [
+            (x(accuracy), x(low), x(high), round(places[row] + below, 1))
+            for row, accuracy, low, high in line[["row", "accuracy", "low", "high"]].itertuples(index=False)
+            if row in places
+        ]
+        points = "".join(f"M{at} {y}{marker}" for at, _, _, y in found)
+        marks.append(Marks(label, colour, marker, points, "".join(f"M{low} {y}H{high}" for _, low, high, y in found)))
+    ticks = [(x(tick / 100), f"{tick:g} %") for tick in _ticks(0, 100 * top, 1)]
+    words: list[Words] = [(at, bottom + 18, "middle", text) for at, text in ticks]
+    for row, start in places.items():
+        parts = textwrap.wrap(_short(row, 40), 23)
+        first = start + each / 2 + 4 - 6.5 * (len(parts) - 1)
+        words += [(left - 8, first + 13 * line, "end", part) for line, part in enumerate(parts)]
+    grid = "".join(f"M{at} 0V{bottom}" for at, _ in ticks)
+    grid += "".join(f"M0 {y}H{right}" for y in (*places.values(), bottom))
+    said = f"with 95 % intervals, one row per method: {', '.join(colours)}"
+    return Panel(title, said, bottom + 24, grid, words, marks)
 
 
 def strength(results: Results) -> Iterator[Panel]:
@@ -133,7 +134,10 @@ def strength(results: Results) -> Iterator[Panel]:
                 found.append((one.row, one.card.seed, x, summary.balanced, *summary.balanced_interval))
         if found:
             points = pd.DataFrame(found, columns=["row", "seed", "x", "accuracy", "low", "high"])
-            yield _lines(said[0].upper() + said[1:], said, over_seeds(points, "row", "x"), order(results), wide=True)
+            places = {x: place for place, x in enumerate(sorted({*points["x"]}))}
+            points = over_seeds(points, "row", "x").replace({"x": places})
+            ticks = {float(place): size(x, 3) if name == "eps" else f"{x:g}" for x, place in places.items()}
+            yield _lines(said[0].upper() + said[1:], f"{said} (not to scale)", points, order(results), ticks)
 
 
 def training(results: Results) -> Iterator[Panel]:
@@ -145,23 +149,28 @@ def training(results: Results) -> Iterator[Panel]:
             found[f"{under(name)}, {point.split} split"].append((row, epoch, counts.balanced_accuracy))
     for title, values in found.items():
         means = pd.DataFrame(values, columns=["row", "x", "accuracy"]).groupby(["row", "x"], as_index=False).mean()
-        yield _lines(title, "epoch", means, order(results))
+        ticks = {tick: f"{tick:g}" for tick in _ticks(means["x"].min(), means["x"].max(), 1)}
+        yield _lines(title, "epoch", means, order(results), ticks)
 
 
-def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], wide: bool = False) -> Panel:
-    """Draw accuracy against x, on a wide scale if that is asked, for each row, with intervals where there are any."""
-    figure, ax = axes(3.0, "y")
-    lines = {row: points[points["row"] == row].set_index("x").sort_index() for row in rows if row in {*points["row"]}}
+def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], ticks: Mapping[float, str]) -> Panel:
+    """Draw accuracy against x for each row, with the 95 % intervals as bands where there are any."""
+    left, right, bottom, top = 48, 450, 240, 1.02 * max(0.01, points["high" if "high" in points else "accuracy"].max())
+    x, y = _scale(points["x"].min(), points["x"].max(), left + 8, right - 8), _scale(0, top, bottom, 0)
+    lines = {row: points[points["row"] == row].sort_values("x") for row in rows if row in {*points["row"]}}
+    marks = []
     for (row, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
+        places = [*zip(map(x, line["x"]), map(y, line["accuracy"]), strict=True)]
+        shown = "".join(f"M{at} {height}{marker}" for at, height in places[:: max(1, len(places) // 8)])
+        band = ""
         if "low" in line:
-            ax.fill_between(line.index, line["low"], line["high"], color=colour, alpha=0.12, linewidth=0)
-        every = max(1, len(line) // 8)
-        ax.plot(line.index, line["accuracy"], f"{marker}-", color=colour, ms=4, markevery=every, label=_short(row))
-    if wide:
-        ticks = sorted({*points["x"]})
-        ax.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0))
-        ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-        ax.set_xticks([], minor=True)
-    ax.set(xlabel=label, ylim=(0, None))
+            ends = [[*zip(map(x, line["x"]), map(y, line[end]), strict=True)] for end in ("high", "low")]
+            band = _through([*ends[0], *reversed(ends[1])]) + "z"
+        marks.append(Marks(_short(row), colour, marker, shown, line=_through(places), band=band))
+    levels = [(y(tick / 100), f"{tick:g} %") for tick in _ticks(0, 100 * top, 0.001)]
+    words: list[Words] = [(left - 8, at + 4, "end", text) for at, text in levels]
+    words += [(x(tick), bottom + 18, "middle", text) for tick, text in ticks.items()]
+    words += [((left + right) / 2, bottom + 38, "middle", label)]
     of = f", the best {len(COLOURS)} of {len(lines)}" if len(lines) > len(COLOURS) else ""
-    return draw(figure, f"{title}{of}", f"balanced accuracy against the {label}, one line for each row")
+    said = f"balanced accuracy against the {label}, one line for each row"
+    return Panel(f"{title}{of}", said, bottom + 46, "".join(f"M{left} {at}H{right}" for at, _ in levels), words, marks)

@@ -35,9 +35,8 @@ def html(results: Results, title: str, notes: Sequence[str]) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     head = (name, about, lead, warnings, figures.overview, tables.headline, _sections)
-    with figures.style():
-        sets = [{make.__name__.strip("_"): make(one) for make in head} for one in results.by_test_set()]
-        return environment.get_template("report.html.j2").render(title=title, sets=sets, notes=notes, note=NOTE)
+    sets = [{make.__name__.strip("_"): make(one) for make in head} for one in results.by_test_set()]
+    return environment.get_template("report.html.j2").render(title=title, sets=sets, notes=notes, note=NOTE)
 
 
 def _sections(results: Results) -> list[tuple[str, str, list[Panel | pd.DataFrame]]]:

@@ -108,7 +108,7 @@ class Results:
 
         def order(name: str) -> tuple[bool, int, bool, float, int]:
             column, (held, mean) = inside[name], found.loc[name]
-            whole = isinstance(column.attack, AutoAttack) and column.attack.is_reference
+            whole = isinstance(column.attack, AutoAttack) and column.attack.version == "standard"
             return column.name in WORST_CASE.values(), -held, not whole, mean, -list(inside).index(name)
 
         return min(inside, key=order, default=None)

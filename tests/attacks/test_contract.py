@@ -286,7 +286,6 @@ Plugged = Callable[..., AbstractContextManager[None]]
 @pytest.mark.parametrize(
     ("name", "text", "typed"), [("nudge", SPECIFICATION, "nudge-3:way=random"), ("shift", FUNCTION, "shift")]
 )
-@pytest.mark.usefixtures("outlined")
 def test_an_attack_is_added_by_one_file(
     name: str, text: str, typed: str, plugged: Plugged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

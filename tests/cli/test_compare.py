@@ -40,7 +40,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("outlined")
 def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     words = [sys.executable, "-m", "taet", "compare", "two.toml", "--jobs", "2"]
     killed = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -63,7 +63,6 @@ def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("outlined")
 def test_the_demonstration_and_that_a_second_one_reuses_it(
     taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

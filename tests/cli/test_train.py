@@ -154,7 +154,6 @@ def lesions(tmp_path: Path) -> Path:
     return tmp_path / "lesions"
 
 
-@pytest.mark.usefixtures("outlined")
 def test_own_images_need_no_other_options_and_are_attacked_and_reported(
     lesions: Path, monkeypatch: pytest.MonkeyPatch, taet: Any
 ) -> None:
@@ -172,7 +171,6 @@ def test_own_images_need_no_other_options_and_are_attacked_and_reported(
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("outlined")
 def test_a_run_goes_on_where_it_was_stopped_and_is_attacked_as_it_is_told(
     lesions: Path, small: list[str], tmp_path: Path, taet: Any
 ) -> None:

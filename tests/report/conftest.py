@@ -51,13 +51,6 @@ def build_card(method: str, seed: int = 0, names: tuple[str, ...] = NAMES, **cha
     return ResultCard(**(card | changes))
 
 
-@pytest.fixture(autouse=True)
-def drawing(request: pytest.FixtureRequest) -> None:
-    """Draw no figures, except on pages of a whole module and in tests that are marked `drawn`."""
-    if request.node.get_closest_marker("drawn") is None:
-        request.getfixturevalue("outlined")
-
-
 @pytest.fixture(scope="session")
 def make_card() -> Callable[..., ResultCard]:
     return build_card
