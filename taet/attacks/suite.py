@@ -33,7 +33,6 @@ class UnitStore(Protocol):
     """A store of finished units of work: `get` returns the arrays that `put` stored, or None."""
 
     def get(self, key: str) -> Unit | None: ...
-
     def put(self, key: str, arrays: Unit) -> None: ...
 
 

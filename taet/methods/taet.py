@@ -22,7 +22,8 @@ class Taet(Method):
 
     The first stage has the same share of the epochs in a run of any length; without it, TAET is HARL. The run's outer
     loss applies to the first stage only: HEL already balances the classes, and on shifted logits it would do so twice,
-    until the largest classes are never predicted.
+    until the largest classes are never predicted. Without HEL, alpha = beta = gamma = 0, it applies to both stages:
+    the clean stage alone (AET, arXiv:2506.15685).
 
     Official: as HARL.
     """
@@ -39,9 +40,11 @@ class Taet(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
+        self.equalization = None
+        if not (config.alpha or config.beta or config.gamma):
+            return
         if task.outer.drw and task.stages[min(task.milestones)] != "clean":
-            got = "got deferred re-weighting; it begins at the first milestone"
-            raise UserError(f"taet: {got}, and no epoch from there on is clean")
+            raise UserError("taet: got deferred re-weighting, which begins at a milestone after the clean stage")
         if task.outer.name != "cross-entropy" and self.stage != "clean":
             got = f"got the outer loss {task.outer.name}; it reaches the clean stage only"
             raise UserError(f"taet: {got}, and of {task.epochs} epochs none is clean")
@@ -54,13 +57,13 @@ class Taet(Method):
         return "clean" if epoch < epoch_at(config.clean_share, task.epochs) else "adversarial"
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
-        return self.equalization.warnings(class_counts, batch_size)
+        return self.equalization.warnings(class_counts, batch_size) if self.equalization else ()
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        if self.stage == "adversarial":
+        if self.stage == "adversarial" and self.equalization:
             return self.equalization.loss(model, x, y, adversarial)
         return self.label_loss(model, adversarial.x, y)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
-        if self.stage == "adversarial":
+        if self.stage == "adversarial" and self.equalization:
             self.equalization.after_step(model, step)

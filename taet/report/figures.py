@@ -34,7 +34,6 @@ MARKERS = (
 )
 MOST_ROWS = 20
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
-Scale = Callable[[float], float]
 Words = tuple[float, float, str, str]  # x, y, whether the "middle" or the "end" of the text is there, and the text
 
 
@@ -52,7 +51,7 @@ class Marks(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """A drawing of `width` x `height` CSS pixels: the grid as an SVG path, what is written, and marks above them."""
+    """A drawing of 460 x `height` CSS pixels: the grid as an SVG path, what is written, and marks above them."""
 
     title: str
     description: str
@@ -60,14 +59,13 @@ class Panel:
     grid: str
     words: Sequence[Words]
     marks: Sequence[Marks]
-    width: float = 460
 
 
 def _short(name: str, length: int = 30) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Scale:
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     """Return the map of values from `low` to `high` to places from `start` to `end`, in tenths of a pixel."""
     return lambda value: round(start + (end - start) * (value - low) / ((high - low) or 1), 1)
 

@@ -19,6 +19,7 @@ from taet.models import Classifier
 from tests.methods.conftest import COUNTS, Network, built, loss_on, make_attack, perturb, state_of, trained_step
 
 One = tuple[str, int, dict[str, Any]]  # name, epoch, settings
+NO_HEL = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0}
 
 SAME: list[tuple[One, One]] = [
     (("at-bsl", 9, {}), ("at", 9, {"outer": "balanced-softmax"})),
@@ -36,6 +37,8 @@ SAME: list[tuple[One, One]] = [
     (("class-budget", 4, {"base": "at-bsl"}), ("robust-lt", 4, {})),
     (("taet", 0, {"outer": "balanced-softmax"}), ("standard", 0, {"outer": "balanced-softmax"})),
     (("taet", 9, {"outer": "balanced-softmax"}), ("harl", 9, {})),
+    (("taet", 9, {**NO_HEL, "clean_share": 0.0, "outer": "balanced-softmax"}), ("at-bsl", 9, {})),
+    (("taet", 0, {**NO_HEL, "outer": "focal"}), ("standard", 0, {"outer": "focal"})),
     (("taet", 9, {"absent": "ema", "alpha": 0.3}), ("harl", 9, {"absent": "ema", "alpha": 0.3})),
 ]
 
