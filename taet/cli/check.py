@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 from taet.cli.evaluate import OF_DATA, is_folder, local, opened
@@ -41,7 +40,7 @@ def run(words: list[str]) -> int:
     from taet.evaluation import check
     from taet.models import trusted
 
-    if command.model is None and (given or command.model_fields_set - {"device", "as_json"}):
+    if command.model is None and (given or command.model_fields_set - {"device"}):
         raise UserError(
             "check: got options of a model without one; allowed: taet check RUN, or taet check MODEL --data NAME"
         )
@@ -54,6 +53,5 @@ def run(words: list[str]) -> int:
         else:
             model, dataset, notes = opened(name, data, command.weights, command.normalize)
             found = check(model, dataset, **how)
-    rows = [vars(one) for one in found.findings]
-    print(json.dumps(rows, indent=1) if command.as_json else "\n".join([str(found), *notes]))
+    print("\n".join([str(found), *notes]))
     return 0 if found.ok else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -49,8 +48,6 @@ class Compare(Command):
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
     """Print every cell with its state and the commands that remain; nothing is run."""
-    as_json: bool = False
-    """Print the content of OUT/comparison.json."""
 
 
 def run(words: list[str]) -> int:
@@ -70,7 +67,7 @@ def run(words: list[str]) -> int:
     jobs, dry = command.jobs, command.dry_run
     with trusted(*command.trust_model):
         result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, slurm=slurm, dry_run=dry, say=say)
-    print(json.dumps(result.to_json(), indent=1) if command.as_json else text(result, dry))
+    print(text(result, dry))
     return int("failed" in result.counts)
 
 

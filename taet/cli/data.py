@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, parse
@@ -19,7 +18,7 @@ class DataCommand(Command):
 
     examples = (
         "taet data show cifar10-lt --root ~/data --imbalance-ratio 50",
-        "taet data show folder:./lesions --size 32 --json",
+        "taet data show folder:./lesions --size 32",
         "taet data prepare tiny-imagenet-lt --root ~/data",
     )
 
@@ -27,8 +26,6 @@ class DataCommand(Command):
     """show or prepare."""
     set: Annotated[str, POSITIONAL]
     """Name of a data set, or your own images: folder:PATH, csv:PATH, npz:PATH."""
-    as_json: bool = False
-    """Print JSON."""
 
 
 def run(words: list[str]) -> None:
@@ -38,7 +35,7 @@ def run(words: list[str]) -> None:
     from taet import protocols
     from taet.cli.processes import progress, say
     from taet.data import load
-    from taet.data.dataset import describe, render
+    from taet.data.dataset import render
     from taet.data.sources import prepare
     from taet.experiments import own_images
     from taet.progress import reporting_to
@@ -49,7 +46,7 @@ def run(words: list[str]) -> None:
             dataset, done = prepare(override(Run(), given).data, report)
         counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
         lines = [*done, f"{dataset.name}: {counts} images, imbalance {dataset.imbalance_ratio:.4g}"]
-        print(json.dumps(describe(dataset), indent=1) if command.as_json else "\n".join(lines))
+        print("\n".join(lines))
         return
     with progress("read") as report, reporting_to(report):
         run, chosen = own_images.chosen(protocols.taet(), given, network_too=False)
@@ -57,4 +54,4 @@ def run(words: list[str]) -> None:
     choices = {name: made for name, made in chosen.items() if name.startswith("data.")}
     if choices := choices | own_images.mirroring(run.data, dataset):
         say("\n".join(["decided; each can be set by its option:", *own_images.choice_lines(choices)]))
-    print(json.dumps(describe(dataset), indent=1) if command.as_json else render(dataset))
+    print(render(dataset))

@@ -79,7 +79,7 @@ def run(words: list[str]) -> None:
     from taet.evaluation.bundles import attacks_of
     from taet.models import trusted
     from taet.training.environment import resolve_device
-    from taet.training.folder import DELIVERED, RunFolder
+    from taet.training.folder import DELIVERED
 
     asked = of_part(given, "evaluation")
     attacks_of(Evaluation(**asked))
@@ -99,8 +99,7 @@ def run(words: list[str]) -> None:
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
-        lines = [str(card), *notes, f"next: taet report {place}"]
-        print(RunFolder(place).card(weights).read_text("utf-8").rstrip() if command.as_json else "\n".join(lines))
+        print("\n".join([str(card), *notes, f"next: taet report {place}"]))
 
 
 def opened(

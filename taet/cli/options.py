@@ -67,8 +67,6 @@ class OfModel(Command):
     """Input normalisation of a model: none, imagenet, cifar10, cifar100, or M1,M2,M3/S1,S2,S3."""
     trust_model: Trusted = None
     device: Device = "auto"
-    as_json: bool = False
-    """Print JSON."""
 
 
 class Options(NamedTuple):

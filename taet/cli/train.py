@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -34,7 +32,7 @@ USUAL = {
     "evaluation": ("attacks",),
 }
 """The settings that --help shows; --help all shows every one."""
-OF_RESUME = {"resume", "trust_model", "evaluate", "as_json"}
+OF_RESUME = {"resume", "trust_model", "evaluate"}
 
 
 class Train(Command):
@@ -62,7 +60,7 @@ class Train(Command):
     out: RunPath | None = None
     """Folder of the run, which must not exist. Default: a new one in runs/."""
     resume: Path | None = None
-    """Continue this run. Only --trust-model, --evaluate and --json may be added."""
+    """Continue this run. Only --trust-model and --evaluate may be added."""
     config: Path | None = None
     """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values."""
     print_config: bool = False
@@ -70,8 +68,6 @@ class Train(Command):
     trust_model: Trusted = None
     evaluate: bool | None = None
     """Attack the run and write report.html. Default: with your own images."""
-    as_json: bool = False
-    """Print the finished run as JSON."""
 
 
 class Request(NamedTuple):
@@ -225,30 +221,23 @@ def run(words: list[str]) -> None:
                 run, chosen = first(request.planned)
 
             def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
-                if not options.as_json:
-                    say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
+                say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
 
             with progress(run.method) as report:
                 command = call_text(["train", *words])
                 finished = train(run, out=options.out, progress=report, command=command, announce=announce)
-        row = {
-            "run": str(finished.folder),
-            "epochs": len(finished.history),
-            "last": next(reversed(finished.history), None),
-        }
-        print(json.dumps(row) if options.as_json else finished)
+        print(finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
         if is_own(asked.data.name) if options.evaluate is None else options.evaluate:
             here = asked.training
             device = [] if here.device == "auto" else ["--device", here.device]
             given = here.threads if options.resume is None else None  # a run that continues may have chosen its own
             device += [] if given is None else ["--threads", str(given)]
-            with contextlib.redirect_stdout(sys.stderr if options.as_json else sys.stdout):
-                try:
-                    evaluate.run([*call, *device])
-                except KeyboardInterrupt:
-                    again = call_text(["train", "--resume", *call, "--evaluate"])
-                    raise KeyboardInterrupt(f"continue with: {again}") from None
-                print(f"report: {first(lambda: write([finished.folder], finished.folder / 'report.html'))}")
-        elif not options.as_json:
+            try:
+                evaluate.run([*call, *device])
+            except KeyboardInterrupt:
+                again = call_text(["train", "--resume", *call, "--evaluate"])
+                raise KeyboardInterrupt(f"continue with: {again}") from None
+            print(f"report: {first(lambda: write([finished.folder], finished.folder / 'report.html'))}")
+        else:
             print(f"next: {call_text(['evaluate', *call])}")

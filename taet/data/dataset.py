@@ -18,7 +18,7 @@ from taet.data.images import Files
 from taet.data.storage import Pixels, pieces
 from taet.errors import UNPRINTABLE, UserError, printable
 from taet.files import Json
-from taet.statistics import Ints, class_groups, class_ranks
+from taet.statistics import Ints, class_groups
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 """Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
@@ -205,24 +205,6 @@ class Dataset:
     def manifest(self) -> Json:
         """Return `Split.manifest` of each split."""
         return {name: split.manifest() for name, split in self.splits.items()}
-
-
-def describe(dataset: Dataset) -> Json:
-    """Return class counts of each split, imbalance ratio, groups, ranks, checksums, notes and more, as plain JSON."""
-    return {
-        "name": dataset.name,
-        "class_names": list(dataset.class_names),
-        "image_shape": list(dataset.image_shape),
-        "mirror": dataset.mirror,
-        "resized": dataset.resized,
-        "imbalance_ratio": dataset.imbalance_ratio,
-        "images": {name: len(split) for name, split in dataset.splits.items()},
-        "class_counts": {name: split.class_counts.tolist() for name, split in dataset.splits.items()},
-        "ranks": class_ranks(dataset.class_counts).tolist(),
-        "groups": class_groups(dataset.class_counts),
-        "sha256": {name: split.sha256 for name, split in dataset.splits.items()},
-        "notes": list(dataset.notes),
-    }
 
 
 def render(dataset: Dataset) -> str:

@@ -122,7 +122,7 @@ def headline(results: Results) -> pd.DataFrame:
         columns[Text("all images", "clean")] = _column(results, "clean", "plain")
     seeds = results.scores("balanced").groupby("row")["seeds"].unique().map(sorted)  # fewer under some attacks
     if seeds.map(max).max() > 1:
-        columns[Text("seeds")] = {row: Text(" or ".join(map(str, numbers))) for row, numbers in seeds.items()}
+        columns[Text("seeds")] = {str(row): Text(" or ".join(map(str, numbers))) for row, numbers in seeds.items()}
     return table("Balanced accuracy", columns, order(results))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -67,8 +66,8 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
         "normalisation: imagenet, inside the model",
         "next: taet report card",
     ]
-    again = taet(*words, *options, "--json")
-    assert again.out == Path("runs/evaluate-torchvision-resnet18-net-imagenet/evaluation.json").read_text()
+    assert taet(*words, *options).code == 0
+    assert Path("runs/evaluate-torchvision-resnet18-net-imagenet/evaluation.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +92,7 @@ def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, 
     )
     assert "77,754 parameters, 10 logits for images of 1 x 8 x 8; tried on" in outcome.out
     assert "pgd-3: about" in outcome.out
-    found = json.loads(taet("check", finished.folder, "--json").out)
-    assert outcome.code == (0 if all(one["ok"] for one in found) else 1)
+    assert outcome.code == int("\n!" in outcome.out)
     damaged = Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
     (damaged / "metrics.jsonl").write_text("{}")
     assert (taet("check", damaged).code, taet("check", damaged).err) == (1, "")
