@@ -130,7 +130,8 @@ def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
 
 def flag(knob: str, default: str) -> str:
     """The flag of an option on the command line; an option that is on has a flag to turn it off."""
-    return f"`--method.{'no-' if default == 'on' else ''}{knob.replace('_', '-')}`"
+    knob = "base-settings.OPTION" if knob == "base_settings" else knob.replace("_", "-")
+    return f"`--method.{'no-' if default == 'on' else ''}{knob}`"
 
 
 def shown(value: Any) -> str:

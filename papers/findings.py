@@ -236,8 +236,8 @@ def R12(at: Study) -> Verdict:
 def R13(at: Study) -> Verdict:
     """RoBal neglects the body classes, of rank 4 to 6 in the text and 4 to 7 in the code (5.2 and figure 5)"""
     outside = ["cifar10-lt-methods: reat - robal", "digits-lt-methods: reat - robal"]
-    text = differ(at, [(R("reat"), R("robal"))], {AA: 0}, ranks=(4, 6), outside=outside)
-    code = differ(at, [(R("reat"), R("robal"))], {AA: 0}, ranks=(4, 7))
+    text = differ(at, [(R("reat"), R("robal"))], {AA: 0}, ranks=(4, 6), outside=outside, parts=2)
+    code = differ(at, [(R("reat"), R("robal"))], {AA: 0}, ranks=(4, 7), parts=2)
     return Verdict(together([text.word, code.word]), text.evidence + code.evidence, text.outside)
 
 

@@ -95,6 +95,7 @@ def differ(
     attacks: tuple[str, str] | None = None,
     less: str = "",
     outside: Sequence[str] = (),
+    parts: int = 1,
 ) -> Verdict:
     """Decide a claim about first minus second of each pair; all differences cover together with 95 %.
 
@@ -107,15 +108,16 @@ def differ(
         attacks: those of the two sides, in place of the claimed one.
         less: the attack under which the same difference is subtracted.
         outside: committed cards as "folder: first - second", compared in the same way.
+        parts: how many such calls one claim has.
     """
-    parts, said, beside, missing = list[Word](), list[str](), list[str](), dict[str, None]()
+    words, said, beside, missing = list[Word](), list[str](), list[str](), dict[str, None]()
     on = f", classes of rank {ranks[0]} to {ranks[1]}" if ranks else ""
     for column, size in claimed.items():
         both, values = attacks or (column, column), list[str]()
         for first, second in pairs:
             sides = at.cards(first), at.cards(second)
-            found = paired(*sides, both, ranks=ranks, less=less, comparisons=len(pairs) * len(claimed))
-            parts.append("not tested" if found is None else rule(found, size))
+            found = paired(*sides, both, ranks=ranks, less=less, comparisons=len(pairs) * len(claimed) * parts)
+            words.append("not tested" if found is None else rule(found, size))
             names = first.name if first == second else f"{first.name} − {second.name}"
             values += [] if found is None else [f"{names} {text(found)}"]
             for one, cards, attack in zip((first, second), sides, both, strict=True):
@@ -127,7 +129,7 @@ def differ(
             more = f", {names}" * (len(pairs) > 1) + f", {column}" * (len(claimed) > 1)
             beside.append(f"{folder}{more} {text(found)}")
     said += [f"missing: {', '.join(missing)}"] if missing else []
-    return Verdict(together(parts), tuple(said), tuple(beside))
+    return Verdict(together(words), tuple(said), tuple(beside))
 
 
 def _outside(

@@ -237,7 +237,7 @@ class Training(Settings):
     monitor_steps: Count = 20
     """PGD steps of the curve."""
     monitor_every: Whole | None = None
-    """Epochs between points of the curve; 0: no curve. Default: 1 where it decides, else a twentieth of the epochs."""
+    """Epochs between points of the curve; 0: no curve. Default: 1 where it decides, else a tenth of the epochs."""
     monitor_images: Count | None = None
     """Images of each point, a fixed even sample of the classes. Default: all where the curve decides, else 1,000."""
     distance_images: Whole = 0
@@ -349,7 +349,7 @@ def epoch_at(share: float, epochs: int) -> int:
 
 def option(name: str) -> str:
     """Return the option of `taet train` that changes a setting, by its dotted name and without dashes in front."""
-    return SHORT.get(name, name.removeprefix("training.").replace("settings.", "method.", 1)).replace("_", "-")
+    return SHORT.get(name, re.sub("^settings[.]", "method.", name.removeprefix("training."))).replace("_", "-")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

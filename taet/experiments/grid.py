@@ -28,8 +28,8 @@ from taet.formatting import size
 from taet.models import check_consent, consent
 from taet.settings import SHORT, Run, flat, from_json, option, override, to_json
 from taet.training.folder import RunFolder
-from taet.training.record import CURVE, training_settings
-from taet.training.resolve import check_model, curve_decides, resolve
+from taet.training.record import training_settings
+from taet.training.resolve import check_model, idle_settings, resolve
 
 DEFAULTS = to_json(Run())
 PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
@@ -187,8 +187,7 @@ class Cell:
         if self.run is None or not folder.is_run:
             return
         held, asked = training_settings(folder.record.run), training_settings(self.run)
-        ignored = frozenset() if curve_decides(self.run) else CURVE
-        for name in sorted({*held, *asked} - ignored):
+        for name in sorted({*held, *asked} - idle_settings(self.run)):
             there, here = held.get(name), asked.get(name)
             if there != here and (name, here) != ("training.precision", "auto"):
                 raise UserError(
@@ -299,7 +298,7 @@ class _Planner:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
         run = override(protocols.start(self.grid.protocol, entry.method), {"settings": None, **about})
         cycle = own_images.cycle_for(settings.get("method.base", entry.method), settings)
-        choices = self.chosen_for(run, epochs=settings.get("training.epochs"), cycle=cycle)[1]
+        choices = self.chosen_for(run, cycle=cycle)[1]
         return {name.replace("settings.", "method."): made.value for name, made in choices.items()}
 
     def run(self, entry: Entry, settings: Dotted) -> Run:

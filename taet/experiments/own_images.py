@@ -25,7 +25,6 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 # Without an accelerator, the number of training steps and of attacked test images is limited.
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
-POINTS = 10  # of the curve of a run
 CYCLE = ("threat.steps", "threat.step_size", "training.decay")  # what few attack steps in one cycle change
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
@@ -82,10 +81,8 @@ def cycle_for(method: object, given: Mapping[str, object]) -> tuple[str, ...]:
     return CYCLE[2:] if methods.find(str(method)).own_attack else CYCLE
 
 
-def planned(
-    run: Run, accelerated: bool | None = None, epochs: int | None = None, cycle: Sequence[str] = CYCLE
-) -> tuple[Run, dict[str, Chosen]]:
-    """Return `run` with the settings that depend on the images, a GPU, and the `epochs` asked for; and these.
+def planned(run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CYCLE) -> tuple[Run, dict[str, Chosen]]:
+    """Return `run` with the settings that depend on the images and a GPU; and these.
 
     Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them.
     """
@@ -94,7 +91,7 @@ def planned(
     choices = {
         **_size(found, accelerated),
         "model.name": network(found.median, accelerated),
-        **length(run, found, accelerated, epochs),
+        **length(run, found, accelerated),
         **({} if accelerated else attacked(run.data, found.tested)),
         "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
@@ -118,12 +115,11 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     """
     run = override(begin, given)
     if is_own(run.data.name):
-        asked = run.training.epochs if "training.epochs" in given else None
         usual = start(begin.protocol, begin.method)  # a recipe may have a cycle of its own
         as_usual = all(attrgetter(name)(begin) == attrgetter(name)(usual) for name in CYCLE)
         cycle = cycle_for(given.get("settings.base", run.method), given) if as_usual else ()
         begin = begin.replace(data=run.data, threat=begin.threat.replace(eps=run.threat.eps))
-        planned_run, choices = planned(begin, epochs=asked, cycle=cycle)
+        planned_run, choices = planned(begin, cycle=cycle)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(planned_run, {**given, **named})
         return run, {name: one for name, one in choices.items() if name not in given}
@@ -166,7 +162,7 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
     return {"data.mirror": Chosen("yes", why) if dataset.mirror else Chosen("no", "traffic signs")}
 
 
-def length(run: Run, found: OwnImages, accelerated: bool, asked: int | None = None) -> dict[str, Chosen]:
+def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
     """Choose batch size and epochs by the number of training images; never more than the protocol's."""
     most = run.training
     sizes = [most.batch_size, *(size for size in BATCHES if size < most.batch_size)]
@@ -177,7 +173,6 @@ def length(run: Run, found: OwnImages, accelerated: bool, asked: int | None = No
     return {
         "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
         "training.epochs": Chosen(epochs, why),
-        "training.monitor_every": Chosen(max(1, (asked or epochs) // POINTS), "epochs between points of the curve"),
     }
 
 

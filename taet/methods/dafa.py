@@ -74,7 +74,7 @@ class Dafa(ClassBudgets):
 
     W is that of `class_weights`, from the mean predictions for attacked training images over the last epoch of the
     warm-up; until then all weights are 1. Label terms are divided by the batch size, not by the weights, and no
-    divergence is weighted. A base without a label term (harl, the second stage of taet) has the budgets alone.
+    divergence is weighted. A base without a label term (harl, HEL in taet) has the budgets alone.
 
     On long tails the published weights of the largest classes are negative, since all others are mistaken for them
     (-0.78 for a confusion like that of AT at imbalance ratio 50): a loss that is maximised. Here lambda is scaled down

@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare
 from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
 from taet.methods.base import Adversarial, Loss, Method, Step, Task, published, refuse_outer, refuse_smoothing
@@ -55,6 +56,8 @@ class Harl(Method):
         super().__init__(config, task)
         refuse_outer("harl", task, "its loss already balances the classes and takes none")
         refuse_smoothing("harl", task, "its loss compares classes by one label; allowed: --outer.label-smoothing 0")
+        if not (config.alpha or config.beta or config.gamma):
+            raise UserError("harl: got alpha, beta and gamma 0, which leaves no loss; allowed: one of them above 0")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
 

@@ -42,6 +42,7 @@ class Taet(Method):
         super().__init__(config, task)
         self.equalization = None
         if not (config.alpha or config.beta or config.gamma):
+            self.title = "AT after clean epochs"
             return
         if task.outer.drw and task.stages[min(task.milestones)] != "clean":
             raise UserError("taet: got deferred re-weighting, which begins at a milestone after the clean stage")

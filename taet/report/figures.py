@@ -61,10 +61,6 @@ class Panel:
     marks: Sequence[Marks]
 
 
-def _short(name: str, length: int = 30) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     """Return the map of values from `low` to `high` to places from `start` to `end`, in tenths of a pixel."""
     return lambda value: round(start + (end - start) * (value - low) / ((high - low) or 1), 1)
@@ -89,7 +85,8 @@ def overview(results: Results) -> Iterator[Panel]:
     attacks = [*clean, *(one for one in in_ball(results) if one not in (*clean, lead))]
     colours = dict(zip([*attacks[: len(STRENGTHS) - 1], lead], STRENGTHS, strict=False)) | {lead: STRENGTHS[-1]}
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
-    each = "each attack" if len(colours) > len(attacks) else f"{len(colours)} of {len(attacks) + 1} attacks"
+    drawn, held = (len({*names} - {"clean"}) for names in (colours, results.columns))
+    each = "each attack" if drawn == held else f"{drawn} of {held} attacks"
     yield _forest(f"Balanced accuracy under {each}{of}", scores, rows, "attack", colours)
     if len(parts):
         yield _forest(f"Head, body and tail classes under {attack}{of}", parts, rows, "group", GROUPS)
@@ -97,7 +94,8 @@ def overview(results: Results) -> Iterator[Panel]:
 
 def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, colours: Mapping[str, str]) -> Panel:
     """Draw a marker and an interval of each row for each value of the column `lines`, in its colour."""
-    each, left, right = 42 if len(rows) < 10 else 35, 150, 450
+    names, left, right = {row: textwrap.wrap(row, 23) for row in rows}, 150, 450
+    each = max(42 if len(rows) < 10 else 35, 8 + 13 * max(map(len, names.values())))
     bottom, top = each * len(rows), min(1.0, 1.02 * scores["high"].max())
     x, places, marks = _scale(0, top, left, right), {row: each * place for place, row in enumerate(rows)}, []
     for place, ((label, colour), marker) in enumerate(zip(colours.items(), MARKERS, strict=False)):
@@ -112,9 +110,8 @@ def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, c
     ticks = [(x(tick / 100), f"{tick:g} %") for tick in _ticks(0, 100 * top, 1)]
     words: list[Words] = [(at, bottom + 18, "middle", text) for at, text in ticks]
     for row, start in places.items():
-        parts = textwrap.wrap(_short(row, 40), 23)
-        first = start + each / 2 + 4 - 6.5 * (len(parts) - 1)
-        words += [(left - 8, first + 13 * line, "end", part) for line, part in enumerate(parts)]
+        first = start + each / 2 + 4 - 6.5 * (len(names[row]) - 1)
+        words += [(left - 8, first + 13 * line, "end", part) for line, part in enumerate(names[row])]
     grid = "".join(f"M{at} 0V{bottom}" for at, _ in ticks)
     grid += "".join(f"M0 {y}H{right}" for y in (*places.values(), bottom))
     said = f"with 95 % intervals, one row per method: {', '.join(colours)}"
@@ -132,23 +129,34 @@ def strength(results: Results) -> Iterator[Panel]:
                 found.append((one.row, one.card.seed, x, summary.balanced, *summary.balanced_interval))
         if found:
             points = pd.DataFrame(found, columns=["row", "seed", "x", "accuracy", "low", "high"])
+            points = over_seeds(of_all_seeds(points), "row", "x")
             places = {x: place for place, x in enumerate(sorted({*points["x"]}))}
-            points = over_seeds(points, "row", "x").replace({"x": places})
+            points["x"] = points["x"].map(places)
             ticks = {float(place): size(x, 3) if name == "eps" else f"{x:g}" for x, place in places.items()}
             yield _lines(said[0].upper() + said[1:], f"{said} (not to scale)", points, order(results), ticks)
 
 
 def training(results: Results) -> Iterator[Panel]:
     """Balanced accuracy over the epochs of training, mean over the seeds, on the split in the title."""
-    found: dict[str, list[tuple[str, int, float]]] = defaultdict(list)
-    points = [(one.row, epoch.epoch, epoch.monitor) for one in results.named for epoch in one.epochs if epoch.monitor]
-    for row, epoch, point in points:
-        for name, counts in (("clean", point.clean), (point.attack, point.attacked)):
-            found[f"{under(name)}, {point.split} split"].append((row, epoch, counts.balanced_accuracy))
+    found: dict[str, list[tuple[str, int | None, int, float]]] = defaultdict(list)
+    for one in results.named:
+        for epoch, point in ((epoch.epoch, epoch.monitor) for epoch in one.epochs if epoch.monitor):
+            for name, counts in (("clean", point.clean), (point.attack, point.attacked)):
+                line = (one.row, one.card.seed, epoch, counts.balanced_accuracy)
+                found[f"{under(name)}, {point.split} split"].append(line)
     for title, values in found.items():
-        means = pd.DataFrame(values, columns=["row", "x", "accuracy"]).groupby(["row", "x"], as_index=False).mean()
+        points = of_all_seeds(pd.DataFrame(values, columns=["row", "seed", "x", "accuracy"]))
+        means = points.groupby(["row", "x"], as_index=False)["accuracy"].mean()
         ticks = {tick: f"{tick:g}" for tick in _ticks(means["x"].min(), means["x"].max(), 1)}
         yield _lines(title, "epoch", means, order(results), ticks)
+
+
+def of_all_seeds(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the points that every seed of their row has: a mean over others would jump."""
+    seeds, of_row = points["seed"].fillna(-1), points["row"]
+    held = seeds.groupby([of_row, points["x"]]).transform("nunique")
+    kept: pd.DataFrame = points[held == seeds.groupby(of_row).transform("nunique")]
+    return kept
 
 
 def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], ticks: Mapping[float, str]) -> Panel:
@@ -164,7 +172,7 @@ def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], ti
         if "low" in line:
             ends = [[*zip(map(x, line["x"]), map(y, line[end]), strict=True)] for end in ("high", "low")]
             band = _through([*ends[0], *reversed(ends[1])]) + "z"
-        marks.append(Marks(_short(row), colour, marker, shown, line=_through(places), band=band))
+        marks.append(Marks(row, colour, marker, shown, line=_through(places), band=band))
     levels = [(y(tick / 100), f"{tick:g} %") for tick in _ticks(0, 100 * top, 0.001)]
     words: list[Words] = [(left - 8, at + 4, "end", text) for at, text in levels]
     words += [(x(tick), bottom + 18, "middle", text) for tick, text in ticks.items()]

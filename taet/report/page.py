@@ -98,9 +98,11 @@ def lead(results: Results) -> str:
     if not others:
         return f"{under}, {best} keeps a balanced accuracy of {number}."
     found = {row: results.difference(best, row, attack) for row in others}
-    near = [row for row, one in found.items() if one is None or not one.decided or one.value <= 0]
+    near = [row for row, one in found.items() if one is None or not one.decided]
+    worse = [row for row, one in found.items() if one is not None and one.decided and one.value < 0]
     each = "each other row" if len(others) > 1 else others[0]
     end = f"the difference to {listed(near, 3)} is undecided" if near else f"its lead over {each} is more than chance"
+    end = f"of the runs with seeds of both, those of {listed(worse, 3)} are better" if worse else end
     return f"{under}, {best} has the highest balanced accuracy, {number}; {end}."
 
 

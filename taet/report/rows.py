@@ -25,10 +25,10 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import Column
 from taet.formatting import size, words
 from taet.models.hub import local
-from taet.settings import Run, Training, override, to_json
+from taet.settings import Run, Training, flat, override, to_json
 from taet.training.folder import RunFolder
-from taet.training.record import CURVE, Epoch, left_behind, run_from_json, training_settings
-from taet.training.resolve import curve_decides
+from taet.training.record import Epoch, left_behind, run_from_json, training_settings
+from taet.training.resolve import idle_settings
 
 Sources = str | os.PathLike[str] | Card | Iterable[str | os.PathLike[str] | Card]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
@@ -177,8 +177,10 @@ def _settings(card: Card, usual_rule: str) -> Values:
     rule, idle, read = wanted if wanted in rules else rules[0], IDLE, training_settings(stored)
     try:
         run = override(run_from_json(stored), {RULE: rule})
-        idle = IDLE if curve_decides(run) else IDLE | CURVE
-        read = training_settings(run)
+        idle, read = IDLE | idle_settings(run), training_settings(run)
+        base = methods.find(read.get("settings.base") or run.method).Config()
+        defaults = {f"settings.base_settings.{name}": value for name, value in flat(to_json(base))}
+        read = {name: value for name, value in read.items() if defaults.get(name, ...) != value}
     except UserError:  # of a method that is not known here, or with an option that it lacks
         with contextlib.suppress(UserError):
             shared = run_from_json({**stored, "method": Run.default("method"), "settings": None})

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from taet.evaluation.column import Column
-from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, points, size, words
+from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, plural, points, size, words
 from taet.report.results import Results, class_names
 
 MOST_COLUMNS = 8  # rows of results that stand side by side in a table of classes
@@ -138,13 +138,17 @@ def groups(results: Results) -> Iterator[pd.DataFrame]:
 def differences(results: Results) -> Iterator[pd.DataFrame]:
     """Difference of balanced accuracy to the best row in percentage points, compared image by image on the same test
     images, with its 95 % interval. Undecided: the interval contains 0, or the p-value of a randomisation test is 5 % or
-    more. For one seed it tells which of two models is better, not which method; for several it covers the seeds too."""
+    more. For one seed it tells which of two models is better, not which method; for several it covers the seeds too.
+    Pairs are of the seeds that both have, so of fewer seeds it need not be the difference of the means."""
     best, *others = order(results)
     columns: dict[Text, dict[str, Text]] = defaultdict(dict)
+    seeds = results.scores("balanced").set_index(["row", "attack"])["seeds"]
     for attack in lead_attacks(results):
         for row in others:
             if (one := results.difference(row, best, attack)) is not None:
                 ends = f"{points(one.low)} to {points(one.high)}{'' if one.decided else ', undecided'}"
+                fewer = one.runs < max(seeds[row, attack], seeds[best, attack])
+                ends += f", {plural(one.runs, 'pair')}" if fewer else ""
                 columns[Text(attack)][row] = Text(points(one.value), ends)
     if others:
         yield table(f"Minus {best}", columns, others)

@@ -18,10 +18,12 @@ from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead
 from taet.models.tuning import extend
 from taet.settings import Run, epoch_at, override
+from taet.training.record import CURVE
 
 # Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
-POINTS, IMAGES = 20, 1000  # defaults of a curve that does not affect the weights
+ATTACK = ("threat.steps", "threat.step_size")  # of no effect if the method has no attack, or one of its own
+POINTS, IMAGES = 10, 1000  # defaults of a curve that does not affect the weights
 ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
 
 
@@ -109,9 +111,11 @@ def _method(
     return methods.build(run.method, run.settings, task)
 
 
-def curve_decides(run: Run) -> bool:
-    """Whether the curve selects the epoch, or the method of a run, or the one that it wraps, learns from it."""
-    return _method(run, STAND_IN).needs_feedback or run.training.selection != "last"
+def idle_settings(run: Run) -> frozenset[str]:
+    """Return the settings that change no weights: of a curve that decides nothing, of an attack that is not made."""
+    method = _method(run, STAND_IN)
+    decides = method.needs_feedback or run.training.selection != "last"
+    return frozenset(() if decides else CURVE) | frozenset(ATTACK if method.own_attack else ())
 
 
 def _curve_split(run: Run, facts: DataFacts | None) -> str:

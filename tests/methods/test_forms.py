@@ -185,6 +185,7 @@ REFUSED = [
     ("robal", {"outer": "focal", "margin": 0.0}, "robal: got margin 0 and the outer loss focal, .+cross-entropy only"),
     ("las-at", {"eps": (5, 3)}, "method eps: got .+; allowed: 2 whole numbers, lowest and highest, within 0 to 255"),
     ("taet", {"outer": "focal", "clean_share": 0.0}, "taet: got the outer loss focal; .+ of 10 epochs none is clean"),
+    ("harl", NO_HEL, "harl: got alpha, beta and gamma 0, which leaves no loss; allowed: .+"),
     ("cfa", {"base": "at", "regulariser": "scaled"}, "method regulariser: got scaled, .+ no divergence to weigh; .+"),
     ("cfa", {"task": {"epochs": 1}}, "method begin: got 0.05 of 1 epochs, which leaves none of them; allowed: .+"),
     ("dafa", {"base": "taet", "base_settings": {"clean_share": 0.8}}, "method warm up: .+ ends without an attack; .+"),

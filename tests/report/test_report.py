@@ -22,6 +22,7 @@ from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.rules import flagged
 from taet.formatting import percent, percent_interval, points
 from taet.report import figures
+from taet.report import page as page_parts
 from taet.report.figures import Panel
 from taet.report.tables import Text, latex, markdown, order, table
 from tests.report.test_results import right
@@ -171,7 +172,7 @@ def test_seeds_are_means_and_differences_are_paired(make_card: MakeCard, tmp_pat
     assert difference is not None
     (_, (_, _, last)) = found.tables["Minus taet"]
     ends = f"{points(difference.low)} to {points(difference.high)}"
-    assert last == [points(difference.value), ends + ("" if difference.decided else ", undecided")]
+    assert last == [points(difference.value), ends + ("" if difference.decided else ", undecided") + ", 2 pairs"]
 
 
 def test_a_run_shows_its_curves_and_where_it_comes_from(of_run: Page, run: Path) -> None:
@@ -206,6 +207,14 @@ def test_figures_show_the_numbers_of_the_cards(cards: dict[str, ResultCard], run
     (card,), (curve,) = taet.results(run).cards, figures.strength(taet.results(run))
     columns = curves(card)["steps"].values()
     assert shares(curve, 1)["at"] == pytest.approx([100 * card.summary_of(one).balanced for one in columns], abs=0.2)
+
+
+def test_seeds_that_one_side_lacks_mislead_neither_a_sentence_nor_a_curve(make_card: MakeCard) -> None:
+    cards = [right(make_card("at", seed), share, *ATTACKS) for seed, share in enumerate((0.2, 1, 1))]
+    lead = page_parts.lead(taet.results([*cards, right(make_card("at-bsl"), 0.6, *ATTACKS)]))
+    assert lead.endswith("; of the runs with seeds of both, those of at-bsl are better.")
+    points = pd.DataFrame([("at", 0, 1, 0.5), ("at", 0, 2, 0.6), ("at", 1, 2, 0.8)], columns=["row", "seed", "x", "y"])
+    assert figures.of_all_seeds(points)["x"].tolist() == [2, 2]
 
 
 def test_warnings_notes_and_missing_runs_are_named(page: Page, make_card: MakeCard, run: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from taet.training import TrainingResult, fit, prepare, resume, train
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions
 from taet.training.folder import RunFolder, weights_digest
-from taet.training.record import CurvePoint, Epoch
-from taet.training.resolve import check_model, curve_decides, resolve, watched_epochs, watched_images
+from taet.training.record import CURVE, CurvePoint, Epoch
+from taet.training.resolve import check_model, idle_settings, resolve, watched_epochs, watched_images
 from taet.training.runs import load_model
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
@@ -78,20 +78,20 @@ def test_what_the_data_the_processes_or_the_network_rule_out_is_refused(tiny: Ti
 @pytest.mark.parametrize(
     ("changes", "every", "images"),
     [
-        ({}, 5, 1000),
+        ({}, 10, 1000),
         ({"training.selection": "best-validation"}, 1, None),
-        ({"training.selection": "best-test", "training.monitor_every": 10, "training.monitor_images": 50}, 10, 50),
+        ({"training.selection": "best-test", "training.monitor_every": 5, "training.monitor_images": 50}, 5, 50),
         ({"method": "cfa", "gate": "relative"}, 1, None),
-        ({"method": "cfa"}, 5, 1000),
+        ({"method": "cfa"}, 10, 1000),
     ],
 )
-def test_a_curve_that_decides_nothing_has_twenty_points_of_a_thousand_images(
+def test_a_curve_that_decides_nothing_has_ten_points_of_a_thousand_images(
     changes: dict[str, Any], every: int, images: int | None
 ) -> None:
     method, gate = changes.pop("method", "at"), changes.pop("gate", None)
     given = {} if gate is None else {"settings": methods.find(method).Config(gate=gate)}
     run = override(protocols.taet(method), changes | given)
-    decides = curve_decides(run)
+    decides = not CURVE & idle_settings(run)
     assert list(watched_epochs(run, decides)) == [e for e in range(run.training.epochs) if (e + 1) % every == 0]
     assert watched_images(run, decides) == images
 
