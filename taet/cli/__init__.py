@@ -64,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _drop_output()
             if isinstance(error, KeyboardInterrupt):
                 print(file=sys.stderr)  # after ^C
-                told = str(error) or f"finished work is saved; continue with: {shlex.join(['taet', *words])}"
-                line += " ".join([told, *({"--evaluate", "--no-evaluate"} & {*words} - {*told.split()})])
+                line += str(error) or f"finished work is saved; continue with: {shlex.join(['taet', *words])}"
             if line:
                 print(f"taet: {printable(' '.join(line.split()))}", file=sys.stderr)
         return status

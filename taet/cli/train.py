@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -192,6 +193,16 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def _choice_kept(words: Sequence[str]) -> Iterator[None]:
+    """Repeat the choice about the attacks in the command that an interruption names."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = {"--evaluate", "--no-evaluate"} & {*words}
+        raise KeyboardInterrupt(*(" ".join([str(told), *kept]) for told in error.args)) from None
+
+
 def run(words: list[str]) -> None:
     """Train a new run, or continue one, attack it on request, and print the result."""
     request = read(words)
@@ -214,7 +225,7 @@ def run(words: list[str]) -> None:
         asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
     with together(asked.training.device), trusted(options.trust_model):
         if options.resume is not None:
-            with progress(f"resume {options.resume}") as report:
+            with _choice_kept(words), progress(f"resume {options.resume}") as report:
                 finished = resume(options.resume, progress=report)
         else:
             with progress("read") as report, reporting_to(report):
@@ -223,7 +234,7 @@ def run(words: list[str]) -> None:
             def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
                 say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
 
-            with progress(run.method) as report:
+            with _choice_kept(words), progress(run.method) as report:
                 command = call_text(["train", *words])
                 finished = train(run, out=options.out, progress=report, command=command, announce=announce)
         print(finished)
