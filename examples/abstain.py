@@ -94,12 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> Floats:
     result = taet.resume(given.run)
     run = result.run
     data = taet.data.load(run.data)
-    if data.validation is None or run.training.selection != "last":
-        parser.error("the run needs --data.validation, whose images must not have chosen its epoch: --selection last")
+    learned = taet.methods.find(run.method).needs_feedback or run.training.selection != "last"
+    if data.validation is None or learned:
+        parser.error("the run needs --data.validation, whose images chose no epoch and taught no method")
     images, names = data.validation, data.class_names
     x = torch.from_numpy(np.asarray(images.images)).permute(0, 3, 1, 2) / 255
     y = torch.from_numpy(images.labels)
-    ball = {"eps": run.threat.eps, "step_size": run.evaluation.step_size, "steps": 20}
+    ball = {"eps": run.threat.eps, "step_size": run.threat.eps / 8, "steps": 20}
 
     def targeted(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return pgd(model, x, runner_up(model, x, y), objective=lambda z, target: -cross_entropy(z, target), **ball)

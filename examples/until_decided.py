@@ -108,7 +108,7 @@ def interval(differences: ArrayLike, weight: ArrayLike, alpha: float) -> tuple[f
         low, high = -REACH, REACH
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            refuted = mixed(wealth(sample, weight, middle)[-1]) >= needed
+            refuted = mixed(wealth(sample, weight, middle)).max() >= needed  # by any of the looks
             low, high = (middle, high) if refuted else (low, middle)
         return -math.inf if low == -REACH else low
 
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> Decision:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     first, second = taet.resume(given.first), taet.resume(given.second)
-    eps, step_size = first.run.threat.eps, first.run.evaluation.step_size
+    eps, step_size = first.run.threat.eps, first.run.threat.eps / 8
     attacks = {"fgsm": partial(fgsm, eps=eps), "autoattack": partial(autoattack, eps=eps)}
     attacks |= {f"pgd-{steps}": partial(pgd, eps=eps, step_size=step_size, steps=steps) for steps in (20, 100)}
     test = taet.data.load(first.run.data).test

@@ -104,7 +104,12 @@ def C6(at: Study) -> Verdict:
 
 def C7(at: Study) -> Verdict:
     """The clean stage adds 7.19 points of clean accuracy and 1.04 under AutoAttack (6.3)"""
-    return differ(at, [(C("taet"), C("harl"))], {"clean": 7.19, AA: 1.04}, outside=["cifar10-lt-methods: taet - harl"])
+    found = differ(at, [(C("taet"), C("harl"))], {"clean": 7.19, AA: 1.04}, outside=["cifar10-lt-methods: taet - harl"])
+    off = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0}
+    alone = C("taet", **off), C("taet", **off, outer="balanced-softmax")
+    pairs = [(replace(one, name=f"clean, then {of}"), C(of)) for one, of in zip(alone, ("at", "at-bsl"), strict=True)]
+    without_hel = differ(at, pairs, {"clean": 0, AA: 0}).evidence
+    return replace(found, outside=(*found.outside, *without_hel))
 
 
 def C8(at: Study) -> Verdict:

@@ -16,7 +16,7 @@ from scipy import special, stats
 
 from taet import statistics
 from taet.evaluation import ResultCard
-from taet.formatting import percent
+from taet.formatting import listed, percent
 from taet.statistics import Difference
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
@@ -128,7 +128,7 @@ def differ(
         for folder, names, found in _outside(outside, both, ranks, less):
             more = f", {names}" * (len(pairs) > 1) + f", {column}" * (len(claimed) > 1)
             beside.append(f"{folder}{more} {text(found)}")
-    said += [f"missing: {', '.join(missing)}"] if missing else []
+    said += [f"missing: {listed(missing, 2)}"] if missing else []
     return Verdict(together(words), tuple(said), tuple(beside))
 
 

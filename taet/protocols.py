@@ -77,6 +77,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
+def step_in(eps: float, step: float, usual: Run) -> float:
+    """Return a step of an evaluation's PGD: that of `usual`, the protocol's run, in proportion to the radius `eps`."""
+    of_protocol = step == usual.evaluation.step_size and eps != usual.threat.eps
+    return step * eps / usual.threat.eps if of_protocol else step
+
+
 @functools.cache
 def recipes() -> dict[str, tuple[str, dict[str, object]]]:
     """Return the title of every recipe, and its settings by their dotted names, lists as tuples."""

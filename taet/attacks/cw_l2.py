@@ -124,6 +124,7 @@ class CwL2(AttackSpec):
     names: ClassVar[Mapping[str, Norm | None]] = {"cw-l2": "l2"}
     order: ClassVar[int] = 5
     minimal: ClassVar[bool] = True
+    not_transferable: ClassVar[str] = "which leaves some images as they are"
     random: ClassVar[bool] = False
 
     c: Positive | Literal["search"] = 10.0

@@ -102,6 +102,7 @@ class DeepFool(AttackSpec):
     names: ClassVar[Mapping[str, Norm | None]] = {"deepfool": "l2"}
     order: ClassVar[int] = 6
     minimal: ClassVar[bool] = True
+    not_transferable: ClassVar[str] = "which leaves some images as they are"
     random: ClassVar[bool] = False
 
     steps: Count = 50

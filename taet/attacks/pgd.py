@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taet.attacks import ball
 from taet.attacks.ball import BNMode, Norm, Size, Start
+from taet.attacks.counted import Counted
 from taet.attacks.inputs import refusing
 from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
@@ -116,7 +117,7 @@ def pgd(
     def judged(x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """Success and objective of each sample; what is not finite is a success, so that it is kept and seen."""
         with torch.no_grad():
-            logits = full_precision(model(x_adv))
+            logits = full_precision(model.judge(x_adv) if isinstance(model, Counted) else model(x_adv))
             sound = ball.finite(logits) & ball.finite(x_adv)
             return fooled(logits, y, targeted) | ~sound, height(logits, -1)
 

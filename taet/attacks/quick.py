@@ -232,6 +232,7 @@ class Quick(AttackSpec):
     names: ClassVar[Mapping[str, Norm | None]] = {"quick": "linf", "quick-l2": "l2"}
     order: ClassVar[int] = 7
     skips_misclassified: ClassVar[bool] = True
+    not_transferable: ClassVar[str] = "which leaves some images as they are"
     usual_share: ClassVar[float] = 0.5  # few are close to the boundary; median of the cards of results/
     bound: ClassVar[str] = MEASURED
 

@@ -20,6 +20,7 @@ from taet.attacks.spec import AttackSpec, Clean
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled
 from taet.data.storage import Pixels
 from taet.errors import UserError
+from taet.evaluation.bundles import of_run
 from taet.evaluation.runner import Runner
 from taet.fields import Count, check_value
 from taet.formatting import plural
@@ -138,7 +139,7 @@ def predict(
     (names, listed), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
-    spec = None if attack is None else catalogue.parse(attack, run.evaluation, run.threat.eps)
+    spec = None if attack is None else catalogue.parse(attack, of_run(run), run.threat.eps)
     if spec is not None and not spec.bounded:  # survival is not defined
         advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")

@@ -16,7 +16,7 @@ from taet.errors import UserError
 from taet.evaluation.card import Card
 from taet.evaluation.column import Column, CurveName
 from taet.formatting import size
-from taet.settings import Evaluation, Threat, override
+from taet.settings import Evaluation, Run, Threat, override
 from taet.training.folder import RunFolder
 
 DEFAULTS = Evaluation()
@@ -101,11 +101,11 @@ def scaled(step: float, eps: float | None, usual: float) -> float:
     return step if eps in (None, usual) else step * (eps or usual) / usual
 
 
-def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: str = "taet") -> Evaluation:
+def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) -> Evaluation:
     """Return settings with these fields changed, a paper's name replaced by its attacks, and a radius, default `eps`.
 
-    Where a radius is changed and its step is not, the step follows: a step of the protocol is for the protocol's ball,
-    any other for the radius that it was set with. A changed field takes precedence over those of a paper.
+    A step that is not changed follows the radius: that of `usual`, the protocol's run, is for the protocol's ball, any
+    other for the radius that it was set with. A changed field takes precedence over those of a paper.
 
     Raises:
         UserError: an unknown field or a wrong value, or a chosen step whose sum cannot reach the radius.
@@ -115,11 +115,12 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: st
     if isinstance(names := changed.get("attacks", own.attacks), str):
         names = (names,)
     asked = override(own, {**changed, "attacks": tuple(names)})  # refuses unknown fields, and values that cannot be
-    radius, usual = asked.eps or eps, protocols.start(protocol)
+    radius = asked.eps or eps
     settings = expand(asked.attacks, own, radius)
     if settings.attacks == asked.attacks:  # a paper brings its own steps
-        before = usual.threat.eps if own.step_size == usual.evaluation.step_size else own.eps or eps
-        step = scaled(own.step_size, asked.eps if "eps" in changed else None, before)
+        step = protocols.step_in(radius, own.step_size, usual)
+        if own.step_size != usual.evaluation.step_size and "eps" in changed:
+            step = scaled(step, radius, own.eps or eps)
         settings = override(
             settings, {"step_size": step, "step_size_l2": scaled(own.step_size_l2, asked.eps_l2, own.eps_l2)}
         )
@@ -134,6 +135,11 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, protocol: st
             allowed = f"steps that add up to its radius {size(attack.radius)} or more"
             raise UserError(f"attack '{attack.name}': got {sum_of}; allowed: {allowed}")
     return settings
+
+
+def of_run(run: Run) -> Evaluation:
+    """Return the settings by which a run is evaluated."""
+    return settle(run.evaluation, {}, run.threat.eps, protocols.start(run.protocol, run.method))
 
 
 def curves(card: Card) -> dict[str, dict[float, Column]]:

@@ -102,8 +102,8 @@ SENTENCES = {
     "small-test-set": "With {images} test images, a difference between two methods is significant (95 %) only above "
     f"about {{points:.0f}} points, if they disagree on {100 * DISAGREEMENT:.0f} % of the images; use a larger test "
     "set, and more seeds",
-    "selected-on-test-set": "The epoch was chosen by its accuracy on the test set, so these numbers are too high; "
-    "choose it on a validation split, or take the last epoch",
+    "selected-on-test-set": "The epoch was chosen by its accuracy on the test set, or the method learned from it, so "
+    "these numbers are too high; use a validation split of training images, or the last epoch",
     "extra-not-compared": "The extra training images may contain some of these test images: they were compared only "
     "with those of the run's own data set; evaluate on the run's own test images",
     # Of the evaluation

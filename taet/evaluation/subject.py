@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from taet import protocols
 from taet.attacks.ball import frozen
 from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels
@@ -138,7 +139,9 @@ class Subject:
 
     def changed(self, changes: Mapping[str, Any], device: str) -> Subject:
         """Return the subject on a device, with these fields of its settings changed as `bundles.settle` does."""
-        settings = settle(self.settings, changes, self.eps, self.about["protocol"] or "taet")
+        protocol = self.about["protocol"]
+        usual = protocols.start(protocol, self.about["method"]) if protocol else protocols.taet()
+        settings = settle(self.settings, changes, self.eps, usual)
         where = self.device if device == "auto" else resolve_device(device)
         return replace(self, settings=settings, eps=settings.eps or self.eps, device=where)
 

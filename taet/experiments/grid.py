@@ -19,7 +19,7 @@ from taet import methods, protocols, registry
 from taet.data import facts, full_name, is_own
 from taet.errors import UserError, located, nearest
 from taet.evaluation import store
-from taet.evaluation.bundles import attacks_of
+from taet.evaluation.bundles import attacks_of, of_run
 from taet.evaluation.runner import among
 from taet.experiments import own_images
 from taet.fields import LongSeed, Ratio, Rule, Settings
@@ -171,7 +171,7 @@ class Cell:
         card = store.of_folder(held) if held.is_done else None
         training = round(sum(epoch.seconds for epoch in held.metrics), 3)
         attacks = 0.0 if card is None else round(sum(column.seconds for column in card.columns), 3)
-        wanted = [attack for attack in attacks_of(run.evaluation, run.attack_eps) if attack.norm is not None]
+        wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]
         how = (run.attack_eps, run.evaluation.batch_size)
         same = card is not None and (card.threat["eps"], card.batch_size) == how
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taet import protocols
 from taet.attacks.ball import frozen
 from taet.attacks.counted import SearchPrecision, arithmetic, exact_float32
 from taet.attacks.pgd import pgd
@@ -76,6 +77,7 @@ class TrainingCurve:
         name, eps = f"pgd-{steps}", run.threat.eps
         precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
         ascend = functools.partial(pgd, model, eps=eps, checked=True)
+        step = protocols.step_in(eps, run.evaluation.step_size, protocols.start(run.protocol, run.method))
         # One step of the protocol's attack is a single-step method too, unless the method has its own.
         single = method.single_step or (run.threat.steps == 1 and not method.own_attack)
         names = ("clean", *(["fgsm"] if single else []), name)
@@ -94,7 +96,7 @@ class TrainingCurve:
                 y = torch.from_numpy(split.labels[rows]).to(device)
                 noise = generator(device, run.seed, "monitor", number)
                 with arithmetic(device.type, precision):
-                    attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, start_noise=noise)
+                    attacked = ascend(x, y, steps=steps, step_size=step, start_noise=noise)
                     stepped = [ascend(x, y, steps=1, step_size=eps, start="none")] if single else []
                 with torch.no_grad():
                     logits = [model(images) for images in (x, *stepped, attacked)]

@@ -222,7 +222,8 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
     extra, mixed = _describe_extra(plan)
     stages = method.task.stages
     changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]
-    leak = plan.resolved.split == "test" and run.training.selection == "best-test"
+    told = plan.resolved.split == "test" or plan.hashes.get("validation") == plan.hashes["test"]
+    leak = told and (run.training.selection != "last" or method.needs_feedback)
     values = {
         "schema": SCHEMA,
         "run": to_json(run),

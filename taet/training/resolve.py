@@ -105,10 +105,16 @@ def _method(
         weighting=run.threat.weighting,
         seed=run.seed,
         watched=watched_epochs(run, learns=True),
-        exposure=() if mixed is None else mixed.exposure,
+        exposure=_resampled(counts, training.sampling) if mixed is None else mixed.exposure,
         distinct=() if extra_counts is None else tuple(map(sum, zip(counts, extra_counts, strict=True))),
     )
     return methods.build(run.method, run.settings, task)
+
+
+def _resampled(counts: Sequence[int], sampling: str) -> tuple[float, ...]:
+    """Return class counts by the prior of the batches, () for that of the training set."""
+    shares = [0.0 if n == 0 else n**0.5 if sampling == "square-root" else 1.0 for n in counts]
+    return () if sampling == "shuffled" else tuple(sum(counts) * share / sum(shares) for share in shares)
 
 
 def idle_settings(run: Run) -> frozenset[str]:

@@ -18,7 +18,7 @@ from taet.files import Json
 from taet.formatting import plural
 from taet.models.tuning import extend
 from taet.progress import Progress
-from taet.settings import Data, Run, from_json, override
+from taet.settings import Run, from_json, override
 from taet.training.curve import training_flags
 from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, again, fit
@@ -59,8 +59,7 @@ def default_folder(run: Run, dataset: Dataset | None = None) -> Path:
 
 
 def train(
-    run: Run | str,
-    data: str | None = None,
+    run: Run,
     *,
     out: str | Path | None = None,
     model: nn.Module | None = None,
@@ -71,15 +70,10 @@ def train(
 ) -> TrainingResult:
     """Train `run` from the start in the new folder `out`, and return the result.
 
-    `run` may be a method's name: then the protocol taet on `data`, a data set's name or your own images. `model`
-    (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored in the
-    run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint with bit-identical results. All
-    processes of torchrun must make this call and share every batch; only the first one writes.
+    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored
+    in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint with bit-identical results.
+    All processes of torchrun must make this call and share every batch; only the first one writes.
     """
-    if isinstance(run, str):
-        run = Run(method=run, data=Data() if data is None else Data(name=data))
-    elif data is not None:
-        raise UserError(f"data: got {data} beside a Run, which names its own; allowed: a method's name and data")
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
@@ -89,7 +83,9 @@ def train(
             first(lambda: folder.create(describe(plan, state, command)))
             pauses = Pauses(plan, state, folder, progress)
             pauses.save()  # the initial weights are on disk before they change
-            return _finished(plan, state, pauses, announce)
+            if announce is not None:
+                announce(plan, state, folder)
+            return _finished(plan, state, pauses)
 
 
 def resume(
@@ -98,7 +94,6 @@ def resume(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
-    announce: Announce | None = None,
 ) -> TrainingResult:
     """Continue the run in `folder`, with any number of processes, or return it if it is finished."""
     place = RunFolder(Path(folder))
@@ -120,12 +115,10 @@ def resume(
                 raise UserError(f"{what}; nothing was changed")
         pauses = Pauses(plan, state, place, progress)
         pauses.restore()
-        return _finished(plan, state, pauses, announce)
+        return _finished(plan, state, pauses)
 
 
-def _finished(plan: TrainingPlan, state: State, pauses: Pauses, announce: Announce | None) -> TrainingResult:
-    if announce is not None:
-        announce(plan, state, pauses.folder)
+def _finished(plan: TrainingPlan, state: State, pauses: Pauses) -> TrainingResult:
     fit(plan, state, pauses)
     return TrainingResult(pauses.folder.path, plan.run, state.model.eval(), plan.dataset, tuple(state.rows))
 

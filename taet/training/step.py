@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from taet.attacks.ball import frozen
 from taet.data.loader import Batch
 from taet.distributed import average_gradients
-from taet.errors import UserError
 from taet.methods.base import Attack, Loss, Step
 from taet.training.state import State
 
@@ -25,13 +24,7 @@ TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient 
 def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
     """Update the weights, then call the method's `after_step`; nothing here waits for the device."""
     model, method, optimizer = state.model, state.method, state.optimizer
-    try:
-        loss = update(state, batch, attack)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        what = "a batch of 1 leaves batch normalisation one value per channel; take a larger --batch-size"
-        raise UserError(f"batch size: {what}") from error
+    loss = update(state, batch, attack)
     with state.autocast():
         method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, state.number, state.view))
     return loss

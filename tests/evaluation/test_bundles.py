@@ -15,8 +15,8 @@ from taet.attacks import catalogue
 from taet.attacks.noise import Draws
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.bundles import CURVES, attacks_of, curves, expand, parse_attack, settle
-from taet.settings import Evaluation
+from taet.evaluation.bundles import CURVES, attacks_of, curves, expand, of_run, parse_attack, settle
+from taet.settings import Evaluation, override
 
 TAET, REAT = protocols.taet().evaluation, protocols.reat().evaluation
 EPS = 8 / 255
@@ -99,17 +99,20 @@ def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() ->
 
 def test_a_step_that_is_not_given_follows_the_radius() -> None:
     def step(own: Evaluation, trained: float = EPS, protocol: str = "taet", **changes: Any) -> float:
-        return settle(own, changes, trained, protocol).step_size
+        return settle(own, changes, trained, protocols.start(protocol)).step_size
 
     assert step(TAET) == step(TAET, eps=EPS) == 1 / 255
     assert step(TAET, eps=4 / 255) == step(TAET, 0.1, eps=4 / 255) == pytest.approx(0.5 / 255)
     assert step(REAT, protocol="reat", eps=16 / 255) == pytest.approx(4 / 255)
+    assert step(TAET, 0.1) == pytest.approx(0.1 / 8)  # a run that was trained with another radius
+    assert step(TAET, 0.1, eps=EPS) == 1 / 255
+    assert of_run(override(protocols.taet(), {"threat.eps": 0.1})).step_size == step(TAET, 0.1)
     own = Evaluation(step_size=0.02)  # chosen for a radius of 0.16, which is not that of the protocol
     assert step(own, 0.16, eps=0.08) == pytest.approx(0.01)
     assert step(own, 0.16) == step(own, 0.16, eps=0.16) == 0.02
     assert step(TAET, eps=16 / 255, step_size=3 / 255) == 3 / 255
     assert step(TAET, eps=16 / 255, attacks="reat") == pytest.approx(4 / 255)
-    assert settle(TAET, {"eps_l2": 0.5}, EPS).step_size_l2 == pytest.approx(0.1)
+    assert settle(TAET, {"eps_l2": 0.5}, EPS, protocols.taet()).step_size_l2 == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +125,9 @@ def test_a_step_that_is_not_given_follows_the_radius() -> None:
 )
 def test_a_chosen_step_whose_sum_cannot_reach_the_radius_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="allowed: steps that add up to its radius"):
-        settle(TAET, changes, EPS)
+        settle(TAET, changes, EPS, protocols.taet())
     old = Evaluation(attacks=("pgd-7",), step_size=1 / 255)  # as a run stores it, it is only flagged
-    assert settle(old, {}, EPS).attacks == ("pgd-7",)
+    assert settle(old, {}, EPS, protocols.taet()).attacks == ("pgd-7",)
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

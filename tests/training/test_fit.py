@@ -20,7 +20,9 @@ from torch import Tensor, nn
 import taet
 from taet import methods, protocols, statistics
 from taet.data import DataFacts, Dataset
+from taet.data.loader import resampled
 from taet.errors import UserError
+from taet.randomness import generator
 from taet.settings import Run, from_json, override
 from taet.training import TrainingResult, fit, prepare, resume, train
 from taet.training.curve import TrainingCurve
@@ -226,14 +228,16 @@ def same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
 
 
-@pytest.mark.parametrize(
-    ("selection", "epoch", "split"),
-    [("last", 3, "validation"), ("best-validation", 2, "validation"), ("best-test", 2, "test")],
-)
+DELIVERED = [("last", 3, "validation", "validation"), ("best-validation", 2, "validation", "balanced")]
+DELIVERED += [("best-validation", 2, "validation", "validation"), ("best-test", 2, "test", "balanced")]
+
+
+@pytest.mark.parametrize(("selection", "epoch", "split", "test"), DELIVERED)
 def test_a_run_delivers_the_epoch_that_was_asked_for(
-    tiny: Tiny, tmp_path: Path, scripted: list[dict[str, Tensor]], selection: str, epoch: int, split: str
+    tiny: Tiny, tmp_path: Path, scripted: list[dict[str, Tensor]], selection: str, epoch: int, split: str, test: str
 ) -> None:
-    finished = train(tiny("at", VALIDATED | {"training.selection": selection}), out=tmp_path / "run")
+    changes = VALIDATED | {"training.selection": selection, "data.test": test}
+    finished = train(tiny("at", changes), out=tmp_path / "run")
     other = ("model-best", 2) if selection == "last" else ("model-last", 3)
     for name, at in (("model", epoch), other):
         tensors, told = delivered(finished.folder, name)
@@ -241,7 +245,11 @@ def test_a_run_delivers_the_epoch_that_was_asked_for(
         assert same(tensors, scripted[at - 1])
     assert same(finished.model.state_dict(), scripted[epoch - 1])
     info = json.loads((finished.folder / "run.json").read_text())
-    assert info["selection"] == {"rule": selection, "split": split, "leak": selection == "best-test"}
+    assert info["selection"] == {
+        "rule": selection,
+        "split": split,
+        "leak": split == "test" or (selection, test) == ("best-validation", "validation"),
+    }
     assert {row["monitor"]["split"] for row in finished.history} == {split}
 
 
@@ -306,12 +314,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert len(resume(folder).history) == 2  # the fault is over
 
 
-def test_a_batch_of_one_image_ends_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
-    images, labels = np.zeros((5, 1, 1, 1), np.uint8), np.arange(5)
-    single = Dataset.from_arrays(images, labels, images, labels)
-    own = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1), nn.Linear(1, 5))
-    with pytest.raises(UserError, match="batch size: a batch of 1 leaves batch normalisation one value per channel"):
-        train(tiny("at", {"training.batch_size": 1}), out=tmp_path / "one", model=own, dataset=single)
+@pytest.mark.parametrize("sampling", ["class-balanced", "square-root"])
+def test_a_loss_takes_the_prior_of_the_batches(tiny: Tiny, sampling: str) -> None:
+    method = resolve(tiny("at-bsl", {"training.sampling": sampling}), LONG_TAIL).method
+    labels = torch.arange(len(LONG_TAIL.class_counts)).repeat_interleave(torch.tensor(LONG_TAIL.class_counts))
+    drawn = [labels[resampled(labels, generator("cpu", epoch), sampling)] for epoch in range(400)]
+    torch.testing.assert_close(method.exposure, torch.cat(drawn).bincount() / 400, rtol=0.1, atol=0.1)
 
 
 def test_a_folder_that_exists_is_refused_and_left_alone(tiny: Tiny, tmp_path: Path) -> None:
