@@ -23,8 +23,8 @@ LEAVES = {"distributed", "errors", "files", "formatting", "metrics", "randomness
 LEAVES |= {"intervals", "progress", "fields", "settings", "statistics"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment -> experiments, and what
 # each may use of it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function. A
-# protocol stands for the columns of its paper, and rows of a table are named against its run. Deployment uses what was
-# trained, and the attacks by which its answers are tried.
+# protocol stands for the columns of its paper and the step of its ball, and rows of a table are named against its run.
+# Deployment uses what was trained, and the attacks by which its answers are tried.
 TRAINING = {"data", "models", "losses", "attacks", "methods"}
 FOLDERS: dict[str, set[str]] = {
     "data": set(),
@@ -32,7 +32,7 @@ FOLDERS: dict[str, set[str]] = {
     "losses": set(),
     "attacks": {"losses"},
     "methods": {"models", "losses", "attacks"},
-    "training": TRAINING,
+    "training": TRAINING | {"protocols"},
     "evaluation": TRAINING | {"training", "protocols"},
     "report": TRAINING | {"training", "protocols", "evaluation"},
     "deployment": {"data", "models", "attacks", "training", "evaluation"},
@@ -202,7 +202,7 @@ def test_a_name_of_a_type_is_used_once() -> None:
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs. The aim is 18,000 lines.
-MOST_LINES = 19_943
+MOST_LINES = 19_965
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -99,7 +99,7 @@ def run(words: list[str]) -> None:
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
-        print("\n".join([str(card), *notes, f"next: taet report {place}"]))
+        print("\n".join([str(card), *notes, f"next: {call_text(['report', str(place)])}"]))
 
 
 def opened(
@@ -120,7 +120,8 @@ def opened(
         _, height, width = record.data.image_shape
         if wanted.size is not None or height == width:
             wanted = wanted.replace(size=wanted.size or height)
-        return Path(name), load(wanted), ()
+        dataset = load(wanted)
+        return Path(name), dataset, dataset.notes
     dataset, file = load(wanted), None if weights is None else Path(weights)
     classes, shape = dataset.num_classes, dataset.image_shape
     model, notes = foreign.load(name, num_classes=classes, image_shape=shape, weights=file, normalize=normalize)

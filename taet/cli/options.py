@@ -97,7 +97,7 @@ def parse(kind: type[C], words: Sequence[str], prog: str, parts: Sequence[Option
     if {"-h", "--help"} & {*words}:
         print(parser.format_help(), end="")
         raise Done(0)
-    namespace, rest = parser.parse_known_args([*words])
+    namespace, rest = parser.parse_known_intermixed_args([*words])
     if rest:
         raise _unexpected(rest, parser)
     found = {}

@@ -97,14 +97,19 @@ def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
         return found
 
     images, labels = read_npz(path, keys, data.storage).values()
-    return Part(checked_images("images", images), checked_labels("labels", labels), names, np.arange(len(labels)))
+    numbers = checked_labels("labels", labels)
+    if {*names} == {str(number) for number in range(len(names))} and numbers.max() < len(names):
+        numbers = np.array([names.index(str(number)) for number in range(len(names))])[numbers]  # not 0, 1, 10, 2
+    return Part(checked_images("images", images), numbers, names, np.arange(len(labels)))
 
 
 def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
     rows, _ = class_rows(path)
     numbers = {name: label for label, name in enumerate(names)}
-    for name in {row.label for row in rows} - {*names}:
-        if not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
+    strange = {row.label for row in rows} - {*names}
+    some_known = len(strange) < len({row.label for row in rows})  # then a number is a name, too
+    for name in strange:
+        if some_known or not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
             raise unknown("class:", name, names)
         numbers[name] = int(name)
     images, rows = surveyed(rows, data)

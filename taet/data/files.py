@@ -56,8 +56,10 @@ def of_rows(
     labels = np.array([label_of[row.label] for row in rows], np.int64)
     whole = Part(images, labels, names, np.arange(len(labels)), groups)
     if given == {""}:
-        notes.insert(0, f"no test images are given: {TEST_SHARE:.0%} of each class is for testing (seed {data.seed})")
         train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)
+        share = 0 if test is None else len(test) / len(labels)
+        of = f"{TEST_SHARE:.0%} of each class is" if groups is None else f"whole groups, {share:.0%} of the images, are"
+        notes.insert(0, f"no test images are given: {of} for testing (seed {data.seed})")
         if train is None or test is None:
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
             raise UserError(f"no test images are given, and no class has a {spare}")
@@ -102,12 +104,13 @@ def read(data: Data) -> DataSource:
         isic = next((one for one in inner if (one / ISIC).is_file()), None)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
         rows, notes = _isic(isic, data.group) if isic else _of_folder(next(divided, path), data.group)
-    tracked, own = None if data.group == "none" else signs(rows), any(row.group for row in rows)
+    signed, own = signs(rows), any(row.group for row in rows)
+    tracked = None if data.group == "none" else signed
     if tracked is not None:
         together = "" if own else "the frames of one sign stay in one split, and "
         notes += [f"names as GTSRB's: {together}no image is mirrored"]
     with located(f"'{path}'"):
-        return of_rows(rows if own or tracked is None else tracked, data, notes, order, mirror=tracked is None)
+        return of_rows(rows if own or tracked is None else tracked, data, notes, order, mirror=signed is None)
 
 
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
@@ -119,6 +122,9 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
+    inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
+    if {"train", "test"} <= inside:
+        raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
     per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
     splits = {(row.group, row.split) for row in rows if row.group}
     usable = min(per_class.values()) > 1 and len(splits) == len({group for group, _ in splits})

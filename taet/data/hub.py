@@ -67,7 +67,8 @@ def read(data: Data) -> DataSource:
             notes.append(f"the source's {split} split has images without a label, and is left out")
     if "test" not in splits and "validation" in splits:
         splits["test"], given["test"] = splits.pop("validation"), given["validation"]
-    group = None if data.group == "none" else data.group
+    usual = next((name for name in COLUMNS["group"] if name in features), None)  # as of a table
+    group = None if data.group == "none" else data.group or usual
     if group is not None and group not in features:
         raise unknown(f"column for data group of '{data.name}':", group, features)
     rows = list[Row]()

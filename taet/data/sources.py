@@ -131,6 +131,8 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     made = {part: _read(of, data) for part, of in chosen.items()}
     if is_own(data.name):
         notes += _repeats(chosen, made)
+        if (most := int(made["train"].images.max())) < 64:
+            notes.append(f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?")
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
         found.name,

@@ -103,12 +103,12 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         usual = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in missing)
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
     for place, cells in table:
-        file, label, split, own = (cells.get(columns[what], "") for what in COLUMNS)
+        file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
         if not (file and label):
             raise UserError(f"{place}: got {cut(file, 40)!a} and {cut(label, 40)!a}; allowed: a path and a label")
         if split and split.lower() not in SPLITS:
             raise unknown(f"split in {place}:", split, SPLITS)
-        row = Row(Path(os.path.normpath(file)), label, SPLITS.get(split.lower(), ""), own, place)
+        row = Row(Path(os.path.normpath(file.replace("\\", "/"))), label, SPLITS.get(split.lower(), ""), own, place)
         before = first.setdefault(row.file, row)
         if before[1:4] != row[1:4]:
             raise UserError(f"'{row.file}' has two labels, splits or groups, in {before.place} and in {row.place}")

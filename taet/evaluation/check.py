@@ -95,7 +95,12 @@ def check(
         files = verify(Path(model_or_run_dir))
         if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
             return Check(files)
-    subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights)
+    try:
+        subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights)
+    except UserError as error:
+        if not files or images is not None:
+            raise
+        return Check((*files, Finding("model", f"not tried on images: {error}; --data NAME names others", ok=False)))
     return Check((*files, *_model(subject.changed(changes, device), deep)))
 
 

@@ -159,7 +159,7 @@ def _columns(
         if (known := among(there, attack)) is not None:
             measured.append(known)
             continue
-        passes = [runner.passes([one], there) for one in attacks[place:] if among(there, one) is None]
+        passes = [runner.passes([one]) for one in attacks[place:] if among(there, one) is None]
         meter.begin(later=later + sum(passes[1:]))
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):
@@ -167,7 +167,7 @@ def _columns(
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
                 if not pace or work * pace > SAID_SECONDS:
                     pace = runner.pace(attack)
-                    seconds, quick = work * pace, pace * runner.passes([QUICK], there)
+                    seconds, quick = work * pace, pace * runner.passes([QUICK])
                     worth = seconds > LONG_SECONDS and quick < WORTH * seconds
                     shorter = f"--attacks clean quick: {duration(quick)}" if worth else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))

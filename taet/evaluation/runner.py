@@ -40,9 +40,7 @@ from taet.training.pace import seconds_of
 
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
 UNIT = {"predictions", "scores", "distances", *WORK}
-# A suite goes to the end on this share of all images, of those right without an attack, or of those right under the
-# strongest attack so far; an image that it breaks takes the last share of its passes. Medians of the cards of results/.
-OF_ALL, OF_RIGHT, OF_STANDING, OF_BROKEN = 0.4, 0.63, 0.93, 0.05
+OF_ALL = 0.4  # share of the images on which a suite goes to the end; median of the cards of results/
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
@@ -74,17 +72,6 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
                 tensors()[name].copy_(before[name])
 
 
-def standing(images: int, known: Sequence[Column], suite: AttackSpec) -> float:
-    """Return on how many images a suite is expected to go to the end, where results in its ball, or less, are known."""
-    right = min((float(column.correct.sum()) for column in known if column.norm is None), default=None)
-    radius, balls = suite.eps or 0.0, (column for column in known if column.norm == suite.norm)
-    under = [float(column.correct.sum()) for column in balls if (column.eps or math.inf) <= radius]
-    if right is None:
-        return suite.usual_share * OF_ALL * images
-    whole = OF_STANDING * min(under) + OF_BROKEN * (right - min(under)) if under else OF_RIGHT * right
-    return suite.usual_share * whole
-
-
 @dataclass(frozen=True)
 class Runner:
     """A model and its test images, which are attacked in batches."""
@@ -110,11 +97,11 @@ class Runner:
                 stack.enter_context(frozen(model))
             yield
 
-    def passes(self, attacks: Sequence[AttackSpec], known: Sequence[Column] = ()) -> float:
-        """Return the expected passes of an image that attacks take, given the results so far."""
-        every = len(self.labels)
-        images = (standing(every, known, one) if one.skips_misclassified else every for one in attacks)
-        return sum(one.passes(self.num_classes) * count for one, count in zip(attacks, images, strict=True))
+    def passes(self, attacks: Sequence[AttackSpec]) -> float:
+        """Return the expected passes of an image that attacks take."""
+        shares = (one.usual_share * OF_ALL if one.skips_misclassified else 1.0 for one in attacks)
+        each = (one.passes(self.num_classes) * share for one, share in zip(attacks, shares, strict=True))
+        return len(self.labels) * sum(each)
 
     def pace(self, attack: AttackSpec) -> float:
         """Return the expected seconds of one pass of an image in this attack, from a few passes of a batch.

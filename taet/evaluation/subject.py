@@ -239,12 +239,12 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     """Return labels (N,), indices into `names`, as indices of the same names in `known`, in Unicode normal form.
 
-    If the names of one side are just the numbers 0, 1, ..., labels are not changed; otherwise an unknown name raises a
-    `UserError`.
+    If no name is known and those of one side are just the numbers 0, 1, ..., labels are not changed; otherwise an
+    unknown name raises a `UserError`.
     """
     ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))
     strange = [name for name in ours if name not in theirs]
-    if strange and any(side == [str(label) for label in range(len(side))] for side in (ours, theirs)):
+    if len(strange) == len(ours) and any(side == [str(label) for label in range(len(side))] for side in (ours, theirs)):
         return labels
     if strange:
         raise unknown("class of the test images", strange[0], known)

@@ -122,7 +122,7 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     """
     state = read(weights)
     if any(".parametrizations." in key or ".mlp.mlp." in key for key in state.tensors):
-        raise UserError(f"{state.path} has added parts (--model.tune); allowed: its taet export --format safetensors")
+        raise UserError(f"{state.path} has added parts; allowed: of low-rank ones, taet export --format safetensors")
     body = model.body if isinstance(model, Classifier) else model.network
     names = body.state_dict().keys()
     tensors, note = state.unprefixed(state.tensors if state.from_run else names)

@@ -66,8 +66,6 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
         "normalisation: imagenet, inside the model",
         "next: taet report card",
     ]
-    assert taet(*words, *options).code == 0
-    assert Path("runs/evaluate-torchvision-resnet18-net-imagenet/evaluation.json").is_file()
 
 
 @pytest.mark.parametrize(

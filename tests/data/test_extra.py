@@ -142,15 +142,26 @@ def test_arrays_have_numbers_of_classes_and_folders_names_or_numbers(
     pixels = images(6, 9)
     found = read_extra(stored(pixels, [2, 0, 1] * 2, keys), dataset)
     assert found.class_counts.tolist() == [2, 2, 2]
-    for index, name in enumerate(["elk", "cat", "1"] * 2):
+    for index, name in enumerate(["elk", "cat", "dog"] * 2):
         (tmp_path / "made" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[index, :, :, 0]).save(tmp_path / "made" / name / f"{index}.png")
     by_name = read_extra(data(extra=f"folder:{tmp_path / 'made'}"), dataset)
-    order = [2, 5, 1, 4, 0, 3]  # class folders are read in alphabetical order
-    assert by_name.labels.tolist() == [1, 1, 0, 0, 2, 2]
+    order = [1, 4, 2, 5, 0, 3]  # class folders are read in alphabetical order
+    assert by_name.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert np.array_equal(by_name.images, pixels[order])
     (tmp_path / "made" / "cat" / "broken.png").write_bytes(b"no image")
     assert len(read_extra(data(extra=f"folder:{tmp_path / 'made'}", skip_unreadable=True), dataset)) == 6
+    (tmp_path / "made" / "dog").rename(tmp_path / "made" / "1")  # a name beside names
+    with pytest.raises(UserError, match="unknown class: '1'"):
+        read_extra(data(extra=f"folder:{tmp_path / 'made'}"), dataset)
+
+
+def test_numbers_mean_the_classes_that_are_called_so(stored: Callable[..., Data]) -> None:
+    names = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2
+    own = Dataset.from_arrays(images(24), np.arange(24) % 12, images(12, 1), np.arange(12), class_names=names)
+    assert [names[label] for label in read_extra(stored(images(12, 9), range(12)), own).labels] == [
+        *map(str, range(12))
+    ]
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])

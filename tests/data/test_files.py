@@ -121,14 +121,18 @@ def patients(tmp_path, fill):
     return tmp_path
 
 
-def test_subfolders_of_class_folders_stay_in_one_split(patients):
+def test_subfolders_of_class_folders_stay_in_one_split(patients, refused):
     dataset = load(f"folder:{patients}", validation=0.2)
     groups = [{*split.groups} for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set().union(*groups)) == 20 + 10
     assert (abs(dataset.test.class_counts - [4, 10]) <= 4).all()
     assert "20 groups, each in one split; 10 images stand alone" in dataset.notes
+    assert dataset.notes[0].startswith("no test images are given: whole groups, ")
     assert load(f"folder:{patients}", validation=0.2).manifest() == dataset.manifest()
     assert load(f"folder:{patients}", group="none").train.groups is None
+    for number, name in ((1, "train"), (2, "test")):
+        (patients / "nv" / f"patient {number}").rename(patients / "nv" / name)
+    refused(patients, "has its splits inside the class folders")
 
 
 def test_a_group_in_two_given_splits_is_refused(split, fill, refused):
@@ -160,6 +164,8 @@ def test_a_table_names_images_and_labels_and_may_name_splits(images):
     assert levels(dataset.test) == [0, 2, 4, 6, 8]
     without = load(table(images, [row.rpartition(",")[0] for row in rows]))
     assert without.test.class_counts.tolist() == [1, 1]
+    indexed = [f"{i},{row}".replace("/", "\\") for i, row in enumerate(rows)]  # by pandas on Windows
+    assert load(table(images, indexed, ",path,label,split")).manifest() == dataset.manifest()
 
 
 def test_other_usual_columns_separators_and_numbers_are_read(images, refused):

@@ -105,7 +105,6 @@ def test_a_step_that_is_not_given_follows_the_radius() -> None:
     assert step(TAET, eps=4 / 255) == step(TAET, 0.1, eps=4 / 255) == pytest.approx(0.5 / 255)
     assert step(REAT, protocol="reat", eps=16 / 255) == pytest.approx(4 / 255)
     assert step(TAET, 0.1) == pytest.approx(0.1 / 8)  # a run that was trained with another radius
-    assert step(TAET, 0.1, eps=EPS) == 1 / 255
     assert of_run(override(protocols.taet(), {"threat.eps": 0.1})).step_size == step(TAET, 0.1)
     own = Evaluation(step_size=0.02)  # chosen for a radius of 0.16, which is not that of the protocol
     assert step(own, 0.16, eps=0.08) == pytest.approx(0.01)

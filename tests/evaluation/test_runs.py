@@ -57,6 +57,8 @@ def test_a_run_gets_its_card_and_may_meet_other_images(run: Path, tmp_path: Path
     with pytest.raises(UserError, match="got images beside a run, which has its own; allowed: with out="):
         evaluate(run, images, labels)
     given = {"class_names": [f"{label}" for label in range(10)], "out": tmp_path / "other"}
+    with pytest.raises(UserError, match="unknown class of the test images 'x'"):
+        evaluate(run, images, labels, "fgsm", **given | {"class_names": ["3", "x"]})
     other = evaluate(run, images, labels, "fgsm", **given)
     assert (other.method, other.data["name"], len(other.labels)) == ("at", "arrays", 20)
     assert other.data["train_class_counts"] == card.data["train_class_counts"]

@@ -38,7 +38,6 @@ SAME: list[tuple[One, One]] = [
     (("taet", 0, {"outer": "balanced-softmax"}), ("standard", 0, {"outer": "balanced-softmax"})),
     (("taet", 9, {"outer": "balanced-softmax"}), ("harl", 9, {})),
     (("taet", 9, {**NO_HEL, "clean_share": 0.0, "outer": "balanced-softmax"}), ("at-bsl", 9, {})),
-    (("taet", 0, {**NO_HEL, "outer": "focal"}), ("standard", 0, {"outer": "focal"})),
     (("taet", 9, {"absent": "ema", "alpha": 0.3}), ("harl", 9, {"absent": "ema", "alpha": 0.3})),
 ]
 

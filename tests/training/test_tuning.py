@@ -65,7 +65,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 def test_low_rank_parts_are_merged_into_an_exported_file(tuned: Run, tmp_path: Path) -> None:
     train(tuned, out=tmp_path / "run")
     path = taet.export(tmp_path / "run", "safetensors", tmp_path / "merged.safetensors")
-    with pytest.raises(UserError, match=r"has added parts .*; allowed: its taet export"):
+    with pytest.raises(UserError, match="has added parts; allowed: "):
         models.build(tuned.model.name, 10, (1, 8, 8), weights=f"run:{tmp_path / 'run'}")
     _, model, record = load_model(tmp_path / "run")
     plain = models.build(tuned.model.name, 10, (1, 8, 8), weights=path)
