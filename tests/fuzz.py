@@ -73,7 +73,7 @@ CALLS = (
     "export run --format safetensors --weights model --out exported.safetensors",
     "report run --out page.html --title T",
     "compare grid.toml --out grid --jobs 1 --dry-run",
-    "data show digits-lt --max-count 3 --imbalance-ratio 2 --size 8 --json",
+    "data show digits-lt --max-count 3 --imbalance-ratio 2 --size 8",
     "list methods --json",
 )
 KINDS = (*TARGETS, "command line")

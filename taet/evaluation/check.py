@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from taet import statistics
+from taet import models, statistics
 from taet.attacks.ball import finite
 from taet.attacks.noise import Draws
 from taet.data import Dataset
@@ -95,6 +95,7 @@ def check(
         files = verify(Path(model_or_run_dir))
         if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
             return Check(files)
+        models.check_trust(Path(model_or_run_dir), RunFolder(Path(model_or_run_dir)).record.run.model.name)
     try:
         subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights)
     except UserError as error:
