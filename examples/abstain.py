@@ -30,7 +30,9 @@ from torch import Tensor, nn
 
 import taet
 from taet.attacks import pgd
+from taet.evaluation.bundles import of_run
 from taet.losses import cross_entropy
+from taet.training.resolve import resolve
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -94,13 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> Floats:
     result = taet.resume(given.run)
     run = result.run
     data = taet.data.load(run.data)
-    learned = taet.methods.find(run.method).needs_feedback or run.training.selection != "last"
+    learned = resolve(run, None).method.needs_feedback or run.training.selection != "last"
     if data.validation is None or learned:
         parser.error("the run needs --data.validation, whose images chose no epoch and taught no method")
     images, names = data.validation, data.class_names
     x = torch.from_numpy(np.asarray(images.images)).permute(0, 3, 1, 2) / 255
     y = torch.from_numpy(images.labels)
-    ball = {"eps": run.threat.eps, "step_size": run.threat.eps / 8, "steps": 20}
+    ball = {"eps": run.threat.eps, "step_size": of_run(run).step_size, "steps": 20}
 
     def targeted(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return pgd(model, x, runner_up(model, x, y), objective=lambda z, target: -cross_entropy(z, target), **ball)

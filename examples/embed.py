@@ -29,6 +29,7 @@ from torch import Tensor
 
 import taet
 from taet.attacks import pgd
+from taet.evaluation.bundles import of_run
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     rows = np.sort(np.concatenate([np.flatnonzero(data.test.labels == c)[: given.images] for c in classes]))
     x = torch.from_numpy(np.asarray(data.test.images[rows])).permute(0, 3, 1, 2) / 255
     labels, model = data.test.labels[rows], result.model.eval()
-    ball = {"eps": result.run.threat.eps, "step_size": result.run.threat.eps / 8, "steps": 20}
+    ball = {"eps": result.run.threat.eps, "step_size": of_run(result.run).step_size, "steps": 20}
     images = {"clean": x, "under PGD-20": pgd(model, x, torch.from_numpy(labels), **ball)}
     sides, found = {}, {}
     for side, shown in images.items():

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 import taet
 from taet.attacks import autoattack, fgsm, pgd
+from taet.evaluation.bundles import of_run
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> Decision:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     first, second = taet.resume(given.first), taet.resume(given.second)
-    eps, step_size = first.run.threat.eps, first.run.threat.eps / 8
+    eps, step_size = first.run.threat.eps, of_run(first.run).step_size
     attacks = {"fgsm": partial(fgsm, eps=eps), "autoattack": partial(autoattack, eps=eps)}
     attacks |= {f"pgd-{steps}": partial(pgd, eps=eps, step_size=step_size, steps=steps) for steps in (20, 100)}
     test = taet.data.load(first.run.data).test

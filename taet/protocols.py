@@ -77,10 +77,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
+def scaled(step: float, eps: float | None, usual: float) -> float:
+    """Return a step for a ball of radius `usual`, in proportion to the radius `eps`."""
+    return step if eps in (None, usual) else step * (eps or usual) / usual
+
+
 def step_in(eps: float, step: float, usual: Run) -> float:
     """Return a step of an evaluation's PGD: that of `usual`, the protocol's run, in proportion to the radius `eps`."""
-    of_protocol = step == usual.evaluation.step_size and eps != usual.threat.eps
-    return step * eps / usual.threat.eps if of_protocol else step
+    return scaled(step, eps, usual.threat.eps) if step == usual.evaluation.step_size else step
 
 
 @functools.cache

@@ -106,10 +106,10 @@ def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
 def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
     rows, _ = class_rows(path)
     numbers = {name: label for label, name in enumerate(names)}
-    strange = {row.label for row in rows} - {*names}
-    some_known = len(strange) < len({row.label for row in rows})  # then a number is a name, too
-    for name in strange:
-        if some_known or not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
+    found = {row.label for row in rows}
+    for name in found - {*names}:
+        # Beside the name of a class a number is a name, too.
+        if found & {*names} or not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
             raise unknown("class:", name, names)
         numbers[name] = int(name)
     images, rows = surveyed(rows, data)

@@ -57,12 +57,12 @@ def of_rows(
     whole = Part(images, labels, names, np.arange(len(labels)), groups)
     if given == {""}:
         train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)
-        share = 0 if test is None else len(test) / len(labels)
-        of = f"{TEST_SHARE:.0%} of each class is" if groups is None else f"whole groups, {share:.0%} of the images, are"
-        notes.insert(0, f"no test images are given: {of} for testing (seed {data.seed})")
         if train is None or test is None:
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
             raise UserError(f"no test images are given, and no class has a {spare}")
+        some = f"whole groups, {len(test) / len(labels):.0%} of the images, are"
+        of = f"{TEST_SHARE:.0%} of each class is" if groups is None else some
+        notes.insert(0, f"no test images are given: {of} for testing (seed {data.seed})")
         made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
     else:
         splits = np.array([row.split for row in rows])

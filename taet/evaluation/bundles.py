@@ -85,7 +85,7 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
     if len(papers) > 1:
         raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
     theirs = protocols.start(papers[0]).evaluation
-    theirs = override(theirs, {"step_size": scaled(theirs.step_size, eps, Threat().eps)})
+    theirs = override(theirs, {"step_size": protocols.scaled(theirs.step_size, eps, Threat().eps)})
     known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
         name: getattr(theirs, name)
@@ -94,11 +94,6 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
     }
     attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
     return override(settings, {"attacks": tuple(attacks), **paper})
-
-
-def scaled(step: float, eps: float | None, usual: float) -> float:
-    """Return a step for a ball of radius `usual`, in proportion to the radius `eps`."""
-    return step if eps in (None, usual) else step * (eps or usual) / usual
 
 
 def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) -> Evaluation:
@@ -120,9 +115,9 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) 
     if settings.attacks == asked.attacks:  # a paper brings its own steps
         step = protocols.step_in(radius, own.step_size, usual)
         if own.step_size != usual.evaluation.step_size and "eps" in changed:
-            step = scaled(step, radius, own.eps or eps)
+            step = protocols.scaled(step, radius, own.eps or eps)
         settings = override(
-            settings, {"step_size": step, "step_size_l2": scaled(own.step_size_l2, asked.eps_l2, own.eps_l2)}
+            settings, {"step_size": step, "step_size_l2": protocols.scaled(own.step_size_l2, asked.eps_l2, own.eps_l2)}
         )
     settings = override(settings, {**changed, "attacks": settings.attacks, "eps": radius})
     for attack in attacks_of(settings, radius):

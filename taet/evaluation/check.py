@@ -92,10 +92,11 @@ def check(
     if model_or_run_dir is None:
         return Check((*_machine(resolve_device(device)),))
     if not isinstance(model_or_run_dir, nn.Module):
-        files = verify(Path(model_or_run_dir))
-        if not all(file.ok for file in files) or not RunFolder(Path(model_or_run_dir)).is_done:
+        folder = RunFolder(Path(model_or_run_dir))
+        files = verify(folder.path)
+        if not all(file.ok for file in files) or not folder.is_done:
             return Check(files)
-        models.check_trust(Path(model_or_run_dir), RunFolder(Path(model_or_run_dir)).record.run.model.name)
+        models.check_trust(folder.path, folder.record.run.model.name)
     try:
         subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, weights=weights)
     except UserError as error:
