@@ -99,13 +99,12 @@ def seal(values: Mapping[str, object]) -> Json:
     return {**stored, SEAL: digest(stored)}
 
 
-def check_seal(path: Path, values: object) -> bool:
-    """Return whether `values`, read from `path`, are sealed (older files are not); a wrong seal raises a UserError."""
+def check_seal(path: Path, values: object) -> None:
+    """Refuse `values`, read from `path`, without a seal or with one that differs."""
     if not isinstance(values, Mapping) or SEAL not in values:
-        return False
+        raise UserError(f"{path} was changed, or not written by taet: it has no SHA-256 of its own")
     if values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
         raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one stored in it")
-    return True
 
 
 def check_output(path: Path, *owned: str) -> None:

@@ -114,21 +114,6 @@ def tiny() -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def without_checksums() -> Callable[[Path], Path]:
-    """Make a run folder one of an older version, whose files no checksum names: what a test edits is read."""
-
-    def strip(folder: Path) -> Path:
-        record = json.loads((folder / "run.json").read_text())
-        record.pop("sha256", None)
-        (folder / "run.json").write_text(json.dumps(record))
-        if (folder / "done").exists():
-            (folder / "done").write_bytes(b"")
-        return folder
-
-    return strip
-
-
-@pytest.fixture(scope="session")
 def fork() -> Callable[..., BaseProcess]:
     """Start `python SCRIPT ARGUMENTS`, or `python -m taet ARGUMENTS`, as a process that holds the packages already.
 

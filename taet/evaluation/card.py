@@ -19,7 +19,7 @@ from taet.errors import UserError, cut, located, said, unknown
 from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, Stored, Summary, disagreements
 from taet.evaluation.facts import ModelFacts
 from taet.fields import check_value, refused
-from taet.files import Json, check_seal, read_json, seal, write_json
+from taet.files import SEAL, Json, check_seal, read_json, seal, write_json
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import RunFolder
 
@@ -193,7 +193,8 @@ class Card(CardPart):
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
         stored = read_json(path, most=MOST_BYTES)
-        sealed = check_seal(path, stored)
+        if sealed := isinstance(stored, dict) and SEAL in stored:
+            check_seal(path, stored)
         with located(f"result card {path}"):
             return cls.from_json(stored, sealed=sealed)
 

@@ -30,7 +30,6 @@ from taet.training.environment import PACKAGES, environment, resolve_device
 from taet.training.folder import DELIVERED, DONE, METRICS, RUN, RunFolder
 
 MOST_EACH = 10  # logits for a class; more are those of another data set
-ON_TRUST = "on trust: written by an older version, without a checksum"
 
 
 @dataclass(frozen=True)
@@ -124,18 +123,19 @@ def verify(path: Path) -> tuple[Finding, ...]:
         _ = folder.record  # refuses it
     for name, read in _readers(folder):
         try:
-            found.append(Finding(name, "verified" if read() else ON_TRUST))
+            read()
+            found.append(Finding(name, "verified"))
         except UserError as error:
             found.append(Finding(name, " ".join(str(error).split()), ok=False))
     return tuple(found)
 
 
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield the name of each file with a function that reads it and returns whether a checksum covers all of it."""
+    """Yield the name of each file with a function that reads and verifies it."""
     if folder.is_run:
-        yield RUN, lambda: folder.record and folder.sealed  # its method need not be installed here
+        yield RUN, lambda: folder.record  # its method need not be installed here
         if folder.is_done or (folder.path / METRICS).exists():
-            yield METRICS, lambda: [folder.metrics] and (folder.sums or not folder.is_done)
+            yield METRICS, lambda: folder.metrics
         if folder.checkpoint.exists():
             yield folder.checkpoint.name, lambda: folder.load_checkpoint()
         if folder.is_done:
@@ -143,14 +143,9 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
             names = [DELIVERED]
             with contextlib.suppress(UserError):  # told for `done`
                 names = folder.weights_names
-            yield from ((path.name, partial(_weights, folder, path)) for path in map(folder.weights, names))
+            yield from ((path.name, partial(folder.check_weights, path.stem)) for path in map(folder.weights, names))
     for path, name in folder.cards():
-        yield path.name, partial(lambda path, name: store.read(folder, path, name).sealed, path, name)
-
-
-def _weights(folder: RunFolder, path: Path) -> bool:
-    folder.check_weights(path.stem)
-    return path.name in folder.sums
+        yield path.name, partial(store.read, folder, path, name)
 
 
 def _model(subject: Subject, deep: bool) -> Iterator[Finding]:

@@ -66,7 +66,9 @@ def of_folder(folder: RunFolder) -> Card | None:
 def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
     """Return a card, which in the folder of a run must be about that run, its weights and its test images."""
     card = Card.load(path)
-    if folder.is_run and (card.sealed or "config" in card.run):
+    if folder.is_run:
+        if not card.sealed:
+            raise UserError(f"{path} has no SHA-256 of its own; evaluate the run again")
         folder.check_card(path, card.run.get("config", {}), card.model["weights_sha256"], weights)
         data, file = folder.record.data, folder.weights(weights)
         if tuple(data.class_names) != card.class_names or data.test.sha256 != card.data["test_sha256"]:

@@ -59,7 +59,8 @@ def verify(folder: Path) -> None:
     if not path.exists():
         raise UserError(f"{folder} holds no {CONFIG}; allowed: a folder that taet push wrote")
     stored = read_json(path)
-    sums = stored.get("files") if isinstance(stored, dict) and check_seal(path, stored) else None
+    check_seal(path, stored)
+    sums = stored.get("files")
     if not isinstance(sums, dict) or not {WEIGHTS, CARD, "run.json"} <= sums.keys():
         raise UserError(f"{path} was not written by taet push: it has no SHA-256 of every file")
     for name in FILES:

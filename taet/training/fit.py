@@ -25,7 +25,7 @@ from taet.methods.base import Seen
 from taet.progress import Progress
 from taet.settings import epoch_at, from_json
 from taet.training.environment import interruption, keep_freed_memory, peak_memory_mb
-from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, WeightsAbout
+from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
 from taet.training.prepare import TrainingPlan
 from taet.training.record import CurvePoint, Epoch
 from taet.training.state import State, learning_rate
@@ -173,8 +173,7 @@ def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> None:
 
     def write() -> None:
         for name, (epoch, weights) in files.items():
-            about = WeightsAbout(method=run.method, epoch=epoch + 1, run_hash=folder.record.run_hash)
-            folder.save_weights(name, weights, about)
+            folder.save_weights(name, weights, epoch + 1)
         folder.finish()
 
     first(write)

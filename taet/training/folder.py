@@ -1,8 +1,7 @@
 """The folder of a run: the names of its files, one reader and one writer for each, and their checksums.
 
 run.json and `done` are sealed, `done` stores the checksums of all other files of a finished training, and weights carry
-those of their tensors and of the run's settings. Readers verify them; files of older versions have none. No file in the
-folder ever runs code.
+those of their tensors and of the run's settings. Readers verify them. No file in the folder ever runs code.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ class DoneRecord(Record):
 
 
 class WeightsAbout(Record):
-    """What a file of weights says about itself; older versions stored no `weights_sha256`."""
+    """What a file of weights says about itself."""
 
     method: str
     epoch: Count
     run_hash: str
-    weights_sha256: str = ""
+    weights_sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -109,15 +108,10 @@ class RunFolder:
         files.write_json(self.path / RUN, files.seal(record.model_dump(by_alias=True)))
 
     @property
-    def sealed(self) -> bool:
-        """Whether run.json carries its own SHA-256, as it does since version 0.1."""
-        return self.is_run and files.check_seal(self.path / RUN, files.read_json(self.path / RUN))
-
-    @property
     def sums(self) -> Mapping[str, str]:
-        """SHA-256 of each file that the finished training wrote; empty before the end, and for older versions."""
+        """SHA-256 of each file that the finished training wrote; empty before the end."""
         path = self.path / DONE
-        if not path.exists() or (path.stat().st_size == 0 and not self.sealed):
+        if not path.exists():
             return {}
         values = files.read_json(path)
         with located(str(path)):
@@ -209,12 +203,13 @@ class RunFolder:
         files = {f"{DELIVERED}{SUFFIX}", *self.sums, *(path.name for path in self.path.glob(f"*{SUFFIX}"))}
         return sorted(Path(name).stem for name in files if name.endswith(SUFFIX))
 
-    def save_weights(self, name: str, state: Mapping[str, Tensor], about: WeightsAbout) -> None:
-        """Save a model's `state` as safetensors, with `about` and the digest of the tensors as metadata."""
+    def save_weights(self, name: str, state: Mapping[str, Tensor], epoch: int) -> None:
+        """Save a model's `state` as safetensors, with `WeightsAbout` as metadata."""
         layout = torch.contiguous_format  # copies: safetensors refuses tensors that share memory, as tied weights do
         tensors = {key: value.detach().to("cpu", copy=True, memory_format=layout) for key, value in state.items()}
-        metadata = about.model_dump() | {"weights_sha256": tensors_digest(state)}
-        content = save(tensors, metadata={METADATA: json.dumps(metadata)})
+        method, run_hash, sha256 = self.record.run.method, self.record.run_hash, tensors_digest(state)
+        about = WeightsAbout(method=method, epoch=epoch, run_hash=run_hash, weights_sha256=sha256)
+        content = save(tensors, metadata={METADATA: json.dumps(about.model_dump())})
         files.write_atomically(self.path / f"{name}{SUFFIX}", content)
 
     def load_weights(self, name: str, model: nn.Module) -> None:
@@ -227,7 +222,7 @@ class RunFolder:
         about = self.check_weights(name)
         with custom_code(f"{path} does not hold weights of this model, or is truncated"):
             model.load_state_dict(load_file(path))
-        if about.weights_sha256 not in ("", weights_digest(model)):
+        if about.weights_sha256 != weights_digest(model):
             raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one in its metadata")
 
     def weights_about(self, name: str = DELIVERED) -> WeightsAbout:
@@ -254,7 +249,7 @@ class RunFolder:
         held, named = training_settings(self.record.settings), training_settings(config)
         if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
             raise UserError(f"{path} belongs to another run than {self.path / RUN}; evaluate the run again")
-        if self.weights(name).exists() and self.check_weights(name).weights_sha256 not in ("", weights_sha256):
+        if self.weights(name).exists() and self.check_weights(name).weights_sha256 != weights_sha256:
             raise UserError(f"{path} has other weights than {self.weights(name).name}; evaluate the run again")
 
     def card(self, weights: str = DELIVERED) -> Path:

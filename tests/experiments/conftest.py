@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
 # Does what `taet train` and `taet evaluate` leave behind, in milliseconds, or what a file says of the seed: fail, or
 # hang until it is interrupted.
 PROCESS = """#!{executable}
-import json, os, shutil, signal, sys, time
+import hashlib, json, os, shutil, signal, sys, time
 from pathlib import Path
 
 place, words = Path(__file__).parent, sys.argv[sys.argv.index("taet") + 1 :]
@@ -44,13 +44,17 @@ call = {{
     "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
 }}
 (calls / str(time.time_ns())).write_text(json.dumps(call))
+
+def sealed(values):
+    values = {{name: value for name, value in values.items() if name != "sha256"}}
+    return values | {{"sha256": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()}}
+
 asked = json.loads((place / "asked.json").read_text()).get(str(seed)) if (place / "asked.json").exists() else None
 if words[0] == "train":
     folder.mkdir(parents=True, exist_ok=True)
     record = json.loads((place / "template" / "run.json").read_text())
     record["run"]["seed"] = seed
-    del record["sha256"]  # with an empty `done` the folder is one of an older version, without checksums
-    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(json.dumps(sealed(record)))
     if asked == "fail":
         print("some lines")
         sys.exit("taet: error: the loss is not finite")
@@ -62,12 +66,11 @@ if words[0] == "train":
         (folder / "hangs").touch()
         time.sleep(60)
     shutil.copy(place / "template" / "metrics.jsonl", folder / "metrics.jsonl")
-    (folder / "done").touch()
+    (folder / "done").write_text(json.dumps(sealed({{"files": {{}}}})))
 elif asked != "idle":
     card = json.loads((place / "template" / "evaluation.json").read_text())
     card["run"]["config"]["seed"] = seed
-    del card["sha256"]
-    (folder / "evaluation.json").write_text(json.dumps(card))
+    (folder / "evaluation.json").write_text(json.dumps(sealed(card)))
 """
 
 

@@ -21,11 +21,10 @@ from taet.evaluation.check import verify
 from taet.files import seal
 from taet.settings import Run
 from taet.training import TrainingResult, resume, train
-from taet.training.folder import RunFolder, WeightsAbout, weights_digest
+from taet.training.folder import RunFolder, weights_digest
 from taet.training.runs import load_model, load_run
 
 FLIPS = 40
-Strip = Callable[[Path], Path]
 
 
 @pytest.fixture(scope="module")
@@ -64,27 +63,24 @@ def test_what_is_written_is_read_back_and_verified(result: TrainingResult) -> No
     assert {finding.text for finding in verify(result.folder)} == {"verified"}
 
 
-def test_weights_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
+def test_weights_that_share_memory_are_saved_apart(folder: Path) -> None:
     tied = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
-    about = WeightsAbout(method="at", epoch=1, run_hash="")
-    RunFolder(tmp_path).save_weights("tied", tied.state_dict(), about)
-    found = load_file(tmp_path / "tied.safetensors")
+    RunFolder(folder).save_weights("tied", tied.state_dict(), 1)
+    found = load_file(folder / "tied.safetensors")
     assert torch.equal(found["0.weight"], tied[0].weight)
     assert torch.equal(found["1.weight"], tied[0].weight)
 
 
-def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(folder: Path, without_checksums: Strip) -> None:
-    before = use(folder)
-    without_checksums(folder)
-    card = json.loads((folder / "evaluation.json").read_text())
-    del card["sha256"]
-    (folder / "evaluation.json").write_text(json.dumps(card))
-    assert use(folder) == before
-    findings = verify(folder)
-    assert not wrong(folder)
-    on_trust = {finding.what for finding in findings if finding.text.startswith("on trust")}
-    assert on_trust == {"run.json", "metrics.jsonl", "done", "model.safetensors", "evaluation.json"}
+@pytest.mark.parametrize("name", ["run.json", "done", "evaluation.json"])
+def test_a_file_without_its_checksum_is_refused(folder: Path, name: str) -> None:
+    values = json.loads((folder / name).read_text())
+    del values["sha256"]
+    (folder / name).write_text(json.dumps(values))
+    if name == "run.json":
+        (folder / "done").unlink()  # its checksum of run.json differs, too
+    assert name in wrong(folder)
+    refused(lambda: [load_run(folder), taet.results(folder)], r"has no SHA-256 of its own")
 
 
 def use(folder: Path) -> dict[str, Any]:
@@ -163,33 +159,31 @@ def changed(values: Any, name: str, value: Any) -> Any:
         ("metrics.jsonl", "{}\n", r"metrics\.jsonl: line 1: "),
     ],
 )
-def test_a_foreign_file_is_refused(folder: Path, without_checksums: Strip, file: str, text: str, match: str) -> None:
-    (without_checksums(folder) / file).write_text(text)
+def test_a_foreign_file_is_refused(folder: Path, file: str, text: str, match: str) -> None:
+    (folder / "done").unlink()  # which has the checksums of the others
+    (folder / file).write_text(text)
     refused(lambda: [load_run(folder), RunFolder(folder).metrics], match)
 
 
-def test_other_images_and_other_settings_than_those_of_the_run_are_refused(
-    folder: Path, without_checksums: Strip
-) -> None:
-    stored = json.loads((without_checksums(folder) / "run.json").read_text())
+def test_other_images_and_other_settings_than_those_of_the_run_are_refused(folder: Path) -> None:
+    stored = json.loads((folder / "run.json").read_text())
     (folder / "done").unlink()
     for split, read in (("test", load_run), ("test", resume), ("train", resume)):
-        (folder / "run.json").write_text(json.dumps(changed(stored, f"data.splits.{split}.sha256", "0" * 64)))
+        (folder / "run.json").write_text(json.dumps(seal(changed(stored, f"data.splits.{split}.sha256", "0" * 64))))
         refused(lambda read=read: read(folder), f"the {split} images .*are not those")  # type: ignore[misc]
-    (folder / "run.json").write_text(json.dumps(changed(stored, "run.training.lr", 0.5)))
+    (folder / "run.json").write_text(json.dumps(seal(changed(stored, "run.training.lr", 0.5))))
     refused(lambda: resume(folder), "belongs to another run")
-    (folder / "run.json").write_text(json.dumps(seal(stored) | {"command": "other"}))
+    (folder / "run.json").write_text(json.dumps(stored | {"command": "other"}))
     refused(lambda: resume(folder), r"run\.json was changed or damaged: .* stored in it")
 
 
-def test_weights_of_another_run_network_or_program_are_refused(
-    folder: Path, other: Path, without_checksums: Strip
-) -> None:
-    held = RunFolder(without_checksums(folder))
-    about, values = held.weights_about(), load_file(held.weights())
+def test_weights_of_another_run_network_or_program_are_refused(folder: Path, other: Path) -> None:
+    held = RunFolder(folder)
+    (folder / "done").unlink()
+    values = load_file(held.weights())
     shutil.copy(other / "model.safetensors", folder)
     refused(lambda: load_model(folder), "holds the weights of another run")
-    held.save_weights("model", values | {"head.bias": torch.zeros(4)}, about)
+    held.save_weights("model", values | {"head.bias": torch.zeros(4)}, 3)
     refused(lambda: load_model(folder), "does not hold weights of this model")
     held.weights().write_bytes(held.weights().read_bytes()[:1000])
     refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train, or is truncated")
