@@ -1,7 +1,5 @@
 """Functions of all benchmarks: rounds of alternating sides, a process for each side, ratios, and the result file."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import statistics
@@ -12,7 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -154,7 +152,7 @@ class _Side:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def __enter__(self) -> _Side:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

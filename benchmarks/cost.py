@@ -19,8 +19,6 @@ of the time; never below 1 - s, however cheap a clean epoch is. Equation 13 prin
 of a clean epoch twice. Source: TAET, CVPR 2025, arXiv:2503.01924, appendices C and D.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys

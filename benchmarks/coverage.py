@@ -10,8 +10,6 @@ are drawn again, --again times with other random numbers, since the least of man
                                             right; results/coverage-paired.json
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Iterator, Sequence

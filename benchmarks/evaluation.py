@@ -16,8 +16,6 @@ columns that they have, with frozen parameters. They draw random starts of their
 AutoAttack of torchattacks is left out: its two APGD make 10 steps, not 100 (`steps` of `torchattacks.APGD`).
 """
 
-from __future__ import annotations
-
 import argparse
 import operator
 import os

@@ -5,8 +5,6 @@
 enlarged to 600 x 450 pixels. The sessions are `taet train taet --data GTSRB` and `taet train taet --data HAM10000`.
 """
 
-from __future__ import annotations
-
 import colorsys
 import csv
 from argparse import ArgumentParser

@@ -6,8 +6,6 @@
 Results are written after every point; points that have passed are not repeated when the command is called again.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -6,8 +6,6 @@ gradients are compared in float64; the command ends with status 1 if they differ
     python benchmarks/losses.py                one thread, 128 examples, 10 and 100 classes, 512 features
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from argparse import ArgumentParser

@@ -1,7 +1,5 @@
 """Peak memory of a function: by the counters of torch's allocator on a GPU, by tracing every operation on a CPU."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -10,8 +10,6 @@ Ours is `taet.evaluate` without its probe.
     python benchmarks/passes.py --run runs/x       the model of a finished run, on images of its test set
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -7,8 +7,6 @@ The competent one is what an experienced user of PyTorch writes: images on the d
 channels_last; bfloat16 by autocast; an attack on frozen parameters; the fused SGD; nothing that waits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -7,8 +7,6 @@ than 15 %, or a benchmark failed, the command ends with status 1.
     python benchmarks/run.py losses evaluation     some of them
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

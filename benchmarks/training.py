@@ -15,8 +15,6 @@ loop with two processes that prepare images; `torchattacks`, the loop with the P
 arXiv:2010.01950), which must be installed. On a GPU convolutions in float32 are exact in ours, TF32 in the others.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

@@ -8,8 +8,6 @@ python docs/render.py            prints the names of pages that are out of date
 python docs/render.py --write    writes them
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import functools

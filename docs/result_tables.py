@@ -3,8 +3,6 @@
 `make results` writes them, by docs/render.py. A folder of results/ is a comparison; its about.md says what was run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -4,8 +4,6 @@ make docs                                  # build/site/index.html; a link that 
 python docs/site.py                        # only the pages, in build/pages, for mkdocs build --strict
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect

@@ -16,8 +16,6 @@ Source: Angelopoulos, Bates, Candes, Jordan, Lei, "Learn then Test", arXiv:2110.
 Clopper, Pearson, Biometrika 26, 1934; Geifman, El-Yaniv, NeurIPS 2017, arXiv:1705.08500.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -13,8 +13,6 @@ It then also works in `taet compare` and as `--method.base` of robust-lt. If you
 variable, the contract tests cover it: ball, unchanged model, bf16, missing classes, resuming, several processes.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any

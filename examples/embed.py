@@ -9,8 +9,6 @@ classes, and the linear separability, the balanced accuracy of a logistic regres
 Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -15,8 +15,6 @@ directions of variation from the other classes. An image is the mean plus z alon
 It is meant for small grey images. A better generator goes in the place of `Generator`.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -13,8 +13,6 @@ same learning rate steps are a tenth as long. The second stage therefore has its
 are not equivalent: the middle term is the variance of the class losses, which grows with their square.
 """
 
-from __future__ import annotations
-
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn

@@ -12,8 +12,6 @@ and v_i that over N images of the mean over seeds, an interval reaches sqrt(t_s^
 Student's quantile for its own degrees of freedom (Howe, JASA 69, 1974).
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Mapping, Sequence

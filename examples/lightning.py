@@ -14,8 +14,6 @@ every epoch, and prints the accuracy of every class under attack. Three things m
 - Images stay in [0, 1], and a normalisation belongs into the network: `taet.models.Normalized(network, (mean, std))`.
 """
 
-from __future__ import annotations
-
 import argparse
 
 import pytorch_lightning as lightning  # not `lightning`, which is the name of this file

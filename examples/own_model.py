@@ -14,8 +14,6 @@ run in the folder of this file:
 There its last linear layer becomes the head, so methods that use features or need their own head work too.
 """
 
-from __future__ import annotations
-
 import tempfile
 
 import numpy as np

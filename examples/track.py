@@ -8,8 +8,6 @@ The run folder stays the record and the tracker is a copy of it: training neithe
 run.json holds the settings, metrics.jsonl a line for each epoch, and evaluation.json the result card.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -10,8 +10,6 @@ methods are trained with their best settings and compared on the test images. Ea
 and no test image before the last step.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -20,8 +20,6 @@ Source: Ville, "Etude critique de la notion de collectif", 1939; Waudby-Smith, R
 random variables by betting", JRSS B 86, 2024, arXiv:2010.09686. The stratified rounds and their weights are ours.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Sequence

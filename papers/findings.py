@@ -7,8 +7,6 @@ The docstring of a function is the claim, with its place in the paper. Rules and
 for what docs/reproduce.md names. settled.toml has the claims that take no runs.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import re

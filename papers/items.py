@@ -1,7 +1,5 @@
 """The tables and figures of both papers as grids of `taet compare`, and the scales at which they are run."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Paired differences between the cards of two runs on the same test images, seed by seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

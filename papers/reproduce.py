@@ -6,8 +6,6 @@ python papers/reproduce.py taet reat/table8 --time-budget 12h --jobs 2
 python papers/reproduce.py reat/table2 --methods reat at-bsl --seeds 0 1 2
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The rules by which the runs decide a claim of a paper: pure functions of result cards."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

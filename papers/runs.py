@@ -1,7 +1,5 @@
 """The runs that are there: run folders of this machine and committed cards, found by the settings that decide them."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

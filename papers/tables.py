@@ -1,7 +1,5 @@
 """An item as Markdown: published beside measured numbers, differences between rows, and what differs from the paper."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ missing in a batch; how far batch normalisation's running means are from those o
 Writes gradients.json beside this file.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import itertools

@@ -4,8 +4,6 @@ python results/museum.py            prints the table
 python results/museum.py --write    writes it
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

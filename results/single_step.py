@@ -5,8 +5,6 @@ four epochs less one of one epoch. The time that a process waits for others does
 the least of the rounds is the least disturbed. Writes single-step.json beside this file, whose table is in README.md.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

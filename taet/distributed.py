@@ -5,8 +5,6 @@ a process's share is the sum over processes of dL/dS, that is P dL/dS, and avera
 processes gives exactly the gradient that one process would have computed on the whole batch.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

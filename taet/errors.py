@@ -1,7 +1,5 @@
 """The error for mistakes of the user: printed as one line with exit status 2, without a traceback."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import re

@@ -1,7 +1,5 @@
 """Bounded reading, atomic writing, checksums and locks; every fault is a UserError that names the file."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import errno

@@ -1,7 +1,5 @@
 """Numbers and lists as text: the one way each is written in messages, tables and reports."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Intervals of means over classes, and tests and intervals of the paired difference of two models."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 The profile `official` uses the published settings of each method instead.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import tomllib

@@ -7,8 +7,6 @@ Custom files (plug-ins) are found in the folders `methods`, `attacks`, `data` an
 environment variable TAET_PLUGINS; `add` registers a single file.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import importlib

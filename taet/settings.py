@@ -1,7 +1,5 @@
 """The settings of a run: frozen, checked when they are built, to plain JSON and back."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

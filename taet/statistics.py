@@ -5,8 +5,6 @@ A class without test images has no accuracy: it is nan in arrays over classes an
 A mask is a boolean array (N,): for each test image, whether it is classified correctly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

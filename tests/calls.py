@@ -1,7 +1,5 @@
 """Calls of `taet train` as the runs that they describe."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Short runs, the comparison of two of them, and which cases of a product `make test` leaves out."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import runpy

@@ -8,8 +8,6 @@ command on it in this process. A finding is an exit status other than 0 and 2, a
     python tests/fuzz.py --kind run/run.json --first 1234 --cases 1 --keep case
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -4,8 +4,6 @@ Each is made from one small network on scikit-learn's digits (8 x 8, 64-96-10, R
 eps 0.05, so that the gap is the defence's and not the network's. The tests look at all of them.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import NamedTuple

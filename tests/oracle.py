@@ -11,8 +11,6 @@ difference is named, and no failure, if tests/golden/oracle/named_changes.toml m
 All names of the package stand in the imports: when one moves, change it there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import gzip

@@ -1,7 +1,5 @@
 """The GitHub action: fails where the new model is known to be worse, and only there."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

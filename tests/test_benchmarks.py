@@ -1,7 +1,5 @@
 """The benchmarks compare the same work, and say what they measured; speed itself is not tested."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

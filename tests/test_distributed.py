@@ -3,8 +3,6 @@
 The losses that compare classes are tried in methods/test_processes.py, with the methods that use them.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import sys

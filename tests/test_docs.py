@@ -1,7 +1,5 @@
 """The documents say what the code does: commands parse, code runs, links lead somewhere, tables are fresh."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

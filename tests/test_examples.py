@@ -1,7 +1,5 @@
 """The examples and the snippets of docs/python.md run, and come to what they promise."""
 
-from __future__ import annotations
-
 import math
 import re
 import runpy

@@ -1,7 +1,5 @@
 """A file is old or new, never half, whatever fails on the way; one process owns a folder."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

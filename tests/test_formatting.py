@@ -1,7 +1,5 @@
 """How numbers, lists and results are written: short, and in the units that people use."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

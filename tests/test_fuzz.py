@@ -1,7 +1,5 @@
 """Some seconds of the fuzzer. `make fuzz SECONDS=600` goes on from there."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

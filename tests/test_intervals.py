@@ -1,7 +1,5 @@
 """Intervals of means over classes and of paired differences: what they cover, and when a difference is decided."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """The architecture, checked: who imports whom, what a listing costs, and that everything public is documented."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import re

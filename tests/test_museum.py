@@ -1,7 +1,5 @@
 """Every broken defence of the museum raises its flag in the probe of every evaluation; sound networks raise none."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise

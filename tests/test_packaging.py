@@ -1,7 +1,5 @@
 """What is installed and what is shipped: the pinned packages with their hashes, and the wheel."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

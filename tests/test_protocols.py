@@ -1,7 +1,5 @@
 """The two protocols, number by number, as they are published."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

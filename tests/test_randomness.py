@@ -1,7 +1,5 @@
 """Seeds from purposes: the same everywhere, different for different purposes, and no global state."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 

@@ -1,7 +1,5 @@
 """Methods, attacks, data and models are found by reading files, and every one of them can be loaded."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """A run as a value: checked when it is built, changed field by field, and to JSON and back."""
 
-from __future__ import annotations
-
 import json
 import math
 import typing

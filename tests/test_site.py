@@ -1,7 +1,5 @@
 """The site: every link leads somewhere, and every public function has its section."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shutil

@@ -1,7 +1,5 @@
 """Accuracies and tests against naive loops, scipy, scikit-learn and textbook numbers."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

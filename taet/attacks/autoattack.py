@@ -1,7 +1,5 @@
 """AutoAttack, the official suite of four attacks, and Square, its random search, alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self, get_args

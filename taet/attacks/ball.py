@@ -1,7 +1,5 @@
 """The L-infinity and L2 balls, their checks, and a frozen model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

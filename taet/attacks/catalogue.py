@@ -1,7 +1,5 @@
 """All attacks by name: parsing of `name:option=value,...`, and attacks of result cards."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import inspect

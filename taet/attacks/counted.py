@@ -1,7 +1,5 @@
 """A model as attacks see it, whose passes are counted, and the arithmetic of searches and verdicts."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Carlini and Wagner's attack: the smallest L2 perturbation that fools the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self

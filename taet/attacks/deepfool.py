@@ -1,7 +1,5 @@
 """DeepFool: steps to the nearest decision boundary of the linearised model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -4,8 +4,6 @@ Operations are found during a forward pass: rounding, signs, comparisons and con
 depend on the image, and the choice of the largest values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeGuard
 

@@ -1,7 +1,5 @@
 """Input checks that all attacks share: model, images, labels, radius and output. Each error is one line."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Random draws of attacks: for the samples of a global batch in training, for each image in an evaluation."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Objectives that attacks maximise: functions of logits (N, C) and labels (N,) with one value per sample, (N,)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Gradient ascent in the L-infinity or the L2 ball: FGSM, PGD, and PGD on the margin or on scaled logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar

@@ -1,7 +1,5 @@
 """The cheap tier: short attacks on margins and towards the nearest classes, with more where the margin is small."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A run of AutoAttack, whose parts on batches of images are saved, resumed and shared between processes."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping

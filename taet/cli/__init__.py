@@ -1,7 +1,5 @@
 """The command line: `taet COMMAND ...`, one file per command."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib

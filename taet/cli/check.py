@@ -1,7 +1,5 @@
 """`taet check`: check this machine, the files of a run, or what would invalidate an evaluation of a model."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from taet.cli.evaluate import OF_DATA, is_folder, local, opened

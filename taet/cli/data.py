@@ -1,7 +1,5 @@
 """`taet data show NAME` and `taet data prepare NAME`: print what a data set holds; download and check its files."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, parse

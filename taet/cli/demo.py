@@ -1,7 +1,5 @@
 """`taet demo`: a comparison on data that come with scikit-learn."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from taet.cli.compare import text

@@ -1,7 +1,5 @@
 """`taet export RUN --format FORMAT`: write a finished run as one file that runs without this package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """`taet list KIND`: the names that other commands accept. Reads source text only, without importing torch."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Literal, cast
 

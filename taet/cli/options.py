@@ -5,8 +5,6 @@ is marked POSITIONAL; its docstring, bounds and default are the text of --help. 
 such as `Data`, under a prefix: of these only what was given is returned.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex

@@ -1,7 +1,5 @@
 """`taet predict RUN IMAGES...`: classify images, and test whether each prediction survives an attack."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What a command shows while it works, and that of processes which share its work only one speaks."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import math

@@ -1,7 +1,5 @@
 """`taet push RUN TARGET`: publish a finished run with its result card and a model card."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`taet report RUN...`: tables and figures of result cards as one file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

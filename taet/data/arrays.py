@@ -1,7 +1,5 @@
 """Data sets as arrays: one .npz file with MedMNIST's keys."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace

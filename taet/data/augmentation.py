@@ -1,7 +1,5 @@
 """Augmentation: random crop and mirroring of a whole batch in one gather, RandAugment and AutoAugment by image."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

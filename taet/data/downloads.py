@@ -1,7 +1,5 @@
 """Official files: the folders in which they are looked for, and how they are downloaded, checked and unpacked."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

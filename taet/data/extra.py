@@ -5,8 +5,6 @@ class prior of the batches follows from the files, and every class count that a 
 Source of the batches: wzekai99/DM-Improves-AT (Wang et al., ICML 2023, arXiv:2302.04638).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

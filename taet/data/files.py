@@ -1,7 +1,5 @@
 """Image files with labels: folders of class folders, and tables."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

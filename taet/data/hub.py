@@ -1,7 +1,5 @@
 """Data sets of the Hugging Face hub, of parquet files or folders of images, at a pinned revision."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from pathlib import Path

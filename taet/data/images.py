@@ -1,7 +1,5 @@
 """Image files: listing, headers, decoding and resizing."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Training batches, from a uint8 tensor on the device or streamed from memory or disk."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator
 from itertools import chain
 from typing import NamedTuple

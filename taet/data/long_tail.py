@@ -1,7 +1,5 @@
 """Class counts of a long-tailed set, and the selection of images with these counts."""
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Sequence

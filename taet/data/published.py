@@ -1,7 +1,5 @@
 """Published sets, from their official files: digits, CIFAR, Fashion-MNIST, MedMNIST, Tiny-ImageNet and GTSRB."""
 
-from __future__ import annotations
-
 import gzip
 import tomllib
 import warnings

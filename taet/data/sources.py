@@ -1,7 +1,5 @@
 """Loading data sets by name: find the source, choose images, read and resize them; preparing official files."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

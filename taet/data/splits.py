@@ -1,7 +1,5 @@
 """The images of a run, from labels and groups alone: the long-tailed cut, and held-out images, in whole groups."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """How images are read ahead, and where they are kept: in memory, or in a file that is written once and mapped."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Tables of labelled image files: a .csv with a header."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """`taet push`: a finished run with its result card and a model card, as a folder or on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

@@ -1,7 +1,5 @@
 """The attacks of an evaluation by name: one attack, all columns of a paper, a curve, or examples of another run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`taet check`: this machine, every seal of a run folder, or what would invalidate an evaluation of a model."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """One column of a result card, the numbers computed from it, and how a card packs arrays into JSON."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Iterator, Sequence

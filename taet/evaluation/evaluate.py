@@ -1,7 +1,5 @@
 """`taet.evaluate`: attack the model of a run folder, or any other, and return its card."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the outputs and gradients of a model show on a sample of images: the facts to which the rules apply."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -3,8 +3,6 @@
 A rule is a sentence in `SENTENCES` (what was found, what it means; and a remedy) and a condition in one of `of_...`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, permutations

@@ -1,7 +1,5 @@
 """Run attacks on a whole test set, batch by batch: one column per attack."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What an evaluation keeps in a folder: finished batches, and result cards."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

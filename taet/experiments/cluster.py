@@ -1,7 +1,5 @@
 """The open cells of a comparison as one job array of SLURM, submitted through submitit."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run the missing cells of a comparison in parallel, each as processes of the command line."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

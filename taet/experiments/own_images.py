@@ -1,7 +1,5 @@
 """The settings that `taet train METHOD --data folder:PATH` chooses for the user's own images, and the reasons."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """The cells of a comparison at work: the commands of each, one after the other, and several cells side by side."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """Losses that compare two predictions: of the clean and the attacked image, or of the label and another class."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from taet.losses.long_tail import cross_entropy, full_precision, is_label

@@ -4,8 +4,6 @@ Class counts are (C,) training images per class. A class without images counts a
 logarithm, root and weight finite.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, get_args
 

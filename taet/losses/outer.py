@@ -1,7 +1,5 @@
 """The outer loss of a run: it replaces the cross-entropy on labels in the loss of every method that has one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Training (REAT), arXiv:2307.10205.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

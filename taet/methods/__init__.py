@@ -1,7 +1,5 @@
 """Training methods, one file each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ min_theta E max_p E_{delta ~ p} CE(f(x + delta), y) + lambda H(p), with delta = 
 Source: Dong et al., Adversarial Distributional Training for Robust Deep Learning, NeurIPS 2020, arXiv:2002.05999.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import MappingProxyType
 

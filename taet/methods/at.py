@@ -4,8 +4,6 @@ min_theta E max_{||delta||_inf <= eps} CE(f(x + delta), y).
 Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018, arXiv:1706.06083.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from taet.methods.base import Adversarial, Loss, Method, published

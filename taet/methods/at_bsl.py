@@ -3,8 +3,6 @@
 Source: Yue et al., Revisiting Adversarial Training under Long-Tailed Distributions, CVPR 2024, arXiv:2403.10073.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from taet.errors import UserError

@@ -3,8 +3,6 @@
 Source: Wei et al., CFA: Class-Wise Calibrated Fair Adversarial Training, CVPR 2023.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

@@ -3,8 +3,6 @@
 Source: RobustLT (Zhang et al., CVPR 2026, arXiv:2605.13395), DAFA (Lee et al., ICLR 2024), CFA (Wei et al., CVPR 2023).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from taet.fields import NonNegative, OnlyWith, PartialShare, Positive, Share

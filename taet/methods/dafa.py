@@ -3,8 +3,6 @@
 Source: Lee et al., DAFA: Distance-Aware Fair Adversarial Training, ICLR 2024.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

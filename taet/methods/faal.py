@@ -3,8 +3,6 @@
 Source: Zhang et al., Towards Fairness-Aware Adversarial Learning, CVPR 2024.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 

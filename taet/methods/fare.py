@@ -3,8 +3,6 @@
 Source: Schlarmann et al., Robust CLIP, ICML 2024, arXiv:2402.12336, equation 3.
 """
 
-from __future__ import annotations
-
 import copy
 
 from torch import Tensor, nn

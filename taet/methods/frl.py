@@ -3,8 +3,6 @@
 Source: Xu et al., To be Robust or to be Fair: Towards Fairness in Adversarial Training, ICML 2021.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

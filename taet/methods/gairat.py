@@ -3,8 +3,6 @@
 Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, ICLR 2021, arXiv:2010.01736.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

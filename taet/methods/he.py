@@ -3,8 +3,6 @@
 Source: Pang et al., Boosting Adversarial Training with Hypersphere Embedding, NeurIPS 2020, arXiv:2002.08619.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

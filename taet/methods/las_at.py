@@ -3,8 +3,6 @@
 Source: Jia et al., LAS-AT: Adversarial Training with Learnable Attack Strategy, CVPR 2022, arXiv:2203.06616.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR 2020.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from taet.distributed import global_mean

@@ -3,8 +3,6 @@
 Source: de Jorge et al., Make Some Noise: Reliable and Efficient Single-Step Adversarial Training, NeurIPS 2022.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from taet.attacks.noise import draw_noise

@@ -3,8 +3,6 @@
 Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Training, arXiv:2307.10205, 2023.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Any
 

@@ -3,8 +3,6 @@
 Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2021, arXiv:2104.02703.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

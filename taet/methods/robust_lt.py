@@ -3,8 +3,6 @@
 Source: Zhang et al., RobustLT, CVPR 2026, arXiv:2605.13395.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ min_theta E CE(f(x), y). With another outer loss it is the clean baseline of lon
 Source: Vapnik, Principles of Risk Minimization for Learning Theory, NeurIPS 1991.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from taet.methods.base import Adversarial, Loss, Method, Task

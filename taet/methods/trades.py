@@ -3,8 +3,6 @@
 Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019, arXiv:1901.08573.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from taet.distributed import global_mean

@@ -3,8 +3,6 @@
 Source: Li, Liu, WAT: Improve the Worst-Class Robustness in Adversarial Training, AAAI 2023.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

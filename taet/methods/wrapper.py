@@ -1,7 +1,5 @@
 """What methods have in common that are any other method, with a training budget for each class by a rule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, ClassVar

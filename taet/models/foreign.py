@@ -4,8 +4,6 @@ For training, a network is split into features and head. For an evaluation it st
 normalisation that it expects.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib

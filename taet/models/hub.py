@@ -3,8 +3,6 @@
 config.json stores the SHA-256 of every file and its own. Only these files are downloaded, and none of them runs code.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -13,8 +13,6 @@ WRN-d-k: Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv:1605.
 hold a further `sub_block1` that no image passes and no gradient reaches: left out.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 import torch

@@ -4,8 +4,6 @@
 gradients of one also on the CPU. Source: Ioffe and Szegedy, ICML 2015, arXiv:1502.03167.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -4,8 +4,6 @@ Sources: biases: Ben Zaken et al., BitFit, ACL 2022, arXiv:2106.10199; low rank:
 arXiv:2106.09685; adapters: Chen et al., AdaptFormer, NeurIPS 2022, arXiv:2205.13535.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

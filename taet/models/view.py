@@ -1,7 +1,5 @@
 """A view of a model to attack: the same function, frozen, with batch normalisation folded into the convolutions."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections import Counter

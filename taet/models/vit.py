@@ -5,8 +5,6 @@ are DeiT-S's (Touvron et al., ICML 2021, arXiv:2012.12877). The network is torch
 without dropout; only the head is ours.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

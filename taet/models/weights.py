@@ -1,7 +1,5 @@
 """Files of weights: read without running code, and matched to the parameter names of a model."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings

@@ -3,8 +3,6 @@
 The template writes a drawing as SVG, with its legend beside it. Figures are legible without colour.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """The report: one picture, one sentence and one table for each test set, and everything else folded below."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

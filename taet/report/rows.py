@@ -4,8 +4,6 @@ Cards that differ only in their seed are one row. A row is called by its method 
 protocol's run, without those that most rows of the table share: "at" and "at (epochs 240)" among runs of 60 epochs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import glob

@@ -1,7 +1,5 @@
 """The tables of the report: one function each, from results to frames of cells; its docstring is the text above it."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple

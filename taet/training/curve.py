@@ -3,8 +3,6 @@
 Under single-step training, robustness can vanish from one epoch to the next.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence

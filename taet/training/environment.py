@@ -1,7 +1,5 @@
 """The machine and the software of a result, the device of a run, and the signals that ask a program to stop."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import datetime

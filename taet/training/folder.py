@@ -4,8 +4,6 @@ run.json and `done` are sealed, `done` stores the checksums of all other files o
 those of their tensors and of the run's settings. Readers verify them. No file in the folder ever runs code.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

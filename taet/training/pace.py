@@ -1,7 +1,5 @@
 """What this machine can do now: the cores that other programs leave idle, and the time of a step."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import statistics

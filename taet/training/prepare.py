@@ -1,7 +1,5 @@
 """Everything that a training needs, built and checked before anything is written."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

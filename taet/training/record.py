@@ -1,7 +1,5 @@
 """run.json and a row of metrics.jsonl, each declared once, and the settings that make two runs the same."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Checks of a training request by its settings and facts about the data, without weights or images."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Sequence

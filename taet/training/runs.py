@@ -1,7 +1,5 @@
 """Runs: trained from the start in a new folder, continued from a checkpoint, and loaded once they are finished."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

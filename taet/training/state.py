@@ -1,7 +1,5 @@
 """All that moves during a training: model, optimiser, learning rate, average; its `state_dict` is the checkpoint."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import TypeAlias

@@ -4,8 +4,6 @@ Source of AWP: Wu, Xia, Wang, Adversarial weight perturbation helps robust gener
 arXiv:2004.05884.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

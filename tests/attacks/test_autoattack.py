@@ -1,7 +1,5 @@
 """AutoAttack gives what the official package gives, unit by unit, and leaves everything else as it was."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import math

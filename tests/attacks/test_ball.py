@@ -1,7 +1,5 @@
 """The ball and start noise."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Which attacks are the same, what options take, and what a card's attacks become."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

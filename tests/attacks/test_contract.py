@@ -1,7 +1,5 @@
 """The contract of attacks: checks of every attack that the catalogue finds, also of ones that are added at run time."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

@@ -1,7 +1,5 @@
 """The model as attacks see it: whose gradients they are given, in which arithmetic, and who judges."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

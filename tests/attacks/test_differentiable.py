@@ -1,7 +1,5 @@
 """Replacements for operations without a useful gradient: what is found, and what takes its place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -4,8 +4,6 @@ With z = W x + b, the boundary to class k is |z_y - z_k| / ||w_y - w_k||_p away,
 the L2 norm, as long as the perturbed image stays in [0, 1]. Below the nearest boundary no attack may succeed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

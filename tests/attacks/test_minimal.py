@@ -1,7 +1,5 @@
 """Attacks that look for the smallest perturbation, cw_l2 and deepfool, against loops over single images."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """PGD and FGSM against golden numbers and naive loops, and their promises to leave things alone."""
 
-from __future__ import annotations
-
 import json
 from fractions import Fraction
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cheap tier: golden schedules, the order of the targets, closed forms, and what an image costs."""
 
-from __future__ import annotations
-
 import json
 import re
 from fractions import Fraction

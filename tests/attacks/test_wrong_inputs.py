@@ -1,7 +1,5 @@
 """What no attack can use is refused by every attack alike, in one line: functions, the catalogue, custom attacks."""
 
-from __future__ import annotations
-
 import functools
 import re
 import sys

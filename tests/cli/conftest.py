@@ -1,7 +1,5 @@
 """The command line in this process, and one run that went all the way through it."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

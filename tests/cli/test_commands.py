@@ -1,7 +1,5 @@
 """The commands themselves: help, lists, exit statuses, and what is not imported."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """`taet compare`: one whole comparison that is killed on its way, and what the command prints and returns."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

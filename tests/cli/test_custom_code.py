@@ -1,7 +1,5 @@
 """Code that users bring: plug-ins and models. A fault of it is one line that names its file, and no file chooses it."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`taet data show` and `taet data prepare`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 SMALL = ["digits-lt", "--max-count", "20", "--test-max-count", "6", "--imbalance-ratio", "10"]

@@ -1,7 +1,5 @@
 """`taet predict`, `taet export` and `taet push`: what they print and write, and that nothing is overwritten."""
 
-from __future__ import annotations
-
 import csv
 import io
 import shutil

@@ -1,7 +1,5 @@
 """Train, evaluate and report on digits through the commands, and what they leave behind."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SIGKILL and SIGINT on real processes: what is resumed ends as what was never stopped, bit for bit."""
 
-from __future__ import annotations
-
 import random
 import shutil
 import signal

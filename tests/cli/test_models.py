@@ -1,7 +1,5 @@
 """`taet evaluate --model` and `taet check`: anyone's network on anyone's images, and what is wrong with it."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Options from the fields of models: what is read, what is refused, and what --help says."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Literal
 

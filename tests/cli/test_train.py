@@ -1,7 +1,5 @@
 """`taet train`: runs from files, what is chosen for images and machine, and what is said before the first step."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """A comparison on a real SLURM of one machine: cancelled, killed and drained jobs end with the bits of a local run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """What every data set keeps to, also one that is added later; those whose files are not there are skipped."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Extra images: the prior of their mixture, their place in batches, and what is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Policies against torchvision's own transforms, seeded image by image."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Runs of RoBal, whose cosine head and deployed offset an answer must hold, of any network."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An exported file gives the model's logits wherever it runs, and says where it comes from."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

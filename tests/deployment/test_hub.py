@@ -1,7 +1,5 @@
 """What is pushed is read back, from a folder or a hub that keeps folders; pins and checksums; never code."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """A finished run answers for anyone's images as it was evaluated, whatever their order, and loses none."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

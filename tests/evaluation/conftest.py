@@ -1,7 +1,5 @@
 """A small network and its test images, on which every attack finds something to do."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """A name of an attack becomes all of its settings, or one line that says what is wrong with it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The result card keeps masks, and believes no number that does not follow from them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What `check` finds about sound models and spoilt ones; run folders are in training/test_folder.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluation of any model on any images: every attack on all images, and bad input refused in one line."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any

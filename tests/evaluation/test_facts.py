@@ -1,7 +1,5 @@
 """What a sample of images tells of a model, against counting it with the attack itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """An attack of one's own is a column like any other, and cannot deceive the evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

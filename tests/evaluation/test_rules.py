@@ -1,7 +1,5 @@
 """Each rule raises its flag by the pattern that it is about, and by nothing less."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

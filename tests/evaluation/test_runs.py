@@ -1,7 +1,5 @@
 """The card of a run: its own images or others, each column measured once, and examples made on another run."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

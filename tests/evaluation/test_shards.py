@@ -1,7 +1,5 @@
 """Two processes evaluate as one does: every flag, every part, and one card."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from datetime import timedelta

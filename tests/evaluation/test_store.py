@@ -1,7 +1,5 @@
 """What a folder knows is taken from it, if it is about the same model, images and settings; nothing is lost."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 from typing import Any

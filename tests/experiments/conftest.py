@@ -1,7 +1,5 @@
 """A comparison of a second, and a stand-in for its processes."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

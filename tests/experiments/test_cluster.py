@@ -1,14 +1,12 @@
 """Which cells are submitted to SLURM, and a cell as a job, with stand-ins for squeue, submitit and our processes."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -28,9 +26,7 @@ class Submitit:
         self.queue: dict[str, str] = {}
         self.helpers = SimpleNamespace(DelayedSubmission=lambda job: job)
 
-    def AutoExecutor(
-        self, folder: Path, cluster: str, slurm_max_num_timeout: int
-    ) -> Submitit:  # its name in the library
+    def AutoExecutor(self, folder: Path, cluster: str, slurm_max_num_timeout: int) -> Self:  # its name in the library
         return self
 
     def update_parameters(self, **options: Any) -> None:

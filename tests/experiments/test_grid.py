@@ -1,7 +1,5 @@
 """A grid: what a specification says, the runs that it means, and that every mistake is a line that names the key."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

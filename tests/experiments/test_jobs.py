@@ -1,7 +1,5 @@
 """The work on a comparison, with stand-ins for its processes: order, failures, budgets, interruptions, locks."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

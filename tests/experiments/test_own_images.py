@@ -1,7 +1,5 @@
 """The settings that are chosen for the user's own images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

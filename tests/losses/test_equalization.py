@@ -1,7 +1,5 @@
 """The hierarchical equalization loss against a naive loop over classes, and its promises."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

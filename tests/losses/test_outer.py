@@ -1,7 +1,5 @@
 """The run's outer loss: each name is its function, weights as asked, deferred where asked."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 

@@ -1,7 +1,5 @@
 """Losses with one value per sample: golden numbers, loops over samples, gradients, examples, wrong inputs."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import inspect

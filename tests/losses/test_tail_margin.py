@@ -1,7 +1,5 @@
 """TAIL against golden numbers and a loop over pairs, in value and gradient, and what its three forms do."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import pytest

@@ -5,8 +5,6 @@ leaves the wrapped ones out, and one that takes `wrapped_case` takes no others. 
 its stages.
 """
 
-from __future__ import annotations
-
 import itertools
 import typing
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The attack as a value, and what a method is built from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

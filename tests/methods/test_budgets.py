@@ -1,7 +1,5 @@
 """Wrappers: the budget of each class by its rule, when it begins, what is saved of it; all else is the base's."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Methods against the text of their papers, written out: loops over samples, the framework's optimiser, optima."""
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 from typing import Any

@@ -1,7 +1,5 @@
 """What every method promises, checked on whatever the registry finds, in each of its variants and stages."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import math

@@ -4,8 +4,6 @@ Tensors of the device `meta` have a place and a shape and no values, so this nee
 backward pass asks the driver even for fake tensors.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """One training step of every method on a family of models, and of plain training on all: finite, and weights move."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the published methods do that their texts do not say, each shown on numbers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which methods are one another where a part is off, where the outer loss enters, what is attacked, what is refused."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses, weights and examples of every method against numbers of an independent float64 implementation."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from fractions import Fraction

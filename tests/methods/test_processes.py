@@ -3,8 +3,6 @@
 Batch normalisation is over the images of all of them, in the model and in the network that LAS-AT trains itself.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta

@@ -5,8 +5,6 @@ blind in the same way: what Python decided while it was recorded stays decided, 
 was there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Models of any origin: they are built, taken apart and normalised, and mistakes are one line."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import types

@@ -1,7 +1,5 @@
 """Layers that the CPU library cannot train in channels_last are kept out of it."""
 
-from __future__ import annotations
-
 import copy
 import platform
 

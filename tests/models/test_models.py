@@ -1,7 +1,5 @@
 """What every model promises: its size, its tensors, its arithmetic, and that building one leaves other draws alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Batch normalisation over shares of any size on two processes is torch's over the whole batch on one."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Parts of a network that are trained: the logits stay the same at first, only the part moves, and it can be merged."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

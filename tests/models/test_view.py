@@ -1,7 +1,5 @@
 """The view that attacks run on: the model's function, folded; what it shares, and when there is none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Files of weights: what is none, or would become other weights in silence, is one line; code is never run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

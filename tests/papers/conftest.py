@@ -1,7 +1,5 @@
 """The scripts of papers/ import each other by name, as when they are run."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

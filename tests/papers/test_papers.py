@@ -1,7 +1,5 @@
 """Grids of both papers hold every published number once and only runs that can be trained; verdicts are by rule."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import itertools

@@ -1,7 +1,5 @@
 """Cards of three methods on ten classes, made without models, and one small run that was trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The report as a file: whole, self-contained, and every number that of a card."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

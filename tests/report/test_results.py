@@ -1,7 +1,5 @@
 """Results: every number follows from the masks of the cards, and rows are named and compared in one place."""
 
-from __future__ import annotations
-
 import ast
 import json
 import math

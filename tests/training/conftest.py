@@ -1,7 +1,5 @@
 """The runs that most tests of training look at, trained once, and ways to stop one."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The flags of a single-step run: when they rise, that its curve has FGSM, and a run that collapses."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

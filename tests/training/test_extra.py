@@ -1,7 +1,5 @@
 """Runs with extra images: what losses are told, what is recorded, and that a stop changes nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

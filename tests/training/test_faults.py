@@ -1,7 +1,5 @@
 """Each operation on the disk fails, or the process is killed there: the work goes on with the same bits."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

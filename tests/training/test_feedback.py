@@ -1,7 +1,5 @@
 """Feedback: a method learns from validation images at each point of the curve, never from a test image."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import signal

@@ -1,7 +1,5 @@
 """A run from the request to what it delivers: what is refused, the rows, the averages, and what is left alone."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random

@@ -1,7 +1,5 @@
 """The run folder: checksums from the settings to the card, damaged, exchanged and foreign files."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

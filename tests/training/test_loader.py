@@ -1,7 +1,5 @@
 """Batches against naive implementations, one image at a time."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import replace

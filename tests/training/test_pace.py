@@ -1,7 +1,5 @@
 """Threads by what other programs leave idle, and estimates against what was recorded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

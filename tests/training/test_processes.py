@@ -1,7 +1,5 @@
 """A run that several processes share, is stopped, and goes on with another number of them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

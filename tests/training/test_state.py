@@ -1,7 +1,5 @@
 """A run that is stopped anywhere and resumed is the run that was not; a checkpoint of another one is refused."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Adversarial weight perturbation, the averages of weights, the optimiser and its learning rate."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images on disk: the same numbers as in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

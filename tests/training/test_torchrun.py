@@ -1,7 +1,5 @@
 """`torchrun -m taet train`: two processes train, attack and print as one; after one dies the run can be continued."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

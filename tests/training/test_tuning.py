@@ -1,7 +1,5 @@
 """A run that trains a part of a pretrained network: what is trained, kills, the weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
