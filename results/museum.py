@@ -16,11 +16,12 @@ sys.path.insert(0, str(ROOT))
 
 from taet.errors import UserError  # noqa: E402
 from taet.evaluation import check, evaluate  # noqa: E402
-from taet.evaluation.rules import DEEP, MASKING  # noqa: E402
+from taet.evaluation.rules import MASKING  # noqa: E402
 from tests import museum  # noqa: E402
 
 PAGE = ROOT / "results" / "museum.md"
 BEGIN, END = "<!-- museum: python results/museum.py --write -->\n", "<!-- end of museum -->"
+MADE_FOR = {"dummy-classes", "eot-beats-one-draw"}  # attacks of `taet check --deep`
 SOUND = {"the network itself": museum.base, "the same, trained on clean images": museum.standard}
 
 
@@ -34,7 +35,7 @@ def flags(model: nn.Module) -> str:
         return "refused: no gradient"
     checked = check(model, x, y, class_names=names, deep=True, eps=museum.EPS)
     found = [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
-    found += [finding.what for finding in checked.findings if finding.what in DEEP]
+    found += [finding.what for finding in checked.findings if finding.what in MADE_FOR]
     return ", ".join(f"`{flag}`" for flag in found) or "none"
 
 

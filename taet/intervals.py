@@ -205,8 +205,6 @@ def difference(
     *,
     answers: int = 1,
     comparisons: int = 1,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> Difference:
     """Compare two masks on the same images, or several pairs of masks, one pair per seed.
 
@@ -216,7 +214,7 @@ def difference(
 
     The interval is `mean_value_limits` of the d_i of each class. p is that of a randomisation test, which flips the
     sign of each d_i with probability 1/2: McNemar's exact test for one pair of runs and classes of one size, otherwise
-    sampled, (1 + k)/(1 + draws) with k draws at least as far from 0 as the value.
+    sampled, (1 + k)/(1 + DRAWS) with k draws at least as far from 0 as the value.
 
     With one pair of runs the interval covers the choice of the test images only: it tells which of two models is
     better, not which method. With R >= 2 pairs it covers the training seeds too: an end at distance q from the value
@@ -229,7 +227,6 @@ def difference(
         labels: (N,) true classes of C `num_classes`.
         answers: what a_ri and b_ri count up to, if each is the number of correct answers to several questions.
         comparisons: k differences whose intervals shall cover together with 95 %: each errs with 5 %/k (Bonferroni).
-        draws, seed: of the signs.
 
     Source: Fisher, "The Design of Experiments", 1935, section 21; Phipson, Smyth, Statistical Applications in Genetics
     and Molecular Biology 9, 2010.
@@ -240,7 +237,7 @@ def difference(
         raise ValueError(f"masks: got {left.shape} and {right.shape}; allowed: (runs, {len(classes)}) on both sides")
     if min(left.min(), right.min()) < 0 or max(left.max(), right.max()) > answers:
         raise ValueError(f"masks: allowed: from 0 to {answers}, the number of answers of an image")
-    runs, generator, level = len(left), np.random.default_rng(seed), LEVEL / comparisons
+    runs, level = len(left), LEVEL / comparisons
     counts = _gains(left, right, classes, num_classes, answers)
     total = counts.sum(1)
     gains = np.arange(-runs * answers, runs * answers + 1) / runs
@@ -254,7 +251,7 @@ def difference(
         error = float(np.std(values, ddof=1) / math.sqrt(runs))
         seeds = student_quantile(1 - level, runs - 1) * error
         low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
-    p = _p_value(counts, gains, value, draws, generator)
+    p = _p_value(counts, gains, value)
     return Difference(float(value), max(float(low), -answers), min(float(high), answers), p, runs, error)
 
 
@@ -272,13 +269,13 @@ def _balanced(counts: Ints, gains: Floats, total: Ints) -> Floats:
     return means.round(12) + 0.0  # so that equal values, and 0, do not differ by rounding; + 0.0 turns -0.0 into 0
 
 
-def _p_value(counts: Ints, gains: Floats, value: Floats, draws: int, generator: np.random.Generator) -> float:
+def _p_value(counts: Ints, gains: Floats, value: Floats) -> float:
     most, total = len(gains) // 2, counts.sum(1)
     better, worse = counts[:, most + 1 :], counts[:, most - 1 :: -1]
     if most == 1 and (total == total[0]).all():
         return mcnemar(int(better.sum()), int(worse.sum()))
     changed = better + worse
-    signs = 2 * generator.binomial(changed, 0.5, size=(draws, *changed.shape)) - changed
+    signs = 2 * np.random.default_rng(0).binomial(changed, 0.5, size=(DRAWS, *changed.shape)) - changed
     null = _balanced(signs, gains[most + 1 :], total)
     beyond = int((np.abs(null) >= abs(value)).sum())
-    return (1 + beyond) / (1 + draws)
+    return (1 + beyond) / (1 + DRAWS)

@@ -379,13 +379,8 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
     return config.replace(**values)
 
 
-def to_json(config: BaseModel) -> dict[str, Any]:
-    """Return settings as plain dictionaries, tuples, strings and numbers."""
-    return config.model_dump()
-
-
 def from_json(kind: type[T], values: object, label: str = "") -> T:
-    """Build a model from the output of `to_json`; a missing field takes its default, and an unknown one is refused.
+    """Build a model from the output of `model_dump`; a missing field takes its default, and an unknown one is refused.
 
     `label` precedes the fields in messages about a `kind` that is no `Settings`.
     """

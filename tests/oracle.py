@@ -54,7 +54,7 @@ from taet.evaluation.rules import flagged  # noqa: E402
 from taet.experiments import grid  # noqa: E402
 from taet.files import seal  # noqa: E402
 from taet.report.tables import order, threat  # noqa: E402
-from taet.settings import Data, override, to_json  # noqa: E402
+from taet.settings import Data, override  # noqa: E402
 from taet.statistics import class_groups  # noqa: E402
 from taet.training.record import run_from_json, run_hash  # noqa: E402
 
@@ -154,7 +154,7 @@ def flags(_: Section | None) -> Section:
 
 def as_stored(run: Any) -> dict[str, Any]:
     """The JSON of a Run with the settings of its data as they were: those that have left, and none that is new."""
-    config = to_json(run)
+    config = run.model_dump()
     old = {part: {name: config[part][name] for name in config[part].keys() - new} for part, new in NEW.items()}
     left = {"data": Data.left, "training": {"sync_bn": True}}
     return {**config, **{part: {**left.get(part, {}), **values} for part, values in old.items()}}

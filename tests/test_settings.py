@@ -23,7 +23,7 @@ from taet.fields import (
     check_value,
     read_text,
 )
-from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, from_json, override, to_json
+from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, from_json, override
 from taet.training.record import run_hash
 
 
@@ -131,19 +131,19 @@ def test_override_sets_all_fields_of_a_part_at_once(order: int) -> None:
 @pytest.mark.parametrize("name", sorted(registry.entries("methods")))
 def test_a_run_goes_to_json_and_back(name: str) -> None:
     run = protocols.reat(name).replace(settings=methods.find(name).Config(), seed=3)
-    values = json.loads(json.dumps(to_json(run), allow_nan=False))
+    values = json.loads(json.dumps(run.model_dump(), allow_nan=False))
     assert from_json(Run, values) == run
-    assert json.loads(json.dumps(to_json(from_json(Run, values)))) == values
+    assert json.loads(json.dumps(from_json(Run, values).model_dump())) == values
 
 
 def test_numbers_stay_as_they_were_given() -> None:
     """A ratio of 10 and of 10.0 are written differently, and hashes of runs are taken of what is written."""
     for given in (10, 10.0):
         run = override(Run(), {"data.imbalance_ratio": given, "training.milestones": (0.5, 1)})
-        assert json.dumps(to_json(run)["data"]["imbalance_ratio"]) == json.dumps(given)
-        assert json.dumps(to_json(run)["training"]["milestones"]) == "[0.5, 1]"
-        assert from_json(Run, to_json(run)) == run
-        assert run_hash(run) == run_hash(to_json(run))
+        assert json.dumps(run.model_dump()["data"]["imbalance_ratio"]) == json.dumps(given)
+        assert json.dumps(run.model_dump()["training"]["milestones"]) == "[0.5, 1]"
+        assert from_json(Run, run.model_dump()) == run
+        assert run_hash(run) == run_hash(run.model_dump())
     assert type(Threat(eps=np.float32(0.5)).eps) is float
 
 

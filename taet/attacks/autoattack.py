@@ -88,7 +88,7 @@ class AutoAttack(AttackSpec):
     }
     order: ClassVar[int] = 7
     batch_independent: ClassVar[bool] = False
-    skips_misclassified: ClassVar[bool] = True
+    usual_share: ClassVar[float] = 0.4
     gradient_free_parts: ClassVar[frozenset[str]] = frozenset({"square"})
     not_transferable: ClassVar[str] = "which leaves an image that it cannot break as it is"
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import Objective, fooled, margin, nearest_classes, probability_margin
 from taet.attacks.pgd import pgd
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
-from taet.errors import UserError
 from taet.fields import Count, Share, check_value
 from taet.losses.long_tail import full_precision
-from taet.settings import Evaluation
 
 NAMES = {
     "quick": "the cheap tier, an upper bound close to autoattack on models that raise no flag;"
@@ -229,25 +227,17 @@ class Quick(AttackSpec):
 
     names: ClassVar[Mapping[str, Norm | None]] = {"quick": "linf", "quick-l2": "l2"}
     order: ClassVar[int] = 7
-    skips_misclassified: ClassVar[bool] = True
+    usual_share: ClassVar[float] = 0.2
     not_transferable: ClassVar[str] = "which leaves some images as they are"
-    usual_share: ClassVar[float] = 0.5  # few are close to the boundary; median of the cards of results/
     bound: ClassVar[str] = MEASURED
 
     targets: Count = 3
     """Nearest classes to aim at."""
     near: Share = 0.3
     """Share of the clean margin: images that come this close are attacked again."""
-    # None: the order of the runs before the shrinking ball, found in older cards and no longer run.
-    schedule: Annotated[Literal["shrinking"] | None, FIXED] = None
-
-    @classmethod
-    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        return super().make({"schedule": "shrinking", **given}, settings, radius)
+    schedule: Annotated[Literal["shrinking"], FIXED] = "shrinking"
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        if self.schedule is None:
-            raise UserError("quick: got the runs of an earlier version; allowed: a new evaluation with quick")
         eps, norm = self.radius, self.norm or "linf"
         search: Fields = {"noise": lambda run: draws.start(x, eps, "uniform", norm, run), "near": self.near}
         return quick(model, x, y, eps=eps, norm=norm, targets=self.targets, **search, checked=True)

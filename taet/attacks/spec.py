@@ -86,8 +86,7 @@ class AttackSpec(ABC):
     minimal: ClassVar[bool] = False  # minimises the perturbation: eps may be None, and the card stores distances
     random: ClassVar[bool] = True  # draws random numbers, so that its result depends on the seed
     batch_independent: ClassVar[bool] = True  # the result of an image does not depend on the others of its batch
-    usual_share: ClassVar[float] = 1.0  # of `passes`, that an image takes which a suite does not break
-    skips_misclassified: ClassVar[bool] = False  # does not run on images that are misclassified without an attack
+    usual_share: ClassVar[float] = 1.0  # of `passes`, that an image takes in the mean; median of the cards of results/
     gradient_free: ClassVar[bool] = False  # uses no gradient: sound attacks which do break more
     bound: ClassVar[str] = ""  # of an attack that only bounds the accuracy: its gap to the reference, in words
     not_transferable: ClassVar[str] = ""  # why its examples cannot be transferred to another model

@@ -1,12 +1,10 @@
 """A run of AutoAttack, whose parts on batches of images are saved, resumed and shared between processes."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,6 +14,7 @@ from taet.attacks.counted import WORK, Counted
 from taet.attacks.spec import AttackSpec, Model
 from taet.distributed import gather, rank, unless_one_ends, world_size
 from taet.errors import UserError
+from taet.files import digest
 from taet.progress import Progress
 
 NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}  # our names and those of the library
@@ -28,7 +27,7 @@ _logger.addHandler(logging.NullHandler())
 
 
 class UnitStore(Protocol):
-    """A store of finished units of work: `get` returns the arrays that `put` stored, or None."""
+    """A store of finished units of one attack on one model and its images: `get` returns what `put` stored, or None."""
 
     def get(self, key: str) -> Unit | None: ...
     def put(self, key: str, arrays: Unit) -> None: ...
@@ -40,18 +39,16 @@ def run_units(
     *,
     state: UnitStore | None,
     key: Callable[[int], str],
-    valid: Callable[[int, Unit], bool],
 ) -> list[Unit]:
-    """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
+    """Return the arrays of units 0 to count - 1, taken from `state`, where `key` names them, or computed and stored.
 
     With P processes, all of which must make the same call, process r computes the units r, r + P, r + 2P, ...;
-    afterwards each process has all of them. `key` names a unit in `state`, and `valid` says whether stored arrays are
-    this unit and complete.
+    afterwards each process has all of them.
     """
 
     def unit(number: int) -> Unit:
         found = None if state is None else state.get(key(number))
-        if found is None or not valid(number, found):
+        if found is None:
             found = compute(number)
             if state is not None:
                 state.put(key(number), found)
@@ -158,7 +155,6 @@ class SuiteRun:
         """Run a part on these images and return the indices and results of each batch; `done` passes came before."""
         batches = torch.split(survivors, self.batch_size) if len(survivors) else ()
         attack, cost = self.part(part), self.plan.cost(part)
-        needed = {"content", "predictions", *WORK, *(["x_adv"] if self.keep_examples else [])}
 
         def report(number: int, inside: float = 0) -> None:
             before = done + number * self.batch_size * cost
@@ -169,11 +165,10 @@ class SuiteRun:
             with self.model.ticking(len(batches[number]) * cost, lambda inside: report(number, inside)):
                 return self._run_unit(part, attack, batches[number])
 
-        def valid(number: int, unit: Unit) -> bool:
-            return needed <= unit.keys() and np.array_equal(unit["content"], self._content(part, batches[number]))
+        def key(number: int) -> str:  # the images that are left follow from the parts before
+            return f"{part}-{number}-{digest(batches[number].tolist())[:16]}"
 
-        units = run_units(len(batches), compute, state=self.state, key=lambda number: f"{part}-{number}", valid=valid)
-        return zip(batches, units, strict=True)
+        return zip(batches, run_units(len(batches), compute, state=self.state, key=key), strict=True)
 
     def _run_unit(self, part: str, attack: SuitePart, indices: Tensor) -> Unit:
         """Attack one batch, check every adversarial image and return the results as arrays."""
@@ -194,16 +189,7 @@ class SuiteRun:
                 raise UserError(f"model: logits or gradients not finite under {part} on {images}")
         verify(part, x_adv, x, eps, norm)
         kept = {"x_adv": x_adv[found != y].cpu().numpy()} if self.keep_examples else {}
-        return {"content": self._content(part, indices), "predictions": found.cpu().numpy(), **kept, **work()}
-
-    def _content(self, part: str, indices: Tensor) -> NDArray[np.uint8]:
-        """Hash of what decides a unit besides the model: images, labels and the settings of its part."""
-        one, plan = self.attack, self.plan
-        lengths = [plan.queries] if part == "square" else [plan.iterations, plan.target_classes]
-        digest = hashlib.sha256(repr([part, one.norm, one.radius, one.seed, one.precision, *lengths]).encode())
-        for given in (indices, as_float(self.x[indices]), self.y[indices]):
-            digest.update(given.cpu().numpy().data)
-        return np.frombuffer(digest.digest(), dtype=np.uint8)
+        return {"predictions": found.cpu().numpy(), **kept, **work()}
 
     def part(self, name: str) -> SuitePart:
         """Return one attack of the official suite with the settings of the suite; "clean" changes nothing."""

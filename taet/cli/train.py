@@ -15,7 +15,7 @@ from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
 from taet.files import Json, check_output, read_toml
 from taet.formatting import duration, plural, size
-from taet.settings import Run, Training, flat, option, override, to_json
+from taet.settings import Run, Training, flat, option, override
 
 if TYPE_CHECKING:
     from taet.experiments.own_images import Chosen
@@ -143,6 +143,8 @@ def _checked(request: Request, file: Json) -> Request:
 
 def settings_in(path: Path) -> Json:
     """Return the settings of a file by dotted name: TOML, the JSON of --print-config, or a run.json."""
+    from taet.training.record import PLACE
+
     values = read_toml(path)
     with located(str(path)):
         if "methods" in values:
@@ -151,7 +153,7 @@ def settings_in(path: Path) -> Json:
         for name, known in (("method", registry.entries("methods")), ("protocol", protocols.PROTOCOLS)):
             if name in values and str(values[name]) not in known:
                 raise unknown(name, str(values[name]), known)
-        left = {f"training.{name}" for name in Training.left}  # of a run.json of an earlier version
+        left = {f"training.{name}" for name in PLACE if name in Training.left}  # they change no number
         return {name: of for name, of in flat(values) if (name, of) != ("settings", None) and name not in left}
 
 
@@ -220,7 +222,7 @@ def run(words: list[str]) -> None:
     options = request.options
     with reported_once(), progress("read") as report, reporting_to(report):
         if options.print_config:
-            print(json.dumps(to_json(request.planned()[0]), indent=1))
+            print(json.dumps(request.planned()[0].model_dump(), indent=1))
             return
         asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
     with together(asked.training.device), trusted(options.trust_model):

@@ -20,7 +20,7 @@ from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
 from taet.errors import UserError, unknown
 from taet.progress import Progress
-from taet.settings import Data, from_json, to_json
+from taet.settings import Data, from_json
 
 PATH_SOURCES = ("folder", "csv", "npz", "hf")
 
@@ -122,7 +122,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     held out after the cut and before `class_counts` are taken, whole groups at a time; a source's own validation split
     is kept instead. The same `seed` always chooses the same images. Mistakes in settings or files raise a `UserError`.
     """
-    given = to_json(name) if isinstance(name, Data) else {"name": name}
+    given = name.model_dump() if isinstance(name, Data) else {"name": name}
     data, _ = _named(from_json(Data, {**given, **settings}))
     found = source(data)
     chosen, notes = select(found.splits, data)

@@ -70,7 +70,7 @@ def export(
     _, network, record = load_model(folder.path, weights, model=model)
     merge(network)
     channels, *size = record.data.image_shape
-    deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes).eval()
+    deployed = Deployed(network, (size[0], size[1]), resizes=record.data.resized).eval()
     about = {
         **folder.weights_about(weights).model_dump(),
         "taet": taet.__version__,
@@ -78,10 +78,10 @@ def export(
         "eps": record.run.threat.eps,
         "class_names": record.data.class_names,
         "image_shape": record.data.image_shape,
-        "resizes": record.resizes,
+        "resizes": record.data.resized,
     }
     # of other lengths than the model's, tied to none and not square
-    sides = [factor * side + 3 for factor, side in zip((2, 3), size, strict=True)] if record.resizes else size
+    sides = [factor * side + 3 for factor, side in zip((2, 3), size, strict=True)] if record.data.resized else size
     shape = (*sides, channels)
     said = io.StringIO()  # by exporters, hidden from the user
     with warnings.catch_warnings(action="ignore"), redirect_stdout(said), redirect_stderr(said), torch.no_grad():

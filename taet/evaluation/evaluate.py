@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import Card
-from taet.evaluation.column import WORST_CASE, Column
+from taet.evaluation.column import Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
 from taet.evaluation.runner import Runner, among
@@ -137,8 +137,7 @@ def _with_columns(
             found = first(lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites)))
         meter(later, later, "probe")
         facts = {"seed": runner.seed, **{name: value for name, value in found.items() if name != "batch_size"}}
-    # Columns of an older card stay, but for its worst case, which follows from the columns.
-    gone = {column.name for column in measured} | {*WORST_CASE.values()}
+    gone = {column.name for column in measured}
     kept = (column for column in before if column.name not in gone)
     return flagged(card.changed(columns=(*measured, *kept), probe=facts))
 

@@ -37,8 +37,6 @@ from taet.training.folder import weights_digest
 from taet.training.pace import seconds_of
 
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
-UNIT = {"predictions", "scores", "distances", *WORK}
-OF_ALL = 0.4  # share of the images on which a suite goes to the end; median of the cards of results/
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
@@ -97,9 +95,7 @@ class Runner:
 
     def passes(self, attacks: Sequence[AttackSpec]) -> float:
         """Return the expected passes of an image that attacks take."""
-        shares = (one.usual_share * OF_ALL if one.skips_misclassified else 1.0 for one in attacks)
-        each = (one.passes(self.num_classes) * share for one, share in zip(attacks, shares, strict=True))
-        return len(self.labels) * sum(each)
+        return len(self.labels) * sum(one.passes(self.num_classes) * one.usual_share for one in attacks)
 
     def pace(self, attack: AttackSpec) -> float:
         """Return the expected seconds of one pass of an image in this attack, from a few passes of a batch.
@@ -123,7 +119,7 @@ class Runner:
     def identity(self) -> str:
         """Hash of the model's layers, weights and first logits, the images, the labels, and the software."""
         network = self.model.model
-        software = [self.device.type, version("torch"), version("pyautoattack")]
+        software = [self.device.type, *map(version, ("taet", "torch", "pyautoattack"))]
         rounded = np.round(self.fingerprint, 3).tolist()
         images = images_sha256(self.images, self.labels)
         return digest([repr(network), weights_digest(network), rounded, images, software])
@@ -174,7 +170,7 @@ class Runner:
             else:
                 done = self._in_batches(attack, units, progress)
                 found = {name: sum(unit[name].item() for unit in done) for name in WORK}
-                joined = {name: np.concatenate([unit[name] for unit in done]) for name in UNIT - found.keys()}
+                joined = {name: np.concatenate([unit[name] for unit in done]) for name in done[0].keys() - found.keys()}
                 scores, found["predictions"] = joined["scores"], joined["predictions"]
                 found["distances"] = joined["distances"] if attack.minimal else None
         about = {name: getattr(attack, name) for name in ("name", "norm", "eps", "bounded", "curve", "parameters")}
@@ -211,7 +207,7 @@ class Runner:
             with self.model.ticking(len(batches[number]) * passes, partial(report, number)):
                 return self._measure(attack, batches[number])
 
-        done = run_units(len(batches), compute, state=units, key=str, valid=lambda _, unit: unit.keys() >= UNIT)
+        done = run_units(len(batches), compute, state=units, key=str)
         report(len(batches))
         return done
 

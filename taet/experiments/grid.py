@@ -26,12 +26,12 @@ from taet.fields import LongSeed, Ratio, Rule, Settings
 from taet.files import read_toml
 from taet.formatting import size
 from taet.models import check_consent, consent
-from taet.settings import SHORT, Run, flat, from_json, option, override, to_json
+from taet.settings import SHORT, Run, flat, from_json, option, override
 from taet.training.folder import RunFolder
 from taet.training.record import training_settings
 from taet.training.resolve import check_model, idle_settings, resolve
 
-DEFAULTS = to_json(Run())
+DEFAULTS = Run().model_dump()
 PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
 BARE = {short: name for name, short in SHORT.items()} | {name: f"training.{name}" for name in DEFAULTS["training"]}
 FULL = [f"{part}.{field}" for part in PARTS for field in DEFAULTS[part]]

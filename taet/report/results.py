@@ -19,7 +19,7 @@ from taet.attacks import catalogue
 from taet.attacks.autoattack import AutoAttack
 from taet.errors import UserError, unknown
 from taet.evaluation.card import Card
-from taet.evaluation.column import WORST_CASE, Column
+from taet.evaluation.column import Column
 from taet.evaluation.rules import MASKING, raised
 from taet.intervals import Difference, difference, mean_recall_limits, student_quantile
 from taet.report import rows, write
@@ -64,9 +64,9 @@ def _named(cards: Sequence[StoredCard]) -> Iterator[StoredCard]:
 
 
 def _place(column: Column) -> tuple[float, ...]:
-    """Sort key of attacks: clean first, then by norm and radius, the worst case last; unbounded attacks after all."""
-    norm, worst = (None, "linf", "l2").index(column.norm), column.name in WORST_CASE.values()
-    return column.norm is not None and not column.bounded, norm, column.eps or 0.0, worst, *catalogue.place(column.name)
+    """Sort key of attacks: clean first, then by norm and radius; unbounded attacks after all."""
+    norm = (None, "linf", "l2").index(column.norm)
+    return column.norm is not None and not column.bounded, norm, column.eps or 0.0, *catalogue.place(column.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +106,10 @@ class Results:
         inside = {name: of for name, of in self.columns.items() if of.bounded and (of.norm, of.eps) in balls}
         found = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)
 
-        def order(name: str) -> tuple[bool, int, bool, float, int]:
+        def order(name: str) -> tuple[int, bool, float, int]:
             column, (held, mean) = inside[name], found.loc[name]
             whole = isinstance(column.attack, AutoAttack) and column.attack.version == "standard"
-            return column.name in WORST_CASE.values(), -held, not whole, mean, -list(inside).index(name)
+            return -held, not whole, mean, -list(inside).index(name)
 
         return min(inside, key=order, default=None)
 

@@ -23,7 +23,7 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import Column
 from taet.formatting import size, words
 from taet.models.hub import local
-from taet.settings import Run, Training, flat, override, to_json
+from taet.settings import Run, Training, flat, override
 from taet.training.folder import RunFolder
 from taet.training.record import Epoch, left_behind, run_from_json, training_settings
 from taet.training.resolve import idle_settings
@@ -177,12 +177,12 @@ def _settings(card: Card, usual_rule: str) -> Values:
         run = override(run_from_json(stored), {RULE: rule})
         idle, read = IDLE | idle_settings(run), training_settings(run)
         base = methods.find(read.get("settings.base") or run.method).Config()
-        defaults = {f"settings.base_settings.{name}": value for name, value in flat(to_json(base))}
+        defaults = {f"settings.base_settings.{name}": value for name, value in flat(base.model_dump())}
         read = {name: value for name, value in read.items() if defaults.get(name, ...) != value}
     except UserError:  # of a method that is not known here, or with an option that it lacks
         with contextlib.suppress(UserError):
             shared = run_from_json({**stored, "method": Run.default("method"), "settings": None})
-            read = training_settings({**to_json(shared), "settings": stored.get("settings")})
+            read = training_settings({**shared.model_dump(), "settings": stored.get("settings")})
     values = {**read, **left_behind(stored), **own, RULE: rule}
     values[EVERY] = values.get(EVERY) or 1  # a curve that decides has a point for each epoch
     return {name: value for name, value in values.items() if name not in idle and not name.startswith("evaluation.")}

@@ -167,9 +167,9 @@ def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     if state.average is not None and state.method.average_decay and not state.average.n_averaged:
         _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
     last = run.training.epochs - 1, deployed(plan, state, pause).state_dict()
-    best = last if state.best is None else state.best[1:]
-    delivered, (name, other) = (last, (BEST, best)) if run.training.selection == "last" else (best, (LAST, last))
-    files = {DELIVERED: delivered} | ({} if other[0] == delivered[0] else {name: other})
+    best = None if state.best is None else state.best[1:]
+    delivered, other = (last, {BEST: best}) if run.training.selection == "last" else (best or last, {LAST: last})
+    files = {DELIVERED: delivered} | {name: weights for name, weights in other.items() if weights is not None}
 
     def write() -> None:
         for name, (epoch, weights) in files.items():

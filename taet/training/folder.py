@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from taet import files
-from taet.data.splits import VALIDATION
 from taet.errors import UserError, custom_code, located
 from taet.fields import Count, Record, Sha256
 from taet.files import Json
@@ -179,21 +178,10 @@ class RunFolder:
     # Weights
 
     def weights(self, name: str = DELIVERED) -> Path:
-        """The file of weights `model`, `model-last` or `model-best`, or the equal file of `model`."""
-        path, delivered = (self.path / f"{one}{SUFFIX}" for one in (name, DELIVERED))
-        if path.exists() or name not in (LAST, BEST) or not self.is_done or path.name in self.sums:
-            return path
-        selection, last = self.record.selection, self.record.run.training.epochs
-        if name == LAST:
-            same = delivered.is_file() and self.weights_about().epoch == last
-        else:  # a curve on test images selects only under best-test
-            same = selection.rule != "last" or (selection.split == VALIDATION and self._best_epoch == last)
-        return delivered if same else path
-
-    @property
-    def _best_epoch(self) -> int | None:
-        scores = {epoch.epoch: epoch.monitor.attacked.balanced_accuracy for epoch in self.metrics if epoch.monitor}
-        return max(scores, key=scores.__getitem__, default=None)
+        """The file of weights `model`, `model-last` or `model-best`; a run delivers one of the latter as `model`."""
+        if name in (LAST, BEST) and self.is_run and (name == LAST) == (self.record.selection.rule == "last"):
+            name = DELIVERED
+        return self.path / f"{name}{SUFFIX}"
 
     @property
     def weights_names(self) -> list[str]:

@@ -26,7 +26,7 @@ from taet.models.sync_norm import synchronised
 from taet.models.tuning import extend, select, trained
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
-from taet.settings import Run, from_json, override, to_json
+from taet.settings import Run, from_json, override
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA, RunFolder
@@ -224,7 +224,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
     leak = told and (run.training.selection != "last" or method.needs_feedback)
     values = {
         "schema": SCHEMA,
-        "run": to_json(run),
+        "run": run.model_dump(),
         "method_title": method.title,
         "reference": method.reference,
         "deviations": (*method.deviations, *tuned, *mixed),

@@ -12,7 +12,7 @@ from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
 from taet.files import Json, digest
 from taet.models.classifier import Head
-from taet.settings import Data, Run, Training, flat, from_json, to_json
+from taet.settings import Data, Run, Training, flat, from_json
 
 PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
@@ -32,11 +32,11 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
     `run` may be given as JSON, which is read as this version reads it; what it cannot read is taken as stored.
     """
     if isinstance(run, Run):
-        values, behind = to_json(run), Json()
+        values, behind = run.model_dump(), Json()
     else:
         values, behind = current(run), left_behind(run)
         with contextlib.suppress(UserError):
-            values = to_json(from_json(Run, values))
+            values = from_json(Run, values).model_dump()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(values)}
     return {name: value for name, value in plain.items() if name not in MACHINE | LATER} | behind
 
@@ -58,7 +58,7 @@ def run_hash(run: Run | Mapping[str, Any]) -> str:
 
     For stored JSON it is the hash of the version that wrote it: later versions may have more settings.
     """
-    values = to_json(run) if isinstance(run, Run) else run
+    values = run.model_dump() if isinstance(run, Run) else run
     parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}
     kept = {part: {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} for part, entry in parts.items()}
     return digest({**values, **kept})
@@ -85,7 +85,7 @@ class DataRecord(Record):
     class_names: tuple[str, ...]
     num_classes: Annotated[int, Field(ge=0, le=2**20)]
     image_shape: tuple[Side, Side, Side]
-    resized: bool | None = None
+    resized: bool
     imbalance_ratio: float | None = None
     notes: tuple[str, ...] = ()
     arrays: bool
@@ -165,11 +165,6 @@ class RunRecord(Record):
     def run(self) -> Run:
         """The settings; a method that is not installed raises a UserError."""
         return run_from_json(self.settings)
-
-    @property
-    def resizes(self) -> bool:
-        """Whether the images were resized; inferred for older records, which do not say so."""
-        return self.run.data.size is not None if self.data.resized is None else self.data.resized
 
     @cached_property
     def run_hash(self) -> str:

@@ -22,7 +22,7 @@ from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, again, fit
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
-from taet.training.record import Epoch, RunRecord, run_hash
+from taet.training.record import Epoch, RunRecord, left_behind, run_hash
 from taet.training.state import State
 
 Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
@@ -156,6 +156,8 @@ def load_model(
     record = path.record
     _check_given(path.path, "model", model, record.model_given)
     chosen, data = record.run.model, record.data
+    if (fit := left_behind(record.settings).get("data.fit")) is not None:
+        raise UserError(f"{path.path} was trained with data fit {fit}; this setting has left, see CHANGELOG.md")
     if model is None:
         models.check_trust(path.path, chosen.name)
         model = models.build(chosen.name, data.num_classes, data.image_shape, head=record.head, stem=chosen.stem)

@@ -10,7 +10,6 @@ import pytest
 from taet import statistics
 from taet.cli import demo
 from taet.evaluation import ResultCard
-from taet.training.folder import RunFolder
 
 
 def test_train_leaves_a_run_folder(finished: Any) -> None:
@@ -53,8 +52,6 @@ def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:
     assert info["run"]["protocol"] == "reat"
     assert info["selection"] == {"rule": "best-validation", "split": "validation", "leak": False}
     assert info["data"]["splits"]["test"]["class_counts"] == [6] * 10  # balanced
-    best = RunFolder(tmp_path / "run").weights_about().epoch
-    assert (tmp_path / "run" / "model-last.safetensors").exists() == (best != 2)
     assert taet("evaluate", tmp_path / "run", "--attacks", "fgsm", "--weights", "model-last").code == 0
     card = ResultCard.load(tmp_path / "run" / "evaluation-last.json")
     assert (card.protocol, card.model["epoch"]) == ("reat", 2)

@@ -9,7 +9,7 @@ from taet import protocols
 from taet.cli.options import POSITIONAL, Command, Options, RunPath, of_part, parse
 from taet.errors import UserError
 from taet.fields import Count
-from taet.settings import Outer, Threat, Training, option, to_json
+from taet.settings import Outer, Threat, Training, option
 
 
 class Sample(Command):
@@ -89,7 +89,9 @@ def test_what_no_option_takes_is_one_line(words: str, message: str) -> None:
 
 def test_every_setting_of_a_run_is_an_option_of_train(taet: Any) -> None:
     start = protocols.taet()
-    names = [f"{part}.{name}" for part, values in to_json(start).items() if isinstance(values, dict) for name in values]
+    names = [
+        f"{part}.{name}" for part, values in start.model_dump().items() if isinstance(values, dict) for name in values
+    ]
     text = taet("train", "trades", "--help", "all").out
     for name in names:
         assert f"--{option(name)}" in text.replace("--no-", "--").replace(".no-", "."), name

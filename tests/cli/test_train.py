@@ -14,7 +14,7 @@ from PIL import Image
 from taet.cli.train import introduction, read
 from taet.errors import CUSTOM, UserError
 from taet.formatting import duration
-from taet.settings import Data, Run, to_json
+from taet.settings import Data, Run
 from taet.training.prepare import expected_seconds, prepare
 from taet.training.record import run_hash
 
@@ -31,11 +31,11 @@ CALLS = (
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> None:
     run, _ = read(call.split()).planned()
-    old = to_json(run)
+    old = run.model_dump()
     old["training"] |= {"capture": False, "workers": 2, "tensorboard": True}  # of version 0.1.0
     old["data"] |= Data.left
     (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": old, "command": "taet train"}))
-    (tmp_path / "plain.json").write_text(json.dumps(to_json(run)))
+    (tmp_path / "plain.json").write_text(json.dumps(run.model_dump()))
     for name in ("run.json", "plain.json"):
         again, decided = read(["--config", str(tmp_path / name)]).planned()
         assert (again, run_hash(again), decided) == (run, run_hash(run), {})
@@ -54,6 +54,7 @@ def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> Non
     ("content", "message"),
     [
         ('method = "taett"', "unknown method 'taett'"),
+        ("training.probing = 0.5", "training probing: got 0.5; this setting has left, see CHANGELOG.md"),
         ('methods = ["at"]', "is a comparison; run it with taet compare "),
         ("{", "truncated or not JSON"),
     ],

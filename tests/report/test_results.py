@@ -16,7 +16,7 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.report.results import COLUMNS, GROUPS
 from taet.report.rows import named
-from taet.settings import override, to_json
+from taet.settings import override
 
 ROOT = Path(__file__).parents[2]
 MakeCard = Callable[..., ResultCard]
@@ -34,7 +34,7 @@ def trained(make_card: MakeCard) -> MakeCard:
         own = {name.removeprefix("method."): changes.pop(name) for name in [*changes] if name.startswith("method.")}
         run = override(protocols.start(protocol, method), {**changes, "seed": seed})
         run = override(run, {"settings": override(methods.find(method).Config(), own)})
-        card = make_card(method, seed, run={"config": json.loads(json.dumps(to_json(run)))}, protocol=protocol)
+        card = make_card(method, seed, run={"config": json.loads(json.dumps(run.model_dump()))}, protocol=protocol)
         weights = f"{abs(hash((method, seed, protocol, *changes.items(), *own.items()))):064x}"
         model = {**card.model, "selection": run.training.selection, "weights_sha256": weights[:64], **dict(about)}
         return card.changed(model=model)

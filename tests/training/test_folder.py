@@ -171,6 +171,8 @@ def test_other_images_and_other_settings_than_those_of_the_run_are_refused(folde
         refused(lambda read=read: read(folder), f"the {split} images .*are not those")  # type: ignore[misc]
     (folder / "run.json").write_text(json.dumps(seal(changed(stored, "run.training.lr", 0.5))))
     refused(lambda: resume(folder), "belongs to another run")
+    (folder / "run.json").write_text(json.dumps(seal(changed(stored, "run.data.fit", "crop"))))
+    refused(lambda: load_model(folder), "was trained with data fit crop; this setting has left")
     (folder / "run.json").write_text(json.dumps(stored | {"command": "other"}))
     refused(lambda: resume(folder), r"run\.json was changed or damaged: .* stored in it")
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from taet.errors import UserError
-from taet.settings import Run, override, to_json
+from taet.settings import Run, override
 from taet.training import fit, resume, train
 from taet.training.folder import weights_digest
 from taet.training.record import run_from_json
@@ -111,7 +111,7 @@ def folder(
 ) -> Path:
     """Where they all were."""
     folder = tmp_path_factory.mktemp("processes")
-    runs = {name: to_json(tiny(method, SHARED | changes)) for name, (method, changes) in RUNS.items()}
+    runs = {name: tiny(method, SHARED | changes).model_dump() for name, (method, changes) in RUNS.items()}
     (folder / "runs.json").write_text(json.dumps(runs))
     side_by_side(__file__, folder, MOST)
     return folder
