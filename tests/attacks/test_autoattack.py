@@ -206,9 +206,10 @@ def test_resumes_at_the_unit_that_was_not_finished() -> None:
 @pytest.mark.usefixtures("few_queries")
 def test_units_of_other_images_are_not_trusted() -> None:
     model, (x, y), state = train(4), data(4), Memory()
-    other_y = torch.where(torch.arange(len(y)) % 2 == 0, (y + 1) % 4, y)  # others are correct, and so attacked
-    run(model, x, other_y, options(), state=state)
-    assert_same(run(model, x, y, options(), state=state), run(model, x, y, options()))
+    half = torch.where(torch.arange(len(y)) % 2 == 0, y, (y + 1) % 4)  # the others are not attacked
+    run(model, x, y, options(), natural=half, state=state)
+    expected = run(model, x, y, options(), natural=y)
+    assert_same(run(model, x, y, options(), natural=y, state=state), expected)
 
 
 @pytest.mark.usefixtures("few_queries")
