@@ -206,6 +206,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
             at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
             at.optimizer = build_optimizer(model, run.training)
             at.begin_epoch()
+            at.step = 1  # the first step of LAS-AT also trains its strategy, as only every 20th does
             attack = at.attack(place, "expected", at.epoch, 0)
             took[stage] = seconds_of(functools.partial(training_step, at, batch, attack), plan.device) / place[1]
     pace = min(seconds / plan.passes(stage) for stage, seconds in took.items())  # of one pass of one image
