@@ -65,7 +65,7 @@ def boards() -> list[tuple[str, pd.DataFrame]]:
     for one in Results(current).by_test_set():
         if any(card.name.startswith("results/reproduce/") for card in one.named):
             for (data, ratio, model, protocol, rule), rows in one.board().groupby(list(BOARD[:5]), sort=False):
-                if len(rows) < 2 or rule != "last":
+                if len(rows) < 3 or rule != "last":
                     continue
                 about = f"{data}, imbalance ratio {ratio:.4g}, {model}, protocol {protocol}, {rule} epoch"
                 found.append((f"{about}, {len(one.cards[0].labels):,} test images", rows))
