@@ -79,7 +79,7 @@ def run(words: list[str]) -> None:
     from taet.evaluation.bundles import attacks_of
     from taet.models import trusted
     from taet.training.environment import resolve_device
-    from taet.training.folder import DELIVERED
+    from taet.training.folder import DELIVERED, RunFolder
 
     asked = of_part(given, "evaluation")
     attacks_of(Evaluation(**asked))
@@ -99,7 +99,8 @@ def run(words: list[str]) -> None:
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
-        print("\n".join([str(card), *notes, f"next: {call_text(['report', str(place)])}"]))
+        shown = place if weights == DELIVERED else RunFolder(place).card(weights)
+        print("\n".join([str(card), *notes, f"next: {call_text(['report', str(shown)])}"]))
 
 
 def opened(

@@ -171,6 +171,9 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     usual = protocols.start(run.protocol, run.method).threat
     if state.method.own_attack and (usual.steps, usual.step_size) != (run.threat.steps, run.threat.step_size):
         notes += (f"the steps of --threat change nothing: {state.method.title} has no attack, or one of its own",)
+    elif not state.method.single_step and run.threat.steps * run.threat.step_size < run.threat.eps * (1 - 1e-9):
+        steps = f"{plural(run.threat.steps, 'attack step')} of {size(run.threat.step_size)}"
+        notes += (f"! {steps} cannot reach eps {size(run.threat.eps)}; --threat.step-size makes them longer",)
     lines = [
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} to {least} to train on "
         f"(imbalance {dataset.imbalance_ratio:.4g})",

@@ -124,9 +124,12 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
     per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
-    splits = {(row.group, row.split) for row in rows if row.group}
-    usable = min(per_class.values()) > 1 and len(splits) == len({group for group, _ in splits})
-    if group == "none" or (group is None and not usable):
+    splits = Counter(of for of, _ in {(row.group, row.split) for row in rows if row.group})
+    wrong = [f"class '{label}' has only one" for label, count in per_class.items() if count < 2]
+    wrong += [f"'{name}' is in two splits" for name, count in splits.items() if count > 1]
+    if splits and wrong and group is None:
+        notes.append(f"subfolders are not kept together as groups, e.g. patients: {wrong[0]}; --data.group folder does")
+    if group == "none" or (wrong and group is None):
         rows = [row._replace(group="") for row in rows]
     return rows, notes
 

@@ -39,7 +39,7 @@ class Finding:
     ok: bool = True
 
     def __str__(self) -> str:
-        return f"{'ok' if self.ok else '! '} {self.what:20}{self.text}"
+        return f"{'ok' if self.ok else '! '} {self.what:19} {self.text}"
 
 
 @dataclass(frozen=True)

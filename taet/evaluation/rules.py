@@ -91,8 +91,8 @@ SENTENCES = {
     "soft-beats-hard": f"On the margin of the model with smooth operations instead of rounding and thresholds, "
     f"{_BEATEN}{_STOPPED}",
     # Of the test images
-    "at-chance": "Clean balanced accuracy is {value} % (95 % interval {interval} %), no better than chance, {chance} "
-    "%: robustness cannot be measured on these images{ask}",
+    "at-chance": "Clean balanced accuracy is {value} % (95 % interval {interval} %), not shown to be above "
+    "chance, {chance} %: robustness cannot be measured on these images{ask}",
     "class-without-test-images": "{absent} no test images: balanced numbers cover the other {tested} of "
     "{card.num_classes} classes",
     "few-images-per-class": f"{{few}} of {{card.num_classes}} classes have fewer than {statistics.FEW_PER_CLASS} test "
@@ -344,7 +344,7 @@ def of_test_set(card: Card) -> dict[str, str]:
     if absent := [name for name, count in zip(card.class_names, total, strict=True) if not count]:
         has = "have" if len(absent) > 1 else "has"
         found["class-without-test-images"] = {"absent": f"{listed(absent, most=3)} {has}", "tested": tested}
-    if few := [card.class_names[label] for label in statistics.few_images(total)]:
+    if few := [card.class_names[label] for label in statistics.few_images(total) if total[label]]:
         found["few-images-per-class"] = {"few": len(few), "names": listed(few, most=3)}
     # The difference of two shares on the same images has a standard error of sqrt(d / n) (McNemar, Psychometrika 1947).
     resolution = Z * math.sqrt(DISAGREEMENT / images)

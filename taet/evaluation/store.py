@@ -76,10 +76,11 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
 
 
 def continued(path: Path, card: Card) -> Card:
-    """Return the card with the columns and probe at `path`, if of the same model, ball, batches, machine and software.
+    """Return the card with the columns and probe of the one at `path`, or of one set aside beside it.
 
-    Models of equal weights are told apart by their outputs on the first images. A card about other weights or other
-    test images is a `UserError`.
+    That is the first of the same model, images, ball, batches, machine and software. Models of equal weights are told
+    apart by their outputs on the first images. A card at `path` about other weights or other test images is a
+    `UserError`.
     """
     if not path.exists():
         return card
@@ -89,11 +90,20 @@ def continued(path: Path, card: Card) -> Card:
         if old != new:
             got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
-    one, other = ([of.threat, of.batch_size, *map(of.environment.get, ("versions", "device"))] for of in (known, card))
+    aside = sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
+    same = next((one for one in (known, *map(Card.load, aside)) if _same(one, card)), None)
+    return card if same is None else card.changed(columns=same.columns, probe=same.probe)
+
+
+def _same(known: Card, card: Card) -> bool:
+    one, other = (
+        [of.model["weights_sha256"], of.data["test_sha256"], of.threat, of.batch_size]
+        + [of.environment.get(name) for name in ("versions", "device")]
+        for of in (known, card)
+    )
     there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (known, card))  # older cards: none
     limit = TOLERANCE * (float(np.nanmax(np.abs(here), initial=0)) or 1.0)
-    same = one == other and there.shape == here.shape and np.allclose(there, here, 0, limit, equal_nan=True)
-    return card.changed(columns=known.columns, probe=known.probe) if same else card
+    return one == other and there.shape == here.shape and np.allclose(there, here, 0, limit, equal_nan=True)
 
 
 def put(path: Path, card: Card) -> None:

@@ -105,13 +105,14 @@ def lead(results: Results) -> str:
 
 
 def warnings(results: Results) -> list[tuple[str, str, str]]:
-    """Return the warnings of the evaluations: name, rows, and the text of the first card that has it."""
+    """Return the warnings of the evaluations: name, rows, and the text of the first card of each row."""
     found: dict[str, dict[str, str]] = {}
     for one in results.named:
         own = {flag["flag"]: flag["text"] for flag in one.card.flags} | dict(training_flags(one.epochs))
         for flag, text in own.items():
             found.setdefault(flag, {}).setdefault(one.row, text)
-    return [(flag, listed(rows), next(iter(rows.values()))) for flag, rows in found.items()]
+    texts = ((flag, rows, text) for flag, rows in found.items() for text in dict.fromkeys(rows.values()))
+    return [(flag, listed([row for row, said in rows.items() if said == text]), text) for flag, rows, text in texts]
 
 
 FORMS: dict[str, Callable[[Results, str, Sequence[str]], str]]

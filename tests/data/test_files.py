@@ -139,7 +139,9 @@ def test_a_group_in_two_given_splits_is_refused(split, fill, refused):
     fill(split / "train" / "cat" / "p 7", 30)
     fill(split / "test" / "ant" / "p 7", 40)
     refused(split, r"group 'p 7' is in two splits; .*--data.group none", group="folder")
-    assert load(str(split)).train.groups is None
+    loose = load(str(split))
+    assert loose.train.groups is None
+    assert [note for note in loose.notes if "not kept together as groups, e.g. patients: 'p 7' is in two" in note]
 
 
 # Tables

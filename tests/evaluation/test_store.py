@@ -114,6 +114,8 @@ def test_columns_are_reused_in_one_ball_and_a_card_of_other_columns_is_kept(
     other = evaluated("fgsm", eps=0.05, out=tmp_path)
     assert [column.name for column in other.columns] == ["clean", "fgsm"]
     assert ResultCard.load(tmp_path).to_json() == other.to_json()
+    back = [column.name for column in evaluated("fgsm", out=tmp_path).columns]  # in the first ball, set aside
+    assert back == ["clean", "fgsm", "pgd-3", "pgd-5"]
 
 
 def test_a_point_of_a_curve_that_was_asked_for_later_is_in_the_tables_and_not_measured_again(
