@@ -151,7 +151,8 @@ class Results:
         """Return the mean over the seeds of each row and attack, for some groups of classes or all.
 
         The columns are row, attack, group, accuracy, low, high, error and seeds. One seed keeps its interval over the
-        test images; several have Student's interval of their mean, within [0, 1], and its standard error.
+        test images; several have the mean such interval, whose ends at distance q move to sqrt(q^2 + (t SE)^2) as in
+        `taet.intervals.difference`, within [0, 1], and the standard error SE of their mean.
         """
         found = self._scores
         return (found[found["group"].isin(groups)] if groups else found).reset_index(drop=True)
@@ -281,11 +282,11 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
 def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """Return mean and interval of the seeds of equal keys, of which each is counted once, as in `Results.scores`."""
     numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
-    scores, of = numbers[["accuracy", "low", "high"]].first(), numbers["accuracy"]
+    scores, of = numbers[["accuracy", "low", "high"]].mean(), numbers["accuracy"]
     mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
     reach = error * seeds.map(lambda n: student_quantile(0.95, n - 1) if n > 1 else math.nan)
-    low = scores["low"].mask(seeds > 1, (mean - reach).clip(lower=0))
-    high = scores["high"].mask(seeds > 1, (mean + reach).clip(upper=1))
+    low = scores["low"].mask(seeds > 1, (mean - np.hypot(mean - scores["low"], reach)).clip(lower=0))
+    high = scores["high"].mask(seeds > 1, (mean + np.hypot(scores["high"] - mean, reach)).clip(upper=1))
     return scores.assign(accuracy=mean, low=low, high=high, error=error, seeds=seeds).reset_index()
 
 
