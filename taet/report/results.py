@@ -282,7 +282,8 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
 def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """Return mean and interval of the seeds of equal keys, of which each is counted once, as in `Results.scores`."""
     numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
-    scores, of = numbers[["accuracy", "low", "high"]].mean(), numbers["accuracy"]
+    scores: pd.DataFrame = numbers[["accuracy", "low", "high"]].mean()
+    of = numbers["accuracy"]
     mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
     reach = error * seeds.map(lambda n: student_quantile(0.95, n - 1) if n > 1 else math.nan)
     low = scores["low"].mask(seeds > 1, (mean - np.hypot(mean - scores["low"], reach)).clip(lower=0))
