@@ -168,10 +168,10 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     notes = (*dataset.notes, *getattr(state.model, "notes", ()))
-    usual = protocols.start(run.protocol, run.method).threat
-    if state.method.own_attack and (usual.steps, usual.step_size) != (run.threat.steps, run.threat.step_size):
+    usual, own = protocols.start(run.protocol, run.method).threat, state.method.own_attack
+    if own and (usual.steps, usual.step_size) != (run.threat.steps, run.threat.step_size):
         notes += (f"the steps of --threat change nothing: {state.method.title} has no attack, or one of its own",)
-    elif not state.method.single_step and run.threat.steps * run.threat.step_size < run.threat.eps * (1 - 1e-9):
+    elif not own and run.threat.steps * run.threat.step_size < run.threat.eps * (1 - 1e-9):
         steps = f"{plural(run.threat.steps, 'attack step')} of {size(run.threat.step_size)}"
         notes += (f"! {steps} cannot reach eps {size(run.threat.eps)}; --threat.step-size makes them longer",)
     lines = [

@@ -25,7 +25,7 @@ from taet.evaluation.subject import ArrayOrTensor, Subject
 from taet.formatting import duration, listed, percent
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
-from taet.training.folder import DELIVERED, DONE, METRICS, RUN, RunFolder
+from taet.training.folder import DELIVERED, DONE, METRICS, RUN, SUFFIX, RunFolder
 
 MOST_EACH = 10  # logits for a class; more are those of another data set
 
@@ -138,12 +138,18 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
             yield folder.checkpoint.name, lambda: folder.load_checkpoint()
         if folder.is_done:
             yield DONE, lambda: folder.sums
-            names = [DELIVERED]
+            names = {folder.weights().name}
             with contextlib.suppress(UserError):  # told for `done`
-                names = folder.weights_names
-            yield from ((path.name, partial(folder.check_weights, path.stem)) for path in map(folder.weights, names))
+                names |= {*folder.sums, *(path.name for path in folder.path.glob(f"*{SUFFIX}"))} - {RUN, METRICS}
+            yield from ((name, partial(_weights, folder, name)) for name in sorted(names))
     for path, name in folder.cards():
         yield path.name, partial(store.read, folder, path, name)
+
+
+def _weights(folder: RunFolder, name: str) -> None:
+    folder.check_weights(name.removesuffix(SUFFIX))
+    if name not in folder.sums:
+        raise UserError(f"{name} was not written by this training: {DONE} does not name it")
 
 
 def _model(subject: Subject, deep: bool) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -91,7 +92,8 @@ def continued(path: Path, card: Card) -> Card:
             got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
     aside = sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
-    same = next((one for one in (known, *map(Card.load, aside)) if _same(one, card)), None)
+    cards = itertools.chain([known], map(Card.load, aside))  # one set aside is read only if it may be needed
+    same = next((one for one in cards if _same(one, card)), None)
     return card if same is None else card.changed(columns=same.columns, probe=same.probe)
 
 

@@ -151,8 +151,7 @@ class Results:
         """Return the mean over the seeds of each row and attack, for some groups of classes or all.
 
         The columns are row, attack, group, accuracy, low, high, error and seeds. One seed keeps its interval over the
-        test images; several have the mean such interval, whose ends at distance q move to sqrt(q^2 + (t SE)^2) as in
-        `taet.intervals.difference`, within [0, 1], and the standard error SE of their mean.
+        test images; of several it is the mean one, widened for the seeds as in `difference`; error is theirs.
         """
         found = self._scores
         return (found[found["group"].isin(groups)] if groups else found).reset_index(drop=True)
@@ -282,8 +281,7 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
 def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """Return mean and interval of the seeds of equal keys, of which each is counted once, as in `Results.scores`."""
     numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
-    scores: pd.DataFrame = numbers[["accuracy", "low", "high"]].mean()
-    of = numbers["accuracy"]
+    scores, of = numbers[["accuracy", "low", "high"]].agg("mean"), numbers["accuracy"]
     mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
     reach = error * seeds.map(lambda n: student_quantile(0.95, n - 1) if n > 1 else math.nan)
     low = scores["low"].mask(seeds > 1, (mean - np.hypot(mean - scores["low"], reach)).clip(lower=0))

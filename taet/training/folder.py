@@ -183,12 +183,6 @@ class RunFolder:
             name = DELIVERED
         return self.path / f"{name}{SUFFIX}"
 
-    @property
-    def weights_names(self) -> list[str]:
-        """The names of existing weights and, after the training, of those that should exist."""
-        files = {f"{DELIVERED}{SUFFIX}", *self.sums, *(path.name for path in self.path.glob(f"*{SUFFIX}"))}
-        return sorted(Path(name).stem for name in files if name.endswith(SUFFIX))
-
     def save_weights(self, name: str, state: Mapping[str, Tensor], epoch: int) -> None:
         """Save a model's `state` as safetensors, with `WeightsAbout` as metadata."""
         layout = torch.contiguous_format  # copies: safetensors refuses tensors that share memory, as tied weights do

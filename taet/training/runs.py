@@ -156,8 +156,8 @@ def load_model(
     record = path.record
     _check_given(path.path, "model", model, record.model_given)
     chosen, data = record.run.model, record.data
-    if (fit := left_behind(record.settings).get("data.fit")) is not None:
-        raise UserError(f"{path.path} was trained with data fit {fit}; this setting has left, see CHANGELOG.md")
+    if (left := left_behind(record.settings).get("data.fit")) is not None:
+        raise UserError(f"{path.path} was trained with data fit {left}; this setting has left, see CHANGELOG.md")
     if model is None:
         models.check_trust(path.path, chosen.name)
         model = models.build(chosen.name, data.num_classes, data.image_shape, head=record.head, stem=chosen.stem)

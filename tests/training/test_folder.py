@@ -105,6 +105,11 @@ def use(folder: Path) -> dict[str, Any]:
     }
 
 
+def test_weights_that_the_training_did_not_write_are_found(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "model-best.safetensors")
+    assert wrong(folder) == ["model-best.safetensors"]
+
+
 FILES = ("model.safetensors", "run.json", "metrics.jsonl", "done", "checkpoint.pt", "evaluation.json")
 
 
