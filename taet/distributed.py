@@ -125,7 +125,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def first(work: Callable[[], T]) -> T:
+def on_first(work: Callable[[], T]) -> T:
     """Run `work` on the first process only and return its result on all; a UserError there is raised on all."""
     if world_size() == 1:
         return work()

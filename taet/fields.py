@@ -128,7 +128,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(**STRICT, extra="forbid", use_attribute_docstrings=True, validate_default=True)
     label: ClassVar[str] = ""
     """Precedes the names of the fields in messages."""
-    left: ClassVar[Mapping[str, object]] = {}
+    retired: ClassVar[Mapping[str, object]] = {}
     """Entries of earlier versions, each with the default that it had: with that value they are read as if absent."""
 
     @model_validator(mode="wrap")
@@ -136,10 +136,10 @@ class Settings(BaseModel):
     def _in_one_line(cls, data: object, build: Callable[[object], Self]) -> Self:
         if not isinstance(data, Mapping):
             return build(data)
-        values = {name: plain(value) for name, value in data.items() if cls.left.get(name, data) != value}
+        values = {name: plain(value) for name, value in data.items() if cls.retired.get(name, data) != value}
         for name, value in values.items():
             what = name.replace("_", " ")
-            if name in cls.left and name not in cls.model_fields:
+            if name in cls.retired and name not in cls.model_fields:
                 owner = cls.label or cls.__name__.lower()
                 raise UserError(f"{owner} {what}: got {got_text(value)}; this setting has left, see CHANGELOG.md")
             if isinstance(value, str) and UNWRITABLE.search(value) and name in cls.model_fields:

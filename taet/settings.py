@@ -44,7 +44,7 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
 class Data(Settings):
     """The data set, and how it is made long-tailed."""
 
-    left: ClassVar[Mapping[str, object]] = {
+    retired: ClassVar[Mapping[str, object]] = {
         **dict.fromkeys(("group_pattern", "image_column", "label_column", "image_template", "extra_filter_model")),
         "extra_classes": "prior",
         "extra_trained_on": "other",
@@ -186,9 +186,9 @@ class Outer(Settings):
 class Training(Settings):
     """Optimisation. The defaults are those of both papers: SGD with momentum and a step schedule."""
 
-    left: ClassVar[Mapping[str, object]] = {
+    retired: ClassVar[Mapping[str, object]] = {
         **{"capture": True, "workers": 0, "tensorboard": False, "sync_bn": True},
-        **{"probing": 0.0, "probing_lr": 0.05},
+        **{"probing": 0.0, "probing_lr": 0.05, "monitor_images": None},
     }
 
     epochs: Count = 100
@@ -235,9 +235,8 @@ class Training(Settings):
     monitor_steps: Count = 20
     """PGD steps of the curve."""
     monitor_every: Whole | None = None
-    """Epochs between points of the curve; 0: no curve. Default: 1 where it decides, else a tenth of the epochs."""
-    monitor_images: Count | None = None
-    """Images of each point, a fixed even sample of the classes. Default: all where the curve decides, else 1,000."""
+    """Epochs between points of the curve, of all images where it decides, else of 1,000, evenly sampled; 0: no curve.
+    Default: 1 where it decides, else a tenth of the epochs."""
     distance_images: Whole = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
     save_minutes: NonNegative = 5.0
@@ -271,7 +270,7 @@ class Evaluation(Settings):
     eps: Annotated[Radius, Field(gt=0)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
     step_size: Annotated[Radius, Field(gt=0)] = 1 / 255
-    """Step of PGD in the L-infinity ball."""
+    """Step of PGD in the L-infinity ball. The protocol's value keeps its proportion to another ball, also if given."""
     eps_l2: Annotated[RadiusL2, Field(gt=0)] = 1.0
     """Radius of the L2 ball, for images in [0, 1], also of cw-l2 if bounded (REAT)."""
     step_size_l2: Annotated[RadiusL2, Field(gt=0)] = 0.2
@@ -364,7 +363,7 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
     values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():
         name, dot, rest = path.partition(".")
-        if name not in type(config).model_fields.keys() | type(config).left.keys():  # which the model itself judges
+        if name not in type(config).model_fields.keys() | type(config).retired.keys():  # which the model itself judges
             raise unknown(f"setting '{prefix}{path}': field", name, type(config).model_fields)
         if dot and not isinstance(getattr(config, name, ""), Settings | None):
             raise UserError(f"setting '{prefix}{path}': {name} has no fields")

@@ -43,10 +43,10 @@ import findings  # noqa: E402
 import paired as pairing  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from runs import Runs  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 import taet  # noqa: E402
+from runs import Runs  # noqa: E402
 from taet import cli, protocols  # noqa: E402
 from taet.errors import UserError  # noqa: E402
 from taet.evaluation.card import ResultCard  # noqa: E402
@@ -156,7 +156,7 @@ def as_stored(run: Any) -> dict[str, Any]:
     """The JSON of a Run with the settings of its data as they were: those that have left, and none that is new."""
     config = run.model_dump()
     old = {part: {name: config[part][name] for name in config[part].keys() - new} for part, new in NEW.items()}
-    left = {"data": Data.left, "training": {"sync_bn": True}}
+    left = {"data": Data.retired, "training": {"sync_bn": True, "monitor_images": None}}
     return {**config, **{part: {**left.get(part, {}), **values} for part, values in old.items()}}
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from taet.distributed import (
     average_gradients,
     copy_first,
-    first,
     gather,
     global_mean,
     global_sum,
     in_any,
     in_turn,
     leave,
+    on_first,
     rank,
     share,
     unless_one_ends,
@@ -98,7 +98,7 @@ def decide(number: int, folder: Path) -> dict[str, Any]:
         return journal.read_text().split()
 
     return {
-        "first": [outcome(partial(first, mistaken(n, "result"))) for n in (0, 1)],
+        "first": [outcome(partial(on_first, mistaken(n, "result"))) for n in (0, 1)],
         "in turn": [outcome(partial(in_turn, mistaken(n, "result"))) for n in (0, 1, 2)],
         "journal": in_turn(written),
         "in any": in_any(True, number == 0, number == 1, False),

@@ -93,7 +93,7 @@ def test_a_command_in_the_documents_parses(words: list[str]) -> None:
 @pytest.mark.usefixtures("plugins")
 def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_path: Path) -> None:
     changes = {"data.name": "two-digits", "model.name": "linear", "training.epochs": 1, "threat.steps": 1}
-    changes |= {"settings": {"smoothing": 0.2}, "training.monitor_every": 0, "data.test_max_count": 10}
+    changes |= {"settings": {"weight": 0.2}, "training.monitor_every": 0, "data.test_max_count": 10}
     result = taet.train(override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
     taet.evaluate(result.folder, attacks=["clean", "corner", "pgd-2"])
     page = text(taet.results(result.folder).report(tmp_path / "report.html"))

@@ -13,7 +13,9 @@ import pytest
 from taet import methods, registry
 from taet.cli import main
 from taet.errors import UserError
+from taet.files import file_sha256
 from taet.registry import Kind
+from taet.training.folder import RunFolder
 from tests.calls import forget
 
 KINDS = typing.get_args(Kind)
@@ -79,6 +81,21 @@ def test_a_method_of_a_user_is_in_the_list_and_on_the_command_line(
     assert (tmp_path / "run" / "done").exists()
     assert main(["train", "prediction-balanced", "--method.power", "9"]) == 2
     assert "method power: got 9; allowed: a number, 0 to 4" in capsys.readouterr().err
+
+
+def test_a_run_knows_the_code_of_its_method(plugins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = "--data.max-count 20 --model resnet8 --epochs 1 --threat.steps 1 --monitor-steps 1 --threads 1"
+    words = ["train", "prediction-balanced", *short.split(), "--out", str(plugins / "run")]
+    assert main(words) == 0
+    source = plugins / "methods" / "own.py"
+    record = RunFolder(plugins / "run").record
+    assert record.code == {"methods": file_sha256(source)}
+    source.write_text(source.read_text() + "\n")
+    (plugins / "run" / "done").unlink()
+    assert main(["train", "--resume", str(plugins / "run")]) == 2
+    assert "the code of the method or model has changed since" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "exists and is not this run; choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.full

@@ -21,6 +21,8 @@ BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
 
 def check_size(what: str, size: Size, x: Tensor, norm: Norm, *, values: bool) -> None:
     """Refuse a size that a ball of `norm` cannot have; tensors are read, which waits for the device, with `values`."""
+    if isinstance(size, str):
+        raise UserError(f"{what}: got '{size}'; allowed: a number, e.g. 8 / 255")
     if not isinstance(size, Tensor):
         check_radius(what, size, norm)
     elif size.ndim > 0 and size.shape != x.shape[:1]:
@@ -102,9 +104,8 @@ def verify(attack: str, x_adv: Tensor, x: Tensor, eps: Size | None, norm: Norm =
         inside &= distance(x_adv, x, norm) <= eps + BALL_TOLERANCE
     if not bool(inside.all()):
         ball = "" if eps is None else "their balls or " if isinstance(eps, Tensor) else f"the ball of {eps:g} or "
-        raise UserError(
-            f"{attack}: {int((~inside).sum())} images left {ball}the range 0 to 1; are the model's gradients finite?"
-        )
+        why = "" if bool(x_adv.isfinite().all()) else "; are the model's gradients finite?"
+        raise UserError(f"{attack}: {int((~inside).sum())} images left {ball}the range 0 to 1{why}")
 
 
 @contextmanager

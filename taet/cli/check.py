@@ -33,7 +33,7 @@ class CheckCommand(OfModel):
 def run(words: list[str]) -> int:
     """Check and print the findings; return 1 if one is a problem."""
     command, given = parse(CheckCommand, words, "taet check", [Options("data", Data(), usual=OF_DATA)])
-    data, notes = of_part(given, "data"), tuple[str, ...]()
+    data, notes = of_part(given, "data"), list[str]()
 
     from taet.evaluation import check
     from taet.models import trusted
@@ -49,7 +49,8 @@ def run(words: list[str]) -> int:
         elif is_folder(name := local(command.model)) and not data and command.normalize == "none":
             found = check(name, weights=command.weights or "model", **how)
         else:
-            model, dataset, notes = opened(name, data, command.weights, command.normalize)
+            model, dataset, about = opened(name, data, command.weights, command.normalize)
+            notes = [*dataset.notes, *about]
             found = check(model, dataset, **how)
     print("\n".join([str(found), *notes]))
     return 0 if found.ok else 1

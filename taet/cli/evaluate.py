@@ -46,6 +46,9 @@ class Evaluate(OfModel):
     """Run folder."""
     model: str | None = None
     """Model of any origin, or a published one: hf:USER/NAME@COMMIT. It needs --data."""
+    all_images: bool = False
+    """With --model: every image of your own --data is a test image, e.g. those of another clinic. Default: its test
+    split, or a fifth of an undivided folder."""
     out: OutPath | None = None
     """With --model: folder of the card. Default: runs/evaluate-NAME, followed by weights and normalisation."""
     threads: Processes | None = None
@@ -62,10 +65,9 @@ def read(words: list[str]) -> tuple[Evaluate, Json]:
         got = "neither" if command.run is None else f"{command.run} and --model {command.model}"
         raise UserError(f"which model? got {got}; allowed: one, RUN or --model NAME --data NAME")
     if command.run is not None:
-        if of_part(given, "data") or command.normalize != "none" or command.out is not None:
-            raise UserError(
-                f"--data and --out go with --model {command.run}; a run has its own, and its own normalisation"
-            )
+        if of_part(given, "data") or command.normalize != "none" or command.out is not None or command.all_images:
+            own = "a run has its own, and its own normalisation"
+            raise UserError(f"--data, --all-images and --out go with --model {command.run}; {own}")
         check_value("weights", command.weights or "model", Weights)
     return command, given
 
@@ -86,16 +88,17 @@ def run(words: list[str]) -> None:
     how = asked | {"probe": command.probe, "threads": command.threads, "command": call_text(["evaluate", *words])}
     with together(command.device), trusted(command.trust_model):
         if command.run is not None:
-            place, weights, notes = command.run, command.weights or DELIVERED, tuple[str, ...]()
+            place, weights, notes = command.run, command.weights or DELIVERED, list[str]()
             attack = partial(evaluate, place, weights=weights, device=command.device, **how)
         else:
             made = (command.model, Path(command.weights or "").stem, command.normalize.removeprefix("none"))
             name = re.sub(r"[^\w.-]+", "-", " ".join(filter(None, made)))
             place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
-            model, dataset, notes = opened(*subject)
+            model, dataset, about = opened(*subject, all_images=command.all_images)
+            notes = [*dataset.notes, *about]
             how |= {"out": place, "device": str(resolve_device(command.device))}
-            how |= {} if isinstance(model, Path) else {"name": command.model, "notes": notes}
+            how |= {} if isinstance(model, Path) else {"name": command.model, "notes": about}
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
@@ -104,26 +107,27 @@ def run(words: list[str]) -> None:
 
 
 def opened(
-    name: str, data: Json, weights: str | None, normalize: str
+    name: str, data: Json, weights: str | None, normalize: str, *, all_images: bool = False
 ) -> tuple[Path | nn.Module, Dataset, tuple[str, ...]]:
-    """Return a run's folder, or a model of any origin; its test images, by default resized to the run's; and notes."""
-    from taet.data import load
+    """Return a run's folder or a model of any origin, its test images, resized to the run's, and notes on it."""
+    from taet.data import full_name, load, load_all
     from taet.models import foreign
     from taet.training.folder import RunFolder
 
     if not data.get("name"):
         raise UserError(f"--data is missing: {name} names no test images; see taet list data")
-    wanted = Data(**data)
+    wanted, read = Data(**data), load_all if all_images else load
     if is_folder(name):
         if weights is not None or normalize != "none":
             raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
         record = RunFolder(Path(name)).record
+        if all_images and record.data.name == full_name(wanted.name):
+            raise UserError(f"{name} was trained on images of {wanted.name}; allowed: without --all-images")
         _, height, width = record.data.image_shape
         if wanted.size is not None or height == width:
             wanted = wanted.replace(size=wanted.size or height)
-        dataset = load(wanted)
-        return Path(name), dataset, dataset.notes
-    dataset, file = load(wanted), None if weights is None else Path(weights)
+        return Path(name), read(wanted), ()
+    dataset, file = read(wanted), None if weights is None else Path(weights)
     classes, shape = dataset.num_classes, dataset.image_shape
     model, notes = foreign.load(name, num_classes=classes, image_shape=shape, weights=file, normalize=normalize)
     return model, dataset, notes

@@ -59,7 +59,7 @@ class Train(Command):
     seed: LongSeed | None = None
     """Seed of everything random. Default: 0, or that of --config."""
     out: RunPath | None = None
-    """Folder of the run, which must not exist. Default: a new one in runs/."""
+    """Folder of the run, which must not exist. Default: runs/METHOD-DATA-MODEL-PROTOCOL-seedN."""
     resume: Path | None = None
     """Continue this run. Only --trust-model and --evaluate may be added."""
     config: Path | None = None
@@ -153,7 +153,7 @@ def settings_in(path: Path) -> Json:
         for name, known in (("method", registry.entries("methods")), ("protocol", protocols.PROTOCOLS)):
             if name in values and str(values[name]) not in known:
                 raise unknown(name, str(values[name]), known)
-        left = {f"training.{name}" for name in PLACE if name in Training.left}  # they change no number
+        left = {f"training.{name}" for name in PLACE if name in Training.retired}  # they change no number
         return {name: of for name, of in flat(values) if (name, of) != ("settings", None) and name not in left}
 
 
@@ -183,7 +183,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     if choices := own_images.choice_lines({**chosen, **mirroring, **plan.choices}):
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choices)]
     took, attacks = expected_seconds(plan, state), attack_seconds(plan, state.model)
-    lines.append(f"training will take {duration(took)}, the attacks after it {duration(attacks)}")
+    lines.append(f"training will take {duration(took)}, its evaluation {duration(attacks)}")
     epochs = run.training.epochs
     fewer, few = max(1, round(epochs * LONG_SECONDS / took)), dataset.test.class_counts.clip(max=FEW).sum()
     ways = [(f"--epochs {fewer}", took * fewer / epochs, took)] if took > LONG_SECONDS else []
@@ -215,7 +215,7 @@ def run(words: list[str]) -> None:
     from taet.cli import evaluate
     from taet.cli.processes import progress, reported_once, say, together
     from taet.data import is_own
-    from taet.distributed import first
+    from taet.distributed import on_first
     from taet.models import consent, trusted
     from taet.progress import reporting_to
     from taet.report import write
@@ -234,7 +234,7 @@ def run(words: list[str]) -> None:
                 finished = resume(options.resume, progress=report)
         else:
             with progress("read") as report, reporting_to(report):
-                run, chosen = first(request.planned)
+                run, chosen = on_first(request.planned)
 
             def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
                 say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
@@ -254,6 +254,6 @@ def run(words: list[str]) -> None:
             except KeyboardInterrupt:
                 again = call_text(["train", "--resume", *call, "--evaluate"])
                 raise KeyboardInterrupt(f"continue with: {again}") from None
-            print(f"report: {first(lambda: write([finished.folder], finished.folder / 'report.html'))}")
+            print(f"report: {on_first(lambda: write([finished.folder], finished.folder / 'report.html'))}")
         else:
             print(f"next: {call_text(['evaluate', *call])}")

@@ -125,6 +125,8 @@ class Dataset:
     """Whether the images were resized, so that other images of any size can be resized as well."""
     whole_test: Split | None = None
     """With extra images, which are compared with them: all test images of the source, if `test` is a part of them."""
+    only_test: bool = False
+    """Whether there are no training images; `train` is then `test`."""
 
     def __post_init__(self) -> None:
         # Notes are printed and stored, and name files.
@@ -165,7 +167,8 @@ class Dataset:
 
     def about(self) -> Json:
         """Return the entry about the test images for result cards."""
-        return {"name": self.name, "imbalance_ratio": self.imbalance_ratio, "notes": list(self.notes)}
+        ratio = None if self.only_test else self.imbalance_ratio
+        return {"name": self.name, "imbalance_ratio": ratio, "notes": list(self.notes)}
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ NAMES = {
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
+DIVIDED = "no test images are given"
 TEST_SHARE = 0.2
 """Share of each class that is for testing where no split is given."""
 
@@ -57,10 +58,10 @@ def of_rows(
         train, test = divided(whole, whole.class_counts.tolist(), TEST_SHARE, data.seed)
         if train is None or test is None:
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
-            raise UserError(f"no test images are given, and no class has a {spare}")
+            raise UserError(f"{DIVIDED}, and no class has a {spare}")
         some = f"whole groups, {len(test) / len(labels):.0%} of the images, are"
         of = f"{TEST_SHARE:.0%} of each class is" if groups is None else some
-        notes.insert(0, f"no test images are given: {of} for testing (seed {data.seed})")
+        notes.insert(0, f"{DIVIDED}: {of} for testing (seed {data.seed})")
         made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
     else:
         splits = np.array([row.split for row in rows])
@@ -158,16 +159,23 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
 
 def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     """Return the images of each class folder, in alphabetical order, with their subfolders as groups, and notes."""
-    rows, classes = list[Row](), _folders(folder)
+    rows, notes, others, classes = list[Row](), list[str](), Counter[str](), _folders(folder)
     if not classes:
         raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
     for child in classes:
-        images = [file for file in files_below(child) if is_image(file)]
+        files = files_below(child)
+        images = [file for file in files if is_image(file)]
+        others.update(file.suffix.lower() or "no suffix" for file in files if not is_image(file))
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     outside = sum(map(is_image, folder.iterdir()))
-    return rows, [f"{outside} images outside of the class folders are left out"] if outside else []
+    if outside:
+        notes.append(f"{outside} images outside of the class folders are left out")
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+        notes.append(f"{others.total()} files that are no images of a known type are left out: {kinds}")
+    return rows, notes
 
 
 def _folders(path: Path) -> list[Path]:

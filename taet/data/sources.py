@@ -14,6 +14,7 @@ import numpy as np
 from taet import registry
 from taet.data.dataset import DataFacts, Dataset, DataSource, Part, Split, fingerprints, images_sha256
 from taet.data.downloads import Download, Missing, ready
+from taet.data.files import DIVIDED
 from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
@@ -23,6 +24,8 @@ from taet.progress import Progress
 from taet.settings import Data, from_json
 
 PATH_SOURCES = ("folder", "csv", "npz", "hf")
+WHOLE = {"name", "root", "size", "storage", "skip_unreadable", "group"}
+"""Fields of `Data` that choose no images."""
 
 
 def full_name(name: str) -> str:
@@ -142,6 +145,23 @@ def load(name: str | Data, **settings: Any) -> Dataset:
         resized=found.resized or data.size is not None,
         whole_test=_read(found.splits["test"], data) if whole else None,
     )
+
+
+def load_all(data: Data) -> Dataset:
+    """Return your own images, of every split, as the test images of a model that was trained on none of them."""
+    others = sorted(data.model_dump(exclude_defaults=True).keys() - WHOLE)
+    if others or not is_own(data.name):
+        got = f"--data.{others[0].replace('_', '-')}" if others else data.name
+        raise UserError(f"all images: got {got}; allowed: your own images, {', '.join(PATH_SOURCES)}, without a cut")
+    data, _ = _named(data)
+    found = source(data)
+    parts = [_read(part, data) for part in found.splits.values()]
+    images, labels = (
+        np.concatenate(each) for each in zip(*((part.images, part.labels) for part in parts), strict=True)
+    )
+    whole = Split(images, labels, parts[0].class_names, np.arange(len(labels)))
+    notes = f"all {len(labels)} images are test images", *(one for one in found.notes if not one.startswith(DIVIDED))
+    return Dataset(data.name, whole, None, whole, notes=notes, resized=found.resized, only_test=True)
 
 
 def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:

@@ -12,7 +12,7 @@ from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
 from taet.data import Dataset
 from taet.data.long_tail import even_sample
-from taet.distributed import first, gather, rank
+from taet.distributed import gather, on_first, rank
 from taet.errors import UserError
 from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
@@ -104,7 +104,7 @@ def evaluate(
         card = subject.card_of(runner).changed(command=command)
         with owned(None if path is None else RunFolder(path.parent)):
             # One process reads, so that all agree.
-            card = card if path is None else first(lambda: store.continued(path, card))
+            card = card if path is None else on_first(lambda: store.continued(path, card))
             card = _with_columns(card, runner, subject.attacks, probe, threads, Meter(progress))
             if path is not None and rank() == 0:
                 store.put(path, card)
@@ -134,7 +134,7 @@ def _with_columns(
         ticking = runner.model.ticking(later, lambda done: meter(done, later, "probe"))
         with using(threads or idle_threads()[0]), runner.still(), ticking:
             # One process finds them.
-            found = first(lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites)))
+            found = on_first(lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites)))
         meter(later, later, "probe")
         facts = {"seed": runner.seed, **{name: value for name, value in found.items() if name != "batch_size"}}
     gone = {column.name for column in measured}

@@ -73,7 +73,8 @@ class Subject:
         if (images is None or isinstance(images, Dataset)) and not (labels is None and class_names is None):
             raise UserError("evaluate: got labels or class names without images; allowed: with images as an array")
         if isinstance(images, Dataset):
-            class_names, train_class_counts = images.class_names, images.class_counts.tolist()
+            class_names = images.class_names
+            train_class_counts = None if images.only_test else images.class_counts.tolist()
             about, test = images.about(), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [str(one) for one in class_names]
@@ -124,7 +125,7 @@ class Subject:
         data |= {"class_names": list(record.data.class_names), "train_class_counts": counts, "test_sha256": sha256}
         fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
         fields["run"] = {"config": record.settings, "hash": record.run_hash, "command": record.command}
-        fields["run"] |= {"deviations": list(record.deviations)}
+        fields["run"] |= {"deviations": list(record.deviations), **({"code": record.code} if record.code else {})}
         name, epoch = run.model.name if model is None else type(model).__name__, folder.weights_about(weights).epoch
         fields["model"] = {"name": name, "selection": rule, "epoch": epoch, "leak": leak}
         fields["model"] |= {"file_sha256": file_sha256(folder.weights(weights))}

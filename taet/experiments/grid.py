@@ -186,6 +186,9 @@ class Cell:
         folder = RunFolder(self.folder)
         if self.run is None or not folder.is_run:
             return
+        code = folder.record.code
+        if code and code != registry.code_of(self.run.method, self.run.model.name):
+            raise UserError(f"{self.folder} holds a run of another version of its method or model; remove the folder")
         held, asked = training_settings(folder.record.run), training_settings(self.run)
         for name in sorted({*held, *asked} - idle_settings(self.run)):
             there, here = held.get(name), asked.get(name)

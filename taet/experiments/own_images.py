@@ -24,6 +24,7 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 CYCLE = ("threat.steps", "threat.step_size", "training.decay")  # what few attack steps in one cycle change
+WidthHeight = tuple[int, int]  # width and height
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 
@@ -44,29 +45,6 @@ def choice_lines(choices: Mapping[str, tuple[object, str]]) -> list[str]:
     return [f"{name:{wide[0]}}  {value:{wide[1]}}  {why}" for name, value, why in rows]
 
 
-class OwnImages(NamedTuple):
-    """The properties of the user's images that the choices depend on; sizes are width and height."""
-
-    training: int
-    tested: tuple[int, ...]
-    """Test images of each class."""
-    median: tuple[int, int]
-    largest: tuple[int, int]
-    uniform: bool
-    """Whether all images have the same size."""
-
-
-def own_images(data: Data) -> OwnImages:
-    """Return properties of the chosen images, from the headers of image files or the shape of arrays."""
-    parts = source(data).splits
-    kept, images = select(parts, data)[0], parts["train"].images
-    sizes = len(kept["train"]), tuple(kept["test"].class_counts.tolist())
-    if isinstance(images, Files):
-        return OwnImages(*sizes, images.ranked(0.5), images.ranked(1), images.uniform)
-    shape = data.size or images.shape[2], data.size or images.shape[1]
-    return OwnImages(*sizes, shape, shape, True)
-
-
 def plan(method: str, data: str) -> tuple[Run, dict[str, Chosen]]:
     """Return the run of `method` on your own images as `taet train` chooses it, and each choice with its reason."""
     return chosen(start(Run.default("protocol"), method), {"data.name": data})
@@ -85,12 +63,18 @@ def planned(run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CY
     Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them.
     """
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
-    found = own_images(run.data)
+    parts = source(run.data).splits
+    kept, images = select(parts, run.data)[0], parts["train"].images
+    if isinstance(images, Files):
+        median, largest, uniform = images.ranked(0.5), images.ranked(1), images.uniform
+    else:
+        median = largest = run.data.size or images.shape[2], run.data.size or images.shape[1]
+        uniform = True
     choices = {
-        **_size(found, accelerated),
-        "model.name": network(found.median, accelerated),
-        **length(run, found, accelerated),
-        **({} if accelerated else attacked(run.data, found.tested)),
+        **_size(median, largest, uniform, accelerated),
+        "model.name": network(median, accelerated),
+        **length(run, len(kept["train"]), accelerated),
+        **({} if accelerated else attacked(run.data, kept["test"].class_counts.tolist())),
         "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
     if run.protocol == Run.default("protocol"):  # the columns of another protocol are used as they are
@@ -129,7 +113,7 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
     return override(run, {"model.name": model.value}), {"model.name": Chosen(model.value, why)}
 
 
-def network(size: tuple[int, int], accelerated: bool | None = None) -> Chosen:
+def network(size: WidthHeight, accelerated: bool | None = None) -> Chosen:
     """Return the network for images of this width and height on this machine, or on one with or without a GPU."""
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     if max(size) < SMALL:
@@ -141,14 +125,14 @@ def _machine(accelerated: bool) -> str:
     return f"this machine has {'an' if accelerated else 'no'} accelerator"
 
 
-def _size(found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
+def _size(median: WidthHeight, largest: WidthHeight, uniform: bool, accelerated: bool) -> dict[str, Chosen]:
     """Choose the image size: unchanged if it is the same for all, feasible on the machine, and need not be square."""
     most = SIDES[0] if accelerated else SIDES[-1]
-    if found.uniform and max(found.largest) <= most:
+    if uniform and max(largest) <= most:
         return {}
-    side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
-    sizes = "they are {}x{}".format(*found.largest) if found.uniform else "they have many sizes"
-    squeezed = "" if found.median[0] == found.median[1] else "; images that are not square are squeezed"
+    side = next((side for side in SIDES if side <= min(most, *median)), SIDES[-1])
+    sizes = "they are {}x{}".format(*largest) if uniform else "they have many sizes"
+    squeezed = "" if median[0] == median[1] else "; images that are not square are squeezed"
     return {"data.size": Chosen(side, f"{sizes}, and {_machine(accelerated)}{squeezed}")}
 
 
@@ -160,12 +144,12 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
     return {"data.mirror": Chosen("yes", why) if dataset.mirror else Chosen("no", "traffic signs")}
 
 
-def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
+def length(run: Run, training: int, accelerated: bool) -> dict[str, Chosen]:
     """Choose batch size and epochs by the number of training images; never more than the protocol's."""
     most = run.training
     sizes = [most.batch_size, *(size for size in BATCHES if size < most.batch_size)]
-    batch = next((size for size in sizes if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
-    steps = math.ceil(found.training / batch)
+    batch = next((size for size in sizes if training >= STEPS_PER_EPOCH * size), BATCHES[-1])
+    steps = math.ceil(training / batch)
     epochs = most.epochs if accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), most.epochs)
     why = f"about {epochs * steps} steps; at most {most.epochs} epochs"
     return {

@@ -45,5 +45,5 @@ def build(name: str, settings: Settings | Mapping[str, object] | None, task: Tas
     stages = tuple(cls.stage_at(settings, task, epoch) for epoch in range(task.epochs))
     method = cls(settings, replace(task, head=cls.head(settings, task), stages=stages))
     if task.weighting != "none" and not method.label_attack:
-        raise UserError(f"{name}: got the weighting {task.weighting}; its attack raises no loss on labels: only none")
+        raise UserError(f"{name}: got the weighting {task.weighting}; its attack takes no class weights; allowed: none")
     return method

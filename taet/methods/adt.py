@@ -48,7 +48,7 @@ class AdversarialDistributionalTraining(Method):
     class Config(Method.Config):
         """The fit of the distribution."""
 
-        left = MappingProxyType(
+        retired = MappingProxyType(
             {"variant": "exp", "entropy_weight": None, "width": 64, "generator_lr": 2e-4, "threshold": 0.9}
         )
 

@@ -58,15 +58,18 @@ class Attack:
         self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective = cross_entropy, **options: Any
     ) -> Tensor:
         threat = self.threat
-        used = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps, "start": threat.start, **options}
+        used: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps}
+        used |= {"start": threat.start, "norm": "linf", "restarts": 1, "bn_mode": threat.bn_mode, **options}
         if "start_noise" not in used:
-            used["start_noise"] = draw_noise(x, used["eps"], used["start"], self.source)
+            how = used["eps"], used["start"], self.source, used["norm"]
+            noise = [draw_noise(x, *how) for _ in range(used["restarts"])]
+            used["start_noise"] = noise[0] if len(noise) == 1 else torch.stack(noise)
 
         def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
             values = objective(logits if self.prior is None else logits + self.prior.log(), labels)
             return values if self.weights is None else self.weights[labels] * values
 
-        return pgd(model, x, y, objective=rebalanced, bn_mode=threat.bn_mode, checked=True, **used)
+        return pgd(model, x, y, objective=rebalanced, checked=True, **used)
 
     @property
     def eps(self) -> float | Tensor:
@@ -107,8 +110,8 @@ class Task:
     watched: tuple[int, ...] = ()
     """Epochs, from 0, that have a point of the curve, and thus feedback; by default each."""
     exposure: tuple[float, ...] = ()
-    """Class counts that losses see: N times the prior of the batches, which extra images change; by default the
-    training images. Ranks and groups of classes are those of the training images."""
+    """Class counts that losses use: N times the share of each class in a batch. Equal to `class_counts` unless extra
+    images or --training.sampling change how often a class is drawn; head, body and tail follow `class_counts`."""
     distinct: tuple[int, ...] = ()
     """Different images per class, with extra ones; by default the training images."""
 
@@ -186,7 +189,8 @@ class Method(nn.Module):
     official: ClassVar[Mapping[str, object]] = {}
     """Its own published settings, as overrides of a Run."""
     label_attack: bool = True
-    """Whether the attack raises a loss on labels, which the run can re-balance; else KL(f(x) || f(x')), as TRADES."""
+    """Whether --threat.weighting applies to the attack. It decides what `perturb` raises here: the cross-entropy on the
+    labels, or else KL(f(x) || f(x')), as in TRADES."""
     uses_features: bool = False
     """Whether the loss reads `model.features`."""
     uses_labels: bool = True
@@ -194,7 +198,8 @@ class Method(nn.Module):
     needs_feedback: bool = False
     """Whether the method learns from the validation split, through `feedback`; a run without that split is refused."""
     average_decay: float = 0.0
-    """Decay of an average of the weights of the epochs that the method `admits`, which the run delivers; 0: none."""
+    """If above 0, the run delivers an exponential average of the weights, with this decay, over the epochs for which
+    `admits` is true."""
     single_step: bool = False
     """Whether the attack is a single step: the curve then watches for catastrophic overfitting, under FGSM too."""
 

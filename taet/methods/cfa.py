@@ -104,8 +104,6 @@ class Cfa(ClassBudgets):
         threshold: Annotated[Share | None, OnlyWith(gate=("relative", "absolute"))] = None
         """Least robust accuracy of a class for an epoch to be averaged. Default: 0.4 of the mean, or 0.2 (paper)."""
 
-    judged: Tensor
-    """The last epoch that was asked about; saved, since a stop may come between the gate and the end of the epoch."""
     rule: CfaRule
 
     def __init__(self, config: Config, task: Task) -> None:
@@ -120,12 +118,8 @@ class Cfa(ClassBudgets):
         if config.gate != "off":
             self.average_decay, self.needs_feedback = config.average, True
             self.threshold = THRESHOLDS[config.gate] if config.threshold is None else config.threshold
-            self.register_buffer("judged", torch.tensor(-1))
 
     def admits(self, epoch: int, seen: Seen) -> bool:
-        if int(self.judged) >= epoch:  # before the run was stopped
-            return False
-        self.judged.fill_(epoch)
         robust = seen.rates(seen.robust)[seen.images >= VOTES]
         if not (robust > 0).any():
             return False

@@ -88,7 +88,7 @@ class LearnableAttackStrategy(Method):
     class Config(Method.Config):
         """The choices of the strategy and its training."""
 
-        left = MappingProxyType(
+        retired = MappingProxyType(
             {"variant": "las-pgd", "beta": None, "interval": None, "robust_reward": None, "clean_reward": None}
             | dict.fromkeys(("eps", "steps", "step_size"))
         )
@@ -119,6 +119,7 @@ class LearnableAttackStrategy(Method):
         if config.label_mass < 1:
             refuse_smoothing("las-at", task, "it smooths its targets itself: --method.label-mass 1")
         self.ranges = (config.eps, config.steps, config.step_size)
+        self.deviations = (self.deviations[0].replace("3/8 to 15/8", "{}/8 to {}/8".format(*config.eps)),)
         options = [highest - lowest + 1 for lowest, highest in self.ranges]
         with seeded(task.seed, "las-at"):
             self.strategy = Strategy(options, config.width, task.image_shape[0])

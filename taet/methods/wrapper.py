@@ -57,7 +57,7 @@ class ClassBudgets(Method):
     class Config(Method.Config):
         """The base method."""
 
-        left = MappingProxyType({"knobs": ()})
+        retired = MappingProxyType({"knobs": ()})
         base: Base = Run.default("method")
         """Name of the wrapped method."""
         base_settings: SerializeAsAny[Settings] | None = None

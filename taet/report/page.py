@@ -52,6 +52,7 @@ def markdown(results: Results, title: str, notes: Sequence[str]) -> str:
     parts = [f"# {title}", *notes]
     for one in results.by_test_set():
         parts += [f"## {name(one)}", f"{about(one)} {lead(one)}"]
+        parts += [f"**{flag}** ({of}): {text}" for flag, of, text in warnings(one)]
         parts += [f"### {table.attrs['title']}\n\n{tables.markdown(table)}" for table in _main(one)]
     return "\n\n".join(parts) + "\n"
 
@@ -60,7 +61,9 @@ def latex(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the main tables in LaTeX, for the package booktabs."""
     parts = [f"% {' '.join(text.split())}" for text in (title, *notes)]
     for one in results.by_test_set():
-        parts += [f"% {' '.join(name(one).split())}", *map(tables.latex, _main(one))]
+        told = (f"{flag} ({of}): {text}" for flag, of, text in warnings(one))
+        parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), *told))]
+        parts += map(tables.latex, _main(one))
     return "\n\n".join(parts) + "\n"
 
 

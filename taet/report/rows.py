@@ -25,7 +25,7 @@ from taet.formatting import size, words
 from taet.models.hub import local
 from taet.settings import Run, Training, flat, override
 from taet.training.folder import RunFolder
-from taet.training.record import Epoch, left_behind, run_from_json, training_settings
+from taet.training.record import Epoch, retired_settings, run_from_json, training_settings
 from taet.training.resolve import idle_settings
 
 Sources = str | os.PathLike[str] | Card | Iterable[str | os.PathLike[str] | Card]
@@ -169,6 +169,7 @@ def _settings(card: Card, usual_rule: str) -> Values:
     own: dict[str, object] = {"protocol": card.protocol, "data.name": card.data["name"]}
     own |= {"model.name": card.model["name"], THREAT: f"{card.threat['norm']} {size(card.threat['eps'])}"}
     own |= {EXTRA: card.data["extra"]["source"]} if "extra" in card.data else {}
+    own |= {"code": " ".join(sha256[:8] for sha256 in card.run["code"].values())} if "code" in card.run else {}
     if not (stored := card.run.get("config")):
         return own if card.seed is not None else {**own, "weights": card.model["weights_sha256"]}
     rules, wanted = _rules(card), usual_rule or _of_protocol(card.protocol, card.method).get(RULE)
@@ -183,7 +184,7 @@ def _settings(card: Card, usual_rule: str) -> Values:
         with contextlib.suppress(UserError):
             shared = run_from_json({**stored, "method": Run.default("method"), "settings": None})
             read = training_settings({**shared.model_dump(), "settings": stored.get("settings")})
-    values = {**read, **left_behind(stored), **own, RULE: rule}
+    values = {**read, **retired_settings(stored), **own, RULE: rule}
     values[EVERY] = values.get(EVERY) or 1  # a curve that decides has a point for each epoch
     return {name: value for name, value in values.items() if name not in idle and not name.startswith("evaluation.")}
 
@@ -227,7 +228,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
             if (
-                group[1] in known or name.removeprefix("training.") in Training.left
+                group[1] in known or name.removeprefix("training.") in Training.retired
             ):  # it is named against its default, whatever the others have
                 found[group][none] += len(rows)
     most = {group: max(of, key=lambda value: (of[value], value == none)) for group, of in found.items()}
@@ -235,6 +236,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
     for key, (card, settings) in rows.items():
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])
         parts = [setting_words(name, settings[name]) for name in apart if name not in UNNAMED]
+        parts = [part for part in parts if part != card.method]  # of a network without a run, its name
         label = f"{card.method} ({', '.join(parts)})" if parts else card.method
         seen[label] += 1
         labels[key] = label if seen[label] == 1 else f"{label} #{seen[label]}"

@@ -26,9 +26,10 @@ from taet.methods.base import Seen
 from taet.randomness import generator
 from taet.settings import from_json
 from taet.training.record import CurvePoint, Epoch
-from taet.training.resolve import Resolved, watched_epochs, watched_images
+from taet.training.resolve import Resolved, watched_epochs
 
-LEFT = 0.5  # share of the best earlier robustness; below it, robustness counts as lost
+IMAGES = 1000  # of a point of a curve that does not affect the weights
+LOST_BELOW = 0.5  # share of the best earlier robustness; below it, robustness counts as lost
 GAP = 0.15  # of FGSM over PGD: in 43 of the 186 public runs of FastAT_Benchmark, all of methods known to collapse
 FLAGS = ("catastrophic-overfitting", "robustness-lost")
 
@@ -58,9 +59,8 @@ class TrainingCurve:
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
         self.run, self.name, self.method, self.device = resolved.run, resolved.split, resolved.method, device
         learns = resolved.method.needs_feedback
-        most = watched_images(self.run, learns)
-        if most is not None and most < len(split):
-            split = split.choose(even_sample(split.labels, most, self.run.seed))
+        if not learns and self.run.training.selection == "last" and len(split) > IMAGES:
+            split = split.choose(even_sample(split.labels, IMAGES, self.run.seed))
         self.split = split
         self.epochs = set(watched_epochs(self.run, learns))
 
@@ -122,7 +122,7 @@ def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance
     """
     best = 0.0
     for number, robust in enumerate(pgd):
-        if best > chance and robust <= LEFT * best and (fgsm is None or fgsm[number] - robust >= GAP):
+        if best > chance and robust <= LOST_BELOW * best and (fgsm is None or fgsm[number] - robust >= GAP):
             return number
         best = max(best, robust)
     return None

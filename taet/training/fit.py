@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 from taet import models
 from taet.data.augmentation import as_tensor, to_unit
-from taet.distributed import first, global_sum, in_any, rank, share, unless_one_ends, world_size
+from taet.distributed import global_sum, in_any, on_first, rank, share, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
 from taet.files import Json
 from taet.methods.base import Seen
@@ -81,11 +81,12 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
     """Measure the point of the curve for this epoch, if it has one, and keep the best weights."""
     if state.epoch not in plan.curve.epochs:
         return None, None
-    if state.average is not None and state.method.average_decay:
+    if state.average is not None and state.method.average_decay and state.asked < state.epoch:
         _, live = plan.curve.measure(deployed(plan, state, pause, averaged=False), pause)
         assert live is not None
         if state.method.admits(state.epoch, live):
             state.average.update_parameters(state.model)
+        state.asked = state.epoch  # a run that is stopped while it measures the curve comes here again
     model = deployed(plan, state, pause)
     point, seen = plan.curve.measure(model, pause)
     if plan.resolved.split == "validation" or plan.run.training.selection == "best-test":  # which leaks test data
@@ -122,7 +123,7 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
     state.rows.append(row.to_json())
     state.end_epoch(predicted)
     pause.save()
-    first(lambda: pause.folder.write_metrics(state.rows))
+    on_first(lambda: pause.folder.write_metrics(state.rows))
     counts = {"training": row.trained, **({} if point is None else point.counts)}
     accuracies = ", ".join(f"{name} {100 * one.balanced_accuracy:.1f} %" for name, one in counts.items() if one)
     pause.show(f"loss {row.loss['total']:.3f} · balanced accuracy: {accuracies}")
@@ -176,7 +177,7 @@ def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> None:
             folder.save_weights(name, weights, epoch + 1)
         folder.finish()
 
-    first(write)
+    on_first(write)
     state.model.load_state_dict(delivered[1])
 
 
@@ -261,19 +262,19 @@ class Pauses:
         """Write the checkpoint; if values are not finite, stop instead and keep the previous file."""
         self.check_finite()
         values = self.state.state_dict()
-        first(lambda: self.folder.save_checkpoint(values))
+        on_first(lambda: self.folder.save_checkpoint(values))
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
         """Load the checkpoint, if there is one that fits, and write the metrics as they were at that time."""
         folder, state = self.folder, self.state
-        if first(folder.checkpoint.exists):
+        if on_first(folder.checkpoint.exists):
             saved = folder.load_checkpoint()
             with located(str(folder.checkpoint)), custom_code("it does not fit this run"):
                 state.load_state_dict(saved)
             state.model.notes = folder.record.model_notes
         if state.rows:
-            first(lambda: folder.write_metrics(state.rows))
+            on_first(lambda: folder.write_metrics(state.rows))
 
     def show(self, ended: str = "") -> None:
         """Show the share of the work that is done; `ended` describes an epoch that has just ended, on its own line."""

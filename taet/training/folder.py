@@ -39,7 +39,7 @@ _load = partial(torch.load, weights_only=True, map_location="cpu")
 
 
 class DoneRecord(Record):
-    """What `done` holds: SHA-256 of all files."""
+    """What `done` holds: the SHA-256 of `run.json`, `metrics.jsonl` and the weights."""
 
     files: dict[str, Sha256]
 
@@ -91,7 +91,8 @@ class RunFolder:
         """The content of run.json; a file that is damaged, foreign or from a newer version raises a UserError."""
         path = self.path / RUN
         if not path.exists():
-            raise UserError(f"{self.path} is not a run folder: it holds no {RUN}")
+            why = f"it holds no {RUN}" if self.path.is_dir() else "there is no such folder"
+            raise UserError(f"{self.path} is not a run folder: {why}")
         values = files.parse_json(self._read(path), str(path))
         with located(f"{path} was not written by taet train, or was changed"):
             schema = values.get("schema") if isinstance(values, dict) else None

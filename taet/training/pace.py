@@ -4,7 +4,7 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -69,22 +69,13 @@ def using(threads: int) -> Iterator[None]:
 
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """Return the expected seconds of a step on `device` from a few that are made now."""
-    walls, works = list[float](), list[float]()
+    """Return the expected seconds of a step on `device`: the median of a few that are made now."""
+    walls = list[float]()
     enough = ENOUGH_SECONDS if world_size() == 1 else 0.0  # a step adds over the processes: all make as many
     while len(walls) < FEWEST or (sum(walls) < enough and len(walls) < MOST):
-        begun, worked = time.monotonic(), time.process_time()
+        begun = time.monotonic()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         walls.append(time.monotonic() - begun)
-        works.append(time.process_time() - worked)
-    return expected(walls[1:], works[1:])
-
-
-def expected(walls: Sequence[float], works: Sequence[float]) -> float:
-    """Return the expected seconds of one more such step, from seconds on the clock and of processor time.
-
-    The median of the processor time is the work; the clock's share tells how many cores it runs on, or waits for.
-    """
-    return statistics.median(works) * sum(walls) / sum(works) if sum(works) else statistics.median(walls)
+    return statistics.median(walls[1:])

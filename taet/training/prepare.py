@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from taet import models
+from taet import models, registry
 from taet.attacks.ball import frozen
 from taet.attacks.counted import training_arithmetic
 from taet.data import DataFacts, Dataset, Split, load
 from taet.data.extra import read_extra
 from taet.data.loader import Loader
-from taet.distributed import copy_first, first, gather, in_turn, rank, world_size
+from taet.distributed import copy_first, gather, in_turn, on_first, rank, world_size
 from taet.errors import UserError
 from taet.files import Json, file_sha256
 from taet.models import Adapter, Classifier
@@ -107,11 +107,11 @@ def prepare(
             resolved = settle(extra_counts=extra.class_counts.tolist())
     choices = dict[str, tuple[object, str]]()
     if run.training.precision == "auto":
-        found = first(lambda: bf16_instructions(device))
+        found = on_first(lambda: bf16_instructions(device))
         fastest = ("bf16", f"instructions for it: {found}") if found else ("float32", "no instructions for bf16")
         choices["training.precision"] = fastest
     if run.training.threads is None and device.type == "cpu":
-        threads, busy = first(lambda: idle_threads(LONG_LOOK_SECONDS))
+        threads, busy = on_first(lambda: idle_threads(LONG_LOOK_SECONDS))
         choices |= {"training.threads": (threads, busy)} if busy else {}
     resolved = replace(resolved, run=override(resolved.run, {name: value for name, (value, _) in choices.items()}))
     run, method, training = resolved.run, resolved.method.to(device), resolved.run.training
@@ -247,6 +247,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         "trained_parameters": sum(value.numel() for value in trained(state.model, run.model.tune).values()),
         "model_notes": state.model.notes,
         "pretrained_sha256": None if weights is None else file_sha256(weights_file(Path(weights))),
+        "code": registry.code_of(run.method, run.model.name),
         "threads": plan.threads,
         "processes": world_size(),
         **environment(plan.device),

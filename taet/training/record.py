@@ -18,9 +18,9 @@ PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
-LEFT = {"data": Data.left, "training": Training.left}
+RETIRED = {"data": Data.retired, "training": Training.retired}
 """Settings of earlier versions."""
-CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
+CURVE = frozenset({"training.monitor_every", "training.monitor_steps"})
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings of the evaluation of the finished model."""
@@ -34,7 +34,7 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
     if isinstance(run, Run):
         values, behind = run.model_dump(), Json()
     else:
-        values, behind = current(run), left_behind(run)
+        values, behind = current(run), retired_settings(run)
         with contextlib.suppress(UserError):
             values = from_json(Run, values).model_dump()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(values)}
@@ -43,13 +43,13 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
 
 def current(stored: Mapping[str, Any]) -> Json:
     """Return stored JSON of a run without the settings that have left; what is no object is refused by its model."""
-    parts = {part: stored[part] for part in LEFT if isinstance(stored.get(part), Mapping)}
-    return {**stored, **{part: {n: v for n, v in of.items() if n not in LEFT[part]} for part, of in parts.items()}}
+    parts = {part: stored[part] for part in RETIRED if isinstance(stored.get(part), Mapping)}
+    return {**stored, **{part: {n: v for n, v in of.items() if n not in RETIRED[part]} for part, of in parts.items()}}
 
 
-def left_behind(stored: Mapping[str, Any]) -> Json:
+def retired_settings(stored: Mapping[str, Any]) -> Json:
     """Return the settings of data and training that have left and are not at their default, by dotted name."""
-    left = {f"{part}.{name}": usual for part, of in LEFT.items() for name, usual in of.items() if name not in PLACE}
+    left = {f"{part}.{name}": usual for part, of in RETIRED.items() for name, usual in of.items() if name not in PLACE}
     return {name: value for name, value in flat(stored) if name in left and value != left[name]}
 
 
@@ -145,6 +145,8 @@ class RunRecord(Record):
     trained_parameters: StoredCount | None = None
     model_notes: tuple[str, ...] = ()
     pretrained_sha256: str | None = None
+    code: dict[str, str] = Field(default={})
+    """`registry.code_of` the run."""
     threads: Count
     processes: Count | None = None
     versions: dict[str, str | None] = Field(default={})

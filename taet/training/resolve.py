@@ -21,7 +21,7 @@ from taet.training.record import CURVE
 # Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
 ATTACK = ("threat.steps", "threat.step_size")  # of no effect if the method has no attack, or one of its own
-POINTS, IMAGES = 10, 1000  # defaults of a curve that does not affect the weights
+POINTS = 10  # of a curve that does not affect the weights
 ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
 
 
@@ -43,13 +43,6 @@ def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
     return tuple(e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs))
 
 
-def watched_images(run: Run, learns: bool) -> int | None:
-    """Largest number of images of a point of the curve, None for all; `learns`: the method learns from it."""
-    if run.training.monitor_images is None:
-        return None if learns or run.training.selection != "last" else IMAGES
-    return run.training.monitor_images
-
-
 def milestone_epochs(run: Run) -> tuple[int, ...]:
     """Milestones as epochs, from 0: they scale with the length of the run."""
     return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
@@ -68,9 +61,6 @@ def resolve(
     if training.batch_size < processes:
         got = f"got {training.batch_size} for {processes} processes"
         raise UserError(f"batch size: {got}; allowed: {processes} or more, an image for each")
-    classes, shown = len(known.class_counts), training.monitor_images
-    if facts is not None and shown is not None and shown < classes:
-        raise UserError(f"monitor images: got {shown}; allowed: {classes} or more, an image of each class")
     mixed = mixture(run.data, known.class_counts, training.batch_size, extra_counts)
     if mixed is not None and training.sampling != "shuffled":
         got = f"got sampling {training.sampling}; allowed: shuffled, whose class prior is known"

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from torch import nn
 
-from taet import models
+from taet import models, registry
 from taet.data import Dataset, load
-from taet.distributed import first, joined
+from taet.distributed import joined, on_first
 from taet.errors import UserError
 from taet.files import Json
 from taet.formatting import plural
@@ -22,7 +22,7 @@ from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, again, fit
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
-from taet.training.record import Epoch, RunRecord, left_behind, run_hash
+from taet.training.record import Epoch, RunRecord, retired_settings, run_hash
 from taet.training.state import State
 
 Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
@@ -72,13 +72,15 @@ def train(
     in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint with bit-identical results.
     All processes of torchrun must make this call and share every batch; only the first one writes.
     """
+    if not isinstance(run, Run):
+        raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
-        first(lambda: _check_free(folder, plan))
+        on_first(lambda: _check_free(folder, plan))
         with owned(folder):
-            first(lambda: _check_free(folder, plan))  # another process may have been faster
-            first(lambda: folder.create(describe(plan, state, command)))
+            on_first(lambda: _check_free(folder, plan))  # another process may have been faster
+            on_first(lambda: folder.create(describe(plan, state, command)))
             pauses = Pauses(plan, state, folder, progress)
             pauses.save()  # the initial weights are on disk before they change
             if announce is not None:
@@ -105,7 +107,9 @@ def resume(
         if place.is_done:
             run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
             return TrainingResult(place.path, run, trained, loaded, tuple(row.to_json() for row in place.metrics))
-        begun = first(place.checkpoint.exists)
+        if record.code and record.code != registry.code_of(run.method, run.model.name):
+            raise UserError(f"the code of the method or model has changed since {place.path} was started; train again")
+        begun = on_first(place.checkpoint.exists)
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress, begun=begun)
         for name, sha256 in record.data.hashes.items():
             if plan.hashes.get(name) != sha256:
@@ -126,7 +130,7 @@ def owned(folder: RunFolder | None) -> Iterator[None]:
     """Lock a folder, if there is one, for this job: the first process holds the lock for all."""
     with contextlib.ExitStack() as released:
         if folder is not None:
-            first(lambda: released.enter_context(folder.own()))
+            on_first(lambda: released.enter_context(folder.own()))
         yield
 
 
@@ -135,7 +139,8 @@ def _check_free(folder: RunFolder, plan: TrainingPlan) -> None:
         return
     same = False
     with contextlib.suppress(UserError):
-        same = (run_hash(folder.record.run), folder.record.data.hashes) == (run_hash(plan.run), plan.hashes)
+        held, code = folder.record, registry.code_of(plan.run.method, plan.run.model.name)
+        same = (run_hash(held.run), held.data.hashes, held.code) == (run_hash(plan.run), plan.hashes, code)
     if not same:
         raise UserError(f"{folder.path} exists and is not this run; choose another --out")
     done = f"it is finished, see taet evaluate {folder.path}"
@@ -156,7 +161,7 @@ def load_model(
     record = path.record
     _check_given(path.path, "model", model, record.model_given)
     chosen, data = record.run.model, record.data
-    if (left := left_behind(record.settings).get("data.fit")) is not None:
+    if (left := retired_settings(record.settings).get("data.fit")) is not None:
         raise UserError(f"{path.path} was trained with data fit {left}; this setting has left, see CHANGELOG.md")
     if model is None:
         models.check_trust(path.path, chosen.name)

@@ -23,7 +23,7 @@ from taet.training.curve import per_class
 from taet.training.resolve import milestone_epochs
 
 TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
-PLAIN = ("epoch", "step", "seconds", "training_seconds", "best", "rows")  # in a checkpoint as they are
+PLAIN = ("epoch", "step", "seconds", "training_seconds", "asked", "best", "rows")  # in a checkpoint as they are
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
 ONE_CYCLE_RISE = 0.3  # default fraction of the steps over which it rises
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000  # first and last rate, relative to the highest
@@ -150,9 +150,9 @@ class State:
     """Model, method and optimiser of a run, and where it stands.
 
     `view`, a cheaper copy of the model for the attack, is not saved. `epoch` and `step` (of the epoch) count what is
-    finished; `training_seconds` of the epoch are without the curve. `best` has the highest score, its epoch, from 0,
-    and the weights. `examples` are the adversarial examples of the last epoch, to which those of the next one are
-    compared; `rows` those of metrics.jsonl.
+    finished; `training_seconds` of the epoch are without the curve. `asked` is the last epoch that the method was
+    asked to admit. `best` has the highest score, its epoch, from 0, and the weights. `examples` are the
+    adversarial examples of the last epoch, to which those of the next one are compared; `rows` those of metrics.jsonl.
     """
 
     model: Classifier | Adapter
@@ -165,6 +165,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
+    asked: int = -1
     best: tuple[float, int, dict[str, Tensor]] | None = None
     examples: Tensor | None = None
     rows: list[Json] = field(default_factory=list)

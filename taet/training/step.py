@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from taet.attacks.ball import frozen
 from taet.data.loader import Batch
 from taet.distributed import average_gradients
-from taet.methods.base import Attack, Loss, Step
+from taet.errors import UserError
+from taet.methods.base import Attack, Loss, Method, Step
 from taet.training.state import State
 
 TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient is not perturbed
@@ -40,7 +41,7 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
 
     def outer_loss() -> Loss:
         with state.autocast():
-            return method.loss(model, x, y, adversarial)
+            return checked(method.loss(model, x, y, adversarial), y, method)
 
     model.train()
     with perturbed_weights(model, lambda: outer_loss().total, state.awp):
@@ -52,6 +53,17 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
         state.optimizer.step()
     parts = {name: value.detach() for name, value in loss.parts.items()}
     return Loss(loss.total.detach(), parts, loss.logits.detach())
+
+
+def checked(loss: Loss, y: Tensor, method: Method) -> Loss:
+    """Refuse what a method must not return as its loss on labels (N,); no value is read."""
+    given = {"total": loss.total, **loss.parts, "logits": loss.logits} if isinstance(loss, Loss) else {"loss": loss}
+    tensors = isinstance(loss, Loss) and all(isinstance(value, Tensor) for value in given.values())
+    if tensors and loss.total.shape == () and loss.total.requires_grad and loss.logits.shape[:-1] == y.shape:
+        return loss
+    forms = (f"{name} {list(getattr(value, 'shape', [type(value).__name__]))}" for name, value in given.items())
+    allowed = "Loss(total, parts, logits): a scalar with a gradient, tensors by name, and logits (N, C)"
+    raise UserError(f"{type(method).__name__}.loss: got {', '.join(forms)}; allowed: {allowed}")
 
 
 def examples(state: State, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:

@@ -70,7 +70,8 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
     ("words", "part"),
     [
         ("evaluate --model resnet8", "--data is missing: resnet8 names no test images"),
-        ("evaluate runs/x --data grey.npz", "--data and --out go with --model runs/x"),
+        ("evaluate runs/x --data grey.npz", "--data, --all-images and --out go with --model runs/x"),
+        ("evaluate --model resnet8 --data digits-lt --all-images", "all images: got digits-lt; allowed: your own"),
     ],
 )
 def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
@@ -89,6 +90,8 @@ def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, 
     assert "77,754 parameters, 10 logits for images of 1 x 8 x 8; tried on" in outcome.out
     assert "pgd-3: about" in outcome.out
     assert outcome.code == int("\n!" in outcome.out)
+    again = taet("evaluate", "--model", finished.folder, "--data", "digits-lt", "--all-images")
+    assert "was trained on images of digits-lt; allowed: without --all-images" in again.err
     damaged = Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
     (damaged / "metrics.jsonl").write_text("{}")
     assert (taet("check", damaged).code, taet("check", damaged).err) == (1, "")
@@ -100,3 +103,11 @@ def test_a_model_of_any_origin_is_checked(taet: Any) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert "balanced accuracy 100.0 %" in outcome.out
     assert outcome.out.endswith("weights: as grey_nets:Brightness gives them\n")
+
+
+def test_every_image_can_be_a_test_image(taet: Any) -> None:
+    words = "evaluate --model grey_nets:Brightness --data grey.npz --attacks clean --all-images --out card"
+    outcome = taet(*words.split())
+    assert (outcome.code, "all 160 images are test images\n" in outcome.out) == (0, True)
+    card = ResultCard.load(Path("card"))
+    assert (len(card.labels), card.data["train_class_counts"]) == (160, None)

@@ -33,7 +33,7 @@ def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> N
     run, _ = read(call.split()).planned()
     old = run.model_dump()
     old["training"] |= {"capture": False, "workers": 2, "tensorboard": True}  # of version 0.1.0
-    old["data"] |= Data.left
+    old["data"] |= Data.retired
     (tmp_path / "run.json").write_text(json.dumps({"schema": 2, "run": old, "command": "taet train"}))
     (tmp_path / "plain.json").write_text(json.dumps(run.model_dump()))
     for name in ("run.json", "plain.json"):

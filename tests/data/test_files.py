@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.data import facts, load
+from taet.data import facts, load, load_all
 from taet.data.dataset import DataFacts
+from taet.errors import UserError
 from taet.settings import Data
 
 
@@ -78,6 +79,20 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     dataset = load(str(split), group="none")
     assert dataset.class_counts.tolist() == [4, 3]
     assert "1 images outside of the class folders are left out" in dataset.notes
+    assert "1 files that are no images of a known type are left out: 1 .txt" in dataset.notes
+
+
+def test_all_images_of_a_source_can_be_test_images(split):
+    for path, counts in ((split, [3, 6]), (split / "train", [1, 3])):
+        dataset = load_all(Data(name=str(path), size=8))
+        assert dataset.test.class_counts.tolist() == counts
+        assert dataset.test.images.shape == (sum(counts), 8, 8, 1)
+        assert dataset.notes[0] == f"all {sum(counts)} images are test images"
+        assert not any("20%" in note for note in dataset.notes)
+        assert dataset.about()["imbalance_ratio"] is None
+    for data, got in ((Data(name=str(split), imbalance_ratio=2), "--data.imbalance-ratio"), (Data(), "digits-lt")):
+        with pytest.raises(UserError, match=f"all images: got {got}; allowed: your own images"):
+            load_all(data)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from taet import protocols
 from taet.cli.train import read as read_call
-from taet.experiments.own_images import FEWEST_EPOCHS, OwnImages, attacked, length, own_images, plan, planned
+from taet.experiments.own_images import FEWEST_EPOCHS, attacked, length, plan, planned
 from taet.settings import Data, Run, override
 from taet.training.resolve import watched_epochs
 
@@ -62,7 +62,6 @@ def test_images_that_are_not_square_are_resized_where_they_are_large_or_a_fit_is
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
     assert planned(run, CPU)[0].data.size == (32 if max(shape) > 32 else None)
-    assert own_images(run.data) == OwnImages(90, (45, 45), shape[::-1], shape[::-1], True)
     assert planned(run, GPU)[0].data.size is None
 
 
@@ -79,19 +78,18 @@ def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
 
 @pytest.mark.parametrize("training", [3, 639, 640, 60_000])
 def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> None:
-    found, run = OwnImages(training, (), (8, 8), (8, 8), True), protocols.taet("at")
-    values = {name: made.value for name, made in length(run, found, CPU).items()}
+    run = protocols.taet("at")
+    values = {name: made.value for name, made in length(run, training, CPU).items()}
     batch, epochs = values["training.batch_size"], values["training.epochs"]
     assert batch in (128, 64, 32)
     assert batch == 32 or training / batch >= 20
     assert FEWEST_EPOCHS <= epochs <= 100
     steps = -(-training // batch)
     assert epochs in (FEWEST_EPOCHS, 100) or 2000 <= epochs * steps < 2000 + steps
-    assert length(run, found, GPU)["training.epochs"].value == 100
+    assert length(run, training, GPU)["training.epochs"].value == 100
 
 
 def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path) -> None:
-    assert [own_images(Data(name=f"folder:{lesions}", max_count=most)).training for most in (4, None)] == [8, 14]
     run, choices = plan("taet", str(lesions))  # whose alpha is not the published one
     other, again = read_call(["taet", "--data", str(lesions)]).planned()
     assert (run, choices) == (other, again)

@@ -272,6 +272,8 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
     assert f"| {number} |" in text.replace("**", "")
     assert re.search(r"^\| method \| clean \| fgsm \| pgd-20 \|", text, re.MULTILINE)
     written = report.write(found, tmp_path / "x.tex").read_text()
+    assert "**few-images** (taet): class nine has 9 test images." in text
+    assert "% few-images (taet): class nine has 9 test images." in written
     assert number.replace("–", "--") in written
     assert written.count(r"\begin{tabular}") == written.count(r"\end{tabular}") == 4
     with pytest.raises(UserError, match=r"allowed: a file that ends in \.html, \.md, \.csv, \.tex"):

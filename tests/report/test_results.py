@@ -181,6 +181,25 @@ def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: 
     assert names(trained("at"), trained("at", about={"weights_sha256": "e" * 64})) == ["at", "at #2"]
     given, other = make_card("my-net").changed(seed=None), make_card("my-net", 5).changed(seed=None)
     assert names(given, given, other) == ["my-net", "my-net", "my-net #2"]
+    ours, theirs = (make_card(name, seed).changed(seed=None) for seed, name in enumerate("ab"))
+    assert names(*(one.changed(model={**one.model, "name": one.method}) for one in (ours, theirs))) == ["a", "b"]
+
+
+def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
+    old, new = (trained("at", seed) for seed in (0, 1))
+    cards = [
+        one.changed(run={**one.run, "code": {"methods": sha256}}) for one, sha256 in ((old, "a" * 64), (new, "b" * 64))
+    ]
+    assert sorted(names(*cards)) == ["at", "at (code bbbbbbbb)"]
+
+
+def test_a_group_of_classes_without_images_is_no_comparison(make_card: MakeCard) -> None:
+    bare = [
+        one.changed(data={n: of for n, of in one.data.items() if n != "train_class_counts"})
+        for one in map(make_card, ("at", "taet"))
+    ]
+    with pytest.raises(UserError, match="group tail: it has no test images, or the training counts are not known"):
+        taet.results(bare).compare("at", "taet", "clean", group="tail")
 
 
 def test_attacks_of_one_name_show_the_settings_in_which_they_differ(make_card: MakeCard) -> None:

@@ -3,16 +3,19 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from taet import models, protocols
+from taet.errors import UserError
+from taet.losses import Loss
 from taet.models import CosineHead, Head
 from taet.settings import Run, Training, override
 from taet.training.state import build_optimizer, ema_decay, learning_rate
-from taet.training.step import perturbed_weights, weight_perturbations
+from taet.training.step import checked, perturbed_weights, weight_perturbations
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 X = torch.linspace(-1, 1, 18, dtype=torch.float64).view(6, 3)
@@ -32,6 +35,22 @@ def loss_of(model: nn.Module) -> Tensor:
 
 def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.tensor(1.0, requires_grad=True),
+        Loss(torch.ones(6, requires_grad=True), {}, torch.zeros(6, 2)),
+        Loss(torch.tensor(1.0), {}, torch.zeros(6, 2)),
+        Loss(torch.tensor(1.0, requires_grad=True), {"label": 0.5}, torch.zeros(6, 2)),  # type: ignore[dict-item]
+        Loss(torch.tensor(1.0, requires_grad=True), {}, torch.zeros(12, 2)),
+    ],
+)
+def test_what_a_method_must_not_return_is_one_line(wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"^Linear\.loss: got .*; allowed: Loss\(total, parts, logits\)") as error:
+        checked(wrong, Y, nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
 
 
 def test_the_golden_perturbation() -> None:
