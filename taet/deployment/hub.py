@@ -12,12 +12,12 @@ import taet
 from taet.errors import UserError, custom_code, needed
 from taet.evaluation import store
 from taet.evaluation.card import Card
-from taet.files import check_output, file_sha256, make_folder, read_bytes, seal, write_atomically, write_json
+from taet.files import check_output, make_folder, read_bytes, write_atomically, write_json
 from taet.formatting import markdown_table, size
-from taet.models.hub import CONFIG, FILES, verify
+from taet.models.hub import CONFIG, DONE, FILES
 from taet.models.weights import MOST_BYTES
 from taet.training.fit import again
-from taet.training.folder import DONE, RunFolder
+from taet.training.folder import RunFolder
 from taet.training.record import RunRecord
 
 PAGE = Path(__file__).with_name("model_card.md")  # template of the page of a model
@@ -85,10 +85,8 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
         "model": {"name": record.run.model.name, "image_shape": list(record.data.image_shape)},
         "class_names": list(record.data.class_names),
         "weights_sha256": card.model["weights_sha256"],
-        "files": {file: file_sha256(out / file) for file in FILES if (out / file).exists()},
     }
-    write_json(out / CONFIG, seal(facts))
-    verify(out)
+    write_json(out / CONFIG, facts)
 
 
 def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:

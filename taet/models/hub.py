@@ -1,6 +1,6 @@
 """Published models: a run folder with a config.json, on disk or at a pinned commit of the Hugging Face Hub.
 
-config.json stores the SHA-256 of every file and its own. Only these files are downloaded, and none of them runs code.
+Only its own files are downloaded, none of them runs code, and they are verified as those of any run.
 """
 
 import os
@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 
 from taet.errors import UserError, custom_code, needed
-from taet.files import check_seal, file_sha256, read_json
+from taet.files import file_sha256, read_json
 
-WEIGHTS, CARD, CONFIG = "model.safetensors", "evaluation.json", "config.json"
+WEIGHTS, CARD, CONFIG, DONE = "model.safetensors", "evaluation.json", "config.json", "done"
 RUN = "run:"  # before the folder of a run whose weights are named
-FILES = ("run.json", "metrics.jsonl", "done", WEIGHTS, CARD)
+FILES = ("run.json", "metrics.jsonl", DONE, WEIGHTS, CARD)
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 
@@ -22,11 +22,9 @@ def is_published(name: str | os.PathLike[str]) -> bool:
 
 
 def local(name: str | os.PathLike[str]) -> Path:
-    """Return the verified folder of a published model, downloaded if it is not in the hub's cache yet; or a path.
+    """Return the folder of a published model, downloaded if it is not in the hub's cache yet; or a path.
 
-    Raises:
-        UserError: a name without a full commit, a missing package, a download that fails, a file whose SHA-256 is not
-            the one in the model's config.json.
+    A name without a full commit, a missing package and a download that fails raise a `UserError`.
     """
     text = os.fspath(name)
     place, pinned = Path(text.removeprefix("folder:")), PINNED.fullmatch(text)
@@ -38,29 +36,21 @@ def local(name: str | os.PathLike[str]) -> Path:
         find = f"git ls-remote https://huggingface.co/{text[3:].partition('@')[0]} HEAD prints the latest"
         allowed = "hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"
         raise UserError(f"got {text}; allowed: {allowed}; {find}")
-    if is_published(name) or (place / CONFIG).is_file():
-        verify(place)
     return place
 
 
 def weights_file(path: str | Path) -> Path:
-    """Return the file of weights of a path, of run:FOLDER, of a published model's folder, or of hf:USER/NAME@COMMIT."""
-    if str(path).startswith(RUN):
-        return Path(str(path).removeprefix(RUN)) / WEIGHTS
-    place = local(path)
-    return place / WEIGHTS if (place / CONFIG).is_file() else place
+    """Return the file of weights of a path, run:FOLDER, the folder of a run or published model, hf:USER/NAME@COMMIT.
 
-
-def verify(folder: Path) -> None:
-    """Refuse a published folder with a missing or changed file."""
-    path = folder / CONFIG
-    if not path.exists():
-        raise UserError(f"{folder} holds no {CONFIG}; allowed: a folder that taet push wrote")
-    stored = read_json(path)
-    check_seal(path, stored)
-    sums = stored.get("files")
-    if not isinstance(sums, dict) or not {WEIGHTS, CARD, "run.json"} <= sums.keys():
-        raise UserError(f"{path} was not written by taet push: it has no SHA-256 of every file")
-    for name in FILES:
-        if name in sums and file_sha256(folder / name) != sums[name]:
-            raise UserError(f"{folder / name} was changed or damaged: its SHA-256 differs from the one in {CONFIG}")
+    Of a folder it must have the SHA-256 that `done` has for it.
+    """
+    place = local(str(path).removeprefix(RUN))
+    if not place.is_dir():
+        return place
+    done, file = place / DONE, place / WEIGHTS
+    if not (done.is_file() and file.is_file()):
+        raise UserError(f"weights: got {place}; allowed: the folder of a finished run, with {DONE} and {WEIGHTS}")
+    sums = read_json(done).get("files")
+    if not isinstance(sums, dict) or sums.get(WEIGHTS) != file_sha256(file):
+        raise UserError(f"{file} was changed or damaged: its SHA-256 differs from the one in {DONE}")
+    return file

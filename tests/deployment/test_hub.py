@@ -116,7 +116,6 @@ def test_an_earlier_push_is_replaced_and_nothing_else(run: Path, copy: Path, tmp
     [
         ("hf:user/colours", "allowed: hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"),
         (f"hf:user/other@{COMMIT}", f"hf:user/other@{COMMIT}: FileNotFoundError: no revision"),
-        ("folder:.", "holds no config.json; allowed: a folder that taet push wrote"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("hub")
@@ -134,15 +133,16 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda at: flip(at / "metrics.jsonl"), "metrics.jsonl was changed or damaged"),
-        (lambda at: (at / "done").unlink(), "cannot read"),
+        (lambda at: flip(at / "model.safetensors"), "model.safetensors was changed or damaged: its SHA-256 differs"),
+        (lambda at: (at / "done").unlink(), "allowed: the folder of a finished run"),
     ],
 )  # fmt: skip
-def test_damage_is_one_line(copy: Path, harm: Any, message: str) -> None:
+def test_damaged_weights_begin_no_training(copy: Path, run: Path, harm: Any, message: str) -> None:
+    assert read(f"run:{run}").tensors.keys() == read(run).tensors.keys() == read(f"folder:{copy}").tensors.keys()
     harm(copy)
-    for read_it in (lambda: local(f"folder:{copy}"), lambda: read(copy)):
+    for name in (copy, f"run:{copy}", f"folder:{copy}"):
         with pytest.raises(UserError, match=message) as caught:
-            read_it()
+            read(name)
         assert "\n" not in str(caught.value)
 
 

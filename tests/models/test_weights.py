@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nan": (with_weight(lambda value: value * torch.nan), "allowed: torch.float32 values, all finite"),
     "another shape": (with_weight(lambda value: value.expand(10**9, 2, 3)), "does not fit the model: .*size mismatch"),
     "text": (with_weight(lambda _: "q"), "holds no weights; allowed: names and tensors"),
-    "a folder": (Path.mkdir, "allowed: a file that exists"),
+    "a folder": (Path.mkdir, "allowed: the folder of a finished run"),
     "half a file": (half, "holds no weights that can be read"),
     "a flipped bit": (flipped, "holds no weights .*BadZipFile"),
     "a header that lies": (lambda path: path.write_bytes((10**17).to_bytes(8, "little") + b"{}"), "can be read"),
