@@ -6,7 +6,6 @@ import functools
 import itertools
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -169,17 +168,15 @@ class Cell:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
             return Outcome(self, "missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
         card = store.of_folder(held) if held.is_done else None
-        training = round(sum(epoch.seconds for epoch in held.metrics), 3)
-        attacks = 0.0 if card is None else round(sum(column.seconds for column in card.columns), 3)
         wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]
         how = (run.attack_eps, run.evaluation.batch_size)
         same = card is not None and (card.threat["eps"], card.batch_size) == how
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
-            return Outcome(self, "done", (), training, attacks)
+            return Outcome(self, "done")
         for name in ("attacks", "search_precision"):
             if getattr(held.record.run.evaluation, name) != (wish := getattr(run.evaluation, name)):
                 evaluate += _options({name: wish})
-        return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate), training, attacks)
+        return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate))
 
     def check_folder(self) -> None:
         """Raise a `UserError` if the run in the folder has other settings."""
@@ -207,23 +204,8 @@ class Outcome(NamedTuple):
     """Done means a finished run with a card of every attack."""
     commands: tuple[list[str], ...] = ()
     """The remaining commands, as arguments of `taet`."""
-    training: float = 0.0
-    """Recorded seconds of training, as are those of attacks."""
-    evaluation: float = 0.0
     reason: str = ""
     """Why it is not applicable, or failed."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return the cell's entry in comparison.json."""
-        names = ("name", "row", "method", "variant", "data", "imbalance", "seed")
-        return {
-            **{name: getattr(self.cell, name) for name in names},
-            "state": self.state,
-            "reason": self.reason,
-            "folder": str(self.cell.folder),
-            "seconds": {"training": self.training, "evaluation": self.evaluation},
-            "commands": [shlex.join(["taet", *words]) for words in self.commands],
-        }
 
 
 def _options(settings: Mapping[str, object]) -> list[str]:

@@ -16,13 +16,13 @@ from taet.errors import UserError
 from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.experiments.work import OPEN, Say, Work
-from taet.files import check_output, lock, make_folder, write_json
+from taet.files import check_output, lock, make_folder
 from taet.report import write
 from taet.settings import Slurm
 from taet.training.folder import RunFolder
 from taet.training.pace import asked_threads, idle_threads
 
-SCHEMA, RESULT, REPORT = 1, "comparison.json", "report.html"
+REPORT = "report.html"
 Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
 
 
@@ -44,11 +44,6 @@ class Comparison:
     def counts(self) -> dict[str, int]:
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
-    def to_json(self) -> dict[str, object]:
-        """Return the contents of comparison.json."""
-        about = {"schema": SCHEMA, "title": self.title, "out_of_time": self.out_of_time, "counts": self.counts}
-        return {**about, "cells": [outcome.to_json() for outcome in self.outcomes]}
-
 
 def compare(
     spec: Specification,
@@ -60,7 +55,7 @@ def compare(
     dry_run: bool = False,
     say: Say = lambda _: None,
 ) -> Comparison:
-    """Run the cells that `out` lacks, and write `out`/comparison.json and `out`/report.html.
+    """Run the cells that `out` lacks, and write `out`/report.html.
 
     A cell is `taet train` and `taet evaluate` in separate processes, with output in `out`/logs; a failed cell does not
     affect others. Finished cells are kept and started ones continue, so an interrupted comparison continues when it is
@@ -102,11 +97,9 @@ def compare(
             outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
         late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
         report = None if interrupted else _report(grid.title, place, outcomes)
-        result = Comparison(grid.title, place, outcomes, late, report)
-        write_json(place / RESULT, result.to_json())
     if interrupted:
         raise KeyboardInterrupt
-    return result
+    return Comparison(grid.title, place, outcomes, late, report)
 
 
 def _planned(
@@ -138,7 +131,7 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
 def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None:
     """Write the report of all evaluated cells, and why others are missing; None if there is none."""
     there, left = list[Path](), list[str]()
-    for cell, state, *_, reason in outcomes:
+    for cell, state, _, reason in outcomes:
         folder = RunFolder(cell.folder)
         there += [folder.path] if folder.card().exists() else []
         if state != "done":

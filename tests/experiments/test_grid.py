@@ -162,7 +162,6 @@ def cell(small: dict[str, Any], template: Path, tmp_path: Path) -> Cell:
 def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
     folder = str(cell.folder)
     assert (cell.look().state, cell.look().commands) == ("done", ())
-    assert cell.look().training > 0
     (cell.folder / "evaluation.json").unlink()
     assert cell.look()[1:3] == ("started", (["evaluate", folder],))
     (cell.folder / "done").unlink()
