@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from taet.errors import PLUGIN, UserError, custom_code, nearest, said, unknown
-from taet.files import Json, file_sha256, read_bytes
+from taet.files import Json, read_bytes
 
 Kind = Literal["methods", "attacks", "data", "models"]
 PACKAGE = Path(__file__).parent
@@ -166,13 +166,6 @@ def find(kind: Kind, name: str) -> RegistryEntry:
         strange = kind == "methods" and nearest(name, known) is None  # was there when a run was made, perhaps
         raise UserError(f"{error}; is it a plugin? name its folder in TAET_PLUGINS") if strange else error
     return known[name]
-
-
-def code_of(method: str, model: str) -> dict[str, str]:
-    """Return the SHA-256 of the files of a run's method and model that are plug-ins, by their kind."""
-    named: dict[Kind, str] = {"methods": method, "models": model}
-    found = {kind: entries(kind).get(name) for kind, name in named.items()}
-    return {kind: file_sha256(entry.path) for kind, entry in found.items() if entry and entry.path}
 
 
 def config_of(method: str) -> Any:

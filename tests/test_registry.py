@@ -89,11 +89,11 @@ def test_a_run_knows_the_code_of_its_method(plugins: Path, capsys: pytest.Captur
     assert main(words) == 0
     source = plugins / "methods" / "own.py"
     record = RunFolder(plugins / "run").record
-    assert record.code == {"methods": file_sha256(source)}
+    assert record.code == {"method": file_sha256(source)}
     source.write_text(source.read_text() + "\n")
     (plugins / "run" / "done").unlink()
     assert main(["train", "--resume", str(plugins / "run")]) == 2
-    assert "the code of the method or model has changed since" in capsys.readouterr().err
+    assert "the plug-in of the method is not the file that" in capsys.readouterr().err
     assert main(words) == 2
     assert "exists and is not this run; choose another --out" in capsys.readouterr().err
 

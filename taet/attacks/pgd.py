@@ -94,8 +94,9 @@ def pgd(
 
     def height(logits: Tensor, step: int) -> Tensor:
         value = objectives[step](logits, y)
-        if value.shape != y.shape:  # a mean over the batch would choose restarts by their batches
-            got = f"shape {tuple(value.shape)} for {len(y)} images"
+        form = getattr(value, "shape", type(value).__name__)
+        if form != y.shape:  # a mean over the batch would choose restarts by their batches
+            got = f"{form if isinstance(form, str) else tuple(form)} for {len(y)} images"
             raise UserError(f"objective: got {got}; allowed: one value per image, e.g. reduction='none'")
         return -value if targeted else value
 

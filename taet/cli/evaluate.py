@@ -121,7 +121,10 @@ def opened(
         if weights is not None or normalize != "none":
             raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
         record = RunFolder(Path(name)).record
-        if all_images and record.data.name == full_name(wanted.name):
+        used, asked = (
+            Path(of.partition(":")[2]).expanduser().resolve() for of in (record.run.data.name, full_name(wanted.name))
+        )
+        if all_images and used == asked:
             raise UserError(f"{name} was trained on images of {wanted.name}; allowed: without --all-images")
         _, height, width = record.data.image_shape
         if wanted.size is not None or height == width:

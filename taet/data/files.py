@@ -16,6 +16,7 @@ from taet.data.splits import divided
 from taet.data.storage import reading
 from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
 from taet.errors import UserError, located, unknown
+from taet.formatting import listed
 from taet.settings import Data
 
 NAMES = {
@@ -173,7 +174,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     if outside:
         notes.append(f"{outside} images outside of the class folders are left out")
     if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+        kinds = listed([f"{count} {kind}" for kind, count in others.most_common()], 5)
         notes.append(f"{others.total()} files that are no images of a known type are left out: {kinds}")
     return rows, notes
 

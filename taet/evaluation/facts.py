@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -143,16 +143,16 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
         nonlocal broken
         broken = broken | ~finite(values)
 
-    def watched(x: Tensor, seen: nn.Module = model) -> Tensor:
+    def watched(x: Tensor) -> Tensor:
         if x.requires_grad:
             x.register_hook(note)  # type: ignore[no-untyped-call]
-        logits: Tensor = seen(x)
+        logits: Tensor = model(x)
         note(logits.detach())
         return logits
 
     def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
-        seen = model if replacement is None else Counted(Replaced(model.model, replacement))
-        x_adv = _pgd(partial(watched, seen=seen), x, y, noise, eps, objective)
+        with nullcontext() if replacement is None else model.seen_as(Replaced(model.model, replacement)):
+            x_adv = _pgd(watched, x, y, noise, eps, objective)
         with torch.no_grad():
             return watched(x_adv).max(1).indices == y
 

@@ -29,6 +29,7 @@ from taet.settings import SHORT, Run, flat, from_json, option, override
 from taet.training.folder import RunFolder
 from taet.training.record import training_settings
 from taet.training.resolve import check_model, idle_settings, resolve
+from taet.training.runs import check_code
 
 DEFAULTS = Run().model_dump()
 PARTS = tuple(name for name, values in DEFAULTS.items() if isinstance(values, dict))
@@ -183,9 +184,7 @@ class Cell:
         folder = RunFolder(self.folder)
         if self.run is None or not folder.is_run:
             return
-        code = folder.record.code
-        if code and code != registry.code_of(self.run.method, self.run.model.name):
-            raise UserError(f"{self.folder} holds a run of another version of its method or model; remove the folder")
+        check_code(folder, *folder.record.code)
         held, asked = training_settings(folder.record.run), training_settings(self.run)
         for name in sorted({*held, *asked} - idle_settings(self.run)):
             there, here = held.get(name), asked.get(name)

@@ -70,4 +70,5 @@ class RobustLT(ClassBudgets):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: CountsRule(task, config.a, config.b, config.base))
         if config.b == 0:
-            self.deviations = (self.deviations[0].removesuffix(" and grow from 0 in the warm-up"),)
+            *others, own = self.deviations
+            self.deviations = (*others, own.removesuffix(" and grow from 0 in the warm-up"))

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from taet.errors import UserError, custom_code, needed
-from taet.files import file_sha256, read_json
+from taet.files import check_seal, file_sha256, read_json
 
 WEIGHTS, CARD, CONFIG, DONE = "model.safetensors", "evaluation.json", "config.json", "done"
 RUN = "run:"  # before the folder of a run whose weights are named
@@ -50,7 +50,7 @@ def weights_file(path: str | Path) -> Path:
     done, file = place / DONE, place / WEIGHTS
     if not (done.is_file() and file.is_file()):
         raise UserError(f"weights: got {place}; allowed: the folder of a finished run, with {DONE} and {WEIGHTS}")
-    sums = read_json(done).get("files")
-    if not isinstance(sums, dict) or sums.get(WEIGHTS) != file_sha256(file):
+    check_seal(done, stored := read_json(done))
+    if not isinstance(stored.get("files"), dict) or stored["files"].get(WEIGHTS) != file_sha256(file):
         raise UserError(f"{file} was changed or damaged: its SHA-256 differs from the one in {DONE}")
     return file

@@ -124,6 +124,9 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     """
     usual = multimode(rules[0] for card in cards if len(rules := _rules(card)) == 1)
     settings = [_settings(card, usual[0] if len(usual) == 1 else "") for card in cards]
+    bare = {(card.method, card.model["name"]) for card in cards if "code" not in card.run}  # of versions without it
+    known = ((card.method, card.model["name"]) not in bare for card in cards)
+    settings = [{n: v for n, v in own.items() if has or n != "code"} for own, has in zip(settings, known, strict=True)]
     keys = _keys(cards, settings)
     firsts = {key: keys.index(key) for key in keys}
     labels = _labels({key: (cards[place], settings[place]) for key, place in firsts.items()})
@@ -169,7 +172,8 @@ def _settings(card: Card, usual_rule: str) -> Values:
     own: dict[str, object] = {"protocol": card.protocol, "data.name": card.data["name"]}
     own |= {"model.name": card.model["name"], THREAT: f"{card.threat['norm']} {size(card.threat['eps'])}"}
     own |= {EXTRA: card.data["extra"]["source"]} if "extra" in card.data else {}
-    own |= {"code": " ".join(sha256[:8] for sha256 in card.run["code"].values())} if "code" in card.run else {}
+    if isinstance(code := card.run.get("code"), Mapping):
+        own["code"] = " ".join(str(sha256)[:8] for sha256 in code.values())
     if not (stored := card.run.get("config")):
         return own if card.seed is not None else {**own, "weights": card.model["weights_sha256"]}
     rules, wanted = _rules(card), usual_rule or _of_protocol(card.protocol, card.method).get(RULE)

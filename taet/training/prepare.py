@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from taet import models, registry
+from taet import models
 from taet.attacks.ball import frozen
 from taet.attacks.counted import training_arithmetic
 from taet.data import DataFacts, Dataset, Split, load
@@ -31,7 +31,7 @@ from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions, environment, resolve_device
 from taet.training.folder import SCHEMA, RunFolder
 from taet.training.pace import LONG_LOOK_SECONDS, idle_threads, seconds_of, using
-from taet.training.record import RunRecord
+from taet.training.record import RunRecord, code_of
 from taet.training.resolve import Resolved, check_needs, resolve
 from taet.training.state import State, build_optimizer, weight_average
 from taet.training.step import training_step
@@ -247,7 +247,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
         "trained_parameters": sum(value.numel() for value in trained(state.model, run.model.tune).values()),
         "model_notes": state.model.notes,
         "pretrained_sha256": None if weights is None else file_sha256(weights_file(Path(weights))),
-        "code": registry.code_of(run.method, run.model.name),
+        "code": code_of(run),
         "threads": plan.threads,
         "processes": world_size(),
         **environment(plan.device),

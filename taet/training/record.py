@@ -7,10 +7,10 @@ from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import ConfigDict, Field, PlainSerializer, model_validator
 
-from taet import statistics
+from taet import registry, statistics
 from taet.errors import UserError
 from taet.fields import Count, NonNegative, Record, Sha256, StoredCount
-from taet.files import Json, digest
+from taet.files import Json, digest, file_sha256
 from taet.models.classifier import Head
 from taet.settings import Data, Run, Training, flat, from_json
 
@@ -20,7 +20,7 @@ PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
 RETIRED = {"data": Data.retired, "training": Training.retired}
 """Settings of earlier versions."""
-CURVE = frozenset({"training.monitor_every", "training.monitor_steps"})
+CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings of the evaluation of the finished model."""
@@ -62,6 +62,14 @@ def run_hash(run: Run | Mapping[str, Any]) -> str:
     parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}
     kept = {part: {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} for part, entry in parts.items()}
     return digest({**values, **kept})
+
+
+def code_of(run: Run) -> dict[str, str]:
+    """Return the SHA-256 of the files of a run's method, wrapped method and model, as far as they are plug-ins."""
+    known = registry.entries("methods")
+    found = {"method": known.get(run.method), "base": known.get(str(getattr(run.settings, "base", "")))}
+    found["model"] = registry.entries("models").get(run.model.name)
+    return {name: file_sha256(entry.path) for name, entry in found.items() if entry and entry.path}
 
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
@@ -146,7 +154,7 @@ class RunRecord(Record):
     model_notes: tuple[str, ...] = ()
     pretrained_sha256: str | None = None
     code: dict[str, str] = Field(default={})
-    """`registry.code_of` the run."""
+    """`code_of` the run."""
     threads: Count
     processes: Count | None = None
     versions: dict[str, str | None] = Field(default={})

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from taet import models, registry
+from taet import models
 from taet.data import Dataset, load
 from taet.distributed import joined, on_first
 from taet.errors import UserError
@@ -22,7 +22,7 @@ from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, again, fit
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
-from taet.training.record import Epoch, RunRecord, retired_settings, run_hash
+from taet.training.record import Epoch, RunRecord, code_of, retired_settings, run_hash
 from taet.training.state import State
 
 Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
@@ -107,8 +107,7 @@ def resume(
         if place.is_done:
             run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
             return TrainingResult(place.path, run, trained, loaded, tuple(row.to_json() for row in place.metrics))
-        if record.code and record.code != registry.code_of(run.method, run.model.name):
-            raise UserError(f"the code of the method or model has changed since {place.path} was started; train again")
+        check_code(place, *record.code)
         begun = on_first(place.checkpoint.exists)
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress, begun=begun)
         for name, sha256 in record.data.hashes.items():
@@ -139,13 +138,22 @@ def _check_free(folder: RunFolder, plan: TrainingPlan) -> None:
         return
     same = False
     with contextlib.suppress(UserError):
-        held, code = folder.record, registry.code_of(plan.run.method, plan.run.model.name)
-        same = (run_hash(held.run), held.data.hashes, held.code) == (run_hash(plan.run), plan.hashes, code)
+        held, code = folder.record, code_of(plan.run)
+        same = (run_hash(held.run), held.data.hashes, held.code or code) == (run_hash(plan.run), plan.hashes, code)
     if not same:
         raise UserError(f"{folder.path} exists and is not this run; choose another --out")
     done = f"it is finished, see taet evaluate {folder.path}"
     way = done if folder.is_done else f"continue it with {again(folder)}"
     raise UserError(f"{folder.path} exists: {way}, or choose another --out")
+
+
+def check_code(folder: RunFolder, *names: str) -> None:
+    """Refuse plug-ins of a run that have changed since it was started, or are missing; `names`: those that are used."""
+    held, now = folder.record.code, code_of(folder.record.run)
+    for name in names:
+        if name in held and held[name] != now.get(name):
+            where = f"the plug-in of the {name} is not the file that {folder.path} was started with"
+            raise UserError(f"{where}; allowed: the same file, in a folder of TAET_PLUGINS")
 
 
 def load_model(
@@ -165,6 +173,7 @@ def load_model(
         raise UserError(f"{path.path} was trained with data fit {left}; this setting has left, see CHANGELOG.md")
     if model is None:
         models.check_trust(path.path, chosen.name)
+        check_code(path, "model")
         model = models.build(chosen.name, data.num_classes, data.image_shape, head=record.head, stem=chosen.stem)
     model = models.adapted(model, data.num_classes)
     extend(model, chosen.tune)

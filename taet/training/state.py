@@ -245,7 +245,8 @@ class State:
         }
 
     def load_state_dict(self, saved: Json) -> None:
-        """Restore a `state_dict` of the same run."""
+        """Restore a `state_dict` of the same run; those of earlier versions say in the method what `asked` is."""
+        saved = {"asked": int(saved["method"].pop("judged", -1)), **saved}
         if missing := sorted(self.state_dict().keys() - saved.keys()):
             raise UserError(f"lacks {missing[0]}: another version of taet wrote it; start a new run")
         self.model.load_state_dict(saved["model"])

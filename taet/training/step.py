@@ -57,8 +57,9 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
 
 def checked(loss: Loss, y: Tensor, method: Method) -> Loss:
     """Refuse what a method must not return as its loss on labels (N,); no value is read."""
-    given = {"total": loss.total, **loss.parts, "logits": loss.logits} if isinstance(loss, Loss) else {"loss": loss}
-    tensors = isinstance(loss, Loss) and all(isinstance(value, Tensor) for value in given.values())
+    whole = isinstance(loss, Loss) and isinstance(loss.parts, dict)
+    given = {"total": loss.total, **loss.parts, "logits": loss.logits} if whole else {"loss": loss}
+    tensors = whole and all(isinstance(value, Tensor) for value in given.values())
     if tensors and loss.total.shape == () and loss.total.requires_grad and loss.logits.shape[:-1] == y.shape:
         return loss
     forms = (f"{name} {list(getattr(value, 'shape', [type(value).__name__]))}" for name, value in given.items())

@@ -101,7 +101,7 @@ def test_fgsm_is_one_signed_step_up_or_down_to_the_target(objective: Any, target
         ({"restarts": 2, "start": "none"}, "restarts: got several of start none"),
         ({"restarts": 2, "start_noise": torch.zeros(2, 3, 8, 8)}, "start noise: got 1; allowed: one per restart, 2"),
         ({"objective": "ce"}, "objective: got 'ce'; .*OBJECTIVES"),
-        ({"objective": torch.nn.CrossEntropyLoss()}, r"objective: got shape \(\) for 2 images; allowed: one value"),
+        ({"objective": torch.nn.CrossEntropyLoss()}, r"objective: got \(\) for 2 images; allowed: one value"),
         ({"eps": "8/255"}, "eps: got '8/255'; allowed: a number, e.g. 8 / 255"),
     ],
 )

@@ -135,6 +135,7 @@ def flip(path: Path) -> None:
     [
         (lambda at: flip(at / "model.safetensors"), "model.safetensors was changed or damaged: its SHA-256 differs"),
         (lambda at: (at / "done").unlink(), "allowed: the folder of a finished run"),
+        (lambda at: (at / "done").write_text("[]"), "done was changed, or not written by taet"),
     ],
 )  # fmt: skip
 def test_damaged_weights_begin_no_training(copy: Path, run: Path, harm: Any, message: str) -> None:

@@ -41,6 +41,12 @@ def test_the_warm_up_of_robust_lt_grows_the_whole_budget_from_nothing(base: str,
         assert method.factor is factor, "written in place"
 
 
+def test_without_a_warm_up_robust_lt_says_so_beside_what_its_base_says() -> None:
+    said = built("robust-lt", base="n-fgsm", b=0).deviations
+    assert said[0].startswith("one step of eps from uniform noise")
+    assert said[1:] == ("training eps and step size differ by class",)
+
+
 @pytest.mark.parametrize("base", ["at-bsl", "trades", "mart", "reat", "harl", "taet"])
 def test_it_is_the_base_on_an_attack_scaled_by_class(base: str, network: Network, digits: Batch) -> None:
     wrapped, plain = built("robust-lt", base=base, a=0.6), built(base)

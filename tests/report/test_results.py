@@ -191,6 +191,14 @@ def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
         one.changed(run={**one.run, "code": {"methods": sha256}}) for one, sha256 in ((old, "a" * 64), (new, "b" * 64))
     ]
     assert sorted(names(*cards)) == ["at", "at (code bbbbbbbb)"]
+    assert names(cards[0], new) == ["at"] * 2  # a card of a version that did not store it
+
+
+def test_images_of_a_curve_that_decides_nothing_are_no_setting_of_a_row(trained: MakeCard) -> None:
+    cards = [trained("at", seed) for seed in (0, 1)]
+    config = cards[1].run["config"]
+    old = {**config, "training": {**config["training"], "monitor_images": 20}}
+    assert names(cards[0], cards[1].changed(run={**cards[1].run, "config": old})) == ["at"] * 2
 
 
 def test_a_group_of_classes_without_images_is_no_comparison(make_card: MakeCard) -> None:
