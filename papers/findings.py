@@ -36,7 +36,6 @@ from rules import (
     within,
 )
 from runs import Runs
-
 from taet.evaluation import ResultCard
 from taet.formatting import percent, percent_interval
 

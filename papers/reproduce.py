@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import taet
 from items import SCALES, Item, Row, Scale, chosen, items, scale
 from runs import CARD, EPOCHS, Measured, Runs, name_of, price, thinned
-
-import taet
 from taet.errors import UserError
 from taet.files import digest
 from taet.formatting import duration

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy import special, stats
+
 from items import Item, Row, Scale
 from paired import Cards, attacks_on, paired, text
 from runs import RESULTS, Runs, load, thinned
-from scipy import special, stats
-
 from taet import statistics
 from taet.evaluation import ResultCard
 from taet.formatting import listed, percent

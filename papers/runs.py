@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from items import FOLDER, Row
-
 from taet import methods, protocols
 from taet.data import long_tail_counts
 from taet.errors import UserError

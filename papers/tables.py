@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from items import PAPERS, SECONDS, Item, Row, Scale, items
 from items import scale as get_scale
 from paired import Cards, attacks_on, paired, text
 from runs import Measured, Runs
-
 from taet.evaluation import ResultCard
 from taet.formatting import percent, percent_interval, points
 from taet.statistics import balanced_accuracy, class_groups

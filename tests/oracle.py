@@ -39,12 +39,12 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "papers")]  # the package of this checkout, not an installed one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import findings  # noqa: E402
-import paired as pairing  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
+import findings  # noqa: E402
+import paired as pairing  # noqa: E402
 import taet  # noqa: E402
 from runs import Runs  # noqa: E402
 from taet import cli, protocols  # noqa: E402

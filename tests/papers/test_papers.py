@@ -11,16 +11,16 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-import findings
 import numpy as np
 import pytest
-import reproduce
-import rules
-from items import SCALES, SECONDS, items, scale
-from runs import Runs, name_of
 from scipy import stats
 
+import findings
+import reproduce
+import rules
 import taet
+from items import SCALES, SECONDS, items, scale
+from runs import Runs, name_of
 from taet.statistics import Difference
 
 PAPERS = Path(reproduce.__file__).parent
