@@ -15,10 +15,11 @@ CHANGES: Json = {
     "threat.step_size": 0.04,
     "evaluation.step_size": 0.02,
     "evaluation.batch_size": 500,
+    "evaluation.attacks": ("clean", "fgsm", "pgd-20", "autoattack"),
     "training.precision": "float32",  # some processors only emulate bf16, and float32 is fast enough here
     "training.epochs": 60,
     "training.batch_size": 64,
-    "training.monitor_every": 5,
+    "training.monitor_every": 10,
 }
 TITLE = "AT, AT-BSL and TAET on long-tailed digits"
 TUNED = {"name": "taet", "method": "taet", "settings": {"method.alpha": 1.0}}
