@@ -140,23 +140,16 @@ class Seen:
     """Images of each class, (C,)."""
     clean: Tensor
     """How many of them are classified correctly, (C,)."""
-    confusion: Tensor
-    """Attacked images by their class (rows) and by the class that is predicted (columns), (C, C)."""
+    robust: Tensor
+    """How many of them are classified correctly under the attack, (C,)."""
     clean_loss: Tensor
     """Sums of CE(f(x), y), (C,)."""
-    robust_loss: Tensor
-    """Sums of CE(f(x'), y), (C,)."""
     divergence: Tensor
     """Sums of KL(f(x) || f(x')), (C,)."""
 
     def __post_init__(self) -> None:
         if self.split != "validation":
             raise ValueError(f"feedback: got images of the {self.split} split; allowed: validation")
-
-    @property
-    def robust(self) -> Tensor:
-        """How many images of each class are classified correctly under the attack, (C,)."""
-        return self.confusion.diagonal()
 
     def rates(self, sums: Tensor) -> Tensor:
         """Return sums (C,) as means over a class's images; a class without images has the mean of the others."""

@@ -39,20 +39,6 @@ def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
     return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).index_add_(0, labels, hits.long())
 
 
-@torch.no_grad()
-def feedback_sums(labels: Tensor, clean: Tensor, attacked: Tensor) -> Tensor:
-    """Return sums by class over a batch: labels (N,), logits of its images and of the attacked ones (N, C).
-
-    Columns of the result, (C, 4 + C): correct clean images, both losses, the divergence, and how many of the attacked
-    images are predicted as each class.
-    """
-    clean, attacked = clean.double(), attacked.double()
-    correct, divergence = clean.argmax(1) == labels, kl_divergence(clean, attacked)
-    values = torch.stack([correct, cross_entropy(clean, labels), cross_entropy(attacked, labels), divergence], 1)
-    # A matrix product, because the order of sums in index_add_ varies on a GPU.
-    return is_label(attacked, labels).double().T @ torch.cat([values, is_label(attacked, attacked.argmax(1))], 1)
-
-
 class TrainingCurve:
     """The points of a run's curve on one split, the same images at every point."""
 
@@ -80,9 +66,7 @@ class TrainingCurve:
         single = method.single_step or (run.threat.steps == 1 and not method.own_attack)
         names = ("clean", *(["fgsm"] if single else []), name)
         correct = torch.zeros(len(names), num_classes, dtype=torch.int64, device=device)
-        # Every pair of classes: with 8,142 of them 530 MB, so only where a method asks for it.
-        told = num_classes if method.needs_feedback else 0
-        sums = torch.zeros(told, 4 + told, dtype=torch.float64, device=device)
+        sums = torch.zeros(num_classes, 2, dtype=torch.float64, device=device)  # of clean loss and divergence
         with frozen(model), exact_float32(device.type):
             batches, processes = math.ceil(len(split) / batch_size), world_size()
             for number in range(rank(), math.ceil(batches / processes) * processes, processes):
@@ -98,19 +82,20 @@ class TrainingCurve:
                     stepped = [ascend(x, y, steps=1, step_size=eps, start="none")] if single else []
                 with torch.no_grad():
                     logits = [model(images) for images in (x, *stepped, attacked)]
+                    if method.needs_feedback:
+                        clean, robust = logits[0].double(), logits[-1].double()
+                        losses = torch.stack([cross_entropy(clean, y), kl_divergence(clean, robust)], 1)
+                        # A matrix product, because the order of sums in index_add_ varies on a GPU.
+                        sums += is_label(clean, y).double().T @ losses
                 correct += torch.stack([per_class(y, found.argmax(1) == y, num_classes) for found in logits])
-                if method.needs_feedback:
-                    sums += feedback_sums(y, logits[0], logits[-1])
         total = split.class_counts.tolist()
-        counts = zip(names, global_sum(correct).tolist(), strict=True)
-        each = {name: {"correct": values, "total": total} for name, values in counts}
+        correct = global_sum(correct)
+        each = {name: {"correct": of.tolist(), "total": total} for name, of in zip(names, correct, strict=True)}
         point = from_json(CurvePoint, {"split": self.name, **each})
         if not method.needs_feedback:
             return point, None
-        sums = global_sum(sums)
-        clean, clean_loss, robust_loss, divergence = sums[:, :4].unbind(1)
         images = torch.from_numpy(split.class_counts).to(device).double()
-        return point, Seen(self.name, images, clean, sums[:, 4:], clean_loss, robust_loss, divergence)
+        return point, Seen(self.name, images, *correct[[0, -1]].double(), *global_sum(sums).unbind(1))
 
 
 def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance: float = 0.0) -> int | None:

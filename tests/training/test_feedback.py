@@ -66,7 +66,7 @@ def test_it_is_told_of_every_validation_image_and_learns_from_it(
     split = again.dataset.validation
     assert split is not None
     for seen, row in zip(told, again.history, strict=True):
-        assert seen.images.tolist() == split.class_counts.tolist() == seen.confusion.sum(1).tolist()
+        assert seen.images.tolist() == split.class_counts.tolist()
         assert seen.clean.tolist() == row["monitor"]["clean"]["correct"]
         assert seen.robust.tolist() == row["monitor"]["pgd-1"]["correct"]
     x = torch.from_numpy(split.images).movedim(3, 1) / 255
@@ -74,7 +74,6 @@ def test_it_is_told_of_every_validation_image_and_learns_from_it(
     losses = torch.nn.functional.cross_entropy(again.model(x).detach(), labels, reduction="none").double()
     expected = torch.zeros(10, dtype=torch.float64).index_add_(0, labels, losses)
     torch.testing.assert_close(seen.clean_loss, expected, rtol=1e-4, atol=1e-5)
-    assert (seen.robust_loss >= seen.clean_loss).any()
     assert (seen.divergence >= 0).all()
 
 
@@ -216,5 +215,5 @@ def test_a_class_without_an_image_counts_as_the_mean_of_the_others() -> None:
     golden = GOLDEN["feedback_rates"]
     images, robust = (torch.tensor(golden["inputs"][name], dtype=torch.float64) for name in ("images", "robust"))
     zero = torch.zeros_like(images)
-    seen = Seen("validation", images, zero, robust.diag(), zero, zero, zero)
+    seen = Seen("validation", images, zero, robust, zero, zero)
     assert seen.rates(seen.robust).tolist() == pytest.approx(golden["expected"]["rates"], abs=1e-12)
