@@ -21,7 +21,7 @@ from taet.errors import UserError, unknown
 from taet.evaluation.card import Card
 from taet.evaluation.column import Column
 from taet.evaluation.rules import MASKING, raised
-from taet.intervals import Difference, difference, mean_recall_limits, student_quantile
+from taet.intervals import Difference, difference, student_quantile
 from taet.report import rows, write
 from taet.report.rows import Sources, StoredCard, read
 from taet.statistics import Ints
@@ -255,29 +255,18 @@ def _unranked(cards: Sequence[Card]) -> str:
 
 
 def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
-    columns = [(one, attack, column) for one in cards for attack, column in one.columns.items()]
-    first, total = cards[0].card, cards[0].card.test_class_counts
-    counted = (statistics.class_counts(column.correct, first.labels, first.num_classes) for _, _, column in columns)
-    right = np.stack([correct for correct, _ in counted])
-    recalls, ends = statistics.per_class_accuracy(right, total), statistics.wilson_interval(right, total)
-    every, worst = np.arange(len(right)), np.where(np.isnan(recalls), np.inf, recalls).argmin(1)
-    plain, images = right.sum(1), total.sum()
-    share = statistics.per_class_accuracy(plain, images)
-    parts: dict[str, tuple[object, ...]] = {}
-    parts["plain"] = (images, plain, share, *statistics.wilson_interval(plain, images))
-    parts["worst"] = (total[worst], *(of[every, worst] for of in (right, recalls, *ends)))
-    for label, name in enumerate(class_names(first)):
-        parts[name] = (total[label], *(of[:, label] for of in (right, recalls, *ends)))
-    for group in ("balanced", "head", "body", "tail"):
-        if len(of := members(first, group)):
-            balanced = [statistics.balanced_accuracy(k[of], total[of]) for k in right]
-            limits = mean_recall_limits(right[:, of], total[of])
-            parts[group] = (total[of].sum(), pd.NA, balanced, *limits)
-    about = pd.DataFrame([(*one.about, attack) for one, attack, _ in columns], columns=[*ABOUT, "attack"])
-    groups = (group for group in (*GROUPS, *class_names(first)) if group in parts)
-    frames = [about.assign(**dict(zip(COLUMNS[-6:], (group, *parts[group]), strict=True))) for group in groups]
-    found: pd.DataFrame = pd.concat(frames).sort_index(kind="stable", ignore_index=True)[[*COLUMNS]]
-    return found.astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
+    lines = list[tuple[object, ...]]()
+    for one, attack, column in ((each, *pair) for each in cards for pair in each.columns.items()):
+        of, total = one.card.summary_of(column), one.card.test_class_counts
+        classes = [*zip(total, of.correct, of.per_class, *of.per_class_interval, strict=True)]
+        parts = {"balanced": (total.sum(), pd.NA, of.balanced, *of.balanced_interval)}
+        parts["plain"] = (total.sum(), of.correct.sum(), of.accuracy, *of.accuracy_interval)
+        for group in ("head", "body", "tail"):
+            if len(labels := members(one.card, group)):
+                parts[group] = (total[labels].sum(), pd.NA, of.groups[group], *of.group_intervals[group])
+        parts |= {"worst": classes[of.worst_class[0]], **dict(zip(class_names(one.card), classes, strict=True))}
+        lines += [(*one.about, attack, group, *numbers) for group, numbers in parts.items()]
+    return pd.DataFrame(lines, columns=[*COLUMNS]).astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
 
 
 def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
