@@ -1,4 +1,4 @@
-# make demo       train, attack and report on a bare machine with Python 3.11 or newer; 3:43 after the installation, on two idle cores
+# make demo       train, attack and report on a bare machine with Python 3.11 or newer; 4 to 6 minutes after the installation, on two cores
 # make test       the tests, with representative cases of large products
 # make test-all   every test
 # make test-avx2  the tests that rounding could affect, as on an x86 processor with AVX2 and without AVX-512

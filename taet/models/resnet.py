@@ -53,8 +53,8 @@ class BasicBlock(ResidualBlock):
         self.shortcut = projection(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu_(self.bn1(self.conv1(x)))
-        return torch.relu_(self.bn2(self.conv2(out)).add_(self.shortcut(x)))
+        out = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 class Bottleneck(ResidualBlock):
@@ -74,9 +74,9 @@ class Bottleneck(ResidualBlock):
         self.shortcut = projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu_(self.bn1(self.conv1(x)))
-        out = torch.relu_(self.bn2(self.conv2(out)))
-        return torch.relu_(self.bn3(self.conv3(out)).add_(self.shortcut(x)))
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = torch.relu(self.bn2(self.conv2(out)))
+        return torch.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
 class PreActBlock(ResidualBlock):
@@ -145,7 +145,7 @@ def residual_body(layout: ResidualLayout, channels: int, *, large: bool = False)
     kernel, stride = (7, 2) if large else (3, 1)
     layers: list[nn.Module] = [nn.Conv2d(channels, inputs, kernel, stride, kernel // 2, bias=False)]
     if not block.preactivation:
-        layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
     if large:
         layers.append(nn.MaxPool2d(3, 2, 1))
     for stage, (width, count) in enumerate(zip(layout.widths, layout.blocks, strict=True)):
