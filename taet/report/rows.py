@@ -119,7 +119,8 @@ def images(card: Card) -> tuple[object, ...]:
 def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     """Return the row of each card of one table, a name that is unique for each row, and its values of `SETTING`.
 
-    Other weights of the same settings and seed, trained on another machine, are a row of their own.
+    Rows with equal weights for every seed that they share are one row, with the shorter name. Other weights of the same
+    settings and seed, trained on another machine, are a row of their own.
     """
     usual = multimode(rules[0] for card in cards if len(rules := _rules(card)) == 1)
     settings = [_settings(card, usual[0] if len(usual) == 1 else "") for card in cards]
@@ -129,8 +130,9 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     keys = _keys(cards, settings)
     firsts = {key: keys.index(key) for key in keys}
     labels = _labels({key: (cards[place], settings[place]) for key, place in firsts.items()})
+    same = _merged(cards, keys, labels)
     shared = [tuple("" if own.get(name) is None else words(own[name]) for name in SETTING) for own in settings]
-    return [(labels[key], setting) for key, setting in zip(keys, shared, strict=True)]
+    return [(labels[same[key]], setting) for key, setting in zip(keys, shared, strict=True)]
 
 
 def rules_of(model: Values, training: Values) -> list[str]:
@@ -200,6 +202,21 @@ def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
         known = seen[key, card.seed]  # other weights of a seed are another row
         found.append(f"{key} {known.setdefault(card.model['weights_sha256'], len(known))}")
     return found
+
+
+def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Return for each key that of the row which has its cards."""
+    models: dict[str, dict[int | None, object]] = defaultdict(dict)
+    for card, key in zip(cards, keys, strict=True):
+        answers = None if card.clean is None else card.clean.predictions.tobytes()
+        models[key][card.seed] = card.model["weights_sha256"], answers
+    same: dict[str, str] = {}
+    for key in sorted(models, key=lambda key: (len(labels[key]), labels[key])):
+        mine, kept = models[key], (other for other in same if same[other] == other)
+        shared = ((other, mine.keys() & models[other].keys()) for other in kept)
+        same[key] = next((o for o, seeds in shared if seeds and all(mine[s] == models[o][s] for s in seeds)), key)
+        models[same[key]] = {**mine, **models[same[key]]}
+    return same
 
 
 def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:

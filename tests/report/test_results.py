@@ -173,7 +173,13 @@ def test_a_best_epoch_that_is_the_last_one_is_both(trained: MakeCard) -> None:
     assert names(*lasts, *seeds[::2])[:2] == ["at-bsl (selection last)"] * 2
 
 
-def test_other_weights_of_a_seed_are_another_row(trained: MakeCard, make_card: MakeCard) -> None:
+def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: MakeCard, make_card: MakeCard) -> None:
+    first = trained("at-bsl")
+    alike = trained("at", outer__name="balanced-softmax", about={"weights_sha256": first.model["weights_sha256"]})
+    assert names(first, alike) == ["at-bsl", "at (balanced-softmax)"]
+    assert names(first, alike.changed(columns=first.columns)) == ["at-bsl"] * 2  # the same predictions as well
+    smaller = first.changed(threat={"norm": "linf", "eps": 4 / 255})
+    assert names(first, smaller) == ["at-bsl"] * 2  # one model, attacked in two balls
     assert names(trained("at"), trained("at", about={"weights_sha256": "e" * 64})) == ["at", "at #2"]
     given, other = make_card("my-net").changed(seed=None), make_card("my-net", 5).changed(seed=None)
     assert names(given, given, other) == ["my-net", "my-net", "my-net #2"]
