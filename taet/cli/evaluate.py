@@ -111,6 +111,7 @@ def opened(
 ) -> tuple[Path | nn.Module, Dataset, tuple[str, ...]]:
     """Return a run's folder or a model of any origin, its test images, resized to the run's, and notes on it."""
     from taet.data import full_name, load, load_all
+    from taet.data.downloads import locate
     from taet.models import foreign
     from taet.training.folder import RunFolder
 
@@ -121,10 +122,9 @@ def opened(
         if weights is not None or normalize != "none":
             raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
         record = RunFolder(Path(name)).record
-        used, asked = (
-            Path(of.partition(":")[2]).expanduser().resolve() for of in (record.run.data.name, full_name(wanted.name))
-        )
-        if all_images and used == asked:
+        asked = wanted.replace(name=full_name(wanted.name))
+        places = {(of.name.partition(":")[0], locate(of).resolve()) for of in (record.run.data, asked)}
+        if all_images and len(places) == 1:
             raise UserError(f"{name} was trained on images of {wanted.name}; allowed: without --all-images")
         _, height, width = record.data.image_shape
         if wanted.size is not None or height == width:

@@ -92,6 +92,8 @@ def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, 
     assert outcome.code == int("\n!" in outcome.out)
     again = taet("evaluate", "--model", finished.folder, "--data", "digits-lt", "--all-images")
     assert "was trained on images of digits-lt; allowed: without --all-images" in again.err
+    other = taet("evaluate", "--model", finished.folder, "--data", "fashion-mnist", "--all-images")
+    assert "all images: got fashion-mnist; allowed: your own images" in other.err
     damaged = Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
     (damaged / "metrics.jsonl").write_text("{}")
     assert (taet("check", damaged).code, taet("check", damaged).err) == (1, "")
