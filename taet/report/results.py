@@ -257,13 +257,13 @@ def _unranked(cards: Sequence[Card]) -> str:
 def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
     lines = list[tuple[object, ...]]()
     for one, attack, column in ((each, *pair) for each in cards for pair in each.columns.items()):
-        of, total = one.card.summary_of(column), one.card.test_class_counts
-        classes = [*zip(total, of.correct, of.per_class, *of.per_class_interval, strict=True)]
-        parts = {"balanced": (total.sum(), pd.NA, of.balanced, *of.balanced_interval)}
-        parts["plain"] = (total.sum(), of.correct.sum(), of.accuracy, *of.accuracy_interval)
+        of = one.card.summary_of(column)
+        classes = [*zip(of.total, of.correct, of.per_class, *of.per_class_interval, strict=True)]
+        parts = {"balanced": (of.total.sum(), pd.NA, of.balanced, *of.balanced_interval)}
+        parts["plain"] = (of.total.sum(), of.correct.sum(), of.accuracy, *of.accuracy_interval)
         for group in ("head", "body", "tail"):
             if len(labels := members(one.card, group)):
-                parts[group] = (total[labels].sum(), pd.NA, of.groups[group], *of.group_intervals[group])
+                parts[group] = (of.total[labels].sum(), pd.NA, of.groups[group], *of.group_intervals[group])
         parts |= {"worst": classes[of.worst_class[0]], **dict(zip(class_names(one.card), classes, strict=True))}
         lines += [(*one.about, attack, group, *numbers) for group, numbers in parts.items()]
     return pd.DataFrame(lines, columns=[*COLUMNS]).astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
