@@ -68,6 +68,11 @@ class View:
         for target_value, value in self._casts:
             target_value.copy_(value)
 
+    def compile(self) -> None:
+        """Compile `module` with CUDA graphs; its logits are new tensors, since a graph writes into those of before."""
+        self.module = torch.compile(self.module, mode="reduce-overhead", dynamic=False)  # type: ignore[assignment]
+        self.module.register_forward_hook(lambda _module, _inputs, logits: logits.clone())
+
 
 def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View | None:
     """Return the view of `model`, or None, with a line in the log, if no view gives its logits.

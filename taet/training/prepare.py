@@ -147,7 +147,10 @@ def prepare(
 
 def _view(run: Run, model: nn.Module, dataset: Dataset) -> View | None:
     dtype = torch.bfloat16 if run.training.precision == "bf16" else None
-    return None if run.threat.bn_mode == "train" else make_view(model, dataset.image_shape, dtype)
+    view = None if run.threat.bn_mode == "train" else make_view(model, dataset.image_shape, dtype)
+    if view is not None and run.training.compile:
+        view.compile()
+    return view
 
 
 def build_model(

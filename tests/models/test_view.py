@@ -71,6 +71,28 @@ def test_in_bf16_the_view_is_as_near_to_float32_as_the_model_under_autocast() ->
     assert 0 < means["view"] < 2 * means["model"] < 0.1
 
 
+def test_logits_of_a_compiled_view_stay_when_its_graph_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph(nn.Module):
+        """Writes every result into the same memory, as a CUDA graph does."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.result = inner, torch.zeros(4, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.result.copy_(self.inner(x))
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: Graph(module))
+    view = make_view(small(), SHAPE)
+    assert view is not None
+    view.compile()
+    with torch.no_grad():
+        first = view.module(images())
+        expected = first.clone()
+        assert not torch.equal(view.module(1 - images()), expected)
+    assert torch.equal(first, expected)
+
+
 def test_a_step_of_the_model_reaches_the_view() -> None:
     model, x = small(), images()
     view = make_view(model, SHAPE)
