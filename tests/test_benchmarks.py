@@ -94,7 +94,7 @@ def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("point", ["versions", "no_synchronisation", "resume"])
+@pytest.mark.parametrize("point", ["versions", "no_synchronisation", "learning", "resume"])
 def test_points_of_the_smoke_script_pass_on_a_cpu_as_far_as_they_go(point: str, load: Load) -> None:
     assert getattr(load("gpu_smoke"), point)("cpu")
 
