@@ -42,7 +42,7 @@ from taet.formatting import percent, percent_interval
 C, R = functools.partial(row, "taet"), functools.partial(row, "reat")
 """Runs of TAET's and of REAT's paper."""
 AA = "autoattack"
-TESTED = ("full", "cpu", "mini")
+TESTED = ("full", "gpu", "cpu", "mini")
 """The scales that decide; smoke shows only that the machinery works."""
 OTHERS = ("at-bsl", "robal", "at", "adt", "reat", "las-at", "he", "gairat")
 """The methods of TAET's table 1 but TAET, MART and TRADES."""

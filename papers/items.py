@@ -14,7 +14,7 @@ from taet.errors import UserError, unknown
 FOLDER = Path(__file__).parent
 PAPERS = ("taet", "reat")
 """The papers, by the names of their protocols."""
-SCALES = ("full", "cpu", "mini", "smoke")
+SCALES = ("full", "gpu", "cpu", "mini", "smoke")
 """The largest first."""
 SECONDS = "seconds_per_epoch"
 """The only published column that is not an accuracy."""

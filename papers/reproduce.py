@@ -151,14 +151,14 @@ def overview(runs: Runs, options: argparse.Namespace) -> str:
     """Return what is filled of every item at each scale, and what the rest takes."""
     from tables import table
 
-    lines: list[Sequence[str]] = [("", *SCALES[:3], "")]
+    lines: list[Sequence[str]] = [("", *SCALES[:-1], "")]
     for item in items().values():
         counts = []
-        for name in SCALES[:3]:
+        for name in SCALES[:-1]:
             found = cells([item], scale(name), runs, options)
             counts.append(f"{sum(not cell.lacks for cell in found)}/{len(found)}")
         lines.append((item.name, *counts, item.title))
-    rest = [_rest(cells([*items().values()], scale(name), runs, options), name) for name in SCALES[:3]]
+    rest = [_rest(cells([*items().values()], scale(name), runs, options), name) for name in SCALES[:-1]]
     return "\n".join(["Runs that are there, of those that an item needs:", "", table(lines), "", *rest])
 
 
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a call; return 0, 1 if a run failed, or 2 for a mistake in the call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("items", nargs="*", help="taet/table1, reat/figure3, or taet or reat: all of a paper")
-    parser.add_argument("--scale", default="mini", help="full, cpu, mini (default) or smoke")
+    parser.add_argument("--scale", default="mini", help="full, gpu, cpu, mini (default) or smoke")
     parser.add_argument("--methods", nargs="+", default=[], help="only rows of these methods")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="in place of those of the scale")
     parser.add_argument("--again", action="store_true", help="run also what has a committed card")

@@ -30,8 +30,8 @@ SIZES = {
 }
 """Number of classes, images of the largest and test images of each, by the first part of a data set's name."""
 COUNTS = ("data.max_count", "data.test_max_count")
-WATCHED = ("training.distance_images",)
-"""Settings of what is recorded beside a training; they do not change it."""
+WATCHED = ("training.distance_images", "evaluation.search_precision")
+"""Settings of what is recorded beside a training, or follows it; they do not change it."""
 
 Key = frozenset[tuple[str, Any]]
 """The settings that decide a run and are not the defaults of its method, without the seed."""

@@ -59,7 +59,8 @@ def pages(runs: Runs) -> dict[str, str]:
         of = [item for item in items().values() if item.name.startswith(paper)]
         texts = [f"# {paper.upper()}, published and measured", "[How](reproduce.md) these are made."]
         for item in of:
-            filled = [one for one in map(get_scale, ("cpu", "mini")) if any(runs.of(one.run(row)) for row in item.rows)]
+            sizes = map(get_scale, ("gpu", "cpu", "mini"))
+            filled = [one for one in sizes if any(runs.of(one.run(row)) for row in item.rows)]
             texts += [page(item, one, runs) for one in filled or [get_scale("mini")]]
         found[paper] = "\n\n".join(texts) + "\n"
     return found
@@ -90,7 +91,8 @@ def what_differs(item: Item, scale: Scale) -> list[str]:
     said = [f"Scale {scale.name}: {scale.says}.", str(scale.values.get(protocol, {}).get("says", ""))]
     said += [f"Instead of what is published: {', '.join(changed)}." for changed in [scale.differences(item)] if changed]
     if scale.name != "full":
-        said.append("Other networks and test images than the paper's: compare rows with rows, not with the paper.")
+        other = "Other test images" if scale.name == "gpu" else "Other networks and test images"
+        said.append(f"{other} than the paper's: compare rows with rows, not with the paper.")
     said.append("Accuracies are balanced, in %, with 95 % intervals over the test images, or ± one standard error.")
     if item.average == "sample":
         said[-1] = "Plain accuracy, in %: recalls on the balanced test set, weighted like the training set."
