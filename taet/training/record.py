@@ -16,7 +16,7 @@ from taet.settings import Data, Run, Training, flat, from_json
 
 PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
-PLACE = ("capture", "device", "save_minutes", "tensorboard", "threads", "workers")
+PLACE = ("capture", "compile", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
 RETIRED = {"data": Data.retired, "training": Training.retired}
 """Settings of earlier versions."""
