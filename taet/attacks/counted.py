@@ -29,20 +29,14 @@ def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
     if precision == "tf32" and device_type != "cuda":
         allowed = "float32 or bf16 (tf32 is of NVIDIA GPUs)"
         raise UserError(f"search precision: got tf32 on {device_type}; allowed: {allowed}")
-    cast = torch.autocast(device_type, torch.bfloat16, precision == "bf16")
-    with _float32_as("tf32" if precision == "tf32" else "ieee"), cast:
-        yield
-
-
-@contextmanager
-def _float32_as(form: str) -> Iterator[None]:
     gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
     switches = [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:
-            switch.fp32_precision = form
-        yield
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        with torch.autocast(device_type, torch.bfloat16, precision == "bf16"):
+            yield
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value
@@ -53,16 +47,13 @@ exact_float32 = functools.partial(arithmetic, precision="float32")
 
 @contextmanager
 def training_arithmetic(device_type: str) -> Iterator[None]:
-    """On NVIDIA GPUs take the fastest of cuDNN's algorithms, and let float32 be float32, which torch makes TF32.
-
-    Without a context of autocast, which would keep the weights that steps within it cast, whatever an update changes.
-    """
+    """On NVIDIA GPUs take the fastest of cuDNN's algorithms, and let float32 be float32, which torch makes TF32."""
     if device_type != "cuda":
         yield
         return
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
-        with _float32_as("ieee"):
+        with exact_float32(device_type):
             yield
     finally:
         torch.backends.cudnn.benchmark = before

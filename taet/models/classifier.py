@@ -48,7 +48,7 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
         mean, std = self.mean, self.std
-        if x.stride(1) == 1 and x.shape[1] > 1:  # channels last
+        if x.device.type == "cpu" and x.stride(1) == 1 and x.shape[1] > 1:  # channels last
             # In this layout a CPU needs a sixth of the time with rows of numbers instead of one number per channel.
             mean, std = (
                 value.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last)

@@ -59,17 +59,26 @@ class View:
     @torch.no_grad()
     def refresh(self) -> None:
         """Fold and cast the model's weights and statistics as they are now, in place; nothing waits for the device."""
-        for source, norm, target in self._folds:
-            scale = (norm.running_var + norm.eps).rsqrt()
-            scale = scale if norm.weight is None else scale * norm.weight
-            target.weight.copy_(source.weight * scale.view(-1, *[1] * (source.weight.ndim - 1)))
-            mean = norm.running_mean if source.bias is None else norm.running_mean - source.bias
-            target.bias.copy_(-scale * mean if norm.bias is None else norm.bias - scale * mean)
+        if self._folds:  # in few calls, because a GPU waits for the processor that makes them
+            sources, norms, targets = zip(*self._folds, strict=True)
+            scales = torch._foreach_rsqrt(torch._foreach_add([n.running_var for n in norms], [n.eps for n in norms]))
+            gains = [torch.ones_like(n.running_var) if n.weight is None else n.weight for n in norms]
+            biases = [torch.zeros_like(n.running_var) if n.bias is None else n.bias for n in norms]
+            means = [
+                norm.running_mean if source.bias is None else norm.running_mean - source.bias
+                for source, norm, _ in self._folds
+            ]
+            torch._foreach_mul_(scales, gains)
+            shifted = torch._foreach_sub(biases, torch._foreach_mul(scales, means))
+            torch._foreach_copy_([target.bias for target in targets], shifted)
+            for source, scale, target in zip(sources, scales, targets, strict=True):
+                torch.mul(source.weight, scale.view(-1, *[1] * (source.weight.ndim - 1)), out=target.weight)
         for target_value, value in self._casts:
             target_value.copy_(value)
 
     def compile(self) -> None:
         """Compile `module` with CUDA graphs; its logits are new tensors, since a graph writes into those of before."""
+        torch._functorch.config.backward_pass_autocast = "off"  # as `pgd` has it: the head's backward in float32
         self.module = torch.compile(self.module, mode="reduce-overhead", dynamic=False)  # type: ignore[assignment]
         self.module.register_forward_hook(lambda _module, _inputs, logits: logits.clone())
 
@@ -90,9 +99,9 @@ def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.
 def _folds(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None) -> list[Pair]:
     """Return what to fold, tested in float32, on noise and with random statistics: new ones change next to nothing."""
     trial = copy.deepcopy(model).cpu().eval().requires_grad_()  # a GPU's TF32 rounds more than a fold may
-    like = next((parameter for parameter in trial.parameters()), torch.empty(0))
+    like = next((parameter for parameter in model.parameters()), torch.empty(0))
     noise = torch.Generator().manual_seed(derive_seed(0, "view"))
-    x = torch.rand(2, *image_shape, generator=noise).to(like)
+    x = torch.rand(2, *image_shape, generator=noise).to(like.dtype)
     with torch.enable_grad():
         pairs = _pairs(trial, x)
     with torch.no_grad():
@@ -104,9 +113,9 @@ def _folds(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dty
         found = View(trial, pairs, None).module(x)
         if not bool((expected - found).abs().amax() <= AGREEMENT * expected.abs().amax()):
             raise ValueError("its logits are others than the model's")
-        if dtype is not None:  # fails where a part is kept out of autocast
-            with torch.autocast("cpu", dtype):
-                View(trial, pairs, dtype).module(x)
+        if dtype is not None:  # fails where a part is kept out of autocast, which public code does by device
+            with torch.autocast(like.device.type, dtype):
+                View(copy.deepcopy(model).eval(), pairs, dtype).module(x.to(like.device))
     return pairs
 
 

@@ -113,6 +113,8 @@ def prepare(
     if run.training.threads is None and device.type == "cpu":
         threads, busy = on_first(lambda: idle_threads(LONG_LOOK_SECONDS))
         choices |= {"training.threads": (threads, busy)} if busy else {}
+    if run.training.compile and device.type != "cuda":
+        choices["training.compile"] = (False, "no GPU, which alone gains by it")
     resolved = replace(resolved, run=override(resolved.run, {name: value for name, (value, _) in choices.items()}))
     run, method, training = resolved.run, resolved.method.to(device), resolved.run.training
     loader = Loader(
@@ -205,7 +207,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
         batch, place = next(batches), plan.loader.place(0)
         for stage in dict.fromkeys(stages):
             model, method = copy.deepcopy((state.model, state.method))
-            view = _view(run, model, plan.dataset)
+            view = _view(override(run, {"training.compile": False}), model, plan.dataset)  # which takes a minute
             at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
             at.optimizer = build_optimizer(model, run.training)
             at.begin_epoch()

@@ -20,6 +20,7 @@ from taet import methods, protocols, statistics
 from taet.data import DataFacts, Dataset
 from taet.data.loader import resampled
 from taet.errors import UserError
+from taet.models.view import View
 from taet.randomness import generator
 from taet.settings import Run, from_json, override
 from taet.training import TrainingResult, fit, prepare, resume, train
@@ -100,6 +101,17 @@ def test_the_precision_follows_the_processor_and_its_limit(tiny: Tiny, monkeypat
         plan, state = prepare.prepare(tiny("at", {"training.precision": "auto"}))
         assert plan.choices["training.precision"][0] == plan.run.training.precision == ("float32", "bf16")[bf16]
         assert prepare.describe(plan, state, "").run == plan.run
+
+
+def test_the_attacked_network_is_compiled_on_a_gpu_only(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+    monkeypatch.setattr(View, "compile", lambda view: asked.append(view))
+    plan, state = prepare.prepare(tiny("at", {"training.compile": True}))
+    assert not plan.run.training.compile
+    assert plan.choices["training.compile"] == (False, "no GPU, which alone gains by it")
+    assert not asked
+    view = prepare._view(tiny("at", {"training.compile": True}), state.model, plan.dataset)
+    assert asked == [view]
 
 
 def test_rows_and_record_say_what_was_done(result: TrainingResult) -> None:
@@ -183,6 +195,16 @@ def test_the_same_run_repeats_bit_for_bit_and_leaves_the_callers_random_state_an
     assert_same(second.folder, first.folder)
     other = train(override(run, {"seed": 1}), out=tmp_path / "c")
     assert weights_digest(other.model) != weights_digest(first.model)
+
+
+@pytest.mark.parametrize("awp", [0.0, 0.01])
+def test_a_context_of_autocast_around_a_training_changes_nothing(awp: float, tiny: Tiny, tmp_path: Path) -> None:
+    # Within it autocast keeps the weights that it cast, whatever a step changes.
+    run = tiny("at", {"training.precision": "bf16", "training.awp": awp})
+    alone = train(run, out=tmp_path / "alone")
+    with torch.autocast("cpu", enabled=False):
+        within = train(run, out=tmp_path / "within")
+    assert weights_digest(alone.model) == weights_digest(within.model)
 
 
 def test_progress_rises_to_the_whole(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
