@@ -28,7 +28,7 @@ from taet import methods, protocols, registry
 from taet.errors import UserError
 from taet.files import write_json
 from taet.settings import Run, override
-from taet.training.environment import environment
+from taet.training.environment import environment, resolve_device
 from taet.training.fit import Pauses, train_epoch
 from taet.training.folder import RunFolder
 from taet.training.prepare import prepare
@@ -76,7 +76,7 @@ def no_synchronisation(device: str) -> str:
     """Steps of every method, in its last epoch, under which a wait for the device is an error."""
     done, steps = list[str](), 1 if device == "cpu" else STEPS
     for name in registry.entries("methods"):
-        run = settings(device, name, epochs=10, batch_size=32)
+        run = settings(device, name, epochs=10, batch_size=32, ema=0.999)
         if methods.find(name).needs_feedback or name == "cfa":  # learn from validation images, which are not here
             continue
         with begun(run, images=32 * (steps + 2)) as (plan, state, _):
@@ -89,6 +89,8 @@ def no_synchronisation(device: str) -> str:
                     loss = training_step(state, batch, state.attack(plan.loader.place(step), "attack", last, step))
                     state.sums.add(loss, batch.y, total=len(batch.y))
                     state.step += 1
+                    if state.average is not None:
+                        state.average.update_parameters(state.model)
                 finally:
                     if device != "cpu":
                         torch.cuda.set_sync_debug_mode("default")
@@ -100,7 +102,7 @@ def no_synchronisation(device: str) -> str:
 def learning(device: str) -> str:
     """A network learns in bf16 as it does on the CPU, also by a compiled attack: clean accuracy in eval mode."""
     found = {}
-    for place, compiled in {("cpu", False), (device, False), (device, device != "cpu")}:
+    for place, compiled in dict.fromkeys((("cpu", False), (device, False), (device, device != "cpu"))):
         with begun(settings(place, precision="bf16", epochs=4, compile=compiled), images=1280) as (plan, state, pause):
             for _ in range(4):
                 epoch(plan, state, pause)
@@ -216,8 +218,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu-smoke.json", help="results (results/gpu-smoke.json)")
     given = parser.parse_args()
     done: dict[str, Any] = json.loads(given.out.read_bytes()) if given.out.exists() else {}
-    if done.get("device") != given.device:
-        done = {"device": given.device, "points": {}}
+    try:
+        here = environment(resolve_device(given.device))
+    except UserError as error:
+        parser.error(str(error))
+    if any(done.get("environment", {}).get(name) != here[name] for name in ("versions", "commit", "device")):
+        done = {"environment": here, "points": {}}
     for name in given.points:
         if done["points"].get(name, {}).get("passed"):
             print(f"PASS  {name}, before")

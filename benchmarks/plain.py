@@ -99,6 +99,7 @@ def competent(
 ) -> float:
     """Train for one epoch on uint8 images (N, H, W, C), on the device; return the mean loss per batch."""
     device, losses, parameters = images.device, list[Tensor](), [*model.parameters()]
+    torch.backends.cudnn.benchmark = True
     draws = torch.Generator(device).manual_seed(torch.initial_seed())
     for rows in torch.randperm(len(labels), device=device).split(batch_size):
         x, y = to_unit(crop_flip(images[rows], draws, mirror=True), channels_last=True), labels[rows]

@@ -268,7 +268,8 @@ class _Planner:
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
-        about = {key: value for key, value in settings.items() if key.startswith("data.") or key == "threat.eps"}
+        decide = ("threat.eps", "training.device")
+        about = {key: value for key, value in settings.items() if key.startswith("data.") or key in decide}
         try:
             chosen = self.chosen(entry, about, settings) if is_own(data) else {}
             return replace(cell, run=self.run(entry, chosen | settings), settings=chosen | said)

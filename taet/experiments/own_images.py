@@ -6,7 +6,6 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from taet import methods
 from taet.data import Dataset, facts, full_name, is_own, source
@@ -15,6 +14,7 @@ from taet.data.splits import VALIDATION, select
 from taet.formatting import plural, size
 from taet.protocols import start
 from taet.settings import Data, Run, option, override
+from taet.training.environment import resolve_device
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
@@ -62,7 +62,7 @@ def planned(run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CY
 
     Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them.
     """
-    accelerated = torch.cuda.is_available() if accelerated is None else accelerated
+    accelerated = _on_gpu(run) if accelerated is None else accelerated
     parts = source(run.data).splits
     kept, images = select(parts, run.data)[0], parts["train"].images
     if isinstance(images, Files):
@@ -100,22 +100,26 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
         usual = start(begin.protocol, begin.method)  # a recipe may have a cycle of its own
         as_usual = all(attrgetter(name)(begin) == attrgetter(name)(usual) for name in CYCLE)
         cycle = cycle_for(given.get("settings.base", run.method), given) if as_usual else ()
-        begin = begin.replace(data=run.data, threat=begin.threat.replace(eps=run.threat.eps))
+        training = begin.training.replace(device=run.training.device)
+        begin = begin.replace(data=run.data, threat=begin.threat.replace(eps=run.threat.eps), training=training)
         planned_run, choices = planned(begin, cycle=cycle)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(planned_run, {**given, **named})
         return run, {name: one for name, one in choices.items() if name not in given}
     known = facts(run.data)
     sides = (run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1]
-    if not network_too or "model.name" in given or (model := network(sides)).value == run.model.name:
+    if not network_too or "model.name" in given or (model := network(sides, _on_gpu(run))).value == run.model.name:
         return run, {}
     why = f"{model.why}; --protocol {run.protocol} has {run.model.name}"
     return override(run, {"model.name": model.value}), {"model.name": Chosen(model.value, why)}
 
 
-def network(size: WidthHeight, accelerated: bool | None = None) -> Chosen:
-    """Return the network for images of this width and height on this machine, or on one with or without a GPU."""
-    accelerated = torch.cuda.is_available() if accelerated is None else accelerated
+def _on_gpu(run: Run) -> bool:
+    return resolve_device(run.training.device).type == "cuda"
+
+
+def network(size: WidthHeight, accelerated: bool) -> Chosen:
+    """Return the network for images of this width and height, with or without a GPU."""
     if max(size) < SMALL:
         return Chosen("resnet8", "the images have {}x{} pixels".format(*size))
     return Chosen("resnet18" if accelerated else "resnet8", _machine(accelerated))

@@ -1,8 +1,8 @@
 """All that moves during a training: model, optimiser, learning rate, average; its `state_dict` is the checkpoint."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from taet.settings import Run, Training, epoch_at
 from taet.training.curve import per_class
 from taet.training.resolve import milestone_epochs
 
-TensorList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 PLAIN = ("epoch", "step", "seconds", "training_seconds", "asked", "best", "rows")  # in a checkpoint as they are
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
 ONE_CYCLE_RISE = 0.3  # default fraction of the steps over which it rises
@@ -86,31 +85,40 @@ def ema_decay(step: int, warmup: int, tau: float) -> float:
     return 0.0 if since < 0 else min(tau, (1 + since) / (10 + since))
 
 
-def weight_average(model: nn.Module, training: Training, steps: int, own_decay: float) -> AveragedModel | None:
+class WeightAverage(AveragedModel):
+    """average <- d average + (1 - d) model, d = `decay`(k) after k models, for parameters and statistics.
+
+    Whole numbers are taken as they are. Unlike torch's, an update does not wait for the device.
+    """
+
+    def __init__(self, model: nn.Module, decay: Callable[[int], float], begun: bool) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+        self.n_averaged.fill_(int(begun))
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        average, current = ([*one.parameters(), *one.buffers()] for one in (self.module, model))
+        smooth = [place for place, value in enumerate(average) if value.is_floating_point()]
+        moved = [average[place] for place in smooth], [current[place] for place in smooth]
+        torch._foreach_lerp_(*moved, 1 - self.decay(int(self.n_averaged)))
+        for place in {*range(len(average))} - {*smooth}:
+            average[place].copy_(current[place])
+        self.n_averaged += 1
+
+
+def weight_average(model: nn.Module, training: Training, steps: int, own_decay: float) -> WeightAverage | None:
     """Return the average that a run of `steps` steps delivers, None if it delivers its last weights.
 
-    average <- d average + (1 - d) model, for parameters and statistics; whole numbers are taken as they are. With `ema`
-    d is `ema_decay`, and the initial weights are the first model; with `swa` d = k / (k + 1) after k models, their
-    mean; a method's `own_decay` is constant.
+    With `ema` d is `ema_decay`, and the initial weights are the first model; with `swa` d = k / (k + 1), their mean; a
+    method's `own_decay` is constant after the first model.
     """
-    if not (training.ema or own_decay or training.swa < 1):
-        return None
-    warmup = round(EMA_WARMUP * steps)
-
-    def decay(models: int) -> float:
-        if training.ema:
-            return ema_decay(models - 1, warmup, training.ema)
-        return own_decay or models / (models + 1)
-
-    def move(average: TensorList, current: TensorList, _: object) -> None:
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, current, 1 - decay(int(result.n_averaged)))
-        else:
-            torch._foreach_copy_(average, current)
-
-    result = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
-    result.n_averaged.fill_(int(training.ema > 0))
-    return result
+    if training.ema:
+        warmup = round(EMA_WARMUP * steps)
+        return WeightAverage(model, lambda models: ema_decay(models - 1, warmup, training.ema), True)
+    if own_decay or training.swa < 1:
+        return WeightAverage(model, lambda models: own_decay if own_decay and models else models / (models + 1), False)
+    return None
 
 
 class EpochSums:
@@ -159,7 +167,7 @@ class State:
     method: Method
     optimizer: torch.optim.Optimizer
     run: Run = field(default_factory=Run)
-    average: AveragedModel | None = None
+    average: WeightAverage | None = None
     view: View | None = None
     epoch: int = 0
     step: int = 0
