@@ -18,7 +18,7 @@ from taet.evaluation import ResultCard
 from taet.files import digest
 from taet.report.rows import rules_of
 from taet.settings import Run
-from taet.training.record import training_settings
+from taet.training.record import MACHINE, training_settings
 
 RESULTS = FOLDER.parent / "results"
 CARD, EPOCHS = "evaluation.json", "metrics.jsonl"
@@ -30,8 +30,8 @@ SIZES = {
 }
 """Number of classes, images of the largest and test images of each, by the first part of a data set's name."""
 COUNTS = ("data.max_count", "data.test_max_count")
-WATCHED = ("training.distance_images", "evaluation.search_precision")
-"""Settings of what is recorded beside a training, or follows it; they do not change it."""
+WATCHED = ("training.distance_images",)
+"""Settings of what is recorded beside a training; they do not change it."""
 
 Key = frozenset[tuple[str, Any]]
 """The settings that decide a run and are not the defaults of its method, without the seed."""
@@ -110,7 +110,7 @@ def key(settings: Mapping[str, Any]) -> Key:
     """Return the key of a run from its settings; settings that later versions add do not change it."""
     usual = _defaults(settings["method"])
     own = {name: value for name, value in settings.items() if name not in usual or usual[name] != value}
-    decide = own.keys() - {"seed", *WATCHED}
+    decide = own.keys() - {"seed", *WATCHED, *MACHINE}
     return frozenset((name, tuple(own[name]) if isinstance(own[name], list) else own[name]) for name in decide)
 
 

@@ -89,6 +89,9 @@ def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
     monkeypatch.setattr(sys, "argv", ["gpu_smoke.py", "--device", "cpu", "--out", str(tmp_path / "smoke.json")])
     assert smoke.main() == smoke.main() == 1
     assert calls == ["right", "wrong", "wrong"]
+    monkeypatch.setattr(smoke, "environment", lambda _: {"versions": {}, "commit": "other", "device": "other"})
+    assert smoke.main() == 1
+    assert calls[3:] == ["right", "wrong"], "points of another commit or device do not count"
     said = capsys.readouterr().out
     assert said.startswith("PASS  right: as it should (0 s)\nFAIL  wrong: AssertionError: not so (0 s)\n")
 
