@@ -69,8 +69,8 @@ def train(
     """Train `run` from the start in the new folder `out`, and return the result.
 
     `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored
-    in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint with bit-identical results.
-    All processes of torchrun must make this call and share every batch; only the first one writes.
+    in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint, on a CPU with bit-identical
+    results. All processes of torchrun must make this call and share every batch; only the first one writes.
     """
     if not isinstance(run, Run):
         raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
