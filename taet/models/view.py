@@ -78,7 +78,9 @@ class View:
 
     def compile(self) -> None:
         """Compile `module` with CUDA graphs; its logits are new tensors, since a graph writes into those of before."""
-        torch._functorch.config.backward_pass_autocast = "off"  # as `pgd` has it: the head's backward in float32
+        from torch._functorch import config  # not loaded by torch
+
+        config.backward_pass_autocast = "off"  # as `pgd` has it: the head's backward in float32
         self.module = torch.compile(self.module, mode="reduce-overhead", dynamic=False)  # type: ignore[assignment]
         self.module.register_forward_hook(lambda _module, _inputs, logits: logits.clone())
 
