@@ -3,7 +3,8 @@
     python benchmarks/gpu_smoke.py                  on the GPU
     python benchmarks/gpu_smoke.py --device cpu     as far as it goes without one
 
-Results are written after every point; points that have passed are not repeated when the command is called again.
+Results are written after every point; points that have passed are not repeated when the command is called again on the
+same device, with the same versions, at the same commit.
 """
 
 import argparse
@@ -89,8 +90,8 @@ def no_synchronisation(device: str) -> str:
                     loss = training_step(state, batch, state.attack(plan.loader.place(step), "attack", last, step))
                     state.sums.add(loss, batch.y, total=len(batch.y))
                     state.step += 1
-                    if state.average is not None:
-                        state.average.update_parameters(state.model)
+                    assert state.average is not None
+                    state.average.update_parameters(state.model)
                 finally:
                     if device != "cpu":
                         torch.cuda.set_sync_debug_mode("default")
@@ -222,7 +223,8 @@ def main() -> int:
         here = environment(resolve_device(given.device))
     except UserError as error:
         parser.error(str(error))
-    if any(done.get("environment", {}).get(name) != here[name] for name in ("versions", "commit", "device")):
+    same = all(done.get("environment", {}).get(name) == here[name] for name in ("versions", "commit", "device"))
+    if not same or not here["commit"] or here["commit"].endswith("+"):  # the code of an unknown commit may be another
         done = {"environment": here, "points": {}}
     for name in given.points:
         if done["points"].get(name, {}).get("passed"):

@@ -231,7 +231,7 @@ class Training(Settings):
     channels_last: bool = True
     """Use the channels_last memory layout for images and convolutions."""
     compile: bool = False
-    """Compile the network that is attacked (torch.compile with CUDA graphs). GPU only, and not with bn-mode train."""
+    """Compile the network that is attacked (torch.compile with CUDA graphs). On a GPU, for attacks in eval mode."""
     selection: Literal["last", "best-validation", "best-test"] = "last"
     """Which epoch's weights the run delivers. best-test uses the test set and is marked as a leak."""
     monitor_steps: Count = 20

@@ -87,11 +87,16 @@ def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
 
     monkeypatch.setattr(smoke, "POINTS", {"right": lambda _: calls.append("right") or "as it should", "wrong": wrong})
     monkeypatch.setattr(sys, "argv", ["gpu_smoke.py", "--device", "cpu", "--out", str(tmp_path / "smoke.json")])
+    monkeypatch.setattr(smoke, "environment", lambda _: here)
+    here = {"versions": {}, "commit": "one", "device": "a"}
     assert smoke.main() == smoke.main() == 1
     assert calls == ["right", "wrong", "wrong"]
-    monkeypatch.setattr(smoke, "environment", lambda _: {"versions": {}, "commit": "other", "device": "other"})
-    assert smoke.main() == 1
-    assert calls[3:] == ["right", "wrong"], "points of another commit or device do not count"
+    for commit in ("other", "other+", "other+"):
+        here["commit"] = commit
+        assert smoke.main() == 1
+    assert calls[3:] == ["right", "wrong"] * 3, (
+        "points of another commit, or of files that differ from it, do not count"
+    )
     said = capsys.readouterr().out
     assert said.startswith("PASS  right: as it should (0 s)\nFAIL  wrong: AssertionError: not so (0 s)\n")
 

@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from taet import methods
 from taet.data import Dataset, facts, full_name, is_own, source
@@ -14,7 +15,6 @@ from taet.data.splits import VALIDATION, select
 from taet.formatting import plural, size
 from taet.protocols import start
 from taet.settings import Data, Run, option, override
-from taet.training.environment import resolve_device
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
@@ -62,7 +62,7 @@ def planned(run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CY
 
     Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them.
     """
-    accelerated = _on_gpu(run) if accelerated is None else accelerated
+    accelerated = _on_gpu(run) if accelerated is None else accelerated and run.training.device != "cpu"
     parts = source(run.data).splits
     kept, images = select(parts, run.data)[0], parts["train"].images
     if isinstance(images, Files):
@@ -115,7 +115,8 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
 
 
 def _on_gpu(run: Run) -> bool:
-    return resolve_device(run.training.device).type == "cuda"
+    device = run.training.device
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def network(size: WidthHeight, accelerated: bool) -> Chosen:
@@ -126,7 +127,7 @@ def network(size: WidthHeight, accelerated: bool) -> Chosen:
 
 
 def _machine(accelerated: bool) -> str:
-    return f"this machine has {'an' if accelerated else 'no'} accelerator"
+    return f"training is on {'a GPU' if accelerated else 'the CPU'}"
 
 
 def _size(median: WidthHeight, largest: WidthHeight, uniform: bool, accelerated: bool) -> dict[str, Chosen]:

@@ -77,10 +77,13 @@ class View:
             target_value.copy_(value)
 
     def compile(self) -> None:
-        """Compile `module` with CUDA graphs; its logits are new tensors, since a graph writes into those of before."""
+        """Compile `module` with CUDA graphs; its logits are new tensors, since a graph writes into those of before.
+
+        In all that is compiled in this process, backward passes are then outside autocast, as `pgd` has them.
+        """
         from torch._functorch import config  # not loaded by torch
 
-        config.backward_pass_autocast = "off"  # as `pgd` has it: the head's backward in float32
+        config.backward_pass_autocast = "off"
         self.module = torch.compile(self.module, mode="reduce-overhead", dynamic=False)  # type: ignore[assignment]
         self.module.register_forward_hook(lambda _module, _inputs, logits: logits.clone())
 
@@ -117,7 +120,7 @@ def _folds(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dty
             raise ValueError("its logits are others than the model's")
         if dtype is not None:  # fails where a part is kept out of autocast, which public code does by device
             with torch.autocast(like.device.type, dtype):
-                View(copy.deepcopy(model).eval(), pairs, dtype).module(x.to(like.device))
+                View(copy.deepcopy(model), pairs, dtype).module(x.to(like.device))
     return pairs
 
 

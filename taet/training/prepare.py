@@ -113,8 +113,8 @@ def prepare(
     if run.training.threads is None and device.type == "cpu":
         threads, busy = on_first(lambda: idle_threads(LONG_LOOK_SECONDS))
         choices |= {"training.threads": (threads, busy)} if busy else {}
-    if run.training.compile and device.type != "cuda":
-        choices["training.compile"] = (False, "no GPU, which alone gains by it")
+    if run.training.compile and (device.type != "cuda" or run.threat.bn_mode == "train"):
+        choices["training.compile"] = (False, "only on a GPU, and for attacks in eval mode")
     resolved = replace(resolved, run=override(resolved.run, {name: value for name, (value, _) in choices.items()}))
     run, method, training = resolved.run, resolved.method.to(device), resolved.run.training
     loader = Loader(

@@ -99,11 +99,11 @@ class WeightAverage(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         average, current = ([*one.parameters(), *one.buffers()] for one in (self.module, model))
-        smooth = [place for place, value in enumerate(average) if value.is_floating_point()]
-        moved = [average[place] for place in smooth], [current[place] for place in smooth]
-        torch._foreach_lerp_(*moved, 1 - self.decay(int(self.n_averaged)))
-        for place in {*range(len(average))} - {*smooth}:
-            average[place].copy_(current[place])
+        moved, towards = ([value for value in one if value.is_floating_point()] for one in (average, current))
+        torch._foreach_lerp_(moved, towards, 1 - self.decay(int(self.n_averaged)))
+        for old, new in zip(average, current, strict=True):
+            if not old.is_floating_point():
+                old.copy_(new)
         self.n_averaged += 1
 
 

@@ -26,6 +26,7 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
     loss = update(state, batch, attack)
     with state.autocast():
         method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, state.number, state.view))
+    torch.clear_autocast_cache()
     return loss
 
 

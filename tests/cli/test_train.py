@@ -117,7 +117,9 @@ def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named
 
 def test_a_run_on_the_cpu_is_planned_for_it_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert read(["at", "--data", "cifar10-lt", "--device", "cpu"]).planned()[0].model.name == "resnet8"
+    run, decided = read(["at", "--data", "cifar10-lt", "--device", "cpu"]).planned()
+    assert run.model.name == "resnet8"
+    assert decided["model.name"].why == "training is on the CPU; --protocol taet has resnet18"
 
 
 def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:

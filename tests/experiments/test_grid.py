@@ -213,3 +213,5 @@ def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> No
         assert run.data.size is None
     distant = cells_of(parse({"methods": ["at"], "data": data}), tmp_path / "out", accelerated=True)
     assert distant[0].settings["model.name"] == "resnet18"
+    told = parse({"methods": ["at"], "data": data, "settings": {"training.device": "cpu"}})
+    assert cells_of(told, tmp_path / "out", accelerated=True)[0].settings["model.name"] == "resnet8"

@@ -108,7 +108,7 @@ def test_the_attacked_network_is_compiled_on_a_gpu_only(tiny: Tiny, monkeypatch:
     monkeypatch.setattr(View, "compile", lambda view: asked.append(view))
     plan, state = prepare.prepare(tiny("at", {"training.compile": True}))
     assert not plan.run.training.compile
-    assert plan.choices["training.compile"] == (False, "no GPU, which alone gains by it")
+    assert plan.choices["training.compile"] == (False, "only on a GPU, and for attacks in eval mode")
     assert not asked
     view = prepare._view(tiny("at", {"training.compile": True}), state.model, plan.dataset)
     assert asked == [view]
