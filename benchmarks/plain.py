@@ -4,8 +4,8 @@ The plain one is that of public research code: float32 and NCHW; a DataLoader th
 attack on a model whose parameters need gradients; a loss that is read after every step. Nothing is slow on purpose.
 
 The competent one is what an experienced user of PyTorch writes: images on the device, cropped and mirrored as a batch;
-channels_last; bfloat16 by autocast; an attack on frozen parameters; the fused SGD; cuDNN's
-search for algorithms; nothing that waits.
+channels_last; bfloat16 by autocast; an attack on frozen parameters; the fused SGD;
+cuDNN's search for algorithms; nothing that waits.
 """
 
 from collections.abc import Callable, Iterable

@@ -64,10 +64,7 @@ class View:
             scales = torch._foreach_rsqrt(torch._foreach_add([n.running_var for n in norms], [n.eps for n in norms]))
             gains = [torch.ones_like(n.running_var) if n.weight is None else n.weight for n in norms]
             biases = [torch.zeros_like(n.running_var) if n.bias is None else n.bias for n in norms]
-            means = [
-                norm.running_mean if source.bias is None else norm.running_mean - source.bias
-                for source, norm, _ in self._folds
-            ]
+            means = [n.running_mean if c.bias is None else n.running_mean - c.bias for c, n, _ in self._folds]
             torch._foreach_mul_(scales, gains)
             shifted = torch._foreach_sub(biases, torch._foreach_mul(scales, means))
             torch._foreach_copy_([target.bias for target in targets], shifted)

@@ -207,7 +207,7 @@ def expected_seconds(plan: TrainingPlan, state: State) -> float:
         batch, place = next(batches), plan.loader.place(0)
         for stage in dict.fromkeys(stages):
             model, method = copy.deepcopy((state.model, state.method))
-            view = _view(override(run, {"training.compile": False}), model, plan.dataset)  # which takes a minute
+            view = _view(override(run, {"training.compile": False}), model, plan.dataset)  # compiling takes a minute
             at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
             at.optimizer = build_optimizer(model, run.training)
             at.begin_epoch()

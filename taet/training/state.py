@@ -1,7 +1,8 @@
 """All that moves during a training: model, optimiser, learning rate, average; its `state_dict` is the checkpoint."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -197,8 +198,12 @@ class State:
         training = self.run.training
         return training.awp if self.epoch >= epoch_at(training.awp_start, training.epochs) else 0.0
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.training.precision == "bf16")
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in the run's precision. Cast weights end with this context, also in an outer one, as on a GPU."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.training.precision == "bf16"):
+            yield
+        torch.clear_autocast_cache()
 
     def attacked(self) -> torch.nn.Module:
         """Return the network that the attack of a step runs on: the view with the current weights, if there is one."""

@@ -26,7 +26,6 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
     loss = update(state, batch, attack)
     with state.autocast():
         method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, state.number, state.view))
-    torch.clear_autocast_cache()
     return loss
 
 
@@ -52,7 +51,6 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
         loss.total.backward()  # type: ignore[no-untyped-call]
         average_gradients([p.grad for p in (*model.parameters(), *method.parameters()) if p.grad is not None])
         state.optimizer.step()
-        torch.clear_autocast_cache()  # an outer context, as there is on a GPU, keeps weights as they were cast
     parts = {name: value.detach() for name, value in loss.parts.items()}
     return Loss(loss.total.detach(), parts, loss.logits.detach())
 
@@ -117,7 +115,6 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     with torch.no_grad():
         moves = weight_perturbations(weights, gradients, gamma)
         torch._foreach_add_(weights, moves)
-    torch.clear_autocast_cache()
     try:
         yield
     finally:
