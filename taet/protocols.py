@@ -80,9 +80,17 @@ def scaled(step: float, eps: float | None, usual: float) -> float:
     return step if eps in (None, usual) else step * (eps or usual) / usual
 
 
-def step_in(eps: float, step: float, usual: Run) -> float:
-    """Return a step of an evaluation's PGD: that of `usual`, the protocol's run, in proportion to the radius `eps`."""
-    return scaled(step, eps, usual.threat.eps) if step == usual.evaluation.step_size else step
+def steps_in(eps: float, eps_l2: float, own: Evaluation, own_eps: float, usual: Run) -> dict[str, float]:
+    """Return both steps of PGD of `own`, in proportion to the radii `eps` and `eps_l2`.
+
+    A step of `usual`, the protocol's run, is for the protocol's ball, any other for the ball that it was set with.
+    """
+    theirs, names = usual.evaluation, ("step_size", "step_size_l2")
+    usual_step, usual_l2 = (getattr(own, name) == getattr(theirs, name) for name in names)
+    return {
+        "step_size": scaled(own.step_size, eps, usual.threat.eps if usual_step else own_eps),
+        "step_size_l2": scaled(own.step_size_l2, eps_l2, theirs.eps_l2 if usual_l2 else own.eps_l2),
+    }
 
 
 @functools.cache

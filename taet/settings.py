@@ -80,7 +80,7 @@ class Data(Settings):
     """Whether training may mirror images. auto: as known for a published set; yes for your own images."""
     size: Annotated[int, Field(ge=4, le=2048)] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
-    seed: LongSeed = 0
+    seed: Seed = 0
     """Seed of the selection of images. With the same seed, a smaller subset is part of a larger one."""
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept: in memory, or in a file. auto: in a file from a quarter of the memory on."""
@@ -276,7 +276,7 @@ class Evaluation(Settings):
     eps_l2: Annotated[RadiusL2, Field(gt=0)] = 1.0
     """Radius of the L2 ball, for images in [0, 1], also of cw-l2 if bounded (REAT)."""
     step_size_l2: Annotated[RadiusL2, Field(gt=0)] = 0.2
-    """Step of PGD in the L2 ball (REAT)."""
+    """Step of PGD in the L2 ball (REAT). The protocol's value keeps its proportion to another ball, as above."""
     cw_constant: Annotated[Positive, Field(title="cw constant")] | None = 10.0
     """Weight of the margin in cw-l2 (TAET's code). None: the smallest that succeeds, by binary search."""
     cw_bounded: bool = False

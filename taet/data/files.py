@@ -107,8 +107,9 @@ def read(data: Data) -> DataSource:
     signed, own = signs(rows), any(row.group for row in rows)
     tracked = None if data.group == "none" else signed
     if tracked is not None:
-        together = "" if own else "the frames of one sign stay in one split, and "
-        notes += [f"names as GTSRB's: {together}no image is mirrored"]
+        together = [] if own else ["the frames of one sign stay in one split"]
+        said = together + ([] if data.mirror == "yes" else ["no image is mirrored"])
+        notes += [f"names as GTSRB's: {', and '.join(said)}"] if said else []
     with located(f"'{path}'"):
         return of_rows(rows if own or tracked is None else tracked, data, notes, order, mirror=signed is None)
 
@@ -130,7 +131,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     wrong = [f"class '{label}' has only one" for label, count in per_class.items() if count < 2]
     wrong += [f"'{name}' is in two splits" for name, count in splits.items() if count > 1]
     if splits and wrong and group is None:
-        notes.append(f"subfolders are not kept together as groups, e.g. patients: {wrong[0]}; --data.group folder does")
+        way = "" if max(splits.values()) > 1 else "; --data.group folder does"
+        notes.append(f"subfolders are not kept together as groups, e.g. patients: {wrong[0]}{way}")
     if group == "none" or (wrong and group is None):
         rows = [row._replace(group="") for row in rows]
     return rows, notes

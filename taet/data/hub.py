@@ -30,6 +30,9 @@ class HubImage:
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        return f"{self.name} of {self.table._fingerprint}"  # of the table's content: a revision may move
+
 
 def read(data: Data) -> DataSource:
     """Return the images of hf:USER/NAME@REVISION: its splits, the column of images, and that of labels and groups.
@@ -65,6 +68,7 @@ def read(data: Data) -> DataSource:
             notes.append(f"the source's {split} split has images without a label, and is left out")
     if "test" not in splits and "validation" in splits:
         splits["test"], given["test"] = splits.pop("validation"), given["validation"]
+        notes.append("the source's validation split is the test set")
     usual = next((name for name in COLUMNS["group"] if name in features), None)  # as of a table
     group = None if data.group == "none" else data.group or usual
     if group is not None and group not in features:

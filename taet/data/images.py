@@ -24,6 +24,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted file formats, whatever the file's suffix: some of Pillow's other readers, such as EPS, start programs."""
 GREY = ("1", "L", "LA", "La")
 """Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
+PHOTOMETRIC = 262
+"""The tag of a TIFF file that is 0 where the lowest value is white."""
 AHEAD = 32
 """Most images that threads decode in advance."""
 PILLOW = f"Pillow {PIL.__version__}"
@@ -72,11 +74,12 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Return `image`, upright, as grey ("L") if the file is greyscale, else as "RGB"."""
     if image.mode == "F":
         raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
+    inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0  # Pillow inverts 8 bits only
     image = ImageOps.exif_transpose(image)
     if image.mode in GREY:
         return image.convert("L")
     if image.mode.startswith("I"):
-        levels = np.asarray(image)
+        levels = 65535 - np.asarray(image, np.int32) if inverted else np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError("it has 32 bits per pixel; allowed: 8 or 16 per channel")
         # 65535 = 257 * 255; the rounded quotient, in whole numbers, which take a third of the memory.
@@ -156,7 +159,7 @@ class Files:
     @property
     def key(self) -> str:
         """Paths, sizes and times of the files, and how they are read."""
-        names = (file_key(file) if isinstance(file, Path) else str(file) for file in self.files)
+        names = (file_key(file) if isinstance(file, Path) else repr(file) for file in self.files)
         return "\n".join([f"size {self.size}, {self.shape[3]} channels, {PILLOW}", *names])
 
     def read(self, rows: Ints | None) -> Iterator[Pixels]:

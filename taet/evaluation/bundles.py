@@ -71,19 +71,23 @@ def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpe
     return [*found, *(point for name, point in points.items() if name not in asked)]
 
 
-def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:
+def expand(
+    names: Sequence[str], settings: Evaluation, eps: float | None = None, steps: Mapping[str, float] | None = None
+) -> Evaluation:
     """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
 
-    It also sets the paper's step size, L2 ball and CW, which define its columns, except those that were set to values
-    of no protocol. With another radius `eps` than the paper's, the step size is in proportion.
+    It also sets the paper's step sizes, L2 ball and CW, which define its columns, except those that were set to values
+    of no protocol. With another radius than the paper's, a step is in proportion. `steps` are those without a paper's.
     """
+    steps = steps or {}
     papers = [name for name in names if name in protocols.COLUMNS]
     if not papers:
-        return override(settings, {"attacks": tuple(names)})
+        return override(settings, {**steps, "attacks": tuple(names)})
     if len(papers) > 1:
         raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
-    theirs = protocols.start(papers[0]).evaluation
-    theirs = override(theirs, {"step_size": protocols.scaled(theirs.step_size, eps, Threat().eps)})
+    usual, eps = protocols.start(papers[0]), eps or Threat().eps
+    theirs = usual.evaluation
+    theirs = override(theirs, protocols.steps_in(eps, settings.eps_l2, theirs, eps, usual))
     known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
         name: getattr(theirs, name)
@@ -91,14 +95,14 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
         if any(getattr(settings, name) == getattr(one, name) for one in known)
     }
     attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
-    return override(settings, {"attacks": tuple(attacks), **paper})
+    return override(settings, {**steps, **paper, "attacks": tuple(attacks)})
 
 
 def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) -> Evaluation:
     """Return settings with these fields changed, a paper's name replaced by its attacks, and a radius, default `eps`.
 
-    A step that is not changed follows the radius: that of `usual`, the protocol's run, is for the protocol's ball, any
-    other for the radius that it was set with. A changed field takes precedence over those of a paper.
+    A step that is not changed follows the radius (`protocols.steps_in`). A changed field takes precedence over those of
+    a paper.
 
     Raises:
         UserError: an unknown field or a wrong value, or a chosen step whose sum cannot reach the radius.
@@ -109,14 +113,8 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) 
         names = (names,)
     asked = override(own, {**changed, "attacks": tuple(names)})  # refuses unknown fields, and values that cannot be
     radius = asked.eps or eps
-    settings = expand(asked.attacks, own, radius)
-    if settings.attacks == asked.attacks:  # a paper brings its own steps
-        step = protocols.step_in(radius, own.step_size, usual)
-        if own.step_size != usual.evaluation.step_size and "eps" in changed:
-            step = protocols.scaled(step, radius, own.eps or eps)
-        settings = override(
-            settings, {"step_size": step, "step_size_l2": protocols.scaled(own.step_size_l2, asked.eps_l2, own.eps_l2)}
-        )
+    steps = protocols.steps_in(radius, asked.eps_l2, own, own.eps or eps, usual)
+    settings = expand(asked.attacks, asked, radius, steps)
     settings = override(settings, {**changed, "attacks": settings.attacks, "eps": radius})
     for attack in attacks_of(settings, radius):
         own_step = "step_size_l2" if attack.norm == "l2" else "step_size"

@@ -34,6 +34,7 @@ from taet.settings import Evaluation, Threat
 from taet.statistics import Ints
 from taet.training.environment import environment, resolve_device
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder, weights_digest
+from taet.training.resolve import learns
 from taet.training.runs import load_model, load_run
 
 ArrayOrTensor = NDArray[Any] | Tensor
@@ -111,18 +112,22 @@ class Subject:
             images, labels, sha256, data = loaded.test.images, loaded.test.labels, loaded.test.sha256, loaded.about()
         else:
             run, network, record = load_model(folder.path, weights, model=model)
-            images, labels = given
+            images, labels = fitted(given[0], record.data.image_shape), given[1]
             labels = labels if class_names is None else by_name(labels, class_names, record.data.class_names)
             sha256 = images_sha256(images, labels)
         if (extra := record.data.extra) is not None:
             about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
             data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
-        rule, leak, counts = record.selection.rule, record.selection.leak, list(record.data.train.class_counts)
+        trained, rule = record.data, record.selection.rule
         if weights == LAST:
-            rule, leak = "last", False
+            rule = "last"
         elif weights == BEST and rule == "last":  # only a curve on validation images has a best epoch then
             rule = "best-validation"
-        data |= {"class_names": list(record.data.class_names), "train_class_counts": counts, "test_sha256": sha256}
+        watched = trained.splits[record.selection.split or "test"].sha256
+        same = watched == trained.test.sha256 and data["name"] == trained.name
+        leak = (same or watched == sha256) and (rule != "last" or learns(run))
+        data |= {"class_names": list(trained.class_names), "train_class_counts": list(trained.train.class_counts)}
+        data |= {"test_sha256": sha256, "imbalance_ratio": trained.imbalance_ratio}
         fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
         fields["run"] = {"config": record.settings, "hash": record.run_hash, "command": record.command}
         fields["run"] |= {"deviations": list(record.deviations), **({"code": record.code} if record.code else {})}
@@ -174,6 +179,7 @@ class Subject:
         found: dict[str, Counted] = {}
         for folder in dict.fromkeys(name.partition("@")[2] for name in self.settings.attacks if "@" in name):
             _, model, record = load_model(folder)
+            fitted(self.images, record.data.image_shape, exactly=True)
             if names is not None and [*record.data.class_names] != [*names]:
                 raise UserError(f"attack @{folder}: got a run of other classes; allowed: {', '.join(names)}")
             if (sha256 := weights_digest(model)) == weights_digest(self.model):
@@ -204,6 +210,17 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
     if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
         raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
     return pixels, classes.astype(np.int64)
+
+
+def fitted(images: TestImages, shape: Sequence[int], exactly: bool = False) -> TestImages:
+    """Return images for a network of images (C, H, W), grey ones with C channels; refuse another size."""
+    grey, axis = as_unit(images[:1]).shape[1:], 3 if images.dtype == np.uint8 else 1
+    if tuple(grey) == tuple(shape):
+        return images
+    if exactly or tuple(grey) != (1, *shape[1:]):
+        got, allowed = (" x ".join(map(str, of)) for of in (grey, shape))
+        raise UserError(f"images: got {got}; allowed: {allowed}, channels, height and width as in training")
+    return np.repeat(images, shape[0], axis)
 
 
 def attacked(model: nn.Module, images: TestImages) -> Counted:

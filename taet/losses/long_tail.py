@@ -26,8 +26,9 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def positive_counts(class_counts: Tensor) -> Tensor:
-    """Return class counts (C,) as numbers of at least 1."""
-    return full_precision(class_counts).clamp(min=1)
+    """Return class counts (C,), which may be expected numbers below 1, as floats; none counts as 1."""
+    counts = full_precision(class_counts)
+    return torch.where(counts > 0, counts, 1)
 
 
 def log_prior(class_counts: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ def rebalancing_weights(class_counts: Tensor, predicted_counts: Tensor) -> Tenso
         >>> rebalancing_weights(torch.tensor([80, 15, 5]), torch.tensor([85, 12, 3]))
         tensor([0.1043, 0.6491, 2.2466])
     """
-    counts = positive_counts(class_counts)
+    counts = positive_counts(class_counts).clamp(min=1)
     # m log b = m log(1 - 1/n), and 0 where m is, also at n = 1.
     log_power = torch.special.xlog1py(predicted_counts.to(counts.dtype), -1 / counts)
     return sum_to_classes(1 / (-torch.expm1(log_power) * counts + 1e-5))

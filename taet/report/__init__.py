@@ -56,11 +56,14 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
         UserError: other test images, another number of cards, or an attack that `new` lacks or has with other settings.
     """
     from taet.evaluation.card import compare_runs
-    from taet.formatting import points
+    from taet.formatting import listed, points
     from taet.intervals import LEVEL
     from taet.report.results import results
 
-    ours, theirs = (sorted(results(side).cards, key=lambda card: card.seed or 0) for side in (new, old))
+    sides = results(new), results(old)
+    if many := next((side.rows for side in sides if len(side.rows) > 1), ()):
+        raise UserError(f"got the cards of {listed(many)}; allowed: one method, or its seeds, on each side")
+    ours, theirs = (sorted(side.cards, key=lambda card: card.seed or 0) for side in sides)
     names = [one.name for one in theirs[0].columns if one.ordinary and (one.bounded or one.norm is None)]
     if not names:
         raise UserError("the old card has no column of clean images or of an attack within a ball; evaluate it again")

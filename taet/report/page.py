@@ -86,7 +86,8 @@ def about(results: Results) -> str:
         ends = f"from {count(max(counts))} to {count(min(counts))} of a class"
         images = f"{count(sum(counts))} training images ({ends}), {images}"
     ball = f", attacks within {tables.threat(results.columns[results.strongest])}" if results.strongest else ""
-    return f"{plural(models, 'model')}, {card.num_classes} classes, {images}{ball}."
+    notes = dict.fromkeys(note for one in results.cards for note in one.data.get("notes", ()))
+    return "; ".join([f"{plural(models, 'model')}, {card.num_classes} classes, {images}{ball}", *notes]) + "."
 
 
 def lead(results: Results) -> str:

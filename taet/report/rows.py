@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import multimode
 
 from taet import methods, protocols, registry
+from taet.attacks.pgd import ProjectedAscent
 from taet.attacks.spec import Identity
 from taet.errors import UserError, located
 from taet.evaluation import store
@@ -258,7 +259,7 @@ def attack_names(identities: Iterable[Identity]) -> dict[Identity, str]:
     """Return the name of each attack of one table; equal names show the settings in which they differ."""
     known, found = list(dict.fromkeys(identities)), {}
     for one in known:
-        values = dict(one.settings)
+        values = {**ProjectedAscent.unstored, **dict(one.settings)}
         values["attacks"] = " ".join(dict(member)["name"] for member in values.get("attacks", ()))
         apart = sorted({key for other in known if other.name == one.name for key in one.differences(other)})
         said = ", ".join(setting_words(key, values.get(key)) for key in apart)

@@ -105,6 +105,11 @@ def _resampled(counts: Sequence[int], sampling: str) -> tuple[float, ...]:
     return () if sampling == "shuffled" else tuple(sum(counts) * share / sum(shares) for share in shares)
 
 
+def learns(run: Run) -> bool:
+    """Return whether the method of a run learns from the points of its curve."""
+    return _method(run, STAND_IN).needs_feedback
+
+
 def idle_settings(run: Run) -> frozenset[str]:
     """Return the settings that change no weights: of a curve that decides nothing, of an attack that is not made."""
     method = _method(run, STAND_IN)

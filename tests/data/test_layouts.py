@@ -56,6 +56,7 @@ def test_gtsrb_in_its_official_folders(tmp_path, signs):
     alone = load(str(tmp_path / "gtsrb/GTSRB/Final_Training/Images"), size=8)
     assert alone.test.class_counts.tolist() == [2] * 43
     apart(alone)
+    assert "names as GTSRB's: the frames of one sign stay in one split" in load(alone.name, size=8, mirror="yes").notes
     files = sorted(tmp_path.glob("gtsrb/GTSRB/Final_Training/Images/*/*.ppm"))
     lines = [f"{file},{file.parent.name},{number % 4}\n" for number, file in enumerate(files)]
     (tmp_path / "own.csv").write_text("".join(["file,label,group\n", *lines]))

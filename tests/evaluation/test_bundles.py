@@ -109,7 +109,12 @@ def test_a_step_that_is_not_given_follows_the_radius() -> None:
     assert step(own, 0.16) == step(own, 0.16, eps=0.16) == 0.02
     assert step(TAET, eps=16 / 255, step_size=3 / 255) == 3 / 255
     assert step(TAET, eps=16 / 255, attacks="reat") == pytest.approx(4 / 255)
-    assert settle(TAET, {"eps_l2": 0.5}, EPS, protocols.taet()).step_size_l2 == pytest.approx(0.1)
+    assert step(Evaluation(step_size=0.5 / 255), eps=16 / 255, attacks="taet") == pytest.approx(1 / 255)
+    for attacks in ("pgd-l2-20", "reat"):
+        changes = {"eps_l2": 0.5, "attacks": attacks}
+        assert settle(TAET, changes, EPS, protocols.taet()).step_size_l2 == pytest.approx(0.1)
+        assert settle(Evaluation(step_size_l2=0.3), changes, EPS, protocols.taet()).step_size_l2 == pytest.approx(0.15)
+    assert of_run(override(protocols.taet(), {"evaluation.eps_l2": 0.5})).step_size_l2 == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

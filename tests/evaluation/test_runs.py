@@ -16,6 +16,7 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation import ResultCard, evaluate
 from taet.evaluation.runner import as_unit
+from taet.evaluation.subject import fitted
 from taet.settings import override
 from taet.training.runs import load_run
 
@@ -59,9 +60,21 @@ def test_a_run_gets_its_card_and_may_meet_other_images(run: Path, tmp_path: Path
         evaluate(run, images, labels, "fgsm", **given | {"class_names": ["3", "x"]})
     other = evaluate(run, images, labels, "fgsm", **given)
     assert (other.method, other.data["name"], len(other.labels)) == ("at", "arrays", 20)
-    assert other.data["train_class_counts"] == card.data["train_class_counts"]
+    for name in ("train_class_counts", "imbalance_ratio"):
+        assert other.data[name] == card.data[name]
+    with pytest.raises(UserError, match="images: got 1 x 7 x 8; allowed: 1 x 8 x 8, channels, height and width"):
+        evaluate(run, images[:, 1:], labels, **given)
     assert ResultCard.load(tmp_path / "other" / "evaluation.json").to_json() == other.to_json()
     assert ResultCard.load(run / "evaluation.json").to_json() == card.to_json()
+
+
+def test_grey_images_get_the_channels_of_the_network() -> None:
+    grey = np.arange(8, dtype=np.uint8).reshape(1, 2, 4, 1)
+    np.testing.assert_array_equal(fitted(grey, (3, 2, 4)), grey.repeat(3, 3))
+    np.testing.assert_array_equal(fitted(as_unit(grey).numpy(), (3, 2, 4)), as_unit(grey.repeat(3, 3)))
+    for shape in ((1, 2, 3), (3, 2, 3)):
+        with pytest.raises(UserError, match="images: got 1 x 2 x 4; allowed"):
+            fitted(grey, shape)
 
 
 def test_attacks_are_added_and_none_is_run_twice(run: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

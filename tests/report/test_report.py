@@ -290,6 +290,8 @@ def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) ->
     (line,) = report.fail_if_worse(new, old)
     assert line.startswith(f"worse under pgd-20: −{100 * old.summary('pgd-20').balanced:.1f} points")
     assert report.fail_if_worse(old, new) == []
+    with pytest.raises(UserError, match="got the cards of taet and at; allowed: one method, or its seeds"):
+        report.fail_if_worse([old, make_card("at", seed=1)], old)
     with pytest.raises(UserError, match="unknown column 'autoattack'"):
         report.fail_if_worse(new.changed(columns=new.columns[:-1]), old)
     with pytest.raises(UserError, match="allowed: the same images"):

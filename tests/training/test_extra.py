@@ -18,7 +18,7 @@ from taet.training import resume, train
 from taet.training.folder import RunFolder
 
 AssertSame = Callable[[Path, Path], None]
-COUNTS, EXPOSURE, DISTINCT = (50, 20, 10), (30.0, 25.0, 25.0), (60, 60, 60)
+COUNTS, EXPOSURE, DISTINCT = (50, 20, 10), (30.0, 25.0, 0.5), (60, 60, 60)
 MIXED = {"data.extra_fraction": 0.5, "data.extra_source": "noise"}
 
 

@@ -20,6 +20,7 @@ from taet import methods, protocols, statistics
 from taet.data import DataFacts, Dataset
 from taet.data.loader import resampled
 from taet.errors import UserError
+from taet.evaluation.subject import Subject
 from taet.models.view import View
 from taet.randomness import generator
 from taet.settings import Run, from_json, override
@@ -266,6 +267,13 @@ def test_a_run_delivers_the_epoch_that_was_asked_for(
         "leak": split == "test" or (selection, test) == ("best-validation", "validation"),
     }
     assert {row["monitor"]["split"] for row in finished.history} == {split}
+    watched = split == "test" or test == "validation"  # the images of the card chose an epoch
+    rules = {"model": selection, "model-last": "last"} if selection != "last" else {"model-best": "best-validation"}
+    for weights, rule in rules.items():
+        model = Subject.of(finished.folder, weights=weights).about["model"]
+        assert (model["selection"], model["leak"]) == (rule, watched and rule != "last")
+    model = Subject.of(finished.folder, np.zeros((1, 8, 8, 1), np.uint8), np.array([0])).about["model"]
+    assert not model["leak"]
 
 
 def test_weights_that_a_run_lost_or_never_had_are_not_replaced_by_others(
