@@ -34,10 +34,7 @@ ATTACK = "pgd-20"
 
 def run_of(method: str, settings: Mapping[str, Any]) -> Run:
     """Return the run of a method; `method.*` are its own settings."""
-    start = override(protocols.taet(method), {**DATA, **SHARED})
-    own = {name.removeprefix("method."): value for name, value in settings.items() if name.startswith("method.")}
-    shared = {name: value for name, value in settings.items() if not name.startswith("method.")}
-    return override(start, {"settings": own or None, **shared})
+    return override(protocols.taet(method), {**DATA, **SHARED, **settings})
 
 
 def value(run: Run, folder: Path) -> float:

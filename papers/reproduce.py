@@ -24,8 +24,9 @@ import taet
 from items import SCALES, Item, Row, Scale, chosen, items, scale
 from runs import CARD, EPOCHS, Measured, Runs, name_of, price, thinned
 from taet.errors import UserError
+from taet.fields import Duration, check_value
 from taet.files import digest
-from taet.formatting import duration
+from taet.formatting import duration, read_duration
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ def specifications(missing: Sequence[Cell]) -> Iterator[tuple[str, dict[str, Any
 
 def fill(missing: Sequence[Cell], options: argparse.Namespace) -> bool:
     """Run cells by `taet.compare`, each comparison in a folder below `out`; return whether all were done."""
-    budget, all_done = _seconds(options.time_budget), True
-    end = time.monotonic() + budget
+    check_value("time budget", options.time_budget, Duration | None)
+    budget = math.inf if options.time_budget is None else read_duration(options.time_budget)
+    end, all_done = time.monotonic() + budget, True
     for name, grid in specifications(missing):
         left = end - time.monotonic()
         if left <= 0:
@@ -121,16 +123,6 @@ def fill(missing: Sequence[Cell], options: argparse.Namespace) -> bool:
             continue
         all_done &= not {"failed", "not applicable"} & found.counts.keys()
     return all_done
-
-
-def _seconds(text: str | None) -> float:
-    """Return the seconds of 12h, 90m or 600s; inf without a text."""
-    if text is None:
-        return math.inf
-    number, unit = text[:-1], {"h": 3600, "m": 60, "s": 1}.get(text[-1:])
-    if unit is None or not number.isdigit() or not int(number):
-        raise UserError(f"--time-budget: got '{text}'; allowed: such as 12h, 90m or 600s")
-    return int(number) * unit
 
 
 def save(done: Sequence[Cell], folder: Path) -> int:

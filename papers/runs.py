@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.files import digest
 from taet.report.rows import rules_of
-from taet.settings import Run
+from taet.settings import Run, override
 from taet.training.record import MACHINE, training_settings
 
 RESULTS = FOLDER.parent / "results"
@@ -101,9 +101,10 @@ def thinned(epochs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def settings_of(row: Row) -> dict[str, Any]:
     """Return every setting that decides the training of a row at its scale, but for the seed."""
-    own = {name.replace("method.", "settings."): _number(value) for name, value in row.settings.items()}
     place = {"data.name": row.data} | ({} if row.imbalance is None else {"data.imbalance_ratio": row.imbalance})
-    return {"method": row.method} | _defaults(row.method) | _start(row.protocol, row.method) | place | own
+    start = protocols.start(row.protocol, row.method)
+    basis = start.replace(settings=start.settings or methods.find(row.method).Config())
+    return training_settings(override(basis, place | dict(row.settings)))
 
 
 def key(settings: Mapping[str, Any]) -> Key:
@@ -120,22 +121,10 @@ def name_of(row: Row) -> str:
     return f"{row.method}-{hashlib.sha256(json.dumps(found).encode()).hexdigest()[:8]}"
 
 
-def _number(value: Any) -> Any:
-    """Return 8/255 as a number."""
-    first, slash, second = str(value).partition("/")
-    return float(first) / float(second) if slash else value
-
-
 @functools.cache
 def _defaults(method: str) -> dict[str, Any]:
     run = Run(method=method, settings=methods.find(method).Config())
     return {name: value for name, value in training_settings(run).items() if name not in ("seed", "method")}
-
-
-@functools.cache
-def _start(protocol: str, method: str) -> dict[str, Any]:
-    usual, own = training_settings(Run(method=method)), training_settings(protocols.start(protocol, method))
-    return {name: value for name, value in own.items() if usual.get(name) != value}
 
 
 class Runs:

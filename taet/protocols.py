@@ -4,7 +4,6 @@ The profile `official` uses the published settings of each method instead.
 """
 
 import functools
-import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -59,8 +58,7 @@ def official(method: str = Run.default("method")) -> Run:
             f"protocol official: got {method}, which has no settings of its own to take; allowed: a method that has "
             "(where one wraps another: that base method itself), or the protocols taet and reat"
         )
-    settings = {re.sub("^method[.]", "settings.", name): value for name, value in cls.official.items()}
-    return override(Run(method=method, protocol="official", settings=cls.Config()), settings)
+    return override(Run(method=method, protocol="official", settings=cls.Config()), cls.official)
 
 
 COLUMNS: dict[str, tuple[str, ...]] = {

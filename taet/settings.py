@@ -361,10 +361,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
-    """Return `config` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, together, and checked."""
+    """Return `config` with dotted fields replaced, e.g. `{"training.epochs": 5, "method.beta": 1}`, and checked.
+
+    All together; `method` is what the `settings` of a run are called on the command line.
+    """
     values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():
-        name, dot, rest = path.partition(".")
+        name, dot, rest = re.sub("^method[.]", "settings.", path).partition(".")
         if name not in type(config).model_fields.keys() | type(config).retired.keys():  # which the model itself judges
             raise unknown(f"setting '{prefix}{path}': field", name, type(config).model_fields)
         if dot and not isinstance(getattr(config, name, ""), Settings | None):
@@ -376,7 +379,8 @@ def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
     for name, part in parts.items():
         own = getattr(config.replace(**{name: values[name]}) if name in values else config, name)
         # The model builds a part that it does not have yet, such as the settings of a method.
-        values[name] = override(own, part, f"{prefix}{name}.") if isinstance(own, Settings) else part
+        label = f"{prefix}{'method' if name == 'settings' else name}."
+        values[name] = override(own, part, label) if isinstance(own, Settings) else part
     return config.replace(**values)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from taet.attacks import autoattack, pgd
 from taet.attacks.differentiable import Replaced
 from taet.attacks.objectives import Objective, margin
-from taet.evaluation.facts import MeanDraw, Merged
+from taet.evaluation.facts import Merged, mean_draw
 from taet.losses import cross_entropy
 
 EPS, TRAIN_EPS = 0.1, 0.05
@@ -176,7 +176,7 @@ def batch_statistics() -> nn.Module:
 
 
 def tried(
-    model: nn.Module, objective: Objective = cross_entropy, view: nn.Module | None = None, judge: Change | None = None
+    model: nn.Module, objective: Objective = cross_entropy, view: Change | None = None, judge: Change | None = None
 ) -> float:
     """Share of the images that PGD-20 (step eps / 8) on `view`, by default the model, leaves correct."""
     x, y = tested()
@@ -240,7 +240,7 @@ ONE_DRAW = Attempt(
 )
 MANY_DRAWS = Attempt(
     "PGD on the margin of the mean of 32 draws",
-    lambda model: tried(model, margin, MeanDraw(model, 32), by_many_draws(model)),
+    lambda model: tried(model, margin, functools.partial(mean_draw, model, 32), by_many_draws(model)),
 )
 START = Attempt("PGD (no gradient: its random start)", noise_alone)
 BATCH = Attempt("PGD on the whole batch", tried)

@@ -12,7 +12,7 @@ from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels, refusing
 from taet.attacks.noise import Draws
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
-from taet.attacks.suite import Plan, SuiteResult, SuiteRun, UnitStore, as_float, official_square
+from taet.attacks.suite import BatchStore, Plan, SuiteResult, SuiteRun, as_float, official_square
 from taet.errors import UserError
 from taet.fields import Count, check_value
 from taet.progress import Progress
@@ -116,7 +116,7 @@ class AutoAttack(AttackSpec):
         natural: Tensor | None = None,
         batch_size: int = BATCH_SIZE,
         device: torch.device | str | None = None,
-        state: UnitStore | None = None,
+        state: BatchStore | None = None,
         progress: Progress = lambda *_: None,
         keep_examples: bool = False,
     ) -> SuiteResult:

@@ -86,15 +86,6 @@ class Counted(nn.Module):
         found, self._unsound = bool(self._unsound), False
         return found
 
-    @contextmanager
-    def seen_as(self, view: nn.Module) -> Iterator[None]:
-        """Within this context, attacks run on `view`."""
-        before, self.view = self.view, view
-        try:
-            yield
-        finally:
-            self.view = before
-
     def measure(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
         """Return a function that gives the seconds and passes since this call, named as in `WORK`."""
 

@@ -1,20 +1,28 @@
 """A run of AutoAttack, whose parts on batches of images are saved, resumed and shared between processes."""
 
+import contextlib
+import hashlib
+import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from taet.attacks.ball import BALL_TOLERANCE, Norm, choose, distance, project, verify
 from taet.attacks.counted import WORK, Counted
-from taet.attacks.spec import AttackSpec, Model
+from taet.attacks.spec import AttackSpec, Fields, Model
 from taet.distributed import gather, rank, unless_one_ends, world_size
 from taet.errors import UserError
-from taet.files import digest
+from taet.files import digest, make_folder, write_atomically
 from taet.progress import Progress
 
 NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}  # our names and those of the library
@@ -26,38 +34,74 @@ _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())
 
 
-class UnitStore(Protocol):
-    """A store of finished units of one attack on one model and its images: `get` returns what `put` stored, or None."""
+class BatchStore:
+    """A folder with one file per finished batch of an attack, from which a killed evaluation continues.
 
-    def get(self, key: str) -> Unit | None: ...
-    def put(self, key: str, arrays: Unit) -> None: ...
+    Each file begins with a SHA-256 of `identity`, a hash of all that determines the results, and of the rest: one of
+    another identity, or a damaged one, counts as missing.
+    """
+
+    def __init__(self, root: Path, attack: str, identity: str) -> None:
+        self.folder = root / f"{re.sub('[^a-z0-9-]', '_', attack)}-{identity[:16]}"
+        self.identity = identity
+
+    def get(self, key: str) -> Unit | None:
+        """Return the arrays of a batch, or None."""
+        path = self.folder / f"{key}.npz"
+        content = path.read_bytes() if path.is_file() else b""
+        if content[:32] != self._sha256(content[32:]):
+            return None
+        with np.load(io.BytesIO(content[32:]), allow_pickle=False) as file:
+            return dict(file)
+
+    def put(self, key: str, arrays: Unit) -> None:
+        """Save the arrays of a batch; after a kill the file is complete or missing."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        make_folder(self.folder)
+        write_atomically(self.folder / f"{key}.npz", self._sha256(buffer.getvalue()) + buffer.getvalue())
+
+    def _sha256(self, content: bytes) -> bytes:
+        return hashlib.sha256(self.identity.encode() + content).digest()
+
+    def remove(self) -> None:
+        """Delete the files, and the parent folder once it is empty."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
 
 
-def run_units(
-    count: int,
-    compute: Callable[[int], Unit],
+def in_batches(
+    batches: Sequence[Any],
+    work: Callable[[Any], Unit],
     *,
-    state: UnitStore | None,
-    key: Callable[[int], str],
+    model: Counted,
+    cost: float,
+    report: Callable[[float, int], None],
+    state: BatchStore | None,
+    key: Callable[[int], str] = str,
 ) -> list[Unit]:
-    """Return the arrays of units 0 to count - 1, taken from `state`, where `key` names them, or computed and stored.
+    """Return what `work` finds on each batch of indices, taken from `state`, where `key` names it, or stored there.
 
-    With P processes, all of which must make the same call, process r computes the units r, r + P, r + 2P, ...;
-    afterwards each process has all of them.
+    With P processes, all of which must make the same call, process r works on the batches r, r + P, r + 2P, ...;
+    afterwards each process has all results. `report` gets the passes so far, of `cost` an image, and the batch.
     """
 
     def unit(number: int) -> Unit:
         found = None if state is None else state.get(key(number))
         if found is None:
-            found = compute(number)
+            begun = cost * sum(map(len, batches[:number]))
+            report(begun, number)
+            with model.ticking(len(batches[number]) * cost, lambda inside: report(begun + inside, number)):
+                found = work(batches[number])
             if state is not None:
                 state.put(key(number), found)
         return found
 
-    mine = {number: unit(number) for number in range(rank(), count, world_size())}
+    mine = {number: unit(number) for number in range(rank(), len(batches), world_size())}
     with unless_one_ends("; finished batches are kept" if state is not None else ""):
         done = {number: unit for share in gather(mine) for number, unit in share.items()}
-    return [done[number] for number in range(count)]
+    return [done[number] for number in range(len(batches))]
 
 
 @dataclass(frozen=True)
@@ -121,7 +165,7 @@ class SuiteRun:
     y: Tensor
     batch_size: int
     device: torch.device
-    state: UnitStore | None
+    state: BatchStore | None
     keep_examples: bool
 
     def run_all(self, natural: Tensor | None, progress: Progress) -> SuiteResult:
@@ -154,21 +198,16 @@ class SuiteRun:
     ) -> Iterator[tuple[Tensor, Unit]]:
         """Run a part on these images and return the indices and results of each batch; `done` passes came before."""
         batches = torch.split(survivors, self.batch_size) if len(survivors) else ()
-        attack, cost = self.part(part), self.plan.cost(part)
+        work = partial(self._run_unit, part, self.part(part))
 
-        def report(number: int, inside: float = 0) -> None:
-            before = done + number * self.batch_size * cost
-            progress(before + inside, total, f"{part} {number + 1}/{len(batches)}")
-
-        def compute(number: int) -> Unit:
-            report(number)
-            with self.model.ticking(len(batches[number]) * cost, lambda inside: report(number, inside)):
-                return self._run_unit(part, attack, batches[number])
+        def report(passes: float, number: int) -> None:
+            progress(done + passes, total, f"{part} {number + 1}/{len(batches)}")
 
         def key(number: int) -> str:  # the images that are left follow from the parts before
             return f"{part}-{number}-{digest(batches[number].tolist())[:16]}"
 
-        return zip(batches, run_units(len(batches), compute, state=self.state, key=key), strict=True)
+        how: Fields = {"model": self.model, "cost": self.plan.cost(part), "report": report, "state": self.state}
+        return zip(batches, in_batches(batches, work, **how, key=key), strict=True)
 
     def _run_unit(self, part: str, attack: SuitePart, indices: Tensor) -> Unit:
         """Attack one batch, check every adversarial image and return the results as arrays."""

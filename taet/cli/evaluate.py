@@ -146,7 +146,7 @@ def local(name: str) -> str:
     from taet.models import hub
 
     place = hub.local(name)
-    return str(place) if hub.is_published(name) else name  # ./NAME says that a folder is meant, and not a model
+    return name if place == Path(name) else str(place)  # ./NAME says that a folder is meant, and not a model
 
 
 def is_folder(name: str) -> bool:

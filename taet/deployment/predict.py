@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,8 @@ from torch import nn
 
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
-from taet.attacks.noise import Draws
-from taet.attacks.spec import AttackSpec, Clean
+from taet.attacks.spec import Clean
+from taet.data.dataset import fingerprints
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled
 from taet.data.storage import Pixels
 from taet.errors import UserError
@@ -162,7 +161,9 @@ def predict(
                 pixels[number] = image
         if rows := [*pixels]:
             images = np.stack([*pixels.values()])
-            runner = _PixelRunner(counted, images, labels[rows], len(classes), batch_size, run.evaluation.seed, where)
+            keys = (fingerprints(images).byteswap() >> 1).astype(np.int64)  # their pixels decide the random draws
+            how = (batch_size, run.evaluation.seed, where)
+            runner = Runner(counted, images, labels[rows], len(classes), *how, keys=keys)
             with runner.still():
                 clean, scores = runner.attack(Clean())
                 labels[rows], probabilities[rows] = clean.predictions, scores
@@ -172,15 +173,6 @@ def predict(
                     survives[rows] = attacked.attack(spec, natural=clean.predictions, progress=report)[0].correct
         report(len(found) * cost, 0, f"{start + len(found)} of {total} images")
     return Predictions(names, labels, classes, probabilities, survives, tuple(errors), attack or "")
-
-
-class _PixelRunner(Runner):
-    """Images outside a test set: random numbers are seeded by the pixels of each image."""
-
-    def draws(self, attack: AttackSpec, rows: NDArray[np.int64]) -> Draws:
-        digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in self.images[rows]]
-        keys = (np.frombuffer(b"".join(digests), ">u8") >> 1).astype(np.int64)  # 63 bits per image
-        return replace(super().draws(attack, rows), rows=keys)
 
 
 def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels]:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -143,18 +143,18 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
         nonlocal broken
         broken = broken | ~finite(values)
 
-    def watched(x: Tensor) -> Tensor:
+    def watched(seen: nn.Module, x: Tensor) -> Tensor:
         if x.requires_grad:
             x.register_hook(note)  # type: ignore[no-untyped-call]
-        logits: Tensor = model(x)
+        logits: Tensor = seen(x)
         note(logits.detach())
         return logits
 
     def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
-        with nullcontext() if replacement is None else model.seen_as(Replaced(model.model, replacement)):
-            x_adv = _pgd(watched, x, y, noise, eps, objective)
+        seen = model if replacement is None else Counted(model.model, Replaced(model.model, replacement))
+        x_adv = _pgd(partial(watched, seen), x, y, noise, eps, objective)
         with torch.no_grad():
-            return watched(x_adv).max(1).indices == y
+            return watched(model, x_adv).max(1).indices == y
 
     steep = scaled(cross_entropy, facts.logit_factor)
     plain, magnified = survives(cross_entropy), survives(steep)
@@ -186,26 +186,20 @@ class Merged(nn.Module):
         return logits.view(len(x), -1, self.classes).amax(1)
 
 
-class MeanDraw(nn.Module):
-    """The mean of log-probabilities, (N, C), over passes of a randomised model (EOT), repeated for the gradient.
+def mean_draw(model: nn.Module, draws: int, x: Tensor) -> Tensor:
+    """Return the mean of log-probabilities, (N, C), over passes of a randomised model (EOT), repeated for the gradient.
 
     Source: Athalye, Engstrom, Ilyas, Kwok, ICML 2018, arXiv:1707.07397.
     """
-
-    def __init__(self, model: nn.Module, draws: int) -> None:
-        super().__init__()
-        self.model, self.draws = model, draws
-
-    def forward(self, x: Tensor) -> Tensor:
-        answers = (checkpoint(self.model, x, use_reentrant=False) for _ in range(self.draws))
-        total: Tensor = sum(answer.log_softmax(1) for answer in answers)
-        return total / self.draws
+    answers = (checkpoint(model, x, use_reentrant=False) for _ in range(draws))
+    total: Tensor = sum(answer.log_softmax(1) for answer in answers)
+    return total / draws
 
 
 def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, *, random: bool) -> DeepFacts:
     """Attack the mean of many draws of a `random` model, and every logit of a `Merged` one, which the caller froze."""
 
-    def survives(seen: nn.Module, objective: Objective, judge: Model) -> Tensor:
+    def survives(seen: Model, objective: Objective, judge: Model) -> Tensor:
         x_adv = _pgd(seen, x, y, noise, eps, objective)
         with torch.no_grad():
             return judge(x_adv).max(1).indices == y
@@ -215,7 +209,7 @@ def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float
 
     found: dict[str, int] = {}
     if random:
-        one, mean = (survives(seen, margin, mean_of_draws) for seen in (model, MeanDraw(model, DRAWS)))
+        one, mean = (survives(seen, margin, mean_of_draws) for seen in (model, partial(mean_draw, model, DRAWS)))
         found = {"draws": DRAWS, "one_correct": int(one.sum()), "mean_correct": int(mean.sum())}
         found["only_mean_correct"] = int((mean & ~one).sum())
     if isinstance(model, Merged):

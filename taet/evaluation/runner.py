@@ -21,14 +21,13 @@ from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted, exact_float32
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
-from taet.attacks.suite import Unit, run_units
+from taet.attacks.suite import BatchStore, Unit, in_batches
 from taet.data.augmentation import as_tensor, to_unit
 from taet.data.dataset import images_sha256
 from taet.distributed import world_size
 from taet.errors import UserError, custom_code
 from taet.evaluation.column import Column
 from taet.evaluation.facts import answer, traced
-from taet.evaluation.store import BatchStore
 from taet.files import Json, digest
 from taet.progress import Progress
 from taet.statistics import Ints
@@ -80,6 +79,7 @@ class Runner:
     seed: int
     device: torch.device
     state_dir: Path | None = None  # of finished batches, from which an interrupted evaluation continues
+    keys: Ints | None = None  # of the random draws of each image; default: its place
     sources: Mapping[str, Counted] = field(default_factory=dict)  # of transferred examples, by hash of the weights
     opened: list[BatchStore] = field(default_factory=list)  # those that were used, removed when the card is written
 
@@ -142,7 +142,7 @@ class Runner:
 
     def draws(self, attack: AttackSpec, rows: Ints) -> Draws:
         """Return the random draws of an attack on these images."""
-        return Draws(self.seed, attack.base, rows)
+        return Draws(self.seed, attack.base, rows if self.keys is None else self.keys[rows])
 
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
@@ -199,16 +199,12 @@ class Runner:
         every, passes = len(self.labels), attack.passes(self.num_classes)
         batches = np.split(np.arange(every), range(self.batch_size, every, self.batch_size))
 
-        def report(number: int, inside: float = 0) -> None:
-            progress(min(number * self.batch_size, every) * passes + inside, every * passes, attack.name)
+        def report(done: float, _: int = 0) -> None:
+            progress(done, every * passes, attack.name)
 
-        def compute(number: int) -> Unit:
-            report(number)
-            with self.model.ticking(len(batches[number]) * passes, partial(report, number)):
-                return self._measure(attack, batches[number])
-
-        done = run_units(len(batches), compute, state=units, key=str)
-        report(len(batches))
+        work = partial(self._measure, attack)
+        done = in_batches(batches, work, model=self.model, cost=passes, report=report, state=units)
+        report(every * passes)
         return done
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:

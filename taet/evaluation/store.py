@@ -1,59 +1,18 @@
-"""What an evaluation keeps in a folder: finished batches, and result cards."""
+"""Result cards in the folders of evaluations."""
 
-import contextlib
-import hashlib
-import io
 import itertools
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 
-from taet.attacks.suite import Unit
 from taet.errors import UserError
 from taet.evaluation.card import Card
-from taet.files import file_sha256, make_folder, read_bytes, write_atomically
-from taet.training.folder import DELIVERED, RunFolder
+from taet.files import file_sha256, read_bytes, write_atomically
+from taet.training.folder import DELIVERED, RUN, RunFolder
+from taet.training.record import training_settings
 
 TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
-
-
-class BatchStore:
-    """A folder with one file per finished batch of an attack, from which a killed evaluation continues.
-
-    Each file begins with a SHA-256 of `identity`, a hash of all that determines the results, and of the rest: one of
-    another identity, or a damaged one, counts as missing.
-    """
-
-    def __init__(self, root: Path, attack: str, identity: str) -> None:
-        self.folder = root / f"{re.sub('[^a-z0-9-]', '_', attack)}-{identity[:16]}"
-        self.identity = identity
-
-    def get(self, key: str) -> Unit | None:
-        """Return the arrays of a batch, or None."""
-        path = self.folder / f"{key}.npz"
-        content = path.read_bytes() if path.is_file() else b""
-        if content[:32] != self._sha256(content[32:]):
-            return None
-        with np.load(io.BytesIO(content[32:]), allow_pickle=False) as file:
-            return dict(file)
-
-    def put(self, key: str, arrays: Unit) -> None:
-        """Save the arrays of a batch; after a kill the file is complete or missing."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        make_folder(self.folder)
-        write_atomically(self.folder / f"{key}.npz", self._sha256(buffer.getvalue()) + buffer.getvalue())
-
-    def _sha256(self, content: bytes) -> bytes:
-        return hashlib.sha256(self.identity.encode() + content).digest()
-
-    def remove(self) -> None:
-        """Delete the files, and the parent folder once it is empty."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.folder.parent.rmdir()
 
 
 def of_folder(folder: RunFolder) -> Card | None:
@@ -67,8 +26,12 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
     if folder.is_run:
         if not card.sealed:
             raise UserError(f"{path} has no SHA-256 of its own; evaluate the run again")
-        folder.check_card(path, card.run.get("config", {}), card.model["weights_sha256"], weights)
         data, file = folder.record.data, folder.weights(weights)
+        held, named = training_settings(folder.record.settings), training_settings(card.run.get("config", {}))
+        if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
+            raise UserError(f"{path} belongs to another run than {folder.path / RUN}; evaluate the run again")
+        if file.exists() and folder.check_weights(weights).weights_sha256 != card.model["weights_sha256"]:
+            raise UserError(f"{path} has other weights than {file.name}; evaluate the run again")
         if tuple(data.class_names) != card.class_names or data.test.sha256 != card.data["test_sha256"]:
             raise UserError(f"{path} was made with other test images than the run; evaluate the run again")
         if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file)):

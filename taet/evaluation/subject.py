@@ -160,7 +160,7 @@ class Subject:
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names)
         counted = attacked(model, self.images)
-        return Runner(counted, self.images, self.labels, width, batch_size, seed, device, state_dir, sources)
+        return Runner(counted, self.images, self.labels, width, batch_size, seed, device, state_dir, sources=sources)
 
     def card_of(self, runner: Runner) -> Card:
         """Return the card of an evaluation by this runner, without columns."""
@@ -248,8 +248,6 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
     if not logits.requires_grad:
         raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
     width = int(logits.shape[1])
-    if width < 2:
-        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
     check_labels(int(labels.min()), int(labels.max()), width)
     return width
 

@@ -140,7 +140,6 @@ class Cell:
     row: str
     """Its row in tables."""
     method: str
-    variant: str
     data: str
     imbalance: float | None
     seed: int
@@ -264,7 +263,7 @@ class _Planner:
         start = {"data.name": full_name(data)} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
         settings = {**start, **self.grid.settings, **variant.settings, **entry.settings}
         said = {**settings, "protocol": self.grid.protocol}
-        cell = Cell(name, row, entry.method, variant.name, data, ratio, 0, self.runs / name, said)
+        cell = Cell(name, row, entry.method, data, ratio, 0, self.runs / name, said)
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
@@ -289,10 +288,7 @@ class _Planner:
     def run(self, entry: Entry, settings: Dotted) -> Run:
         """Return the run of a method with these settings on top of its protocol; raise a `UserError` if it has none."""
         start = protocols.start(self.grid.protocol, entry.method)
-        basis: Settings = methods.find(entry.method).Config() if start.settings is None else start.settings
-        own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
-        shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
-        run = override(start, {"settings": override(basis, own, "method."), **shared})
+        run = override(start.replace(settings=start.settings or methods.find(entry.method).Config()), settings)
         attacks_of(run.evaluation)
         check_consent(self.asked_by, run.model.name)
         found = self.facts_of(run.data)

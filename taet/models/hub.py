@@ -16,11 +16,6 @@ FILES = ("run.json", "metrics.jsonl", DONE, WEIGHTS, CARD)
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 
-def is_published(name: str | os.PathLike[str]) -> bool:
-    """Whether a name refers to a published model: hf:USER/NAME@COMMIT, or folder:PATH."""
-    return os.fspath(name).startswith(("hf:", "folder:"))
-
-
 def local(name: str | os.PathLike[str]) -> Path:
     """Return the folder of a published model, downloaded if it is not in the hub's cache yet; or a path.
 

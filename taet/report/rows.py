@@ -125,9 +125,6 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     """
     usual = multimode(rules[0] for card in cards if len(rules := _rules(card)) == 1)
     settings = [_settings(card, usual[0] if len(usual) == 1 else "") for card in cards]
-    bare = {(card.method, card.model["name"]) for card in cards if "code" not in card.run}  # of versions without it
-    known = ((card.method, card.model["name"]) not in bare for card in cards)
-    settings = [{n: v for n, v in own.items() if has or n != "code"} for own, has in zip(settings, known, strict=True)]
     keys = _keys(cards, settings)
     firsts = {key: keys.index(key) for key in keys}
     labels = _labels({key: (cards[place], settings[place]) for key, place in firsts.items()})

@@ -26,7 +26,7 @@ from taet.fields import Count, Record, Sha256
 from taet.files import Json
 from taet.models.weights import check_archive
 from taet.settings import from_json
-from taet.training.record import Epoch, RunRecord, training_settings
+from taet.training.record import Epoch, RunRecord
 
 SCHEMA = 1
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
@@ -224,14 +224,6 @@ class RunFolder:
         return about
 
     # Cards and other files
-
-    def check_card(self, path: Path, config: Mapping[str, Any], weights_sha256: str, name: str = DELIVERED) -> None:
-        """Refuse a card of another run, judged by its settings, or of weights other than the run's."""
-        held, named = training_settings(self.record.settings), training_settings(config)
-        if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
-            raise UserError(f"{path} belongs to another run than {self.path / RUN}; evaluate the run again")
-        if self.weights(name).exists() and self.check_weights(name).weights_sha256 != weights_sha256:
-            raise UserError(f"{path} has other weights than {self.weights(name).name}; evaluate the run again")
 
     def card(self, weights: str = DELIVERED) -> Path:
         return self.path / f"evaluation{weights.removeprefix(DELIVERED)}.json"

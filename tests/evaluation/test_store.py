@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from taet.attacks.counted import Counted
+from taet.attacks.suite import BatchStore
 from taet.errors import UserError
 from taet.evaluation import ResultCard, parse_attack, store
 from taet.evaluation.runner import Runner
-from taet.evaluation.store import BatchStore
 from taet.files import lock
 from tests.evaluation.conftest import EPS, Evaluated, Task
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from taet.settings import Run, override
 from taet.training import TrainingResult, resume, train
 from taet.training.curve import TrainingCurve
 from taet.training.fit import Pauses
-from taet.training.folder import RunFolder
 from taet.training.prepare import TrainingPlan
 from taet.training.resolve import resolve
 
@@ -189,13 +187,8 @@ def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
     accuracies = [row["monitor"]["pgd-1"] for row in finished.history]
     assert accuracies[1] == accuracies[2], "the average did not move"
     stop_while_watching(run, tmp_path / "stopped", monkeypatch)
-    old = RunFolder(Path(shutil.copytree(tmp_path / "stopped", tmp_path / "old")))
-    saved = old.load_checkpoint()
-    saved["method"]["judged"] = torch.tensor(saved.pop("asked"))  # as earlier versions stored it
-    old.save_checkpoint(saved)
-    for place in (tmp_path / "stopped", old.path):
-        assert same(finished, resume(place))
-    assert asked[4:] == [0, 1, 2, 3, 2, 3]
+    assert same(finished, resume(tmp_path / "stopped"))
+    assert asked[4:] == [0, 1, 2, 3]
 
 
 def test_a_curve_that_decides_nothing_looks_at_few_images(
