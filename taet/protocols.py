@@ -73,22 +73,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
-def scaled(step: float, eps: float | None, usual: float) -> float:
-    """Return a step for a ball of radius `usual`, in proportion to the radius `eps`."""
-    return step if eps in (None, usual) else step * (eps or usual) / usual
-
-
 def steps_in(eps: float, eps_l2: float, own: Evaluation, own_eps: float, usual: Run) -> dict[str, float]:
     """Return both steps of PGD of `own`, in proportion to the radii `eps` and `eps_l2`.
 
     A step of `usual`, the protocol's run, is for the protocol's ball, any other for the ball that it was set with.
     """
-    theirs, names = usual.evaluation, ("step_size", "step_size_l2")
-    usual_step, usual_l2 = (getattr(own, name) == getattr(theirs, name) for name in names)
-    return {
-        "step_size": scaled(own.step_size, eps, usual.threat.eps if usual_step else own_eps),
-        "step_size_l2": scaled(own.step_size_l2, eps_l2, theirs.eps_l2 if usual_l2 else own.eps_l2),
-    }
+    theirs, found = usual.evaluation, dict[str, float]()
+    radii = {"step_size": (eps, own_eps, usual.threat.eps), "step_size_l2": (eps_l2, own.eps_l2, theirs.eps_l2)}
+    for name, (radius, own_radius, usual_radius) in radii.items():
+        step = getattr(own, name)
+        before = usual_radius if step == getattr(theirs, name) else own_radius
+        found[name] = step if before in (0, radius) else step * radius / before
+    return found
 
 
 @functools.cache

@@ -101,7 +101,7 @@ def test_committed_runs_say_that_they_are(tmp_path: Path, capsys: pytest.Capture
     [
         ("taet/tabel1", "did you mean 'taet/table1'?"),
         ("taet/table1 --methods taett", "did you mean 'taet'?"),
-        ("taet/table1 --time-budget soon", "--time-budget: got 'soon'; allowed: such as 12h, 90m or 600s"),
+        ("taet/table1 --time-budget soon", "time budget: got 'soon'; allowed: hours, minutes and seconds"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
