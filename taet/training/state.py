@@ -37,16 +37,18 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     arXiv:2012.12877). AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    # The fused kernel reads each weight once; it exists on these devices only.
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained.values())
     if training.optimizer == "sgd":
         momentum, decay = training.momentum, training.weight_decay
-        return torch.optim.SGD(trained.values(), lr=training.lr, momentum=momentum, weight_decay=decay, fused=True)
+        return torch.optim.SGD(trained.values(), lr=training.lr, momentum=momentum, weight_decay=decay, fused=fused)
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in trained.items():
         of_layer = parameter.ndim > 1 and "weight" in name.rpartition(".")[2]
         (decayed if of_layer else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=training.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=training.lr, fused=fused)
 
 
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
