@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _drop_output()
             if isinstance(error, KeyboardInterrupt):
                 print(file=sys.stderr)  # after ^C
-                line += str(error) or f"finished work is saved; continue with: {shlex.join(['taet', *words])}"
+                kept = words[:1] in (["compare"], ["demo"], ["evaluate"])
+                saved = "finished work is saved; continue" if kept else "run it again"
+                line += str(error) or f"{saved} with: {shlex.join(['taet', *words])}"
             if line:
                 print(f"taet: {printable(' '.join(line.split()))}", file=sys.stderr)
         return status

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, cast
 from taet import registry
 from taet.cli.options import POSITIONAL, Command, parse
 from taet.files import Json
+from taet.formatting import size
 from taet.protocols import PROTOCOLS, recipes
 from taet.settings import option
 
@@ -47,7 +48,8 @@ def run(words: list[str]) -> None:
         print(f"{row['name']:{width}}  {row['title']}")
         below = [row["reference"]] if "reference" in row else []
         for setting, value in row.get("settings", {}).items():
-            below.append(f"--{option(setting)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+            shown = size(value) if setting.endswith("step_size") else value
+            below.append(f"--{option(setting)} {' '.join(map(str, value)) if isinstance(value, tuple) else shown}")
         below += [f"leaves the protocol: {text}" for text in row.get("deviations", ())]
         for text in below:
             print(f"{'':{width}}  {text}")

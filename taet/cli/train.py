@@ -112,7 +112,7 @@ def read(words: Sequence[str]) -> Request:
     options, given = parse(Train, words, f"taet train {method or ''}".strip(), parts)
     if options.resume is not None:
         if others := {*options.model_fields_set, *given} - OF_RESUME:
-            named = ", ".join(f"--{option(name)}" for name in sorted(others))
+            named = ", ".join("METHOD" if name == "method" else f"--{option(name)}" for name in sorted(others))
             raise UserError(f"--resume takes everything from the run: got {named} as well")
         return Request(start, {}, options)
     if method is None:
@@ -137,6 +137,8 @@ def _checked(request: Request, file: Json) -> Request:
         with models.trusted(request.options.trust_model):
             models.check_consent(str(request.options.config), own.model.name)
     request = request._replace(given=file | request.given)
+    if request.options.recipe in ("fine-tune", "robust-transfer") and request.run().model.weights is None:
+        raise UserError(f"recipe {request.options.recipe}: got no weights to start from; add --model.weights")
     attacks_of(request.run().evaluation)
     return request
 

@@ -16,7 +16,7 @@ from taet.data.splits import divided
 from taet.data.storage import reading
 from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
 from taet.errors import UserError, located, unknown
-from taet.formatting import listed
+from taet.formatting import listed, plural
 from taet.settings import Data
 
 NAMES = {
@@ -127,6 +127,9 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
     per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
+    if len(per_class) == 1 and rows[0].group:
+        found = next(iter(folders.values()), path) / rows[0].label
+        raise UserError(f"'{path}' has one class folder; allowed: 2 or more; did you mean '{found}'?")
     splits = Counter(of for of, _ in {(row.group, row.split) for row in rows if row.group})
     wrong = [f"class '{label}' has only one" for label, count in per_class.items() if count < 2]
     wrong += [f"'{name}' is in two splits" for name, count in splits.items() if count > 1]
@@ -177,7 +180,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
         notes.append(f"{outside} images outside of the class folders are left out")
     if others:
         kinds = listed([f"{count} {kind}" for kind, count in others.most_common()], 5)
-        notes.append(f"{others.total()} files that are no images of a known type are left out: {kinds}")
+        notes.append(f"left out: {plural(others.total(), 'other file')} ({kinds})")
     return rows, notes
 
 

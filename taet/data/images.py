@@ -24,8 +24,6 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted file formats, whatever the file's suffix: some of Pillow's other readers, such as EPS, start programs."""
 GREY = ("1", "L", "LA", "La")
 """Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
-PHOTOMETRIC = 262
-"""The tag of a TIFF file that is 0 where the lowest value is white."""
 AHEAD = 32
 """Most images that threads decode in advance."""
 PILLOW = f"Pillow {PIL.__version__}"
@@ -63,7 +61,7 @@ def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]
             with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
                 return work(image)
         except PIL.UnidentifiedImageError:
-            return "it is no image, or a damaged one"
+            return "not an image, or damaged"
         except Exception as error:  # decoders of damaged files raise errors of many kinds
             return reason(error)
 
@@ -74,7 +72,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Return `image`, upright, as grey ("L") if the file is greyscale, else as "RGB"."""
     if image.mode == "F":
         raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
-    inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0  # Pillow inverts 8 bits only
+    inverted = getattr(image, "tag_v2", {}).get(262) == 0  # of a TIFF: 0 is white, which Pillow inverts in 8 bits only
     image = ImageOps.exif_transpose(image)
     if image.mode in GREY:
         return image.convert("L")

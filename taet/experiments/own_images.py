@@ -45,9 +45,9 @@ def choice_lines(choices: Mapping[str, tuple[object, str]]) -> list[str]:
     return [f"{name:{wide[0]}}  {value:{wide[1]}}  {why}" for name, value, why in rows]
 
 
-def plan(method: str, data: str) -> tuple[Run, dict[str, Chosen]]:
-    """Return the run of `method` on your own images as `taet train` chooses it, and each choice with its reason."""
-    return chosen(start(Run.default("protocol"), method), {"data.name": data})
+def plan(method: str, data: str, **changes: object) -> tuple[Run, dict[str, Chosen]]:
+    """Return the run of `method` on your own images as `taet train` chooses it beside `changes`, and why."""
+    return chosen(start(Run.default("protocol"), method), {"data.name": data, **changes})
 
 
 def cycle_for(method: object, given: Mapping[str, object]) -> tuple[str, ...]:

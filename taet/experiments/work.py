@@ -57,7 +57,7 @@ class CellRun:
                 self.stop()
             if (status := self.wait()) and not self.stopped:
                 ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-                return f"{ended}: {self.last_line()}"
+                return f"{ended}: {self.last_line('taet: error: ') or self.last_line()}"
         return ""
 
     def wait(self) -> int:
@@ -72,9 +72,9 @@ class CellRun:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
 
-    def last_line(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip().removeprefix("taet: error: ") for line in reversed(lines) if line.strip()), "")
+    def last_line(self, marked: str = "") -> str:
+        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").split("\n")]
+        return next((line.removeprefix("taet: error: ") for line in reversed(lines) if line and marked in line), "")
 
 
 class Work:

@@ -229,15 +229,14 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             deviation = none if usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
-            if (
-                group[1] in known or name.removeprefix("training.") in Training.retired
-            ):  # it is named against its default, whatever the others have
+            # It is named against its default, whatever the others have.
+            if group[1] in known or name.removeprefix("training.") in Training.retired:
                 found[group][none] += len(rows)
     most = {group: max(of, key=lambda value: (of[value], value == none)) for group, of in found.items()}
     labels, seen = dict[str, str](), Counter[str]()
     for key, (card, settings) in rows.items():
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])
-        parts = [setting_words(name, settings[name]) for name in apart if name not in UNNAMED]
+        parts = [setting_words(name, settings[name]) for name in apart if name not in UNNAMED and settings[name] != ""]
         parts = [part for part in parts if part != card.method]  # of a network without a run, its name
         label = f"{card.method} ({', '.join(parts)})" if parts else card.method
         seen[label] += 1

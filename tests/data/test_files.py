@@ -79,7 +79,7 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     dataset = load(str(split), group="none")
     assert dataset.class_counts.tolist() == [4, 3]
     assert "1 images outside of the class folders are left out" in dataset.notes
-    assert "1 files that are no images of a known type are left out: 1 .txt" in dataset.notes
+    assert "left out: 1 other file (1 .txt)" in dataset.notes
 
 
 def test_all_images_of_a_source_can_be_test_images(split):
@@ -116,7 +116,7 @@ def test_unreadable_images_are_named_or_skipped_and_counted(split, fill, refused
     Image.fromarray(noise).save(split / "train" / "cat" / "02.png")
     cut = (split / "train" / "cat" / "02.png").read_bytes()
     (split / "train" / "cat" / "02.png").write_bytes(cut[:60])  # behind its header
-    refused(split, r"1 of 11 images cannot be read: '.*00.png' \(it is no image.*skip-unreadable")
+    refused(split, r"1 of 11 images cannot be read: '.*00.png' \(not an image.*skip-unreadable")
     dataset = load(str(split), skip_unreadable=True)
     assert dataset.class_counts.tolist() == [1, 3]
     assert any(note.startswith("2 of 11 images cannot be read: '") and "02.png" in note for note in dataset.notes)
@@ -156,7 +156,9 @@ def test_a_group_in_two_given_splits_is_refused(split, fill, refused):
     refused(split, r"group 'p 7' is in two splits; .*--data.group none", group="folder")
     loose = load(str(split))
     assert loose.train.groups is None
-    assert [note for note in loose.notes if "not kept together as groups, e.g. patients: 'p 7' is in two" in note]
+    assert [note for note in loose.notes if note.endswith("as groups, e.g. patients: 'p 7' is in two splits")]
+    fill(split / "unpacked" / "signs" / "stop", 3)
+    refused(split / "unpacked", r"has one class folder; allowed: 2 or more; did you mean '.*signs'")
 
 
 # Tables

@@ -55,7 +55,8 @@ if words[0] == "train":
     (folder / "run.json").write_text(json.dumps(sealed(record)))
     if asked == "fail":
         print("some lines")
-        sys.exit("taet: error: the loss is not finite")
+        print("taet: error: the loss is not finite", flush=True)
+        sys.exit("at: 14 %")  # of a process that a kill left behind
     if asked == "hang":
         def save(*_):
             (folder / "saved").touch()

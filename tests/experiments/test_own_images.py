@@ -8,6 +8,7 @@ from PIL import Image
 
 from taet import protocols
 from taet.cli.train import read as read_call
+from taet.errors import UserError
 from taet.experiments.own_images import FEWEST_EPOCHS, attacked, length, plan, planned
 from taet.settings import Data, Run, override
 from taet.training.resolve import watched_epochs
@@ -94,8 +95,13 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     other, again = read_call(["taet", "--data", str(lesions)]).planned()
     assert (run, choices) == (other, again)
     assert (choices["threat.eps"].value, choices["settings.alpha"].value) == (8 / 255, 1)
+    with pytest.raises(UserError, match="recipe fine-tune: got no weights to start from; add --model"):
+        read_call(["at", "--data", str(lesions), "--recipe", "fine-tune"])
+    run, _ = plan("at", str(lesions), **{"data.size": 16})
+    assert run.data.size == 16
     cases = {"--threat.eps 4/255": (2, 3, "one-cycle"), "--threat.steps 10": (10, 2, "steps")}
-    for words, expected in {**cases, "--recipe fine-tune": (10, 2, "cosine"), "": (2, 6, "one-cycle")}.items():
+    cases |= {"--recipe fine-tune --model.weights x.pt": (10, 2, "cosine"), "": (2, 6, "one-cycle")}
+    for words, expected in cases.items():
         run, _ = read_call(["at", "--data", str(lesions), *words.split()]).planned()
         assert (run.threat.steps, round(255 * run.threat.step_size, 6), run.training.decay) == expected
     run, _ = read_call(["reat", "--protocol", "reat", "--data", str(lesions)]).planned()

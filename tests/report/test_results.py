@@ -160,6 +160,8 @@ def test_rows_are_called_by_the_settings_in_which_they_leave_the_protocol(traine
     assert names(trained("at"), trained("at", 1, training__monitor_every=7, evaluation__batch_size=3)) == ["at"] * 2
     wide = trained("at", about={"name": "wide", "weights_sha256": "f" * 64})
     assert names(trained("at"), wide, trained("taet")) == ["at", "at (wide)", "taet"]
+    alone = wide.changed(method="net", protocol="", run={})  # a model without a run
+    assert "protocol" not in " ".join(names(trained("at"), trained("taet"), alone))
 
 
 def test_a_best_epoch_that_is_the_last_one_is_both(trained: MakeCard) -> None:

@@ -347,7 +347,7 @@ def test_a_loss_takes_the_prior_of_the_batches(tiny: Tiny, sampling: str) -> Non
 
 def test_a_folder_that_exists_is_refused_and_left_alone(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=f"{tmp_path} exists and is not this run; choose another --out"):
+    with pytest.raises(UserError, match=f"{tmp_path} exists and is no run; choose another --out"):
         train(tiny("at"), out=tmp_path)
     with pytest.raises(UserError, match=r"notes\.txt exists"):
         train(tiny("at"), out=tmp_path / "notes.txt")
@@ -380,7 +380,7 @@ def test_a_plain_module_and_arrays_train_and_resume(
             resume(done)
     with pytest.raises(UserError, match="the train images are not those"):
         resume(folder, model=network(), dataset=arrays(per_class=11))
-    with pytest.raises(UserError, match=f"{folder} exists and is not this run"):
+    with pytest.raises(UserError, match=f"{folder} holds a run with other settings"):
         train(run, out=folder, model=network(), dataset=arrays(per_class=11))
     with pytest.raises(UserError, match=r"\(2, 4\).*allowed: \(2, 3\), one logit per class"):
         train(run, out=tmp_path / "new", model=network(4), dataset=data)
