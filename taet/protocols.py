@@ -83,7 +83,7 @@ def steps_in(eps: float, eps_l2: float, own: Evaluation, own_eps: float, usual: 
     for name, (radius, own_radius, usual_radius) in radii.items():
         step = getattr(own, name)
         before = usual_radius if step == getattr(theirs, name) else own_radius
-        found[name] = step if before in (0, radius) else step * radius / before
+        found[name] = step if before == radius or 0 in (before, radius) else step * radius / before
     return found
 
 

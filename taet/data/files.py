@@ -128,8 +128,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
     per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
     if len(per_class) == 1 and rows[0].group:
-        found = next(iter(folders.values()), path) / rows[0].label
-        raise UserError(f"'{path}' has one class folder; allowed: 2 or more; did you mean '{found}'?")
+        hint = "" if folders else f"; did you mean '{path / rows[0].label}'?"
+        raise UserError(f"'{path}' has one class folder; allowed: 2 or more{hint}")
     splits = Counter(of for of, _ in {(row.group, row.split) for row in rows if row.group})
     wrong = [f"class '{label}' has only one" for label, count in per_class.items() if count < 2]
     wrong += [f"'{name}' is in two splits" for name, count in splits.items() if count > 1]

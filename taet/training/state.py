@@ -38,7 +38,7 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     # The fused kernel reads each weight once; it exists on these devices only.
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained.values())
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained.values())
     if training.optimizer == "sgd":
         momentum, decay = training.momentum, training.weight_decay
         return torch.optim.SGD(trained.values(), lr=training.lr, momentum=momentum, weight_decay=decay, fused=fused)
