@@ -363,7 +363,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
     """Return `config` with dotted fields replaced, e.g. `{"training.epochs": 5, "method.beta": 1}`, and checked.
 
-    All together; `method` is what the `settings` of a run are called on the command line.
+    All at once; `method` names the `settings` of a run, as on the command line.
     """
     values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():

@@ -33,6 +33,7 @@ PAGES += [ROOT / "benchmarks" / "README.md"]
 MOST_WORDS, MOST_CHANGES, WIDEST_CODE = 25_000, 15_000, 90
 MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
 FLAGS = {*rules.FLAGS, *curve.FLAGS}
+TWICE = "taet (alpha 1, beta 0, gamma 0)"
 SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
     ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
     ("README.md", "digits-lt-methods/*", "harl", "at", "autoattack"),
@@ -43,6 +44,8 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("docs/fine-tuning.md", "ham10000-transfer/[rs]*-seed*", "at-bsl (weights run", "at-bsl", "autoattack-fast"),
     ("docs/fine-tuning.md", "ham10000-few-steps/[rs]*-seed?", "at (", "at-bsl", "autoattack-fast"),
     ("docs/speed.md", "ham10000-[tf][re][aw]*/scratch-*", "at-bsl", "at-bsl (step", "pgd-20"),
+    ("docs/speed.md", "cifar10-lt-fast/taet-*0-epochs-*", TWICE, f"{TWICE[:-1]}, epochs 60", "clean"),
+    ("docs/speed.md", "cifar10-lt-fast/taet-*0-epochs-*", TWICE, f"{TWICE[:-1]}, epochs 60", "autoattack"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "clean"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "autoattack-fast"),
 ]

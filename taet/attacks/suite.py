@@ -19,7 +19,7 @@ from torch import Tensor
 
 from taet.attacks.ball import BALL_TOLERANCE, Norm, choose, distance, project, verify
 from taet.attacks.counted import WORK, Counted
-from taet.attacks.spec import AttackSpec, Fields, Model
+from taet.attacks.spec import AttackSpec, Model
 from taet.distributed import gather, rank, unless_one_ends, world_size
 from taet.errors import UserError
 from taet.files import digest, make_folder, write_atomically
@@ -198,7 +198,7 @@ class SuiteRun:
     ) -> Iterator[tuple[Tensor, Unit]]:
         """Run a part on these images and return the indices and results of each batch; `done` passes came before."""
         batches = torch.split(survivors, self.batch_size) if len(survivors) else ()
-        work = partial(self._run_unit, part, self.part(part))
+        work, cost = partial(self._run_unit, part, self.part(part)), self.plan.cost(part)
 
         def report(passes: float, number: int) -> None:
             progress(done + passes, total, f"{part} {number + 1}/{len(batches)}")
@@ -206,8 +206,8 @@ class SuiteRun:
         def key(number: int) -> str:  # the images that are left follow from the parts before
             return f"{part}-{number}-{digest(batches[number].tolist())[:16]}"
 
-        how: Fields = {"model": self.model, "cost": self.plan.cost(part), "report": report, "state": self.state}
-        return zip(batches, in_batches(batches, work, **how, key=key), strict=True)
+        found = in_batches(batches, work, model=self.model, cost=cost, report=report, state=self.state, key=key)
+        return zip(batches, found, strict=True)
 
     def _run_unit(self, part: str, attack: SuitePart, indices: Tensor) -> Unit:
         """Attack one batch, check every adversarial image and return the results as arrays."""

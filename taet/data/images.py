@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class ImageFile(Protocol):
-    """A file, or another object with the bytes of an encoded image; its text names it."""
+    """A file, or another object with the bytes of an encoded image; its text names it, its repr also its content."""
 
     def open(self, mode: str, /) -> IO[bytes]:
         """Open it for reading."""

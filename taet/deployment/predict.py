@@ -161,9 +161,9 @@ def predict(
                 pixels[number] = image
         if rows := [*pixels]:
             images = np.stack([*pixels.values()])
-            keys = (fingerprints(images).byteswap() >> 1).astype(np.int64)  # their pixels decide the random draws
-            how = (batch_size, run.evaluation.seed, where)
-            runner = Runner(counted, images, labels[rows], len(classes), *how, keys=keys)
+            # The pixels of an image decide its random draws: the first 63 bits of their hash, as ever.
+            keys, seed = (fingerprints(images).byteswap() >> 1).astype(np.int64), run.evaluation.seed
+            runner = Runner(counted, images, labels[rows], len(classes), batch_size, seed, where, keys=keys)
             with runner.still():
                 clean, scores = runner.attack(Clean())
                 labels[rows], probabilities[rows] = clean.predictions, scores

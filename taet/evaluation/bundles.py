@@ -86,8 +86,7 @@ def expand(
     if len(papers) > 1:
         raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
     usual, eps = protocols.start(papers[0]), eps or Threat().eps
-    theirs = usual.evaluation
-    theirs = override(theirs, protocols.steps_in(eps, settings.eps_l2, theirs, eps, usual))
+    theirs = override(usual.evaluation, protocols.steps_in(eps, settings.eps_l2, usual.evaluation, eps, usual))
     known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
         name: getattr(theirs, name)

@@ -19,7 +19,7 @@ from taet.attacks.ball import frozen
 from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels
 from taet.attacks.spec import AttackSpec, Clean
-from taet.data import Dataset
+from taet.data import DataFacts, Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
@@ -114,20 +114,20 @@ class Subject:
             run, network, record = load_model(folder.path, weights, model=model)
             images, labels = fitted(given[0], record.data.image_shape), given[1]
             labels = labels if class_names is None else by_name(labels, class_names, record.data.class_names)
-            sha256 = images_sha256(images, labels)
+            sha256, data = images_sha256(images, labels), {**data, "imbalance_ratio": record.data.imbalance_ratio}
         if (extra := record.data.extra) is not None:
             about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
             data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
-        trained, rule = record.data, record.selection.rule
+        trained, rule, counts = record.data, record.selection.rule, list(record.data.train.class_counts)
         if weights == LAST:
             rule = "last"
         elif weights == BEST and rule == "last":  # only a curve on validation images has a best epoch then
             rule = "best-validation"
         watched = trained.splits[record.selection.split or "test"].sha256
         # Where test images were watched, a hash cannot tell that other images contain none of them.
-        leak = watched in (trained.test.sha256, sha256) and (rule != "last" or learns(run))
-        data |= {"class_names": list(trained.class_names), "train_class_counts": list(trained.train.class_counts)}
-        data |= {"test_sha256": sha256, "imbalance_ratio": trained.imbalance_ratio}
+        facts = DataFacts(tuple(counts), trained.image_shape, {"train": sum(counts)})
+        leak = watched in (trained.test.sha256, sha256) and (rule != "last" or learns(run, facts))
+        data |= {"class_names": list(trained.class_names), "train_class_counts": counts, "test_sha256": sha256}
         fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
         fields["run"] = {"config": record.settings, "hash": record.run_hash, "command": record.command}
         fields["run"] |= {"deviations": list(record.deviations), **({"code": record.code} if record.code else {})}
@@ -214,11 +214,11 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
 
 def fitted(images: TestImages, shape: Sequence[int], exactly: bool = False) -> TestImages:
     """Return images for a network of images (C, H, W), grey ones with C channels; refuse another size."""
-    grey, axis = as_unit(images[:1]).shape[1:], 3 if images.dtype == np.uint8 else 1
-    if tuple(grey) == tuple(shape):
+    found, axis = tuple(as_unit(images[:1]).shape[1:]), 3 if images.dtype == np.uint8 else 1
+    if found == tuple(shape):
         return images
-    if exactly or tuple(grey) != (1, *shape[1:]):
-        got, allowed = (" x ".join(map(str, of)) for of in (grey, shape))
+    if exactly or found != (1, *shape[1:]):
+        got, allowed = (" x ".join(map(str, of)) for of in (found, shape))
         raise UserError(f"images: got {got}; allowed: {allowed}, channels, height and width as in training")
     return np.repeat(images, shape[0], axis)
 

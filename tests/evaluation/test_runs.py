@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from taet import protocols, train
+from taet import methods, protocols, train
 from taet.attacks import fgsm
 from taet.data import load
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation import ResultCard, evaluate
 from taet.evaluation.runner import as_unit
-from taet.evaluation.subject import fitted
+from taet.evaluation.subject import Subject, fitted
+from taet.files import read_json, seal, write_json
 from taet.settings import override
+from taet.training.folder import RunFolder
 from taet.training.runs import load_run
 
 EPS = 0.1
@@ -75,6 +77,19 @@ def test_grey_images_get_the_channels_of_the_network() -> None:
     for shape in ((1, 2, 3), (3, 2, 3)):
         with pytest.raises(UserError, match="images: got 1 x 2 x 4; allowed"):
             fitted(grey, shape)
+
+
+def test_what_a_card_says_of_a_run_is_found_in_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its method is built for its own classes, and a run.json without an imbalance ratio takes none from the card."""
+    built, build, counts = [], methods.build, load_run(run)[2].class_counts.tolist()
+    monkeypatch.setattr(methods, "build", lambda *of: built.append([*of[2].class_counts]) or build(*of))
+    stored = {name: value for name, value in read_json(run / "run.json").items() if name != "sha256"}
+    del stored["data"]["imbalance_ratio"]
+    write_json(run / "run.json", seal(stored))
+    RunFolder(run).finish()
+    about = Subject.of(run).about
+    assert built in ([], [counts])
+    assert about["data"]["imbalance_ratio"] == max(counts) / min(counts)
 
 
 def test_attacks_are_added_and_none_is_run_twice(run: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
