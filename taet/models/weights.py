@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from taet.errors import UserError, cut, said
+from taet.errors import UserError, cut
 from taet.files import read_bytes
 from taet.models.classifier import Adapter, Classifier
 from taet.models.hub import weights_file
@@ -22,6 +22,7 @@ NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys 
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
 PARTS = ("body.", "head.", "network.")  # prefixes of all their other tensors
 BLOCK = re.compile(r"(?:layer|block)(\d+)\.(?:layer\.)?(\d+)\.(.+)")  # RobustBench's names of group, block and tensor
+TORCHVISION = {"conv1.weight", "layer1.0.conv1.weight"}  # names that each of its ResNets has
 MOST_BYTES = 2**36  # size limit of a file of weights
 
 
@@ -148,12 +149,12 @@ def of_robustbench(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) ->
     """Name the tensors of a WideResNet or PreActResNet of RobustBench as our body `held` does; others stay as they are.
 
     These are networks that normalise before the last layer. `sub_block1`, which no image passes, and their input
-    normalisation, `mu` and `sigma`, are left out; counters that a file lacks are those of `held`.
+    normalisation, `mu` and `sigma`, are left out.
     """
     blocks = sorted({(int(found[1]), int(found[2])) for key in tensors if (found := BLOCK.fullmatch(key))})
     if "1.bn1.weight" not in held or not blocks:
         return {**tensors}
-    named = {key: value for key, value in held.items() if key.endswith("num_batches_tracked")}
+    named = dict[str, Tensor]()
     for key, value in tensors.items():
         first, _, last = key.partition(".")
         if found := BLOCK.fullmatch(key):
@@ -167,13 +168,16 @@ def of_robustbench(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) ->
 
 
 def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors into the network, or report those that do not fit."""
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys() - network.state_dict().keys()
-        hint = "; the names are torchvision's: --model torchvision:NAME" if theirs else ""
-        raise UserError(f"{path} does not fit the model: {cut(said(error), 400)}{hint}") from None
+    """Copy the tensors into the network, or report the first that does not fit; old files lack the counters."""
+    held = network.state_dict()
+    state = {key: value for key, value in held.items() if key.endswith("num_batches_tracked")} | dict(state)
+    own, theirs = ({key: tuple(value.shape) for key, value in of.items()} for of in (held, state))
+    if apart := [key for key in (own | theirs) if own.get(key) != theirs.get(key)]:
+        got, allowed = (of.get(apart[0], "no such tensor") for of in (theirs, own))
+        hint = "; the names are torchvision's: --model torchvision:NAME" if theirs.keys() - own >= TORCHVISION else ""
+        some = f"{len(apart)} of {len(own | theirs)} tensors, the first {cut(apart[0], 80)}: got {got}"
+        raise UserError(f"{path} does not fit the model in {some}; allowed: {allowed}{hint}")
+    network.load_state_dict(state)
     for key, value in network.state_dict().items():
         if state[key].is_floating_point() != value.is_floating_point() or not value.isfinite().all():
             raise UserError(f"{path}: {key}: got {state[key].dtype}; allowed: {value.dtype} values, all finite")

@@ -74,7 +74,7 @@ def flipped(path: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "int8": (with_weight(Tensor.char), "0.weight: got torch.int8; allowed: torch.float32 values"),
     "nan": (with_weight(lambda value: value * torch.nan), "allowed: torch.float32 values, all finite"),
-    "another shape": (with_weight(lambda value: value.expand(10**9, 2, 3)), "does not fit the model: .*size mismatch"),
+    "another shape": (with_weight(lambda value: value.expand(10**9, 2, 3)), r"does not fit .* \(1000000000, 2, 3\)"),
     "text": (with_weight(lambda _: "q"), "holds no weights; allowed: names and tensors"),
     "a folder": (Path.mkdir, "allowed: the folder of a finished run"),
     "half a file": (half, "holds no weights that can be read"),
@@ -144,9 +144,10 @@ def test_a_run_of_as_many_classes_gives_its_head_as_well(tmp_path: Path) -> None
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize(("classes", "head"), [(1000, "is fresh, since that of the file is for 1000 classes"), (4, "")])
 def test_a_file_of_the_library_gives_its_body(tmp_path: Path, prefix: str, classes: int, head: str) -> None:
-    """As torchvision's own files are: names without those of a Classifier, and a thousand classes."""
+    """As torchvision's files: names without those of a Classifier, 1,000 classes, and, if old, no counters."""
     source = torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=classes)
-    path = saved(tmp_path / "net.pth", prefixed(source.state_dict(), prefix))
+    tensors = {key: value for key, value in source.state_dict().items() if not prefix or "batches" not in key}
+    path = saved(tmp_path / "net.pth", prefixed(tensors, prefix))
     model = models.build("torchvision:shufflenet_v2_x0_5", 4, SHAPE, weights=path).eval()
     x = torch.rand(2, *SHAPE)
     assert isinstance(model, Classifier)
@@ -162,14 +163,14 @@ def test_a_network_that_is_used_whole_takes_all_of_its_weights_or_none(tmp_path:
     assert pretrained(model, path).startswith(f"weights: 3 tensors of {path}")
     assert same(model, source)
     other = Adapter(nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten()), 5)
-    with pytest.raises(UserError, match=r"size mismatch for 0.weight: .*\[4, 3, 8, 8\].*\[5, 3, 8, 8\]"):
+    with pytest.raises(UserError, match=r"2 of 2 tensors, .* 0.weight: got \(4, 3, 8, 8\); allowed: \(5, 3, 8, 8\)"):
         pretrained(other, path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"0.weight": None}, r"does not fit the model: .*Missing key\(s\) in state_dict: \"0.weight\""),
+        ({"0.weight": None}, r"the first 0.weight: got no such tensor; allowed: \(\d+, 3, 3, 3\)"),
         ({"head.weight": torch.ones(4, 64, dtype=torch.int8)}, "weight: got torch.int8"),
         ({"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}, "names are torchvision's: --model t"),
     ],
