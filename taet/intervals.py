@@ -198,13 +198,7 @@ class Difference:
 
 
 def difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    labels: ArrayLike,
-    num_classes: int,
-    *,
-    answers: int = 1,
-    comparisons: int = 1,
+    first: ArrayLike, second: ArrayLike, labels: ArrayLike, num_classes: int, *, answers: int = 1, comparisons: int = 1
 ) -> Difference:
     """Compare two masks on the same images, or several pairs of masks, one pair per seed.
 

@@ -267,13 +267,9 @@ EXHIBITS = (
     Exhibit("black and white images", thresholded, START, STRAIGHT, 0.06, None),
     Exhibit("k-winners: 6 of 96 units", k_winners, PGD, SMOOTH, 0.06),
     Exhibit(
-        *("a dummy class for every class", dummies, ALL_LOGITS, MERGED, 0.12),
-        lambda model: Merged(model, CLASSES),
+        *("a dummy class for every class", dummies, ALL_LOGITS, MERGED, 0.12), lambda model: Merged(model, CLASSES)
     ),
-    Exhibit(
-        *("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS, 0.03),
-        by_many_draws,
-    ),
+    Exhibit(*("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS, 0.03), by_many_draws),
     Exhibit("logits times 1000", large_logits, PGD, MARGIN, 0.15),
     Exhibit("logits over 100", flat_softmax, PGD, MARGIN, 0.07),
     # AutoAttack cannot run: it also attacks batches of one image, which have no deviation.

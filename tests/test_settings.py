@@ -11,18 +11,7 @@ from pydantic import Field
 
 from taet import methods, protocols, registry
 from taet.errors import UserError, nearest
-from taet.fields import (
-    Count,
-    LongSeed,
-    OnlyWith,
-    PartialShare,
-    Radius,
-    Ratio,
-    Rule,
-    Settings,
-    check_value,
-    read_text,
-)
+from taet.fields import Count, LongSeed, OnlyWith, PartialShare, Radius, Ratio, Rule, Settings, check_value, read_text
 from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, from_json, override
 from taet.training.record import run_hash
 

@@ -50,7 +50,7 @@ def run(words: list[str]) -> int:
             found = check(name, weights=command.weights or "model", **how)
         else:
             model, dataset, about = opened(name, data, command.weights, command.normalize)
-            notes = [*dataset.notes, *about]
+            notes = [*dataset.about(of_training=not is_folder(name))["notes"], *about]
             found = check(model, dataset, **how)
     print("\n".join([str(found), *notes]))
     return 0 if found.ok else 1

@@ -88,7 +88,7 @@ def run(words: list[str]) -> None:
     how = asked | {"probe": command.probe, "threads": command.threads, "command": call_text(["evaluate", *words])}
     with together(command.device), trusted(command.trust_model):
         if command.run is not None:
-            place, weights, notes = command.run, command.weights or DELIVERED, list[str]()
+            place, weights = command.run, command.weights or DELIVERED
             attack = partial(evaluate, place, weights=weights, device=command.device, **how)
         else:
             made = (command.model, Path(command.weights or "").stem, command.normalize.removeprefix("none"))
@@ -96,13 +96,13 @@ def run(words: list[str]) -> None:
             place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
             model, dataset, about = opened(*subject, all_images=command.all_images)
-            notes = [*dataset.notes, *about]
             how |= {"out": place, "device": str(resolve_device(command.device))}
             how |= {} if isinstance(model, Path) else {"name": command.model, "notes": about}
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
         shown = place if weights == DELIVERED else RunFolder(place).card(weights)
+        notes = [] if command.model is None else [*card.data["notes"], *card.model.get("notes", ())]
         print("\n".join([str(card), *notes, f"next: {call_text(['report', str(shown)])}"]))
 
 

@@ -16,9 +16,7 @@ from taet.data.storage import file_key, mapped, on_disk, reading
 from taet.errors import UserError, cut, located
 from taet.settings import Data
 
-NAMES = {
-    "npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)",
-}
+NAMES = {"npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)"}
 
 
 def read_npz(

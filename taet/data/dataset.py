@@ -22,6 +22,8 @@ from taet.statistics import Ints, class_groups
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 """Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
+OF_TRAINING = ("training set ", "not cut to ", "identical images", "dark: ")
+"""Beginnings of the notes on the training images."""
 Arrays: TypeAlias = Mapping[str, ArrayLike]
 """Arrays under MedMNIST's keys; those of a validation split and class_names are optional."""
 
@@ -165,10 +167,11 @@ class Dataset:
         }
         return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror)
 
-    def about(self) -> Json:
-        """Return the entry about the test images for result cards."""
+    def about(self, of_training: bool = True) -> Json:
+        """Return the entry about the test images for result cards, with the notes on the training images or without."""
         ratio = None if self.only_test else self.imbalance_ratio
-        return {"name": self.name, "imbalance_ratio": ratio, "notes": list(self.notes)}
+        notes = [note for note in self.notes if of_training or not note.startswith(OF_TRAINING)]
+        return {"name": self.name, "imbalance_ratio": ratio, "notes": notes}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -212,10 +215,11 @@ class Dataset:
 
 def render(dataset: Dataset) -> str:
     """Return a text table with a row and a bar of the training images for each class, at most 80 columns wide."""
-    counts, groups = [split.class_counts for split in dataset.splits.values()], class_groups(dataset.class_counts)
+    counts = [split.class_counts for split in dataset.splits.values()]
+    groups = class_groups(counts[0]) if dataset.imbalance_ratio > 1 else {}
     rows = [["class", "group", *dataset.splits]]
     for label, name in enumerate(dataset.class_names):
-        group = next(group for group in ("head", "body", "tail") if label in groups[group])
+        group = next((group for group, labels in groups.items() if label in labels), "")
         rows.append([name if len(name) <= 20 else f"{name[:17]}...", f"{group} ", *(str(of[label]) for of in counts)])
     rows.append(["all", "", *(str(of.sum()) for of in counts)])
     first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))

@@ -142,7 +142,7 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
     for curve, names in CURVES.values():
         varied = "factor" if curve == "logit-scale" else curve
         points = [known[name] for name in names(card.threat["eps"]) if name in known]
-        points = [one for one in points if _fixed(one, varied) == _fixed(points[-1], varied)]
+        points = [one for one in points if fixed(one, curve) == fixed(points[-1], curve)]
         if curve == "eps" and card.clean is not None:
             points.insert(0, card.clean)
         # Clean images are at radius 0, PGD without a factor is at factor 1.
@@ -151,9 +151,9 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
     return found
 
 
-def _fixed(column: Column, varied: str) -> object:
+def fixed(column: Column, curve: str) -> object:
     """Return the settings that all points of a curve share."""
-    if varied != "eps":
-        return column.identity.apart_from(varied)
+    if curve != "eps":
+        return column.identity.apart_from("factor" if curve == "logit-scale" else curve)
     step, radius = getattr(column.attack, "step_size", 0.0), column.eps or 1.0
     return column.identity.apart_from("eps", "step_size"), round(step / radius, 9)

@@ -172,7 +172,8 @@ class Runner:
                 found = {name: sum(unit[name].item() for unit in done) for name in WORK}
                 joined = {name: np.concatenate([unit[name] for unit in done]) for name in done[0].keys() - found.keys()}
                 scores, found["predictions"] = joined["scores"], joined["predictions"]
-                found["distances"] = joined["distances"] if attack.minimal else None
+                wrong = False if natural is None else natural != self.labels  # which a margin may have moved on
+                found["distances"] = np.where(wrong, np.float32(0), joined["distances"]) if attack.minimal else None
         about = {name: getattr(attack, name) for name in ("name", "norm", "eps", "bounded", "curve", "parameters")}
         return Column(**{**about, **found, "correct": found["predictions"] == self.labels}), scores
 

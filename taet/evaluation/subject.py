@@ -76,7 +76,7 @@ class Subject:
         if isinstance(images, Dataset):
             class_names = images.class_names
             train_class_counts = None if images.only_test else images.class_counts.tolist()
-            about, test = images.about(), images.test
+            about, test = images.about(of_training=isinstance(model_or_run_dir, nn.Module)), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [str(one) for one in class_names]
         given = None if images is None else _test_images(images, labels)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from taet.evaluation.bundles import curves
+from taet.evaluation.bundles import curves, fixed
 from taet.formatting import size
 from taet.report.results import Results, over_seeds
 from taet.report.tables import in_ball, lead_attacks, order, under
@@ -118,13 +118,16 @@ def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, c
 
 def strength(results: Results) -> Iterator[Panel]:
     """Balanced accuracy against one setting of the attack, with 95 % intervals. A curve over steps that still falls at
-    its end has not converged; one over the radius must reach 0; one over the scale of the logits should be flat."""
+    its end has not converged; one over the radius must reach 0; one over the scale of the logits should be flat. Seeds
+    that were attacked with other settings than the first of their row are left out."""
     for name, said in CURVES.items():
-        found = []
+        found, first = [], dict[str, object]()
         for one in results.named:
-            for x, column in curves(one.card).get(name, {}).items():
-                summary = one.card.summary_of(column)
-                found.append((one.row, one.card.seed, x, summary.balanced, *summary.balanced_interval))
+            if known := curves(one.card)[name]:
+                how = fixed([*known.values()][-1], name)
+                of_row = known.items() if first.setdefault(one.row, how) == how else ()
+                shares = ((x, one.card.summary_of(column)) for x, column in of_row)
+                found += [(one.row, one.card.seed, x, of.balanced, *of.balanced_interval) for x, of in shares]
         if found:
             points = pd.DataFrame(found, columns=["row", "seed", "x", "accuracy", "low", "high"])
             points = over_seeds(of_all_seeds(points), "row", "x")

@@ -62,7 +62,7 @@ def latex(results: Results, title: str, notes: Sequence[str]) -> str:
     parts = [f"% {' '.join(text.split())}" for text in (title, *notes)]
     for one in results.by_test_set():
         told = (f"{flag} ({of}): {text}" for flag, of, text in warnings(one))
-        parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), *told))]
+        parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), about(one), *told))]
         parts += map(tables.latex, _main(one))
     return "\n\n".join(parts) + "\n"
 
@@ -87,6 +87,7 @@ def about(results: Results) -> str:
         images = f"{count(sum(counts))} training images ({ends}), {images}"
     ball = f", attacks within {tables.threat(results.columns[results.strongest])}" if results.strongest else ""
     notes = dict.fromkeys(note for one in results.cards for note in one.data.get("notes", ()))
+    notes |= {f"extra images: {one.data['extra']['source']}": None for one in results.cards if "extra" in one.data}
     return "; ".join([f"{plural(models, 'model')}, {card.num_classes} classes, {images}{ball}", *notes]) + "."
 
 

@@ -286,13 +286,13 @@ def class_names(card: Card) -> list[str]:
 
 
 def members(card: Card, group: str) -> Ints:
-    """Return the labels of a group of classes that have test images; none if its training counts are not known."""
+    """Return the labels of a group of classes that have test images; none if training counts are not known or equal."""
     counts, names = card.data.get("train_class_counts"), class_names(card)
     present = np.flatnonzero(card.test_class_counts)
     if group in ("balanced", "plain"):
         return present
     if group in ("head", "body", "tail"):
-        found = [] if counts is None else statistics.class_groups(counts)[group]
+        found = [] if counts is None or len({*counts}) == 1 else statistics.class_groups(counts)[group]
         return np.array([label for label in found if label in present], dtype=np.int64)
     if group not in names:
         raise unknown("group", group, [*GROUPS[:-1], *names])

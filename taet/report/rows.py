@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import multimode
 
 from taet import methods, protocols, registry
 from taet.attacks.pgd import ProjectedAscent
@@ -123,8 +122,8 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     Rows with equal weights for every seed that they share are one row, with the shorter name. Other weights of the same
     settings and seed, trained on another machine, are a row of their own.
     """
-    usual = multimode(rules[0] for card in cards if len(rules := _rules(card)) == 1)
-    settings = [_settings(card, usual[0] if len(usual) == 1 else "") for card in cards]
+    usual = {rules[0] for card in cards if len(rules := _rules(card)) == 1}
+    settings = [_settings(card, *(usual if len(usual) < 2 else _rules(card)[:1])) for card in cards]
     keys = _keys(cards, settings)
     firsts = {key: keys.index(key) for key in keys}
     labels = _labels({key: (cards[place], settings[place]) for key, place in firsts.items()})
@@ -161,11 +160,11 @@ def _of_protocol(protocol: str, method: str) -> Values:
     return _of_protocol(protocol, usual) if protocol in protocols.PROTOCOLS and method != usual else {}
 
 
-def _settings(card: Card, usual_rule: str) -> Values:
+def _settings(card: Card, usual_rule: str = "") -> Values:
     """Return the settings that decided the weights of a card, except its seed, and what its numbers are about.
 
-    Of several rules of selection that deliver these weights it has the usual one of the table, or the protocol's. A
-    setting that is newer than the card has its default.
+    Of several rules of selection that deliver these weights it has the usual one of the table, without one the
+    protocol's, and where other cards have several its own. A setting that is newer than the card has its default.
     """
     own: dict[str, object] = {"protocol": card.protocol, "data.name": card.data["name"]}
     own |= {"model.name": card.model["name"], THREAT: f"{card.threat['norm']} {size(card.threat['eps'])}"}

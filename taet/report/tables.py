@@ -8,7 +8,7 @@ import pandas as pd
 
 from taet.evaluation.column import Column
 from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, plural, points, size, words
-from taet.report.results import Results, class_names
+from taet.report.results import Results, class_names, members
 
 MOST_COLUMNS = 8  # rows of results that stand side by side in a table of classes
 MOST_MISTAKES = 12
@@ -114,7 +114,7 @@ def headline(results: Results) -> pd.DataFrame:
     for attack, column in results.columns.items():
         head = Text(attack, "" if column.norm is None or attack in inside else threat(column))
         columns[head] = _column(results, attack)
-    if results.strongest is not None and results.cards[0].data.get("train_class_counts") is not None:
+    if results.strongest is not None and len(members(results.cards[0], "tail")):
         columns[Text("tail", results.strongest)] = _column(results, results.strongest, "tail")
     if "clean" in results.columns and len({*results.cards[0].test_class_counts.tolist()} - {0}) > 1:
         columns[Text("all images", "clean")] = _column(results, "clean", "plain")
@@ -128,7 +128,7 @@ def groups(results: Results) -> Iterator[pd.DataFrame]:
     """Balanced accuracy inside the head, body and tail classes, the thirds of the classes by training images, and the
     accuracy of the worst class of each seed."""
     parts = {"head": "head", "body": "body", "tail": "tail", "worst class": "worst"}
-    for attack in lead_attacks(results) if results.cards[0].data.get("train_class_counts") is not None else ():
+    for attack in lead_attacks(results) if len(members(results.cards[0], "tail")) else ():
         columns = {Text(said): _column(results, attack, group) for said, group in parts.items()}
         yield table(under(attack), columns, order(results))
 

@@ -126,6 +126,8 @@ def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
     text = introduction(*prepare(tiny("taet", {"training.batch_size": 4})), {})
     said = "--method.alpha 1 was more robust", "a batch of 4 misses 7 of 10 classes on average"
     assert [part in text for part in (*said, "shorter: ")] == [True, True, False]
+    even = introduction(*prepare(tiny("taet", {"training.batch_size": 4, "training.sampling": "class-balanced"})), {})
+    assert "misses" not in even
     short = " cannot reach eps 0.05; --threat.step-size makes them longer"
     whole = introduction(*prepare(tiny("at", {"threat.step_size": 0.05})), {})
     own = introduction(*prepare(tiny("standard")), {})  # without an attack

@@ -92,6 +92,7 @@ def test_the_table_of_a_data_set_fits_a_terminal(arrays):
     assert bars[0] > 25
     assert bars[1:] == [round(bars[0] / 4), 1]
     assert " tail " in lines[4]
+    assert " tail " not in render(Dataset.from_arrays(**arrays((9, 9, 9))))
 
 
 @pytest.mark.parametrize("count", [300, 70_000])  # beyond 66,000 white pixels the sum of squares leaves 32 bits

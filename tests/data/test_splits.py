@@ -131,11 +131,7 @@ def test_a_bare_path_is_known_by_what_it_is(tmp_path, arrays, monkeypatch):
     assert load(str(tmp_path / "a.NPZ")).name == f"npz:{tmp_path}/a.NPZ"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "modes").mkdir()
-    for name, full in (
-        ("modes", "folder:modes"),
-        ("a.csv", "csv:a.csv"),
-        ("npz:x", "npz:x"),
-    ):
+    for name, full in (("modes", "folder:modes"), ("a.csv", "csv:a.csv"), ("npz:x", "npz:x")):
         assert full_name(name) == full
 
 
@@ -145,6 +141,8 @@ def test_identical_images_in_two_splits_are_counted(saved, arrays):
     name = saved((6, 3, 1), (4, 4, 4), **given)
     note = "identical images: 2 of 12 test images are also in train, e.g. number 3"
     assert load(name).notes[-1] == load(name, size=8).notes[-1] == note
+    assert note in load(name).about()["notes"]
+    assert not load(name).about(of_training=False)["notes"]  # for a model that saw none of these
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_round_trip_keeps_everything_and_a_change_is_seen(tmp_path: Path) -> N
             np.testing.assert_array_equal(getattr(new, name), getattr(old, name), strict=getattr(old, name) is not None)
         assert str(new.parts) == str(old.parts)
     assert [line.split()[0] for line in str(after).splitlines()[2:]] == [
-        *("clean", "pgd-20", "autoattack", "cw-l2", "leaves", "!"),  # without the point of a curve
+        *("clean", "pgd-20", "autoattack", "cw-l2", "leaves", "!")  # without the point of a curve
     ]
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({**stored, "seed": 7}))

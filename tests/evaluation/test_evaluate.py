@@ -39,6 +39,15 @@ def test_every_attack_faces_all_images_and_the_columns_say_what_was_done(evaluat
     assert {flag["flag"] for flag in card.flags} >= {"few-images-per-class", "small-test-set"}
 
 
+def test_an_image_that_was_wrong_before_has_no_distance_also_where_a_margin_moves_it(task: Task) -> None:
+    model, images, labels = task
+    attack = "cw-l2:kappa=9,c=10,steps=9"
+    card = taet.evaluate(model, images, np.where(labels == 0, 1, labels), attacks=["clean", attack], probe=False)
+    distances = card.column(attack).distances
+    assert distances is not None
+    assert not distances[~card.clean.correct].any()
+
+
 def test_flags_depend_neither_on_the_order_of_attacks_nor_on_batches_nor_on_the_form_of_images(
     evaluated: Evaluated, task: Task
 ) -> None:

@@ -77,11 +77,7 @@ def test_the_attack_sees_the_parts_through_the_view() -> None:
 @pytest.mark.parametrize(
     ("model", "tune", "said"),
     [
-        (
-            models.build("resnet8", 5),
-            "adapter:4",
-            "the network has no transformer blocks; allowed: head, bias, all",
-        ),
+        (models.build("resnet8", 5), "adapter:4", "the network has no transformer blocks; allowed: head, bias, all"),
         (models.Classifier(nn.Flatten(), nn.Linear(12, 5), 5, 3), "lora:4", "the network has no attention"),
     ],
 )

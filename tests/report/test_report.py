@@ -22,7 +22,7 @@ from taet.formatting import percent, percent_interval, points
 from taet.report import figures
 from taet.report import page as page_parts
 from taet.report.figures import Panel
-from taet.report.tables import Text, latex, markdown, order, table
+from taet.report.tables import Text, headline, latex, markdown, order, table
 from tests.report.test_results import right
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10")
@@ -213,6 +213,12 @@ def test_seeds_that_one_side_lacks_mislead_neither_a_sentence_nor_a_curve(make_c
     assert lead.endswith("; of the runs with seeds of both, those of at-bsl are better.")
     points = pd.DataFrame([("at", 0, 1, 0.5), ("at", 0, 2, 0.6), ("at", 1, 2, 0.8)], columns=["row", "seed", "x", "y"])
     assert figures.of_all_seeds(points)["x"].tolist() == [2, 2]
+    curved = []
+    for card, step in zip(cards, (1, 1, 4), strict=True):  # the last was attacked with another step size
+        known, own = card.column("pgd-20"), {"step_size": step / 255, "seed": card.seed}
+        add = (known.changed(name=f"pgd-{n}", parameters={**own, "steps": n}, curve="steps") for n in (5, 10, 50))
+        curved.append(card.changed(columns=(*card.columns, *add)))
+    assert [*figures.strength(taet.results(curved))] == [*figures.strength(taet.results(curved[:2]))]
 
 
 def test_warnings_notes_and_missing_runs_are_named(page: Page, make_card: MakeCard, run: Path, tmp_path: Path) -> None:
@@ -256,10 +262,14 @@ def test_a_card_without_attacks_or_training_counts_has_a_report(make_card: MakeC
     card = make_card("at")
     data = {name: value for name, value in card.data.items() if name != "train_class_counts"}
     data["class_names"] = [*data["class_names"], "never tested"]
-    found = Page(report.write(card.changed(seed=None, data=data, columns=card.columns[:1]), tmp_path / "x.html"))
-    assert "On clean images, at keeps a balanced accuracy of" in found.text
-    assert "Head, body" not in found.text
-    assert "never tested" in found.text
+    for counts in ({}, {"train_class_counts": [7] * 11}):  # equal counts have no head and no tail
+        bare = card.changed(seed=None, data=data | counts, columns=card.columns[:1])
+        found = Page(report.write(bare, tmp_path / "x.html"))
+        assert "On clean images, at keeps a balanced accuracy of" in found.text
+        assert "Head, body" not in found.text
+        assert "never tested" in found.text
+    even = taet.results(card.changed(data=card.data | {"train_class_counts": [7] * 10}))
+    assert "tail" not in {head.text for head in headline(even).columns}
 
 
 def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp_path: Path) -> None:
@@ -268,6 +278,10 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
     assert read["accuracy"].to_numpy() == pytest.approx(found.table()["accuracy"].to_numpy(), abs=1e-6)
     summary = cards["at"].summary("autoattack")
     number = f"{percent(summary.balanced)} ({percent_interval(*summary.balanced_interval)})"
+    card = cards["at"]
+    extra = card.changed(data=card.data | {"extra": {"source": "EDM, of all images", "compared": True}})
+    for ending in ("md", "tex"):
+        assert "EDM, of all images" in report.write([extra], tmp_path / f"x.{ending}").read_text()
     text = report.write(found, tmp_path / "x.md").read_text()
     assert f"| {number} |" in text.replace("**", "")
     assert re.search(r"^\| method \| clean \| fgsm \| pgd-20 \|", text, re.MULTILINE)

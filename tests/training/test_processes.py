@@ -105,9 +105,7 @@ def work(number: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(
-    tiny: Callable[..., Run],
-    tmp_path_factory: pytest.TempPathFactory,
-    side_by_side: Callable[[str, Path, int], None],
+    tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
 ) -> Path:
     """Where they all were."""
     folder = tmp_path_factory.mktemp("processes")

@@ -13,10 +13,7 @@ from taet.training import train
 
 
 def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
-    tiny: Callable[..., Run],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    assert_same: Callable[[Path, Path], None],
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: Callable[[Path, Path], None]
 ) -> None:
     monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
     digits, arrays = load("digits-lt", max_count=20, test_max_count=8, validation=0.2).splits, {}
