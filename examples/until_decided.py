@@ -146,9 +146,10 @@ class Decision(NamedTuple):
     of: int
 
     def __str__(self) -> str:
-        better = "the first" if self.low >= 0 else "the second" if self.high <= 0 else "neither"
+        better = "the first" if self.low >= 0 else "the second"
+        said = f"{better} is better" if not self.low < 0 < self.high else "not told apart"
         ends = (f"{100 * self.low:+.1f}", f"{100 * self.high:+.1f}")
-        return f"{self.reason}: {better} is better, {' to '.join(ends)} points; {self.images} of {self.of} images"
+        return f"{self.reason}: {said}, {' to '.join(ends)} points; {self.images} of {self.of} images"
 
 
 def decide(

@@ -15,7 +15,7 @@ from runs import RESULTS, Runs, load, thinned
 from taet import statistics
 from taet.evaluation import ResultCard
 from taet.formatting import listed, percent
-from taet.statistics import Difference
+from taet.intervals import LEVEL, Difference
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
@@ -217,7 +217,7 @@ def orders_reversed(at: Study, item: Item, columns: Sequence[str]) -> Verdict:
     if len(held) < FEWEST_ROWS:
         return Verdict("not tested", (f"{len(held)} rows of {item.name} have runs, of {FEWEST_ROWS} that it takes",))
     pairs = [*itertools.combinations([cards for _, cards in held], 2)]
-    limit = float(special.ndtri(1 - statistics.LEVEL / (4 * len(pairs) * len(columns))))  # two sides, two averages
+    limit = float(special.ndtri(1 - LEVEL / (4 * len(pairs) * len(columns))))  # two sides, two averages
     counts = {column: [_is_reversed(*pair, column, limit) for pair in pairs] for column in columns}
     said = (f"{column} {sum(of)} of {len(of)}" for column, of in counts.items())
     word: Word = "holds" if any(any(of) for of in counts.values()) else "undecided"

@@ -11,18 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from taet.intervals import LEVEL as LEVEL
 from taet.intervals import Difference as Difference
 from taet.intervals import Floats as Floats
 from taet.intervals import Ints as Ints
 from taet.intervals import balanced_interval as balanced_interval
 from taet.intervals import difference as difference
-from taet.intervals import mcnemar as mcnemar
-from taet.intervals import student_quantile as student_quantile
 from taet.intervals import wilson_interval as wilson_interval
 
-FEW_PER_CLASS = 50
-"""With fewer test images than this, one image changes the accuracy of its class by more than two points."""
+FEW_PER_CLASS = 50  # with fewer test images, one of them changes the accuracy of its class by more than two points
 PAIRED_CLASSES = 1000
 """With more classes nothing is stored or drawn for every pair of them: for 8,142 classes that takes 350 MB a card."""
 

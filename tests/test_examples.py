@@ -183,4 +183,4 @@ def test_the_snippets_of_the_page_run(
     for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S), 1):
         exec(compile(snippet, f"{PAGE.name}, snippet {number}", "exec"), names)
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("TAET", "pgd-5", "survive", "model.pt2", "Loss("))
+    assert all(word in printed for word in ("TAET", "pgd-20", "survive", "model.pt2", "Loss("))

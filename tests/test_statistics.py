@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 
-from taet import metrics, statistics
+from taet import intervals, metrics, statistics
 
 CORRECT, TOTAL = np.array([8, 3, 0, 5, 0]), np.array([10, 4, 2, 5, 0])
 
@@ -128,6 +128,6 @@ def test_wilson_and_mcnemar_are_those_of_scipy(some: int, more: int) -> None:
     low, high = statistics.wilson_interval(some, some + more)
     expected = stats.binomtest(some, some + more).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert statistics.mcnemar(some, more) == pytest.approx(stats.binomtest(some, some + more).pvalue)
-    assert statistics.mcnemar(some, more) == statistics.mcnemar(more, some)
-    assert statistics.mcnemar(0, 0) == statistics.mcnemar(50_000, 50_000) == 1
+    assert intervals.mcnemar(some, more) == pytest.approx(stats.binomtest(some, some + more).pvalue)
+    assert intervals.mcnemar(some, more) == intervals.mcnemar(more, some)
+    assert intervals.mcnemar(0, 0) == intervals.mcnemar(50_000, 50_000) == 1

@@ -72,8 +72,8 @@ def read(words: list[str]) -> tuple[Evaluate, Json]:
     return command, given
 
 
-def run(words: list[str]) -> None:
-    """Attack a run or a model and print its card."""
+def run(words: list[str], *, last: bool = True) -> None:
+    """Attack a run or a model and print its card and, of the last command, the next one."""
     command, given = read(words)
 
     from taet.cli.processes import progress, together
@@ -103,7 +103,7 @@ def run(words: list[str]) -> None:
             card = attack(progress=report)
         shown = place if weights == DELIVERED else RunFolder(place).card(weights)
         notes = [] if command.model is None else [*card.data["notes"], *card.model.get("notes", ())]
-        print("\n".join([str(card), *notes, f"next: {call_text(['report', str(shown)])}"]))
+        print("\n".join([str(card), *notes, *([f"next: {call_text(['report', str(shown)])}"] if last else [])]))
 
 
 def opened(

@@ -23,7 +23,7 @@ class Report(Command):
     runs: Annotated[tuple[str, ...], POSITIONAL]
     """Run folders, result cards, or folders of these."""
     out: Path = Path("report.html")
-    """File to write: .html, .md, .csv or .tex."""
+    """File to write, or to replace: .html, .md, .csv or .tex."""
     title: str | None = None
     """Title of the page."""
     fail_if_worse: str | None = None

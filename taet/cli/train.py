@@ -252,7 +252,7 @@ def run(words: list[str]) -> None:
             given = here.threads if options.resume is None else None  # a run that continues may have chosen its own
             device += [] if given is None else ["--threads", str(given)]
             try:
-                evaluate.run([*call, *device])
+                evaluate.run([*call, *device], last=False)
             except KeyboardInterrupt:
                 again = call_text(["train", "--resume", *call, "--evaluate"])
                 raise KeyboardInterrupt(f"continue with: {again}") from None

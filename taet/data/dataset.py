@@ -20,12 +20,9 @@ from taet.errors import UNPRINTABLE, UserError, printable
 from taet.files import Json
 from taet.statistics import Ints, class_groups
 
-PARTS = {"train": "train", "validation": "val", "test": "test"}
-"""Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
-OF_TRAINING = ("training set ", "not cut to ", "identical images", "dark: ")
-"""Beginnings of the notes on the training images."""
-Arrays: TypeAlias = Mapping[str, ArrayLike]
-"""Arrays under MedMNIST's keys; those of a validation split and class_names are optional."""
+PARTS = {"train": "train", "validation": "val", "test": "test"}  # in MedMNIST's keys: train_images, val_labels, ...
+OF_TRAINING = ("training set ", "not cut to ", "identical images", "dark: ")  # begin notes on the training images
+Arrays: TypeAlias = Mapping[str, ArrayLike]  # under MedMNIST's keys; a validation split and class_names are optional
 
 
 def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:

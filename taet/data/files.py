@@ -11,12 +11,11 @@ import numpy as np
 
 from taet.data.dataset import PARTS, DataSource, Part, check_names
 from taet.data.downloads import locate
-from taet.data.images import SUFFIXES, Files, files_below, is_image, survey
+from taet.data.images import SUFFIXES, Files, files_below, is_image, left_out, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
 from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
 from taet.errors import UserError, located, unknown
-from taet.formatting import listed, plural
 from taet.settings import Data
 
 NAMES = {
@@ -165,23 +164,19 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
 
 def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     """Return the images of each class folder, in alphabetical order, with their subfolders as groups, and notes."""
-    rows, notes, others, classes = list[Row](), list[str](), Counter[str](), _folders(folder)
+    rows, notes, every, classes = list[Row](), list[str](), list[Path](), _folders(folder)
     if not classes:
         raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
     for child in classes:
-        files = files_below(child)
+        every += (files := files_below(child))
         images = [file for file in files if is_image(file)]
-        others.update(file.suffix.lower() or "no suffix" for file in files if not is_image(file))
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     outside = sum(map(is_image, folder.iterdir()))
     if outside:
         notes.append(f"{outside} images outside of the class folders are left out")
-    if others:
-        kinds = listed([f"{count} {kind}" for kind, count in others.most_common()], 5)
-        notes.append(f"left out: {plural(others.total(), 'other file')} ({kinds})")
-    return rows, notes
+    return rows, notes + left_out(every)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -202,7 +197,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
             raise UserError(f"'{path}' has two {split} folders, '{found[split].name}' and '{one.name}'; keep one")
     missing = [split for split in ("train", "test") if split not in found]
     if missing and any(map(_folders, found.values())):  # else what is there holds images: it is a class of that name
-        raise UserError(f"'{path}' has no folder '{missing[0]}'; allowed: both train and test, or only class folders")
+        raise UserError(f"'{path}' has no folder '{missing[0]}'; rename one to it, or leave only the class folders")
     return {} if missing else {split: found[split] for split in PARTS if split in found}
 
 

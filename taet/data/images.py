@@ -1,6 +1,7 @@
 """Image files: listing, headers, decoding and resizing."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from taet.data.storage import ArrayShape, Pixels, ahead, file_key
 from taet.errors import UserError
 from taet.files import reason
-from taet.formatting import listed
+from taet.formatting import listed, plural
 from taet.progress import counted
 from taet.statistics import Ints
 
@@ -41,6 +42,13 @@ class ImageFile(Protocol):
 def is_image(file: Path) -> bool:
     """Whether a file has the name of an image."""
     return file.suffix.lower() in SUFFIXES
+
+
+def left_out(files: Sequence[Path]) -> list[str]:
+    """Return a note that counts the files that are no images by their kinds, if there are any."""
+    others = Counter(file.suffix.lower() or "no suffix" for file in files if not is_image(file))
+    kinds = listed([f"{count} {kind}" for kind, count in others.most_common()], 5)
+    return [f"left out: {plural(others.total(), 'other file')} ({kinds})"] if others else []
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -166,7 +174,7 @@ class Files:
         decoded = decode_where_possible(chosen, None if self.size is None else (self.size, self.size))
         for file, image in counted(decoded, len(chosen), "image files"):
             if isinstance(image, str):
-                survey(chosen, decode=True)  # names the others as well
+                survey(self.files, decode=True)  # names the others as well
                 raise UserError(f"cannot read image '{file}': {image}")
             if image.shape[:2] != shape[:2]:  # turned by a tag behind its pixels
                 raise UserError(f"'{file}': got {image.shape[:2]} pixels; allowed: {shape[:2]}, as its header says")

@@ -64,7 +64,7 @@ def source(data: Data) -> DataSource:
     data, entry = _named(data)
     made: DataSource | Dataset = entry.call("read", DataSource | Dataset, data)  # type: ignore[arg-type]
     if isinstance(made, Dataset):  # of a plug-in
-        made = DataSource(made.name, made.splits, made.mirror, made.notes, made.resized)
+        made = DataSource(data.name, made.splits, made.mirror, made.notes, made.resized)
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         allowed = "with your own images that have groups"
         raise UserError(f"data group: got '{data.group}' for {data.name}; allowed: {allowed}")

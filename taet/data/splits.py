@@ -36,6 +36,7 @@ def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], lis
         notes.append("the source's own validation split is kept")
     elif held is not None:
         chosen["validation"] = train.choose(held)
+    if "validation" in chosen:
         notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
     if data.test != VALIDATION:
         chosen["test"] = test.choose(divided(test, test_counts, 0.0, data.seed)[0])

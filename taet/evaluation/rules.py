@@ -4,6 +4,7 @@ A rule is a sentence in `SENTENCES` (what was found, what it means; and a remedy
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, permutations
 
@@ -29,6 +30,7 @@ SQUARE_GAP, REPEAT_DIFFERENCE = 0.002, 1e-4  # thresholds of the official AutoAt
 Z = 1.96  # two-sided 95 %
 # Assumed share of images on which two methods disagree: about 1000 images then resolve 3 points in a paired comparison.
 DISAGREEMENT, COARSE_COMPARISON = 0.25, 0.03
+REPEATED = re.compile(r"\d+ of \d+ test images are also in train\b")  # of the notes on a data set
 FEW_PROBED = 100  # of so many images at least 6 broken by the stronger attack alone exceed chance
 
 _FAR, _BEATEN = "{one.name} is far below {other.name} ({gap}): ", "PGD-20 leaves {shares}: "
@@ -102,6 +104,7 @@ SENTENCES = {
     "set, and more seeds",
     "selected-on-test-set": "The epoch was chosen by its accuracy on the test set, or the method learned from it, so "
     "these numbers are too high; use a validation split of training images, or the last epoch",
+    "test-images-in-training": "{repeated}, so these numbers are too high; remove them from one of the two",
     "extra-not-compared": "The extra training images may contain some of these test images: they were compared only "
     "with those of the run's own data set; evaluate on the run's own test images",
     # Of the evaluation
@@ -109,9 +112,8 @@ SENTENCES = {
     "quick-is-a-bound": "{names}: {bound}; report AutoAttack",
     "not-probed": "The probe was turned off, so the model was not tested for problems that mislead attacks, such as "
     "masked gradients; evaluate again without --no-probe",
-    "probe-small": "The probe used only {probed} of {images} images, because the attacks are short or the batches "
-    f"small, so it may miss masked gradients; run longer attacks, such as autoattack, in batches of {FEW_PROBED} or "
-    "more",
+    "probe-small": "The probe used only {probed} of {images} images, so it may miss masked gradients; add a longer "
+    "attack, such as quick, or take larger batches",
     # Of `taet check --deep` only
     "dummy-classes": "The model returns {facts.logits} logits for {facts.classes} classes, {why}: PGD-20 on all logits "
     "leaves {raw} % of {facts.images} images correct, on the margin of the largest logit of each class {merged} %; "
@@ -172,12 +174,8 @@ def is_thorough(column: Column) -> bool:
     return isinstance(attack, AutoAttack) or bool(attack.bound) or (long and crosses(column))
 
 
-def _accuracy(column: Column) -> float:
-    return float(column.correct.mean())
-
-
 def _share(column: Column) -> str:
-    return f"{percent(_accuracy(column))} %"
+    return f"{percent(float(column.correct.mean()))} %"
 
 
 def exceeds(only_upper: int, only_lower: int, usual: float = 0.0) -> bool:
@@ -203,7 +201,7 @@ def worst(pairs: Iterable[Contrast], usual: float = 0.0) -> Evidence:
         return exceeds(int((upper & ~lower).sum()), int((lower & ~upper).sum()), usual * len(lower))
 
     found = filter(is_beyond, pairs)
-    one, other = max(found, key=lambda pair: _accuracy(pair[1]) - _accuracy(pair[0]), default=(None, None))
+    one, other = max(found, key=lambda pair: pair[1].correct.mean() - pair[0].correct.mean(), default=(None, None))
     if one is None or other is None:
         return {}
     low, high = _share(one), _share(other)
@@ -218,7 +216,7 @@ def of_pairs(card: Card) -> dict[str, str]:
     singles = [one for one in every if one.attack.one_step and is_plain(one)]
     suites = [one for one in every if isinstance(one.attack, AutoAttack)]
     met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
-    strongest = ((one, min(inside, key=_accuracy)) for one, inside in met if inside)
+    strongest = ((one, min(inside, key=lambda column: column.correct.mean())) for one, inside in met if inside)
     margins = (
         (one, other)
         for one, other in differing(every, "objective")
@@ -250,8 +248,8 @@ def of_attacks(card: Card) -> dict[str, str]:
     pgds = (one for one in columns if isinstance(one.attack, ProjectedAscent) and one.curve != "steps")
     short = listed(one.name for one in pgds if not crosses(one))
     points = curves(card)["eps"].items()
-    left = [one for eps, one in points if eps >= WHOLE and crosses(one) and _accuracy(one) > REMAINDER]
-    unbounded = [one for one in columns if one.norm is not None and not one.bounded and _accuracy(one) > REMAINDER]
+    left = [one for eps, one in points if eps >= WHOLE and crosses(one) and one.correct.mean() > REMAINDER]
+    unbounded = [one for one in columns if one.norm is not None and not one.bounded and one.correct.mean() > REMAINDER]
     rest = listed(f"{one.name} leaves {_share(one)}" for one in unbounded)
     varied = [column for column in asked(card) if column.parameters.get("note")]
     names = listed(column.name for column in varied)
@@ -350,6 +348,8 @@ def of_test_set(card: Card) -> dict[str, str]:
     resolution = Z * math.sqrt(DISAGREEMENT / images)
     found["small-test-set"] = resolution > COARSE_COMPARISON
     found["selected-on-test-set"] = bool(card.model.get("leak"))
+    repeated = REPEATED.search("; ".join(card.data.get("notes", ())))
+    found["test-images-in-training"] = {"repeated": repeated[0]} if repeated else False
     # Cards of older versions do not say whether they were compared.
     found["extra-not-compared"] = not card.data.get("extra", {}).get("compared", True)
     return told(found, card=card, images=images, points=100 * resolution)

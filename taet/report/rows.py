@@ -10,9 +10,10 @@ import glob
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import multimode
 
 from taet import methods, protocols, registry
 from taet.attacks.pgd import ProjectedAscent
@@ -122,8 +123,9 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     Rows with equal weights for every seed that they share are one row, with the shorter name. Other weights of the same
     settings and seed, trained on another machine, are a row of their own.
     """
-    usual = {rules[0] for card in cards if len(rules := _rules(card)) == 1}
-    settings = [_settings(card, *(usual if len(usual) < 2 else _rules(card)[:1])) for card in cards]
+    single = {card.model["weights_sha256"]: rules[0] for card in cards if len(rules := _rules(card)) == 1}
+    usual = multimode(single.values())
+    settings = [_settings(card, usual[0] if len(usual) == 1 else "", single) for card in cards]
     keys = _keys(cards, settings)
     firsts = {key: keys.index(key) for key in keys}
     labels = _labels({key: (cards[place], settings[place]) for key, place in firsts.items()})
@@ -160,11 +162,11 @@ def _of_protocol(protocol: str, method: str) -> Values:
     return _of_protocol(protocol, usual) if protocol in protocols.PROTOCOLS and method != usual else {}
 
 
-def _settings(card: Card, usual_rule: str = "") -> Values:
+def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
     """Return the settings that decided the weights of a card, except its seed, and what its numbers are about.
 
-    Of several rules of selection that deliver these weights it has the usual one of the table, without one the
-    protocol's, and where other cards have several its own. A setting that is newer than the card has its default.
+    Of several rules of selection that deliver these weights it has its own where `single` has a card of them for the
+    other, else the usual one of the table, or the protocol's. A setting that is newer than the card has its default.
     """
     own: dict[str, object] = {"protocol": card.protocol, "data.name": card.data["name"]}
     own |= {"model.name": card.model["name"], THREAT: f"{card.threat['norm']} {size(card.threat['eps'])}"}
@@ -174,7 +176,8 @@ def _settings(card: Card, usual_rule: str = "") -> Values:
     if not (stored := card.run.get("config")):
         return own if card.seed is not None else {**own, "weights": card.model["weights_sha256"]}
     rules, wanted = _rules(card), usual_rule or _of_protocol(card.protocol, card.method).get(RULE)
-    rule, idle, read = wanted if wanted in rules else rules[0], IDLE, training_settings(stored)
+    rule = rules[0] if wanted not in rules or card.model["weights_sha256"] in single else wanted
+    idle, read = IDLE, training_settings(stored)
     try:
         run = override(run_from_json(stored), {RULE: rule})
         idle, read = IDLE | idle_settings(run), training_settings(run)

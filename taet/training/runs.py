@@ -142,7 +142,7 @@ def _check_free(folder: RunFolder, plan: TrainingPlan) -> None:
         same = (run_hash(held.run), held.data.hashes, held.code or code) == (run_hash(plan.run), plan.hashes, code)
     if not same:
         there = "holds a run with other settings, data or code" if folder.is_run else "exists and is no run"
-        raise UserError(f"{folder.path} {there}; choose another --out")
+        raise UserError(f"{folder.path} {there}; choose another --out, or remove the folder")
     done = f"it is finished, see taet evaluate {folder.path}"
     way = done if folder.is_done else f"continue it with {again(folder)}"
     raise UserError(f"{folder.path} exists: {way}, or choose another --out")

@@ -28,7 +28,9 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 def test_a_table_of_a_folder_names_what_it_lacks(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
+    (digits / "phone.heic").touch()
     outcome = taet("predict", finished.folder, digits, "--batch-size", "16")
+    assert "taet: left out: 1 other file (1 .heic)" in outcome.err
     assert outcome.code == 0
     found = rows(outcome.out)
     assert [row["path"] for row in found] == sorted(map(str, digits.rglob("*.png")))

@@ -98,7 +98,7 @@ def test_all_images_of_a_source_can_be_test_images(split):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: shutil.rmtree(p / "test"), "has no folder 'test'; allowed: both train and test"),
+        (lambda p: shutil.rmtree(p / "test"), "has no folder 'test'; rename one to it"),
         (lambda p: [file.unlink() for file in (p / "test" / "ant").iterdir()], "class folder '.*ant' holds no image"),
         (lambda p: (p / "test" / "cat").rename(p / "test" / "cta"), "'cta'.*did you mean 'cat'"),
         (lambda p: shutil.copytree(p / "val", p / "valid"), "two validation folders, 'val' and 'valid'"),
@@ -111,15 +111,16 @@ def test_bad_folders_are_refused_in_one_line(split, spoil, message, refused):
 
 def test_unreadable_images_are_named_or_skipped_and_counted(split, fill, refused):
     fill(split / "train" / "cat", 10, 5)
-    (split / "train" / "cat" / "00.png").write_bytes(b"no image")
     noise = np.random.default_rng(0).integers(0, 256, (6, 6), np.uint8)
-    Image.fromarray(noise).save(split / "train" / "cat" / "02.png")
-    cut = (split / "train" / "cat" / "02.png").read_bytes()
-    (split / "train" / "cat" / "02.png").write_bytes(cut[:60])  # behind its header
+    for damaged in (split / "train" / "cat" / "02.png", split / "test" / "cat" / "00.png"):
+        Image.fromarray(noise).save(damaged)
+        damaged.write_bytes(damaged.read_bytes()[:60])  # behind its header
+    refused(split, "2 of 11 images cannot be read: '.*02.png'")  # of all splits at once
+    (split / "train" / "cat" / "00.png").write_bytes(b"no image")
     refused(split, r"1 of 11 images cannot be read: '.*00.png' \(not an image.*skip-unreadable")
     dataset = load(str(split), skip_unreadable=True)
     assert dataset.class_counts.tolist() == [1, 3]
-    assert any(note.startswith("2 of 11 images cannot be read: '") and "02.png" in note for note in dataset.notes)
+    assert any(note.startswith("3 of 11 images cannot be read: '") and "02.png" in note for note in dataset.notes)
 
 
 # Groups

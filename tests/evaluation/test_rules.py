@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import statistics
+from taet import intervals
 from taet.attacks.quick import MEASURED
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.bundles import attacks_of, parse_attack
@@ -34,10 +34,11 @@ def found(
     probe: dict[str, Any] | None = None,
     run: dict[str, Any] | None = None,
     class_names: str = "ab",
+    notes: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """What flags say about these columns, by name; each is there once and says one sentence."""
     labels = np.arange(COUNT) % 2 if labels is None else labels
-    data = {"class_names": list(class_names), "name": "toy", "test_sha256": "0" * 64}
+    data = {"class_names": list(class_names), "name": "toy", "test_sha256": "0" * 64, "notes": notes}
     about = {"name": "toy", "weights_sha256": "0" * 64, **(model or {})}
     names = {"method": "at", "title": "AT", "protocol": "taet", "seed": 0, "batch_size": 250}
     parts = {"model": about, "data": data, "threat": {"norm": "linf", "eps": EPS}, "columns": columns}
@@ -134,7 +135,7 @@ def test_without_an_allowance_it_is_mcnemars_test() -> None:
     """At the 5 % level, but for the few counts whose exact p-value lies between 4.8 and 5 %."""
     for only_upper in range(100):
         for only_lower in range(only_upper):
-            p = statistics.mcnemar(only_upper, only_lower)
+            p = intervals.mcnemar(only_upper, only_lower)
             assert exceeds(only_upper, only_lower) == (p < 0.05) or 0.048 < p < 0.05
     assert not exceeds(20, 30)
 
@@ -170,6 +171,9 @@ def test_what_limits_a_card_is_named() -> None:
     few = column("clean", 0, correct=predictions == labels, predictions=predictions)
     assert set(found(few, labels=labels)) == {"few-images-per-class", "at-chance"}  # one answer to everything
     assert set(found(model={"leak": True})) == {"selected-on-test-set"}
+    note = "identical images: 2 of 9 test images are also in train, e.g. 'a.png'"
+    told = found(notes=(note,))["test-images-in-training"]
+    assert told.startswith("2 of 9 test images are also in train, so these numbers are too high")
     text = found(labels=np.arange(400) % 2)["small-test-set"]
     assert "above about 5 points, if they disagree on 25 % of the images" in text  # 1.96 sqrt(0.25 / 400)
     varied = column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"})

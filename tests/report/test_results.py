@@ -173,11 +173,9 @@ def test_a_best_epoch_that_is_the_last_one_is_both(trained: MakeCard) -> None:
     assert names(*lasts, seeds[1]) == ["at-bsl"] * 2 + ["at-bsl #2"]  # other weights of seed 1
     assert names(*lasts, trained("at-bsl", 2, protocol="reat", about={"epoch": 80})) == ["at-bsl"] * 3
     assert names(*lasts, *seeds[::2])[:2] == ["at-bsl (selection last)"] * 2
-    about = {"selection": "last", "epoch": 80, "weights_sha256": seeds[1].model["weights_sha256"]}  # seed 1: the same
-    ends = [
-        one.changed(model={**one.model, **about, "weights_sha256": f"{seed:064x}"}) for seed, one in enumerate(seeds)
-    ]
-    ends[1] = seeds[1].changed(model={**seeds[1].model, **about})
+    hashes = ("d" * 64, seeds[1].model["weights_sha256"], "e" * 64)  # of seed 1 the best epoch is the last
+    abouts = [{"selection": "last", "epoch": 80, "weights_sha256": weights} for weights in hashes]
+    ends = [one.changed(model={**one.model, **about}) for one, about in zip(seeds, abouts, strict=True)]
     assert names(*seeds, *ends) == ["at-bsl"] * 3 + ["at-bsl (selection last)"] * 3
 
 
