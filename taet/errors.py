@@ -8,10 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PLUGIN = "taet_plugin_"
-"""First part of the names of the modules that plug-ins become."""
-CUSTOM: set[str] = set()
-"""Names of the other packages and modules, up to the first dot, that hold custom code."""
+PLUGIN = "taet_plugin_"  # first part of the names of the modules that plug-ins become
+CUSTOM: set[str] = set()  # names of the other packages and modules, up to the first dot, that hold custom code
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, which may steer a terminal or turn text around, and halves of characters, which no file holds."""
 OUT_OF_MEMORY = (

@@ -81,8 +81,7 @@ class OnlyWith:
         return f"with {' or '.join(parts)} only"
 
 
-LARGEST = 10**6
-"""Bounds from here on only stop typing errors; messages name them where a value is beyond them."""
+LARGEST = 10**6  # bounds from here on only stop typing errors; messages name them where a value is beyond them
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Whole = Annotated[int, Field(ge=0, le=LARGEST)]
 ImageCount = Annotated[int, Field(ge=1, le=10**9)]

@@ -26,8 +26,7 @@ from taet.formatting import size
 from taet.settings import SHORT
 
 C = TypeVar("C", bound="Command")
-POSITIONAL = object()
-"""Marks a field that is given by its place, not by an option."""
+POSITIONAL = object()  # marks a field that is given by its place, not by an option
 RunPath = Annotated[Path, Rule(lambda path: str(path) == printable(str(path)), "in UTF-8, on one line")]
 """A folder for files of weights; their library supports no other paths."""
 OutPath = Annotated[RunPath, AfterValidator(lambda path: check_output(path) or path)]

@@ -21,7 +21,8 @@ from taet.files import Json
 from taet.statistics import Ints, class_groups
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}  # in MedMNIST's keys: train_images, val_labels, ...
-OF_TRAINING = ("training set ", "not cut to ", "identical images", "dark: ")  # begin notes on the training images
+OF_TRAINING = ("training set ", "not cut to ", "identical images", "dark: ", "the source's own valid", "no validation ")
+"""Beginnings of the notes on the training and validation images."""
 Arrays: TypeAlias = Mapping[str, ArrayLike]  # under MedMNIST's keys; a validation split and class_names are optional
 
 

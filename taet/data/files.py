@@ -25,8 +25,7 @@ NAMES = {
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
-TEST_SHARE = 0.2
-"""Share of each class that is for testing where no split is given."""
+TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
 
 
 def of_rows(
@@ -197,7 +196,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
             raise UserError(f"'{path}' has two {split} folders, '{found[split].name}' and '{one.name}'; keep one")
     missing = [split for split in ("train", "test") if split not in found]
     if missing and any(map(_folders, found.values())):  # else what is there holds images: it is a class of that name
-        raise UserError(f"'{path}' has no folder '{missing[0]}'; rename one to it, or leave only the class folders")
+        raise UserError(f"'{path}' has no folder '{missing[0]}'; add it, or leave only the class folders")
     return {} if missing else {split: found[split] for split in PARTS if split in found}
 
 

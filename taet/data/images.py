@@ -23,12 +23,9 @@ from taet.statistics import Ints
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted file formats, whatever the file's suffix: some of Pillow's other readers, such as EPS, start programs."""
-GREY = ("1", "L", "LA", "La")
-"""Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
-AHEAD = 32
-"""Most images that threads decode in advance."""
-PILLOW = f"Pillow {PIL.__version__}"
-"""It determines the pixels of decoded and resized images."""
+GREY = ("1", "L", "LA", "La")  # Pillow's modes of greyscale images; those of more than 8 bits begin with I
+AHEAD = 32  # most images that threads decode in advance
+PILLOW = f"Pillow {PIL.__version__}"  # it determines the pixels of decoded and resized images
 Result = TypeVar("Result")
 
 

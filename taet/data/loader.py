@@ -16,8 +16,7 @@ from taet.distributed import share
 from taet.randomness import generator
 from taet.settings import Training
 
-AHEAD = 3
-"""Most batches that are read in advance."""
+AHEAD = 3  # most batches that are read in advance
 
 
 class Batch(NamedTuple):

@@ -49,10 +49,8 @@ NAMES = {
 PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}}
 """The cut of the set in REAT: Li et al., arXiv:2307.10205."""
 URL = "https://zenodo.org/records/10519652/files/{}?download=1"
-SIDES = (28, 64, 128, 224)
-"""Pixels of a side, of the files that MedMNIST publishes."""
-GTSRB_ONLINE = 26_640
-"""Training images of GTSRB that were used in the online competition of IJCNN 2011."""
+SIDES = (28, 64, 128, 224)  # pixels of a side, of the files that MedMNIST publishes
+GTSRB_ONLINE = 26_640  # training images of GTSRB that were used in the online competition of IJCNN 2011
 
 
 class PublishedSet(NamedTuple):

@@ -24,8 +24,7 @@ from taet.progress import Progress
 from taet.settings import Data, from_json
 
 PATH_SOURCES = ("folder", "csv", "npz", "hf")
-WHOLE = {"name", "root", "size", "storage", "skip_unreadable", "group"}
-"""Fields of `Data` that choose no images."""
+WHOLE = {"name", "root", "size", "storage", "skip_unreadable", "group"}  # fields of `Data` that choose no images
 
 
 def full_name(name: str) -> str:

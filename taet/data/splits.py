@@ -16,8 +16,7 @@ from taet.settings import Data
 from taet.statistics import Ints
 
 BALANCED_SMALL = "-balanced-small"
-VALIDATION = "validation"
-"""Value of --data.test."""
+VALIDATION = "validation"  # value of --data.test
 
 
 def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], list[str]]:

@@ -21,10 +21,8 @@ from taet.files import cache, make_folder, reason, replacing
 Scalar = TypeVar("Scalar", bound=np.generic)
 Input = TypeVar("Input")
 Output = TypeVar("Output")
-PIECE = 1 << 24
-"""Bytes that are read at once."""
-SHARE = 4
-"""Images that need more than 1/SHARE of the memory are kept on disk."""
+PIECE = 1 << 24  # bytes that are read at once
+SHARE = 4  # images that need more than 1/SHARE of the memory are kept on disk
 Pixels: TypeAlias = NDArray[np.uint8]
 """Images (N,H,W,C), 0 to 255; a `np.memmap` if they are on disk."""
 ArrayShape: TypeAlias = tuple[int, int, int, int]

@@ -27,8 +27,7 @@ COLUMNS = {
     "group": ("group", "lesion_id", "patient_id"),
 }
 """Usual names of columns, in upper or lower case; the first that exists is used."""
-NUMBER = re.compile(r"-?\d{1,18}")
-"""A numeric label; longer numbers are names."""
+NUMBER = re.compile(r"-?\d{1,18}")  # a numeric label; longer numbers are names
 
 
 class Row(NamedTuple):

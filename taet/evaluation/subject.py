@@ -71,19 +71,21 @@ class Subject:
     ) -> Subject:
         """Return a Module on images, or the model of a run on its own images or others: see `taet.evaluate`."""
         about: Json = {"name": "arrays"}
+        if not isinstance(model_or_run_dir, nn.Module | str | os.PathLike):
+            got = type(model_or_run_dir).__name__
+            raise UserError(f"evaluate: got a {got}; allowed: a torch.nn.Module, or the folder of a run")
         if (images is None or isinstance(images, Dataset)) and not (labels is None and class_names is None):
             raise UserError("evaluate: got labels or class names without images; allowed: with images as an array")
         if isinstance(images, Dataset):
             class_names = images.class_names
             train_class_counts = None if images.only_test else images.class_counts.tolist()
-            about, test = images.about(of_training=isinstance(model_or_run_dir, nn.Module)), images.test
+            place = None if isinstance(model_or_run_dir, nn.Module) else RunFolder(Path(model_or_run_dir))
+            seen = place is None or place.record.data.train.sha256 == images.train.sha256
+            about, test = images.about(of_training=seen), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [str(one) for one in class_names]
         given = None if images is None else _test_images(images, labels)
         if not isinstance(model_or_run_dir, nn.Module):
-            if not isinstance(model_or_run_dir, str | os.PathLike):
-                got = type(model_or_run_dir).__name__
-                raise UserError(f"evaluate: got a {got}; allowed: a torch.nn.Module, or the folder of a run")
             return cls._of_run(RunFolder(Path(model_or_run_dir)), weights, given, class_names, about, model, dataset)
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, or a run folder alone")

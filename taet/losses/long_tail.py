@@ -16,8 +16,7 @@ from taet.errors import UserError, unknown
 from taet.fields import NonNegative, Positive, check_value
 
 FocalForm = Literal["softmax", "sigmoid"]
-NO_CLASS = -(2**63)
-"""The label that cross-entropy skips. PyTorch's default, -100, could also be a user's mistake."""
+NO_CLASS = -(2**63)  # the label that cross-entropy skips. PyTorch's default, -100, could also be a user's mistake
 
 
 def full_precision(values: Tensor) -> Tensor:

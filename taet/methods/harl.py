@@ -64,9 +64,11 @@ class Harl(Method):
         published = config.alpha == config.beta == config.gamma == 0.1
         tuned = "--method.alpha 1 was more robust on our data than the published 0.1 (docs/notes-on-papers.md)"
         found = (tuned,) if published else ()
-        if config.absent != "zero" or batch_size > sum(class_counts) or self.task.exposure != self.task.class_counts:
+        if config.absent != "zero" or batch_size > sum(class_counts):
             return found
         absent, classes = expected_absent_classes(class_counts, batch_size), len(class_counts)
+        if (exposure := self.task.exposure) != self.task.class_counts:  # drawn with replacement
+            absent = sum((1 - count / sum(exposure)) ** batch_size for count in exposure)
         counted = "and the loss counts them as 0, which weakens it (docs/protocols.md); --method.absent skip omits them"
         missed = f"a batch of {batch_size} misses {absent:,.0f} of {classes:,} classes on average, {counted}"
         return (*found, missed) if absent > classes / 2 else found

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from taet.errors import UserError, cut
+from taet.errors import UserError, cut, said
 from taet.files import read_bytes
 from taet.models.classifier import Adapter, Classifier
 from taet.models.hub import weights_file
@@ -171,13 +171,20 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors into the network, or report the first that does not fit; old files lack the counters."""
     held = network.state_dict()
     state = {key: value for key, value in held.items() if key.endswith("num_batches_tracked")} | dict(state)
-    own, theirs = ({key: tuple(value.shape) for key, value in of.items()} for of in (held, state))
-    if apart := [key for key in (own | theirs) if own.get(key) != theirs.get(key)]:
-        got, allowed = (of.get(apart[0], "no such tensor") for of in (theirs, own))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        own, theirs = ({key: tuple(getattr(value, "shape", ())) for key, value in of.items()} for of in (held, state))
+        faults = [
+            f"{cut(key, 80)}: got {theirs.get(key, 'no such tensor')}; allowed: {own.get(key, 'no such tensor')}"
+            for key in own | theirs
+            if own.get(key) != theirs.get(key)
+        ]
         hint = "; the names are torchvision's: --model torchvision:NAME" if theirs.keys() - own >= TORCHVISION else ""
-        some = f"{len(apart)} of {len(own | theirs)} tensors, the first {cut(apart[0], 80)}: got {got}"
-        raise UserError(f"{path} does not fit the model in {some}; allowed: {allowed}{hint}")
-    network.load_state_dict(state)
+        counted = f"{len(faults)} of {len(own | theirs)} tensors, the first "
+        some = counted + faults[0] if faults else cut(said(error), 400)
+        raise UserError(f"{path} does not fit the model: {some}{hint}") from None
     for key, value in network.state_dict().items():
-        if state[key].is_floating_point() != value.is_floating_point() or not value.isfinite().all():
-            raise UserError(f"{path}: {key}: got {state[key].dtype}; allowed: {value.dtype} values, all finite")
+        given = state.get(key, value)  # a network may rename or drop what it loads
+        if given.is_floating_point() != value.is_floating_point() or not value.isfinite().all():
+            raise UserError(f"{path}: {key}: got {given.dtype}; allowed: {value.dtype} values, all finite")

@@ -66,7 +66,7 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
     ours, theirs = (sorted(side.cards, key=lambda card: card.seed or 0) for side in sides)
     names = [one.name for one in theirs[0].columns if one.ordinary and (one.bounded or one.norm is None)]
     if lacking := [name for name in names if not all(name in {one.name for one in card.columns} for card in ours)]:
-        raise UserError(f"the new card lacks {listed(lacking)}; first: taet evaluate --attacks {' '.join(lacking)}")
+        raise UserError(f"the new card lacks {listed(lacking)}; first evaluate it with --attacks {' '.join(lacking)}")
     if not names:
         raise UserError("the old card has no column of clean images or of an attack within a ball; evaluate it again")
     found = {name: compare_runs(ours, theirs, name, len(names)) for name in names}

@@ -192,7 +192,7 @@ class Results:
         card, pairs = self.cards[0], min(map(len, sides))
         keep = np.isin(card.labels, members(card, group))
         if not keep.any():
-            raise UserError(f"group {group}: it has no test images, or the training counts are not known")
+            raise UserError(f"group {group}: it has no test images, or the training counts are not known or equal")
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
         first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
         found = difference(first_right, second_right, labels, card.num_classes) if pairs else None

@@ -120,9 +120,9 @@ def training_flags(epochs: Sequence[Epoch]) -> Mapping[str, str]:
     pgd, fgsm = ([point.counts[of or point.attack].balanced_accuracy for _, point in watched] for of in ("", "fgsm"))
     chance = 1 / len(watched[0][1].attacked.total) if watched else 0.0
     name, found = FLAGS[0], first_loss(pgd, fgsm, chance)
-    if found is None and pgd and pgd[-1] <= LOST_BELOW * max(pgd):  # it did not recover
-        name, found = FLAGS[1], first_loss(pgd, None, chance)
-    if found is None:
+    if found is None and max(pgd, default=0.0) > chance:  # lost for good: since the last point above half of the best
+        name, found = FLAGS[1], 1 + max(n for n, robust in enumerate(pgd) if robust > LOST_BELOW * max(pgd))
+    if found is None or found == len(pgd):
         return {}
     epoch, point = watched[found]
     fell = f"In epoch {epoch} balanced accuracy under {point.attack} fell to {percent(pgd[found])} %, from up to "

@@ -18,8 +18,7 @@ PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "compile", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
-RETIRED = {"data": Data.retired, "training": Training.retired}
-"""Settings of earlier versions."""
+RETIRED = {"data": Data.retired, "training": Training.retired}  # settings of earlier versions
 CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})

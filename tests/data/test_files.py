@@ -98,7 +98,7 @@ def test_all_images_of_a_source_can_be_test_images(split):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: shutil.rmtree(p / "test"), "has no folder 'test'; rename one to it"),
+        (lambda p: shutil.rmtree(p / "test"), "has no folder 'test'; add it"),
         (lambda p: [file.unlink() for file in (p / "test" / "ant").iterdir()], "class folder '.*ant' holds no image"),
         (lambda p: (p / "test" / "cat").rename(p / "test" / "cta"), "'cta'.*did you mean 'cat'"),
         (lambda p: shutil.copytree(p / "val", p / "valid"), "two validation folders, 'val' and 'valid'"),

@@ -171,9 +171,8 @@ def test_what_limits_a_card_is_named() -> None:
     few = column("clean", 0, correct=predictions == labels, predictions=predictions)
     assert set(found(few, labels=labels)) == {"few-images-per-class", "at-chance"}  # one answer to everything
     assert set(found(model={"leak": True})) == {"selected-on-test-set"}
-    note = "identical images: 2 of 9 test images are also in train, e.g. 'a.png'"
-    told = found(notes=(note,))["test-images-in-training"]
-    assert told.startswith("2 of 9 test images are also in train, so these numbers are too high")
+    told = found(notes=("identical images: 2 of 9 test images are also in train, e.g. 'a.png'",))
+    assert told["test-images-in-training"].startswith("2 of 9 test images are also in train, so these numbers are")
     text = found(labels=np.arange(400) % 2)["small-test-set"]
     assert "above about 5 points, if they disagree on 25 % of the images" in text  # 1.96 sqrt(0.25 / 400)
     varied = column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"})

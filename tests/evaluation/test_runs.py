@@ -70,6 +70,12 @@ def test_a_run_gets_its_card_and_may_meet_other_images(run: Path, tmp_path: Path
     assert ResultCard.load(run / "evaluation.json").to_json() == card.to_json()
 
 
+def test_notes_on_training_images_are_only_on_the_card_of_a_model_that_saw_these(run: Path) -> None:
+    same, other = (load("digits-lt", max_count=most, test_max_count=20) for most in (40, 30))
+    found = [Subject.of(run, data).about["data"]["notes"] for data in (same, other)]
+    assert [any("training set" in note for note in notes) for notes in found] == [True, False]
+
+
 def test_grey_images_get_the_channels_of_the_network() -> None:
     grey = np.arange(8, dtype=np.uint8).reshape(1, 2, 4, 1)
     np.testing.assert_array_equal(fitted(grey, (3, 2, 4)), grey.repeat(3, 3))

@@ -44,8 +44,7 @@ ANOTHER: dict[str, tuple[Any, ...]] = {"clean_share": (1.0,), "b": (0.9,), "base
 ANOTHER |= {"begin": (0.95,), "regulariser": ("official",)}
 OWN_OUTER = {"at-bsl": "balanced-softmax", "reat": "balanced-softmax"}
 """The outer loss that a method takes where the run names none."""
-LARGEST = {"frl": 3, "n-fgsm": 3}
-"""Radius over that of the threat, where it may be more than twice."""
+LARGEST = {"frl": 3, "n-fgsm": 3}  # radius over that of the threat, where it may be more than twice
 
 every_method = pytest.mark.parametrize("name", METHODS)
 

@@ -194,10 +194,8 @@ def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: 
 
 
 def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
-    old, new = (trained("at", seed) for seed in (0, 1))
-    cards = [
-        one.changed(run={**one.run, "code": {"methods": sha256}}) for one, sha256 in ((old, "a" * 64), (new, "b" * 64))
-    ]
+    pairs = zip((trained("at", seed) for seed in (0, 1)), "ab", strict=True)
+    cards = [one.changed(run={**one.run, "code": {"methods": digit * 64}}) for one, digit in pairs]
     assert sorted(names(*cards)) == ["at", "at (code bbbbbbbb)"]
 
 
@@ -209,10 +207,7 @@ def test_images_of_a_curve_that_decides_nothing_are_no_setting_of_a_row(trained:
 
 
 def test_a_group_of_classes_without_images_is_no_comparison(make_card: MakeCard) -> None:
-    bare = [
-        one.changed(data={n: of for n, of in one.data.items() if n != "train_class_counts"})
-        for one in map(make_card, ("at", "taet"))
-    ]
+    bare = [one.changed(data=one.data | {"train_class_counts": None}) for one in map(make_card, ("at", "taet"))]
     with pytest.raises(UserError, match="group tail: it has no test images, or the training counts are not known"):
         taet.results(bare).compare("at", "taet", "clean", group="tail")
 

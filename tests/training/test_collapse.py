@@ -44,6 +44,7 @@ def test_one_flag_at_most_says_when_how_far_and_why() -> None:
     assert not training_flags(epochs(inputs["collapse"]["pgd"], None)), "a run of several steps has no such flag"
     assert not training_flags(epochs([0.02, 0.08, 0.01], [0.1, 0.2, 0.5])), "below chance there is nothing to lose"
     assert not training_flags(epochs([0.3, 0.1, 0.4], [0.3, 0.1, 0.4])), "it recovered"
+    assert "In epoch 4 " in training_flags(epochs([0.3, 0.1, 0.4, 0.1], [0.3, 0.1, 0.4, 0.1]))[FLAGS[1]]
     assert not training_flags([])
 
 
