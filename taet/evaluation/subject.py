@@ -74,22 +74,22 @@ class Subject:
         if not isinstance(model_or_run_dir, nn.Module | str | os.PathLike):
             got = type(model_or_run_dir).__name__
             raise UserError(f"evaluate: got a {got}; allowed: a torch.nn.Module, or the folder of a run")
+        network = model_or_run_dir if isinstance(model_or_run_dir, nn.Module) else RunFolder(Path(model_or_run_dir))
         if (images is None or isinstance(images, Dataset)) and not (labels is None and class_names is None):
             raise UserError("evaluate: got labels or class names without images; allowed: with images as an array")
         if isinstance(images, Dataset):
             class_names = images.class_names
             train_class_counts = None if images.only_test else images.class_counts.tolist()
-            place = None if isinstance(model_or_run_dir, nn.Module) else RunFolder(Path(model_or_run_dir))
-            seen = place is None or place.record.data.train.sha256 == images.train.sha256
+            seen = isinstance(network, nn.Module) or network.record.data.train.sha256 == images.train.sha256
             about, test = images.about(of_training=seen), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [str(one) for one in class_names]
         given = None if images is None else _test_images(images, labels)
-        if not isinstance(model_or_run_dir, nn.Module):
-            return cls._of_run(RunFolder(Path(model_or_run_dir)), weights, given, class_names, about, model, dataset)
+        if isinstance(network, RunFolder):
+            return cls._of_run(network, weights, given, class_names, about, model, dataset)
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
-        network, called = model_or_run_dir, name or type(model_or_run_dir).__name__
+        called = name or type(network).__name__
         counts = plain(train_class_counts)
         check_value("training counts", counts, tuple[StoredCount, ...] | None)
         fields: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
