@@ -1,7 +1,7 @@
 """The L-infinity and L2 balls, their checks, and a frozen model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -118,14 +118,18 @@ def frozen(model: object, bn_mode: BNMode = "eval") -> Iterator[None]:
     modules, parameters = ([*model.modules()], [*model.parameters()]) if isinstance(model, nn.Module) else ([], [])
     modes = [module.training for module in modules]
     needed = [parameter.requires_grad for parameter in parameters]
+
+    def put(wanted: Iterable[bool]) -> None:
+        for module, mode in zip(modules, wanted, strict=True):
+            if module.training != mode:  # setting an attribute of a module is slow, and a GPU waits for it
+                module.training = mode
+
     try:
-        for module in modules:
-            module.training = bn_mode == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        put(bn_mode == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
         for parameter in parameters:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+        put(modes)
         for parameter, need in zip(parameters, needed, strict=True):
             parameter.requires_grad_(need)
