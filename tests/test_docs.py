@@ -40,6 +40,8 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("README.md", "digits-lt-[fm]*s/*", "taet (alpha 1)", "taet", "autoattack"),
     ("README.md", "digits-lt-[fm]*s/*", "harl (alpha 1, beta 0, gamma 0)", "at", "autoattack"),
     ("README.md", "reproduce/cpu/*", "taet", "at-bsl", "autoattack"),
+    ("README.md", "reproduce/gpu/*", "taet", "at-bsl", "pgd-20"),
+    ("README.md", "reproduce/gpu/*", "taet", "at-bsl", "clean"),
     ("README.md", "ham10000/*", "at-bsl", "at", "autoattack-fast"),
     ("docs/fine-tuning.md", "ham10000-transfer/[rs]*-seed*", "at-bsl (weights run", "at-bsl", "autoattack-fast"),
     ("docs/fine-tuning.md", "ham10000-few-steps/[rs]*-seed?", "at (", "at-bsl", "autoattack-fast"),

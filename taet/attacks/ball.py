@@ -1,12 +1,13 @@
 """The L-infinity and L2 balls, their checks, and a frozen model."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from taet.errors import UserError
 from taet.fields import check_radius
@@ -115,21 +116,17 @@ def frozen(model: object, bn_mode: BNMode = "eval") -> Iterator[None]:
     With `bn_mode="train"` only batch normalisation is in training mode: each forward pass uses the statistics of its
     batch and updates the running ones. A function that is not a Module is not changed.
     """
-    modules, parameters = ([*model.modules()], [*model.parameters()]) if isinstance(model, nn.Module) else ([], [])
-    modes = [module.training for module in modules]
-    needed = [parameter.requires_grad for parameter in parameters]
-
-    def put(wanted: Iterable[bool]) -> None:
-        for module, mode in zip(modules, wanted, strict=True):
-            if module.training != mode:  # setting an attribute of a module is slow, and a GPU waits for it
-                module.training = mode
-
+    modules = [*model.modules()] if isinstance(model, nn.Module) else []
+    flipped = [one for one in modules if one.training != (bn_mode == "train" and isinstance(one, _BatchNorm))]
+    needing = [one for module in modules for one in module.parameters(recurse=False) if one.requires_grad]
     try:
-        put(bn_mode == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
-        for parameter in parameters:
+        for module in flipped:
+            module.training = not module.training  # slow, and a GPU waits for it
+        for parameter in needing:
             parameter.requires_grad_(False)
         yield
     finally:
-        put(modes)
-        for parameter, need in zip(parameters, needed, strict=True):
-            parameter.requires_grad_(need)
+        for module in flipped:
+            module.training = not module.training
+        for parameter in needing:
+            parameter.requires_grad_()

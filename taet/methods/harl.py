@@ -62,7 +62,7 @@ class Harl(Method):
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
         config = self.config
         published = config.alpha == config.beta == config.gamma == 0.1
-        tuned = "--method.alpha 1 was more robust on our data than the published 0.1 (docs/notes-on-papers.md)"
+        tuned = "--method.alpha 1 was more robust with small networks than the published 0.1 (docs/notes-on-papers.md)"
         found = (tuned,) if published else ()
         if config.absent != "zero" or batch_size > sum(class_counts):
             return found

@@ -99,16 +99,15 @@ class TrainingCurve:
         return point, Seen(self.name, images, *correct[[0, -1]].double(), *global_sum(sums).unbind(1))
 
 
-def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance: float = 0.0) -> int | None:
-    """Return the first point at which PGD accuracy is at most half of its earlier maximum, or None.
+def first_loss(pgd: Sequence[float], fgsm: Sequence[float], chance: float = 0.0) -> int | None:
+    """Return the first point at which PGD accuracy is at most half of its earlier maximum, and FGSM's 15 points higher.
 
-    With accuracies under `fgsm`, a point counts only if accuracy under FGSM is 15 points higher than under PGD: the
-    network resists single steps only (Wong et al., ICLR 2020, arXiv:2001.03994). A maximum of at most `chance` does
-    not count, because there was no robustness to lose.
+    There the network resists single steps only (Wong et al., ICLR 2020, arXiv:2001.03994). A maximum of at most
+    `chance` was no robustness to lose.
     """
     best = 0.0
     for number, robust in enumerate(pgd):
-        if best > chance and robust <= LOST_BELOW * best and (fgsm is None or fgsm[number] - robust >= GAP):
+        if best > chance and robust <= LOST_BELOW * best and fgsm[number] - robust >= GAP:
             return number
         best = max(best, robust)
     return None
