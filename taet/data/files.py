@@ -180,7 +180,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
 
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise UserError(f"no such folder: '{path}'")
+        raise UserError(f"no such folder: '{path}'{'' if path.is_absolute() else f', seen from {Path.cwd()}'}")
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
