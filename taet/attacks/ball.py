@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from taet.errors import UserError
 from taet.fields import check_radius
@@ -116,17 +115,20 @@ def frozen(model: object, bn_mode: BNMode = "eval") -> Iterator[None]:
     With `bn_mode="train"` only batch normalisation is in training mode: each forward pass uses the statistics of its
     batch and updates the running ones. A function that is not a Module is not changed.
     """
-    modules = [*model.modules()] if isinstance(model, nn.Module) else []
-    flipped = [one for one in modules if one.training != (bn_mode == "train" and isinstance(one, _BatchNorm))]
-    needing = [one for module in modules for one in module.parameters(recurse=False) if one.requires_grad]
+    modules, parameters = ([*model.modules()], [*model.parameters()]) if isinstance(model, nn.Module) else ([], [])
+    modes = [module.training for module in modules]
+    needed = [parameter.requires_grad for parameter in parameters]
     try:
-        for module in flipped:
-            module.training = not module.training  # slow, and a GPU waits for it
-        for parameter in needing:
+        for module in modules:
+            mode = bn_mode == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if module.training != mode:  # a write passes Module.__setattr__, which is slow
+                module.training = mode
+        for parameter in parameters:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module in flipped:
-            module.training = not module.training
-        for parameter in needing:
-            parameter.requires_grad_()
+        for module, mode in zip(modules, modes, strict=True):
+            if module.training != mode:
+                module.training = mode
+        for parameter, need in zip(parameters, needed, strict=True):
+            parameter.requires_grad_(need)

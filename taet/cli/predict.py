@@ -53,10 +53,9 @@ def run(words: list[str]) -> int:
         if os.path.lexists(command.out) and not command.force:
             raise UserError(f"{command.out} exists; allowed: another --out, or --force")
         make_folder(command.out.parent)
-    folder = Path(local(str(command.run)))
     how = {name: getattr(command, name) for name in ("attack", "weights", "batch_size", "device")}
     with trusted(command.trust_model), progress(f"predict {command.run}") as report:
-        found = predict(folder, command.images, progress=report, **how)
+        found = predict(Path(local(str(command.run))), command.images, progress=report, **how)
     text = found.to_csv(command.top)
     if command.out is not None:
         write_atomically(command.out, os.fsencode(text))  # a file name that is not valid text keeps its bytes

@@ -115,8 +115,6 @@ def _machine(device: torch.device) -> Iterator[Finding]:
 def verify(path: Path) -> tuple[Finding, ...]:
     """Read every file of a run folder as its users do, and check that all belong together."""
     folder, found = RunFolder(path), []
-    if not path.is_dir():
-        raise UserError(f"check: no such folder: '{path}'")
     if not folder.is_run and not folder.card().exists():
         _ = folder.record  # refuses it
     for name, read in _readers(folder):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from taet.attacks.ball import distance, project, verify
+from taet.attacks.ball import distance, frozen, project, verify
 from taet.attacks.noise import Source, draw_noise
 from taet.errors import UserError
 
@@ -79,3 +80,13 @@ def test_verify_refuses_what_left_the_ball_or_the_range_or_is_not_finite() -> No
     for wrong, why in ((x + 0.51, ""), (x * float("nan"), asked)):
         with pytest.raises(UserError, match=rf"bad: 3 images left the range 0 to 1{why}$"):
             verify("bad", wrong, x, None)
+
+
+def test_frozen_restores_modes_that_change_inside_also_of_a_compiled_model() -> None:
+    dropout = nn.Dropout()
+    for model in (nn.Sequential(dropout), torch.compile(nn.Sequential(dropout), backend="eager")):
+        with frozen(model.eval()):
+            dropout.train()
+        assert not any(module.training for module in model.modules())
+        with frozen(model.train()):
+            assert not any(module.training for module in model.modules())

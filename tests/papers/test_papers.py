@@ -138,6 +138,7 @@ def test_a_smoke_item_runs_end_to_end_and_only_once(tmp_path: Path) -> None:
 def test_the_page_is_in_step_with_the_cards(committed: Runs) -> None:
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     assert findings.page(committed) == page, "run: python papers/findings.py --write"
+    assert findings.verdicts(committed)["C1"][1].evidence[0].rpartition("(")[2][:-1] in (ROOT / "README.md").read_text()
     assert [*findings.verdicts(committed)] == [f"C{n}" for n in range(1, 27)] + [f"R{n}" for n in range(1, 21)]
 
 
