@@ -23,6 +23,7 @@ NAMES = {
     "csv": "csv:PATH, a table of path,label[,split,group]",
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
+MASK = re.compile(r"[ _-](mask|segmentation)s?(_\d+)?$", re.IGNORECASE)  # after an image's name, as in BUSI and ISIC
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
 TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
@@ -172,6 +173,9 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
+    names = {row.file.with_suffix("") for row in rows}
+    if masks := [one for one in names if MASK.search(one.name) and one.with_name(MASK.sub("", one.name)) in names]:
+        notes.append(f"{len(masks)} images are masks of others by their names, e.g. '{min(masks).name}': remove them")
     outside = sum(map(is_image, folder.iterdir()))
     if outside:
         notes.append(f"{outside} images outside of the class folders are left out")

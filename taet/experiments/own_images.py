@@ -86,8 +86,7 @@ def planned(run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CY
                 why = "about as robust in a third of the time (docs/speed.md)"
             choices |= {name: Chosen(few[name], why) for name in cycle}
         if run.method in ("taet", "harl"):
-            why = "with small networks more robust on validation images than the published 0.1"
-            choices["settings.alpha"] = Chosen(1, why)
+            choices["settings.alpha"] = Chosen(1, "more robust on validation images, with small networks, than 0.1")
     return override(run, {name: made.value for name, made in choices.items()}), choices
 
 

@@ -102,8 +102,7 @@ class TrainingCurve:
 def first_loss(pgd: Sequence[float], fgsm: Sequence[float], chance: float = 0.0) -> int | None:
     """Return the first point at which PGD accuracy is at most half of its earlier maximum, and FGSM's 15 points higher.
 
-    There the network resists single steps only (Wong et al., ICLR 2020, arXiv:2001.03994). A maximum of at most
-    `chance` was no robustness to lose.
+    There the network resists single steps only (Wong et al., ICLR 2020, arXiv:2001.03994); `chance` is no robustness.
     """
     best = 0.0
     for number, robust in enumerate(pgd):

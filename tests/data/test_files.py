@@ -73,13 +73,14 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     (split / "train" / "ant" / "notes.txt").write_text("no image")
     fill(split / "train", 3)
     fill(split / "train" / "ant" / "more", 50)
+    fill(split / "train" / "ant", 60, name="{:02d}_mask.png")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fill(elsewhere, 200, 2)
     (split / "train" / "ant" / "linked").symlink_to(elsewhere)
     dataset = load(str(split), group="none")
-    assert dataset.class_counts.tolist() == [4, 3]
-    assert "1 images outside of the class folders are left out" in dataset.notes
-    assert "left out: 1 other file (1 .txt)" in dataset.notes
+    assert dataset.class_counts.tolist() == [5, 3]
+    notes = "1 images outside of the class folders are left out", "left out: 1 other file (1 .txt)"
+    assert {*notes, "1 images are masks of others by their names, e.g. '00_mask': remove them"} <= {*dataset.notes}
 
 
 def test_all_images_of_a_source_can_be_test_images(split):

@@ -15,8 +15,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json"
 
 def test_the_flag_rises_where_the_golden_one_does() -> None:
     for course, accuracies in GOLDEN["collapse_flag"]["inputs"].items():
-        found = first_loss(accuracies["pgd"], accuracies["fgsm"])
-        assert found == GOLDEN["collapse_flag"]["expected"][course]
+        assert first_loss(accuracies["pgd"], accuracies["fgsm"]) == GOLDEN["collapse_flag"]["expected"][course]
 
 
 def epochs(pgd: list[float], fgsm: list[float] | None) -> list[Epoch]:
