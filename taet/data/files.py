@@ -173,7 +173,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
-    names = {row.file.with_suffix("") for row in rows}
+    names = {file.with_suffix("") for file in every if is_image(file)}
     if masks := [one for one in names if MASK.search(one.name) and one.with_name(MASK.sub("", one.name)) in names]:
         notes.append(f"{len(masks)} images are masks of others by their names, e.g. '{min(masks).name}': remove them")
     outside = sum(map(is_image, folder.iterdir()))
