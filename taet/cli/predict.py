@@ -45,7 +45,6 @@ def run(words: list[str]) -> int:
     command, _ = parse(Predict, words, "taet predict")
 
     from taet.cli.processes import progress, say
-    from taet.data.images import files_below, left_out
     from taet.deployment.predict import predict
     from taet.models import trusted
 
@@ -61,7 +60,7 @@ def run(words: list[str]) -> int:
         write_atomically(command.out, os.fsencode(text))  # a file name that is not valid text keeps its bytes
     else:
         print(text, end="")
-    for note in left_out([file for place in command.images if place.is_dir() for file in files_below(place)]):
+    for note in found.notes:
         say(f"taet: {note}")
     if found.unread:
         say(f"taet: {found.unread} of {len(found)} images could not be read: see the column error")

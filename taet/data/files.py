@@ -176,8 +176,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     names = {file.with_suffix("") for file in every if is_image(file)}
     if masks := [one for one in names if MASK.search(one.name) and one.with_name(MASK.sub("", one.name)) in names]:
         notes.append(f"{len(masks)} images are masks of others by their names, e.g. '{min(masks).name}': remove them")
-    outside = sum(map(is_image, folder.iterdir()))
-    if outside:
+    if outside := sum(map(is_image, folder.iterdir())):
         notes.append(f"{outside} images outside of the class folders are left out")
     return rows, notes + left_out(every)
 

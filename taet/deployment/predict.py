@@ -16,7 +16,7 @@ from taet.attacks import catalogue
 from taet.attacks.counted import Counted
 from taet.attacks.spec import Clean
 from taet.data.dataset import fingerprints
-from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled
+from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, left_out, picture, scaled
 from taet.data.storage import Pixels
 from taet.errors import UserError
 from taet.evaluation.bundles import of_run
@@ -55,6 +55,7 @@ class Predictions:
     """Why an image could not be read; empty if it could."""
     attack: str
     """The attack, with its options; empty without one."""
+    notes: tuple[str, ...] = ()  # on the folders that were searched through
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -135,7 +136,7 @@ def predict(
             does not raise: `errors` has the reason.
     """
     check_value("batch size", batch_size, Count)
-    (names, listed), where = find(images), resolve_device(device)
+    (names, listed, notes), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
     spec = None if attack is None else catalogue.parse(attack, of_run(run), run.threat.eps)
@@ -172,22 +173,23 @@ def predict(
                     attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
                     survives[rows] = attacked.attack(spec, natural=clean.predictions, progress=report)[0].correct
         report(len(found) * cost, 0, f"{start + len(found)} of {total} images")
-    return Predictions(names, labels, classes, probabilities, survives, tuple(errors), attack or "")
+    return Predictions(names, labels, classes, probabilities, survives, tuple(errors), attack or "", tuple(notes))
 
 
-def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels]:
-    """Return images and their names, of files and folders (searched through) or of an array (N, H, W, C)."""
+def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, list[str]]:
+    """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
             raise UserError(f"images: got {got}; allowed: {allowed}")
-        return tuple(map(str, range(len(given)))), given
+        return tuple(map(str, range(len(given)))), given, []
     listed = [Path(given)] if isinstance(given, str | os.PathLike) else [*map(Path, given)]
-    files = [file for path in listed for file in (filter(is_image, files_below(path)) if path.is_dir() else [path])]
+    below = {path: files_below(path) for path in listed if path.is_dir()}
+    files = [file for path in listed for file in (filter(is_image, below[path]) if path in below else [path])]
     if not files:
         places = ", ".join(f"'{path}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
-    return tuple(map(str, files)), files
+    return tuple(map(str, files)), files, left_out([one for found in below.values() for one in found])
 
 
 def read(images: Sequence[Path] | Pixels, shape: Shape) -> list[Pixels | str]:
