@@ -73,7 +73,7 @@ class Data(Settings):
     """Share of each training class that is held out for validation, before class counts are taken."""
     train_share: Annotated[float, Field(gt=0, le=1, title="data train share")] = 1.0
     """Share of each training class that is used, at least one image; a smaller share is a subset of a larger one."""
-    group: str | None = None
+    group: str | Literal["none"] | None = None
     """Keep images that belong together (of a patient, a lesion, a track) in one split: a column of a csv or an array of
     an .npz (train_NAME), by default `group`; or `folder`, the subfolders of class folders. none: no groups."""
     mirror: Literal["auto", "yes", "no"] = "auto"

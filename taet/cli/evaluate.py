@@ -110,10 +110,7 @@ def opened(
     name: str, data: Json, weights: str | None, normalize: str, *, all_images: bool = False
 ) -> tuple[Path | nn.Module, Dataset, tuple[str, ...]]:
     """Return a run's folder or a model of any origin, its test images, resized to the run's, and notes on it."""
-    from taet.data import full_name, load, load_all
-    from taet.data.downloads import locate
-    from taet.data.files import DIVIDED
-    from taet.data.splits import VALIDATION
+    from taet.data import load, load_all
     from taet.models import foreign
     from taet.training.folder import RunFolder
 
@@ -124,17 +121,10 @@ def opened(
         if weights is not None or normalize != "none":
             raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
         record = RunFolder(Path(name)).record
-        asked = wanted.replace(name=full_name(wanted.name))
-        places = {(of.name.partition(":")[0], locate(of).resolve()) for of in (record.run.data, asked)}
         _, height, width = record.data.image_shape
         if wanted.size is not None or height == width:
             wanted = wanted.replace(size=wanted.size or height)
-        dataset = read(wanted)
-        divided = all_images or wanted.test == VALIDATION or any(note.startswith(DIVIDED) for note in dataset.notes)
-        if divided and len(places) == 1 and dataset.test.sha256 != record.data.test.sha256:
-            allowed = f"the test images that it left out: taet evaluate {name}"
-            raise UserError(f"{name} may have been trained on some of the images of {wanted.name}; allowed: {allowed}")
-        return Path(name), dataset, ()
+        return Path(name), read(wanted), ()
     dataset, file = read(wanted), None if weights is None else Path(weights)
     classes, shape = dataset.num_classes, dataset.image_shape
     model, notes = foreign.load(name, num_classes=classes, image_shape=shape, weights=file, normalize=normalize)

@@ -35,7 +35,7 @@ Weights = Literal["model", "model-last", "model-best"]
 """Weights of a run: those that it delivers, of its last epoch, or of its best one."""
 Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N.")]
 Trusted = Annotated[str | None, Field(description="The model of the run if it is package.module:callable, to run it.")]
-METAVARS = {int: "N", float: "X", Path: "PATH"}
+METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
 class Command(Settings):

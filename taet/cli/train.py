@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -129,7 +128,7 @@ def read(words: Sequence[str]) -> Request:
 def _checked(request: Request, file: Json) -> Request:
     """Add the settings of a file, and refuse what could only fail after the training."""
     from taet import models
-    from taet.evaluation.bundles import attacks_of
+    from taet.evaluation.bundles import of_run
 
     with located(str(request.options.config or "")):
         own = override(request.start, file)
@@ -139,7 +138,7 @@ def _checked(request: Request, file: Json) -> Request:
     request = request._replace(given=file | request.given)
     if request.options.recipe in ("fine-tune", "robust-transfer") and request.run().model.weights is None:
         raise UserError(f"recipe {request.options.recipe}: got no weights to start from; add --model.weights")
-    attacks_of(request.run().evaluation)
+    of_run(request.run())
     return request
 
 
@@ -200,16 +199,6 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def _choice_kept(words: Sequence[str]) -> Iterator[None]:
-    """Repeat the choice about the attacks in the command that an interruption names."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        kept = {"--evaluate", "--no-evaluate"} & {*words}
-        raise KeyboardInterrupt(*(" ".join([str(told), *kept]) for told in error.args)) from None
-
-
 def run(words: list[str]) -> None:
     """Train a new run, or continue one, attack it on request, and print the result."""
     request = read(words)
@@ -232,7 +221,7 @@ def run(words: list[str]) -> None:
         asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
     with together(asked.training.device), trusted(options.trust_model):
         if options.resume is not None:
-            with _choice_kept(words), progress(f"resume {options.resume}") as report:
+            with progress(f"resume {options.resume}") as report:
                 finished = resume(options.resume, progress=report)
         else:
             with progress("read") as report, reporting_to(report):
@@ -241,7 +230,7 @@ def run(words: list[str]) -> None:
             def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
                 say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
 
-            with _choice_kept(words), progress(run.method) as report:
+            with progress(run.method) as report:
                 command = call_text(["train", *words])
                 finished = train(run, out=options.out, progress=report, command=command, announce=announce)
         print(finished)

@@ -21,9 +21,11 @@ from taet.files import Json
 from taet.statistics import Ints, class_groups
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}  # in MedMNIST's keys: train_images, val_labels, ...
-OF_TRAINING = ("training set ", "not cut to ", "identical images", "dark: ", "the source's own valid", "no validation ")
-"""Beginnings of the notes on the training and validation images."""
 Arrays: TypeAlias = Mapping[str, ArrayLike]  # under MedMNIST's keys; a validation split and class_names are optional
+
+
+class OfTraining(str):
+    """A note on the training or validation images, which the results of another model do not carry."""
 
 
 def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:
@@ -130,7 +132,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         # Notes are printed and stored, and name files.
-        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+        object.__setattr__(self, "notes", tuple(type(note)(printable(note)) for note in self.notes))
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
@@ -168,7 +170,7 @@ class Dataset:
     def about(self, of_training: bool = True) -> Json:
         """Return the entry about the test images for result cards, with the notes on the training images or without."""
         ratio = None if self.only_test else self.imbalance_ratio
-        notes = [note for note in self.notes if of_training or not note.startswith(OF_TRAINING)]
+        notes = [note for note in self.notes if of_training or not isinstance(note, OfTraining)]
         return {"name": self.name, "imbalance_ratio": ratio, "notes": notes}
 
     @property

@@ -16,6 +16,7 @@ from taet.data.splits import divided
 from taet.data.storage import reading
 from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
 from taet.errors import UserError, located, unknown
+from taet.formatting import listed
 from taet.settings import Data
 
 NAMES = {
@@ -24,6 +25,7 @@ NAMES = {
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
 MASK = re.compile(r"[ _-](mask|segmentation)s?(_\d+)?$", re.IGNORECASE)  # after an image's name, as in BUSI and ISIC
+MASKS = re.compile(r"(mask|segmentation|annotation|ground.?truth)s?", re.IGNORECASE)  # a folder beside that of images
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
 TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
@@ -39,6 +41,8 @@ def of_rows(
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)
+    if variants := [one for one in names if [other.casefold() for other in names].count(one.casefold()) > 1]:
+        notes.append(f"classes whose names differ in upper and lower case only: {listed(variants, most=6)}")
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
         raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
@@ -50,7 +54,8 @@ def of_rows(
         groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(rows)])
         named = Counter(row.group for row in rows)
         alone = f"; {named['']} images stand alone" if named[""] else ""
-        notes.insert(0, f"{len(named) - ('' in named)} groups, each in one split{alone}")
+        of = next(filter(None, named))
+        notes.insert(0, f"{len(named) - ('' in named)} groups, such as '{of}', each in one split{alone}")
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[row.label] for row in rows], np.int64)
     whole = Part(images, labels, names, np.arange(len(labels)), groups)
@@ -88,8 +93,8 @@ def read(data: Data) -> DataSource:
     """Return the images of folder:PATH or csv:PATH.
 
     Of a folder, classes are the names of the class folders in alphabetical order, and images may lie in subfolders of
-    them; the images of a subfolder, across classes, are a group where every class has two or more. ISIC 2019 has tables
-    of its own: see `_isic`. Of a table: see `taet.data.tables`.
+    them; at the first level where every class has two or more subfolders, the images of one, across classes, are a
+    group. ISIC 2019 has tables of its own: see `_isic`. Of a table: see `taet.data.tables`.
     """
     path, order = locate(data), list[str]()
     if data.name.startswith("csv:"):
@@ -125,7 +130,12 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
-    per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
+    per_class, every = Counter[str](), rows
+    for depth in range(1, 2 + max(row.group.count("/") for row in rows)):  # a patient's eyes or visits stay together
+        rows = [row._replace(group="/".join(row.group.split("/")[:depth])) for row in every]
+        per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
+        if min(per_class.values()) > 1:
+            break
     if len(per_class) == 1 and rows[0].group:
         hint = "" if folders else f"; did you mean '{path / rows[0].label}'?"
         raise UserError(f"'{path}' has one class folder; allowed: 2 or more{hint}")
@@ -144,8 +154,10 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     """Return the images of the folder of each split, with their subfolders as groups, and notes."""
     rows, notes, known = list[Row](), list[str](), set[str]()
     for split, outer in folders.items():
-        inner = _folders(outer)  # a single folder `images`, as in GTSRB's archives, holds the class folders
+        # A single folder `images`, as in GTSRB's archives, holds the class folders; masks may be beside it.
+        inner = [one for one in _folders(outer) if not MASKS.fullmatch(one.name)]
         folder = inner[0] if len(inner) == 1 and inner[0].name.lower() == "images" else outer
+        notes += [f"'{one.name}' is left out" for one in _folders(outer) if folder != outer and one not in inner]
         table = _table_of(folder) if split not in ("", "train") and not _folders(folder) else None
         if table is None:
             own, said = class_rows(folder, split)
@@ -164,27 +176,37 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
 
 def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     """Return the images of each class folder, in alphabetical order, with their subfolders as groups, and notes."""
-    rows, notes, every, classes = list[Row](), list[str](), list[Path](), _folders(folder)
+    rows, notes, every, masks, classes = list[Row](), list[str](), list[Path](), set[Path](), _folders(folder)
     if not classes:
         raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
     for child in classes:
         every += (files := files_below(child))
         images = [file for file in files if is_image(file)]
+        drawn = _masks(child, images)
+        images, masks = [file for file in images if file not in drawn], masks | drawn
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
-    names = {file.with_suffix("") for file in every if is_image(file)}
-    if masks := [one for one in names if MASK.search(one.name) and one.with_name(MASK.sub("", one.name)) in names]:
-        notes.append(f"{len(masks)} images are masks of others by their names, e.g. '{min(masks).name}': remove them")
+    if masks:
+        notes.append(f"{len(masks)} masks of images are left out, e.g. '{min(masks)}'")
     if outside := sum(map(is_image, folder.iterdir())):
         notes.append(f"{outside} images outside of the class folders are left out")
     return rows, notes + left_out(every)
 
 
+def _masks(folder: Path, images: Sequence[Path]) -> set[Path]:
+    """Return which images in `folder` are masks of others: in a subfolder of masks, or by their names."""
+    known = {file.with_suffix("") for file in images}
+    inside = {file for file in images if any(map(MASKS.fullmatch, file.relative_to(folder).parts[:-1]))}
+    return inside | {
+        file for file in images if MASK.search(file.stem) and file.with_name(MASK.sub("", file.stem)) in known
+    }
+
+
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'{'' if path.is_absolute() else f', seen from {Path.cwd()}'}")
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX")))
 
 
 def _split_folders(path: Path) -> dict[str, Path]:

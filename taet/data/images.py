@@ -75,16 +75,14 @@ def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Return `image`, upright, as grey ("L") if the file is greyscale, else as "RGB"."""
-    if image.mode == "F":
-        raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("it holds 32-bit, signed or floating point numbers; allowed: 8 or 16 bits per channel")
     inverted = getattr(image, "tag_v2", {}).get(262) == 0  # of a TIFF: 0 is white, which Pillow inverts in 8 bits only
     image = ImageOps.exif_transpose(image)
     if image.mode in GREY:
         return image.convert("L")
     if image.mode.startswith("I"):
         levels = 65535 - np.asarray(image, np.int32) if inverted else np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("it has 32 bits per pixel; allowed: 8 or 16 per channel")
         # 65535 = 257 * 255; the rounded quotient, in whole numbers, which take a third of the memory.
         return Image.fromarray(((levels.astype(np.int32, copy=False) + 128) // 257).astype(np.uint8))
     # A palette may have transparency, which Pillow drops without a warning only through RGBA.
@@ -116,8 +114,8 @@ def decode_where_possible(
     """Yield each file with its image, uint8 (H,W) if it is greyscale, else (H,W,3), or the reason why it has none.
 
     It is turned upright by its EXIF tag; 16 bits per channel are scaled to 8, palettes and CMYK become RGB, alpha is
-    dropped, the first of several pages is read. With `size`: see `scaled`. Refused are damaged files, 32 bits and
-    floating point numbers, and more pixels than Pillow allows (179 million).
+    dropped, the first of several pages is read. With `size`: see `scaled`. Refused are damaged files, 32 bits, signed
+    and floating point numbers, and more pixels than Pillow allows (179 million).
     """
     decoded = _of_images(files, lambda image: np.asarray(scaled(_eight_bit(image), size)))
     return zip(files, decoded, strict=True)

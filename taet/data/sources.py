@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from taet import registry
-from taet.data.dataset import DataFacts, Dataset, DataSource, Part, Split, fingerprints, images_sha256
+from taet.data.dataset import DataFacts, Dataset, DataSource, OfTraining, Part, Split, fingerprints, images_sha256
 from taet.data.downloads import Download, Missing, ready
 from taet.data.files import DIVIDED
 from taet.data.images import PILLOW, Files, resized
@@ -132,7 +132,8 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     if is_own(data.name):
         notes += _repeats(chosen, made)
         if (most := int(made["train"].images.max())) < 64:
-            notes.append(f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?")
+            dark = f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?"
+            notes.append(OfTraining(dark))
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
         found.name,
@@ -173,7 +174,7 @@ def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]
             number = int(found[0] if rows is None else rows[found[0]])
             example = f"'{images.files[number]}'" if isinstance(images, Files) else f"number {number}"
             notes.append(f"{len(found)} of {len(made[part])} {part} images are also in {other}, e.g. {example}")
-    return ["identical images: " + "; ".join(notes)] if notes else []
+    return [OfTraining("identical images: " + "; ".join(notes))] if notes else []
 
 
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.data import long_tail
-from taet.data.dataset import Part
+from taet.data.dataset import OfTraining, Part
 from taet.errors import UserError
 from taet.formatting import listed
 from taet.settings import Data
@@ -32,11 +32,11 @@ def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], lis
         chosen["train"] = chosen["train"].choose(positions)
     if "validation" in source:
         chosen["validation"] = source["validation"]
-        notes.append("the source's own validation split is kept")
+        notes.append(OfTraining("the source's own validation split is kept"))
     elif held is not None:
         chosen["validation"] = train.choose(held)
     if "validation" in chosen:
-        notes += _lacking("validation", train, chosen["validation"].class_counts.tolist())
+        notes += map(OfTraining, _lacking("validation", train, chosen["validation"].class_counts.tolist()))
     if data.test != VALIDATION:
         chosen["test"] = test.choose(divided(test, test_counts, 0.0, data.seed)[0])
         return chosen, notes
@@ -54,20 +54,21 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
     train_counts, test_counts = (np.minimum(of.class_counts, most or of.class_counts).tolist() for of, most in caps)
     if ratio is None:
         own_ratio = train.class_counts.max() / train.class_counts.min()
-        notes = [f"not cut to a long tail: the source's imbalance ratio is {own_ratio:.4g}"]
+        cut = f"not cut to a long tail: the source's imbalance ratio is {own_ratio:.4g}"
     else:
         counts = long_tail.balanced_small_counts if spread else long_tail.long_tail_counts
         largest = _largest(train, "training set", ratio, profile, data.max_count)
         train_counts = counts(len(names), largest, ratio, profile)
         how = f"spread evenly, {sum(train_counts)} images as in" if spread else "cut to"
-        notes = [f"training set {how} the {profile} profile, imbalance ratio {ratio:g}, seed {data.seed}"]
+        cut = f"training set {how} the {profile} profile, imbalance ratio {ratio:g}, seed {data.seed}"
         if 0 in train_counts:
             empty, allowed = names[train_counts.index(0)], f"allowed: up to {max(train_counts)}"
             raise UserError(f"class '{empty}' would get no training image: imbalance ratio {ratio:g}; {allowed}")
         if data.test == "long-tailed" and not spread:
             largest = _largest(test, "test set", ratio, profile, data.test_max_count)
             test_counts = counts(len(names), largest, ratio, profile)
-    return train_counts, test_counts, notes + ([] if data.test == VALIDATION else _lacking("test", test, test_counts))
+    lacking = [] if data.test == VALIDATION else _lacking("test", test, test_counts)
+    return train_counts, test_counts, [OfTraining(cut), *lacking]
 
 
 def _largest(part: Part, what: str, ratio: float, profile: str, max_count: int | None) -> int:

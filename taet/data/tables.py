@@ -12,6 +12,7 @@ from typing import NamedTuple
 from taet.data.images import ImageFile, files_below, is_image
 from taet.data.storage import reading
 from taet.errors import UserError, cut, unknown
+from taet.formatting import listed
 
 TABLE = "a .csv in UTF-8 with a header, with path, label and optionally split and group"
 SPLITS = {
@@ -24,9 +25,9 @@ COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "image", "image_id"),
     "label": ("label", "class", "classid", "class_id", "target", "dx"),
     "split": ("split",),
-    "group": ("group", "lesion_id", "patient_id"),
+    "group": ("group", "patient_id", "patientid", "patient", "subject_id", "lesion_id"),
 }
-"""Usual names of columns, in upper or lower case; the first that exists is used."""
+"""Usual names of columns, in upper or lower case; the first that exists is used: a patient may have several lesions."""
 NUMBER = re.compile(r"-?\d{1,18}")  # a numeric label; longer numbers are names
 
 
@@ -110,26 +111,31 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         if before[1:4] != row[1:4]:
             raise UserError(f"'{row.file}' has two labels, splits or groups, in {before.place} and in {row.place}")
     used = ", ".join(f"{what} by column '{name}'" for what, name in columns.items() if name.lower() not in ("", what))
+    unused = listed([name for name in names if name not in columns.values()], most=10)
     rows, notes = placed([*first.values()], folder)
-    return rows, [used, *notes] if used else notes
+    return rows, [*filter(None, (used, unused and f"columns that are not used: {unused}")), *notes]
 
 
 def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     """Return the rows with their files in `folder`, and notes; files that are missing are refused.
 
-    Those that are not where their paths say are looked for by their names, with or without an ending, in the folders
-    below; several that have a name must be copies of one image.
+    If a folder that the paths name holds none of its files, these are looked for by their names, with or without an
+    ending, in the folders below `folder`; several that have a name must be copies of one image.
     """
     paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
     lost = {path for path in paths if not path.is_file()}
+    right = {path.parent for path in paths if path not in lost}
     for file in filter(is_image, files_below(folder) if lost else []):
         for name in {file.name, file.stem}:
             named[name].append(file)
-    asked = {path.name: named[path.name] for path in lost if path.name in named}
+    asked = {path.name: named[path.name] for path in lost if path.name in named and path.parent not in right}
     copies = {name: {file.read_bytes() for file in files[1:] and files} for name, files in asked.items()}
     clear = {name: files[0] for name, files in asked.items() if len(copies[name]) < 2}
-    found = [clear.get(path.name) if path in lost else path for path in paths]
+    found = [path if path not in lost else None if path.parent in right else clear.get(path.name) for path in paths]
     if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
+        if several := asked.get(Path(str(missing[0].file)).name):
+            either = f"'{several[0]}' or '{several[-1]}'"
+            raise UserError(f"'{missing[0].file}' ({missing[0].place}) may be {either}; allowed: its path in the table")
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
             f"for in '{folder}' and by name, of one image, below it; --data.root names another folder"

@@ -20,7 +20,7 @@ from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data import DataFacts, Dataset
-from taet.data.dataset import images_sha256
+from taet.data.dataset import fingerprints, images_sha256
 from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
@@ -114,9 +114,16 @@ class Subject:
             images, labels, sha256, data = loaded.test.images, loaded.test.labels, loaded.test.sha256, loaded.about()
         else:
             run, network, record = load_model(folder.path, weights, model=model)
-            images, labels = fitted(given[0], record.data.image_shape), given[1]
-            labels = labels if class_names is None else by_name(labels, class_names, record.data.class_names)
-            sha256, data = images_sha256(images, labels), {**data, "imbalance_ratio": record.data.imbalance_ratio}
+            images, labels, names = fitted(given[0], record.data.image_shape), given[1], record.data.class_names
+            labels = labels if class_names is None else by_name(labels, class_names, names)
+            notes, trained_on = [*data.get("notes", ())], bytes.fromhex(record.data.fingerprints)
+            if class_names is not None and not {*class_names} & {*names}:
+                notes.append(f"classes are matched in their order: '{class_names[0]}' is '{names[0]}'")
+            repeated = int(np.isin(fingerprints(images), np.frombuffer(trained_on, np.uint64)).sum())
+            if repeated and not any("also in train" in note for note in notes):
+                notes.append(f"{repeated} of {len(images)} test images are also in train")
+            sha256 = images_sha256(images, labels)
+            data = {**data, "notes": notes, "imbalance_ratio": record.data.imbalance_ratio}
         if (extra := record.data.extra) is not None:
             about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
             data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}

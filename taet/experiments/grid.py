@@ -167,7 +167,10 @@ class Cell:
         if not held.is_run:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
             return Outcome(self, "missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
-        card = store.of_folder(held) if held.is_done else None
+        try:
+            card = store.of_folder(held) if held.is_done else None
+        except UserError as error:  # of a damaged file
+            return Outcome(self, "failed", reason=str(error))
         wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]
         how = (run.attack_eps, run.evaluation.batch_size)
         same = card is not None and (card.threat["eps"], card.batch_size) == how
@@ -267,7 +270,7 @@ class _Planner:
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
-        decide = ("threat.eps", "training.device")
+        decide = ("threat.eps", "training.device", "training.batch_size")
         about = {key: value for key, value in settings.items() if key.startswith("data.") or key in decide}
         try:
             chosen = self.chosen(entry, about, settings) if is_own(data) else {}
@@ -282,14 +285,14 @@ class _Planner:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
         run = override(protocols.start(self.grid.protocol, entry.method), {"settings": None, **about})
         cycle = own_images.cycle_for(settings.get("method.base", entry.method), settings)
-        choices = self.chosen_for(run, cycle=cycle)[1]
+        choices = self.chosen_for(run, cycle=cycle, batches="training.batch_size" not in settings)[1]
         return {name.replace("settings.", "method."): made.value for name, made in choices.items()}
 
     def run(self, entry: Entry, settings: Dotted) -> Run:
         """Return the run of a method with these settings on top of its protocol; raise a `UserError` if it has none."""
         start = protocols.start(self.grid.protocol, entry.method)
         run = override(start.replace(settings=start.settings or methods.find(entry.method).Config()), settings)
-        attacks_of(run.evaluation)
+        of_run(run)
         check_consent(self.asked_by, run.model.name)
         found = self.facts_of(run.data)
         resolved = resolve(run, found)

@@ -131,9 +131,9 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
 def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None:
     """Write the report of all evaluated cells, and why others are missing; None if there is none."""
     there, left = list[Path](), list[str]()
-    for cell, state, _, reason in outcomes:
+    for cell, state, commands, reason in outcomes:
         folder = RunFolder(cell.folder)
-        there += [folder.path] if folder.card().exists() else []
+        there += [folder.path] if folder.card().exists() and (state != "failed" or commands) else []
         if state != "done":
             ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
             seed = "" if state == "not applicable" else f", seed {cell.seed}"

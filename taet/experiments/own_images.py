@@ -57,10 +57,13 @@ def cycle_for(method: object, given: Mapping[str, object]) -> tuple[str, ...]:
     return CYCLE[2:] if methods.find(str(method)).own_attack else CYCLE
 
 
-def planned(run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CYCLE) -> tuple[Run, dict[str, Chosen]]:
+def planned(
+    run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CYCLE, batches: bool = True
+) -> tuple[Run, dict[str, Chosen]]:
     """Return `run` with the settings that depend on the images and a GPU; and these.
 
-    Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them.
+    Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them. `batches`
+    says whether their size is chosen.
     """
     accelerated = _on_gpu(run) if accelerated is None else accelerated and run.training.device != "cpu"
     parts = source(run.data).splits
@@ -73,7 +76,7 @@ def planned(run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CY
     choices = {
         **_size(median, largest, uniform, accelerated),
         "model.name": network(median, accelerated),
-        **length(run, len(kept["train"]), accelerated),
+        **length(run, len(kept["train"]), accelerated, batches),
         **({} if accelerated else attacked(run.data, kept["test"].class_counts.tolist())),
         "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
@@ -100,9 +103,9 @@ def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True)
         usual = start(begin.protocol, begin.method)  # a recipe may have a cycle of its own
         as_usual = all(attrgetter(name)(begin) == attrgetter(name)(usual) for name in CYCLE)
         cycle = cycle_for(given.get("settings.base", run.method), given) if as_usual else ()
-        training = begin.training.replace(device=run.training.device)
+        training = begin.training.replace(device=run.training.device, batch_size=run.training.batch_size)
         begin = begin.replace(data=run.data, threat=begin.threat.replace(eps=run.threat.eps), training=training)
-        planned_run, choices = planned(begin, cycle=cycle)
+        planned_run, choices = planned(begin, cycle=cycle, batches="training.batch_size" not in given)
         named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(planned_run, {**given, **named})
         return run, {name: one for name, one in choices.items() if name not in given}
@@ -149,11 +152,11 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
     return {"data.mirror": Chosen("yes", why) if dataset.mirror else Chosen("no", "traffic signs")}
 
 
-def length(run: Run, training: int, accelerated: bool) -> dict[str, Chosen]:
-    """Choose batch size and epochs by the number of training images; never more than the protocol's."""
+def length(run: Run, training: int, accelerated: bool, batches: bool = True) -> dict[str, Chosen]:
+    """Choose batch size, unless it is given, and epochs by the number of images; never more than the protocol's."""
     most = run.training
     sizes = [most.batch_size, *(size for size in BATCHES if size < most.batch_size)]
-    batch = next((size for size in sizes if training >= STEPS_PER_EPOCH * size), BATCHES[-1])
+    batch = next((size for size in sizes if not batches or training >= STEPS_PER_EPOCH * size), BATCHES[-1])
     steps = math.ceil(training / batch)
     epochs = most.epochs if accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), most.epochs)
     why = f"about {epochs * steps} steps; at most {most.epochs} epochs"

@@ -3,9 +3,6 @@
 Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions, CVPR 2025, arXiv:2503.01924.
 """
 
-import math
-from collections import Counter
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -99,15 +96,3 @@ def hierarchical_equalization(
     hdl = (weights * (means - bcl).square()).sum() / number
     rcel = (means / (means.sum() + TINY)).square().sum()
     return Loss(alpha * bcl + beta * hdl + gamma * rcel, {"bcl": bcl, "hdl": hdl, "rcel": rcel}, logits)
-
-
-def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> float:
-    """Return how many classes a full batch is expected to hold no image of, in an epoch that is shuffled.
-
-    sum_c binomial(N - n_c, B) / binomial(N, B), the hypergeometric chance of each class to be missed: class_counts n_c
-    (C,), N their sum, `batch_size` B from 0 to N. A loss that averages over all C classes of a batch, such as HARL's,
-    counts so many of them as 0.
-    """
-    total = sum(class_counts)
-    absent = sum(classes * math.comb(total - count, batch_size) for count, classes in Counter(class_counts).items())
-    return absent / math.comb(total, batch_size)

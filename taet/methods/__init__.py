@@ -20,8 +20,6 @@ def find(name: str) -> type[Method]:
     if len(found) != 1:
         raise UserError(f"{module.__file__}: got {len(found)} methods; allowed: one class that extends Method")
     cls, where = found[0], f"{module.__file__}: {found[0].__name__}"
-    if cls.loss is Method.loss:
-        raise UserError(f"{where}: got no method loss; allowed: loss(self, model, x, y, adversarial)")
     for name in ("title", "reference"):
         text = getattr(cls, name, None)
         if not isinstance(text, str) or not text or UNPRINTABLE.search(text):

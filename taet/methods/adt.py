@@ -15,7 +15,7 @@ from taet.attacks.ball import per_sample
 from taet.distributed import global_sum
 from taet.fields import Count, NonNegative, Positive
 from taet.losses.long_tail import cross_entropy, full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, published
+from taet.methods.base import Adversarial, Attack, Method, published
 
 TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
 
@@ -67,9 +67,6 @@ class AdversarialDistributionalTraining(Method):
         mean, rho = self._fit(model, x, y, attack).chunk(2)
         directions = torch.tanh(mean + attack.source.normal(x) * functional.softplus(rho))
         return Adversarial(moved(x, attack.eps, directions))
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        return self.label_loss(model, adversarial.x, y)
 
     def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
         """The mu of all images, then all rho, (2N, C, H, W): ascent on mean CE + lambda mean H of the global batch."""

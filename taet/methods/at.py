@@ -4,9 +4,7 @@ min_theta E max_{||delta||_inf <= eps} CE(f(x + delta), y).
 Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018, arXiv:1706.06083.
 """
 
-from torch import Tensor, nn
-
-from taet.methods.base import Adversarial, Loss, Method, published
+from taet.methods.base import Method, published
 
 
 class AdversarialTraining(Method):
@@ -26,6 +24,3 @@ class AdversarialTraining(Method):
         training={"epochs": 200, "weight_decay": 5e-4, "milestones": (0.5, 0.75)},
         model={"normalize": "data"},
     )
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        return self.label_loss(model, adversarial.x, y)

@@ -3,10 +3,8 @@
 Source: Yue et al., Revisiting Adversarial Training under Long-Tailed Distributions, CVPR 2024, arXiv:2403.10073.
 """
 
-from torch import Tensor, nn
-
 from taet.errors import UserError
-from taet.methods.base import Adversarial, Loss, Method, Task, published
+from taet.methods.base import Method, Task, published
 from taet.settings import Outer
 
 
@@ -37,6 +35,3 @@ class AdversarialTrainingBalancedSoftmax(Method):
             name = task.outer.name
             raise UserError(f"at-bsl: got the outer loss {name}; its loss is balanced softmax: use `at --outer {name}`")
         return task.outer.replace(name="balanced-softmax")
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        return self.label_loss(model, adversarial.x, y)

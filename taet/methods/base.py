@@ -259,8 +259,11 @@ class Method(nn.Module):
         return Adversarial(attack(model, x, y, cross_entropy if self.label_attack else natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        """The loss, on a model in train mode; pure, since weight perturbation calls it twice on one batch."""
-        raise NotImplementedError
+        """The loss, on a model in train mode; pure, since weight perturbation calls it twice on one batch.
+
+        By default that of AT, the mean outer loss of f(x').
+        """
+        return self.label_loss(model, adversarial.x, y)
 
     def label_loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         """The mean outer loss of f(x), all that many methods minimise."""

@@ -21,7 +21,7 @@ FACTORS = (0.98, 3.0)  # smallest and largest budget over eps (public code)
 def raised(multipliers: Tensor, gaps: Tensor, rate: float, limit: float) -> Tensor:
     """Multipliers (C,) moved by rate times the gaps, not below 0, and scaled to a sum of at most `limit`."""
     moved = (multipliers + rate * gaps).clamp(min=0)
-    return moved * (limit / moved.sum()).clamp(max=1)
+    return moved * (limit / moved.sum().clamp(min=limit or 1))
 
 
 class FairRobust(Method):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare
-from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
+from taet.losses.equalization import Absent, class_losses, hierarchical_equalization
 from taet.methods.base import Adversarial, Loss, Method, Step, Task, published, refuse_outer, refuse_smoothing
 
 
@@ -66,11 +66,10 @@ class Harl(Method):
         found = (tuned,) if published else ()
         if config.absent != "zero" or batch_size > sum(class_counts):
             return found
-        absent, classes = expected_absent_classes(class_counts, batch_size), len(class_counts)
-        if (exposure := self.task.exposure) != self.task.class_counts:  # drawn with replacement
-            absent = sum((1 - count / sum(exposure)) ** batch_size for count in exposure)
+        drawn, classes = self.task.exposure, len(class_counts)
+        absent = sum((1 - count / sum(drawn)) ** batch_size for count in drawn)  # if drawn with replacement
         counted = "and the loss counts them as 0, which weakens it (docs/protocols.md); --method.absent skip omits them"
-        missed = f"a batch of {batch_size} misses {absent:,.0f} of {classes:,} classes on average, {counted}"
+        missed = f"a batch of {batch_size} misses about {absent:,.0f} of {classes:,} classes, {counted}"
         return (*found, missed) if absent > classes / 2 else found
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from taet.attacks.noise import draw_noise
 from taet.fields import NonNegative
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.base import Adversarial, Attack, Method, Task
 
 
 class NoisyFgsm(Method):
@@ -42,6 +42,3 @@ class NoisyFgsm(Method):
         noise, reach = draw_noise(x, k * eps, "uniform", attack.source), eps * (k + 1)
         reach = min(reach, 1.0) if isinstance(reach, float) else reach  # no image in [0, 1] is farther away
         return Adversarial(attack(model, x, y, eps=reach, step_size=eps, steps=1, start="uniform", start_noise=noise))
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        return self.label_loss(model, adversarial.x, y)

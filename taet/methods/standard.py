@@ -4,9 +4,7 @@ min_theta E CE(f(x), y). With another outer loss it is the clean baseline of lon
 Source: Vapnik, Principles of Risk Minimization for Learning Theory, NeurIPS 1991.
 """
 
-from torch import Tensor, nn
-
-from taet.methods.base import Adversarial, Loss, Method, Task
+from taet.methods.base import Method, Task
 
 
 class Standard(Method):
@@ -19,6 +17,3 @@ class Standard(Method):
     @staticmethod
     def stage_at(config: Method.Config, task: Task, epoch: int) -> str:
         return "clean"
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        return self.label_loss(model, adversarial.x, y)

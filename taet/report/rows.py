@@ -248,7 +248,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
 
 def setting_words(name: str, value: object) -> str:
     """Return a setting in words; a radius or step as k/255."""
-    last = name.rpartition(".")[2]
+    last = "data seed" if name == "data.seed" else name.rpartition(".")[2]
     said = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
     return said if name in PLAIN else f"{last} {said}"
 

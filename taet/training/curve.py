@@ -62,7 +62,7 @@ class TrainingCurve:
         precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
         ascend = functools.partial(pgd, model, eps=eps, checked=True)
         usual, own = protocols.start(run.protocol, run.method), run.evaluation
-        step = protocols.steps_in(eps, own.eps_l2, own, eps, usual)["step_size"]
+        step = protocols.steps_in(eps, own.eps_l2, own, own.eps or eps, usual)["step_size"]
         # One step of the protocol's attack is a single-step method too, unless the method has its own.
         single = method.single_step or (run.threat.steps == 1 and not method.own_attack)
         names = ("clean", *(["fgsm"] if single else []), name)

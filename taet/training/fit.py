@@ -58,6 +58,7 @@ def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     """Take the steps of the epoch that are left."""
     run, loader, epoch, average = plan.run, plan.loader, state.epoch, state.average
     state.begin_epoch()
+    pause.count()
     with contextlib.closing(loader.epoch(epoch, state.step)) as batches:
         for batch in batches:
             for group in state.optimizer.param_groups:
@@ -99,6 +100,7 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
 def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint | None, seen: Seen | None) -> None:
     """Write the row of the epoch and go on to the next one."""
     moved = drift(plan, state)
+    pause.count()
     # Not where the curve is measured, because a run that is interrupted in between measures it again.
     if seen is not None:
         state.method.feedback(state.epoch, seen)
@@ -233,11 +235,8 @@ class Pauses:
         self.passes = [0, *itertools.accumulate(map(plan.passes, state.method.task.stages))]  # of an image, by epoch
 
     def __call__(self, *, training: bool = False) -> None:
-        """Pause after a batch, of training or of the curve; raise KeyboardInterrupt, with all saved, if asked to."""
-        now, state = time.monotonic(), self.state
-        state.seconds += now - self.mark
-        state.training_seconds += now - self.mark if training else 0.0
-        self.mark = now
+        """Pause after a batch of training, or before one of the curve; raise KeyboardInterrupt, all saved, if asked."""
+        now = self.count(training)
         look, stop, save = in_any(
             now - self.looked_at > LOOK_SECONDS,
             self.asked_to_stop.is_set(),
@@ -251,6 +250,14 @@ class Pauses:
             self.save()
         if stop:
             raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {again(self.folder)}")
+
+    def count(self, training: bool = False) -> float:
+        """Add the time since the last count to that of the epoch and, if so, of its training; return the time."""
+        now = time.monotonic()
+        self.state.seconds += now - self.mark
+        self.state.training_seconds += now - self.mark if training else 0.0
+        self.mark = now
+        return now
 
     def check_finite(self) -> None:
         if what := self.state.not_finite():

@@ -73,14 +73,16 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     (split / "train" / "ant" / "notes.txt").write_text("no image")
     fill(split / "train", 3)
     fill(split / "train" / "ant" / "more", 50)
+    fill(split / "train" / "ant" / "Masks", 70)
+    fill(split / "__MACOSX", 80)
     fill(split / "train" / "ant", 60, name="{:02d}_mask.png")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fill(elsewhere, 200, 2)
     (split / "train" / "ant" / "linked").symlink_to(elsewhere)
     dataset = load(str(split), group="none")
-    assert dataset.class_counts.tolist() == [5, 3]
-    notes = "1 images outside of the class folders are left out", "left out: 1 other file (1 .txt)"
-    assert {*notes, "1 images are masks of others by their names, e.g. '00_mask': remove them"} <= {*dataset.notes}
+    assert dataset.class_counts.tolist() == [4, 3]
+    assert {"1 images outside of the class folders are left out", "left out: 1 other file (1 .txt)"} <= {*dataset.notes}
+    assert any(note.startswith("2 masks of images are left out, e.g. ") for note in dataset.notes)
 
 
 def test_all_images_of_a_source_can_be_test_images(split):
@@ -135,6 +137,7 @@ def patients(tmp_path, fill):
     for number in range(5):
         fill(tmp_path / "mel" / f"patient {number}", 100 + 10 * number, 2)
     fill(tmp_path / "mel", 200, 10)
+    fill(tmp_path / "nv" / "patient 3" / "second visit", 240)
     return tmp_path
 
 
@@ -143,7 +146,7 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, refused):
     groups = [{*split.groups} for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set().union(*groups)) == 20 + 10
     assert (abs(dataset.test.class_counts - [4, 10]) <= 4).all()
-    assert "20 groups, each in one split; 10 images stand alone" in dataset.notes
+    assert "20 groups, such as 'patient 0', each in one split; 10 images stand alone" in dataset.notes
     assert dataset.notes[0].startswith("no test images are given: whole groups, ")
     assert load(f"folder:{patients}", validation=0.2).manifest() == dataset.manifest()
     assert load(f"folder:{patients}", group="none").train.groups is None
@@ -190,29 +193,32 @@ def test_a_table_names_images_and_labels_and_may_name_splits(images):
 
 
 def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
-    rows = [f"{i:02d};{i % 3 - 1 + 10 * (i == 9)};p{i // 2}" for i in range(10)]
-    dataset = load(table(images, rows, "Image_ID;dx;patient_id"), seed=3)
+    rows = [f"{i:02d};{i % 3 - 1 + 10 * (i == 9)};lesion {i};p{i // 2}" for i in range(10)]
+    dataset = load(table(images, rows, "Image_ID;dx;lesion_id;patient_id"), seed=3)
     assert dataset.class_names == ("-1", "0", "1", "9")
     assert "path by column 'Image_ID', label by column 'dx', group by column 'patient_id'" in dataset.notes
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
+    assert "columns that are not used: lesion_id" in dataset.notes
     groups = [{index // 2 for index in split.indices} for split in dataset.splits.values()]
     assert not groups[0] & groups[1]
-    name = table(images, rows, "Image_ID;dx;site")
+    name = table(images, rows, "Image_ID;dx;lesion;site")
     refused(name, r"unknown column for data group in .*'sites'.*did you mean 'site'", group="sites")
     assert load(name, group="site").train.groups is not None
 
 
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
     fill(images / "others", 0, 10)
-    rows = [f"/home/other/data/{i:02d}.png,{i % 2}" for i in range(10)]
+    rows = [f"/home/other/data/{i:02d}.png,{'aA'[i % 2]}" for i in range(10)]
     dataset = load(table(images, rows))
+    assert "classes whose names differ in upper and lower case only: A and a" in dataset.notes
     assert sorted(levels(dataset.train) + levels(dataset.test)) == list(range(10))
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
     fill(images / "others", 0, 1, size=(99, 99))
-    refused(table(images, rows), r"1 of 10 files are missing, first '/home/other/data/00.png'")
+    refused(table(images, rows), r"'/home/other/data/00.png' .* may be '.*00.png' or '.*00.png'; allowed: its path")
 
 
-def test_missing_files_are_counted_and_the_first_is_named(images, refused):
+def test_missing_files_are_counted_and_the_first_is_named(images, fill, refused):
+    fill(images / "masks", 0, 12)
     rows = [f"images/{i:02d}.png,{i % 2}" for i in range(12)]
     refused(table(images, rows), r"2 of 12 files are missing, first 'images/10.png' \('.*', line 12\); looked")
 

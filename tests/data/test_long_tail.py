@@ -1,6 +1,5 @@
 """Long-tailed counts and the choice of images: published numbers, and what holds for any numbers."""
 
-import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +19,6 @@ from taet.data.long_tail import (
     long_tail_indices,
 )
 from taet.errors import UserError
-from taet.losses.equalization import expected_absent_classes
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "long_tail.json").read_text())
 SUBSET = GOLDEN["lt_subset_indices"]
@@ -112,16 +110,6 @@ def test_smaller_choices_lie_within_larger_ones(data):
 def test_held_out_counts_round_and_leave_one():
     assert held_out_counts([5000, 645, 15, 14, 5, 2, 1, 0], 0.1) == [500, 65, 2, 1, 1, 1, 0, 0]
     assert held_out_counts([50], 0.29) == [15]  # 14.5 on paper, 14.499999999999998 in binary
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=3).filter(any), st.data())
-def test_expected_absent_classes_is_the_mean_over_all_batches(counts, data):
-    labels = [label for label, count in enumerate(counts) for _ in range(count)][:9]
-    counts = [labels.count(label) for label in range(len(counts))]
-    size = data.draw(st.integers(0, len(labels)))
-    batches = list(itertools.combinations(labels, size))
-    absent = sum(len(counts) - len(set(batch)) for batch in batches)
-    assert expected_absent_classes(counts, size) == pytest.approx(absent / len(batches))
 
 
 LABELS = np.repeat([0, 1, 2, 4], [100, 10, 2, 30])  # grouped by class, one of which has no images

@@ -74,6 +74,10 @@ def test_notes_on_training_images_are_only_on_the_card_of_a_model_that_saw_these
     same, other = (load("digits-lt", max_count=most, test_max_count=20) for most in (40, 30))
     found = [Subject.of(run, data).about["data"]["notes"] for data in (same, other)]
     assert [any("training set" in note for note in notes) for notes in found] == [True, False]
+    images, repeated = (same.train.images[:9], same.train.labels[:9]), "9 of 9 test images are also in train"
+    for names, expected in (("0123456789", [repeated]), ("abcdefghij", ["'a' is '0'", repeated])):
+        notes = Subject.of(run, *images, class_names=[*names]).about["data"]["notes"]
+        assert [note.removeprefix("classes are matched in their order: ") for note in notes] == expected
 
 
 def test_grey_images_get_the_channels_of_the_network() -> None:

@@ -74,6 +74,10 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
         ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
         ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
         ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl: "),
+        (
+            {"settings": {"evaluation.attacks": ["pgd-2:step=2/255"]}},
+            "got 2 steps of 2/255; allowed: steps that",
+        ),
         ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
         ({"data": ["digits-lt", "digit-lt"]}, r"file here: 'digit-lt'.*did you mean 'digits-lt'\?"),
         ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
@@ -162,6 +166,8 @@ def cell(small: dict[str, Any], template: Path, tmp_path: Path) -> Cell:
 def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
     folder = str(cell.folder)
     assert (cell.look().state, cell.look().commands) == ("done", ())
+    (cell.folder / "evaluation.json").write_text("{")
+    assert (cell.look().state, cell.look().commands) == ("failed", ())
     (cell.folder / "evaluation.json").unlink()
     assert cell.look()[1:3] == ("started", (["evaluate", folder],))
     (cell.folder / "done").unlink()

@@ -88,6 +88,8 @@ def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> Non
     steps = -(-training // batch)
     assert epochs in (FEWEST_EPOCHS, 100) or 2000 <= epochs * steps < 2000 + steps
     assert length(run, training, GPU)["training.epochs"].value == 100
+    given = length(override(run, {"training.batch_size": 256}), training, CPU, batches=False)
+    assert given["training.batch_size"].value == 256
 
 
 def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path) -> None:

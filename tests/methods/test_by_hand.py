@@ -121,9 +121,10 @@ def test_faal_weighs_means_of_classes_or_samples() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 100])
-def test_no_weight_or_budget_of_frl_reaches_zero_whatever_is_fed_back(classes: int) -> None:
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+def test_no_weight_or_budget_of_frl_reaches_zero_whatever_is_fed_back(classes: int, limit: float) -> None:
     draws, task = torch.Generator().manual_seed(classes), {"watched": range(10)}
-    method = built("frl", 9, tuple(range(classes + 1, 1, -1)), task=task, rate=5.0, margin_rate=5.0)
+    method = built("frl", 9, tuple(range(classes + 1, 1, -1)), task=task, rate=5.0, margin_rate=5.0, limit=limit)
     method.feedback(4, seen_of(torch.rand(classes), torch.zeros(classes)))
     assert not method.multipliers.any(), "the epoch after it is of the burn-in"
     assert method.scale == 40 / 4, "epochs 5, 6, 7 and 8 are followed by one that has the weights"

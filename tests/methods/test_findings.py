@@ -9,7 +9,6 @@ import torch
 from taet.attacks.objectives import generation_weighting
 from taet.data.long_tail import long_tail_counts
 from taet.losses import hierarchical_equalization, tail_margin
-from taet.losses.equalization import expected_absent_classes
 from tests.methods.conftest import COUNTS, make_attack
 
 PREDICTED = torch.tensor([40.0, 3, 9, 9, 1, 7, 1, 5, 3, 0])  # of a model that favours the head and never says nine
@@ -42,15 +41,6 @@ def test_the_official_tail_is_about_one_over_the_width_of_the_one_per_pair():
     official, pairs, paper = (tail_margin(features, labels, counts, form) for form in ("official", "per-pair", "paper"))
     assert (512 * official / pairs).item() == pytest.approx(1, abs=0.1)
     assert paper < 0 < official, "the text pushes tail features away from the others, the code draws them near"
-
-
-@pytest.mark.parametrize(
-    ("classes", "absent"), [(10, {10: 0.1, 20: 0.3, 50: 0.8, 100: 1.4}), (100, {10: 36, 20: 40, 50: 46, 100: 50})]
-)
-def test_batches_of_128_miss_classes_and_how_many(classes, absent):
-    for imbalance_ratio, expected in absent.items():
-        counts = long_tail_counts(classes, 50000 // classes, imbalance_ratio)
-        assert round(expected_absent_classes(counts, 128), 1 if classes == 10 else 0) == expected
 
 
 def test_harls_mean_shrinks_by_the_share_of_classes_present():
