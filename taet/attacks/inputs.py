@@ -105,12 +105,12 @@ class Answers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         output = self.model(x)
-        if self.asked:
-            return output
-        logits = check_output(output, x)
-        check_labels(int(self.labels.min()), int(self.labels.max()), logits.shape[1])
+        logits = output if self.asked else check_output(output, x)
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
+        if self.asked:
+            return output
+        check_labels(int(self.labels.min()), int(self.labels.max()), logits.shape[1])
         # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
         inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
         if bool(distributions(logits.detach()).all() & inside):

@@ -120,10 +120,9 @@ def opened(
     if is_folder(name):
         if weights is not None or normalize != "none":
             raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
-        record = RunFolder(Path(name)).record
-        _, height, width = record.data.image_shape
-        if wanted.size is not None or height == width:
-            wanted = wanted.replace(size=wanted.size or height)
+        _, height, width = RunFolder(Path(name)).record.data.image_shape
+        if wanted.size is None and height == width:
+            wanted = wanted.replace(size=height)
         return Path(name), read(wanted), ()
     dataset, file = read(wanted), None if weights is None else Path(weights)
     classes, shape = dataset.num_classes, dataset.image_shape

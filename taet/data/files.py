@@ -41,7 +41,8 @@ def of_rows(
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)
-    if variants := [one for one in names if [other.casefold() for other in names].count(one.casefold()) > 1]:
+    folded = Counter(map(str.casefold, names))
+    if variants := [one for one in names if folded[one.casefold()] > 1]:
         notes.append(f"classes whose names differ in upper and lower case only: {listed(variants, most=6)}")
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
@@ -53,9 +54,8 @@ def of_rows(
     if any(row.group for row in rows):  # a file without a group gets a number of its own
         groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(rows)])
         named = Counter(row.group for row in rows)
-        alone = f"; {named['']} images stand alone" if named[""] else ""
-        of = next(filter(None, named))
-        notes.insert(0, f"{len(named) - ('' in named)} groups, such as '{of}', each in one split{alone}")
+        kept = f"{len(named) - ('' in named)} groups, such as '{next(filter(None, named))}', each in one split"
+        notes.insert(0, f"{kept}; {named['']} images stand alone" if named[""] else kept)
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[row.label] for row in rows], np.int64)
     whole = Part(images, labels, names, np.arange(len(labels)), groups)

@@ -26,7 +26,7 @@ def full_precision(values: Tensor) -> Tensor:
 
 def positive_counts(class_counts: Tensor) -> Tensor:
     """Return class counts (C,), which may be expected numbers below 1, as floats; none counts as 1."""
-    counts = full_precision(class_counts)
+    counts = full_precision(torch.as_tensor(class_counts))
     return torch.where(counts > 0, counts, 1)
 
 
@@ -72,10 +72,11 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
 
 def counts_of(class_counts: Tensor, logits: Tensor) -> Tensor:
     """Return class counts in the type of logits; a `UserError` unless there is one for each logit."""
+    class_counts = torch.as_tensor(class_counts)
     if class_counts.shape != logits.shape[1:]:
         got = f"shape {tuple(class_counts.shape)} with logits {tuple(logits.shape)}"
         raise UserError(f"class counts: got {got}; allowed: ({logits.shape[-1]},), one per logit")
-    return class_counts.to(logits.dtype)
+    return class_counts.to(logits)
 
 
 def out_of_range(labels: Tensor, classes: int) -> UserError:
@@ -150,6 +151,8 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = 
         return (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny) ** gamma * loss
     if form == "sigmoid":
         check_labels(logits, labels)
+        if labels.device.type == "cpu" and ((labels < 0) | (labels >= logits.shape[1])).any():
+            raise out_of_range(labels, logits.shape[1])
         toward = torch.where(is_label(logits, labels), logits, -logits)
         return -((gamma * functional.logsigmoid(-toward)).exp() * functional.logsigmoid(toward)).sum(1)
     raise unknown("focal form", form, get_args(FocalForm))

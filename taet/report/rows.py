@@ -40,7 +40,7 @@ IMAGES = ("root", "storage", "imbalance_ratio", "default_imbalance_ratio", "prof
 IDLE = {"seed", "method", "training.distance_images"} | {f"data.{of}" for of in (*IMAGES, "test", "test_max_count")}
 """Values that change no weights, or only by the images of a training set, which cards of one table share."""
 PLAIN = ("outer.name", "model.name", "data.name", THREAT)  # whose value says what they are
-UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}  # of what other settings or the data name
+UNNAMED = {"weights", "code", EXTRA, "data.extra_source", "data.extra_trained_on"}  # what a row does not say
 
 
 @dataclass(frozen=True, eq=False)

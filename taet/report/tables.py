@@ -149,7 +149,7 @@ def differences(results: Results) -> Iterator[pd.DataFrame]:
                 ends += f", {plural(one.runs, 'pair')}" if fewer else ""
                 columns[Text(attack)][row] = Text(points(one.value), ends)
     if others:
-        yield table(f"Minus {best}", columns, others)
+        yield table(f"Difference from {best}", columns, others)
 
 
 def classes(results: Results) -> Iterator[pd.DataFrame]:

@@ -110,6 +110,8 @@ def test_every_function_works_in_any_mode(name: str) -> None:
     assert not expected.is_inference()
     with torch.no_grad():
         assert torch.equal(attack(model, images(), LABELS), expected)
+    with pytest.raises(UserError, match="no gradient reaches the image"):
+        attack(network(Layer(Tensor.detach)), images(), LABELS)
     with torch.inference_mode():
         found = attack(model, images(), LABELS)
         assert model(found).shape == (COUNT, CLASSES)

@@ -168,7 +168,7 @@ def test_seeds_are_means_and_differences_are_paired(make_card: MakeCard, tmp_pat
     assert {row[0][0]: row[-1] for row in rows} == {"taet": ["3"], "at": ["2 or 3"]}
     difference = taet.results(cards).difference("at", "taet", "autoattack")
     assert difference is not None
-    (_, (_, _, last)) = found.tables["Minus taet"]
+    (_, (_, _, last)) = found.tables["Difference from taet"]
     ends = f"{points(difference.low)} to {points(difference.high)}"
     assert last == [points(difference.value), ends + ("" if difference.decided else ", undecided") + ", 2 pairs"]
 
