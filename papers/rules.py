@@ -244,8 +244,11 @@ def _is_reversed(first: Cards, second: Cards, attack: str, limit: float) -> bool
     return bool(plain * balanced < 0 and (np.abs(weights @ means) > limit * np.sqrt(weights**2 @ errors**2)).all())
 
 
-def steady(at: Study, rows: Sequence[Row], most: float) -> Verdict:
-    """It fails if the mean total variation of the predicted classes between recorded epochs is above `most` in a row.
+STEADY, CHANCES = 0.05, 2  # most change of the shares of the predicted classes; balanced accuracy times C of "fails"
+
+
+def steady(at: Study, rows: Sequence[Row]) -> Verdict:
+    """It fails if the mean total variation of the predicted classes between recorded epochs is above 5 % in a row.
 
     Equal shares of the classes do not prove equal predictions, so it never holds.
     """
@@ -258,19 +261,19 @@ def steady(at: Study, rows: Sequence[Row], most: float) -> Verdict:
                 shares = counts / counts.sum(1, keepdims=True)
                 moved[seed] = float(np.abs(np.diff(shares, axis=0)).sum(1).mean() / 2)
         mean = np.mean([*moved.values()]) if moved else math.nan
-        parts.append("does not hold" if mean > most else "undecided" if moved else "not tested")
+        parts.append("does not hold" if mean > STEADY else "undecided" if moved else "not tested")
         values = ", ".join(f"{100 * of:.0f} % (seed {seed})" for seed, of in moved.items())
         said.append(f"{one.name} {values or 'missing'}")
     return Verdict(together(parts), (f"mean total variation: {'; '.join(said)}",))
 
 
-def fails(at: Study, rows: Sequence[Row], chances: float, *outside: str) -> Verdict:
-    """It holds if the interval of clean balanced accuracy is below `chances` / C in every row, and fails above."""
+def fails(at: Study, rows: Sequence[Row], *outside: str) -> Verdict:
+    """It holds if the interval of clean balanced accuracy is below 2 / C, twice chance, in every row; fails above."""
     parts, said = list[Word](), list[str]()
     for one in rows:
         found = {seed: card.summary("clean") for seed, card in at.cards(one).items()}
         for of in found.values():
-            (low, high), limit = of.balanced_interval, chances / len(of.total)
+            (low, high), limit = of.balanced_interval, CHANCES / len(of.total)
             parts.append("holds" if high < limit else "does not hold" if low > limit else "undecided")
         parts += [] if found else ["not tested"]
         values = ", ".join(f"{percent(of.balanced)} % (seed {seed})" for seed, of in found.items())

@@ -259,10 +259,7 @@ class Method(nn.Module):
         return Adversarial(attack(model, x, y, cross_entropy if self.label_attack else natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        """The loss, on a model in train mode; pure, since weight perturbation calls it twice on one batch.
-
-        By default that of AT, the mean outer loss of f(x').
-        """
+        """The loss on a model in train mode, by default AT's; pure: weight perturbation calls it twice on one batch."""
         return self.label_loss(model, adversarial.x, y)
 
     def label_loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
