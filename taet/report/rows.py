@@ -223,18 +223,18 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
     """Return the method of each row, with its settings that are neither the protocol's nor those of most rows."""
     off: dict[str, dict[str, tuple[tuple[str, str], str]]] = defaultdict(dict)
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    known, none = registry.entries("methods"), words(None)
+    known, as_usual = registry.entries("methods"), ""  # the word for a default, which no value has
     for key, (card, settings) in rows.items():
         usual = _of_protocol(card.protocol, card.method)
         for name, value in settings.items():
             group = (name, card.method if name.startswith("settings.") else "")
-            deviation = none if usual.get(name, ...) == value else words(value)
+            deviation = as_usual if usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
             # It is named against its default, whatever the others have.
             if group[1] in known or name.removeprefix("training.") in Training.retired:
-                found[group][none] += len(rows)
-    most = {group: max(of, key=lambda value: (of[value], value == none)) for group, of in found.items()}
+                found[group][as_usual] += len(rows)
+    most = {group: max(of, key=lambda value: (of[value], value == as_usual)) for group, of in found.items()}
     labels, seen = dict[str, str](), Counter[str]()
     for key, (card, settings) in rows.items():
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])

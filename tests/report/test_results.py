@@ -197,6 +197,7 @@ def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
     pairs = zip((trained("at", seed) for seed in (0, 1)), "ab", strict=True)
     cards = [one.changed(run={**one.run, "code": {"methods": digit * 64}}) for one, digit in pairs]
     assert sorted(names(*cards)) == ["at", "at #2"]
+    assert sorted(names(trained(), trained(training__augment="none"))) == ["at", "at (augment none)"]
 
 
 def test_images_of_a_curve_that_decides_nothing_are_no_setting_of_a_row(trained: MakeCard) -> None:
