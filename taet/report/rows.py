@@ -234,7 +234,8 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             # It is named against its default, whatever the others have.
             if group[1] in known or name.removeprefix("training.") in Training.retired:
                 found[group][as_usual] += len(rows)
-    most = {group: max(of, key=lambda value: (of[value], value == as_usual)) for group, of in found.items()}
+    first = as_usual, words(None)  # of equally frequent ones
+    most = {group: max(of, key=lambda value: (of[value], value in first)) for group, of in found.items()}
     labels, seen = dict[str, str](), Counter[str]()
     for key, (card, settings) in rows.items():
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])
