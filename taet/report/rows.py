@@ -228,14 +228,13 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
         usual = _of_protocol(card.protocol, card.method)
         for name, value in settings.items():
             group = (name, card.method if name.startswith("settings.") else "")
-            deviation = as_usual if usual.get(name, ...) == value else words(value)
+            deviation = as_usual if value is None or usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
             # It is named against its default, whatever the others have.
             if group[1] in known or name.removeprefix("training.") in Training.retired:
                 found[group][as_usual] += len(rows)
-    first = as_usual, words(None)  # of equally frequent ones
-    most = {group: max(of, key=lambda value: (of[value], value in first)) for group, of in found.items()}
+    most = {group: max(of, key=lambda value: (of[value], value == as_usual)) for group, of in found.items()}
     labels, seen = dict[str, str](), Counter[str]()
     for key, (card, settings) in rows.items():
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])
