@@ -220,19 +220,23 @@ def run(words: list[str]) -> None:
             return
         asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
     with together(asked.training.device), trusted(options.trust_model):
-        if options.resume is not None:
-            with progress(f"resume {options.resume}") as report:
-                finished = resume(options.resume, progress=report)
-        else:
-            with progress("read") as report, reporting_to(report):
-                run, chosen = on_first(request.planned)
+        try:
+            if options.resume is not None:
+                with progress(f"resume {options.resume}") as report:
+                    finished = resume(options.resume, progress=report)
+            else:
+                with progress("read") as report, reporting_to(report):
+                    run, chosen = on_first(request.planned)
 
-            def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
-                say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
+                def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
+                    say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
 
-            with progress(run.method) as report:
-                command = call_text(["train", *words])
-                finished = train(run, out=options.out, progress=report, command=command, announce=announce)
+                with progress(run.method) as report:
+                    command = call_text(["train", *words])
+                    finished = train(run, out=options.out, progress=report, command=command, announce=announce)
+        except KeyboardInterrupt as error:  # the command that it names keeps the choice about the attacks
+            kept = {"--evaluate", "--no-evaluate"} & {*words}
+            raise KeyboardInterrupt(*(" ".join([str(told), *kept]) for told in error.args)) from None
         print(finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
         if is_own(asked.data.name) if options.evaluate is None else options.evaluate:

@@ -198,9 +198,8 @@ def _masks(folder: Path, images: Sequence[Path]) -> set[Path]:
     """Return which images in `folder` are masks of others: in a subfolder of masks, or by their names."""
     known = {file.with_suffix("") for file in images}
     inside = {file for file in images if any(map(MASKS.fullmatch, file.relative_to(folder).parts[:-1]))}
-    return inside | {
-        file for file in images if MASK.search(file.stem) and file.with_name(MASK.sub("", file.stem)) in known
-    }
+    named = (file for file in images if MASK.search(file.stem))
+    return inside | {file for file in named if file.with_name(MASK.sub("", file.stem)) in known}
 
 
 def _folders(path: Path) -> list[Path]:
