@@ -113,8 +113,7 @@ def frozen(model: object, bn_mode: BNMode = "eval") -> Iterator[None]:
     """Put `model` in eval mode with parameters that need no gradient, and restore both afterwards.
 
     With `bn_mode="train"` only batch normalisation is in training mode: each forward pass uses the statistics of its
-    batch and updates the running ones; not that of a model that is `still`, i.e. keeps its statistics. A function that
-    is not a Module is not changed.
+    batch and updates the running ones, unless the model is `still`. A function that is not a Module is not changed.
     """
     batch = bn_mode == "train" and not getattr(model, "still", False)
     modules, parameters = ([*model.modules()], [*model.parameters()]) if isinstance(model, nn.Module) else ([], [])

@@ -85,6 +85,10 @@ class Split(Part):
         """Checksum of the images and labels: see `images_sha256`."""
         return images_sha256(self.images, self.labels)
 
+    @cached_property
+    def fingerprints(self) -> NDArray[np.uint64]:
+        return fingerprints(self.images)
+
     def channel_statistics(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel, in image units [0, 1]; the deviation is at least 1/255.
 

@@ -81,7 +81,7 @@ def read_extra(data: Data, dataset: Dataset) -> Split:
             raise UserError(f"got {got}; allowed: {wanted}, as the training images")
         test = dataset.whole_test or dataset.test
         for name, split in (("test", test), ("validation", dataset.validation)):
-            same = np.isin(fingerprints(pixels), [] if split is None else fingerprints(split.images))
+            same = np.isin(fingerprints(pixels), [] if split is None else split.fingerprints)
             if same.any():
                 raise UserError(f"{same.sum()} of {len(pixels)} images are {name} images, e.g. number {same.argmax()}")
         return Split(pixels, part.labels, names, part.indices)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from taet import registry
-from taet.data.dataset import DataFacts, Dataset, DataSource, OfTraining, Part, Split, fingerprints, images_sha256
+from taet.data.dataset import DataFacts, Dataset, DataSource, OfTraining, Part, Split, images_sha256
 from taet.data.downloads import Download, Missing, ready
 from taet.data.files import DIVIDED
 from taet.data.images import PILLOW, Files, resized
@@ -166,9 +166,9 @@ def load_all(data: Data) -> Dataset:
 
 def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:
     """Return a note on how many images of one split are also in another, with an example, if there are any."""
-    hashes, notes = {part: fingerprints(split.images) for part, split in made.items()}, []
+    notes = list[str]()
     for other, part in combinations(made, 2):
-        same = np.isin(hashes[part], hashes[other]) & (chosen[part] is not chosen[other])
+        same = np.isin(made[part].fingerprints, made[other].fingerprints) & (chosen[part] is not chosen[other])
         if len(found := np.flatnonzero(same)):
             rows, images = chosen[part].rows, chosen[part].images
             number = int(found[0] if rows is None else rows[found[0]])

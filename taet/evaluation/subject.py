@@ -25,6 +25,7 @@ from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import plain
+from taet.evaluation.rules import REPEATED
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored
 from taet.fields import StoredCount, check_value
 from taet.files import Json, file_sha256
@@ -120,7 +121,7 @@ class Subject:
             if class_names is not None and not {*class_names} & {*names}:
                 notes.append(f"classes are matched in their order: '{class_names[0]}' is '{names[0]}'")
             repeated = int(np.isin(fingerprints(images), np.frombuffer(trained_on, np.uint64)).sum())
-            if repeated and not any("also in train" in note for note in notes):
+            if repeated and not any(map(REPEATED.search, notes)):
                 notes.append(f"{repeated} of {len(images)} test images are also in train")
             sha256 = images_sha256(images, labels)
             data = {**data, "notes": notes, "imbalance_ratio": record.data.imbalance_ratio}

@@ -62,8 +62,7 @@ def planned(
 ) -> tuple[Run, dict[str, Chosen]]:
     """Return `run` with the settings that depend on the images and a GPU; and these.
 
-    Without a GPU it has few attack steps and a learning rate of one cycle, as far as `cycle` names them. `batches`
-    says whether their size is chosen.
+    Without a GPU: few attack steps and one cycle, as far as `cycle` names them. `batches`: choose their size.
     """
     accelerated = _on_gpu(run) if accelerated is None else accelerated and run.training.device != "cpu"
     parts = source(run.data).splits

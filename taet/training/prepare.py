@@ -14,7 +14,6 @@ from taet import models
 from taet.attacks.ball import frozen
 from taet.attacks.counted import training_arithmetic
 from taet.data import DataFacts, Dataset, Split, load
-from taet.data.dataset import fingerprints
 from taet.data.extra import read_extra
 from taet.data.loader import Loader
 from taet.distributed import copy_first, gather, in_turn, on_first, rank, world_size
@@ -245,7 +244,7 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
             "resized": dataset.resized,
             "arrays": plan.arrays,
             "splits": dataset.manifest(),
-            "fingerprints": fingerprints(dataset.train.images).tobytes().hex(),
+            "fingerprints": dataset.train.fingerprints.tobytes().hex(),
             "extra": extra,
         },
         "model_given": plan.model_given,

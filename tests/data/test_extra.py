@@ -96,7 +96,8 @@ def test_without_a_fraction_there_is_no_mixture_and_one_that_leaves_nothing_is_r
     with pytest.raises(UserError, match=r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"):
         mixture(data(extra="csv:x"), COUNTS, 10)
     for fraction, left in ((0.05, "extra"), (1 - 1e-12, "real")):
-        with pytest.raises(UserError, match=rf"data extra fraction: got .* of 10, which leaves no {left} im"):
+        told = rf"data extra fraction: got .* batch size of 10, which leaves no {left} im"
+        with pytest.raises(UserError, match=told):
             mixture(data(extra_fraction=fraction), COUNTS, 10)
 
 

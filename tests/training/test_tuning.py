@@ -27,8 +27,9 @@ def tuned(tiny: Callable[..., Run], result: TrainingResult) -> Run:
     return tiny("at", {**TUNED, **weights, "training.precision": "float32"})
 
 
-def test_only_the_part_is_trained(tuned: Run, tmp_path: Path, steps_seen: list[Any]) -> None:
-    train(override(tuned, {"threat.bn_mode": "train"}), out=tmp_path / "run")  # the statistics are kept all the same
+@pytest.mark.parametrize("mode", ["eval", "train"])  # in which the statistics are kept all the same
+def test_only_the_part_is_trained(mode: str, tuned: Run, tmp_path: Path, steps_seen: list[Any]) -> None:
+    train(override(tuned, {"threat.bn_mode": mode}), out=tmp_path / "run")
     states = [weights for weights, *_ in steps_seen]
     moved = {name for name in states[0] if not torch.equal(states[0][name], states[-1][name])}
     parts = {name for name in states[0] if name.startswith("body.") and name.endswith((".0.a", ".0.b"))}
