@@ -85,8 +85,8 @@ def unless_one_ends(remedy: str = "") -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """Exit at once, after a sum that another process did not answer: to free its tensors while Python shuts down
-    aborts the process (pytorch/pytorch#179291), and to wait for them may never end.
+    """Exit at once: where a thread of a process group frees a tensor while Python shuts down, the process aborts
+    (pytorch/pytorch#179291), and to wait for a sum that another process did not answer may never end.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the reader may be gone

@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = _dispatch(words)
         sys.stdout.flush()  # here, where a closed pipe or a full disk is still handled
-        return status
     except BaseException as error:
         if argv is None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # when ending: a second Ctrl-C would only add a traceback
@@ -67,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 line += str(error) or f"{saved} with: {shlex.join(['taet', *words])}"
             if line:
                 print(f"taet: {printable(' '.join(line.split()))}", file=sys.stderr)
-        return status
+    if argv is None and "RANK" in os.environ:  # one of the processes of torchrun
+        from taet.distributed import leave
+
+        leave(status)
+    return status
 
 
 def _set_up_process() -> None:

@@ -1,6 +1,5 @@
 """What a command shows while it works, and that of processes which share its work only one speaks."""
 
-import atexit
 import contextlib
 import math
 import os
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from taet.cli import ended_by
-from taet.distributed import claim, joined, leave, rank, started_together
+from taet.distributed import claim, joined, rank, started_together
 from taet.errors import Done
 from taet.formatting import clock
 from taet.progress import Progress as Report
@@ -85,9 +84,7 @@ def reported_once() -> Iterator[None]:
             raise
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        status = ended_by(error)[0]
-        atexit.register(leave, status)  # registered last, so called first
         if claim("final message"):
             raise
         time.sleep(REPORTING_SECONDS)
-        raise Done(status) from None
+        raise Done(ended_by(error)[0]) from None
