@@ -286,13 +286,15 @@ def measured(name: str) -> str:
         values = []
         for column in ("clean", "pgd-20", "autoattack"):
             found = [card.summary(column).balanced for card in of if column in {c.name for c in card.columns}]
-            values.append(f"{100 * sum(found) / len(found):.1f}" if found else "")
+            fewer = f" ({len(found)})" if len(found) < len(of) else ""
+            values.append(f"{100 * sum(found) / len(found):.1f}{fewer}" if found else "")
         lines.append((row, heading, str(len(of)), *values))
     if not lines:
         return "No result card yet."
     heads = ("row", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
     return table(heads, lines) + (
-        "\n\nBalanced accuracy in per cent. [Results](../../results/README.md) has intervals, tails and commands."
+        "\n\nBalanced accuracy in per cent (of so many runs, if not all). [Results](../../results/README.md) has "
+        "intervals, tails and commands."
     )
 
 

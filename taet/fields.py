@@ -325,10 +325,10 @@ def check_radius(what: str, value: float, norm: str) -> None:
 def read_text(text: str, hint: Any) -> Any:
     """Return what a user wrote for a field as the field's type; a text that has none stays, and its check refuses it.
 
-    `none` becomes None if the type allows it and has no choice of that name.
+    `None` becomes None if the type allows it; so does `none`, unless it is a choice.
     """
     kinds = [kind for kind, _ in leaves(hint)]
-    if text in ("none", "None") and types.NoneType in kinds and Literal["none"] not in kinds:
+    if types.NoneType in kinds and (text == "None" or (text == "none" and Literal["none"] not in kinds)):
         return None
     if text in ("true", "false") and bool in kinds:
         return text == "true"

@@ -133,6 +133,7 @@ EXAMPLE = (ROOT / "examples" / "add_a_method.py").read_text(encoding="utf-8")
     ("before", "after", "message"),
     [
         ("class Config(Method.Config)", "class Config", "got a Config that is no Settings"),
+        ("def loss(", "def lose(", "got no method loss; allowed: one or more of"),
         ("] = 0.25", "]", "power without a default"),
         (
             "class PredictionBalanced",

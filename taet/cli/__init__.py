@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 line += str(error) or f"{saved} with: {shlex.join(['taet', *words])}"
             if line:
                 print(f"taet: {printable(' '.join(line.split()))}", file=sys.stderr)
-    if argv is None and "RANK" in os.environ:  # one of the processes of torchrun
+    if argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of the processes of torchrun
         from taet.distributed import leave
 
         leave(status)

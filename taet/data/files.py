@@ -11,7 +11,7 @@ import numpy as np
 
 from taet.data.dataset import PARTS, DataSource, Part, check_names
 from taet.data.downloads import locate
-from taet.data.images import SUFFIXES, Files, files_below, is_image, left_out, survey
+from taet.data.images import MASKS, SUFFIXES, Files, files_below, is_image, left_out, masks_of, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
 from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
@@ -24,8 +24,6 @@ NAMES = {
     "csv": "csv:PATH, a table of path,label[,split,group]",
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
-MASK = re.compile(r"[ _-](mask|segmentation)s?(_\d+)?$", re.IGNORECASE)  # after an image's name, as in BUSI and ISIC
-MASKS = re.compile(r"(mask|segmentation|annotation|ground.?truth)s?", re.IGNORECASE)  # a folder beside that of images
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
 TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
@@ -54,7 +52,7 @@ def of_rows(
     if any(row.group for row in rows):  # a file without a group gets a number of its own
         groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(rows)])
         named = Counter(row.group for row in rows)
-        kept = f"{len(named) - ('' in named)} groups, such as '{next(filter(None, named))}', each in one split"
+        kept = f"{len(named) - ('' in named)} groups, each in one split"
         notes.insert(0, f"{kept}; {named['']} images stand alone" if named[""] else kept)
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[row.label] for row in rows], np.int64)
@@ -93,7 +91,7 @@ def read(data: Data) -> DataSource:
     """Return the images of folder:PATH or csv:PATH.
 
     Of a folder, classes are the names of the class folders in alphabetical order, and images may lie in subfolders of
-    them; at the first level where every class has two or more subfolders, the images of one, across classes, are a
+    them; at the first level where a class has two or more subfolders, the images of one, across classes, are a
     group. ISIC 2019 has tables of its own: see `_isic`. Of a table: see `taet.data.tables`.
     """
     path, order = locate(data), list[str]()
@@ -134,7 +132,7 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     for depth in range(1, 2 + max(row.group.count("/") for row in rows)):  # a patient's eyes or visits stay together
         rows = [row._replace(group="/".join(row.group.split("/")[:depth])) for row in every]
         per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
-        if min(per_class.values()) > 1:
+        if max(per_class.values()) > 1:
             break
     if len(per_class) == 1 and rows[0].group:
         hint = "" if folders else f"; did you mean '{path / rows[0].label}'?"
@@ -147,6 +145,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         notes.append(f"subfolders are not kept together as groups, e.g. patients: {wrong[0]}{way}")
     if group == "none" or (wrong and group is None):
         rows = [row._replace(group="") for row in rows]
+    elif splits:
+        notes.append(f"a group is a subfolder of a class folder, at level {depth} below it")
     return rows, notes
 
 
@@ -182,24 +182,16 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     for child in classes:
         every += (files := files_below(child))
         images = [file for file in files if is_image(file)]
-        drawn = _masks(child, images)
+        drawn = masks_of(child, images)
         images, masks = [file for file in images if file not in drawn], masks | drawn
         if not images:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     if masks:
-        notes.append(f"{len(masks)} masks of images are left out, e.g. '{min(masks)}'")
+        notes.append(f"{len(masks)} masks of images are left out, e.g. '{min(masks).name}'")
     if outside := sum(map(is_image, folder.iterdir())):
         notes.append(f"{outside} images outside of the class folders are left out")
     return rows, notes + left_out(every)
-
-
-def _masks(folder: Path, images: Sequence[Path]) -> set[Path]:
-    """Return which images in `folder` are masks of others: in a subfolder of masks, or by their names."""
-    known = {file.with_suffix("") for file in images}
-    inside = {file for file in images if any(map(MASKS.fullmatch, file.relative_to(folder).parts[:-1]))}
-    named = (file for file in images if MASK.search(file.stem))
-    return inside | {file for file in named if file.with_name(MASK.sub("", file.stem)) in known}
 
 
 def _folders(path: Path) -> list[Path]:

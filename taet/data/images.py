@@ -1,6 +1,7 @@
 """Image files: listing, headers, decoding and resizing."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from taet.statistics import Ints
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted file formats, whatever the file's suffix: some of Pillow's other readers, such as EPS, start programs."""
+MASK = re.compile(r"(?<=.)[ _-](mask|segmentation)s?(_\d+)?$", re.IGNORECASE)  # after a name, as in BUSI and ISIC
+MASKS = re.compile(r"(mask|segmentation|annotation|ground.?truth)s?", re.IGNORECASE)  # a folder beside that of images
 GREY = ("1", "L", "LA", "La")  # Pillow's modes of greyscale images; those of more than 8 bits begin with I
 AHEAD = 32  # most images that threads decode in advance
 PILLOW = f"Pillow {PIL.__version__}"  # it determines the pixels of decoded and resized images
@@ -34,6 +37,14 @@ class ImageFile(Protocol):
 
     def open(self, mode: str, /) -> IO[bytes]:
         """Open it for reading."""
+
+
+def masks_of(folder: Path, images: Sequence[Path]) -> set[Path]:
+    """Return which images in `folder` are masks of others: in a subfolder of masks, or by their names."""
+    known = {file.with_suffix("") for file in images}
+    inside = {file for file in images if any(map(MASKS.fullmatch, file.relative_to(folder).parts[:-1]))}
+    named = (file for file in images if MASK.search(file.stem))
+    return inside | {file for file in named if file.with_name(MASK.sub("", file.stem)) in known}
 
 
 def is_image(file: Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taet.data.images import ImageFile, files_below, is_image
+from taet.data.images import ImageFile, files_below, is_image, masks_of
 from taet.data.storage import reading
 from taet.errors import UserError, cut, unknown
 from taet.formatting import listed
@@ -27,7 +27,8 @@ COLUMNS = {
     "split": ("split",),
     "group": ("group", "patient_id", "patientid", "patient", "subject_id", "lesion_id"),
 }
-"""Usual names of columns, in upper or lower case; the first that exists is used: a patient may have several lesions."""
+"""Usual names of columns, in upper or lower case; the first that exists is used, of groups the first that is not empty
+in a row: a patient may have several lesions."""
 NUMBER = re.compile(r"-?\d{1,18}")  # a numeric label; longer numbers are names
 
 
@@ -52,9 +53,10 @@ def _delimiter(text: str) -> str:
     return max(",;\t", key=text.partition("\n")[0].count)
 
 
-def _columns(names: Sequence[str]) -> dict[str, str]:
+def _columns(names: Sequence[str]) -> dict[str, list[str]]:
     lower = {name.lower(): name for name in reversed(names)}
-    return {what: next((lower[one] for one in usual if one in lower), "") for what, usual in COLUMNS.items()}
+    found = {what: [lower[one] for one in usual if one in lower] for what, usual in COLUMNS.items()}
+    return {what: of if what == "group" else of[:1] for what, of in found.items()}
 
 
 def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -93,15 +95,17 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
     names = list(table[0][1]) if table else []
     columns = _columns(names)
     if group is not None:
-        columns["group"] = "" if group == "none" else group
-        if columns["group"] not in ("", *names):
+        columns["group"] = [] if group == "none" else [group]
+        if not {*columns["group"]} <= {*names}:
             raise unknown(f"column for data group in '{path}':", group, names)
     if missing := [what for what in ("path", "label") if not columns[what]]:
         has = cut(", ".join(f"'{name}'" for name in names)) or "no rows"
         usual = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in missing)
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
+    whole = (i for i, name in enumerate(columns["group"], 1) if all(cells[name] for _, cells in table))
+    columns["group"] = columns["group"][: next(whole, None)]
     for place, cells in table:
-        file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
+        file, label, split, own = (next((cells[name] for name in of if cells[name]), "") for of in columns.values())
         if not (file and label):
             raise UserError(f"{place}: got {cut(file, 40)!a} and {cut(label, 40)!a}; allowed: a path and a label")
         if split and split.lower() not in SPLITS:
@@ -110,8 +114,9 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         before = first.setdefault(row.file, row)
         if before[1:4] != row[1:4]:
             raise UserError(f"'{row.file}' has two labels, splits or groups, in {before.place} and in {row.place}")
-    used = ", ".join(f"{what} by column '{name}'" for what, name in columns.items() if name.lower() not in ("", what))
-    unused = listed([name for name in names if name not in columns.values()], most=10)
+    taken = [(what, name) for what, of in columns.items() for name in of]
+    used = ", ".join(f"{what} by column '{name}'" for what, name in taken if name.lower() != what)
+    unused = listed([name for name in names if name not in {name for _, name in taken}], most=10)
     rows, notes = placed([*first.values()], folder)
     return rows, [*filter(None, (used, unused and f"columns that are not used: {unused}")), *notes]
 
@@ -124,21 +129,23 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     """
     paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
     lost = {path for path in paths if not path.is_file()}
-    right = {path.parent for path in paths if path not in lost}
-    for file in filter(is_image, files_below(folder) if lost else []):
-        for name in {file.name, file.stem}:
+    right = {path.parent for path in paths if path not in lost} - {folder}  # which a bare name does not name
+    images = [file for file in files_below(folder) if is_image(file)] if lost else []
+    masks = masks_of(folder, images)
+    for file in images:
+        for name in {file.name, file.stem} if file not in masks else ():
             named[name].append(file)
     asked = {path.name: named[path.name] for path in lost if path.name in named and path.parent not in right}
     copies = {name: {file.read_bytes() for file in files[1:] and files} for name, files in asked.items()}
     clear = {name: files[0] for name, files in asked.items() if len(copies[name]) < 2}
     found = [path if path not in lost else None if path.parent in right else clear.get(path.name) for path in paths]
     if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
-        if several := asked.get(Path(str(missing[0].file)).name):
-            either = f"'{several[0]}' or '{several[-1]}'"
-            raise UserError(f"'{missing[0].file}' ({missing[0].place}) may be {either}; allowed: its path in the table")
+        if len(several := asked.get(Path(str(missing[0].file)).name, [])) > 1:
+            either = f"'{several[0]}' or '{several[-1]}'; allowed: its path in the table, or --data.root, its folder"
+            raise UserError(f"'{missing[0].file}' ({missing[0].place}) may be {either}")
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
-            f"for in '{folder}' and by name, of one image, below it; --data.root names another folder"
+            f"for in '{folder}' and, of a folder without any of its files, by name below it; --data.root names another"
         )
     made = [row._replace(file=file) for row, file in zip(rows, found, strict=True) if file is not None]
     return made, [f"images are found by their names below '{folder}'"] if lost else []

@@ -77,6 +77,8 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     for file in FILES:
         if file != DONE and (run_dir / file).exists():
             write_atomically(out / file, read_bytes(run_dir / file, most=MOST_BYTES))
+    shown = record.model_copy(update={"data": record.data.model_copy(update={"fingerprints": ""})})
+    RunFolder(out).create(shown)  # without the hashes of the training images, which say who is among them
     RunFolder(out).finish()
     write_atomically(out / "README.md", model_card(record, card, licence, name).encode())
     facts = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,13 @@ class Subject:
             images, labels, names = fitted(given[0], record.data.image_shape), given[1], record.data.class_names
             labels = labels if class_names is None else by_name(labels, class_names, names)
             notes, trained_on = [*data.get("notes", ())], bytes.fromhex(record.data.fingerprints)
-            if class_names is not None and not {*class_names} & {*names}:
+            if class_names is not None and not {*normal(class_names)} & {*normal(names)}:
                 notes.append(f"classes are matched in their order: '{class_names[0]}' is '{names[0]}'")
-            repeated = int(np.isin(fingerprints(images), np.frombuffer(trained_on, np.uint64)).sum())
+            if not trained_on:
+                notes.append("this run does not say which images it was trained on: test images may be among them")
+            floats = images.dtype != np.uint8
+            pixels = np.rint(255 * images).astype(np.uint8).transpose(0, 2, 3, 1) if floats else images
+            repeated = int(np.isin(fingerprints(pixels), np.frombuffer(trained_on, np.uint64)).sum())
             if repeated and not any(map(REPEATED.search, notes)):
                 notes.append(f"{repeated} of {len(images)} test images are also in train")
             sha256 = images_sha256(images, labels)
@@ -268,7 +272,7 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     If no name is known and those of one side are just the numbers 0, 1, ..., labels are not changed; otherwise an
     unknown name raises a `UserError`.
     """
-    ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))
+    ours, theirs = normal(names), normal(known)
     strange = [name for name in ours if name not in theirs]
     if len(strange) == len(ours) and any(side == [str(label) for label in range(len(side))] for side in (ours, theirs)):
         return labels
@@ -276,3 +280,8 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
         raise unknown("class of the test images", strange[0], known)
     check_labels(int(labels.min()), int(labels.max()), len(names))
     return np.array([theirs.index(name) for name in ours], np.int64)[labels]
+
+
+def normal(names: Iterable[str]) -> list[str]:
+    """Return names in Unicode normal form: macOS takes letters and their accents apart."""
+    return [unicodedata.normalize("NFC", name) for name in names]

@@ -10,11 +10,13 @@ from taet.methods.base import Attack, Method, Task
 from taet.settings import from_json
 
 __all__ = ["Attack", "Method", "Task", "build", "find"]
+DECISIVE = ("loss", "perturb", "outer_loss", "head", "stage_at")  # a method without its own of these is AT
 
 
 def find(name: str) -> type[Method]:
     """Return the class of the method called `name`: the one `Method` that its file defines, which must be whole."""
-    module = registry.find("methods", name).load()
+    entry = registry.find("methods", name)
+    module = entry.load()
     classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
     found = [c for c in classes if issubclass(c, Method)]
     if len(found) != 1:
@@ -24,6 +26,8 @@ def find(name: str) -> type[Method]:
         text = getattr(cls, name, None)
         if not isinstance(text, str) or not text or UNPRINTABLE.search(text):
             raise UserError(f"{where}: got no {name}; allowed: a text that can be printed, {name} = '...'")
+    if entry.path and cls.__bases__ == (Method,) and not {*vars(cls)} & {*DECISIVE}:
+        raise UserError(f"{where}: got no method loss; allowed: one or more of {', '.join(DECISIVE)}")
     if not (isinstance(cls.Config, type) and issubclass(cls.Config, Settings)):
         raise UserError(f"{where}: got a Config that is no Settings; allowed: class Config(Method.Config)")
     for name, field in cls.Config.model_fields.items():

@@ -66,8 +66,10 @@ class Harl(Method):
         found = (tuned,) if published else ()
         if config.absent != "zero" or batch_size > sum(class_counts):
             return found
-        drawn, classes = self.task.exposure, len(class_counts)
-        absent = sum((1 - count / sum(drawn)) ** batch_size for count in drawn)  # if drawn with replacement
+        drawn, classes, total = self.task.exposure, len(class_counts), sum(class_counts)
+        absent = sum((1 - count / sum(drawn)) ** batch_size for count in drawn)
+        if drawn == self.task.class_counts:  # without replacement
+            absent = sum(math.comb(total - n, batch_size) for n in class_counts) / math.comb(total, batch_size)
         counted = "and the loss counts them as 0, which weakens it (docs/protocols.md); --method.absent skip omits them"
         missed = f"a batch of {batch_size} misses about {absent:,.0f} of {classes:,} classes, {counted}"
         return (*found, missed) if absent > classes / 2 else found

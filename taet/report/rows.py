@@ -40,7 +40,7 @@ IMAGES = ("root", "storage", "imbalance_ratio", "default_imbalance_ratio", "prof
 IDLE = {"seed", "method", "training.distance_images"} | {f"data.{of}" for of in (*IMAGES, "test", "test_max_count")}
 """Values that change no weights, or only by the images of a training set, which cards of one table share."""
 PLAIN = ("outer.name", "model.name", "data.name", THREAT)  # whose value says what they are
-UNNAMED = {"weights", "code", EXTRA, "data.extra_source", "data.extra_trained_on"}  # what a row does not say
+UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}  # what a row does not say
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +228,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
         usual = _of_protocol(card.protocol, card.method)
         for name, value in settings.items():
             group = (name, card.method if name.startswith("settings.") else "")
-            deviation = as_usual if value is None or usual.get(name, ...) == value else words(value)
+            deviation = as_usual if usual.get(name) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
             # It is named against its default, whatever the others have.
@@ -248,6 +248,8 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
 
 def setting_words(name: str, value: object) -> str:
     """Return a setting in words; a radius or step as k/255."""
+    if name == "code":
+        return "other code"
     last = "data seed" if name == "data.seed" else name.rpartition(".")[2]
     said = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
     return said if name in PLAIN else f"{last} {said}"

@@ -98,7 +98,7 @@ class DataRecord(Record):
     arrays: bool
     splits: dict[str, SplitRecord]
     fingerprints: str = ""
-    """The hash of every training image, 16 hexadecimal digits each."""
+    """The hash of every training image but the extra ones, 16 hexadecimal digits each."""
     extra: Json | None = None
     """Extra images: how they were made, in the user's words, and mixed in; their hash and that of the test images."""
 

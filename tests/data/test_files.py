@@ -141,15 +141,18 @@ def patients(tmp_path, fill):
     return tmp_path
 
 
-def test_subfolders_of_class_folders_stay_in_one_split(patients, refused):
+def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     dataset = load(f"folder:{patients}", validation=0.2)
     groups = [{*split.groups} for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set().union(*groups)) == 20 + 10
     assert (abs(dataset.test.class_counts - [4, 10]) <= 4).all()
-    assert "20 groups, such as 'patient 0', each in one split; 10 images stand alone" in dataset.notes
+    assert "20 groups, each in one split; 10 images stand alone" in dataset.notes
     assert dataset.notes[0].startswith("no test images are given: whole groups, ")
     assert load(f"folder:{patients}", validation=0.2).manifest() == dataset.manifest()
     assert load(f"folder:{patients}", group="none").train.groups is None
+    for visit in ("first visit", "second visit"):  # of the only patient of a class
+        fill(patients / "other" / "patient 0" / visit, 250, 2)
+    assert any("class 'other' has only one" in note for note in load(f"folder:{patients}").notes)
     for number, name in ((1, "train"), (2, "test")):
         (patients / "nv" / f"patient {number}").rename(patients / "nv" / name)
     refused(patients, "has its splits inside the class folders")
@@ -193,14 +196,16 @@ def test_a_table_names_images_and_labels_and_may_name_splits(images):
 
 
 def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
-    rows = [f"{i:02d};{i % 3 - 1 + 10 * (i == 9)};lesion {i};p{i // 2}" for i in range(10)]
+    rows = [f"{i:02d};{i % 3 - 1 + 10 * (i == 9)};lesion {i // 2};p{i // 2}" for i in range(10)]
     dataset = load(table(images, rows, "Image_ID;dx;lesion_id;patient_id"), seed=3)
     assert dataset.class_names == ("-1", "0", "1", "9")
     assert "path by column 'Image_ID', label by column 'dx', group by column 'patient_id'" in dataset.notes
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
     assert "columns that are not used: lesion_id" in dataset.notes
-    groups = [{index // 2 for index in split.indices} for split in dataset.splits.values()]
-    assert not groups[0] & groups[1]
+    partly = [row if i > 5 else row.rpartition("p")[0] for i, row in enumerate(rows)]  # then by lesions
+    for made in (dataset, load(table(images, partly, "Image_ID;dx;lesion_id;patient_id"))):
+        groups = [{index // 2 for index in split.indices} for split in made.splits.values()]
+        assert not groups[0] & groups[1]
     name = table(images, rows, "Image_ID;dx;lesion;site")
     refused(name, r"unknown column for data group in .*'sites'.*did you mean 'site'", group="sites")
     assert load(name, group="site").train.groups is not None
@@ -221,6 +226,10 @@ def test_missing_files_are_counted_and_the_first_is_named(images, fill, refused)
     fill(images / "masks", 0, 12)
     rows = [f"images/{i:02d}.png,{i % 2}" for i in range(12)]
     refused(table(images, rows), r"2 of 12 files are missing, first 'images/10.png' \('.*', line 12\); looked")
+    refused(table(images, [f"lost/{row}" for row in rows]), r"2 of 12 files are missing")
+    (images / "10.png").write_bytes((images / "images" / "00.png").read_bytes())
+    bare = [row.removeprefix("images/") for row in rows[:11]]  # one beside the table, the others below it
+    assert len(load(table(images, bare)).test) == 2
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.models.hub import CONFIG, FILES, local
 from taet.models.weights import read
+from taet.training.folder import RunFolder
 from taet.training.runs import load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -76,8 +77,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, published: Path) -> None:
     assert {path.name for path in published.iterdir()} == {*FILES, CONFIG, "README.md"}
-    for name in ("run.json", "metrics.jsonl", "model.safetensors", "evaluation.json"):
+    for name in ("metrics.jsonl", "model.safetensors", "evaluation.json"):
         assert (published / name).read_bytes() == (run / name).read_bytes()
+    told, own = (RunFolder(place).record.model_dump() for place in (published, run))
+    assert len(own["data"]["fingerprints"]) == 16 * len(own["data"]["splits"]["train"]["indices"])
+    own["data"]["fingerprints"] = ""
+    assert told == own
     facts = json.loads((published / CONFIG).read_text())
     assert facts["class_names"] == ["red", "green", "blue"]
     assert facts["model"] == {"name": "resnet8", "image_shape": [3, 16, 16]}

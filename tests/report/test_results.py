@@ -196,7 +196,7 @@ def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: 
 def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
     pairs = zip((trained("at", seed) for seed in (0, 1)), "ab", strict=True)
     cards = [one.changed(run={**one.run, "code": {"methods": digit * 64}}) for one, digit in pairs]
-    assert sorted(names(*cards)) == ["at", "at #2"]
+    assert sorted(names(*cards)) == ["at", "at (other code)"]
     assert sorted(names(trained(), trained(training__augment="none"))) == ["at", "at (augment none)"]
 
 
