@@ -293,8 +293,8 @@ def measured(name: str) -> str:
         return "No result card yet."
     heads = ("row", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
     return table(heads, lines) + (
-        "\n\nBalanced accuracy in per cent (of so many runs, if not all). [Results](../../results/README.md) has "
-        "intervals, tails and commands."
+        "\n\nBalanced accuracy in per cent; in brackets the number of runs, where some lack the attack. "
+        "[Results](../../results/README.md) has intervals, tails and commands."
     )
 
 

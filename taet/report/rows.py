@@ -228,7 +228,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
         usual = _of_protocol(card.protocol, card.method)
         for name, value in settings.items():
             group = (name, card.method if name.startswith("settings.") else "")
-            deviation = as_usual if usual.get(name) == value else words(value)
+            deviation = as_usual if value is None or usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
             # It is named against its default, whatever the others have.
