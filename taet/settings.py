@@ -136,7 +136,7 @@ class Threat(Settings):
     """Start noise: 0.001 N(0, 1), U(-eps, eps), U(0, eps) (public code of RoBal), or none."""
     bn_mode: Literal["eval", "train"] = "eval"
     """Mode of batch normalisation during the attack."""
-    weighting: Literal["none", "rw", "rws", "enr", "brw", "rbl"] = "none"
+    weighting: Literal["none", "rw", "rws", "enr", "brw"] = "none"
     """Class weights in the attack's objective (REAT, table 2). With sign steps in eval mode only brw has an effect."""
 
     @model_validator(mode="after")

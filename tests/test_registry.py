@@ -95,7 +95,7 @@ def test_a_run_knows_the_code_of_its_method(plugins: Path, capsys: pytest.Captur
     assert main(["train", "--resume", str(plugins / "run")]) == 2
     assert "the plug-in of the method is not the file that" in capsys.readouterr().err
     assert main(words) == 2
-    assert "holds a run with other settings, data or code; choose another --out" in capsys.readouterr().err
+    assert "holds a run; choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.full

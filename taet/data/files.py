@@ -121,6 +121,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     folders = _split_folders(path)
     if not folders and len(tables := labelled_tables(path)) == 1:
         rows, notes = labelled(tables[0], path, group)
+        without = len({*filter(is_image, files_below(path))} - {row.file for row in rows})
+        notes += [f"{without} images without a row in it are left out"] if without else []
         return rows, [f"labels are those of '{tables[0].name}'", *notes]
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")

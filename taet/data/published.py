@@ -1,6 +1,5 @@
-"""Published sets, from their official files: digits, CIFAR, Fashion-MNIST, MedMNIST, Tiny-ImageNet and GTSRB."""
+"""Published sets, from their official files: digits, CIFAR, MedMNIST, Tiny-ImageNet and GTSRB."""
 
-import gzip
 import tomllib
 import warnings
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from taet.data.arrays import of_set, read_npz
 from taet.data.dataset import PARTS, Arrays, DataSource, Part, to_source
@@ -28,8 +27,6 @@ NAMES = {
     "cifar100": "CIFAR-100, 100 balanced classes of 32x32 colour pixels; official files or cifar100.npz",
     "cifar100-lt": "CIFAR-100, 32x32 colour pixels, made long-tailed; official files or cifar100.npz",
     "cifar100-balanced-small": "CIFAR-100, balanced, with as many images as cifar100-lt: REAT's upper bound",
-    "fashion-mnist": "Fashion-MNIST, 10 balanced classes of clothes, 28x28 grey pixels; official files",
-    "fashion-mnist-lt": "Fashion-MNIST, clothes, 28x28 grey pixels, made long-tailed; official files",
     "bloodmnist": "MedMNIST: blood cells under the microscope, 8 classes, colour; bloodmnist.npz",
     "breastmnist": "MedMNIST: breast ultrasound, malignant or not, grey; breastmnist.npz",
     "dermamnist": "MedMNIST: skin lesions (HAM10000), 7 classes, naturally long-tailed, colour; dermamnist.npz",
@@ -92,7 +89,7 @@ def read(data: Data) -> DataSource:
     """Return the whole set with its own splits; other content raises a `UserError`.
 
     Of MedMNIST the file of `data.size` pixels is read if it is there, else that of 28 pixels. Sources: Krizhevsky, 2009
-    (CIFAR); Xiao et al., 2017, arXiv:1708.07747 (Fashion-MNIST); Yang et al., MedMNIST v2, Scientific Data 2023,
+    (CIFAR); Yang et al., MedMNIST v2, Scientific Data 2023,
     arXiv:2110.14795, without ChestMNIST, which is multi-label. Others: see their functions.
     """
     name, wanted = _set_name(data.name), downloads(data)
@@ -109,11 +106,7 @@ def read(data: Data) -> DataSource:
             source, side = _gtsrb(data, about, paths), data.size or side
             images[0] = GTSRB_ONLINE if path.name == "Training" else images[0]
         else:
-            if name == "fashion-mnist":
-                keys = ("train_images", "train_labels", "test_images", "test_labels")
-                arrays: Arrays = dict(zip(keys, map(_read_idx, paths), strict=True))
-            else:
-                arrays = _pickles(path, about.title) if path.is_dir() else read_npz(path, of_set, data.storage)
+            arrays: Arrays = _pickles(path, about.title) if path.is_dir() else read_npz(path, of_set, data.storage)
             if about.md5:
                 side = int(path.stem.partition("_")[2] or side)
                 missing = "" if path.name == wanted[0].file else f"; {wanted[0].file} is not there"
@@ -157,18 +150,6 @@ def _pickles(place: Path, title: str) -> Arrays:
     except RuntimeError as error:
         raise UserError("a file is missing or damaged; unpack the archive again") from error
     return arrays
-
-
-def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """Return the array in an IDX file of bytes, compressed or not.
-
-    Format: 0, 0, 8 (unsigned byte), the number of dimensions, each dimension as a big-endian int32, then the bytes in
-    C order. Source: LeCun, Cortes and Burges, The MNIST database, 1998.
-    """
-    with reading(path, "an IDX file of bytes, whole"):
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        begin = 4 + 4 * content[3]
-        return np.frombuffer(content, np.uint8, offset=begin).reshape(np.frombuffer(content[4:begin], ">i4"))
 
 
 def _tiny_imagenet(data: Data, folder: Path) -> DataSource:

@@ -115,7 +115,7 @@ def _read(part: Part, data: Data) -> Split:
     return Split(read_images(part, data), part.labels, part.class_names, part.indices, part.groups)
 
 
-def load(name: str | Data, **settings: Any) -> Dataset:
+def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
     """Return a data set: `load(Data(...))`, or `load(name_or_path, **fields of Data)`.
 
     The name is one of `taet list data`, {folder,csv,npz,hf}:PATH, or a bare path. Sets named -lt are cut to a
@@ -124,12 +124,13 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     held out after the cut and before `class_counts` are taken, whole groups at a time; a source's own validation split
     is kept instead. The same `seed` always chooses the same images. Mistakes in settings or files raise a `UserError`.
     """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     given = name.model_dump() if isinstance(name, Data) else {"name": name}
-    data, _ = _named(from_json(Data, {**given, **settings}))
+    data, entry = _named(from_json(Data, {**given, **settings}))
     found = source(data)
     chosen, notes = select(found.splits, data)
     made = {part: _read(of, data) for part, of in chosen.items()}
-    if is_own(data.name):
+    if is_own(data.name) or entry.path:
         notes += _repeats(chosen, made)
         if (most := int(made["train"].images.max())) < 64:
             dark = f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?"

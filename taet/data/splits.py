@@ -55,12 +55,15 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
     if ratio is None:
         own_ratio = train.class_counts.max() / train.class_counts.min()
         cut = f"not cut to a long tail: the source's imbalance ratio is {own_ratio:.4g}"
+        cut += f"; at most {data.max_count} images of a class are taken" if data.max_count else ""
     else:
         counts = long_tail.balanced_small_counts if spread else long_tail.long_tail_counts
         largest = _largest(train, "training set", ratio, profile, data.max_count)
         train_counts = counts(len(names), largest, ratio, profile)
         how = f"spread evenly, {sum(train_counts)} images as in" if spread else "cut to"
         cut = f"training set {how} the {profile} profile, imbalance ratio {ratio:g}, seed {data.seed}"
+        if ":" in data.name:  # their classes may have had another order of size
+            cut += f"; '{names[0]}' is its largest class, '{names[-1]}' its smallest"
         if 0 in train_counts:
             empty, allowed = names[train_counts.index(0)], f"allowed: up to {max(train_counts)}"
             raise UserError(f"class '{empty}' would get no training image: imbalance ratio {ratio:g}; {allowed}")

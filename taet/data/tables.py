@@ -80,8 +80,9 @@ def labelled_tables(folder: Path) -> list[Path]:
         if path.is_file() and not path.name.startswith("."):
             with path.open("rb") as file:
                 header = file.readline(1 << 16).decode("utf-8-sig", "replace")
-            columns = _columns([name.strip(' "\r\n') for name in header.split(_delimiter(header))])
-            found += [path] if columns["path"] and columns["label"] else []
+            names = [name.strip(' "\r\n') for name in header.split(_delimiter(header))]
+            columns, predicted = _columns(names), "probability" in names  # by `taet predict`: no labels
+            found += [path] if columns["path"] and columns["label"] and not predicted else []
     return found
 
 

@@ -114,7 +114,7 @@ SENTENCES = {
     "not-probed": "The probe was turned off, so the model was not tested for problems that mislead attacks, such as "
     "masked gradients; evaluate again without --no-probe",
     "probe-small": "The probe used only {probed} of {images} images, so it may miss masked gradients; add a longer "
-    "attack, such as quick, or take larger batches",
+    "attack, such as quick",
     # Of `taet check --deep` only
     "dummy-classes": "The model returns {facts.logits} logits for {facts.classes} classes, {why}: PGD-20 on all logits "
     "leaves {raw} % of {facts.images} images correct, on the margin of the largest logit of each class {merged} %; "

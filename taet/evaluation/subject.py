@@ -29,6 +29,7 @@ from taet.evaluation.rules import REPEATED
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored
 from taet.fields import StoredCount, check_value
 from taet.files import Json, file_sha256
+from taet.formatting import listed
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.settings import Evaluation, Threat
@@ -117,18 +118,13 @@ class Subject:
             run, network, record = load_model(folder.path, weights, model=model)
             images, labels, names = fitted(given[0], record.data.image_shape), given[1], record.data.class_names
             labels = labels if class_names is None else by_name(labels, class_names, names)
-            notes, trained_on = [*data.get("notes", ())], bytes.fromhex(record.data.fingerprints)
-            if class_names is not None and not {*normal(class_names)} & {*normal(names)}:
-                notes.append(f"classes are matched in their order: '{class_names[0]}' is '{names[0]}'")
-            if not trained_on:
-                notes.append("this run does not say which images it was trained on: test images may be among them")
-            floats = images.dtype != np.uint8
-            pixels = np.rint(255 * images).astype(np.uint8).transpose(0, 2, 3, 1) if floats else images
-            repeated = int(np.isin(fingerprints(pixels), np.frombuffer(trained_on, np.uint64)).sum())
-            if repeated and not any(map(REPEATED.search, notes)):
-                notes.append(f"{repeated} of {len(images)} test images are also in train")
             sha256 = images_sha256(images, labels)
-            data = {**data, "notes": notes, "imbalance_ratio": record.data.imbalance_ratio}
+            data = {"notes": [], **data, "imbalance_ratio": record.data.imbalance_ratio}
+            if class_names is not None and not {*normal(class_names)} & {*normal(names)}:
+                pairs = [f"{one} is '{other}'" for one, other in zip(class_names, names, strict=True)]
+                data["notes"].append(f"labels are numbers of the run's classes: {listed(pairs, most=10)}")
+        if given is not None or record.data.arrays:
+            data["notes"] += repeats(images, record.data.fingerprints, data["notes"])
         if (extra := record.data.extra) is not None:
             about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
             data["extra"] = {**about, "compared": sha256 in (record.data.test.sha256, extra.get("test_sha256"))}
@@ -269,12 +265,11 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     """Return labels (N,), indices into `names`, as indices of the same names in `known`, in Unicode normal form.
 
-    If no name is known and those of one side are just the numbers 0, 1, ..., labels are not changed; otherwise an
-    unknown name raises a `UserError`.
+    An unknown name raises a `UserError`, but labels whose names are just the numbers of the known ones are not changed.
     """
     ours, theirs = normal(names), normal(known)
     strange = [name for name in ours if name not in theirs]
-    if len(strange) == len(ours) and any(side == [str(label) for label in range(len(side))] for side in (ours, theirs)):
+    if len(strange) == len(ours) and ours == [str(label) for label in range(len(theirs))]:
         return labels
     if strange:
         raise unknown("class of the test images", strange[0], known)
@@ -285,3 +280,15 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
 def normal(names: Iterable[str]) -> list[str]:
     """Return names in Unicode normal form: macOS takes letters and their accents apart."""
     return [unicodedata.normalize("NFC", name) for name in names]
+
+
+def repeats(images: TestImages, trained_on: str, notes: Sequence[str]) -> list[str]:
+    """Return a note on how many images a run was trained on, by its fingerprints, unless there is one already."""
+    if not trained_on:
+        return ["this run does not say which images it was trained on: test images may be among them"]
+    pixels = images
+    if images.dtype != np.uint8:
+        pixels = np.rint(255 * images).astype(np.uint8).transpose(0, 2, 3, 1)
+    found = int(np.isin(fingerprints(pixels), np.frombuffer(bytes.fromhex(trained_on), np.uint64)).sum())
+    told = any(map(REPEATED.search, notes))
+    return [f"{found} of {len(images)} test images are also in train"] if found and not told else []

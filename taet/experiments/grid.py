@@ -92,7 +92,7 @@ class Variant(Settings):
 
 
 class Entry(Settings):
-    """A method of the comparison and the name of its row; in a file a table, or the method's name alone."""
+    """A method of the comparison and the name of its run folders; in a file a table, or the method's name alone."""
 
     label: ClassVar[str] = "methods"
     name: RowName

@@ -39,10 +39,10 @@ class Adversarial(NamedTuple):
 class Attack:
     """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
 
-    The attack maximises `objective` (logits, labels) -> (N,). Options are those of `taet.attacks.pgd`: `observe`
-    receives the logits of every iterate before its update. A method that must differ from the protocol names how (eps,
-    step_size, steps, start) and declares it in `Method.deviations`; its eps and step size are then final, so it builds
-    them from `attack.eps` and `attack.step_size`. A method that draws numbers draws them from `attack.source`.
+    The attack maximises `objective` (logits, labels) -> (N,). Options are those of `taet.attacks.pgd`, but for norm and
+    restarts: `observe` receives the logits of every iterate before its update. A method that must differ from the
+    protocol names how (eps, step_size, steps, start) and declares it in `Method.deviations`; its eps and step size are
+    then final, so it builds them from `attack.eps` and `attack.step_size`. Random draws are from `attack.source`.
     """
 
     threat: Threat
@@ -59,11 +59,9 @@ class Attack:
     ) -> Tensor:
         threat = self.threat
         used: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps}
-        used |= {"start": threat.start, "norm": "linf", "restarts": 1, "bn_mode": threat.bn_mode, **options}
+        used |= {"start": threat.start, "bn_mode": threat.bn_mode, **options}
         if "start_noise" not in used:
-            how = used["eps"], used["start"], self.source, used["norm"]
-            noise = [draw_noise(x, *how) for _ in range(used["restarts"])]
-            used["start_noise"] = noise[0] if len(noise) == 1 else torch.stack(noise)
+            used["start_noise"] = draw_noise(x, used["eps"], used["start"], self.source)
 
         def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
             values = objective(logits if self.prior is None else logits + self.prior.log(), labels)
@@ -131,11 +129,10 @@ class Seen:
     """What a point of the curve measured on all validation images, by class: the argument of `Method.feedback`.
 
     Sums in float64 over the images of a class, on the method's device and over all processes, of the model as it would
-    be deployed, clean (f(x)) and under the curve's attack (f(x')). Any split other than validation is refused: no
-    method learns from test images.
+    be deployed, clean (f(x)) and under the curve's attack (f(x')). Runs whose curve is on test images are refused
+    before they begin (`taet.training.resolve`).
     """
 
-    split: str
     images: Tensor
     """Images of each class, (C,)."""
     clean: Tensor
@@ -146,10 +143,6 @@ class Seen:
     """Sums of CE(f(x), y), (C,)."""
     divergence: Tensor
     """Sums of KL(f(x) || f(x')), (C,)."""
-
-    def __post_init__(self) -> None:
-        if self.split != "validation":
-            raise ValueError(f"feedback: got images of the {self.split} split; allowed: validation")
 
     def rates(self, sums: Tensor) -> Tensor:
         """Return sums (C,) as means over a class's images; a class without images has the mean of the others."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from taet.attacks.ball import frozen
+from taet.attacks.ball import choose, frozen
 from taet.attacks.noise import draw_noise
 from taet.distributed import average_gradients, global_mean
 from taet.fields import Count, NonNegative, Positive, Rule
@@ -236,6 +236,6 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
         with torch.no_grad(), frozen(model, "train"):
             loss = cross_entropy(model(x_adv), y)
         larger = loss >= best_loss
-        best = torch.where(larger.view(-1, *[1] * (x.ndim - 1)), x_adv, best)
+        best = choose(larger, x_adv, best)
         best_loss = torch.where(larger, loss, best_loss)
     return best

@@ -64,8 +64,9 @@ def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:
                 block.mlp = BesideMLP(mlp, linear[0], int(size)).to(linear[0].weight)
                 places.append((block, "mlp"))
     if size and not places:
+        other = " or lora:N" if kind != "lora" and low_rank_places(model) else ""
         layers = "attention and no convolutions of 1x1 or 3x3" if kind == "lora" else "transformer blocks"
-        raise UserError(f"model tune: got {tune}; the network has no {layers}; allowed: head, bias, all")
+        raise UserError(f"model tune: got {tune}; the network has no {layers}; allowed: head, bias, all{other}")
 
 
 def low_rank_places(model: nn.Module) -> list[tuple[nn.Module, str]]:

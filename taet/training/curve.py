@@ -96,7 +96,7 @@ class TrainingCurve:
         if not method.needs_feedback:
             return point, None
         images = torch.from_numpy(split.class_counts).to(device).double()
-        return point, Seen(self.name, images, *correct[[0, -1]].double(), *global_sum(sums).unbind(1))
+        return point, Seen(images, *correct[[0, -1]].double(), *global_sum(sums).unbind(1))
 
 
 def first_loss(pgd: Sequence[float], fgsm: Sequence[float], chance: float = 0.0) -> int | None:

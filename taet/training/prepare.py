@@ -96,11 +96,12 @@ def prepare(
     pretrained weights is not read again.
     """
     arrays, device = dataset is not None, resolve_device(run.training.device)
+    if run.training.batch_size < world_size():
+        got = f"got {run.training.batch_size} for {world_size()} processes"
+        raise UserError(f"batch size: {got}; allowed: {world_size()} or more, an image for each")
     with reporting_to(progress if rank() == 0 else None):
         loaded = dataset if dataset is not None else in_turn(lambda: load(run.data))
-        settle = functools.partial(
-            resolve, run, DataFacts.of(loaded.splits, loaded.image_shape), processes=world_size()
-        )
+        settle = functools.partial(resolve, run, DataFacts.of(loaded.splits, loaded.image_shape))
         resolved, extra = settle(), None
         if resolved.mixture is not None:
             extra = in_turn(lambda: read_extra(resolved.run.data, loaded))
@@ -224,22 +225,16 @@ def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:
     run, method, dataset, weights = plan.run, state.method, plan.dataset, plan.run.model.weights
     tuned = [f"tuned: {run.training.tuned} trials"] if run.training.tuned else []
     extra, mixed = _describe_extra(plan)
-    stages = method.task.stages
-    changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]
-    told = plan.resolved.split == "test" or plan.hashes.get("validation") == plan.hashes["test"]
-    leak = told and (run.training.selection != "last" or method.needs_feedback)
     values = {
         "schema": SCHEMA,
         "run": run.model_dump(),
         "method_title": method.title,
         "reference": method.reference,
         "deviations": (*method.deviations, *tuned, *mixed),
-        "stages": [{"stage": stages[epoch], "from_epoch": epoch + 1} for epoch in changes],
-        "selection": {"rule": run.training.selection, "split": plan.resolved.split, "leak": leak},
+        "selection": {"rule": run.training.selection, "split": plan.resolved.split},
         "data": {
             **dataset.about(),
             "class_names": dataset.class_names,
-            "num_classes": dataset.num_classes,
             "image_shape": dataset.image_shape,
             "resized": dataset.resized,
             "arrays": plan.arrays,

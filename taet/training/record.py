@@ -90,7 +90,6 @@ class DataRecord(Record):
 
     name: str = ""
     class_names: tuple[str, ...]
-    num_classes: Annotated[int, Field(ge=0, le=2**20)]
     image_shape: tuple[Side, Side, Side]
     resized: bool
     imbalance_ratio: float | None = None
@@ -106,8 +105,6 @@ class DataRecord(Record):
     def _agrees(self) -> Self:
         if missing := {"train", "test"} - self.splits.keys():
             raise UserError(f"data splits: the field '{min(missing)}' is missing")
-        if (names := len(self.class_names)) != self.num_classes:
-            raise UserError(f"data class_names: got {names}; allowed: {self.num_classes}, one per class")
         return self
 
     @property
@@ -126,11 +123,10 @@ class DataRecord(Record):
 
 
 class SelectionRecord(Record):
-    """How the delivered epoch was chosen; `leak`: by the accuracy on test images."""
+    """How the delivered epoch was chosen, and the split of the curve."""
 
     rule: str
     split: str = ""
-    leak: bool = False
 
 
 class RunRecord(Record):
@@ -145,7 +141,6 @@ class RunRecord(Record):
     method_title: str
     reference: str | None = None
     deviations: tuple[str, ...]
-    stages: tuple[Json, ...] = ()
     selection: SelectionRecord
     data: DataRecord
     model_given: bool

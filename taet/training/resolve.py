@@ -48,9 +48,7 @@ def milestone_epochs(run: Run) -> tuple[int, ...]:
     return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
 
 
-def resolve(
-    run: Run, facts: DataFacts | None, *, processes: int = 1, extra_counts: Sequence[int] | None = None
-) -> Resolved:
+def resolve(run: Run, facts: DataFacts | None, *, extra_counts: Sequence[int] | None = None) -> Resolved:
     """Check a request; a request that cannot be trained raises a UserError.
 
     Without `facts` everything except the data is checked. `extra_counts`: the number of extra images of each class,
@@ -58,9 +56,6 @@ def resolve(
     """
     training, known = run.training, facts or STAND_IN
     split = _curve_split(run, facts)
-    if training.batch_size < processes:
-        got = f"got {training.batch_size} for {processes} processes"
-        raise UserError(f"batch size: {got}; allowed: {processes} or more, an image for each")
     mixed = mixture(run.data, known.class_counts, training.batch_size, extra_counts)
     if mixed is not None and training.sampling != "shuffled":
         got = f"got sampling {training.sampling}; allowed: shuffled, whose class prior is known"

@@ -9,7 +9,8 @@ from typing import TypeAlias
 from torch import nn
 
 from taet import models
-from taet.data import Dataset, load
+from taet.data import Dataset, full_name, is_own, load
+from taet.data.downloads import locate
 from taet.distributed import joined, on_first
 from taet.errors import UserError
 from taet.files import Json
@@ -22,7 +23,7 @@ from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, again, fit
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.prepare import TrainingPlan, describe, prepare
-from taet.training.record import Epoch, RunRecord, code_of, retired_settings, run_hash
+from taet.training.record import Epoch, RunRecord, code_of, retired_settings
 from taet.training.state import State
 
 Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
@@ -68,18 +69,21 @@ def train(
 ) -> TrainingResult:
     """Train `run` from the start in the new folder `out`, and return the result.
 
-    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is stored
-    in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint, on a CPU with bit-identical
-    results. All processes of torchrun must make this call and share every batch; only the first one writes.
+    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset`, as it is, replace those of the run. `command` is
+    stored in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint, on a CPU with
+    bit-identical results. All processes of torchrun must make this call and share every batch; only the first writes.
     """
     if not isinstance(run, Run):
         raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
+    images = locate(run.data.replace(name=full_name(run.data.name)))
+    if dataset is None and is_own(run.data.name) and folder.path.resolve().is_relative_to(images.resolve()):
+        raise UserError(f"{folder.path} is in the folder of the images; choose another --out")
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
-        on_first(lambda: _check_free(folder, plan))
+        on_first(lambda: _check_free(folder))
         with owned(folder):
-            on_first(lambda: _check_free(folder, plan))  # another process may have been faster
+            on_first(lambda: _check_free(folder))  # another process may have been faster
             on_first(lambda: folder.create(describe(plan, state, command)))
             pauses = Pauses(plan, state, folder, progress)
             pauses.save()  # the initial weights are on disk before they change
@@ -133,19 +137,13 @@ def owned(folder: RunFolder | None) -> Iterator[None]:
         yield
 
 
-def _check_free(folder: RunFolder, plan: TrainingPlan) -> None:
+def _check_free(folder: RunFolder) -> None:
     if not folder.is_taken:
         return
-    same = False
-    with contextlib.suppress(UserError):
-        held, code = folder.record, code_of(plan.run)
-        same = (run_hash(held.run), held.data.hashes, held.code or code) == (run_hash(plan.run), plan.hashes, code)
-    if not same:
-        there = "holds a run with other settings, data or code" if folder.is_run else "exists and is no run"
-        raise UserError(f"{folder.path} {there}; choose another --out, or remove the folder")
-    done = f"it is finished, see taet evaluate {folder.path}"
-    way = done if folder.is_done else f"continue it with {again(folder)}"
-    raise UserError(f"{folder.path} exists: {way}, or choose another --out")
+    if not folder.is_run:
+        raise UserError(f"{folder.path} exists and is no run; choose another --out, or remove the folder")
+    way = "" if folder.is_done else f", continue it, with its own settings, by {again(folder)}"
+    raise UserError(f"{folder.path} holds a run; choose another --out{way}, or remove the folder")
 
 
 def check_code(folder: RunFolder, *names: str) -> None:
@@ -169,14 +167,14 @@ def load_model(
     path = RunFolder(Path(folder))
     record = path.record
     _check_given(path.path, "model", model, record.model_given)
-    chosen, data = record.run.model, record.data
+    chosen, data, classes = record.run.model, record.data, len(record.data.class_names)
     if (left := retired_settings(record.settings).get("data.fit")) is not None:
         raise UserError(f"{path.path} was trained with data fit {left}; this setting has left, see CHANGELOG.md")
     if model is None:
         models.check_trust(path.path, chosen.name)
         check_code(path, "model")
-        model = models.build(chosen.name, data.num_classes, data.image_shape, head=record.head, stem=chosen.stem)
-    model = models.adapted(model, data.num_classes)
+        model = models.build(chosen.name, classes, data.image_shape, head=record.head, stem=chosen.stem)
+    model = models.adapted(model, classes)
     extend(model, chosen.tune)
     path.load_weights(weights, model)
     return record.run, model.eval(), record

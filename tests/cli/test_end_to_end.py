@@ -50,7 +50,7 @@ def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:
     assert taet("train", "at-bsl", *words).code == 0
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["run"]["protocol"] == "reat"
-    assert info["selection"] == {"rule": "best-validation", "split": "validation", "leak": False}
+    assert info["selection"] == {"rule": "best-validation", "split": "validation"}
     assert info["data"]["splits"]["test"]["class_counts"] == [6] * 10  # balanced
     assert taet("evaluate", tmp_path / "run", "--attacks", "fgsm", "--weights", "model-last").code == 0
     card = ResultCard.load(tmp_path / "run" / "evaluation-last.json")

@@ -211,6 +211,16 @@ def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     assert load(name, group="site").train.groups is not None
 
 
+def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat):
+    whole = load(f"folder:{flat}", imbalance_ratio=1, test="balanced")
+    assert any(note.endswith("; 'ant' is its largest class, 'cat' its smallest") for note in whole.notes)
+    files = sorted(file.relative_to(flat) for file in flat.rglob("*.png"))
+    table(flat, [f"{file},a,0.5" for file in files], "path,class,probability", "predictions.csv")
+    assert load(flat, imbalance_ratio=1, test="balanced").manifest() == whole.manifest()
+    table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
+    assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
+
+
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
     fill(images / "others", 0, 10)
     rows = [f"/home/other/data/{i:02d}.png,{'aA'[i % 2]}" for i in range(10)]

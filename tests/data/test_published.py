@@ -1,9 +1,7 @@
 """Published sets from miniatures of their exact official layouts."""
 
-import gzip
 import hashlib
 import pickle
-import struct
 
 import numpy as np
 import pytest
@@ -55,11 +53,7 @@ def test_every_digit_is_used_once_and_the_last_ones_are_the_test_set():
     assert not dataset.mirror
 
 
-# CIFAR, Fashion-MNIST and MedMNIST
-
-
-def idx(array):
-    return gzip.compress(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+# CIFAR and MedMNIST
 
 
 def as_pickles(folder, arrays, name, monkeypatch):
@@ -86,17 +80,6 @@ def as_pickles(folder, arrays, name, monkeypatch):
     monkeypatch.setattr(official, "meta", official.meta | {"md5": write(official.meta["filename"], meta)[1]})
 
 
-def as_idx(folder, arrays, packed=True):
-    raw = folder / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for key, array in arrays.items():
-        part, what = key.split("_")
-        name = f"{part.replace('test', 't10k')}-{what}-idx{array.ndim}-ubyte"
-        content = idx(array.astype(np.uint8))
-        (raw / (f"{name}.gz" if packed else name)).write_bytes(content if packed else gzip.decompress(content))
-    return raw
-
-
 @pytest.fixture
 def miniature(tmp_path, monkeypatch):
     """Return a function that makes a small set, tells the package its size, and writes it in an official layout."""
@@ -113,17 +96,15 @@ def miniature(tmp_path, monkeypatch):
         arrays |= changes
         if layout == "pickles":
             as_pickles(tmp_path, arrays, name, monkeypatch)
-        elif layout == "npz":
-            np.savez(tmp_path / f"{name}{f'_{side}' * bool(side)}.npz", **arrays)
         else:
-            as_idx(tmp_path, arrays, layout == "packed")
+            np.savez(tmp_path / f"{name}{f'_{side}' * bool(side)}.npz", **arrays)
         return arrays
 
     return make
 
 
 LAYOUTS = [(name, layout) for name in ("cifar10", "cifar100") for layout in ("pickles", "npz")]
-LAYOUTS += [("fashion-mnist", "packed"), ("fashion-mnist", "unpacked"), *((name, "npz") for name in MEDICAL)]
+LAYOUTS += [(name, "npz") for name in MEDICAL]
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
@@ -135,10 +116,6 @@ def test_a_set_has_the_images_labels_and_classes_of_its_files(name, layout, mini
         assert (split.labels == arrays[f"{PARTS[part]}_labels"].ravel()).all()
     assert len(dataset.splits) == len(arrays) / 2
     assert dataset.class_names == tuple(FACTS[name].class_names)
-    if layout == "unpacked":
-        official = torchvision.datasets.FashionMNIST(str(tmp_path))
-        assert (dataset.train.images[..., 0] == official.data.numpy()).all()
-        assert dataset.class_names == tuple(official.classes)
 
 
 def test_the_published_facts_of_medmnist():
@@ -183,13 +160,6 @@ def test_a_file_of_other_content_is_refused(miniature, tmp_path, refused):
     ):
         miniature("cifar10", **changes)
         refused("cifar10-lt", message, root=str(tmp_path))
-    miniature("fashion-mnist", "packed")
-    raw = tmp_path / "FashionMNIST/raw/t10k-images-idx3-ubyte.gz"
-    for content in (idx(noise(20, 28, 28))[:40], gzip.compress(b"\0\0\x08\xff")):
-        raw.write_bytes(content)
-        refused("fashion-mnist", "cannot read .*t10k-images", root=str(tmp_path))
-    raw.unlink()
-    refused("fashion-mnist", "Fashion-MNIST is not in .*t10k-labels-idx1-ubyte.gz from https", root=str(tmp_path))
 
 
 def test_the_file_of_the_size_that_is_asked_for_is_read_or_else_the_small_one(miniature, tmp_path, refused):

@@ -86,7 +86,7 @@ def seen_of(clean: Any, robust: Any, losses: Any = 0.0, images: Any = 100.0) -> 
         torch.as_tensor(values, dtype=torch.float64).expand(len(robust)) for values in (clean, losses, images)
     )
     zero = torch.zeros_like(robust)
-    return Seen("validation", images, clean * images, robust * images, losses * images, zero)
+    return Seen(images, clean * images, robust * images, losses * images, zero)
 
 
 def batch_of(labels: list[int], shape: tuple[int, int, int] = (1, 8, 8)) -> Batch:

@@ -35,13 +35,6 @@ def test_attack_is_pgd_with_the_settings_of_the_threat_or_what_a_method_replaces
     assert (x - digits.x).abs().max() == pytest.approx(0.02, abs=1e-6)
 
 
-def test_the_start_of_a_methods_attack_is_that_of_its_norm_and_each_restart(network: Network, digits: Batch) -> None:
-    options = {"eps": 1.0, "norm": "l2", "restarts": 2, "bn_mode": "train"}
-    noise = torch.Generator().manual_seed(3)
-    expected = pgd(network(10), digits.x, digits.y, **{**THREAT, **options}, start_noise=noise)
-    assert torch.equal(attack()(network(10), digits.x, digits.y, **options), expected)
-
-
 def test_weights_and_prior_are_those_of_the_objective(network: Network, digits: Batch) -> None:
     """No sign step feels a weight above 0, but one of 0 leaves an example where it started."""
     given = attack(start="none")

@@ -208,5 +208,5 @@ def test_a_class_without_an_image_counts_as_the_mean_of_the_others() -> None:
     golden = GOLDEN["feedback_rates"]
     images, robust = (torch.tensor(golden["inputs"][name], dtype=torch.float64) for name in ("images", "robust"))
     zero = torch.zeros_like(images)
-    seen = Seen("validation", images, zero, robust, zero, zero)
+    seen = Seen(images, zero, robust, zero, zero)
     assert seen.rates(seen.robust).tolist() == pytest.approx(golden["expected"]["rates"], abs=1e-12)

@@ -67,9 +67,7 @@ def test_a_validation_split_is_required_only_where_the_splits_are_known(tiny: Ti
     assert resolve(override(run, {"data.validation": 0.1}), None).split == "validation"
 
 
-def test_what_the_data_the_processes_or_the_network_rule_out_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match="batch size: got 8 for 9 processes"):
-        resolve(tiny("at", {"training.batch_size": 8}), LONG_TAIL, processes=9)
+def test_what_the_data_or_the_network_rule_out_is_refused(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"unknown model 'resnet9'.*did you mean"):
         check_model(resolve(tiny("at", {"model.name": "resnet9"}), None), None)
     for method in ("at", "robal", "reat"):
@@ -131,7 +129,6 @@ def test_rows_and_record_say_what_was_done(result: TrainingResult) -> None:
         assert parts.pop("total") == pytest.approx(0.1 * sum(parts.values()), rel=1e-5)
         assert parts.keys() == {"bcl", "hdl", "rcel"}
     info = json.loads((result.folder / "run.json").read_text())
-    assert info["stages"] == [{"stage": "clean", "from_epoch": 1}, {"stage": "adversarial", "from_epoch": 2}]
     for name, split in result.dataset.splits.items():
         assert info["data"]["splits"][name]["class_counts"] == split.class_counts.tolist()
         assert info["data"]["splits"][name]["sha256"] == split.sha256
@@ -265,11 +262,7 @@ def test_a_run_delivers_the_epoch_that_was_asked_for(
         assert same(tensors, scripted[at - 1])
     assert same(finished.model.state_dict(), scripted[epoch - 1])
     info = json.loads((finished.folder / "run.json").read_text())
-    assert info["selection"] == {
-        "rule": selection,
-        "split": split,
-        "leak": split == "test" or (selection, test) == ("best-validation", "validation"),
-    }
+    assert info["selection"] == {"rule": selection, "split": split}
     assert {row["monitor"]["split"] for row in finished.history} == {split}
     watched = split == "test" or test == "validation"  # the images of the card chose an epoch
     rules = {"model": selection, "model-last": "last"} if selection != "last" else {"model-best": "best-validation"}
@@ -384,7 +377,7 @@ def test_a_plain_module_and_arrays_train_and_resume(
             resume(done)
     with pytest.raises(UserError, match="the train images are not those"):
         resume(folder, model=network(), dataset=arrays(per_class=11))
-    with pytest.raises(UserError, match=f"{folder} holds a run with other settings"):
+    with pytest.raises(UserError, match=f"{folder} holds a run; choose another --out"):
         train(run, out=folder, model=network(), dataset=arrays(per_class=11))
     with pytest.raises(UserError, match=r"\(2, 4\).*allowed: \(2, 3\), one logit per class"):
         train(run, out=tmp_path / "new", model=network(4), dataset=data)

@@ -163,7 +163,7 @@ def test_the_first_process_alone_writes(told: list[dict[str, Any]]) -> None:
 def test_a_mistake_is_one_in_all(told: list[dict[str, Any]]) -> None:
     assert told[0]["mistakes"] == told[1]["mistakes"]
     exists, small, unknown = told[0]["mistakes"]
-    assert "exists: it is finished" in exists
+    assert "holds a run; choose another --out, or remove the folder" in exists
     assert small == "batch size: got 1 for 2 processes; allowed: 2 or more, an image for each"
     assert "unknown data set, and no folder" in unknown
 
