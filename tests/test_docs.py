@@ -48,6 +48,7 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("docs/speed.md", "ham10000-[tf][re][aw]*/scratch-*", "at-bsl", "at-bsl (step", "pgd-20"),
     ("docs/speed.md", "cifar10-lt-fast-search/bcl2-25-[bn][6o]*", f"{TWICE[:-1]}, augment none)", TWICE, "quick"),
     ("docs/speed.md", "cifar10-lt-fast-search/at-bsl-*", "at-bsl (augment none", "at-bsl", "quick"),
+    ("docs/speed.md", "cifar10-lt-fast-search/bcl2-[14]*-none", TWICE, f"{TWICE[:-1]}, epochs 41)", "quick"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "clean"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "autoattack-fast"),
 ]
