@@ -237,8 +237,8 @@ class Training(Settings):
     monitor_steps: Count = 20
     """PGD steps of the curve."""
     monitor_every: Whole | None = None
-    """Epochs between points of the curve, of all images where it decides, else of 1,000, evenly sampled; 0: no curve.
-    Default: 1 where it decides, else a tenth of the epochs."""
+    """Epochs between points of the curve; 0: no curve. Default: a tenth of the epochs, on 1,000 evenly sampled images;
+    if the curve chooses the epoch or teaches the method, 1, on all images."""
     distance_images: Whole = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
     save_minutes: NonNegative = 5.0
@@ -272,11 +272,11 @@ class Evaluation(Settings):
     eps: Annotated[Radius, Field(gt=0)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
     step_size: Annotated[Radius, Field(gt=0)] = 1 / 255
-    """Step of PGD in the L-infinity ball. The protocol's value keeps its proportion to another ball, also if given."""
+    """Step of PGD in the L-infinity ball. For another eps the protocol's value, also if given, is scaled with eps."""
     eps_l2: Annotated[RadiusL2, Field(gt=0)] = 1.0
     """Radius of the L2 ball, for images in [0, 1], also of cw-l2 if bounded (REAT)."""
     step_size_l2: Annotated[RadiusL2, Field(gt=0)] = 0.2
-    """Step of PGD in the L2 ball (REAT). The protocol's value keeps its proportion to another ball, as above."""
+    """Step of PGD in the L2 ball (REAT). For another radius the protocol's value, also if given, is scaled with it."""
     cw_constant: Annotated[Positive, Field(title="cw constant")] | None = 10.0
     """Weight of the margin in cw-l2 (TAET's code). None: the smallest that succeeds, by binary search."""
     cw_bounded: bool = False

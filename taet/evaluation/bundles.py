@@ -77,7 +77,7 @@ def expand(
     """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
 
     It also sets the paper's step sizes, L2 ball and CW, which define its columns, except those that were set to values
-    of no protocol. With another radius than the paper's, a step is in proportion. `steps` are those without a paper's.
+    of no protocol. With another radius than the paper's, a step is in proportion. `steps`: step sizes without a paper.
     """
     steps = steps or {}
     papers = [name for name in names if name in protocols.COLUMNS]

@@ -89,7 +89,7 @@ def evaluate(
     own = OF_A_MODULE if isinstance(model_or_run_dir, nn.Module) else OF_A_RUN
     about = {name: options.pop(name) for name in own & options.keys()}
     subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, **about)
-    # An option that says nothing of such a model is refused here.
+    # What is left in `options` must be settings of an evaluation: any other name is refused.
     subject = subject.changed({"attacks": attacks, **options}, device)
     place = None if out is None else RunFolder(Path(out))
     if place is not None and place.is_run:
@@ -133,7 +133,7 @@ def _with_columns(
         noise = Draws(runner.seed, "probe", rows).start(x, card.threat["eps"])
         ticking = runner.model.ticking(later, lambda done: meter(done, later, "probe"))
         with using(threads or idle_threads()[0]), runner.still(), ticking:
-            # One process finds them.
+            # On the first process only, so that all agree.
             found = on_first(lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites)))
         meter(later, later, "probe")
         facts = {"seed": runner.seed, **{name: value for name, value in found.items() if name != "batch_size"}}

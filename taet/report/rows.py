@@ -137,7 +137,7 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
 def rules_of(model: Values, training: Values) -> list[str]:
     """Return the rules of selection whose runs deliver the weights of a card, given its model and training settings.
 
-    A best epoch that is the last one is both. An average has statistics of its own, so it is left out.
+    Where the best epoch is the last one, these are both, unless SWA averaged the last weights.
     """
     rule = str(model.get("selection") or training.get("selection"))
     if rule == "best-validation" and training.get("selection") == "last":

@@ -200,7 +200,7 @@ class State:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Compute in the run's precision. Cast weights end with this context, also in an outer one, as on a GPU."""
+        """Compute in the run's precision, and forget the cast weights at the end: they are about to change."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.training.precision == "bf16"):
             yield
         torch.clear_autocast_cache()
