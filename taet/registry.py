@@ -168,11 +168,12 @@ def find(kind: Kind, name: str) -> RegistryEntry:
     return known[name]
 
 
-def config_of(method: str) -> Any:
-    """Return the `Config` of a method, whose file this imports."""
+def class_of(method: str) -> Any:
+    """Return the class of a method: the one of its file, which this imports, with a `Config` of settings."""
     module = find("methods", method).load()
     own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
-    kinds = [kind for found in own if hasattr(kind := getattr(found, "Config", None), "model_validate")]
-    if len(kinds) != 1:
-        raise UserError(f"{module.__file__}: got {len(kinds)} methods; allowed: one class that extends Method")
-    return kinds[0]
+    found = [one for one in own if hasattr(getattr(one, "Config", None), "model_validate")]
+    if len(found) != 1:
+        allowed = "one class that extends Method, whose Config extends Method.Config"
+        raise UserError(f"{module.__file__}: got {len(found)} methods; allowed: {allowed}")
+    return found[0]

@@ -136,7 +136,7 @@ class Threat(Settings):
     """Start noise: 0.001 N(0, 1), U(-eps, eps), U(0, eps) (public code of RoBal), or none."""
     bn_mode: Literal["eval", "train"] = "eval"
     """Mode of batch normalisation during the attack."""
-    weighting: Literal["none", "rw", "rws", "enr", "brw"] = "none"
+    weighting: Literal["none", "rw", "rws", "enr", "brw", "rbl"] = "none"
     """Class weights in the attack's objective (REAT, table 2). With sign steps in eval mode only brw has an effect."""
 
     @model_validator(mode="after")
@@ -332,7 +332,7 @@ class Run(Settings):
         """Settings given as a mapping become the `Config` of the method, whose file this imports."""
         if not isinstance(values, Mapping) or not isinstance(values.get("settings"), Mapping):
             return values
-        kind = registry.config_of(values.get("method", cls.default("method")))
+        kind = registry.class_of(values.get("method", cls.default("method"))).Config
         return {**values, "settings": from_json(kind, values["settings"], "method")}
 
     @property

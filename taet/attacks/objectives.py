@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from taet.attacks.ball import Norm, frozen, lengths
-from taet.losses import effective_number_weights
+from taet.losses import effective_number_weights, rebalancing_weights
 from taet.losses.consistency import kl_divergence
 from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, sum_to_classes
 
@@ -97,19 +97,19 @@ class Weighting(NamedTuple):
     """Factor of a training attack's objective by label (C,), and class counts (C,) whose log is added to its logits.
 
     With sign steps and BN in eval mode a positive weight per label changes no adversarial example, except for signs
-    that rounding flips: RW, RWS and ENR give the examples of plain PGD. BRW does change them.
+    that rounding flips: RW, RWS, ENR and RBL give the examples of plain PGD. BRW does change them.
     """
 
     weights: Tensor | None = None
     prior: Tensor | None = None
 
 
-def generation_weighting(name: str, class_counts: Tensor) -> Weighting:
-    """Return the weighting with a name; class_counts n (C,), float. REAT's own, RBL, is a part of the method `reat`.
+def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tensor) -> Weighting:
+    """Return the weighting with a name; class_counts n and predicted_counts m are (C,), float.
 
-    rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; all with sum C. brw: log n is added
-    to the logits. n is at least 1. Source: Li et al., REAT, arXiv:2307.10205, table 2, which has no code for them: the
-    definitions are ours.
+    rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; rbl: REAT's weights from the
+    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. n is at least 1. Source: Li
+    et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose definitions are ours.
     """
     counts = class_counts.clamp(min=1)
     if name in ("rw", "rws"):
@@ -117,4 +117,6 @@ def generation_weighting(name: str, class_counts: Tensor) -> Weighting:
     if name == "enr":
         total = float(counts.sum())
         return Weighting(effective_number_weights(counts, (total - 1) / total))
+    if name == "rbl":
+        return Weighting(rebalancing_weights(counts, predicted_counts))
     return Weighting(prior=counts) if name == "brw" else Weighting()

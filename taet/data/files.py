@@ -24,6 +24,7 @@ NAMES = {
     "csv": "csv:PATH, a table of path,label[,split,group]",
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
+RUNS = ("run.json", "*/run.json", "*/*/run.json")  # of a folder that is no class, but holds runs
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
 TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
@@ -121,8 +122,10 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     folders = _split_folders(path)
     if not folders and len(tables := labelled_tables(path)) == 1:
         rows, notes = labelled(tables[0], path, group)
-        without = len({*filter(is_image, files_below(path))} - {row.file for row in rows})
-        notes += [f"{without} images without a row in it are left out"] if without else []
+        images = [file for file in files_below(path) if is_image(file)]
+        without = {file.resolve() for file in {*images} - masks_of(path, images)}
+        without -= {Path(str(row.file)).resolve() for row in rows}
+        notes += [f"{len(without)} images without a row in it are left out"] if without else []
         return rows, [f"labels are those of '{tables[0].name}'", *notes]
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
@@ -130,18 +133,19 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
-    per_class, every = Counter[str](), rows
+    every = rows
     for depth in range(1, 2 + max(row.group.count("/") for row in rows)):  # a patient's eyes or visits stay together
         rows = [row._replace(group="/".join(row.group.split("/")[:depth])) for row in every]
-        per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
-        if max(per_class.values()) > 1:
+        subfolders = Counter(label for label, _ in {(row.label, row.group) for row in rows if row.group})
+        if max(subfolders.values(), default=0) > 1:
             break
+    per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
     if len(per_class) == 1 and rows[0].group:
         hint = "" if folders else f"; did you mean '{path / rows[0].label}'?"
         raise UserError(f"'{path}' has one class folder; allowed: 2 or more{hint}")
     splits = Counter(of for of, _ in {(row.group, row.split) for row in rows if row.group})
     wrong = [f"class '{label}' has only one" for label, count in per_class.items() if count < 2]
-    wrong += [f"'{name}' is in two splits" for name, count in splits.items() if count > 1]
+    wrong += [f"{twice} of them in two splits"] if (twice := sum(count > 1 for count in splits.values())) else []
     if splits and wrong and group is None:
         way = "" if max(splits.values()) > 1 else "; --data.group folder does"
         notes.append(f"subfolders are not kept together as groups, e.g. patients: {wrong[0]}{way}")
@@ -190,7 +194,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
             raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     if masks:
-        notes.append(f"{len(masks)} masks of images are left out, e.g. '{min(masks).name}'")
+        notes.append(f"{len(masks)} masks of images are left out")
     if outside := sum(map(is_image, folder.iterdir())):
         notes.append(f"{outside} images outside of the class folders are left out")
     return rows, notes + left_out(every)
@@ -199,7 +203,8 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'{'' if path.is_absolute() else f', seen from {Path.cwd()}'}")
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX")))
+    inner = (child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX")))
+    return sorted(child for child in inner if not any(map(any, map(child.glob, RUNS))))
 
 
 def _split_folders(path: Path) -> dict[str, Path]:

@@ -62,8 +62,8 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
         train_counts = counts(len(names), largest, ratio, profile)
         how = f"spread evenly, {sum(train_counts)} images as in" if spread else "cut to"
         cut = f"training set {how} the {profile} profile, imbalance ratio {ratio:g}, seed {data.seed}"
-        if ":" in data.name:  # their classes may have had another order of size
-            cut += f"; '{names[0]}' is its largest class, '{names[-1]}' its smallest"
+        if ":" in data.name and train_counts[0] > train_counts[-1]:  # their order of size may have been another
+            cut += f"; '{names[0]}' is among its largest classes, '{names[-1]}' among its smallest"
         if 0 in train_counts:
             empty, allowed = names[train_counts.index(0)], f"allowed: up to {max(train_counts)}"
             raise UserError(f"class '{empty}' would get no training image: imbalance ratio {ratio:g}; {allowed}")

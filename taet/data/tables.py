@@ -27,8 +27,7 @@ COLUMNS = {
     "split": ("split",),
     "group": ("group", "patient_id", "patientid", "patient", "subject_id", "lesion_id"),
 }
-"""Usual names of columns, in upper or lower case; the first that exists is used, of groups the first that is not empty
-in a row: a patient may have several lesions."""
+"""Usual names of columns, in upper or lower case; the first that exists is used: a patient may have several lesions."""
 NUMBER = re.compile(r"-?\d{1,18}")  # a numeric label; longer numbers are names
 
 
@@ -53,10 +52,9 @@ def _delimiter(text: str) -> str:
     return max(",;\t", key=text.partition("\n")[0].count)
 
 
-def _columns(names: Sequence[str]) -> dict[str, list[str]]:
+def _columns(names: Sequence[str]) -> dict[str, str]:
     lower = {name.lower(): name for name in reversed(names)}
-    found = {what: [lower[one] for one in usual if one in lower] for what, usual in COLUMNS.items()}
-    return {what: of if what == "group" else of[:1] for what, of in found.items()}
+    return {what: next((lower[one] for one in usual if one in lower), "") for what, usual in COLUMNS.items()}
 
 
 def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -81,7 +79,7 @@ def labelled_tables(folder: Path) -> list[Path]:
             with path.open("rb") as file:
                 header = file.readline(1 << 16).decode("utf-8-sig", "replace")
             names = [name.strip(' "\r\n') for name in header.split(_delimiter(header))]
-            columns, predicted = _columns(names), "probability" in names  # by `taet predict`: no labels
+            columns, predicted = _columns(names), names[:3] == ["path", "class", "probability"]  # by `taet predict`
             found += [path] if columns["path"] and columns["label"] and not predicted else []
     return found
 
@@ -96,17 +94,19 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
     names = list(table[0][1]) if table else []
     columns = _columns(names)
     if group is not None:
-        columns["group"] = [] if group == "none" else [group]
-        if not {*columns["group"]} <= {*names}:
+        columns["group"] = "" if group == "none" else group
+        if columns["group"] not in ("", *names):
             raise unknown(f"column for data group in '{path}':", group, names)
     if missing := [what for what in ("path", "label") if not columns[what]]:
         has = cut(", ".join(f"'{name}'" for name in names)) or "no rows"
         usual = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in missing)
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
-    whole = (i for i, name in enumerate(columns["group"], 1) if all(cells[name] for _, cells in table))
-    columns["group"] = columns["group"][: next(whole, None)]
+    others = [name for name in names if name.lower() in COLUMNS["group"]] if group is None else []
     for place, cells in table:
-        file, label, split, own = (next((cells[name] for name in of if cells[name]), "") for of in columns.values())
+        file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
+        if not own and (other := next((name for name in others if cells[name]), "")):
+            both = f"'{columns['group']}' is empty, but not '{other}'"
+            raise UserError(f"{place}: {both}; allowed: one column of groups for all images, --data.group {other}")
         if not (file and label):
             raise UserError(f"{place}: got {cut(file, 40)!a} and {cut(label, 40)!a}; allowed: a path and a label")
         if split and split.lower() not in SPLITS:
@@ -115,9 +115,8 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         before = first.setdefault(row.file, row)
         if before[1:4] != row[1:4]:
             raise UserError(f"'{row.file}' has two labels, splits or groups, in {before.place} and in {row.place}")
-    taken = [(what, name) for what, of in columns.items() for name in of]
-    used = ", ".join(f"{what} by column '{name}'" for what, name in taken if name.lower() != what)
-    unused = listed([name for name in names if name not in {name for _, name in taken}], most=10)
+    used = ", ".join(f"{what} by column '{name}'" for what, name in columns.items() if name.lower() not in ("", what))
+    unused = listed([name for name in names if name not in columns.values()], most=10)
     rows, notes = placed([*first.values()], folder)
     return rows, [*filter(None, (used, unused and f"columns that are not used: {unused}")), *notes]
 

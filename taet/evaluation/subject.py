@@ -121,9 +121,11 @@ class Subject:
             sha256 = images_sha256(images, labels)
             data = {"notes": [], **data, "imbalance_ratio": record.data.imbalance_ratio}
             if class_names is not None and not {*normal(class_names)} & {*normal(names)}:
-                pairs = [f"{one} is '{other}'" for one, other in zip(class_names, names, strict=True)]
+                pairs = [f"{one} is '{other}'" for one, other in zip(class_names, names, strict=False)]
                 data["notes"].append(f"labels are numbers of the run's classes: {listed(pairs, most=10)}")
-        if given is not None or record.data.arrays:
+        if not record.data.fingerprints and sha256 != record.data.test.sha256:
+            data["notes"].append("this run does not say which images it was trained on: test images may be among them")
+        elif given is not None or record.data.arrays:
             data["notes"] += repeats(images, record.data.fingerprints, data["notes"])
         if (extra := record.data.extra) is not None:
             about = {name: plain(value) for name, value in extra.items() if name not in OF_TRAINING}
@@ -269,7 +271,7 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     """
     ours, theirs = normal(names), normal(known)
     strange = [name for name in ours if name not in theirs]
-    if len(strange) == len(ours) and ours == [str(label) for label in range(len(theirs))]:
+    if len(strange) == len(ours) <= len(theirs) and ours == [str(label) for label in range(len(ours))]:
         return labels
     if strange:
         raise unknown("class of the test images", strange[0], known)
@@ -284,8 +286,6 @@ def normal(names: Iterable[str]) -> list[str]:
 
 def repeats(images: TestImages, trained_on: str, notes: Sequence[str]) -> list[str]:
     """Return a note on how many images a run was trained on, by its fingerprints, unless there is one already."""
-    if not trained_on:
-        return ["this run does not say which images it was trained on: test images may be among them"]
     pixels = images
     if images.dtype != np.uint8:
         pixels = np.rint(255 * images).astype(np.uint8).transpose(0, 2, 3, 1)

@@ -1,5 +1,6 @@
 """Training methods, one file each."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,26 +11,20 @@ from taet.methods.base import Attack, Method, Task
 from taet.settings import from_json
 
 __all__ = ["Attack", "Method", "Task", "build", "find"]
-DECISIVE = ("loss", "perturb", "outer_loss", "head", "stage_at")  # a method without its own of these is AT
+OWN = {"loss", "label_loss", "outer_loss", "perturb", "stage_at", "head", "offset", "begin", "after_step", "admits"}
+"""A plug-in that has none of these of its own would train as AT."""
 
 
 def find(name: str) -> type[Method]:
     """Return the class of the method called `name`: the one `Method` that its file defines, which must be whole."""
-    entry = registry.find("methods", name)
-    module = entry.load()
-    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    found = [c for c in classes if issubclass(c, Method)]
-    if len(found) != 1:
-        raise UserError(f"{module.__file__}: got {len(found)} methods; allowed: one class that extends Method")
-    cls, where = found[0], f"{module.__file__}: {found[0].__name__}"
+    cls: type[Method] = registry.class_of(name)
+    where = f"{inspect.getfile(cls)}: {cls.__name__}"
+    if registry.find("methods", name).path and cls.__bases__ == (Method,) and OWN.isdisjoint(vars(cls)):
+        raise UserError(f"{where}: got no method loss; allowed: one or more of {', '.join(sorted(OWN))}")
     for name in ("title", "reference"):
         text = getattr(cls, name, None)
         if not isinstance(text, str) or not text or UNPRINTABLE.search(text):
             raise UserError(f"{where}: got no {name}; allowed: a text that can be printed, {name} = '...'")
-    if entry.path and cls.__bases__ == (Method,) and not {*vars(cls)} & {*DECISIVE}:
-        raise UserError(f"{where}: got no method loss; allowed: one or more of {', '.join(DECISIVE)}")
-    if not (isinstance(cls.Config, type) and issubclass(cls.Config, Settings)):
-        raise UserError(f"{where}: got a Config that is no Settings; allowed: class Config(Method.Config)")
     for name, field in cls.Config.model_fields.items():
         if field.is_required():
             raise UserError(f"{where}: got the option {name} without a default; every option needs one")

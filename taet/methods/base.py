@@ -39,7 +39,7 @@ class Adversarial(NamedTuple):
 class Attack:
     """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
 
-    The attack maximises `objective` (logits, labels) -> (N,). Options are those of `taet.attacks.pgd`, but for norm and
+    The attack maximises `objective` (logits, labels) -> (N,). Options are those of `taet.attacks.pgd`, but for
     restarts: `observe` receives the logits of every iterate before its update. A method that must differ from the
     protocol names how (eps, step_size, steps, start) and declares it in `Method.deviations`; its eps and step size are
     then final, so it builds them from `attack.eps` and `attack.step_size`. Random draws are from `attack.source`.
@@ -61,7 +61,7 @@ class Attack:
         used: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps}
         used |= {"start": threat.start, "bn_mode": threat.bn_mode, **options}
         if "start_noise" not in used:
-            used["start_noise"] = draw_noise(x, used["eps"], used["start"], self.source)
+            used["start_noise"] = draw_noise(x, used["eps"], used["start"], self.source, used.get("norm", "linf"))
 
         def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
             values = objective(logits if self.prior is None else logits + self.prior.log(), labels)
@@ -166,7 +166,7 @@ class Step(NamedTuple):
 
 
 class Method(nn.Module):
-    """A training method. `loss` is required; every other hook has the default of plain adversarial training."""
+    """A training method. Every hook has the default of plain adversarial training."""
 
     title: str
     reference: str

@@ -9,8 +9,7 @@ from typing import TypeAlias
 from torch import nn
 
 from taet import models
-from taet.data import Dataset, full_name, is_own, load
-from taet.data.downloads import locate
+from taet.data import Dataset, load
 from taet.distributed import joined, on_first
 from taet.errors import UserError
 from taet.files import Json
@@ -76,9 +75,6 @@ def train(
     if not isinstance(run, Run):
         raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
-    images = locate(run.data.replace(name=full_name(run.data.name)))
-    if dataset is None and is_own(run.data.name) and folder.path.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"{folder.path} is in the folder of the images; choose another --out")
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
         on_first(lambda: _check_free(folder))

@@ -185,7 +185,7 @@ class State:
         self.sums = EpochSums(len(self.method.class_counts), self.device)
         exposure = self.method.exposure
         self.predicted = exposure.clone()  # (C,) in the last epoch; before the first one, the images of each class
-        self.weighting: Weighting = generation_weighting(self.run.threat.weighting, exposure)
+        self.weighting: Weighting = generation_weighting(self.run.threat.weighting, exposure, self.predicted)
 
     @property
     def number(self) -> int:
@@ -222,9 +222,10 @@ class State:
         torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *([rank()] if rank() else [])))
 
     def begin_epoch(self) -> None:
-        """Enter the epoch; at its first step the method learns the last one's predictions."""
+        """Enter the epoch; at its first step the method and the attack's weights learn the last one's predictions."""
         self.method.enter(self.epoch)
         if self.step == 0:
+            self.weighting = generation_weighting(self.run.threat.weighting, self.method.exposure, self.predicted)
             self.method.start_epoch(self.epoch, self.predicted)
 
     def end_epoch(self, predicted: Tensor) -> None:
@@ -252,6 +253,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums.state_dict(),
             "predicted": self.predicted,
+            "attack_weights": self.weighting.weights,
             "examples": self.examples,
         }
 
@@ -266,6 +268,8 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.sums.load_state_dict(saved["sums"])
         self.predicted.copy_(saved["predicted"])
+        if self.weighting.weights is not None:
+            self.weighting.weights.copy_(saved["attack_weights"])
         self.examples = None if saved["examples"] is None else saved["examples"].to(self.device)
         for name in PLAIN:
             setattr(self, name, saved[name])
