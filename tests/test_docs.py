@@ -49,6 +49,7 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("docs/speed.md", "cifar10-lt-fast-search/bcl2-25-[bn][6o]*", f"{TWICE[:-1]}, augment none)", TWICE, "quick"),
     ("docs/speed.md", "cifar10-lt-fast-search/at-bsl-*", "at-bsl (augment none", "at-bsl", "quick"),
     ("docs/speed.md", "cifar10-lt-fast-search/bcl2-[14]*-none", TWICE, f"{TWICE[:-1]}, epochs 41)", "quick"),
+    ("docs/fine-tuning.md", "archive/ham10000-augmentation/*", "at-bsl (augment none", "at-bsl", "quick"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "clean"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "autoattack-fast"),
 ]
