@@ -129,6 +129,8 @@ def pairwise_auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float32]:
     precision, as cards store it. Source: Hand, Till, Machine Learning 45, 2001, section 3; their Â(j|k).
     """
     values, classes = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if values.ndim != 2 or values.shape[:1] != classes.shape or not np.isfinite(values).all():
+        raise ValueError(f"scores: got {values.shape}; allowed: finite ({len(classes)}, C), one row per label")
     num_classes = values.shape[1]
     total = np.bincount(classes, minlength=num_classes)
     matrix = np.full((num_classes, num_classes), np.nan, dtype=np.float32)
