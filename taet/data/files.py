@@ -16,6 +16,7 @@ from taet.data.splits import divided
 from taet.data.storage import reading
 from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
 from taet.errors import UserError, located, unknown
+from taet.files import RUN
 from taet.formatting import listed
 from taet.settings import Data
 
@@ -24,7 +25,7 @@ NAMES = {
     "csv": "csv:PATH, a table of path,label[,split,group]",
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
-RUNS = ("run.json", "*/run.json", "*/*/run.json")  # of a folder that is no class, but holds runs
+RUNS = (RUN, f"*/{RUN}", f"*/*/{RUN}")  # of a folder that is no class, but holds runs
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
 TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
@@ -204,7 +205,7 @@ def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'{'' if path.is_absolute() else f', seen from {Path.cwd()}'}")
     inner = (child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX")))
-    return sorted(child for child in inner if not any(map(any, map(child.glob, RUNS))))
+    return sorted(child for child in inner if not any(next(child.glob(run), None) for run in RUNS))
 
 
 def _split_folders(path: Path) -> dict[str, Path]:

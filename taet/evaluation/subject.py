@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Subject:
             labels = labels if class_names is None else by_name(labels, class_names, names)
             sha256 = images_sha256(images, labels)
             data = {"notes": [], **data, "imbalance_ratio": record.data.imbalance_ratio}
-            if class_names is not None and not {*normal(class_names)} & {*normal(names)}:
+            if class_names is not None and labels is given[1]:
                 pairs = [f"{one} is '{other}'" for one, other in zip(class_names, names, strict=False)]
                 data["notes"].append(f"labels are numbers of the run's classes: {listed(pairs, most=10)}")
         if not record.data.fingerprints and sha256 != record.data.test.sha256:
@@ -267,9 +267,10 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     """Return labels (N,), indices into `names`, as indices of the same names in `known`, in Unicode normal form.
 
-    An unknown name raises a `UserError`, but labels whose names are just the numbers of the known ones are not changed.
+    An unknown name raises a `UserError`, but labels whose names are just numbers, which the known ones are not, are
+    returned as they are.
     """
-    ours, theirs = normal(names), normal(known)
+    ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))
     strange = [name for name in ours if name not in theirs]
     if len(strange) == len(ours) <= len(theirs) and ours == [str(label) for label in range(len(ours))]:
         return labels
@@ -277,11 +278,6 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
         raise unknown("class of the test images", strange[0], known)
     check_labels(int(labels.min()), int(labels.max()), len(names))
     return np.array([theirs.index(name) for name in ours], np.int64)[labels]
-
-
-def normal(names: Iterable[str]) -> list[str]:
-    """Return names in Unicode normal form: macOS takes letters and their accents apart."""
-    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def repeats(images: TestImages, trained_on: str, notes: Sequence[str]) -> list[str]:

@@ -39,10 +39,10 @@ class Adversarial(NamedTuple):
 class Attack:
     """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
 
-    The attack maximises `objective` (logits, labels) -> (N,). Options are those of `taet.attacks.pgd`, but for
-    restarts: `observe` receives the logits of every iterate before its update. A method that must differ from the
-    protocol names how (eps, step_size, steps, start) and declares it in `Method.deviations`; its eps and step size are
-    then final, so it builds them from `attack.eps` and `attack.step_size`. Random draws are from `attack.source`.
+    The attack maximises `objective` (logits, labels) -> (N,). Options are those of `taet.attacks.pgd`: `observe`
+    receives the logits of every iterate before its update. A method that must differ from the protocol names how (eps,
+    step_size, steps, start) and declares it in `Method.deviations`; its eps and step size are then final, so it builds
+    them from `attack.eps` and `attack.step_size`. Random draws are from `attack.source`.
     """
 
     threat: Threat
@@ -59,9 +59,11 @@ class Attack:
     ) -> Tensor:
         threat = self.threat
         used: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps}
-        used |= {"start": threat.start, "bn_mode": threat.bn_mode, **options}
+        used |= {"start": threat.start, "norm": "linf", "restarts": 1, "bn_mode": threat.bn_mode, **options}
         if "start_noise" not in used:
-            used["start_noise"] = draw_noise(x, used["eps"], used["start"], self.source, used.get("norm", "linf"))
+            how = used["eps"], used["start"], self.source, used["norm"]
+            noise = [draw_noise(x, *how) for _ in range(used["restarts"])]
+            used["start_noise"] = noise[0] if len(noise) == 1 else torch.stack(noise)
 
         def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
             values = objective(logits if self.prior is None else logits + self.prior.log(), labels)

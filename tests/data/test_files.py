@@ -154,9 +154,8 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
         fill(patients / "other" / "patient 0" / visit, 250, 2)
     assert any("class 'other' has only one" in note for note in load(f"folder:{patients}").notes)
     fill(patients / "other" / "loose", 0)
-    (patients / "runs" / "at").mkdir(parents=True)
-    (patients / "runs" / "at" / "run.json").touch()  # of a run, whose folder is no class
     fill(patients / "runs" / "at", 0)
+    (patients / "runs" / "at" / "run.json").touch()  # of a run, whose folder is no class
     assert load(f"folder:{patients}").class_names == ("mel", "nv", "other")
     for number, name in ((1, "train"), (2, "test")):
         (patients / "nv" / f"patient {number}").rename(patients / "nv" / name)
@@ -218,15 +217,13 @@ def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     assert load(name, group="site").train.groups is not None
 
 
-def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat):
-    whole = load(f"folder:{flat}", imbalance_ratio=1, test="balanced")
-    assert not any("largest" in note for note in whole.notes)
+def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, fill):
+    whole = load(f"folder:{flat}", imbalance_ratio=2, test="balanced")
+    assert any("'ant' is among its largest classes, 'cat' among its smallest" in note for note in whole.notes)
     files = sorted(file.relative_to(flat) for file in flat.rglob("*.png"))
     table(flat, [f"{file},a,0.5" for file in files], "path,class,probability", "predictions.csv")
-    assert load(flat, imbalance_ratio=1, test="balanced").manifest() == whole.manifest()
-    (flat / "cat" / "masks").mkdir()
-    for file in files[:3]:
-        shutil.copy(flat / file, flat / "cat" / "masks")
+    assert load(flat, imbalance_ratio=2, test="balanced").manifest() == whole.manifest()
+    fill(flat / "cat" / "masks", 0, 3)
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
 

@@ -16,7 +16,7 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation import ResultCard, evaluate
 from taet.evaluation.runner import as_unit
-from taet.evaluation.subject import Subject, fitted
+from taet.evaluation.subject import Subject, by_name, fitted
 from taet.files import read_json, seal, write_json
 from taet.settings import override
 from taet.training.folder import RunFolder
@@ -75,6 +75,7 @@ def test_notes_on_training_images_are_only_on_the_card_of_a_model_that_saw_these
     found = [Subject.of(run, data).about["data"]["notes"] for data in (same, other)]
     assert [any("training set" in note for note in notes) for notes in found] == [True, False]
     images, repeated = (same.train.images[:9], same.train.labels[:9]), "9 of 9 test images are also in train"
+    assert (numbers := np.array([1, 0])) is by_name(numbers, ["0", "1"], ["cat", "dog", "emu"])
     assert Subject.of(run, *images, class_names=[*"0123456789"]).about["data"]["notes"] == [repeated]
     floats = images[0].transpose(0, 3, 1, 2) / np.float32(255)
     assert Subject.of(run, floats, images[1]).about["data"]["notes"] == [repeated]

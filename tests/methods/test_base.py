@@ -25,9 +25,11 @@ def attack(**more: Any) -> Attack:
 def test_attack_is_pgd_with_the_settings_of_the_threat_or_what_a_method_replaces(
     network: Network, digits: Batch
 ) -> None:
-    noise, seen = torch.Generator().manual_seed(3), list[Tensor]()
-    expected = pgd(network(10), digits.x, digits.y, **THREAT, start_noise=noise)
-    assert torch.equal(attack()(network(10), digits.x, digits.y), expected)
+    seen = list[Tensor]()
+    for own in ({}, {"eps": 1.0, "norm": "l2", "restarts": 2, "bn_mode": "train"}):
+        noise = torch.Generator().manual_seed(3)
+        expected = pgd(network(10), digits.x, digits.y, **{**THREAT, **own}, start_noise=noise)
+        assert torch.equal(attack()(network(10), digits.x, digits.y, **own), expected)
     options = {"eps": 0.02, "steps": 2, "start": "none", "observe": lambda _, logits: seen.append(logits)}
     x = attack()(network(10), digits.x, digits.y, **options)
     assert len(seen) == 2
