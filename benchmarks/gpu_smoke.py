@@ -78,7 +78,7 @@ def no_synchronisation(device: str) -> str:
     done, steps = list[str](), 1 if device == "cpu" else STEPS
     for name in registry.entries("methods"):
         run = settings(device, name, epochs=10, batch_size=32, ema=0.999)
-        if methods.find(name).needs_feedback or name == "cfa":  # learn from validation images, which are not here
+        if methods.find(name).needs_feedback or name in ("cfa", "fare"):  # need validation images or a network
             continue
         with begun(run, images=32 * (steps + 2)) as (plan, state, _):
             state.epoch = last = run.training.epochs - 1

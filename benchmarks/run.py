@@ -4,7 +4,7 @@ A ratio is compared with that of the last commit or, outside a checkout, with th
 than 15 %, or a benchmark failed, the command ends with status 1.
 
     python benchmarks/run.py                       all: less than 15 minutes on two idle cores
-    python benchmarks/run.py losses evaluation     some of them
+    python benchmarks/run.py evaluation            some of them
 """
 
 import json
@@ -21,7 +21,6 @@ from common import RESULTS
 COMMANDS = (
     "training.py --model resnet18 --rounds 5",
     "training.py --model resnet8 --rounds 5 --steps 8",
-    "losses.py",
     "evaluation.py --images 100 --batch-size 25 --rounds 3",
 )
 FALL = 0.15  # of a ratio, that is reported

@@ -1,8 +1,13 @@
-"""Calls of `taet train` as the runs that they describe."""
+"""Calls of `taet train` as the runs that they describe, plug-ins that are taken back, and processes that meet."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
 
 from taet import registry
 from taet.cli.train import read
@@ -21,3 +26,13 @@ def forget(kind: registry.Kind, path: Path) -> None:
     registry._added[:] = [one for one in registry._added if one != (kind, path.resolve())]
     registry._entries.cache_clear()
     sys.modules.pop(f"{PLUGIN}{kind}_{path.stem}", None)
+
+
+@contextmanager
+def met(folder: Path, number: int, size: int = 2) -> Iterator[None]:
+    """Inside, be one of so many processes of one thread; they meet through a file and talk over the loopback."""
+    torch.set_num_threads(1)
+    place, patience = (folder / f"meeting-point-{size}").as_uri(), timedelta(seconds=300)
+    dist.init_process_group("gloo", init_method=place, rank=number, world_size=size, timeout=patience)
+    yield
+    dist.destroy_process_group()

@@ -152,6 +152,18 @@ def side_by_side(fork: Callable[..., BaseProcess]) -> Callable[[str, Path, int],
     return run
 
 
+@pytest.fixture(scope="module")
+def two_processes(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    side_by_side: Callable[[str, Path, int], None],
+) -> list[Any]:
+    """What each of two processes saved as RANK.pt, which run the file of the test."""
+    folder = tmp_path_factory.mktemp("processes")
+    side_by_side(str(request.path), folder, 2)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
+
+
 @pytest.fixture(scope="session")
 def rows() -> Callable[[Path], list[dict[str, Any]]]:
     """Return the rows of metrics.jsonl without times, speeds and memory."""

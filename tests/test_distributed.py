@@ -7,14 +7,12 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from taet.distributed import (
@@ -35,8 +33,9 @@ from taet.errors import UserError
 from taet.losses import cross_entropy
 from taet.losses.outer import OuterLoss
 from taet.settings import Outer
+from tests.calls import met
 
-CLASSES, SAMPLES, PROCESSES = 5, 11, 2
+CLASSES, SAMPLES = 5, 11
 # Where the batch is cut. The labels leave class 4 out of the whole batch and others out of one share only.
 CUTS = {"uneven": 7, "one-image": 10, "all-on-one": 11}
 LABELS = torch.tensor([0, 1, 0, 0, 1, 0, 2, 3, 3, 0, 2])
@@ -110,22 +109,21 @@ def decide(number: int, folder: Path) -> dict[str, Any]:
 
 def work(number: int, folder: Path) -> None:
     """What each process does: its share of every batch under every loss, then the average of the gradients."""
-    meeting, patience = (folder / "meeting-point").as_uri(), timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=PROCESSES, timeout=patience)
-    found = {}
-    for cut_name, cut in CUTS.items():
-        share = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
-        for loss_name, loss in LOSSES.items():
-            values = gradients(loss, share)
-            average_gradients([value for name, value in values.items() if name != "loss"])
-            found[f"{cut_name}/{loss_name}"] = values
-    found["decided"] = decide(number, folder)
-    if number == 1:
-        torch.save(found, folder / "1.pt")
-        os._exit(0)  # without a word
-    found["left"] = outcome(alone_at_last)
-    torch.save(found, folder / "0.pt")
-    leave(0)
+    with met(folder, number):
+        found = {}
+        for cut_name, cut in CUTS.items():
+            share = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
+            for loss_name, loss in LOSSES.items():
+                values = gradients(loss, share)
+                average_gradients([value for name, value in values.items() if name != "loss"])
+                found[f"{cut_name}/{loss_name}"] = values
+        found["decided"] = decide(number, folder)
+        if number == 1:
+            torch.save(found, folder / "1.pt")
+            os._exit(0)  # without a word
+        found["left"] = outcome(alone_at_last)
+        torch.save(found, folder / "0.pt")
+        leave(0)
 
 
 def alone_at_last() -> None:
@@ -133,31 +131,21 @@ def alone_at_last() -> None:
         gather(None)
 
 
-@pytest.fixture(scope="module")
-def results(
-    tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
-) -> list[dict[str, dict[str, Tensor]]]:
-    """What two processes found; they meet through a file and talk over the loopback interface."""
-    folder = tmp_path_factory.mktemp("processes")
-    side_by_side(__file__, folder, PROCESSES)
-    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(PROCESSES)]
-
-
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_give_the_gradients_of_one(
-    loss: str, cut: str, results: list[dict[str, dict[str, Tensor]]]
+    loss: str, cut: str, two_processes: list[dict[str, dict[str, Tensor]]]
 ) -> None:
     expected = gradients(LOSSES[loss], slice(0, SAMPLES))
     assert len(expected) == 5
-    for found in results:
+    for found in two_processes:
         assert found[f"{cut}/{loss}"].keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[f"{cut}/{loss}"][name], value, rtol=0, atol=1e-12, msg=name)
 
 
-def test_what_is_summed_gathered_and_decided_is_the_same_on_every_process(results: list[dict[str, Any]]) -> None:
-    for number, found in enumerate(results):
+def test_what_is_summed_gathered_and_decided_is_the_same_on_every_process(two_processes: list[dict[str, Any]]) -> None:
+    for number, found in enumerate(two_processes):
         assert found["decided"] == {
             "first": ["mistake of 0", "result of 0"],
             "in turn": ["mistake of 0", "mistake of 1", f"result of {number}"],
@@ -169,8 +157,8 @@ def test_what_is_summed_gathered_and_decided_is_the_same_on_every_process(result
         }
 
 
-def test_that_another_process_has_ended_is_one_line(results: list[dict[str, Any]]) -> None:
-    found = results[0]["left"]
+def test_that_another_process_has_ended_is_one_line(two_processes: list[dict[str, Any]]) -> None:
+    found = two_processes[0]["left"]
     assert found.startswith("another process of this job has ended (")
     assert found.endswith("); go on")
     assert "\n" not in found

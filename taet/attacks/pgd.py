@@ -70,7 +70,7 @@ def pgd(
             objective, at one more forward pass each.
         bn_mode: "eval", or "train" for batch statistics, which also updates the running ones in every step.
         observe: called as observe(step, logits) before the update of each step.
-        checked: skip what would read values: model, images, labels, tensors of sizes. Such a call can be captured.
+        checked: skip what would read values: model, images, labels, tensors of sizes, for training steps on a GPU.
 
     Raises:
         UserError: invalid inputs or settings, in one line.

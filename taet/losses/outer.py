@@ -86,7 +86,7 @@ class OuterLoss(nn.Module):
         return self.outer.name
 
     def enter(self, epoch: int) -> None:
-        """Set the class weights of `epoch`, counted from 0; in place, so that a captured step sees them."""
+        """Set the class weights of `epoch`, counted from 0, in place."""
         self.weights.copy_(self.balanced if epoch >= self.begin else torch.ones_like(self.balanced))
 
     def shifted(self, logits: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from taet.attacks import fgsm, pgd
 from taet.attacks.ball import Norm, distance, verify
@@ -211,16 +210,3 @@ def test_restarts_keep_what_is_not_finite(norm: Norm, bad: int) -> None:
     for laundered in (model, lambda images: model(images).nan_to_num()):  # a model that hides it counts no better
         settings: dict[str, Any] = {"eps": 0.1, "steps": 2, "step_size": 0.001, "norm": norm, "restarts": 3}
         assert pgd(laundered, x, y, start_noise=noise, **settings).isnan().flatten(1).any(1).all()
-
-
-@BOTH
-def test_no_branch_depends_on_values(norm: Norm) -> None:
-    model, (x, y) = network(), images()
-    noise = 0.02 * torch.randn(2, 2, *x.shape, generator=torch.Generator().manual_seed(3))
-
-    def attack(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        settings: dict[str, Any] = {"eps": 0.05, "steps": 2, "step_size": 0.02, "norm": norm, "restarts": 2}
-        return pgd(model, x, y, start_noise=noise, checked=True, **settings)
-
-    graph = make_fx(attack)(x, y, noise[0])
-    assert torch.equal(graph(1 - x, 4 - y, noise[1]), attack(1 - x, 4 - y, noise[1]))

@@ -2,16 +2,15 @@
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import taet
 from taet.evaluation import ResultCard
+from tests.calls import met
 
 ATTACKS = ("fgsm", "pgd-3", "pgd-l2-3", "cw-l2:steps=5", "autoattack-10")
 
@@ -31,15 +30,11 @@ def evaluate(folder: Path) -> ResultCard:
 
 def work(number: int, folder: Path) -> None:
     """What each process does."""
-    torch.set_num_threads(1)
-    meeting_point = (folder / "meeting-point").as_uri()
-    wait = timedelta(seconds=120)
-    dist.init_process_group("gloo", init_method=meeting_point, rank=number, world_size=2, timeout=wait)
-    card = evaluate(folder / "card")
-    again = evaluate(folder / "card")  # at once, while the other may still be at work
-    assert again.column("clean").seconds == card.column("clean").seconds
-    np.savez(folder / f"{number}.npz", **{c.name: c.predictions for c in card.columns})
-    dist.destroy_process_group()
+    with met(folder, number):
+        card = evaluate(folder / "card")
+        again = evaluate(folder / "card")  # at once, while the other may still be at work
+        assert again.column("clean").seconds == card.column("clean").seconds
+        np.savez(folder / f"{number}.npz", **{c.name: c.predictions for c in card.columns})
 
 
 def test_flags_and_parts_are_those_of_one_process(

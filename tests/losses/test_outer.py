@@ -81,7 +81,6 @@ def test_class_balanced_is_the_weighted_mean_or_divides_by_the_batch() -> None:
 def test_weights_are_deferred_to_an_epoch_whatever_the_loss(name: str) -> None:
     loss = outer(name, drw=True, drw_from=3)
     plain = PLAIN[name](*batch())
-    held = loss.weights
     # The order is that of a run that resumed: the weights follow from the epoch alone.
     for epoch in (0, 2, 3, 9, 1, 4):
         loss.enter(epoch)
@@ -90,7 +89,6 @@ def test_weights_are_deferred_to_an_epoch_whatever_the_loss(name: str) -> None:
             close(value, plain)
         else:
             close(value.mean(), weighted(name))
-    assert loss.weights is held  # a captured step reads the same memory
     assert outer(name, drw=True, drw_from=0).weights[4] > 1
 
 

@@ -5,18 +5,15 @@ Batch normalisation is over the images of all of them, in the model and in the n
 
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from taet.attacks.noise import Source
 from taet.data.loader import Batch
-from taet.distributed import world_size
 from taet.methods import Method
 from taet.methods.base import Attack
 from taet.models import Classifier
@@ -25,8 +22,9 @@ from taet.models.sync_norm import synchronised
 from taet.settings import Run, Threat, Training
 from taet.training.state import State
 from taet.training.step import training_step
+from tests.calls import met
 
-CLASSES, SAMPLES, PROCESSES, STEPS = 5, 11, 2, 2
+CLASSES, SAMPLES, STEPS = 5, 11, 2
 SHAPE = (1, 4, 4)
 # The labels leave class 4 out of the whole batch and others out of one share only.
 LABELS = torch.tensor([0, 1, 0, 0, 1, 0, 2, 3, 3, 0, 2])
@@ -101,15 +99,12 @@ def work(rank: int, folder: Path) -> None:
     if rank == 0:
         alone = {f"{case}/{job.name}": trained(case, slice(0, SAMPLES), job) for case, job in plan}
         torch.save(alone, folder / "alone.pt")
-    meeting, patience = (folder / "meeting-point").as_uri(), timedelta(seconds=120)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=patience)
-    assert world_size() == PROCESSES
     found = {}
-    for case, job in plan:
-        share = slice(0, job.cut) if rank == 0 else slice(job.cut, SAMPLES)
-        found[f"{case}/{job.name}"] = trained(case, share, job)
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    with met(folder, rank):
+        for case, job in plan:
+            share = slice(0, job.cut) if rank == 0 else slice(job.cut, SAMPLES)
+            found[f"{case}/{job.name}"] = trained(case, share, job)
+        torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +117,7 @@ def results(
     folder = tmp_path_factory.mktemp("processes")
     here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     (folder / "cases.txt").write_text("\n".join(str(item.callspec.params["case"]) for item in here))
-    side_by_side(__file__, folder, PROCESSES)
+    side_by_side(__file__, folder, 2)
     alone, *together = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("alone", 0, 1))
     return alone, together
 

@@ -3,19 +3,18 @@
 import contextlib
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from taet.attacks.ball import frozen
 from taet.models.sync_norm import synchronised
+from tests.calls import met
 
-SAMPLES, CHANNELS, PROCESSES = 7, 3, 2
+SAMPLES, CHANNELS = 7, 3
 CUTS = {"even": 4, "one": 6, "none": 7}
 
 
@@ -65,32 +64,19 @@ def passed(name: str, mine: slice) -> dict[str, Tensor]:
 
 def work(number: int, folder: Path) -> None:
     """What each process does with its share."""
-    torch.set_num_threads(1)
-    meeting, patience = (folder / "meeting-point").as_uri(), timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=PROCESSES, timeout=patience)
     found: dict[str, Any] = {}
-    for cut_name, cut in CUTS.items():
-        mine = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
-        found |= {f"{cut_name}/{name}": passed(name, mine) for name in NORMS}
-    torch.save(found, folder / f"{number}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def results(
-    tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
-) -> list[dict[str, Any]]:
-    """What two processes found; they meet through a file and talk over the loopback interface."""
-    folder = tmp_path_factory.mktemp("processes")
-    side_by_side(__file__, folder, PROCESSES)
-    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(PROCESSES)]
+    with met(folder, number):
+        for cut_name, cut in CUTS.items():
+            mine = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
+            found |= {f"{cut_name}/{name}": passed(name, mine) for name in NORMS}
+        torch.save(found, folder / f"{number}.pt")
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_it_is_that_of_the_whole_batch(name: str, results: list[dict[str, Any]]) -> None:
+def test_it_is_that_of_the_whole_batch(name: str, two_processes: list[dict[str, Any]]) -> None:
     expected = passed(name, slice(0, SAMPLES))
     for cut in CUTS:
-        first, second = (found[f"{cut}/{name}"] for found in results)
+        first, second = (found[f"{cut}/{name}"] for found in two_processes)
         assert first.keys() == second.keys() == expected.keys()
         for key, value in expected.items():
             together = [first[key], second[key]]

@@ -6,15 +6,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from taet.errors import UserError
@@ -22,6 +20,7 @@ from taet.settings import Run, override
 from taet.training import fit, resume, train
 from taet.training.folder import weights_digest
 from taet.training.record import run_from_json
+from tests.calls import met
 
 pytestmark = pytest.mark.full
 
@@ -40,16 +39,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "feedback, summed up": ("wat", {"training.epochs": 3, "data.validation": 0.3, "seed": 1}),
     "best epoch": ("at", {"training.selection": "best-validation", "data.max_count": 30}),
 }
-
-
-@contextlib.contextmanager
-def group(folder: Path, number: int, size: int) -> Iterator[None]:
-    """Inside, be one of so many processes; they meet through a file."""
-    meeting_point = (folder / f"meeting-point-{size}").as_uri()
-    wait = timedelta(seconds=300)
-    dist.init_process_group("gloo", init_method=meeting_point, rank=number, world_size=size, timeout=wait)
-    yield
-    dist.destroy_process_group()
 
 
 def stopped(run: Run, folder: Path, number: int) -> None:
@@ -79,7 +68,7 @@ def work(number: int, folder: Path) -> None:
 
     with mock.patch.object(os, "fsync", counted):
         if number < 2:
-            with group(folder, number, 2):
+            with met(folder, number):
                 for name, run in runs.items():
                     found[name] = weights_digest(train(run, out=folder / name / "2").model)
                     stopped(run, folder / name / "2 stopped", number)
@@ -92,7 +81,7 @@ def work(number: int, folder: Path) -> None:
                     with pytest.raises(UserError) as caught:
                         train(override(run, changes), out=folder / name / out)
                     found["mistakes"].append(str(caught.value).replace(str(folder), ""))
-        with group(folder, number, MOST):
+        with met(folder, number, MOST):
             for name in runs:
                 found[f"{name} then"] = weights_digest(resume(folder / name / "2 then 3").model)
     found["writes"] = len(writes)
