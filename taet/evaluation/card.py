@@ -156,10 +156,6 @@ class Card(CardPart):
             **{name: sum(getattr(column, name) for column in columns) for name in WORK},
         )
 
-    def compare(self, other: Card, column: str) -> Difference:
-        """Return `compare_runs` of this card and another one: which of two models is better, not which method."""
-        return compare_runs([self], [other], column)
-
     def summary(self, name: str) -> Summary:
         """Compute the numbers of an attack from the masks of its column."""
         return self.summary_of(self.column(name))
@@ -261,9 +257,8 @@ def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, com
     for card, measured in zip(cards, columns, strict=True):
         other = card.data["test_sha256"]
         if other != images:
-            raise UserError(
-                f"comparison: got test images {cut(repr(images))} and {cut(repr(other))}; allowed: the same images"
-            )
+            got = f"{cut(repr(images))} and {cut(repr(other))}"
+            raise UserError(f"comparison: got test images {got}; allowed: the same images")
         for name, (one, two) in columns[0].identity.differences(measured.identity).items():
             got = f"{name} {cut(repr(one))} and {cut(repr(two))}"
             raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")

@@ -174,9 +174,6 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             hint = "" if fine else "; are weights, normalisation, order of the classes and image size right?"
             said = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
             yield Finding("accuracy", said, ok=fine)
-            if bool(((logits >= 0) & (logits <= 1)).all()):
-                text = "all between 0 and 1, as after a sigmoid, which shrinks the gradients; return its input"
-                yield Finding("logits", text, ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.of_model(facts).items())
             if deep:
                 seen = Merged(network, width // several).eval() if several > 1 else network
@@ -187,7 +184,7 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
                 if not texts:
                     yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")
             elif several > 1 or random:
-                what = f"{several} logits for each class" if several > 1 else "random outputs"
+                what = f"{width} logits, if {several} for each class" if several > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
         asked = attacks_of(subject.settings, subject.eps)
         took = runner.passes(asked) * runner.pace(asked[-1])

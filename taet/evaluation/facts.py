@@ -14,7 +14,6 @@ from taet.attacks import pgd
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.differentiable import Replaced, Replacement
-from taet.attacks.inputs import distributions
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.spec import Model
 from taet.errors import custom_code
@@ -23,6 +22,7 @@ from taet.losses.long_tail import cross_entropy
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
 LOGIT_FACTOR = 10.0  # of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling
+SURE = 0.99  # a probability that a sigmoid reaches for some image, and cosines and small logits hardly do
 DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
 
 
@@ -38,7 +38,7 @@ class ModelFacts:
     batch_size: int
     images: int
     clean_correct: int
-    distributions: int  # images whose logits are at least 0 and sum to 1
+    distributions: int  # images whose logits are all in [0, 1], and sum to 1 or, of some image, come near 1
     zero_gradients: int  # correctly classified images at which the gradient of the cross-entropy is exactly zero
     nonfinite_gradients: int = 0  # images with a logit or gradient that is not finite, there or at an iterate of PGD
     repeat_difference: float = 0.0  # difference when the model is called again
@@ -109,7 +109,7 @@ def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, T
     """
     logits, (gradient, with_graph) = answer(model, x), traced(model, x, y)
     correct = logits.max(1).indices == y
-    largest = logits.topk(2).values
+    largest, inside = logits.topk(2).values, ((logits >= 0) & (logits <= 1 + 1e-5)).all(1)
     gap = float((largest[:, 0] - largest[:, 1]).median())
     again = difference(answer(model, x), logits)
     order = y.argsort(stable=True)
@@ -118,7 +118,7 @@ def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, T
         batch_size=len(y),
         images=len(y),
         clean_correct=int(correct.sum()),
-        distributions=int(distributions(logits).sum()),
+        distributions=int((inside & (((logits.sum(1) - 1).abs() <= 1e-5) | (logits.amax() > SURE))).sum()),
         zero_gradients=int((correct & (gradient == 0).flatten(1).all(1)).sum()),
         nonfinite_gradients=int((~(finite(logits) & finite(gradient))).sum()),
         repeat_difference=again,

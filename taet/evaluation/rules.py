@@ -78,8 +78,8 @@ SENTENCES = {
     "nonfinite-gradients": "On {facts.nonfinite_gradients} of {facts.images} tested images, or during PGD from them, a "
     "logit or the gradient is not finite, so no gradient-based attack can be trusted; look for a square root, norm or "
     "logarithm of 0",
-    "softmax-outputs": "The model returns probabilities, not logits: the cross-entropy applies a second softmax, so "
-    "its gradients nearly vanish and gradient-based attacks are too weak; return the logits, the input of the softmax",
+    "softmax-outputs": "The model's outputs are all between 0 and 1, as after a softmax or sigmoid, not logits: its "
+    "gradients nearly vanish, so gradient-based attacks, AutoAttack too, are too weak; return the input of that layer",
     "zero-gradients": "The gradient is exactly zero on {facts.zero_gradients} of {facts.clean_correct} correctly "
     "classified images (a saturated cross-entropy, or an operation without a gradient), so PGD cannot change them; use "
     "Square, and attack with smaller logits or a differentiable replacement (BPDA)",
@@ -147,8 +147,8 @@ def flagged(card: Card) -> Card:
 
 
 def raised(card: Card) -> list[str]:
-    """Return the names of a card's flags and of those that its numbers raise: the flags of a changed card are fewer."""
-    return list(dict.fromkeys(flag["flag"] for flag in (*card.flags, *flagged(card).flags)))
+    """Return the names of the flags that a card's numbers raise: its own are those of the rules of its time."""
+    return [flag["flag"] for flag in flagged(card).flags]
 
 
 def asked(card: Card) -> list[Column]:
@@ -345,8 +345,8 @@ def of_test_set(card: Card) -> dict[str, str]:
         found["class-without-test-images"] = {"absent": f"{listed(absent, most=3)} {has}", "tested": tested}
     if few := [card.class_names[label] for label in statistics.few_images(total) if total[label]]:
         found["few-images-per-class"] = {"few": len(few), "names": listed(few, most=3)}
-    # The difference of two shares on the same images has a standard error of sqrt(d / n) (McNemar, Psychometrika 1947).
-    resolution = Z * math.sqrt(DISAGREEMENT / images)
+    # On the same n images of a class the difference of two shares has the variance d / n (McNemar, Psychometrika 1947).
+    resolution = Z * math.sqrt(DISAGREEMENT * (1 / total[total > 0]).sum()) / tested
     found["small-test-set"] = resolution > COARSE_COMPARISON
     found["selected-on-test-set"] = bool(card.model.get("leak"))
     repeated = REPEATED.search("; ".join(card.data.get("notes", ())))

@@ -80,10 +80,11 @@ def overview(results: Results) -> Iterator[Panel]:
     rows, attack = order(results)[:MOST_ROWS], results.strongest
     scores, parts = results.scores("balanced"), results.scores(*GROUPS).query("attack == @attack")
     *clean, lead = lead_attacks(results)
-    attacks = [*clean, *(one for one in in_ball(results) if one not in (*clean, lead))]
+    own = [name for name, column in results.columns.items() if column.ordinary]
+    attacks = [*clean, *(one for one in in_ball(results) if one in own and one not in (*clean, lead))]
     colours = dict(zip([*attacks[: len(STRENGTHS) - 1], lead], STRENGTHS, strict=False)) | {lead: STRENGTHS[-1]}
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
-    drawn, held = (len({*names} - {"clean"}) for names in (colours, results.columns))
+    drawn, held = (len({*names} - {"clean"}) for names in (colours, own))
     each = "each attack" if drawn == held else f"{drawn} of {held} attacks"
     yield _forest(f"Balanced accuracy under {each}{of}", scores, rows, "attack", colours)
     if len(parts):

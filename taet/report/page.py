@@ -1,12 +1,14 @@
 """The report: one picture, one sentence and one table for each test set, and everything else folded below."""
 
 import inspect
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 
+from taet.evaluation.rules import flagged
 from taet.formatting import count, listed, percent, percent_interval, plural
 from taet.report import figures, tables
 from taet.report.figures import Panel
@@ -110,14 +112,19 @@ def lead(results: Results) -> str:
 
 
 def warnings(results: Results) -> list[tuple[str, str, str]]:
-    """Return the warnings of the evaluations: name, rows, and the text of the first card of each row."""
-    found: dict[str, dict[str, str]] = {}
+    """Return the warnings that the rules of today raise: name, rows, and the text of the first card of each row."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for one in results.named:
-        own = {flag["flag"]: flag["text"] for flag in one.card.flags} | dict(training_flags(one.epochs))
+        own = {flag["flag"]: flag["text"] for flag in flagged(one.card).flags} | dict(training_flags(one.epochs))
         for flag, text in own.items():
-            found.setdefault(flag, {}).setdefault(one.row, text)
-    texts = ((flag, rows, text) for flag, rows in found.items() for text in dict.fromkeys(rows.values()))
-    return [(flag, listed([row for row, said in rows.items() if said == text]), text) for flag, rows, text in texts]
+            found[flag][one.row].append(text)
+    cards, lines = Counter(one.row for one in results.named), list[tuple[str, str, str]]()
+    for flag, rows in found.items():
+        for text in dict.fromkeys(texts[0] for texts in rows.values()):
+            about = {row: len(texts) for row, texts in rows.items() if texts[0] == text}
+            named = [row if n == cards[row] else f"{row} ({n} of {cards[row]} cards)" for row, n in about.items()]
+            lines.append((flag, listed(named), text))
+    return lines
 
 
 FORMS: dict[str, Callable[[Results, str, Sequence[str]], str]]

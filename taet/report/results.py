@@ -56,7 +56,7 @@ def _parts(pairs: Iterable[tuple[Hashable, StoredCard]]) -> list[list[StoredCard
 
 
 def _named(cards: Sequence[StoredCard]) -> Iterator[StoredCard]:
-    columns = [sorted((column for column in one.card.columns if column.ordinary), key=_place) for one in cards]
+    columns = [sorted((column for column in one.card.columns if not column.curve), key=_place) for one in cards]
     names = rows.attack_names(column.identity for each in columns for column in each)
     for one, (row, setting), each in zip(cards, rows.named([one.card for one in cards]), columns, strict=True):
         own = {names[column.identity]: column for column in each}
@@ -103,7 +103,7 @@ class Results:
         """The bounded attack of the cards' threat that most rows have: a complete suite, else that with the lowest mean
         balanced accuracy, of equals the later in a table; the worst case only where there is no other."""
         balls = {(card.threat["norm"], card.threat["eps"]) for card in self.cards}
-        inside = {name: of for name, of in self.columns.items() if of.bounded and (of.norm, of.eps) in balls}
+        inside = {name: of for name, of in self.columns.items() if of.ordinary and of.bounded and of.ball in balls}
         found = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)
 
         def order(name: str) -> tuple[int, bool, float, int]:
@@ -264,7 +264,10 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
         for group in ("head", "body", "tail"):
             if len(labels := members(one.card, group)):
                 parts[group] = (of.total[labels].sum(), pd.NA, of.groups[group], *of.group_intervals[group])
-        parts |= {"worst": classes[of.worst_class[0]], **dict(zip(class_names(one.card), classes, strict=True))}
+        # Which class is the lowest is chance as well, so the intervals of all classes must hold together (Bonferroni).
+        ends = statistics.wilson_interval(of.correct, of.total, 1 - 0.05 / np.count_nonzero(of.total))
+        parts["worst"] = (*classes[of.worst_class[0]][:3], *map(np.nanmin, ends))
+        parts |= dict(zip(class_names(one.card), classes, strict=True))
         lines += [(*one.about, attack, group, *numbers) for group, numbers in parts.items()]
     return pd.DataFrame(lines, columns=[*COLUMNS]).astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
 

@@ -70,7 +70,9 @@ def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
     flat = [one for source in nested for one in source]
     found, waiting = list[StoredCard](), list[str]()
     named = (os.fspath(one) for one in flat if not isinstance(one, Card))
-    for path in sorted({place for name in named for place in _places(name)}, key=Path.as_posix):
+    places = sorted((place for name in named for place in _places(name)), key=lambda place: not place.is_symlink())
+    once = {place.resolve(): place for place in places}  # of a run and links to it, the run
+    for path in sorted(once.values(), key=Path.as_posix):
         folder, name = RunFolder(path), path.as_posix()
         if not path.is_dir():
             found.append(StoredCard(name, Card.load(path)))
@@ -99,7 +101,7 @@ def _places(name: str) -> list[Path]:
 
 
 def _inside(path: Path) -> list[Path]:
-    """Return a run folder or card itself, or those in a folder; JSON that is no card is passed over, links as well."""
+    """Return a run folder or card itself, or those in a folder; other JSON and links to no run are passed over."""
     card = RunFolder(path).card() if path.is_dir() else path
     if card.suffix == ".json" and card.is_file():
         with located("results"), card.open("rb") as file:
@@ -107,7 +109,7 @@ def _inside(path: Path) -> list[Path]:
                 return [path]
     if not path.is_dir() or RunFolder(path).is_run:
         return [path] if path.is_dir() else []
-    inner = (one for one in sorted(path.iterdir()) if not one.is_symlink())
+    inner = (one for one in sorted(path.iterdir()) if not one.is_symlink() or RunFolder(one).is_run)
     return [place for one in inner for place in _inside(one)]
 
 

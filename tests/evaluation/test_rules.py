@@ -169,12 +169,18 @@ def test_what_limits_a_card_is_named() -> None:
     labels = (np.arange(COUNT) < 49).astype(np.int64)
     predictions = np.zeros(COUNT, dtype=np.int64)
     few = column("clean", 0, correct=predictions == labels, predictions=predictions)
-    assert set(found(few, labels=labels)) == {"few-images-per-class", "at-chance"}  # one answer to everything
+    assert set(found(few, labels=labels)) == {
+        "few-images-per-class",
+        "at-chance",
+        "small-test-set",
+    }  # one answer to everything
     assert set(found(model={"leak": True})) == {"selected-on-test-set"}
     told = found(notes=("identical images: 2 of 9 test images are also in train, e.g. 'a.png'",))
     assert told["test-images-in-training"].startswith("2 of 9 test images are also in train, so these numbers are")
     text = found(labels=np.arange(400) % 2)["small-test-set"]
     assert "above about 5 points, if they disagree on 25 % of the images" in text  # 1.96 sqrt(0.25 / 400)
+    rare = found(labels=(np.arange(COUNT) < 50).astype(np.int64))["small-test-set"]
+    assert "is significant (95 %) only above about 7 points" in rare
     varied = column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"})
     assert found(varied)["autoattack-variant"].startswith("With 2 classes, autoattack cannot run as the standard suite")
     assert (raised({"clean": 0.5}), raised({"clean": 0.55})) == ({"at-chance"}, set())

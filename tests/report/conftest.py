@@ -43,7 +43,6 @@ def build_card(method: str, seed: int = 0, names: tuple[str, ...] = NAMES, **cha
         "data": {"name": "digits-lt", "class_names": list(names), "test_sha256": "ab" * 32}
         | {"train_class_counts": train.tolist(), "imbalance_ratio": train.max() / train.min()},
         **{"batch_size": 250, "labels": labels, "columns": tuple(columns)},
-        "flags": ({"flag": "few-images", "text": "class nine has 9 test images."},) if method == "taet" else (),
         **{"created": "2026-01-01T00:00:00+00:00", "command": f"taet evaluate runs/{method}"},
     }
     return ResultCard(**(card | changes))

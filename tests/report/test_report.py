@@ -222,15 +222,28 @@ def test_seeds_that_one_side_lacks_mislead_neither_a_sentence_nor_a_curve(make_c
 
 
 def test_warnings_notes_and_missing_runs_are_named(page: Page, make_card: MakeCard, run: Path, tmp_path: Path) -> None:
-    expected = ["few-images: taet", "class nine has 9 test images.", "taet evaluate runs/taet", "ab" * 32, f"{10:064x}"]
+    expected = [
+        "small-test-set: at, at-bsl and taet",
+        "With 368 test images, ",
+        "taet evaluate runs/taet",
+        "ab" * 32,
+        f"{10:064x}",
+    ]
     assert [words for words in expected if words not in page.text] == []
     card, waiting = make_card("at"), tmp_path / "waiting"
     shutil.copytree(run, waiting)
     (waiting / "evaluation.json").unlink()
     leak = flagged(card.changed(model={**card.model, "leak": True}, run={"deviations": ["its own eps"]}))
     other = make_card("taet").changed(data={**card.data, "name": "other", "test_sha256": "cd" * 32})
-    found = Page(report.write([leak, other, waiting], tmp_path / "x.html", notes=["not run: mart: no"]))
-    expected = [f"Not evaluated yet: {waiting}.", "selected-on-test-set", "its own eps", "not run: mart: no"]
+    found = Page(
+        report.write([leak, make_card("at", 1), other, waiting], tmp_path / "x.html", notes=["not run: mart: no"])
+    )
+    expected = [
+        f"Not evaluated yet: {waiting}.",
+        "selected-on-test-set: at (1 of 2 cards)",
+        "its own eps",
+        "not run: mart: no",
+    ]
     expected += ["Adversarial robustness on digits-lt and other"]
     assert [words for words in expected if words not in found.text] == []
     assert (found.tags["article"], found.tags["h2"]) == (2, 2)  # a section for each test set
@@ -286,8 +299,8 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
     assert f"| {number} |" in text.replace("**", "")
     assert re.search(r"^\| method \| clean \| fgsm \| pgd-20 \|", text, re.MULTILINE)
     written = report.write(found, tmp_path / "x.tex").read_text()
-    assert "**few-images** (taet): class nine has 9 test images." in text
-    assert "% few-images (taet): class nine has 9 test images." in written
+    assert "**small-test-set** (at, at-bsl and taet): With 368 test images, " in text
+    assert "% small-test-set (at, at-bsl and taet): With 368 test images, " in written
     assert number.replace("–", "--") in written
     assert written.count(r"\begin{tabular}") == written.count(r"\end{tabular}") == 4
     with pytest.raises(UserError, match=r"allowed: a file that ends in \.html, \.md, \.csv, \.tex"):
