@@ -1,6 +1,6 @@
 """What would more images be worth, class by class, and what another method?
 
-    python examples/learning_curve.py at at-bsl --seeds 3 --out runs/curve
+    python examples/learning_curve.py at at-bsl --data ./lesions --seeds 3 --out runs/curve
 
 trains each method on a quarter, on half and on all of the training images of every class (nested parts, the same test
 images), attacks the runs, and prints for each class the recall under PGD-20, what the last doubling of all images
@@ -24,6 +24,7 @@ from scipy.stats import t as student
 
 import taet
 from taet import protocols
+from taet.data import is_own
 from taet.settings import override
 
 Floats = NDArray[np.float64]
@@ -83,17 +84,21 @@ def main(arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | No
     """Train, attack and print; return the gains of every class by method. `changes` are further settings of runs."""
     parser = argparse.ArgumentParser(description="Learning curves of classes from nested parts of the training set.")
     parser.add_argument("methods", nargs="+", help="e.g. at at-bsl")
+    parser.add_argument("--data", default="digits-lt", help="a folder of class folders; digits without it")
     parser.add_argument("--seeds", type=int, default=3, help="2 or more")
     parser.add_argument("--out", type=Path, default=Path("runs/curve"))
     given = parser.parse_args(arguments)
     found: dict[str, list[Any]] = {}
     for method in given.methods:
+        if is_own(given.data):  # settings as `taet train` chooses them for all images
+            whole, _ = taet.plan(method, given.data, **(changes or {}))
+        else:
+            whole = override(protocols.taet(method), {**SETTINGS, **(changes or {}), "data.name": given.data})
         right, counts = [], []
         for share in SHARES:
             masks = []
             for seed in range(given.seeds):
-                asked = {**SETTINGS, **(changes or {}), "data.train_share": share, "seed": seed}
-                run = override(protocols.taet(method), asked)
+                run = override(whole, {"data.train_share": share, "seed": seed})
                 folder = given.out / f"{method}-{share:g}-{seed}"
                 result = taet.resume(folder) if folder.exists() else taet.train(run, out=folder)
                 card = taet.evaluate(result.folder, attacks=["clean", ATTACK])

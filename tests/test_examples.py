@@ -138,6 +138,12 @@ def test_learning_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     found = module["main"](["standard", "--seeds", "2", "--out", str(tmp_path)], changes)
     assert [len(rows) for rows in found.values()] == [10]
     assert capsys.readouterr().out.count("\n") == 11
+    draw, labels = np.random.default_rng(0), np.arange(40) % 4 // 2
+    own = {f"{part}_images": draw.integers(0, 256, (40, 8, 8, 3), np.uint8) for part in ("train", "test")}
+    np.savez(tmp_path / "own.npz", **own, train_labels=labels, test_labels=labels)
+    words = ["standard", "--data", f"npz:{tmp_path / 'own.npz'}", "--seeds", "2", "--out", str(tmp_path / "own")]
+    module["main"](words, {"training.epochs": 1, "training.monitor_every": 0})
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [["0", "20"], ["1", "20"]]
     values = np.random.default_rng(0).random((3, 50))
     estimate = module["estimate"](values)
     seeds, images = values.mean(1).var(ddof=1) / 3, values.mean(0).var(ddof=1) / 50

@@ -39,9 +39,7 @@ def run(words: list[str]) -> int:
     from taet.models import trusted
 
     if command.model is None and (given or command.model_fields_set - {"device"}):
-        raise UserError(
-            "check: got options of a model without one; allowed: taet check RUN, or taet check MODEL --data NAME"
-        )
+        raise UserError("check: got options of a model without one; allowed: with RUN, or with MODEL --data NAME")
     how = {name: getattr(command, name) for name in ("deep", "attacks", "device")}
     with trusted(command.trust_model):
         if command.model is None:

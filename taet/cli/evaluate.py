@@ -134,8 +134,7 @@ def local(name: str) -> str:
     """Return the folder of a published model, hf:USER/NAME@COMMIT, whose files are checked; another name as it is."""
     from taet.models import hub
 
-    place = hub.local(name)
-    return name if place == Path(name) else str(place)  # ./NAME says that a folder is meant, and not a model
+    return str(hub.local(name)) if name.startswith(("hf:", "folder:")) else name
 
 
 def is_folder(name: str) -> bool:

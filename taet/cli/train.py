@@ -170,8 +170,8 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     notes = (*dataset.notes, *getattr(state.model, "notes", ()))
     usual, own = protocols.start(run.protocol, run.method).threat, state.method.own_attack
-    if own and (usual.steps, usual.step_size) != (run.threat.steps, run.threat.step_size):
-        notes += (f"the steps of --threat change nothing: {state.method.title} has no attack, or one of its own",)
+    if own and any(getattr(usual, name) != getattr(run.threat, name) for name in ("steps", "step_size", "start")):
+        notes += (f"steps and start of --threat change nothing: {state.method.title} has no attack, or one of its own",)
     elif not own and run.threat.steps * run.threat.step_size < run.threat.eps * (1 - 1e-9):
         steps = f"{plural(run.threat.steps, 'attack step')} of {size(run.threat.step_size)}"
         notes += (f"! {steps} cannot reach eps {size(run.threat.eps)}; --threat.step-size makes them longer",)

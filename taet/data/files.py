@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,9 +42,9 @@ def of_rows(
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)
-    folded = Counter(map(str.casefold, names))
-    if variants := [one for one in names if folded[one.casefold()] > 1]:
-        notes.append(f"classes whose names differ in upper and lower case only: {listed(variants, most=6)}")
+    folded = [unicodedata.normalize("NFC", one).casefold() for one in names]
+    if variants := [one for one, key in zip(names, folded, strict=True) if folded.count(key) > 1]:
+        notes.append(f"classes whose names differ in case or Unicode form only: {listed(variants, most=6)}")
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
         raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")

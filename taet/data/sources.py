@@ -157,9 +157,7 @@ def load_all(data: Data) -> Dataset:
     data, _ = _named(data)
     found = source(data)
     parts = [_read(part, data) for part in found.splits.values()]
-    images, labels = (
-        np.concatenate(each) for each in zip(*((part.images, part.labels) for part in parts), strict=True)
-    )
+    images, labels = map(np.concatenate, zip(*((part.images, part.labels) for part in parts), strict=True))
     whole = Split(images, labels, parts[0].class_names, np.arange(len(labels)))
     notes = f"all {len(labels)} images are test images", *(one for one in found.notes if not one.startswith(DIVIDED))
     return Dataset(data.name, whole, None, whole, notes=notes, resized=found.resized, only_test=True)

@@ -110,14 +110,8 @@ def _written(format: str, deployed: Deployed, example: Tensor, about: str) -> by
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={f"{METADATA}.json": about})
         return buffer.getvalue()
-    onnx: Any = torch.onnx.export(
-        program,
-        dynamic_shapes={"images": dict(enumerate(axes))},
-        input_names=["images"],
-        output_names=["logits"],
-        dynamo=True,
-        verbose=False,
-    )
+    how: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
+    onnx: Any = torch.onnx.export(program, dynamic_shapes={"images": dict(enumerate(axes))}, **how)
     onnx.model.metadata_props[METADATA] = about
     content: bytes = onnx.model_proto.SerializeToString()
     return content

@@ -56,6 +56,8 @@ class Taet(Method):
         return "clean" if epoch < epoch_at(config.clean_share, task.epochs) else "adversarial"
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        if {*self.task.stages} == {"clean"}:
+            return ("no epoch is adversarial; a smaller --method.clean-share leaves some",)
         return self.equalization.warnings(class_counts, batch_size) if self.equalization else ()
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:

@@ -102,7 +102,8 @@ class ClassBudgets(Method):
         return base.stage_at(config.base_settings or base.Config(), task, epoch)
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
-        return self.base.warnings(class_counts, batch_size)
+        found = self.base.warnings(class_counts, batch_size)
+        return tuple(text.replace("--method.", "--method.base-settings.") for text in found)
 
     def enter(self, epoch: int) -> None:
         super().enter(epoch)

@@ -122,11 +122,14 @@ def load(
                 network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)
             with custom_code(f"{state.path} cannot be loaded into {spec}"):
                 about = fill(network, state)
-    if statistics is None:
-        return network.eval(), (about,)
-    if isinstance(network, Classifier) and not (network.mean.eq(0).all() and network.std.eq(1).all()):
-        raise UserError(f"normalisation: got '{normalize}'; the network brings its own; allowed: none")
-    return Normalized(network, statistics).eval(), (about, f"normalisation: {normalize}, inside the model")
+    notes: tuple[str, ...] = (about,)
+    if statistics is not None:
+        if isinstance(network, Classifier) and not (network.mean.eq(0).all() and network.std.eq(1).all()):
+            raise UserError(f"normalisation: got '{normalize}'; the network brings its own; allowed: none")
+        network, notes = Normalized(network, statistics), (*notes, f"normalisation: {normalize}, inside the model")
+    for module in network.modules():
+        module.training = False  # a graph of torch.export refuses eval()
+    return network, notes
 
 
 def parse_normalization(text: str, channels: int) -> Statistics | None:

@@ -43,6 +43,8 @@ class StoredWeights(NamedTuple):
         dropped = "" if {*expected} & {*self.tensors} else _shared(self.tensors).removesuffix(_shared(expected))
         under = f" under '{self.place}'" if self.place else ""
         without = f", without the prefix '{dropped}'" if dropped else ""
+        if re.search(r"(^|\.)[1-9]\d*\.$", dropped):
+            without += "; a layer before it, such as a normalisation, is not read"
         kept = {key.removeprefix(dropped): value for key, value in self.tensors.items()}
         return kept, f"weights: {len(kept)} tensors of {self.path}{under}{without}"
 
@@ -126,23 +128,25 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     names = body.state_dict().keys()
     tensors, note = state.unprefixed(state.tensors if state.from_run else names)
     if state.from_run:
+        inside = "std" not in state.tensors or not state.tensors["std"].eq(1).all()
+        then = "" if inside else "; its run did not normalise images (--model.normalize none)"
         tensors = {k.removeprefix("network.").removeprefix("body."): v for k, v in tensors.items() if k not in SETTINGS}
     else:
         tensors = of_robustbench(read_as := tensors, body.state_dict())
-        note += "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
+        then = "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
     rest = tensors.keys() - names
     head = {key.rpartition(".")[2]: tensors[key] for key in rest}
     one_layer = len({key.rpartition(".")[0] for key in rest}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}
     if isinstance(model, Adapter) or not one_layer:
         _copy(body, tensors, state.path)
-        return note
+        return note + then
     _copy(body, {key: value for key, value in tensors.items() if key in names}, state.path)
     if {key: value.shape for key, value in model.head.state_dict().items()} == {key: head[key].shape for key in head}:
         _copy(model.head, head, state.path)
-        return f"{note}, its head included"
+        return f"{note}, its head included{then}"
     classes = len(head["weight"])
     other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
-    return f"{note}; the head is fresh, since that of the file is {other}"
+    return f"{note}; the head is fresh, since that of the file is {other}{then}"
 
 
 def of_robustbench(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:

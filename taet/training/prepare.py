@@ -173,8 +173,11 @@ def build_model(
         model = models.adapted(given, dataset.num_classes)
     check_needs(model, resolved)
     extend(model, chosen.tune, run.seed)
-    if given is None and chosen.weights is None and chosen.tune != "all":
-        raise UserError("model tune: got no pretrained network; allowed: with --model.weights, e.g. run:runs/x")
+    alone = given is None and chosen.weights is None and not begun
+    if alone and (chosen.tune != "all" or not (resolved.method.uses_labels or models.is_own(chosen.name))):
+        raise UserError(f"{run.method}: got no network to begin from; allowed: with --model.weights, e.g. run:runs/x")
+    if given is not None and chosen.weights is not None and not begun:
+        raise UserError(f"model weights: got {chosen.weights} and a network from memory; allowed: one of them")
     if chosen.tune != "all":  # else those of the network's author
         select(model, chosen.tune, keep_statistics=chosen.keep_statistics)
     model.notes += () if begun else _tuning_notes(model, run)

@@ -20,7 +20,7 @@ from taet.training.record import CURVE
 
 # Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
-ATTACK = ("threat.steps", "threat.step_size")  # of no effect if the method has no attack, or one of its own
+ATTACK = ("threat.steps", "threat.step_size", "threat.start")  # of no effect without an attack, or beside an own one
 POINTS = 10  # of a curve that does not affect the weights
 ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
 
@@ -162,10 +162,8 @@ def check_needs(model: nn.Module, resolved: Resolved) -> None:
     method, name = resolved.method, resolved.run.method
     head, found = method.task.head, model.head if isinstance(model, Classifier) else None
     if method.uses_features and found is None:
-        raise UserError(
-            f"model: {name} needs features, which a network has only if its logits come from a last linear layer; "
-            "give such a network, or a taet.models.Classifier(body, head, ...)"
-        )
+        which = "which a network has only if its logits come from a last linear layer"
+        raise UserError(f"model: {name} needs features, {which}; allowed: a taet.models.Classifier(body, head, ...)")
     same = isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)
     if found is None and resolved.run.model.tune != "all":
         raise UserError("model tune: this network is used whole, without a head of its own; allowed: all")

@@ -131,8 +131,9 @@ def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
     assert ["misses" in introduction(*of, {}) for of in found] == [True, False]
     short = " cannot reach eps 0.05; --threat.step-size makes them longer"
     whole = introduction(*prepare(tiny("at", {"threat.step_size": 0.05})), {})
-    own = introduction(*prepare(tiny("standard")), {})  # without an attack
+    own = introduction(*prepare(tiny("standard", {"threat.start": "none"})), {})  # without an attack
     assert [short in told for told in (text, whole, own)] == [True, False, False]
+    assert "steps and start of --threat change nothing" in own
 
 
 @pytest.mark.parametrize(

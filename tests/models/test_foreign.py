@@ -20,6 +20,7 @@ from taet.models.foreign import NORMALIZATIONS, Normalized, taken_apart
 
 SHAPE = (3, 8, 8)
 SOURCE = """
+import torch
 from torch import nn
 from taet.models import Classifier
 
@@ -37,6 +38,10 @@ def classifier(num_classes):
     return Classifier(body, nn.Linear(5, num_classes), num_classes, 3)
 
 ready = build()
+
+def exported():
+    shapes = ({0: torch.export.Dim("images")},)
+    return torch.export.export(build().eval(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=shapes).module()
 """
 
 
@@ -59,7 +64,7 @@ def images(shape: tuple[int, int, int] = SHAPE) -> Tensor:
     return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["build", "sized", "ready"])
+@pytest.mark.parametrize("name", ["build", "sized", "ready", "exported"])
 def test_a_callable_or_a_module_in_the_current_directory(own: str, name: str) -> None:
     path = list(sys.path)
     model = load(f"{own}:{name}")

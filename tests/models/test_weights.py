@@ -17,6 +17,8 @@ from taet.models import Adapter, Classifier, Head, pretrained, resnet
 from taet.models.weights import fill, read
 
 SHAPE = (3, 8, 8)
+NOT_READ = "such as a normalisation, is not read"
+PLAIN = "; its run did not normalise images (--model.normalize none)"
 
 
 def network() -> nn.Module:
@@ -42,6 +44,8 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         (lambda state: {"state_dict": state, "epoch": 3}, " under 'state_dict'"),
         (lambda state: {"net": {"model": prefixed(state, "a.")}}, " under 'net.model', without the prefix 'a.'"),
         (lambda state: prefixed(state, "_orig_mod.module."), ", without the prefix '_orig_mod.module.'"),
+        (lambda state: prefixed(state, "module.0."), ", without the prefix 'module.0.'"),
+        (lambda state: prefixed(state, "1."), f", without the prefix '1.'; a layer before it, {NOT_READ}"),
     ],
 )
 def test_weights_are_found_where_scripts_put_them(tmp_path: Path, wrap: Callable[..., Any], note: str) -> None:
@@ -136,9 +140,9 @@ def test_a_run_of_as_many_classes_gives_its_head_as_well(tmp_path: Path) -> None
         path = saved(tmp_path / "model.pt", {"state_dict": source.state_dict()})
         model = models.build("resnet8", 4, SHAPE, seed=2, head=head, weights=str(path))
         assert same(model, source)
-        assert model.notes[0].endswith(f"tensors of {path} under 'state_dict', its head included")
+        assert model.notes[0].endswith(f"tensors of {path} under 'state_dict', its head included{PLAIN}")
         note = pretrained(models.build("resnet8", 4, SHAPE, head=other), path)
-        assert note.endswith("the head is fresh, since that of the file is of another kind")
+        assert note.endswith(f"the head is fresh, since that of the file is of another kind{PLAIN}")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

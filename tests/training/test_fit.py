@@ -384,6 +384,8 @@ def test_a_plain_module_and_arrays_train_and_resume(
         train(run, out=folder, model=network(), dataset=arrays(per_class=11))
     with pytest.raises(UserError, match=r"\(2, 4\).*allowed: \(2, 3\), one logit per class"):
         train(run, out=tmp_path / "new", model=network(4), dataset=data)
+    with pytest.raises(UserError, match=r"model weights: got x\.pt and a network from memory; allowed: one of them"):
+        train(override(run, {"model.weights": "x.pt"}), out=tmp_path / "new", model=network(), dataset=data)
     assert not (tmp_path / "new").exists()
     resume(folder, model=network(), dataset=data)
     assert_same(folder, whole.folder)
