@@ -54,10 +54,9 @@ def official(method: str = Run.default("method")) -> Run:
 
     cls = methods.find(method)
     if not cls.official:
-        raise UserError(
-            f"protocol official: got {method}, which has no settings of its own to take; allowed: a method that has "
-            "(where one wraps another: that base method itself), or the protocols taet and reat"
-        )
+        got = f"got {method}, which has no settings of its own to take"
+        allowed = "a method that has (where one wraps another: that base method itself), or the protocols taet and reat"
+        raise UserError(f"protocol official: {got}; allowed: {allowed}")
     return override(Run(method=method, protocol="official", settings=cls.Config()), cls.official)
 
 

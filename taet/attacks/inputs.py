@@ -91,6 +91,11 @@ def check_output(output: object, x: Tensor) -> Tensor:
     return output
 
 
+def distributions(logits: Tensor) -> Tensor:
+    """Return for which images (N,) the logits (N, C) are probabilities: at least 0, with a sum of 1 to 1e-5."""
+    return (logits >= 0).all(1) & ((logits.sum(1, dtype=torch.float64) - 1).abs() <= 1e-5)  # as the official AutoAttack
+
+
 class Answers(nn.Module):
     """A model whose first output is checked: logits, one per class, and labels within these classes."""
 
@@ -108,8 +113,7 @@ class Answers(nn.Module):
         check_labels(int(self.labels.min()), int(self.labels.max()), logits.shape[1])
         # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
         inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
-        ones = (logits.detach().sum(1, dtype=torch.float64) - 1).abs() <= 1e-5  # as the official AutoAttack
-        if bool((logits >= 0).all() & ones.all() & inside):
+        if bool(distributions(logits.detach()).all() & inside):
             allowed = "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
             raise UserError(f"model output: got probabilities, which sum to 1 for every image; allowed: {allowed}")
         self.asked = True

@@ -42,8 +42,9 @@ def of_rows(
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)
-    folded = [unicodedata.normalize("NFC", one).casefold() for one in names]
-    if variants := [one for one, key in zip(names, folded, strict=True) if folded.count(key) > 1]:
+    folded = {one: unicodedata.normalize("NFC", one).casefold() for one in names}
+    times = Counter(folded.values())
+    if variants := [one for one, key in folded.items() if times[key] > 1]:
         notes.append(f"classes whose names differ in case or Unicode form only: {listed(variants, most=6)}")
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))

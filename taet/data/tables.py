@@ -143,9 +143,8 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
         if len(several := asked.get(Path(str(missing[0].file)).name, [])) > 1:
             either = f"'{several[0]}' or '{several[-1]}'; allowed: its path in the table, or --data.root, its folder"
             raise UserError(f"'{missing[0].file}' ({missing[0].place}) may be {either}")
-        raise UserError(
-            f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place}); looked "
-            f"for in '{folder}' and, of a folder without any of its files, by name below it; --data.root names another"
-        )
+        got = f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place})"
+        looked = f"looked for in '{folder}' and, of a folder without any of its files, by name below it"
+        raise UserError(f"{got}; {looked}; --data.root names another")
     made = [row._replace(file=file) for row, file in zip(rows, found, strict=True) if file is not None]
     return made, [f"images are found by their names below '{folder}'"] if lost else []

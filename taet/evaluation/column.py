@@ -129,7 +129,7 @@ class Column(CardPart):
 
     @property
     def ordinary(self) -> bool:
-        """Whether tables show the column: an attack on the model itself that is not only a point of a curve."""
+        """Whether it is an attack on the model itself, and not only a point of a curve."""
         return not self.curve and not self.is_transfer
 
 

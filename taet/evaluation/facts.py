@@ -14,6 +14,7 @@ from taet.attacks import pgd
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.differentiable import Replaced, Replacement
+from taet.attacks.inputs import distributions
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.spec import Model
 from taet.errors import custom_code
@@ -109,7 +110,7 @@ def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, T
     """
     logits, (gradient, with_graph) = answer(model, x), traced(model, x, y)
     correct = logits.max(1).indices == y
-    largest, inside = logits.topk(2).values, ((logits >= 0) & (logits <= 1 + 1e-5)).all(1)
+    largest, sigmoid = logits.topk(2).values, ((logits >= 0) & (logits <= 1)).all(1) & (logits.amax() > SURE)
     gap = float((largest[:, 0] - largest[:, 1]).median())
     again = difference(answer(model, x), logits)
     order = y.argsort(stable=True)
@@ -118,7 +119,7 @@ def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, T
         batch_size=len(y),
         images=len(y),
         clean_correct=int(correct.sum()),
-        distributions=int((inside & (((logits.sum(1) - 1).abs() <= 1e-5) | (logits.amax() > SURE))).sum()),
+        distributions=int((distributions(logits) | sigmoid).sum()),
         zero_gradients=int((correct & (gradient == 0).flatten(1).all(1)).sum()),
         nonfinite_gradients=int((~(finite(logits) & finite(gradient))).sum()),
         repeat_difference=again,

@@ -8,7 +8,7 @@ import numpy as np
 
 from taet.errors import UserError
 from taet.evaluation.card import Card
-from taet.files import read_bytes, write_atomically
+from taet.files import file_sha256, read_bytes, write_atomically
 from taet.training.folder import DELIVERED, RUN, RunFolder
 from taet.training.record import training_settings
 
@@ -34,6 +34,8 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
             raise UserError(f"{path} has other weights than {file.name}; evaluate the run again")
         if tuple(data.class_names) != card.class_names or data.test.sha256 != card.data["test_sha256"]:
             raise UserError(f"{path} was made with other test images than the run; evaluate the run again")
+        if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file)):
+            raise UserError(f"{path} was made with another file of weights than {file.name}; evaluate the run again")
     return card
 
 

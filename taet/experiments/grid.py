@@ -191,10 +191,9 @@ class Cell:
         for name in sorted({*held, *asked} - idle_settings(self.run)):
             there, here = held.get(name), asked.get(name)
             if there != here and (name, here) != ("training.precision", "auto"):
-                raise UserError(
-                    f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
-                    f"there and {here} in the specification; choose another --out, or remove the folder"
-                )
+                apart = f"{name.replace('settings.', 'method.')} is {there} there and {here} in the specification"
+                ways = "choose another --out, or remove the folder"
+                raise UserError(f"{self.folder} holds a run with other settings: {apart}; {ways}")
 
 
 class Outcome(NamedTuple):

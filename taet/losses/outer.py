@@ -61,9 +61,8 @@ class OuterLoss(nn.Module):
         super().__init__()
         begin = drw_from if outer.drw else 0
         if begin is None:
-            raise UserError(
-                "outer drw: got a schedule without a milestone before its end; allowed: one at which it can begin"
-            )
+            got = "got a schedule without a milestone before its end"
+            raise UserError(f"outer drw: {got}; allowed: one at which it can begin")
         self.outer = outer
         self.begin = begin
         # In float64, whatever the logits are in: casting down loses nothing that they could hold.

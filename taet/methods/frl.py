@@ -81,9 +81,8 @@ class FairRobust(Method):
         self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
         used = sum(self._is_followed(epoch) for epoch in task.watched)
         if min(task.watched, default=task.epochs) + 1 < task.epochs and not used:
-            raise UserError(
-                "frl: got no point of the curve that it could use; allowed: a smaller --monitor-every, or more epochs"
-            )
+            allowed = "a smaller --monitor-every, or more epochs"
+            raise UserError(f"frl: got no point of the curve that it could use; allowed: {allowed}")
         self.scale = FEEDBACKS / max(used, 1)
         self.register_buffer("multipliers", torch.zeros(3, task.num_classes, dtype=torch.float64))
         self.register_buffer("weights", torch.full((2, task.num_classes), 1 / task.num_classes))

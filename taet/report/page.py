@@ -113,17 +113,16 @@ def lead(results: Results) -> str:
 
 def warnings(results: Results) -> list[tuple[str, str, str]]:
     """Return the warnings that the rules of today raise: name, rows, and the text of the first card of each row."""
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    found, first = defaultdict[tuple[str, str], Counter[str]](Counter), dict[tuple[str, str], str]()
     for one in results.named:
         own = {flag["flag"]: flag["text"] for flag in flagged(one.card).flags} | dict(training_flags(one.epochs))
         for flag, text in own.items():
-            found[flag][one.row].append(text)
-    cards, lines = Counter(one.row for one in results.named), list[tuple[str, str, str]]()
-    for flag, rows in found.items():
-        for text in dict.fromkeys(texts[0] for texts in rows.values()):
-            about = {row: len(texts) for row, texts in rows.items() if texts[0] == text}
-            named = [row if n == cards[row] else f"{row} ({n} of {cards[row]} cards)" for row, n in about.items()]
-            lines.append((flag, listed(named), text))
+            found[flag, first.setdefault((flag, one.row), text)][one.row] += 1
+    flags, cards = [*dict.fromkeys(flag for flag, _ in found)], Counter(one.row for one in results.named)
+    lines = []
+    for (flag, text), rows in sorted(found.items(), key=lambda pair: flags.index(pair[0][0])):
+        named = (row if n == cards[row] else f"{row} ({n} of {cards[row]} cards)" for row, n in rows.items())
+        lines.append((flag, listed(named), text))
     return lines
 
 

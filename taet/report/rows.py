@@ -70,8 +70,8 @@ def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
     flat = [one for source in nested for one in source]
     found, waiting = list[StoredCard](), list[str]()
     named = (os.fspath(one) for one in flat if not isinstance(one, Card))
-    places = sorted((place for name in named for place in _places(name)), key=lambda place: not place.is_symlink())
-    once = {place.resolve(): place for place in places}  # of a run and links to it, the run
+    places = (place for name in named for place in _places(name))
+    once = {one.resolve(): one for one in sorted(places, key=Path.is_symlink, reverse=True)}  # a run replaces its links
     for path in sorted(once.values(), key=Path.as_posix):
         folder, name = RunFolder(path), path.as_posix()
         if not path.is_dir():

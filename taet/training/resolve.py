@@ -168,7 +168,5 @@ def check_needs(model: nn.Module, resolved: Resolved) -> None:
     if found is None and resolved.run.model.tune != "all":
         raise UserError("model tune: this network is used whole, without a head of its own; allowed: all")
     if head.kind != "linear" and not same:
-        raise UserError(
-            f"model: {name} needs a cosine head of scale {head.scale:g} and gamma {head.gamma:g}; give a "
-            "taet.models.Classifier with a taet.models.CosineHead"
-        )
+        wanted = f"a cosine head of scale {head.scale:g} and gamma {head.gamma:g}"
+        raise UserError(f"model: {name} needs {wanted}; give a taet.models.Classifier with a taet.models.CosineHead")

@@ -81,6 +81,12 @@ def test_a_file_without_its_checksum_is_refused(folder: Path, name: str) -> None
     refused(lambda: [load_run(folder), taet.results(folder)], r"has no SHA-256 of its own")
 
 
+def test_a_card_of_another_file_of_weights_is_refused(folder: Path) -> None:
+    card = taet.ResultCard.load(folder)
+    card.changed(model={**card.model, "file_sha256": "0" * 64}).save(folder / "evaluation.json")
+    refused(lambda: [taet.results(folder)], "was made with another file of weights than model.safetensors")
+
+
 def use(folder: Path) -> dict[str, Any]:
     """All numbers that the users of a run folder see: card, model, curve, and the run that is continued, on a copy."""
     card = ResultCard.load(folder)
