@@ -14,6 +14,8 @@ from taet.cli.train import read
 from taet.errors import PLUGIN
 from taet.settings import Run
 
+PATIENCE = 1200  # seconds that a test waits for a process: some machines are ten times slower than others
+
 
 def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
     """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are read."""
@@ -32,7 +34,8 @@ def forget(kind: registry.Kind, path: Path) -> None:
 def met(folder: Path, number: int, size: int = 2) -> Iterator[None]:
     """Inside, be one of so many processes of one thread; they meet through a file and talk over the loopback."""
     torch.set_num_threads(1)
-    place, patience = (folder / f"meeting-point-{size}").as_uri(), timedelta(seconds=300)
+    place = (folder / f"meeting-point-{size}").as_uri()
+    patience = timedelta(seconds=PATIENCE)
     dist.init_process_group("gloo", init_method=place, rank=number, world_size=size, timeout=patience)
     yield
     dist.destroy_process_group()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from taet import protocols, registry
 from taet.registry import Kind
 from taet.settings import Run, override
-from tests.calls import forget
+from tests.calls import PATIENCE, forget
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {
@@ -143,7 +143,7 @@ def side_by_side(fork: Callable[..., BaseProcess]) -> Callable[[str, Path, int],
         started = [fork(script, rank, folder) for rank in range(processes)]
         try:
             for process in started:
-                process.join(300)
+                process.join(PATIENCE)
         finally:
             for process in started:
                 process.kill()

@@ -176,13 +176,12 @@ class Cell:
         same = card is not None and (card.threat["eps"], card.batch_size) == how
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
-        for name in ("attacks", "search_precision"):
-            if getattr(held.record.run.evaluation, name) != (wish := getattr(run.evaluation, name)):
-                evaluate += _options({name: wish})
+        ours, its = ({**one.evaluation.model_dump(), "eps": one.attack_eps} for one in (run, held.record.run))
+        evaluate += _options({name: value for name, value in ours.items() if value != its[name]})
         return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate))
 
     def check_folder(self) -> None:
-        """Raise a `UserError` if the run in the folder has other settings."""
+        """Raise a `UserError` if the run in the folder was trained with other settings."""
         folder = RunFolder(self.folder)
         if self.run is None or not folder.is_run:
             return
@@ -190,7 +189,7 @@ class Cell:
         held, asked = training_settings(folder.record.run), training_settings(self.run)
         for name in sorted({*held, *asked} - idle_settings(self.run)):
             there, here = held.get(name), asked.get(name)
-            if there != here and (name, here) != ("training.precision", "auto"):
+            if there != here and (name, here) != ("training.precision", "auto") and not name.startswith("evaluation."):
                 apart = f"{name.replace('settings.', 'method.')} is {there} there and {here} in the specification"
                 ways = "choose another --out, or remove the folder"
                 raise UserError(f"{self.folder} holds a run with other settings: {apart}; {ways}")

@@ -14,6 +14,7 @@ import pytest
 from taet.evaluation import ResultCard
 from taet.experiments import jobs
 from taet.formatting import DURATION, read_duration
+from tests.calls import PATIENCE
 
 SPECIFICATION = """
 title = "Balanced softmax or not"
@@ -41,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     words = [sys.executable, "-m", "taet", "compare", "two.toml", "--jobs", "2"]
     killed = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    first, deadline = place / "two" / "runs" / "at_digits-lt_seed0", time.monotonic() + 300
+    first, deadline = place / "two" / "runs" / "at_digits-lt_seed0", time.monotonic() + PATIENCE
     while not (first / "run.json").exists():
         assert killed.poll() is None
         assert time.monotonic() < deadline

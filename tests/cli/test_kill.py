@@ -13,19 +13,20 @@ from pathlib import Path
 import pytest
 
 from taet.evaluation import ResultCard
+from tests.calls import PATIENCE
 
-KILLS, TIMEOUT = 3, 120
+KILLS = 3
 Fork = Callable[..., BaseProcess]
 
 
 def finish(process: BaseProcess) -> None:
-    process.join(TIMEOUT)
+    process.join(PATIENCE)
     assert process.exitcode == 0
 
 
 def kill(process: BaseProcess, progress: Callable[[], object], after: float) -> bool:
     """Kill it that many seconds after it has made progress; had it not ended by itself?"""
-    deadline, before = time.monotonic() + TIMEOUT, progress()
+    deadline, before = time.monotonic() + PATIENCE, progress()
     while process.is_alive() and progress() == before:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -87,7 +88,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(
 ) -> None:
     words = ["train", "at", *small, "--epochs", "24"]
     finish(fork("taet", *words, "--out", tmp_path / "whole"))
-    folder, deadline = tmp_path / "run", time.monotonic() + TIMEOUT
+    folder, deadline = tmp_path / "run", time.monotonic() + PATIENCE
     command = [sys.executable, "-m", "taet", *words, "--out", str(folder), "--evaluate"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # The first checkpoint would be too early: a shell that starts the tests in the background makes processes ignore
@@ -97,7 +98,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=TIMEOUT)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
     again = f"taet train --resume {folder} --evaluate"
     assert err.splitlines()[-1] == f"taet: interrupted; progress is saved in {folder}; continue with: {again}"

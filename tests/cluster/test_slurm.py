@@ -15,9 +15,9 @@ from taet.experiments.cluster import queue
 from taet.experiments.jobs import Comparison, compare
 from taet.settings import Slurm
 from taet.training.folder import RunFolder
+from tests.calls import PATIENCE
 from tests.experiments.conftest import SMALL
 
-PATIENCE = 600.0  # seconds for any step on a busy machine
 CONFIG = """
 ClusterName=trial
 SlurmctldHost={host}(127.0.0.1)

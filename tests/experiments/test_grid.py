@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from taet import methods, registry
+from taet.cli.evaluate import read as read_evaluation
+from taet.cli.options import of_part
 from taet.cli.train import read as read_call
 from taet.errors import UserError
-from taet.evaluation import ResultCard
+from taet.evaluation import ResultCard, evaluate
 from taet.experiments.grid import Cell, cells_of, parse, read
 from taet.files import seal
 from taet.settings import override
@@ -187,6 +189,27 @@ def test_a_card_needs_the_ball_and_the_attacks(cell: Cell, small: dict[str, Any]
     card["threat"]["eps"] = 0.01
     path.write_text(json.dumps(seal(card)))
     assert cell.look().commands == (["evaluate", str(cell.folder)],)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eps": "26/255"}, ["--eps", "26/255"]),
+        ({"step_size": "5/255", "seed": 3}, ["--step-size", "5/255", "--seed", "3"]),
+        ({"eps_l2": 0.5, "cw_constant": 1.0, "cw_bounded": True}, None),
+        ({"batch_size": 7}, ["--batch-size", "7"]),
+    ],
+)
+def test_other_settings_of_the_evaluation_need_no_new_run(
+    cell: Cell, small: dict[str, Any], tmp_path: Path, changes: dict[str, Any], words: list[str] | None
+) -> None:
+    wanted = {f"evaluation.{name}": value for name, value in changes.items()}
+    wanted["evaluation.attacks"] = ["fgsm", "pgd-3", "cw-l2"]
+    (asked, *_) = planned(small, tmp_path, settings=small["settings"] | wanted)
+    (command,) = asked.look().commands
+    assert words is None or command[-len(words) :] == words
+    evaluate(cell.folder, probe=False, **of_part(read_evaluation(command[1:])[1], "evaluation"))
+    assert asked.look().state == "done"
 
 
 @pytest.mark.usefixtures("cell")

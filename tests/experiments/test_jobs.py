@@ -17,6 +17,7 @@ from taet.experiments.grid import cells_of, parse
 from taet.experiments.jobs import Comparison, compare
 from taet.experiments.work import CellRun, Work
 from taet.files import lock
+from tests.calls import PATIENCE
 
 Processes = Callable[..., list[dict[str, Any]]]
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
@@ -37,7 +38,7 @@ def when_there(path: Path, do: Callable[[], object]) -> None:
     """Do something in another thread as soon as a file exists."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         do()

@@ -23,6 +23,7 @@ from taet.report import figures
 from taet.report import page as page_parts
 from taet.report.figures import Panel
 from taet.report.tables import Text, headline, latex, markdown, order, table
+from tests.calls import PATIENCE
 from tests.report.test_results import right
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10")
@@ -112,7 +113,7 @@ def test_nothing_scrolls_sideways_but_tables_that_say_so(of_run: Page, page: Pag
         relay = "addEventListener('load', () => document.body.append(frames[0].document.body.innerText))"
         (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{frame}<script>{relay}</script></body>")
         words = [CHROMIUM, *SWITCHES, f"--user-data-dir={tmp_path}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
-        dom = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+        dom = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
         (found,) = re.findall(r"found (\[.*?\])", dom)
         inner, scrolled, flat, scrolls, unsaid = json.loads(found)
         assert inner == width >= scrolled

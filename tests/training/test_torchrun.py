@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from taet.cli import main
 from taet.evaluation import ResultCard
 from taet.training import fit, resume
+from tests.calls import PATIENCE
 
 WORDS = "train at --data.max-count 20 --data.test-max-count 10 --model resnet8 --batch-size 32 --threads 1 --lr 0.002"
 WORDS += " --precision float32 --threat.eps 0.05 --threat.step-size 0.025 --threat.steps 2 --monitor-steps 2 --epochs 2"
@@ -29,7 +30,7 @@ def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.fixture(scope="module")
