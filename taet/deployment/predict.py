@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
@@ -35,7 +35,7 @@ DIGITS = 6  # of a probability in a table; `probabilities` has full precision
 NO_CLASS = -1
 
 Shape = tuple[int, int, int]
-ImageSource = Pixels | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+ImageSource = Pixels | Tensor | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -178,7 +178,8 @@ def predict(
 
 def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, list[str]]:
     """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
-    if isinstance(given, np.ndarray):
+    if isinstance(given, np.ndarray | Tensor):
+        given = np.asarray(given)
         if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
             raise UserError(f"images: got {got}; allowed: {allowed}")
