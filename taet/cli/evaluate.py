@@ -92,12 +92,13 @@ def run(words: list[str], *, last: bool = True) -> None:
             attack = partial(evaluate, place, weights=weights, device=command.device, **how)
         else:
             made = (command.model, Path(command.weights or "").stem, command.normalize.removeprefix("none"))
-            name = re.sub(r"[^\w.-]+", "-", " ".join(filter(None, made)))
+            title = " ".join(filter(None, made))
+            name = re.sub(r"[^\w.-]+", "-", title)
             place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
             model, dataset, about = opened(*subject, all_images=command.all_images)
             how |= {"out": place, "device": str(resolve_device(command.device))}
-            how |= {} if isinstance(model, Path) else {"name": command.model, "notes": about}
+            how |= {} if isinstance(model, Path) else {"name": command.model, "title": title, "notes": about}
             attack = partial(evaluate, model, dataset, **how)
         with progress(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)

@@ -66,6 +66,7 @@ class Subject:
         class_names: Sequence[str] | None = None,
         train_class_counts: Sequence[int] | None = None,
         name: str | None = None,
+        title: str | None = None,
         notes: Sequence[str] = (),
         weights: str = DELIVERED,
         model: nn.Module | None = None,
@@ -94,7 +95,7 @@ class Subject:
         called = name or type(network).__name__
         counts = plain(train_class_counts)
         check_value("training counts", counts, tuple[StoredCount, ...] | None)
-        fields: Json = {"method": called, "title": called, "protocol": "", "seed": None, "run": {}}
+        fields: Json = {"method": called, "title": title or called, "protocol": "", "seed": None, "run": {}}
         fields["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
         fields["data"] = about | {"class_names": class_names, "train_class_counts": counts}
         fields["data"] |= {"test_sha256": images_sha256(*given)}

@@ -76,11 +76,8 @@ def _once(values: tuple[object, ...], info: ValidationInfo) -> tuple[object, ...
 
 RowName = Annotated[str, Rule(re.compile("[A-Za-z0-9.+-]+").fullmatch, "letters, digits and the signs . + -")]
 """Names become folders; the parts of a folder's name are joined by _."""
-SOME, ONCE = Field(min_length=1), AfterValidator(_once)
+SOME, ONCE, NAMED = Field(min_length=1), AfterValidator(_once), AfterValidator(_dotted)
 ALL = BeforeValidator(lambda value: (*registry.entries("methods"),) if value == "all" else value)
-
-
-NAMED = AfterValidator(_dotted)
 
 
 class Variant(Settings):
@@ -172,8 +169,7 @@ class Cell:
         except UserError as error:  # of a damaged file
             return Outcome(self, "failed", reason=str(error))
         wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]
-        how = (run.attack_eps, run.evaluation.batch_size)
-        same = card is not None and (card.threat["eps"], card.batch_size) == how
+        same = card is not None and (card.threat["eps"], card.batch_size) == (run.attack_eps, run.evaluation.batch_size)
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
         ours, its = ({**one.evaluation.model_dump(), "eps": one.attack_eps} for one in (run, held.record.run))

@@ -242,7 +242,8 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])
         parts = [setting_words(name, settings[name]) for name in apart if name not in UNNAMED and settings[name] != ""]
         parts = [part for part in parts if part != card.method]  # of a network without a run, its name
-        label = f"{card.method} ({', '.join(parts)})" if parts else card.method
+        named = card.title if card.seed is None else card.method
+        label = f"{named} ({', '.join(parts)})" if parts else named
         seen[label] += 1
         labels[key] = label if seen[label] == 1 else f"{label} #{seen[label]}"
     return labels

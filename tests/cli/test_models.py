@@ -12,6 +12,7 @@ import torch
 from torchvision.models import resnet18
 
 from taet.evaluation import ResultCard
+from taet.report.results import results
 
 SOURCE = """
 import torch
@@ -58,6 +59,7 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
     card = ResultCard.load(Path("card"))
     assert [column.name for column in card.columns] == ["clean", "fgsm"]
     assert (card.threat["eps"], card.data["train_class_counts"]) == (2 / 255, [20, 20, 20, 20])
+    assert results(card).rows == ("torchvision:resnet18 net imagenet",)  # another file is another row
     assert card.command.startswith("taet evaluate --model torchvision:resnet18 --weights net.pt")
     assert outcome.out.splitlines()[-3:] == [
         "weights: 122 tensors of net.pt under 'state_dict', without the prefix 'module.'",

@@ -277,7 +277,7 @@ def test_a_card_without_attacks_or_training_counts_has_a_report(make_card: MakeC
     data = {name: value for name, value in card.data.items() if name != "train_class_counts"}
     data["class_names"] = [*data["class_names"], "never tested"]
     for counts in ({}, {"train_class_counts": [7] * 11}):  # equal counts have no head and no tail
-        bare = card.changed(seed=None, data=data | counts, columns=card.columns[:1])
+        bare = card.changed(seed=None, title="at", data=data | counts, columns=card.columns[:1])
         found = Page(report.write(bare, tmp_path / "x.html"))
         assert "On clean images, at keeps a balanced accuracy of" in found.text
         assert "Head, body" not in found.text

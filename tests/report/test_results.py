@@ -192,9 +192,10 @@ def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: 
     smaller = first.changed(threat={"norm": "linf", "eps": 4 / 255})
     assert names(first, smaller) == ["at-bsl"] * 2  # one model, attacked in two balls
     assert names(trained("at"), trained("at", about={"weights_sha256": "e" * 64})) == ["at", "at #2"]
-    given, other = make_card("my-net").changed(seed=None), make_card("my-net", 5).changed(seed=None)
+    given, other = (make_card("my-net", seed).changed(seed=None, title="my-net") for seed in (0, 5))
     assert names(given, given, other) == ["my-net", "my-net", "my-net #2"]
-    ours, theirs = (make_card(name, seed).changed(seed=None) for seed, name in enumerate("ab"))
+    assert names(given, other.changed(title="my-net second")) == ["my-net", "my-net second"]  # of two files
+    ours, theirs = (make_card(name, seed).changed(seed=None, title=name) for seed, name in enumerate("ab"))
     assert names(*(one.changed(model={**one.model, "name": one.method}) for one in (ours, theirs))) == ["a", "b"]
 
 
