@@ -178,8 +178,8 @@ def predict(
 
 def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, list[str]]:
     """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
-    if isinstance(given, np.ndarray | Tensor):
-        given = np.asarray(given)
+    given = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
             raise UserError(f"images: got {got}; allowed: {allowed}")

@@ -185,7 +185,7 @@ class Cell:
         held, asked = training_settings(folder.record.run), training_settings(self.run)
         for name in sorted({*held, *asked} - idle_settings(self.run)):
             there, here = held.get(name), asked.get(name)
-            if there != here and (name, here) != ("training.precision", "auto") and not name.startswith("evaluation."):
+            if there != here and (name, here) != ("training.precision", "auto"):
                 apart = f"{name.replace('settings.', 'method.')} is {there} there and {here} in the specification"
                 ways = "choose another --out, or remove the folder"
                 raise UserError(f"{self.folder} holds a run with other settings: {apart}; {ways}")

@@ -15,11 +15,12 @@ from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead
 from taet.models.tuning import extend
-from taet.settings import Run, epoch_at, override
+from taet.settings import Evaluation, Run, epoch_at, override
 from taet.training.record import CURVE
 
 # Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
+EVALUATION = frozenset(f"evaluation.{name}" for name in Evaluation.model_fields)
 ATTACK = ("threat.steps", "threat.step_size", "threat.start")  # of no effect without an attack, or beside an own one
 POINTS = 10  # of a curve that does not affect the weights
 ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
@@ -106,10 +107,10 @@ def learns(run: Run, facts: DataFacts) -> bool:
 
 
 def idle_settings(run: Run) -> frozenset[str]:
-    """Return the settings that change no weights: of a curve that decides nothing, of an attack that is not made."""
+    """Return the settings that change no weights: of the evaluation, an idle curve, an attack that is not made."""
     method = _method(run, STAND_IN)
     decides = method.needs_feedback or run.training.selection != "last"
-    return frozenset(() if decides else CURVE) | frozenset(ATTACK if method.own_attack else ())
+    return EVALUATION | frozenset(() if decides else CURVE) | frozenset(ATTACK if method.own_attack else ())
 
 
 def _curve_split(run: Run, facts: DataFacts | None) -> str:
