@@ -34,6 +34,7 @@ from taet.fields import (
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
+SMOOTHED = ("cross-entropy", "balanced-softmax", "logit-adjustment", "class-balanced")  # losses of several labels
 PARTS = re.compile(r"all|head|bias|(lora|adapter):[1-9]\d{0,3}")  # of a network, that are trained
 
 
@@ -172,15 +173,9 @@ class Outer(Settings):
     """Deferred re-weighting: class-balanced weights from the first milestone on (same paper)."""
     divide_by: Annotated[Literal["weights", "batch"], OnlyWith(name="class-balanced", drw=True)] = "weights"
     """Divide weighted losses by the sum of the batch's weights, or by the batch size."""
-    label_smoothing: Annotated[PartialShare, Field(title="label smoothing")] = 0.0
-    """Share of the target that is spread over all classes: equally, or by the class prior where the loss adds it."""
-
-    @model_validator(mode="after")
-    def _smooths_one_label(self) -> Self:
-        if self.label_smoothing and self.name in ("focal", "ldam"):
-            why = "focal loss and the margins of ldam are defined for one label"
-            raise UserError(f"label smoothing: got {self.label_smoothing:g} with the outer loss {self.name}: {why}")
-        return self
+    label_smoothing: Annotated[PartialShare, Field(title="label smoothing"), OnlyWith(name=SMOOTHED)] = 0.0
+    """Share of the target that is spread over all classes: equally, or by the class prior where the loss adds it. Focal
+    loss and the margins of ldam are defined for one label."""
 
 
 class Training(Settings):
@@ -188,7 +183,7 @@ class Training(Settings):
 
     retired: ClassVar[Mapping[str, object]] = {
         **{"capture": True, "workers": 0, "tensorboard": False, "sync_bn": True},
-        **{"probing": 0.0, "probing_lr": 0.05, "monitor_images": None},
+        **{"probing": 0.0, "probing_lr": 0.05, "monitor_images": None, "awp_start": 0.0},
     }
 
     epochs: Count = 100
@@ -219,11 +214,9 @@ class Training(Settings):
     their images."""
     awp: PartialShare = 0.0
     """Adversarial weight perturbation, relative to each weight's norm, e.g. 0.005 with TRADES, else 0.01; 0: none."""
-    awp_start: Share = 0.0
-    """Share of the epochs before weight perturbation begins."""
     ema: PartialShare = 0.0
     """Decay of the average of the weights, which the run delivers, e.g. 0.995; 0: none."""
-    swa: Share = 1.0
+    swa: Annotated[Share, OnlyWith(ema=0.0)] = 1.0
     """Share of the epochs after which the weights of each epoch are averaged, e.g. 0.275 (epoch 55 of 200); 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Arithmetic of training, by autocast. auto: bf16 where the machine has instructions for it; kept when resumed.
@@ -250,14 +243,6 @@ class Training(Settings):
     idle when the run begins."""
     tuned: Whole = 0
     """Number of trials by which a search chose the settings (examples/tune.py), shown in cards and tables."""
-
-    @model_validator(mode="after")
-    def _averages_once(self) -> Self:
-        if self.awp_start and not self.awp:
-            raise UserError(f"awp start: got {self.awp_start}; allowed: with awp above 0 only")
-        if self.ema and self.swa != 1:
-            raise UserError(f"swa: got {self.swa} with ema {self.ema}; allowed: one average of the weights")
-        return self
 
 
 class Evaluation(Settings):

@@ -63,7 +63,7 @@ def read(words: list[str]) -> tuple[Evaluate, Json]:
     command, given = parse(Evaluate, words, "taet evaluate", parts)
     if (command.run is None) == (command.model is None):
         got = "neither" if command.run is None else f"{command.run} and --model {command.model}"
-        raise UserError(f"which model? got {got}; allowed: one, RUN or --model NAME --data NAME")
+        raise UserError(f"which model? got {got}; allowed: one, RUN (before --attacks) or --model NAME --data NAME")
     if command.run is not None:
         if of_part(given, "data") or command.normalize != "none" or command.out is not None or command.all_images:
             own = "a run has its own, and its own normalisation"

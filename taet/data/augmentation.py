@@ -42,8 +42,8 @@ def crop_flip(
 
 
 def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Return an array as a tensor that shares it, or a copy of images on disk, which cannot be written to."""
-    return torch.from_numpy(pixels if pixels.flags.writeable else np.array(pixels))
+    """Return an array as a tensor that shares it, or a copy of one that is read-only (images on disk) or turned."""
+    return torch.from_numpy(pixels if pixels.flags.writeable and min(pixels.strides, default=0) >= 0 else pixels.copy())
 
 
 def to_unit(images: Tensor, *, channels_last: bool = False) -> Tensor:

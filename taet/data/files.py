@@ -26,7 +26,7 @@ NAMES = {
     "csv": "csv:PATH, a table of path,label[,split,group]",
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
-RUNS = (RUN, f"*/{RUN}", f"*/*/{RUN}")  # of a folder that is no class, but holds runs
+RUNS = [deep + name for deep in ("", "*/", "*/*/") for name in (RUN, "evaluation.json")]  # in a folder that is no class
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
 TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
@@ -125,6 +125,11 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     folders = _split_folders(path)
     if not folders and len(tables := labelled_tables(path)) == 1:
         rows, notes = labelled(tables[0], path, group)
+        classes = {row.label for row in rows}
+        tops = [os.path.relpath(str(row.file), path).partition(os.sep)[0] for row in rows]
+        if apart := [row for row, top in zip(rows, tops, strict=True) if top in classes - {row.label}]:
+            got = f"'{tables[0]}' says '{apart[0].label}' of '{apart[0].file}', and so of {len(apart)} images"
+            raise UserError(f"{got} in folders of other classes; allowed: --data 'csv:{tables[0]}', or no table there")
         images = [file for file in files_below(path) if is_image(file)]
         without = {file.resolve() for file in {*images} - masks_of(path, images)}
         without -= {Path(str(row.file)).resolve() for row in rows}

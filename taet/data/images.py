@@ -192,11 +192,9 @@ class Files:
         spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
         some = f"{self.grey.sum()} grey, read as colour like the others" if self.grey.any() else "colour"
         said = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else some}"
-        others = self.sizes[:, 0] != self.sizes[:, 1]
-        if self.size is None or not others.any():
-            return [*self.notes, said]
-        example = Path(str(self.files[others.argmax()])).name
-        return [*self.notes, said, f"{others.sum()} of {len(others)} images: not square, squeezed (e.g. '{example}')"]
+        others = 0 if self.size is None else (self.sizes[:, 0] != self.sizes[:, 1]).sum()
+        squeezed = [f"{others} of {len(self.files)} images: not square, squeezed"] if others else []
+        return [*self.notes, said, *squeezed]
 
 
 def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool = False, skip: bool = False) -> Files:

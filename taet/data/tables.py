@@ -27,7 +27,7 @@ COLUMNS = {
     "split": ("split",),
     "group": ("group", "patient_id", "patientid", "patient", "subject_id", "lesion_id"),
 }
-"""Usual names of columns, in upper or lower case; the first that exists is used: a patient may have several lesions."""
+"""Usual names of columns, in any case, with _ or a space; the first is used: a patient may have several lesions."""
 NUMBER = re.compile(r"-?\d{1,18}")  # a numeric label; longer numbers are names
 
 
@@ -53,7 +53,7 @@ def _delimiter(text: str) -> str:
 
 
 def _columns(names: Sequence[str]) -> dict[str, str]:
-    lower = {name.lower(): name for name in reversed(names)}
+    lower = {name.lower().replace(" ", "_"): name for name in reversed(names)}
     return {what: next((lower[one] for one in usual if one in lower), "") for what, usual in COLUMNS.items()}
 
 
@@ -61,7 +61,8 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a table with their places: the cells by column."""
     with reading(path, TABLE):
         text, rows = path.read_text("utf-8-sig"), []
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        lines = io.StringIO(text, newline="")
+        reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(reader, [])]
         for cells in filter(any, reader):
             place = f"'{path}', line {reader.line_num}"
@@ -101,7 +102,7 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         has = cut(", ".join(f"'{name}'" for name in names)) or "no rows"
         usual = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in missing)
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
-    others = [name for name in names if name.lower() in COLUMNS["group"]] if group is None else []
+    others = [name for name in names if name.lower().replace(" ", "_") in COLUMNS["group"]] if group is None else []
     for place, cells in table:
         file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
         if not own and (other := next((name for name in others if cells[name]), "")):

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import taet
+from taet.data.images import SUFFIXES
 from taet.errors import UserError, custom_code, needed
 from taet.evaluation import store
 from taet.evaluation.card import Card
@@ -67,7 +68,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
         raise UserError(f"{lacks}; make one: taet evaluate {run_dir}")
     if out.resolve() == run_dir.resolve():
         raise UserError(f"{out}: got the folder that is to be published; allowed: another")
-    if not (out / CONFIG).exists():
+    if not ((out / CONFIG).is_file() and b'"library_name": "taet"' in (out / CONFIG).read_bytes()):
         if out.exists() and any(out.iterdir()):
             raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")
         check_output(out)
@@ -92,10 +93,11 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
 
 
 def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
-    """Return the names from the training machine in a run, which publishing would make public."""
+    """Return the names of files of the training machine in a run, and notes with such names: publishing shows them."""
     record = RunFolder(Path(run_dir)).record
     found = [record.command, record.run.data.name, record.run.data.root, record.run.model.weights]
-    return [text for text in found if text and os.sep in text]
+    notes = [note for note in record.data.notes if any(suffix in note.lower() for suffix in SUFFIXES)]
+    return [text for text in found if text and os.sep in text] + notes
 
 
 def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:

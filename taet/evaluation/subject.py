@@ -20,7 +20,7 @@ from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data import DataFacts, Dataset
-from taet.data.dataset import fingerprints, images_sha256
+from taet.data.dataset import check_names, fingerprints, images_sha256
 from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
@@ -82,11 +82,12 @@ class Subject:
             raise UserError("evaluate: got labels or class names without images; allowed: with images as an array")
         if isinstance(images, Dataset):
             class_names = images.class_names
-            train_class_counts = None if images.only_test else images.class_counts.tolist()
+            if train_class_counts is None and not images.only_test:
+                train_class_counts = images.class_counts.tolist()
             seen = isinstance(network, nn.Module) or network.record.data.train.sha256 == images.train.sha256
             about, test = images.about(of_training=seen), images.test
             images, labels = test.images, test.labels
-        class_names = None if class_names is None else [str(one) for one in class_names]
+        class_names = None if class_names is None else [*check_names(map(str, class_names))]
         given = None if images is None else _test_images(images, labels)
         if isinstance(network, RunFolder):
             return cls._of_run(network, weights, given, class_names, about, model, dataset)

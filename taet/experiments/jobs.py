@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from taet.data.sources import source
+from taet.data.sources import full_name, source
 from taet.errors import UserError
 from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
@@ -113,6 +113,9 @@ def _planned(
     else:
         grid, file, place = spec if isinstance(spec, Grid) else parse(spec), "", Path(out)
     check_output(place)
+    images = [name.removeprefix("folder:") for name in map(full_name, grid.data) if name.startswith("folder:")]
+    if place.resolve() in (Path(name).expanduser().resolve() for name in images):
+        raise UserError(f"--out: got {place}, the folder of the images; allowed: another, e.g. runs/{place.name}")
     return grid, place, cells_of(grid, place, file, accelerated)
 
 

@@ -51,8 +51,8 @@ def plan(method: str, data: str, **changes: object) -> tuple[Run, dict[str, Chos
 
 
 def cycle_for(method: object, given: Mapping[str, object]) -> tuple[str, ...]:
-    """Return which of `CYCLE` are chosen: none beside one that is given, no steps if the method's attack is its own."""
-    if {*CYCLE} & given.keys():
+    """Return which of `CYCLE` are chosen: none beside a given one or milestones, no steps with an attack of its own."""
+    if {*CYCLE, "training.milestones"} & given.keys():
         return ()
     return CYCLE[2:] if methods.find(str(method)).own_attack else CYCLE
 
@@ -83,9 +83,7 @@ def planned(
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
         if not accelerated:
             few = dict(zip(CYCLE, (2, 6 / 8 * run.threat.eps, "one-cycle"), strict=True))
-            why = "a schedule for few epochs"
-            if cycle == CYCLE:
-                why = "about as robust in a third of the time (docs/speed.md)"
+            why = "a third of the time, 1 point less robust: docs/speed.md" if cycle == CYCLE else "for few epochs"
             choices |= {name: Chosen(few[name], why) for name in cycle}
         if run.method in ("taet", "harl"):
             choices["settings.alpha"] = Chosen(1, "more robust on validation images, with small networks, than 0.1")

@@ -134,6 +134,10 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     else:
         tensors = of_robustbench(read_as := tensors, body.state_dict())
         then = "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
+    one = {key for key, value in body.state_dict().items() if value.ndim == 4 and value.shape[1] == 1}
+    for key in (key for key in one & tensors.keys() if tensors[key].shape[1:2] == (3,)):
+        tensors[key] = tensors[key].sum(1, keepdim=True)  # a grey image is the same in all colours
+        then += "; made for colour, it reads a grey image as all three"
     rest = tensors.keys() - names
     head = {key.rpartition(".")[2]: tensors[key] for key in rest}
     one_layer = len({key.rpartition(".")[0] for key in rest}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}

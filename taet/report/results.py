@@ -100,10 +100,11 @@ class Results:
 
     @cached_property
     def strongest(self) -> str | None:
-        """The bounded attack of the cards' threat that most rows have: a complete suite, else that with the lowest mean
-        balanced accuracy, of equals the later in a table; the worst case only where there is no other."""
+        """The bounded attack, of the cards' threat if one is, that most rows have: a complete suite, else that with the
+        lowest mean balanced accuracy, of equals the later in a table; the worst case only where there is no other."""
         balls = {(card.threat["norm"], card.threat["eps"]) for card in self.cards}
-        inside = {name: of for name, of in self.columns.items() if of.ordinary and of.bounded and of.ball in balls}
+        bounded = {name: of for name, of in self.columns.items() if of.ordinary and of.bounded and of.norm}
+        inside = {name: of for name, of in bounded.items() if of.ball in balls} or bounded
         found = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)
 
         def order(name: str) -> tuple[int, bool, float, int]:

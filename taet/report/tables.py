@@ -1,6 +1,6 @@
 """The tables of the report: one function each, from results to frames of cells; its docstring is the text above it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -125,8 +125,8 @@ def headline(results: Results) -> pd.DataFrame:
 
 
 def groups(results: Results) -> Iterator[pd.DataFrame]:
-    """Balanced accuracy inside the head, body and tail classes, the thirds of the classes by training images, and the
-    accuracy of the worst class of each seed."""
+    """Balanced accuracy of the classes ranked by training images: head, the first third (rounded down), tail, from rank
+    ceil(2C/3) on, and body between them; and the accuracy of the worst class of each seed."""
     parts = {"head": "head", "body": "body", "tail": "tail", "worst class": "worst"}
     for attack in lead_attacks(results) if len(members(results.cards[0], "tail")) else ():
         columns = {Text(said): _column(results, attack, group) for said, group in parts.items()}
@@ -171,9 +171,10 @@ def mistakes(results: Results) -> Iterator[pd.DataFrame]:
     """What the best row takes for what, in per cent of the images of the true class, over all its seeds."""
     attack, row, names = lead_attacks(results)[-1], order(results)[0], class_names(results.cards[0])
     given = results.predictions[row].xs(attack, axis=1, level="attack").melt(ignore_index=False)["value"]
-    shares = pd.crosstab(results.labels[given.index], given.to_numpy(), normalize="index").stack()
-    wrong = {(true, taken): share for (true, taken), share in shares.items() if true != taken and share}
-    most = sorted(wrong, key=lambda pair: -wrong[pair])[:MOST_MISTAKES]
+    labels = results.labels[given.index].tolist()
+    totals, pairs = Counter(labels), Counter(zip(labels, given, strict=True))
+    wrong = {(true, taken): times / totals[true] for (true, taken), times in pairs.items() if true != taken}
+    most = sorted(wrong, key=lambda pair: (-wrong[pair], pair))[:MOST_MISTAKES]
     found = {f"{names[true]} as {names[taken]}": Text(percent(wrong[true, taken])) for true, taken in most}
     if found:
         yield table(f"{row}, {under(attack).lower()}", {Text("of the class"): found}, [*found], "mistake")

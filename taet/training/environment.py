@@ -66,7 +66,9 @@ def bf16_instructions(device: torch.device) -> str:
 def environment(device: torch.device) -> Json:
     """Versions, commit, device and time, as run.json and result cards record them."""
     processor = _reported("model name") or platform.processor() or platform.machine()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor}, {os.cpu_count()} cores"
+    family = f" (family {_reported('cpu family')}, model {_reported('model')})" if _reported("cpu family") else ""
+    cpu = f"{processor}{family}, {bf16_instructions(torch.device('cpu')) or 'no bf16'}, {os.cpu_count()} cores"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "commit": commit(),

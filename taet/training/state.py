@@ -19,7 +19,7 @@ from taet.methods.base import Attack, Method
 from taet.models import Adapter, Classifier
 from taet.models.view import View
 from taet.randomness import derive_seed, generator
-from taet.settings import Run, Training, epoch_at
+from taet.settings import Run, Training
 from taet.training.curve import per_class
 from taet.training.resolve import milestone_epochs
 
@@ -191,12 +191,6 @@ class State:
     def number(self) -> int:
         """Finished steps of the run."""
         return self.epoch * self.method.task.steps_per_epoch + self.step
-
-    @property
-    def awp(self) -> float:
-        """Relative length of the weight perturbation in this epoch."""
-        training = self.run.training
-        return training.awp if self.epoch >= epoch_at(training.awp_start, training.epochs) else 0.0
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

@@ -44,7 +44,7 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
             return checked(method.loss(model, x, y, adversarial), y, method)
 
     model.train()
-    with perturbed_weights(model, lambda: outer_loss().total, state.awp):
+    with perturbed_weights(model, lambda: outer_loss().total, state.run.training.awp):
         loss = outer_loss()
         state.optimizer.zero_grad(set_to_none=True)
         method.zero_grad(set_to_none=True)

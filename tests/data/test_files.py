@@ -213,12 +213,15 @@ def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     name = table(images, partly, "Image_ID;dx;lesion_id;patient_id")
     refused(name, "line 2: 'patient_id' is empty, but not 'lesion_id'; allowed: .* --data.group lesion_id")
     assert load(name, group="lesion_id").train.groups is not None
+    quoted = [", ".join(f'"{cell}"' if i % 2 else cell for cell in row.split(";")) for i, row in enumerate(rows)]
+    other = load(table(images, quoted, 'Image ID, dx, "Lesion ID", Patient ID'), seed=3)
+    assert other.manifest() == dataset.manifest()
     name = table(images, rows, "Image_ID;dx;lesion;site")
     refused(name, r"unknown column for data group in .*'sites'.*did you mean 'site'", group="sites")
     assert load(name, group="site").train.groups is not None
 
 
-def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, fill):
+def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, fill, refused):
     whole = load(f"folder:{flat}", imbalance_ratio=2, test="balanced")
     assert any("'ant' is among its largest classes, 'cat' among its smallest" in note for note in whole.notes)
     files = sorted(file.relative_to(flat) for file in flat.rglob("*.png"))
@@ -227,6 +230,15 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     fill(flat / "cat" / "masks", 0, 3)
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
+    table(flat, [f"{file},{('bee', 'ant')[i % 2]}" for i, file in enumerate(files[:10])])
+    refused(f"folder:{flat}", "says 'bee' of '.*/ant/00.png', and so of 5 images in folders of other classes")
+    assert load(f"csv:{flat / 'table.csv'}").class_names == ("ant", "bee")
+
+
+def test_cards_and_runs_among_class_folders_are_no_class(flat):
+    (flat / "runs" / "evaluate-resnet8").mkdir(parents=True)
+    (flat / "runs" / "evaluate-resnet8" / "evaluation.json").touch()
+    assert load(f"folder:{flat}").class_names == ("ant", "bee", "cat")
 
 
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):

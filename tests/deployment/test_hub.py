@@ -14,7 +14,7 @@ import pytest
 import taet
 from taet import models
 from taet.data import Dataset
-from taet.deployment.hub import publish
+from taet.deployment.hub import named_outside, publish
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.models.hub import CONFIG, FILES, local
@@ -110,10 +110,21 @@ def test_an_earlier_push_is_replaced_and_nothing_else(run: Path, copy: Path, tmp
     assert local(f"folder:{copy}") == copy
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    refused = {tmp_path / "full": "allowed: a new or empty one", run / "x": "a place in the run fol"}
+    (tmp_path / "other").mkdir()  # a model of another library
+    (tmp_path / "other" / CONFIG).write_text('{"architectures": ["ViT"]}')
+    refused = {tmp_path / name: "allowed: a new or empty one" for name in ("full", "other")}
+    refused |= {run / "x": "a place in the run fol"}
     for place, message in {**refused, run: "got the folder that is to be published"}.items():
         with pytest.raises(UserError, match=message):
             publish(run, f"folder:{place}")
+
+
+def test_names_of_files_that_a_push_shows_are_known(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    record, note = RunFolder(run).record, "identical images: 1 of 3 test images are also in train, e.g. 'a/Ann.PNG'"
+    data = record.data.model_copy(update={"notes": ("90 image files, 9x9 pixels", note)})
+    folder.create(record.model_copy(update={"data": data, "command": "taet train at"}))
+    assert named_outside(folder.path) == [note]
 
 
 @pytest.mark.parametrize(

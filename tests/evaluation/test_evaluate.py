@@ -141,6 +141,7 @@ def few(logits: Tensor) -> Tensor:
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "model output: got shape"),
         ({"model": len}, "evaluate: got a builtin_function_or_method; allowed: a torch.nn.Module"),
         ({"class_names": ["a", "b"]}, "model output: got 4 logits; allowed: 2"),
+        ({"class_names": ["a", "b", "a", "c"]}, "class names: got 'a' twice; allowed: a different name for each"),
         ({"train_class_counts": [1, 2]}, "train_class_counts: got 2; allowed: 4"),
         ({"train_class_counts": [0.7, 0.1, 0.1, 0.1]}, "training counts: got .*; allowed: whole numbers"),
         ({"epss": 0.1}, "unknown setting 'epss'.*did you mean 'eps'"),
@@ -180,6 +181,11 @@ def test_the_test_images_of_a_data_set_are_given_with_all_that_is_known_of_them(
     assert (card.class_names, card.data["name"]) == (data.class_names, data.name)
     assert card.data["train_class_counts"] == data.class_counts.tolist()
     assert card.data["test_sha256"] == data.test.sha256
+    given = taet.evaluate(model, data, attacks="clean", train_class_counts=[*range(1, 11)])
+    assert given.data["train_class_counts"] == [*range(1, 11)]
+    mirrored = data.test.images[:, :, ::-1]  # a view that steps backwards
+    same = [taet.evaluate(model, images, data.test.labels, "clean") for images in (mirrored, mirrored.copy())]
+    np.testing.assert_array_equal(*(one.column("clean").predictions for one in same))
     with pytest.raises(UserError, match="got labels or class names without images"):
         taet.evaluate(model, data, data.test.labels)
 

@@ -212,3 +212,12 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
 def test_mistakes_in_the_call(small: dict[str, Any], wrong: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         compare(small, **{"out": tmp_path, **wrong})
+
+
+def test_the_folder_of_the_images_is_none_for_the_runs(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lesions").mkdir()
+    with pytest.raises(UserError, match=r"lesions, the folder of the images; allowed: another, e\.g\. runs/lesions"):
+        compare({**small, "data": ["digits-lt", "./lesions"]}, tmp_path / "lesions")

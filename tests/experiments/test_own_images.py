@@ -102,6 +102,7 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     run, _ = plan("at", str(lesions), **{"data.size": 16})
     assert run.data.size == 16
     cases = {"--threat.eps 4/255": (2, 3, "one-cycle"), "--threat.steps 10": (10, 2, "steps")}
+    cases |= {"--milestones 0.5 0.75": (10, 2, "steps")}
     cases |= {"--recipe fine-tune --model.weights x.pt": (10, 2, "cosine"), "": (2, 6, "one-cycle")}
     for words, expected in cases.items():
         run, _ = read_call(["at", "--data", str(lesions), *words.split()]).planned()

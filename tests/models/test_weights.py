@@ -145,6 +145,16 @@ def test_a_run_of_as_many_classes_gives_its_head_as_well(tmp_path: Path) -> None
         assert note.endswith(f"the head is fresh, since that of the file is of another kind{PLAIN}")
 
 
+@pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
+def test_a_network_for_colours_reads_grey_images_as_all_three(name: str, tmp_path: Path) -> None:
+    source = models.build(name, 4, SHAPE, seed=1).eval()
+    path = saved(tmp_path / "model.safetensors", source.state_dict())
+    model = models.build(name, 4, (1, *SHAPE[1:]), seed=2, weights=path).eval()
+    grey = torch.rand(3, 1, *SHAPE[1:])
+    torch.testing.assert_close(model(grey), source(grey.expand(-1, 3, -1, -1)))
+    assert "made for colour, it reads a grey image as all three" in model.notes[-1]
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize(("classes", "head"), [(1000, "is fresh, since that of the file is for 1000 classes"), (4, "")])
 def test_a_file_of_the_library_gives_its_body(tmp_path: Path, prefix: str, classes: int, head: str) -> None:
