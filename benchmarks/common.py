@@ -18,7 +18,7 @@ from taet.data import Split
 from taet.data.loader import Loader
 from taet.files import write_json
 from taet.settings import Training
-from taet.training.environment import environment
+from taet.training.environment import bf16_instructions, environment, reported
 
 RESULTS = Path(__file__).parent / "results"
 Measured = TypeVar("Measured")
@@ -88,7 +88,7 @@ def record(
     result = {
         "benchmark": Path(sys.argv[0]).stem,
         "command": command(),
-        "environment": environment(torch.device(device)) | {"instructions": torch.backends.cpu.get_cpu_capability()},
+        "environment": environment(torch.device(device)) | processor(),
         "load": [round(value, 2) for value in load],
         "ratios": dict(ratios),
         **more,
@@ -96,6 +96,13 @@ def record(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, result)
     return result
+
+
+def processor() -> dict[str, str]:
+    """Return family, model and instructions of the processor: a name such as AMD EPYC has many generations."""
+    family = f"family {reported('cpu family')}, model {reported('model')}" if reported("cpu family") else ""
+    bf16 = bf16_instructions(torch.device("cpu")) or "no bf16"
+    return {"processor": family, "instructions": f"{torch.backends.cpu.get_cpu_capability()}, {bf16}"}
 
 
 def as_in_training(split: Split, batch_size: int) -> Loader:

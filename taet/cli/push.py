@@ -32,7 +32,7 @@ def run(words: list[str]) -> None:
 
     name = publish(command.run, command.target, licence=command.license, private=command.private)
     for text in named_outside(command.run):
-        print(f"note: run.json names '{text}', which is published with it")
+        print(f"note: this is published with it: {text}")
     if not command.license:
         print("note: the licence in README.md is left blank; --license fills it in")
     print(name)

@@ -128,8 +128,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         classes = {row.label for row in rows}
         tops = [os.path.relpath(str(row.file), path).partition(os.sep)[0] for row in rows]
         if apart := [row for row, top in zip(rows, tops, strict=True) if top in classes - {row.label}]:
-            got = f"'{tables[0]}' says '{apart[0].label}' of '{apart[0].file}', and so of {len(apart)} images"
-            raise UserError(f"{got} in folders of other classes; allowed: --data 'csv:{tables[0]}', or no table there")
+            got = f"{len(apart)} images lie in folders of other classes than '{tables[0]}' says, e.g. '{apart[0].file}'"
+            raise UserError(f"{got}; allowed: --data 'csv:{tables[0]}' if the table is right, else no table there")
         images = [file for file in files_below(path) if is_image(file)]
         without = {file.resolve() for file in {*images} - masks_of(path, images)}
         without -= {Path(str(row.file)).resolve() for row in rows}

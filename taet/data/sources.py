@@ -54,8 +54,6 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     ratio = data.imbalance_ratio
     if ratio is None and kind not in PATH_SOURCES and name.endswith(("-lt", BALANCED_SMALL)):
         ratio = float(published.get("imbalance_ratio", data.default_imbalance_ratio))
-    if ratio is None and data.profile not in (None, PROFILES[0]):
-        raise UserError(f"data profile: got {data.profile} without an imbalance ratio; allowed: with one")
     profile = data.profile or published.get("profile", PROFILES[0])
     return data.replace(name=name, imbalance_ratio=ratio, profile=profile), known[kind]
 

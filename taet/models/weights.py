@@ -134,8 +134,8 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     else:
         tensors = of_robustbench(read_as := tensors, body.state_dict())
         then = "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
-    one = {key for key, value in body.state_dict().items() if value.ndim == 4 and value.shape[1] == 1}
-    for key in (key for key in one & tensors.keys() if tensors[key].shape[1:2] == (3,)):
+    grey = {key: value.shape for key, value in body.state_dict().items() if value.ndim == 4 and value.shape[1] == 1}
+    for key in (key for key in grey.keys() & tensors.keys() if tensors[key].shape == (grey[key][0], 3, *grey[key][2:])):
         tensors[key] = tensors[key].sum(1, keepdim=True)  # a grey image is the same in all colours
         then += "; made for colour, it reads a grey image as all three"
     rest = tensors.keys() - names

@@ -45,7 +45,7 @@ def commit() -> str | None:
     return None
 
 
-def _reported(*names: str) -> str:
+def reported(*names: str) -> str:
     """What Linux says about the processor under the first of these names; "" if nothing."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -59,16 +59,14 @@ def bf16_instructions(device: torch.device) -> str:
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else ""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # which may forbid them
     allowed = any(name in limit for name in ("ALL", "DEFAULT", "AMX", "BF16", "FP16"))
-    found = {"avx512_bf16", "amx_bf16", "bf16"} & {*_reported("flags", "features").split()}
+    found = {"avx512_bf16", "amx_bf16", "bf16"} & {*reported("flags", "features").split()}
     return ", ".join(sorted(found)) if allowed else ""
 
 
 def environment(device: torch.device) -> Json:
     """Versions, commit, device and time, as run.json and result cards record them."""
-    processor = _reported("model name") or platform.processor() or platform.machine()
-    family = f" (family {_reported('cpu family')}, model {_reported('model')})" if _reported("cpu family") else ""
-    cpu = f"{processor}{family}, {bf16_instructions(torch.device('cpu')) or 'no bf16'}, {os.cpu_count()} cores"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    processor = reported("model name") or platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor}, {os.cpu_count()} cores"
     return {
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "commit": commit(),

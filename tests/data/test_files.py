@@ -231,7 +231,7 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
     table(flat, [f"{file},{('bee', 'ant')[i % 2]}" for i, file in enumerate(files[:10])])
-    refused(f"folder:{flat}", "says 'bee' of '.*/ant/00.png', and so of 5 images in folders of other classes")
+    refused(f"folder:{flat}", "5 images lie in folders of other classes than '.*table.csv' says, e.g. '.*/ant/00.png'")
     assert load(f"csv:{flat / 'table.csv'}").class_names == ("ant", "bee")
 
 

@@ -21,9 +21,8 @@ def counts(dataset):
     return dataset.train.class_counts.tolist(), dataset.test.class_counts.tolist()
 
 
-def test_a_set_is_cut_only_where_a_ratio_is_given(saved, refused):
+def test_a_set_is_cut_only_where_a_ratio_is_given(saved):
     name = saved()
-    refused(name, "data profile: got step without an imbalance ratio; allowed: with one", profile="step")
     for settings, expected in (
         ({}, ([40, 40, 40], [8, 8, 8])),
         ({"imbalance_ratio": 4}, ([40, 20, 10], [8, 4, 2])),

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,7 +27,7 @@ from taet.randomness import generator
 from taet.settings import Run, from_json, override
 from taet.training import TrainingResult, fit, prepare, resume, train
 from taet.training.curve import TrainingCurve
-from taet.training.environment import bf16_instructions, environment
+from taet.training.environment import bf16_instructions
 from taet.training.folder import RunFolder, weights_digest
 from taet.training.record import CURVE, CurvePoint, Epoch
 from taet.training.resolve import check_model, idle_settings, resolve, watched_epochs
@@ -96,24 +95,12 @@ def test_a_curve_that_decides_nothing_has_ten_points(changes: dict[str, Any], ev
 def test_the_precision_follows_the_processor_and_its_limit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, limit, bf16 in (("fma avx512_bf16", "", True), ("fma avx512f", "", False), ("amx_bf16", "AVX2", False)):
-        monkeypatch.setattr("taet.training.environment._reported", lambda *_, flags=flags: flags)
+        monkeypatch.setattr("taet.training.environment.reported", lambda *_, flags=flags: flags)
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit or "ALL")
         assert bool(bf16_instructions(cpu)) == bf16
         plan, state = prepare.prepare(tiny("at", {"training.precision": "auto"}))
         assert plan.choices["training.precision"][0] == plan.run.training.precision == ("float32", "bf16")[bf16]
         assert prepare.describe(plan, state, "").run == plan.run
-
-
-def test_the_environment_names_the_generation_and_the_instructions_of_the_processor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    known = {"model name": "AMD EPYC", "cpu family": "26", "model": "2", "flags": "fma avx512_bf16"}
-    monkeypatch.setattr("taet.training.environment._reported", lambda name, *_: known.get(name, ""))
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
-    cpu, cores = torch.device("cpu"), f"{os.cpu_count()} cores"
-    assert environment(cpu)["device"] == f"cpu: AMD EPYC (family 26, model 2), avx512_bf16, {cores}"
-    known |= {"model name": "Neoverse", "cpu family": "", "flags": "asimd"}
-    assert environment(cpu)["device"] == f"cpu: Neoverse, no bf16, {cores}"
 
 
 def test_the_attacked_network_is_compiled_on_a_gpu_only(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
