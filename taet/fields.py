@@ -60,8 +60,8 @@ class Rule:
 class OnlyWith:
     """The field has an effect only where another field has one of these values: `OnlyWith(absent="ema")`.
 
-    A tuple lists several values, ... is any but None; several names are alternatives. Otherwise the field must keep its
-    default.
+    A tuple lists several values, ... is any but None and 0; several names are alternatives. Otherwise the field must
+    keep its default.
     """
 
     def __init__(self, **others: object) -> None:
@@ -70,7 +70,7 @@ class OnlyWith:
     def holds(self, config: Settings) -> bool:
         """Whether the field has an effect in `config`."""
         own = ((getattr(config, name), values) for name, values in self.others.items())
-        return any(value in values or (... in values and value is not None) for value, values in own)
+        return any(value in values or (... in values and value not in (None, 0)) for value, values in own)
 
     def text(self, label: str) -> str:
         """Return the condition in words; `label` replaces the field called `name`."""

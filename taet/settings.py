@@ -183,7 +183,7 @@ class Training(Settings):
 
     retired: ClassVar[Mapping[str, object]] = {
         **{"capture": True, "workers": 0, "tensorboard": False, "sync_bn": True},
-        **{"probing": 0.0, "probing_lr": 0.05, "monitor_images": None, "awp_start": 0.0},
+        **{"probing": 0.0, "probing_lr": 0.05, "monitor_images": None},
     }
 
     epochs: Count = 100
@@ -214,6 +214,8 @@ class Training(Settings):
     their images."""
     awp: PartialShare = 0.0
     """Adversarial weight perturbation, relative to each weight's norm, e.g. 0.005 with TRADES, else 0.01; 0: none."""
+    awp_start: Annotated[Share, OnlyWith(awp=...)] = 0.0
+    """Share of the epochs before weight perturbation begins."""
     ema: PartialShare = 0.0
     """Decay of the average of the weights, which the run delivers, e.g. 0.995; 0: none."""
     swa: Annotated[Share, OnlyWith(ema=0.0)] = 1.0

@@ -87,6 +87,7 @@ def test_the_borders_are_allowed() -> None:
             lambda: Outer(name="focal", label_smoothing=0.1),
             "label smoothing: got 0.1; allowed: with outer cross-entropy or balanced-softmax or",
         ),
+        (lambda: Training(awp_start=0.5), "awp start: got 0.5; allowed: with awp only"),
         (lambda: Training(ema=0.9, swa=0.5), "swa: got 0.5; allowed: with ema 0.0 only"),
         (lambda: Threat(step_size=0, start="none"), "threat steps: got 10 of 0 with start none"),
         (lambda: from_json(Run, {"threat": {"step": 7}}), r"unknown field of Threat 'step'.*did you mean 'steps'\?"),

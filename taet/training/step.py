@@ -15,6 +15,7 @@ from taet.data.loader import Batch
 from taet.distributed import average_gradients
 from taet.errors import UserError
 from taet.methods.base import Attack, Loss, Method, Step
+from taet.settings import epoch_at
 from taet.training.state import State
 
 TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient is not perturbed
@@ -44,7 +45,9 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
             return checked(method.loss(model, x, y, adversarial), y, method)
 
     model.train()
-    with perturbed_weights(model, lambda: outer_loss().total, state.run.training.awp):
+    training = state.run.training
+    awp = training.awp if state.epoch >= epoch_at(training.awp_start, training.epochs) else 0.0
+    with perturbed_weights(model, lambda: outer_loss().total, awp):
         loss = outer_loss()
         state.optimizer.zero_grad(set_to_none=True)
         method.zero_grad(set_to_none=True)
