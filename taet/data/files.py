@@ -127,7 +127,7 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         rows, notes = labelled(tables[0], path, group)
         classes = {row.label for row in rows}
         tops = [os.path.relpath(str(row.file), path).partition(os.sep)[0] for row in rows]
-        if apart := [row for row, top in zip(rows, tops, strict=True) if top in classes - {row.label}]:
+        if apart := [row for row, top in zip(rows, tops, strict=True) if top != row.label and top in classes]:
             got = f"{len(apart)} images lie in folders of other classes than '{tables[0]}' says, e.g. '{apart[0].file}'"
             raise UserError(f"{got}; allowed: --data 'csv:{tables[0]}' if the table is right, else no table there")
         images = [file for file in files_below(path) if is_image(file)]

@@ -102,7 +102,7 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         has = cut(", ".join(f"'{name}'" for name in names)) or "no rows"
         usual = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in missing)
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
-    others = [name for name in names if name.lower().replace(" ", "_") in COLUMNS["group"]] if group is None else []
+    others = [name for name in names if _columns([name])["group"]] if group is None else []
     for place, cells in table:
         file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
         if not own and (other := next((name for name in others if cells[name]), "")):

@@ -68,7 +68,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
         raise UserError(f"{lacks}; make one: taet evaluate {run_dir}")
     if out.resolve() == run_dir.resolve():
         raise UserError(f"{out}: got the folder that is to be published; allowed: another")
-    if not ((out / CONFIG).is_file() and b'"library_name": "taet"' in (out / CONFIG).read_bytes()):
+    if not ((out / CONFIG).is_file() and b'"library_name": "taet"' in read_bytes(out / CONFIG)):
         if out.exists() and any(out.iterdir()):
             raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")
         check_output(out)

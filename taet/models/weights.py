@@ -114,9 +114,9 @@ def fill(network: nn.Module, state: StoredWeights) -> str:
 def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     """Load initial weights from a file into `model` and return a note about it.
 
-    They may have the names of the original network, or be weights of a run. The body must fit exactly. A head of
-    another shape, e.g. for other classes, stays fresh. Normalisation and offset are not changed, because data and
-    method set them.
+    They may have the names of the original network, or be weights of a run. The body must fit exactly, but for a first
+    layer for colour, which is summed over the colours where images are grey. A head of another shape, e.g. for other
+    classes, stays fresh. Normalisation and offset are not changed, because data and method set them.
 
     Raises:
         UserError: a file that holds code, no weights, or the weights of another body.
@@ -125,16 +125,16 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     if any(".parametrizations." in key or ".mlp.mlp." in key for key in state.tensors):
         raise UserError(f"{state.path} has added parts; allowed: of low-rank ones, taet export --format safetensors")
     body = model.body if isinstance(model, Classifier) else model.network
-    names = body.state_dict().keys()
+    names = (held := body.state_dict()).keys()
     tensors, note = state.unprefixed(state.tensors if state.from_run else names)
     if state.from_run:
         inside = "std" not in state.tensors or not state.tensors["std"].eq(1).all()
         then = "" if inside else "; its run did not normalise images (--model.normalize none)"
         tensors = {k.removeprefix("network.").removeprefix("body."): v for k, v in tensors.items() if k not in SETTINGS}
     else:
-        tensors = of_robustbench(read_as := tensors, body.state_dict())
+        tensors = of_robustbench(read_as := tensors, held)
         then = "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
-    grey = {key: value.shape for key, value in body.state_dict().items() if value.ndim == 4 and value.shape[1] == 1}
+    grey = {key: value.shape for key, value in held.items() if value.ndim == 4 and value.shape[1] == 1}
     for key in (key for key in grey.keys() & tensors.keys() if tensors[key].shape == (grey[key][0], 3, *grey[key][2:])):
         tensors[key] = tensors[key].sum(1, keepdim=True)  # a grey image is the same in all colours
         then += "; made for colour, it reads a grey image as all three"
