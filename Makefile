@@ -23,8 +23,9 @@ demo: $(INSTALLED)
 	$(BIN)/taet demo
 
 # One thread per worker: the tests' networks are too small to share, and two workers then use two cores.
-# A file's tests stay together, so that what they share is made once; compiled modules are kept for the next process.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests stay together, so that what they share is made once, in the order of conftest.py, long files first;
+# compiled modules are kept for the next process.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not full"

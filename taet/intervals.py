@@ -43,14 +43,14 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
 
     It covers the true mean recall also with 1 to 10 images in a class: `benchmarks/coverage.py` simulates it.
     """
-    counts = tuple((int(k), int(n)) for k, n in zip(np.ravel(correct), np.ravel(total), strict=True) if n > 0)
-    return _balanced_interval(counts, level) if counts else (math.nan, math.nan)
+    right, count = (np.ravel(of).astype(np.int64) for of in (correct, total))
+    known = count > 0
+    return _balanced_interval(right[known].tobytes(), count[known].tobytes(), level) if known.any() else (math.nan,) * 2
 
 
-@functools.lru_cache(maxsize=4096)
-def _balanced_interval(counts: tuple[tuple[int, int], ...], level: float) -> tuple[float, float]:
-    right, count = np.array(counts).T
-    low, high = mean_recall_limits(right, count, level)
+@functools.lru_cache(maxsize=2**14)  # those of a thousand cards, which are read more than once
+def _balanced_interval(correct: bytes, total: bytes, level: float) -> tuple[float, float]:
+    low, high = mean_recall_limits(np.frombuffer(correct, np.int64), np.frombuffer(total, np.int64), level)
     return float(low), float(high)
 
 

@@ -37,7 +37,7 @@ TINY = {
 }
 
 PRELOADED = ["taet.cli.train", "taet.cli.evaluate", "taet.training.runs", "taet.evaluation", "taet.models.resnet"]
-PRELOADED += ["pytest", "sklearn.datasets", "torch._dynamo"]  # digits, and what the first optimiser imports
+PRELOADED += ["pytest", "torch._dynamo"]  # the first optimiser imports it
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
@@ -46,7 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     sample(n): of every n cases that follow each other the first is run. diagonal("a", "b"): with the values of a and b
     counted from 0, the cases (t mod n, t mod m) of n and m values, so that every value is run at least once.
+
+    Files with long runs of processes, marked `full` as a whole test, come first: the last ones to end are short.
     """
+    long = {item.path for item in items if item.get_closest_marker("full")}
+    items.sort(key=lambda item: item.path not in long)
     products: dict[str, list[tuple[pytest.Item, tuple[str, ...]]]] = {}
     met: Counter[str] = Counter()
     for item in items:
