@@ -97,58 +97,51 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
     pooled = (pooled + PSEUDO / len(value)) / (images + PSEUDO)
     base = np.log((held + PSEUDO * pooled[..., None, :]) / (count + PSEUDO)[:, None])[..., None, :, :]
     share = (count.min() / count)[:, None]
+    classes, step = len(count), 1 / (len(count) * count)
+    widened = 1 / (1 - (1 - 1 / classes) * count / (count + PSEUDO) ** 2)
+    squares, cubes = (step**power * count * widened for power in (2, 3))
 
     def at(shift: Floats) -> tuple[Floats, Floats]:
+        """Return theta and the chance of a mean at least (0) or at most (1) as observed, at shifts (2, ..., G)."""
+        from scipy import special  # imported here to keep the command line fast
+
         slopes = base + shift[..., None, None] * share * value
         p = np.exp(slopes - slopes.max(-1, keepdims=True))
         p = np.maximum(p / p.sum(-1, keepdims=True), 1e-12)
-        return _tails(p, value, count, mean)
+        centre = p @ value
+        apart = value - centre[..., None]
+        theta = centre.mean(-1)
+        parts = squares * (p * apart**2).sum(-1)
+        variance = parts.sum(-1)
+        lean = (cubes * (p * apart**3).sum(-1)).sum(-1) / variance
+        lump = np.maximum(np.sqrt(parts @ step**2 / variance), np.abs(lean))
+        chance = np.clip((1 - lean / lump) / 2, 1e-12, 1 - 1e-12)
+        trials = variance / (lump**2 * chance * (1 - chance))
+        hits = (mean[..., None] - theta) / lump + trials * chance
+        # At most x of M are right where at least M - x are wrong.
+        hits[1], chance[1] = trials[1] - hits[1], 1 - chance[1]
+        inner = np.clip(hits, 1e-12, trials + 1 - 1e-12)
+        beyond = special.betainc(inner, trials - inner + 1, chance)
+        return theta, np.where(hits <= 0, 1.0, np.where(hits >= trials + 1, 0.0, beyond))
 
-    return _ends(at, mean, (1 - level) / 2, (float(value[0]), float(value[-1])))
-
-
-def _tails(p: Floats, value: Floats, count: Floats, mean: Floats) -> tuple[Floats, Floats]:
-    """Return theta and the chance of a mean at least (0) or at most (1) as observed, under p (2, ..., G, C, V)."""
-    from scipy import special  # imported here to keep the command line fast
-
-    classes, step = len(count), 1 / (len(count) * count)
-    widened = 1 / (1 - (1 - 1 / classes) * count / (count + PSEUDO) ** 2)
-    centre = p @ value
-    apart = value - centre[..., None]
-    theta = centre.mean(-1)
-    parts = step**2 * count * widened * (p * apart**2).sum(-1)
-    third = step**3 * count * widened * (p * apart**3).sum(-1)
-    variance = parts.sum(-1)
-    lean = third.sum(-1) / variance
-    lump = np.maximum(np.sqrt(parts @ step**2 / variance), np.abs(lean))
-    chance = np.clip((1 - lean / lump) / 2, 1e-12, 1 - 1e-12)
-    trials = variance / (lump**2 * chance * (1 - chance))
-    hits = (mean[..., None] - theta) / lump + trials * chance
-    # At most x of M are right where at least M - x are wrong.
-    found = np.stack([hits[0], trials[1] - hits[1]])
-    inner = np.clip(found, 1e-12, trials + 1 - 1e-12)
-    beyond = special.betainc(inner, trials - inner + 1, np.stack([chance[0], 1 - chance[1]]))
-    return theta, np.where(found <= 0, 1.0, np.where(found >= trials + 1, 0.0, beyond))
+    low, high = _ends(at, mean, (1 - level) / 2)
+    return np.where(mean <= value[0], value[0], low), np.where(mean >= value[-1], value[-1], high)
 
 
-def _ends(
-    at: Callable[[Floats], tuple[Floats, Floats]], mean: Floats, tail: float, within: tuple[float, float]
-) -> tuple[Floats, Floats]:
+def _ends(at: Callable[[Floats], tuple[Floats, Floats]], mean: Floats, tail: float) -> tuple[Floats, Floats]:
     """Return theta where the chance of `at` is `tail`, below and above the observed mean."""
     low, high = np.full((2, *mean.shape), -RANGE), np.full((2, *mean.shape), RANGE)  # of the lower and the upper end
     for _ in range(ROUNDS):
-        shifts = low[..., None] + (high - low)[..., None] * np.linspace(0, 1, POINTS)
-        _, chances = at(shifts)
+        cell = (high - low) / (POINTS - 1)
+        _, chances = at(low[..., None] + cell[..., None] * np.arange(POINTS))
         before = np.stack([chances[0] < tail, chances[1] >= tail])
-        last = np.clip(np.cumprod(before, -1).sum(-1) - 1, 0, POINTS - 2)[..., None]
-        low, high = (np.take_along_axis(shifts, last + one, -1)[..., 0] for one in (0, 1))
-        first, second = (np.take_along_axis(chances, last + one, -1)[..., 0] for one in (0, 1))
+        last = np.minimum(np.maximum(np.cumprod(before, -1).sum(-1) - 1, 0), POINTS - 2)
+        low, high = low + cell * last, low + cell * (last + 1)
+    first, second = (np.take_along_axis(chances, last[..., None] + one, -1)[..., 0] for one in (0, 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         place = np.nan_to_num((tail - first) / (second - first), nan=0.5).clip(0, 1)
     below, above = at((low + (high - low) * place)[..., None])[0][..., 0]
-    least, most = within
-    low, high = np.minimum(below, mean), np.maximum(above, mean)
-    return np.where(mean <= least, least, low), np.where(mean >= most, most, high)
+    return np.minimum(below, mean), np.maximum(above, mean)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

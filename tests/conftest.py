@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,10 @@ from taet import protocols, registry
 from taet.registry import Kind
 from taet.settings import Run, override
 from tests.calls import PATIENCE, forget
+
+# The same examples on every machine, however slow it is.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {

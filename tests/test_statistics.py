@@ -87,7 +87,7 @@ def test_weak_classes_are_those_below_the_mean_however_it_is_rounded() -> None:
             assert statistics.weak_classes([correct] * 7, [total] * 7) == []
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(3, 5), st.integers(0, 2))
 def test_pairwise_auc_counts_pairs(seed: int, count: int, classes: int, decimals: int) -> None:
     scores, labels = softmax_scores(seed, count, classes, decimals)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -28,7 +28,6 @@ def test_project_scales_onto_the_l2_ball_of_each_sample_then_clips() -> None:
     eps=st.floats(0, 5),
     pixels=st.sampled_from([1, 64, 3 * 224 * 224]),
 )
-@settings(deadline=None)
 def test_no_rounding_leaves_the_l2_ball_even_of_a_solid_image(
     grey: float, spread: float, eps: float, pixels: int
 ) -> None:

@@ -89,7 +89,7 @@ def test_an_image_breaks_just_above_the_nearest_border_and_never_just_below(
     objective=st.sampled_from(sorted(OBJECTIVES)),
     targeted=st.booleans(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_nothing_breaks_below_the_nearest_border_whatever_the_objective(
     seed: int, classes: int, factor: float, objective: str, targeted: bool
 ) -> None:
