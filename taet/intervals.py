@@ -87,6 +87,8 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
     Source: Clopper, Pearson, Biometrika 26, 1934; Stein's least favourable curve, 3rd Berkeley Symposium, 1956; for
     tilting Efron, Canadian Journal of Statistics 9, 1981; the rest is ours.
     """
+    from scipy import special  # imported here to keep the command line fast
+
     held, value = np.asarray(counts, dtype=np.float64), np.asarray(values, dtype=np.float64)
     count = held.reshape(-1, *held.shape[-2:])[0].sum(-1)
     weights = 1 / count
@@ -103,8 +105,6 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
 
     def at(shift: Floats) -> tuple[Floats, Floats]:
         """Return theta and the chance of a mean at least (0) or at most (1) as observed, at shifts (2, ..., G)."""
-        from scipy import special  # imported here to keep the command line fast
-
         slopes = base + shift[..., None, None] * share * value
         p = np.exp(slopes - slopes.max(-1, keepdims=True))
         p = np.maximum(p / p.sum(-1, keepdims=True), 1e-12)
@@ -135,7 +135,7 @@ def _ends(at: Callable[[Floats], tuple[Floats, Floats]], mean: Floats, tail: flo
         cell = (high - low) / (POINTS - 1)
         _, chances = at(low[..., None] + cell[..., None] * np.arange(POINTS))
         before = np.stack([chances[0] < tail, chances[1] >= tail])
-        last = np.minimum(np.maximum(np.cumprod(before, -1).sum(-1) - 1, 0), POINTS - 2)
+        last = np.clip(np.cumprod(before, -1).sum(-1) - 1, 0, POINTS - 2)
         low, high = low + cell * last, low + cell * (last + 1)
     first, second = (np.take_along_axis(chances, last[..., None] + one, -1)[..., 0] for one in (0, 1))
     with np.errstate(invalid="ignore", divide="ignore"):

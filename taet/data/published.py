@@ -123,8 +123,8 @@ def read(data: Data) -> DataSource:
 def _digits(data: Data, about: PublishedSet) -> DataSource:
     """Return all digits, balanced, values v of 0..16 as round(v 255 / 16); the last 60 of each class are the test set.
 
-    scikit-learn's file is read without importing it, which takes a second. It is sorted by writer. Source: the test
-    part of Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
+    The file is sorted by writer; only it is read, as importing scikit-learn is slow. Source: the test part of Alpaydin
+    and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
     """
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     values = np.loadtxt(str(file), np.int64, delimiter=",")
