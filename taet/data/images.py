@@ -187,14 +187,15 @@ class Files:
             yield np.broadcast_to(image.reshape(*shape[:2], -1), shape)[None]
 
     def sentences(self) -> list[str]:
-        """Describe the images, and how those that are not square are resized."""
+        """Describe the images, and how they are resized."""
         smallest, median, largest = ("{}x{}".format(*self.ranked(share)) for share in (0, 0.5, 1))
         spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
         some = f"{self.grey.sum()} grey, read as colour like the others" if self.grey.any() else "colour"
         said = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else some}"
-        others = 0 if self.size is None else (self.sizes[:, 0] != self.sizes[:, 1]).sum()
-        squeezed = [f"{others} of {len(self.files)} images: not square, squeezed"] if others else []
-        return [*self.notes, said, *squeezed]
+        others = (self.sizes[:, 0] != self.sizes[:, 1]).sum()
+        squeezed = f"; {others} of {len(self.files)} are not square: squeezed" if others else ""
+        to_size = self.size is not None and bool((self.sizes != self.size).any())
+        return [*self.notes, said, *([f"resized to {self.size}x{self.size}{squeezed}"] if to_size else [])]
 
 
 def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool = False, skip: bool = False) -> Files:

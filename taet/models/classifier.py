@@ -152,10 +152,6 @@ def guard_layout(*networks: nn.Module) -> tuple[str, ...]:
             for weight in layer.parameters():
                 # Not `contiguous`: the strides of a 1x1 kernel satisfy both layouts, and PyTorch guesses from them.
                 weight.data = weight.data.clone(memory_format=torch.contiguous_format)
-            layer.register_forward_pre_hook(_ordinary_input)
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
     line = f"not in channels_last, where their gradient is unsafe on this CPU (oneDNN issue 6035): {', '.join(names)}"
     return (line,) if names else ()
-
-
-def _ordinary_input(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs[0].contiguous(), *inputs[1:])

@@ -108,9 +108,11 @@ def load(
 
     `spec` and `image_shape` are those of `taet.models.build`. Without `weights`, which must fit wholly, the model keeps
     those of the callable's module, or gets random ones from seed 0. `normalize` is none, imagenet, cifar10, cifar100 or
-    MEANS/STDS, one number per channel separated by commas.
+    MEANS/STDS, one number per channel separated by commas; with three, the model also gets grey images as colour.
     """
     statistics = parse_normalization(normalize, image_shape[0])
+    if statistics is not None:
+        image_shape = (len(statistics[0]), *image_shape[1:])  # `Normalized` repeats the channel of a grey image
     with seeded(0, "weights"):
         build: Callable[[str, int, ImageShape], nn.Module] = elsewhere if ":" in spec else registered
         network = build(spec, num_classes, image_shape)
@@ -139,13 +141,13 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     named = NORMALIZATIONS.get(text)
     try:
         mean, std = named or ([float(number) for number in part.split(",")] for part in text.split("/"))
-        right = len(mean) == len(std) == channels and min(std) > 0 and all(map(math.isfinite, (*mean, *std)))
+        right = len(mean) == len(std) in (channels, RGB) and min(std) > 0 and all(map(math.isfinite, (*mean, *std)))
     except ValueError:
         right = False
     if not right:
-        names = ", ".join(["none", *(NORMALIZATIONS if channels == RGB else [])])
-        own = f"{channels} means / as many deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
-        raise UserError(f"normalisation: got '{text}'; allowed: {names} or {own}")
+        number = " or ".join(map(str, sorted({channels, RGB})))
+        own = f"{number} means / as many deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
+        raise UserError(f"normalisation: got '{text}'; allowed: {', '.join(['none', *NORMALIZATIONS])} or {own}")
     return mean, std
 
 

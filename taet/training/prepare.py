@@ -171,11 +171,8 @@ def build_model(
         with frozen(given.to(device)):
             models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
         model = models.adapted(given, dataset.num_classes)
-    check_needs(model, resolved)
     extend(model, chosen.tune, run.seed)
-    alone = given is None and chosen.weights is None and not begun
-    if alone and (chosen.tune != "all" or not (resolved.method.uses_labels or models.is_own(chosen.name))):
-        raise UserError(f"{run.method}: got no network to begin from; allowed: with --model.weights, e.g. run:runs/x")
+    check_needs(model, resolved, fresh=given is None and chosen.weights is None and not begun)
     if given is not None and chosen.weights is not None and not begun:
         raise UserError(f"model weights: got {chosen.weights} and a network from memory; allowed: one of them")
     if chosen.tune != "all":  # else those of the network's author

@@ -151,23 +151,25 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
     if facts is not None:
         shape = len(facts.class_counts), facts.image_shape
         model = _built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights)
-        check_needs(model, resolved)
         if chosen.tune != "all":
             extend(copy.deepcopy(model), chosen.tune)
+        check_needs(model, resolved, fresh=chosen.weights is None)
     elif ":" not in chosen.name:
         registry.find("models", chosen.name)
 
 
-def check_needs(model: nn.Module, resolved: Resolved) -> None:
-    """Refuse a network that lacks the features or the head that the method needs."""
-    method, name = resolved.method, resolved.run.method
+def check_needs(model: nn.Module, resolved: Resolved, fresh: bool) -> None:
+    """Refuse a network that lacks the features or the head that the method needs, or, if `fresh`, the weights."""
+    method, name, chosen = resolved.method, resolved.run.method, resolved.run.model
     head, found = method.task.head, model.head if isinstance(model, Classifier) else None
     if method.uses_features and found is None:
         which = "which a network has only if its logits come from a last linear layer"
         raise UserError(f"model: {name} needs features, {which}; allowed: a taet.models.Classifier(body, head, ...)")
     same = isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)
-    if found is None and resolved.run.model.tune != "all":
+    if found is None and chosen.tune != "all":
         raise UserError("model tune: this network is used whole, without a head of its own; allowed: all")
     if head.kind != "linear" and not same:
         wanted = f"a cosine head of scale {head.scale:g} and gamma {head.gamma:g}"
         raise UserError(f"model: {name} needs {wanted}; give a taet.models.Classifier with a taet.models.CosineHead")
+    if fresh and (chosen.tune != "all" or not (method.uses_labels or models.is_own(chosen.name))):
+        raise UserError(f"{name}: got no network to begin from; allowed: with --model.weights, e.g. run:runs/x")

@@ -89,7 +89,9 @@ def test_grey_and_colour_files_together_are_colour_and_sizes_must_agree(tmp_path
     with pytest.raises(UserError, match=r"a\.png' is 8x6 pixels, '.*b\.png' is 4x4.*--data\.size 6"):
         read(paths)
     assert read(paths, 5).shape == (2, 5, 5, 3)
-    assert "1 of 2 images: not square, squeezed" in survey(paths, 5).sentences()
+    assert survey(paths, 5).sentences()[-1] == "resized to 5x5; 1 of 2 are not square: squeezed"
+    assert survey(paths[1:], 5).sentences()[-1] == "resized to 5x5"
+    assert not any("resized" in one for one in survey(paths[1:], 4).sentences())
 
 
 def test_a_survey_and_decoding_agree_about_any_mode_and_kind_of_file(tmp_path):

@@ -105,7 +105,8 @@ def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path,
     settings["training"] = settings["training"] | {"epochs": 2}
     settings["data.validation"] = 0.2
     settings |= {"training.milestones": [0.5, 0.8], "evaluation.step_size": "2/255", "outer.drw": False}
-    names = [name for name in registry.entries("methods") if protocol != "official" or methods.find(name).official]
+    every = ((name, methods.find(name)) for name in registry.entries("methods") if name != "fare")  # it needs weights
+    names = [name for name, method in every if protocol != "official" or method.official]
     found = planned(small, tmp_path, methods=names, protocol=protocol, settings=settings, imbalance=[5.5], seeds=[4])
     assert len(found) == len(names)
     for cell in found:

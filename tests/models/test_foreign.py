@@ -272,7 +272,15 @@ def test_a_normalisation_is_inside_the_model(own: str) -> None:
     assert foreign.parse_normalization("0.1,0.2,.3/1,2,3e0", 3) == ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
 
 
+def test_a_normalisation_of_three_channels_is_of_a_network_for_colour_which_gets_grey_images_in_all_three() -> None:
+    grey, options = images((1, 32, 32)), {"spec": "torchvision:resnet18", "normalize": "imagenet"}
+    model, colour = load(image_shape=(1, 32, 32), **options), load(image_shape=(3, 32, 32), **options)
+    torch.testing.assert_close(model(grey), colour(grey.expand(-1, 3, -1, -1)))
+
+
 def test_a_normalisation_that_is_none_is_refused() -> None:
     for text in ("1,1,1/1,0,1", "1,1,1/1,1", "1,1,1/1,1,1/1", "a,b,c/1,1,1", "nan,1,1/1,1,1", "0.5/0.5", "imagnet"):
         with pytest.raises(UserError, match=r"allowed: none, imagenet, .* or 3 means / as many deviations above 0"):
             foreign.parse_normalization(text, 3)
+    with pytest.raises(UserError, match="or 1 or 3 means"):
+        foreign.parse_normalization("1,1/1,1", 1)

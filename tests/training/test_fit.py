@@ -72,6 +72,9 @@ def test_what_the_data_or_the_network_rule_out_is_refused(tiny: Tiny) -> None:
         check_model(resolve(tiny("at", {"model.name": "resnet9"}), None), None)
     for method in ("at", "robal", "reat"):
         check_model(resolve(tiny(method), LONG_TAIL), LONG_TAIL)
+    for alone in (tiny("fare"), tiny("at", {"model.tune": "head"})):  # as in a comparison, before any cell is trained
+        with pytest.raises(UserError, match="got no network to begin from"):
+            check_model(resolve(alone, LONG_TAIL), LONG_TAIL)
 
 
 @pytest.mark.parametrize(
