@@ -272,10 +272,15 @@ def test_a_normalisation_is_inside_the_model(own: str) -> None:
     assert foreign.parse_normalization("0.1,0.2,.3/1,2,3e0", 3) == ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
 
 
-def test_a_normalisation_of_three_channels_is_of_a_network_for_colour_which_gets_grey_images_in_all_three() -> None:
+def test_a_normalisation_of_three_channels_is_of_a_network_for_colour_which_gets_grey_images_in_all_three(
+    tmp_path: Path,
+) -> None:
     grey, options = images((1, 32, 32)), {"spec": "torchvision:resnet18", "normalize": "imagenet"}
     model, colour = load(image_shape=(1, 32, 32), **options), load(image_shape=(3, 32, 32), **options)
     torch.testing.assert_close(model(grey), colour(grey.expand(-1, 3, -1, -1)))
+    torch.save(colour.network.state_dict(), tmp_path / "net.pt")
+    with pytest.raises(UserError, match="grey images fit a network for colour with --normalize of three channels"):
+        load("torchvision:resnet18", image_shape=(1, 32, 32), weights=tmp_path / "net.pt")
 
 
 def test_a_normalisation_that_is_none_is_refused() -> None:
