@@ -264,7 +264,7 @@ class _Planner:
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
-        decide = ("threat.eps", "training.device", "training.batch_size")
+        decide = ("threat.eps", "training.device", "training.batch_size", "model.name", "model.weights")
         about = {key: value for key, value in settings.items() if key.startswith("data.") or key in decide}
         try:
             chosen = self.chosen(entry, about, settings) if is_own(data) else {}

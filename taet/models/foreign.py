@@ -146,8 +146,8 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
         right = False
     if not right:
         number = " or ".join(map(str, sorted({channels, RGB})))
-        own = f"{number} means / as many deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
-        raise UserError(f"normalisation: got '{text}'; allowed: {', '.join(['none', *NORMALIZATIONS])} or {own}")
+        own = f"or {number} means / as many deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
+        raise UserError(f"normalisation: got '{text}'; allowed: {', '.join(['none', *NORMALIZATIONS, own])}")
     return mean, std
 
 

@@ -189,8 +189,8 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
             if own.get(key) != theirs.get(key)
         ]
         hint = "; the names are torchvision's: --model torchvision:NAME" if theirs.keys() - own >= TORCHVISION else ""
-        colour = any(len(one) == 4 and one[1] == 3 and own.get(key, one)[1:2] == (1,) for key, one in theirs.items())
-        hint += "; grey images fit a network for colour with --normalize of three channels" if colour else ""
+        grey = [key for key, one in own.items() if one[1:2] == (1,) and theirs.get(key) == (one[0], 3, *one[2:])]
+        hint += "; grey images fit it with --normalize of three channels" if grey and "mean" not in theirs else ""
         counted = f"{len(faults)} of {len(own | theirs)} tensors, the first "
         some = counted + faults[0] if faults else cut(said(error), 400)
         raise UserError(f"{path} does not fit the model: {some}{hint}") from None

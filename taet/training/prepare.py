@@ -171,8 +171,8 @@ def build_model(
         with frozen(given.to(device)):
             models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
         model = models.adapted(given, dataset.num_classes)
-    extend(model, chosen.tune, run.seed)
     check_needs(model, resolved, fresh=given is None and chosen.weights is None and not begun)
+    extend(model, chosen.tune, run.seed)
     if given is not None and chosen.weights is not None and not begun:
         raise UserError(f"model weights: got {chosen.weights} and a network from memory; allowed: one of them")
     if chosen.tune != "all":  # else those of the network's author

@@ -151,9 +151,9 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
     if facts is not None:
         shape = len(facts.class_counts), facts.image_shape
         model = _built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights)
+        check_needs(model, resolved, fresh=chosen.weights is None)
         if chosen.tune != "all":
             extend(copy.deepcopy(model), chosen.tune)
-        check_needs(model, resolved, fresh=chosen.weights is None)
     elif ":" not in chosen.name:
         registry.find("models", chosen.name)
 

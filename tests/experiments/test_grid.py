@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
-from taet import methods, registry
+from taet import methods, models, registry
 from taet.cli.evaluate import read as read_evaluation
 from taet.cli.options import of_part
 from taet.cli.train import read as read_call
@@ -153,6 +154,11 @@ def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(small: dict[str,
     first, second = planned(small, tmp_path, methods=["at", skip], seeds=[0], settings=settings)
     assert first.run is not None
     assert second.reason.startswith("harl: got the outer loss focal")
+    # Weights are shared settings that a method may need.
+    save_file(models.build("resnet8", 10, (1, 8, 8)).state_dict(), tmp_path / "net.safetensors")
+    fare = {"name": "fare-2", "method": "fare", "settings": {"training.epochs": 2}}
+    settings |= {"outer": "cross-entropy", "outer.label_smoothing": 0.1, "model.weights": f"{tmp_path}/net.safetensors"}
+    assert "label smoothing" in planned(small, tmp_path, methods=["at", fare], settings=settings)[1].reason
 
 
 @pytest.fixture

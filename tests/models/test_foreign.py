@@ -279,7 +279,7 @@ def test_a_normalisation_of_three_channels_is_of_a_network_for_colour_which_gets
     model, colour = load(image_shape=(1, 32, 32), **options), load(image_shape=(3, 32, 32), **options)
     torch.testing.assert_close(model(grey), colour(grey.expand(-1, 3, -1, -1)))
     torch.save(colour.network.state_dict(), tmp_path / "net.pt")
-    with pytest.raises(UserError, match="grey images fit a network for colour with --normalize of three channels"):
+    with pytest.raises(UserError, match="grey images fit it with --normalize of three channels"):
         load("torchvision:resnet18", image_shape=(1, 32, 32), weights=tmp_path / "net.pt")
 
 
