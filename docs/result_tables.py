@@ -24,8 +24,9 @@ README, EVALUATION = ROOT / "README.md", ROOT / "docs" / "evaluation.md"
 PAGES = (README, EVALUATION, HERE / "README.md")
 EVERY_ATTACK = ("cifar10-lt-attacks", "cifar10-lt-fast", "digits-lt-deepfool")
 """Comparisons of attacks, and one whose rows were attacked differently."""
-ELSEWHERE = ("cifar10-lt-class-wise", "cifar10-lt-factors-search", "cifar10-lt-fast-search", "digits-lt-factors-search")
-"""Comparisons whose rows are in another table or text: a leaderboard, notes-on-papers.md."""
+ELSEWHERE = ("cifar10-lt-class-wise", "cifar10-lt-factors-search", "cifar10-lt-fast-search", "cifar10-lt-few-passes")
+ELSEWHERE += ("digits-lt-factors-search",)
+"""Comparisons whose rows are in another table or text: a leaderboard, notes-on-papers.md, speed.md."""
 FRONT_ROWS = 10
 
 

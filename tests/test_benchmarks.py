@@ -18,7 +18,6 @@ from taet.attacks.noise import Source
 from taet.data.loader import Batch
 from taet.methods import Attack, Task
 from taet.models.view import make_view
-from taet.training.environment import bf16_instructions
 from taet.training.state import State, build_optimizer
 from taet.training.step import training_step
 
@@ -105,8 +104,6 @@ def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
 @pytest.mark.full
 @pytest.mark.parametrize("point", ["versions", "no_synchronisation", "learning", "resume"])
 def test_points_of_the_smoke_script_pass_on_a_cpu_as_far_as_they_go(point: str, load: Load) -> None:
-    if point == "learning" and not bf16_instructions(torch.device("cpu")):
-        pytest.skip("bf16 is emulated here, which takes many minutes")
     assert getattr(load("gpu_smoke"), point)("cpu")
 
 

@@ -23,7 +23,7 @@ from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout
 from taet.models.hub import RUN, weights_file
 from taet.models.sync_norm import synchronised
-from taet.models.tuning import extend, select, trained
+from taet.models.tuning import select, trained
 from taet.models.view import View, make_view
 from taet.progress import Progress, reporting_to
 from taet.settings import Run, from_json, override
@@ -32,7 +32,7 @@ from taet.training.environment import bf16_instructions, environment, resolve_de
 from taet.training.folder import SCHEMA, RunFolder
 from taet.training.pace import LONG_LOOK_SECONDS, idle_threads, seconds_of, using
 from taet.training.record import RunRecord, code_of
-from taet.training.resolve import Resolved, check_needs, resolve
+from taet.training.resolve import Resolved, complete, resolve
 from taet.training.state import State, build_optimizer, weight_average
 from taet.training.step import training_step
 
@@ -171,8 +171,7 @@ def build_model(
         with frozen(given.to(device)):
             models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
         model = models.adapted(given, dataset.num_classes)
-    check_needs(model, resolved, fresh=given is None and chosen.weights is None and not begun)
-    extend(model, chosen.tune, run.seed)
+    complete(model, resolved, fresh=given is None and chosen.weights is None and not begun)
     if given is not None and chosen.weights is not None and not begun:
         raise UserError(f"model weights: got {chosen.weights} and a network from memory; allowed: one of them")
     if chosen.tune != "all":  # else those of the network's author

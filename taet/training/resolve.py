@@ -5,15 +5,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from taet import methods, models, registry
 from taet.data import DataFacts
 from taet.data.extra import Mixture, mixture
 from taet.data.loader import batch_bounds
 from taet.errors import UserError
 from taet.methods import Method, Task
-from taet.models import Classifier, CosineHead
+from taet.models import Adapter, Classifier, CosineHead
 from taet.models.tuning import extend
 from taet.settings import Evaluation, Run, epoch_at, override
 from taet.training.record import CURVE
@@ -151,15 +149,14 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
     if facts is not None:
         shape = len(facts.class_counts), facts.image_shape
         model = _built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights)
-        check_needs(model, resolved, fresh=chosen.weights is None)
-        if chosen.tune != "all":
-            extend(copy.deepcopy(model), chosen.tune)
+        model = model if chosen.tune == "all" else copy.deepcopy(model)  # which other cells share
+        complete(model, resolved, fresh=chosen.weights is None)
     elif ":" not in chosen.name:
         registry.find("models", chosen.name)
 
 
-def check_needs(model: nn.Module, resolved: Resolved, fresh: bool) -> None:
-    """Refuse a network that lacks the features or the head that the method needs, or, if `fresh`, the weights."""
+def complete(model: Classifier | Adapter, resolved: Resolved, fresh: bool) -> None:
+    """Add the parts of `tune`; refuse a network that lacks features, the method's head, or, if `fresh`, weights."""
     method, name, chosen = resolved.method, resolved.run.method, resolved.run.model
     head, found = method.task.head, model.head if isinstance(model, Classifier) else None
     if method.uses_features and found is None:
@@ -171,5 +168,6 @@ def check_needs(model: nn.Module, resolved: Resolved, fresh: bool) -> None:
     if head.kind != "linear" and not same:
         wanted = f"a cosine head of scale {head.scale:g} and gamma {head.gamma:g}"
         raise UserError(f"model: {name} needs {wanted}; give a taet.models.Classifier with a taet.models.CosineHead")
+    extend(model, chosen.tune, resolved.run.seed)
     if fresh and (chosen.tune != "all" or not (method.uses_labels or models.is_own(chosen.name))):
         raise UserError(f"{name}: got no network to begin from; allowed: with --model.weights, e.g. run:runs/x")
