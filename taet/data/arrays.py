@@ -65,6 +65,8 @@ def read(data: Data) -> DataSource:
     train = groups.pop("train")
     shared = {part: len(np.intersect1d(train, own)) for part, own in groups.items()}
     text = ", ".join(f"{number} in training and {part}" for part, number in shared.items() if number)
-    notes = [f"{len(np.unique(train))} groups in train_{group}; a validation split holds out whole ones"]
+    named, alone = len(np.unique(train[train >= 0])), int((train < 0).sum())
+    notes = [f"{named} groups in train_{group}; a validation split holds out whole ones"]
+    notes += [f"{alone} images of train_{group} stand alone"] if alone else []
     notes += [f"the file's own splits divide groups of {group}: {text}"] if text else []
     return replace(source, notes=tuple(notes))

@@ -302,7 +302,10 @@ def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str | None) -> di
         if len(values) != len(labels[part]) or values.dtype.kind not in "iuSU":
             got, allowed = f"{len(values)} of {values.dtype}", f"{len(labels[part])} whole numbers or texts"
             raise UserError(f"{keys[part]}: got {got}; allowed: {allowed}, one for each image")
-    numbers = np.unique(np.concatenate([*found.values()]), return_inverse=True)[1].astype(np.int64)
+    values = np.concatenate([*found.values()])
+    numbers = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    alone = values.astype(str) == ""  # an image without a group gets a number of its own, below 0
+    numbers[alone] = -1 - np.arange(alone.sum())
     return dict(zip(found, np.split(numbers, np.cumsum([len(each) for each in found.values()])[:-1]), strict=True))
 
 

@@ -77,7 +77,8 @@ def read(data: Data) -> DataSource:
     for split, table in splits.items():
         coded = table.cast_column(image, datasets.Image(decode=False))
         labels = [str(value) if names is None else names[value] for value in given[split]]
-        groups = [""] * len(table) if group is None else map(str, table[group])
+        own = [None] * len(table) if group is None else table[group]
+        groups = ["" if one is None or one != one else str(one) for one in own]  # one that is missing is None or nan
         place = split if "test" in splits else ""
         rows += [  # names are those of files kept on disk, too
             Row(HubImage(coded, image, number, f"{data.name} {split} image {number}"), text, place, of)

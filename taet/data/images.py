@@ -60,10 +60,12 @@ def left_out(files: Sequence[Path]) -> list[str]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return the files in `folder` and its subfolders, sorted; links are followed, hidden files are left out."""
+    """Return the files in `folder` and its subfolders, sorted; hidden files are left out, and links are followed, but
+    for those that lead back to a folder above them."""
     found = list[Path]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
+        here = Path(place).resolve()
+        folders[:] = [one for one in folders if one[0] != "." and not here.is_relative_to(Path(place, one).resolve())]
         found += [Path(place, name) for name in files if name[0] != "."]
     return sorted(found, key=lambda file: file.parts)
 
@@ -86,9 +88,11 @@ def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Return `image`, upright, as grey ("L") if the file is greyscale, else as "RGB"."""
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+    tags = getattr(image, "tag_v2", {})
+    signed = 2 in np.atleast_1d(tags.get(339, 1))  # the format of samples in a TIFF, which Pillow reads as unsigned
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF") or signed:
         raise ValueError("it holds 32-bit, signed or floating point numbers; allowed: 8 or 16 bits per channel")
-    inverted = getattr(image, "tag_v2", {}).get(262) == 0  # of a TIFF: 0 is white, which Pillow inverts in 8 bits only
+    inverted = tags.get(262) == 0  # of a TIFF: 0 is white, which Pillow inverts in 8 bits only
     image = ImageOps.exif_transpose(image)
     if image.mode in GREY:
         return image.convert("L")

@@ -64,6 +64,8 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
         lines = io.StringIO(text, newline="")
         reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(reader, [])]
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
+            raise UserError(f"'{path}' has two columns '{twice}'; allowed: each name once")
         for cells in filter(any, reader):
             place = f"'{path}', line {reader.line_num}"
             if len(cells) != len(names):

@@ -119,7 +119,7 @@ class Subject:
         else:
             run, network, record = load_model(folder.path, weights, model=model)
             images, labels, names = fitted(given[0], record.data.image_shape), given[1], record.data.class_names
-            labels = labels if class_names is None else by_name(labels, class_names, names)
+            labels = by_name(labels, class_names, names)
             sha256 = images_sha256(images, labels)
             data = {"notes": [], **data, "imbalance_ratio": record.data.imbalance_ratio}
             if class_names is not None and labels is given[1]:
@@ -266,13 +266,19 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
     return width
 
 
-def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
-    """Return labels (N,), indices into `names`, as indices of the same names in `known`, in Unicode normal form.
+def by_name(labels: Ints, names: Sequence[str] | None, known: Sequence[str]) -> Ints:
+    """Return labels (N,), indices into `names`, as indices of the same names in `known`, else in Unicode normal form.
 
-    An unknown name raises a `UserError`, but labels whose names are just numbers, which the known ones are not, are
-    returned as they are.
+    An unknown name raises a `UserError`, but labels whose names are just numbers, or not given, where the known ones
+    are no numbers, are returned as they are.
     """
-    ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))
+    if names is None:
+        names = [f"{label}" for label in range(len(known))]
+        if {*names} != {*known}:  # the classes of folders called 0 to 10 are 0, 1, 10, 2, ...
+            return labels
+    ours, theirs = names, known
+    if not {*names} <= {*known}:
+        ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))
     strange = [name for name in ours if name not in theirs]
     if len(strange) == len(ours) <= len(theirs) and ours == [str(label) for label in range(len(ours))]:
         return labels

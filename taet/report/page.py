@@ -82,7 +82,7 @@ def name(results: Results) -> str:
 
 def about(results: Results) -> str:
     """Say how many models were attacked, on which images, and how."""
-    card, models = results.cards[0], len({one.model["weights_sha256"] for one in results.cards})
+    card, models = results.cards[0], len({(one.row, one.card.seed) for one in results.named})
     counts, images = card.data.get("train_class_counts"), f"{count(len(card.labels))} test images"
     if counts is not None:
         ends = f"from {count(max(counts))} to {count(min(counts))} of a class"

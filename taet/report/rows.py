@@ -196,14 +196,22 @@ def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
 
 
 def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
-    seen: dict[tuple[str, int | None], dict[str, int]] = defaultdict(dict)
+    seen: dict[tuple[str, int | None], list[Card]] = defaultdict(list)
     found = []
     for card, own in zip(cards, settings, strict=True):
         text = json.dumps([card.method, own], sort_keys=True, default=str)
         key = json.dumps(json.loads(text, parse_int=float))  # 3 and 3.0 are one value
         known = seen[key, card.seed]  # other weights of a seed are another row
-        found.append(f"{key} {known.setdefault(card.model['weights_sha256'], len(known))}")
+        place = next((place for place, one in enumerate(known) if _same_model(one, card)), len(known))
+        known += [card] if place == len(known) else []
+        found.append(f"{key} {place}")
     return found
+
+
+def _same_model(one: Card, other: Card) -> bool:
+    """Whether two cards are about one model; of a network without a run, with equal outputs, too."""
+    weights = one.model["weights_sha256"] == other.model["weights_sha256"]
+    return weights and (one.seed is not None or store.same_answers(one, other))
 
 
 def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str]) -> Mapping[str, str]:
@@ -215,7 +223,7 @@ def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str
     same: dict[str, str] = {}
     for key in sorted(models, key=lambda key: (len(labels[key]), labels[key])):
         mine, kept = models[key], (other for other in same if same[other] == other)
-        shared = ((other, mine.keys() & models[other].keys()) for other in kept)
+        shared = ((other, (mine.keys() & models[other].keys()) - {None}) for other in kept)
         same[key] = next((o for o, seeds in shared if seeds and all(mine[s] == models[o][s] for s in seeds)), key)
         models[same[key]] = {**mine, **models[same[key]]}
     return same
@@ -233,10 +241,14 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             deviation = as_usual if value is None or usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
-            # It is named against its default, whatever the others have.
-            if group[1] in known or name.removeprefix("training.") in Training.retired:
-                found[group][as_usual] += len(rows)
-    most = {group: max(of, key=lambda value: (of[value], value == as_usual)) for group, of in found.items()}
+            # Some are named against their default, whatever the others have; all, if there is no majority.
+            always = group[1] in known or name.removeprefix("training.") in Training.retired
+            if always or name in usual:
+                found[group][as_usual] += len(rows) if always else 0
+    most = {
+        group: max(of, key=lambda value: (2 * of[value] > of.total(), value == as_usual, of[value]))
+        for group, of in found.items()
+    }
     labels, seen = dict[str, str](), Counter[str]()
     for key, (card, settings) in rows.items():
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])

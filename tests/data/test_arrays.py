@@ -58,6 +58,13 @@ def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays
     assert load(npz(given | usual)).train.groups is not None
     assert load(npz(given | usual), group="none").train.groups is None
     refused(npz(given), "has no train_site", group="site")
+    some = {"train_group": np.where(np.arange(60) < 40, "", groups["train_patient"])}  # "" is no patient
+    dataset = load(npz(given | some), validation=0.2)
+    assert dataset.notes[:2] == (
+        "5 groups in train_group; a validation split holds out whole ones",
+        "40 images of train_group stand alone",
+    )
+    assert dataset.validation.class_counts.tolist() == [4, 4, 4]
 
 
 SETTINGS = ({}, {"imbalance_ratio": 2, "size": 8}, {"validation": 0.2, "max_count": 2, "seed": 4, "test": "balanced"})

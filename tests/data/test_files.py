@@ -80,6 +80,7 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fill(elsewhere, 200, 2)
     (split / "train" / "ant" / "linked").symlink_to(elsewhere)
+    (split / "train" / "ant" / "loop").symlink_to(split / "train" / "ant")
     dataset = load(str(split), group="none")
     assert dataset.class_counts.tolist() == [4, 3]
     assert {"1 images outside of the class folders are left out", "left out: 1 other file (1 .txt)"} <= {*dataset.notes}
@@ -267,6 +268,7 @@ def test_missing_files_are_counted_and_the_first_is_named(images, fill, refused)
     ("rows", "header", "message"),
     [
         (["images/00.png,0"], "path,labels", r"no column for label \(label, class, .*it has 'path', 'labels'"),
+        (["images/00.png,0,1"], "path,label,label", "has two columns 'label'; allowed: each name once"),
         (["images/00.png,0,1"], "path,label", "line 2: got 3 cells; allowed: 2"),
         (["images/00.png, "], "path,label", "line 2: got 'images/00.png' and ''; allowed: a path and a label"),
         (["images/00.png,0,tset"], "path,label,split", "unknown split in '.*line 2: 'tset'.*did you mean 'test'"),

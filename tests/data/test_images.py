@@ -107,6 +107,8 @@ def test_a_survey_and_decoding_agree_about_any_mode_and_kind_of_file(tmp_path):
     assert len(paths) > 40
     Image.new("I;16", (6, 4), 257 * 5).save(inverted := tmp_path / "white.tif", tiffinfo={262: 0})
     assert decode(inverted).max() == 250
+    Image.new("L", (6, 4), 250).save(tmp_path / "signed.tif", tiffinfo={339: 2})  # -6
+    assert decode(tmp_path / "signed.tif").startswith("it holds 32-bit, signed or")
     for path in paths:
         found, shape = survey([path]), decode(path).shape
         assert shape[1::-1] == tuple(found.sizes[0])
