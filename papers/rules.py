@@ -308,11 +308,9 @@ def more_separable(at: Study, first: Row, second: Row) -> Verdict:
 
 def bound_gaps(card: ResultCard) -> dict[str, float]:
     """Return natural error + disagreement - robust error, a mean over classes, under each attack in its ball."""
-    found, labels, classes = {}, card.labels, card.num_classes
+    found = {}
     for column in card.columns if card.clean is not None else ():
         if column.bounded and column.ordinary:
-            natural, _ = statistics.class_errors(card.clean.correct, column.correct, labels, classes)
-            flips = statistics.class_flip_rate(card.clean.predictions, column.predictions, labels, classes)
-            robust = statistics.per_class_accuracy(*statistics.class_counts(column.correct, labels, classes))
-            found[column.name] = float(np.nanmean(natural + flips - (1 - robust)))
+            of = card.summary_of(column)
+            found[column.name] = float(np.nanmean(of.natural_error + of.class_flip_rate - (1 - of.per_class)))
     return found

@@ -83,29 +83,9 @@ def few_images(total: ArrayLike) -> list[int]:
     return [int(label) for label in np.flatnonzero(np.asarray(total) < FEW_PER_CLASS)]
 
 
-def flip_rate(clean_predictions: ArrayLike, predictions: ArrayLike) -> float:
-    """Return the share of images whose predicted class (N,) changes, mean 1{F(x') != F(x)}, also between wrong ones."""
-    flipped = np.asarray(clean_predictions) != np.asarray(predictions)
-    return accuracy(flipped.sum(), flipped.size)
-
-
-def class_flip_rate(clean: ArrayLike, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> Floats:
-    """Return the flip rate among the images of each true class, (C,) in [0, 1]; nan where a class has no images."""
-    flipped = np.asarray(clean) != np.asarray(predictions)
-    return per_class_accuracy(*class_counts(flipped, labels, num_classes))
-
-
-def class_errors(clean: ArrayLike, correct: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Floats, Floats]:
-    """Return `(natural, boundary)`, the two parts of the robust error of each class, (C,) in [0, 1] each.
-
-        natural_c = P(F(x) != y | y = c),   boundary_c = P(F(x) = y and F(x') != y | y = c)
-
-    of the masks (N,) without and under attack; nan for a class without images. x itself lies in the ball, so an image
-    that an attack happens to correct stays an error. Source: Zhang et al., ICML 2019, arXiv:1901.08573, section 3.
-    """
-    before, after = np.asarray(clean, dtype=bool), np.asarray(correct, dtype=bool)
-    natural = per_class_accuracy(*class_counts(~before, labels, num_classes))
-    return natural, per_class_accuracy(*class_counts(before & ~after, labels, num_classes))
+def class_shares(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> Floats:
+    """Return the share of the images of each true class that a mask (N,) marks, (C,); nan where a class has none."""
+    return per_class_accuracy(*class_counts(mask, labels, num_classes))
 
 
 def median_distance(distances: ArrayLike) -> float:

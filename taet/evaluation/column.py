@@ -156,11 +156,13 @@ class Summary:
         self.flip_rate, self.class_flip_rate = math.nan, unknown  # share whose predicted class is not the clean one
         self.natural_error, self.boundary_error = unknown, unknown  # (C,): wrong clean; right clean and wrong here
         if clean is not None:
-            flips = clean.predictions, column.predictions
-            self.flip_rate = statistics.flip_rate(*flips)
-            self.class_flip_rate = statistics.class_flip_rate(*flips, labels, num_classes)
-            errors = statistics.class_errors(clean.correct, column.correct, labels, num_classes)
-            self.natural_error, self.boundary_error = errors
+            flipped = clean.predictions != column.predictions  # also from one wrong class to another
+            self.flip_rate = statistics.accuracy(flipped.sum(), flipped.size)
+            self.class_flip_rate = statistics.class_shares(flipped, labels, num_classes)
+            # The two parts of the robust error (Zhang et al., ICML 2019, arXiv:1901.08573, section 3); x itself lies in
+            # the ball, so an image that an attack happens to correct stays an error.
+            self.natural_error = statistics.class_shares(~clean.correct, labels, num_classes)
+            self.boundary_error = statistics.class_shares(clean.correct & ~column.correct, labels, num_classes)
         self.weak_classes = tuple(statistics.weak_classes(correct, total))  # labels: recall below the balanced accuracy
         self.few_images = tuple(statistics.few_images(total))  # labels
         # Median norm of the perturbations, with failed attacks counted as infinitely far, and the macro one-versus-one
