@@ -6,7 +6,6 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -24,40 +23,6 @@ from taet.settings import Evaluation
 NAMES = {"clean": "no attack: the images as they are; 1 pass"}
 
 Fields = Mapping[str, Any]  # of a specification, by their names
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Two results are comparable if they have the same identity: attack and settings, without random seeds."""
-
-    name: str
-    settings: tuple[tuple[str, Any], ...]  # sorted names and hashable values, with norm, eps and bounded
-    seed: object = field(default=None, compare=False)
-
-    def differences(self, other: Identity, seeds: bool = False) -> dict[str, tuple[object, object]]:
-        """Return both values of every setting in which two attacks differ, sorted; random seeds only with `seeds`."""
-        ours, theirs = ({**dict(one.settings), **({"seed": one.seed} if seeds else {})} for one in (self, other))
-        names = sorted(ours.keys() | theirs.keys())
-        return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
-
-    def apart_from(self, *names: str) -> tuple[object, ...]:
-        """Return a key that two attacks share if they differ only in these settings and in their names."""
-        return tuple((name, value) for name, value in self.settings if name not in names)
-
-
-def identity(name: str, norm: str | None, eps: float | None, parameters: Fields, bounded: bool) -> Identity:
-    """Return the identity of an attack from its stored parameters; a worst case consists of its attacks."""
-    given = {**parameters, "norm": norm, "eps": eps, "bounded": bounded}
-    if "attacks" in given:
-        given["attacks"] = sorted(given["attacks"], key=lambda one: str(one["name"]))
-    return Identity(name, _frozen(given), parameters.get("seed"))
-
-
-def _frozen(value: Any) -> Any:
-    """Return a value of JSON as a hashable one, without random seeds, and where a result was taken from."""
-    if isinstance(value, Mapping):
-        return tuple((key, _frozen(value[key])) for key in sorted(value) if key not in ("seed", "from"))
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 class MadeOn(NamedTuple):
@@ -169,11 +134,6 @@ class AttackSpec(ABC):
         fields = {**dataclasses.asdict(self), "source": self.made_on and self.made_on._asdict()}
         found = {name: fields[name] for name in (*own_fields(type(self)), *STORED, "source")}
         return {name: value for name, value in found.items() if value is not None and value != self.unstored.get(name)}
-
-    @cached_property
-    def identity(self) -> Identity:
-        """The identity, which is equal for equal attacks."""
-        return identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
 
     def to_json(self) -> dict[str, object]:
         """Return name, norm, eps and parameters as plain values."""

@@ -2,7 +2,8 @@
 
 import base64
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -14,7 +15,7 @@ from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.ball import Norm
-from taet.attacks.spec import AttackSpec, Identity, identity
+from taet.attacks.spec import AttackSpec
 from taet.errors import cut
 from taet.fields import Record
 from taet.files import Json
@@ -81,6 +82,32 @@ class CardPart(Record):
     __hash__ = object.__hash__
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Two results are comparable if they have the same identity: attack and settings, without random seeds."""
+
+    name: str
+    settings: tuple[tuple[str, Any], ...]  # sorted names and hashable values, with norm, eps and bounded
+    seed: object = field(default=None, compare=False)
+
+    def differences(self, other: Self, seeds: bool = False) -> dict[str, tuple[object, object]]:
+        """Return both values of every setting in which two attacks differ, sorted; random seeds only with `seeds`."""
+        ours, theirs = ({**dict(one.settings), **({"seed": one.seed} if seeds else {})} for one in (self, other))
+        names = sorted(ours.keys() | theirs.keys())
+        return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
+
+    def apart_from(self, *names: str) -> tuple[object, ...]:
+        """Return a key that two attacks share if they differ only in these settings and in their names."""
+        return tuple((name, value) for name, value in self.settings if name not in names)
+
+
+def _frozen(value: Any) -> Any:
+    """Return a value of JSON as a hashable one, without random seeds, and where a result was taken from."""
+    if isinstance(value, Mapping):
+        return tuple((key, _frozen(value[key])) for key in sorted(value) if key not in ("seed", "from"))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
 class Column(CardPart):
     """One attack on all test images, in test order; a default is what a column of an older schema lacks."""
 
@@ -112,7 +139,10 @@ class Column(CardPart):
     @cached_property
     def identity(self) -> Identity:
         """Equal for comparable columns of two cards: the same attack with the same settings, except random seeds."""
-        return identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
+        given = {**self.parameters, "norm": self.norm, "eps": self.eps, "bounded": self.bounded}
+        if "attacks" in given:  # of a worst case, in any order
+            given["attacks"] = sorted(given["attacks"], key=lambda one: str(one["name"]))
+        return Identity(self.name, _frozen(given), self.parameters.get("seed"))
 
     def __repr__(self) -> str:
         ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""

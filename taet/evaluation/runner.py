@@ -239,7 +239,7 @@ class Runner:
 def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
     """Return the column of this attack with these settings and this seed, if there is one."""
     for column in columns:
-        if column.name == attack.name and not column.attack.identity.differences(attack.identity, seeds=True):
+        if column.attack == attack:
             # The column may have been measured for a curve only, and now be requested by name.
             return column if attack.curve else column.changed(curve="")
     return None

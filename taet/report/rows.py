@@ -17,11 +17,10 @@ from statistics import multimode
 
 from taet import methods, protocols, registry
 from taet.attacks.pgd import ProjectedAscent
-from taet.attacks.spec import Identity
 from taet.errors import UserError, located
 from taet.evaluation import store
 from taet.evaluation.card import Card
-from taet.evaluation.column import Column
+from taet.evaluation.column import Column, Identity
 from taet.formatting import size, words
 from taet.models.hub import local
 from taet.settings import Run, Training, flat, override

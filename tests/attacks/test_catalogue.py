@@ -2,19 +2,26 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from taet import registry
 from taet.attacks import catalogue
 from taet.attacks.catalogue import RecordedAttack, parse, stored
-from taet.attacks.spec import Identity, identity
 from taet.errors import UserError
+from taet.evaluation.column import Column, Identity
 from taet.settings import Evaluation
 
 
+def identity(name: str, eps: float | None, parameters: dict[str, Any]) -> Identity:
+    nothing = {"correct": np.empty(0, np.bool_), "predictions": np.empty(0, np.int64)}
+    return Column(name=name, norm="linf", eps=eps, bounded=True, parameters=parameters, **nothing).identity
+
+
 def of(name: str, **settings: Any) -> Identity:
-    return parse(name, Evaluation(**settings)).identity
+    attack = parse(name, Evaluation(**settings))
+    return identity(name, attack.eps, attack.parameters)
 
 
 def test_attacks_are_the_same_whatever_their_seed_and_wherever_the_result_came_from() -> None:
@@ -24,14 +31,14 @@ def test_attacks_are_the_same_whatever_their_seed_and_wherever_the_result_came_f
     assert of("pgd-20", eps=0.1) != of("pgd-20")
     fast = parse("autoattack-fast")
     taken = {**fast.parameters, "from": "autoattack"}
-    assert identity(fast.name, fast.norm, fast.eps, taken, True) == fast.identity
+    assert identity(fast.name, fast.eps, taken) == of(fast.name)
 
 
 def test_a_worst_case_is_its_attacks_in_any_order() -> None:
     fgsm, pgd = (parse(name).to_json() for name in ("fgsm", "pgd-20"))
 
     def worst(*attacks: dict[str, Any]) -> Identity:
-        return identity("worst-case", "linf", 0.1, {"attacks": list(attacks)}, True)
+        return identity("worst-case", 0.1, {"attacks": list(attacks)})
 
     assert worst(fgsm, pgd) == worst(pgd, fgsm)
     assert worst(fgsm) != worst(pgd)
