@@ -1,7 +1,7 @@
 """Objectives that attacks maximise: functions of logits (N, C) and labels (N,) with one value per sample, (N,)."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -93,30 +93,22 @@ def nearest_classes(
     return classes.gather(1, order)
 
 
-class Weighting(NamedTuple):
-    """Factor of a training attack's objective by label (C,), and class counts (C,) whose log is added to its logits.
-
-    With sign steps and BN in eval mode a positive weight per label changes no adversarial example, except for signs
-    that rounding flips: RW, RWS, ENR and RBL give the examples of plain PGD. BRW does change them.
-    """
-
-    weights: Tensor | None = None
-    prior: Tensor | None = None
-
-
-def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tensor) -> Weighting:
-    """Return the weighting with a name; class_counts n and predicted_counts m are (C,), float.
+def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tensor) -> dict[str, Tensor]:
+    """Return what re-balances a training attack: `weights` of its objective by label, or a `prior` of its logits, (C,).
 
     rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; rbl: REAT's weights from the
-    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. n is at least 1. Source: Li
-    et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose definitions are ours.
+    predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. n is at least 1;
+    class_counts n and predicted_counts m are (C,), float. With sign steps and BN in eval mode a positive weight per
+    label changes no adversarial example, except for signs that rounding flips: all but brw give those of plain PGD.
+    Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose definitions are
+    ours.
     """
     counts = class_counts.clamp(min=1)
     if name in ("rw", "rws"):
-        return Weighting(sum_to_classes(1 / counts if name == "rw" else counts.rsqrt()))
+        return {"weights": sum_to_classes(1 / counts if name == "rw" else counts.rsqrt())}
     if name == "enr":
         total = float(counts.sum())
-        return Weighting(effective_number_weights(counts, (total - 1) / total))
+        return {"weights": effective_number_weights(counts, (total - 1) / total)}
     if name == "rbl":
-        return Weighting(rebalancing_weights(counts, predicted_counts))
-    return Weighting(prior=counts) if name == "brw" else Weighting()
+        return {"weights": rebalancing_weights(counts, predicted_counts)}
+    return {"prior": counts} if name == "brw" else {}

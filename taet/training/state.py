@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from taet.attacks.noise import Source
-from taet.attacks.objectives import Weighting, generation_weighting
+from taet.attacks.objectives import generation_weighting
 from taet.distributed import global_sum, rank
 from taet.errors import UserError
 from taet.files import Json
@@ -185,7 +185,7 @@ class State:
         self.sums = EpochSums(len(self.method.class_counts), self.device)
         exposure = self.method.exposure
         self.predicted = exposure.clone()  # (C,) in the last epoch; before the first one, the images of each class
-        self.weighting: Weighting = generation_weighting(self.run.threat.weighting, exposure, self.predicted)
+        self.weighting = generation_weighting(self.run.threat.weighting, exposure, self.predicted)
 
     @property
     def number(self) -> int:
@@ -209,7 +209,7 @@ class State:
     def attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
         """Return the protocol's attack with the noise for `purpose`; `place` is that of `Loader.place`."""
         source = Source(generator(self.device, self.run.seed, *purpose), *place)
-        return Attack(self.run.threat, source, None, *self.weighting)
+        return Attack(self.run.threat, source, **self.weighting)
 
     def seed_model(self, *purpose: str | int) -> None:
         """Seed the random numbers of a model, such as dropout, differently in each process."""
@@ -247,7 +247,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums.state_dict(),
             "predicted": self.predicted,
-            "attack_weights": self.weighting.weights,
+            "attack_weights": self.weighting.get("weights"),
             "examples": self.examples,
         }
 
@@ -262,8 +262,8 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.sums.load_state_dict(saved["sums"])
         self.predicted.copy_(saved["predicted"])
-        if self.weighting.weights is not None:
-            self.weighting.weights.copy_(saved["attack_weights"])
+        if "weights" in self.weighting:
+            self.weighting["weights"].copy_(saved["attack_weights"])
         self.examples = None if saved["examples"] is None else saved["examples"].to(self.device)
         for name in PLAIN:
             setattr(self, name, saved[name])

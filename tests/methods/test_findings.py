@@ -19,7 +19,7 @@ def examples(network, digits, name, bn_mode):
     """Digits attacked as REAT does, 10 steps from a uniform start, with the weighting called `name`."""
     weighting = generation_weighting(name, torch.tensor(COUNTS, dtype=torch.float32), PREDICTED)
     attack = make_attack(steps=10, start="uniform", bn_mode=bn_mode)
-    attack = replace(attack, weights=weighting.weights, prior=weighting.prior)
+    attack = replace(attack, **weighting)
     # In float64, where no step underflows and no rounding turns a sign.
     return attack(network(10, dtype=torch.float64), digits.x.double(), digits.y)
 
