@@ -133,9 +133,9 @@ def opened(
 
 def local(name: str) -> str:
     """Return the folder of a published model, hf:USER/NAME@COMMIT, whose files are checked; another name as it is."""
-    from taet.models import hub
+    from taet.models import weights
 
-    return str(hub.local(name)) if name.startswith(("hf:", "folder:")) else name
+    return str(weights.local(name)) if name.startswith(("hf:", "folder:")) else name
 
 
 def is_folder(name: str) -> bool:

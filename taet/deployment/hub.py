@@ -15,8 +15,7 @@ from taet.evaluation import store
 from taet.evaluation.card import Card
 from taet.files import check_output, make_folder, read_bytes, write_atomically, write_json
 from taet.formatting import markdown_table, size
-from taet.models.hub import CONFIG, DONE, FILES
-from taet.models.weights import MOST_BYTES
+from taet.models.weights import CONFIG, DONE, FILES, MOST_BYTES
 from taet.training.fit import again
 from taet.training.folder import RunFolder
 from taet.training.record import RunRecord

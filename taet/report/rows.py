@@ -22,7 +22,7 @@ from taet.evaluation import store
 from taet.evaluation.card import Card
 from taet.evaluation.column import Column, Identity
 from taet.formatting import size, words
-from taet.models.hub import local
+from taet.models.weights import local
 from taet.settings import Run, Training, flat, override
 from taet.training.folder import RunFolder
 from taet.training.record import Epoch, retired_settings, run_from_json, training_settings

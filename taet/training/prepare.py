@@ -21,10 +21,10 @@ from taet.errors import UserError
 from taet.files import Json, file_sha256
 from taet.models import Adapter, Classifier
 from taet.models.classifier import guard_layout
-from taet.models.hub import RUN, weights_file
 from taet.models.sync_norm import synchronised
 from taet.models.tuning import select, trained
 from taet.models.view import View, make_view
+from taet.models.weights import RUN, weights_file
 from taet.progress import Progress, reporting_to
 from taet.settings import Run, from_json, override
 from taet.training.curve import TrainingCurve

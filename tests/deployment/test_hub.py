@@ -17,8 +17,7 @@ from taet.data import Dataset
 from taet.deployment.hub import named_outside, publish
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.models.hub import CONFIG, FILES, local
-from taet.models.weights import read
+from taet.models.weights import CONFIG, FILES, local, read
 from taet.training.folder import RunFolder
 from taet.training.runs import load_model
 
