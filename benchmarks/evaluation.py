@@ -247,7 +247,7 @@ def library(of: Subject, name: str) -> Outcome:
 
 def survivors(of: Subject, name: str, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     """Return which images of a batch are classified correctly in a column, (N,); `noise`: its random start."""
-    given = parse_attack(name, protocols.taet().evaluation, of.eps).parameters
+    given = parse_attack(name, protocols.taet().evaluation.replace(eps=of.eps)).parameters
     if name == "cw-l2":
         x = cw(of.model, x, y, given["c"], given["steps"], given["lr"])
     elif name == "fgsm":

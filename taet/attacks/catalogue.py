@@ -86,14 +86,11 @@ def _rank(pattern: str, kind: type[AttackSpec]) -> tuple[int, int]:
     return kind.order, [*kind.names].index(pattern) if pattern in kind.names else 0
 
 
-def parse(
-    name: str, settings: Evaluation = SETTINGS, eps: float | None = None, others: Iterable[str] = ()
-) -> AttackSpec:
+def parse(name: str, settings: Evaluation = SETTINGS, others: Iterable[str] = ()) -> AttackSpec:
     """Return the attack that `NAME` or `NAME:option=value,...` means, e.g. pgd-20, cw-l2:c=search, pgd-l2-100:eps=0.5.
 
-    What the name does not set is that of the settings, and the radius of the L-infinity ball then `eps`, by default
-    that of `Threat`. A `UserError` for a name, an option or a value that does not exist suggests the nearest, also of
-    `others`.
+    What the name does not set is that of the settings, whose L-infinity ball is by default that of `Threat`. A
+    `UserError` for a name, an option or a value that does not exist suggests the nearest, also of `others`.
     """
     base, colon, text = name.partition(":")
     if colon and not text:
@@ -104,7 +101,7 @@ def parse(
             raise UserError(f"attack '{base}': got no number of steps; allowed: {base}-N, e.g. {base}-20")
         raise unknown("attack", base, [*examples(), *others])
     given = {"name": name, **found.given, **_read(name, base, found.kind, text)}
-    radius = settings.eps if settings.eps is not None else Threat().eps if eps is None else eps
+    radius = settings.eps or Threat().eps
     if found.entry.path is not None or found.kind is FunctionAttack:
         given["source_sha256"] = hashlib.sha256(Path(inspect.getfile(found.entry.load())).read_bytes()).hexdigest()
     return found.kind.make(given, settings, radius)

@@ -139,7 +139,7 @@ def predict(
     (names, listed, notes), where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
-    spec = None if attack is None else catalogue.parse(attack, of_run(run), run.threat.eps)
+    spec = None if attack is None else catalogue.parse(attack, of_run(run))
     if spec is not None and not spec.bounded:  # survival is not defined
         advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")

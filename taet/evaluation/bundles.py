@@ -1,7 +1,7 @@
 """The attacks of an evaluation by name: one attack, all columns of a paper, a curve, or examples of another run."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,13 @@ CURVES: dict[str, tuple[CurveName, Callable[[float], Iterable[str]]]] = {
 """Names of several attacks that differ in one setting, as functions of eps; each is marked as a point of the curve."""
 
 
-def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
+def parse_attack(name: str, settings: Evaluation = DEFAULTS) -> AttackSpec:
     """Return the attack that `NAME`, `NAME:option=value,...` or, made on another run, `ATTACK@RUN` means."""
     text, at, folder = name.partition("@")
     base = text.partition(":")[0]
     if base in protocols.COLUMNS or base in CURVES:
         raise UserError(f"attack '{base}': got a name of several attacks; allowed: one")
-    attack = catalogue.parse(text, settings, eps, others=(*protocols.COLUMNS, *CURVES))
+    attack = catalogue.parse(text, settings, others=(*protocols.COLUMNS, *CURVES))
     if not at:
         return attack
     if attack.not_transferable:
@@ -57,35 +57,32 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
     return attack.on(source.path.resolve().name, sha256)
 
 
-def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpec]:
+def attacks_of(settings: Evaluation) -> list[AttackSpec]:
     """Return the attacks of an evaluation, the points of curves last; unknown and repeated ones are a `UserError`."""
-    settings = expand(settings.attacks, settings, eps)
+    settings = expand(settings)
     asked = [name for name in settings.attacks if name not in CURVES]
-    found = [parse_attack(name, settings, eps) for name in asked]
+    found = [parse_attack(name, settings) for name in asked]
     if len({attack.name for attack in found}) < len(found):
         raise UserError(f"attacks: got {' '.join(settings.attacks)}; allowed: each once")
     points: dict[str, AttackSpec] = {}
     for curve, names in (CURVES[name] for name in settings.attacks if name in CURVES):
-        for name in names(settings.eps or eps or Threat().eps):
-            points.setdefault(name, replace(parse_attack(name, settings, eps), curve=curve))
+        for name in names(settings.eps or Threat().eps):
+            points.setdefault(name, replace(parse_attack(name, settings), curve=curve))
     return [*found, *(point for name, point in points.items() if name not in asked)]
 
 
-def expand(
-    names: Sequence[str], settings: Evaluation, eps: float | None = None, steps: Mapping[str, float] | None = None
-) -> Evaluation:
-    """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
+def expand(settings: Evaluation, steps: Mapping[str, float] = {}) -> Evaluation:
+    """Return settings whose name of a protocol among the attacks is replaced by all columns of its paper.
 
     It also sets the paper's step sizes, L2 ball and CW, which define its columns, except those that were set to values
     of no protocol. With another radius than the paper's, a step is in proportion. `steps`: step sizes without a paper.
     """
-    steps = steps or {}
-    papers = [name for name in names if name in protocols.COLUMNS]
+    papers = [name for name in settings.attacks if name in protocols.COLUMNS]
     if not papers:
-        return override(settings, {**steps, "attacks": tuple(names)})
+        return override(settings, steps)
     if len(papers) > 1:
         raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
-    usual, eps = protocols.start(papers[0]), eps or Threat().eps
+    usual, eps = protocols.start(papers[0]), settings.eps or Threat().eps
     theirs = override(usual.evaluation, protocols.steps_in(eps, settings.eps_l2, usual.evaluation, eps, usual))
     known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
@@ -93,7 +90,7 @@ def expand(
         for name in OF_THE_PAPER
         if any(getattr(settings, name) == getattr(one, name) for one in known)
     }
-    attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
+    attacks = dict.fromkeys(one for name in settings.attacks for one in protocols.COLUMNS.get(name, (name,)))
     return override(settings, {**steps, **paper, "attacks": tuple(attacks)})
 
 
@@ -110,12 +107,12 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) 
     changed = {name: value for name, value in changes.items() if value is not None or name == "cw_constant"}
     if isinstance(names := changed.get("attacks", own.attacks), str):
         names = (names,)
-    asked = override(own, {**changed, "attacks": tuple(names)})  # refuses unknown fields, and values that cannot be
-    radius = asked.eps or eps
-    steps = protocols.steps_in(radius, asked.eps_l2, own, own.eps or eps, usual)
-    settings = expand(asked.attacks, asked, radius, steps)
-    settings = override(settings, {**changed, "attacks": settings.attacks, "eps": radius})
-    for attack in attacks_of(settings, radius):
+    before = own.eps or eps
+    asked = override(own, {"eps": before, **changed, "attacks": tuple(names)})  # refuses unknown fields and values
+    steps = protocols.steps_in(asked.eps or before, asked.eps_l2, own, before, usual)
+    settings = expand(asked, steps)
+    settings = override(settings, {**changed, "attacks": settings.attacks})
+    for attack in attacks_of(settings):
         own_step = "step_size_l2" if attack.norm == "l2" else "step_size"
         chosen = own_step in changed or re.search("[:,]step=", attack.typed)
         if not chosen or attack.curve or not isinstance(attack, ProjectedAscent):

@@ -186,7 +186,7 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             elif several > 1 or random:
                 what = f"{width} logits, if {several} for each class" if several > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
-        asked = attacks_of(subject.settings, subject.eps)
+        asked = attacks_of(subject.settings)
         took = runner.passes(asked) * runner.pace(asked[-1])
         yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(took)}")
         if changed := listed(changes(), most=3):  # after every other test

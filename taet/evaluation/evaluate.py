@@ -185,7 +185,7 @@ def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] 
     run, test, asked = plan.run, plan.dataset.test, plan.run.evaluation
     counted, classes = attacked(model, test.images), len(test.class_names)
     runner = Runner(counted, test.images, test.labels, classes, asked.batch_size, asked.seed, plan.device)
-    specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks), run.attack_eps)
+    specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks, eps=run.attack_eps))
     passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)
     with plan.surroundings():
         return passes * runner.pace(specs[-1])

@@ -155,7 +155,7 @@ class Subject:
     def attacks(self) -> list[AttackSpec]:
         """The attacks of its settings, the clean images first."""
         names = dict.fromkeys((Clean.name, *self.settings.attacks))
-        return attacks_of(self.settings.replace(attacks=tuple(names)), self.eps)
+        return attacks_of(self.settings.replace(attacks=tuple(names)))
 
     def changed(self, changes: Mapping[str, Any], device: str) -> Subject:
         """Return the subject on a device, with these fields of its settings changed as `bundles.settle` does."""

@@ -301,7 +301,7 @@ def test_an_attack_is_added_by_one_file(
         weights = ["--model", "resnet8", "--data", "digits-lt", "--data.max-count", "12", "--data.test-max-count", "4"]
         assert main(["evaluate", *weights, "--attacks", "clean", typed, "pgd-2", "--out", str(out)]) == 0
         column = ResultCard.load(out / "evaluation.json").column(typed)
-        assert column.attack == catalogue.parse(typed, eps=column.eps)
+        assert column.attack == catalogue.parse(typed, Evaluation(eps=column.eps))
         assert len(column.parameters["source_sha256"]) == 64
         assert typed in report.write([out], tmp_path / "report.html").read_text(encoding="utf-8")
 

@@ -46,19 +46,19 @@ SEARCH = {"c": "search", "kappa": 0.0, "steps": 100, "lr": 0.01, "search_steps":
 def test_names(
     name: str, settings: Evaluation, norm: str | None, eps: float | None, parameters: dict[str, Any]
 ) -> None:
-    attack = parse_attack(name, settings, EPS)
+    attack = parse_attack(name, settings.replace(eps=EPS))
     assert (attack.name, attack.norm, attack.eps, attack.bounded) == (name, norm, eps, eps is not None)
     assert attack.parameters == parameters
     assert catalogue.stored(name, norm, eps, attack.parameters) == attack
 
 
 def test_radius_and_step_are_those_of_the_name_then_of_the_settings_then_of_training() -> None:
-    assert parse_attack("pgd-5:eps=0.1", Evaluation(eps=0.2), 0.3).eps == 0.1
-    assert parse_attack("pgd-5", Evaluation(eps=0.2), 0.3).eps == 0.2
-    assert parse_attack("pgd-5", Evaluation(), 0.3).eps == 0.3
-    assert parse_attack("pgd-20:eps=16/255", TAET, EPS).parameters["step_size"] == pytest.approx(2 / 255)
-    assert parse_attack("pgd-l2-20:eps=0.5", TAET, EPS).parameters["step_size"] == pytest.approx(0.1)
-    assert parse_attack("pgd-20:eps=16/255,step=1/255", TAET, EPS).parameters["step_size"] == 1 / 255
+    assert parse_attack("pgd-5:eps=0.1", Evaluation(eps=0.2)).eps == 0.1
+    assert parse_attack("pgd-5", Evaluation(eps=0.2)).eps == 0.2
+    assert parse_attack("pgd-5", Evaluation()).eps == 8 / 255
+    assert parse_attack("pgd-20:eps=16/255", TAET.replace(eps=EPS)).parameters["step_size"] == pytest.approx(2 / 255)
+    assert parse_attack("pgd-l2-20:eps=0.5", TAET.replace(eps=EPS)).parameters["step_size"] == pytest.approx(0.1)
+    assert parse_attack("pgd-20:eps=16/255,step=1/255", TAET.replace(eps=EPS)).parameters["step_size"] == 1 / 255
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_a_mistake_is_one_line(name: str, message: str) -> None:
 
 
 def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() -> None:
-    settings = expand(("reat", "fgsm"), Evaluation(eps=0.1, seed=3))
+    settings = expand(Evaluation(attacks=("reat", "fgsm"), eps=EPS, seed=3))
     assert settings.attacks == (*protocols.COLUMNS["reat"], "fgsm")
     assert (settings.step_size, settings.cw_constant, settings.cw_bounded) == (2 / 255, None, True)
-    assert (settings.eps, settings.seed) == (0.1, 3)
-    assert expand(("pgd-20",), REAT) == Evaluation(**{**vars(REAT), "attacks": ("pgd-20",)})
-    assert expand(("reat",), Evaluation(), 16 / 255).step_size == pytest.approx(4 / 255)
-    kept = expand(("reat",), Evaluation(cw_constant=5.0, step_size=3 / 255))
+    assert (settings.eps, settings.seed) == (EPS, 3)
+    assert expand(one := REAT.replace(attacks=("pgd-20",))) == one
+    assert expand(Evaluation(attacks=("reat",), eps=16 / 255)).step_size == pytest.approx(4 / 255)
+    kept = expand(Evaluation(attacks=("reat",), cw_constant=5.0, step_size=3 / 255))
     assert (kept.cw_constant, kept.step_size, kept.cw_bounded) == (5.0, 3 / 255, True)
     with pytest.raises(UserError, match="one protocol at a time"):
-        expand(("taet", "reat"), Evaluation())
+        expand(Evaluation(attacks=("taet", "reat")))
     for protocol, columns in protocols.COLUMNS.items():
         assert {*protocols.start(protocol).evaluation.attacks} <= {*columns}
 
@@ -194,7 +194,7 @@ def test_the_points_of_a_linear_model_are_those_of_the_closed_form(
 
 
 def test_a_curve_has_named_balls_and_three_points_and_one_at_a_place(card: ResultCard) -> None:
-    names = [attack.name for attack in attacks_of(Evaluation(attacks=("curve-eps",)), EPS)]
+    names = [attack.name for attack in attacks_of(Evaluation(attacks=("curve-eps",), eps=EPS))]
     sizes = ("2/255", "4/255", "", "16/255", "32/255", "64/255", "1")  # in grey levels where they are whole
     assert names == [f"pgd-20:eps={size}" if size else "pgd-20" for size in sizes]
     few = card.changed(columns=tuple(card.column(name) for name in ("pgd-20", "adaptive-pgd-20", "pgd-1")))

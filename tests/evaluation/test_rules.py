@@ -19,7 +19,7 @@ EPS = 8 / 255
 def column(name: str, accuracy: float, **change: Any) -> Column:
     """An attack that leaves the first images correct; ATTACK@OTHER had its examples made on another model."""
     name, _, other = name.partition("@")
-    attack = parse_attack(name, eps=EPS)
+    attack = parse_attack(name, Evaluation(eps=EPS))
     attack = attack.on(other, "0" * 64) if other else attack
     correct = np.arange(COUNT) < round(accuracy * COUNT)
     own = {name: getattr(attack, name) for name in ("name", "norm", "eps", "bounded", "parameters")}
@@ -123,7 +123,7 @@ def test_a_short_pgd_is_flagged_and_compared_with_nothing() -> None:
 def test_a_point_of_a_curve_is_not_taken_for_a_weak_attack() -> None:
     shares = {"pgd-1": 0.9, "pgd-2": 0.85, "pgd-5": 0.7, "pgd-10": 0.6}
     shares |= {"pgd-20:eps=2/255": 0.8, "pgd-20:eps=4/255": 0.7}
-    every = attacks_of(Evaluation(attacks=("curve-steps", "curve-eps", "curve-logit-scale")), EPS)
+    every = attacks_of(Evaluation(attacks=("curve-steps", "curve-eps", "curve-logit-scale"), eps=EPS))
     left = {one.name: shares.get(one.name, 0.5 if (one.eps or 0) <= EPS else 0.0) for one in every}
     points = [column(one.name, left[one.name], curve=one.curve) for one in every]
     assert found(column("clean", 0.9), *points) == {}

@@ -15,6 +15,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard, parse_attack, store
 from taet.evaluation.runner import Runner
 from taet.files import lock
+from taet.settings import Evaluation
 from tests.evaluation.conftest import EPS, Evaluated, Task
 
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
@@ -76,7 +77,7 @@ def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(task: T
     def units(network: nn.Module, labels: np.ndarray, eps: float) -> tuple[list[bool], set[Path]]:
         runner = Runner(Counted(network), images, labels, 4, 8, 0, torch.device("cpu"), tmp_path)
         with runner.still():
-            found, _ = runner.attack(parse_attack("pgd-5", eps=eps))
+            found, _ = runner.attack(parse_attack("pgd-5", Evaluation(eps=eps)))
         return (found.predictions == labels).tolist(), {*tmp_path.glob("pgd-5-*")}
 
     before, folders = units(model, labels, EPS)
