@@ -11,8 +11,7 @@ from pathlib import Path
 import taet
 from taet.data.images import SUFFIXES
 from taet.errors import UserError, custom_code, needed
-from taet.evaluation import store
-from taet.evaluation.card import Card
+from taet.evaluation.card import Card, card_of
 from taet.files import check_output, make_folder, read_bytes, write_atomically, write_json
 from taet.formatting import markdown_table, size
 from taet.models.weights import CONFIG, DONE, FILES, MOST_BYTES
@@ -61,7 +60,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     if not run.is_done:
         raise UserError(f"{run_dir} is not finished; resume it first: {again(run)}")
     run.check_weights()
-    card = store.of_folder(run)
+    card = card_of(run)
     if card is None or "file_sha256" not in card.model:
         lacks = f"{run_dir} has no result card that names its file of weights"
         raise UserError(f"{lacks}; make one: taet evaluate {run_dir}")

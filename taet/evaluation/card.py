@@ -1,9 +1,11 @@
-"""The result card: the outcome of each attack on each test image, and the numbers computed from it."""
+"""The result card: the outcome of each attack on each test image, the numbers computed from it, and how it is kept."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +21,14 @@ from taet.errors import UserError, cut, located, said, unknown
 from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, Stored, Summary, disagreements
 from taet.evaluation.facts import ModelFacts
 from taet.fields import check_value, refused
-from taet.files import SEAL, Json, check_seal, read_json, seal, write_json
+from taet.files import SEAL, Json, check_seal, file_sha256, read_bytes, read_json, seal, write_atomically, write_json
 from taet.statistics import Difference, Ints, difference
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RUN, RunFolder
+from taet.training.record import training_settings
 
 KIND, SCHEMA = "taet result card", 3
 MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
+LOGIT_TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
 CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
 
 
@@ -240,6 +244,78 @@ class Card(CardPart):
 
 
 ResultCard = Card
+
+
+def card_of(folder: RunFolder) -> Card | None:
+    """Return the latest card of a folder about the weights that its run delivers, as `read_card` does; or None."""
+    return read_card(folder, folder.card()) if folder.card().exists() else None
+
+
+def read_card(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
+    """Return a card, which in the folder of a run must be about that run, its weights and its test images."""
+    card = Card.load(path)
+    if folder.is_run:
+        if not card.sealed:
+            raise UserError(f"{path} has no SHA-256 of its own; evaluate the run again")
+        data, file = folder.record.data, folder.weights(weights)
+        held, named = training_settings(folder.record.settings), training_settings(card.run.get("config", {}))
+        if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
+            raise UserError(f"{path} belongs to another run than {folder.path / RUN}; evaluate the run again")
+        if file.exists() and folder.check_weights(weights).weights_sha256 != card.model["weights_sha256"]:
+            raise UserError(f"{path} has other weights than {file.name}; evaluate the run again")
+        if tuple(data.class_names) != card.class_names or data.test.sha256 != card.data["test_sha256"]:
+            raise UserError(f"{path} was made with other test images than the run; evaluate the run again")
+        if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file)):
+            raise UserError(f"{path} was made with another file of weights than {file.name}; evaluate the run again")
+    return card
+
+
+def continued(path: Path, card: Card) -> Card:
+    """Return the card with the columns and probe of the one at `path`, or of one set aside beside it.
+
+    That is the first of the same model, images, ball, batches, machine and software. Models of equal weights are told
+    apart by their outputs on the first images. A card at `path` about other weights or other test images is a
+    `UserError`.
+    """
+    if not path.exists():
+        return card
+    known = Card.load(path)
+    hashes = ((of.model["weights_sha256"], of.data["test_sha256"]) for of in (known, card))
+    for what, old, new in zip(("another model", "other test images"), *hashes, strict=True):
+        if old != new:
+            got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
+    aside = sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
+    cards = itertools.chain([known], map(Card.load, aside))  # one set aside is read only if it may be needed
+    same = next((one for one in cards if _same(one, card)), None)
+    return card if same is None else card.changed(columns=same.columns, probe=same.probe)
+
+
+def _same(known: Card, card: Card) -> bool:
+    one, other = (
+        [of.model["weights_sha256"], of.data["test_sha256"], of.threat, of.batch_size]
+        + [of.environment.get(name) for name in ("versions", "device")]
+        for of in (known, card)
+    )
+    return one == other and same_answers(known, card)
+
+
+def same_answers(one: Card, other: Card) -> bool:
+    """Whether the outputs on the first images agree: networks of equal weights may differ in what is around them."""
+    there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (one, other))  # older cards: none
+    limit = LOGIT_TOLERANCE * (float(np.nanmax(np.abs(here), initial=0)) or 1.0)
+    return there.shape == here.shape and np.allclose(there, here, 0, limit, equal_nan=True)
+
+
+def put(path: Path, card: Card) -> None:
+    """Save a card at `path`; one with columns that the new card lacks is first copied beside it, under its time."""
+    if path.exists():
+        mine = {column.identity: column.predictions for column in card.columns}
+        before = Card.load(path)
+        if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in before.columns):
+            place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
+            write_atomically(place, read_bytes(path))
+    card.save(path)
 
 
 def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, comparisons: int = 1) -> Difference:

@@ -17,8 +17,9 @@ from taet.data import Dataset
 from taet.data.downloads import roots
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
-from taet.evaluation import rules, store
+from taet.evaluation import rules
 from taet.evaluation.bundles import attacks_of
+from taet.evaluation.card import read_card
 from taet.evaluation.facts import Merged, deep_facts, outputs
 from taet.evaluation.runner import restored
 from taet.evaluation.subject import ArrayOrTensor, Subject
@@ -141,7 +142,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
                 names |= {*folder.sums, *(path.name for path in folder.path.glob(f"*{SUFFIX}"))} - {RUN, METRICS}
             yield from ((name, partial(_weights, folder, name)) for name in sorted(names))
     for path, name in folder.cards():
-        yield path.name, partial(store.read, folder, path, name)
+        yield path.name, partial(read_card, folder, path, name)
 
 
 def _weights(folder: RunFolder, name: str) -> None:

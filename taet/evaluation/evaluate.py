@@ -14,9 +14,8 @@ from taet.data import Dataset
 from taet.data.long_tail import even_sample
 from taet.distributed import gather, on_first, rank
 from taet.errors import UserError
-from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.card import Card
+from taet.evaluation.card import Card, continued, put
 from taet.evaluation.column import Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
@@ -104,10 +103,10 @@ def evaluate(
         card = subject.card_of(runner).changed(command=command)
         with owned(None if path is None else RunFolder(path.parent)):
             # One process reads, so that all agree.
-            card = card if path is None else on_first(lambda: store.continued(path, card))
+            card = card if path is None else on_first(lambda: continued(path, card))
             card = _with_columns(card, runner, subject.attacks, probe, threads, Meter(progress))
             if path is not None and rank() == 0:
-                store.put(path, card)
+                put(path, card)
                 for batches in runner.opened:
                     batches.remove()
             gather(None)  # no process starts again before the card and its state are final

@@ -17,8 +17,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from taet import methods, protocols, registry
 from taet.data import facts, full_name, is_own
 from taet.errors import UserError, located, nearest
-from taet.evaluation import store
 from taet.evaluation.bundles import attacks_of, of_run
+from taet.evaluation.card import card_of
 from taet.evaluation.runner import among
 from taet.experiments import own_images
 from taet.fields import LongSeed, Ratio, Rule, Settings
@@ -165,7 +165,7 @@ class Cell:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
             return Outcome(self, "missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
         try:
-            card = store.of_folder(held) if held.is_done else None
+            card = card_of(held) if held.is_done else None
         except UserError as error:  # of a damaged file
             return Outcome(self, "failed", reason=str(error))
         wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]

@@ -18,8 +18,7 @@ from statistics import multimode
 from taet import methods, protocols, registry
 from taet.attacks.pgd import ProjectedAscent
 from taet.errors import UserError, located
-from taet.evaluation import store
-from taet.evaluation.card import Card
+from taet.evaluation.card import Card, card_of, same_answers
 from taet.evaluation.column import Column, Identity
 from taet.formatting import size, words
 from taet.models.weights import local
@@ -75,8 +74,8 @@ def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
         folder, name = RunFolder(path), path.as_posix()
         if not path.is_dir():
             found.append(StoredCard(name, Card.load(path)))
-        elif folder.card().exists():
-            found.append(StoredCard(name, store.read(folder, folder.card()), folder.metrics if folder.is_run else ()))
+        elif (card := card_of(folder)) is not None:
+            found.append(StoredCard(name, card, folder.metrics if folder.is_run else ()))
         else:
             waiting.append(name)
     found += [StoredCard(f"card {number}", one) for number, one in enumerate(flat, 1) if isinstance(one, Card)]
@@ -210,7 +209,7 @@ def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
 def _same_model(one: Card, other: Card) -> bool:
     """Whether two cards are about one model; of a network without a run, with equal outputs, too."""
     weights = one.model["weights_sha256"] == other.model["weights_sha256"]
-    return weights and (one.seed is not None or store.same_answers(one, other))
+    return weights and (one.seed is not None or same_answers(one, other))
 
 
 def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str]) -> Mapping[str, str]:

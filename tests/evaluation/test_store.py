@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from taet.attacks.counted import Counted
 from taet.attacks.suite import BatchStore
 from taet.errors import UserError
-from taet.evaluation import ResultCard, parse_attack, store
+from taet.evaluation import ResultCard, parse_attack
+from taet.evaluation.card import put
 from taet.evaluation.runner import Runner
 from taet.files import lock
 from taet.settings import Evaluation
@@ -133,7 +134,7 @@ def test_whatever_fails_while_a_card_is_replaced_no_card_is_lost(
 ) -> None:
     first, second = (evaluated("fgsm", eps=eps) for eps in (0.05, 0.1))
     path = tmp_path / "evaluation.json"
-    store.put(path, first)
+    put(path, first)
     flushes: list[int] = []
 
     def full(file: int) -> None:
@@ -144,9 +145,9 @@ def test_whatever_fails_while_a_card_is_replaced_no_card_is_lost(
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         with pytest.raises(UserError):
-            store.put(path, second)
+            put(path, second)
     assert first.to_json() in [card.to_json() for card in cards(tmp_path)]
-    store.put(path, second)
+    put(path, second)
     assert ResultCard.load(path).to_json() == second.to_json()
     assert [card.to_json() for card in cards(tmp_path)].count(first.to_json()) == 1
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import taet
 from taet import report
 from taet.errors import UserError
-from taet.evaluation import ResultCard, store
+from taet.evaluation import ResultCard
+from taet.evaluation.card import read_card
 from taet.evaluation.check import verify
 from taet.files import seal
 from taet.settings import Run
@@ -92,7 +93,7 @@ def use(folder: Path) -> dict[str, Any]:
     card = ResultCard.load(folder)
     column = card.column("fgsm")
     run = RunFolder(folder)
-    store.read(run, folder / "evaluation.json")
+    read_card(run, folder / "evaluation.json")
     _, model, record = load_model(folder)
     again = Path(shutil.copytree(folder, folder.with_name("resumed")))
     try:
