@@ -107,7 +107,6 @@ RadiusL2 = Annotated[float, FRACTION, Field(ge=0)]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
 Duration = Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, e.g. 2h30m or 90m")]
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
-Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 """What no text in UTF-8 can hold; arguments that are not UTF-8 contain lone surrogates."""

@@ -30,6 +30,7 @@ from taet.fields import (
     plain,
     refused,
 )
+from taet.formatting import size
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
@@ -336,6 +337,16 @@ def epoch_at(share: float, epochs: int) -> int:
 def option(name: str) -> str:
     """Return the option of `taet train` that changes a setting, by its dotted name and without dashes in front."""
     return SHORT.get(name, re.sub("^settings[.]", "method.", name.removeprefix("training."))).replace("_", "-")
+
+
+def option_words(name: str, value: object) -> list[str]:
+    """Return a setting, by its dotted name, as words of `taet train`; eps and step sizes as k/255 if k is whole."""
+    part, dot, last = (name := option(name)).rpartition(".")
+    if isinstance(value, bool):
+        return [f"--{part}{dot}{'' if value else 'no-'}{last}"]
+    if last in ("eps", "step-size") and isinstance(value, float):
+        return [f"--{name}", size(value, None, within=0)]
+    return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -43,7 +43,7 @@ LEAF_IMPORTS = {
     "statistics": {"intervals"},
     "metrics": {"statistics"},
     "fields": {"errors", "formatting"},
-    "settings": {"errors", "fields", "registry"},
+    "settings": {"errors", "fields", "formatting", "registry"},
     "protocols": {"fields", "settings", "errors", "methods"},
 }
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}

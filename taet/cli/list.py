@@ -6,9 +6,8 @@ from typing import Annotated, Literal, cast
 from taet import registry
 from taet.cli.options import POSITIONAL, Command, parse
 from taet.files import Json
-from taet.formatting import size
 from taet.protocols import PROTOCOLS, recipes
-from taet.settings import option
+from taet.settings import option_words
 
 
 class List(Command):
@@ -47,9 +46,7 @@ def run(words: list[str]) -> None:
     for row in listed:
         print(f"{row['name']:{width}}  {row['title']}")
         below = [row["reference"]] if "reference" in row else []
-        for setting, value in row.get("settings", {}).items():
-            shown = size(value) if setting.endswith("step_size") else value
-            below.append(f"--{option(setting)} {' '.join(map(str, value)) if isinstance(value, tuple) else shown}")
+        below += [" ".join(option_words(*setting)) for setting in row.get("settings", {}).items()]
         below += [f"leaves the protocol: {text}" for text in row.get("deviations", ())]
         for text in below:
             print(f"{'':{width}}  {text}")

@@ -23,9 +23,8 @@ from taet.evaluation.runner import among
 from taet.experiments import own_images
 from taet.fields import LongSeed, Ratio, Rule, Settings
 from taet.files import read_toml
-from taet.formatting import size
 from taet.models import check_consent, consent
-from taet.settings import SHORT, Run, flat, from_json, option, override
+from taet.settings import SHORT, Run, flat, from_json, option_words, override
 from taet.training.folder import RunFolder
 from taet.training.record import training_settings
 from taet.training.resolve import check_model, idle_settings, resolve
@@ -163,7 +162,8 @@ class Cell:
         evaluate, resume = ["evaluate", folder, *trust], ["train", "--resume", folder, *trust]
         if not held.is_run:
             settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
-            return Outcome(self, "missing", (["train", run.method, *_options(settings), "--out", folder], evaluate))
+            words = [word for setting in settings.items() for word in option_words(*setting)]
+            return Outcome(self, "missing", (["train", run.method, *words, "--out", folder], evaluate))
         try:
             card = card_of(held) if held.is_done else None
         except UserError as error:  # of a damaged file
@@ -173,7 +173,7 @@ class Cell:
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
         ours, its = ({**one.evaluation.model_dump(), "eps": one.attack_eps} for one in (run, held.record.run))
-        evaluate += _options({name: value for name, value in ours.items() if value != its[name]})
+        evaluate += [word for name, value in ours.items() if value != its[name] for word in option_words(name, value)]
         return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate))
 
     def check_folder(self) -> None:
@@ -201,21 +201,6 @@ class Outcome(NamedTuple):
     """The remaining commands, as arguments of `taet`."""
     reason: str = ""
     """Why it is not applicable, or failed."""
-
-
-def _options(settings: Mapping[str, object]) -> list[str]:
-    """Return dotted settings as options of `taet train`; eps and step sizes as k/255 if k is whole."""
-    words: list[str] = []
-    for key, value in settings.items():
-        name = option(key)
-        part, dot, last = name.rpartition(".")
-        if isinstance(value, bool):
-            words.append(f"--{part}{dot}{'' if value else 'no-'}{last}")
-        elif last in ("eps", "step-size") and isinstance(value, float):
-            words += [f"--{name}", size(value, None, within=0)]
-        else:
-            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
 
 
 def cells_of(grid: Grid, out: Path, asked_by: str = "", accelerated: bool | None = None) -> list[Cell]:
