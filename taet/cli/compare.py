@@ -37,7 +37,7 @@ class Compare(Command):
     spec: Annotated[Path, POSITIONAL]
     """TOML file."""
     out: OutPath | None = None
-    """Folder of the comparison. Default: SPEC without its suffix."""
+    """Folder of the comparison. Default: in the current folder, called as SPEC without its suffix."""
     time_budget: Duration | None = None
     """Time after which running cells are saved and stopped, and no others are started."""
     jobs: Processes | Literal["auto"] = 1

@@ -215,9 +215,10 @@ def _read(value: Any, hint: Any) -> Any:
 def _unexpected(rest: Sequence[str], parser: _Parser) -> UserError:
     """Return the error for words that no option takes, with the option of the same last part, or the nearest one."""
     option = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
-    if option is None:
-        return UserError(f"unexpected '{rest[0]}'; see {parser.prog} --help")
     known = [name for action in parser._actions for name in action.option_strings]
+    if option is None:
+        hint = f"did you mean --data {rest[0]}? " if "--data" in known and Path(rest[0]).exists() else ""
+        return UserError(f"unexpected '{rest[0]}'; {hint}see {parser.prog} --help")
     near = next((name for name in known if name.endswith(f".{option.lstrip('-')}")), None) or nearest(option, known)
     return UserError(f"unknown option {option}{f'; did you mean {near}?' if near else ''}; see {parser.prog} --help")
 

@@ -23,7 +23,9 @@ class Report(Command):
     runs: Annotated[tuple[str, ...], POSITIONAL]
     """Run folders, result cards, or folders of these."""
     out: Path = Path("report.html")
-    """File to write, or to replace: .html, .md, .csv or .tex."""
+    """File to write: .html, .md, .csv or .tex. One that begins as the report does is replaced."""
+    force: bool = False
+    """Replace any file."""
     title: str | None = None
     """Title of the page."""
     fail_if_worse: str | None = None
@@ -37,7 +39,7 @@ def run(words: list[str]) -> int:
     from taet.report import fail_if_worse, write
 
     if command.fail_if_worse is None:
-        print(write(command.runs, command.out, command.title))
+        print(write(command.runs, command.out, command.title, force=command.force))
         return 0
     lines = fail_if_worse(command.runs, command.fail_if_worse)
     print("\n".join(lines) or "pass: under no attack is the new model known to be worse")

@@ -221,7 +221,8 @@ def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool 
     headers = {file: header for file, header in found.items() if not isinstance(header, str)}
     notes = []
     if faults := [f"'{file}' ({why})" for file, why in found.items() if isinstance(why, str)]:
-        said = f"{len(faults)} of {len(found)} images cannot be read: {listed(faults, most=10)}"
+        of = "images" if decode else "headers of images"  # behind which other files may be damaged
+        said = f"{len(faults)} of {len(found)} {of} cannot be read: {listed(faults, most=10)}"
         if not skip:
             raise UserError(f"{said}; --data.skip-unreadable leaves such files out")
         notes = [f"{said}; they are left out"]

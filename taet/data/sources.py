@@ -19,7 +19,7 @@ from taet.data.images import PILLOW, Files, resized
 from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
-from taet.errors import UserError, unknown
+from taet.errors import UserError, nearest, unknown
 from taet.progress import Progress
 from taet.settings import Data, from_json
 
@@ -48,6 +48,11 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     kind, _, path = name.partition(":")
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
+    if kind not in known and os.sep in name:
+        place, last = os.path.split(os.path.expanduser(name.rstrip(os.sep)))
+        near = nearest(last, os.listdir(place or os.sep)) if os.path.isdir(place or os.sep) else None
+        hint = f"; did you mean '{os.path.join(place, near)}'?" if near else ""
+        raise UserError(f"data: got '{name}', where nothing is; allowed: a folder, a .csv or an .npz{hint}")
     if kind not in known:
         raise unknown("data set, and no folder, .csv or .npz file here:", name, known)
     published = getattr(known[kind].load(), "PUBLISHED", {}).get(name, {})

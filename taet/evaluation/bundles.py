@@ -54,7 +54,7 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS) -> AttackSpec:
     sha256 = source.weights_about().weights_sha256 if source.is_run and source.is_done else ""
     if not sha256:
         raise UserError(f"attack '{name}': got '{folder}'; allowed: the folder of a finished run of this version")
-    return attack.on(source.path.resolve().name, sha256)
+    return attack.on(f"{source.path.resolve().name}-{sha256[:8]}", sha256)  # another run may have this name
 
 
 def attacks_of(settings: Evaluation) -> list[AttackSpec]:

@@ -229,7 +229,8 @@ class Card(CardPart):
         for column in (one for one in self.columns if not one.curve):
             summary = self.summary_of(column)
             label, value = summary.worst_class
-            worst = f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-"
+            equals = f" and {equal} more" if (equal := int((summary.per_class == value).sum()) - 1) > 0 else ""
+            worst = f"{100 * value:.1f} ({self.class_names[label]}{equals})" if label >= 0 else "-"
             shares = (summary.accuracy, *summary.accuracy_interval), (summary.balanced, *summary.balanced_interval)
             plain, balanced = ("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * share for share in of)) for of in shares)
             notes = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
@@ -284,7 +285,7 @@ def continued(path: Path, card: Card) -> Card:
     for what, old, new in zip(("another model", "other test images"), *hashes, strict=True):
         if old != new:
             got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
-            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another out")
     aside = sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
     cards = itertools.chain([known], map(Card.load, aside))  # one set aside is read only if it may be needed
     same = next((one for one in cards if _same(one, card)), None)

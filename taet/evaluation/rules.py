@@ -94,7 +94,7 @@ SENTENCES = {
     f"{_BEATEN}{_STOPPED}",
     # Of the test images
     "at-chance": "Clean balanced accuracy is {value} % (95 % interval {interval} %), not shown to be above "
-    "chance, {chance} %: robustness cannot be measured on these images{ask}",
+    "chance, {chance} %: robustness cannot be measured on these images; {ask}",
     "class-without-test-images": "{absent} no test images: balanced numbers cover the other {tested} of "
     "{card.num_classes} classes",
     "few-images-per-class": f"{{few}} of {{card.num_classes}} classes have fewer than {statistics.FEW_PER_CLASS} test "
@@ -336,7 +336,8 @@ def of_test_set(card: Card) -> dict[str, str]:
     if card.clean is not None and tested > 1:
         summary = card.summary_of(card.clean)
         # A run of this package stores its weights, normalisation and classes.
-        ask = "" if card.run else "; check weights, normalisation and the order of the classes with taet check"
+        ask = "check weights, normalisation and the order of the classes with taet check"
+        ask = "train longer, or test more images" if card.run else ask
         shares = {"value": percent(summary.balanced), "interval": percent_interval(*summary.balanced_interval, 0)}
         if summary.balanced_interval[0] <= 1 / tested:
             found["at-chance"] = {**shares, "chance": percent(1 / tested), "ask": ask}

@@ -17,15 +17,22 @@ __all__ = ["fail_if_worse", "write"]
 
 
 def write(
-    sources: Sources | Results, out: str | os.PathLike[str], title: str | None = None, *, notes: Sequence[str] = ()
+    sources: Sources | Results,
+    out: str | os.PathLike[str],
+    title: str | None = None,
+    *,
+    notes: Sequence[str] = (),
+    force: bool = False,
 ) -> Path:
     """Write the report of `taet.results(...)`, or of what it takes, to the file `out`, and return its path.
 
     The ending of `out` says how: .html, one page that contains its styles and figures; .md and .tex, its main tables;
-    .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title.
+    .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title. A file that begins as
+    the report does is replaced, any other with `force` only.
 
     Raises:
-        UserError: a source without a card, another ending, or a file in a run folder but report.html.
+        UserError: a source without a card, another ending, a file of something else, or in a run folder another file
+            than report.html.
     """
     from taet.files import check_output, make_folder, write_atomically
     from taet.formatting import listed
@@ -42,6 +49,10 @@ def write(
     text = page.FORMS[out.suffix](found, title, notes)
     with located("report"):
         make_folder(out.parent)
+    if out.exists() and not force and out.read_bytes().partition(b"\n")[0] != text.encode().partition(b"\n")[0]:
+        raise UserError(
+            f"{out} exists and does not begin as this report; allowed: another file, or force to replace it"
+        )
     write_atomically(out, text.encode(errors="backslashreplace"))  # names of folders may be any bytes
     return out
 

@@ -65,7 +65,7 @@ def latex(results: Results, title: str, notes: Sequence[str]) -> str:
     for one in results.by_test_set():
         told = (f"{flag} ({of}): {text}" for flag, of, text in warnings(one))
         parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), about(one), *told))]
-        parts += map(tables.latex, _main(one))
+        parts += [tables.latex(table, name(one)) for table in _main(one)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -113,11 +113,15 @@ def lead(results: Results) -> str:
 
 def warnings(results: Results) -> list[tuple[str, str, str]]:
     """Return the warnings that the rules of today raise: name, rows, and the text of the first card of each row."""
-    found, first = defaultdict[tuple[str, str], Counter[str]](Counter), dict[tuple[str, str], str]()
+    held = defaultdict[tuple[str, str], list[tuple[str, int | None]]](list)
     for one in results.named:
         own = {flag["flag"]: flag["text"] for flag in flagged(one.card).flags} | dict(training_flags(one.epochs))
         for flag, text in own.items():
-            found[flag, first.setdefault((flag, one.row), text)][one.row] += 1
+            held[flag, one.row].append((text, one.card.seed))
+    found = defaultdict[tuple[str, str], dict[str, int]](dict)
+    for (flag, row), of in held.items():
+        (text, seed), texts = of[0], {text for text, _ in of}
+        found[flag, text if len(texts) == 1 else f"Of seed {seed}: {text}"][row] = len(of)
     flags, cards = [*dict.fromkeys(flag for flag, _ in found)], Counter(one.row for one in results.named)
     lines = []
     for (flag, text), rows in sorted(found.items(), key=lambda pair: flags.index(pair[0][0])):

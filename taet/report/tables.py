@@ -1,5 +1,6 @@
 """The tables of the report: one function each, from results to frames of cells; its docstring is the text above it."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -45,12 +46,15 @@ def markdown(frame: pd.DataFrame) -> str:
     return markdown_table(_escaped(frame, MARKDOWN, "**{}**"))
 
 
-def latex(frame: pd.DataFrame) -> str:
-    """Return a table in LaTeX, for the package booktabs."""
+def latex(frame: pd.DataFrame, of: str) -> str:
+    """Return a table in LaTeX, for the package booktabs; the caption is its title, of the test set `of`."""
+    title = f"{frame.attrs['title']}: {of}"
+    label = "-".join(re.findall(r"[a-z0-9]+", title.lower()))
+    said = [rf"\caption{{{''.join(LATEX.get(sign, sign) for sign in title)}}}", rf"\label{{tab:{label}}}"]
     head, *body = (" & ".join(row) + r" \\" for row in _escaped(frame, LATEX, r"\textbf{{{}}}"))
     begin = [r"\begin{table}", rf"\begin{{tabular}}{{l{'r' * len(frame.columns)}}}", r"\toprule"]
-    end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join([f"% {frame.attrs['title']}", *begin, head, r"\midrule", *body, *end])
+    end = [r"\bottomrule", r"\end{tabular}", *said, r"\end{table}"]
+    return "\n".join([*begin, head, r"\midrule", *body, *end])
 
 
 def _escaped(frame: pd.DataFrame, signs: Mapping[str, str], bold: str) -> list[list[str]]:

@@ -122,7 +122,7 @@ def test_unreadable_images_are_named_or_skipped_and_counted(split, fill, refused
         damaged.write_bytes(damaged.read_bytes()[:60])  # behind its header
     refused(split, "2 of 11 images cannot be read: '.*02.png'")  # of all splits at once
     (split / "train" / "cat" / "00.png").write_bytes(b"no image")
-    refused(split, r"1 of 11 images cannot be read: '.*00.png' \(not an image.*skip-unreadable")
+    refused(split, r"1 of 11 headers of images cannot be read: '.*00.png' \(not an image.*skip-unreadable")
     dataset = load(str(split), skip_unreadable=True)
     assert dataset.class_counts.tolist() == [1, 3]
     assert any(note.startswith("3 of 11 images cannot be read: '") and "02.png" in note for note in dataset.notes)
