@@ -45,7 +45,7 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("README.md", "ham10000/*", "at-bsl", "at", "autoattack-fast"),
     ("docs/fine-tuning.md", "ham10000-transfer/[rs]*-seed*", "at-bsl (weights run", "at-bsl", "autoattack-fast"),
     ("docs/fine-tuning.md", "ham10000-few-steps/[rs]*-seed?", "at (", "at-bsl", "autoattack-fast"),
-    ("docs/fine-tuning.md", "ham10000-[tf][re][aw]*/scratch-*", "at-bsl", "at-bsl (step", "pgd-20"),
+    ("docs/fine-tuning.md", "ham10000-[tf][re][aw]*/scratch-*", "at-bsl (step_size 3", "at-bsl (step_size 1", "pgd-20"),
     ("docs/speed.md", "cifar10-lt-f[ae][sw]*/[at]*-[34][01]-epochs-none-seed?", TWICE[:-1], "at-bsl", "quick"),
     ("docs/speed.md", "cifar10-lt-fast-search/bcl2-25-[bn][6o]*", f"{TWICE[:-1]}, augment none)", TWICE, "quick"),
     ("docs/speed.md", "cifar10-lt-fast-search/at-bsl-*", "at-bsl (augment none", "at-bsl", "quick"),

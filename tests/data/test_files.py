@@ -154,7 +154,12 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     assert load(f"folder:{patients}", group="none").train.groups is None
     for visit in ("first visit", "second visit"):  # of the only patient of a class
         fill(patients / "other" / "patient 0" / visit, 250, 2)
-    assert any("class 'other' has only one" in note for note in load(f"folder:{patients}").notes)
+    dataset = load(f"folder:{patients}")
+    assert {"class 'other' has only one: --data.group none divides it", "no test image of: other"} < {*dataset.notes}
+    assert not {*dataset.train.groups} & {*dataset.test.groups}
+    fill(patients / "third" / "patient 0", 250, 2)  # half of the classes
+    assert load(f"folder:{patients}").train.groups is None
+    shutil.rmtree(patients / "third")
     fill(patients / "other" / "loose", 0)
     fill(patients / "runs" / "at", 0)
     (patients / "runs" / "at" / "run.json").touch()  # of a run, whose folder is no class

@@ -148,6 +148,7 @@ def test_identical_images_in_two_splits_are_counted(saved, arrays):
     ("name", "arguments", "message"),
     [
         ("digit-lt", {}, "unknown data set, and no folder.* here: 'digit-lt'; allowed: .*did you mean 'digits-lt'"),
+        ("/dev/nul", {}, r"got '/dev/nul', where nothing is; .*did you mean '/dev/null'\?"),
         ("folder:", {}, "data 'folder' needs a path"),
         ("digits-lt", {"profile": "exponental"}, "unknown profile 'exponental'.*did you mean 'exponential'"),
         ("digits-lt", {"group": "writer"}, "data group: got 'writer' for digits-lt; allowed: with your own images"),

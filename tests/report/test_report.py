@@ -235,6 +235,9 @@ def test_warnings_notes_and_missing_runs_are_named(page: Page, make_card: MakeCa
     shutil.copytree(run, waiting)
     (waiting / "evaluation.json").unlink()
     leak = flagged(card.changed(model={**card.model, "leak": True}, run={"deviations": ["its own eps"]}))
+    chance = [right(make_card("at", seed), share, "clean") for seed, share in enumerate((0.1, 0.12))]
+    (text,) = (text for flag, _, text in page_parts.warnings(taet.results(*chance)) if flag == "at-chance")
+    assert text.startswith("Of seed 0: Clean balanced accuracy is 4.")
     other = make_card("taet").changed(data={**card.data, "name": "other", "test_sha256": "cd" * 32})
     found = Page(
         report.write([leak, make_card("at", 1), other, waiting], tmp_path / "x.html", notes=["not run: mart: no"])
