@@ -1,8 +1,6 @@
 """PGD and FGSM against golden numbers and naive loops, and their promises to leave things alone."""
 
-import json
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,22 +13,15 @@ from taet.attacks.ball import Norm, distance, verify
 from taet.attacks.objectives import fooled, margin
 from taet.errors import UserError
 from taet.losses import cross_entropy
+from tests.golden_numbers import Golden, double
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 
-def golden(key: str) -> tuple[dict[str, Any], nn.Module, Tensor]:
-    """Inputs of a golden attack in float64, its linear model, and labels."""
-    inputs = GOLDEN[key]["inputs"]
-    tensors = {name: torch.tensor(inputs[name], dtype=torch.float64) for name in ("x", "start", "W")}
+def linear(golden: Golden) -> nn.Module:
     model = nn.Linear(4, 3, bias=False, dtype=torch.float64)
-    model.weight.data = tensors["W"]
-    return {**inputs, **tensors}, model, torch.tensor(inputs.get("labels", [0, 0]))
-
-
-def number(text: str) -> float:
-    return float(Fraction(text))
+    model.weight.data = golden["W"]
+    return model
 
 
 def network() -> nn.Module:
@@ -44,37 +35,30 @@ def images(count: int = 6) -> tuple[Tensor, Tensor]:
     return torch.rand(count, 3, 8, 8, generator=generator), torch.arange(count) % 5
 
 
-def check(key: str, x_adv: Tensor) -> None:
-    expected = torch.tensor(GOLDEN[key]["expected"], dtype=torch.float64)
-    torch.testing.assert_close(x_adv, expected, rtol=0, atol=GOLDEN[key]["tolerance"])
-
-
-@pytest.mark.parametrize("weight", [None, *GOLDEN["pgd5_weighted_ce_equals_ce"]["inputs"]["weight"]])
+@pytest.mark.parametrize("weight", [None, *Golden("pgd5_weighted_ce_equals_ce").raw["weight"]])
 def test_cross_entropy_on_a_linear_model_is_golden_whatever_positive_weight_it_has(weight: float | None) -> None:
-    inputs, model, y = golden("pgd5_ce_linear")
-    settings = {"eps": number(inputs["eps"]), "steps": inputs["K"], "step_size": number(inputs["alpha"])}
-    factor = 1 if weight is None else weight
-    settings |= {"start_noise": inputs["start"], "objective": lambda logits, y: factor * cross_entropy(logits, y)}
-    check("pgd5_ce_linear", pgd(model, inputs["x"], y, **settings))
+    golden, factor = Golden("pgd5_ce_linear"), 1 if weight is None else weight
+    settings = {"eps": golden["eps"], "steps": golden["K"], "step_size": golden["alpha"]}
+    settings |= {"start_noise": golden["start"], "objective": lambda logits, y: factor * cross_entropy(logits, y)}
+    golden.check(pgd(linear(golden), golden["x"], golden["labels"], **settings))
 
 
 def test_divergence_on_a_linear_model_is_golden() -> None:
-    inputs, model, y = golden("pgd5_kl_linear")
-    target = model(inputs["x"]).softmax(1).detach()
-    settings = {"eps": number(inputs["eps"]), "steps": inputs["K"], "step_size": number(inputs["alpha"])}
-    settings |= {"start": "gaussian", "start_noise": inputs["start"]}
+    golden = Golden("pgd5_kl_linear")
+    model, x = linear(golden), golden["x"]
+    target = model(x).softmax(1).detach()
+    settings = {"eps": golden["eps"], "steps": golden["K"], "step_size": golden["alpha"]}
+    settings |= {"start": "gaussian", "start_noise": golden["start"]}
     divergence = lambda z, _: F.kl_div(z.log_softmax(1), target, reduction="none").sum(1)  # noqa: E731
-    check("pgd5_kl_linear", pgd(model, inputs["x"], y, **settings, objective=divergence))
+    golden.check(pgd(model, x, torch.zeros(len(x)).long(), **settings, objective=divergence))
 
 
 def test_ball_step_and_number_of_steps_may_differ_per_sample() -> None:
-    inputs, model, y = golden("las_masked_pgd_linear")
-    steps = torch.tensor(inputs["iters"])
-    lengths = torch.tensor([number(alpha) for alpha in inputs["alpha"]], dtype=torch.float64)
-    eps = torch.tensor([number(eps) for eps in inputs["eps"]], dtype=torch.float64)
-    sizes = [lengths * (step < steps) for step in range(int(steps.max()))]
-    x_adv = pgd(model, inputs["x"], y, eps=eps, steps=len(sizes), step_size=sizes, start_noise=inputs["start"])
-    check("las_masked_pgd_linear", x_adv)
+    golden = Golden("las_masked_pgd_linear")
+    eps, lengths = (double([float(Fraction(text)) for text in golden.raw[name]]) for name in ("eps", "alpha"))
+    sizes = [lengths * (step < golden["iters"]) for step in range(max(golden.raw["iters"]))]
+    settings = {"eps": eps, "steps": len(sizes), "step_size": sizes, "start_noise": golden["start"]}
+    golden.check(pgd(linear(golden), golden["x"], golden["labels"], **settings))
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, margin])

@@ -2,9 +2,7 @@
 
 import json
 import re
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,66 +14,51 @@ from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
 from taet.attacks.objectives import fooled, nearest_classes, probability_margin
 from taet.attacks.quick import MEASURED, margin_lengths, margin_objectives
-
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
-
-
-def golden(key: str) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """Inputs, tensors in float64 where they are lists, what is expected, and the tolerance."""
-    inputs = {
-        name: torch.tensor(value, dtype=torch.int64 if name == "labels" else torch.float64)
-        if isinstance(value, list)
-        else value
-        for name, value in GOLDEN[key]["inputs"].items()
-    }
-    return inputs, GOLDEN[key]["expected"], GOLDEN[key]["tolerance"]
+from tests.golden_numbers import Golden
 
 
 def test_the_margin_of_probabilities_is_golden_with_its_gradient() -> None:
-    inputs, expected, tolerance = golden("pma_objective")
-    logits = inputs["logits"].requires_grad_()
-    value = probability_margin(logits, inputs["labels"])
+    golden = Golden("pma_objective")
+    logits = golden["logits"].requires_grad_()
+    value = probability_margin(logits, golden["labels"])
     (gradient,) = torch.autograd.grad(value.sum(), logits)
-    assert value.tolist() == pytest.approx(expected["value"], abs=tolerance)
-    torch.testing.assert_close(
-        gradient, torch.tensor(expected["gradient"], dtype=torch.float64), rtol=0, atol=tolerance
-    )
+    golden.check(value, "value")
+    golden.check(gradient, "gradient")
 
 
 def test_step_lengths_are_golden() -> None:
-    inputs, expected, tolerance = golden("pma_steps")
-    eps = float(Fraction(inputs["eps"]))
-    assert [eps * length for length in margin_lengths(inputs["K"])] == pytest.approx(expected["lengths"], abs=tolerance)
+    golden = Golden("pma_steps")
+    golden.check([golden["eps"] * length for length in margin_lengths(golden["K"])], "lengths")
 
 
 @pytest.mark.parametrize("run", [0, 1])
 def test_runs_on_the_probability_margin_of_a_linear_model_are_golden(run: int) -> None:
-    inputs, expected, tolerance = golden("pma_linear")
-    eps = float(Fraction(inputs["eps"]))
+    golden = Golden("pma_linear")
+    eps, steps = golden["eps"], golden["K"]
     x_adv = pgd(
-        lambda x: x @ inputs["W"].T,
-        inputs["x"],
-        inputs["labels"],
+        lambda x: x @ golden["W"].T,
+        golden["x"],
+        golden["labels"],
         eps=eps,
-        steps=inputs["K"],
-        step_size=[eps * length for length in margin_lengths(inputs["K"])],
-        objective=margin_objectives(inputs["K"], run),
+        steps=steps,
+        step_size=[eps * length for length in margin_lengths(steps)],
+        objective=margin_objectives(steps, run),
         start="gaussian",  # which is not clipped before the first step
-        start_noise=inputs["start"],
+        start_noise=golden["start"],
     )
-    torch.testing.assert_close(x_adv, torch.tensor(expected[f"run{run}"], dtype=torch.float64), rtol=0, atol=tolerance)
+    golden.check(x_adv, f"run{run}")
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_order_of_the_nearest_classes_is_golden(norm: Norm) -> None:
-    inputs, expected, _ = golden("malt_order")
+    golden = Golden("malt_order")
 
     def model(x: Tensor) -> Tensor:
-        return torch.tanh(x @ inputs["W1"].T + inputs["b1"]) @ inputs["W2"].T + inputs["b2"]
+        return torch.tanh(x @ golden["W1"].T + golden["b1"]) @ golden["W2"].T + golden["b2"]
 
-    assert nearest_classes(model, inputs["x"], inputs["labels"], norm).tolist() == expected[norm]
-    few = nearest_classes(model, inputs["x"], inputs["labels"], norm, candidates=2)
-    assert sorted(few[0].tolist()) == sorted(expected["by_logit"][0][:2])
+    assert nearest_classes(model, golden["x"], golden["labels"], norm).tolist() == golden.expected[norm]
+    few = nearest_classes(model, golden["x"], golden["labels"], norm, candidates=2)
+    assert sorted(few[0].tolist()) == sorted(golden.expected["by_logit"][0][:2])
 
 
 def linear(classes: int = 2, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Extra images: the prior of their mixture, their place in batches, and what is refused."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,8 @@ from taet.data.storage import kept
 from taet.errors import UserError
 from taet.losses import balanced_softmax
 from taet.settings import Data, Training
+from tests.golden_numbers import Golden
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mixture.json").read_text())
 COUNTS, EXTRA = (12, 7, 3), (10, 10, 10)
 
 
@@ -66,7 +65,8 @@ def loader(
 
 @pytest.mark.parametrize("name", ["prior", "uniform", "inverse", "inverse_small"])
 def test_the_prior_of_the_mixture_is_the_golden_one(name: str) -> None:
-    given, expected = (GOLDEN[f"mixture_prior_{name}"][part] for part in ("inputs", "expected"))
+    golden = Golden(f"mixture_prior_{name}")
+    given, expected = golden.raw, golden.expected
     counts, drawn = tuple(map(int, given["class_counts"])), [1000 * share for share in expected["draw"]]
     found = mixture(data(extra_fraction=given["fraction"]), counts, given["batch"], drawn)  # type: ignore[arg-type]
     assert found is not None
@@ -79,11 +79,9 @@ def test_the_prior_of_the_mixture_is_the_golden_one(name: str) -> None:
 
 
 def test_balanced_softmax_of_the_exposure_is_the_golden_one() -> None:
-    given = GOLDEN["mixture_balanced_softmax"]
-    tensors = {name: torch.tensor(value) for name, value in given["inputs"].items()}
-    exact = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
-    found = balanced_softmax(exact["logits"], exact["labels"], exact["exposure"]).mean()
-    assert found.item() == pytest.approx(given["expected"], abs=1e-7)
+    golden = Golden("mixture_balanced_softmax")
+    found = balanced_softmax(golden["logits"], golden["labels"], golden["exposure"]).mean()
+    assert found.item() == pytest.approx(golden.expected, abs=1e-7)
 
 
 def test_without_a_fraction_there_is_no_mixture_and_one_that_leaves_nothing_is_refused() -> None:

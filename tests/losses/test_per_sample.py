@@ -3,10 +3,8 @@
 import doctest
 import importlib
 import inspect
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +31,8 @@ from taet.losses.consistency import misclassification_kl, runner_up_penalty
 from taet.losses.long_tail import ldam_margins
 from taet.losses.outer import OuterLoss
 from taet.settings import Outer
+from tests.golden_numbers import Golden
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 COUNTS = torch.tensor([400.0, 90.0, 25.0, 10.0, 3.0])
 Inputs = dict[str, Any]
 
@@ -101,16 +99,12 @@ NUMBERS: dict[str, Callable[[Inputs], Tensor]] = {
 @pytest.mark.parametrize("key", NUMBERS)
 def test_golden(key: str, dtype: torch.dtype) -> None:
     name, _, field = key.partition("/")
-    record = GOLDEN[name]
-    inputs = {
-        what: torch.tensor(value, dtype=torch.int64 if what == "labels" else dtype)
-        if isinstance(value, list)
-        else value
-        for what, value in record["inputs"].items()
-    }
-    expected = torch.tensor(record["expected"][field] if field else record["expected"], dtype=dtype)
+    golden = Golden(name)
+    inputs = {what: golden[what] for what in golden.raw}
+    inputs |= {what: value.to(dtype) for what, value in inputs.items() if getattr(value, "dtype", 0) == torch.float64}
+    expected = torch.tensor(golden.expected[field] if field else golden.expected, dtype=dtype)
     exact = dtype == torch.float64
-    tolerance = {"atol": record["tolerance"], "rtol": 0} if exact else {"atol": 0, "rtol": 1e-5}
+    tolerance = {"atol": golden.tolerance, "rtol": 0} if exact else {"atol": 0, "rtol": 1e-5}
     torch.testing.assert_close(NUMBERS[key](inputs), expected, **tolerance)
 
 

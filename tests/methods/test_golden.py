@@ -1,9 +1,6 @@
 """Losses, weights and examples of every method against numbers of an independent float64 implementation."""
 
-import json
 from collections.abc import Callable
-from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,40 +20,10 @@ from taet.models import Classifier
 from taet.models.classifier import build_head
 from taet.settings import Threat, Training
 from taet.training.state import weight_average
+from tests.golden_numbers import Golden, double
 from tests.methods.conftest import built, loss_on, seen_of
 
-FOLDER = Path(__file__).parents[1] / "golden"
-FILES = ("methods", "class_methods", "losses", "attacks")
-GOLDEN = {key: value for name in FILES for key, value in json.loads((FOLDER / f"{name}.json").read_text()).items()}
 EPS = 8 / 255
-
-
-def double(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-class Golden:
-    """A golden number: its inputs, lists of numbers as tensors in float64, and a comparison with what is expected."""
-
-    def __init__(self, key: str) -> None:
-        self.expected, self.tolerance = GOLDEN[key]["expected"], GOLDEN[key].get("tolerance", 1e-8)
-        self.raw = GOLDEN[key]["inputs"]
-
-    def __getitem__(self, name: str) -> Any:
-        value = self.raw[name]
-        if not isinstance(value, list):
-            return value
-        return torch.tensor(value) if name == "labels" else double(value)
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        return tuple(map(int, self.raw.get("class_counts", (100, 20, 5))))
-
-    def check(self, value: Any, *fields: str) -> None:
-        expected = self.expected
-        for field in fields:
-            expected = expected[field]
-        torch.testing.assert_close(torch.as_tensor(value).double(), double(expected), rtol=0, atol=self.tolerance)
 
 
 # -- losses
@@ -314,7 +281,7 @@ def test_attack_of_las_at() -> None:
 
 def test_examples_of_n_fgsm() -> None:
     golden = Golden("n_fgsm_linear")
-    (model, x, y), eps = linear(golden), float(Fraction(golden["eps"]))
+    (model, x, y), eps = linear(golden), golden["eps"]
     attack: Any = Attack(Threat(eps=eps), Given(golden["uniform"]))  # type: ignore[arg-type]
     found = built("n-fgsm", counts=(4, 3, 2), noise=golden["k"]).double().perturb(model, x, y, attack).x
     golden.check(found.flatten(1), "x_adv")
@@ -324,7 +291,7 @@ def test_examples_of_n_fgsm() -> None:
 def test_examples_of_dafa() -> None:
     golden = Golden("dafa_attack_linear")
     model, x, y = linear(golden)
-    eps, alpha = (float(Fraction(golden[name])) for name in ("eps", "alpha"))
+    eps, alpha = golden["eps"], golden["alpha"]
     method = built("dafa", counts=(5, 4, 3), base="at", task={"epochs": 11}).double()
     method.factor.copy_(golden["weights"])
     threat = Threat(eps=eps, step_size=alpha, steps=golden["K"], start="gaussian")

@@ -1,8 +1,5 @@
 """What every model promises: its size, its tensors, its arithmetic, and that building one leaves other draws alone."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torchvision
@@ -15,6 +12,7 @@ from taet.files import digest
 from taet.methods.las_at import Strategy
 from taet.models.classifier import CosineHead
 from taet.models.resnet import PreActBlock
+from tests.golden_numbers import Golden
 
 SMALL = ["resnet8", "vit-mini-p4", "preact-resnet18"]  # one of each kind: the others differ in numbers only
 LARGE = ("vit-b16", "wrn-28-10", "wrn-34-10")  # 36 to 86 million parameters
@@ -177,8 +175,6 @@ def test_what_no_model_can_be_built_from_is_one_line(
 
 # The cosine head
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "methods.json").read_text())
-
 
 def cosine_head(weight: Tensor, scale: float = 1.0, gamma: float = 0.0) -> CosineHead:
     classes, features = weight.shape
@@ -189,11 +185,9 @@ def cosine_head(weight: Tensor, scale: float = 1.0, gamma: float = 0.0) -> Cosin
 
 @pytest.mark.parametrize("key", ["he_head", "robal_cos_head_gamma1_32_scale1"])
 def test_golden(key: str) -> None:
-    golden = GOLDEN[key]
-    features, weight = (torch.tensor(golden["inputs"][name], dtype=torch.float64) for name in ("features", "weight"))
-    constants = {name: golden["inputs"][name] for name in ("scale", "gamma") if name in golden["inputs"]}
-    expected = torch.tensor(golden["expected"], dtype=torch.float64)
-    torch.testing.assert_close(cosine_head(weight, **constants)(features), expected, rtol=0, atol=golden["tolerance"])
+    golden = Golden(key)
+    constants = {name: golden[name] for name in ("scale", "gamma") if name in golden.raw}
+    golden.check(cosine_head(golden["weight"], **constants)(golden["features"]))
 
 
 def draw(features: int = 6, classes: int = 4, samples: int = 5) -> tuple[Tensor, Tensor]:

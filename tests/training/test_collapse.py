@@ -1,6 +1,5 @@
 """The flags of a single-step run: when they rise, that its curve has FGSM, and a run that collapses."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from taet.settings import Run, from_json
 from taet.training import train
 from taet.training.curve import FLAGS, first_loss, training_flags
 from taet.training.record import Epoch
-
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
+from tests.golden_numbers import Golden
 
 
 def test_the_flag_rises_where_the_golden_one_does() -> None:
-    for course, accuracies in GOLDEN["collapse_flag"]["inputs"].items():
-        assert first_loss(accuracies["pgd"], accuracies["fgsm"]) == GOLDEN["collapse_flag"]["expected"][course]
+    golden = Golden("collapse_flag")
+    for course, accuracies in golden.raw.items():
+        assert first_loss(accuracies["pgd"], accuracies["fgsm"]) == golden.expected[course]
 
 
 def epochs(pgd: list[float], fgsm: list[float] | None) -> list[Epoch]:
@@ -33,7 +32,7 @@ def epochs(pgd: list[float], fgsm: list[float] | None) -> list[Epoch]:
 
 
 def test_one_flag_at_most_says_when_how_far_and_why() -> None:
-    inputs = GOLDEN["collapse_flag"]["inputs"]
+    inputs = Golden("collapse_flag").raw
     found = {name: training_flags(epochs(**accuracies)) for name, accuracies in inputs.items()}
     raised = {name: next(iter(flags), None) for name, flags in found.items()}
     expected = {"healthy": None, "collapse": FLAGS[0], "robustness_lost_otherwise": FLAGS[1], "gap_alone": None}

@@ -1,7 +1,6 @@
 """Feedback: a method learns from validation images at each point of the curve, never from a test image."""
 
 import itertools
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,8 @@ from taet.training.curve import TrainingCurve
 from taet.training.fit import Pauses
 from taet.training.prepare import TrainingPlan
 from taet.training.resolve import resolve
+from tests.golden_numbers import Golden
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
 FACTS = {"validation": 10, "test": 30}
 CHANGES = {"data.max_count": 30, "data.validation": 0.2, "training.epochs": 3, "training.precision": "float32"}
 
@@ -205,8 +204,7 @@ def test_a_curve_that_decides_nothing_looks_at_few_images(
 
 
 def test_a_class_without_an_image_counts_as_the_mean_of_the_others() -> None:
-    golden = GOLDEN["feedback_rates"]
-    images, robust = (torch.tensor(golden["inputs"][name], dtype=torch.float64) for name in ("images", "robust"))
-    zero = torch.zeros_like(images)
-    seen = Seen(images, zero, robust, zero, zero)
-    assert seen.rates(seen.robust).tolist() == pytest.approx(golden["expected"]["rates"], abs=1e-12)
+    golden = Golden("feedback_rates")
+    images, zero = golden["images"], torch.zeros_like(golden["images"])
+    seen = Seen(images, zero, golden["robust"], zero, zero)
+    assert seen.rates(seen.robust).tolist() == pytest.approx(golden.expected["rates"], abs=1e-12)

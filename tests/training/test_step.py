@@ -1,8 +1,6 @@
 """Adversarial weight perturbation, the averages of weights, the optimiser and its learning rate."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +14,8 @@ from taet.models import CosineHead, Head
 from taet.settings import Run, Training, override
 from taet.training.state import build_optimizer, ema_decay, learning_rate
 from taet.training.step import checked, perturbed_weights, weight_perturbations
+from tests.golden_numbers import Golden
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 X = torch.linspace(-1, 1, 18, dtype=torch.float64).view(6, 3)
 Y = torch.tensor([0, 1, 0, 1, 1, 0])
 
@@ -54,13 +52,9 @@ def test_what_a_method_must_not_return_is_one_line(wrong: Any) -> None:
 
 
 def test_the_golden_perturbation() -> None:
-    case = GOLDEN["awp_perturbation"]
-    weight, gradient = (torch.tensor(case["inputs"][name], dtype=torch.float64) for name in ("weight", "grad"))
-    other = torch.ones(2, 3, 4, dtype=torch.float64)
-    found, _ = weight_perturbations([weight, other], [gradient, other], case["inputs"]["gamma"])
-    torch.testing.assert_close(
-        found, torch.tensor(case["expected"], dtype=torch.float64), rtol=0, atol=case["tolerance"]
-    )
+    golden, other = Golden("awp_perturbation"), torch.ones(2, 3, 4, dtype=torch.float64)
+    found, _ = weight_perturbations([golden["weight"], other], [golden["grad"], other], golden["gamma"])
+    golden.check(found)
 
 
 def test_within_it_the_loss_is_higher_by_the_first_order_and_afterwards_nothing_has_changed(model: nn.Module) -> None:
@@ -106,10 +100,9 @@ def test_a_step_within_it_is_taken_at_the_perturbed_weights(model: nn.Module) ->
 
 
 def test_the_golden_decay() -> None:
-    case = GOLDEN["ema_decay"]
-    inputs = case["inputs"]
-    found = [ema_decay(step, inputs["warmup"], inputs["tau"]) for step in inputs["steps"]]
-    assert found == pytest.approx(case["expected"], abs=case["tolerance"])
+    golden = Golden("ema_decay")
+    found = [ema_decay(step, golden["warmup"], golden["tau"]) for step in golden.raw["steps"]]
+    assert found == pytest.approx(golden.expected, abs=golden.tolerance)
 
 
 def rates(steps: int, **changes: object) -> list[float]:
