@@ -1,4 +1,4 @@
-"""Calls of `taet train` as the runs that they describe, plug-ins that are taken back, and processes that meet."""
+"""Runs that calls of `taet train` describe, refusals of one line, plug-ins that are taken back, processes that meet."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from taet import registry
 from taet.cli.train import read
-from taet.errors import PLUGIN
+from taet.errors import PLUGIN, UserError
 from taet.settings import Run
 
 PATIENCE = 1200  # seconds that a test waits for a process: some machines are ten times slower than others
@@ -21,6 +22,14 @@ def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
     """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are read."""
     request = read([method, *words])
     return request.run(), request.options.out
+
+
+@contextmanager
+def one_line(match: str | None = None) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Inside, what is asked for is refused, in one line that has these words."""
+    with pytest.raises(UserError, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
 
 
 def forget(kind: registry.Kind, path: Path) -> None:

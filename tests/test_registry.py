@@ -12,11 +12,10 @@ import pytest
 
 from taet import methods, registry
 from taet.cli import main
-from taet.errors import UserError
 from taet.files import file_sha256
 from taet.registry import Kind
 from taet.training.folder import RunFolder
-from tests.calls import forget
+from tests.calls import forget, one_line
 
 KINDS = typing.get_args(Kind)
 # What the project promises by name; more may come.
@@ -53,7 +52,7 @@ def test_every_promised_name_is_there_with_a_title_and_every_entry_loads(kind: K
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_match(kind: Kind, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with one_line(message):
         registry.find(kind, name)
 
 
@@ -119,10 +118,10 @@ def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.Mon
     assert methods.find("prediction-balanced").title == "Prediction-balanced AT"
     forget("methods", plugins / "methods" / "own.py")
     assert "prediction-balanced" not in registry.entries("methods")
-    with pytest.raises(UserError, match="allowed: a Python file"):
+    with one_line("allowed: a Python file"):
         registry.add("methods", plugins / "methods" / "none.py")
     monkeypatch.setenv("TAET_PLUGINS", str(plugins / "nowhere"))
-    with pytest.raises(UserError, match=r"TAET_PLUGINS: got .*nowhere; allowed: folders"):
+    with one_line(r"TAET_PLUGINS: got .*nowhere; allowed: folders"):
         registry.entries("methods")
 
 
@@ -149,6 +148,5 @@ def test_a_file_that_lacks_a_part_is_refused_in_one_line(plugins: Path, before: 
     assert EXAMPLE.count(before) == 1
     path.write_text(EXAMPLE.replace(before, after))
     forget("methods", path)
-    with pytest.raises(UserError, match=rf"own\.py:? .*{message}") as caught:
+    with one_line(rf"own\.py:? .*{message}"):
         methods.find("prediction-balanced")
-    assert "\n" not in str(caught.value)

@@ -14,9 +14,9 @@ from taet.data import Dataset, Split, load
 from taet.data.extra import mixture, read_extra
 from taet.data.loader import Loader
 from taet.data.storage import kept
-from taet.errors import UserError
 from taet.losses import balanced_softmax
 from taet.settings import Data, Training
+from tests.calls import one_line
 from tests.golden_numbers import Golden
 
 COUNTS, EXTRA = (12, 7, 3), (10, 10, 10)
@@ -91,11 +91,10 @@ def test_without_a_fraction_there_is_no_mixture_and_one_that_leaves_nothing_is_r
     assert found is not None
     assert found.extra == 29  # 0.29 * 100 is below 29 in floating point
     assert found.exposure == pytest.approx(COUNTS)  # before the extra images are read
-    with pytest.raises(UserError, match=r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"):
+    with one_line(r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"):
         mixture(data(extra="csv:x"), COUNTS, 10)
     for fraction, left in ((0.05, "extra"), (1 - 1e-12, "real")):
-        told = rf"data extra fraction: got .* batch size of 10, which leaves no {left} im"
-        with pytest.raises(UserError, match=told):
+        with one_line(rf"data extra fraction: got .* batch size of 10, which leaves no {left} im"):
             mixture(data(extra_fraction=fraction), COUNTS, 10)
 
 
@@ -147,7 +146,7 @@ def test_arrays_have_numbers_of_classes_and_folders_names_or_numbers(
     (tmp_path / "made" / "cat" / "broken.png").write_bytes(b"no image")
     assert len(read_extra(data(extra=f"folder:{tmp_path / 'made'}", skip_unreadable=True), dataset)) == 6
     (tmp_path / "made" / "dog").rename(tmp_path / "made" / "1")  # a name beside names
-    with pytest.raises(UserError, match="unknown class: '1'"):
+    with one_line("unknown class: '1'"):
         read_extra(data(extra=f"folder:{tmp_path / 'made'}"), dataset)
 
 
@@ -162,7 +161,7 @@ def test_numbers_mean_the_classes_that_are_called_so(stored: Callable[..., Data]
 @pytest.mark.parametrize("part", ["test", "validation"])
 def test_a_test_image_among_them_is_refused(part: str, dataset: Dataset, stored: Callable[..., Data]) -> None:
     pixels = np.concatenate([images(20, 7), dataset.splits[part].images[:2], dataset.train.images[:3]])
-    with pytest.raises(UserError, match=rf"2 of 25 images are {part} images, e\.g\. number 20"):
+    with one_line(rf"2 of 25 images are {part} images, e\.g\. number 20"):
         read_extra(stored(pixels, np.arange(25) % 3), dataset)
 
 
@@ -173,7 +172,7 @@ def test_so_is_one_that_the_cut_removed(stored: Callable[..., Data], size: int |
     asked = stored(np.concatenate([images(9, 7), whole.test.images[-1:]]), np.arange(10), **settings)
     dataset = load(asked)
     assert len(dataset.test) < len(whole.test)
-    with pytest.raises(UserError, match=r"1 of 10 images are test images, e\.g\. number 9"):
+    with one_line(r"1 of 10 images are test images, e\.g\. number 9"):
         read_extra(asked, dataset)
 
 
@@ -183,5 +182,5 @@ def test_other_pixels_and_classes_are_refused(dataset: Dataset, stored: Callable
         (images(6, 9, side=10), labels, r"got 10x10 pixels, 1 channels; allowed: 8x8 pixels, 1 channels"),
         (whole, [0, 1, 3] * 2, r"got 6 images and 6 labels up to 3; allowed: a label for each image, 0 to 2"),
     ):
-        with pytest.raises(UserError, match=rf"^data extra: .*{message}"):
+        with one_line(rf"^data extra: .*{message}"):
             read_extra(stored(pixels, given), dataset)

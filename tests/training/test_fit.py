@@ -20,7 +20,6 @@ import taet
 from taet import methods, protocols, statistics
 from taet.data import DataFacts, Dataset
 from taet.data.loader import resampled
-from taet.errors import UserError
 from taet.evaluation.subject import Subject
 from taet.models.view import View
 from taet.randomness import generator
@@ -32,6 +31,7 @@ from taet.training.folder import RunFolder, weights_digest
 from taet.training.record import CURVE, CurvePoint, Epoch
 from taet.training.resolve import check_model, idle_settings, resolve, watched_epochs
 from taet.training.runs import load_model
+from tests.calls import one_line
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
 LONG_TAIL = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80, "test": 30})
@@ -54,13 +54,13 @@ def test_what_settings_alone_decide_is_refused_with_and_without_facts(
     tiny: Tiny, method: str, changes: dict[str, Any], match: str
 ) -> None:
     for known in (LONG_TAIL, None):
-        with pytest.raises(UserError, match=match):
+        with one_line(match):
             resolve(tiny(method, changes), known)
 
 
 def test_a_validation_split_is_required_only_where_the_splits_are_known(tiny: Tiny, tmp_path: Path) -> None:
     run = tiny("at", {"training.selection": "best-validation"})
-    with pytest.raises(UserError, match=r"add --data\.validation 0\.1"):
+    with one_line(r"add --data\.validation 0\.1"):
         train(run, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert resolve(run, None).split == "test"  # the source may have a validation split of its own
@@ -68,12 +68,12 @@ def test_a_validation_split_is_required_only_where_the_splits_are_known(tiny: Ti
 
 
 def test_what_the_data_or_the_network_rule_out_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match=r"unknown model 'resnet9'.*did you mean"):
+    with one_line(r"unknown model 'resnet9'.*did you mean"):
         check_model(resolve(tiny("at", {"model.name": "resnet9"}), None), None)
     for method in ("at", "robal", "reat"):
         check_model(resolve(tiny(method), LONG_TAIL), LONG_TAIL)
     for alone in (tiny("fare"), tiny("at", {"model.tune": "head"})):  # as in a comparison, before any cell is trained
-        with pytest.raises(UserError, match="got no network to begin from"):
+        with one_line("got no network to begin from"):
             check_model(resolve(alone, LONG_TAIL), LONG_TAIL)
 
 
@@ -287,7 +287,7 @@ def test_weights_that_a_run_lost_or_never_had_are_not_replaced_by_others(
     scripted.clear()
     never = train(tiny("at", {"training.epochs": 3}), out=tmp_path / "never").folder  # its curve is of test images
     for folder in (lost, never):
-        with pytest.raises(UserError, match=r"holds no model-best.safetensors: it has model.safetensors"):
+        with one_line(r"holds no model-best.safetensors: it has model.safetensors"):
             load_model(folder, "model-best")
         load_model(folder, "model-last")
 
@@ -332,9 +332,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
     monkeypatch.setattr(fit, "training_step", breaking)
     folder = tmp_path / "run"
-    with pytest.raises(UserError, match="the part hdl of the loss is not finite in epoch 2") as caught:
+    with one_line("the part hdl of the loss is not finite in epoch 2"):
         train(tiny("at"), out=folder)
-    assert "\n" not in str(caught.value)
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] == len(RunFolder(folder).metrics) == 1
     assert not (folder / "done").exists()
     assert len(resume(folder).history) == 2  # the fault is over
@@ -350,9 +349,9 @@ def test_a_loss_takes_the_prior_of_the_batches(tiny: Tiny, sampling: str) -> Non
 
 def test_a_folder_that_exists_is_refused_and_left_alone(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=f"{tmp_path} exists and is no run; choose another --out"):
+    with one_line(f"{tmp_path} exists and is no run; choose another --out"):
         train(tiny("at"), out=tmp_path)
-    with pytest.raises(UserError, match=r"notes\.txt exists"):
+    with one_line(r"notes\.txt exists"):
         train(tiny("at"), out=tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -379,15 +378,15 @@ def test_a_plain_module_and_arrays_train_and_resume(
     with killed_before(20):
         train(run, out=folder, model=network(), dataset=data)
     for done in (folder, whole.folder):
-        with pytest.raises(UserError, match=r"was trained with a .* from memory: give it again"):
+        with one_line(r"was trained with a .* from memory: give it again"):
             resume(done)
-    with pytest.raises(UserError, match="the train images are not those"):
+    with one_line("the train images are not those"):
         resume(folder, model=network(), dataset=arrays(per_class=11))
-    with pytest.raises(UserError, match=f"{folder} holds a run; choose another --out"):
+    with one_line(f"{folder} holds a run; choose another --out"):
         train(run, out=folder, model=network(), dataset=arrays(per_class=11))
-    with pytest.raises(UserError, match=r"\(2, 4\).*allowed: \(2, 3\), one logit per class"):
+    with one_line(r"\(2, 4\).*allowed: \(2, 3\), one logit per class"):
         train(run, out=tmp_path / "new", model=network(4), dataset=data)
-    with pytest.raises(UserError, match=r"model weights: got x\.pt and a network from memory; allowed: one of them"):
+    with one_line(r"model weights: got x\.pt and a network from memory; allowed: one of them"):
         train(override(run, {"model.weights": "x.pt"}), out=tmp_path / "new", model=network(), dataset=data)
     assert not (tmp_path / "new").exists()
     resume(folder, model=network(), dataset=data)
