@@ -17,6 +17,18 @@ from taet.evaluation.runner import Runner
 EPS = 0.1
 Task = tuple[nn.Module, np.ndarray, np.ndarray]
 Evaluated = Callable[..., ResultCard]
+Change = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Changed(nn.Module):
+    """A model that is called by a function."""
+
+    def __init__(self, change: Change, model: nn.Module) -> None:
+        super().__init__()
+        self.change, self.model = change, model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.model, x)
 
 
 def unit(images: np.ndarray) -> Tensor:

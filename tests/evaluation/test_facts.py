@@ -1,7 +1,5 @@
 """What a sample of images tells of a model, against counting it with the attack itself."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -14,21 +12,9 @@ from taet.attacks.noise import Draws
 from taet.data.long_tail import even_sample
 from taet.evaluation.facts import ModelFacts, probe
 from taet.evaluation.runner import Runner
-from tests.evaluation.conftest import Evaluated, Task, unit
+from tests.evaluation.conftest import Change, Changed, Evaluated, Task, unit
 
 EPS = 0.05  # which leaves some images of the small network correct
-Change = Callable[[nn.Module, Tensor], Tensor]
-
-
-class Changed(nn.Module):
-    """A model that is called by a function."""
-
-    def __init__(self, change: Change, model: nn.Module) -> None:
-        super().__init__()
-        self.change, self.model = change, model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.change(self.model, x)
 
 
 def changed(change: Change, task: Task) -> ModelFacts:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taet.attacks.counted import Counted
 from taet.attacks.suite import BatchStore
@@ -17,21 +17,9 @@ from taet.evaluation.card import put
 from taet.evaluation.runner import Runner
 from taet.files import lock
 from taet.settings import Evaluation
-from tests.evaluation.conftest import EPS, Evaluated, Task
+from tests.evaluation.conftest import EPS, Changed, Evaluated, Task
 
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
-
-
-class Turned(nn.Module):
-    """A network with another forward and the same weights."""
-
-    def __init__(self, network: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.network, self.factor = network, factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.factor * self.network(x)
-        return logits
 
 
 def flags(card: ResultCard) -> list[list[bool]]:
@@ -82,22 +70,22 @@ def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(task: T
         return (found.predictions == labels).tolist(), {*tmp_path.glob("pgd-5-*")}
 
     before, folders = units(model, labels, EPS)
+    twice = Changed(lambda network, x: 2 * network(x), model)
     for number, path in enumerate(sorted(tmp_path.rglob("*.npz"))):
         content = bytearray(path.read_bytes())
         content[number * 72 + 100] ^= 1
         path.write_bytes(content)
     assert units(model, labels, EPS) == (before, folders)
-    for count, other in enumerate(
-        [(model, labels, EPS / 2), (Turned(model, 2.0), labels, EPS), (model, labels[::-1].copy(), EPS)]
-    ):
+    others = [(model, labels, EPS / 2), (twice, labels, EPS), (model, labels[::-1].copy(), EPS)]
+    for count, other in enumerate(others):
         assert len(units(*other)[1]) == 2 + count
 
 
 def test_a_model_of_the_same_weights_that_answers_otherwise_is_another_model(
     evaluated: Evaluated, task: Task, tmp_path: Path
 ) -> None:
-    first = evaluated("fgsm", out=tmp_path, model=Turned(task[0], 1.0))
-    second = evaluated("fgsm", out=tmp_path, model=Turned(task[0], -1.0))
+    first = evaluated("fgsm", out=tmp_path, model=Changed(lambda network, x: network(x), task[0]))
+    second = evaluated("fgsm", out=tmp_path, model=Changed(lambda network, x: -network(x), task[0]))
     assert first.summary("clean").accuracy > 0.9
     assert second.summary("clean").accuracy < 0.2
     assert len(cards(tmp_path)) == 2
