@@ -1,6 +1,5 @@
 """What `check` finds about sound models and spoilt ones; run folders are in training/test_folder.py."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.evaluation import Check, check
+from tests.evaluation.conftest import Change, Changed
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 
@@ -26,15 +26,8 @@ class Brightness(nn.Module):
         return -self.scale * (x.mean((1, 2, 3))[:, None] - self.centres).square()
 
 
-class Answer(nn.Module):
-    """`change` of what the model answers."""
-
-    def __init__(self, change: Callable[[Tensor], Any], before: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        super().__init__()
-        self.network, self.change, self.before = Brightness(), change, before
-
-    def forward(self, x: Tensor) -> Any:
-        return self.change(self.network(self.before(x)))
+def changed(change: Change) -> nn.Module:
+    return Changed(change, Brightness())
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +56,9 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize(
     ("model", "what", "message"),
     [
-        (Answer(lambda z: z.roll(1, 1)), "accuracy", "are weights, normalisation, order of the classes"),
-        (Answer(lambda z: (z + 6).sigmoid()), "softmax-outputs", "or sigmoid"),
-        (Answer(lambda z: z, lambda x: (5 * x).round() / 5), "zero-gradients", "exactly zero"),
+        (changed(lambda model, x: model(x).roll(1, 1)), "accuracy", "are weights, normalisation, order of the classes"),
+        (changed(lambda model, x: (model(x) + 6).sigmoid()), "softmax-outputs", "or sigmoid"),
+        (changed(lambda model, x: model((5 * x).round() / 5)), "zero-gradients", "exactly zero"),
     ],
 )
 def test_what_would_invalidate_an_evaluation_is_named(
@@ -77,16 +70,15 @@ def test_what_would_invalidate_an_evaluation_is_named(
 
 
 def test_a_state_that_changes_in_eval_mode_is_named_and_restored(data: tuple[np.ndarray, np.ndarray]) -> None:
-    model = Answer(lambda z: z)
+    model = changed(lambda inner, x: (model.seen.add_(float(len(x) > 2)), inner(x))[1])  # type: ignore[operator]
     model.register_buffer("seen", torch.zeros(()))
-    model.change = lambda z: (model.seen.add_(float(len(z) > 2)), z)[1]  # type: ignore[operator]
     assert "its state changes in eval mode (seen)" in wrong(check(model, *data, attacks=["clean"]))["eval mode"]
     assert float(model.seen) == 0  # type: ignore[arg-type]
 
 
 def test_a_model_that_cannot_be_evaluated_is_refused(data: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(UserError, match="not finite on 120 of 120 clean test images"):
-        check(Answer(lambda z: z * float("nan")), *data, attacks=["clean"])
+        check(changed(lambda model, x: model(x) * float("nan")), *data, attacks=["clean"])
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
