@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from taet.errors import UserError
 from taet.losses import (
     balanced_softmax,
     class_balanced,
@@ -90,12 +89,6 @@ def test_weights_are_deferred_to_an_epoch_whatever_the_loss(name: str) -> None:
         else:
             close(value.mean(), weighted(name))
     assert outer(name, drw=True, drw_from=0).weights[4] > 1
-
-
-def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
-    settings = Outer().replace(drw=True)
-    with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):
-        OuterLoss(settings, COUNTS)
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "class-balanced"])
