@@ -74,13 +74,7 @@ def test_the_attack_sees_the_parts_through_the_view() -> None:
     torch.testing.assert_close(view.module(x), model(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("model", "tune", "said"),
-    [
-        (models.build("resnet8", 5), "adapter:4", "the network has no transformer blocks; allowed: head, bias, all"),
-        (models.Classifier(nn.Flatten(), nn.Linear(12, 5), 5, 3), "lora:4", "the network has no attention"),
-    ],
-)
-def test_a_part_that_a_network_lacks_is_refused(model: models.Classifier, tune: str, said: str) -> None:
-    with pytest.raises(UserError, match=f"model tune: got {tune}; .*{said}"):
-        extend(model, tune)
+def test_a_part_that_a_network_lacks_is_refused() -> None:
+    model = models.Classifier(nn.Flatten(), nn.Linear(12, 5), 5, 3)
+    with pytest.raises(UserError, match=r"model tune: got lora:4; .*the network has no attention"):
+        extend(model, "lora:4")

@@ -84,7 +84,7 @@ def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Callable[..., Ru
     [
         ({"method": "fare", "model.tune": "head"}, "fare: got the head to train; its loss has no labels"),
         ({"method": "fare"}, "fare: got no network to begin from; allowed: with --model.weights"),
-        ({"model.tune": "adapter:4"}, "model tune: got adapter:4; the network has no transformer blocks"),
+        ({"model.tune": "adapter:4"}, "got adapter:4; the network has no transformer blocks; allowed: head, bias, all"),
         ({"model.tune": "head"}, "at: got no network to begin from; allowed: with --model.weights"),
         ({"model.weights": "run:runs/none"}, "weights: got runs/none; allowed: a file that exists"),
     ],
