@@ -17,6 +17,7 @@ from taet.settings import Run, override
 from taet.training import TrainingResult, resume, train
 from taet.training.curve import TrainingCurve
 from taet.training.fit import Pauses
+from taet.training.folder import weights_digest
 from taet.training.prepare import TrainingPlan
 from taet.training.resolve import resolve
 from tests.golden_numbers import Golden
@@ -38,12 +39,8 @@ def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     return train(run, out=tmp_path_factory.mktemp("whole") / "run")
 
 
-def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
-    return result.model.state_dict()
-
-
 def same(one: TrainingResult, other: TrainingResult) -> bool:
-    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+    return weights_digest(one.model) == weights_digest(other.model)
 
 
 def test_it_is_told_of_every_validation_image_and_learns_from_it(
@@ -180,7 +177,7 @@ def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
         patch.setattr(Pauses, "save", keeping)
         finished = train(run, out=tmp_path / "run")
     assert asked == [0, 1, 2, 3]
-    for name, value in weights(finished).items():
+    for name, value in finished.model.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (live[2][name] + live[4][name]) / 2)
     accuracies = [row["monitor"]["pgd-1"] for row in finished.history]

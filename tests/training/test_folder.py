@@ -18,7 +18,7 @@ from taet.evaluation import ResultCard
 from taet.evaluation.card import read_card
 from taet.evaluation.check import verify
 from taet.files import seal
-from taet.settings import Run
+from taet.settings import override
 from taet.training import TrainingResult, resume, train
 from taet.training.folder import RunFolder, weights_digest
 from taet.training.runs import load_model, load_run
@@ -28,10 +28,9 @@ FLIPS = 40
 
 
 @pytest.fixture(scope="module")
-def other(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other(result: TrainingResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run like that of `result` with another seed."""
-    changes = {"training.epochs": 3, "training.precision": "float32", "data.test_max_count": 2, "seed": 1}
-    folder = train(tiny("taet", changes), out=tmp_path_factory.mktemp("other") / "run").folder
+    folder = train(override(result.run, {"seed": 1}), out=tmp_path_factory.mktemp("other") / "run").folder
     taet.evaluate(folder, attacks=("clean", "fgsm"))
     return folder
 
