@@ -39,6 +39,7 @@ PAGES = ROOT / "docs" / "methods"
 LOSSES = ROOT / "docs" / "losses.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 CHOICE = ROOT / "docs" / "which-method.md"
+FIGURE = ROOT / "docs" / "passes.svg"
 COMPARED = "digits-lt-methods"
 """The comparison of the most methods with several seeds."""
 END, END_OF_CHOICE = "<!-- end of attacks -->", "<!-- end of differences -->"
@@ -254,9 +255,9 @@ def measured_later(found: dict[str, Any]) -> str:
 
 
 @functools.cache
-def results() -> ModuleType:
-    """The tables of results/."""
-    spec = importlib.util.spec_from_file_location("result_tables", ROOT / "docs" / "result_tables.py")
+def script(name: str) -> ModuleType:
+    """The module of another file of this folder."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -272,7 +273,7 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
         if about.parent.name.endswith("-attacks"):  # models of another comparison, attacked once more
             continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
-        for one in results().of_folder(about.parent.name):
+        for one in script("result_tables").of_folder(about.parent.name):
             found += [(heading, row, [of.card for of in one.named if of.row == row]) for row in one.rows]
     return found
 
@@ -420,7 +421,7 @@ def sentence(text: str) -> str:
 
 def versus_at() -> str:
     """Every row of a comparison less AT, clean, under AutoAttack and on the tail: decided better, worse, or not."""
-    (found,) = results().of_folder(COMPARED)
+    (found,) = script("result_tables").of_folder(COMPARED)
     parts = {"clean": ("clean", "balanced"), "AutoAttack": ("autoattack", "balanced")}
     parts["tail, AutoAttack"] = "autoattack", "tail"
     others = [row for row in found.rows if row != "at"]
@@ -441,10 +442,12 @@ def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
     parts = [(EVALUATION, HEAD, END, f"\n{attack_tables()}\n"), (CHOICE, HEAD, END_OF_CHOICE, f"\n{versus_at()}\n")]
-    parts += [(path, TABLES, END_OF_TABLES, results().rendered(path)) for path in results().PAGES]
+    parts += [
+        (path, TABLES, END_OF_TABLES, script("result_tables").rendered(path)) for path in script("result_tables").PAGES
+    ]
     for path, begin, end, text in parts:
         found[path] = renewed(found.get(path) or path.read_text(encoding="utf-8"), begin, end, f"\n{text}\n")
-    return {PAGES / "README.md": index(), LOSSES: loss_page(), **found}
+    return {PAGES / "README.md": index(), LOSSES: loss_page(), FIGURE: script("passes").figure(), **found}
 
 
 def renewed(page: str, begin: str, end: str, text: str) -> str:

@@ -34,6 +34,7 @@ MOST_WORDS, MOST_CHANGES, WIDEST_CODE = 25_000, 15_000, 90
 MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
 FLAGS = {*rules.FLAGS, *curve.FLAGS}
 TWICE = "taet (alpha 1, beta 0, gamma 0)"
+FEWEST = "cifar10-lt-f[ae][sw]*/taet-[12][25]-epochs-none-seed0"
 SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
     ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
     ("README.md", "digits-lt-methods/*", "harl", "at", "autoattack"),
@@ -47,6 +48,8 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("docs/fine-tuning.md", "ham10000-few-steps/[rs]*-seed?", "at (", "at-bsl", "autoattack-fast"),
     ("docs/fine-tuning.md", "ham10000-[tf][re][aw]*/scratch-*", "at-bsl (step_size 3", "at-bsl (step_size 1", "pgd-20"),
     ("docs/speed.md", "cifar10-lt-f[ae][sw]*/[at]*-[34][01]-epochs-none-seed?", TWICE[:-1], "at-bsl", "quick"),
+    ("docs/speed.md", FEWEST, f"{TWICE[:-1]}, epochs 12", f"{TWICE[:-1]}, epochs 25", "quick"),
+    ("docs/speed.md", FEWEST, f"{TWICE[:-1]}, epochs 12", f"{TWICE[:-1]}, epochs 25", "clean"),
     ("docs/speed.md", "cifar10-lt-fast-search/bcl2-25-[bn][6o]*", f"{TWICE[:-1]}, augment none)", TWICE, "quick"),
     ("docs/speed.md", "cifar10-lt-fast-search/at-bsl-*", "at-bsl (augment none", "at-bsl", "quick"),
     ("docs/notes-on-papers.md", "cifar10-lt-factors-search/*", TWICE, "taet", "quick"),
