@@ -70,7 +70,9 @@ def cells(wanted: Sequence[Item], at: Scale, runs: Runs, options: argparse.Names
                 continue
             run = at.run(row)
             name = name_of(run)
-            for seed in options.seeds or at.seeds(row.protocol):
+            there = {} if options.again else runs.of(run)  # more seeds may be in a number than the scale asks for
+            more = {seed for seed, one in there.items() if {*run.attacks} <= {*one.attacks}}
+            for seed in options.seeds or sorted({*at.seeds(row.protocol), *more}):
                 before = found.get((name, seed))
                 attacks = tuple(dict.fromkeys((*(before.run.attacks if before else ()), *run.attacks)))
                 asked = Row(**{**vars(run), "attacks": attacks})

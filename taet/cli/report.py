@@ -23,9 +23,9 @@ class Report(Command):
     runs: Annotated[tuple[str, ...], POSITIONAL]
     """Run folders, result cards, or folders of these."""
     out: Path = Path("report.html")
-    """File to write: .html, .md, .csv or .tex. One that begins as the report does is replaced."""
+    """File to write: .html, .md, .csv or .tex. A report that is there is replaced."""
     force: bool = False
-    """Replace any file."""
+    """Replace a .md, .csv or .tex that is no report, too."""
     title: str | None = None
     """Title of the page."""
     fail_if_worse: str | None = None

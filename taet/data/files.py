@@ -152,8 +152,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         hint = "" if folders else f"; did you mean '{path / rows[0].label}'?"
         raise UserError(f"'{path}' has one class folder; allowed: 2 or more{hint}")
     splits = Counter(of for of, _ in {(row.group, row.split) for row in rows if row.group})
-    lone = [f"class '{label}' has only one" for label, count in per_class.items() if count < 2]
-    wrong = lone if 2 * len(lone) >= len(per_class) else []
+    lone = [label for label, count in per_class.items() if count < 2]
+    wrong = [f"class '{lone[0]}' has only one"] if lone and 2 * len(lone) >= len(per_class) else []
     wrong += [f"{twice} of them in two splits"] if (twice := sum(count > 1 for count in splits.values())) else []
     if splits and wrong and group is None:
         way = "" if max(splits.values()) > 1 else "; --data.group folder does"
@@ -162,7 +162,9 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         rows = [row._replace(group="") for row in rows]
     elif splits:
         notes.append(f"a group is a subfolder of a class folder, at level {depth} below it")
-        notes += [f"{lone[0]}: --data.group none divides it"] if lone and group is None else []
+        many = {row.label for row in rows if row.group and not row.split}
+        if one := next((of for of in lone if of in many and group is None), None):
+            notes.append(f"class '{one}' is one group, so it is in one split; --data.group none divides it")
     return rows, notes
 
 

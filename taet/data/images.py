@@ -60,12 +60,14 @@ def left_out(files: Sequence[Path]) -> list[str]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return the files in `folder` and its subfolders, sorted; hidden files are left out, and links are followed, but
-    for those that lead back to a folder above them."""
-    found = list[Path]()
+    """Return the files in `folder` and its subfolders, sorted; hidden files are left out, and links are followed, to
+    each folder once."""
+    found, seen = list[Path](), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        here = Path(place).resolve()
-        folders[:] = [one for one in folders if one[0] != "." and not here.is_relative_to(Path(place, one).resolve())]
+        new = (real := os.path.realpath(place)) not in seen
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if new and name[0] != ".")
+        files = files if new else []
         found += [Path(place, name) for name in files if name[0] != "."]
     return sorted(found, key=lambda file: file.parts)
 
@@ -221,8 +223,8 @@ def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool 
     headers = {file: header for file, header in found.items() if not isinstance(header, str)}
     notes = []
     if faults := [f"'{file}' ({why})" for file, why in found.items() if isinstance(why, str)]:
-        of = "images" if decode else "headers of images"  # behind which other files may be damaged
-        said = f"{len(faults)} of {len(found)} {of} cannot be read: {listed(faults, most=10)}"
+        by = "" if decode else " by their headers"  # behind which other files may be damaged
+        said = f"{len(faults)} of {len(found)} images cannot be read{by}: {listed(faults, most=10)}"
         if not skip:
             raise UserError(f"{said}; --data.skip-unreadable leaves such files out")
         notes = [f"{said}; they are left out"]

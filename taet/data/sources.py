@@ -52,7 +52,8 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
         place, last = os.path.split(os.path.expanduser(name.rstrip(os.sep)))
         near = nearest(last, os.listdir(place or os.sep)) if os.path.isdir(place or os.sep) else None
         hint = f"; did you mean '{os.path.join(place, near)}'?" if near else ""
-        raise UserError(f"data: got '{name}', where nothing is; allowed: a folder, a .csv or an .npz{hint}")
+        allowed = "a folder, a .csv, an .npz or hf:USER/NAME@REVISION"
+        raise UserError(f"data: got '{name}', where nothing is; allowed: {allowed}{hint}")
     if kind not in known:
         raise unknown("data set, and no folder, .csv or .npz file here:", name, known)
     published = getattr(known[kind].load(), "PUBLISHED", {}).get(name, {})

@@ -285,7 +285,7 @@ def continued(path: Path, card: Card) -> Card:
     for what, old, new in zip(("another model", "other test images"), *hashes, strict=True):
         if old != new:
             got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
-            raise UserError(f"evaluate: {path} is about {got}; allowed: another out")
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder as out")
     aside = sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
     cards = itertools.chain([known], map(Card.load, aside))  # one set aside is read only if it may be needed
     same = next((one for one in cards if _same(one, card)), None)

@@ -99,7 +99,7 @@ def evaluate(
     keep_freed_memory(subject.device)
     before = device_of(subject.model)
     try:
-        runner = subject.runner(path and RunFolder(path.parent).state(path.stem))
+        runner = subject.runner(path and path.with_name(f"{path.stem}-state"))
         card = subject.card_of(runner).changed(command=command)
         with owned(None if path is None else RunFolder(path.parent)):
             # One process reads, so that all agree.

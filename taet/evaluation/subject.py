@@ -269,13 +269,14 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
 def by_name(labels: Ints, names: Sequence[str] | None, known: Sequence[str]) -> Ints:
     """Return labels (N,), indices into `names`, as indices of the same names in `known`, else in Unicode normal form.
 
-    An unknown name raises a `UserError`, but labels whose names are just numbers, or not given, where the known ones
-    are no numbers, are returned as they are.
+    An unknown name raises a `UserError`, but labels whose names are not given, or just numbers, which the known ones
+    are not, are returned as they are.
     """
     if names is None:
-        names = [f"{label}" for label in range(len(known))]
-        if {*names} != {*known}:  # the classes of folders called 0 to 10 are 0, 1, 10, 2, ...
-            return labels
+        if [*known] != (numbers := [f"{label}" for label in range(len(known))]) and {*known} == {*numbers}:
+            got = f"numbers, where the run's classes are called {listed(known, most=4)}"
+            raise UserError(f"labels: got {got}; allowed: with class_names, or a Dataset")
+        return labels
     ours, theirs = names, known
     if not {*names} <= {*known}:
         ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))

@@ -27,8 +27,8 @@ def write(
     """Write the report of `taet.results(...)`, or of what it takes, to the file `out`, and return its path.
 
     The ending of `out` says how: .html, one page that contains its styles and figures; .md and .tex, its main tables;
-    .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title. A file that begins as
-    the report does is replaced, any other with `force` only.
+    .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title. A .md, .tex or .csv that
+    is no report is replaced with `force` only.
 
     Raises:
         UserError: a source without a card, another ending, a file of something else, or in a run folder another file
@@ -49,10 +49,9 @@ def write(
     text = page.FORMS[out.suffix](found, title, notes)
     with located("report"):
         make_folder(out.parent)
-    if out.exists() and not force and out.read_bytes().partition(b"\n")[0] != text.encode().partition(b"\n")[0]:
-        raise UserError(
-            f"{out} exists and does not begin as this report; allowed: another file, or force to replace it"
-        )
+    begin = text.encode(errors="backslashreplace").partition(b"\n")[0]
+    if out.exists() and not force and out.read_bytes().partition(b"\n")[0] not in (b"", begin):
+        raise UserError(f"{out} exists and is no report; allowed: another file, or --force (force=True) to replace it")
     write_atomically(out, text.encode(errors="backslashreplace"))  # names of folders may be any bytes
     return out
 

@@ -51,7 +51,7 @@ def csv(results: Results, *_: object) -> str:
 
 def markdown(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the main tables in Markdown."""
-    parts = [f"# {title}", *notes]
+    parts = ["<!-- taet report -->", f"# {title}", *notes]
     for one in results.by_test_set():
         parts += [f"## {name(one)}", f"{about(one)} {lead(one)}"]
         parts += [f"**{flag}** ({of}): {text}" for flag, of, text in warnings(one)]
@@ -61,11 +61,11 @@ def markdown(results: Results, title: str, notes: Sequence[str]) -> str:
 
 def latex(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the main tables in LaTeX, for the package booktabs."""
-    parts = [f"% {' '.join(text.split())}" for text in (title, *notes)]
-    for one in results.by_test_set():
+    parts = [f"% {' '.join(text.split())}" for text in ("taet report", title, *notes)]
+    for number, one in enumerate(results.by_test_set(), 1):
         told = (f"{flag} ({of}): {text}" for flag, of, text in warnings(one))
         parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), about(one), *told))]
-        parts += [tables.latex(table, name(one)) for table in _main(one)]
+        parts += [tables.latex(table, name(one), number) for table in _main(one)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -121,7 +121,8 @@ def warnings(results: Results) -> list[tuple[str, str, str]]:
     found = defaultdict[tuple[str, str], dict[str, int]](dict)
     for (flag, row), of in held.items():
         (text, seed), texts = of[0], {text for text, _ in of}
-        found[flag, text if len(texts) == 1 else f"Of seed {seed}: {text}"][row] = len(of)
+        whose = "" if len(texts) == 1 else "Of one: " if seed is None else f"Of seed {seed}: "
+        found[flag, whose + text][row] = len(of)
     flags, cards = [*dict.fromkeys(flag for flag, _ in found)], Counter(one.row for one in results.named)
     lines = []
     for (flag, text), rows in sorted(found.items(), key=lambda pair: flags.index(pair[0][0])):

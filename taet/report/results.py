@@ -237,9 +237,9 @@ class Results:
             about = (data, ratio, model, protocol, selection, row, rank, *lead[["accuracy", "low", "high"]])
             yield *about, *numbers, int(lead["seeds"]), " ".join(sorted(flags))
 
-    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Write the report as HTML, Markdown, CSV or LaTeX, by the ending of `path`, and return its path."""
-        return write(self, path, title)
+    def report(self, path: str | os.PathLike[str], title: str | None = None, *, force: bool = False) -> Path:
+        """Write the report as `taet.report.write` does, and return its path."""
+        return write(self, path, title, force=force)
 
 
 def _unranked(cards: Sequence[Card]) -> str:

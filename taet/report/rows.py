@@ -128,8 +128,9 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     settings = [_settings(card, usual[0] if len(usual) == 1 else "", single) for card in cards]
     keys = _keys(cards, settings)
     firsts = {key: keys.index(key) for key in keys}
-    labels = _labels({key: (cards[place], settings[place]) for key, place in firsts.items()})
-    same = _merged(cards, keys, labels)
+    found = {key: (cards[place], settings[place]) for key, place in firsts.items()}
+    same = _merged(cards, keys, _labels(found))
+    labels = _labels({key: one for key, one in found.items() if same[key] == key})
     shared = [tuple("" if own.get(name) is None else words(own[name]) for name in SETTING) for own in settings]
     return [(labels[same[key]], setting) for key, setting in zip(keys, shared, strict=True)]
 
@@ -207,7 +208,7 @@ def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
 
 
 def _same_model(one: Card, other: Card) -> bool:
-    """Whether two cards are about one model; of a network without a run, with equal outputs, too."""
+    """Whether two cards are about one model: equal weights and, of networks without a run, equal outputs."""
     weights = one.model["weights_sha256"] == other.model["weights_sha256"]
     return weights and (one.seed is not None or same_answers(one, other))
 
@@ -241,7 +242,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             found[group][deviation] += 1
             # Some are named against their default, whatever the others have; all, if there is no majority.
             always = group[1] in known or name.removeprefix("training.") in Training.retired
-            if always or name in usual:
+            if always or name in usual or name == THREAT:
                 found[group][as_usual] += len(rows) if always else 0
     most = {
         group: max(of, key=lambda value: (2 * of[value] > of.total(), value == as_usual, of[value]))

@@ -46,10 +46,10 @@ def markdown(frame: pd.DataFrame) -> str:
     return markdown_table(_escaped(frame, MARKDOWN, "**{}**"))
 
 
-def latex(frame: pd.DataFrame, of: str) -> str:
-    """Return a table in LaTeX, for the package booktabs; the caption is its title, of the test set `of`."""
+def latex(frame: pd.DataFrame, of: str, number: int) -> str:
+    """Return a table in LaTeX, for the package booktabs; the caption is its title and `of`, the test set's name."""
     title = f"{frame.attrs['title']}: {of}"
-    label = "-".join(re.findall(r"[a-z0-9]+", title.lower()))
+    label = "-".join(re.findall(r"[a-z0-9]+", f"{frame.attrs['title']} {number}".lower()))
     said = [rf"\caption{{{''.join(LATEX.get(sign, sign) for sign in title)}}}", rf"\label{{tab:{label}}}"]
     head, *body = (" & ".join(row) + r" \\" for row in _escaped(frame, LATEX, r"\textbf{{{}}}"))
     begin = [r"\begin{table}", rf"\begin{{tabular}}{{l{'r' * len(frame.columns)}}}", r"\toprule"]

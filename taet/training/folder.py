@@ -234,10 +234,6 @@ class RunFolder:
             if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
                 yield path, f"{DELIVERED}{found[1] or ''}"
 
-    def state(self, of: str) -> Path:
-        """The folder with the finished batches of unfinished work, such as an evaluation."""
-        return self.path / f"{of}-state"
-
 
 def weights_digest(model: nn.Module) -> str:
     """The `tensors_digest` of a model's state."""

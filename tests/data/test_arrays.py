@@ -17,7 +17,7 @@ def test_a_file_is_taken_as_it_is(npz, arrays):
     assert (dataset.validation.images == validation["val_images"]).all()
     assert dataset.class_names == ("x", "y", "z")
     assert dataset.notes == (
-        "not cut to a long tail: the source's imbalance ratio is 6",
+        "not cut to a long tail: all its training images have an imbalance ratio of 6",
         "the source's own validation split is kept",
     )
 

@@ -81,6 +81,7 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     fill(elsewhere, 200, 2)
     (split / "train" / "ant" / "linked").symlink_to(elsewhere)
     (split / "train" / "ant" / "loop").symlink_to(split / "train" / "ant")
+    (elsewhere / "back").symlink_to(split / "train" / "ant")
     dataset = load(str(split), group="none")
     assert dataset.class_counts.tolist() == [4, 3]
     assert {"1 images outside of the class folders are left out", "left out: 1 other file (1 .txt)"} <= {*dataset.notes}
@@ -122,7 +123,7 @@ def test_unreadable_images_are_named_or_skipped_and_counted(split, fill, refused
         damaged.write_bytes(damaged.read_bytes()[:60])  # behind its header
     refused(split, "2 of 11 images cannot be read: '.*02.png'")  # of all splits at once
     (split / "train" / "cat" / "00.png").write_bytes(b"no image")
-    refused(split, r"1 of 11 headers of images cannot be read: '.*00.png' \(not an image.*skip-unreadable")
+    refused(split, r"1 of 11 images cannot be read by their headers: '.*00.png' \(not an image.*skip-unreadable")
     dataset = load(str(split), skip_unreadable=True)
     assert dataset.class_counts.tolist() == [1, 3]
     assert any(note.startswith("3 of 11 images cannot be read: '") and "02.png" in note for note in dataset.notes)
@@ -143,6 +144,9 @@ def patients(tmp_path, fill):
     return tmp_path
 
 
+DIVIDED_BY_NONE = "class 'other' is one group, so it is in one split; --data.group none divides it"
+
+
 def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     dataset = load(f"folder:{patients}", validation=0.2)
     groups = [{*split.groups} for split in dataset.splits.values()]
@@ -155,11 +159,14 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     for visit in ("first visit", "second visit"):  # of the only patient of a class
         fill(patients / "other" / "patient 0" / visit, 250, 2)
     dataset = load(f"folder:{patients}")
-    assert {"class 'other' has only one: --data.group none divides it", "no test image of: other"} < {*dataset.notes}
+    assert {DIVIDED_BY_NONE, "no test image of: other"} < {*dataset.notes}
     assert not {*dataset.train.groups} & {*dataset.test.groups}
-    fill(patients / "third" / "patient 0", 250, 2)  # half of the classes
-    assert load(f"folder:{patients}").train.groups is None
-    shutil.rmtree(patients / "third")
+    fill(patients / "third", 250)  # an image alone is no group
+    assert not any("'third' is one group" in note for note in load(f"folder:{patients}").notes)
+    fill(patients / "fourth" / "patient 0", 250, 2)
+    assert load(f"folder:{patients}").train.groups is None  # most classes have only one
+    for name in ("third", "fourth"):
+        shutil.rmtree(patients / name)
     fill(patients / "other" / "loose", 0)
     fill(patients / "runs" / "at", 0)
     (patients / "runs" / "at" / "run.json").touch()  # of a run, whose folder is no class

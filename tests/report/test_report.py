@@ -311,13 +311,13 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
         report.write(found, tmp_path / "x.pdf")
     one = table("A_title", {Text("50 %"): {"a|b_c": Text("1 & 2", "#3", bold=True)}}, ["a|b_c"])
     assert markdown(one).splitlines()[-1] == r"| a\|b\_c | **1 & 2 (#3)** |"
-    assert r"a|b\_c & \textbf{1 \& 2 (\#3)} \\" in latex(one, "my_data")
-    assert r"\caption{A\_title: my\_data}" + "\n" + r"\label{tab:a-title-my-data}" in latex(one, "my_data")
+    assert r"a|b\_c & \textbf{1 \& 2 (\#3)} \\" in latex(one, "my_data", 1)
+    assert r"\caption{A\_title: my\_data}" + "\n" + r"\label{tab:a-title-1}" in latex(one, "my_data", 1)
     assert len({*re.findall(r"\\label{(.*)}", written)}) == 4
     (tmp_path / "labels.csv").write_text("id,label\n")
-    with pytest.raises(UserError, match=r"labels\.csv exists and does not begin as this report; allowed: another"):
+    with pytest.raises(UserError, match=r"labels\.csv exists and is no report; allowed: another file, or --force"):
         report.write(found, tmp_path / "labels.csv")
-    assert report.write(found, report.write(found, tmp_path / "labels.csv", force=True)).stat().st_size > 99
+    assert found.report(found.report(tmp_path / "labels.csv", force=True)).stat().st_size > 99
 
 
 def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) -> None:

@@ -164,6 +164,8 @@ def test_rows_are_called_by_the_settings_in_which_they_leave_the_protocol(traine
     short = [trained(method, training__epochs=60) for method in ("at", "trades", "mart")]
     assert names(*short, trained("taet")) == ["at", "trades", "mart", "taet (epochs 100)"]  # as most rows have it
     assert names(trained("at", training__epochs=1), short[0]) == ["at (epochs 1)", "at (epochs 60)"]  # no majority
+    wider, named = trained("at").changed(threat={"norm": "linf", "eps": 0.1}), ["at (linf 0.1)", "taet (linf 8/255)"]
+    assert names(wider, trained("taet")) == names(trained("taet"), wider)[::-1] == named
     assert names(trained("trades", **{"method.beta": 1.0})) == ["trades (beta 1)"]
     assert names(trained("at"), trained("at", 1, training__monitor_every=7, evaluation__batch_size=3)) == ["at"] * 2
     wide = trained("at", about={"name": "wide", "weights_sha256": "f" * 64})
@@ -197,9 +199,9 @@ def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: 
     assert names(trained("at"), trained("at", about={"weights_sha256": "e" * 64})) == ["at", "at #2"]
     given, other = (make_card("my-net", seed).changed(seed=None, title="my-net") for seed in (0, 5))
     assert names(given, given, other) == ["my-net", "my-net", "my-net #2"]
-    scaled = given.changed(model={**given.model, "answers": [[1.0, 2.0]]})  # equal weights, in another network
-    assert names(given, scaled) == ["my-net", "my-net #2"]
-    assert names(given, scaled.changed(title="my-net scaled")) == ["my-net", "my-net scaled"]
+    first, scaled = (given.changed(model={**given.model, "answers": [[logit]]}) for logit in (1.0, 2.0))
+    assert names(first, scaled) == ["my-net", "my-net #2"]  # equal weights, in networks with other outputs
+    assert names(first, scaled.changed(title="my-net scaled")) == ["my-net", "my-net scaled"]
     assert names(given, other.changed(title="my-net second")) == ["my-net", "my-net second"]  # of two files
     ours, theirs = (make_card(name, seed).changed(seed=None, title=name) for seed, name in enumerate("ab"))
     assert names(*(one.changed(model={**one.model, "name": one.method}) for one in (ours, theirs))) == ["a", "b"]
