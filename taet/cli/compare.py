@@ -68,6 +68,9 @@ def run(words: list[str]) -> int:
     with trusted(*command.trust_model):
         result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, slurm=slurm, dry_run=dry, say=say)
     print(text(result, dry))
+    if slurm is not None and dry:
+        asked = {name: value for name, value in slurm.model_dump().items() if value is not None}
+        print("each cell asks SLURM for", ", ".join(f"{name} {value}" for name, value in asked.items()))
     return int("failed" in result.counts)
 
 

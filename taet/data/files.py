@@ -162,8 +162,7 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         rows = [row._replace(group="") for row in rows]
     elif splits:
         notes.append(f"a group is a subfolder of a class folder, at level {depth} below it")
-        many = {row.label for row in rows if row.group and not row.split}
-        if one := next((of for of in lone if of in many and group is None), None):
+        if one := next((of for of in lone if of in subfolders and not folders and group is None), None):
             notes.append(f"class '{one}' is one group, so it is in one split; --data.group none divides it")
     return rows, notes
 

@@ -64,10 +64,11 @@ def files_below(folder: Path) -> list[Path]:
     each folder once."""
     found, seen = list[Path](), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        new = (real := os.path.realpath(place)) not in seen
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if new and name[0] != ".")
-        files = files if new else []
+        folders[:] = sorted(name for name in folders if name[0] != ".")
         found += [Path(place, name) for name in files if name[0] != "."]
     return sorted(found, key=lambda file: file.parts)
 

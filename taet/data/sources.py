@@ -49,11 +49,10 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
     if kind not in known and os.sep in name:
-        place, last = os.path.split(os.path.expanduser(name.rstrip(os.sep)))
-        near = nearest(last, os.listdir(place or os.sep)) if os.path.isdir(place or os.sep) else None
-        hint = f"; did you mean '{os.path.join(place, near)}'?" if near else ""
-        allowed = "a folder, a .csv, an .npz or hf:USER/NAME@REVISION"
-        raise UserError(f"data: got '{name}', where nothing is; allowed: {allowed}{hint}")
+        place = Path(os.path.expanduser(name))
+        near = nearest(place.name, os.listdir(place.parent)) if place.parent.is_dir() else None
+        hint = f"; did you mean '{place.parent / near}'?" if near else ""
+        raise UserError(f"data: got '{name}', where nothing is; allowed: a folder, .csv, .npz or hf:NAME@COMMIT{hint}")
     if kind not in known:
         raise unknown("data set, and no folder, .csv or .npz file here:", name, known)
     published = getattr(known[kind].load(), "PUBLISHED", {}).get(name, {})

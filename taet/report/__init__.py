@@ -31,8 +31,7 @@ def write(
     is no report is replaced with `force` only.
 
     Raises:
-        UserError: a source without a card, another ending, a file of something else, or in a run folder another file
-            than report.html.
+        UserError: a source without a card, another ending, a file of something else, or in a run but report.html.
     """
     from taet.files import check_output, make_folder, write_atomically
     from taet.formatting import listed
@@ -46,13 +45,13 @@ def write(
     found = sources if isinstance(sources, Results) else results(sources)
     title = title or f"Adversarial robustness on {listed(dict.fromkeys(card.data['name'] for card in found.cards))}"
     notes = [*notes, *([f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else [])]
-    text = page.FORMS[out.suffix](found, title, notes)
+    # Names of folders may be any bytes.
+    text = page.FORMS[out.suffix](found, title, notes).encode(errors="backslashreplace")
     with located("report"):
         make_folder(out.parent)
-    begin = text.encode(errors="backslashreplace").partition(b"\n")[0]
-    if out.exists() and not force and out.read_bytes().partition(b"\n")[0] not in (b"", begin):
+    if out.exists() and not force and out.read_bytes().partition(b"\n")[0] not in (b"", text.partition(b"\n")[0]):
         raise UserError(f"{out} exists and is no report; allowed: another file, or --force (force=True) to replace it")
-    write_atomically(out, text.encode(errors="backslashreplace"))  # names of folders may be any bytes
+    write_atomically(out, text)
     return out
 
 

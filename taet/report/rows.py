@@ -127,8 +127,7 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     usual = multimode(single.values())
     settings = [_settings(card, usual[0] if len(usual) == 1 else "", single) for card in cards]
     keys = _keys(cards, settings)
-    firsts = {key: keys.index(key) for key in keys}
-    found = {key: (cards[place], settings[place]) for key, place in firsts.items()}
+    found = {key: (cards[keys.index(key)], settings[keys.index(key)]) for key in dict.fromkeys(keys)}
     same = _merged(cards, keys, _labels(found))
     labels = _labels({key: one for key, one in found.items() if same[key] == key})
     shared = [tuple("" if own.get(name) is None else words(own[name]) for name in SETTING) for own in settings]

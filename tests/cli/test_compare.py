@@ -72,6 +72,8 @@ def test_a_dry_run_prints_commands(taet: Any, place: Path) -> None:
     assert lines[1].startswith("    taet train at --data digits-lt")
     assert "--jobs is for this machine" in taet("compare", "two.toml", "--on", "slurm", "--jobs", "2").err
     assert lines[-1] == "2 cells: 1 missing, 1 not applicable"
+    asked = taet("compare", "two.toml", "--dry-run", "--on", "slurm", "--slurm.partition", "fast").out
+    assert asked.endswith("each cell asks SLURM for partition fast, time 8h, gpus 0, cpus 1\n")
     assert [path.name for path in place.iterdir()] == ["two.toml"]
 
 
