@@ -35,10 +35,11 @@ def points() -> pd.DataFrame:
     results = max(found, key=lambda one: len(one.named))  # the others are of imbalance ratio 50
     runs = {one.row: one.card.run["config"] for one in results.named}
     scores = results.scores("balanced").set_index("row").query("attack in ['autoattack', 'quick']")
+    scores = scores[[runs[row]["settings"].get("alpha", 1) == 1 for row in scores.index]]
     scores = scores.sort_values("attack").groupby(level="row").first()  # AutoAttack, where there is one
     shares = 100 * scores[["accuracy", "low", "high"]]
     about = {"name": [name(runs[row]) for row in shares.index], "passes": [passes(runs[row]) for row in shares.index]}
-    return shares.assign(**about).sort_values("passes")
+    return shares.assign(**about).sort_values(["passes", "name"])
 
 
 def figure() -> str:

@@ -53,6 +53,13 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("docs/speed.md", "cifar10-lt-fast-search/bcl2-25-[bn][6o]*", f"{TWICE[:-1]}, augment none)", TWICE, "quick"),
     ("docs/speed.md", "cifar10-lt-fast-search/at-bsl-*", "at-bsl (augment none", "at-bsl", "quick"),
     ("docs/notes-on-papers.md", "cifar10-lt-factors-search/*", TWICE, "taet", "quick"),
+    (
+        "docs/notes-on-papers.md",
+        "cifar10-lt-f[ae][sw]*/taet-41-epochs-none-*seed0",
+        "taet (alpha 3",
+        TWICE[:-1],
+        "quick",
+    ),
     ("docs/fine-tuning.md", "archive/ham10000-augmentation/*", "at-bsl (augment none", "at-bsl", "quick"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "clean"),
     ("docs/fine-tuning.md", "ham10000-fine-tune/*", "trades", "standard", "autoattack-fast"),
