@@ -13,7 +13,8 @@ from taet.settings import epoch_at
 RESULTS = Path(__file__).parents[1] / "results"
 CARDS = ("cifar10-lt-fast/*.json", "cifar10-lt-few-passes/*.json", "reproduce/cpu/at-bsl*seed?*.json")
 NAMES = {"taet": "TAET, alpha 1", "at-bsl": "AT-BSL", "n-fgsm": "N-FGSM"}
-PASSES, PERCENT = (10, 20, 50, 100, 200, 500, 1000), (20, 25, 30)
+RATIO = 10  # imbalance ratio of the figure
+PASSES, PERCENT, HIGHEST = (10, 20, 50, 100, 200, 500, 1000), (20, 25, 30), 32
 LEFT, RIGHT, TOP, BOTTOM, LINE = 48, 452, 150, 390, 19  # of the axes, and the height of a line of the legend
 
 
@@ -31,8 +32,8 @@ def name(run: dict[str, Any]) -> str:
 
 def points() -> pd.DataFrame:
     """Return the means over seeds with 95 % intervals, in per cent, under AutoAttack or, without it, `quick`."""
-    found = taet.results(*(RESULTS / one for one in CARDS)).by_test_set()
-    results = max(found, key=lambda one: len(one.named))  # the others are of imbalance ratio 50
+    every = taet.results(*(RESULTS / one for one in CARDS)).by_test_set()
+    results = next(one for one in every if one.cards[0].data["imbalance_ratio"] == RATIO)
     runs = {one.row: one.card.run["config"] for one in results.named}
     scores = results.scores("balanced").set_index("row").query("attack in ['autoattack', 'quick']")
     scores = scores[[runs[row]["settings"].get("alpha", 1) == 1 for row in scores.index]]
@@ -50,7 +51,7 @@ def figure() -> str:
         return round(LEFT + share * (RIGHT - LEFT), 1)
 
     def y(value: float) -> float:
-        return round(BOTTOM - (value - PERCENT[0]) / (32 - PERCENT[0]) * (BOTTOM - TOP), 1)
+        return round(BOTTOM - (value - PERCENT[0]) / (HIGHEST - PERCENT[0]) * (BOTTOM - TOP), 1)
 
     words = [(x(tick), BOTTOM + 18, "middle", f"{tick}") for tick in PASSES]
     words += [(LEFT - 8, y(tick) + 4, "end", f"{tick} %") for tick in PERCENT]
@@ -59,9 +60,8 @@ def figure() -> str:
     parts = [f'<path d="{grid}" stroke="#88888844"/>']
     for place, (called, of) in enumerate(points().groupby("name", sort=False)):
         marker, at = MARKERS[place], LINE * (place + 0.5)
-        where = [
-            (x(one.passes) + 1.5 * place - 4, one) for one in of.itertuples()
-        ]  # side by side, where they are equal
+        aside = 1.5 * place - 4  # so that lines with equal passes stand side by side
+        where = [(x(one.passes) + aside, one) for one in of.itertuples()]
         path = "M" + "L".join(f"{across} {y(one.accuracy)}" for across, one in where)
         bars = "".join(f"M{across} {y(one.low)}V{y(one.high)}" for across, one in where)
         marks = "".join(f"M{across} {y(one.accuracy)}{marker}" for across, one in where)

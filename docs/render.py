@@ -442,9 +442,8 @@ def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
     parts = [(EVALUATION, HEAD, END, f"\n{attack_tables()}\n"), (CHOICE, HEAD, END_OF_CHOICE, f"\n{versus_at()}\n")]
-    parts += [
-        (path, TABLES, END_OF_TABLES, script("result_tables").rendered(path)) for path in script("result_tables").PAGES
-    ]
+    tables = script("result_tables")
+    parts += [(path, TABLES, END_OF_TABLES, tables.rendered(path)) for path in tables.PAGES]
     for path, begin, end, text in parts:
         found[path] = renewed(found.get(path) or path.read_text(encoding="utf-8"), begin, end, f"\n{text}\n")
     return {PAGES / "README.md": index(), LOSSES: loss_page(), FIGURE: script("passes").figure(), **found}

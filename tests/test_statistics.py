@@ -10,6 +10,7 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 
 from taet import intervals, metrics, statistics
+from taet.evaluation.column import Column, Summary
 
 CORRECT, TOTAL = np.array([8, 3, 0, 5, 0]), np.array([10, 4, 2, 5, 0])
 
@@ -45,12 +46,25 @@ images = st.integers(1, 40).flatmap(
 
 
 @given(images)
-def test_shares_of_classes_equal_naive_loops(drawn: tuple[list[int], list[int], list[int]]) -> None:
+def test_flips_and_errors_equal_naive_loops(drawn: tuple[list[int], list[int], list[int]]) -> None:
     labels, clean, attacked = drawn
-    flips = statistics.class_shares(np.array(clean) != np.array(attacked), labels, 5)
+    rows, about = list(zip(labels, clean, attacked, strict=True)), {"eps": None, "bounded": True, "parameters": {}}
+    before, after = (
+        Column(name="any", norm=None, correct=np.array(found) == labels, predictions=np.array(found), **about)
+        for found in (clean, attacked)
+    )
+    of = Summary(after, before, np.array(labels), 5, None)
+    assert of.flip_rate == pytest.approx(sum(a != b for _, a, b in rows) / len(rows))
+    flips, natural, boundary = of.class_flip_rate, of.natural_error, of.boundary_error
     for c in range(5):
-        own = [a != b for label, a, b in zip(labels, clean, attacked, strict=True) if label == c]
-        assert flips[c] == pytest.approx(sum(own) / len(own) if own else math.nan, nan_ok=True)
+        own = [(a, b) for label, a, b in rows if label == c]
+        if not own:
+            assert np.isnan([flips[c], natural[c], boundary[c]]).all()
+            continue
+        assert flips[c] == pytest.approx(sum(a != b for a, b in own) / len(own))
+        assert natural[c] == pytest.approx(sum(a != c for a, _ in own) / len(own))
+        # Robust error: the image or its adversarial example is misclassified.
+        assert natural[c] + boundary[c] == pytest.approx(sum(a != c or b != c for a, b in own) / len(own))
 
 
 def test_an_image_that_did_not_fall_is_further_than_any_that_did() -> None:

@@ -59,3 +59,11 @@ def test_so_does_that_of_a_wrapped_method_at_perturbed_weights(
     wrapped_case: Case, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_steps(wrapped_case, network, monkeypatch, awp=0.01)
+
+
+def test_a_tensor_on_the_host_is_found() -> None:
+    here, there = torch.ones(3), torch.ones(3, device=DEVICE)
+    with pytest.raises(RuntimeError, match="device"):
+        here + there
+    with pytest.raises(RuntimeError, match="meta"):
+        there.sum().item()
