@@ -42,11 +42,6 @@ class OuterLoss(nn.Module):
     q would raise rare classes (our choice). The class weight is that of the label. focal and ldam do not support s.
     """
 
-    shift: Tensor
-    margins: Tensor
-    balanced: Tensor
-    weights: Tensor
-    factor: Tensor
     by_class: bool = False
     """Whether losses are finally multiplied by the `factor` of their label (C,), which a method sets."""
 
@@ -69,15 +64,11 @@ class OuterLoss(nn.Module):
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
         images = counts if distinct is None else torch.as_tensor(distinct, dtype=torch.float64)
         shifts = {"balanced-softmax": positive_counts(counts).log(), "logit-adjustment": outer.tau * log_prior(counts)}
-        constants = {
-            "shift": shifts.get(outer.name, torch.zeros_like(counts)),
-            "margins": scale * ldam_margins(images, outer.max_margin),
-            "balanced": effective_number_weights(counts, outer.beta),
-            "weights": torch.ones_like(counts),
-            "factor": torch.ones_like(counts),
-        }
-        for name, values in constants.items():  # not saved: they follow from the task and the epoch
-            self.register_buffer(name, values, persistent=False)
+        # Not saved: they follow from the task and the epoch.
+        self.shift = nn.Buffer(shifts.get(outer.name, torch.zeros_like(counts)), persistent=False)
+        self.margins = nn.Buffer(scale * ldam_margins(images, outer.max_margin), persistent=False)
+        self.balanced = nn.Buffer(effective_number_weights(counts, outer.beta), persistent=False)
+        self.weights, self.factor = (nn.Buffer(torch.ones_like(counts), persistent=False) for _ in range(2))
         self.enter(0)
 
     @property

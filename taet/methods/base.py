@@ -199,16 +199,13 @@ class Method(nn.Module):
 
         label = "method"
 
-    class_counts: Tensor
-    """Training images of each class, (C,)."""
-    exposure: Tensor
-    """Class counts by the prior of the batches, (C,): what a loss that undoes or weighs the prior takes."""
-
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__()
         self.config, self.task, self.stage = config, task, task.stages[0]
-        self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
-        self.register_buffer("exposure", torch.tensor(task.exposure, dtype=torch.float32), persistent=False)
+        self.class_counts = nn.Buffer(torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
+        """Training images of each class, (C,)."""
+        self.exposure = nn.Buffer(torch.tensor(task.exposure, dtype=torch.float32), persistent=False)
+        """Class counts by the prior of the batches, (C,): what a loss that undoes or weighs the prior takes."""
         # Every label term of an outer loss goes through here: `self.outer(logits, y)` -> (N,).
         begin = min((epoch for epoch in task.milestones if epoch < task.epochs), default=None)
         self.outer = OuterLoss(task.outer, task.exposure, task.head.scale, begin, task.distinct)

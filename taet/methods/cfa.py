@@ -27,24 +27,19 @@ BEGIN = 1 / 20  # epoch 10 of 200
 class CfaRule(BudgetRule):
     """Factors lambda_1 + R_c, with R_c the training robustness of class c over the epoch before; 1 before `begin`."""
 
-    hits: Tensor
-    seen: Tensor
-    strength: Tensor
-    """lambda_2 + R_c, or 1: the divergence of a class over that of the base, (C,)."""
-
     def __init__(self, task: Task, lambda_1: float, lambda_2: float, begin: float) -> None:
         super().__init__()
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
         self.first = first_epoch("begin", begin, task)
         zeros = torch.zeros(task.num_classes, dtype=torch.float64)
-        self.register_buffer("hits", zeros)
-        self.register_buffer("seen", zeros.clone())
-        self.register_buffer("strength", zeros + 1)
+        self.hits, self.seen = nn.Buffer(zeros), nn.Buffer(zeros.clone())
+        self.strength = nn.Buffer(zeros + 1)
+        """lambda_2 + R_c, or 1: the divergence of a class over that of the base, (C,)."""
 
     def observe(self, epoch: int, logits: Tensor, labels: Tensor) -> None:
         hits, images = class_sums((logits.argmax(1) == labels)[:, None], labels, len(self.seen))
-        self.hits += hits[:, 0]
-        self.seen += images
+        self.hits.add_(hits[:, 0])
+        self.seen.add_(images)
 
     def factors(self, epoch: int) -> Tensor | None:
         robust, known = self.hits / self.seen.clamp(min=1), self.seen > 0

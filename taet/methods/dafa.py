@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.fields import NonNegative
@@ -38,8 +38,6 @@ class DafaRule(BudgetRule):
     """Factors by `class_weights` of what was predicted in the last epoch of the warm-up; 1 before."""
 
     weighs_labels = True
-    confusion: Tensor
-    seen: Tensor
 
     def __init__(self, task: Task, lam: float | None, floor: float, warm_up: float) -> None:
         super().__init__()
@@ -49,14 +47,14 @@ class DafaRule(BudgetRule):
         if task.stages[self.first - 1] == "clean":
             raise UserError(f"method warm up: got {warm_up:.3g}, which ends without an attack; allowed: another share")
         classes = task.num_classes
-        self.register_buffer("confusion", torch.zeros(classes, classes, dtype=torch.float64))
-        self.register_buffer("seen", torch.zeros(classes, dtype=torch.float64))
+        self.confusion = nn.Buffer(torch.zeros(classes, classes, dtype=torch.float64))
+        self.seen = nn.Buffer(torch.zeros(classes, dtype=torch.float64))
 
     def observe(self, epoch: int, logits: Tensor, labels: Tensor) -> None:
         if epoch == self.first - 1:
             sums, images = class_sums(logits.double().softmax(1), labels, len(self.seen))
-            self.confusion += sums
-            self.seen += images
+            self.confusion.add_(sums)
+            self.seen.add_(images)
 
     def factors(self, epoch: int) -> Tensor | None:
         if epoch != self.first:

@@ -69,10 +69,6 @@ class FairRobust(Method):
         begin: Share | None = None
         """Share of the epochs before the second stage. Default: up to the first milestone."""
 
-    factor: Tensor
-    multipliers: Tensor
-    weights: Tensor
-
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         budgets = "eps (0.98 to 3 times) and step size" if config.margin and config.margin_rate else ""
@@ -84,9 +80,9 @@ class FairRobust(Method):
             allowed = "a smaller --monitor-every, or more epochs"
             raise UserError(f"frl: got no point of the curve that it could use; allowed: {allowed}")
         self.scale = FEEDBACKS / max(used, 1)
-        self.register_buffer("multipliers", torch.zeros(3, task.num_classes, dtype=torch.float64))
-        self.register_buffer("weights", torch.full((2, task.num_classes), 1 / task.num_classes))
-        self.register_buffer("factor", torch.ones(task.num_classes))
+        self.multipliers = nn.Buffer(torch.zeros(3, task.num_classes, dtype=torch.float64))
+        self.weights = nn.Buffer(torch.full((2, task.num_classes), 1 / task.num_classes))
+        self.factor = nn.Buffer(torch.ones(task.num_classes))
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:

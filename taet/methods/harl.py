@@ -48,8 +48,6 @@ class Harl(Method):
         momentum: Annotated[PartialShare, OnlyWith(absent="ema")] = 0.9
         """Share of the past in the running mean of `absent` ema (our choice)."""
 
-    running: Tensor
-
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         refuse_outer("harl", task, "its loss already balances the classes and takes none")
@@ -57,7 +55,7 @@ class Harl(Method):
         if not (config.alpha or config.beta or config.gamma):
             raise UserError("harl: got alpha, beta and gamma 0, which leaves no loss; allowed: one of them above 0")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
-        self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
+        self.running = nn.Buffer(torch.full((task.num_classes,), math.log(task.num_classes)))
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
         config = self.config

@@ -52,16 +52,13 @@ class Reat(Method):
         tail_weight: Annotated[NonNegative, OnlyWith(tail=True)] = 1.0
         """Factor of TAIL (public code)."""
 
-    weights: Tensor
-    tail: Tensor
-
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if config.rbl and task.weighting != "none":
             raise UserError(f"reat: got the weighting {task.weighting}; it has weights of its own: add --method.no-rbl")
         self.uses_features = config.tail
-        self.register_buffer("weights", rebalancing_weights(self.exposure, self.exposure))
-        self.register_buffer("tail", tail_classes(self.class_counts, config.form), persistent=False)
+        self.weights = nn.Buffer(rebalancing_weights(self.exposure, self.exposure))
+        self.tail = nn.Buffer(tail_classes(self.class_counts, config.form), persistent=False)
 
     @staticmethod
     def outer_loss(config: Config, task: Task) -> Outer:

@@ -4,7 +4,7 @@ Source: Zhang et al., RobustLT, CVPR 2026, arXiv:2605.13395.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taet.fields import Share
 from taet.methods.base import Task
@@ -28,13 +28,11 @@ def class_budgets(class_counts: Tensor, a: float) -> Tensor:
 class CountsRule(BudgetRule):
     """Factors by the class counts alone: min(t / (b E), 1) times `class_budgets` in epoch t of E, from 0."""
 
-    budgets: Tensor
-
     def __init__(self, task: Task, a: float, b: float | None, base: str) -> None:
         super().__init__()
         self.length = (WARM_UP.get(base, 0.8) if b is None else b) * task.epochs
         counts = torch.tensor(task.exposure, dtype=torch.float32)
-        self.register_buffer("budgets", class_budgets(counts, a), persistent=False)
+        self.budgets = nn.Buffer(class_budgets(counts, a), persistent=False)
 
     def factors(self, epoch: int) -> Tensor:
         return (min(epoch / self.length, 1.0) if self.length else 1.0) * self.budgets

@@ -38,14 +38,11 @@ class WorstClass(Method):
         eta: NonNegative = 0.1
         """Rate of the weights, for a run with 100 points of the curve (public code)."""
 
-    costs: Tensor
-    weights: Tensor
-
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         self.rate = config.eta * FEEDBACKS / len(task.watched)
-        self.register_buffer("costs", torch.zeros(task.num_classes + 1, dtype=torch.float64))
-        self.register_buffer("weights", torch.ones(task.num_classes + 1))
+        self.costs = nn.Buffer(torch.zeros(task.num_classes + 1, dtype=torch.float64))
+        self.weights = nn.Buffer(torch.ones(task.num_classes + 1))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural, logits = model(x), model(adversarial.x)
@@ -56,5 +53,5 @@ class WorstClass(Method):
 
     def feedback(self, epoch: int, seen: Seen) -> None:
         costs = seen.rates(seen.clean_loss + self.config.beta * seen.divergence)
-        self.costs += torch.cat([costs, costs.mean()[None]])
+        self.costs.add_(torch.cat([costs, costs.mean()[None]]))
         self.weights.copy_(self.task.num_classes * (self.rate * self.costs).softmax(0))

@@ -73,7 +73,6 @@ class ClassBudgets(Method):
                 return from_json(methods.find(info.data["base"]).Config, value, "method")
 
     base: Method
-    factor: Tensor
 
     def __init__(self, config: Config, task: Task, rule: Callable[[], BudgetRule]) -> None:
         super().__init__(config, task)
@@ -89,7 +88,7 @@ class ClassBudgets(Method):
         self.rule = rule()  # last: what is wrong with the base is said first
         self.epoch = 0
         base.outer.by_class = self.rule.weighs_labels
-        self.register_buffer("factor", torch.ones_like(self.class_counts))
+        self.factor = nn.Buffer(torch.ones_like(self.class_counts))
 
     @staticmethod
     def head(config: Config, task: Task) -> Head:

@@ -22,11 +22,6 @@ class Classifier(nn.Module):
     post-hoc class prior).
     """
 
-    body: nn.Module
-    head: nn.Module
-    mean: Tensor
-    std: Tensor
-    offset: Tensor
     notes: tuple[str, ...] = ()
     """On the origin of its parts and first weights."""
     still: bool = False
@@ -36,9 +31,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
-        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
-        self.register_buffer("std", torch.ones(1, channels, 1, 1))
-        self.register_buffer("offset", torch.zeros(num_classes))
+        self.mean = nn.Buffer(torch.zeros(1, channels, 1, 1))
+        self.std = nn.Buffer(torch.ones(1, channels, 1, 1))
+        self.offset = nn.Buffer(torch.zeros(num_classes))
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and standard deviation per channel of the input normalisation, in units of the image."""
@@ -47,13 +42,12 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
-        mean, std = self.mean, self.std
-        if x.device.type == "cpu" and x.stride(1) == 1 and x.shape[1] > 1:  # channels last
-            # In this layout a CPU needs a sixth of the time with rows of numbers instead of one number per channel.
-            mean, std = (
-                value.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last)
-                for value in (mean, std)
-            )
+        # In channels last a CPU needs a sixth of the time with rows of numbers instead of one number per channel.
+        in_rows = x.device.type == "cpu" and x.stride(1) == 1 and x.shape[1] > 1
+        mean, std = (
+            value.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last) if in_rows else value
+            for value in (self.mean, self.std)
+        )
         features: Tensor = self.body((x - mean) / std)
         return features
 
@@ -81,14 +75,12 @@ def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:
 class Adapter(nn.Module):
     """A custom module (images in [0, 1] -> logits) with float32 logits and the deployed offset."""
 
-    network: nn.Module
-    offset: Tensor
     notes: tuple[str, ...] = ()
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("offset", torch.zeros(num_classes))
+        self.offset = nn.Buffer(torch.zeros(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)

@@ -46,14 +46,10 @@ NORMALIZATIONS: dict[str, Statistics] = {
 class Normalized(nn.Module):
     """network((x - mean) / std): images (N, C, H, W) in [0, 1] -> logits, so that eps stays in units of the image."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: nn.Module, statistics: Statistics) -> None:
         super().__init__()
         self.network = network
-        for name, values in zip(("mean", "std"), statistics, strict=True):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
+        self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, -1, 1, 1)) for values in statistics)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network((x - self.mean) / self.std)
