@@ -1,7 +1,5 @@
 """Adversarial robustness under long-tailed data: train, attack, report. Importing this does not import torch."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -4,8 +4,6 @@
 found into one line, `label lr: got X; allowed: Y; did you mean Z?`. --help shows the same words.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re
@@ -67,7 +65,7 @@ class OnlyWith:
     def __init__(self, **others: object) -> None:
         self.others = {name: value if isinstance(value, tuple) else (value,) for name, value in others.items()}
 
-    def holds(self, config: Settings) -> bool:
+    def holds(self, config: "Settings") -> bool:
         """Whether the field has an effect in `config`."""
         own = ((getattr(config, name), values) for name, values in self.others.items())
         return any(value in values or (... in values and value not in (None, 0)) for value, values in own)

@@ -1,7 +1,5 @@
 """The options of an attack: a dataclass that knows its names and its cost, and how it runs on a batch of images."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Data sets: labelled images in splits, their checks, and what is derived from them."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import textwrap
@@ -154,7 +152,7 @@ class Dataset:
         class_names: Sequence[str] | None = None,
         name: str = "arrays",
         mirror: bool = True,
-    ) -> Dataset:
+    ) -> Self:
         """Make a data set from arrays, without a long-tailed cut.
 
         Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3), copied only if they are read-only or not in C order; labels
@@ -246,7 +244,7 @@ class DataFacts:
     """Images of each split: "train", "test" and, if there is one, "validation"."""
 
     @classmethod
-    def of(cls, splits: Mapping[str, Split | Part], shape: tuple[int, int, int]) -> DataFacts:
+    def of(cls, splits: Mapping[str, Split | Part], shape: tuple[int, int, int]) -> Self:
         """Return the facts of the chosen splits."""
         sizes = {part: len(split) for part, split in splits.items()}
         return cls(tuple(splits["train"].class_counts.tolist()), shape, sizes)

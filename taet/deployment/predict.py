@@ -1,7 +1,5 @@
 """Predictions of a finished run for new images, and whether each survives an attack."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +63,7 @@ class Predictions:
         """How many images could not be read."""
         return sum(map(bool, self.errors))
 
-    def table(self, top: int = 1) -> pandas.DataFrame:
+    def table(self, top: int = 1) -> "pandas.DataFrame":
         """Return a row per image: path, class, probability; survives after an attack; error if any image has one.
 
         With `top` above 1 the next most likely classes follow as class_2, probability_2, and so on. Values of an image

@@ -1,7 +1,5 @@
 """The result card: the outcome of each attack on each test image, the numbers computed from it, and how it is kept."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os
@@ -184,7 +182,7 @@ class Card(CardPart):
         write_json(Path(path), seal(self.to_json()))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Card:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
         A file that is no card, of a newer schema or another checksum, or a number that does not agree with the masks,
@@ -199,7 +197,7 @@ class Card(CardPart):
             return cls.from_json(stored, sealed=sealed)
 
     @classmethod
-    def from_json(cls, stored: Any, *, sealed: bool = True) -> Card:
+    def from_json(cls, stored: Any, *, sealed: bool = True) -> Self:
         """Rebuild a card from the output of `to_json`, in this schema or an older one."""
         if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
             raise UserError("not a result card")

@@ -1,13 +1,11 @@
 """The subject of an evaluation: a model with its test images, checked, and what their card says about both."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -71,7 +69,7 @@ class Subject:
         weights: str = DELIVERED,
         model: nn.Module | None = None,
         dataset: Dataset | None = None,
-    ) -> Subject:
+    ) -> Self:
         """Return a Module on images, or the model of a run on its own images or others: see `taet.evaluate`."""
         about: Json = {"name": "arrays"}
         if not isinstance(model_or_run_dir, nn.Module | str | os.PathLike):
@@ -112,7 +110,7 @@ class Subject:
         data: Json,
         model: nn.Module | None,
         dataset: Dataset | None,
-    ) -> Subject:
+    ) -> Self:
         if given is None:
             run, network, loaded, record = load_run(folder.path, weights, model=model, dataset=dataset)
             images, labels, sha256, data = loaded.test.images, loaded.test.labels, loaded.test.sha256, loaded.about()
@@ -157,7 +155,7 @@ class Subject:
         names = dict.fromkeys((Clean.name, *self.settings.attacks))
         return attacks_of(self.settings.replace(attacks=tuple(names)))
 
-    def changed(self, changes: Mapping[str, Any], device: str) -> Subject:
+    def changed(self, changes: Mapping[str, Any], device: str) -> Self:
         """Return the subject on a device, with these fields of its settings changed as `bundles.settle` does."""
         protocol = self.about["protocol"]
         usual = protocols.start(protocol, self.about["method"]) if protocol else protocols.taet()

@@ -1,7 +1,5 @@
 """The grid of a comparison: methods x data x imbalance ratios x seeds x variants, as a TOML file, and its cells."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os
@@ -10,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
@@ -147,13 +145,13 @@ class Cell:
     reason: str = ""
     """Why it does."""
 
-    def with_seed(self, seed: int) -> Cell:
+    def with_seed(self, seed: int) -> Self:
         """Return the cell with this seed, in the folder of that name."""
         name, settings = f"{self.name}_seed{seed}", {**self.settings, "seed": seed}
         run = None if self.run is None else self.run.replace(seed=seed)
         return replace(self, name=name, seed=seed, folder=self.folder.with_name(name), run=run, settings=settings)
 
-    def look(self, threads: int = 1) -> Outcome:
+    def look(self, threads: int = 1) -> "Outcome":
         """Read the folder; a command to train gives the run this number of threads unless it has its own."""
         held, run, folder = RunFolder(self.folder), self.run, str(self.folder)
         if run is None:

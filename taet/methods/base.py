@@ -5,11 +5,9 @@ A method is one small class in one file of this folder. The trainer refers to no
 one: a wrapper holds the other method and forwards the hooks. CONTRIBUTING.md has the rules for state and branches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +79,7 @@ class Attack:
         """Length of a step, a number or one per sample (N,)."""
         return self.threat.step_size if self.factor is None else self.threat.step_size * self.factor
 
-    def scaled(self, factor: Tensor) -> Attack:
+    def scaled(self, factor: Tensor) -> Self:
         """Return this attack with eps and step size multiplied by `factor` (N,)."""
         return replace(self, factor=factor if self.factor is None else self.factor * factor)
 

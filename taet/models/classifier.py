@@ -1,10 +1,8 @@
 """The structure of every model: normalisation, features, a linear or a cosine head, and the deployed offset."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -60,16 +58,11 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.still:
             self.body.eval()
         return self
-
-
-def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:
-    """Return `model` if it is a Classifier or Adapter, else wrapped in an `Adapter`."""
-    return model if isinstance(model, Classifier | Adapter) else Adapter(model, num_classes)
 
 
 class Adapter(nn.Module):
@@ -85,6 +78,11 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
         return logits.to(self.offset.dtype) - self.offset
+
+
+def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:
+    """Return `model` if it is a Classifier or Adapter, else wrapped in an `Adapter`."""
+    return model if isinstance(model, Classifier | Adapter) else Adapter(model, num_classes)
 
 
 class Head(NamedTuple):
