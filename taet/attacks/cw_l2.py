@@ -12,7 +12,7 @@ from taet.attacks.inputs import refusing
 from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled, margin
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
-from taet.fields import Count, NonNegative, Positive, check_value
+from taet.fields import Count, NonNegative, Positive
 from taet.losses.long_tail import full_precision
 from taet.settings import Evaluation
 
@@ -33,12 +33,12 @@ def cw_l2(
     x: Tensor,
     y: Tensor,
     *,
-    c: float | None = 10.0,
-    kappa: float = 0.0,
-    steps: int = 100,
-    lr: float = 0.01,
-    search_steps: int = SEARCH_STEPS,
-    initial_c: float = INITIAL_CONSTANT,
+    c: Positive | None = 10.0,
+    kappa: NonNegative = 0.0,
+    steps: Count = 100,
+    lr: Positive = 0.01,
+    search_steps: Count = SEARCH_STEPS,
+    initial_c: Positive = INITIAL_CONSTANT,
     box: Boxed | None = None,
     eps: Size | None = None,
     checked: bool = False,
@@ -64,11 +64,6 @@ def cw_l2(
     defaults are those of the authors' public code.
     """
     del checked  # `refusing` has read it
-    hints = {"c": Positive | None, "kappa": NonNegative, "box": Boxed | None, "steps": Count, "lr": Positive}
-    for name, value in {"c": c, "kappa": kappa, "box": box, "steps": steps, "lr": lr}.items():
-        check_value(name, value, hints[name])
-    check_value("search steps", search_steps, Count)
-    check_value("initial c", initial_c, Positive)
     origin = full_precision(x.detach())
     unsquash, squash = SQUASH[box or ("sine" if c is None else "tanh")]
 

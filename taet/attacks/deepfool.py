@@ -13,7 +13,7 @@ from taet.attacks.inputs import refusing
 from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
-from taet.fields import Count, NonNegative, check_value
+from taet.fields import Count, NonNegative
 from taet.losses.long_tail import full_precision, is_label
 
 NAMES = {"deepfool": "nearest L2 boundary by linearisation, fast (Moosavi-Dezfooli et al. 2016); 500 passes at most"}
@@ -28,10 +28,10 @@ def deepfool(
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 50,
-    overshoot: float = 0.02,
+    steps: Count = 50,
+    overshoot: NonNegative = 0.02,
     eps: Size | None = None,
-    candidates: int = 10,
+    candidates: Candidates = 10,
     checked: bool = False,
 ) -> Tensor:
     """Step to the nearest boundary of the linearised model until it is crossed: x' = clip_[0,1](x + (1 + overshoot) r).
@@ -49,9 +49,6 @@ def deepfool(
     fool deep neural networks", CVPR 2016, arXiv:1511.04599, algorithm 2, with the settings of the authors' public code.
     """
     del checked  # `refusing` has read it
-    check_value("steps", steps, Count)
-    check_value("candidates", candidates, Candidates)
-    check_value("overshoot", overshoot, NonNegative)
     origin = full_precision(x.detach())
     total, x_adv, sound = torch.zeros_like(origin), origin, torch.ones_like(y, dtype=torch.bool)
     with frozen(model):

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from taet.attacks.ball import Norm, Size, check_size
 from taet.errors import UserError
+from taet.fields import check_value, leaves
 
 P = ParamSpec("P")
 Model = Callable[[Tensor], Tensor]
@@ -19,15 +20,20 @@ def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Decorate an attack on `model`, `x`, `y`: check its inputs, and compute gradients in any mode of the caller.
 
     The attack has the keywords `eps`, `checked` and, unless its ball is that of L2, `norm`. With `checked=True` the
-    inputs are taken as valid, and no check that would wait for the device is made.
+    inputs are taken as valid, and no check that would wait for the device is made. Options whose annotation is a
+    choice or has bounds are checked against it.
     """
-    defaults = getattr(attack, "__kwdefaults__", {})
+    defaults, hints = getattr(attack, "__kwdefaults__", {}), get_type_hints(attack, include_extras=True)
+    known = [(name, kind, marks) for name, hint in hints.items() for kind, marks in leaves(hint)]
+    bounded = {name for name, kind, marks in known if marks or get_origin(kind) is Literal}
 
     @functools.wraps(attack)
     def call(model: Model, x: Tensor, y: Tensor, **options: Any) -> Tensor:
         given = {"norm": "l2", **defaults, **options}
         ball: dict[str, Any] = {name: given.get(name) for name in ("eps", "norm", "checked")}
         with ready(model, x, y, **ball) as sound:
+            for name in filter(bounded.__contains__, options):
+                check_value(name.replace("_", " "), options[name], hints[name])
             return attack(*sound, **options)  # type: ignore[arg-type]
 
     return call  # type: ignore[return-value]

@@ -15,7 +15,7 @@ from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.errors import UserError
-from taet.fields import Count, Positive, Whole, check_value, got_text
+from taet.fields import Count, Positive, Whole, got_text
 from taet.losses.long_tail import cross_entropy, full_precision
 from taet.settings import Evaluation
 
@@ -41,14 +41,14 @@ def pgd(
     y: Tensor,
     *,
     eps: Size,
-    steps: int,
+    steps: Whole,
     step_size: Size | Sequence[Size],
     norm: Norm = "linf",
     start: Start = "uniform",
     start_noise: Tensor | torch.Generator | None = None,
     objective: Objective | Sequence[Objective] = cross_entropy,
     targeted: bool = False,
-    restarts: int = 1,
+    restarts: Count = 1,
     bn_mode: BNMode = "eval",
     observe: Callable[[int, Tensor], None] | None = None,
     checked: bool = False,
@@ -77,9 +77,6 @@ def pgd(
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, arXiv:1706.06083.
     """
-    hints = {"norm": Norm, "start": Start, "steps": Whole, "restarts": Count}
-    for name, value in {"norm": norm, "start": start, "steps": steps, "restarts": restarts}.items():
-        check_value(name, value, hints[name])
     objectives = _each_step("objective", objective, steps)
     if not all(map(callable, objectives)):
         allowed = "a function from (logits, labels) to one value per image, e.g. of taet.attacks.objectives.OBJECTIVES"

@@ -15,7 +15,7 @@ from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import Objective, fooled, margin, nearest_classes, probability_margin
 from taet.attacks.pgd import pgd
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
-from taet.fields import Count, Share, check_value
+from taet.fields import Count, Share
 from taet.losses.long_tail import full_precision
 
 NAMES = {
@@ -74,8 +74,8 @@ def quick(
     *,
     eps: Size,
     norm: Norm = "linf",
-    targets: int = 3,
-    near: float = 0.3,
+    targets: Count = 3,
+    near: Share = 0.3,
     noise: Callable[[int], Tensor] | None = None,
     checked: bool = False,
 ) -> Tensor:
@@ -103,8 +103,6 @@ def quick(
     box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021, arXiv:2103.01208, section 4.2.
     """
     del checked  # `refusing` has read it
-    check_value("targets", targets, Count)
-    check_value("near", near, Share)
     x = full_precision(x.detach())
     source = Source(torch.Generator(x.device).manual_seed(0))
     drawn = noise or (lambda _: draw_noise(x, eps, "uniform", source, norm))
