@@ -185,9 +185,7 @@ class LearnableAttackStrategy(Method):
         for group in optimizer.param_groups:
             if "momentum" in group:
                 group["momentum"] = 0.0  # SGD is published without
-        attacked = ahead if step.view is None else step.view.module
-        if step.view is not None:
-            step.view.refresh()
+        attacked = ahead if step.view is None else step.view.refresh()
         with frozen(attacked):
             adversarial = self.attacked_by(attacked, x, y, attack, choices)
             with torch.no_grad():

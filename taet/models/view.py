@@ -57,8 +57,8 @@ class View:
         self.refresh()
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Fold and cast the model's weights and statistics as they are now, in place; nothing waits for the device."""
+    def refresh(self) -> nn.Module:
+        """Fold and cast the model's weights and statistics, in place, and return `module`; nothing waits for a GPU."""
         if self._folds:  # in few calls, because a GPU waits for the processor that makes them
             sources, norms, targets = zip(*self._folds, strict=True)
             scales = torch._foreach_rsqrt(torch._foreach_add([n.running_var for n in norms], [n.eps for n in norms]))
@@ -72,6 +72,7 @@ class View:
                 torch.mul(source.weight, scale.view(-1, *[1] * (source.weight.ndim - 1)), out=target.weight)
         for target_value, value in self._casts:
             target_value.copy_(value)
+        return self.module
 
     def compile(self) -> None:
         """Compile `module` with CUDA graphs; its logits are new tensors, since a graph writes into those of before.

@@ -199,13 +199,6 @@ class State:
             yield
         torch.clear_autocast_cache()
 
-    def attacked(self) -> torch.nn.Module:
-        """Return the network that the attack of a step runs on: the view with the current weights, if there is one."""
-        if self.view is None or self.method.stage == "clean":
-            return self.model
-        self.view.refresh()
-        return self.view.module
-
     def attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
         """Return the protocol's attack with the noise for `purpose`; `place` is that of `Loader.place`."""
         source = Source(generator(self.device, self.run.seed, *purpose), *place)

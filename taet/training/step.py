@@ -36,7 +36,7 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
     Gradients of model and method are averaged over processes.
     """
     model, method, (_, x, y) = state.model, state.method, batch
-    attacked = state.attacked()
+    attacked = model if state.view is None or method.stage == "clean" else state.view.refresh()
     with frozen(attacked, attack.threat.bn_mode), state.autocast():
         adversarial = method.perturb(attacked, x, y, attack)
 
