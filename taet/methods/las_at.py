@@ -147,10 +147,7 @@ class LearnableAttackStrategy(Method):
             loss.backward()  # type: ignore[no-untyped-call]
         average_gradients([p.grad for p in weights if p.grad is not None])
         clip_grad_norm_(weights, LARGEST_NORM)
-        with torch.no_grad():
-            for weight in weights:  # SGD without momentum
-                if weight.grad is not None:
-                    weight.add_(weight.grad, alpha=-self.config.strategy_lr)
+        torch.optim.SGD(weights, self.config.strategy_lr).step()
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
         """`label_mass` times the outer loss plus the rest times the mean cross-entropy with the other classes, (N,)."""
