@@ -294,9 +294,7 @@ def refused(error: ValidationError, kind: Any, label: str = "") -> UserError:
     return wrong(title or what, first["input"], kind, "" if title else label)
 
 
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=STRICT)
+_adapter = functools.cache(functools.partial(TypeAdapter[Any], config=STRICT))
 
 
 def fits(value: object, hint: Any) -> bool:

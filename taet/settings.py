@@ -37,10 +37,10 @@ S = TypeVar("S", bound=Settings)
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 SMOOTHED = ("cross-entropy", "balanced-softmax", "logit-adjustment", "class-balanced")  # losses of several labels
 PARTS = re.compile(r"all|head|bias|(lora|adapter):[1-9]\d{0,3}")  # of a network, that are trained
-
-
-def _are_rising_shares(values: tuple[float, ...]) -> bool:
-    return list(values) == sorted(values) and all(0 < value <= 1 for value in values)
+RISING = Rule(
+    lambda shares: list(shares) == sorted(shares) and all(0 < share <= 1 for share in shares),
+    "rising shares of the epochs, e.g. 0.75 0.9",
+)
 
 
 class Data(Settings):
@@ -203,10 +203,7 @@ class Training(Settings):
     """Share of the epochs over which the learning rate rises linearly from 0."""
     decay: Literal["steps", "cosine", "one-cycle"] = "steps"
     """Rate: a tenth at each milestone; half a cosine to 0; or from lr / 25 to lr within warmup (or 0.3), then to 0."""
-    milestones: Annotated[tuple[float, ...], Rule(_are_rising_shares, "rising shares of the epochs, e.g. 0.75 0.9")] = (
-        0.75,
-        0.9,
-    )
+    milestones: Annotated[tuple[float, ...], RISING] = (0.75, 0.9)
     """Shares of the epochs where the rate is divided by ten, to the nearest epoch; at the first one drw begins."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
     """Crop after padding by an eighth, and mirror; before it RandAugment (2, 8) or AutoAugment (CIFAR-10) of AT-BSL."""
