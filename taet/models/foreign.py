@@ -283,9 +283,6 @@ def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> None:
         raise UserError("model: its auxiliary classifiers give more outputs in training; allowed: one output")
 
 
-# Consent to custom code
-
-
 def is_own(name: str) -> bool:
     """Whether `name` is a custom model, package.module:callable."""
     return ":" in name and not name.startswith(("torchvision:", "timm:"))

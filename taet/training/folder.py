@@ -84,8 +84,6 @@ class RunFolder:
                 files.remove_leftovers(folder)
             yield
 
-    # run.json and done
-
     @cached_property  # it never changes
     def record(self) -> RunRecord:
         """The content of run.json; a file that is damaged, foreign or from a newer version raises a UserError."""
@@ -135,8 +133,6 @@ class RunFolder:
         if self.sums.get(path.name, sha256) != sha256:
             raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one in {DONE}")
 
-    # metrics.jsonl
-
     @property
     def metrics(self) -> tuple[Epoch, ...]:
         """The rows of metrics.jsonl, one per epoch in order."""
@@ -152,8 +148,6 @@ class RunFolder:
     def write_metrics(self, rows: Sequence[Json]) -> None:
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         files.write_atomically(self.path / METRICS, "".join(lines).encode())
-
-    # The checkpoint
 
     @property
     def checkpoint(self) -> Path:
@@ -175,8 +169,6 @@ class RunFolder:
         if state.get("run_hash") != self.record.run_hash:
             raise UserError(f"{path} belongs to another run than {self.path / RUN}; nothing was changed")
         return state
-
-    # Weights
 
     def weights(self, name: str = DELIVERED) -> Path:
         """The file of weights `model`, `model-last` or `model-best`; a run delivers one of the latter as `model`."""
@@ -222,8 +214,6 @@ class RunFolder:
             raise UserError(f"{path} holds the weights of another run than {self.path / RUN} describes")
         self._verify(path, files.file_sha256(path))
         return about
-
-    # Cards and other files
 
     def card(self, weights: str = DELIVERED) -> Path:
         return self.path / f"evaluation{weights.removeprefix(DELIVERED)}.json"
