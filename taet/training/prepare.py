@@ -137,15 +137,8 @@ def prepare(
     if len(set(gather(tuple(plan.hashes.values())))) > 1:
         raise UserError("data: got other images in one process than in another; allowed: the same in all")
     copy_first(network.state_dict().values())  # processes may have different initial weights
-    state = State(
-        network,
-        method,
-        build_optimizer(network, training),
-        run,
-        weight_average(network, training, training.epochs * len(loader), method.average_decay),
-        _view(run, network, loaded),
-    )
-    return plan, state
+    average = weight_average(network, training, training.epochs * len(loader), method.average_decay)
+    return plan, State(network, method, build_optimizer(network, training), run, average, _view(run, network, loaded))
 
 
 def _view(run: Run, model: nn.Module, dataset: Dataset) -> View | None:
