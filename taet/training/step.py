@@ -22,20 +22,11 @@ TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient 
 
 
 def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
-    """Update the weights, then call the method's `after_step`; nothing here waits for the device."""
-    model, method, optimizer = state.model, state.method, state.optimizer
-    loss = update(state, batch, attack)
-    with state.autocast():
-        method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, state.number, state.view))
-    return loss
+    """Perturb on the frozen model; loss, with AWP at perturbed weights; backward; step; `after_step`; return the loss.
 
-
-def update(state: State, batch: Batch, attack: Attack) -> Loss:
-    """Perturb on the frozen model; loss, with AWP at perturbed weights; backward; step; return the loss, detached.
-
-    Gradients of model and method are averaged over processes.
+    It is detached. Gradients of model and method are averaged over processes. Nothing here waits for the device.
     """
-    model, method, (_, x, y) = state.model, state.method, batch
+    model, method, optimizer, (_, x, y) = state.model, state.method, state.optimizer, batch
     attacked = model if state.view is None or method.stage == "clean" else state.view.refresh()
     with frozen(attacked, attack.threat.bn_mode), state.autocast():
         adversarial = method.perturb(attacked, x, y, attack)
@@ -49,13 +40,16 @@ def update(state: State, batch: Batch, attack: Attack) -> Loss:
     awp = training.awp if state.epoch >= epoch_at(training.awp_start, training.epochs) else 0.0
     with perturbed_weights(model, lambda: outer_loss().total, awp):
         loss = outer_loss()
-        state.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         method.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         average_gradients([p.grad for p in (*model.parameters(), *method.parameters()) if p.grad is not None])
-        state.optimizer.step()
+        optimizer.step()
     parts = {name: value.detach() for name, value in loss.parts.items()}
-    return Loss(loss.total.detach(), parts, loss.logits.detach())
+    loss = Loss(loss.total.detach(), parts, loss.logits.detach())
+    with state.autocast():
+        method.after_step(model, Step(*batch, loss, attack, optimizer, state.number, state.view))
+    return loss
 
 
 def checked(loss: Loss, y: Tensor, method: Method) -> Loss:
