@@ -1,14 +1,10 @@
 """Stateless randomness: every draw has a generator seeded by its purpose, so no generator state is saved."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -19,16 +15,12 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 def generator(device: torch.device | str, seed: int, *purpose: str | int) -> torch.Generator:
     """Return a `torch.Generator` on `device` seeded for (seed, purpose...)."""
-    import torch
-
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
 
 
 @contextlib.contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """Seed torch's global generators, for initial weights, by (seed, purpose...), and restore their state after."""
-    import torch
-
     # manual_seed affects every device; devices that are not in use yet are not initialised for this.
     used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=used):
