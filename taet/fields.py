@@ -312,11 +312,6 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
         raise wrong(what, plain(value), hint, label)
 
 
-def check_radius(what: str, value: float, norm: str) -> None:
-    """Refuse a perturbation size that a ball of `norm` cannot have."""
-    check_value(what, value, Radius if norm == "linf" else RadiusL2)
-
-
 def read_text(text: str, hint: Any) -> Any:
     """Return what a user wrote for a field as the field's type; a text that has none stays, and its check refuses it.
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from taet.errors import UserError
-from taet.fields import check_radius
+from taet.fields import Radius, RadiusL2, check_value
 
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "positive", "none"]
 BNMode = Literal["eval", "train"]
 Size = float | Tensor  # a radius or a length: a number or one per sample (N,), in units of the image range
 
+RADII: dict[Norm, object] = {"linf": Radius, "l2": RadiusL2}
 BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
 
 
@@ -24,13 +25,13 @@ def check_size(what: str, size: Size, x: Tensor, norm: Norm, *, values: bool) ->
     if isinstance(size, str):
         raise UserError(f"{what}: got '{size}'; allowed: a number, e.g. 8 / 255")
     if not isinstance(size, Tensor):
-        check_radius(what, size, norm)
+        check_value(what, size, RADII[norm])
     elif size.ndim > 0 and size.shape != x.shape[:1]:
         got = f"a tensor of shape {tuple(size.shape)}"
         raise UserError(f"{what}: got {got}; allowed: a number or one per image, ({len(x)},)")
     elif values:
         for end in size.detach().aminmax():
-            check_radius(what, end.item(), norm)
+            check_value(what, end.item(), RADII[norm])
 
 
 def per_sample(value: Size, x: Tensor) -> Size:

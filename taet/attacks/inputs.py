@@ -31,9 +31,9 @@ def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def call(model: Model, x: Tensor, y: Tensor, **options: Any) -> Tensor:
         given = {"norm": "l2", **defaults, **options}
         ball: dict[str, Any] = {name: given.get(name) for name in ("eps", "norm", "checked")}
+        for name in filter(bounded.__contains__, options):
+            check_value(name.replace("_", " "), options[name], hints[name])
         with ready(model, x, y, **ball) as sound:
-            for name in filter(bounded.__contains__, options):
-                check_value(name.replace("_", " "), options[name], hints[name])
             return attack(*sound, **options)  # type: ignore[arg-type]
 
     return call  # type: ignore[return-value]

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from torch import Tensor
 
-from taet.attacks.ball import Norm, frozen, verify
+from taet.attacks.ball import RADII, Norm, frozen, verify
 from taet.attacks.counted import SearchPrecision
 from taet.attacks.inputs import Model as Model
 from taet.attacks.inputs import ready
 from taet.attacks.noise import Draws
 from taet.errors import UserError
-from taet.fields import NonNegative, check_radius, check_value, hints
+from taet.fields import NonNegative, check_value, hints
 from taet.settings import Evaluation
 
 NAMES = {"clean": "no attack: the images as they are; 1 pass"}
@@ -74,7 +74,7 @@ class AttackSpec(ABC):
         if self.eps is None and self.norm is not None and not self.minimal:
             raise self._refused("got no eps; allowed: a number, since this attack needs a ball")
         if self.eps is not None:
-            check_radius(f"attack '{self.name}': eps", self.eps, self.norm or "linf")
+            check_value(f"attack '{self.name}': eps", self.eps, RADII[self.norm or "linf"])
 
     def _refused(self, text: str) -> UserError:
         return UserError(f"attack '{self.name}': {text}")
