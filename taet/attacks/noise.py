@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taet.attacks.ball import Norm, Size, Start, per_sample, spread, unit
-from taet.randomness import derive_seed, generator
+from taet.randomness import generator
 
 GAUSSIAN_SCALE = 0.001  # of the start noise of TRADES (Zhang et al., ICML 2019, arXiv:1901.08573)
 
@@ -77,7 +77,3 @@ class Draws:
         blank = torch.empty(1, *x.shape[1:])
         sources = (Source(generator("cpu", self.seed, purpose, int(row))) for row in self.rows)
         return torch.cat([draw_noise(blank, eps, start, source, norm) for source in sources]).to(x.device)
-
-    def seed_torch(self) -> None:
-        """Seed torch's global generators for this batch; the caller restores their state."""
-        torch.manual_seed(derive_seed(self.seed, self.purpose, int(self.rows[0])))

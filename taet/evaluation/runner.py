@@ -30,6 +30,7 @@ from taet.evaluation.column import Column
 from taet.evaluation.facts import answer, traced
 from taet.files import Json, digest
 from taet.progress import Progress
+from taet.randomness import derive_seed
 from taet.statistics import Ints
 from taet.training.environment import version
 from taet.training.folder import weights_digest
@@ -214,7 +215,7 @@ class Runner:
             if custom := attack.source_sha256 is not None:  # which may write into its arguments
                 changes = stack.enter_context(restored(self.model))
                 stack.enter_context(frozen(self.model))
-                draws.seed_torch()
+                torch.manual_seed(derive_seed(draws.seed, draws.purpose, int(draws.rows[0])))
             x_adv = attack.run(attacked, x.clone(), y.clone(), draws)
             if custom and (changed := changes()):
                 raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")

@@ -72,8 +72,6 @@ class ClassBudgets(Method):
             with located(f"method base {info.data['base']}"):
                 return from_json(methods.find(info.data["base"]).Config, value, "method")
 
-    base: Method
-
     def __init__(self, config: Config, task: Task, rule: Callable[[], BudgetRule]) -> None:
         super().__init__(config, task)
         if set(task.stages) == {"clean"}:
