@@ -115,7 +115,7 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
 class Record(BaseModel):
     """A part of a file, frozen; a later version may have added fields. Lists are declared as tuples."""
 
-    model_config = ConfigDict(**STRICT, extra="ignore")
+    model_config = ConfigDict(**STRICT, extra="ignore", serialize_by_alias=True)
 
 
 class Settings(BaseModel):

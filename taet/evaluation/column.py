@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer
+from pydantic import Field, GetCoreSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from taet import statistics
@@ -68,8 +68,6 @@ PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]
 
 class CardPart(Record):
     """A part of a card; two are equal only if they are the same object."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
 
     def changed(self, **fields: Any) -> Self:
         """Return a copy with other values of these fields, checked again."""

@@ -101,7 +101,7 @@ class RunFolder:
         return record
 
     def create(self, record: RunRecord) -> None:
-        files.write_json(self.path / RUN, files.seal(record.model_dump(by_alias=True)))
+        files.write_json(self.path / RUN, files.seal(record.model_dump()))
 
     @property
     def sums(self) -> Mapping[str, str]:

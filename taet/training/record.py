@@ -248,4 +248,4 @@ class Epoch(Record):
 
     def to_json(self) -> Json:
         """Return the row."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json")
