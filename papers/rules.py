@@ -232,6 +232,8 @@ def _is_reversed(first: Cards, second: Cards, attack: str, limit: float) -> bool
     class c in the average.
     """
     seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return False
     sides = [[cards[seed] for seed in seeds] for cards in (first, second)]
     card = sides[0][0]
     counts = np.array(card.data["train_class_counts"], dtype=float)

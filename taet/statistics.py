@@ -16,6 +16,7 @@ from taet.intervals import Floats as Floats
 from taet.intervals import Ints as Ints
 from taet.intervals import balanced_interval as balanced_interval
 from taet.intervals import difference as difference
+from taet.intervals import exact_interval as exact_interval
 from taet.intervals import wilson_interval as wilson_interval
 
 FEW_PER_CLASS = 50  # with fewer test images, one of them changes the accuracy of its class by more than two points

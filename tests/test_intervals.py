@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import stats
 
-from taet.intervals import balanced_interval, difference, mcnemar, mean_recall_limits, mean_value_limits
+from taet.intervals import balanced_interval, difference, exact_interval, mcnemar, mean_recall_limits, mean_value_limits
 
 LABELS = np.repeat([0, 1, 2], [30, 12, 4])
 
@@ -16,11 +16,10 @@ LABELS = np.repeat([0, 1, 2], [30, 12, 4])
 def test_one_class_has_the_interval_of_clopper_and_pearson(count: int) -> None:
     right = np.unique(np.linspace(0, count, 7).round())
     low, high = mean_recall_limits(right[:, None], [count])
-    inner = np.clip(right, 0.5, count - 0.5)  # at 0 and at all the ends are 0 and 1
-    exact_low = np.where(right > 0, special.betaincinv(np.maximum(right, 1), count - inner + 1, 0.025), 0)
-    exact_low = np.where(right == count, 0.025 ** (1 / count), exact_low)
-    np.testing.assert_allclose(low, np.where(right > 0, exact_low, 0), atol=1e-5)
-    np.testing.assert_allclose(high, 1 - low[::-1], atol=1e-5)
+    exact = [stats.binomtest(int(k), count).proportion_ci() for k in right]
+    for of in ((low, high), exact_interval(right, count)):
+        np.testing.assert_allclose(np.transpose(of), exact, atol=1e-5)
+    assert np.isnan(exact_interval(0, 0)).all()
     assert balanced_interval([0, 0], [count, 0]) == pytest.approx((low[0], high[0]))  # without an empty class
 
 

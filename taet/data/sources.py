@@ -140,6 +140,11 @@ def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
         if (most := int(made["train"].images.max())) < 64:
             dark = f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?"
             notes.append(OfTraining(dark))
+    groups = made["test"].groups
+    if groups is not None and (several := len(np.unique(groups))) < len(groups):
+        notes.append(
+            f"{len(groups)} test images of {several} groups: intervals take images as independent, so too narrow"
+        )
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
         found.name,

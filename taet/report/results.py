@@ -79,7 +79,7 @@ class Results:
 
     named: tuple[StoredCard, ...]
     waiting: tuple[str, ...] = ()  # run folders that have not been evaluated
-    _differences: dict[tuple[str, ...], Difference | None] = field(default_factory=dict)
+    _differences: dict[tuple[str | int, ...], Difference | None] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Results({len(self.named)} cards, {len(self.rows)} rows, {len(self.by_test_set())} test sets)"
@@ -176,15 +176,18 @@ class Results:
         found = ((of, group, one.value, one.low, one.high, one.p, one.runs, one.decided) for of, one in pairs if one)
         return pd.DataFrame(found, columns=names)
 
-    def difference(self, first: str, second: str, attack: str, group: str = "balanced") -> Difference | None:
+    def difference(
+        self, first: str, second: str, attack: str, group: str = "balanced", comparisons: int = 1
+    ) -> Difference | None:
         """Return the paired difference of two rows under one attack; None if one of them was not attacked so.
 
-        Runs with equal seeds are pairs; without a common seed they are paired in order.
+        Runs with equal seeds are pairs; without a common seed they are paired in order. The intervals of `comparisons`
+        differences hold together.
         """
         if first > second:
-            found = self.difference(second, first, attack, group)
+            found = self.difference(second, first, attack, group, comparisons)
             return found and dataclasses.replace(found, value=-found.value, low=-found.high, high=-found.low)
-        if (key := (first, second, attack, group)) in self._differences:
+        if (key := (first, second, attack, group, comparisons)) in self._differences:
             return self._differences[key]
         answers = [*zip(self.predictions.columns, self.predictions.to_numpy().T, strict=True)]
         ours, theirs = ({key[1]: of for key, of in answers if key[::2] == (row, attack)} for row in (first, second))
@@ -196,14 +199,16 @@ class Results:
             raise UserError(f"group {group}: it has no test images, or the training counts are not known or equal")
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
         first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
-        found = difference(first_right, second_right, labels, card.num_classes) if pairs else None
+        sides = (first_right, second_right)
+        found = difference(*sides, labels, card.num_classes, comparisons=comparisons) if pairs else None
         return self._differences.setdefault(key, found)
 
     def board(self) -> pd.DataFrame:
         """Return the leaderboard: the rows of each setting by balanced accuracy under AutoAttack, best first.
 
         A setting is the test set and `taet.report.rows.SETTING`. A rank is a range where paired tests do not tell rows
-        apart. Rows that may not be ranked are left out, with the reason in `.attrs["left out"]`.
+        apart; the intervals of all pairs of rows hold together (Bonferroni). Rows that may not be ranked are left out,
+        with the reason in `.attrs["left out"]`.
         """
         lines: list[tuple[object, ...]] = []
         left: dict[str, str] = {}
@@ -225,8 +230,9 @@ class Results:
         leading, pgd = called[LEAD], called.get("pgd-20", "pgd-20")
         ratio = self.cards[0].data.get("imbalance_ratio")
         order = sorted(self.rows, key=lambda row: -scores.loc[(row, leading, "balanced"), "accuracy"])
+        pairs = math.comb(len(order), 2)
         for row in order:
-            others = (self.difference(row, other, leading) for other in order if other != row)
+            others = (self.difference(row, other, leading, comparisons=pairs) for other in order if other != row)
             decided = [one.value for one in others if one is not None and one.decided]
             best, worst = 1 + sum(value < 0 for value in decided), len(order) - sum(value > 0 for value in decided)
             rank = str(best) if best == worst else f"{best}–{worst}"
@@ -266,7 +272,7 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
             if len(labels := members(one.card, group)):
                 parts[group] = (of.total[labels].sum(), pd.NA, of.groups[group], *of.group_intervals[group])
         # Which class is the lowest is chance as well, so the intervals of all classes must hold together (Bonferroni).
-        ends = statistics.wilson_interval(of.correct, of.total, 1 - 0.05 / np.count_nonzero(of.total))
+        ends = statistics.exact_interval(of.correct, of.total, 1 - 0.05 / np.count_nonzero(of.total))
         parts["worst"] = (*classes[of.worst_class[0]][:3], *map(np.nanmin, ends))
         parts |= dict(zip(class_names(one.card), classes, strict=True))
         lines += [(*one.about, attack, group, *numbers) for group, numbers in parts.items()]

@@ -142,7 +142,8 @@ def differences(results: Results) -> Iterator[pd.DataFrame]:
     """Difference of balanced accuracy to the best row in percentage points, compared image by image on the same test
     images, with its 95 % interval. Undecided: the interval contains 0, or the p-value of a randomisation test is 5 % or
     more. For one seed it tells which of two models is better, not which method; for several it covers the seeds too.
-    Pairs are of the seeds that both have, so of fewer seeds it need not be the difference of the means."""
+    Pairs are of the seeds that both have, so of fewer seeds it need not be the difference of the means. Each row is
+    compared on its own: of many equally good rows, some differ from the best by chance."""
     best, *others = order(results)
     columns: dict[Text, dict[str, Text]] = defaultdict(dict)
     seeds = results.scores("balanced").set_index(["row", "attack"])["seeds"]

@@ -20,6 +20,7 @@ from taet.settings import override
 
 ROOT = Path(__file__).parents[2]
 MakeCard = Callable[..., ResultCard]
+PROBE = {"batch_size": 250, "images": 9, "clean_correct": 9, "distributions": 0, "zero_gradients": 0}
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack-10", "autoattack")
 
 
@@ -48,7 +49,11 @@ def names(*cards: ResultCard) -> list[str]:
 
 def right(card: ResultCard, share: float, *attacks: str) -> ResultCard:
     """The card with the first part of the images right under some attacks, and the others wrong."""
-    correct = np.arange(len(card.labels)) < share * len(card.labels)
+    return redrawn(card, np.arange(len(card.labels)) < share * len(card.labels), *attacks)
+
+
+def redrawn(card: ResultCard, correct: np.ndarray, *attacks: str) -> ResultCard:
+    """The card with these images right under some attacks, and the others wrong."""
     lost = {"correct": correct, "predictions": np.where(correct, card.labels, (card.labels + 1) % 10)}
     columns = (column.changed(**lost) if column.name in attacks else column for column in card.columns)
     return card.changed(columns=tuple(columns))
@@ -77,9 +82,8 @@ def test_every_number_of_the_table_follows_from_the_masks(make_card: MakeCard) -
             assert (line.n, line.correct) == (keep.sum(), mask[keep].sum())
             expected = mask[keep].mean(), *map(float, statistics.wilson_interval(mask[keep].sum(), keep.sum()))
             if line.group == "worst":  # the lowest ends of ten intervals that all hold with 95 %
-                ends = [
-                    statistics.wilson_interval(mask[labels == c].sum(), (labels == c).sum(), 0.995) for c in range(10)
-                ]
+                each = ((mask[labels == c].sum(), (labels == c).sum()) for c in range(10))
+                ends = [statistics.exact_interval(*one, 0.995) for one in each]
                 expected = expected[0], *(float(min(end)) for end in zip(*ends, strict=True))
         assert (line.accuracy, line.low, line.high) == pytest.approx(expected, abs=1e-12)
         assert (line.method, line.seed, line.protocol) == (card.method, card.seed, "taet")
@@ -133,10 +137,9 @@ def test_compare_is_the_paired_difference_of_the_cards(make_card: MakeCard) -> N
 
 
 def test_the_board_ranks_by_autoattack_and_ranks_are_ranges(make_card: MakeCard) -> None:
-    probe = {"batch_size": 250, "images": 9, "clean_correct": 9, "distributions": 0, "zero_gradients": 0}
-    cards = [make_card(method, seed, probe=probe) for method in ("at", "taet") for seed in range(3)]
+    cards = [make_card(method, seed, probe=PROBE) for method in ("at", "taet") for seed in range(3)]
     strong = [right(card.changed(method="strong"), 1, *ATTACKS) for card in cards[:3]]
-    board = taet.results(cards, strong, make_card("at-bsl"), make_card("at-bsl", 1, probe=probe)).board()
+    board = taet.results(cards, strong, make_card("at-bsl"), make_card("at-bsl", 1, probe=PROBE)).board()
     assert board["row"][0] == "strong"
     assert board["rank"].tolist() == ["1", "2–3", "2–3"]
     assert (np.diff(board["autoattack"]) <= 0).all()
@@ -145,6 +148,19 @@ def test_the_board_ranks_by_autoattack_and_ranks_are_ranges(make_card: MakeCard)
     columns = [one.changed(eps=0.01) if one.norm else one for one in cards[0].columns]
     half = cards[0].changed(columns=columns, threat={"norm": "linf", "eps": 0.01})
     assert taet.results(cards[0], half).board()["pgd-20"].notna().tolist() == [True, True]  # one for each radius
+
+
+def test_equally_good_rows_share_all_ranks(make_card: MakeCard) -> None:
+    """Of eight such rows, tests of single pairs would part some in nearly half of the boards."""
+    base = make_card("at", probe=PROBE)
+    rng, parted = np.random.default_rng(0), 0
+    for _ in range(8):
+        rows = [base.changed(method=f"m{n}") for n in range(8)]
+        boards = taet.results(
+            *(redrawn(row, rng.random(len(row.labels)) < 0.4, "clean", "autoattack") for row in rows)
+        ).board()
+        parted += {*boards["rank"]} != {"1–8"}
+    assert parted <= 1
 
 
 def test_the_strongest_of_two_attacks_that_leave_the_same_is_the_one_with_more_steps(make_card: MakeCard) -> None:
