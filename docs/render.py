@@ -339,8 +339,8 @@ def index() -> str:
     parts = [
         HEAD,
         "# Methods",
-        "All methods train with the same data order, optimiser, schedule and attack. Options that apply to every "
-        "method are in [protocols and options](../protocols.md).",
+        "Methods train with the same data order, optimiser, schedule and attack, except where their page says that "
+        "they leave the protocol. Options that apply to every method are in [protocols and options](../protocols.md).",
         table(("name", "method", "source", "passes, AT = 1", "seconds, AT = 1"), rows),
         cost_setting(),
     ]

@@ -55,7 +55,7 @@ def train(data: TensorDataset, *, two_stages: bool, seed: int = 0) -> nn.Module:
     """Adversarial training with cross-entropy, or a clean stage followed by one with HEL."""
     torch.manual_seed(seed)
     model = network()
-    batches = DataLoader(data, batch_size=64, shuffle=True)
+    batches, draws = DataLoader(data, batch_size=64, shuffle=True), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
     for epoch in range(EPOCHS):
         clean = two_stages and epoch < CLEAN_EPOCHS
@@ -64,8 +64,8 @@ def train(data: TensorDataset, *, two_stages: bool, seed: int = 0) -> nn.Module:
         for x, y in batches:
             if clean:
                 loss = cross_entropy(model(x), y)
-            else:  # pgd attacks the model in eval mode and restores its mode and gradients
-                logits = model(pgd(model, x, y, eps=EPS, steps=10, step_size=EPS / 4))
+            else:  # pgd attacks in eval mode and restores the model; without `draws` all batches have one start noise
+                logits = model(pgd(model, x, y, eps=EPS, steps=10, step_size=EPS / 4, start_noise=draws))
                 loss = hierarchical_equalization(logits, y).total if two_stages else cross_entropy(logits, y)
             optimizer.zero_grad()
             loss.backward()

@@ -70,7 +70,8 @@ class AdversarialModule(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """Return the loss on PGD-10 examples; the attack runs in eval mode and restores the mode."""
         x, y = batch
-        logits = self(pgd(self, x, y, eps=EPS, steps=10, step_size=EPS / 4, checked=True))
+        noise = torch.empty_like(x).uniform_(-EPS, EPS)
+        logits = self(pgd(self, x, y, eps=EPS, steps=10, step_size=EPS / 4, start_noise=noise, checked=True))
         if self.class_counts is None:
             return cross_entropy(logits, y).mean()
         return balanced_softmax(logits, y, self.class_counts).mean()

@@ -132,7 +132,7 @@ def _own(kind: Kind) -> tuple[Path, ...]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"TAET_PLUGINS: got {folder}; allowed: folders that hold methods, attacks, data or models")
-    listed = [path.resolve() for folder in folders for path in sorted((folder / kind).glob("*.py"))]
+    listed = [path.resolve() for folder in folders for path in sorted((folder / kind).glob("[!_]*.py"))]
     return tuple(dict.fromkeys([*listed, *(path for added, path in _added if added == kind)]))
 
 

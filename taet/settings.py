@@ -58,7 +58,7 @@ class Data(Settings):
     name: str = "digits-lt"
     """Data set (see taet list data), or your images: folder:, csv:, npz:PATH or hf:USER/NAME@REVISION."""
     root: str | None = None
-    """Folder of the official files. Default: the environment variable TAET_DATA."""
+    """Folder of the official files. Default: the environment variable TAET_DATA, or data."""
     imbalance_ratio: Ratio | None = None
     """Largest class over the smallest. Default: --data.default-imbalance-ratio for sets named *-lt, otherwise as is."""
     default_imbalance_ratio: Ratio = 10.0
@@ -81,7 +81,7 @@ class Data(Settings):
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Whether training may mirror images. auto: as known for a published set; yes for your own images."""
     size: Annotated[int, Field(ge=4, le=2048)] | None = None
-    """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
+    """Resize every image to SIZE x SIZE pixels. Default: chosen for your own images; else none; all need one size."""
     seed: Seed = 0
     """Seed of the selection of images. With the same seed, a smaller subset is part of a larger one."""
     storage: Literal["auto", "memory", "disk"] = "auto"

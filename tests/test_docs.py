@@ -55,7 +55,7 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("docs/notes-on-papers.md", "cifar10-lt-factors-search/*", TWICE, "taet", "quick"),
     (
         "docs/notes-on-papers.md",
-        "cifar10-lt-f[ae][sw]*/taet-41-epochs-none-*seed0",
+        "cifar10-lt-f[ae][sw]*/taet-41-epochs-none-*seed?",
         "taet (alpha 3",
         TWICE[:-1],
         "quick",

@@ -64,6 +64,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a user with the method of the example."""
     (tmp_path / "methods").mkdir()
     shutil.copy(ROOT / "examples" / "add_a_method.py", tmp_path / "methods" / "own.py")
+    (tmp_path / "methods" / "_shared.py").write_text("RATE = 0.1")  # no method
     monkeypatch.setenv("TAET_PLUGINS", str(tmp_path))
     return tmp_path
 
@@ -73,7 +74,9 @@ def test_a_method_of_a_user_is_in_the_list_and_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["list", "methods"]) == 0
-    assert "prediction-balanced  Cross-entropy with larger weights" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "prediction-balanced  Cross-entropy with larger weights" in shown
+    assert "shared" not in shown
     short = "--data.max-count 20 --model resnet8 --epochs 1 --threat.steps 1 --monitor-steps 1 --threads 1"
     words = ["train", "robust-lt", "--method.base", "prediction-balanced", *short.split()]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0

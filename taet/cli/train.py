@@ -13,7 +13,7 @@ from taet.cli.options import POSITIONAL, Command, Options, RunPath, Trusted, cal
 from taet.errors import UserError, located, unknown
 from taet.fields import LongSeed
 from taet.files import Json, check_output, read_toml
-from taet.formatting import duration, plural, size
+from taet.formatting import duration, listed, plural, size
 from taet.settings import Run, Training, flat, option, override
 
 if TYPE_CHECKING:
@@ -98,6 +98,12 @@ def read(words: Sequence[str]) -> Request:
     method = words[0] if words and not words[0].startswith("-") else in_file[0]
     named = value_of("--protocol", words)
     start = protocols.start(in_file[1] if named is None else named, method or "at", value_of("--recipe", words))
+    before, after = (dict(flat(of.model_dump())) for of in (protocols.start(in_file[1], method or "at"), start))
+    changed = {name for name, value in after.items() if name != "protocol" and value != before.get(name, ...)}
+    if changed and changed <= file.keys():  # as of a run.json, whose values replace those of protocol and recipe
+        what = "--protocol" if value_of("--recipe", words) is None else "--recipe"
+        fields = listed(map(option, sorted(changed)), most=3)
+        raise UserError(f"{what}: would change nothing, as {place} sets {fields}; allowed: a file without one of them")
     parts = [Options(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
     if method is not None:
         from taet import methods

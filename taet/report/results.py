@@ -199,8 +199,8 @@ class Results:
             raise UserError(f"group {group}: it has no test images, or the training counts are not known or equal")
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
         first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
-        sides = (first_right, second_right)
-        found = difference(*sides, labels, card.num_classes, comparisons=comparisons) if pairs else None
+        both = first_right, second_right
+        found = difference(*both, labels, card.num_classes, comparisons=comparisons) if pairs else None
         return self._differences.setdefault(key, found)
 
     def board(self) -> pd.DataFrame:

@@ -235,12 +235,13 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
     for key, (card, settings) in rows.items():
         usual = _of_protocol(card.protocol, card.method)
         for name, value in settings.items():
-            group = (name, card.method if name.startswith("settings.") else "")
+            group = (name, card.method if name.startswith("settings.") or name == "code" else "")
             deviation = as_usual if value is None or usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
             # Some are named against their default, whatever the others have; all, if there is no majority.
-            always = group[1] in known or name.removeprefix("training.") in Training.retired
+            own = name.startswith("settings.") and card.method in known
+            always = own or name.removeprefix("training.") in Training.retired
             if always or name in usual or name == THREAT:
                 found[group][as_usual] += len(rows) if always else 0
     most = {

@@ -161,6 +161,7 @@ def build_model(
         if isinstance(model, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
             model.normalize_by(*dataset.train.channel_statistics())
     else:
+        given = copy.deepcopy(given)  # the caller's own stays as it is, for the next run
         with frozen(given.to(device)):
             models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
         model = models.adapted(given, dataset.num_classes)

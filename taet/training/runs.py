@@ -1,6 +1,7 @@
 """Runs: trained from the start in a new folder, continued from a checkpoint, and loaded once they are finished."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +69,14 @@ def train(
 ) -> TrainingResult:
     """Train `run` from the start in the new folder `out`, and return the result.
 
-    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset`, as it is, replace those of the run. `command` is
-    stored in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint, on a CPU with
-    bit-identical results. All processes of torchrun must make this call and share every batch; only the first writes.
+    A copy of `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset`, as it is, replace those of the run.
+    `command` is stored in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint, on a CPU
+    with bit-identical results. All processes of torchrun must make this call and share every batch; only the first
+    writes.
     """
     if not isinstance(run, Run):
         raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
+    _check_kinds(model, dataset)
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
@@ -98,6 +101,7 @@ def resume(
     """Continue the run in `folder`, with any number of processes, or return it if it is finished."""
     place = RunFolder(Path(folder))
     record = place.record
+    _check_kinds(model, dataset)
     _check_given(place.path, "dataset", dataset, record.data.arrays)
     _check_given(place.path, "model", model, record.model_given)
     if model is None:
@@ -170,6 +174,8 @@ def load_model(
         models.check_trust(path.path, chosen.name)
         check_code(path, "model")
         model = models.build(chosen.name, classes, data.image_shape, head=record.head, stem=chosen.stem)
+    else:
+        model = copy.deepcopy(model)
     model = models.adapted(model, classes)
     extend(model, chosen.tune)
     path.load_weights(weights, model)
@@ -187,9 +193,16 @@ def load_run(
     _check_given(Path(folder), "dataset", dataset, record.data.arrays)
     dataset = load(run.data) if dataset is None else dataset
     if (got := dataset.test.sha256) != (recorded := record.data.test.sha256):
-        what = f"the test images of {run.data.name} are not those of {folder}"
+        what = f"the test images of {dataset.name} are not those of {folder}"
         raise UserError(f"{what}: got SHA-256 {got[:12]}, the run had {recorded[:12]}")
     return run, model, dataset, record
+
+
+def _check_kinds(model: object, dataset: object) -> None:
+    for what, given, kind in (("model", model, nn.Module), ("dataset", dataset, Dataset)):
+        if given is not None and not isinstance(given, kind):
+            allowed = "an nn.Module" if kind is nn.Module else "a taet.data.Dataset, e.g. Dataset.from_arrays(...)"
+            raise UserError(f"{what}: got {given!r:.60}; allowed: {allowed}")
 
 
 def _check_given(folder: Path, name: str, given: object, needed: bool) -> None:

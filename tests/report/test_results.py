@@ -227,6 +227,7 @@ def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
     pairs = zip((trained("at", seed) for seed in (0, 1)), "ab", strict=True)
     cards = [one.changed(run={**one.run, "code": {"methods": digit * 64}}) for one, digit in pairs]
     assert sorted(names(*cards)) == ["at", "at (other code)"]
+    assert names(cards[0], trained("trades"), cards[1].changed(method="forgets")) == ["at", "trades", "forgets"]
     assert sorted(names(trained(), trained(training__augment="none"))) == ["at", "at (augment none)"]
 
 

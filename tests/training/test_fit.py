@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.data import TensorDataset
 
 import taet
 from taet import methods, protocols, statistics
@@ -30,7 +32,7 @@ from taet.training.environment import bf16_instructions
 from taet.training.folder import RunFolder, weights_digest
 from taet.training.record import CURVE, CurvePoint, Epoch
 from taet.training.resolve import check_model, idle_settings, resolve, watched_epochs
-from taet.training.runs import load_model
+from taet.training.runs import load_model, load_run
 from tests.calls import one_line
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
@@ -372,7 +374,9 @@ def test_a_plain_module_and_arrays_train_and_resume(
     tiny: Tiny, tmp_path: Path, assert_same: AssertSame, killed_before: BeforeStep
 ) -> None:
     run, data = tiny("taet", {"training.batch_size": 10, "training.epochs": 12, "training.lr": 0.1}), arrays()
-    whole = train(run, out=tmp_path / "whole", model=network(), dataset=data)
+    given = network()
+    whole = train(run, out=tmp_path / "whole", model=given, dataset=data)
+    assert_close(given.state_dict(), network().state_dict(), rtol=0, atol=0)  # a second run begins where this one did
     assert statistics.balanced_accuracy(**whole.history[-1]["monitor"]["clean"]) == 1.0
     folder = tmp_path / "again"
     with killed_before(20):
@@ -388,6 +392,11 @@ def test_a_plain_module_and_arrays_train_and_resume(
         train(run, out=tmp_path / "new", model=network(4), dataset=data)
     with one_line(r"model weights: got x\.pt and a network from memory; allowed: one of them"):
         train(override(run, {"model.weights": "x.pt"}), out=tmp_path / "new", model=network(), dataset=data)
+    for wrong in ({"model": nn.Linear}, {"dataset": TensorDataset(torch.zeros(3, 1, 6, 6))}):
+        with one_line(r"(model|dataset): got .*; allowed: an? (nn\.Module|taet\.data\.Dataset)"):
+            train(run, out=tmp_path / "new", **{"model": network(), "dataset": data, **wrong})
     assert not (tmp_path / "new").exists()
-    resume(folder, model=network(), dataset=data)
+    resume(folder, model=given, dataset=data)
+    load_run(folder, model=given, dataset=data)
+    assert_close(given.state_dict(), network().state_dict(), rtol=0, atol=0)
     assert_same(folder, whole.folder)
