@@ -270,7 +270,7 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
     """Heading of the comparison, name of the row and its cards, of every row of every table."""
     found = []
     for about in sorted((ROOT / "results").glob("*/about.md")):
-        if about.parent.name.endswith("-attacks"):  # models of another comparison, attacked once more
+        if about.parent.name.endswith(("-attacks", "-search")):  # attacked once more; on validation images
             continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
         for one in script("result_tables").of_folder(about.parent.name):
