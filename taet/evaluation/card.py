@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # that of typing is known to pydantic from Python 3.12 on
 
@@ -27,6 +28,7 @@ from taet.training.record import training_settings
 KIND, SCHEMA = "taet result card", 3
 MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
 LOGIT_TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
+MASKED, SMALLEST = -50.0, 0.01  # a logit that far below decides nothing; a smaller gradient is mostly rounding
 CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
 
 
@@ -294,16 +296,31 @@ def _same(known: Card, card: Card) -> bool:
     one, other = (
         [of.model["weights_sha256"], of.data["test_sha256"], of.threat, of.batch_size]
         + [of.environment.get(name) for name in ("versions", "device")]
+        + [of.model.get("code", "")]
         for of in (known, card)
     )
     return one == other and same_answers(known, card)
 
 
 def same_answers(one: Card, other: Card) -> bool:
-    """Whether the outputs on the first images agree: networks of equal weights may differ in what is around them."""
+    """Whether the outputs on the first images agree: networks of equal weights may differ in what is around them.
+
+    Logits are compared below the largest of their image, down to `MASKED`, and gradient norms on their own.
+    """
     there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (one, other))  # older cards: none
-    limit = LOGIT_TOLERANCE * (float(np.nanmax(np.abs(here), initial=0)) or 1.0)
-    return there.shape == here.shape and np.allclose(there, here, 0, limit, equal_nan=True)
+    if there.shape != here.shape or there.ndim < 2:
+        return there.shape == here.shape
+    for first, second in ((_below(there), _below(here)), (there[:, -1], here[:, -1])):
+        limit = LOGIT_TOLERANCE * max(float(np.nanmax(np.abs([first, second]), initial=0)), SMALLEST)
+        if not np.allclose(first, second, rtol=0, atol=limit, equal_nan=True):
+            return False
+    return True
+
+
+def _below(answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    logits = answers[:, :-1]
+    below: NDArray[np.float64] = np.maximum(logits - logits.max(1, keepdims=True, initial=-np.inf), MASKED)
+    return below
 
 
 def put(path: Path, card: Card) -> None:

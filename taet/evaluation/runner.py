@@ -1,6 +1,7 @@
 """Run attacks on a whole test set, batch by batch: one column per attack."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from taet.training.folder import weights_digest
 from taet.training.pace import seconds_of
 
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
+LIBRARIES = {"torch", "torchvision", "timm", "taet"}  # whose versions a card has
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
@@ -44,6 +46,16 @@ def as_unit(pixels: TestImages) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
     tensor = as_tensor(pixels)
     return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor
+
+
+def source_digest(network: nn.Module) -> str:
+    """Return the hash of the classes of a network that are of no library: an edit of `forward` changes no weight."""
+    own = {type(one) for one in network.modules() if type(one).__module__.partition(".")[0] not in LIBRARIES}
+    texts = set[str]()
+    for one in own:
+        with contextlib.suppress(OSError, TypeError):  # typed in, or of a compiled module
+            texts.add(inspect.getsource(one))
+    return digest(sorted(texts)) if texts else ""
 
 
 @contextmanager
@@ -123,7 +135,7 @@ class Runner:
         software = [self.device.type, *map(version, ("taet", "torch", "pyautoattack"))]
         rounded = np.round(self.fingerprint, 3).tolist()
         images = images_sha256(self.images, self.labels)
-        return digest([repr(network), weights_digest(network), rounded, images, software])
+        return digest([repr(network), source_digest(network), weights_digest(network), rounded, images, software])
 
     @cached_property
     def fingerprint(self) -> NDArray[np.float64]:
@@ -140,6 +152,10 @@ class Runner:
         """Return the images `rows` in [0, 1] and their labels, on the model's device."""
         with torch.inference_mode(False):  # so that gradients with respect to them exist
             return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
+
+    def draws(self, attack: AttackSpec, rows: Ints) -> Draws:
+        """Return the random draws of an attack on these images."""
+        return Draws(self.seed, attack.base, rows if self.keys is None else self.keys[rows])
 
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
@@ -208,7 +224,7 @@ class Runner:
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
         """Attack one batch, check every adversarial image and return the results."""
         work, (x, y) = self.model.measure(), self.batch(rows)
-        draws = Draws(self.seed, attack.base, rows if self.keys is None else self.keys[rows])
+        draws = self.draws(attack, rows)
         attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
         with contextlib.ExitStack() as stack:
             stack.enter_context(attacked.searching(attack.precision, x.device.type))

@@ -24,7 +24,7 @@ from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import plain
 from taet.evaluation.rules import REPEATED
-from taet.evaluation.runner import Runner, TestImages, as_unit, restored
+from taet.evaluation.runner import Runner, TestImages, as_unit, restored, source_digest
 from taet.fields import StoredCount, check_value
 from taet.files import Json, file_sha256
 from taet.formatting import listed
@@ -179,6 +179,7 @@ class Subject:
         machine = environment(runner.device)
         weights = weights_digest(self.model)
         about = {**self.about["model"], "weights_sha256": weights, "answers": plain(runner.fingerprint)}
+        about |= {"code": code} if (code := source_digest(runner.model.model)) else {}
         about["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
         names = self.about["data"]["class_names"] or [str(one) for one in range(runner.num_classes)]
         fields = {**self.about, "model": about, "data": {**self.about["data"], "class_names": names}}
@@ -251,9 +252,14 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
         x = as_unit(images[:2]).to(device)
+        copies = x.clone().requires_grad_(), x.clone()
         with custom_code(f"model: fails on images of shape {tuple(x.shape)}"):
-            logits = Counted(model)(x.clone().requires_grad_())
+            logits = Counted(model)(copies[0])
+            with torch.no_grad():
+                Counted(model)(copies[1])
         changed = changes()
+    if not all(one.equal(x) for one in copies):
+        raise UserError("model: writes into its images; allowed: one that works on a copy")
     if changed:
         got = f"{changed[0]} changes during a forward pass in eval mode"
         raise UserError(f"model: {got}; allowed: one that does not change")

@@ -208,8 +208,8 @@ def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
 
 def _same_model(one: Card, other: Card) -> bool:
     """Whether two cards are about one model: equal weights and, of networks without a run, equal outputs."""
-    weights = one.model["weights_sha256"] == other.model["weights_sha256"]
-    return weights and (one.seed is not None or same_answers(one, other))
+    weights, code = (one.model.get(name) == other.model.get(name) for name in ("weights_sha256", "code"))
+    return weights and (one.seed is not None or (code and same_answers(one, other)))
 
 
 def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str]) -> Mapping[str, str]:

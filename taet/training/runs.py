@@ -202,7 +202,7 @@ def _check_kinds(model: object, dataset: object) -> None:
     for what, given, kind in (("model", model, nn.Module), ("dataset", dataset, Dataset)):
         if given is not None and not isinstance(given, kind):
             allowed = "an nn.Module" if kind is nn.Module else "a taet.data.Dataset, e.g. Dataset.from_arrays(...)"
-            raise UserError(f"{what}: got {given!r:.60}; allowed: {allowed}")
+            raise UserError(f"{what}: got a {type(given).__name__}; allowed: {allowed}")
 
 
 def _check_given(folder: Path, name: str, given: object, needed: bool) -> None:

@@ -13,7 +13,7 @@ import taet
 from taet import statistics
 from taet.attacks import fgsm
 from tests.calls import one_line
-from tests.evaluation.conftest import EPS, Evaluated, Task, unit
+from tests.evaluation.conftest import EPS, Changed, Evaluated, Task, unit
 
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
 
@@ -137,6 +137,10 @@ def few(logits: Tensor) -> Tensor:
         ({"model": Returns(lambda z: z.detach())}, "no gradient reaches the image"),
         ({"model": Returns(few)}, "'clean' failed in the model: AssertionError: too many images"),
         ({"model": nn.Conv2d(1, 2, 3)}, "model: fails on images of shape"),
+        (
+            {"model": Changed(lambda n, x: n(x)[:, :4] + x.detach().clamp_(0.1).mean(), nn.Flatten())},
+            "writes into its images",
+        ),
         ({"model": Returns(lambda z: z, 1)}, "model: seen changes during a forward pass in eval mode"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "model output: got shape"),
         ({"model": len}, "evaluate: got a builtin_function_or_method; allowed: a torch.nn.Module"),

@@ -1,6 +1,7 @@
 """What a folder knows is taken from it, if it is about the same model, images and settings; nothing is lost."""
 
 import errno
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from taet.attacks.counted import Counted
 from taet.attacks.suite import BatchStore
 from taet.errors import UserError
 from taet.evaluation import ResultCard, parse_attack
-from taet.evaluation.card import put
-from taet.evaluation.runner import Runner
+from taet.evaluation.card import put, same_answers
+from taet.evaluation.runner import Runner, source_digest
 from taet.files import lock
 from taet.settings import Evaluation
 from tests.evaluation.conftest import EPS, Changed, Evaluated, Task
@@ -89,6 +90,22 @@ def test_a_model_of_the_same_weights_that_answers_otherwise_is_another_model(
     assert first.summary("clean").accuracy > 0.9
     assert second.summary("clean").accuracy < 0.2
     assert len(cards(tmp_path)) == 2
+    rounded = Changed(lambda network, x: network((x * 255).round() / 255), task[0])
+    third = evaluated("fgsm", out=tmp_path, model=rounded)  # equal logits on images of 8 bits, but gradients of 0
+    assert third.summary("fgsm").accuracy == third.summary("clean").accuracy > first.summary("fgsm").accuracy
+    for first_logit, same in ((1e9, True), (-1e9, False)):  # which decides alone, or nothing
+        ends = ([[first_logit, 3.0, value, 0.5]] for value in (1.0, 2.0))
+        assert same_answers(*(second.changed(model={**second.model, "answers": one}) for one in ends)) == same
+
+
+def test_an_edit_of_forward_makes_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from torch import nn\n\nclass Own(nn.Sequential):\n    def forward(self, x):\n        return x{}\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number, edit in enumerate(("", ".round()")):
+        (tmp_path / f"own{number}.py").write_text(text.format(edit))
+        found.append(source_digest(importlib.import_module(f"own{number}").Own()))
+    assert len({*found, source_digest(nn.Sequential(nn.Linear(1, 1)))}) == 3
 
 
 def test_columns_are_reused_in_one_ball_and_a_card_of_other_columns_is_kept(

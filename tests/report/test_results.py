@@ -53,7 +53,6 @@ def right(card: ResultCard, share: float, *attacks: str) -> ResultCard:
 
 
 def redrawn(card: ResultCard, correct: np.ndarray, *attacks: str) -> ResultCard:
-    """The card with these images right under some attacks, and the others wrong."""
     lost = {"correct": correct, "predictions": np.where(correct, card.labels, (card.labels + 1) % 10)}
     columns = (column.changed(**lost) if column.name in attacks else column for column in card.columns)
     return card.changed(columns=tuple(columns))
@@ -152,14 +151,11 @@ def test_the_board_ranks_by_autoattack_and_ranks_are_ranges(make_card: MakeCard)
 
 def test_equally_good_rows_share_all_ranks(make_card: MakeCard) -> None:
     """Of eight such rows, tests of single pairs would part some in nearly half of the boards."""
-    base = make_card("at", probe=PROBE)
-    rng, parted = np.random.default_rng(0), 0
+    base, rng, parted = make_card("at", probe=PROBE), np.random.default_rng(0), 0
     for _ in range(8):
-        rows = [base.changed(method=f"m{n}") for n in range(8)]
-        boards = taet.results(
-            *(redrawn(row, rng.random(len(row.labels)) < 0.4, "clean", "autoattack") for row in rows)
-        ).board()
-        parted += {*boards["rank"]} != {"1–8"}
+        right = ((base.changed(method=f"m{n}"), rng.random(len(base.labels)) < 0.4) for n in range(8))
+        board = taet.results(*(redrawn(*one, "clean", "autoattack") for one in right)).board()
+        parted += {*board["rank"]} != {"1–8"}
     assert parted <= 1
 
 
