@@ -81,8 +81,8 @@ SENTENCES = {
     "softmax-outputs": "The model's outputs are all between 0 and 1, as after a softmax or sigmoid, not logits: its "
     "gradients nearly vanish, so gradient-based attacks, AutoAttack too, are too weak; return the input of that layer",
     "zero-gradients": "The gradient is exactly zero on {facts.zero_gradients} of {facts.clean_correct} correctly "
-    "classified images (a saturated cross-entropy, or an operation without a gradient): steps of PGD do not move them; "
-    "use Square, and attack with smaller logits or a differentiable replacement (BPDA)",
+    "classified images (a saturated cross-entropy, or an operation without a gradient), so PGD cannot change them; use "
+    "Square, and attack with smaller logits or a differentiable replacement (BPDA)",
     "logit-scale": f"With logits times {{facts.logit_factor:.3g}} in its objective, {_BEATEN}with logits this {{why}}, "
     "so PGD overestimates robustness; report AutoAttack",
     "gradient-path-differs": "The logits of the same images differ with and without gradients (by "
