@@ -98,9 +98,7 @@ def read(words: Sequence[str]) -> Request:
     method = words[0] if words and not words[0].startswith("-") else in_file[0]
     named = value_of("--protocol", words)
     start = protocols.start(in_file[1] if named is None else named, method or "at", value_of("--recipe", words))
-    before, after = (dict(flat(of.model_dump())) for of in (protocols.start(in_file[1], method or "at"), start))
-    changed = {name for name, value in after.items() if name != "protocol" and value != before.get(name, ...)}
-    if changed and changed <= file.keys():  # as of a run.json, whose values replace those of protocol and recipe
+    if file and (changed := _changed(protocols.start(in_file[1], method or "at"), start)) and changed <= file.keys():
         what = "--protocol" if value_of("--recipe", words) is None else "--recipe"
         fields = listed(map(option, sorted(changed)), most=3)
         raise UserError(f"{what}: would change nothing, as {place} sets {fields}; allowed: a file without one of them")
@@ -129,6 +127,12 @@ def read(words: Sequence[str]) -> Request:
     given = {re.sub("^method[.]", "settings.", name): value for name, value in given.items()}
     given |= {} if options.seed is None else {"seed": options.seed}
     return _checked(Request(start, given, options), file)
+
+
+def _changed(before: Run, after: Run) -> set[str]:
+    """Return the dotted names of the settings that a protocol and a recipe change, from those of a file's protocol."""
+    old, new = (dict(flat(of.model_dump(exclude={"protocol"}))) for of in (before, after))
+    return {name for name, value in new.items() if value != old.get(name, ...)}
 
 
 def _checked(request: Request, file: Json) -> Request:

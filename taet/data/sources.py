@@ -22,6 +22,7 @@ from taet.data.storage import PIECE, Pixels, kept, on_disk
 from taet.errors import UserError, nearest, unknown
 from taet.progress import Progress
 from taet.settings import Data, from_json
+from taet.statistics import Ints
 
 PATH_SOURCES = ("folder", "csv", "npz", "hf")
 WHOLE = {"name", "root", "size", "storage", "skip_unreadable", "group"}  # fields of `Data` that choose no images
@@ -140,11 +141,7 @@ def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
         if (most := int(made["train"].images.max())) < 64:
             dark = f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?"
             notes.append(OfTraining(dark))
-    groups = made["test"].groups
-    if groups is not None and (several := len(np.unique(groups))) < len(groups):
-        notes.append(
-            f"{len(groups)} test images of {several} groups: intervals take images as independent, so too narrow"
-        )
+    notes += _together(made["test"].groups)
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
         found.name,
@@ -169,8 +166,17 @@ def load_all(data: Data) -> Dataset:
     parts = [_read(part, data) for part in found.splits.values()]
     images, labels = map(np.concatenate, zip(*((part.images, part.labels) for part in parts), strict=True))
     whole = Split(images, labels, parts[0].class_names, np.arange(len(labels)))
-    notes = f"all {len(labels)} images are test images", *(one for one in found.notes if not one.startswith(DIVIDED))
-    return Dataset(data.name, whole, None, whole, notes=notes, resized=found.resized, only_test=True)
+    groups = [part.groups for part in parts if part.groups is not None]
+    notes = [f"all {len(labels)} images are test images", *_together(np.concatenate(groups) if groups else None)]
+    notes += [one for one in found.notes if not one.startswith(DIVIDED)]
+    return Dataset(data.name, whole, None, whole, notes=tuple(notes), resized=found.resized, only_test=True)
+
+
+def _together(groups: Ints | None) -> list[str]:
+    """Return a note if several test images are of one group (N,): one patient's images are right or wrong together."""
+    if groups is None or (several := len(np.unique(groups))) == len(groups):
+        return []
+    return [f"{len(groups)} test images of {several} groups: intervals take images as independent, so too narrow"]
 
 
 def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:

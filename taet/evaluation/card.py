@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # that of typing is known to pydantic from Python 3.12 on
 
@@ -310,17 +309,13 @@ def same_answers(one: Card, other: Card) -> bool:
     there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (one, other))  # older cards: none
     if there.shape != here.shape or there.ndim < 2:
         return there.shape == here.shape
-    for first, second in ((_below(there), _below(here)), (there[:, -1], here[:, -1])):
+    tops = (of[:, :-1].max(1, keepdims=True, initial=-np.inf) for of in (there, here))
+    logits = [np.maximum(of[:, :-1] - top, MASKED) for of, top in zip((there, here), tops, strict=True)]
+    for first, second in (logits, (there[:, -1], here[:, -1])):
         limit = LOGIT_TOLERANCE * max(float(np.nanmax(np.abs([first, second]), initial=0)), SMALLEST)
         if not np.allclose(first, second, rtol=0, atol=limit, equal_nan=True):
             return False
     return True
-
-
-def _below(answers: NDArray[np.float64]) -> NDArray[np.float64]:
-    logits = answers[:, :-1]
-    below: NDArray[np.float64] = np.maximum(logits - logits.max(1, keepdims=True, initial=-np.inf), MASKED)
-    return below
 
 
 def put(path: Path, card: Card) -> None:

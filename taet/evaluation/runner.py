@@ -223,8 +223,7 @@ class Runner:
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
         """Attack one batch, check every adversarial image and return the results."""
-        work, (x, y) = self.model.measure(), self.batch(rows)
-        draws = self.draws(attack, rows)
+        work, (x, y), draws = self.model.measure(), self.batch(rows), self.draws(attack, rows)
         attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
         with contextlib.ExitStack() as stack:
             stack.enter_context(attacked.searching(attack.precision, x.device.type))

@@ -57,20 +57,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([0.2395, 1.5514])
     """
     check_labels(logits, labels)
-    return functional.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=NO_CLASS)
+    try:
+        return functional.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=NO_CLASS)
+    except IndexError:
+        raise out_of_range(labels, logits.shape[1]) from None
 
 
-def check_labels(logits: Tensor, labels: Tensor, classes: int | None = None) -> None:
-    """Raise a `UserError` unless there is one int64 label for each row of logits and, on the CPU, of the `classes`.
-
-    By default there is a class per logit. On a GPU, which would have to be waited for, values are not read.
-    """
+def check_labels(logits: Tensor, labels: Tensor) -> None:
+    """Raise a `UserError` unless there is one int64 label for each row of logits; values are not read."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
         got = f"{labels.dtype} {tuple(labels.shape)} with values {tuple(logits.shape)}"
         raise UserError(f"labels: got {got}; allowed: torch.int64 (N,) with (N, C)")
-    count = logits.shape[1] if classes is None else classes
-    if labels.device.type == "cpu" and len(wrong := labels[(labels < 0) | (labels >= count)]):
-        raise UserError(f"labels: got {int(wrong[0])}; allowed: 0 to {count - 1}, one per logit")
 
 
 def counts_of(class_counts: Tensor, logits: Tensor) -> Tensor:
@@ -80,6 +77,12 @@ def counts_of(class_counts: Tensor, logits: Tensor) -> Tensor:
         got = f"shape {tuple(class_counts.shape)} with logits {tuple(logits.shape)}"
         raise UserError(f"class counts: got {got}; allowed: ({logits.shape[-1]},), one per logit")
     return class_counts.to(logits)
+
+
+def out_of_range(labels: Tensor, classes: int) -> UserError:
+    """Return the error for labels outside the classes."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    return UserError(f"labels: got {int(wrong[0])}; allowed: 0 to {classes - 1}, one per logit")
 
 
 def logit_adjustment(logits: Tensor, labels: Tensor, class_counts: Tensor, tau: float = 1.0) -> Tensor:
@@ -148,6 +151,8 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = 
         return (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny) ** gamma * loss
     if form == "sigmoid":
         check_labels(logits, labels)
+        if labels.device.type == "cpu" and ((labels < 0) | (labels >= logits.shape[1])).any():
+            raise out_of_range(labels, logits.shape[1])
         toward = torch.where(is_label(logits, labels), logits, -logits)
         return -((gamma * functional.logsigmoid(-toward)).exp() * functional.logsigmoid(toward)).sum(1)
     raise unknown("focal form", form, get_args(FocalForm))

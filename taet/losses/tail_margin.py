@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taet.distributed import global_sum
 from taet.errors import unknown
-from taet.losses.long_tail import check_labels, full_precision, positive_counts
+from taet.losses.long_tail import check_labels, full_precision, out_of_range, positive_counts
 from taet.statistics import class_ranks
 
 Form = Literal["official", "paper", "per-pair"]
@@ -59,7 +59,7 @@ def tail_margin(
     """
     if form not in get_args(Form):
         raise unknown("tail margin", form, get_args(Form))
-    check_labels(features, labels, len(class_counts))
+    check_labels(features, labels)
     tail = tail_classes(class_counts, form) if tail is None else tail
     log_p = full_precision(features).log_softmax(1)
     fixed = log_p if form == "paper" else log_p.detach()
@@ -68,7 +68,11 @@ def tail_margin(
     a, b = torch.cat([-p, (p * fixed).sum(1, keepdim=True)], 1), torch.cat([log_p, ones], 1)
     counts = positive_counts(class_counts.to(log_p.dtype))
     root = (counts.sum() / counts).sqrt()
-    number = global_sum(torch.zeros_like(root).index_add(0, labels, ones.squeeze(1)))  # of each class in the batch
+    try:
+        number = torch.zeros_like(root).index_add(0, labels, ones.squeeze(1))
+    except IndexError:
+        raise out_of_range(labels, len(counts)) from None
+    number = global_sum(number)  # of each class in the batch
     batch, members = number.sum(), (tail * number).sum()
     with torch.autocast(features.device.type, enabled=False):  # which would multiply in half precision
         if form == "official":

@@ -26,6 +26,10 @@ from taet.training.prepare import TrainingPlan, describe, prepare
 from taet.training.record import Epoch, RunRecord, code_of, retired_settings
 from taet.training.state import State
 
+KINDS: dict[str, tuple[type, str]] = {
+    "model": (nn.Module, "an nn.Module"),
+    "dataset": (Dataset, "a taet.data.Dataset, e.g. Dataset.from_arrays(...)"),
+}  # of what is given from memory
 Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
 
 
@@ -76,7 +80,8 @@ def train(
     """
     if not isinstance(run, Run):
         raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
-    _check_kinds(model, dataset)
+    for what, given in (("model", model), ("dataset", dataset)):
+        _check_kind(what, given)
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
     with joined(resolve_device(run.training.device).type):
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
@@ -101,7 +106,6 @@ def resume(
     """Continue the run in `folder`, with any number of processes, or return it if it is finished."""
     place = RunFolder(Path(folder))
     record = place.record
-    _check_kinds(model, dataset)
     _check_given(place.path, "dataset", dataset, record.data.arrays)
     _check_given(place.path, "model", model, record.model_given)
     if model is None:
@@ -198,15 +202,15 @@ def load_run(
     return run, model, dataset, record
 
 
-def _check_kinds(model: object, dataset: object) -> None:
-    for what, given, kind in (("model", model, nn.Module), ("dataset", dataset, Dataset)):
-        if given is not None and not isinstance(given, kind):
-            allowed = "an nn.Module" if kind is nn.Module else "a taet.data.Dataset, e.g. Dataset.from_arrays(...)"
-            raise UserError(f"{what}: got a {type(given).__name__}; allowed: {allowed}")
+def _check_kind(name: str, given: object) -> None:
+    kind, allowed = KINDS[name]
+    if given is not None and not isinstance(given, kind):
+        raise UserError(f"{name}: got a {type(given).__name__}; allowed: {allowed}")
 
 
 def _check_given(folder: Path, name: str, given: object, needed: bool) -> None:
-    """Refuse a missing model or data set that a run needs from memory, or one that it does not need."""
+    """Refuse a model or data set from memory that is missing, not needed, or of another type."""
+    _check_kind(name, given)
     if needed and given is None:
         raise UserError(f"{folder} was trained with a {name} from memory: give it again, from Python, as {name}=...")
     if given is not None and not needed:

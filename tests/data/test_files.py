@@ -154,6 +154,8 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     assert (abs(dataset.test.class_counts - [4, 10]) <= 4).all()
     assert "20 groups, each in one split; 10 images stand alone" in dataset.notes
     assert dataset.notes[0].startswith("no test images are given: whole groups, ")
+    for number, found in ((30, load_all(Data(name=str(patients)))), (len(groups[-1]), dataset)):
+        assert any(f"{len(found.test)} test images of {number} groups: intervals take" in one for one in found.notes)
     assert load(f"folder:{patients}", validation=0.2).manifest() == dataset.manifest()
     assert load(f"folder:{patients}", group="none").train.groups is None
     for visit in ("first visit", "second visit"):  # of the only patient of a class

@@ -149,6 +149,8 @@ def test_losses_agree_with_loops_over_samples_and_classes() -> None:
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert found[name][i].item() == pytest.approx(value, rel=1e-8, abs=1e-12), name
+    whole = torch.compile(cross_entropy, fullgraph=True, backend="eager")  # no value of a label decides a branch
+    assert torch.equal(torch.func.vmap(cross_entropy)(logits[None], labels[None])[0], whole(logits, labels))
 
 
 @pytest.mark.parametrize("name", LOSSES)

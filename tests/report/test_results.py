@@ -81,8 +81,7 @@ def test_every_number_of_the_table_follows_from_the_masks(make_card: MakeCard) -
             assert (line.n, line.correct) == (keep.sum(), mask[keep].sum())
             expected = mask[keep].mean(), *map(float, statistics.wilson_interval(mask[keep].sum(), keep.sum()))
             if line.group == "worst":  # the lowest ends of ten intervals that all hold with 95 %
-                each = ((mask[labels == c].sum(), (labels == c).sum()) for c in range(10))
-                ends = [statistics.exact_interval(*one, 0.995) for one in each]
+                ends = [statistics.exact_interval(mask[labels == c].sum(), sum(labels == c), 0.995) for c in range(10)]
                 expected = expected[0], *(float(min(end)) for end in zip(*ends, strict=True))
         assert (line.accuracy, line.low, line.high) == pytest.approx(expected, abs=1e-12)
         assert (line.method, line.seed, line.protocol) == (card.method, card.seed, "taet")
@@ -153,8 +152,8 @@ def test_equally_good_rows_share_all_ranks(make_card: MakeCard) -> None:
     """Of eight such rows, tests of single pairs would part some in nearly half of the boards."""
     base, rng, parted = make_card("at", probe=PROBE), np.random.default_rng(0), 0
     for _ in range(8):
-        right = ((base.changed(method=f"m{n}"), rng.random(len(base.labels)) < 0.4) for n in range(8))
-        board = taet.results(*(redrawn(*one, "clean", "autoattack") for one in right)).board()
+        drawn = ((base.changed(method=f"m{n}"), rng.random(len(base.labels)) < 0.4) for n in range(8))
+        board = taet.results(*(redrawn(*one, "clean", "autoattack") for one in drawn)).board()
         parted += {*board["rank"]} != {"1–8"}
     assert parted <= 1
 
