@@ -130,7 +130,7 @@ def _own(kind: Kind) -> tuple[Path, ...]:
     """Files of plug-ins, those of TAET_PLUGINS first."""
     folders = [Path(folder).expanduser() for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder]
     for folder in folders:
-        if not folder.is_dir():
+        if not any((folder / each).is_dir() for each in WORDS):
             raise UserError(f"TAET_PLUGINS: got {folder}; allowed: folders that hold methods, attacks, data or models")
     listed = [path.resolve() for folder in folders for path in sorted((folder / kind).glob("[!_]*.py"))]
     return tuple(dict.fromkeys([*listed, *(path for added, path in _added if added == kind)]))

@@ -113,6 +113,7 @@ def opened(
     """Return a run's folder or a model of any origin, its test images, resized to the run's, and notes on it."""
     from taet.data import load, load_all
     from taet.models import foreign
+    from taet.models.weights import check_origin
     from taet.training.folder import RunFolder
 
     if not data.get("name"):
@@ -127,6 +128,8 @@ def opened(
         return Path(name), read(wanted), ()
     dataset, file = read(wanted), None if weights is None else Path(weights)
     classes, shape = dataset.num_classes, dataset.image_shape
+    if file is not None:
+        check_origin(file, dataset.class_names, shape)
     model, notes = foreign.load(name, num_classes=classes, image_shape=shape, weights=file, normalize=normalize)
     return model, dataset, notes
 

@@ -184,7 +184,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
         notes += (f"steps and start of --threat change nothing: {state.method.title} has no attack, or one of its own",)
     elif not own and run.threat.steps * run.threat.step_size < run.threat.eps * (1 - 1e-9):
         steps = f"{plural(run.threat.steps, 'attack step')} of {size(run.threat.step_size)}"
-        notes += (f"! {steps} cannot reach eps {size(run.threat.eps)}; --threat.step-size makes them longer",)
+        notes += (f"! {steps} cannot reach eps {size(run.threat.eps)}; see --threat.steps and --threat.step-size",)
     lines = [
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} to {least} to train on "
         f"(imbalance {dataset.imbalance_ratio:.4g})",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -307,21 +307,31 @@ def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str | None) -> di
     return dict(zip(found, np.split(numbers, np.cumsum([len(each) for each in found.values()])[:-1]), strict=True))
 
 
+def as_array(what: str, given: Any) -> NDArray[Any]:
+    """Return an array, a tensor or a list of numbers as an array; anything else, e.g. a torch Dataset, is refused."""
+    try:
+        if isinstance(given, Sequence) or hasattr(given, "__array__"):
+            return np.asanyarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    except (TypeError, ValueError):  # lists of different lengths, and objects that numpy cannot read
+        pass
+    raise UserError(f"{what}: got a {type(given).__name__} that is no array; allowed: arrays and tensors")
+
+
 def checked_images(what: str, images: ArrayLike) -> Pixels:
     """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
-    array: NDArray[np.generic] = np.asanyarray(images)
+    array = as_array(what, images)
     if array.dtype != np.uint8:
         raise UserError(f"{what}: got {array.dtype}; allowed: uint8, pixel values 0 to 255")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3), N at least 1")
     if not isinstance(array, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
         array = np.require(array, requirements=("C", "W"))
-    return array if array.ndim == 4 else array[..., np.newaxis]  # type: ignore[return-value]
+    return array if array.ndim == 4 else array[..., np.newaxis]
 
 
 def checked_labels(what: str, labels: ArrayLike) -> Ints:
     """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 raises a `UserError`."""
-    array = np.asarray(labels)
+    array = as_array(what, labels)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
 from taet.attacks.spec import Clean
-from taet.data.dataset import fingerprints
+from taet.data.dataset import as_array, fingerprints
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, left_out, picture, scaled
 from taet.data.storage import Pixels
-from taet.errors import UserError
+from taet.errors import UserError, custom_code
 from taet.evaluation.bundles import of_run
 from taet.evaluation.runner import Runner
 from taet.fields import Count, check_value
@@ -176,13 +176,14 @@ def predict(
 
 def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, list[str]]:
     """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
-    given = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
-    if isinstance(given, np.ndarray):
+    if hasattr(given, "__array__") and not isinstance(given, str):  # a text of numpy has it too
+        given = as_array("images", given)
         if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
             raise UserError(f"images: got {got}; allowed: {allowed}")
         return tuple(map(str, range(len(given)))), given, []
-    listed = [Path(given)] if isinstance(given, str | os.PathLike) else [*map(Path, given)]
+    with custom_code("images: no array, file, folder, or list of files and folders"):
+        listed = [Path(given)] if isinstance(given, str | os.PathLike) else [*map(Path, given)]
     below = {path: files_below(path) for path in listed if path.is_dir()}
     files = [file for path in listed for file in (filter(is_image, below[path]) if path in below else [path])]
     if not files:

@@ -1,6 +1,7 @@
 """The result card: the outcome of each attack on each test image, the numbers computed from it, and how it is kept."""
 
 import itertools
+import logging
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from taet.attacks.ball import Norm
 from taet.attacks.counted import WORK
 from taet.errors import UserError, cut, located, said, unknown
 from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, Stored, Summary, disagreements
-from taet.evaluation.facts import ModelFacts
+from taet.evaluation.facts import MASKED, ModelFacts
 from taet.fields import check_value, refused
 from taet.files import SEAL, Json, check_seal, file_sha256, read_bytes, read_json, seal, write_atomically, write_json
 from taet.statistics import Difference, Ints, difference
@@ -27,7 +28,7 @@ from taet.training.record import training_settings
 KIND, SCHEMA = "taet result card", 3
 MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
 LOGIT_TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
-MASKED, SMALLEST = -50.0, 0.01  # a logit that far below decides nothing; a smaller gradient is mostly rounding
+SMALLEST = 0.01  # a smaller gradient is mostly rounding
 CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
 
 
@@ -326,6 +327,8 @@ def put(path: Path, card: Card) -> None:
         if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in before.columns):
             place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
             write_atomically(place, read_bytes(path))
+            advice = "reports read the new one; pgd-20:eps=0.02 adds another ball to a card"
+            _logger.warning("taet: the card of other settings is kept as %s; %s", place, advice)
     card.save(path)
 
 

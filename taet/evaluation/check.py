@@ -115,7 +115,7 @@ def _machine(device: torch.device) -> Iterator[Finding]:
 
 def verify(path: Path) -> tuple[Finding, ...]:
     """Read every file of a run folder as its users do, and check that all belong together."""
-    folder, found = RunFolder(path), []
+    folder, found = RunFolder(path), list[Finding]()
     if not folder.is_run and not folder.card().exists():
         _ = folder.record  # refuses it
     for name, read in _readers(folder):
@@ -124,6 +124,8 @@ def verify(path: Path) -> tuple[Finding, ...]:
             found.append(Finding(name, "verified"))
         except UserError as error:
             found.append(Finding(name, " ".join(str(error).split()), ok=False))
+    if folder.is_run and not folder.is_done:
+        found.append(Finding(DONE, "missing: the run is not finished, so there are no weights to verify", ok=False))
     return tuple(found)
 
 

@@ -23,6 +23,7 @@ from taet.losses.long_tail import cross_entropy
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
 LOGIT_FACTOR = 10.0  # of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling
+MASKED = -50.0  # relative to the largest logit: one that far below decides nothing
 SURE = 0.99  # a probability that a sigmoid reaches for some image, and cosines and small logits hardly do
 DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
 
@@ -97,9 +98,14 @@ def answer(model: Counted, x: Tensor) -> Tensor:
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest L2 distance between two logit vectors of one image, (N, C), each scaled to unit length."""
-    apart = functional.normalize(first.nan_to_num()) - functional.normalize(second.nan_to_num())
-    return float(apart.norm(dim=1).max())
+    """Return the largest L2 distance between two logit vectors of one image, (N, C), each scaled to unit length.
+
+    It is also measured with logits far below the largest cut off, beside which the others would not count.
+    """
+    whole = [logits.nan_to_num() for logits in (first, second)]
+    near = [logits.maximum(logits.amax(1, keepdim=True) + MASKED) for logits in whole]
+    pairs = [[functional.normalize(logits) for logits in pair] for pair in (whole, near)]
+    return max(float((one - other).norm(dim=1).max()) for one, other in pairs)
 
 
 def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, Tensor]:

@@ -215,7 +215,7 @@ def of_pairs(card: Card) -> dict[str, str]:
     every, balls = asked(card), curves(card)["eps"]
     chains = [column for column in every if is_plain(column) and crosses(column)]
     singles = [one for one in every if one.attack.one_step and is_plain(one)]
-    suites = [one for one in every if isinstance(one.attack, AutoAttack)]
+    suites = [one for one in every if isinstance(one.attack, AutoAttack)] + [one for one in every if one.attack.bound]
     met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
     strongest = ((one, min(inside, key=lambda column: column.correct.mean())) for one, inside in met if inside)
     margins = (

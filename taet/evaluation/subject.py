@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from taet import protocols
 from taet.attacks.ball import frozen
@@ -18,7 +19,7 @@ from taet.attacks.counted import Counted, exact_float32
 from taet.attacks.inputs import check_labels
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data import DataFacts, Dataset
-from taet.data.dataset import check_names, fingerprints, images_sha256
+from taet.data.dataset import as_array, check_names, fingerprints, images_sha256
 from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
@@ -208,9 +209,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[TestImages, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
-    pixels, classes = (
-        one.detach().cpu().numpy() if isinstance(one, Tensor) else np.asanyarray(one) for one in (images, labels)
-    )
+    pixels, classes = as_array("images", images), as_array("labels", labels)
     known = pixels.size and pixels.ndim == 4 and (pixels.dtype.kind == "f" or pixels.dtype == np.uint8)
     if not known or (pixels.dtype == np.uint8 and pixels.shape[3] not in (1, 3)):
         forms = "uint8 (N, H, W, C) with 1 or 3 channels, or float (N, C, H, W) from 0 to 1"
@@ -248,6 +247,9 @@ def attacked(model: nn.Module, images: TestImages) -> Counted:
 
 def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
     """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
+    state = model.state_dict().items()
+    if empty := [key for key, one in state if not isinstance(one, Tensor) or is_lazy(one) or one.is_meta]:
+        raise UserError(f"model: {empty[0]} is quantised, or has no values yet; allowed: initialised float32 weights")
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):

@@ -9,17 +9,18 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from taet.errors import UserError, custom_code, cut, needed, said
-from taet.files import check_seal, file_sha256, read_bytes, read_json
+from taet.files import check_seal, file_sha256, parse_json, read_bytes, read_json
 from taet.models.classifier import Adapter, Classifier
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
@@ -145,6 +146,19 @@ def check_archive(file: IO[bytes]) -> None:
         if compressed or archive.testzip() is not None:
             raise zipfile.BadZipFile
     file.seek(0)
+
+
+def check_origin(path: str | Path, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
+    """Refuse the weights of an exported file, which says its classes and image size, for others or another order."""
+    file = weights_file(path)
+    if file.suffix != ".safetensors" or not file.is_file():
+        return
+    with custom_code(f"{path} holds no weights, or is truncated"), safe_open(file, framework="pt") as opened:
+        about = parse_json((opened.metadata() or {}).get("taet", "{}").encode(), str(path))
+    for what, given, key in (("classes", class_names, "class_names"), ("images", image_shape, "image_shape")):
+        if key in about and [*about[key]] != [*given]:
+            of, got = (cut(", ".join(map(str, values))) for values in (about[key], given))
+            raise UserError(f"{path}: got data with {what} {got}; allowed: {of}, in this order, as in its training")
 
 
 def fill(network: nn.Module, state: StoredWeights) -> str:

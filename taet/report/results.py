@@ -26,7 +26,7 @@ from taet.report import rows, write
 from taet.report.rows import Sources, StoredCard, read
 from taet.statistics import Ints
 
-ABOUT = ("card", "row", "method", "data", "imbalance_ratio", "model", "protocol", "seed")
+ABOUT = ("card", "row", "method", "data", "test_sha256", "imbalance_ratio", "model", "protocol", "seed")
 COLUMNS = (*ABOUT, "attack", "group", "n", "correct", "accuracy", "low", "high")
 GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")  # of classes, before the classes themselves
 LEAD = "autoattack"
@@ -128,8 +128,8 @@ class Results:
         """Return one line for each card, attack and group of classes, sorted by card, with the columns `COLUMNS`.
 
         Groups: balanced, plain, head, body, tail, worst (the class with the lowest accuracy), and each class.
-        Accuracies are in [0, 1] with 95 % intervals over the test images; `n` are the images of the group, and
-        `correct` is missing where the accuracy is a mean over classes.
+        Accuracies are in [0, 1] with 95 % intervals over the test images, of which `test_sha256` tells several sets
+        apart; `n` are the images of the group, and `correct` is missing where the accuracy is a mean over classes.
         """
         found = pd.concat([_numbers(one.named) for one in self.by_test_set()])
         return found.sort_values("card", kind="stable", ignore_index=True)
@@ -179,10 +179,10 @@ class Results:
     def difference(
         self, first: str, second: str, attack: str, group: str = "balanced", comparisons: int = 1
     ) -> Difference | None:
-        """Return the paired difference of two rows under one attack; None if one of them was not attacked so.
+        """Return the paired difference of two rows under one attack; None if nothing pairs their runs.
 
-        Runs with equal seeds are pairs; without a common seed they are paired in order. The intervals of `comparisons`
-        differences hold together.
+        Runs with equal seeds are pairs; as many runs of both without a common seed are paired in order. The intervals
+        of `comparisons` differences hold together.
         """
         if first > second:
             found = self.difference(second, first, attack, group, comparisons)
@@ -193,12 +193,12 @@ class Results:
         ours, theirs = ({key[1]: of for key, of in answers if key[::2] == (row, attack)} for row in (first, second))
         common = [seed for seed in ours if seed in theirs]
         sides = [[of[seed] for seed in common or of] for of in (ours, theirs)]
-        card, pairs = self.cards[0], min(map(len, sides))
+        card, pairs = self.cards[0], len(sides[0]) == len(sides[1]) > 0
         keep = np.isin(card.labels, members(card, group))
         if not keep.any():
             raise UserError(f"group {group}: it has no test images, or the training counts are not known or equal")
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
-        first_right, second_right = ([(one == card.labels)[keep] for one in of[:pairs]] for of in sides)
+        first_right, second_right = ([(one == card.labels)[keep] for one in of] for of in sides)
         both = first_right, second_right
         found = difference(*both, labels, card.num_classes, comparisons=comparisons) if pairs else None
         return self._differences.setdefault(key, found)

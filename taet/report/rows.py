@@ -54,8 +54,9 @@ class StoredCard:
 
     @property
     def about(self) -> tuple[object, ...]:
-        card, ratio = self.card, self.card.data.get("imbalance_ratio")
-        return self.name, self.row, card.method, card.data["name"], ratio, card.model["name"], card.protocol, card.seed
+        card, data, model = self.card, self.card.data, self.card.model["name"]
+        of_images = data["name"], data["test_sha256"][:8], data.get("imbalance_ratio")
+        return self.name, self.row, card.method, *of_images, model, card.protocol, card.seed
 
 
 def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:

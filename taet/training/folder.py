@@ -90,6 +90,7 @@ class RunFolder:
         path = self.path / RUN
         if not path.exists():
             why = f"it holds no {RUN}" if self.path.is_dir() else "there is no such folder"
+            why = "it is a file; a file of weights goes with --model NAME --weights" if self.path.is_file() else why
             raise UserError(f"{self.path} is not a run folder: {why}")
         values = files.parse_json(self._read(path), str(path))
         with located(f"{path} was not written by taet train, or was changed"):
@@ -190,7 +191,8 @@ class RunFolder:
         path = self.weights(name)
         if not path.is_file():
             held = sorted(found.name for found in self.path.glob(f"*{SUFFIX}"))
-            why = f"it has {', '.join(held)}" if held and self.is_done else "the run is not finished; resume it first"
+            lost = f"it has {', '.join(held)}" if held else f"to restore it, delete {DONE} and resume the run"
+            why = lost if self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
         about = self.check_weights(name)
         with custom_code(f"{path} does not hold weights of this model, or is truncated"):

@@ -95,7 +95,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """Perturb each weight tensor with more than one dimension so that `loss`() rises; undo it afterwards.
+    """Perturb each tensor called weight with more than one dimension so that `loss`() rises; undo it afterwards.
 
     Gradients and statistics of batch normalisation stay as they were. The optimiser's step within the context, with its
     weight decay, happens at the perturbed weights. gamma 0 changes nothing.
@@ -103,7 +103,8 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     if gamma == 0:
         yield
         return
-    weights: list[Tensor] = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    named = model.named_parameters()
+    weights: list[Tensor] = [p for name, p in named if "weight" in name and p.ndim > 1 and p.requires_grad]
     with buffers_kept(model):
         found = torch.autograd.grad(loss(), weights, allow_unused=True)
     weights = [weight for weight, gradient in zip(weights, found, strict=True) if gradient is not None]

@@ -134,7 +134,7 @@ def test_what_may_go_wrong_is_said_first(tiny: Callable[..., Run]) -> None:
     seven = {"training.batch_size": 7}  # of even batches 4.8 classes are missed, less than half
     found = [prepare(tiny("taet", {**seven, "training.sampling": of})) for of in ("shuffled", "class-balanced")]
     assert ["misses" in introduction(*of, {}) for of in found] == [True, False]
-    short = " cannot reach eps 0.05; --threat.step-size makes them longer"
+    short = " cannot reach eps 0.05; see --threat.steps and --threat.step-size"
     whole = introduction(*prepare(tiny("at", {"threat.step_size": 0.05})), {})
     own = introduction(*prepare(tiny("standard", {"threat.start": "none"})), {})  # without an attack
     assert [short in told for told in (text, whole, own)] == [True, False, False]

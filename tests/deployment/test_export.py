@@ -20,6 +20,7 @@ from taet.data.images import picture, scaled
 from taet.deployment import export as export_run
 from taet.deployment.export import resize
 from taet.models import resnet, vit
+from taet.models.weights import check_origin
 from taet.settings import override
 from taet.training.folder import RunFolder
 from taet.training.runs import load_model
@@ -134,6 +135,9 @@ def test_a_file_names_its_run_and_no_machine(
     assert (about["method"], about["epoch"], about["eps"], about["resizes"]) == ("robal", 12, 0.05, True)
     assert (about["class_names"], about["image_shape"]) == (["red", "green", "blue"], [3, 16, 16])
     assert about["run_hash"] == RunFolder(trained).record.run_hash
+    if format == "safetensors":
+        with one_line("got data with classes blue, green, red; allowed: red, green, blue, in this order"):
+            check_origin(path, ("blue", "green", "red"), (3, 16, 16))
     card = taet.evaluate(trained, attacks="clean", dataset=dataset, out=tmp_path)
     assert about["weights_sha256"] == card.model["weights_sha256"]
     content = path.read_bytes()

@@ -82,6 +82,7 @@ def test_a_model_that_cannot_be_evaluated_is_refused(data: tuple[np.ndarray, np.
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
-    for place, why in ((tmp_path / "none", "there is no such folder"), (tmp_path, "it holds no run.json")):
+    (file := tmp_path / "net.pth").touch()
+    for place, why in ((file, "it is a file"), (tmp_path / "none", "no such folder"), (tmp_path, "no run.json")):
         with pytest.raises(UserError, match=why):
             check(place)

@@ -166,7 +166,7 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any]
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1, 2], "labels: got int64"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, -1], "labels: got -1"),
         (None, None, "without images"),
-        (np.zeros((2, 8, 8, 3), dtype=np.uint8), None, "labels: got object"),
+        (np.zeros((2, 8, 8, 3), dtype=np.uint8), None, "labels: got a NoneType"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any, message: str, task: Task) -> None:

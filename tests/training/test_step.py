@@ -62,10 +62,12 @@ def test_within_it_the_loss_is_higher_by_the_first_order_and_afterwards_nothing_
     gradients = torch.autograd.grad(loss_of(model.eval()), weights)
     rise = sum(gamma * w.detach().norm() * g.norm() for w, g in zip(weights, gradients, strict=True))
     base = loss_of(model)
-    with perturbed_weights(model, lambda: loss_of(model), gamma):
+    model.register_parameter("token", token := nn.Parameter(torch.ones(1, 2)))  # as in a transformer: no weight
+    before["token"] = token.detach().clone()
+    with perturbed_weights(model, lambda: loss_of(model) + token.sum(), gamma):
         assert (loss_of(model) - base).item() == pytest.approx(float(rise), rel=1e-3)
         for name, value in model.named_parameters():
-            assert torch.equal(value, before[name]) == (value.ndim == 1), name
+            assert torch.equal(value, before[name]) == (value.ndim == 1 or value is token), name
     assert all(p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-15)
