@@ -45,7 +45,7 @@ def pgd(
     step_size: Size | Sequence[Size],
     norm: Norm = "linf",
     start: Start = "uniform",
-    start_noise: Tensor | torch.Generator | None = None,
+    start_noise: Tensor | torch.Generator | Source | None = None,
     objective: Objective | Sequence[Objective] = cross_entropy,
     targeted: bool = False,
     restarts: Count = 1,
@@ -154,7 +154,7 @@ def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[
 
 
 def _starts(
-    x: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | None
+    x: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | Source | None
 ) -> Iterator[Tensor]:
     """Return the start of each restart."""
     noises: Iterable[Tensor]
@@ -165,7 +165,7 @@ def _starts(
     elif start == "none" and restarts > 1:
         raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
     else:
-        source = Source(given or torch.Generator(x.device).manual_seed(0))
+        source = given if isinstance(given, Source) else Source(given or torch.Generator(x.device).manual_seed(0))
         noises = (draw_noise(x, eps, start, source, norm) for _ in range(restarts))
     begins = (x + noise for noise in noises)
     return (ball.project(x_adv, x, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)

@@ -161,7 +161,6 @@ def load_all(data: Data) -> Dataset:
     if others or not is_own(data.name):
         got = f"--data.{others[0].replace('_', '-')}" if others else data.name
         raise UserError(f"all images: got {got}; allowed: your own images, {', '.join(PATH_SOURCES)}, without a cut")
-    data, _ = _named(data)
     found = source(data)
     parts = [_read(part, data) for part in found.splits.values()]
     images, labels = map(np.concatenate, zip(*((part.images, part.labels) for part in parts), strict=True))
@@ -169,7 +168,7 @@ def load_all(data: Data) -> Dataset:
     groups = [part.groups for part in parts if part.groups is not None]
     notes = [f"all {len(labels)} images are test images", *_together(np.concatenate(groups) if groups else None)]
     notes += [one for one in found.notes if not one.startswith(DIVIDED)]
-    return Dataset(data.name, whole, None, whole, notes=tuple(notes), resized=found.resized, only_test=True)
+    return Dataset(found.name, whole, None, whole, notes=tuple(notes), resized=found.resized, only_test=True)
 
 
 def _together(groups: Ints | None) -> list[str]:

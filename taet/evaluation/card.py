@@ -31,6 +31,8 @@ LOGIT_TOLERANCE = 1e-3  # relative difference of one model's logits in two evalu
 SMALLEST = 0.01  # a smaller gradient is mostly rounding
 CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
 
+_logger = logging.getLogger(__name__)
+
 
 class Flag(TypedDict):
     """A warning about a card: its name and its sentence."""

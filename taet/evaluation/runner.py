@@ -153,10 +153,6 @@ class Runner:
         with torch.inference_mode(False):  # so that gradients with respect to them exist
             return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
-    def draws(self, attack: AttackSpec, rows: Ints) -> Draws:
-        """Return the random draws of an attack on these images."""
-        return Draws(self.seed, attack.base, rows if self.keys is None else self.keys[rows])
-
     def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may save work."""
         natural = next((column.predictions for column in there if column.norm is None), None)
@@ -223,7 +219,8 @@ class Runner:
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
         """Attack one batch, check every adversarial image and return the results."""
-        work, (x, y), draws = self.model.measure(), self.batch(rows), self.draws(attack, rows)
+        work, (x, y) = self.model.measure(), self.batch(rows)
+        draws = Draws(self.seed, attack.base, rows if self.keys is None else self.keys[rows])
         attacked = self.model if attack.made_on is None else self.sources[attack.made_on.weights_sha256]
         with contextlib.ExitStack() as stack:
             stack.enter_context(attacked.searching(attack.precision, x.device.type))

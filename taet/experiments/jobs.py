@@ -90,15 +90,14 @@ def compare(
     make_folder(place / "logs")
     with lock(place):
         if slurm is not None:
-            interrupted, outcomes = False, submit(grid, place, found, slurm, say)
+            outcomes = submit(grid, place, found, slurm, say)
         else:
             work = Work(found, place / "logs", side_by_side, threads, gpus, say)
-            interrupted = work.run(deadline)
+            if work.run(deadline):
+                raise KeyboardInterrupt
             outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
-        late = not interrupted and any(outcome.state in OPEN for outcome in outcomes)
-        report = None if interrupted else _report(grid.title, place, outcomes)
-    if interrupted:
-        raise KeyboardInterrupt
+        late = any(outcome.state in OPEN for outcome in outcomes)
+        report = _report(grid.title, place, outcomes)
     return Comparison(grid.title, place, outcomes, late, report)
 
 

@@ -71,23 +71,17 @@ class OuterLoss(nn.Module):
         self.weights, self.factor = (nn.Buffer(torch.ones_like(counts), persistent=False) for _ in range(2))
         self.enter(0)
 
-    @property
-    def name(self) -> str:
-        return self.outer.name
-
     def enter(self, epoch: int) -> None:
         """Set the class weights of `epoch`, counted from 0, in place."""
         self.weights.copy_(self.balanced if epoch >= self.begin else torch.ones_like(self.balanced))
 
     def shifted(self, logits: Tensor) -> Tensor:
-        """Logits (N, C) plus the log prior under balanced-softmax and logit-adjustment, otherwise unchanged."""
+        """Logits (N, C) plus the log prior under balanced-softmax and logit-adjustment, otherwise plus 0."""
         logits = full_precision(logits)
-        if self.name not in ("balanced-softmax", "logit-adjustment"):
-            return logits
         return logits + self.shift.to(logits.dtype)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.name == "focal":
+        if self.outer.name == "focal":
             losses = focal(full_precision(logits), labels, self.outer.gamma, self.outer.focal_form)
         else:
             prepared = self.prepared(logits, labels)
@@ -108,13 +102,13 @@ class OuterLoss(nn.Module):
         Focal loss uses the logits unchanged.
         """
         logits = self.shifted(logits)
-        if self.name != "ldam":
+        if self.outer.name != "ldam":
             return logits
         return less_margin(logits, labels, self.margins.to(logits.dtype))
 
     def weighed(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Losses (N,) times their class weights under class-balanced and `drw`, and times `factor` if `by_class`."""
-        if self.outer.drw or self.name == "class-balanced":
+        if self.outer.drw or self.outer.name == "class-balanced":
             weights = self.weights.to(losses.dtype)[labels]
             if self.outer.divide_by == "weights":
                 weights = weights / global_mean(weights)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.noise import Source, draw_noise
+from taet.attacks.noise import Source
 from taet.attacks.objectives import Objective, natural_divergence
 from taet.attacks.pgd import pgd
 from taet.distributed import global_mean
@@ -57,11 +57,7 @@ class Attack:
     ) -> Tensor:
         threat = self.threat
         used: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps}
-        used |= {"start": threat.start, "norm": "linf", "restarts": 1, "bn_mode": threat.bn_mode, **options}
-        if "start_noise" not in used:
-            how = used["eps"], used["start"], self.source, used["norm"]
-            noise = [draw_noise(x, *how) for _ in range(used["restarts"])]
-            used["start_noise"] = noise[0] if len(noise) == 1 else torch.stack(noise)
+        used |= {"start": threat.start, "start_noise": self.source, "bn_mode": threat.bn_mode, **options}
 
         def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
             values = objective(logits if self.prior is None else logits + self.prior.log(), labels)

@@ -17,8 +17,6 @@ from taet.methods.base import Adversarial, Loss, Seen, Task
 from taet.methods.trades import Trades
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
 
-Regulariser = Literal["scaled", "official", "off"]
-Gate = Literal["off", "relative", "absolute"]
 THRESHOLDS = {"relative": 0.4, "absolute": 0.2}  # 0.2 where balanced CIFAR-10 has a mean of 0.5
 VOTES = 5  # validation images of a class that can shut the gate
 BEGIN = 1 / 20  # epoch 10 of 200
@@ -86,12 +84,12 @@ class Cfa(ClassBudgets):
         """Budget of a class with no robustness, as a share of eps (paper)."""
         lambda_2: Positive = 0.5
         """Weight of the divergence in a class without robustness, as a share of beta (paper)."""
-        regulariser: Regulariser | None = None
+        regulariser: Literal["scaled", "official", "off"] | None = None
         """Weights of the divergence by class: scaled like TRADES, as in the public code (official), or off. Default:
         scaled with trades, off with other methods, which have no such divergence."""
         begin: PartialShare = BEGIN
         """Share of the epochs before the first class-wise budgets: 10 of 200 (public code)."""
-        gate: Gate = "off"
+        gate: Literal["off", "relative", "absolute"] = "off"
         """Deliver an average of the weights of epochs whose worst class passes (FAWA in the paper), by the mean of the
         classes (relative) or as published (absolute); it needs a validation split. off: no average."""
         average: Annotated[PartialShare, OnlyWith(gate=("relative", "absolute"))] = 0.88

@@ -90,7 +90,7 @@ class RoBal(Method):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural, logits = model(x), model(adversarial.x)
         scale = self.constants["scale"]
-        rebalanced = self.with_margins(logits, y) if self.outer.name == "cross-entropy" else logits
+        rebalanced = self.with_margins(logits, y) if self.task.outer.name == "cross-entropy" else logits
         label = global_mean(self.outer(rebalanced, y))
         kl = global_mean(kl_divergence(natural / scale, logits / scale))
         return Loss(label + self.constants["beta"] * kl, {"label": label, "kl": kl}, logits)

@@ -118,9 +118,6 @@ def interruption(asked: threading.Event | None = None) -> Iterator[threading.Eve
     leave the others waiting. Python handles signals in the main thread only; in others the event is never set.
     """
     asked = threading.Event() if asked is None else asked
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
 
     def ask(number: int, _: FrameType | None) -> None:
         if asked.is_set() and number == signal.SIGINT and world_size() == 1:
@@ -129,7 +126,8 @@ def interruption(asked: threading.Event | None = None) -> Iterator[threading.Eve
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
     numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))}
-    before = {number: signal.signal(number, ask) for number in numbers}
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, ask) for number in numbers if in_main}
     try:
         yield asked
     finally:

@@ -122,7 +122,7 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
             **moved,
         },
     )
-    state.rows.append(row.to_json())
+    state.rows.append(row.model_dump(mode="json"))
     state.end_epoch(predicted)
     pause.save()
     on_first(lambda: pause.folder.write_metrics(state.rows))

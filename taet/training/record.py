@@ -245,7 +245,3 @@ class Epoch(Record):
     seconds: NonNegative
     images_per_second: NonNegative | None = None
     peak_memory_mb: NonNegative | None = None
-
-    def to_json(self) -> Json:
-        """Return the row."""
-        return self.model_dump(mode="json")

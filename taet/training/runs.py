@@ -5,7 +5,6 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from torch import nn
 
@@ -30,7 +29,6 @@ KINDS: dict[str, tuple[type, str]] = {
     "model": (nn.Module, "an nn.Module"),
     "dataset": (Dataset, "a taet.data.Dataset, e.g. Dataset.from_arrays(...)"),
 }  # of what is given from memory
-Announce: TypeAlias = Callable[[TrainingPlan, State, RunFolder], None]  # called once, before the first step
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,14 +67,14 @@ def train(
     dataset: Dataset | None = None,
     progress: Progress | None = None,
     command: str = "",
-    announce: Announce | None = None,
+    announce: Callable[[TrainingPlan, State, RunFolder], None] | None = None,
 ) -> TrainingResult:
     """Train `run` from the start in the new folder `out`, and return the result.
 
     A copy of `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset`, as it is, replace those of the run.
-    `command` is stored in the run's record. After a KeyboardInterrupt, `resume` continues from the checkpoint, on a CPU
-    with bit-identical results. All processes of torchrun must make this call and share every batch; only the first
-    writes.
+    `command` is stored in the run's record, and `announce` is called once, before the first step. After a
+    KeyboardInterrupt, `resume` continues from the checkpoint, on a CPU with bit-identical results. All processes of
+    torchrun must make this call and share every batch; only the first writes.
     """
     if not isinstance(run, Run):
         raise UserError(f"train: got {run!r:.60}; allowed: a Run, e.g. protocols.taet('at')")
@@ -114,7 +112,8 @@ def resume(
     with joined(resolve_device(run.training.device).type), owned(place):
         if place.is_done:
             run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
-            return TrainingResult(place.path, run, trained, loaded, tuple(row.to_json() for row in place.metrics))
+            rows = tuple(row.model_dump(mode="json") for row in place.metrics)
+            return TrainingResult(place.path, run, trained, loaded, rows)
         check_code(place, *record.code)
         begun = on_first(place.checkpoint.exists)
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress, begun=begun)

@@ -21,6 +21,7 @@ from taet.attacks import catalogue
 from taet.attacks.autoattack import AutoAttack
 from taet.attacks.ball import distance
 from taet.attacks.counted import WORK, Counted
+from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.cli import main
 from taet.errors import UserError
@@ -71,7 +72,7 @@ def attacked(name: str, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tu
     runner = runner_on(Network().eval(), seed)
     with runner.still():
         x, y = runner.batch(np.array(rows))
-        x_adv = attack.run(runner.model, x.clone(), y, runner.draws(attack, np.array(rows)))
+        x_adv = attack.run(runner.model, x.clone(), y, Draws(seed, attack.base, np.array(rows)))
     return attack, x, x_adv
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taet.attacks.noise import Source
 from taet.methods.adt import ascend, mean_log
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.methods.dafa import class_weights
@@ -249,7 +250,7 @@ def test_reinforce_of_las_at() -> None:
     golden.check(reinforce(log_probabilities, torch.tensor(golden.raw["actions"]).T, reward), "loss")
 
 
-class Given:
+class Given(Source):
     """A source of noise that gives one recorded draw."""
 
     def __init__(self, values: Tensor) -> None:
@@ -275,14 +276,14 @@ def test_attack_of_las_at() -> None:
     units = {name: [int(text.split("/")[0]) for text in golden.raw[name]] for name in ("eps", "alpha")}
     levels = [*zip(units["eps"], golden.raw["iters"], units["alpha"], strict=True)]
     choices = torch.tensor(levels) - torch.tensor([low for low, _ in method.ranges])
-    attack: Any = Attack(Threat(eps=EPS), Given(golden["start"] / EPS))  # type: ignore[arg-type]
+    attack: Any = Attack(Threat(eps=EPS), Given(golden["start"] / EPS))
     golden.check(method.attacked_by(model, x, y, attack, choices).x.flatten(1))
 
 
 def test_examples_of_n_fgsm() -> None:
     golden = Golden("n_fgsm_linear")
     (model, x, y), eps = linear(golden), golden["eps"]
-    attack: Any = Attack(Threat(eps=eps), Given(golden["uniform"]))  # type: ignore[arg-type]
+    attack: Any = Attack(Threat(eps=eps), Given(golden["uniform"]))
     found = built("n-fgsm", counts=(4, 3, 2), noise=golden["k"]).double().perturb(model, x, y, attack).x
     golden.check(found.flatten(1), "x_adv")
     assert ((found - x).abs().flatten(1).amax(1) / eps).tolist() == pytest.approx(golden.expected["radius_over_eps"])
@@ -295,7 +296,7 @@ def test_examples_of_dafa() -> None:
     method = built("dafa", counts=(5, 4, 3), base="at", task={"epochs": 11}).double()
     method.factor.copy_(golden["weights"])
     threat = Threat(eps=eps, step_size=alpha, steps=golden["K"], start="gaussian")
-    attack: Any = Attack(threat, Given(double(1000 * golden["start"])))  # type: ignore[arg-type]
+    attack: Any = Attack(threat, Given(double(1000 * golden["start"])))
     found = method.perturb(model, x, y, attack).x  # a Gaussian start takes a thousandth of the draw
     golden.check(found.flatten(1), "ours")
     assert ((found - x).abs().flatten(1).amax(1) <= golden["weights"] * eps + 1e-9).all()

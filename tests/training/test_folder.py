@@ -50,7 +50,7 @@ def test_what_is_written_is_read_back_and_verified(result: TrainingResult) -> No
     assert seal(folder.record.model_dump(by_alias=True)) == stored
     assert [*folder.record.model_dump(by_alias=True), "sha256"] == list(stored)
     assert folder.record.run == result.run
-    assert tuple(epoch.to_json() for epoch in folder.metrics) == result.history
+    assert tuple(epoch.model_dump(mode="json") for epoch in folder.metrics) == result.history
     about = folder.weights_about()
     assert (about.method, about.epoch, about.run_hash) == ("taet", 3, folder.record.run_hash)
     run, model, dataset, record = load_run(result.folder)
