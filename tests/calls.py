@@ -1,5 +1,6 @@
 """Runs that calls of `taet train` describe, refusals of one line, plug-ins that are taken back, processes that meet."""
 
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,11 @@ def forget(kind: registry.Kind, path: Path) -> None:
     registry._added[:] = [one for one in registry._added if one != (kind, path.resolve())]
     registry._entries.cache_clear()
     sys.modules.pop(f"{PLUGIN}{kind}_{path.stem}", None)
+
+
+def share(script: str, rank: int, folder: Path) -> None:
+    """Do what `work` of a test file does on the process of this rank, in the folder that the processes share."""
+    runpy.run_path(script)["work"](rank, folder)
 
 
 @contextmanager

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from taet import protocols, registry
 from taet.registry import Kind
 from taet.settings import Run, override
-from tests.calls import PATIENCE, forget
+from tests.calls import PATIENCE, forget, share
 
 # No example fails because the machine is slow; all else stays as it is here or in CI.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -120,9 +122,21 @@ def tiny() -> Callable[..., Run]:
     return build
 
 
+@pytest.fixture
+def lesions(tmp_path: Path) -> Path:
+    """A folder of the user's own images: twelve of a naevus and five of a melanoma, noise of 12 x 12 pixels."""
+    draw = np.random.default_rng(0)
+    for name, count in (("naevus", 12), ("melanoma", 5)):
+        (tmp_path / "lesions" / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.fromarray(draw.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+            image.save(tmp_path / "lesions" / name / f"{number}.png")
+    return tmp_path / "lesions"
+
+
 @pytest.fixture(scope="session")
 def fork() -> Callable[..., BaseProcess]:
-    """Start `python SCRIPT ARGUMENTS`, or `python -m taet ARGUMENTS`, as a process that holds the packages already.
+    """Start `python -m taet ARGUMENTS`, or the share of a test file, as a process that holds the packages already.
 
     A server imports them once and forks; a process of its own would need three seconds to begin.
     """
@@ -131,9 +145,8 @@ def fork() -> Callable[..., BaseProcess]:
 
     def start(program: str, *arguments: str | Path) -> BaseProcess:
         module = program == "taet"
-        process = context.Process(
-            target=runpy.run_module if module else runpy.run_path, args=(program,), kwargs={"run_name": "__main__"}
-        )
+        target, given = (runpy.run_module, (program, None, "__main__")) if module else (share, (program, *arguments))
+        process = context.Process(target=target, args=given)
         with pytest.MonkeyPatch.context() as patch:  # the process takes these over
             patch.setattr(sys, "argv", [program, *map(str, arguments)])
             patch.setattr(sys, "path", sys.path if module else [str(Path(program).parent), *sys.path])
@@ -146,7 +159,7 @@ def fork() -> Callable[..., BaseProcess]:
 
 @pytest.fixture(scope="session")
 def side_by_side(fork: Callable[..., BaseProcess]) -> Callable[[str, Path, int], None]:
-    """Run a test file as several processes, with its rank and a shared folder as arguments, over the loopback."""
+    """Let several processes do `work(rank, folder)` of a test file, over the loopback."""
 
     def run(script: str, folder: Path, processes: int) -> None:
         started = [fork(script, rank, folder) for rank in range(processes)]
@@ -167,7 +180,7 @@ def two_processes(
     tmp_path_factory: pytest.TempPathFactory,
     side_by_side: Callable[[str, Path, int], None],
 ) -> list[Any]:
-    """What each of two processes saved as RANK.pt, which run the file of the test."""
+    """What each of two processes, which work on the file of the test, saved as RANK.pt."""
     folder = tmp_path_factory.mktemp("processes")
     side_by_side(str(request.path), folder, 2)
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]

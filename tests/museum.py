@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taet.attacks import autoattack, pgd
+from taet.attacks import pgd
 from taet.attacks.differentiable import Replaced
 from taet.attacks.objectives import Objective, margin
 from taet.evaluation.facts import Merged, mean_draw
@@ -192,14 +192,6 @@ def correct(model: Change, x: Tensor, y: Tensor) -> float:
     """Share of images that a model classifies correctly."""
     with torch.no_grad():
         return float((model(x).argmax(1) == y).float().mean())
-
-
-def by_autoattack(model: nn.Module, judge: Change | None = None) -> float:
-    """Share of the images that the official AutoAttack leaves correct, on the model as it is, in one batch."""
-    x, y = tested()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return correct(judge or model, autoattack(model, x, y, eps=EPS, batch_size=len(y)), y)
 
 
 def in_batches_of_one_class(model: nn.Module, size: int = 25) -> float:

@@ -5,7 +5,6 @@ The losses that compare classes are tried in methods/test_processes.py, with the
 
 import itertools
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -169,7 +168,3 @@ def test_shares_follow_each_other_and_differ_by_one_at_most() -> None:
         shares = [range(total)[share(total, part, parts)] for part in range(parts)]
         assert [place for part in shares for place in part] == list(range(total))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))

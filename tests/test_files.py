@@ -132,7 +132,6 @@ with lock(Path(sys.argv[1])):
 def test_one_process_owns_a_folder_until_it_is_killed(tmp_path: Path) -> None:
     words = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="is in use by another process; nothing was changed"):
             lock(tmp_path).__enter__()

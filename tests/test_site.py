@@ -48,7 +48,6 @@ def test_the_navigation_leads_to_pages_that_exist(pages: Path) -> None:
 def test_the_site_is_built_without_a_warning(pages: Path, tmp_path: Path) -> None:
     settings = (ROOT / "mkdocs.yml").read_text().replace("build/pages", str(pages))
     (tmp_path / "mkdocs.yml").write_text(settings.replace("build/site", str(tmp_path / "site")))
-    assert MKDOCS is not None
     call = [MKDOCS, "build", "--strict", "--config-file", str(tmp_path / "mkdocs.yml")]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,6 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.runner import Runner
 from taet.settings import Evaluation
-from tests.attacks.test_wrong_inputs import Layer
 
 EPS, COUNT, CLASSES = 0.1, 6, 4
 SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.6, step_size_l2=0.3, batch_size=COUNT)
@@ -39,6 +38,17 @@ def short_names() -> list[str]:
     short = {"cw-l2": "cw-l2:steps=10", "deepfool": "deepfool:steps=5"}
     short |= {name: f"{name}:targets=1,near=0" for name in ("quick", "quick-l2")}
     return [short.get(name, name.replace("-N", "-3")) for name in catalogue.kinds()]
+
+
+class Layer(nn.Module):
+    """A layer that is a function."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(x)
 
 
 class Network(nn.Module):

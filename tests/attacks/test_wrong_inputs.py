@@ -12,21 +12,11 @@ from torch import Tensor, nn
 import taet.attacks
 from taet.attacks import catalogue
 from taet.settings import Evaluation
+from tests.attacks.test_contract import Layer, short_names
 from tests.calls import one_line
 
 COUNT, CLASSES, EPS = 4, 4, 8 / 255
 SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.5, step_size_l2=0.2, batch_size=COUNT)
-
-
-class Layer(nn.Module):
-    """A layer that is a function."""
-
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Any:
-        return self.change(x)
 
 
 def network(head: nn.Module | None = None) -> nn.Module:
@@ -61,21 +51,9 @@ WRONG: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 }
 
 
-def refuses_all(attack: Callable[..., Tensor]) -> None:
-    for change, message in WRONG.values():
-        with one_line(message):
-            attack(**{"model": network(), "x": images(), "y": LABELS, **change()})
-
-
 @pytest.fixture(autouse=True)
 def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 10)
-
-
-def short(name: str) -> str:
-    """The name with few steps."""
-    options = {"cw-l2": "steps=5", "deepfool": "steps=3", "square": "queries=5"}
-    return f"{name}:{options[name]}" if name in options else name.replace("-N", "-2")
 
 
 FUNCTIONS = sorted(taet.attacks.__all__)
@@ -93,10 +71,17 @@ def function(name: str) -> Callable[..., Tensor]:
     return functools.partial(getattr(taet.attacks, name), **settings)
 
 
+CATALOGUE = [catalogue.parse(name, SETTINGS) for name in short_names() if name != "clean"]
+
+
 @pytest.mark.sample(4)
-@pytest.mark.parametrize("name", [*(name for name in catalogue.kinds() if name != "clean"), *FUNCTIONS])
-def test_every_attack_of_the_catalogue_and_every_function_refuses_the_same(name: str) -> None:
-    refuses_all(function(name) if name in FUNCTIONS else catalogue.parse(short(name), SETTINGS))
+@pytest.mark.parametrize(
+    "attack", [*CATALOGUE, *map(function, FUNCTIONS)], ids=[*(one.name for one in CATALOGUE), *FUNCTIONS]
+)
+def test_every_attack_of_the_catalogue_and_every_function_refuses_the_same(attack: Callable[..., Tensor]) -> None:
+    for change, message in WRONG.values():
+        with one_line(message):
+            attack(**{"model": network(), "x": images(), "y": LABELS, **change()})
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from taet.cli.train import introduction, read
 from taet.errors import CUSTOM, UserError
@@ -160,17 +158,6 @@ def test_hours_name_what_shortens_them_and_nothing_else(
     assert re.findall(r"--(\S+)", shorter) == ways
     assert read(["at", *re.sub(r"shorter: |,|\(.*?\)", "", shorter).split()])
     assert f"--epochs 1 ({duration(expected_seconds(plan, state) / 4)})" in shorter
-
-
-@pytest.fixture
-def lesions(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    for name, count in (("naevus", 12), ("melanoma", 5)):
-        (tmp_path / "lesions" / name).mkdir(parents=True)
-        for number in range(count):
-            image = Image.fromarray(draw.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-            image.save(tmp_path / "lesions" / name / f"{number}.png")
-    return tmp_path / "lesions"
 
 
 def test_own_images_need_no_other_options_and_are_attacked_and_reported(

@@ -69,7 +69,6 @@ def test_the_prior_of_the_mixture_is_the_golden_one(name: str) -> None:
     given, expected = golden.raw, golden.expected
     counts, drawn = tuple(map(int, given["class_counts"])), [1000 * share for share in expected["draw"]]
     found = mixture(data(extra_fraction=given["fraction"]), counts, given["batch"], drawn)  # type: ignore[arg-type]
-    assert found is not None
     assert found.extra == expected.get("extra", found.extra)
     near = {"rel": 1e-8, "abs": 1e-8}
     assert found.draw == pytest.approx(expected["draw"], **near)
@@ -88,7 +87,6 @@ def test_without_a_fraction_there_is_no_mixture_and_one_that_leaves_nothing_is_r
     assert mixture(data(extra_fraction=0.0), COUNTS, 10) is None
     assert mixture(Data(), COUNTS, 10) is None
     found = mixture(data(extra_fraction=0.29), COUNTS, 100)
-    assert found is not None
     assert found.extra == 29  # 0.29 * 100 is below 29 in floating point
     assert found.exposure == pytest.approx(COUNTS)  # before the extra images are read
     with one_line(r"data extra: got 'csv:x'; allowed: npz:PATH, folder:PATH"):

@@ -59,6 +59,9 @@ def test_without_split_folders_a_fifth_of_each_class_is_the_test_set(flat):
     assert dataset.notes[0].startswith("no test images are given: 20% of each class is for")
     assert dataset.notes[-1] == "no test image of: cat"
     assert dataset.test.sha256 == load(f"folder:{flat}").test.sha256 != load(f"folder:{flat}", seed=1).test.sha256
+    (flat / "runs" / "evaluate-resnet8").mkdir(parents=True)
+    (flat / "runs" / "evaluate-resnet8" / "evaluation.json").touch()  # of a card, whose folder is no class
+    assert load(f"folder:{flat}").class_names == ("ant", "bee", "cat")
 
 
 @pytest.mark.parametrize("more", [{"size": 8}, {"validation": 0.3, "seed": 2}, {"imbalance_ratio": 2}])
@@ -144,9 +147,6 @@ def patients(tmp_path, fill):
     return tmp_path
 
 
-DIVIDED_BY_NONE = "class 'other' is one group, so it is in one split; --data.group none divides it"
-
-
 def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     dataset = load(f"folder:{patients}", validation=0.2)
     groups = [{*split.groups} for split in dataset.splits.values()]
@@ -161,7 +161,8 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     for visit in ("first visit", "second visit"):  # of the only patient of a class
         fill(patients / "other" / "patient 0" / visit, 250, 2)
     dataset = load(f"folder:{patients}")
-    assert {DIVIDED_BY_NONE, "no test image of: other"} < {*dataset.notes}
+    whole = "class 'other' is one group, so it is in one split; --data.group none divides it"
+    assert {whole, "no test image of: other"} < {*dataset.notes}
     assert not {*dataset.train.groups} & {*dataset.test.groups}
     fill(patients / "third", 250)  # an image alone is no group
     assert not any("'third' is one group" in note for note in load(f"folder:{patients}").notes)
@@ -248,12 +249,6 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     table(flat, [f"{file},{('bee', 'ant')[i % 2]}" for i, file in enumerate(files[:10])])
     refused(f"folder:{flat}", "5 images lie in folders of other classes than '.*table.csv' says, e.g. '.*/ant/00.png'")
     assert load(f"csv:{flat / 'table.csv'}").class_names == ("ant", "bee")
-
-
-def test_cards_and_runs_among_class_folders_are_no_class(flat):
-    (flat / "runs" / "evaluate-resnet8").mkdir(parents=True)
-    (flat / "runs" / "evaluate-resnet8" / "evaluation.json").touch()
-    assert load(f"folder:{flat}").class_names == ("ant", "bee", "cat")
 
 
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import taet
-from taet.attacks.counted import Counted
 from taet.evaluation import ResultCard
 from taet.evaluation.runner import Runner
 
@@ -67,12 +66,6 @@ def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
         return taet.evaluate(settings.pop("model", model), images, labels, attacks=attacks, **settings)
 
     return run
-
-
-@pytest.fixture
-def runner(task: Task) -> Runner:
-    model, images, labels = task
-    return Runner(Counted(model), images, labels, 4, 8, 0, torch.device("cpu"))
 
 
 @pytest.fixture

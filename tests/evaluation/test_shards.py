@@ -58,7 +58,3 @@ def test_flags_and_parts_are_those_of_one_process(
             with np.load(tmp_path / f"{number}.npz") as seen:
                 np.testing.assert_array_equal(seen[column.name], wanted.predictions)
     assert not (tmp_path / "card" / "evaluation-state").exists()
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))

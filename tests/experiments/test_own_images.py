@@ -16,18 +16,11 @@ from taet.training.resolve import watched_epochs
 CPU, GPU = False, True  # has the machine an accelerator?
 
 
-def fill(folder: Path, count: int, size: tuple[int, int] = (24, 24)) -> None:
+def fill(folder: Path, count: int, size: tuple[int, int]) -> None:
     folder.mkdir(parents=True)
     draw = np.random.default_rng(len(str(folder)))
     for number in range(count):
         Image.fromarray(draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{number}.png")
-
-
-@pytest.fixture
-def lesions(tmp_path: Path) -> Path:
-    fill(tmp_path / "lesions" / "naevus", 12)
-    fill(tmp_path / "lesions" / "melanoma", 5)
-    return tmp_path / "lesions"
 
 
 def on(path: Path) -> Run:

@@ -1,8 +1,7 @@
 """Every variant and stage of every method that the registry finds, a small network, and a few digits.
 
 A test that takes `case` runs over all of them, also wrapped in a method that holds another; one that takes `plain_case`
-leaves the wrapped ones out, and one that takes `wrapped_case` takes no others. `whole_variant` is a variant with all of
-its stages.
+leaves the wrapped ones out. `whole_variant` is a variant with all of its stages.
 """
 
 import itertools
@@ -189,23 +188,18 @@ def all_cases() -> list[Case]:
 
 
 CASES = all_cases()
-WRAPPED = [case for case in CASES if "base" in case.knobs]
 PLAIN = [case for case in CASES if "base" not in case.knobs]
 VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))]
 
 
-# In make test two methods stand for all inside a wrapper, a plain one and one with stages.
-USUAL_BASES = ("at", "taet")
-
-
 def parameter(case: Case) -> Any:
-    """A case, marked `full` if make test leaves it out: it shows every method with its defaults."""
-    usual = not case.knobs.keys() - {"base"} and (case.name != "robust-lt" or case.knobs["base"] in USUAL_BASES)
+    """A case, marked `full` if make test leaves it out: it has all methods with their defaults, two of them wrapped."""
+    usual = not case.knobs.keys() - {"base"} and (case.name != "robust-lt" or case.knobs["base"] in ("at", "taet"))
     return pytest.param(case, id=str(case), marks=() if usual else pytest.mark.full)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for argument, found in (("case", CASES), ("plain_case", PLAIN), ("wrapped_case", WRAPPED)):
+    for argument, found in (("case", CASES), ("plain_case", PLAIN)):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, [parameter(case) for case in found])
     if "whole_variant" in metafunc.fixturenames:

@@ -34,11 +34,13 @@ class OnDevice(Source):
         return low + (high - low) * torch.rand_like(like)
 
 
-def assert_steps(case: Case, network: Network, monkeypatch: pytest.MonkeyPatch, awp: float = 0.0) -> None:
+@pytest.mark.sample(3)
+def test_a_step_stays_on_its_device(case: Case, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapped method's at perturbed weights."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know the device
     method = case.build()
     model = network(CLASSES, head=method.task.head).to(DEVICE)
-    training = Training(awp=awp, lr=0.05)
+    training = Training(awp=0.01 if "base" in case.knobs else 0.0, lr=0.05)
     state = State(model, method.to(DEVICE), build_optimizer(model, training), Run(training=training), epoch=case.epoch)
     x, y, index = torch.rand(SAMPLES, 1, 8, 8), torch.arange(SAMPLES), torch.arange(SAMPLES)
     attack = Attack(THREAT, OnDevice(torch.Generator()))
@@ -47,18 +49,6 @@ def assert_steps(case: Case, network: Network, monkeypatch: pytest.MonkeyPatch, 
         state.sums.add(loss, y.to(DEVICE), SAMPLES)
     assert {value.device.type for value in (loss.total, loss.logits, *loss.parts.values())} == {DEVICE}
     assert state.sums.counts.device.type == DEVICE
-
-
-@pytest.mark.sample(3)
-def test_a_step_stays_on_its_device(plain_case: Case, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_steps(plain_case, network, monkeypatch)
-
-
-@pytest.mark.sample(4)
-def test_so_does_that_of_a_wrapped_method_at_perturbed_weights(
-    wrapped_case: Case, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert_steps(wrapped_case, network, monkeypatch, awp=0.01)
 
 
 def test_a_tensor_on_the_host_is_found() -> None:

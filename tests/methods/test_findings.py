@@ -1,14 +1,11 @@
-"""What the published methods do that their texts do not say, each shown on numbers."""
+"""What the published weights by label do that the text does not say, shown on numbers."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from taet.attacks.objectives import generation_weighting
-from taet.data.long_tail import long_tail_counts
-from taet.losses import hierarchical_equalization, tail_margin
 from tests.methods.conftest import COUNTS, make_attack
 
 PREDICTED = torch.tensor([40.0, 3, 9, 9, 1, 7, 1, 5, 3, 0])  # of a model that favours the head and never says nine
@@ -33,19 +30,3 @@ def test_a_weight_by_label_moves_examples_only_where_samples_feel_each_other_and
             assert not moved.any()
         else:
             assert moved.double().mean() > 0.005
-
-
-def test_the_official_tail_is_about_one_over_the_width_of_the_one_per_pair():
-    features = torch.randn(128, 512, generator=torch.Generator().manual_seed(0), dtype=torch.float64).relu()
-    labels, counts = torch.arange(128) % 10, torch.tensor(long_tail_counts(10, 5000, 50))
-    official, pairs, paper = (tail_margin(features, labels, counts, form) for form in ("official", "per-pair", "paper"))
-    assert (512 * official / pairs).item() == pytest.approx(1, abs=0.1)
-    assert paper < 0 < official, "the text pushes tail features away from the others, the code draws them near"
-
-
-def test_harls_mean_shrinks_by_the_share_of_classes_present():
-    counts = long_tail_counts(100, 500, 10)
-    labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(100), counts))[:128])
-    logits = torch.randn(128, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    zero, skip = (hierarchical_equalization(logits, labels, absent=absent).parts["bcl"] for absent in ("zero", "skip"))
-    assert (zero / skip).item() == pytest.approx(len(labels.unique()) / 100, rel=1e-12)

@@ -148,7 +148,6 @@ def test_average_of_the_epochs_that_cfa_admits() -> None:
     method = built("cfa", counts=(4, 3, 2), task={"epochs": 20}, **own)
     model = nn.Linear(1, 1, bias=False).double()
     average = weight_average(model, Training(), 0, method.average_decay)
-    assert average is not None
     for epoch, (weight, worst) in enumerate(zip(golden.raw["weights"], golden.raw["worst_robust"], strict=True)):
         nn.init.constant_(model.weight, weight)
         if method.admits(epoch, seen_of(0.9, [0.5, worst, 0.9])):

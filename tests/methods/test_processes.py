@@ -3,7 +3,6 @@
 Batch normalisation is over the images of all of them, in the model and in the network that LAS-AT trains itself.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,20 +121,13 @@ def results(
     return alone, together
 
 
-def assert_as_one(case: Case, job: Job, alone: dict[str, Values], together: list[dict[str, Values]]) -> None:
-    expected, found = alone[f"{case}/{job.name}"], [values[f"{case}/{job.name}"] for values in together]
-    assert found[0].keys() == found[1].keys() == expected.keys()
-    for key, value in expected.items():
-        shares = [value[: job.cut], value[job.cut :]] if key.endswith(": logits") else [value, value]
-        for mine, share in zip(found, shares, strict=True):
-            torch.testing.assert_close(mine[key], share, rtol=1e-12, atol=1e-12, msg=f"{job.name}, {key}")
-
-
 @pytest.mark.sample(4)
 def test_two_processes_train_as_one(case: Case, results: Results) -> None:
+    alone, together = results
     for job in jobs(case):
-        assert_as_one(case, job, *results)
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
+        expected, found = alone[f"{case}/{job.name}"], [values[f"{case}/{job.name}"] for values in together]
+        assert found[0].keys() == found[1].keys() == expected.keys()
+        for key, value in expected.items():
+            shares = [value[: job.cut], value[job.cut :]] if key.endswith(": logits") else [value, value]
+            for mine, share in zip(found, shares, strict=True):
+                torch.testing.assert_close(mine[key], share, rtol=1e-12, atol=1e-12, msg=f"{job.name}, {key}")

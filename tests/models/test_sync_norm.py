@@ -1,7 +1,6 @@
 """Batch normalisation over shares of any size on two processes is torch's over the whole batch on one."""
 
 import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,3 @@ def test_it_is_that_of_the_whole_batch(name: str, two_processes: list[dict[str, 
                 together = [first[key] + second[key]]
             for found in together:
                 torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-10, msg=f"{cut}: {key}")
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))

@@ -45,7 +45,6 @@ def gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def test_the_view_of_every_model_gives_its_logits_and_gradients(name: str) -> None:
     model, x = small(name).double(), images(2).double()
     view = make_view(model, SHAPE)
-    assert view is not None
     torch.testing.assert_close(view.module(x), model(x), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(gradient(view.module, x), gradient(model, x), rtol=1e-9, atol=1e-11)
 
@@ -56,7 +55,6 @@ def test_in_bf16_the_view_is_as_near_to_float32_as_the_model_under_autocast() ->
     for seed in range(5):
         model = settled(models.build("resnet8", 10, SHAPE, seed=seed))
         view = make_view(model, SHAPE, torch.bfloat16)
-        assert view is not None
         types = {name: parameter.dtype for name, parameter in view.module.named_parameters()}
         assert all(kind == torch.bfloat16 for name, kind in types.items() if name.startswith("body."))
         assert types["head.weight"] == torch.float32
@@ -84,7 +82,6 @@ def test_logits_of_a_compiled_view_stay_when_its_graph_runs_again(monkeypatch: p
 
     monkeypatch.setattr(torch, "compile", lambda module, **_: Graph(module))
     view = make_view(small(), SHAPE)
-    assert view is not None
     view.compile()
     with torch.no_grad():
         first = view.module(images())
@@ -96,7 +93,6 @@ def test_logits_of_a_compiled_view_stay_when_its_graph_runs_again(monkeypatch: p
 def test_a_step_of_the_model_reaches_the_view() -> None:
     model, x = small(), images()
     view = make_view(model, SHAPE)
-    assert view is not None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model.train()(x).square().mean().backward()
     optimizer.step()
@@ -151,7 +147,6 @@ def test_only_a_convolution_that_goes_into_one_normalization_and_nowhere_else_is
     if habit != "batch statistics":
         settled(model)
     view = make_view(model, SHAPE)
-    assert view is not None
     torch.testing.assert_close(view.module(images()), model(images()), rtol=1e-5, atol=1e-5)
     folded = not any(isinstance(module, nn.BatchNorm2d) for module in view.module.modules())
     assert folded == (habit == "plain")

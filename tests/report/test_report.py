@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,10 +23,9 @@ from taet.report import page as page_parts
 from taet.report.figures import Panel
 from taet.report.tables import Text, headline, latex, markdown, order, table
 from tests.calls import PATIENCE
-from tests.report.test_results import right
+from tests.report.test_results import MakeCard, right
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10")
-MakeCard = Callable[..., ResultCard]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
@@ -168,7 +166,6 @@ def test_seeds_are_means_and_differences_are_paired(make_card: MakeCard, tmp_pat
     assert row[3][-2] == percent(sum(card.summary("pgd-20").balanced for card in cards[:3]) / 3)
     assert {row[0][0]: row[-1] for row in rows} == {"taet": ["3"], "at": ["2 or 3"]}
     difference = taet.results(cards).difference("at", "taet", "autoattack")
-    assert difference is not None
     (_, (_, _, last)) = found.tables["Difference from taet"]
     ends = f"{points(difference.low)} to {points(difference.high)}"
     assert last == [points(difference.value), ends + ("" if difference.decided else ", undecided") + ", 2 pairs"]

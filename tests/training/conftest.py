@@ -13,13 +13,17 @@ import taet
 from taet.settings import Run
 from taet.training import TrainingResult, fit, resume, train
 
+Tiny = Callable[..., Run]
+AssertSame = Callable[[Path, Path], None]
+BeforeStep = Callable[..., AbstractContextManager[None]]
+
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it, nothing is tidied up."""
 
 
 @pytest.fixture(scope="session")
-def result(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+def result(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """TAET, so that there are two stages and the parts of HEL; float32; with a card."""
     run = tiny("taet", {"training.epochs": 3, "training.precision": "float32", "data.test_max_count": 2})
     made = train(run, out=tmp_path_factory.mktemp("result") / "run")
@@ -34,7 +38,7 @@ def folder(result: TrainingResult, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def before_step() -> Callable[..., AbstractContextManager[None]]:
+def before_step() -> BeforeStep:
     """Within this context, something is done before the step with an index."""
 
     @contextmanager
@@ -54,9 +58,7 @@ def before_step() -> Callable[..., AbstractContextManager[None]]:
 
 
 @pytest.fixture
-def killed_before(
-    before_step: Callable[..., AbstractContextManager[None]],
-) -> Callable[..., AbstractContextManager[None]]:
+def killed_before(before_step: BeforeStep) -> BeforeStep:
     """Within this context, the run is killed before the step with an index."""
 
     def kill() -> None:

@@ -1,6 +1,5 @@
 """Runs with extra images: what losses are told, what is recorded, and that a stop changes nothing."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from taet.data import load
 from taet.errors import UserError
 from taet.losses.long_tail import log_prior
 from taet.methods import Task
-from taet.settings import Outer, Run
+from taet.settings import Outer
 from taet.training import resume, train
 from taet.training.folder import RunFolder
+from tests.training.conftest import AssertSame, BeforeStep, Tiny
 
-AssertSame = Callable[[Path, Path], None]
 COUNTS, EXPOSURE, DISTINCT = (50, 20, 10), (30.0, 25.0, 0.5), (60, 60, 60)
 MIXED = {"data.extra_fraction": 0.5, "data.extra_source": "noise"}
 
@@ -47,7 +46,7 @@ def noise(path: Path, seed: int = 0) -> str:
 
 @pytest.mark.full
 def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
-    tiny: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, killed_before: Callable[..., Any]
+    tiny: Tiny, tmp_path: Path, assert_same: AssertSame, killed_before: BeforeStep
 ) -> None:
     run = tiny("at-bsl", MIXED | {"data.extra": noise(tmp_path / "noise.npz")})
     train(run, out=tmp_path / "whole")
@@ -61,11 +60,10 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_source_and_counts_go_into_record_card_and_deviations(tiny: Callable[..., Run], tmp_path: Path) -> None:
+def test_source_and_counts_go_into_record_card_and_deviations(tiny: Tiny, tmp_path: Path) -> None:
     train(tiny("at", MIXED | {"data.extra": noise(tmp_path / "noise.npz"), "training.epochs": 1}), out=tmp_path / "run")
     record = RunFolder(tmp_path / "run").record
     extra = record.data.extra
-    assert extra is not None
     assert [*extra["class_counts"]] == [4] * 10
     assert extra["draw"] == pytest.approx([0.1] * 10)
     assert sum(extra["exposure"]) == pytest.approx(sum(record.data.train.class_counts))

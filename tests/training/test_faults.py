@@ -19,13 +19,10 @@ from taet.evaluation import ResultCard
 from taet.evaluation.check import verify
 from taet.settings import Run
 from taet.training import train
+from tests.training.conftest import Killed
 
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
 OPERATIONS = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "ftruncate", "pwrite")
-
-
-class Killed(BaseException):
-    """Nothing runs after a kill: each later operation raises it too, so that no cleaning up reaches the disk."""
 
 
 class Disk:
@@ -38,7 +35,7 @@ class Disk:
         number, self.count = self.count, self.count + 1
         if self.at is None or number < self.at or (number > self.at and self.kind != "kill"):
             return
-        if self.kind == "kill":
+        if self.kind == "kill":  # each later operation, too, so that no cleaning up reaches the disk
             raise Killed
         raise OSError(ERRORS[self.kind], os.strerror(ERRORS[self.kind]))
 

@@ -2,7 +2,6 @@
 
 import itertools
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from taet.training.folder import weights_digest
 from taet.training.prepare import TrainingPlan
 from taet.training.resolve import resolve
 from tests.golden_numbers import Golden
+from tests.training.conftest import Tiny
 
 FACTS = {"validation": 10, "test": 30}
 CHANGES = {"data.max_count": 30, "data.validation": 0.2, "training.epochs": 3, "training.precision": "float32"}
-
-Tiny = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,6 @@ def test_it_is_told_of_every_validation_image_and_learns_from_it(
     again = train(run, out=tmp_path / "run")
     assert same(whole, again)
     split = again.dataset.validation
-    assert split is not None
     for seen, row in zip(told, again.history, strict=True):
         assert seen.images.tolist() == split.class_counts.tolist()
         assert seen.clean.tolist() == row["monitor"]["clean"]["correct"]
@@ -108,21 +105,6 @@ def test_killed_where_an_epoch_is_saved_it_learns_from_each_point_once(
     resumed = resume(tmp_path / "run")
     assert same(whole, resumed)
     assert [row["monitor"] for row in resumed.history] == [row["monitor"] for row in whole.history]
-
-
-def stop_while_watching(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train, and be stopped while the curve is measured after the second epoch; a gate was asked before."""
-    measure, points = TrainingCurve.measure, itertools.count()
-
-    def stopping(self: TrainingCurve, model: Any, pause: Any) -> Any:
-        if next(points) == 3:  # each epoch has two: one for the gate, one for the curve
-            signal.raise_signal(signal.SIGINT)
-        return measure(self, model, pause)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingCurve, "measure", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(run, out=out)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +164,17 @@ def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
             torch.testing.assert_close(value, (live[2][name] + live[4][name]) / 2)
     accuracies = [row["monitor"]["pgd-1"] for row in finished.history]
     assert accuracies[1] == accuracies[2], "the average did not move"
-    stop_while_watching(run, tmp_path / "stopped", monkeypatch)
+    measure, points = TrainingCurve.measure, itertools.count()
+
+    def stopping(self: TrainingCurve, model: Any, pause: Any) -> Any:
+        if next(points) == 3:  # the curve after epoch 2: each epoch has a point for the gate, and one for the curve
+            signal.raise_signal(signal.SIGINT)
+        return measure(self, model, pause)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingCurve, "measure", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, out=tmp_path / "stopped")
     assert same(finished, resume(tmp_path / "stopped"))
     assert asked[4:] == [0, 1, 2, 3]
 
@@ -195,7 +187,6 @@ def test_a_curve_that_decides_nothing_looks_at_few_images(
         run = tiny(method, CHANGES | {"training.selection": selection, "training.epochs": 2})
         finished = train(run, out=tmp_path / str(number))
         validation = finished.dataset.validation
-        assert validation is not None
         shown = sum(finished.history[-1]["monitor"]["clean"]["total"])
         assert (shown == 12, shown == len(validation)) == (number == 0, number > 0)
 

@@ -3,8 +3,6 @@
 import copy
 import json
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +22,7 @@ from taet.data.loader import resampled
 from taet.evaluation.subject import Subject
 from taet.models.view import View
 from taet.randomness import generator
-from taet.settings import Run, from_json, override
+from taet.settings import from_json, override
 from taet.training import TrainingResult, fit, prepare, resume, train
 from taet.training.curve import TrainingCurve
 from taet.training.environment import bf16_instructions
@@ -33,12 +31,10 @@ from taet.training.record import CURVE, CurvePoint, Epoch
 from taet.training.resolve import check_model, idle_settings, resolve, watched_epochs
 from taet.training.runs import load_model, load_run
 from tests.calls import one_line
+from tests.training.conftest import AssertSame, BeforeStep, Tiny
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
 LONG_TAIL = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80, "test": 30})
-Tiny = Callable[..., Run]
-AssertSame = Callable[[Path, Path], None]
-BeforeStep = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize(

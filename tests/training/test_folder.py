@@ -24,8 +24,6 @@ from taet.training.folder import RunFolder, weights_digest
 from taet.training.runs import load_model, load_run
 from tests.calls import one_line
 
-FLIPS = 40
-
 
 @pytest.fixture(scope="module")
 def other(result: TrainingResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -131,7 +129,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_gives_the_same_numbers(folder: Pat
     """Each file is hit equally often, and 0 numbers change in silence."""
     draw, before, refusals = random.Random(0), use(folder), 0
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    for number in range(FLIPS):
+    for number in range(40):
         path = files[number % len(files)]
         content = path.read_bytes()
         flipped, place, bit = bytearray(content), draw.randrange(len(content)), draw.randrange(8)

@@ -41,11 +41,6 @@ def test_each_image_comes_once_per_epoch_and_a_single_one_left_over_joins_a_batc
     assert torch.equal(torch.cat([batch.y for batch in batches]), index % 3)
 
 
-def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
-    for batch, other in zip(batches, expected, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
-
-
 def shifts(result: np.ndarray, image: np.ndarray, border: int) -> list[tuple[int, int, bool]]:
     """Every (row, column, flipped) under which `result` is a crop of the padded image."""
     height, width, _ = image.shape
@@ -110,7 +105,8 @@ def test_the_shares_of_several_processes_are_the_batches_of_one(
         sources = [make(20, **settings, part=part, parts=parts) for part in range(parts)]
         shares = [list(source.epoch(1, 1)) for source in sources]
         joined = [Batch(*map(torch.cat, zip(*batches, strict=True))) for batches in zip(*shares, strict=True)]
-        assert_equal(joined, expected)
+        for batch, other in zip(joined, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
         for step, batch in enumerate(expected, 1):
             sizes = [len(share[step - 1].y) for share in shares]
             assert max(sizes) - min(sizes) <= 1

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,7 +154,3 @@ def test_a_mistake_is_one_in_all(told: list[dict[str, Any]]) -> None:
     assert "holds a run; choose another --out, or remove the folder" in exists
     assert small == "batch size: got 1 for 2 processes; allowed: 2 or more, an image for each"
     assert "unknown data set, and no folder" in unknown
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))

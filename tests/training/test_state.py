@@ -3,7 +3,6 @@
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,9 @@ from taet.training.environment import interruption
 from taet.training.folder import RunFolder
 from tests.calls import one_line
 from tests.models.test_weights import Trap
+from tests.training.conftest import AssertSame, BeforeStep, Tiny
 
 STEPS = 6  # two epochs of three steps
-Tiny = Callable[..., Run]
-AssertSame = Callable[[Path, Path], None]
-BeforeStep = Callable[..., AbstractContextManager[None]]
-GoOn = Callable[[Run, Path], None]
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "average, weights perturbed": ("trades", {"training.ema": 0.5, "training.awp": 0.01}),
     "stages": ("taet", {"training.distance_images": 2}),  # epoch 1 is clean, epoch 2 is not
@@ -49,7 +45,7 @@ def test_killed_or_interrupted_before_any_step(
     before_step: BeforeStep,
     killed_before: BeforeStep,
     assert_same: AssertSame,
-    go_on: GoOn,
+    go_on: Callable[[Run, Path], None],
     at: int,
 ) -> None:
     with killed_before(at):

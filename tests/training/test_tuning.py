@@ -1,8 +1,6 @@
 """A run that trains a part of a pretrained network: what is trained, kills, the weights."""
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,14 @@ from taet.errors import UserError
 from taet.settings import Run, override
 from taet.training import TrainingResult, resume, train
 from taet.training.runs import load_model
-
-TUNED = {"training.epochs": 2, "training.decay": "cosine"}
+from tests.training.conftest import BeforeStep, Tiny
 
 
 @pytest.fixture
-def tuned(tiny: Callable[..., Run], result: TrainingResult) -> Run:
+def tuned(tiny: Tiny, result: TrainingResult) -> Run:
     """Two epochs of low-rank parts, from the delivered weights of a run."""
     weights = {"model.name": result.run.model.name, "model.weights": f"run:{result.folder}", "model.tune": "lora:2"}
-    return tiny("at", {**TUNED, **weights, "training.precision": "float32"})
+    return tiny("at", weights | {"training.epochs": 2, "training.decay": "cosine", "training.precision": "float32"})
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])  # in which the statistics are kept all the same
@@ -44,11 +41,7 @@ def test_only_the_part_is_trained(mode: str, tuned: Run, tmp_path: Path, steps_s
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
 def test_a_killed_run_ends_with_the_same_weights(
-    share: float,
-    tuned: Run,
-    tmp_path: Path,
-    killed_before: Callable[..., AbstractContextManager[None]],
-    steps_seen: list[Any],
+    share: float, tuned: Run, tmp_path: Path, killed_before: BeforeStep, steps_seen: list[Any]
 ) -> None:
     run = override(tuned, {"training.save_minutes": 0})
     train(run, out=tmp_path / "whole")
@@ -73,7 +66,7 @@ def test_low_rank_parts_are_merged_into_an_exported_file(tuned: Run, tmp_path: P
     torch.testing.assert_close(plain.eval()(x), model(x), atol=1e-5, rtol=1e-5)
 
 
-def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Callable[..., Run], tuned: Run, tmp_path: Path) -> None:
+def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Tiny, tuned: Run, tmp_path: Path) -> None:
     clean = train(tiny("standard", {"model.name": tuned.model.name, "training.epochs": 1}), out=tmp_path / "clean")
     found = train(override(tuned, {"model.weights": f"run:{clean.folder}"}), out=tmp_path / "run")
     assert "was trained without attacks does not make it robust" in found.model.notes[-1]
@@ -90,7 +83,7 @@ def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Callable[..., Ru
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_anything_is_written(
-    changes: dict[str, Any], said: str, tiny: Callable[..., Run], tmp_path: Path
+    changes: dict[str, Any], said: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     run = tiny(changes.pop("method", "at"), changes)
     with pytest.raises(UserError, match=said):
