@@ -21,7 +21,7 @@ from taet.settings import override
 from taet.training.environment import environment
 
 HERE = Path(__file__).parent
-METHODS, ROUNDS, EPOCHS = ("at", "n-fgsm", "liet"), 2, (1, 4)
+METHODS, ROUNDS, EPOCHS = ("at", "n-fgsm"), 2, (1, 4)
 COMPARISON = "digits-lt-class-wise"
 
 

@@ -64,8 +64,7 @@ def refuse_unsound(attack: str, sound: Tensor) -> None:
 
 def lengths(values: Tensor) -> Tensor:
     """Return the L2 norm of each sample of (N, ...), (N,), in float64, where no square underflows or overflows."""
-    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64)
-    return norms
+    return torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64)
 
 
 def unit(values: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Replaced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with _Operations(self.sites, self.smooth):
-            return self.model(x)  # type: ignore[no-any-return]
+            return self.model(x)
 
 
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:
@@ -53,8 +53,7 @@ def find(model: nn.Module, x: Tensor) -> dict[str, int]:
 
     def drawn(answer: nn.Module) -> Tensor:
         torch.manual_seed(0)  # the same numbers, if the model draws any
-        logits: Tensor = answer(x.clone().requires_grad_())
-        return logits.detach()
+        return answer(x.clone().requires_grad_()).detach()
 
     with torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
         logits = drawn(model)

@@ -244,8 +244,7 @@ class SuiteRun:
 
         def build(kind: Any, **settings: object) -> SuitePart:
             common = {"norm": NORMS[norm], "eps": one.radius, "seed": seed, "device": self.device, "n_restarts": 1}
-            perturb: SuitePart = kind(self.model, **common, **settings).perturb
-            return perturb
+            return kind(self.model, **common, **settings).perturb
 
         if name == "clean":
             return lambda x, _: x
@@ -261,5 +260,4 @@ def official_square(model: Model, queries: int, norm: Norm, eps: float, seed: in
     from pyautoattack.square import SquareAttack
 
     search = {"p_init": 0.8, "n_queries": queries, "n_restarts": 1, "seed": seed, "resc_schedule": False}
-    perturb: SuitePart = SquareAttack(model, norm=NORMS[norm], eps=eps, device=device, **search).perturb  # type: ignore[no-untyped-call]
-    return perturb
+    return SquareAttack(model, norm=NORMS[norm], eps=eps, device=device, **search).perturb  # type: ignore[no-untyped-call]

@@ -307,7 +307,7 @@ def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str | None) -> di
     return dict(zip(found, np.split(numbers, np.cumsum([len(each) for each in found.values()])[:-1]), strict=True))
 
 
-def as_array(what: str, given: Any) -> NDArray[Any]:
+def as_array(what: str, given: object) -> NDArray[Any]:
     """Return an array, a tensor or a list of numbers as an array; anything else, e.g. a torch Dataset, is refused."""
     try:
         if isinstance(given, Sequence) or hasattr(given, "__array__"):

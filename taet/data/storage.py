@@ -102,5 +102,4 @@ def mapped(key: str, write: Callable[[IO[bytes]], object]) -> Pixels:
         with replacing(path) as file:  # not mapped: a full disk would end the process
             write(file)
     with reading(path, "delete it, and run the same command again"):
-        images: Pixels = npy.open_memmap(path, "r")
-    return images
+        return npy.open_memmap(path, "r")

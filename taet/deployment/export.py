@@ -113,8 +113,7 @@ def _written(format: str, deployed: Deployed, example: Tensor, about: str) -> by
     how: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
     onnx: Any = torch.onnx.export(program, dynamic_shapes={"images": dict(enumerate(axes))}, **how)
     onnx.model.metadata_props[METADATA] = about
-    content: bytes = onnx.model_proto.SerializeToString()
-    return content
+    return onnx.model_proto.SerializeToString()
 
 
 def _loaded(format: str, path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor]:
@@ -158,8 +157,7 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = resize(images, *self.size).to(torch.float32) / 255 if self.resizes else to_unit(images)
-        logits: Tensor = self.model(x)
-        return logits
+        return self.model(x)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:

@@ -16,7 +16,7 @@ from taet.files import check_output, make_folder, read_bytes, write_atomically, 
 from taet.formatting import markdown_table, size
 from taet.models.weights import CONFIG, DONE, FILES, MOST_BYTES
 from taet.training.fit import again
-from taet.training.folder import RunFolder
+from taet.training.folder import RUN, RunFolder
 from taet.training.record import RunRecord
 
 PAGE = Path(__file__).with_name("model_card.md")  # template of the page of a model
@@ -74,7 +74,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     for old in (CONFIG, *FILES):  # a folder without config.json is not a published model
         (out / old).unlink(missing_ok=True)
     for file in FILES:
-        if file != DONE and (run_dir / file).exists():
+        if file not in (RUN, DONE) and (run_dir / file).exists():
             write_atomically(out / file, read_bytes(run_dir / file, most=MOST_BYTES))
     shown = record.model_copy(update={"data": record.data.model_copy(update={"fingerprints": ""})})
     RunFolder(out).create(shown)  # without the hashes of the training images, which say who is among them

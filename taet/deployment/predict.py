@@ -90,8 +90,7 @@ class Predictions:
         table = self.table(top)
         if "survives" in table:
             table["survives"] = table["survives"].map({True: "true", False: "false"})
-        text: str = table.to_csv(index=False, lineterminator="\n")
-        return text
+        return table.to_csv(index=False, lineterminator="\n")
 
     def __repr__(self) -> str:
         counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))

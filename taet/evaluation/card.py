@@ -329,8 +329,7 @@ def put(path: Path, card: Card) -> None:
         if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in before.columns):
             place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
             write_atomically(place, read_bytes(path))
-            advice = "reports read the new one; pgd-20:eps=0.02 adds another ball to a card"
-            _logger.warning("taet: the card of other settings is kept as %s; %s", place, advice)
+            _logger.warning("taet: the card before is kept as %s, which reports do not read", place)
     card.save(path)
 
 

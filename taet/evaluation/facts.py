@@ -93,8 +93,7 @@ def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def answer(model: Counted, x: Tensor) -> Tensor:
     """Return logits without a graph; errors of the model are a `UserError`."""
     with custom_code(f"model: fails on a batch of {len(x)} images"), torch.no_grad():
-        logits: Tensor = model(x)
-    return logits
+        return model(x)
 
 
 def difference(first: Tensor, second: Tensor) -> float:
@@ -189,8 +188,7 @@ class Merged(nn.Module):
         self.model, self.classes = model, classes
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x)
-        return logits.view(len(x), -1, self.classes).amax(1)
+        return self.model(x).view(len(x), -1, self.classes).amax(1)
 
 
 def mean_draw(model: nn.Module, draws: int, x: Tensor) -> Tensor:

@@ -76,9 +76,9 @@ class OuterLoss(nn.Module):
         self.weights.copy_(self.balanced if epoch >= self.begin else torch.ones_like(self.balanced))
 
     def shifted(self, logits: Tensor) -> Tensor:
-        """Logits (N, C) plus the log prior under balanced-softmax and logit-adjustment, otherwise plus 0."""
-        logits = full_precision(logits)
-        return logits + self.shift.to(logits.dtype)
+        """Logits (N, C) plus the log prior under balanced-softmax and logit-adjustment, otherwise unchanged."""
+        logits, shifts = full_precision(logits), self.outer.name in ("balanced-softmax", "logit-adjustment")
+        return logits + self.shift.to(logits.dtype) if shifts else logits
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.outer.name == "focal":

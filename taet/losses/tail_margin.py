@@ -85,5 +85,4 @@ def tail_margin(
             of_i, of_j = sums.chunk(2, 1)  # of the examples of each class
             pull = root[:, None] * (of_j.sum(0) - 4 * of_j) + root @ of_j  # sum_j s_ij w_ij of_j, by the class of i
             total = (tail * (of_i * pull).sum(1)).sum()
-    mean: Tensor = total / (batch * members.clamp(min=1))
-    return mean
+    return total / (batch * members.clamp(min=1))

@@ -24,8 +24,7 @@ def importance(kappa: Tensor, steps: int, weighting: WeightFunction, lam: float)
     discrete   (K + 1 - kappa) / (K + 1)
     """
     if weighting == "discrete":
-        weights: Tensor = (steps + 1 - kappa) / (steps + 1)
-        return weights
+        return (steps + 1 - kappa) / (steps + 1)
     # At K = 1 the public code divides by zero; the paper's K / 2 does not. Without a step all weigh the same.
     half = max(steps // 2, 0.5)
     margin = lam + 5 * (half - kappa) / half

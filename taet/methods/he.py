@@ -81,5 +81,4 @@ class HypersphereEmbedding(Method):
     def margin_loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The outer loss on logits s cos (N, C) whose cosine of the label is lowered by the margin, (N,)."""
         margin = logits.new_full((), self.config.scale * self.config.margin)
-        losses: Tensor = self.outer(less_margin(logits, y, margin), y)
-        return losses
+        return self.outer(less_margin(logits, y, margin), y)

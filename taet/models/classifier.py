@@ -46,14 +46,12 @@ class Classifier(nn.Module):
             value.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last) if in_rows else value
             for value in (self.mean, self.std)
         )
-        features: Tensor = self.body((x - mean) / std)
-        return features
+        return self.body((x - mean) / std)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (N, classes) of features (N, D)."""
         with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self.head(features.to(self.offset.dtype)) - self.offset
-        return logits
+            return self.head(features.to(self.offset.dtype)) - self.offset
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
@@ -76,8 +74,7 @@ class Adapter(nn.Module):
         self.offset = nn.Buffer(torch.zeros(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        return logits.to(self.offset.dtype) - self.offset
+        return self.network(x).to(self.offset.dtype) - self.offset
 
 
 def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:

@@ -52,8 +52,7 @@ class Normalized(nn.Module):
         self.mean, self.std = (nn.Buffer(torch.tensor(values).view(1, -1, 1, 1)) for values in statistics)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network((x - self.mean) / self.std)
-        return logits
+        return self.network((x - self.mean) / self.std)
 
 
 def build(

@@ -39,7 +39,7 @@ class BesideMLP(nn.Module):
             nn.init.zeros_(value)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.mlp(h) + self.scale * self.up(self.down(h).relu())  # type: ignore[no-any-return]
+        return self.mlp(h) + self.scale * self.up(self.down(h).relu())
 
 
 def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:

@@ -126,8 +126,7 @@ def _content(path: Path) -> object:
             if zipfile.is_zipfile(file):
                 check_archive(file)
             file.seek(0)
-            content: object = torch.load(file, map_location="cpu", weights_only=True)
-            return content
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # torch reports a truncated or foreign file in many types

@@ -157,8 +157,7 @@ def of_all_seeds(points: pd.DataFrame) -> pd.DataFrame:
     """Return the points that every seed of their row has: a mean over others would jump."""
     seeds, of_row = points["seed"].fillna(-1), points["row"]
     held = seeds.groupby([of_row, points["x"]]).transform("nunique")
-    kept: pd.DataFrame = points[held == seeds.groupby(of_row).transform("nunique")]
-    return kept
+    return points[held == seeds.groupby(of_row).transform("nunique")]
 
 
 def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], ticks: Mapping[float, str]) -> Panel:

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -116,6 +117,16 @@ def test_an_earlier_push_is_replaced_and_nothing_else(run: Path, copy: Path, tmp
     for place, message in {**refused, run: "got the folder that is to be published"}.items():
         with one_line(message):
             publish(run, f"folder:{place}")
+
+
+def test_a_push_that_is_killed_has_not_shown_who_is_among_the_training_images(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunFolder, "create", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        publish(run, f"folder:{tmp_path / 'x'}")
+    hashes = RunFolder(run).record.data.fingerprints.encode()
+    assert not any(hashes in file.read_bytes() for file in (tmp_path / "x").iterdir())
 
 
 def test_names_of_files_that_a_push_shows_are_known(run: Path, tmp_path: Path) -> None:
