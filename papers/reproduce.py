@@ -24,7 +24,7 @@ import taet
 from items import SCALES, Item, Row, Scale, chosen, items, scale
 from runs import CARD, EPOCHS, Measured, Runs, name_of, price, thinned
 from taet.errors import UserError
-from taet.fields import Duration, check_value
+from taet.fields import Duration, Processes, Whole, check_value
 from taet.files import digest
 from taet.formatting import duration, read_duration
 
@@ -103,7 +103,6 @@ def specifications(missing: Sequence[Cell]) -> Iterator[tuple[str, dict[str, Any
 
 def fill(missing: Sequence[Cell], options: argparse.Namespace) -> bool:
     """Run cells by `taet.compare`, each comparison in a folder below `out`; return whether all were done."""
-    check_value("time budget", options.time_budget, Duration | None)
     budget = math.inf if options.time_budget is None else read_duration(options.time_budget)
     end, all_done = time.monotonic() + budget, True
     for name, grid in specifications(missing):
@@ -199,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    check_value("time budget", options.time_budget, Duration | None)
+    check_value("jobs", options.jobs, Processes)
+    check_value("seeds", tuple(options.seeds), tuple[Whole, ...])
     at, runs, done = scale(options.scale), Runs(options.out), True
     if not options.items:
         print(overview(runs, options))
