@@ -102,6 +102,7 @@ def test_committed_runs_say_that_they_are(tmp_path: Path, capsys: pytest.Capture
         ("taet/tabel1", "did you mean 'taet/table1'?"),
         ("taet/table1 --methods taett", "did you mean 'taet'?"),
         ("taet/table1 --time-budget soon", "time budget: got 'soon'; allowed: hours, minutes and seconds"),
+        ("taet/table1 --seeds -1", "seeds: got (-1,); allowed: whole numbers, each 0 or more"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
