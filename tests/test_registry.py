@@ -122,9 +122,10 @@ def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.Mon
     assert "prediction-balanced" not in registry.entries("methods")
     with one_line("allowed: a Python file"):
         registry.add("methods", plugins / "methods" / "none.py")
-    monkeypatch.setenv("TAET_PLUGINS", str(plugins / "nowhere"))
-    with one_line(r"TAET_PLUGINS: got .*nowhere; allowed: folders"):
-        registry.entries("methods")
+    for place in ("nowhere", "methods"):  # one level too deep
+        monkeypatch.setenv("TAET_PLUGINS", str(plugins / place))
+        with one_line(rf"TAET_PLUGINS: got .*{place}; allowed: folders"):
+            registry.entries("methods")
 
 
 EXAMPLE = (ROOT / "examples" / "add_a_method.py").read_text(encoding="utf-8")

@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "--debug" in arguments and not isinstance(error, Done):
                 traceback.print_exception(error)
             if isinstance(error, OSError) and error.filename is None:
-                _drop_output()
+                # Python would try, and fail, to write buffered output again at exit.
+                with contextlib.suppress(io.UnsupportedOperation):  # standard output is not a file
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, KeyboardInterrupt):
                 print(file=sys.stderr)  # after ^C
                 kept = words[:1] in (["compare"], ["demo"], ["evaluate"])
@@ -102,12 +104,6 @@ def ended_by(error: BaseException) -> tuple[int, str]:
         case OSError() if error.filename is not None or error.errno in OUTPUT:
             return 2, f"error: {os.fsdecode(error.filename or 'output')}: {error.strerror}"
     return 1, f"error: unexpected: {said(error)}. Please report this to the authors of taet with the output of --debug"
-
-
-def _drop_output() -> None:
-    """Discard buffered output, because Python would try, and fail, to write it again at exit."""
-    with contextlib.suppress(io.UnsupportedOperation):  # standard output is not a file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

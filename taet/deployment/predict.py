@@ -175,7 +175,7 @@ def predict(
 
 def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, list[str]]:
     """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
-    if hasattr(given, "__array__") and not isinstance(given, str):  # a text of numpy has it too
+    if isinstance(given, np.ndarray | Tensor):
         given = as_array("images", given)
         if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
             got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"

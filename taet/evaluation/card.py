@@ -30,7 +30,6 @@ MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 
 LOGIT_TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
 SMALLEST = 0.01  # a smaller gradient is mostly rounding
 CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
-
 _logger = logging.getLogger(__name__)
 
 

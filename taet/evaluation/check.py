@@ -125,7 +125,7 @@ def verify(path: Path) -> tuple[Finding, ...]:
         except UserError as error:
             found.append(Finding(name, " ".join(str(error).split()), ok=False))
     if folder.is_run and not folder.is_done:
-        found.append(Finding(DONE, "missing: the run is not finished, so there are no weights to verify", ok=False))
+        found.append(Finding(DONE, "missing: the run is not finished; its weights are not verified", ok=False))
     return tuple(found)
 
 

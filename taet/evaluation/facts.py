@@ -97,10 +97,8 @@ def answer(model: Counted, x: Tensor) -> Tensor:
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest L2 distance between two logit vectors of one image, (N, C), each scaled to unit length.
-
-    It is also measured with logits far below the largest cut off, beside which the others would not count.
-    """
+    """Return the largest L2 distance between two logit vectors of one image, (N, C), each scaled to unit length."""
+    # Beside a logit far below the largest the others would not count, so it is measured with those cut off, too.
     whole = [logits.nan_to_num() for logits in (first, second)]
     near = [logits.maximum(logits.amax(1, keepdim=True) + MASKED) for logits in whole]
     pairs = [[functional.normalize(logits) for logits in pair] for pair in (whole, near)]

@@ -215,7 +215,7 @@ def of_pairs(card: Card) -> dict[str, str]:
     every, balls = asked(card), curves(card)["eps"]
     chains = [column for column in every if is_plain(column) and crosses(column)]
     singles = [one for one in every if one.attack.one_step and is_plain(one)]
-    suites = [one for one in every if isinstance(one.attack, AutoAttack)] + [one for one in every if one.attack.bound]
+    suites = [one for one in every if isinstance(one.attack, AutoAttack)] or [one for one in every if one.attack.bound]
     met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
     strongest = ((one, min(inside, key=lambda column: column.correct.mean())) for one, inside in met if inside)
     margins = (
@@ -361,6 +361,8 @@ def of_use(card: Card, masks: Sequence[str]) -> dict[str, str]:
     """Return what is known about attacks that are only bounds, given the raised flags of `MASKING`, and the probe."""
     bounds = [column for column in asked(card) if column.attack.bound]
     bound = {"names": listed(one.name for one in bounds), "bound": bounds[0].attack.bound} if bounds else {}
+    alone = not any(isinstance(column.attack, AutoAttack) for column in asked(card))
+    masks = [flag for flag in masks if not (alone and flag == "autoattack-far-below-pgd")]  # a bound raised it
     attacked = any(column.norm is not None and not column.is_transfer for column in card.columns)
     probed, images = int(card.probe.get("images", FEW_PROBED)), len(card.labels)
     found: Found = {

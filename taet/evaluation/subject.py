@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from taet import protocols
 from taet.attacks.ball import frozen
@@ -247,9 +246,6 @@ def attacked(model: nn.Module, images: TestImages) -> Counted:
 
 def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
     """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
-    state = model.state_dict().items()
-    if empty := [key for key, one in state if not isinstance(one, Tensor) or is_lazy(one) or one.is_meta]:
-        raise UserError(f"model: {empty[0]} is quantised, or has no values yet; allowed: initialised float32 weights")
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):

@@ -148,16 +148,22 @@ def check_archive(file: IO[bytes]) -> None:
 
 
 def check_origin(path: str | Path, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
-    """Refuse the weights of an exported file, which says its classes and image size, for others or another order."""
+    """Refuse weights of an exported file or a run for images of other classes, another order or another size."""
     file = weights_file(path)
     if file.suffix != ".safetensors" or not file.is_file():
         return
     with custom_code(f"{path} holds no weights, or is truncated"), safe_open(file, framework="pt") as opened:
         about = parse_json((opened.metadata() or {}).get("taet", "{}").encode(), str(path))
-    for what, given, key in (("classes", class_names, "class_names"), ("images", image_shape, "image_shape")):
-        if key in about and [*about[key]] != [*given]:
-            of, got = (cut(", ".join(map(str, values))) for values in (about[key], given))
-            raise UserError(f"{path}: got data with {what} {got}; allowed: {of}, in this order, as in its training")
+    if "class_names" not in about and "run_hash" in about and (run := file.with_name(FILES[0])).is_file():
+        about = read_json(run)["data"]
+    names, shape = about.get("class_names", class_names), about.get("image_shape", image_shape)
+    numbers = [f"{label}" for label in range(len(names))]  # classes without names are those of the weights, in order
+    if [*class_names] not in ([*names], numbers):
+        of, got = (cut(", ".join(values)) for values in (names, class_names))
+        raise UserError(f"{path}: got data of the classes {got}; allowed: {of}, in this order")
+    if [*shape[1:]] != [*image_shape[1:]]:
+        of, got = (" x ".join(map(str, one[1:])) for one in (shape, image_shape))
+        raise UserError(f"{path}: got images of {got} pixels; allowed: {of}, as in its training (--data.size)")
 
 
 def fill(network: nn.Module, state: StoredWeights) -> str:

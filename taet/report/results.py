@@ -128,8 +128,8 @@ class Results:
         """Return one line for each card, attack and group of classes, sorted by card, with the columns `COLUMNS`.
 
         Groups: balanced, plain, head, body, tail, worst (the class with the lowest accuracy), and each class.
-        Accuracies are in [0, 1] with 95 % intervals over the test images, of which `test_sha256` tells several sets
-        apart; `n` are the images of the group, and `correct` is missing where the accuracy is a mean over classes.
+        Accuracies are in [0, 1] with 95 % intervals over the test images, of which `test_sha256` (8 digits) tells
+        several sets apart; `n` are the images of the group; `correct` is missing where the accuracy is a mean.
         """
         found = pd.concat([_numbers(one.named) for one in self.by_test_set()])
         return found.sort_values("card", kind="stable", ignore_index=True)
@@ -181,8 +181,8 @@ class Results:
     ) -> Difference | None:
         """Return the paired difference of two rows under one attack; None if nothing pairs their runs.
 
-        Runs with equal seeds are pairs; as many runs of both without a common seed are paired in order. The intervals
-        of `comparisons` differences hold together.
+        Runs with equal seeds are pairs. Without a common seed a single run is paired with each of the other row, and as
+        many of both in order. The intervals of `comparisons` differences hold together.
         """
         if first > second:
             found = self.difference(second, first, attack, group, comparisons)
@@ -193,6 +193,8 @@ class Results:
         ours, theirs = ({key[1]: of for key, of in answers if key[::2] == (row, attack)} for row in (first, second))
         common = [seed for seed in ours if seed in theirs]
         sides = [[of[seed] for seed in common or of] for of in (ours, theirs)]
+        most = max(map(len, sides))
+        sides = [of * most if len(of) == 1 else of for of in sides]
         card, pairs = self.cards[0], len(sides[0]) == len(sides[1]) > 0
         keep = np.isin(card.labels, members(card, group))
         if not keep.any():

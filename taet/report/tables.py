@@ -154,7 +154,7 @@ def differences(results: Results) -> Iterator[pd.DataFrame]:
                 fewer = one.runs < max(seeds[row, attack], seeds[best, attack])
                 ends += f", {plural(one.runs, 'pair')}" if fewer else ""
                 columns[Text(attack)][row] = Text(points(one.value), ends)
-    if others:
+    if columns:
         yield table(f"Difference from {best}", columns, others)
 
 

@@ -191,8 +191,8 @@ class RunFolder:
         path = self.weights(name)
         if not path.is_file():
             held = sorted(found.name for found in self.path.glob(f"*{SUFFIX}"))
-            lost = f"it has {', '.join(held)}" if held else f"to restore it, delete {DONE} and resume the run"
-            why = lost if self.is_done else "the run is not finished; resume it first"
+            kept = f"it has {', '.join(held)}" if held else "they were removed after the training"
+            why = kept if self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
         about = self.check_weights(name)
         with custom_code(f"{path} does not hold weights of this model, or is truncated"):

@@ -103,8 +103,8 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     if gamma == 0:
         yield
         return
-    named = model.named_parameters()
-    weights: list[Tensor] = [p for name, p in named if "weight" in name and p.ndim > 1 and p.requires_grad]
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim > 1 and p.requires_grad}
+    weights: list[Tensor] = [p for name, p in matrices.items() if "weight" in name] or [*matrices.values()]
     with buffers_kept(model):
         found = torch.autograd.grad(loss(), weights, allow_unused=True)
     weights = [weight for weight, gradient in zip(weights, found, strict=True) if gradient is not None]

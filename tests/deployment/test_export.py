@@ -136,8 +136,12 @@ def test_a_file_names_its_run_and_no_machine(
     assert (about["class_names"], about["image_shape"]) == (["red", "green", "blue"], [3, 16, 16])
     assert about["run_hash"] == RunFolder(trained).record.run_hash
     if format == "safetensors":
-        with one_line("got data with classes blue, green, red; allowed: red, green, blue, in this order"):
-            check_origin(path, ("blue", "green", "red"), (3, 16, 16))
+        check_origin(path, "012", (1, 16, 16))
+        for place in (path, f"run:{trained}"):
+            with one_line("got data of the classes blue, green, red; allowed: red, green, blue, in this order"):
+                check_origin(place, ("blue", "green", "red"), (3, 16, 16))
+            with one_line("got images of 8 x 8 pixels; allowed: 16 x 16, as in its training"):
+                check_origin(place, ("red", "green", "blue"), (3, 8, 8))
     card = taet.evaluate(trained, attacks="clean", dataset=dataset, out=tmp_path)
     assert about["weights_sha256"] == card.model["weights_sha256"]
     content = path.read_bytes()

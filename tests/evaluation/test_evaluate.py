@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import taet
 from taet import statistics
@@ -166,6 +167,7 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any]
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, -1], "labels: got -1"),
         (None, None, "without images"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), None, "labels: got a NoneType"),
+        (TensorDataset(torch.zeros(2, 3, 8, 8)), [0, 1], "images: got a TensorDataset; allowed: arrays"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any, message: str, task: Task) -> None:

@@ -233,6 +233,15 @@ def test_images_of_a_curve_that_decides_nothing_are_no_setting_of_a_row(trained:
     assert names(cards[0], cards[1].changed(run={**cards[1].run, "config": old})) == ["at"] * 2
 
 
+def test_without_a_common_seed_no_single_run_stands_for_several(make_card: MakeCard) -> None:
+    at, taet_ = ([make_card(method, seed) for seed in range(5)] for method in ("at", "taet"))
+    found = taet.results(at[:1], taet_[1:4]).difference("at", "taet", "pgd-20")
+    expected = compare_runs(at[:1] * 3, taet_[1:4], "pgd-20")
+    assert found is not None
+    assert (found.value, found.low, found.runs) == (expected.value, expected.low, 3)
+    assert taet.results(at[:2], taet_[2:]).compare("at", "taet").empty
+
+
 def test_a_group_of_classes_without_images_is_no_comparison(make_card: MakeCard) -> None:
     bare = [one.changed(data=one.data | {"train_class_counts": None}) for one in map(make_card, ("at", "taet"))]
     with pytest.raises(UserError, match="group tail: it has no test images, or the training counts are not known"):
@@ -252,7 +261,8 @@ def test_several_test_sets_are_separate_tables(make_card: MakeCard) -> None:
     card = make_card("at")
     found = taet.results(card, make_card("taet").changed(data={**card.data, "test_sha256": "cd" * 32}))
     assert [one.rows for one in found.by_test_set()] == [("at",), ("taet",)]
-    assert set(found.table()["row"]) == {"at", "taet"}
+    hashes = found.table().groupby("row")["test_sha256"].unique().explode().to_dict()
+    assert hashes == {"at": card.data["test_sha256"][:8], "taet": "cdcdcdcd"}
     with pytest.raises(UserError, match=r"got 2 test sets: digits-lt \(1 cards\), digits-lt \(1 cards\); allowed: one"):
         found.compare("at", "taet")
 

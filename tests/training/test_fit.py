@@ -287,6 +287,9 @@ def test_weights_that_a_run_lost_or_never_had_are_not_replaced_by_others(
         with one_line(r"holds no model-best.safetensors: it has model.safetensors"):
             load_model(folder, "model-best")
         load_model(folder, "model-last")
+    (never / "model.safetensors").unlink()
+    with one_line("holds no model.safetensors: they were removed after the training"):
+        load_model(never)
 
 
 def test_a_run_delivers_the_moving_average_of_its_steps(tiny: Tiny, tmp_path: Path, steps_seen: list[Any]) -> None:

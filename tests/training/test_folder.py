@@ -200,7 +200,8 @@ def test_weights_of_another_run_network_or_program_are_refused(folder: Path, oth
         save_file(values, held.weights(), metadata=None if metadata is None else {"taet": metadata})
         refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train")
     held.weights().unlink()
-    refused(lambda: load_model(folder), "the run is not finished|cannot read|holds no model")
+    refused(lambda: load_model(folder), "holds no model.safetensors: the run is not finished; resume it first")
+    assert "done" in wrong(folder)
 
 
 def test_one_process_owns_a_folder_and_readers_need_no_lock(folder: Path, tmp_path: Path) -> None:
