@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from taet.data.images import Files
 from taet.data.storage import Pixels, pieces
-from taet.errors import UNPRINTABLE, UserError, printable, said
+from taet.errors import UNPRINTABLE, UserError, custom_code, printable
 from taet.files import Json
 from taet.statistics import Ints, class_groups
 
@@ -309,13 +309,10 @@ def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str | None) -> di
 
 def as_array(what: str, given: object) -> NDArray[Any]:
     """Return an array, a tensor or a list of numbers as an array; anything else, e.g. a torch Dataset, is refused."""
-    why = ""
-    try:
-        if isinstance(given, Sequence) or hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
+    if isinstance(given, Sequence) or hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
+        with custom_code(f"{what}: no array"):
             return np.asanyarray(given.detach().cpu() if hasattr(given, "detach") else given)
-    except (TypeError, ValueError) as error:
-        why = f" ({said(error)})"
-    raise UserError(f"{what}: got a {type(given).__name__}{why}; allowed: arrays and tensors")
+    raise UserError(f"{what}: got a {type(given).__name__}; allowed: arrays and tensors")
 
 
 def checked_images(what: str, images: ArrayLike) -> Pixels:

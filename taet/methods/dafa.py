@@ -59,7 +59,10 @@ class DafaRule(BudgetRule):
     def factors(self, epoch: int) -> Tensor | None:
         if epoch != self.first:
             return None
-        return class_weights(self.confusion / self.seen.clamp(min=1)[:, None], self.lam, self.floor)
+        mean = self.confusion / self.seen.clamp(min=1)[:, None]
+        self.confusion.zero_()
+        self.seen.zero_()
+        return class_weights(mean, self.lam, self.floor)
 
 
 class Dafa(ClassBudgets):
