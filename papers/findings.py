@@ -103,7 +103,8 @@ def C7(at: Study) -> Verdict:
     alone = C("taet", **off), C("taet", **off, outer="balanced-softmax")
     pairs = [(replace(one, name=f"clean, then {of}"), C(of)) for one, of in zip(alone, ("at", "at-bsl"), strict=True)]
     without_hel = differ(at, pairs, {"clean": 0, AA: 0}).evidence
-    return replace(found, outside=(*found.outside, *without_hel))
+    known = (said for said in without_hel if not said.startswith("missing"))
+    return replace(found, evidence=(*found.evidence, *known))
 
 
 def C8(at: Study) -> Verdict:
