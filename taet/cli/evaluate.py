@@ -113,7 +113,6 @@ def opened(
     """Return a run's folder or a model of any origin, its test images, resized to the run's, and notes on it."""
     from taet.data import load, load_all
     from taet.models import foreign
-    from taet.models.weights import check_origin
     from taet.training.folder import RunFolder
 
     if not data.get("name"):
@@ -127,10 +126,7 @@ def opened(
             wanted = wanted.replace(size=height)
         return Path(name), read(wanted), ()
     dataset, file = read(wanted), None if weights is None else Path(weights)
-    classes, shape = dataset.num_classes, dataset.image_shape
-    if file is not None:
-        check_origin(file, dataset.class_names, shape)
-    model, notes = foreign.load(name, num_classes=classes, image_shape=shape, weights=file, normalize=normalize)
+    model, notes = foreign.load(name, dataset.class_names, dataset.image_shape, file, normalize)
     return model, dataset, notes
 
 

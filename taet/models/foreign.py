@@ -97,15 +97,16 @@ def build(
 
 
 def load(
-    spec: str, *, num_classes: int, image_shape: ImageShape, weights: str | Path | None = None, normalize: str = "none"
+    spec: str, class_names: Sequence[str], image_shape: ImageShape, weights: str | Path | None, normalize: str = "none"
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model called `spec` in eval mode, with its weights and input normalisation, and notes on their origin.
 
     `spec` and `image_shape` are those of `taet.models.build`. Without `weights`, which must fit wholly, the model keeps
     those of the callable's module, or gets random ones from seed 0. `normalize` is none, imagenet, cifar10, cifar100 or
     MEANS/STDS, one number per channel separated by commas; with three, the model also gets grey images as colour.
+    Weights that say that they are for other images are refused.
     """
-    statistics = parse_normalization(normalize, image_shape[0])
+    statistics, num_classes = parse_normalization(normalize, image_shape[0]), len(class_names)
     if statistics is not None:
         image_shape = (len(statistics[0]), *image_shape[1:])  # `Normalized` repeats the channel of a grey image
     with seeded(0, "weights"):
@@ -114,6 +115,7 @@ def load(
         about = f"weights: {f'as {spec} gives them' if is_own(spec) else 'none given, so fresh ones drawn from seed 0'}"
         if weights is not None:
             state = read(weights)
+            state.check_origin(class_names, image_shape)
             if state.from_run and not isinstance(network, Classifier):
                 whole = any(key.startswith("network.") for key in state.tensors)
                 network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)

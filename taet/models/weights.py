@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -71,11 +70,30 @@ def weights_file(path: str | Path) -> Path:
 
 
 class StoredWeights(NamedTuple):
-    """Names and tensors of a file, the keys above them joined by dots, and the name of the file."""
+    """Names and tensors of a file, the keys above them joined by dots, the file as it was named, and where it is."""
 
     tensors: dict[str, Tensor]
     place: str
     path: Path
+    file: Path
+
+    def check_origin(self, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
+        """Refuse weights of an exported file or a run for images of other classes, another order or another size."""
+        if self.file.suffix != ".safetensors":
+            return
+        with self.file.open("rb") as stream:  # by the format's layout: its library opens no name that is not UTF-8
+            header = parse_json(stream.read(int.from_bytes(stream.read(8), "little")), str(self.path))
+        about = parse_json(header.get("__metadata__", {}).get("taet", "{}").encode(), str(self.path))
+        if "class_names" not in about and "run_hash" in about and (run := self.file.with_name(FILES[0])).is_file():
+            about = read_json(run)["data"]
+        names, shape = about.get("class_names", class_names), about.get("image_shape", image_shape)
+        numbers = [f"{label}" for label in range(len(names))]  # classes without names: those of the weights, in order
+        if [*class_names] not in ([*names], numbers):
+            of, got = (cut(", ".join(values)) for values in (names, class_names))
+            raise UserError(f"{self.path}: got data of the classes {got}; allowed: {of}, in this order")
+        if [*shape[1:]] != [*image_shape[1:]]:
+            of, got = (" x ".join(map(str, one[1:])) for one in (shape, image_shape))
+            raise UserError(f"{self.path}: got images of {got} pixels; allowed: {of}, as in its training (--data.size)")
 
     @property
     def from_run(self) -> bool:
@@ -105,10 +123,11 @@ def read(path: str | Path) -> StoredWeights:
     They may be under a key such as "state_dict". `path` may also be a published model, hf:USER/NAME@COMMIT or the
     folder of one.
     """
-    content, place = _content(weights_file(path)), list[str]()
+    file = weights_file(path)
+    content, place = _content(file), list[str]()
     while isinstance(content, Mapping):
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-            return StoredWeights(dict(content), ".".join(place), Path(path))
+            return StoredWeights(dict(content), ".".join(place), Path(path), file)
         place += [next((key for key in NAMED_STATES if key in content), "")]
         content = content.get(place[-1])
     under = "as model.state_dict() gives them, alone or under one of"
@@ -145,25 +164,6 @@ def check_archive(file: IO[bytes]) -> None:
         if compressed or archive.testzip() is not None:
             raise zipfile.BadZipFile
     file.seek(0)
-
-
-def check_origin(path: str | Path, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
-    """Refuse weights of an exported file or a run for images of other classes, another order or another size."""
-    file = weights_file(path)
-    if file.suffix != ".safetensors" or not file.is_file():
-        return
-    with custom_code(f"{path} holds no weights, or is truncated"), safe_open(file, framework="pt") as opened:
-        about = parse_json((opened.metadata() or {}).get("taet", "{}").encode(), str(path))
-    if "class_names" not in about and "run_hash" in about and (run := file.with_name(FILES[0])).is_file():
-        about = read_json(run)["data"]
-    names, shape = about.get("class_names", class_names), about.get("image_shape", image_shape)
-    numbers = [f"{label}" for label in range(len(names))]  # classes without names are those of the weights, in order
-    if [*class_names] not in ([*names], numbers):
-        of, got = (cut(", ".join(values)) for values in (names, class_names))
-        raise UserError(f"{path}: got data of the classes {got}; allowed: {of}, in this order")
-    if [*shape[1:]] != [*image_shape[1:]]:
-        of, got = (" x ".join(map(str, one[1:])) for one in (shape, image_shape))
-        raise UserError(f"{path}: got images of {got} pixels; allowed: {of}, as in its training (--data.size)")
 
 
 def fill(network: nn.Module, state: StoredWeights) -> str:

@@ -57,7 +57,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def load(spec: str, **options: Any) -> nn.Module:
-    return foreign.load(spec, **{"num_classes": 4, "image_shape": SHAPE, **options})[0]
+    return foreign.load(spec, **{"class_names": "0123", "image_shape": SHAPE, "weights": None, **options})[0]
 
 
 def images(shape: tuple[int, int, int] = SHAPE) -> Tensor:
