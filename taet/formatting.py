@@ -40,11 +40,6 @@ def points(difference: float) -> str:
     return "0.0" if text[1:] == "0.0" else text
 
 
-def count(value: float) -> str:
-    """Write a whole number with thousands set apart by a space that does not break: 1 234 567."""
-    return f"{value:,.0f}".replace(",", "\N{NO-BREAK SPACE}")
-
-
 def plural(number: int, noun: str) -> str:
     """Write a number with a regular noun: 1 cell, 3 cells."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -15,6 +15,8 @@ from taet.evaluation.card import Card, card_of
 from taet.files import check_output, make_folder, read_bytes, write_atomically, write_json
 from taet.formatting import markdown_table, size
 from taet.models.weights import CONFIG, DONE, FILES, MOST_BYTES
+from taet.report import tables
+from taet.report.results import results
 from taet.training.fit import again
 from taet.training.folder import RUN, RunFolder
 from taet.training.record import RunRecord
@@ -114,12 +116,14 @@ def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
         *(("Note", note) for note in data.get("notes", ())),
         ("Licence", licence or "to be filled in by the publisher, with the licence of the training images in mind"),
     ]
+    frames = tables.classes(results(card))
     return PAGE.read_text("utf-8").format(
         licence=json.dumps(licence or "unknown"),
         tags=json.dumps(["adversarial-robustness", "long-tailed-recognition", run.method]),
         title=f"{_text(record.method_title)} on {_text(data['name'])}",
         about=markdown_table([[_text(cell) for cell in row] for row in about]),
         results=textwrap.indent(repr(card), "    "),
+        classes="\n\n".join(f"{frame.attrs['title']}\n\n{tables.markdown(frame)}" for frame in frames),
         norm=card.threat["norm"],
         eps=size(card.threat["eps"]),
         name=name,

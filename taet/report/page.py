@@ -9,7 +9,7 @@ import jinja2
 import pandas as pd
 
 from taet.evaluation.rules import flagged
-from taet.formatting import count, listed, percent, percent_interval, plural
+from taet.formatting import listed, percent, percent_interval, plural
 from taet.report import figures, tables
 from taet.report.figures import Panel
 from taet.report.results import Results
@@ -83,10 +83,10 @@ def name(results: Results) -> str:
 def about(results: Results) -> str:
     """Say how many models were attacked, on which images, and how."""
     card, models = results.cards[0], len({(one.row, one.card.seed) for one in results.named})
-    counts, images = card.data.get("train_class_counts"), f"{count(len(card.labels))} test images"
+    counts, images = card.data.get("train_class_counts"), f"{len(card.labels):,} test images"
     if counts is not None:
-        ends = f"from {count(max(counts))} to {count(min(counts))} of a class"
-        images = f"{count(sum(counts))} training images ({ends}), {images}"
+        ends = f"from {max(counts):,} to {min(counts):,} of a class"
+        images = f"{sum(counts):,} training images ({ends}), {images}"
     ball = f", attacks within {tables.threat(results.columns[results.strongest])}" if results.strongest else ""
     notes = dict.fromkeys(note for one in results.cards for note in one.data.get("notes", ()))
     notes |= {f"extra images: {one.data['extra']['source']}": None for one in results.cards if "extra" in one.data}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from taet.evaluation.column import Column
-from taet.formatting import MISSING, count, markdown_table, percent, percent_interval, plural, points, size, words
+from taet.formatting import MISSING, markdown_table, percent, percent_interval, plural, points, size, words
 from taet.report.results import Results, class_names, members
 
 MOST_COLUMNS = 8  # rows of results that stand side by side in a table of classes
@@ -164,7 +164,7 @@ def classes(results: Results) -> Iterator[pd.DataFrame]:
     trained = card.data.get("train_class_counts")
     numbers = {"training images": trained, "test images": card.test_class_counts}
     known = {Text(head): dict(zip(names, of, strict=True)) for head, of in numbers.items() if of is not None}
-    counts = {head: {name: Text(count(number)) for name, number in of.items()} for head, of in known.items()}
+    counts = {head: {name: Text(f"{number:,}") for name, number in of.items()} for head, of in known.items()}
     for attack in lead_attacks(results):
         cells = {name: _column(results, attack, name) for name in names}
         shown = order(results)[:MOST_COLUMNS]

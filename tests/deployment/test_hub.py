@@ -1,6 +1,7 @@
 """What is pushed is read back, from a folder or a hub that keeps folders; pins and checksums; never code."""
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -90,6 +91,9 @@ def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, publish
     assert textwrap.indent(repr(card), "    ") in page
     assert 'license: "mit"\n' in page
     assert all(flag["text"] in page for flag in card.flags)
+    for attack, table in zip(("clean", "fgsm"), re.split("Clean images\n|Under fgsm\n", page)[1:], strict=True):
+        for name, share in zip(card.class_names, card.summary(attack).per_class, strict=True):
+            assert re.search(rf"\n\| {name} \|.*\| {100 * share:.1f} \(", table)
 
 
 def test_a_push_and_a_load_give_the_same_answers(run: Path, hub: Hub, dataset: Dataset) -> None:
