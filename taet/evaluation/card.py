@@ -21,6 +21,7 @@ from taet.evaluation.column import WORST_CASE, CardPart, Column, PackedLabels, S
 from taet.evaluation.facts import MASKED, ModelFacts
 from taet.fields import check_value, refused
 from taet.files import SEAL, Json, check_seal, file_sha256, read_bytes, read_json, seal, write_atomically, write_json
+from taet.formatting import size
 from taet.statistics import Difference, Ints, difference
 from taet.training.folder import DELIVERED, RUN, RunFolder
 from taet.training.record import training_settings
@@ -225,7 +226,7 @@ class Card(CardPart):
 
     def __repr__(self) -> str:
         head = f"{self.title or self.method} on {self.data['name']}: {len(self.labels)} test images"
-        head += f", {self.threat['norm']} ball of {self.threat['eps']:.4g}"
+        head += f", {self.threat['norm']} ball of {size(self.threat['eps'])}"
         rows = [("attack", "accuracy %", "balanced %", "worst class %", "")]
         for column in (one for one in self.columns if not one.curve):
             summary = self.summary_of(column)
