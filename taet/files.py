@@ -21,7 +21,7 @@ MOST_BYTES = 2**31  # of a file that is read at once
 MOST_JSON_BYTES = 2**26  # nested lists take up to 30 times as much memory as their text
 SEAL = "sha256"  # field of a sealed JSON file
 LOCK = ".lock"
-RUN, MARKS = "run.json", ("done", "checkpoint.pt", "metrics.jsonl")  # the folder of a run has RUN and one of MARKS
+RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"  # in the folder of a run
 _PART = re.compile(r"\.taet-[0-9a-f]{16}\.part")
 
 
@@ -109,7 +109,7 @@ def check_output(path: Path, *owned: str) -> None:
     """Refuse an output in a run folder, also with --force, except below the names in it that the command owns."""
     place = path.absolute().parent.resolve() / path.name
     for folder in (place, *place.parents):
-        if (folder / RUN).is_file() and any((folder / mark).exists() for mark in MARKS):
+        if (folder / RUN).is_file() and any((folder / name).exists() for name in (METRICS, CHECKPOINT, DONE)):
             if place.relative_to(folder).parts[:1] not in [(name,) for name in owned]:
                 raise UserError(f"{path}: got a place in the run folder {folder}; allowed: a place outside of runs")
             return

@@ -12,13 +12,13 @@ import taet
 from taet.data.images import SUFFIXES
 from taet.errors import UserError, custom_code, needed
 from taet.evaluation.card import Card, card_of
-from taet.files import check_output, make_folder, read_bytes, write_atomically, write_json
+from taet.files import DONE, RUN, check_output, make_folder, read_bytes, write_atomically, write_json
 from taet.formatting import markdown_table, size
-from taet.models.weights import CONFIG, DONE, FILES, MOST_BYTES
+from taet.models.weights import CONFIG, FILES, MOST_BYTES
 from taet.report import tables
 from taet.report.results import results
 from taet.training.fit import again
-from taet.training.folder import RUN, RunFolder
+from taet.training.folder import RunFolder
 from taet.training.record import RunRecord
 
 PAGE = Path(__file__).with_name("model_card.md")  # template of the page of a model

@@ -23,7 +23,7 @@ from taet.fields import check_value, refused
 from taet.files import SEAL, Json, check_seal, file_sha256, read_bytes, read_json, seal, write_atomically, write_json
 from taet.formatting import size
 from taet.statistics import Difference, Ints, difference
-from taet.training.folder import DELIVERED, RUN, RunFolder
+from taet.training.folder import DELIVERED, RunFolder
 from taet.training.record import training_settings
 
 KIND, SCHEMA = "taet result card", 3
@@ -263,7 +263,7 @@ def read_card(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
         data, file = folder.record.data, folder.weights(weights)
         held, named = training_settings(folder.record.settings), training_settings(card.run.get("config", {}))
         if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
-            raise UserError(f"{path} belongs to another run than {folder.path / RUN}; evaluate the run again")
+            raise UserError(f"{path} belongs to another run than {folder.path}/run.json; evaluate the run again")
         if file.exists() and folder.check_weights(weights).weights_sha256 != card.model["weights_sha256"]:
             raise UserError(f"{path} has other weights than {file.name}; evaluate the run again")
         if tuple(data.class_names) != card.class_names or data.test.sha256 != card.data["test_sha256"]:

@@ -23,10 +23,11 @@ from taet.evaluation.card import read_card
 from taet.evaluation.facts import Merged, deep_facts, outputs
 from taet.evaluation.runner import restored
 from taet.evaluation.subject import ArrayOrTensor, Subject
+from taet.files import DONE, METRICS, RUN
 from taet.formatting import duration, listed, percent
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
-from taet.training.folder import DELIVERED, DONE, METRICS, RUN, SUFFIX, RunFolder
+from taet.training.folder import DELIVERED, SUFFIX, RunFolder
 
 MOST_EACH = 10  # logits for a class; more are those of another data set
 

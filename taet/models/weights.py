@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from taet.errors import UserError, custom_code, cut, needed, said
-from taet.files import check_seal, file_sha256, parse_json, read_bytes, read_json
+from taet.errors import UserError, custom_code, cut, located, needed, said
+from taet.fields import Record, Sha256
+from taet.files import DONE, METRICS, RUN, check_seal, file_sha256, parse_json, read_bytes, read_json
 from taet.models.classifier import Adapter, Classifier
+from taet.settings import from_json
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
@@ -28,10 +30,23 @@ PARTS = ("body.", "head.", "network.")  # prefixes of all their other tensors
 BLOCK = re.compile(r"(?:layer|block)(\d+)\.(?:layer\.)?(\d+)\.(.+)")  # RobustBench's names of group, block and tensor
 TORCHVISION = {"conv1.weight", "layer1.0.conv1.weight"}  # names that each of its ResNets has
 MOST_BYTES = 2**36  # size limit of a file of weights
-WEIGHTS, CARD, CONFIG, DONE = "model.safetensors", "evaluation.json", "config.json", "done"
-RUN = "run:"  # before the folder of a run whose weights are named
-FILES = ("run.json", "metrics.jsonl", DONE, WEIGHTS, CARD)
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+OF_RUN = "run:"  # before the folder of a run whose weights are named
+FILES = (RUN, METRICS, DONE, WEIGHTS, "evaluation.json")
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+
+
+class DoneRecord(Record):
+    """What `done` holds: the SHA-256 of `run.json`, `metrics.jsonl` and the weights."""
+
+    files: dict[str, Sha256]
+
+
+def read_sums(done: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that a finished training wrote; a file `done` that was changed is refused."""
+    check_seal(done, values := read_json(done))
+    with located(str(done)):
+        return from_json(DoneRecord, values).files
 
 
 def local(name: str | os.PathLike[str]) -> Path:
@@ -57,14 +72,13 @@ def weights_file(path: str | Path) -> Path:
 
     Of a folder it must have the SHA-256 that `done` has for it.
     """
-    place = local(str(path).removeprefix(RUN))
+    place = local(str(path).removeprefix(OF_RUN))
     if not place.is_dir():
         return place
     done, file = place / DONE, place / WEIGHTS
     if not (done.is_file() and file.is_file()):
         raise UserError(f"weights: got {place}; allowed: the folder of a finished run, with {DONE} and {WEIGHTS}")
-    check_seal(done, stored := read_json(done))
-    if not isinstance(stored.get("files"), dict) or stored["files"].get(WEIGHTS) != file_sha256(file):
+    if read_sums(done).get(WEIGHTS) != file_sha256(file):
         raise UserError(f"{file} was changed or damaged: its SHA-256 differs from the one in {DONE}")
     return file
 
@@ -84,7 +98,7 @@ class StoredWeights(NamedTuple):
         with self.file.open("rb") as stream:  # by the format's layout: its library opens no name that is not UTF-8
             header = parse_json(stream.read(int.from_bytes(stream.read(8), "little")), str(self.path))
         about = parse_json(header.get("__metadata__", {}).get("taet", "{}").encode(), str(self.path))
-        if "class_names" not in about and "run_hash" in about and (run := self.file.with_name(FILES[0])).is_file():
+        if "class_names" not in about and "run_hash" in about and (run := self.file.with_name(RUN)).is_file():
             about = read_json(run)["data"]
         names, shape = about.get("class_names", class_names), about.get("image_shape", image_shape)
         numbers = [f"{label}" for label in range(len(names))]  # classes without names: those of the weights, in order

@@ -23,25 +23,18 @@ from torch import Tensor, nn
 from taet import files
 from taet.errors import UserError, custom_code, located
 from taet.fields import Count, Record, Sha256
-from taet.files import Json
-from taet.models.weights import check_archive
+from taet.files import CHECKPOINT, DONE, METRICS, RUN, Json
+from taet.models.weights import check_archive, read_sums
 from taet.settings import from_json
 from taet.training.record import Epoch, RunRecord
 
 SCHEMA = 1
-RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
 ARTIFACTS, SUFFIX = "artifacts", ".safetensors"
 DELIVERED, LAST, BEST = "model", "model-last", "model-best"
 """Names of weights; those of the last or best epoch have a file of their own if the run delivers others."""
 METADATA = "taet"  # the key of a safetensors file's metadata that holds ours, as JSON
 
 _load = partial(torch.load, weights_only=True, map_location="cpu")
-
-
-class DoneRecord(Record):
-    """What `done` holds: the SHA-256 of `run.json`, `metrics.jsonl` and the weights."""
-
-    files: dict[str, Sha256]
 
 
 class WeightsAbout(Record):
@@ -108,13 +101,7 @@ class RunFolder:
     def sums(self) -> Mapping[str, str]:
         """SHA-256 of each file that the finished training wrote; empty before the end."""
         path = self.path / DONE
-        if not path.exists():
-            return {}
-        values = files.read_json(path)
-        with located(str(path)):
-            record = from_json(DoneRecord, values)
-        files.check_seal(path, values)
-        return record.files
+        return read_sums(path) if path.exists() else {}
 
     def finish(self) -> None:
         """Mark the training as finished, with the SHA-256 of every file that it wrote."""

@@ -24,7 +24,7 @@ from taet.models.classifier import guard_layout
 from taet.models.sync_norm import synchronised
 from taet.models.tuning import select, trained
 from taet.models.view import View, make_view
-from taet.models.weights import RUN, weights_file
+from taet.models.weights import OF_RUN, weights_file
 from taet.progress import Progress, reporting_to
 from taet.settings import Run, from_json, override
 from taet.training.curve import TrainingCurve
@@ -184,7 +184,7 @@ def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
     if tune == "all":
         return ()
     some, every = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
-    known = weights.startswith(RUN) and RunFolder(Path(weights.removeprefix(RUN))).record.run.method
+    known = weights.startswith(OF_RUN) and RunFolder(Path(weights.removeprefix(OF_RUN))).record.run.method
     why = "training a small part of a network that was trained without attacks does not make it robust"
     unknown = "" if known else ", and it is not known how this one was"
     warning = f"{why} (arXiv:2312.05716){unknown}; or --model.tune all"
