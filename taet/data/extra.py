@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from taet.data.arrays import read_npz
-from taet.data.dataset import Dataset, Part, Split, checked_images, checked_labels, fingerprints
+from taet.data.dataset import Dataset, Part, Split, checked_images, checked_labels
 from taet.data.downloads import locate
 from taet.data.files import class_rows, surveyed
 from taet.data.sources import read_images
@@ -79,12 +79,11 @@ def read_extra(data: Data, dataset: Dataset) -> Split:
         if shapes[0] != shapes[1]:
             got, wanted = (f"{w}x{h} pixels, {c} channels" for h, w, c in shapes)
             raise UserError(f"got {got}; allowed: {wanted}, as the training images")
-        test = dataset.whole_test or dataset.test
-        for name, split in (("test", test), ("validation", dataset.validation)):
-            same = np.isin(fingerprints(pixels), [] if split is None else split.fingerprints)
-            if same.any():
-                raise UserError(f"{same.sum()} of {len(pixels)} images are {name} images, e.g. number {same.argmax()}")
-        return Split(pixels, part.labels, names, part.indices)
+        extra = Split(pixels, part.labels, names, part.indices)
+        for name, split in (("test", dataset.whole_test or dataset.test), ("validation", dataset.validation)):
+            if split is not None and (same := np.isin(extra.fingerprints, split.fingerprints)).any():
+                raise UserError(f"{same.sum()} of {len(extra)} images are {name} images, e.g. number {same.argmax()}")
+        return extra
 
 
 def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
