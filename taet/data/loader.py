@@ -101,14 +101,13 @@ class Loader:
         self.device, self.seed, self.training = device, seed, training
         place = torch.device("cpu") if training.augment in POLICIES else device  # a policy works on the CPU
         images, labels = split.images, torch.from_numpy(split.labels)
-        self.real, self.extra, self.mixture = len(split), 0, mixture
-        if extra is not None and mixture is not None:
-            self.extra = len(extra)
+        self.real, self.mixture = len(split), mixture
+        if extra is not None:
             images, labels = joined(split, extra), torch.cat([labels, torch.from_numpy(extra.labels)])
         self.images: Tensor | Pixels = torch.from_numpy(images).to(place) if fits(images, place) else images
         self.labels = labels.to(device)
         self.mirror = mirror and training.augment != "crop"
-        self.bounds = batch_bounds(self.real, training.batch_size, self.extra > 0)
+        self.bounds = batch_bounds(self.real, training.batch_size, mixture is not None)
         self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
 
     def __len__(self) -> int:
@@ -136,7 +135,7 @@ class Loader:
 
     def _order(self, epoch: int) -> Tensor:
         # On the CPU, so that the order does not depend on the device.
-        if self.mixture is not None and self.extra:
+        if self.mixture is not None:
             return self._mixed(self.mixture, epoch)
         draws = generator("cpu", self.seed, "order", epoch)
         if self.training.sampling != "shuffled":
@@ -152,7 +151,7 @@ class Loader:
         begin -= rounds[0] * self.real
         originals = torch.cat(orders)[begin : begin + steps * own].view(steps, own)
         size, drawing = (steps, mixture.extra), generator("cpu", self.seed, "extra", epoch)
-        extras = self.real + torch.randint(self.extra, size, generator=drawing)
+        extras = self.real + torch.randint(len(self.labels) - self.real, size, generator=drawing)
         draws = torch.rand(steps, mixture.batch, generator=generator("cpu", self.seed, "places", epoch))
         places = draws.argsort(dim=1, stable=True)
         # Sorted, so that the images of the split stay in their order.
