@@ -89,8 +89,7 @@ def parse(kind: type[C], words: Sequence[str], prog: str, parts: Sequence[Option
 
     --help prints the options and ends the command; a mistake is a `UserError`.
     """
-    known: dict[str, tuple[str, Any]] = {}
-    parser = _parser(kind, prog, parts, "all" in words or all(part.usual is None for part in parts), known)
+    parser, known = _parser(kind, prog, parts, "all" in words or all(part.usual is None for part in parts))
     if {"-h", "--help"} & {*words}:
         print(parser.format_help(), end="")
         raise Done(0)
@@ -118,9 +117,10 @@ def of_part(given: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def _parser(
-    kind: type[Command], prog: str, parts: Sequence[Options], whole: bool, known: dict[str, tuple[str, Any]]
-) -> _Parser:
-    """Return the parser of a command; `known` gets the first name and the type of each option, by its dotted name."""
+    kind: type[Command], prog: str, parts: Sequence[Options], whole: bool
+) -> tuple[_Parser, dict[str, tuple[str, Any]]]:
+    """Return the parser of a command, and the first name and the type of each option, by its dotted name."""
+    known: dict[str, tuple[str, Any]] = {}
     places = {name: name.upper() for name, field in kind.model_fields.items() if POSITIONAL in field.metadata}
     width = min(shutil.get_terminal_size().columns, 120)
     parser = _Parser(
@@ -153,7 +153,7 @@ def _parser(
                 group.add_argument(name, nargs=many, metavar=places[name], help=text, action="append")
             else:
                 _add(group, dest, names, hint, default, text)
-    return parser
+    return parser, known
 
 
 def _add(group: Any, dest: str, names: list[str], hint: Any, default: object, text: str) -> None:

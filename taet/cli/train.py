@@ -178,7 +178,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     most, least = (f"{number} '{dataset.class_names[counts.index(number)]}'" for number in (max(counts), min(counts)))
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
-    notes = (*dataset.notes, *getattr(state.model, "notes", ()))
+    notes = (*dataset.notes, *state.model.notes)
     usual, own = protocols.start(run.protocol, run.method).threat, state.method.own_attack
     if own and any(getattr(usual, name) != getattr(run.threat, name) for name in ("steps", "step_size", "start")):
         notes += (f"steps and start of --threat change nothing: {state.method.title} has no attack, or one of its own",)

@@ -102,7 +102,7 @@ def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.
 def _folds(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None) -> list[Pair]:
     """Return what to fold, tested in float32, on noise and with random statistics: new ones change next to nothing."""
     trial = copy.deepcopy(model).cpu().eval().requires_grad_()  # a GPU's TF32 rounds more than a fold may
-    like = next((parameter for parameter in model.parameters()), torch.empty(0))
+    like = next(model.parameters(), torch.empty(0))
     noise = torch.Generator().manual_seed(derive_seed(0, "view"))
     x = torch.rand(2, *image_shape, generator=noise).to(like.dtype)
     with torch.enable_grad():
