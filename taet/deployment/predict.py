@@ -21,6 +21,7 @@ from taet.evaluation.bundles import of_run
 from taet.evaluation.runner import Runner
 from taet.fields import Count, check_value
 from taet.formatting import plural
+from taet.models.foreign import ImageShape
 from taet.progress import Progress
 from taet.training.environment import resolve_device
 from taet.training.runs import load_model
@@ -32,7 +33,6 @@ BATCH_SIZE = 250
 DIGITS = 6  # of a probability in a table; `probabilities` has full precision
 NO_CLASS = -1
 
-Shape = tuple[int, int, int]
 ImageSource = Pixels | Tensor | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -191,7 +191,7 @@ def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, 
     return tuple(map(str, files)), files, left_out([one for found in below.values() for one in found])
 
 
-def read(images: Sequence[Path] | Pixels, shape: Shape) -> list[Pixels | str]:
+def read(images: Sequence[Path] | Pixels, shape: ImageShape) -> list[Pixels | str]:
     """Return images (H, W, C) as inputs of a model of images `shape`, or the reason why one cannot be read."""
     if isinstance(images, np.ndarray):
         return [fitted(image, shape) for image in images]
@@ -201,7 +201,7 @@ def read(images: Sequence[Path] | Pixels, shape: Shape) -> list[Pixels | str]:
     ]
 
 
-def fitted(image: Pixels, shape: Shape) -> Pixels:
+def fitted(image: Pixels, shape: ImageShape) -> Pixels:
     """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
 
     It is resized as in training, then converted to grey (ITU-R 601 luma) or colour.

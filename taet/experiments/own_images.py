@@ -24,7 +24,7 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 CYCLE = ("threat.steps", "threat.step_size", "training.decay")  # what few attack steps in one cycle change
-WidthHeight = tuple[int, int]  # width and height
+WidthHeight = tuple[int, int]
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 

@@ -60,7 +60,7 @@ def build(
     num_classes: int,
     image_shape: ImageShape = (3, 32, 32),
     seed: int = 0,
-    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
+    head: Head = LINEAR,
     stem: str = "auto",
     weights: str | Path | None = None,
 ) -> Classifier | Adapter:

@@ -52,15 +52,14 @@ def retired_settings(stored: Mapping[str, Any]) -> Json:
     return {name: value for name, value in flat(stored) if name in left and value != left[name]}
 
 
-def run_hash(run: Run | Mapping[str, Any]) -> str:
-    """SHA-256 of these settings and the later attacks, as stored in checkpoints and weights.
+def run_hash(stored: Mapping[str, Any]) -> str:
+    """SHA-256 of the stored JSON of a run without what concerns the machine, as checkpoints and weights have it.
 
-    For stored JSON it is the hash of the version that wrote it: later versions may have more settings.
+    It is that of the version that wrote the run: later versions may have more settings.
     """
-    values = run.model_dump() if isinstance(run, Run) else run
-    parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}
+    parts = {part: entry for part, entry in stored.items() if isinstance(entry, Mapping)}
     kept = {part: {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} for part, entry in parts.items()}
-    return digest({**values, **kept})
+    return digest({**stored, **kept})
 
 
 def code_of(run: Run) -> dict[str, str]:
