@@ -103,10 +103,11 @@ def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
 def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
     """Return the page of a model, with front matter for the hub; every number comes from the result card."""
     run, data, ratio = record.run, card.data, card.data.get("imbalance_ratio")
+    parameters = "" if record.parameters is None else f", {record.parameters:,} parameters"
     about = [
         ("", ""),
         ("Method", f"{record.method_title} ({record.reference})"),
-        ("Network", f"{run.model.name}, {record.parameters:,} parameters, input {record.data.image_shape}"),
+        ("Network", f"{run.model.name}{parameters}, input {record.data.image_shape}"),
         ("Protocol and training attack", f"{run.protocol}, L-infinity, eps {size(run.threat.eps)}"),
         ("Epoch and seed", f"{card.model.get('epoch')} of {run.training.epochs}, {record.selection.rule}; {run.seed}"),
         ("Data", f"{data['name']}, {card.num_classes} classes, {sum(record.data.train.class_counts):,} images"),

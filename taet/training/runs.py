@@ -82,8 +82,8 @@ def train(
         _check_kind(what, given)
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
     with joined(resolve_device(run.training.device).type):
-        plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
         on_first(lambda: _check_free(folder))
+        plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
         with owned(folder):
             on_first(lambda: _check_free(folder))  # another process may have been faster
             on_first(lambda: folder.create(describe(plan, state, command)))

@@ -16,7 +16,7 @@ import pytest
 import taet
 from taet import models
 from taet.data import Dataset
-from taet.deployment.hub import named_outside, publish
+from taet.deployment.hub import model_card, named_outside, publish
 from taet.evaluation.card import ResultCard
 from taet.models.weights import CONFIG, FILES, local, read
 from taet.training.folder import RunFolder
@@ -94,6 +94,8 @@ def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, publish
     for attack, table in zip(("clean", "fgsm"), re.split("Clean images\n|Under fgsm\n", page)[1:], strict=True):
         for name, share in zip(card.class_names, card.summary(attack).per_class, strict=True):
             assert re.search(rf"\n\| {name} \|.*\| {100 * share:.1f} \(", table)
+    old = RunFolder(run).record.model_copy(update={"parameters": None})
+    assert "| Network | resnet8, input (3, 16, 16) |" in model_card(old, card, "mit", "user/x")
 
 
 def test_a_push_and_a_load_give_the_same_answers(run: Path, hub: Hub, dataset: Dataset) -> None:

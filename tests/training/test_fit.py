@@ -383,7 +383,7 @@ def test_a_plain_module_and_arrays_train_and_resume(
     with one_line("the train images are not those"):
         resume(folder, model=network(), dataset=arrays(per_class=11))
     with one_line(f"{folder} holds a run; choose another --out"):
-        train(run, out=folder, model=network(), dataset=arrays(per_class=11))
+        train(run, out=folder, model=network(4), dataset=data)  # before the network is tried
     with one_line(r"\(2, 4\).*allowed: \(2, 3\), one logit per class"):
         train(run, out=tmp_path / "new", model=network(4), dataset=data)
     with one_line(r"model weights: got x\.pt and a network from memory; allowed: one of them"):
