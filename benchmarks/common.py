@@ -14,10 +14,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from taet.data import Split
-from taet.data.loader import Loader
 from taet.files import write_json
-from taet.settings import Training
 from taet.training.environment import bf16_instructions, environment, reported
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,11 +66,10 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def arguments(parser: ArgumentParser, *, out: str, rounds: int | None = 5, threads: int = 2) -> None:
-    """Add the options of every benchmark; `rounds` None: it has no rounds."""
-    if rounds is not None:
-        parser.add_argument("--rounds", type=int, default=rounds, help=f"number of measurements ({rounds})")
-    parser.add_argument("--threads", type=int, default=threads, help=f"of torch on the CPU ({threads})")
+def arguments(parser: ArgumentParser, out: str) -> None:
+    """Add the options of every benchmark of speed."""
+    parser.add_argument("--rounds", type=int, default=5, help="number of measurements (5)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (2)")
     parser.add_argument("--out", type=Path, default=RESULTS / out, help=f"file of the result (results/{out})")
 
 
@@ -103,11 +99,6 @@ def processor() -> dict[str, str]:
     family = f"family {reported('cpu family')}, model {reported('model')}" if reported("cpu family") else ""
     bf16 = bf16_instructions(torch.device("cpu")) or "no bf16"
     return {"processor": family, "instructions": f"{torch.backends.cpu.get_cpu_capability()}, {bf16}"}
-
-
-def as_in_training(split: Split, batch_size: int) -> Loader:
-    """Return the batches of a split on the CPU as training draws them, cropped and mirrored."""
-    return Loader(split, Training(batch_size=batch_size), seed=0, mirror=True, device=torch.device("cpu"))
 
 
 def command() -> str:

@@ -374,7 +374,7 @@ def show(found: Mapping[str, Any]) -> None:
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    arguments(parser, out="cost.json")
+    arguments(parser, "cost.json")
     parser.add_argument("--methods", nargs="*", default=[*METHODS], help="or all")
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--image-shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width")

@@ -67,10 +67,15 @@ def measure(
     """Share of draws whose interval covers the true mean recall, and the mean width, for both intervals."""
     drawn = generator.binomial(total, truth, size=(draws, len(total)))
     different, index = np.unique(drawn, axis=0, return_inverse=True)
+    both = (interval(different, total) for interval in (mean_recall_limits, combined_wilson))
+    return covered(truth.mean(), *(np.stack(ends)[:, index.ravel()] for ends in both))
+
+
+def covered(truth: float, now: statistics.Floats, before: statistics.Floats) -> dict[str, float]:
+    """Share of intervals (2, draws) that cover the truth, and their mean width, of both kinds."""
     found = {}
-    for name, interval in (("", mean_recall_limits), ("_before", combined_wilson)):
-        low, high = (end[index.ravel()] for end in interval(different, total))
-        inside = (low <= truth.mean() + 1e-12) & (truth.mean() - 1e-12 <= high)
+    for name, (low, high) in (("", now), ("_before", before)):
+        inside = (low <= truth + 1e-12) & (truth - 1e-12 <= high)
         found |= {f"covers{name}": round(float(inside.mean()), 4), f"width{name}": round(float((high - low).mean()), 5)}
     return found
 
@@ -96,15 +101,10 @@ def measure_paired(
     total: statistics.Ints, truth: statistics.Floats, draws: int, generator: np.random.Generator
 ) -> dict[str, float]:
     """As `measure`, for differences with the shares `truth` (C, 3)."""
-    value = float((truth @ [-1, 0, 1]).mean())
     drawn = generator.multinomial(total, truth, size=(draws, len(total)))
     now = np.stack(mean_value_limits(drawn, [-1, 0, 1]))
     before = np.stack([bootstrapped(one, generator) for one in drawn[:BOOTSTRAPPED]], 1)
-    found = {}
-    for name, (low, high) in (("", now), ("_before", before)):
-        inside = (low <= value + 1e-12) & (value - 1e-12 <= high)
-        found |= {f"covers{name}": round(float(inside.mean()), 4), f"width{name}": round(float((high - low).mean()), 5)}
-    return found
+    return covered((truth @ [-1, 0, 1]).mean(), now, before)
 
 
 def settings(

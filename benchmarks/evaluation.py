@@ -98,7 +98,7 @@ def main() -> int:
     )
     parser.add_argument("--images", type=int, default=200, help="test images, spread over the test set (200)")
     parser.add_argument("--batch-size", type=int, default=50, help="images of a batch, for every way (50)")
-    arguments(parser, out="evaluation.json")
+    arguments(parser, "evaluation.json")
     others = (*SCRIPTS, *LIBRARIES)
     parser.add_argument("--sides", nargs="+", choices=others, default=SCRIPTS, help="what to compare ours with")
     parser.add_argument("--side", choices=(OURS, *others), help=argparse.SUPPRESS)
@@ -160,7 +160,7 @@ def subject(folder: str | None, count: int, batch_size: int) -> Subject:
         images=dataset.test.images[rows],
         labels=dataset.test.labels[rows],
         settings=run.evaluation.replace(batch_size=batch_size),
-        eps=run.threat.eps if run.evaluation.eps is None else run.evaluation.eps,
+        eps=run.attack_eps,
         device=device,
     )
 

@@ -118,7 +118,7 @@ def learning(device: str) -> str:
 
 def speed(device: str) -> str:
     """Images per second of a step in float32 and bf16, with and without the search for algorithms, and compiled."""
-    model, size = ("resnet8", 128) if device == "cpu" else ("resnet18", 128)
+    model, count, size = ("resnet8", 2, 128) if device == "cpu" else ("resnet18", 40, 128)
     found: dict[str, float] = {}
     for name, precision, benchmark, compiled in (
         ("float32", "float32", True, False),
@@ -128,7 +128,6 @@ def speed(device: str) -> str:
     ):
         if device == "cpu" and (compiled or not benchmark):
             continue
-        count = 2 if device == "cpu" else 40
         more = {"precision": precision, "batch_size": size, "epochs": 3, "compile": compiled}
         run = override(settings(device, **more), {"model.name": model})
         with begun(run, images=size * count) as (plan, state, pause):

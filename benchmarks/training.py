@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument(
         "--sides", nargs="+", choices=[*OURS, *OTHERS], default=[*OURS, *OTHERS[:3]], help="what to measure"
     )
-    arguments(parser, out="training-MODEL.json")
+    arguments(parser, "training-MODEL.json")
     parser.add_argument("--side", choices=[*OURS, *OTHERS], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side is not None:
@@ -95,10 +95,10 @@ def summary(rounds: list[dict[str, Any]], images: int) -> dict[str, Any]:
     }
 
 
-def dataset(images: int, side: int = 32) -> Dataset:
+def dataset(images: int) -> Dataset:
     """Return colour images of noise around a pixel value of their class; the few test images are not used."""
     labels = np.arange(images) % CLASSES
-    noise = np.random.default_rng(0).integers(0, 96, (images, side, side, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 96, (images, 32, 32, 3), np.uint8)
     drawn = noise + (16 * labels).astype(np.uint8)[:, None, None, None]
     return Dataset.from_arrays(drawn, labels, drawn[:CLASSES], labels[:CLASSES], name="generated")
 
