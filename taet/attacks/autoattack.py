@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.ball import Norm, frozen
-from taet.attacks.counted import Counted, exact_float32
+from taet.attacks.ball import Norm
+from taet.attacks.counted import Counted, still
 from taet.attacks.inputs import check_labels, refusing
 from taet.attacks.noise import Draws
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
@@ -131,13 +131,7 @@ class AutoAttack(AttackSpec):
             raise UserError("eps: got 0; allowed: above 0 (without an attack: the clean accuracy)")
         device = torch.device(device or x.device)
         counted = model if isinstance(model, Counted) else Counted(model)
-        with (
-            torch.inference_mode(False),  # the attacks need gradients, also inside the caller's inference mode
-            torch.no_grad(),
-            frozen(counted),
-            exact_float32(device.type),
-            torch.random.fork_rng(range(torch.cuda.device_count())),
-        ):
+        with still(device.type, counted), torch.no_grad():
             classes = int(counted(as_float(x[:1]).to(device)).shape[1])
             check_labels(int(y.min()), int(y.max()), classes)
             suite = SuiteRun(counted, self, self.plan(classes), x, y, batch_size, device, state, keep_examples)

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.ball import finite
+from taet.attacks.ball import finite, frozen
 from taet.attacks.inputs import check_output
 from taet.errors import UserError
 
@@ -43,6 +43,16 @@ def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
 
 
 exact_float32 = functools.partial(arithmetic, precision="float32")
+
+
+@contextmanager
+def still(device_type: str, *models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode with frozen parameters and exact float32; restore all and the random state afterwards."""
+    exact, random = exact_float32(device_type), torch.random.fork_rng(range(torch.cuda.device_count()))
+    with torch.inference_mode(False), ExitStack() as stack, exact, random:  # gradients, also inside inference mode
+        for model in models:
+            stack.enter_context(frozen(model))
+        yield
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from taet import statistics
 from taet.attacks import differentiable
 from taet.attacks.autoattack import AutoAttack
 from taet.attacks.ball import distance, frozen, verify
-from taet.attacks.counted import WORK, Counted, exact_float32
+from taet.attacks.counted import WORK, Counted, still
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import BatchStore, Unit, in_batches
@@ -96,15 +96,9 @@ class Runner:
     sources: Mapping[str, Counted] = field(default_factory=dict)  # of transferred examples, by hash of the weights
     opened: list[BatchStore] = field(default_factory=list)  # those that were used, removed when the card is written
 
-    @contextmanager
-    def still(self) -> Iterator[None]:
-        """Put the models in eval mode with frozen parameters and exact float32; restore all and the random state."""
-        exact, random = exact_float32(self.device.type), torch.random.fork_rng(range(torch.cuda.device_count()))
-        # Attacks need gradients, also inside inference mode.
-        with torch.inference_mode(False), contextlib.ExitStack() as stack, exact, random:
-            for model in (self.model, *self.sources.values()):
-                stack.enter_context(frozen(model))
-            yield
+    def still(self) -> AbstractContextManager[None]:
+        """Freeze the models, compute in exact float32, and restore all and the random state afterwards."""
+        return still(self.device.type, self.model, *self.sources.values())
 
     def passes(self, attacks: Sequence[AttackSpec]) -> float:
         """Return the expected passes of an image that attacks take."""

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet import protocols
-from taet.attacks.ball import frozen
-from taet.attacks.counted import Counted, exact_float32
+from taet.attacks.counted import Counted, still
 from taet.attacks.inputs import check_labels
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data import DataFacts, Dataset
@@ -248,7 +247,7 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
     """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
-    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
+    with still(device.type, model), restored(model) as changes:
         x = as_unit(images[:2]).to(device)
         copies = x.clone().requires_grad_(), x.clone()
         with custom_code(f"model: fails on images of shape {tuple(x.shape)}"):
