@@ -43,16 +43,14 @@ class Source:
         return self._share(self._empty(like).uniform_(low, high, generator=self.generator), like)
 
 
-def draw_noise(x: Tensor, eps: Size, start: Start, source: Source | None = None, norm: Norm = "linf") -> Tensor:
+def draw_noise(x: Tensor, eps: Size, start: Start, source: Source, norm: Norm = "linf") -> Tensor:
     """Return start noise in the shape of `x`: 0.001 N(0, 1), uniform in the ball or in its positive part, or zeros.
 
     Uniform is U(-eps, eps) per value in the L-infinity ball, positive U(0, eps). In the L2 ball of D values it is
-    eps u^(1/D) n / ||n|| with n ~ N(0, 1) and u ~ U(0, 1), positive its absolute value. Everything is drawn from
-    `source`, never from the global generator. Default: a new generator seeded with 0.
+    eps u^(1/D) n / ||n|| with n ~ N(0, 1) and u ~ U(0, 1), positive its absolute value.
     """
     if start == "none":
         return torch.zeros_like(x)
-    source = source or Source(torch.Generator(x.device).manual_seed(0))
     if start == "gaussian":
         return GAUSSIAN_SCALE * source.normal(x)
     radius = per_sample(eps, x)

@@ -40,14 +40,15 @@ def test_no_rounding_leaves_the_l2_ball_even_of_a_solid_image(
 
 def test_l2_noise_is_uniform_in_the_ball_of_each_sample() -> None:
     x, eps = torch.zeros(4000, 1, 1, 3), torch.tensor([0.5, 2.0]).repeat(2000)
-    noise = draw_noise(x, eps, "uniform", norm="l2").flatten(1).double()
+    sources = (Source(torch.Generator().manual_seed(0)) for _ in range(2))
+    noise = draw_noise(x, eps, "uniform", next(sources), "l2").flatten(1).double()
     share = (noise.norm(dim=1) / eps) ** 3  # of the ball's volume within the point's radius: uniform in [0, 1]
     places = torch.arange(1, 4001) / 4000
     assert float((share.sort().values - places).abs().max()) < 1.95 / math.sqrt(4000)  # Kolmogorov-Smirnov at 0.1 %
     direction = noise / noise.norm(dim=1, keepdim=True)
     assert float(direction.mean(0).abs().max()) < 0.04
     torch.testing.assert_close(direction.T @ direction / 4000, torch.eye(3).double() / 3, rtol=0, atol=0.02)
-    assert torch.equal(draw_noise(x, eps, "positive", norm="l2").flatten(1).double(), noise.abs())
+    assert torch.equal(draw_noise(x, eps, "positive", next(sources), "l2").flatten(1).double(), noise.abs())
 
 
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
