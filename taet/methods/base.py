@@ -23,7 +23,7 @@ from taet.losses.long_tail import cross_entropy
 from taet.losses.outer import OuterLoss
 from taet.models.classifier import Head
 from taet.models.view import View
-from taet.settings import Outer, Threat
+from taet.settings import Outer, Threat, flat
 
 
 class Adversarial(NamedTuple):
@@ -45,7 +45,7 @@ class Attack:
 
     threat: Threat
     source: Source
-    factor: Tensor | None = None
+    factor: float | Tensor = 1.0
     """Of every sample's eps and step size, (N,)."""
     weights: Tensor | None = None
     """Of the objective, by label, (C,); they do not change a sign step with BN in eval mode."""
@@ -68,16 +68,16 @@ class Attack:
     @property
     def eps(self) -> float | Tensor:
         """Radius of the ball, a number or one per sample (N,)."""
-        return self.threat.eps if self.factor is None else self.threat.eps * self.factor
+        return self.threat.eps * self.factor
 
     @property
     def step_size(self) -> float | Tensor:
         """Length of a step, a number or one per sample (N,)."""
-        return self.threat.step_size if self.factor is None else self.threat.step_size * self.factor
+        return self.threat.step_size * self.factor
 
     def scaled(self, factor: Tensor) -> Self:
         """Return this attack with eps and step size multiplied by `factor` (N,)."""
-        return replace(self, factor=factor if self.factor is None else self.factor * factor)
+        return replace(self, factor=self.factor * factor)
 
 
 @dataclass(frozen=True)
@@ -268,20 +268,17 @@ class Method(nn.Module):
         return torch.zeros_like(self.class_counts)
 
 
-def published(
-    threat: Mapping[str, object],
-    training: Mapping[str, object],
-    model: Mapping[str, object] | None = None,
-    method: Mapping[str, object] | None = None,
-) -> dict[str, object]:
-    """Return a method's own settings as overrides of a Run; what is not given here is what most papers share."""
-    given = {
-        "model": {"normalize": "none"} | dict(model or {}),
-        "threat": dict(threat) | {"bn_mode": threat.get("bn_mode", "eval")},
-        "training": {"batch_size": 128, "lr": 0.1, "momentum": 0.9} | dict(training),
-        "method": dict(method or {}),
-    }
-    return {f"{part}.{name}": value for part, values in given.items() for name, value in values.items()}
+SHARED: dict[str, Mapping[str, object]] = {
+    "model": {"normalize": "none"},
+    "threat": {"bn_mode": "eval"},
+    "training": {"batch_size": 128, "lr": 0.1, "momentum": 0.9},
+}
+"""Published settings that most papers share."""
+
+
+def published(**own: Mapping[str, object]) -> dict[str, object]:
+    """Return a method's own settings, by the parts of a Run, and those of `SHARED` as overrides of a Run."""
+    return dict(flat({part: {**SHARED.get(part, {}), **own.get(part, {})} for part in SHARED | own}))
 
 
 def refuse_outer(method: str, task: Task, why: str) -> None:
