@@ -139,16 +139,16 @@ def told(found: Found, **values: object) -> dict[str, str]:
     return {flag: f"{SENTENCES[flag].format(**values, **of)}." for flag, of in own.items()}
 
 
-def flagged(card: Card) -> Card:
-    """Return a card with its flags, the warnings about it."""
+def raised(card: Card) -> dict[str, str]:
+    """Return the warnings about a card by the rules of today, in the order in which cards store them, by flag."""
     texts = of_pairs(card) | of_attacks(card) | of_test_set(card) | (of_model(card.facts) if card.facts else {})
     texts |= of_use(card, [flag for flag in FLAGS if flag in MASKING & texts.keys()])
-    return card.changed(flags=tuple(Flag(flag=flag, text=texts[flag]) for flag in FLAGS if flag in texts))
+    return {flag: texts[flag] for flag in FLAGS if flag in texts}
 
 
-def raised(card: Card) -> list[str]:
-    """Return the names of the flags that a card's numbers raise: its own are those of the rules of its time."""
-    return [flag["flag"] for flag in flagged(card).flags]
+def flagged(card: Card) -> Card:
+    """Return a card with its flags, the warnings about it."""
+    return card.changed(flags=tuple(Flag(flag=flag, text=text) for flag, text in raised(card).items()))
 
 
 def asked(card: Card) -> list[Column]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from taet.evaluation.rules import flagged
 from taet.formatting import listed, percent, percent_interval, plural
+from taet.evaluation.rules import raised
 from taet.report import figures, tables
 from taet.report.figures import Panel
 from taet.report.results import Results
@@ -115,8 +115,7 @@ def warnings(results: Results) -> list[tuple[str, str, str]]:
     """Return the warnings that the rules of today raise: name, rows, and the text of the first card of each row."""
     held = defaultdict[tuple[str, str], list[tuple[str, int | None]]](list)
     for one in results.named:
-        own = {flag["flag"]: flag["text"] for flag in flagged(one.card).flags} | dict(training_flags(one.epochs))
-        for flag, text in own.items():
+        for flag, text in (raised(one.card) | dict(training_flags(one.epochs))).items():
             held[flag, one.row].append((text, one.card.seed))
     found = defaultdict[tuple[str, str], dict[str, int]](dict)
     for (flag, row), of in held.items():
