@@ -27,8 +27,7 @@ PAIRED_CLASSES = 1000
 def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
     """Return `(correct, total)`, each (C,), from a mask (N,) and the true labels (N,)."""
     marked, classes = np.asarray(mask, dtype=bool), np.asarray(labels, dtype=np.int64)
-    correct, total = (np.bincount(of, minlength=num_classes) for of in (classes[marked], classes))
-    return correct.astype(np.int64), total.astype(np.int64)
+    return np.bincount(classes[marked], minlength=num_classes), np.bincount(classes, minlength=num_classes)
 
 
 def accuracy(correct: ArrayLike, total: ArrayLike) -> float:

@@ -295,13 +295,11 @@ def continued(path: Path, card: Card) -> Card:
 
 
 def _same(known: Card, card: Card) -> bool:
-    one, other = (
-        [of.model["weights_sha256"], of.data["test_sha256"], of.threat, of.batch_size]
-        + [of.environment.get(name) for name in ("versions", "device")]
-        + [of.model.get("code", "")]
-        for of in (known, card)
-    )
-    return one == other and same_answers(known, card)
+    def about(one: Card) -> tuple[object, ...]:
+        hashes = one.model["weights_sha256"], one.model.get("code", ""), one.data["test_sha256"]
+        return *hashes, one.threat, one.batch_size, one.environment.get("versions"), one.environment.get("device")
+
+    return about(known) == about(card) and same_answers(known, card)
 
 
 def same_answers(one: Card, other: Card) -> bool:

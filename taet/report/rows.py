@@ -66,9 +66,9 @@ def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
         UserError: a source without a card, a damaged card, a card of other weights than its folder's.
     """
     nested = ([one] if isinstance(one, str | os.PathLike | Card) else one for one in sources)
-    flat = [one for source in nested for one in source]
+    given = [one for source in nested for one in source]
     found, waiting = list[StoredCard](), list[str]()
-    named = (os.fspath(one) for one in flat if not isinstance(one, Card))
+    named = (os.fspath(one) for one in given if not isinstance(one, Card))
     places = (place for name in named for place in _places(name))
     once = {one.resolve(): one for one in sorted(places, key=Path.is_symlink, reverse=True)}  # a run replaces its links
     for path in sorted(once.values(), key=Path.as_posix):
@@ -79,7 +79,7 @@ def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
             found.append(StoredCard(name, card, folder.metrics if folder.is_run else ()))
         else:
             waiting.append(name)
-    found += [StoredCard(f"card {number}", one) for number, one in enumerate(flat, 1) if isinstance(one, Card)]
+    found += [StoredCard(f"card {number}", one) for number, one in enumerate(given, 1) if isinstance(one, Card)]
     if not found and waiting:
         raise UserError(f"no result card in {waiting[0]}; evaluate it first: taet evaluate {waiting[0]}")
     if not found:
