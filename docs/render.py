@@ -1,8 +1,7 @@
 """Write every page, and every part of a page, that follows from the code or from the committed result cards.
 
 docs/methods/ has one page per method, from its source, the golden numbers, the measured cost and the result cards;
-docs/losses.md comes from docstrings. The tables of other pages stand between
-two markers.
+docs/losses.md comes from docstrings. The tables of other pages stand between two markers.
 
 python docs/render.py            prints the names of pages that are out of date
 python docs/render.py --write    writes them
@@ -11,17 +10,18 @@ python docs/render.py --write    writes them
 import ast
 import dataclasses
 import functools
-import importlib.util
 import inspect
 import itertools
 import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args, get_type_hints
+
+import passes
+import result_tables
 
 from taet import losses, methods, protocols, registry
 from taet.attacks import catalogue
@@ -121,16 +121,14 @@ def field_docs(cls: type) -> dict[str, str]:
     return found
 
 
-def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
-    """Name, default and description of every option, those of a parent Config first."""
+def options(cls: type[Method]) -> list[tuple[str, str, str]]:
+    """Flag, default and description of every option; one that is on has a flag to turn it off."""
+    found = []
     for name, described in field_docs(cls.Config).items():
-        yield name, shown(getattr(cls.Config(), name)), described
-
-
-def flag(knob: str, default: str) -> str:
-    """The flag of an option on the command line; an option that is on has a flag to turn it off."""
-    knob = "base-settings.OPTION" if knob == "base_settings" else knob.replace("_", "-")
-    return f"`--method.{'no-' if default == 'on' else ''}{knob}`"
+        default, option = shown(getattr(cls.Config(), name)), name.replace("_", "-")
+        option = "base-settings.OPTION" if name == "base_settings" else option
+        found.append((f"`--method.{'no-' if default == 'on' else ''}{option}`", default, described))
+    return found
 
 
 def shown(value: Any) -> str:
@@ -195,16 +193,10 @@ def official(name: str) -> str:
     """The differences between the profile `official` and the protocol taet."""
     if not methods.find(name).official:
         return "taet has no profile `official` for this method: `--protocol official` is refused."
-    plain, own = protocols.taet(name), protocols.official(name)
-    rows = []
-    for key in methods.find(name).official:
-        if key.startswith("method."):
-            continue
-        values = [functools.reduce(getattr, key.split("."), run) for run in (plain, own)]
-        if values[0] != values[1]:
-            rows.append((f"`{key}`", shown(values[1]), shown(values[0])))
-    own_knobs = {k: v for k, v in methods.find(name).official.items() if k.startswith("method.")}
-    rows += [(f"`{key}`", shown(value), "") for key, value in own_knobs.items()]
+    rows, plain = [], protocols.taet(name)
+    for key, own in methods.find(name).official.items():
+        usual = "" if key.startswith("method.") else shown(functools.reduce(getattr, key.split("."), plain))
+        rows += [(f"`{key}`", shown(own), usual)] if shown(own) != usual else []
     return "`--protocol official` differs from `taet` in:\n\n" + table(("setting", "official", "protocol taet"), rows)
 
 
@@ -255,17 +247,6 @@ def measured_later(found: dict[str, Any]) -> str:
 
 
 @functools.cache
-def script(name: str) -> ModuleType:
-    """The module of another file of this folder."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
 def rows() -> list[tuple[str, str, list[ResultCard]]]:
     """Heading of the comparison, name of the row and its cards, of every row of every table."""
     found = []
@@ -273,7 +254,7 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
         if about.parent.name.endswith(("-attacks", "-search")):  # attacked once more; on validation images
             continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
-        for one in script("result_tables").of_folder(about.parent.name):
+        for one in result_tables.of_folder(about.parent.name):
             found += [(heading, row, [of.card for of in one.named if of.row == row]) for row in one.rows]
     return found
 
@@ -303,8 +284,7 @@ def page(name: str) -> str:
     """The page of one method."""
     entry, cls = registry.find("methods", name), methods.find(name)
     about = inspect.getdoc(entry.load()) or ""
-    golden = golden_keys(name)
-    rows = [(flag(knob, default), default, text) for knob, default, text in knobs(cls)]
+    golden, rows = golden_keys(name), options(cls)
     parts = [
         HEAD,
         f"# `{name}`: {cls.title}",
@@ -351,17 +331,13 @@ def loss_section(name: str) -> str:
     """One loss: signature, first sentence, formula and source, from its docstring."""
     function = getattr(losses, name)
     about = inspect.cleandoc(function.__doc__).partition("\n\nExample:\n")[0]
-    arguments = ", ".join(map(shown_argument, inspect.signature(function).parameters.values()))
+    parameters = inspect.signature(function).parameters.values()
+    arguments = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
     first, *blocks = about.split("\n\n")
     # A paragraph that ends without a full stop or a colon is a formula.
     formulas = [f"```text\n{block}\n```" for block in blocks if not block.endswith((".", ":"))]
     source = re.search(r"Source: .*", " ".join(" ".join(blocks).split()))
     return "\n\n".join([f"### `{name}`", f"`{name}({arguments})`", first, *formulas, *([source[0]] if source else [])])
-
-
-def shown_argument(argument: inspect.Parameter) -> str:
-    """An argument of a function as it is written in a call, with its default."""
-    return argument.name if argument.default is argument.empty else f"{argument.name}={argument.default!r}"
 
 
 def loss_page() -> str:
@@ -421,7 +397,7 @@ def sentence(text: str) -> str:
 
 def versus_at() -> str:
     """Every row of a comparison less AT, clean, under AutoAttack and on the tail: decided better, worse, or not."""
-    (found,) = script("result_tables").of_folder(COMPARED)
+    (found,) = result_tables.of_folder(COMPARED)
     parts = {"clean": ("clean", "balanced"), "AutoAttack": ("autoattack", "balanced")}
     parts["tail, AutoAttack"] = "autoattack", "tail"
     others = [row for row in found.rows if row != "at"]
@@ -442,11 +418,10 @@ def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
     parts = [(EVALUATION, HEAD, END, f"\n{attack_tables()}\n"), (CHOICE, HEAD, END_OF_CHOICE, f"\n{versus_at()}\n")]
-    tables = script("result_tables")
-    parts += [(path, TABLES, END_OF_TABLES, tables.rendered(path)) for path in tables.PAGES]
+    parts += [(path, TABLES, END_OF_TABLES, result_tables.rendered(path)) for path in result_tables.PAGES]
     for path, begin, end, text in parts:
         found[path] = renewed(found.get(path) or path.read_text(encoding="utf-8"), begin, end, f"\n{text}\n")
-    return {PAGES / "README.md": index(), LOSSES: loss_page(), FIGURE: script("passes").figure(), **found}
+    return {PAGES / "README.md": index(), LOSSES: loss_page(), FIGURE: passes.figure(), **found}
 
 
 def renewed(page: str, begin: str, end: str, text: str) -> str:
