@@ -186,10 +186,9 @@ def evaluate(of: Subject) -> Outcome:
         seed=of.settings.seed,
     )
     total = time.perf_counter() - began
-    columns = {column.name: column for column in card.columns}
     return Outcome(
-        {name: column.correct.tolist() for name, column in columns.items()},
-        {name: column.seconds for name, column in columns.items()},
+        {column.name: column.correct.tolist() for column in card.columns},
+        {column.name: column.seconds for column in card.columns},
         total,
     )
 
