@@ -8,8 +8,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from taet.formatting import listed, percent, percent_interval, plural
 from taet.evaluation.rules import raised
+from taet.formatting import listed, percent, percent_interval, plural
 from taet.report import figures, tables
 from taet.report.figures import Panel
 from taet.report.results import Results
