@@ -23,7 +23,6 @@ from rules import (
     Verdict,
     Word,
     above,
-    balanced,
     bound_gaps,
     differ,
     fails,
@@ -255,9 +254,9 @@ def R17(at: Study) -> Verdict:
 
 def R18(at: Study) -> Verdict:
     """The robust risk is at least the mean over classes of natural error and disagreement (theorem 1)"""
-    gaps = [(card, found) for one in at.runs.every if (found := bound_gaps(card := one.card))]
-    most = [max(found.values()) for _, found in gaps]
-    strongest = [found[min(found, key=functools.partial(balanced, card))] for card, found in gaps]
+    gaps = [found for one in at.runs.every if (found := bound_gaps(one.card))]
+    most = [max(gap for _, gap in found) for found in gaps]
+    strongest = [min(found, key=lambda pair: pair[0])[1] for found in gaps]
     broken, decided = (sum(gap > 1e-9 for gap in of) for of in (most, strongest))
     said = f"{broken} of {len(gaps)} committed cards exceed the bound under one of their attacks ({decided} under the "
     why = "an image that is misclassified and changes its class under attack is counted twice"

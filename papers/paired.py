@@ -6,7 +6,7 @@ import numpy as np
 
 from taet.evaluation import ResultCard
 from taet.formatting import points
-from taet.statistics import Difference, difference
+from taet.statistics import Difference, class_ranks, difference
 
 Cards = Mapping[int, ResultCard]
 """Cards of runs that differ in their seed, by seed."""
@@ -47,9 +47,9 @@ def paired(
     asked = {(name, card.column(name).identity) for name, side in zip(names, sides, strict=True) for card in side}
     if not cards or len({card.data["test_sha256"] for card in cards}) > 1 or len(asked) > len(dict(asked)):
         return None
-    labels, counts = cards[0].labels, cards[0].data.get("train_class_counts") or []
-    order = np.argsort(-np.asarray(counts), kind="stable")
-    keep = np.ones(len(labels), dtype=bool) if ranks is None else np.isin(labels, order[ranks[0] - 1 : ranks[1]])
+    labels, keep = cards[0].labels, np.ones(len(cards[0].labels), dtype=bool)
+    if ranks is not None:
+        keep = np.isin(class_ranks(cards[0].data["train_class_counts"])[labels] + 1, range(ranks[0], ranks[1] + 1))
     right = [
         np.array([card.column(name).correct[keep] for card in side], dtype=int)
         for name, side in zip(names, sides, strict=True)

@@ -16,13 +16,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import taet
 from items import SCALES, Item, Row, Scale, chosen, items, scale
 from runs import CARD, EPOCHS, Measured, Runs, name_of, price, thinned
+from tables import page, table
 from taet.errors import UserError
 from taet.fields import Duration, Processes, Whole, check_value
 from taet.files import digest
@@ -75,7 +76,7 @@ def cells(wanted: Sequence[Item], at: Scale, runs: Runs, options: argparse.Names
             for seed in options.seeds or sorted({*at.seeds(row.protocol), *more}):
                 before = found.get((name, seed))
                 attacks = tuple(dict.fromkeys((*(before.run.attacks if before else ()), *run.attacks)))
-                asked = Row(**{**vars(run), "attacks": attacks})
+                asked = replace(run, attacks=attacks)
                 measured = runs.of(asked).get(seed)
                 kept = None if measured and options.again and measured.path.name != CARD else measured
                 found[name, seed] = Cell(f"{item.name}: {label}", asked, name, seed, kept, runs.is_started(name, seed))
@@ -142,8 +143,6 @@ def save(done: Sequence[Cell], folder: Path) -> int:
 
 def overview(runs: Runs, options: argparse.Namespace) -> str:
     """Return what is filled of every item at each scale, and what the rest takes."""
-    from tables import table
-
     lines: list[Sequence[str]] = [("", *SCALES[:-1], "")]
     for item in items().values():
         counts = []
@@ -205,8 +204,6 @@ def _run(options: argparse.Namespace) -> int:
     if not options.items:
         print(overview(runs, options))
         return 0
-    from tables import page
-
     wanted = chosen(options.items, options.methods)
     found = cells(wanted, at, runs, options)
     width = max(len(cell.label) for cell in found)

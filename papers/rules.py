@@ -158,7 +158,7 @@ def published_order(at: Study, item: Item, column: str) -> Verdict:
     held = [(cards, item.published[place, column, ""]) for place, cards in _held(at, item, column)]
     if len(held) < FEWEST_ROWS:
         return Verdict("not tested", (f"{len(held)} rows of {item.name} have runs, of {FEWEST_ROWS} that it takes",))
-    means = [np.mean([balanced(card, column) for card in cards.values()]) for cards, _ in held]
+    means = [np.mean([card.summary(column).balanced for card in cards.values()]) for cards, _ in held]
     said = [value for _, value in held]
     below = [0] * len(held)  # for every row the rows that are decidedly below it, as bits
     pairs = [*itertools.combinations(range(len(held)), 2)]
@@ -173,13 +173,6 @@ def published_order(at: Study, item: Item, column: str) -> Verdict:
     value, *ends = each
     word: Word = "holds" if low > 0.5 else "does not hold" if high < 0.5 else "undecided"
     return Verdict(word, (f"Spearman's correlation {value} ({' to '.join(ends)}) over {len(held)} methods",))
-
-
-def balanced(card: ResultCard, attack: str) -> float:
-    """Return balanced accuracy under an attack."""
-    return statistics.balanced_accuracy(
-        *statistics.class_counts(card.column(attack).correct, card.labels, card.num_classes)
-    )
 
 
 def _held(at: Study, item: Item, *attacks: str) -> list[tuple[int, Cards]]:
@@ -308,11 +301,12 @@ def more_separable(at: Study, first: Row, second: Row) -> Verdict:
     return Verdict(together(parts), tuple(said))
 
 
-def bound_gaps(card: ResultCard) -> dict[str, float]:
-    """Return natural error + disagreement - robust error, a mean over classes, under each attack in its ball."""
-    found = {}
+def bound_gaps(card: ResultCard) -> list[tuple[float, float]]:
+    """Return balanced accuracy, and natural error + disagreement - robust error, under each attack in its ball."""
+    found = []
     for column in card.columns if card.clean is not None else ():
         if column.bounded and column.ordinary:
             of = card.summary_of(column)
-            found[column.name] = float(np.nanmean(of.natural_error + of.class_flip_rate - (1 - of.per_class)))
+            gap = of.natural_error + of.class_flip_rate - (1 - of.per_class)
+            found.append((of.balanced, float(np.nanmean(gap))))
     return found

@@ -11,7 +11,7 @@ from paired import Cards, attacks_on, paired, text
 from runs import Measured, Runs
 from taet.evaluation import ResultCard
 from taet.formatting import percent, percent_interval, points
-from taet.statistics import balanced_accuracy, class_groups
+from taet.statistics import balanced_accuracy, class_groups, class_ranks
 
 CLASSES = {"dog": 5, "frog": 6, "horse": 7, "ship": 8, "truck": 9}
 """Labels of the classes that a table of CIFAR-10 names."""
@@ -193,8 +193,7 @@ def _paired(one: Shown, base: Shown, scale: Scale, column: tuple[str, str]) -> s
     card = next(iter(one.cards.values()))
     rank = None
     if column[1]:
-        order = np.argsort(-np.asarray(card.data["train_class_counts"]), kind="stable").tolist()
-        rank = (order.index(_label(card, column[1])) + 1,) * 2
+        rank = (int(class_ranks(card.data["train_class_counts"])[_label(card, column[1])]) + 1,) * 2
     found = paired(one.cards, base.cards, attacks, ranks=rank) if all(attacks) else None
     return "" if found is None else text(found)
 
