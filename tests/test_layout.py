@@ -18,10 +18,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = {"distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
 LEAVES |= {"intervals", "progress", "fields", "settings", "statistics"}
-# data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment -> experiments, and what
-# each may use of it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function. A
-# protocol stands for the columns of its paper and the step of its ball, and rows of a table are named against its run.
-# Deployment uses what was trained, and the attacks by which its answers are tried.
+# data -> models -> losses, attacks -> methods -> training -> evaluation -> report -> deployment -> experiments, and
+# what each may use of it besides the leaves: a model knows no data, a loss no model, an attack no model but as a
+# function. A protocol stands for the columns of its paper and the step of its ball, and rows of a table are named
+# against its run. Deployment uses what was trained, the attacks that try its answers, and the report's tables.
 TRAINING = {"data", "models", "losses", "attacks", "methods"}
 FOLDERS: dict[str, set[str]] = {
     "data": set(),
@@ -32,7 +32,7 @@ FOLDERS: dict[str, set[str]] = {
     "training": TRAINING | {"protocols"},
     "evaluation": TRAINING | {"training", "protocols"},
     "report": TRAINING | {"training", "protocols", "evaluation"},
-    "deployment": {"data", "models", "attacks", "training", "evaluation"},
+    "deployment": {"data", "models", "attacks", "training", "evaluation", "report"},
     "experiments": TRAINING | {"training", "protocols", "evaluation", "report"},
 }
 # What the leaves, and the protocols (methods only for the profile `official`), may use of each other.
