@@ -56,13 +56,16 @@ def _value(card: ResultCard, attack: str) -> str:
 def C1(at: Study) -> Verdict:
     """TAET beats AT-BSL by 5.31 points of balanced accuracy under AutoAttack (6.2 and table 1)"""
     outside = ["digits-lt-methods: taet - at-bsl"]
-    found = differ(at, [(C("taet"), C("at-bsl"))], {AA: 5.31}, outside=outside)
+    return _or_quick(at, differ(at, [(C("taet"), C("at-bsl"))], {AA: 5.31}, outside=outside), 5.31)
+
+
+def _or_quick(at: Study, found: Verdict, claimed: float) -> Verdict:
+    """At scale gpu AT-BSL has `quick` in place of AutoAttack, close to it but no bound of it, so nothing is decided."""
     if found.word != "not tested" or at.scale.name != "gpu":
         return found
-    # There AT-BSL has `quick`, which leaves more than AutoAttack: the difference is at least this.
     second = replace(C("at-bsl"), attacks=("quick",))
-    least = differ(at, [(C("taet"), second)], {AA: 5.31}, attacks=(AA, "quick"))
-    return replace(least, word="holds" if least.word == "holds" else "undecided", outside=found.outside)
+    beside = differ(at, [(C("taet"), second)], {AA: claimed}, attacks=(AA, "quick"))
+    return beside if beside.word == "not tested" else replace(beside, word="undecided", outside=found.outside)
 
 
 def C2(at: Study) -> Verdict:
@@ -151,8 +154,7 @@ def C14(at: Study) -> Verdict:
 def C17(at: Study) -> Verdict:
     """TAET is more robust at every imbalance ratio (table 5)"""
     pairs = [(C("taet", ratio=ratio), C("at-bsl", ratio=ratio)) for ratio in (10, 20, 50, 100)]
-    found = differ(at, pairs, {AA: 0})
-    return replace(found, outside=("ratio 10 at scale gpu: C1",))
+    return _or_quick(at, differ(at, pairs, {AA: 0}), 0)
 
 
 def C18(at: Study) -> Verdict:

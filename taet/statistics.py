@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from taet.errors import UserError
 from taet.intervals import Difference as Difference
 from taet.intervals import Floats as Floats
 from taet.intervals import Ints as Ints
@@ -25,9 +26,11 @@ PAIRED_CLASSES = 1000
 
 
 def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
-    """Return `(correct, total)`, each (C,), from a mask (N,) and the true labels (N,)."""
-    marked, classes = np.asarray(mask, dtype=bool), np.asarray(labels, dtype=np.int64)
-    return np.bincount(classes[marked], minlength=num_classes), np.bincount(classes, minlength=num_classes)
+    """Return `(correct, total)`, each (C,), from the boolean mask (N,) of correct images and their true labels (N,)."""
+    marked, classes = np.asarray(mask), np.asarray(labels, dtype=np.int64)
+    if marked.size and marked.dtype != bool:  # predictions, taken as a mask, would give wrong counts
+        raise UserError(f"mask: got {marked.dtype}; allowed: bool, e.g. predictions == labels")
+    return np.bincount(classes[marked.astype(bool)], minlength=num_classes), np.bincount(classes, minlength=num_classes)
 
 
 def accuracy(correct: ArrayLike, total: ArrayLike) -> float:

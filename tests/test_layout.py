@@ -40,7 +40,7 @@ LEAF_IMPORTS = {
     "distributed": {"errors"},
     "files": {"errors"},
     "registry": {"errors", "files"},
-    "statistics": {"intervals"},
+    "statistics": {"errors", "intervals"},
     "metrics": {"statistics"},
     "fields": {"errors", "formatting"},
     "settings": {"errors", "fields", "formatting", "registry"},
@@ -189,7 +189,7 @@ def test_a_name_of_a_type_is_used_once() -> None:
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs. The aim is 18,000 lines.
-MOST_LINES = 19_673
+MOST_LINES = 19_683
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

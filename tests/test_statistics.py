@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from taet import intervals, metrics, statistics
 from taet.evaluation.column import Column, Summary
+from tests.calls import one_line
 
 CORRECT, TOTAL = np.array([8, 3, 0, 5, 0]), np.array([10, 4, 2, 5, 0])
 
@@ -25,6 +26,8 @@ def test_accuracies_equal_naive_loops() -> None:
     assert [*groups.values()] == pytest.approx([0.775, 1, math.nan, math.nan], nan_ok=True)
     labels = np.random.default_rng(0).integers(0, 4, (2, 50))
     correct, total = statistics.class_counts(labels[0] == labels[1], labels[0], 6)
+    with one_line("mask: got int64; allowed: bool"):
+        statistics.class_counts(labels[1], labels[0], 6)
     for c in range(6):
         own = [(label, answer) for label, answer in labels.T if label == c]
         assert (total[c], correct[c]) == (len(own), sum(label == answer for label, answer in own))

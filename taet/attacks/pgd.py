@@ -21,14 +21,14 @@ from taet.settings import Evaluation
 
 NAMES = {
     "fgsm": "one signed gradient step, no random start; a warning sign if it beats pgd (Goodfellow et al. 2015);"
-    " 2 passes",
+    " 3 passes",
     "pgd": "pgd-N: N signed gradient steps from a random start, the standard measure (Madry et al. 2018);"
-    " 2N passes per restart",
+    " 2N + 1 passes per restart",
     "pgd-l2": "pgd-l2-N: N gradient steps in the L2 ball, a norm that training did not use (Madry et al. 2018);"
-    " 2N passes per restart",
-    "cw-linf": "cw-linf-N: pgd-N on the margin, independent of the logit scale (REAT's CW); 2N passes per restart",
+    " 2N + 1 passes per restart",
+    "cw-linf": "cw-linf-N: pgd-N on the margin, independent of the logit scale (REAT's CW); 2N + 1 passes per restart",
     "adaptive": "adaptive-pgd-N, adaptive-pgd-l2-N: pgd with logits x10 (factor=F), against flat softmax (REAT 2023);"
-    " 2N passes per restart",
+    " 2N + 1 passes per restart",
 }
 
 Each = TypeVar("Each")
@@ -165,6 +165,8 @@ def _starts(
     elif start == "none" and restarts > 1:
         raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
     else:
+        if isinstance(given, torch.Generator) and given.device.type != x.device.type:
+            raise UserError(f"start noise: got a generator on {given.device}; allowed: on {x.device}")
         source = given if isinstance(given, Source) else Source(given or torch.Generator(x.device).manual_seed(0))
         noises = (draw_noise(x, eps, start, source, norm) for _ in range(restarts))
     begins = (x + noise for noise in noises)

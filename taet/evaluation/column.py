@@ -19,6 +19,7 @@ from taet.attacks.spec import AttackSpec
 from taet.errors import cut
 from taet.fields import Record
 from taet.files import Json
+from taet.formatting import percent, percent_interval
 from taet.statistics import Ints
 
 WORST_CASE: dict[Norm, str] = {"linf": "worst-case", "l2": "worst-case-l2"}  # columns, by the norm of the balls
@@ -197,6 +198,10 @@ class Summary:
         # area under the ROC curve; nan if not measured.
         self.median_distance = math.nan if column.distances is None else statistics.median_distance(column.distances)
         self.roc_auc = math.nan if column.roc_auc is None else statistics.roc_auc(column.roc_auc)
+
+    def __repr__(self) -> str:
+        balanced = f"{percent(self.balanced)} % ({percent_interval(*self.balanced_interval)})"
+        return f"Summary(balanced accuracy {balanced}, accuracy {percent(self.accuracy)} %)"
 
     def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""

@@ -186,7 +186,7 @@ class Results:
         """
         if first > second:
             found = self.difference(second, first, attack, group, comparisons)
-            return found and dataclasses.replace(found, value=-found.value, low=-found.high, high=-found.low)
+            return found and dataclasses.replace(found, value=0.0 - found.value, low=-found.high, high=-found.low)
         if (key := (first, second, attack, group, comparisons)) in self._differences:
             return self._differences[key]
         answers = [*zip(self.predictions.columns, self.predictions.to_numpy().T, strict=True)]

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -82,6 +83,10 @@ def test_fgsm_is_one_signed_step_up_or_down_to_the_target(objective: Any, target
         ({"norm": "L2"}, "unknown norm 'L2'; allowed: l2, linf; did you mean 'l2'"),
         ({"restarts": 2, "start": "none"}, "restarts: got several of start none"),
         ({"restarts": 2, "start_noise": torch.zeros(2, 3, 8, 8)}, "start noise: got 1; allowed: one per restart, 2"),
+        (
+            {"start_noise": Mock(spec=torch.Generator, device=torch.device("cuda"))},
+            "got a generator on cuda; allowed: on c",
+        ),
         ({"objective": "ce"}, "objective: got 'ce'; .*OBJECTIVES"),
         ({"objective": torch.nn.CrossEntropyLoss()}, r"objective: got \(\) for 2 images; allowed: one value"),
         ({"eps": "8/255"}, "eps: got '8/255'; allowed: a number, e.g. 8 / 255"),
