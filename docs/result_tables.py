@@ -25,8 +25,8 @@ PAGES = (README, EVALUATION, HERE / "README.md")
 EVERY_ATTACK = ("cifar10-lt-attacks", "cifar10-lt-fast", "digits-lt-deepfool")
 """Comparisons of attacks, and one whose rows were attacked differently."""
 ELSEWHERE = ("cifar10-lt-class-wise", "cifar10-lt-factors-search", "cifar10-lt-fast-search", "cifar10-lt-few-passes")
-ELSEWHERE += ("digits-lt-factors-search",)
-"""Comparisons whose rows are in another table or text: a leaderboard, notes-on-papers.md, speed.md."""
+ELSEWHERE += ("cifar10-lt-methods", "digits-lt-factors-search")
+"""Comparisons whose rows are elsewhere: on a leaderboard, with longer runs; in notes-on-papers.md, speed.md."""
 FRONT_ROWS = 10
 
 
