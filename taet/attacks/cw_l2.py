@@ -17,8 +17,8 @@ from taet.losses.long_tail import full_precision
 from taet.settings import Evaluation
 
 NAMES = {
-    "cw-l2": "smallest L2 perturbation by Adam, any norm or within eps (Carlini, Wagner 2017); 200 passes,"
-    " c=search 1800"
+    "cw-l2": "smallest L2 perturbation by Adam, any norm or within eps (Carlini, Wagner 2017); 201 passes,"
+    " c=search 1801"
 }
 
 BOX = 0.9999995  # keeps atanh(2x - 1) finite, and the slope of sin above 0, at 0 and 1; from the authors' public code

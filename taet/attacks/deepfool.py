@@ -16,7 +16,7 @@ from taet.attacks.spec import FIXED, AttackSpec, Model
 from taet.fields import Count, NonNegative
 from taet.losses.long_tail import full_precision, is_label
 
-NAMES = {"deepfool": "nearest L2 boundary by linearisation, fast (Moosavi-Dezfooli et al. 2016); 500 passes at most"}
+NAMES = {"deepfool": "nearest L2 boundary by linearisation, fast (Moosavi-Dezfooli et al. 2016); 501 passes at most"}
 
 Candidates = Annotated[int, Field(ge=2)]
 BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the boundary; from the authors' public code

@@ -222,6 +222,7 @@ def run(words: list[str]) -> None:
     from taet.report import write
     from taet.training import resume, train
     from taet.training.folder import RunFolder
+    from taet.training.runs import check_free
 
     options = request.options
     with reported_once(), progress("read") as report, reporting_to(report):
@@ -235,6 +236,8 @@ def run(words: list[str]) -> None:
                 with progress(f"resume {options.resume}") as report:
                     finished = resume(options.resume, progress=report)
             else:
+                if (out := options.out) is not None:
+                    on_first(lambda: check_free(RunFolder(out)))
                 with progress("read") as report, reporting_to(report):
                     run, chosen = on_first(request.planned)
 

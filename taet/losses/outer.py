@@ -65,8 +65,8 @@ class OuterLoss(nn.Module):
         self.shift = nn.Buffer(shifts.get(outer.name, torch.zeros_like(counts)), persistent=False)
         self.margins = nn.Buffer(scale * ldam_margins(images, outer.max_margin), persistent=False)
         self.balanced = nn.Buffer(effective_number_weights(counts, outer.beta), persistent=False)
+        # Of the classes, (C,): weights in this epoch, and factors of their losses, which a method may set.
         self.weights, self.factor = (nn.Buffer(torch.ones_like(counts), persistent=False) for _ in range(2))
-        """Weights of the classes in this epoch; and factors of their losses, which a method may set, (C,)."""
         self.enter(0)
 
     def enter(self, epoch: int) -> None:

@@ -46,7 +46,7 @@ class Attack:
     threat: Threat
     source: Source
     factor: float | Tensor = 1.0
-    """Of every sample's eps and step size, (N,)."""
+    """Of eps and step size, a number or one per sample (N,)."""
     weights: Tensor | None = None
     """Of the objective, by label, (C,); they do not change a sign step with BN in eval mode."""
     prior: Tensor | None = None

@@ -82,10 +82,10 @@ def train(
         _check_kind(what, given)
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
     with joined(resolve_device(run.training.device).type):
-        on_first(lambda: _check_free(folder))
+        on_first(lambda: check_free(folder))
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
         with owned(folder):
-            on_first(lambda: _check_free(folder))  # another process may have been faster
+            on_first(lambda: check_free(folder))  # another process may have been faster
             on_first(lambda: folder.create(describe(plan, state, command)))
             pauses = Pauses(plan, state, folder, progress)
             pauses.save()  # the initial weights are on disk before they change
@@ -140,7 +140,8 @@ def owned(folder: RunFolder | None) -> Iterator[None]:
         yield
 
 
-def _check_free(folder: RunFolder) -> None:
+def check_free(folder: RunFolder) -> None:
+    """Refuse a folder that exists."""
     if not folder.is_taken:
         return
     if not folder.is_run:

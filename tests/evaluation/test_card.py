@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def test_a_summary_is_computed_from_the_masks() -> None:
     assert math.isnan(summary.median_distance)
     assert card().summary("cw-l2").median_distance == 0.875  # two were wrong before, and one did not fall
     assert 0.5 < card().summary("clean").roc_auc < 1
+    assert re.fullmatch(r"Summary\(balanced accuracy 31.1 % \(.*–.*\), accuracy 40.0 %\)", repr(summary))
+    assert "linf ball of 8/255" in repr(card(threat={"norm": "linf", "eps": 8 / 255}))
     alone = card(columns=(column("pgd-20", ATTACKED),), data={**card().data, "train_class_counts": None})
     assert math.isnan(alone.summary("pgd-20").flip_rate)
     assert alone.summary("pgd-20").groups == {}
