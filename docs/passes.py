@@ -11,7 +11,7 @@ from taet.report.figures import COLOURS, MARKERS
 from taet.settings import epoch_at
 
 RESULTS = Path(__file__).parents[1] / "results"
-CARDS = ("cifar10-lt-fast/*.json", "cifar10-lt-few-passes/*.json", "reproduce/cpu/at-bsl*seed?*.json")
+CARDS = ("cifar10-lt-fast/*.json", "cifar10-lt-few-passes/[at]*.json", "reproduce/cpu/at-bsl*seed?*.json")
 NAMES = {"taet": "TAET, alpha 1", "at-bsl": "AT-BSL", "n-fgsm": "N-FGSM"}
 RATIO = 10  # imbalance ratio of the figure
 PASSES, PERCENT, HIGHEST = (10, 20, 50, 100, 200, 500, 1000), (20, 25, 30), 32
