@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -160,13 +159,13 @@ def test_everything_that_can_be_named_is_documented() -> None:
 
 
 @pytest.mark.full
-def test_every_rendered_page_is_that_of_the_code_and_of_the_cards() -> None:
-    for path, fresh in render().pages().items():
+def test_every_rendered_page_is_that_of_the_code_and_of_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, fresh in render(monkeypatch).pages().items():
         assert text(path) == fresh, f"{path.name}: run make results"
 
 
-def render() -> ModuleType:
-    sys.path.insert(0, str(DOCS))  # as when it is run
+def render(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(DOCS)  # as when it is run
     return importlib.import_module("render")
 
 
@@ -212,9 +211,9 @@ def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> N
         assert not re.search(r"/(tmp|home|work|root)/", path.read_text(encoding="utf-8")), path
 
 
-def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page() -> None:
+def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Averages and weight perturbation are no method's, so no page names theirs."""
-    page = render()
+    page = render(monkeypatch)
     named = {key for name in registry.entries("methods") for key in page.golden_keys(name)}
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     families = set(re.findall(r'f"(\w+_)\{', tests))

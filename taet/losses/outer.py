@@ -42,6 +42,9 @@ class OuterLoss(nn.Module):
     q would raise rare classes (our choice). The class weight is that of the label. focal and ldam do not support s.
     """
 
+    by_class: bool = False
+    """Whether losses are finally multiplied by the `factor` of their label (C,), which a method sets."""
+
     def __init__(
         self,
         outer: Outer,
@@ -65,7 +68,6 @@ class OuterLoss(nn.Module):
         self.shift = nn.Buffer(shifts.get(outer.name, torch.zeros_like(counts)), persistent=False)
         self.margins = nn.Buffer(scale * ldam_margins(images, outer.max_margin), persistent=False)
         self.balanced = nn.Buffer(effective_number_weights(counts, outer.beta), persistent=False)
-        # Of the classes, (C,): weights in this epoch, and factors of their losses, which a method may set.
         self.weights, self.factor = (nn.Buffer(torch.ones_like(counts), persistent=False) for _ in range(2))
         self.enter(0)
 
@@ -105,10 +107,10 @@ class OuterLoss(nn.Module):
         return less_margin(logits, labels, self.margins.to(logits.dtype))
 
     def weighed(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Losses (N,) times their class weights under class-balanced and `drw`, and times the factor of their label."""
+        """Losses (N,) times their class weights under class-balanced and `drw`, and times `factor` if `by_class`."""
         if self.outer.drw or self.outer.name == "class-balanced":
             weights = self.weights.to(losses.dtype)[labels]
             if self.outer.divide_by == "weights":
                 weights = weights / global_mean(weights)
             losses = weights * losses
-        return self.factor.to(losses.dtype)[labels] * losses
+        return self.factor.to(losses.dtype)[labels] * losses if self.by_class else losses

@@ -85,6 +85,7 @@ class ClassBudgets(Method):
             setattr(self, name, getattr(base, name))
         self.rule = rule()  # last: what is wrong with the base is said first
         self.epoch = 0
+        base.outer.by_class = self.rule.weighs_labels
         self.factor = nn.Buffer(torch.ones_like(self.class_counts))
 
     @staticmethod
