@@ -56,7 +56,7 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
     """Return the interval `(low, high)` of the balanced accuracy: `mean_recall_limits` of the classes with images.
 
     It covers the true mean recall also with 1 to 10 images in a class (`benchmarks/coverage.py`), but not where a class
-    of one or two images beside large ones is always right or always wrong: then down to 51 % of the draws.
+    of one or two images beside large ones is always right or always wrong.
     """
     right, count = (np.ravel(of).astype(np.int64) for of in (correct, total))
     known = count > 0
