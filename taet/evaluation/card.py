@@ -325,7 +325,9 @@ def put(path: Path, card: Card) -> None:
         mine = {column.identity: column.predictions for column in card.columns}
         before = Card.load(path)
         if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in before.columns):
-            place = path.with_name(f"{path.stem}-{re.sub('[^0-9]', '', before.created) or 0}.json")
+            numbers = itertools.count(int(re.sub("[^0-9]", "", before.created) or 0))
+            places = (path.with_name(f"{path.stem}-{number}.json") for number in numbers)
+            place = next(one for one in places if not one.exists() or read_bytes(one) == read_bytes(path))
             write_atomically(place, read_bytes(path))
             _logger.warning("taet: the card before is kept as %s, which reports do not read", place)
     card.save(path)

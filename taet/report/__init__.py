@@ -72,7 +72,11 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
     sides = results(new), results(old)
     if many := next((side.rows for side in sides if len(side.rows) > 1), ()):
         raise UserError(f"got the cards of {listed(many)}; allowed: one method, or its seeds, on each side")
-    ours, theirs = (sorted(side.cards, key=lambda card: card.seed or 0) for side in sides)
+    new_runs, old_runs = ({card.seed: card for card in side.cards} for side in sides)
+    if new_runs.keys() != old_runs.keys() and new_runs.keys() & old_runs.keys():
+        got = " and ".join(listed(map(str, runs)) for runs in (new_runs, old_runs))
+        raise UserError(f"got the seeds {got}; allowed: the same on both sides, or no common one")
+    ours, theirs = ([runs[seed] for seed in sorted(runs, key=lambda seed: seed or 0)] for runs in (new_runs, old_runs))
     names = [one.name for one in theirs[0].columns if one.ordinary and (one.bounded or one.norm is None)]
     if not names:
         raise UserError("the old card has no column of clean images or of an attack within a ball; evaluate it again")

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,13 @@ class WeightsAbout(Record):
     weights_sha256: Sha256
 
 
+def folder_of(run_dir: str | os.PathLike[str]) -> "RunFolder":
+    """Return the folder of a run; a network, for example, is a UserError."""
+    if not isinstance(run_dir, str | os.PathLike):
+        raise UserError(f"got a {type(run_dir).__name__}; allowed: the folder of a run")
+    return RunFolder(Path(run_dir))
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that `taet train` or `taet evaluate` wrote, or is about to write."""
@@ -73,7 +81,7 @@ class RunFolder:
         """Lock the folder for writing within this context; create it if it is missing. Remove what kills left."""
         files.make_folder(self.path)
         with files.lock(self.path):
-            for folder in {part.parent for part in self.path.rglob("*.part")}:
+            for folder in self.path.glob("evaluation*-state/**"):  # other folders may be in use
                 files.remove_leftovers(folder)
             yield
 

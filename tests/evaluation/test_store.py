@@ -157,6 +157,12 @@ def test_whatever_fails_while_a_card_is_replaced_no_card_is_lost(
     assert [card.to_json() for card in cards(tmp_path)].count(first.to_json()) == 1
 
 
+def test_cards_of_one_second_are_all_kept(evaluated: Evaluated, tmp_path: Path) -> None:
+    for attack in ("fgsm", "pgd-2", "pgd-3"):
+        put(tmp_path / "evaluation.json", evaluated(attack).changed(created="2026"))
+    assert sorted(card.columns[-1].name for card in cards(tmp_path)) == ["fgsm", "pgd-2", "pgd-3"]
+
+
 def test_a_folder_belongs_to_one_model_and_one_process(evaluated: Evaluated, tmp_path: Path) -> None:
     evaluated("fgsm", out=tmp_path)
     with lock(tmp_path), pytest.raises(UserError, match=f"{tmp_path} is in use by"):

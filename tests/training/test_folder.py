@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.card import read_card
 from taet.evaluation.check import verify
-from taet.files import seal
+from taet.files import replacing, seal
 from taet.settings import override
 from taet.training import TrainingResult, resume, train
 from taet.training.folder import RunFolder, weights_digest
@@ -208,4 +208,7 @@ def test_one_process_owns_a_folder_and_readers_need_no_lock(folder: Path, tmp_pa
     (folder / "done").unlink()
     with RunFolder(folder).own():
         refused(lambda: resume(folder), r"run is in use")
+        with replacing(folder / "checkpoint.pt") as file, RunFolder(folder.parent).own():  # a card of another model
+            file.write(b"one")
+        assert (folder / "checkpoint.pt").read_bytes() == b"one"
         report.write([folder], tmp_path / "r.html")
