@@ -24,8 +24,8 @@ from taet.formatting import size, words
 from taet.models.weights import local
 from taet.settings import Run, Training, flat, override
 from taet.training.folder import RunFolder
-from taet.training.record import Epoch, retired_settings, run_from_json, training_settings
-from taet.training.resolve import idle_settings
+from taet.training.record import CURVE, Epoch, retired_settings, run_from_json, training_settings
+from taet.training.resolve import EVALUATION, idle_settings
 
 Sources = str | os.PathLike[str] | Card | Iterable[str | os.PathLike[str] | Card]
 ALLOWED = "a run folder, a card, a folder or a pattern of these"
@@ -178,7 +178,7 @@ def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
         return own if card.seed is not None else {**own, "weights": card.model["weights_sha256"]}
     rules, wanted = _rules(card), usual_rule or _of_protocol(card.protocol, card.method).get(RULE)
     rule = rules[0] if wanted not in rules or card.model["weights_sha256"] in single else wanted
-    idle, read = IDLE, training_settings(stored)
+    idle, read = IDLE | EVALUATION | CURVE, training_settings(stored)
     try:
         run = override(run_from_json(stored), {RULE: rule})
         idle, read = IDLE | idle_settings(run), training_settings(run)
@@ -191,7 +191,7 @@ def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
             read = training_settings({**shared.model_dump(), "settings": stored.get("settings")})
     values = {**read, **retired_settings(stored), **own, RULE: rule}
     values[EVERY] = values.get(EVERY) or 1  # a curve that decides has a point for each epoch
-    return {name: value for name, value in values.items() if name not in idle and not name.startswith("evaluation.")}
+    return {name: value for name, value in values.items() if name not in idle}
 
 
 def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
@@ -242,7 +242,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             found[group][deviation] += 1
             # Some are named against their default, whatever the others have; all, if there is no majority.
             own = name.startswith("settings.") and card.method in known
-            always = own or name.removeprefix("training.") in Training.retired
+            always = own or name == "outer.name" or name.removeprefix("training.") in Training.retired
             if always or name in usual or name == THREAT:
                 found[group][as_usual] += len(rows) if always else 0
     most = {
@@ -265,7 +265,7 @@ def setting_words(name: str, value: object) -> str:
     """Return a setting in words; a radius or step as k/255."""
     if name == "code":
         return "other code"
-    last = "data seed" if name == "data.seed" else name.rpartition(".")[2]
+    last = name.replace(".", " ") if name.startswith("evaluation.") or name == "data.seed" else name.rpartition(".")[2]
     said = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
     return said if name in PLAIN else f"{last} {said}"
 

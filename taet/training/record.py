@@ -20,6 +20,7 @@ PLACE = ("capture", "compile", "device", "save_minutes", "tensorboard", "threads
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
 RETIRED = {"data": Data.retired, "training": Training.retired}  # settings of earlier versions
 CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
+CURVE |= {"evaluation.eps", "evaluation.step_size", "evaluation.batch_size"}  # step and start noise of its attack
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings of the evaluation of the finished model."""

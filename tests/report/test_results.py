@@ -226,11 +226,21 @@ def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
     assert sorted(names(trained(), trained(training__augment="none"))) == ["at", "at (augment none)"]
 
 
+def test_a_row_says_its_outer_loss_and_nothing_that_it_does_not_use(trained: MakeCard) -> None:
+    balanced = [trained("at", training__epochs=epochs, outer__name="balanced-softmax") for epochs in (60, 100)]
+    bsl = trained("at-bsl", outer__name="cross-entropy")  # it trains with balanced softmax, whatever the run asks for
+    assert names(*balanced, bsl) == ["at (balanced-softmax, epochs 60)", "at (balanced-softmax)", "at-bsl"]
+    extra = [trained("at", data__extra=folder, data__extra_fraction=0.5) for folder in ("copies", "held-back")]
+    assert names(trained("at"), *extra)[0] == "at"  # without extra images their share is nothing
+
+
 def test_images_of_a_curve_that_decides_nothing_are_no_setting_of_a_row(trained: MakeCard) -> None:
     cards = [trained("at", seed) for seed in (0, 1)]
     config = cards[1].run["config"]
     old = {**config, "training": {**config["training"], "monitor_images": 20}}
     assert names(cards[0], cards[1].changed(run={**cards[1].run, "config": old})) == ["at"] * 2
+    decides = [trained("at", seed, protocol="reat", evaluation__batch_size=size) for seed, size in ((0, 250), (1, 3))]
+    assert names(*decides) == ["at", "at (evaluation batch_size 3)"]  # its batches decide the start of the attack
 
 
 def test_without_a_common_seed_no_single_run_stands_for_several(make_card: MakeCard) -> None:
