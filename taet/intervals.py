@@ -9,6 +9,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from taet.errors import UserError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -17,6 +19,14 @@ DRAWS = 10_000  # of the signs in a randomisation test: p = 2.5 % is known to wi
 PSEUDO = 2.0  # images that each class borrows from the pooled recall: one image of its own says nothing of its variance
 RANGE = 60.0  # largest shift of a logit in the search for the ends: at 60 a recall differs from 0 or 1 by 1e-26
 POINTS, ROUNDS = 17, 4  # grids and their points: they end in a cell of 2 RANGE / 16^4 = 0.002, where the tail is linear
+
+
+def counts_of(correct: ArrayLike, total: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the counts as numbers; a mask, or predictions and labels, would give wrong accuracies: a `UserError`."""
+    right, count = np.asarray(correct, dtype=np.float64), np.asarray(total, dtype=np.float64)
+    if np.asarray(correct).dtype == bool or (right > count).any():
+        raise UserError("correct: got a mask, or more than the total; allowed: counts by class, from class_counts")
+    return right, count
 
 
 def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -29,9 +39,9 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
     for all classes at once. Source: Wilson, JASA 22, 1927.
     """
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    n = np.asarray(total, dtype=np.float64)
-    n = np.where(n > 0, n, np.nan)
-    p = np.asarray(correct, dtype=np.float64) / n
+    right, count = counts_of(correct, total)
+    n = np.where(count > 0, count, np.nan)
+    p = right / n
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     # At p = 0 and p = 1 the exact bounds are 0 and 1; rounding must not push them past p.
@@ -58,7 +68,7 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
     It covers the true mean recall also with 1 to 10 images in a class (`benchmarks/coverage.py`), but not where a class
     of one or two images beside large ones is always right or always wrong.
     """
-    right, count = (np.ravel(of).astype(np.int64) for of in (correct, total))
+    right, count = (of.ravel().astype(np.int64) for of in counts_of(correct, total))
     known = count > 0
     return _balanced_interval(right[known].tobytes(), count[known].tobytes(), level) if known.any() else (math.nan,) * 2
 

@@ -10,7 +10,6 @@ environment variable TAET_PLUGINS; `add` registers a single file.
 import ast
 import functools
 import importlib
-import importlib.util
 import os
 import re
 import sys
@@ -49,16 +48,17 @@ class RegistryEntry:
     """How a method leaves the protocol, if its file has this as a literal."""
 
     def load(self) -> ModuleType:
-        """Import the module; a plug-in is imported once, under a name that no package has."""
-        if self.path is None or self.module in sys.modules:
+        """Import the module; that of a plug-in under a name that no package has, and again after its file changed."""
+        if self.path is None:
             return importlib.import_module(self.module)
-        spec = importlib.util.spec_from_file_location(self.module, self.path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[self.module] = importlib.util.module_from_spec(spec)
+        source = read_bytes(self.path)
+        if self.module in sys.modules and vars(sys.modules[self.module])["source"] == source:
+            return sys.modules[self.module]
+        module = sys.modules[self.module] = ModuleType(self.module)
+        vars(module).update(__file__=str(self.path), source=source)
         try:
             with custom_code(f"{self.path} cannot be imported"):
-                spec.loader.exec_module(module)
+                exec(compile(source, self.path, "exec"), vars(module))
         except BaseException:
             del sys.modules[self.module]
             raise

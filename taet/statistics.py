@@ -16,6 +16,7 @@ from taet.intervals import Difference as Difference
 from taet.intervals import Floats as Floats
 from taet.intervals import Ints as Ints
 from taet.intervals import balanced_interval as balanced_interval
+from taet.intervals import counts_of
 from taet.intervals import difference as difference
 from taet.intervals import exact_interval as exact_interval
 from taet.intervals import wilson_interval as wilson_interval
@@ -35,12 +36,12 @@ def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[
 
 def accuracy(correct: ArrayLike, total: ArrayLike) -> float:
     """Return the share of all images that are correct, sum_c correct_c / sum_c total_c; nan without images."""
-    return per_class_accuracy(np.sum(correct), np.sum(total)).item()
+    return per_class_accuracy(*map(np.sum, counts_of(correct, total))).item()
 
 
 def per_class_accuracy(correct: ArrayLike, total: ArrayLike) -> Floats:
     """Return the recall of each class, correct_c / total_c, (C,) in [0, 1]; nan where a class has no images."""
-    right, count = np.asarray(correct, dtype=np.float64), np.asarray(total, dtype=np.float64)
+    right, count = counts_of(correct, total)
     recalls: Floats = np.full(np.broadcast_shapes(right.shape, count.shape), np.nan)
     np.divide(right, count, out=recalls, where=count > 0)
     return recalls

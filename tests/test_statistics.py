@@ -28,6 +28,10 @@ def test_accuracies_equal_naive_loops() -> None:
     correct, total = statistics.class_counts(labels[0] == labels[1], labels[0], 6)
     with one_line("mask: got int64; allowed: bool"):
         statistics.class_counts(labels[1], labels[0], 6)
+    for of in (metrics.accuracy, metrics.balanced_accuracy, metrics.balanced_interval, metrics.wilson_interval):
+        for wrong in (labels[1], labels[0] == labels[1]):  # as scikit-learn's functions take them, or a mask
+            with one_line("correct: got a mask, or more than the total; allowed: counts by class"):
+                of(wrong, labels[0])
     for c in range(6):
         own = [(label, answer) for label, answer in labels.T if label == c]
         assert (total[c], correct[c]) == (len(own), sum(label == answer for label, answer in own))
