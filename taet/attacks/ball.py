@@ -36,7 +36,7 @@ def check_size(what: str, size: Size, x: Tensor, norm: Norm, *, values: bool) ->
 
 def per_sample(value: Size, x: Tensor) -> Size:
     """Return a number unchanged, and values per sample (N,) in a shape that broadcasts with `x` (N, ...)."""
-    return spread(value, x) if isinstance(value, Tensor) and value.ndim == 1 else value
+    return spread(value, x).to(x) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
 def spread(values: Tensor, x: Tensor) -> Tensor:

@@ -12,6 +12,10 @@ from taet.attacks.ball import Norm, Size, check_size
 from taet.errors import UserError
 from taet.fields import check_value, leaves
 
+PROBABILITIES = (
+    "probabilities, which sum to 1 for every image; allowed: logits, as they are before the softmax, "
+    "or a Module around the model with its output.clamp(min=1e-12).log()"
+)
 P = ParamSpec("P")
 Model = Callable[[Tensor], Tensor]
 
@@ -70,7 +74,11 @@ def _check_inputs(model: object, x: object, y: object) -> None:
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
         got, allowed = f"{y.dtype} {tuple(y.shape)}", f"torch.int64 ({len(x)},), the class of each image"
         raise UserError(f"labels: got {got}; allowed: {allowed}")
-    low, high = (end.item() for end in x.detach().aminmax())
+    check_range(*(end.item() for end in x.detach().aminmax()))
+
+
+def check_range(low: float, high: float) -> None:
+    """Raise a `UserError` if the lowest or highest value of images is not in [0, 1]."""
     if not (low >= 0 and high <= 1):
         hint = "; divide them by 255" if low >= 0 and 2 < high <= 255 else ""
         if low < 0:
@@ -120,7 +128,6 @@ class Answers(nn.Module):
         # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
         inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
         if bool(distributions(logits.detach()).all() & inside):
-            allowed = "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
-            raise UserError(f"model output: got probabilities, which sum to 1 for every image; allowed: {allowed}")
+            raise UserError(f"model output: got {PROBABILITIES}")
         self.asked = True
         return output

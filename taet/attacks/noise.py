@@ -72,6 +72,6 @@ class Draws:
     def start(self, x: Tensor, eps: float, start: Start = "uniform", norm: Norm = "linf", restart: int = 0) -> Tensor:
         """Start noise in the shape of x, as in `draw_noise`; every restart has its own."""
         purpose = f"{self.purpose} {restart}" if restart else self.purpose
-        blank = torch.empty(1, *x.shape[1:])
+        blank = torch.empty(1, *x.shape[1:], dtype=torch.float32)
         sources = (Source(generator("cpu", self.seed, purpose, int(row))) for row in self.rows)
         return torch.cat([draw_noise(blank, eps, start, source, norm) for source in sources]).to(x.device)

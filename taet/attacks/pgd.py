@@ -56,8 +56,8 @@ def pgd(
     """Ascend an objective in the ball: x' <- clip_[0,1](project(x' + step_size direction(grad_x' objective))).
 
     The direction is the gradient's sign in the L-infinity ball, in L2 the gradient over its norm. A sample whose
-    gradient is not finite becomes NaN, which `taet.attacks.ball.verify` refuses. Model, inputs and global random state
-    stay as they were.
+    gradient is not finite becomes NaN, which `taet.attacks.ball.verify` refuses. A Module is attacked in eval mode;
+    it, the inputs and the global random state stay as they were. Networks in a function keep their mode.
 
     Args:
         model, x, y: from x (N, ...) in [0, 1] to logits (N, C); labels (N,), int64, the target classes if `targeted`.

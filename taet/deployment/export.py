@@ -22,7 +22,7 @@ from taet.errors import UserError, custom_code, needed, unknown
 from taet.files import check_output, make_folder, write_atomically
 from taet.models.tuning import merge
 from taet.randomness import generator
-from taet.training.folder import ARTIFACTS, METADATA, RunFolder, weights_digest
+from taet.training.folder import ARTIFACTS, METADATA, folder_of, weights_digest
 from taet.training.runs import load_model
 
 FORMATS = {"pt2": (), "onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensors": ()}
@@ -62,7 +62,7 @@ def export(
         raise unknown("format", format, FORMATS)
     for package in FORMATS[format]:
         needed(package, f"format {format}", "onnx")
-    folder = RunFolder(Path(run_dir))
+    folder = folder_of(run_dir)
     path = folder.path / ARTIFACTS / f"{weights}.{format}" if out is None else Path(out)
     check_output(path, ARTIFACTS)
     if path.exists() and not force:

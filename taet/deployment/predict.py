@@ -134,7 +134,7 @@ def predict(
     """
     check_value("batch size", batch_size, Count)
     (names, listed, notes), where = find(images), resolve_device(device)
-    run, network, record = load_model(Path(run_dir), weights, model=model)
+    run, network, record = load_model(run_dir, weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
     spec = None if attack is None else catalogue.parse(attack, of_run(run))
     if spec is not None and not spec.bounded:  # survival is not defined

@@ -34,7 +34,8 @@ SAID_SECONDS, LONG_SECONDS = 60.0, 3600.0  # an attack that is expected to take 
 WORTH = 0.8  # of the time: what leaves more is not named
 QUICK = catalogue.parse("quick")
 FEWEST = 16  # images of the probe, however short the attacks are
-OF_A_MODULE, OF_A_RUN = {"name", "title", "notes", "train_class_counts"}, {"weights", "model", "dataset"}
+OF_A_MODULE = {"name", "title", "notes", "train_class_counts", "training_seed"}
+OF_A_RUN = {"weights", "model", "dataset"}
 """What `evaluate` takes of its subject besides images, labels and class names."""
 
 
@@ -77,7 +78,8 @@ def evaluate(
         class_names: names of the classes, by default their numbers; those of a run's images are matched with its own.
         **options: eps (radius of the L-infinity ball in units of the image range, e.g. 8/255) and the other fields of
             `taet.settings.Evaluation`. Of a Module also train_class_counts, the training images of each class, which
-            decide head, body and tail; name, title and notes, for the card. Of a run also weights (model, model-last or
+            decide head, body and tail; name, title and notes, for the card; training_seed, which makes the cards of one
+            name runs of one method. Of a run also weights (model, model-last or
             model-best), and for one that was trained from a Module or on arrays in memory these as model and dataset.
 
     Raises:

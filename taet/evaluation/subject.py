@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from taet import protocols
 from taet.attacks.counted import Counted, still
-from taet.attacks.inputs import check_labels
+from taet.attacks.inputs import check_labels, check_range
 from taet.attacks.spec import AttackSpec, Clean
 from taet.data import DataFacts, Dataset
 from taet.data.dataset import as_array, check_names, fingerprints, images_sha256
@@ -24,7 +24,7 @@ from taet.evaluation.card import Card
 from taet.evaluation.column import plain
 from taet.evaluation.rules import REPEATED
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored, source_digest
-from taet.fields import StoredCount, check_value
+from taet.fields import LongSeed, StoredCount, check_value
 from taet.files import Json, file_sha256
 from taet.formatting import listed
 from taet.models import Classifier
@@ -62,6 +62,7 @@ class Subject:
         *,
         class_names: Sequence[str] | None = None,
         train_class_counts: Sequence[int] | None = None,
+        training_seed: int | None = None,
         name: str | None = None,
         title: str | None = None,
         notes: Sequence[str] = (),
@@ -91,10 +92,13 @@ class Subject:
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
         called = name or type(network).__name__
-        counts = plain(train_class_counts)
+        by_label = getattr(train_class_counts, "sort_index", None)  # value_counts() of pandas begin with the largest
+        counts = plain(by_label() if by_label else train_class_counts)
         check_value("training counts", counts, tuple[StoredCount, ...] | None)
-        fields: Json = {"method": called, "title": title or called, "protocol": "", "seed": None, "run": {}}
-        fields["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": [*notes]}
+        check_value("training seed", training_seed, LongSeed | None)
+        fields: Json = {"method": called, "title": title or called, "protocol": "", "seed": training_seed, "run": {}}
+        notes = [notes] if isinstance(notes, str) else [*notes]
+        fields["model"] = {"name": called, "selection": None, "epoch": None, "leak": False, "notes": notes}
         fields["data"] = about | {"class_names": class_names, "train_class_counts": counts}
         fields["data"] |= {"test_sha256": images_sha256(*given)}
         return cls(network, *given, fields, device_of(network), Evaluation(), Threat().eps)
@@ -213,9 +217,7 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
         forms = "uint8 (N, H, W, C) with 1 or 3 channels, or float (N, C, H, W) from 0 to 1"
         raise UserError(f"images: got {pixels.dtype} {pixels.shape}; allowed: {forms}")
     if pixels.dtype != np.uint8:
-        if not ((pixels >= 0) & (pixels <= 1)).all():
-            hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
-            raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
+        check_range(float(pixels.min()), float(pixels.max()))
         pixels = np.ascontiguousarray(pixels, dtype=np.float32)
     if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
         raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")

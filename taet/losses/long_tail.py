@@ -258,7 +258,7 @@ def rebalancing_weights(class_counts: Tensor, predicted_counts: Tensor) -> Tenso
     """
     counts = positive_counts(class_counts).clamp(min=1)
     # m log b = m log(1 - 1/n), and 0 where m is, also at n = 1.
-    log_power = torch.special.xlog1py(predicted_counts.to(counts.dtype), -1 / counts)
+    log_power = torch.special.xlog1py(torch.as_tensor(predicted_counts).to(counts), -1 / counts)
     return sum_to_classes(1 / (-torch.expm1(log_power) * counts + 1e-5))
 
 

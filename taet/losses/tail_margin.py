@@ -60,6 +60,7 @@ def tail_margin(
     if form not in get_args(Form):
         raise unknown("tail margin", form, get_args(Form))
     check_labels(features, labels)
+    class_counts = torch.as_tensor(class_counts, device=features.device)
     tail = tail_classes(class_counts, form) if tail is None else tail
     log_p = full_precision(features).log_softmax(1)
     fixed = log_p if form == "paper" else log_p.detach()

@@ -73,7 +73,7 @@ class Dafa(ClassBudgets):
     divergence is weighted. A base without a label term (harl, HEL in taet) has the budgets alone.
 
     On long tails the published weights of the largest classes are negative, since all others are mistaken for them
-    (-0.78 for a confusion like that of AT at imbalance ratio 50): a loss that is maximised. Here lambda is scaled down
+    (-0.78 in an example of five classes): a loss that is maximised. Here lambda is scaled down
     so that the smallest weight is `floor`. In the public code (rucy74/DAFA 2dbfae0, 4a7f87e) two classes that are
     equally hard both lose (utils.py:46-49), and until 2 September 2024 the easier class i of a pair lost P_ij P_jj, not
     P_ji P_ii. Its form for AT (losses.py:112-116) steps twice in an iteration and clips to eps last: only classes with

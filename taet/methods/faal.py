@@ -30,8 +30,8 @@ class FairnessAware(Method):
     (`least_favourable`); u_c is the mean margin max_{j != y} p_j - p_y of the class's attacked images, with
     probabilities p_j. No gradient flows through p. With `utility` count-margin u is that times the class's images in
     the batch, as in the public code, where on a long tail the largest classes have hardly any weight. With `absent`
-    official an absent class has u = 0 there, above every class that is mostly right, and takes its share of p: 16 % in
-    a batch of 128 at imbalance ratio 50 with one absent. `aggregate` class is the paper's form, sum_c p_c mean_c l.
+    official an absent class has u = 0 there, above every class that is mostly right, and takes its share of p, e.g.
+    16 %. `aggregate` class is the paper's form, sum_c p_c mean_c l.
 
     Published as two epochs of fine-tuning; here it begins at the first decay of the learning rate, so that it has no
     more epochs than other methods. The public code (TrustAI/FAAL, FAAL.py) chooses the epoch on the test set.

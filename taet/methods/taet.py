@@ -19,9 +19,8 @@ class Taet(Method):
     """Loss: mean CE(f(x), y) on clean images in the first stage, HEL(f(x'), y) on PGD examples in the second.
 
     The first stage has the same share of the epochs in a run of any length; without it, TAET is HARL. The run's outer
-    loss applies to the first stage only: HEL already balances the classes, and on shifted logits it would do so twice,
-    until the largest classes are never predicted. Without HEL, alpha = beta = gamma = 0, it applies to both stages:
-    the clean stage alone (AET, arXiv:2506.15685).
+    loss applies to the first stage only: HEL already balances the classes, and on shifted logits it would do so twice.
+    Without HEL, alpha = beta = gamma = 0, it applies to both stages: the clean stage alone (AET, arXiv:2506.15685).
 
     Official: as HARL.
     """

@@ -273,15 +273,16 @@ def _taken_out(body: nn.Module, name: str, last: nn.Linear, images: Tensor) -> b
     return once and torch.equal(logits, answers) and torch.allclose(features, asked[0])
 
 
-def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> None:
-    """Refuse a network in eval mode that does not return one logit per class for two `images`."""
+def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
+    """Return the logits of a network in eval mode for two `images`; refuse one that returns anything else."""
     with custom_code(f"model: cannot take images of shape {tuple(images.shape[1:])}"), torch.no_grad():
-        logits = network(images)
+        logits: Tensor = network(images)
     if getattr(logits, "shape", None) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(f"model: got {got} for 2 images; allowed: (2, {num_classes}), one logit per class")
     if getattr(network, "aux_logits", False):  # as in torchvision's Inception networks
         raise UserError("model: its auxiliary classifiers give more outputs in training; allowed: one output")
+    return logits
 
 
 def is_own(name: str) -> bool:

@@ -75,16 +75,17 @@ def environment(device: torch.device) -> Json:
     }
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`; auto is CUDA if available."""
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return a device by its name; auto is CUDA if available."""
+    name = str(device)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
         raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    found = torch.device(name)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
+    return found
 
 
 def keep_freed_memory(device: torch.device) -> None:

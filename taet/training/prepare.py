@@ -13,6 +13,7 @@ from torch import nn
 from taet import models
 from taet.attacks.ball import frozen
 from taet.attacks.counted import training_arithmetic
+from taet.attacks.inputs import PROBABILITIES, distributions
 from taet.data import DataFacts, Dataset, Split, load
 from taet.data.extra import read_extra
 from taet.data.loader import Loader
@@ -78,7 +79,8 @@ class TrainingPlan:
             torch.cuda.reset_peak_memory_stats(self.device)
         every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
         whole, exact = synchronised(), training_arithmetic(self.device.type)
-        with using(self.threads), torch.random.fork_rng(every_gpu), whole, exact:
+        ours = torch.inference_mode(False), torch.autocast(self.device.type, enabled=False)  # whatever the caller's
+        with using(self.threads), torch.random.fork_rng(every_gpu), whole, exact, ours[0], ours[1]:
             yield
 
 
@@ -163,7 +165,9 @@ def build_model(
     else:
         given = copy.deepcopy(given)  # the caller's own stays as it is, for the next run
         with frozen(given.to(device)):
-            models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
+            zeros = torch.zeros(2, *dataset.image_shape, device=device)
+            if bool(distributions(models.check_logits(given, zeros, dataset.num_classes)).all()):
+                raise UserError(f"model: got {PROBABILITIES}")
         model = models.adapted(given, dataset.num_classes)
     complete(model, resolved, fresh=given is None and chosen.weights is None and not begun)
     if given is not None and chosen.weights is not None and not begun:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from taet.settings import Run, from_json, override
 from taet.training.curve import training_flags
 from taet.training.environment import resolve_device
 from taet.training.fit import Pauses, again, fit
-from taet.training.folder import DELIVERED, RunFolder
+from taet.training.folder import DELIVERED, RunFolder, folder_of
 from taet.training.prepare import TrainingPlan, describe, prepare
 from taet.training.record import Epoch, RunRecord, code_of, retired_settings
 from taet.training.state import State
@@ -160,7 +161,7 @@ def check_code(folder: RunFolder, *names: str) -> None:
 
 
 def load_model(
-    folder: str | Path, weights: str = DELIVERED, *, model: nn.Module | None = None
+    folder: str | os.PathLike[str], weights: str = DELIVERED, *, model: nn.Module | None = None
 ) -> tuple[Run, nn.Module, RunRecord]:
     """Return (run, model with its weights in eval mode, record) of a finished run; no data are needed.
 
@@ -168,7 +169,7 @@ def load_model(
     memory needs a module of the same structure as `model`. A run's package.module:callable is imported and called only
     inside `taet.models.trusted`; code inside the folder is always refused.
     """
-    path = RunFolder(Path(folder))
+    path = folder_of(folder)
     record = path.record
     _check_given(path.path, "model", model, record.model_given)
     chosen, data, classes = record.run.model, record.data, len(record.data.class_names)

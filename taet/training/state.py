@@ -37,6 +37,8 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     arXiv:2012.12877). AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise UserError("model: got no parameter that needs a gradient; allowed: one or more")
     # The fused kernel reads each weight once; it exists on these devices only.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained.values())
     if training.optimizer == "sgd":

@@ -14,7 +14,7 @@ from taet.attacks.ball import frozen
 from taet.data.loader import Batch
 from taet.distributed import average_gradients
 from taet.errors import UserError
-from taet.methods.base import Attack, Loss, Method, Step
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step
 from taet.settings import epoch_at
 from taet.training.state import State
 
@@ -30,6 +30,9 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
     attacked = model if state.view is None or method.stage == "clean" else state.view.refresh()
     with frozen(attacked, attack.threat.bn_mode), state.autocast():
         adversarial = method.perturb(attacked, x, y, attack)
+    if not isinstance(adversarial, Adversarial):
+        got = type(adversarial).__name__
+        raise UserError(f"{type(method).__name__}.perturb: got a {got}; allowed: Adversarial(x)")
 
     def outer_loss() -> Loss:
         with state.autocast():

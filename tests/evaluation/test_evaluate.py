@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -161,7 +162,7 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any]
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((2, 8, 8, 3)) + 2, [0, 1], "divide by 255"),
+        (np.zeros((2, 8, 8, 3)) + 9, [0, 1], "divide them by 255"),
         (np.zeros((2, 3, 8, 8), dtype=np.int64), [0, 1], "got int64"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1, 2], "labels: got int64"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, -1], "labels: got -1"),
@@ -173,6 +174,23 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any]
 def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any, message: str, task: Task) -> None:
     with one_line(message):
         taet.evaluate(task[0], images, labels if labels is None else np.array(labels))
+
+
+def test_what_a_script_has_at_hand_is_taken(task: Task) -> None:
+    model, images, labels = task
+    counts = pd.Series([1, 2, 1, 3, 1, 3, 3, 0]).value_counts()  # the largest first: 1, 3, 2, 0
+    about: dict[str, Any] = {"name": "mine", "train_class_counts": counts, "notes": "by hand"}
+    how = {"attacks": ["clean", "pgd-2"], "eps": EPS, "device": torch.device("cpu"), **about}
+    before = taet.evaluate(model, images, labels, **how)
+    try:
+        torch.set_default_dtype(torch.float64)
+        cards = [taet.evaluate(model, images, labels, training_seed=seed, **how) for seed in (0, 1)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cards[0].data["train_class_counts"] == [1, 3, 1, 3]
+    assert cards[0].model["notes"] == ["by hand"]
+    np.testing.assert_array_equal(before.column("pgd-2").predictions, cards[0].column("pgd-2").predictions)
+    assert (taet.results(*cards).rows, [card.seed for card in cards]) == (("mine",), [0, 1])
 
 
 def test_the_test_images_of_a_data_set_are_given_with_all_that_is_known_of_them() -> None:

@@ -202,12 +202,22 @@ def test_the_same_run_repeats_bit_for_bit_and_leaves_the_callers_random_state_an
     assert weights_digest(other.model) != weights_digest(first.model)
 
 
-@pytest.mark.parametrize("awp", [0.0, 0.01])
-def test_a_context_of_autocast_around_a_training_changes_nothing(awp: float, tiny: Tiny, tmp_path: Path) -> None:
-    # Within it autocast keeps the weights that it cast, whatever a step changes.
-    run = tiny("at", {"training.precision": "bf16", "training.awp": awp})
+@pytest.mark.parametrize(
+    ("context", "changes"),
+    [
+        # Within it autocast keeps the weights that it cast, whatever a step changes.
+        (torch.autocast("cpu", enabled=False), {"training.precision": "bf16"}),
+        (torch.autocast("cpu", enabled=False), {"training.precision": "bf16", "training.awp": 0.01}),
+        (torch.autocast("cpu", torch.bfloat16), {"training.precision": "float32"}),
+        (torch.no_grad(), {}),
+    ],
+)
+def test_a_context_of_the_caller_around_a_training_changes_nothing(
+    context: Any, changes: dict[str, Any], tiny: Tiny, tmp_path: Path
+) -> None:
+    run = tiny("at", changes)
     alone = train(run, out=tmp_path / "alone")
-    with torch.autocast("cpu", enabled=False):
+    with context:
         within = train(run, out=tmp_path / "within")
     assert weights_digest(alone.model) == weights_digest(within.model)
 
@@ -391,6 +401,10 @@ def test_a_plain_module_and_arrays_train_and_resume(
     for wrong in ({"model": nn.Linear}, {"dataset": [torch.zeros(3, 1, 6, 6)]}):
         with one_line(r"(model|dataset): got .*; allowed: an? (nn\.Module|taet\.data\.Dataset)"):
             train(run, out=tmp_path / "new", **{"model": network(), "dataset": data, **wrong})
+    with one_line("model: got probabilities, which sum to 1 .*allowed: logits"):
+        train(run, out=tmp_path / "new", model=nn.Sequential(network(), nn.Softmax(1)), dataset=data)
+    with one_line("model: got no parameter that needs a gradient"):
+        train(run, out=tmp_path / "new", model=network().requires_grad_(False), dataset=data)
     assert not (tmp_path / "new").exists()
     resume(folder, model=given, dataset=data)
     load_run(folder, model=given, dataset=data)
