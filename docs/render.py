@@ -176,7 +176,7 @@ def in_a_run(name: str) -> str:
     lines = [
         f"- stages: {stages(method)}",
         f"- `--outer`: {', '.join(taken)}" + (f' (otherwise: "{refusal}")' if refusal else ""),
-        "- `--threat.weighting`: " + ("any" if type(method).label_attack else "none: its attack raises no label loss"),
+        "- `--threat.weighting`: " + ("any" if type(method).label_attack else "refused"),
         "- head: " + ("linear" if head.kind == "linear" else f"cosine, scale {head.scale:g}, gamma {head.gamma:g}"),
     ]
     if method.uses_features:
