@@ -76,7 +76,8 @@ def test_notes_on_training_images_are_only_on_the_card_of_a_model_that_saw_these
     found = [Subject.of(run, data).about["data"]["notes"] for data in (same, other)]
     assert [any("training set" in note for note in notes) for notes in found] == [True, False]
     images, repeated = (same.train.images[:9], same.train.labels[:9]), "9 of 9 test images are also in train"
-    assert (numbers := np.array([1, 0])) is by_name(numbers, ["0", "1"], ["cat", "dog", "emu"])
+    numbers = np.array([1, 0])
+    assert by_name(numbers, ["0", "1"], ["cat", "dog", "emu"]) is numbers
     assert numbers is by_name(numbers, None, ["cat", "dog"])
     with pytest.raises(UserError, match=r"are called 0, 1, 10, 2 .*; allowed: with class_names, or a Dataset"):
         by_name(np.arange(11), None, sorted(map(str, range(11))))  # which may be numbers or places
