@@ -52,10 +52,10 @@ class RegistryEntry:
         if self.path is None:
             return importlib.import_module(self.module)
         source = read_bytes(self.path)
-        if self.module in sys.modules and vars(sys.modules[self.module])["source"] == source:
+        if self.module in sys.modules and vars(sys.modules[self.module])["__source__"] == source:
             return sys.modules[self.module]
         module = sys.modules[self.module] = ModuleType(self.module)
-        vars(module).update(__file__=str(self.path), source=source)
+        vars(module).update(__file__=str(self.path), __source__=source)
         try:
             with custom_code(f"{self.path} cannot be imported"):
                 exec(compile(source, self.path, "exec"), vars(module))
