@@ -74,25 +74,33 @@ class _Operations(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        name = getattr(func, "__name__", "").strip("_")
-        if name == "where" and _follows(args[0]):  # a comparison, which has become numbers
-            return args[0] * args[1] + (1 - args[0]) * args[2]
+        if not args:
+            return func(**(kwargs or {}))
+        called, place = getattr(func, "__name__", ""), args[0]
+        name = called.strip("_")
+        if name == "where" and len(args) == 3:
+            condition, one, other = (args[1], place, args[2]) if func is Tensor.where else args
+            if _follows(condition):  # a comparison, which has become numbers
+                return condition * one + (1 - condition) * other
+        in_place = called == f"{name}_" and _follows(place)
+        first = place.clone() if in_place else place
         output = func(*args, **(kwargs or {}))
-        if not any(map(_follows, args[:2])) or getattr(output, "ndim", 1) == 0:
+        if not any(map(_follows, (first, *args[1:2]))) or getattr(output, "ndim", 1) == 0:
             return output  # a single value may decide a branch of Python
         smooth: Callable[[Tensor], Tensor]
-        if name in ROUNDING or (name in CONVERSIONS and not output.is_floating_point()):
-            h, smooth = args[0], lambda h: h
+        if name in ROUNDING or (name in CONVERSIONS and isinstance(output, Tensor) and not output.is_floating_point()):
+            h, smooth = first, lambda h: h
         elif name in SIGNS:
-            h, smooth = args[0], lambda h: 2 * _soft(h) - 1
+            h, smooth = first, lambda h: 2 * _soft(h) - 1
         elif name in ABOVE | BELOW:
-            h, smooth = args[0] - args[1] if name in ABOVE else args[1] - args[0], _soft
+            h, smooth = first - args[1] if name in ABOVE else args[1] - first, _soft
         elif name not in CHOICES:
             return output
         self.sites[name] = self.sites.get(name, 0) + 1
         if name in CHOICES:
             return output
-        return smooth(h) if self.smooth else h + (output.to(h.dtype) - h).detach()  # the derivative 1 by h
+        value = smooth(h) if self.smooth else h + (output.to(h.dtype) - h).detach()  # the derivative 1 by h
+        return place.copy_(value) if in_place else value
 
 
 def _follows(value: object) -> TypeGuard[Tensor]:

@@ -49,7 +49,7 @@ def _dotted(values: Mapping[str, object], info: ValidationInfo) -> Dotted:
     with located(where):
         for key, value in flat(values):
             name = key.replace("-", "_")
-            name = f"method.{name}" if name in own else BARE.get(name, name)
+            name = f"method.{name}" if name.partition(".")[0] in own else BARE.get(name, name)
             part, dot, _ = name.partition(".")
             if name in KEYS:
                 raise UserError(f"got {key}; allowed: as {KEYS[name]} of the specification")

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -227,28 +227,28 @@ def _made(build: Callable[..., object], spec: str, *arguments: object, **setting
 def taken_apart(
     network: nn.Module, num_classes: int, image_shape: ImageShape, head: Head = LINEAR
 ) -> Classifier | Adapter:
-    """Split `network` into features and head: its last linear layer with `num_classes` outputs, or a cosine head.
+    """Split `network` into features and head: the linear layer that gives its logits, or a cosine head.
 
-    That layer is the head if its outputs are the network's logits, which is tested on two images. The features are then
-    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier stays as it is.
+    That a layer's outputs are the network's logits is tested on two images. The features are then its inputs, and the
+    parts are copies. A network without such a layer is used whole; a Classifier stays as it is.
     """
     images = torch.rand(2, *image_shape)
     check_logits(network.eval(), images, num_classes)
     if isinstance(network, Classifier | Adapter):
         return network.train()
-    body = copy.deepcopy(network)
-    linear = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)]
-    name, last = next((pair for pair in reversed(linear) if pair[1].out_features == num_classes), ("", None))
-    model: Classifier | Adapter
-    if last is not None and _taken_out(body, name, last, images):
-        own = last if head.kind == "linear" else build_head(head, last.in_features, num_classes)
-        model = Classifier(body, own, num_classes, image_shape[0])
-        model.notes = (f"features: the inputs of the network's last layer, {name}",)
-    else:
-        model = Adapter(network, num_classes)
-        used = "the network is used whole: no linear layer gives its logits"
-        model.notes = (f"{used}, so it has no features to read, and it gets images as they are, in [0, 1]",)
-    return model.train()
+    linear = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    for name in reversed([name for name, part in linear if part.out_features == num_classes]):
+        body = copy.deepcopy(network)
+        last = cast(nn.Linear, body.get_submodule(name))
+        if _taken_out(body, name, last, images):
+            own = last if head.kind == "linear" else build_head(head, last.in_features, num_classes)
+            model = Classifier(body, own, num_classes, image_shape[0])
+            model.notes = (f"features: the inputs of the network's last layer, {name}",)
+            return model.train()
+    whole = Adapter(network, num_classes)
+    used = "the network is used whole: no linear layer gives its logits"
+    whole.notes = (f"{used}, so it has no features to read, and it gets images as they are, in [0, 1]",)
+    return whole.train()
 
 
 @torch.no_grad()

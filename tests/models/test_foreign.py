@@ -164,12 +164,20 @@ class Function(nn.Module):
         return self.end(self.last, self.body(x))
 
 
+def gated() -> nn.Module:
+    """A network that has another layer of four outputs, which is none of its logits, after its last one."""
+    network = Function(lambda last, h: last(h))
+    network.auxiliary = nn.Linear(8, 4)
+    return network
+
+
 @pytest.mark.parametrize(
     "network",
     [
         nn.Sequential(convolved(), nn.Linear(8, 6), nn.Linear(6, 4), nn.Identity()),
         nn.Sequential(convolved(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4, bias=False)),
         Function(lambda last, h: last(h).squeeze(-1)),
+        gated(),
     ],
 )
 def test_features_and_head_give_the_networks_logits(network: nn.Module) -> None:
