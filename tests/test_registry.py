@@ -102,7 +102,6 @@ def test_a_run_knows_the_code_of_its_method(plugins: Path, capsys: pytest.Captur
 
 def test_a_changed_file_is_imported_again_so_that_its_hash_is_that_of_the_code_that_runs(plugins: Path) -> None:
     first = methods.find("prediction-balanced")
-    assert methods.find("prediction-balanced") is first
     source = plugins / "methods" / "own.py"
     source.write_text(source.read_text().replace("= 0.25", "= 0.75"))  # of the same length
     assert methods.find("prediction-balanced").Config().power == 3 * first.Config().power == 0.75

@@ -49,7 +49,8 @@ def of_rows(
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
         raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
-    if repeated := [file for file, times in Counter(row.file for row in rows).items() if times > 1]:
+    files = (os.path.abspath(row.file) if isinstance(row.file, Path) else row.file for row in rows)
+    if repeated := [file for file, times in Counter(files).items() if times > 1]:
         raise UserError(f"got '{repeated[0]}' in several rows; allowed: each image once")
     images, rows = surveyed(rows, data)
     numbers, groups = dict[str | int, int](), None
@@ -123,7 +124,8 @@ def read(data: Data) -> DataSource:
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of class folders, and notes; a single table beside the folders has the labels instead."""
     folders = _split_folders(path)
-    if not folders and len(tables := labelled_tables(path)) == 1:
+    tables = [] if folders else labelled_tables(path)
+    if len(tables) == 1:
         rows, notes = labelled(tables[0], path, group)
         classes = {row.label for row in rows}
         tops = [os.path.relpath(str(row.file), path).partition(os.sep)[0] for row in rows]
@@ -138,6 +140,10 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
+    notes += [f"'{one.name}' is left out" for one in _folders(path) if folders and one not in folders.values()]
+    if tables:
+        several = listed((f"'{table.name}'" for table in tables), most=3)
+        notes.append(f"tables of labels that are not used: {several}; --data 'csv:{tables[0]}' takes those of one")
     inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
@@ -202,7 +208,8 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
         drawn = masks_of(child, images)
         images, masks = [file for file in images if file not in drawn], masks | drawn
         if not images:
-            raise UserError(f"class folder '{child}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
+            allowed = ", ".join(sorted(SUFFIXES)) if files else "one or more, or no such folder"
+            raise UserError(f"class folder '{child}' holds no image; allowed: {allowed}")
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     if masks:
         notes.append(f"{len(masks)} masks of images are left out")
@@ -213,7 +220,8 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
 
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise UserError(f"no such folder: '{path}'{'' if path.is_absolute() else f', seen from {Path.cwd()}'}")
+        seen = "" if path.is_absolute() else f", seen from {Path.cwd()}; TAET_DATA can name the folder that holds it"
+        raise UserError(f"no such folder: '{path}'{seen}")
     inner = (child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX")))
     return sorted(child for child in inner if not any(next(child.glob(run), None) for run in RUNS))
 

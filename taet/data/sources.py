@@ -33,8 +33,8 @@ def full_name(name: str) -> str:
     known, path = registry.entries("data"), Path(os.path.expanduser(name))
     if name in known or name.partition(":")[0] in known:
         return name
-    if path.suffix.lower() in (".npz", ".csv"):
-        return f"{path.suffix[1:].lower()}:{name}"
+    if (kind := {".npz": "npz", **dict.fromkeys((".csv", ".tsv", ".tab"), "csv")}.get(path.suffix.lower())) is not None:
+        return f"{kind}:{name}"
     return f"folder:{name}" if path.is_dir() else name
 
 
@@ -49,8 +49,10 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     kind, _, path = name.partition(":")
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
+    place = Path(os.path.expanduser(name))
+    if kind not in known and place.exists():
+        raise UserError(f"data: got '{name}', a file of another kind; allowed: a folder (unpack archives), .csv, .npz")
     if kind not in known and os.sep in name:
-        place = Path(os.path.expanduser(name))
         near = nearest(place.name, os.listdir(place.parent)) if place.parent.is_dir() else None
         hint = f"; did you mean '{place.parent / near}'?" if near else ""
         raise UserError(f"data: got '{name}', where nothing is; allowed: a folder, .csv, .npz or hf:NAME@COMMIT{hint}")

@@ -99,9 +99,8 @@ SENTENCES = {
     "{card.num_classes} classes",
     "few-images-per-class": f"{{few}} of {{card.num_classes}} classes have fewer than {statistics.FEW_PER_CLASS} test "
     "images ({names}): their numbers, and the balanced ones, are imprecise; read the intervals",
-    "small-test-set": "With {images} test images, a difference between two methods is significant (95 %) only above "
-    f"about {{points:.0f}} points, if they disagree on {100 * DISAGREEMENT:.0f} % of the images; use a larger test "
-    "set, and more seeds",
+    "small-test-set": f"With {{images}} test images, {{told_apart}}, if they disagree on {100 * DISAGREEMENT:.0f} % of "
+    "the images; use a larger test set, and more seeds",
     "selected-on-test-set": "The epoch was chosen by its accuracy on the test set, or the method learned from it, so "
     "these numbers are too high; use a validation split of training images, or the last epoch",
     "test-images-in-training": "{repeated}, so these numbers are too high for a model trained on them; remove "
@@ -348,13 +347,15 @@ def of_test_set(card: Card) -> dict[str, str]:
         found["few-images-per-class"] = {"few": len(few), "names": listed(few, most=3)}
     # On the same n images of a class the difference of two shares has the variance d / n (McNemar, Psychometrika 1947).
     resolution = Z * math.sqrt(DISAGREEMENT * (1 / total[total > 0]).sum()) / tested
-    found["small-test-set"] = resolution > COARSE_COMPARISON
+    apart = f"a difference between two methods is significant (95 %) only above about {100 * resolution:.0f} points"
+    apart = apart if resolution < DISAGREEMENT else "no difference between two methods is significant (95 %)"
+    found["small-test-set"] = {"told_apart": apart} if resolution > COARSE_COMPARISON else False
     found["selected-on-test-set"] = bool(card.model.get("leak"))
     repeated = REPEATED.search("; ".join(card.data.get("notes", ())))
     found["test-images-in-training"] = {"repeated": repeated[0]} if repeated else False
     # Cards of older versions do not say whether they were compared.
     found["extra-not-compared"] = not card.data.get("extra", {}).get("compared", True)
-    return told(found, card=card, images=images, points=100 * resolution)
+    return told(found, card=card, images=images)
 
 
 def of_use(card: Card, masks: Sequence[str]) -> dict[str, str]:

@@ -249,7 +249,11 @@ class Pauses:
         if stop or save:
             self.save()
         if stop:
-            raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {again(self.folder)}")
+            raise self.stopped()
+
+    def stopped(self) -> KeyboardInterrupt:
+        """Return the interrupt of a run whose progress is saved."""
+        return KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {again(self.folder)}")
 
     def count(self, training: bool = False) -> float:
         """Add the time since the last count to that of the epoch and, if so, of its training; return the time."""

@@ -90,8 +90,11 @@ def train(
             on_first(lambda: folder.create(describe(plan, state, command)))
             pauses = Pauses(plan, state, folder, progress)
             pauses.save()  # the initial weights are on disk before they change
-            if announce is not None:
-                announce(plan, state, folder)
+            try:
+                if announce is not None:
+                    announce(plan, state, folder)
+            except KeyboardInterrupt:
+                raise pauses.stopped() from None
             return _finished(plan, state, pauses)
 
 

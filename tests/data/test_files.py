@@ -79,6 +79,7 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     fill(split / "train" / "ant" / "more", 50)
     fill(split / "train" / "ant" / "Masks", 70)
     fill(split / "__MACOSX", 80)
+    fill(split / "unsorted", 80)
     fill(split / "train" / "ant", 60, name="{:02d}_mask.png")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fill(elsewhere, 200, 2)
@@ -88,7 +89,7 @@ def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(spli
     dataset = load(str(split), group="none")
     assert dataset.class_counts.tolist() == [4, 3]
     assert {"1 images outside of the class folders are left out", "left out: 1 other file (1 .txt)"} <= {*dataset.notes}
-    assert "2 masks of images are left out" in dataset.notes
+    assert {"2 masks of images are left out", "'unsorted' is left out"} <= {*dataset.notes}
 
 
 def test_all_images_of_a_source_can_be_test_images(split):
@@ -109,6 +110,7 @@ def test_all_images_of_a_source_can_be_test_images(split):
     [
         (lambda p: shutil.rmtree(p / "test"), "has no folder 'test'; add it"),
         (lambda p: [file.unlink() for file in (p / "test" / "ant").iterdir()], "class folder '.*ant' holds no image"),
+        (lambda p: (p / "test" / "dog").mkdir(), "class folder '.*dog' holds no image; allowed: .*, or no such folder"),
         (lambda p: (p / "test" / "cat").rename(p / "test" / "cta"), "'cta'.*did you mean 'cat'"),
         (lambda p: shutil.copytree(p / "val", p / "valid"), "two validation folders, 'val' and 'valid'"),
     ],
@@ -248,7 +250,10 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
     table(flat, [f"{file},{('bee', 'ant')[i % 2]}" for i, file in enumerate(files[:10])])
     refused(f"folder:{flat}", "5 images lie in folders of other classes than '.*table.csv' says, e.g. '.*/ant/00.png'")
-    assert load(f"csv:{flat / 'table.csv'}").class_names == ("ant", "bee")
+    (flat / "table.csv").rename(flat / "table.tsv")
+    assert load(flat / "table.tsv").class_names == ("ant", "bee")
+    shutil.copy(flat / "table.tsv", flat / "copy.csv")
+    assert any("labels that are not used: 'copy.csv' and 'table.tsv'; --data" in note for note in load(flat).notes)
 
 
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
@@ -289,7 +294,8 @@ def test_missing_files_are_counted_and_the_first_is_named(images, fill, refused)
         (["images/00.png,0", "images/00.png,1"], "path,label", "two labels, splits or groups, in .*line 2 and in .*3"),
         (["images/00.png,0", "images/01.png,0"], "path,label", "allowed: 2 classes or more"),
         (["images/00.png,0", "images/01.png,1", "other/00.png,0"], "path,label", r"got '.*00\.png' in several rows"),
+        (["images/00.png,0", "again/images/00.png,1"], "path,label", r"got '.*00\.png' in several rows"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(rows, header, message, images, refused):
-    refused(table(images, rows, header), message)
+    refused(table(images, [row.replace("again", str(images)) for row in rows], header), message)

@@ -149,6 +149,7 @@ def test_identical_images_in_two_splits_are_counted(saved, arrays):
     [
         ("digit-lt", {}, "unknown data set, and no folder.* here: 'digit-lt'; allowed: .*did you mean 'digits-lt'"),
         ("/dev/nul", {}, r"got '/dev/nul', where nothing is; .*did you mean '/dev/null'\?"),
+        ("/dev/null", {}, "got '/dev/null', a file of another kind; allowed: a folder"),
         ("folder:", {}, "data 'folder' needs a path"),
         ("digits-lt", {"profile": "exponental"}, "unknown profile 'exponental'.*did you mean 'exponential'"),
         ("digits-lt", {"group": "writer"}, "data group: got 'writer' for digits-lt; allowed: with your own images"),

@@ -187,8 +187,7 @@ def test_what_a_script_has_at_hand_is_taken(task: Task) -> None:
         cards = [taet.evaluate(model, images, labels, training_seed=seed, **how) for seed in (0, 1)]
     finally:
         torch.set_default_dtype(torch.float32)
-    assert cards[0].data["train_class_counts"] == [1, 3, 1, 3]
-    assert cards[0].model["notes"] == ["by hand"]
+    assert (cards[0].data["train_class_counts"], cards[0].model["notes"]) == ([1, 3, 1, 3], ["by hand"])
     np.testing.assert_array_equal(before.column("pgd-2").predictions, cards[0].column("pgd-2").predictions)
     assert (taet.results(*cards).rows, [card.seed for card in cards]) == (("mine",), [0, 1])
 

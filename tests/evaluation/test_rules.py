@@ -182,6 +182,7 @@ def test_what_limits_a_card_is_named() -> None:
     assert "above about 5 points, if they disagree on 25 % of the images" in text  # 1.96 sqrt(0.25 / 400)
     rare = found(labels=(np.arange(COUNT) < 50).astype(np.int64))["small-test-set"]
     assert "is significant (95 %) only above about 7 points" in rare
+    assert "With 8 test images, no difference" in found(labels=np.arange(8) % 2)["small-test-set"]
     varied = column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"})
     assert found(varied)["autoattack-variant"].startswith("With 2 classes, autoattack cannot run as the standard suite")
     assert (raised({"clean": 0.5}), raised({"clean": 0.55})) == ({"at-chance"}, set())

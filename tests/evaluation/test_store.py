@@ -155,12 +155,9 @@ def test_whatever_fails_while_a_card_is_replaced_no_card_is_lost(
     put(path, second)
     assert ResultCard.load(path).to_json() == second.to_json()
     assert [card.to_json() for card in cards(tmp_path)].count(first.to_json()) == 1
-
-
-def test_cards_of_one_second_are_all_kept(evaluated: Evaluated, tmp_path: Path) -> None:
-    for attack in ("fgsm", "pgd-2", "pgd-3"):
-        put(tmp_path / "evaluation.json", evaluated(attack).changed(created="2026"))
-    assert sorted(card.columns[-1].name for card in cards(tmp_path)) == ["fgsm", "pgd-2", "pgd-3"]
+    put(path, evaluated("pgd-2", eps=0.05).changed(created=second.created))
+    put(path, first)
+    assert len(cards(tmp_path)) == 4  # two of them set aside of one second
 
 
 def test_a_folder_belongs_to_one_model_and_one_process(evaluated: Evaluated, tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
     assert [entry.name for entry in found.methods] == list(registry.entries("methods"))
     assert (found.title, found.imbalance, found.seeds, found.protocol) == ("small", (None,), (0,), "taet")
     nested = {"name": "r", "method": "robust-lt", "settings": {"base": "taet", "base_settings": {"alpha": 1.0}}}
-    (entry,) = parse({"methods": [nested], "data": ["digits-lt"]}).methods
-    assert entry.settings == {"method.base": "taet", "method.base_settings.alpha": 1.0}
+    found = parse({"methods": [nested], "data": ["digits-lt"]})
+    assert found.methods[0].settings == {"method.base": "taet", "method.base_settings.alpha": 1.0}
 
 
 @pytest.mark.parametrize(

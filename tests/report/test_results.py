@@ -230,7 +230,7 @@ def test_a_row_says_its_outer_loss_and_nothing_that_it_does_not_use(trained: Mak
     balanced = [trained("at", training__epochs=epochs, outer__name="balanced-softmax") for epochs in (60, 100)]
     bsl = trained("at-bsl", outer__name="cross-entropy")  # it trains with balanced softmax, whatever the run asks for
     assert names(*balanced, bsl) == ["at (balanced-softmax, epochs 60)", "at (balanced-softmax)", "at-bsl"]
-    extra = [trained("at", data__extra=folder, data__extra_fraction=0.5) for folder in ("copies", "held-back")]
+    extra = (trained("at", data__extra=folder, data__extra_fraction=0.5) for folder in ("copies", "held-back"))
     assert names(trained("at"), *extra)[0] == "at"  # without extra images their share is nothing
 
 
