@@ -61,10 +61,11 @@ def folder_tables(name: str) -> Iterator[str]:
 
 def boards() -> list[tuple[str, pd.DataFrame]]:
     """Return title and rows of each board of runs of the papers' settings."""
-    current = tuple(one for one in committed().named if not one.name.startswith("results/archive/"))
+    current = [one for one in committed().named if not one.name.startswith("results/archive/")]
+    reproduced = {id(one.card) for one in current if one.name.startswith("results/reproduce/")}
     found = []
-    for one in Results(current).by_test_set():
-        if any(card.name.startswith("results/reproduce/") for card in one.named):
+    for one in taet.results([card.card for card in current]).by_test_set():  # rows are named without archived ones
+        if any(id(card) in reproduced for card in one.cards):
             for (data, ratio, model, protocol, rule), rows in one.board().groupby(list(BOARD[:5]), sort=False):
                 if len(rows) < 3 or rule != "last":
                     continue

@@ -10,7 +10,7 @@ HEL. It prints the accuracy of every class under attack side by side and takes a
 
 Before you use HEL: with the factors of TAET's code, 0.1 each, it is about a tenth of the cross-entropy, so with the
 same learning rate steps are a tenth as long. The second stage therefore has its own learning rate here. Larger factors
-are not equivalent: the middle term is the variance of the class losses, which grows with their square.
+do the same, but for weight decay.
 """
 
 import torch

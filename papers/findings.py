@@ -63,8 +63,9 @@ def _or_quick(at: Study, found: Verdict, claimed: float, parts: int = 1) -> Verd
     """At scale gpu AT-BSL has `quick` in place of AutoAttack, close to it but no bound of it, so nothing is decided."""
     if found.word != "not tested" or at.scale.name != "gpu":
         return found
-    second = replace(C("at-bsl"), attacks=("quick",))
-    beside = differ(at, [(C("taet"), second)], {AA: claimed}, attacks=(AA, "quick"), parts=parts)
+    first = replace(C("taet"), name=f"taet ({AA})")
+    second = replace(C("at-bsl"), attacks=("quick",), name="at-bsl (quick)")
+    beside = differ(at, [(first, second)], {AA: claimed}, attacks=(AA, "quick"), parts=parts)
     said = (*beside.evidence, *found.evidence)
     return beside if beside.word == "not tested" else Verdict("undecided", said, found.outside)
 
@@ -96,7 +97,11 @@ def C5(at: Study) -> Verdict:
 
 def C6(at: Study) -> Verdict:
     """TAET is better than AT-BSL on tail classes under PGD-20 (table 2)"""
-    return differ(at, [(C("taet"), C("at-bsl"))], {"pgd-20": 0}, ranks=(7, 10))
+    pairs, tail = [(C("taet"), C("at-bsl"))], (7, 10)
+    beside = differ(at, pairs, {"cw-linf-100": 0}, ranks=tail).evidence
+    flags = {flag["flag"] for card in at.cards(C("taet")).values() for flag in card.flags}
+    warned = ["the card of TAET warns that PGD-20 overestimates it"] if "logit-scale" in flags else []
+    return replace(differ(at, pairs, {"pgd-20": 0}, ranks=tail), outside=(*beside, *warned))
 
 
 def C7(at: Study) -> Verdict:
@@ -344,7 +349,7 @@ What the two papers claim, and what our runs say of it. Verdicts on {claims} cla
 **Most are verdicts at small scale.** The runs have the published epochs, attack and optimiser, but ResNet-8 in place
 of ResNet-18, at scale `mini` at most 1,000 training images in a class, and most of them one seed. At published size
 (`gpu`) AT-BSL and TAET have one run each; there C1, C2, C6 and C17 no longer fail, so others may hold there too. Claims
-without a scale are settled by a proof, public code, a curve or a measurement of cost.
+without a scale are not tested, or settled by what their evidence names.
 
 A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced
 accuracy, paired on the same test images, with 95 % intervals; those of one claim share the error, and all must hold.

@@ -11,7 +11,7 @@ class Report(Command):
     its main tables; .csv, one line for each card, attack and group of classes.
 
     Exit status: 1 if --fail-if-worse is given and the new model is worse than OLD beyond chance, on clean images or
-    under an attack of OLD; 0 otherwise.
+    under an attack of OLD; 2 if they cannot be compared; 0 otherwise.
     """
 
     examples = (
