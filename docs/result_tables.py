@@ -26,7 +26,7 @@ EVERY_ATTACK = ("cifar10-lt-attacks", "cifar10-lt-fast", "digits-lt-deepfool")
 """Comparisons of attacks, and one whose rows were attacked differently."""
 ELSEWHERE = ("cifar10-lt-class-wise", "cifar10-lt-factors-search", "cifar10-lt-fast-search", "cifar10-lt-few-passes")
 ELSEWHERE += ("cifar10-lt-methods", "digits-lt-factors-search")
-"""Comparisons whose rows are elsewhere: on a leaderboard, with longer runs; in notes-on-papers.md, speed.md."""
+"""Comparisons that are elsewhere: on a leaderboard, with longer runs; in notes-on-papers.md, speed.md."""
 FRONT_ROWS = 10
 
 
@@ -129,8 +129,7 @@ def rendered(page: Path) -> str:
         return verdicts()
     parts = []
     for about in sorted(HERE.glob("*/about.md")):
-        parts.append(about.read_text(encoding="utf-8").strip())
         if about.parent.name not in ELSEWHERE:
-            parts += folder_tables(about.parent.name)
+            parts += [about.read_text(encoding="utf-8").strip(), *folder_tables(about.parent.name)]
     parts += ["## Leaderboards", *(f"{title}:\n\n{board_table(rows)}" for title, rows in boards())]
     return "\n\n".join(parts)
