@@ -56,7 +56,7 @@ def exact_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) ->
     """
     from scipy import special
 
-    k, n, tail = np.asarray(correct, dtype=np.float64), np.asarray(total, dtype=np.float64), (1 - level) / 2
+    (k, n), tail = counts_of(correct, total), (1 - level) / 2
     n = np.where(n > 0, n, np.nan)
     low, high = special.betaincinv(k, n - k + 1, tail), special.betaincinv(k + 1, n - k, 1 - tail)
     return np.where(k == 0, 0 * n, low), np.where(k == n, 1.0, high)

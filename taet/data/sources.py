@@ -33,9 +33,10 @@ def full_name(name: str) -> str:
     known, path = registry.entries("data"), Path(os.path.expanduser(name))
     if name in known or name.partition(":")[0] in known:
         return name
-    if (kind := {".npz": "npz", **dict.fromkeys((".csv", ".tsv", ".tab"), "csv")}.get(path.suffix.lower())) is not None:
-        return f"{kind}:{name}"
-    return f"folder:{name}" if path.is_dir() else name
+    if path.is_dir():
+        return f"folder:{name}"
+    kind = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tab": "csv"}.get(path.suffix.lower())
+    return f"{kind}:{name}" if kind else name
 
 
 def is_own(name: str) -> bool:

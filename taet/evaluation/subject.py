@@ -92,8 +92,10 @@ class Subject:
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
         called = name or type(network).__name__
-        by_label = getattr(train_class_counts, "sort_index", None)  # value_counts() of pandas begin with the largest
-        counts = plain(by_label() if by_label else train_class_counts)
+        by_label = getattr(train_class_counts, "sort_index", None)  # of pandas: value_counts() begin with the largest
+        if by_label is not None and by_label().index.dtype.kind in "iu":
+            train_class_counts = by_label()
+        counts, training_seed = plain(train_class_counts), plain(training_seed)
         check_value("training counts", counts, tuple[StoredCount, ...] | None)
         check_value("training seed", training_seed, LongSeed | None)
         fields: Json = {"method": called, "title": title or called, "protocol": "", "seed": training_seed, "run": {}}

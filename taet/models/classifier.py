@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taet.errors import UserError
-
 TINY = 1e-12  # features that are all zero have no direction; their cosines are 0, with a finite gradient
 
 
@@ -76,9 +74,7 @@ class Adapter(nn.Module):
         self.offset = nn.Buffer(torch.zeros(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(logits := self.network(x), Tensor):  # e.g. with those of auxiliary classifiers in train mode
-            raise UserError(f"model: got a {type(logits).__name__}; allowed: one tensor of logits")
-        return logits.to(self.offset.dtype) - self.offset
+        return self.network(x).to(self.offset.dtype) - self.offset
 
 
 def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:

@@ -73,6 +73,8 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
     if many := next((side.rows for side in sides if len(side.rows) > 1), ()):
         raise UserError(f"got the cards of {listed(many)}; allowed: one method, or its seeds, on each side")
     new_runs, old_runs = ({card.seed: card for card in side.cards} for side in sides)
+    if any(len(runs) < len(side.cards) for runs, side in zip((new_runs, old_runs), sides, strict=True)):
+        raise UserError("got several cards of one seed; allowed: one")
     if new_runs.keys() != old_runs.keys() and new_runs.keys() & old_runs.keys():
         got = " and ".join(listed(map(str, runs)) for runs in (new_runs, old_runs))
         raise UserError(f"got the seeds {got}; allowed: the same on both sides, or no common one")

@@ -266,7 +266,8 @@ def setting_words(name: str, value: object) -> str:
     if name == "code":
         return "other code"
     last = name.replace(".", " ") if name.startswith("evaluation.") or name == "data.seed" else name.rpartition(".")[2]
-    said = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
+    of_ball = name.rpartition(".")[2] in ("eps", "step_size")
+    said = size(value) if of_ball and isinstance(value, float) else words(value)
     return said if name in PLAIN else f"{last} {said}"
 
 

@@ -78,7 +78,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Lock the folder for writing within this context; create it if it is missing. Remove what kills left."""
+        """Lock the folder for writing within this context; create it if it is missing. Remove what kills left in it."""
         files.make_folder(self.path)
         with files.lock(self.path):
             for folder in self.path.glob("evaluation*-state/**"):  # other folders may be in use

@@ -79,8 +79,7 @@ class TrainingPlan:
             torch.cuda.reset_peak_memory_stats(self.device)
         every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
         whole, exact = synchronised(), training_arithmetic(self.device.type)
-        ours = torch.inference_mode(False), torch.autocast(self.device.type, enabled=False)  # whatever the caller's
-        with using(self.threads), torch.random.fork_rng(every_gpu), whole, exact, ours[0], ours[1]:
+        with using(self.threads), torch.random.fork_rng(every_gpu), whole, exact:
             yield
 
 

@@ -38,6 +38,8 @@ def training_settings(run: Run | Mapping[str, Any]) -> Json:
         with contextlib.suppress(UserError):
             values = from_json(Run, values).model_dump()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(values)}
+    if plain.get("evaluation.eps") == plain.get("threat.eps"):
+        plain["evaluation.eps"] = None  # which is that eps
     return {name: value for name, value in plain.items() if name not in MACHINE | LATER} | behind
 
 

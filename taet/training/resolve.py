@@ -19,7 +19,7 @@ from taet.training.record import CURVE
 # Used instead of unknown data, so that all other settings are checked.
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
 EVALUATION = frozenset(f"evaluation.{name}" for name in Evaluation.model_fields) - CURVE
-EXTRA = tuple(f"data.{name}" for name in Data.model_fields if name.startswith("extra_"))
+EXTRA = {f"data.{name}" for name in Data.model_fields if name.startswith("extra_")}
 ATTACK = ("threat.steps", "threat.step_size", "threat.start")  # of no effect without an attack, or beside an own one
 POINTS = 10  # of a curve that does not affect the weights
 ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
@@ -109,8 +109,9 @@ def idle_settings(run: Run) -> frozenset[str]:
     """Return the settings that change no weights: of the evaluation, an idle curve, what the method does not use."""
     method = _method(run, STAND_IN)
     decides = method.needs_feedback or run.training.selection != "last"
-    extra, outer = () if run.data.extra else EXTRA, {"outer.name"} if method.task.outer.name != run.outer.name else ()
-    return EVALUATION.union(() if decides else CURVE, ATTACK if method.own_attack else (), extra, outer)
+    idle = {"outer.name"} if method.task.outer.name != run.outer.name else set()
+    idle |= set() if run.data.extra else EXTRA
+    return EVALUATION.union(idle, () if decides else CURVE, ATTACK if method.own_attack else ())
 
 
 def _curve_split(run: Run, facts: DataFacts | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from taet import models
@@ -82,7 +83,7 @@ def train(
     for what, given in (("model", model), ("dataset", dataset)):
         _check_kind(what, given)
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
-    with joined(resolve_device(run.training.device).type):
+    with _apart(run):
         on_first(lambda: check_free(folder))
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
         with owned(folder):
@@ -113,7 +114,7 @@ def resume(
     if model is None:
         models.check_trust(place.path, record.run.model.name)
     run = override(record.run, {"training.threads": record.threads})
-    with joined(resolve_device(run.training.device).type), owned(place):
+    with _apart(run), owned(place):
         if place.is_done:
             run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
             rows = tuple(row.model_dump(mode="json") for row in place.metrics)
@@ -128,6 +129,14 @@ def resume(
         pauses = Pauses(plan, state, place, progress)
         pauses.restore()
         return _finished(plan, state, pauses)
+
+
+@contextlib.contextmanager
+def _apart(run: Run) -> Iterator[None]:
+    """Join the processes of torchrun, outside of the caller's autocast and modes without gradients."""
+    device = resolve_device(run.training.device).type
+    with joined(device), torch.inference_mode(False), torch.autocast(device, enabled=False):
+        yield
 
 
 def _finished(plan: TrainingPlan, state: State, pauses: Pauses) -> TrainingResult:

@@ -156,19 +156,13 @@ def convolved() -> nn.Sequential:
 class Function(nn.Module):
     """A network with one linear layer of four outputs, and something done with it."""
 
-    def __init__(self, end: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+    def __init__(self, end: Callable[[nn.Linear, Tensor], Tensor], **more: nn.Module) -> None:
         super().__init__()
         self.body, self.last, self.end = convolved(), nn.Linear(8, 4), end
+        self.more = nn.ModuleDict(more)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.last, self.body(x))
-
-
-def gated() -> nn.Module:
-    """A network that has another layer of four outputs, which is none of its logits, after its last one."""
-    network = Function(lambda last, h: last(h))
-    network.auxiliary = nn.Linear(8, 4)
-    return network
 
 
 @pytest.mark.parametrize(
@@ -177,7 +171,7 @@ def gated() -> nn.Module:
         nn.Sequential(convolved(), nn.Linear(8, 6), nn.Linear(6, 4), nn.Identity()),
         nn.Sequential(convolved(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4, bias=False)),
         Function(lambda last, h: last(h).squeeze(-1)),
-        gated(),
+        Function(lambda last, h: last(h), auxiliary=nn.Linear(8, 4)),  # which gives none of its logits
     ],
 )
 def test_features_and_head_give_the_networks_logits(network: nn.Module) -> None:

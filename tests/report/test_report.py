@@ -328,6 +328,8 @@ def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) ->
         report.fail_if_worse([old, make_card("at", seed=1)], old)
     with pytest.raises(UserError, match="got the seeds 0 and 1 and 1 and 2; allowed: the same on both sides, or no"):
         report.fail_if_worse([make_card("at", seed) for seed in (0, 1)], [make_card("at", seed) for seed in (1, 2)])
+    with pytest.raises(UserError, match="got several cards of one seed; allowed: one"):
+        report.fail_if_worse(old, [old, right(old, 0, "pgd-20")])
     with pytest.raises(UserError, match="the new card lacks autoattack; first eval"):
         report.fail_if_worse(new.changed(columns=new.columns[:-1]), old)
     with pytest.raises(UserError, match="allowed: the same images"):

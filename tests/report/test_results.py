@@ -239,8 +239,9 @@ def test_images_of_a_curve_that_decides_nothing_are_no_setting_of_a_row(trained:
     config = cards[1].run["config"]
     old = {**config, "training": {**config["training"], "monitor_images": 20}}
     assert names(cards[0], cards[1].changed(run={**cards[1].run, "config": old})) == ["at"] * 2
-    decides = [trained("at", seed, protocol="reat", evaluation__batch_size=size) for seed, size in ((0, 250), (1, 3))]
-    assert names(*decides) == ["at", "at (evaluation batch_size 3)"]  # its batches decide the start of the attack
+    changes = ({}, {"evaluation__batch_size": 3}, {"evaluation__eps": 4 / 255}, {"evaluation__eps": 8 / 255})
+    deciding = names(*(trained("at", seed, protocol="reat", **change) for seed, change in enumerate(changes)))
+    assert deciding == ["at", "at (evaluation batch_size 3)", "at (evaluation eps 4/255)", "at"]
 
 
 def test_without_a_common_seed_no_single_run_stands_for_several(make_card: MakeCard) -> None:

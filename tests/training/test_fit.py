@@ -208,8 +208,8 @@ def test_the_same_run_repeats_bit_for_bit_and_leaves_the_callers_random_state_an
         # Within it autocast keeps the weights that it cast, whatever a step changes.
         (torch.autocast("cpu", enabled=False), {"training.precision": "bf16"}),
         (torch.autocast("cpu", enabled=False), {"training.precision": "bf16", "training.awp": 0.01}),
-        (torch.autocast("cpu", torch.bfloat16), {"training.precision": "float32"}),
-        (torch.no_grad(), {}),
+        (torch.autocast("cpu", torch.bfloat16), {"training.precision": "bf16"}),
+        (torch.inference_mode(), {}),
     ],
 )
 def test_a_context_of_the_caller_around_a_training_changes_nothing(
