@@ -124,8 +124,7 @@ def read(data: Data) -> DataSource:
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of class folders, and notes; a single table beside the folders has the labels instead."""
     folders = _split_folders(path)
-    tables = [] if folders else labelled_tables(path)
-    if len(tables) == 1:
+    if len(tables := [] if folders else labelled_tables(path)) == 1:
         rows, notes = labelled(tables[0], path, group)
         classes = {row.label for row in rows}
         tops = [os.path.relpath(str(row.file), path).partition(os.sep)[0] for row in rows]
@@ -140,7 +139,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
-    notes += [f"'{one.name}' is left out" for one in _folders(path) if folders and one not in folders.values()]
+    beside = _folders(path) if folders else []
+    notes += [f"'{one.name}' is left out" for one in beside if one not in folders.values()]
     if tables:
         several = listed((f"'{table.name}'" for table in tables), most=3)
         notes.append(f"tables of labels that are not used: {several}; --data 'csv:{tables[0]}' takes those of one")

@@ -79,8 +79,8 @@ def evaluate(
         **options: eps (radius of the L-infinity ball in units of the image range, e.g. 8/255) and the other fields of
             `taet.settings.Evaluation`. Of a Module also train_class_counts, the training images of each class, which
             decide head, body and tail; name, title and notes, for the card; training_seed, which makes the cards of one
-            name runs of one method. Of a run also weights (model, model-last or
-            model-best), and for one that was trained from a Module or on arrays in memory these as model and dataset.
+            name runs of one method. Of a run also weights (model, model-last or model-best), and for one that was
+            trained from a Module or on arrays in memory these as model and dataset.
 
     Raises:
         UserError: no, unknown or repeated attacks, a chosen step whose sum cannot reach eps, images, labels or a model

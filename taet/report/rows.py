@@ -265,10 +265,10 @@ def setting_words(name: str, value: object) -> str:
     """Return a setting in words; a radius or step as k/255."""
     if name == "code":
         return "other code"
-    last = name.replace(".", " ") if name.startswith("evaluation.") or name == "data.seed" else name.rpartition(".")[2]
-    of_ball = name.rpartition(".")[2] in ("eps", "step_size")
-    said = size(value) if of_ball and isinstance(value, float) else words(value)
-    return said if name in PLAIN else f"{last} {said}"
+    group, _, last = name.rpartition(".")
+    said = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
+    called = f"{group} {last}" if group == "evaluation" or name == "data.seed" else last
+    return said if name in PLAIN else f"{called} {said}"
 
 
 def attack_names(identities: Iterable[Identity]) -> dict[Identity, str]:
