@@ -1,4 +1,4 @@
-"""A museum of broken defences: models that fool an attack, each with the attack that breaks it and the flag it raises.
+"""A museum of broken defences: models that fool an attack. `results/museum.py` has the attacks that break them.
 
 Each is made from one small network on scikit-learn's digits (8 x 8, 64-96-10, ReLU), trained on examples of PGD-5 with
 eps 0.05, so that the gap is the defence's and not the network's. The tests look at all of them.
@@ -6,7 +6,6 @@ eps 0.05, so that the gap is the defence's and not the network's. The tests look
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from sklearn.datasets import load_digits
@@ -14,10 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taet.attacks import pgd
-from taet.attacks.differentiable import Replaced
-from taet.attacks.objectives import Objective, margin
-from taet.evaluation.facts import Merged, mean_draw
-from taet.losses import cross_entropy
 
 EPS, TRAIN_EPS = 0.1, 0.05
 TRAIN, TEST = 1297, 300
@@ -121,11 +116,6 @@ def quantised() -> nn.Module:
     return defended(before=lambda x: (6 * x).round() / 6)
 
 
-def thresholded() -> nn.Module:
-    """Black and white images."""
-    return defended(before=lambda x: (x > 0.5).float())
-
-
 def large_logits() -> nn.Module:
     """Logits times 1000, for which the cross-entropy is rounded to 0."""
     return defended(after=lambda z: 1000 * z)
@@ -170,100 +160,3 @@ def batch_statistics() -> nn.Module:
     """The first layer's outputs are normalised by the statistics of the batch, also in eval mode."""
     norm = nn.BatchNorm1d(HIDDEN, track_running_stats=False)
     return fitted(seeded(lambda: Network(hidden=nn.Sequential(norm, nn.ReLU()))), adversarial)
-
-
-# The table: which attack each defence fools, and which breaks it
-
-
-def tried(
-    model: nn.Module, objective: Objective = cross_entropy, view: Change | None = None, judge: Change | None = None
-) -> float:
-    """Share of the images that PGD-20 (step eps / 8) on `view`, by default the model, leaves correct."""
-    x, y = tested()
-    noise = torch.empty_like(x).uniform_(-EPS, EPS, generator=torch.Generator().manual_seed(1))
-    attacked = model if view is None else view
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        x_adv = pgd(attacked, x, y, eps=EPS, steps=20, step_size=EPS / 8, start_noise=noise, objective=objective)
-        return correct(judge or model, x_adv, y)
-
-
-def correct(model: Change, x: Tensor, y: Tensor) -> float:
-    """Share of images that a model classifies correctly."""
-    with torch.no_grad():
-        return float((model(x).argmax(1) == y).float().mean())
-
-
-def in_batches_of_one_class(model: nn.Module, size: int = 25) -> float:
-    """Accuracy on clean images in batches that are sorted by class."""
-    x, y = tested()
-    order = y.argsort()
-    pairs = zip(x[order].split(size), y[order].split(size), strict=True)
-    return sum(correct(model, *pair) * len(pair[1]) for pair in pairs) / len(y)
-
-
-def noise_alone(model: nn.Module) -> float:
-    """What is left of PGD where there is no gradient: its random start."""
-    x, y = tested()
-    noise = torch.empty_like(x).uniform_(-EPS, EPS, generator=torch.Generator().manual_seed(1))
-    return correct(model, (x + noise).clamp(0, 1), y)
-
-
-def by_many_draws(model: nn.Module) -> Change:
-    """The mean probabilities of 64 draws."""
-    return lambda x: torch.stack([model(x).softmax(1) for _ in range(64)]).mean(0)
-
-
-class Attempt(NamedTuple):
-    """An attack, and the share of the images that it leaves correct."""
-
-    name: str
-    left: Callable[[nn.Module], float]
-
-
-PGD = Attempt("PGD", tried)
-STRAIGHT = Attempt("PGD, straight-through", lambda model: tried(model, view=Replaced(model)))
-SMOOTH = Attempt("PGD on the margin of a smooth gate", lambda model: tried(model, margin, Replaced(model, "smooth")))
-MARGIN = Attempt("PGD on the margin", lambda model: tried(model, margin))
-ALL_LOGITS = Attempt("PGD on all logits", lambda model: tried(model, judge=Merged(model, CLASSES)))
-MERGED = Attempt("PGD on the margin of merged logits", lambda model: tried(Merged(model, CLASSES), margin))
-ONE_DRAW = Attempt(
-    "PGD on the margin of one draw a step", lambda model: tried(model, margin, judge=by_many_draws(model))
-)
-MANY_DRAWS = Attempt(
-    "PGD on the margin of the mean of 32 draws",
-    lambda model: tried(model, margin, functools.partial(mean_draw, model, 32), by_many_draws(model)),
-)
-START = Attempt("PGD (no gradient: its random start)", noise_alone)
-BATCH = Attempt("PGD on the whole batch", tried)
-ONE_CLASS = Attempt("no attack: batches of one class", in_batches_of_one_class)
-
-
-class Exhibit(NamedTuple):
-    """A broken defence."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    fooled: Attempt
-    broken: Attempt
-    gap: float
-    """Least difference of the two shares: about half of what was measured."""
-    judge: Callable[[nn.Module], Change] | None = lambda model: model
-    """What decides whether an image of AutoAttack is classified correctly; None: AutoAttack cannot run."""
-
-
-EXHIBITS = (
-    Exhibit("activations on a grid around their means", stepped, PGD, STRAIGHT, 0.15),
-    Exhibit("seven grey levels", quantised, PGD, STRAIGHT, 0.2),
-    # It is refused, because no gradient reaches the image; AutoAttack's loss has none.
-    Exhibit("black and white images", thresholded, START, STRAIGHT, 0.06, None),
-    Exhibit("k-winners: 6 of 96 units", k_winners, PGD, SMOOTH, 0.06),
-    Exhibit(
-        *("a dummy class for every class", dummies, ALL_LOGITS, MERGED, 0.12), lambda model: Merged(model, CLASSES)
-    ),
-    Exhibit(*("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS, 0.03), by_many_draws),
-    Exhibit("logits times 1000", large_logits, PGD, MARGIN, 0.15),
-    Exhibit("logits over 100", flat_softmax, PGD, MARGIN, 0.07),
-    # AutoAttack cannot run: it also attacks batches of one image, which have no deviation.
-    Exhibit("batch statistics at test time", batch_statistics, BATCH, ONE_CLASS, 0.2, None),
-)

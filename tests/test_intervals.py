@@ -132,15 +132,3 @@ def test_equal_models_and_few_differing_images_are_undecided() -> None:
     assert four.low > 0  # the interval alone would decide
     assert (four.p, four.decided) == (0.125, False)
     assert (six.p, six.decided) == (pytest.approx(2 / 2**6), True)
-
-
-def test_seeds_that_scatter_make_undecided_what_the_images_alone_decide() -> None:
-    labels = np.zeros(400, dtype=int)
-    first = np.stack([np.arange(400) < right for right in (260, 300, 340)])
-    second = np.stack([np.arange(400) < 270] * 3)
-    assert difference(first[1], second[1], labels, 1).decided
-    scattered = difference(first, second, labels, 1)
-    assert (scattered.value, scattered.decided) == (pytest.approx(30 / 400), False)
-    assert scattered.p < 0.001
-    steady = difference(np.stack([first[1]] * 3), second, labels, 1)
-    assert (steady.decided, steady.standard_error) == (True, 0)

@@ -75,6 +75,9 @@ def test_what_fools_attacks_is_named_and_nothing_else(build: Callable[[], nn.Mod
 
 
 def test_dummy_classes_and_random_draws_are_named_by_the_deep_facts() -> None:
+    x, model = museum.tested()[0], museum.dummies()
+    expected = torch.maximum(*model(x).split(museum.CLASSES, 1))
+    assert torch.equal(Merged(model, museum.CLASSES)(x), expected)
     for model, random, flag in (
         (Merged(museum.dummies(), museum.CLASSES).eval(), False, "dummy-classes"),
         (museum.stochastic(), True, "eot-beats-one-draw"),
@@ -85,12 +88,6 @@ def test_dummy_classes_and_random_draws_are_named_by_the_deep_facts() -> None:
             torch.manual_seed(0)
             found = of_deep(deep_facts(model, x, y, noise, museum.EPS, random=random))
         assert {*found} == ({flag} if flag else set())
-
-
-def test_every_exhibit_is_fooled_by_one_attack_and_broken_by_another() -> None:
-    for exhibit in museum.EXHIBITS:
-        model = exhibit.build()
-        assert exhibit.fooled.left(model) - exhibit.broken.left(model) > exhibit.gap, exhibit.name
 
 
 ATTACKS = ("fgsm", "pgd-20", "pgd-100", "cw-linf-20", "adaptive-pgd-20", "autoattack-10", *CURVES)

@@ -1,6 +1,5 @@
 """PGD and FGSM against golden numbers and naive loops, and their promises to leave things alone."""
 
-from fractions import Fraction
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,7 +13,7 @@ from taet.attacks.ball import Norm, distance, verify
 from taet.attacks.objectives import fooled, margin
 from taet.losses import cross_entropy
 from tests.calls import one_line
-from tests.golden_numbers import Golden, double
+from tests.golden_numbers import Golden
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -52,14 +51,6 @@ def test_divergence_on_a_linear_model_is_golden() -> None:
     settings |= {"start": "gaussian", "start_noise": golden["start"]}
     divergence = lambda z, _: F.kl_div(z.log_softmax(1), target, reduction="none").sum(1)  # noqa: E731
     golden.check(pgd(model, x, torch.zeros(len(x)).long(), **settings, objective=divergence))
-
-
-def test_ball_step_and_number_of_steps_may_differ_per_sample() -> None:
-    golden = Golden("las_masked_pgd_linear")
-    eps, lengths = (double([float(Fraction(text)) for text in golden.raw[name]]) for name in ("eps", "alpha"))
-    sizes = [lengths * (step < golden["iters"]) for step in range(max(golden.raw["iters"]))]
-    settings = {"eps": eps, "steps": len(sizes), "step_size": sizes, "start_noise": golden["start"]}
-    golden.check(pgd(linear(golden), golden["x"], golden["labels"], **settings))
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, margin])

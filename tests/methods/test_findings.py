@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from taet.attacks.objectives import generation_weighting
-from taet.data.long_tail import long_tail_counts
-from taet.losses import tail_margin
 from tests.methods.conftest import COUNTS, make_attack
 
 PREDICTED = torch.tensor([40.0, 3, 9, 9, 1, 7, 1, 5, 3, 0])  # of a model that favours the head and never says nine
@@ -32,11 +30,3 @@ def test_a_weight_by_label_moves_examples_only_where_samples_feel_each_other_and
             assert not moved.any()
         else:
             assert moved.double().mean() > 0.005
-
-
-def test_the_official_tail_is_about_one_over_the_width_of_the_one_per_pair():
-    features = torch.randn(128, 512, generator=torch.Generator().manual_seed(0), dtype=torch.float64).relu()
-    labels, counts = torch.arange(128) % 10, torch.tensor(long_tail_counts(10, 5000, 50))
-    official, pairs, paper = (tail_margin(features, labels, counts, form) for form in ("official", "per-pair", "paper"))
-    assert (512 * official / pairs).item() == pytest.approx(1, abs=0.1)
-    assert paper < 0 < official, "the text pushes tail features away from the others, the code draws them near"

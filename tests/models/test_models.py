@@ -196,16 +196,6 @@ def draw(features: int = 6, classes: int = 4, samples: int = 5) -> tuple[Tensor,
     return h, w
 
 
-def test_logits_are_the_cosines_times_the_scale_whatever_the_lengths() -> None:
-    h, w = draw()
-    logits = cosine_head(w, scale=15)(h)
-    torch.testing.assert_close(logits, 15 * functional.cosine_similarity(h[:, None], w[None], dim=2))
-    lengths = torch.tensor([1e-3, 0.1, 1, 7, 1e4], dtype=torch.float64)[:, None]
-    torch.testing.assert_close(cosine_head(w * lengths[:4], scale=15)(h * lengths), logits)
-    norms = w.norm(dim=1)  # gamma shrinks the logits of short weights
-    torch.testing.assert_close(cosine_head(w, 15, 1 / 16)(h), logits * (norms / (norms + 1 / 16)))
-
-
 def test_both_normalisations_are_differentiated() -> None:
     h, w = draw()
     head = cosine_head(w, scale=3, gamma=1 / 32)

@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -174,22 +173,3 @@ def test_correlations_are_those_of_all_possible_orders() -> None:
     orders = (of for of in itertools.permutations(range(5)) if of[0] > of[1] and of[2] > of[0])
     found = [stats.spearmanr(published, places).statistic for places in orders]
     assert rules.correlations(published, below) == pytest.approx((min(found), max(found)))
-
-
-def test_reversed_orders_are_those_of_normal_intervals(committed: Runs) -> None:
-    at, item = rules.Study(committed, scale("mini")), items()["taet/table1"]
-    cards = [at.cards(row)[0] for row in item.rows]
-    pairs, level = [*itertools.combinations(cards, 2)], 1 - 0.05 / (2 * 2 * 55)  # two averages in two columns
-    count, shares = 0, np.array(cards[0].data["train_class_counts"]) / sum(cards[0].data["train_class_counts"])
-    for one, other in pairs:
-        gain = one.column("clean").correct * 1.0 - other.column("clean").correct
-        groups = [gain[one.labels == label] for label in range(10)]
-        ends = []
-        for weights in (shares, np.full(10, 0.1)):
-            mean = sum(w * g.mean() for w, g in zip(weights, groups, strict=True))
-            error = sum(w**2 * g.var(ddof=1) / len(g) for w, g in zip(weights, groups, strict=True)) ** 0.5
-            ends.append(stats.norm.interval(level, mean, error))
-        (low, high), (least, most) = ends
-        count += (high < 0 < least) or (most < 0 < low)
-    found = rules.orders_reversed(at, item, ("clean", "autoattack"))
-    assert f"clean {count} of 55" in found.evidence[0]

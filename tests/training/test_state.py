@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from taet import models
 from taet.settings import Run
 from taet.training import TrainingResult, fit, resume, train
 from taet.training.environment import interruption
@@ -99,21 +98,6 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(monkeypatch: pytes
             signal.raise_signal(signal.SIGINT)
         monkeypatch.setattr("taet.training.environment.world_size", lambda: 2)
         signal.raise_signal(signal.SIGINT)  # as torchrun sends it once more
-
-
-@pytest.mark.full
-def test_pretrained_weights_are_not_needed_again(
-    tiny: Tiny, tmp_path: Path, killed_before: BeforeStep, assert_same: AssertSame
-) -> None:
-    file = tmp_path / "start.pt"
-    torch.save(models.build("resnet8", 10, (1, 8, 8), seed=3).state_dict(), file)
-    run = tiny("at", {"model.weights": str(file)})
-    whole = train(run, out=tmp_path / "whole").folder
-    with killed_before(2):
-        train(run, out=tmp_path / "run")
-    file.unlink()
-    assert str(file) in resume(tmp_path / "run").model.notes[0]
-    assert_same(tmp_path / "run", whole)
 
 
 @pytest.fixture(scope="module")
