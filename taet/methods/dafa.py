@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from taet.errors import UserError
-from taet.fields import NonNegative
+from taet.fields import Positive
 from taet.losses.long_tail import class_sums
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
@@ -68,9 +68,10 @@ class DafaRule(BudgetRule):
 class Dafa(ClassBudgets):
     """The base's loss with label terms weighted by class, W_y CE, on examples in balls of W_y eps with steps W_y alpha.
 
-    W is that of `class_weights`, from the mean predictions for attacked training images over the last epoch of the
-    warm-up; until then all weights are 1. Label terms are divided by the batch size, not by the weights, and no
-    divergence is weighted. A base without a label term (harl, HEL in taet) has the budgets alone.
+    W = 1 + lambda d, from the mean predictions P for attacked training images over the last epoch of the warm-up: of
+    each two classes the harder i gains P_ij P_jj, which the easier j loses. Until then all weights are 1. Label terms
+    are divided by the batch size, not by the weights, and no divergence is weighted. A base without a label term (harl,
+    HEL in taet) has the budgets alone.
 
     On long tails the published weights of the largest classes are negative, since all others are mistaken for them
     (-0.78 in an example of five classes): a loss that is maximised. Here lambda is scaled down
@@ -89,7 +90,7 @@ class Dafa(ClassBudgets):
 
         base: Base = "trades"
         """Name of the wrapped method (the public code: trades)."""
-        lam: NonNegative | None = None
+        lam: Positive | None = None
         """Factor lambda of the differences between classes. Default: 1, with 100 classes or more 1.5 (paper)."""
         floor: InnerShare = 0.25
         """Smallest weight of a class (our choice)."""

@@ -8,7 +8,6 @@ import copy
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
-from taet.errors import UserError
 from taet.losses.long_tail import full_precision
 from taet.methods.base import Adversarial, Attack, Loss, Method, Task, refuse_outer, refuse_smoothing
 
@@ -37,8 +36,6 @@ class Fare(Method):
             self.start = copy.deepcopy(model).eval().requires_grad_(False)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        if attack.threat.start == "none":
-            raise UserError("fare: got threat start none, at which the distance has no slope; allowed: another start")
         assert self.start is not None
         target = self.start.features(x)  # type: ignore[operator]
         x_adv = attack(model.features, x, y, lambda features, _: distance(features, target))  # type: ignore[arg-type]

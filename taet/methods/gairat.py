@@ -41,6 +41,7 @@ def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
 class Gairat(Method):
     """Loss: mean CE(f(x'), y) until the first milestone; from then on the mean weighted by `importance`.
 
+    An example weighs [tanh(lambda + 5 (k0 - kappa) / k0) + 1] / 2 by default, k0 = floor(K / 2) of K attack steps.
     kappa is the number of steps before which the example was classified correctly, over the whole attack and not only
     up to the first failure; the final example is not counted. The public code switches at epoch 60 of 120, its first
     decay of the learning rate; here the switch is at that decay in a schedule of any length. Without a milestone, or in

@@ -6,6 +6,7 @@ Source: Zhang et al., RobustLT, CVPR 2026, arXiv:2605.13395.
 import torch
 from torch import Tensor, nn
 
+from taet.errors import UserError
 from taet.fields import Share
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
@@ -31,6 +32,9 @@ class CountsRule(BudgetRule):
     def __init__(self, task: Task, a: float, b: float | None, base: str) -> None:
         super().__init__()
         self.length = (WARM_UP.get(base, 0.8) if b is None else b) * task.epochs
+        if len({*task.exposure} - {0}) == 1 < len({*task.class_counts} - {0}):
+            got = "got batches with as many images of each class, with equal budgets"
+            raise UserError(f"method: {got}; allowed: --training.sampling shuffled or square-root")
         counts = torch.tensor(task.exposure, dtype=torch.float32)
         self.budgets = nn.Buffer(class_budgets(counts, a), persistent=False)
 
@@ -41,9 +45,10 @@ class CountsRule(BudgetRule):
 class RobustLT(ClassBudgets):
     """The loss of the base method, on examples whose eps and step size are multiplied by a factor per class.
 
-    The factor of class c in epoch t of E (from 1) is min((t - 1) / (b E), 1) times that of `class_budgets`. The warm-up
-    thus scales the whole budget: it is 0 in the first epoch, whose examples are the clean images, and from epoch
-    b E + 1 on its mean over the training images is eps. Evaluation uses eps for every class.
+    The factor of class c in epoch t of E (from 1) is min((t - 1) / (b E), 1) ((1 - a) + a s_c / sum_k (n_k / N) s_k)
+    with s_c = sqrt(log(n_max / n_c)). The warm-up thus scales the whole budget: it is 0 in the first epoch, whose
+    examples are the clean images, and from epoch b E + 1 on its mean over the training images is eps. Evaluation uses
+    eps for every class.
 
     a and b are those of CIFAR-10 in the public code. It has others for CIFAR-100, a 0.4 and b 0.6 with every base, and
     for Tiny-ImageNet, a 0.4 and b from 0.2 to 0.8 by base: the paper's numbers there need the options.

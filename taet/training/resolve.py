@@ -68,6 +68,8 @@ def resolve(run: Run, facts: DataFacts | None, *, extra_counts: Sequence[int] | 
         raise UserError(f"{run.method}: {wrong}")
     if not method.uses_labels and run.model.tune == "head":
         raise UserError(f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all")
+    if run.threat.start == "none" and not (method.label_attack or method.own_attack):
+        raise UserError(f"{run.method}: got threat start none, where its attack has no slope; allowed: another start")
     if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
     return Resolved(override(run, {"settings": method.config}), method, split, mixed)
