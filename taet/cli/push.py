@@ -29,8 +29,11 @@ def run(words: list[str]) -> None:
     command, _ = parse(Push, words, "taet push")
 
     from taet.deployment.hub import named_outside, publish
+    from taet.training.folder import RunFolder
 
     name = publish(command.run, command.target, licence=command.license, private=command.private)
+    for part in RunFolder(Path(command.run)).record.code:
+        print(f"note: the plug-in of its {part} is not published, and nobody can load the run without it")
     for text in named_outside(command.run):
         print(f"note: this is published with it: {text}")
     if not command.license:

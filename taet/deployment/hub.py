@@ -1,6 +1,5 @@
 """`taet push`: a finished run with its result card and a model card, as a folder or on the Hugging Face Hub."""
 
-import html
 import json
 import os
 import re
@@ -113,24 +112,21 @@ def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
         ("Data", f"{data['name']}, {card.num_classes} classes, {sum(record.data.train.class_counts):,} images"),
         ("Imbalance ratio", "not known" if ratio is None else f"{ratio:.4g}"),
         ("Test images", f"{len(card.labels):,}, SHA-256 {data['test_sha256']}"),
+        *((("Begins from", f"{run.model.weights}; trained: {run.model.tune}"),) if run.model.weights else ()),
         *((("Extra images", record.data.extra["source"]),) if record.data.extra else ()),
         *(("Note", note) for note in data.get("notes", ())),
+        *(("Not in this folder", f"the plug-in of the {part}, which TAET_PLUGINS has to name") for part in record.code),
         ("Licence", licence or "to be filled in by the publisher, with the licence of the training images in mind"),
     ]
     frames = tables.classes(results(card))
     return PAGE.read_text("utf-8").format(
         licence=json.dumps(licence or "unknown"),
         tags=json.dumps(["adversarial-robustness", "long-tailed-recognition", run.method]),
-        title=f"{_text(record.method_title)} on {_text(data['name'])}",
-        about=markdown_table([[_text(cell) for cell in row] for row in about]),
+        title=f"{tables.plain(record.method_title)} on {tables.plain(data['name'])}",
+        about=markdown_table([[*map(tables.plain, row)] for row in about]),
         results=textwrap.indent(repr(card), "    "),
         classes="\n\n".join(f"{frame.attrs['title']}\n\n{tables.markdown(frame)}" for frame in frames),
         norm=card.threat["norm"],
         eps=size(card.threat["eps"]),
         name=name,
     )
-
-
-def _text(value: str) -> str:
-    """Return a text escaped for Markdown, on one line."""
-    return re.sub(r"([\\|*_\[\]`#])", r"\\\1", html.escape(" ".join(value.split()), quote=False))

@@ -90,12 +90,13 @@ class Subject:
         if isinstance(network, RunFolder):
             return cls._of_run(network, weights, given, class_names, about, model, dataset)
         if given is None:
-            raise UserError("got a model without images and labels; allowed: both, or a run folder alone")
+            raise UserError("got a model without images and labels; allowed: both, a Dataset, or a run folder alone")
         called = name or type(network).__name__
         by_label = getattr(train_class_counts, "sort_index", None)  # of pandas: value_counts() begin with the largest
         if by_label is not None and by_label().index.dtype.kind in "iu":
             train_class_counts = by_label()
         counts, training_seed = plain(train_class_counts), plain(training_seed)
+        check_value("name", called, str)
         check_value("training counts", counts, tuple[StoredCount, ...] | None)
         check_value("training seed", training_seed, LongSeed | None)
         fields: Json = {"method": called, "title": title or called, "protocol": "", "seed": training_seed, "run": {}}
@@ -148,6 +149,7 @@ class Subject:
         fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
         fields["run"] = {"config": record.settings, "hash": record.run_hash, "command": record.command}
         fields["run"] |= {"deviations": list(record.deviations), **({"code": record.code} if record.code else {})}
+        fields["run"] |= {"pretrained_sha256": record.pretrained_sha256} if record.pretrained_sha256 else {}
         name, epoch = run.model.name if model is None else type(model).__name__, folder.weights_about(weights).epoch
         fields["model"] = {"name": name, "selection": rule, "epoch": epoch, "leak": leak}
         fields["model"] |= {"file_sha256": file_sha256(folder.weights(weights))}

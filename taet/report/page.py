@@ -27,7 +27,8 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Panel | pd.DataFrame]]],
 """Folded parts: title and function; its docstring is the text above what it yields, and without any it is left out."""
 NOTE = """Balanced accuracy is the mean over the classes: a rare class counts as much as a common one. All numbers are
 per cent, each above its 95 % interval: of one seed over the test images, which does not cover how much another seed
-would change; of several over seeds, too (Student's t). Bold: better than each other row, compared image by image."""
+would change; of several over seeds, too (Student's t). Bold: better than each other
+row with a number there, compared image by image."""
 
 
 def html(results: Results, title: str, notes: Sequence[str]) -> str:
@@ -51,17 +52,17 @@ def csv(results: Results, *_: object) -> str:
 
 def markdown(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the main tables in Markdown."""
-    parts = ["<!-- taet report -->", f"# {title}", *notes]
+    parts = ["<!-- taet report -->", *map(tables.plain, (f"# {title}", *notes))]
     for one in results.by_test_set():
-        parts += [f"## {name(one)}", f"{about(one)} {lead(one)}"]
-        parts += [f"**{flag}** ({of}): {text}" for flag, of, text in warnings(one)]
-        parts += [f"### {table.attrs['title']}\n\n{tables.markdown(table)}" for table in _main(one)]
+        parts += [*map(tables.plain, (f"## {name(one)}", f"{about(one)} {lead(one)}"))]
+        parts += [f"**{flag}** ({tables.plain(of)}): {tables.plain(text)}" for flag, of, text in warnings(one)]
+        parts += [f"### {tables.plain(table.attrs['title'])}\n\n{tables.markdown(table)}" for table in _main(one)]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the main tables in LaTeX, for the package booktabs."""
-    parts = [f"% {' '.join(text.split())}" for text in ("taet report", title, *notes)]
+    parts = [f"% {' '.join(text.split())}" for text in ("taet report", "It needs the package booktabs.", title, *notes)]
     for number, one in enumerate(results.by_test_set(), 1):
         told = (f"{flag} ({of}): {text}" for flag, of, text in warnings(one))
         parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), about(one), *told))]
@@ -105,7 +106,7 @@ def lead(results: Results) -> str:
     found = {row: results.difference(best, row, attack) for row in others}
     near = [row for row, one in found.items() if one is None or not one.decided]
     worse = [row for row, one in found.items() if one is not None and one.decided and one.value < 0]
-    each = "each other row" if len(others) > 1 else others[0]
+    each = "each other row evaluated so" if len(others) > 1 else others[0]
     end = f"the difference to {listed(near, 3)} is undecided" if near else f"its lead over {each} is more than chance"
     end = f"of the runs with seeds of both, those of {listed(worse, 3)} are better" if worse else end
     return f"{under}, {best} has the highest balanced accuracy, {number}; {end}."

@@ -294,7 +294,7 @@ def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
 
 def class_names(card: Card) -> list[str]:
     """Return the names of the classes as groups of the table: a class called "tail" is not the tail."""
-    return [f"class {name}" if name in GROUPS else name for name in card.class_names]
+    return [f"class {name}" if {*GROUPS} & {*card.class_names} else name for name in card.class_names]
 
 
 def members(card: Card, group: str) -> Ints:

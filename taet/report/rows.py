@@ -174,6 +174,7 @@ def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
     own |= {EXTRA: card.data["extra"]["source"]} if "extra" in card.data else {}
     if isinstance(code := card.run.get("code"), Mapping):
         own["code"] = " ".join(str(sha256)[:8] for sha256 in code.values())
+    own |= {"model.weights SHA-256": str(sha256)[:8]} if (sha256 := card.run.get("pretrained_sha256")) else {}
     if not (stored := card.run.get("config")):
         return own if card.seed is not None else {**own, "weights": card.model["weights_sha256"]}
     rules, wanted = _rules(card), usual_rule or _of_protocol(card.protocol, card.method).get(RULE)

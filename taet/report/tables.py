@@ -14,9 +14,10 @@ from taet.report.results import Results, class_names, members
 MOST_COLUMNS = 8  # rows of results that stand side by side in a table of classes
 MOST_MISTAKES = 12
 BOLD = ("balanced", "plain", "head", "body", "tail")  # groups of which the best row is bold
-MARKDOWN = {sign: f"\\{sign}" for sign in r"\|*_`<>[]"}
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
-LATEX |= {"·": r"$\cdot$", "∞": r"$\infty$", "ε": r"$\epsilon$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in r"\|*_`<>[]"})
+SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
+SIGNS |= {"·": r"$\cdot$", "∞": r"$\infty$", "ε": r"$\epsilon$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+LATEX = str.maketrans(SIGNS)
 
 
 class Text(NamedTuple):
@@ -41,6 +42,11 @@ def table(title: str, columns: Columns, rows: Sequence[str], name: str = "method
     return frame
 
 
+def plain(text: str) -> str:
+    """Return Markdown that shows a text as it is, on one line."""
+    return " ".join(text.split()).translate(MARKDOWN)
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """Return a table in Markdown; names may hold any sign."""
     return markdown_table(_escaped(frame, MARKDOWN, "**{}**"))
@@ -50,16 +56,16 @@ def latex(frame: pd.DataFrame, of: str, number: int) -> str:
     """Return a table in LaTeX, for the package booktabs; the caption is its title and `of`, the test set's name."""
     title = f"{frame.attrs['title']}: {of}"
     label = "-".join(re.findall(r"[a-z0-9]+", f"{frame.attrs['title']} {number}".lower()))
-    said = [rf"\caption{{{''.join(LATEX.get(sign, sign) for sign in title)}}}", rf"\label{{tab:{label}}}"]
+    said = [rf"\caption{{{title.translate(LATEX)}}}", rf"\label{{tab:{label}}}"]
     head, *body = (" & ".join(row) + r" \\" for row in _escaped(frame, LATEX, r"\textbf{{{}}}"))
     begin = [r"\begin{table}", rf"\begin{{tabular}}{{l{'r' * len(frame.columns)}}}", r"\toprule"]
     end = [r"\bottomrule", r"\end{tabular}", *said, r"\end{table}"]
     return "\n".join([*begin, head, r"\midrule", *body, *end])
 
 
-def _escaped(frame: pd.DataFrame, signs: Mapping[str, str], bold: str) -> list[list[str]]:
+def _escaped(frame: pd.DataFrame, signs: Mapping[int, str], bold: str) -> list[list[str]]:
     def text(cell: object) -> str:
-        escaped = "".join(signs.get(sign, sign) for sign in " ".join(str(cell).split()))
+        escaped = " ".join(str(cell).split()).translate(signs)
         return bold.format(escaped) if isinstance(cell, Text) and cell.bold else escaped
 
     return [[*map(text, row)] for row in ((frame.index.name, *frame.columns), *frame.itertuples())]
@@ -142,8 +148,9 @@ def differences(results: Results) -> Iterator[pd.DataFrame]:
     """Difference of balanced accuracy to the best row in percentage points, compared image by image on the same test
     images, with its 95 % interval. Undecided: the interval contains 0, or the p-value of a randomisation test is 5 % or
     more. For one seed it tells which of two models is better, not which method; for several it covers the seeds too.
-    Pairs are of the seeds that both have, so of fewer seeds it need not be the difference of the means. Each row is
-    compared on its own: of many equally good rows, some differ from the best by chance."""
+    Pairs are of the seeds that both have, so of fewer seeds it need not be the difference of the means; without such a
+    seed, a single run is paired with each of the other row, and its seed is not covered. Each row is compared on its
+    own: of many equally good rows, some differ from the best by chance."""
     best, *others = order(results)
     columns: dict[Text, dict[str, Text]] = defaultdict(dict)
     seeds = results.scores("balanced").set_index(["row", "attack"])["seeds"]
@@ -194,6 +201,8 @@ def provenance(results: Results) -> Iterator[pd.DataFrame]:
         facts = {"method": one.row, "title": card.title, "seed": card.seed, "on": card.created}
         facts |= {"weights, SHA-256": model["weights_sha256"], "test images, SHA-256": card.data["test_sha256"]}
         facts |= {"epoch": " ".join(words(model[key]) for key in ("epoch", "selection") if model.get(key))}
+        network = card.run.get("config", {}).get("model", {})
+        facts |= {"begins from": network.get("weights"), "trained part": network.get("tune")}
         facts |= {"leaves the protocol": "; ".join(card.deviations), "evaluated by": card.command}
         facts |= {"checksum": "" if card.sealed else "none: of an older version"}
         for name, value in facts.items():

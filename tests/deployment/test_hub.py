@@ -94,8 +94,13 @@ def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, publish
     for attack, table in zip(("clean", "fgsm"), re.split("Clean images\n|Under fgsm\n", page)[1:], strict=True):
         for name, share in zip(card.class_names, card.summary(attack).per_class, strict=True):
             assert re.search(rf"\n\| {name} \|.*\| {100 * share:.1f} \(", table)
-    old = RunFolder(run).record.model_copy(update={"parameters": None})
+    old = RunFolder(run).record.model_copy(update={"parameters": None, "code": {"method": "0" * 64}})
     assert "| Network | resnet8, input (3, 16, 16) |" in model_card(old, card, "mit", "user/x")
+    assert "Begins from" not in page
+    settings = {**old.settings, "model": {**old.settings["model"], "weights": "x.pt"}}
+    begun = RunFolder(run).record.model_copy(update={"settings": settings})
+    assert "| Begins from | x.pt; trained: all |" in model_card(begun, card, "mit", "user/x")
+    assert "| Not in this folder | the plug-in of the method, which" in model_card(old, card, "mit", "user/x")
 
 
 def test_a_push_and_a_load_give_the_same_answers(run: Path, hub: Hub, dataset: Dataset) -> None:

@@ -222,6 +222,9 @@ def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
     pairs = zip((trained("at", seed) for seed in (0, 1)), "ab", strict=True)
     cards = [one.changed(run={**one.run, "code": {"methods": digit * 64}}) for one, digit in pairs]
     assert sorted(names(*cards)) == ["at", "at (other code)"]
+    files = zip(cards, "ab", strict=True)
+    began = [one.changed(run={**one.run, "pretrained_sha256": digit * 64}) for one, digit in files]
+    assert "weights SHA-256 bbbbbbbb" in "".join(names(*began))  # two files of one name
     assert names(cards[0], trained("trades"), cards[1].changed(method="forgets")) == ["at", "trades", "forgets"]
     assert sorted(names(trained(), trained(training__augment="none"))) == ["at", "at (augment none)"]
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 import taet
 from taet import models
 from taet.errors import UserError
+from taet.evaluation.subject import Subject
+from taet.files import file_sha256
 from taet.settings import Run, override
 from taet.training import TrainingResult, resume, train
 from taet.training.runs import load_model
@@ -48,7 +50,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     with killed_before(round(share * len(steps_seen))):
         train(run, out=tmp_path / "killed")
     Path(str(run.model.weights)[4:]).rename(tmp_path / "moved")  # the backbone is not needed any more
-    resume(tmp_path / "killed")
+    assert str(run.model.weights)[4:] in resume(tmp_path / "killed").model.notes[0]
     (tmp_path / "moved").rename(str(run.model.weights)[4:])
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -70,6 +72,8 @@ def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Tiny, tuned: Run
     clean = train(tiny("standard", {"model.name": tuned.model.name, "training.epochs": 1}), out=tmp_path / "clean")
     found = train(override(tuned, {"model.weights": f"run:{clean.folder}"}), out=tmp_path / "run")
     assert "was trained without attacks does not make it robust" in found.model.notes[-1]
+    of_run = Subject.of(found.folder).about["run"]
+    assert of_run["pretrained_sha256"] == file_sha256(clean.folder / "model.safetensors")
 
 
 @pytest.mark.parametrize(
