@@ -9,8 +9,9 @@ set TAET_PLUGINS to its parent folder:
     TAET_PLUGINS=~/plugins taet train prediction-balanced --method.power 0.5
     TAET_PLUGINS=~/plugins taet list methods
 
-It then also works in `taet compare` and as `--method.base` of robust-lt. If you run the project's tests with the same
-variable, the contract tests cover it: ball, unchanged model, bf16, missing classes, resuming, several processes.
+With that variable it also works in `taet compare`, which starts processes, and as `--method.base` of robust-lt. If you
+run the project's tests with it, the contract tests cover the method: ball, unchanged model, bf16, missing classes,
+resuming, several processes.
 """
 
 import tempfile

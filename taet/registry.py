@@ -119,6 +119,8 @@ def _declared(tree: ast.Module) -> Json:
 
 def add(kind: Kind, path: str | Path) -> None:
     """Register the file `path` in this process, as if it were in the folder `kind` of this package."""
+    if kind not in WORDS:
+        raise unknown("kind", kind, WORDS)
     path = Path(path).resolve()
     if not path.is_file():
         raise UserError(f"{kind}: got {path}; allowed: a Python file")

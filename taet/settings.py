@@ -110,7 +110,8 @@ class Model(Settings):
     label: ClassVar[str] = "model"
 
     name: str = "resnet18"
-    """Model (see taet list models), torchvision:NAME, timm:NAME, or package.module:callable."""
+    """Model (see taet list models), torchvision:NAME, timm:NAME, or package.module:callable. Default: resnet18; on a
+    CPU, without --protocol and --recipe, resnet8."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of a ResNet: 3x3 at full size, or 7x7 and pooling to a quarter. auto: imagenet from 96 pixels."""
     weights: str | None = None
@@ -267,7 +268,7 @@ class Evaluation(Settings):
     cw_bounded: bool = False
     """Count a success of cw-l2 only within eps_l2."""
     search_precision: Annotated[Literal["float32", "bf16", "tf32"], Field(title="search precision")] = "float32"
-    """Arithmetic of the attacks but AutoAttack (autoattack:precision=bf16). What is broken is decided in float32."""
+    """Arithmetic of FGSM, PGD, cw-linf, quick (autoattack:precision=bf16). What is broken is decided in float32."""
     batch_size: Count = 250
     """Images per batch; stored in the result, because AutoAttack's result depends on it."""
     seed: Seed = 0

@@ -1,10 +1,6 @@
 """Methods, attacks, data and models are found by reading files, and every one of them can be loaded."""
 
-import os
-import re
 import shutil
-import subprocess
-import sys
 import typing
 from pathlib import Path
 
@@ -107,19 +103,6 @@ def test_a_changed_file_is_imported_again_so_that_its_hash_is_that_of_the_code_t
     assert methods.find("prediction-balanced").Config().power == 3 * first.Config().power == 0.75
 
 
-@pytest.mark.full
-@pytest.mark.usefixtures("plugins")
-def test_the_contract_tests_find_it_and_hold() -> None:
-    """In a process of its own, as its author would run them."""
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "prediction-balanced"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    contract = "tests/methods/test_contract.py"
-    done = subprocess.run([*words, contract], cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert int(passed[1]) > 20, done.stdout
-
-
 def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAET_PLUGINS")
     for _ in range(2):
@@ -129,6 +112,8 @@ def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.Mon
     assert "prediction-balanced" not in registry.entries("methods")
     with one_line("allowed: a Python file"):
         registry.add("methods", plugins / "methods" / "none.py")
+    with one_line("unknown kind 'method'; .* did you mean 'methods'"):
+        registry.add("method", plugins / "methods" / "own.py")  # type: ignore[arg-type]
     for place in ("nowhere", "methods"):  # one level too deep
         monkeypatch.setenv("TAET_PLUGINS", str(plugins / place))
         with one_line(rf"TAET_PLUGINS: got .*{place}; allowed: folders"):

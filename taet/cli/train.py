@@ -51,8 +51,7 @@ class Train(Command):
     method: Annotated[str | None, POSITIONAL] = None
     """Training method (see taet list methods)."""
     protocol: str | None = None
-    """Defaults of all other options: taet, reat, or official, those of METHOD's paper. Default: taet, with a network
-    chosen for images and machine."""
+    """Defaults of all other options: taet, reat, or official, those of METHOD's paper. Default: taet."""
     recipe: str | None = None
     """Settings that replace those of the protocol (see taet list recipes)."""
     seed: LongSeed | None = None
@@ -67,7 +66,7 @@ class Train(Command):
     """Print all settings, also those that are chosen, and train nothing."""
     trust_model: Trusted = None
     evaluate: bool | None = None
-    """Attack the run and write report.html. Default: with your own images."""
+    """Attack the run and write report.html. Default: only if --data is your own images."""
 
 
 class Request(NamedTuple):

@@ -357,7 +357,7 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return class names; fewer than two, and those that are empty, occur twice or cannot be printed, are refused."""
     names = tuple(names)
     if len(names) < 2:
-        raise UserError(f"classes: got {', '.join(names) or 'none'}; allowed: 2 classes or more")
+        raise UserError(f"class names: got {', '.join(map(repr, names)) or 'none'}; allowed: 2 classes or more")
     for name, times in Counter(names).items():
         if not name.strip() or UNPRINTABLE.search(name) or times > 1:
             got = f"'{name}' twice" if times > 1 else f"{name[:40]!a}"

@@ -170,7 +170,7 @@ class Files:
         if self.size is None and not self.uniform:
             other = int((self.sizes != self.sizes[0]).any(1).argmax())
             one, another = (f"'{self.files[n]}' is {self.sizes[n][0]}x{self.sizes[n][1]} pixels" for n in (0, other))
-            allowed = f"give one size to all with --data.size {self.sizes[0].min()}"
+            allowed = "give one size to all with --data.size, for a trained network that of its training"
             raise UserError(f"images of different sizes: {one}, {another}; {allowed}")
         width, height = self.ranked(1) if self.size is None else (self.size, self.size)
         return len(self.files), height, width, 1 if self.grey.all() else 3

@@ -176,7 +176,7 @@ def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module
         names = library.list_models(module=library)  # classifiers only
     else:
         return _custom(spec, num_classes)
-    architecture = name.partition(".")[0]  # of timm; the rest is the tag of a pretraining
+    architecture = name.partition(".")[0] if kind == "timm" else name  # the rest is the tag of a pretraining
     if architecture not in names:
         hint = f"; did you mean '{near}'?" if (near := nearest(architecture, names)) else ""
         raise UserError(f"unknown {kind} model '{name}'; allowed: the {len(names)} names of {kind}{hint}")

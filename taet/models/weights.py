@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from taet.errors import UserError, custom_code, cut, located, needed, said
 from taet.fields import Record, Sha256
 from taet.files import DONE, METRICS, RUN, check_seal, file_sha256, parse_json, read_bytes, read_json
+from taet.formatting import listed
 from taet.models.classifier import Adapter, Classifier
 from taet.settings import from_json
 
@@ -138,14 +139,15 @@ def read(path: str | Path) -> StoredWeights:
     folder of one.
     """
     file = weights_file(path)
-    content, place = _content(file), list[str]()
+    content, place, keys = _content(file), list[str](), list[object]()
     while isinstance(content, Mapping):
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
             return StoredWeights(dict(content), ".".join(place), Path(path), file)
-        place += [next((key for key in NAMED_STATES if key in content), "")]
+        place, keys = [*place, next((key for key in NAMED_STATES if key in content), "")], [*content]
         content = content.get(place[-1])
-    under = "as model.state_dict() gives them, alone or under one of"
-    raise UserError(f"{path} holds no weights; allowed: names and tensors, {under} {', '.join(NAMED_STATES)}")
+    under = f"as model.state_dict() gives them, alone or under one of {', '.join(NAMED_STATES)}"
+    got = f", its keys are {listed(map(str, keys), most=4)}" if keys else ""
+    raise UserError(f"{path} holds no weights{got}; allowed: names and tensors, {under}")
 
 
 def _content(path: Path) -> object:
@@ -267,6 +269,7 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         hint = "; the names are torchvision's: --model torchvision:NAME" if theirs.keys() - own >= TORCHVISION else ""
         grey = [key for key, one in own.items() if one[1:2] == (1,) and theirs.get(key) == (one[0], 3, *one[2:])]
         hint += "; grey images fit it with --normalize of three channels" if grey and "mean" not in theirs else ""
+        hint += "; made for images of another size: --data.size" if "pos_embed" in "".join(faults[:1]) else ""
         counted = f"{len(faults)} of {len(own | theirs)} tensors, the first "
         some = counted + faults[0] if faults else cut(said(error), 400)
         raise UserError(f"{path} does not fit the model: {some}{hint}") from None

@@ -73,7 +73,7 @@ def test_manifest_is_plain_json_and_names_the_images(arrays):
         ({"train_labels": np.repeat([0, 2], 5)}, "class '1' has no training image"),
         ({"class_names": ["a", "b", "a"]}, "class names: got 'a' twice"),
         ({"class_names": ["a", "b\u202e", "c"]}, r"class names: got 'b\\u202e'"),
-        ({"train_labels": np.zeros(10, int)}, "classes: got 0; allowed: 2 classes or more"),
+        ({"train_labels": np.zeros(10, int)}, "class names: got '0'; allowed: 2 classes or more"),
     ],
 )
 def test_bad_arrays_are_refused_in_one_line(change, message, arrays):
