@@ -217,7 +217,7 @@ def cost_rows(name: str) -> list[tuple[str, ...]]:
             f"{cost['seconds_ratio']:.2f} ({cost['spread'][0]:.2f}–{cost['spread'][1]:.2f})",
         )
         for cost in costs()["costs"]
-        if cost["name"] == name
+        if cost["name"] == name and cost["settings"].keys() <= methods.find(name).Config.model_fields.keys()
     ]
 
 

@@ -58,8 +58,8 @@ class Cell:
         """Where its card is, and what it lacks."""
         where = self.measured.where if self.measured else "started" if self.started else "missing"
         lacks = f", lacks {', '.join(self.lacks)}" if self.measured and self.lacks else ""
-        cost = "" if not self.lacks else ", no estimate" if math.isnan(self.seconds) else f", {duration(self.seconds)}"
-        return where + lacks + cost
+        cost = "no estimate" if math.isnan(self.seconds) else f"{duration(self.seconds)} of one core"
+        return where + lacks + (f", {cost}" if self.lacks else "")
 
 
 def cells(wanted: Sequence[Item], at: Scale, runs: Runs, options: argparse.Namespace) -> list[Cell]:

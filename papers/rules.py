@@ -243,7 +243,7 @@ STEADY, CHANCES = 0.05, 2  # most change of the shares of the predicted classes;
 
 
 def steady(at: Study, rows: Sequence[Row]) -> Verdict:
-    """It fails if the mean total variation of the predicted classes between recorded epochs is above 5 % in a row.
+    """It fails if the mean total variation of the predicted classes between recorded epochs is above 5 % in one row.
 
     Equal shares of the classes do not prove equal predictions, so it never holds.
     """
