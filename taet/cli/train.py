@@ -38,7 +38,7 @@ OF_RESUME = {"resume", "trust_model", "evaluate"}
 class Train(Command):
     """Train METHOD on long-tailed data, or continue a run. taet train METHOD --help has its own options.
 
-    Your own images need no other options: what is not given is chosen for them and this machine, and printed.
+    Your own images need no other options: what is not given is chosen for them, and printed.
     """
 
     examples = (
@@ -66,7 +66,7 @@ class Train(Command):
     """Print all settings, also those that are chosen, and train nothing."""
     trust_model: Trusted = None
     evaluate: bool | None = None
-    """Attack the run and write report.html. Default: only if --data is your own images."""
+    """Attack the run and write report.html. Default: only for your own images."""
 
 
 class Request(NamedTuple):

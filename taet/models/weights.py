@@ -169,7 +169,7 @@ def _content(path: Path) -> object:
         if code is not None:
             holds = f"{path} holds pickled code ({code[1]}), which is never run"
             raise UserError(f"{holds}; save model.state_dict() alone") from None
-        reason = f"or is truncated ({type(error).__name__})"
+        reason = f"or is truncated, or TorchScript ({type(error).__name__})"
         raise UserError(f"{path} holds no weights that can be read without running code, {reason}") from None
 
 

@@ -35,7 +35,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     draws, labels = np.random.default_rng(0), np.arange(80) % 4
     levels = 51 * (1 + labels)[:, None, None, None]
     images = np.clip(levels + draws.integers(-5, 6, (80, 32, 32, 3)), 0, 255).astype(np.uint8)
-    np.savez(tmp_path / "grey.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    flipped = {"test_images": images[:, ::-1], "test_labels": labels}
+    np.savez(tmp_path / "grey.npz", train_images=images, train_labels=labels, **flipped)
     (tmp_path / "grey_nets.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
