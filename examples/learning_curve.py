@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | No
                 run = override(whole, {"data.train_share": share, "seed": seed})
                 folder = given.out / f"{method}-{share:g}-{seed}"
                 result = taet.resume(folder) if folder.exists() else taet.train(run, out=folder)
+                if result.run.data != run.data:
+                    raise SystemExit(f"{folder} holds a run on other data; choose another --out")
                 card = taet.evaluate(result.folder, attacks=["clean", ATTACK])
                 masks.append(card.column(ATTACK).correct.astype(float))
             right.append(np.stack(masks))

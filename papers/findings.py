@@ -353,7 +353,8 @@ have one run each; there C1, C2, C6 and C17 no longer fail, so others may hold t
 tested, or settled by what their evidence names.
 
 A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced
-accuracy, paired on the same test images, with 95 % intervals for all parts of a claim together; all parts must hold.
+accuracy, paired on the same test images, with 95 % intervals for all parts of a claim together (R11: for each), and all
+parts must hold.
 With one seed an interval covers the test images only: it says which of two models is better, not which method.
 *Outside* are runs at the next smaller scale or with other settings, which decide nothing.
 `python papers/findings.py --write` makes this page; [notes](notes-on-papers.md) have what was measured beside the

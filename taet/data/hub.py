@@ -59,9 +59,11 @@ def read(data: Data) -> DataSource:
         raise UserError(f"data: '{data.name}' has the columns {', '.join(features)}; allowed: with images and a label")
     names, notes = getattr(features[label], "names", None), list[str]()
     given = {split: [*table[label]] for split, table in splits.items()}
+    if any(isinstance(value, list) for value in given["train"]):
+        raise UserError(f"data: '{data.name}' has lists of labels; allowed: one label for each image")
     known = {*given["train"]} - ({-1} if names else set())
     for split, values in given.items():  # a hidden label, as in a competition's test set, is none, empty or -1
-        if any(value in (None, "") or (value == -1 and value not in known) for value in values):
+        if any(value in (None, "") or value != value or (value == -1 and value not in known) for value in values):
             if split == "train":
                 raise UserError(f"data: '{data.name}' has training images without a label; allowed: one for each")
             splits.pop(split)

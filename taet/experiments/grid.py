@@ -165,13 +165,14 @@ class Cell:
         try:
             card = card_of(held) if held.is_done else None
         except UserError as error:  # of a damaged file
-            return Outcome(self, "failed", reason=str(error))
+            return Outcome(self, "failed", reason=f"{error}; remove {held.card()} to measure it again")
         wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]
         same = card is not None and (card.threat["eps"], card.batch_size) == (run.attack_eps, run.evaluation.batch_size)
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
-        ours, its = ({**one.evaluation.model_dump(), "eps": one.attack_eps} for one in (run, held.record.run))
-        evaluate += [word for name, value in ours.items() if value != its[name] for word in option_words(name, value)]
+        ours, its = ({**of_run(one).model_dump(), "eps": one.attack_eps} for one in (run, held.record.run))
+        if ours != its:  # all of them, since steps that are not named follow another radius
+            evaluate += [word for setting in ours.items() for word in option_words(*setting)]
         return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate))
 
     def check_folder(self) -> None:

@@ -57,7 +57,7 @@ class CellRun:
                 self.stop()
             if (status := self.wait()) and not self.stopped:
                 ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-                return f"{ended}: {self.last_line('taet: error: ') or self.last_line()}"
+                return f"{ended}: {self.last_line('taet: error: ') or self.last_line()}".removesuffix(": ")
         return ""
 
     def wait(self) -> int:
@@ -73,7 +73,8 @@ class CellRun:
             self.process.send_signal(signal.SIGTERM)
 
     def last_line(self, marked: str = "") -> str:
-        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").split("\n")]
+        last = self.log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ taet ")[2]
+        lines = [line.strip() for line in last.split("\n")[1:]]  # below the command
         return next((line.removeprefix("taet: error: ") for line in reversed(lines) if line and marked in line), "")
 
 

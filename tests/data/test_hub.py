@@ -111,3 +111,14 @@ def test_what_the_library_refuses_or_lacks_is_one_line(monkeypatch, refused):
     refused(NAME, "has the columns text; allowed: with images and a label")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused(NAME, r"needs the package datasets: pip install 'taet\[datasets\]'")
+
+
+def test_labels_that_are_lists_or_missing_are_no_classes(repository, refused):
+    import datasets
+
+    kinds = {"image": datasets.Image(), "label": datasets.Value("float32")}
+    repository({"train": columns(9) | {"label": [0.0, 1.0, float("nan")] * 3}}, features=datasets.Features(kinds))
+    refused(NAME, "has training images without a label")
+    kinds["label"] = datasets.List(datasets.Value("int64"))
+    repository({"train": columns(9) | {"label": [[0, 1]] * 9}}, features=datasets.Features(kinds))
+    refused(NAME, "has lists of labels; allowed: one label for each image")

@@ -173,7 +173,8 @@ def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
     folder = str(cell.folder)
     assert (cell.look().state, cell.look().commands) == ("done", ())
     (cell.folder / "evaluation.json").write_text("{")
-    assert (cell.look().state, cell.look().commands) == ("failed", ())
+    assert cell.look()[1:3] == ("failed", ())
+    assert cell.look().reason.endswith(f"remove {cell.folder / 'evaluation.json'} to measure it again")
     (cell.folder / "evaluation.json").unlink()
     assert cell.look()[1:3] == ("started", (["evaluate", folder],))
     (cell.folder / "done").unlink()
@@ -186,8 +187,9 @@ def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
 def test_a_card_needs_the_ball_and_the_attacks(cell: Cell, small: dict[str, Any], tmp_path: Path) -> None:
     settings = {**small["settings"], "evaluation.attacks": ["fgsm", "pgd-3"], "evaluation.search_precision": "bf16"}
     (more, *_) = planned(small, tmp_path, settings=settings)
-    words = ["--attacks", "fgsm", "pgd-3", "--search-precision", "bf16"]
-    assert more.look().commands == (["evaluate", str(cell.folder), *words],)
+    (command,) = more.look().commands
+    assert "--attacks fgsm pgd-3 --eps 13/255" in " ".join(command)
+    assert "--search-precision bf16" in " ".join(command)
     (fewer, *_) = planned(small, tmp_path, settings=small["settings"] | {"evaluation.attacks": ["fgsm"]})
     assert fewer.look().state == "done"
     path = cell.folder / "evaluation.json"
@@ -202,7 +204,7 @@ def test_a_card_needs_the_ball_and_the_attacks(cell: Cell, small: dict[str, Any]
     ("changes", "words"),
     [
         ({"eps": "26/255"}, ["--eps", "26/255"]),
-        ({"step_size": "5/255", "seed": 3}, ["--step-size", "5/255", "--seed", "3"]),
+        ({"step_size": "5/255", "seed": 3}, ["--step-size", "5/255"]),
         ({"eps_l2": 0.5, "cw_constant": 1.0, "cw_bounded": True}, None),
         ({"batch_size": 7}, ["--batch-size", "7"]),
     ],
@@ -214,7 +216,7 @@ def test_other_settings_of_the_evaluation_need_no_new_run(
     wanted["evaluation.attacks"] = ["fgsm", "pgd-3", "cw-l2"]
     (asked, *_) = planned(small, tmp_path, settings=small["settings"] | wanted)
     (command,) = asked.look().commands
-    assert words is None or command[-len(words) :] == words
+    assert words is None or " ".join(words) in " ".join(command)
     evaluate(cell.folder, probe=False, **of_part(read_evaluation(command[1:])[1], "evaluation"))
     assert asked.look().state == "done"
 

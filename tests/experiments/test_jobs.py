@@ -98,6 +98,8 @@ def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(
     assert result.outcomes[0].reason == "exit status 1: the loss is not finite"
     assert result.outcomes[1].reason == "the command ended well, but the cell is not complete"
     assert f"[1/3] {NAMES[0]}: failed: exit status 1: the loss is not finite" in said
+    processes(seed0="killed", seed1="idle")
+    assert compare(small, tmp_path / "out").outcomes[0].reason == "killed by SIGKILL"
     processes()
     assert states(compare(small, tmp_path / "out")) == ["done"] * 3
     assert processes()[-3]["words"] == ["train", "--resume", str(tmp_path / "out" / "runs" / NAMES[0])]
