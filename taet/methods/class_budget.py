@@ -5,7 +5,7 @@ Source: RobustLT (Zhang et al., CVPR 2026, arXiv:2605.13395), DAFA (Lee et al., 
 
 from typing import Annotated, Literal
 
-from taet.fields import OnlyWith, PartialShare, Positive, Share
+from taet.fields import NonNegative, OnlyWith, PartialShare, Positive, Share
 from taet.methods.base import Task
 from taet.methods.cfa import BEGIN, CfaRule
 from taet.methods.dafa import WARM_UP, DafaRule, InnerShare
@@ -39,7 +39,7 @@ class ClassBudget(ClassBudgets):
         """counts: share of the budget that depends on the class counts (RobustLT)."""
         b: Annotated[Share | None, OnlyWith(rule="counts")] = None
         """counts: warm-up as a share of the epochs. Default: 1.0 with taet, 0.8 with others (RobustLT)."""
-        lam: Annotated[Positive | None, OnlyWith(rule="dafa")] = None
+        lam: Annotated[NonNegative | None, OnlyWith(rule="dafa")] = None
         """dafa: factor of the differences between classes. Default: 1, with 100 classes or more 1.5 (DAFA)."""
         floor: Annotated[InnerShare, OnlyWith(rule="dafa")] = 0.25
         """dafa: smallest weight of a class (our choice)."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from taet.errors import UserError
-from taet.fields import Positive
+from taet.fields import NonNegative
 from taet.losses.long_tail import class_sums
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
@@ -90,7 +90,7 @@ class Dafa(ClassBudgets):
 
         base: Base = "trades"
         """Name of the wrapped method (the public code: trades)."""
-        lam: Positive | None = None
+        lam: NonNegative | None = None
         """Factor lambda of the differences between classes. Default: 1, with 100 classes or more 1.5 (paper)."""
         floor: InnerShare = 0.25
         """Smallest weight of a class (our choice)."""

@@ -6,7 +6,6 @@ Source: Zhang et al., RobustLT, CVPR 2026, arXiv:2605.13395.
 import torch
 from torch import Tensor, nn
 
-from taet.errors import UserError
 from taet.fields import Share
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
@@ -32,9 +31,6 @@ class CountsRule(BudgetRule):
     def __init__(self, task: Task, a: float, b: float | None, base: str) -> None:
         super().__init__()
         self.length = (WARM_UP.get(base, 0.8) if b is None else b) * task.epochs
-        if len({*task.exposure} - {0}) == 1 < len({*task.class_counts} - {0}):
-            got = "got batches with as many images of each class, with equal budgets"
-            raise UserError(f"method: {got}; allowed: --training.sampling shuffled or square-root")
         counts = torch.tensor(task.exposure, dtype=torch.float32)
         self.budgets = nn.Buffer(class_budgets(counts, a), persistent=False)
 
@@ -72,6 +68,7 @@ class RobustLT(ClassBudgets):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: CountsRule(task, config.a, config.b, config.base))
-        if config.b == 0:
-            *others, own = self.deviations
-            self.deviations = (*others, own.removesuffix(" and grow from 0 in the warm-up"))
+        equal = config.a == 0 or len({*task.exposure} - {0}) == 1  # as with class-balanced batches
+        said = [*["differ by class"] * (not equal), *["grow from 0 in the warm-up"] * (config.b != 0)]
+        of_budgets = [f"training eps and step size {' and '.join(said)}"] if said else []
+        self.deviations = (*self.base.deviations, *of_budgets)

@@ -34,6 +34,7 @@ Values = Mapping[str, object]
 EVERY, RULE, THREAT, EXTRA = "training.monitor_every", "training.selection", "threat of the evaluation", "extra images"
 SETTING = ("data.name", "model.name", "protocol", THREAT, EXTRA, "model.weights", RULE)
 """What the cards of one board share, besides the images of training and test."""
+FILE = "model.weights SHA-256"  # which tells several files of one name apart
 IMAGES = ("root", "storage", "imbalance_ratio", "default_imbalance_ratio", "profile", "max_count", "validation")
 IDLE = {"seed", "method", "training.distance_images"} | {f"data.{of}" for of in (*IMAGES, "test", "test_max_count")}
 """Values that change no weights, or only by the images of a training set, which cards of one table share."""
@@ -127,6 +128,10 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     single = {card.model["weights_sha256"]: rules[0] for card in cards if len(rules := _rules(card)) == 1}
     usual = multimode(single.values())
     settings = [_settings(card, usual[0] if len(usual) == 1 else "", single) for card in cards]
+    files = Counter(name for name, _ in {(own.get("model.weights"), own[FILE]) for own in settings if FILE in own})
+    settings = [
+        {k: of for k, of in own.items() if k != FILE or files[own.get("model.weights")] > 1} for own in settings
+    ]
     keys = _keys(cards, settings)
     found = {key: (cards[keys.index(key)], settings[keys.index(key)]) for key in dict.fromkeys(keys)}
     same = _merged(cards, keys, _labels(found))
@@ -174,7 +179,7 @@ def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
     own |= {EXTRA: card.data["extra"]["source"]} if "extra" in card.data else {}
     if isinstance(code := card.run.get("code"), Mapping):
         own["code"] = " ".join(str(sha256)[:8] for sha256 in code.values())
-    own |= {"model.weights SHA-256": str(sha256)[:8]} if (sha256 := card.run.get("pretrained_sha256")) else {}
+    own |= {FILE: str(sha256)[:8]} if (sha256 := card.run.get("pretrained_sha256")) else {}
     if not (stored := card.run.get("config")):
         return own if card.seed is not None else {**own, "weights": card.model["weights_sha256"]}
     rules, wanted = _rules(card), usual_rule or _of_protocol(card.protocol, card.method).get(RULE)

@@ -14,6 +14,7 @@ from taet.report.results import Results, class_names, members
 MOST_COLUMNS = 8  # rows of results that stand side by side in a table of classes
 MOST_MISTAKES = 12
 BOLD = ("balanced", "plain", "head", "body", "tail")  # groups of which the best row is bold
+ADDRESS = re.compile(r"https?://[\w./?=&#%~:+-]+")
 MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in r"\|*_`<>[]"})
 SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
 SIGNS |= {"·": r"$\cdot$", "∞": r"$\infty$", "ε": r"$\epsilon$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
@@ -43,8 +44,8 @@ def table(title: str, columns: Columns, rows: Sequence[str], name: str = "method
 
 
 def plain(text: str) -> str:
-    """Return Markdown that shows a text as it is, on one line."""
-    return " ".join(text.split()).translate(MARKDOWN)
+    """Return Markdown that shows a text as it is, on one line, with its addresses as links."""
+    return " ".join(word if ADDRESS.fullmatch(word) else word.translate(MARKDOWN) for word in text.split())
 
 
 def markdown(frame: pd.DataFrame) -> str:

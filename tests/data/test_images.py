@@ -86,7 +86,7 @@ def test_grey_and_colour_files_together_are_colour_and_sizes_must_agree(tmp_path
     assert read(paths)[:, 0, 0].tolist() == [[9, 9, 9], [1, 2, 3]]
     assert read(paths[:1], 8).shape == (1, 8, 8, 1)
     Image.new("L", (8, 6)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a\.png' is 8x6 pixels, '.*b\.png' is 4x4.*--data\.size, for a trained network"):
+    with pytest.raises(UserError, match=r"a\.png' is 8x6 pixels, '.*b\.png' is 4x4.*--data\.size, for a trained"):
         read(paths)
     assert read(paths, 5).shape == (2, 5, 5, 3)
     assert survey(paths, 5).sentences()[-1] == "resized to 5x5; 1 of 2 are not square: squeezed"

@@ -45,6 +45,8 @@ def test_without_a_warm_up_robust_lt_says_so_beside_what_its_base_says() -> None
     said = built("robust-lt", base="n-fgsm", b=0).deviations
     assert said[0].startswith("one step of eps from uniform noise")
     assert said[1:] == ("training eps and step size differ by class",)
+    assert built("robust-lt", base="at", a=0).deviations == ("training eps and step size grow from 0 in the warm-up",)
+    assert built("robust-lt", base="at", a=0, b=0).deviations == ()
 
 
 @pytest.mark.parametrize("base", ["at-bsl", "trades", "mart", "reat", "harl", "taet"])

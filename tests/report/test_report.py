@@ -268,7 +268,8 @@ def test_hostile_names_stay_text(make_card: MakeCard, tmp_path: Path) -> None:
     assert [name for name in ("<b>Title</b> & more", str(place), *names) if name not in found.text] == []
     classes = [row[0] for row in found.tables["Under autoattack"]]
     assert all([f"class {name}"] in classes for name in ("12", "tail", "class tail"))
-    written = report.write(place, tmp_path / "x.md", title="<b>").read_text()
+    written = report.write(place, tmp_path / "x.md", title="<b>", notes=["of https://x.org/a_b"]).read_text()
+    assert "\nof https://x.org/a_b\n" in written
     assert re.findall(r"(?<!\\)<\S+", written) == ["<!--"]
 
 

@@ -225,6 +225,9 @@ def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
     files = zip(cards, "ab", strict=True)
     began = [one.changed(run={**one.run, "pretrained_sha256": digit * 64}) for one, digit in files]
     assert "weights SHA-256 bbbbbbbb" in "".join(names(*began))  # two files of one name
+    older, newer = trained("at", 0), trained("at", 1)
+    newer = newer.changed(run={**newer.run, "pretrained_sha256": "a" * 64})
+    assert names(older, newer) == ["at", "at"]  # the hash is not on cards of older versions
     assert names(cards[0], trained("trades"), cards[1].changed(method="forgets")) == ["at", "trades", "forgets"]
     assert sorted(names(trained(), trained(training__augment="none"))) == ["at", "at (augment none)"]
 

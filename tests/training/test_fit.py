@@ -45,7 +45,6 @@ LONG_TAIL = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80, "test": 30})
         ("trades", {"threat.weighting": "rw"}, "its attack takes no class weights"),
         ("at", {"outer.drw": True, "training.milestones": (1.0,)}, "a schedule without a milestone"),
         ("robust-lt", {"settings": {"base": "standard"}}, "which attacks in no epoch"),
-        ("robust-lt", {"training.sampling": "class-balanced"}, "as many images of each class, with equal budgets"),
         ("robust-lt", {"settings": {"base": "trades"}, "threat.start": "none"}, "start none, where its attack has no"),
     ],
 )
