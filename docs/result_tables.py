@@ -26,8 +26,8 @@ EVERY_ATTACK = ("cifar10-lt-attacks", "cifar10-lt-fast")
 """Comparisons of attacks, and one whose rows were attacked differently."""
 ELSEWHERE = ("cifar10-lt-500-epochs", "cifar10-lt-class-wise", "cifar10-lt-factors-search", "cifar10-lt-fast-search")
 ELSEWHERE += ("cifar10-lt-few-passes", "cifar10-lt-methods", "digits-lt-deepfool", "digits-lt-factors-search")
-ELSEWHERE += ("digits-lt-attacks", "digits-lt-precision", "own-data")  # the first has the rows of digits-lt-methods
-"""Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/."""
+ELSEWHERE += ("digits-lt-attacks", "digits-lt-causes", "digits-lt-precision", "ham10000-fine-tune", "own-data")
+"""Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/; of rows that another one has."""
 FRONT_ROWS = 10
 
 
