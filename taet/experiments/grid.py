@@ -1,5 +1,6 @@
 """The grid of a comparison: methods x data x imbalance ratios x seeds x variants, as a TOML file, and its cells."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from taet import methods, protocols, registry
 from taet.data import facts, full_name, is_own
 from taet.errors import UserError, located, nearest
-from taet.evaluation.bundles import attacks_of, of_run
+from taet.evaluation.bundles import attacks_of, of_run, settle
 from taet.evaluation.card import card_of
 from taet.evaluation.runner import among
 from taet.experiments import own_images
@@ -165,14 +166,21 @@ class Cell:
         try:
             card = card_of(held) if held.is_done else None
         except UserError as error:  # of a damaged file
-            return Outcome(self, "failed", reason=f"{error}; remove {held.card()} to measure it again")
+            of_card = f"{error}".startswith(f"{held.card()}") and "again" not in f"{error}"
+            way = f"; remove {held.card()} to measure it again" if of_card else ""
+            return Outcome(self, "failed", reason=f"{error}{way}")
         wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]
         same = card is not None and (card.threat["eps"], card.batch_size) == (run.attack_eps, run.evaluation.batch_size)
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
-        ours, its = ({**of_run(one).model_dump(), "eps": one.attack_eps} for one in (run, held.record.run))
-        if ours != its:  # all of them, since steps that are not named follow another radius
-            evaluate += [word for setting in ours.items() for word in option_words(*setting)]
+        there = held.record.run
+        ours, its = ({**of_run(one).model_dump(), "eps": one.attack_eps} for one in (run, there))
+        changes = {name: value for name, value in ours.items() if value != its[name]}
+        usual = protocols.start(there.protocol, there.method)
+        with contextlib.suppress(UserError):  # which the command says
+            if settle(there.evaluation, changes, there.threat.eps, usual).model_dump() != ours:
+                changes = ours  # steps that are not named follow another radius
+        evaluate += [word for setting in changes.items() for word in option_words(*setting)]
         return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate))
 
     def check_folder(self) -> None:
