@@ -24,17 +24,19 @@ from taet.evaluation import check, evaluate  # noqa: E402
 from taet.evaluation.facts import Merged, mean_draw  # noqa: E402
 from taet.evaluation.rules import MASKING  # noqa: E402
 from taet.losses import cross_entropy  # noqa: E402
-from tests import museum  # noqa: E402
 from tests.museum import (  # noqa: E402
     CLASSES,
     EPS,
     Change,
+    base,
     batch_statistics,
+    defended,
     dummies,
     flat_softmax,
     k_winners,
     large_logits,
     quantised,
+    standard,
     stepped,
     stochastic,
     tested,
@@ -43,12 +45,12 @@ from tests.museum import (  # noqa: E402
 PAGE = ROOT / "results" / "museum.md"
 BEGIN, END = "<!-- museum: python results/museum.py --write -->\n", "<!-- end of museum -->"
 MADE_FOR = {"dummy-classes", "eot-beats-one-draw"}  # attacks of `taet check --deep`
-SOUND = {"the network itself": museum.base, "the same, trained on clean images": museum.standard}
+SOUND = {"the network itself": base, "the same, trained on clean images": standard}
 
 
 def thresholded() -> nn.Module:
     """Black and white images."""
-    return museum.defended(before=lambda x: (x > 0.5).float())
+    return defended(before=lambda x: (x > 0.5).float())
 
 
 def tried(

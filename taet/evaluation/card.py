@@ -256,7 +256,10 @@ def card_of(folder: RunFolder) -> Card | None:
 
 def read_card(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
     """Return a card, which in the folder of a run must be about that run, its weights and its test images."""
-    card = Card.load(path)
+    try:
+        card = Card.load(path)
+    except UserError as error:
+        raise UserError(f"{error}; remove {path} to measure it again") from None
     if folder.is_run:
         if not card.sealed:
             raise UserError(f"{path} has no SHA-256 of its own; evaluate the run again")

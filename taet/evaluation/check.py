@@ -178,8 +178,8 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             hint = "" if fine else "; are weights, normalisation, order of the classes and image size right?"
             said = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
             yield Finding("accuracy", said, ok=fine)
-            if repeated := rules.REPEATED.search("; ".join(subject.about["data"].get("notes", ()))):
-                yield Finding("test images", f"{repeated[0]}: numbers on them are too high", ok=False)
+            if again := rules.repeated(subject.about["data"].get("notes", ())):
+                yield Finding("test images", f"{again}: numbers on them are too high", ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.of_model(facts).items())
             if deep:
                 seen = Merged(network, width // several).eval() if several > 1 else network

@@ -327,6 +327,11 @@ def of_deep(facts: DeepFacts) -> dict[str, str]:
     return told(found, facts=facts, raw=raw, merged=merged, why=why)
 
 
+def repeated(notes: Iterable[str]) -> str:
+    """Return what the notes on a data set say of test images that are also in train, "" if nothing."""
+    return next((found[0] for note in notes if (found := REPEATED.search(note))), "")
+
+
 def of_test_set(card: Card) -> dict[str, str]:
     """Return what the test images cannot show."""
     found: Found = {}
@@ -351,8 +356,8 @@ def of_test_set(card: Card) -> dict[str, str]:
     apart = apart if resolution < DISAGREEMENT else "no difference between two methods is significant (95 %)"
     found["small-test-set"] = {"told_apart": apart} if resolution > COARSE_COMPARISON else False
     found["selected-on-test-set"] = bool(card.model.get("leak"))
-    repeated = REPEATED.search("; ".join(card.data.get("notes", ())))
-    found["test-images-in-training"] = {"repeated": repeated[0]} if repeated else False
+    again = repeated(card.data.get("notes", ()))
+    found["test-images-in-training"] = {"repeated": again} if again else False
     # Cards of older versions do not say whether they were compared.
     found["extra-not-compared"] = not card.data.get("extra", {}).get("compared", True)
     return told(found, card=card, images=images)

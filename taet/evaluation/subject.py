@@ -22,7 +22,7 @@ from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card
 from taet.evaluation.column import plain
-from taet.evaluation.rules import REPEATED
+from taet.evaluation.rules import repeated
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored, source_digest
 from taet.fields import LongSeed, StoredCount, check_value
 from taet.files import Json, file_sha256
@@ -302,5 +302,4 @@ def repeats(images: TestImages, trained_on: str, notes: Sequence[str]) -> list[s
     if images.dtype != np.uint8:
         pixels = np.rint(255 * images).astype(np.uint8).transpose(0, 2, 3, 1)
     found = int(np.isin(fingerprints(pixels), np.frombuffer(bytes.fromhex(trained_on), np.uint64)).sum())
-    told = any(map(REPEATED.search, notes))
-    return [f"{found} of {len(images)} test images are also in train"] if found and not told else []
+    return [f"{found} of {len(images)} test images are also in train"] if found and not repeated(notes) else []

@@ -166,15 +166,14 @@ class Cell:
         try:
             card = card_of(held) if held.is_done else None
         except UserError as error:  # of a damaged file
-            of_card = f"{error}".startswith(f"{held.card()}") and "again" not in f"{error}"
-            way = f"; remove {held.card()} to measure it again" if of_card else ""
-            return Outcome(self, "failed", reason=f"{error}{way}")
-        wanted = [attack for attack in attacks_of(of_run(run)) if attack.norm is not None]
+            return Outcome(self, "failed", reason=str(error))
+        asked = of_run(run)
+        wanted = [attack for attack in attacks_of(asked) if attack.norm is not None]
         same = card is not None and (card.threat["eps"], card.batch_size) == (run.attack_eps, run.evaluation.batch_size)
         if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
         there = held.record.run
-        ours, its = ({**of_run(one).model_dump(), "eps": one.attack_eps} for one in (run, there))
+        ours, its = asked.model_dump(), of_run(there).model_dump()
         changes = {name: value for name, value in ours.items() if value != its[name]}
         usual = protocols.start(there.protocol, there.method)
         with contextlib.suppress(UserError):  # which the command says

@@ -139,14 +139,15 @@ def read(path: str | Path) -> StoredWeights:
     folder of one.
     """
     file = weights_file(path)
-    content, place, keys = _content(file), list[str](), list[object]()
+    content, place = _content(file), list[str]()
+    held: Mapping[object, object] = {}
     while isinstance(content, Mapping):
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
             return StoredWeights(dict(content), ".".join(place), Path(path), file)
-        place, keys = [*place, next((key for key in NAMED_STATES if key in content), "")], [*content]
-        content = content.get(place[-1])
+        place += [next((key for key in NAMED_STATES if key in content), "")]
+        held, content = content, content.get(place[-1])
     under = f"as model.state_dict() gives them, alone or under one of {', '.join(NAMED_STATES)}"
-    got = f", its keys are {listed(map(str, keys), most=4)}" if keys else ""
+    got = f", its keys are {listed(map(str, held), most=4)}" if held else ""
     raise UserError(f"{path} holds no weights{got}; allowed: names and tensors, {under}")
 
 

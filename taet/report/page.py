@@ -27,8 +27,8 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Panel | pd.DataFrame]]],
 """Folded parts: title and function; its docstring is the text above what it yields, and without any it is left out."""
 NOTE = """Balanced accuracy is the mean over the classes: a rare class counts as much as a common one. All numbers are
 per cent, each above its 95 % interval: of one seed over the test images, which does not cover how much another seed
-would change; of several over seeds, too (Student's t). Bold: better than each other
-row with a number there, compared image by image."""
+would change; of several over seeds, too (Student's t). Bold: better than each other row with a number there, compared
+image by image."""
 
 
 def html(results: Results, title: str, notes: Sequence[str]) -> str:

@@ -259,7 +259,7 @@ def test_the_same_cards_give_the_same_bytes(make_card: MakeCard, tmp_path: Path)
 
 
 def test_hostile_names_stay_text(make_card: MakeCard, tmp_path: Path) -> None:
-    names = ("<script>alert(1)</script>", "a & b \"c\" 'd'", "日本語", "$x_{1}$", "{{ 7 * 7 }}", "]]>")
+    names = ("<script>alert(1)</script>", "a & b \"c\" 'd'", "日本語", "$x_{1}$", "{{ 7 * 7 }}", "]]>", "__hidden")
     (tmp_path / "<img src=x>").mkdir()
     place = tmp_path / "<img src=x>" / "card.json"
     make_card("at", names=(*names, "class tail", "12", "tail")).save(place)
