@@ -318,10 +318,9 @@ def as_array(what: str, given: object) -> NDArray[Any]:
 def checked_images(what: str, images: ArrayLike) -> Pixels:
     """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
     array = as_array(what, images)
-    if array.dtype != np.uint8:
-        raise UserError(f"{what}: got {array.dtype}; allowed: uint8, pixel values 0 to 255")
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape:
-        raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3), N at least 1")
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,)) or not array.size:
+        allowed = "uint8 (N,H,W), (N,H,W,1) or (N,H,W,3), pixel values 0 to 255, N at least 1"
+        raise UserError(f"{what}: got {array.dtype} {array.shape}; allowed: {allowed}")
     if not isinstance(array, np.memmap):  # torch cannot share arrays that are read-only or have negative strides
         array = np.require(array, requirements=("C", "W"))
     return array if array.ndim == 4 else array[..., np.newaxis]

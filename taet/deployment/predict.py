@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
 from taet.attacks.spec import Clean
-from taet.data.dataset import as_array, fingerprints
+from taet.data.dataset import checked_images, fingerprints
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, left_out, picture, scaled
 from taet.data.storage import Pixels
 from taet.errors import UserError, custom_code
@@ -176,11 +176,7 @@ def predict(
 def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, list[str]]:
     """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
     if isinstance(given, np.ndarray | Tensor):
-        given = as_array("images", given)
-        if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] not in (1, 3) or not given.size:
-            got, allowed = f"{given.dtype} {given.shape}", "uint8 (N, H, W, C), pixel values 0 to 255, 1 or 3 channels"
-            raise UserError(f"images: got {got}; allowed: {allowed}")
-        return tuple(map(str, range(len(given)))), given, []
+        return tuple(map(str, range(len(given)))), checked_images("images", given), []
     with custom_code("images: no array, file, folder, or list of files and folders"):
         listed = [Path(given)] if isinstance(given, str | os.PathLike) else [*map(Path, given)]
     below = {path: files_below(path) for path in listed if path.is_dir()}
