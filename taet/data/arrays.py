@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -10,7 +9,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.data.dataset import PARTS, DataSource, to_source
+from taet.data.dataset import PARTS, DataSource, splits_of
 from taet.data.downloads import locate
 from taet.data.storage import file_key, mapped, on_disk, reading
 from taet.errors import UserError, cut, located
@@ -58,10 +57,10 @@ def read(data: Data) -> DataSource:
     path, group = locate(data), data.group or "group"
     with located(f"'{path}'"):
         arrays = read_npz(path, partial(of_set, group=data.group), data.storage)
-        source = to_source(arrays, name=data.name, group=group)
-    groups = {part: of.groups for part, of in source.splits.items() if of.groups is not None}
+        splits = splits_of(arrays, group=group)
+    groups = {part: of.groups for part, of in splits.items() if of.groups is not None}
     if "train" not in groups:
-        return source
+        return DataSource(splits)
     train = groups.pop("train")
     shared = {part: len(np.intersect1d(train, own)) for part, own in groups.items()}
     text = ", ".join(f"{number} in training and {part}" for part, number in shared.items() if number)
@@ -69,4 +68,4 @@ def read(data: Data) -> DataSource:
     notes = [f"{named} groups in train_{group}; a validation split holds out whole ones"]
     notes += [f"{alone} images of train_{group} stand alone"] if alone else []
     notes += [f"the file's own splits divide groups of {group}: {text}"] if text else []
-    return replace(source, notes=tuple(notes))
+    return DataSource(splits, notes=tuple(notes))

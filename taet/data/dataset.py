@@ -165,7 +165,7 @@ class Dataset:
         arrays |= {"test_images": test_images, "test_labels": test_labels}
         splits = {
             part: Split(of.images, of.labels, of.class_names, of.indices)  # type: ignore[arg-type]
-            for part, of in to_source(arrays, class_names=class_names, name=name).splits.items()
+            for part, of in splits_of(arrays, class_names).items()
         }
         return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror)
 
@@ -254,22 +254,14 @@ class DataFacts:
 class DataSource:
     """What a source holds: its own splits "train", "test" and, if it has one, "validation", before any cut."""
 
-    name: str
     splits: Mapping[str, Part]
     mirror: bool = True
     notes: tuple[str, ...] = ()
     resized: bool = False
 
 
-def to_source(
-    arrays: Arrays,
-    *,
-    name: str,
-    class_names: Sequence[str] | None = None,
-    mirror: bool = True,
-    group: str | None = None,
-) -> DataSource:
-    """Return the source of arrays under MedMNIST's keys; invalid arrays raise a `UserError`.
+def splits_of(arrays: Arrays, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Part]:
+    """Return the splits of arrays under MedMNIST's keys; invalid arrays raise a `UserError`.
 
     With `group`, the arrays train_`group` and so on, if present, hold the group of each image, as numbers or text.
     """
@@ -287,7 +279,7 @@ def to_source(
         if images.shape[1:] != shape:
             raise UserError(f"{key}_images: got images of shape {images.shape[1:]}; allowed: {shape}, as in training")
         splits[part] = Part(images, own, names, np.arange(len(own)), groups.get(part))
-    return DataSource(name, splits, mirror)
+    return splits
 
 
 def _groups(labels: Mapping[str, Ints], arrays: Arrays, group: str | None) -> dict[str, Ints]:

@@ -81,7 +81,7 @@ def of_rows(
     counts = made["train"].class_counts
     if not counts.all():
         raise UserError(f"class '{names[counts.argmin()]}' has no training image")
-    return DataSource(data.name, made, mirror, (*notes, *images.sentences()), data.size is not None)
+    return DataSource(made, mirror, (*notes, *images.sentences()), data.size is not None)
 
 
 def surveyed(rows: Sequence[Row], data: Data) -> tuple[Files, list[Row]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taet.data.arrays import of_set, read_npz
-from taet.data.dataset import PARTS, Arrays, DataSource, Part, to_source
+from taet.data.dataset import PARTS, Arrays, DataSource, Part, splits_of
 from taet.data.downloads import Download, places
 from taet.data.files import class_rows, of_rows, rows_of, signs
 from taet.data.storage import reading
@@ -96,7 +96,7 @@ def read(data: Data) -> DataSource:
     name, wanted = _set_name(data.name), downloads(data)
     about = SETS[name]
     if name == "digits":
-        return _digits(data, about)
+        return _digits(about)
     title = about.title or wanted[0].file
     paths = places(title, data, wanted)
     path, side, images, notes = paths[0], about.side, list(about.images), list[str]()
@@ -112,15 +112,15 @@ def read(data: Data) -> DataSource:
                 side = int(path.stem.partition("_")[2] or side)
                 missing = "" if path.name == wanted[0].file else f"; {wanted[0].file} is not there"
                 notes = [f"read from {path.name}, images of {side} x {side} pixels{missing}"]
-            source = to_source(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
+            source = DataSource(splits_of(arrays, about.class_names))
         got, own = {part: len(of) for part, of in source.splits.items()}, source.splits["train"].images.shape[1:]
         sizes = dict(zip(PARTS if len(images) == len(PARTS) else ("train", "test"), images, strict=True))
         if got != sizes or own != (side, side, about.channels):
             raise UserError(f"got {got} images of shape {own}; allowed: {sizes} of {(side, side, about.channels)}")
-    return replace(source, notes=(*notes, *about.notes, *source.notes))
+    return replace(source, mirror=about.mirror, notes=(*notes, *about.notes, *source.notes))
 
 
-def _digits(data: Data, about: PublishedSet) -> DataSource:
+def _digits(about: PublishedSet) -> DataSource:
     """Return all digits, balanced, values v of 0..16 as round(v 255 / 16); the last 60 of each class are the test set.
 
     The file is sorted by writer; only it is read, as importing scikit-learn is slow. Source: the test part of Alpaydin
@@ -132,7 +132,7 @@ def _digits(data: Data, about: PublishedSet) -> DataSource:
     test = np.sort(np.concatenate([np.flatnonzero(labels == label)[-60:] for label in range(10)]))
     rows = {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
     splits = {part: Part(images[own], labels[own], tuple(about.class_names), own) for part, own in rows.items()}
-    return DataSource(data.name, splits, about.mirror, tuple(about.notes))
+    return DataSource(splits, about.mirror, tuple(about.notes))
 
 
 def _pickles(place: Path, title: str) -> Arrays:
@@ -191,4 +191,4 @@ def _gtsrb(data: Data, about: PublishedSet, paths: Sequence[Path]) -> DataSource
     rows = [row._replace(label=names[row.label]) for row in rows]
     size = data.size or about.side
     notes = [f"whole images, sign and border, scaled to {size}x{size} pixels"]
-    return of_rows(rows, data.replace(size=size), notes, about.class_names, mirror=about.mirror)
+    return of_rows(rows, data.replace(size=size), notes, about.class_names)

@@ -72,7 +72,7 @@ def source(data: Data) -> DataSource:
     data, entry = _named(data)
     made: DataSource | Dataset = entry.call("read", DataSource | Dataset, data)  # type: ignore[arg-type]
     if isinstance(made, Dataset):  # of a plug-in
-        made = DataSource(data.name, made.splits, made.mirror, made.notes, made.resized)
+        made = DataSource(made.splits, made.mirror, made.notes, made.resized)
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         allowed = "with your own images that have groups"
         raise UserError(f"data group: got '{data.group}' for {data.name}; allowed: {allowed}")
@@ -147,7 +147,7 @@ def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
     notes += _together(made["test"].groups)
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
-        found.name,
+        data.name,
         made["train"],
         made.get("validation"),
         made["test"],
@@ -171,7 +171,7 @@ def load_all(data: Data) -> Dataset:
     groups = [part.groups for part in parts if part.groups is not None]
     notes = [f"all {len(labels)} images are test images", *_together(np.concatenate(groups) if groups else None)]
     notes += [one for one in found.notes if not one.startswith(DIVIDED)]
-    return Dataset(found.name, whole, None, whole, notes=tuple(notes), resized=found.resized, only_test=True)
+    return Dataset(full_name(data.name), whole, None, whole, notes=tuple(notes), resized=found.resized, only_test=True)
 
 
 def _together(groups: Ints | None) -> list[str]:
