@@ -42,8 +42,8 @@ class View:
         for convolution, normalization in pairs:
             source, target = model.get_submodule(convolution), self.module.get_submodule(convolution)
             weight = source.get_parameter("weight")
-            _hold(target, "weight", torch.empty_like(weight, dtype=dtype))
-            _hold(target, "bias", torch.empty(len(weight), dtype=dtype or weight.dtype, device=weight.device))
+            target.weight = nn.Parameter(torch.empty_like(weight, dtype=dtype))
+            target.bias = nn.Parameter(torch.empty(len(weight), dtype=dtype or weight.dtype, device=weight.device))
             self.module.set_submodule(normalization, nn.Identity())
             self._folds.append((source, model.get_submodule(normalization), target))
         folded = {convolution for convolution, _ in pairs}
@@ -51,7 +51,7 @@ class View:
         for name, layer in self.module.named_modules() if dtype is not None and isinstance(model, Classifier) else []:
             if name.startswith("body.") and name not in folded and isinstance(layer, _ConvNd | nn.Linear):
                 for kind, value in list(layer.named_parameters(recurse=False)):
-                    _hold(layer, kind, torch.empty_like(value, dtype=dtype))
+                    setattr(layer, kind, nn.Parameter(torch.empty_like(value, dtype=dtype)))
                     self._casts.append((layer.get_parameter(kind), model.get_parameter(f"{name}.{kind}")))
         self.module.eval().requires_grad_(False)
         self.refresh()
@@ -166,7 +166,3 @@ def _uses(output: Tensor) -> Counter[Any]:
         left += [operation for operation in taken if operation not in uses]
         uses.update(taken)
     return uses
-
-
-def _hold(module: nn.Module, name: str, value: Tensor) -> None:
-    module.register_parameter(name, nn.Parameter(value, requires_grad=False))
