@@ -3,13 +3,12 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from taet.errors import UserError
-from taet.files import reason
+from taet.errors import UserError, custom_code
 from taet.progress import Progress
 from taet.settings import Data
 
@@ -75,12 +74,10 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
     if not path.is_file():
         from torch.hub import download_url_to_file
 
-        try:
+        put = f"put {download} at '{path}', then run the same command again"
+        with custom_code(f"cannot download {path.name}; {put}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(download.url, str(path), progress=False)
-        except Exception as error:  # of the network, the server and the disk
-            put = f"put {download} at '{path}', then run the same command again"
-            raise UserError(f"cannot download {path.name} ({reason(error)}); {put}") from error
     kind, _, digits = download.checksum.partition(":")
     with path.open("rb") as file:
         right = hashlib.file_digest(file, kind).hexdigest() == digits
@@ -89,11 +86,9 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
     target = path.parents[len(Path(download.file).parts) - 1] / download.unpacks_to
-    try:  # aside, so that nothing is left half unpacked
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as made:
-            shutil.unpack_archive(path, made, filter=None if path.suffix == ".zip" else "data")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (Path(made) / target.relative_to(path.parent)).rename(target)
-    except Exception as error:  # of readers of several formats
-        raise UserError(f"cannot unpack '{path}': {reason(error)}") from error
+    # Aside, so that nothing is left half unpacked.
+    with custom_code(f"cannot unpack '{path}'"), TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as made:
+        shutil.unpack_archive(path, made, filter=None if path.suffix == ".zip" else "data")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (Path(made) / target.relative_to(path.parent)).rename(target)
     return f"'{path.parent}' holds what {path.name} unpacks to; its checksum is right"

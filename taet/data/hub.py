@@ -8,7 +8,7 @@ from typing import IO, Any
 from taet.data.dataset import DataSource
 from taet.data.files import of_rows
 from taet.data.tables import COLUMNS, SPLITS, Row, by_number
-from taet.errors import UserError, located, needed, unknown
+from taet.errors import UserError, custom_code, located, needed, unknown
 from taet.settings import Data
 
 NAMES = {"hf": "hf:USER/NAME@REVISION, images of the Hugging Face hub with a column of labels; needs taet[datasets]"}
@@ -45,10 +45,8 @@ def read(data: Data) -> DataSource:
     if not revision:
         raise UserError(f"data: got 'hf:{name}' without a revision; allowed: hf:USER/NAME@REVISION, e.g. a commit")
     datasets = needed("datasets", f"'{data.name}'", "datasets")
-    try:
+    with custom_code(f"data: cannot load '{data.name}'"):
         tables = datasets.load_dataset(name, revision=revision)
-    except Exception as error:  # of the network, of the hub, and of its readers
-        raise UserError(f"data: cannot load '{data.name}': {' '.join(str(error).split())[:300]}") from error
     splits = {SPLITS[split.lower()]: table for split, table in tables.items() if split.lower() in SPLITS}
     if "train" not in splits:
         raise UserError(f"data: '{data.name}' has the splits {', '.join(tables)}; allowed: with train")

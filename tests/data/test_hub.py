@@ -105,7 +105,7 @@ def test_what_the_library_refuses_or_lacks_is_one_line(monkeypatch, refused):
 
     refused("hf:someone/signs", "without a revision; allowed: hf:USER/NAME@REVISION")
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, Image=np.ndarray))
-    refused(NAME, r"^data: cannot load 'hf:.*': no network for someone/signs at 0123abc$")
+    refused(NAME, r"^data: cannot load 'hf:.*': ConnectionError: no network for someone/signs at 0123abc$")
     tables = {"train": SimpleNamespace(features={"text": str})}
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, **__: tables)
     refused(NAME, "has the columns text; allowed: with images and a label")
