@@ -67,12 +67,10 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
     return data.replace(name=name, imbalance_ratio=ratio, profile=profile), known[kind]
 
 
-def source(data: Data) -> DataSource:
+def source(data: Data) -> DataSource | Dataset:
     """Return what the source of `data` holds, before anything is chosen; image files are not read."""
     data, entry = _named(data)
     made: DataSource | Dataset = entry.call("read", DataSource | Dataset, data)  # type: ignore[arg-type]
-    if isinstance(made, Dataset):  # of a plug-in
-        made = DataSource(made.splits, made.mirror, made.notes, made.resized)
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         allowed = "with your own images that have groups"
         raise UserError(f"data group: got '{data.group}' for {data.name}; allowed: {allowed}")
