@@ -168,11 +168,6 @@ def _flush_folder(path: Path) -> None:
             os.close(folder)
 
 
-def cache() -> Path:
-    """Return the folder for files that can be recreated."""
-    return Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
-
-
 def make_folder(path: Path) -> None:
     """Make a folder and its missing parents."""
     try:

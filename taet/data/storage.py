@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich import filesize
 
 from taet.errors import UserError
-from taet.files import cache, make_folder, reason, replacing
+from taet.files import make_folder, reason, replacing
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Input = TypeVar("Input")
@@ -96,7 +96,8 @@ def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:
 
 def mapped(key: str, write: Callable[[IO[bytes]], object]) -> Pixels:
     """Map the .npy file of the cache that is named after `key`; without it, `write` it first."""
-    path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    cache = Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     if not path.is_file():
         make_folder(path.parent)
         with replacing(path) as file:  # not mapped: a full disk would end the process
