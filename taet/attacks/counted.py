@@ -1,6 +1,5 @@
 """A model as attacks see it, whose passes are counted, and the arithmetic of searches and verdicts."""
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ TICK_SECONDS = 0.5  # often enough to watch, too rare to cost
 
 
 @contextmanager
-def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
+def arithmetic(device_type: str, precision: SearchPrecision = "float32") -> Iterator[None]:
     """Compute in a precision: exact float32, bfloat16 by autocast, or the TF32 of NVIDIA GPUs; restore the switches.
 
     TF32 keeps 10 bits of the mantissa, which can flip predictions near the decision boundary, where attacks search.
@@ -42,13 +41,10 @@ def arithmetic(device_type: str, precision: SearchPrecision) -> Iterator[None]:
             switch.fp32_precision = value
 
 
-exact_float32 = functools.partial(arithmetic, precision="float32")
-
-
 @contextmanager
 def still(device_type: str, *models: nn.Module) -> Iterator[None]:
     """Put models in eval mode with frozen parameters and exact float32; restore all and the random state afterwards."""
-    exact, random = exact_float32(device_type), torch.random.fork_rng(range(torch.cuda.device_count()))
+    exact, random = arithmetic(device_type), torch.random.fork_rng(range(torch.cuda.device_count()))
     with torch.inference_mode(False), ExitStack() as stack, exact, random:  # gradients, also inside inference mode
         for model in models:
             stack.enter_context(frozen(model))
@@ -63,7 +59,7 @@ def training_arithmetic(device_type: str) -> Iterator[None]:
         return
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
-        with exact_float32(device_type):
+        with arithmetic(device_type):
             yield
     finally:
         torch.backends.cudnn.benchmark = before

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taet import protocols
 from taet.attacks.ball import frozen
-from taet.attacks.counted import SearchPrecision, arithmetic, exact_float32
+from taet.attacks.counted import SearchPrecision, arithmetic
 from taet.attacks.pgd import pgd
 from taet.data import Split
 from taet.data.augmentation import as_tensor, to_unit
@@ -68,7 +68,7 @@ class TrainingCurve:
         names = ("clean", *(["fgsm"] if single else []), name)
         correct = torch.zeros(len(names), num_classes, dtype=torch.int64, device=device)
         sums = torch.zeros(num_classes, 2, dtype=torch.float64, device=device)  # of clean loss and divergence
-        with frozen(model), exact_float32(device.type):
+        with frozen(model), arithmetic(device.type):
             batches, processes = math.ceil(len(split) / batch_size), world_size()
             for number in range(rank(), math.ceil(batches / processes) * processes, processes):
                 pause()
