@@ -1,7 +1,7 @@
 """The L-infinity and L2 balls, their checks, and a frozen model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -73,20 +73,25 @@ def unit(values: Tensor) -> Tensor:
     return values / spread(length, values)
 
 
-def project(x_adv: Tensor, x: Tensor, eps: Size, norm: Norm = "linf") -> Tensor:
-    """Bring `x_adv` into the ball around `x`, then clip to [0, 1].
+def projection(x: Tensor, eps: Size, norm: Norm = "linf") -> Callable[[Tensor], Tensor]:
+    """Return the function that brings `x_adv` into the ball around `x`, which is in [0, 1], and clips it to [0, 1].
 
     L-infinity: clip to [x - eps, x + eps]. L2: x + min(1, eps / ||x_adv - x||) (x_adv - x), where eps is reduced by the
     largest rounding error of that sum, because a uniform image rounds all pixels in the same direction.
     """
     radius = per_sample(eps, x)
-    if norm == "linf":
-        return x_adv.clamp(x - radius, x + radius).clamp(0, 1)
-    delta = x_adv - x
+    if norm == "linf":  # a box with the same corners in every step
+        box = ((x - radius).clamp(0, 1), (x + radius).clamp(0, 1))
+        return lambda x_adv: x_adv.clamp(*box)
     limits = torch.finfo(x.dtype)
     rounding = limits.eps / 4 * math.sqrt(math.prod(x.shape[1:]))  # half a unit in the last place of a number below 1
-    length = spread(lengths(delta).to(x.dtype).clamp(min=limits.tiny), x)
-    return (x + delta * ((radius - rounding) / length).clamp(0, 1)).clamp(0, 1)
+
+    def shortened(x_adv: Tensor) -> Tensor:
+        delta = x_adv - x
+        length = spread(lengths(delta).to(x.dtype).clamp(min=limits.tiny), x)
+        return (x + delta * ((radius - rounding) / length).clamp(0, 1)).clamp(0, 1)
+
+    return shortened
 
 
 def distance(x_adv: Tensor, x: Tensor, norm: Norm = "linf") -> Tensor:

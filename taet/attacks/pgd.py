@@ -1,6 +1,6 @@
 """Gradient ascent in the L-infinity or the L2 ball: FGSM, PGD, and PGD on the margin or on scaled logits."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -85,9 +85,10 @@ def pgd(
     for size in sizes:
         ball.check_size("step size", size, x, norm, values=not checked)
     origin = full_precision(x.detach())
-    starts = _starts(origin, eps, start, norm, restarts, start_noise)
+    inside = ball.projection(origin, eps, norm)
+    begins = (origin + noise for noise in _noises(origin, eps, start, norm, restarts, start_noise))
+    starts = map(inside, begins) if start in ("uniform", "positive") else begins
     lengths = [ball.per_sample(size, origin) for size in sizes[:steps]]
-    inside = _inside(origin, eps, norm)
 
     def height(logits: Tensor, step: int) -> Tensor:
         value = objectives[step](logits, y)
@@ -134,16 +135,6 @@ def pgd(
         return best
 
 
-def _inside(origin: Tensor, eps: Size, norm: Norm) -> Callable[[Tensor], Tensor]:
-    """Return the projection into the ball and into [0, 1]."""
-    if norm == "l2":
-        return lambda x_adv: ball.project(x_adv, origin, eps, norm)
-    radius = ball.per_sample(eps, origin)
-    # The L-infinity ball inside [0, 1] is a box with the same corners in every step.
-    box = ((origin - radius).clamp(0, 1), (origin + radius).clamp(0, 1))
-    return lambda x_adv: x_adv.clamp(*box)
-
-
 def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
     """Return one value per step, of one for all or a sequence of them."""
     if not isinstance(given, Sequence) or isinstance(given, str):
@@ -153,24 +144,21 @@ def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[
     return given
 
 
-def _starts(
+def _noises(
     x: Tensor, eps: Size, start: Start, norm: Norm, restarts: int, given: Tensor | torch.Generator | Source | None
-) -> Iterator[Tensor]:
-    """Return the start of each restart."""
-    noises: Iterable[Tensor]
+) -> Iterable[Tensor]:
+    """Return the start noise of each restart."""
     if isinstance(given, Tensor):
         noises = given if given.ndim > x.ndim else given[None]
         if len(noises) != restarts:
             raise UserError(f"start noise: got {len(noises)}; allowed: one per restart, {restarts}")
-    elif start == "none" and restarts > 1:
+        return noises
+    if start == "none" and restarts > 1:
         raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
-    else:
-        if isinstance(given, torch.Generator) and given.device.type != x.device.type:
-            raise UserError(f"start noise: got a generator on {given.device}; allowed: on {x.device}")
-        source = given if isinstance(given, Source) else Source(given or torch.Generator(x.device).manual_seed(0))
-        noises = (draw_noise(x, eps, start, source, norm) for _ in range(restarts))
-    begins = (x + noise for noise in noises)
-    return (ball.project(x_adv, x, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
+    if isinstance(given, torch.Generator) and given.device.type != x.device.type:
+        raise UserError(f"start noise: got a generator on {given.device}; allowed: on {x.device}")
+    source = given if isinstance(given, Source) else Source(given or torch.Generator(x.device).manual_seed(0))
+    return (draw_noise(x, eps, start, source, norm) for _ in range(restarts))
 
 
 def fgsm(model: Model, x: Tensor, y: Tensor, *, eps: Size, **settings: Any) -> Tensor:

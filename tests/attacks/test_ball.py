@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from taet.attacks.ball import distance, frozen, project, verify
+from taet.attacks.ball import distance, frozen, projection, verify
 from taet.attacks.noise import Source, draw_noise
 from taet.errors import UserError
 
@@ -18,8 +18,8 @@ def test_project_scales_onto_the_l2_ball_of_each_sample_then_clips() -> None:
     far = x + torch.tensor([[3.0, 4.0], [0.03, 0.04], [3.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     eps = torch.tensor([0.1, 0.1, 0.2, 0.0], dtype=torch.float64)
     expected = torch.tensor([[0.56, 0.58], [0.53, 0.54], [1.0, 0.5], [0.5, 0.5]], dtype=torch.float64)
-    torch.testing.assert_close(project(far, x, eps, "l2"), expected, rtol=0, atol=1e-12)
-    assert torch.equal(project(far, x, 0.0, "l2"), x)
+    torch.testing.assert_close(projection(x, eps, "l2")(far), expected, rtol=0, atol=1e-12)
+    assert torch.equal(projection(x, 0.0, "l2")(far), x)
 
 
 @given(
@@ -33,7 +33,7 @@ def test_no_rounding_leaves_the_l2_ball_even_of_a_solid_image(
 ) -> None:
     x = torch.full((1, pixels), grey)
     for far in (x + spread, x - spread):
-        projected = project(far, x, eps, "l2")
+        projected = projection(x, eps, "l2")(far)
         assert float((projected.double() - x.double()).norm()) <= eps + 1e-6
         verify("attack", projected, x, eps, "l2")
 
