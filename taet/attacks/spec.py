@@ -107,11 +107,6 @@ class AttackSpec(ABC):
         return 100
 
     @property
-    def bounded(self) -> bool:
-        """Whether the attack has to stay in a ball."""
-        return self.eps is not None
-
-    @property
     def typed(self) -> str:
         """The name as the user wrote it, without the model that the examples are made on."""
         return self.name if self.made_on is None else self.name.removesuffix(f"@{self.made_on.name}")

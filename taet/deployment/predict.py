@@ -137,7 +137,7 @@ def predict(
     run, network, record = load_model(run_dir, weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
     spec = None if attack is None else catalogue.parse(attack, of_run(run))
-    if spec is not None and not spec.bounded:  # survival is not defined
+    if spec is not None and spec.eps is None:  # survival is not defined
         advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
     cost = 1 + (0 if spec is None else spec.passes(len(classes)))

@@ -177,8 +177,9 @@ class Runner:
                 scores, found["predictions"] = joined["scores"], joined["predictions"]
                 wrong = False if natural is None else natural != self.labels  # which a margin may have moved on
                 found["distances"] = np.where(wrong, np.float32(0), joined["distances"]) if attack.minimal else None
-        about = {name: getattr(attack, name) for name in ("name", "norm", "eps", "bounded", "curve", "parameters")}
-        return Column(**{**about, **found, "correct": found["predictions"] == self.labels}), scores
+        about = {name: getattr(attack, name) for name in ("name", "norm", "eps", "curve", "parameters")}
+        about |= {"bounded": attack.eps is not None, "correct": found["predictions"] == self.labels}
+        return Column(**{**about, **found}), scores
 
     def _suite(self, attack: AutoAttack, natural: Ints | None, units: BatchStore | None, progress: Progress) -> Json:
         """Return the fields of a suite's column that come from its parts."""

@@ -62,7 +62,7 @@ def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> No
 def test_what_is_unknown_here_is_kept_as_it_was_recorded(name: str, parameters: dict[str, Any]) -> None:
     attack = stored(name, "linf", 0.1, parameters)
     assert isinstance(attack, RecordedAttack)
-    assert (attack.name, attack.parameters, attack.bounded) == (name, parameters, True)
+    assert (attack.name, attack.parameters, attack.eps) == (name, parameters, 0.1)
     with pytest.raises(UserError, match="is it a plugin"):
         attack(lambda x: x, torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     assert catalogue.place("of-another-version") > catalogue.place("autoattack-l2-10")

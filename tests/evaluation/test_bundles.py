@@ -47,7 +47,7 @@ def test_names(
     name: str, settings: Evaluation, norm: str | None, eps: float | None, parameters: dict[str, Any]
 ) -> None:
     attack = parse_attack(name, settings.replace(eps=EPS))
-    assert (attack.name, attack.norm, attack.eps, attack.bounded) == (name, norm, eps, eps is not None)
+    assert (attack.name, attack.norm, attack.eps) == (name, norm, eps)
     assert attack.parameters == parameters
     assert catalogue.stored(name, norm, eps, attack.parameters) == attack
 
