@@ -14,7 +14,7 @@ from taet.attacks.noise import Draws
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.attacks.suite import BatchStore, Plan, SuiteResult, SuiteRun, as_float, official_square
 from taet.errors import UserError
-from taet.fields import Count, check_value
+from taet.fields import Count
 from taet.progress import Progress
 from taet.settings import Evaluation
 
@@ -51,7 +51,7 @@ def autoattack(
     eps: float,
     norm: Norm = "linf",
     version: Version = "standard",
-    batch_size: int = BATCH_SIZE,
+    batch_size: Count = BATCH_SIZE,
     seed: int = 0,
     checked: bool = False,
 ) -> Tensor:
@@ -124,7 +124,6 @@ class AutoAttack(AttackSpec):
 
         `natural` are the classes (N,) predicted for x, if they are known. A `Counted` model keeps its view.
         """
-        check_value("batch size", batch_size, Count)
         if x.ndim != 4 or len(x) == 0:
             raise UserError(f"images: got shape {tuple(x.shape)}; allowed: (N, C, H, W) with N of 1 or more")
         if not self.radius:
