@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from taet.attacks import cw_l2, cw_linf, deepfool, fgsm, pgd
 from taet.attacks.ball import Norm, distance, verify
-from taet.attacks.objectives import OBJECTIVES, margin
+from taet.attacks.objectives import margin
 
 PIXELS, COUNT = 60, 16
 DUAL = {"linf": 1, "l2": 2}
@@ -58,7 +56,7 @@ def ascent(norm: Norm, attack: Callable[..., Tensor] = pgd, **settings: Any) -> 
 
 
 BALLS: list[tuple[Norm, Callable[..., Tensor]]] = [
-    ("linf", lambda model, x, y, eps, **more: fgsm(model, x, y, eps=eps, **more)),
+    ("linf", fgsm),
     ascent("linf"),
     ascent("linf", start="positive"),
     ascent("linf", cw_linf),
@@ -82,34 +80,13 @@ def test_an_image_breaks_just_above_the_nearest_border_and_never_just_below(
         assert torch.equal(predict(model, x_adv), nearest if breaks else y)
 
 
-@given(
-    seed=st.integers(0, 10**6),
-    classes=st.integers(3, 6),
-    factor=st.floats(0.01, 0.999),
-    objective=st.sampled_from(sorted(OBJECTIVES)),
-    targeted=st.booleans(),
-)
-@settings(max_examples=12)
-def test_nothing_breaks_below_the_nearest_border_whatever_the_objective(
-    seed: int, classes: int, factor: float, objective: str, targeted: bool
-) -> None:
-    model, x, y = problem(classes, seed)
-    aim = (y + 1) % classes if targeted else y
-    for norm, attack in BALLS:
-        eps = boundaries(model, x, y, norm).amin(1) * factor
-        x_adv = attack(model, x, aim, eps, objective=OBJECTIVES[objective], targeted=targeted)
-        verify("attack", x_adv, x, eps, norm)
-        assert torch.equal(predict(model, x_adv), y)
-    eps = boundaries(model, x, y, "l2").amin(1) * factor
-    assert torch.equal(cw_l2(model, x, y, steps=20, eps=eps), x)
-    assert torch.equal(deepfool(model, x, y, eps=eps), x)
-
-
 def test_the_search_of_cw_l2_comes_within_five_percent_and_never_below() -> None:
     model, x, y = problem(5)
     x_adv = cw_l2(model, x, y, c=None)
     assert (predict(model, x_adv) != y).all()
-    ratio = distance(x_adv, x, "l2") / boundaries(model, x, y, "l2").amin(1)
+    border = boundaries(model, x, y, "l2").amin(1)
+    ratio = distance(x_adv, x, "l2") / border
+    assert torch.equal(cw_l2(model, x, y, eps=border * 0.999), x), "no success that counts"
     assert 1 - 1e-9 < float(ratio.min()) <= float(ratio.max()) < 1.05
 
 
@@ -121,3 +98,4 @@ def test_deepfool_crosses_the_nearest_border_by_its_overshoot(overshoot: float) 
     assert torch.equal(predict(model, x_adv), nearest) or overshoot == 0.5  # so far beyond, a third class may win
     assert (predict(model, x_adv) != y).all()
     torch.testing.assert_close(distance(x_adv, x, "l2"), (1 + overshoot) * (border + 1e-4))
+    assert torch.equal(deepfool(model, x, y, overshoot=overshoot, eps=border * 0.999), x)
