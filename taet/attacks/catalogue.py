@@ -1,12 +1,10 @@
 """All attacks by name: parsing of `name:option=value,...`, and attacks of result cards."""
 
 import contextlib
-import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -16,6 +14,7 @@ from taet.attacks.noise import Draws
 from taet.attacks.spec import STORED, AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
 from taet.errors import UserError, unknown
 from taet.fields import Positive, allowed_text, fits, got_text, hints, read_text
+from taet.files import file_sha256
 from taet.settings import Evaluation, Threat
 
 SETTINGS = Evaluation()
@@ -102,8 +101,8 @@ def parse(name: str, settings: Evaluation = SETTINGS, others: Iterable[str] = ()
         raise unknown("attack", base, [*examples(), *others])
     given = {"name": name, **found.given, **_read(name, base, found.kind, text)}
     radius = settings.eps or Threat().eps
-    if found.entry.path is not None or found.kind is FunctionAttack:
-        given["source_sha256"] = hashlib.sha256(Path(inspect.getfile(found.entry.load())).read_bytes()).hexdigest()
+    if found.entry.path is not None:
+        given["source_sha256"] = file_sha256(found.entry.path)
     return found.kind.make(given, settings, radius)
 
 
