@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet.attacks import cw_l2, cw_linf, deepfool, fgsm, pgd
+from taet.attacks import cw_l2, cw_linf, deepfool, fgsm, pgd, quick
 from taet.attacks.ball import Norm, distance, verify
 from taet.attacks.objectives import margin
 
@@ -77,6 +77,19 @@ def test_an_image_breaks_just_above_the_nearest_border_and_never_just_below(
     for factor, breaks in ((0.9999, False), (1.0001, True)):
         x_adv = attack(model, x, eps=border * factor, **aim)
         verify("attack", x_adv, x, border * factor, norm)
+        assert torch.equal(predict(model, x_adv), nearest if breaks else y)
+
+
+@pytest.mark.diagonal("norm", "classes")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_quick_breaks_an_image_whose_nearest_border_is_in_its_ball(norm: Norm, classes: int) -> None:
+    """A per mille above the border: a chain of steps has a last one."""
+    model, x, y = problem(classes)
+    border, nearest = boundaries(model, x, y, norm).min(1)
+    for factor, breaks in ((0.999, False), (1.001, True)):
+        x_adv = quick(model, x, y, eps=border * factor, norm=norm)
+        verify("quick", x_adv, x, border * factor, norm)
         assert torch.equal(predict(model, x_adv), nearest if breaks else y)
 
 
