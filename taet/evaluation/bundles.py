@@ -150,7 +150,6 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
 
 def fixed(column: Column, curve: str) -> object:
     """Return the settings that all points of a curve share."""
-    if curve != "eps":
-        return column.identity.apart_from("factor" if curve == "logit-scale" else curve)
+    varied = {"steps": ("steps",), "eps": ("eps", "step_size"), "logit-scale": ("factor",)}[curve]
     step, radius = getattr(column.attack, "step_size", 0.0), column.eps or 1.0
-    return column.identity.apart_from("eps", "step_size"), round(step / radius, 9)
+    return [pair for pair in column.identity.settings if pair[0] not in varied], round(step / radius, 9)

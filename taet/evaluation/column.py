@@ -3,7 +3,6 @@
 import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -81,23 +80,17 @@ class CardPart(Record):
     __hash__ = object.__hash__
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """Two results are comparable if they have the same identity: attack and settings, without random seeds."""
 
     name: str
     settings: tuple[tuple[str, Any], ...]  # sorted names and hashable values, with norm, eps and bounded
-    seed: object = field(default=None, compare=False)
 
-    def differences(self, other: Self, seeds: bool = False) -> dict[str, tuple[object, object]]:
-        """Return both values of every setting in which two attacks differ, sorted; random seeds only with `seeds`."""
-        ours, theirs = ({**dict(one.settings), **({"seed": one.seed} if seeds else {})} for one in (self, other))
+    def differences(self, other: Self) -> dict[str, tuple[object, object]]:
+        """Return both values of every setting in which two attacks differ, sorted."""
+        ours, theirs = dict(self.settings), dict(other.settings)
         names = sorted(ours.keys() | theirs.keys())
         return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
-
-    def apart_from(self, *names: str) -> tuple[object, ...]:
-        """Return a key that two attacks share if they differ only in these settings and in their names."""
-        return tuple((name, value) for name, value in self.settings if name not in names)
 
 
 def _frozen(value: Any) -> Any:
@@ -141,7 +134,7 @@ class Column(CardPart):
         given = {**self.parameters, "norm": self.norm, "eps": self.eps, "bounded": self.bounded}
         if "attacks" in given:  # of a worst case, in any order
             given["attacks"] = sorted(given["attacks"], key=lambda one: str(one["name"]))
-        return Identity(self.name, _frozen(given), self.parameters.get("seed"))
+        return Identity(self.name, _frozen(given))
 
     def __repr__(self) -> str:
         ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""

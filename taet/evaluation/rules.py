@@ -189,7 +189,8 @@ def exceeds(only_upper: int, only_lower: int, usual: float = 0.0) -> bool:
 def differing(columns: Sequence[Column], setting: str) -> Iterator[Contrast]:
     """Yield all pairs of attacks in one ball that differ only in this setting."""
     for one, other in permutations(columns, 2):
-        if [*one.identity.differences(other.identity, seeds=True)] == [setting]:
+        same_seed = one.parameters.get("seed") == other.parameters.get("seed")
+        if same_seed and [*one.identity.differences(other.identity)] == [setting]:
             yield one, other
 
 
