@@ -65,22 +65,6 @@ class ModelFacts:
         return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
-@dataclass(frozen=True)
-class DeepFacts:
-    """What only an attack made for a kind of model shows; 0 where a fact does not concern the model."""
-
-    images: int
-    classes: int = 0
-    logits: int = 0  # logits of an image, if a class has several, of which the largest counts
-    raw_correct: int = 0  # PGD-20 on the cross-entropy of all logits
-    merged_correct: int = 0  # PGD-20 on the margin of the largest logits of each class
-    only_merged_correct: int = 0
-    draws: int = 0  # random draws of a randomised model per gradient
-    one_correct: int = 0  # PGD-20 on the margin, with a draw for each step; mean probabilities of 64 draws decide
-    mean_correct: int = 0  # the same with the mean gradient of all draws (EOT)
-    only_mean_correct: int = 0
-
-
 def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the cross-entropy at each image and the logits; errors of the model are a `UserError`."""
     leaf = x.clone().requires_grad_()
@@ -199,8 +183,12 @@ def mean_draw(model: nn.Module, draws: int, x: Tensor) -> Tensor:
     return total / draws
 
 
-def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, *, random: bool) -> DeepFacts:
-    """Attack the mean of many draws of a `random` model, and every logit of a `Merged` one, which the caller froze."""
+def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, *, random: bool) -> dict[str, int]:
+    """Return what only PGD-20 made for a kind of model shows, with counts as in `ModelFacts`; the caller froze it.
+
+    Of a `random` model: the attack on the margin with `one` draw for each step or the `mean` gradient of many (EOT);
+    mean probabilities decide. Of a `Merged` one: on the cross-entropy of all `raw` logits or the `merged` ones' margin.
+    """
 
     def survives(seen: Model, objective: Objective, judge: Model) -> Tensor:
         x_adv = _pgd(seen, x, y, noise, eps, objective)
@@ -210,14 +198,14 @@ def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float
     def mean_of_draws(x: Tensor) -> Tensor:
         return torch.stack([model(x).softmax(1) for _ in range(JUDGED)]).mean(0)
 
-    found: dict[str, int] = {}
+    found = {"images": len(y)}
     if random:
         one, mean = (survives(seen, margin, mean_of_draws) for seen in (model, partial(mean_draw, model, DRAWS)))
-        found = {"draws": DRAWS, "one_correct": int(one.sum()), "mean_correct": int(mean.sum())}
+        found |= {"draws": DRAWS, "one_correct": int(one.sum()), "mean_correct": int(mean.sum())}
         found["only_mean_correct"] = int((mean & ~one).sum())
     if isinstance(model, Merged):
         raw, merged = survives(model.model, cross_entropy, model), survives(model, margin, model)
         width = int(answer(Counted(model.model), x[:2]).shape[1])
         found |= {"classes": model.classes, "logits": width, "raw_correct": int(raw.sum())}
         found |= {"merged_correct": int(merged.sum()), "only_merged_correct": int((merged & ~raw).sum())}
-    return DeepFacts(images=len(y), **found)
+    return found

@@ -16,7 +16,7 @@ from taet.attacks.pgd import ProjectedAscent
 from taet.evaluation.bundles import WHOLE, curves
 from taet.evaluation.card import Card, Flag
 from taet.evaluation.column import Column
-from taet.evaluation.facts import DeepFacts, ModelFacts
+from taet.evaluation.facts import ModelFacts
 from taet.formatting import listed, percent, percent_interval
 
 # Usual gaps between attacks: the largest that a method without masked gradients shows in the two papers' tables.
@@ -115,10 +115,10 @@ SENTENCES = {
     "probe-small": "The probe used only {probed} of {images} images, so it may miss masked gradients; add a longer "
     "attack, such as quick",
     # Of `taet check --deep` only
-    "dummy-classes": "The model returns {facts.logits} logits for {facts.classes} classes, {why}: PGD-20 on all logits "
-    "leaves {raw} % of {facts.images} images correct, on the margin of the largest logit of each class {merged} %; "
-    "attack the largest logit of each class",
-    "eot-beats-one-draw": "PGD-20 with the mean gradient of {facts.draws} draws leaves {shares}; attack the mean of "
+    "dummy-classes": "The model returns {facts[logits]} logits for {facts[classes]} classes, {why}: PGD-20 on all "
+    "logits leaves {raw} % of {facts[images]} images correct, on the margin of the largest logit of each class "
+    "{merged} %; attack the largest logit of each class",
+    "eot-beats-one-draw": "PGD-20 with the mean gradient of {facts[draws]} draws leaves {shares}; attack the mean of "
     "many draws (EOT)",
 }
 """By flag, in the order in which cards store them."""
@@ -287,13 +287,13 @@ def _without_gradients(card: Card) -> Evidence:
     return {"attack": name, "broke": f"breaks images that {alone}"}
 
 
-def beaten(facts: ModelFacts | DeepFacts, strong: str, weak: str = "pgd") -> Evidence:
+def beaten(facts: Mapping[str, int], strong: str, weak: str = "pgd") -> Evidence:
     """Return the shares of the images that two attacks leave correct, if `strong` wins by over 4 points and chance."""
-    left, kept, only = (getattr(facts, f"{name}_correct") for name in (strong, weak, f"only_{strong}"))
-    if (kept - left) / facts.images <= SAMPLE_GAP or not exceeds(kept - left + only, only):
+    left, kept, only = (facts[f"{name}_correct"] for name in (strong, weak, f"only_{strong}"))
+    if (kept - left) / facts["images"] <= SAMPLE_GAP or not exceeds(kept - left + only, only):
         return {}
-    shares = percent(left / facts.images), percent(kept / facts.images)
-    return {"shares": f"{shares[0]} % of {facts.images} images correct, otherwise {shares[1]} %"}
+    shares = percent(left / facts["images"]), percent(kept / facts["images"])
+    return {"shares": f"{shares[0]} % of {facts['images']} images correct, otherwise {shares[1]} %"}
 
 
 def of_model(facts: ModelFacts) -> dict[str, str]:
@@ -301,7 +301,8 @@ def of_model(facts: ModelFacts) -> dict[str, str]:
     calls = ("repeat", "later", "batch", "gradient")
     differs = {name: getattr(facts, f"{name}_difference") > REPEAT_DIFFERENCE for name in calls}
     fixed = not differs["repeat"] and not differs["later"]
-    straight, smooth = (beaten(facts, name) if facts.replaced else {} for name in ("straight_pgd", "smooth_pgd"))
+    counts = vars(facts)
+    straight, smooth = (beaten(counts, name) if facts.replaced else {} for name in ("straight_pgd", "smooth_pgd"))
     found: Found = {
         "randomised": differs["repeat"],
         "changes-between-calls": differs["later"] and not differs["repeat"],
@@ -309,7 +310,7 @@ def of_model(facts: ModelFacts) -> dict[str, str]:
         "nonfinite-gradients": facts.nonfinite_gradients > 0,
         "softmax-outputs": facts.distributions == facts.images,
         "zero-gradients": facts.zero_gradients > 0,
-        "logit-scale": beaten(facts, "scaled_pgd"),
+        "logit-scale": beaten(counts, "scaled_pgd"),
         "gradient-path-differs": fixed and differs["gradient"],
         "straight-through-beats-gradients": straight,
         "soft-beats-hard": {} if straight else smooth,
@@ -319,13 +320,17 @@ def of_model(facts: ModelFacts) -> dict[str, str]:
     return told(found, facts=facts, why=f"{small}of the nearest" if facts.logit_factor > 1 else large)
 
 
-def of_deep(facts: DeepFacts) -> dict[str, str]:
+def of_deep(facts: Mapping[str, int]) -> dict[str, str]:
     """Return what attacks made for a kind of model show."""
-    raw, merged = (percent(count / facts.images) for count in (facts.raw_correct, facts.merged_correct))
-    fooled = beaten(facts, "merged", "raw")
-    why = "so attacks on all logits only raise another logit of the true class" if fooled else "which are merged"
-    found: Found = {"dummy-classes": facts.logits > facts.classes, "eot-beats-one-draw": beaten(facts, "mean", "one")}
-    return told(found, facts=facts, raw=raw, merged=merged, why=why)
+    found: Found = {}
+    if "classes" in facts:
+        raw, merged = (percent(facts[name] / facts["images"]) for name in ("raw_correct", "merged_correct"))
+        fooled = beaten(facts, "merged", "raw")
+        why = "so attacks on all logits only raise another logit of the true class" if fooled else "which are merged"
+        found["dummy-classes"] = {"raw": raw, "merged": merged, "why": why}
+    if "draws" in facts:
+        found["eot-beats-one-draw"] = beaten(facts, "mean", "one")
+    return told(found, facts=facts)
 
 
 def repeated(notes: Iterable[str]) -> str:
