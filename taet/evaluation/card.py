@@ -172,14 +172,11 @@ class Card(CardPart):
 
     def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
-        stored = self.model_dump(exclude={"columns"})
-        columns = []
-        for column in self.columns:  # a summary stays as it was read if only rounding separates it from the recomputed
-            computed = self.summary_of(column).to_json()
-            summary = computed if any(disagreements("", column.stored, computed)) else column.stored
-            columns.append(column.model_dump() | {"summary": summary})
-        last: Json = {name: stored.pop(name) for name in ("labels", "examples_sha256") if name in stored}
-        return {"kind": KIND, "schema": SCHEMA, **stored, "flags": [*self.flags], "columns": columns, **last}
+        stored = self.model_dump()
+        for column, fields in zip(self.columns, stored["columns"], strict=True):
+            computed = self.summary_of(column).to_json()  # only rounding leaves a summary as it was read
+            fields["summary"] = computed if any(disagreements("", column.stored, computed)) else column.stored
+        return {"kind": KIND, "schema": SCHEMA, **stored, **{name: [*stored[name]] for name in ("flags", "columns")}}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the card as JSON with its checksum, atomically: if writing fails, the old file stays as it was."""
