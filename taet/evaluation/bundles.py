@@ -17,7 +17,6 @@ from taet.formatting import size
 from taet.settings import Evaluation, Run, Threat, override
 from taet.training.folder import RunFolder
 
-DEFAULTS = Evaluation()
 OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a paper brings
 WHOLE = 1.0  # radius of the ball that contains every image: no classifier is robust in it
 SCALES = ("adaptive-pgd-20:factor=0.01", "adaptive-pgd-20:factor=0.1", "pgd-20", "adaptive-pgd-20")
@@ -38,7 +37,7 @@ CURVES: dict[str, tuple[CurveName, Callable[[float], Iterable[str]]]] = {
 """Names of several attacks that differ in one setting, as functions of eps; each is marked as a point of the curve."""
 
 
-def parse_attack(name: str, settings: Evaluation = DEFAULTS) -> AttackSpec:
+def parse_attack(name: str, settings: Evaluation = catalogue.SETTINGS) -> AttackSpec:
     """Return the attack that `NAME`, `NAME:option=value,...` or, made on another run, `ATTACK@RUN` means."""
     text, at, folder = name.partition("@")
     base = text.partition(":")[0]
@@ -84,7 +83,7 @@ def expand(settings: Evaluation, steps: Mapping[str, float] = {}) -> Evaluation:
         raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
     usual, eps = protocols.start(papers[0]), settings.eps or Threat().eps
     theirs = override(usual.evaluation, protocols.steps_in(eps, settings.eps_l2, usual.evaluation, eps, usual))
-    known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
+    known = [catalogue.SETTINGS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
         name: getattr(theirs, name)
         for name in OF_THE_PAPER
