@@ -131,8 +131,7 @@ class Results:
         Accuracies are in [0, 1] with 95 % intervals over the test images, of which `test_sha256` (8 digits) tells
         several sets apart; `n` are the images of the group; `correct` is missing where the accuracy is a mean.
         """
-        found = pd.concat([_numbers(one.named) for one in self.by_test_set()])
-        return found.sort_values("card", kind="stable", ignore_index=True)
+        return _numbers(self.named).sort_values("card", kind="stable", ignore_index=True)
 
     @property
     def labels(self) -> pd.Series:
