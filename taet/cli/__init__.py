@@ -103,7 +103,10 @@ def ended_by(error: BaseException) -> tuple[int, str]:
             return 0, ""
         case OSError() if error.filename is not None or error.errno in OUTPUT:
             return 2, f"error: {os.fsdecode(error.filename or 'output')}: {error.strerror}"
-    return 1, f"error: unexpected: {said(error)}. Please report this to the authors of taet with the output of --debug"
+    return (
+        1,
+        f"error: unexpected: {said(error)}; --debug shows where. Unless your own code is there, please report this",
+    )
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -107,7 +107,7 @@ class Work:
                     if time.monotonic() - told > TELL_SECONDS:
                         told = time.monotonic()
                         for one in [*self.running]:
-                            self._tell(one.cell, one.last_line())
+                            self._tell(one.cell, one.last_line() or "starting")
             finally:
                 self.stopping = True
                 for future in cells:

@@ -249,7 +249,7 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             # Some are named against their default, whatever the others have; all, if there is no majority.
             own = name.startswith("settings.") and card.method in known
             always = own or name == "outer.name" or name.removeprefix("training.") in Training.retired
-            if always or name in usual or name == THREAT:
+            if always or name in usual or name == THREAT or name.startswith("settings."):
                 found[group][as_usual] += len(rows) if always else 0
     most = {
         group: max(of, key=lambda value: (2 * of[value] > of.total(), value == as_usual, of[value]))

@@ -93,7 +93,11 @@ def test_no_file_of_the_current_directory_is_imported(tmp_path: Path) -> None:
     [
         (MemoryError(), 1, "out of memory: MemoryError"),
         (RuntimeError("could not create a primitive"), 1, "out of memory: RuntimeError"),
-        (ValueError("a\nb"), 1, "unexpected: ValueError: a b. Please report this to the authors of taet"),
+        (
+            ValueError("a\nb"),
+            1,
+            "unexpected: ValueError: a b; --debug shows where. Unless your own code is there, please report",
+        ),
         (PermissionError(13, "Permission denied", "a-file"), 2, "a-file: Permission denied"),
         (UserError("got \u202e\x1b[1m"), 2, "got \\u202e\\x1b[1m"),
     ],

@@ -230,6 +230,8 @@ def test_the_code_of_a_plug_in_tells_rows_apart(trained: MakeCard) -> None:
     assert names(older, newer) == ["at", "at"]  # the hash is not on cards of older versions
     assert names(cards[0], trained("trades"), cards[1].changed(method="forgets")) == ["at", "trades", "forgets"]
     assert sorted(names(trained(), trained(training__augment="none"))) == ["at", "at (augment none)"]
+    own = [trained("harl", method__alpha=alpha).changed(method="forgets") for alpha in (0.1, 1.0)]
+    assert names(*own) == ["forgets (alpha 0.1)", "forgets (alpha 1)"]  # which one is its default is not known here
 
 
 def test_a_row_says_its_outer_loss_and_nothing_that_it_does_not_use(trained: MakeCard) -> None:

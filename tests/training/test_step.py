@@ -42,6 +42,7 @@ def values(model: nn.Module) -> dict[str, Tensor]:
         Loss(torch.ones(6, requires_grad=True), {}, torch.zeros(6, 2)),
         Loss(torch.tensor(1.0), {}, torch.zeros(6, 2)),
         Loss(torch.tensor(1.0, requires_grad=True), {"label": 0.5}, torch.zeros(6, 2)),  # type: ignore[dict-item]
+        Loss(torch.tensor(1.0, requires_grad=True), {"label": torch.ones(6)}, torch.zeros(6, 2)),
         Loss(torch.tensor(1.0, requires_grad=True), {}, torch.zeros(12, 2)),
     ],
 )
