@@ -294,13 +294,14 @@ def refuse_smoothing(method: str, task: Task, why: str) -> None:
         raise UserError(f"{method}: got label smoothing {task.outer.label_smoothing:g}; {why}")
 
 
-def second_stage(begin: float | None, task: Task, epoch: int, name: str) -> str:
-    """Return `name` from a share `begin` of the epochs on, by default from the first milestone on; before: burn-in.
+def first_epoch(share: float | None, task: Task, option: str = "begin", least: int = 0) -> int:
+    """Return the epoch, from 0 and at least `least`, after a share of the epochs; by default the first milestone.
 
-    A run without an epoch of that stage is refused: it would be the burn-in's method under another name.
+    A run without an epoch from there on is refused: what begins there would have no effect.
     """
-    first = min(task.milestones, default=task.epochs) if begin is None else round(begin * task.epochs)
+    first = min(task.milestones, default=task.epochs) if share is None else max(round(share * task.epochs), least)
     if first >= task.epochs:
-        got = "no milestone in" if begin is None else f"{begin:.3g} of"
-        raise UserError(f"method begin: got {got} {task.epochs} epochs; allowed: a share that leaves an epoch after it")
-    return name if epoch >= first else "burn-in"
+        got = "no milestone in" if share is None else f"{share:.3g} of"
+        allowed = "a share that leaves an epoch after it"
+        raise UserError(f"method {option}: got {got} {task.epochs} epochs; allowed: {allowed}")
+    return first

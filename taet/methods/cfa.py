@@ -13,9 +13,9 @@ from taet.errors import UserError
 from taet.fields import OnlyWith, PartialShare, Positive, Share
 from taet.losses import kl_divergence
 from taet.losses.long_tail import class_sums
-from taet.methods.base import Adversarial, Loss, Seen, Task
+from taet.methods.base import Adversarial, Loss, Seen, Task, first_epoch
 from taet.methods.trades import Trades
-from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
+from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
 THRESHOLDS = {"relative": 0.4, "absolute": 0.2}  # 0.2 where balanced CIFAR-10 has a mean of 0.5
 VOTES = 5  # validation images of a class that can shut the gate
@@ -28,7 +28,7 @@ class CfaRule(BudgetRule):
     def __init__(self, task: Task, lambda_1: float, lambda_2: float, begin: float) -> None:
         super().__init__()
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
-        self.first = first_epoch("begin", begin, task)
+        self.first = first_epoch(begin, task, least=1)  # it uses what it saw of the epoch before
         zeros = torch.zeros(task.num_classes, dtype=torch.float64)
         self.hits, self.seen = nn.Buffer(zeros), nn.Buffer(zeros.clone())
         self.strength = nn.Buffer(zeros + 1)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.fields import NonNegative
 from taet.losses.long_tail import class_sums
-from taet.methods.base import Task
-from taet.methods.wrapper import Base, BudgetRule, ClassBudgets, first_epoch
+from taet.methods.base import Task, first_epoch
+from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 WARM_UP = 7 / 11  # 70 of 110 epochs
@@ -43,7 +43,7 @@ class DafaRule(BudgetRule):
         super().__init__()
         self.lam = lam if lam is not None else 1.5 if task.num_classes >= MANY_CLASSES else 1.0
         self.floor = floor
-        self.first = first_epoch("warm up", warm_up, task)
+        self.first = first_epoch(warm_up, task, "warm up", least=1)
         if task.stages[self.first - 1] == "clean":
             raise UserError(f"method warm up: got {warm_up:.3g}, which ends without an attack; allowed: another share")
         classes = task.num_classes

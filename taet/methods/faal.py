@@ -14,7 +14,7 @@ from taet.distributed import global_mean
 from taet.fields import NonNegative, OnlyWith, Share
 from taet.losses import kl_divergence
 from taet.losses.long_tail import class_sums
-from taet.methods.base import Adversarial, Loss, Method, Task, second_stage
+from taet.methods.base import Adversarial, Loss, Method, Task, first_epoch
 
 STEPS = 50  # of the bisection, which halve an interval of 88: to 1e-13
 LOWEST, HIGHEST = 1e-30, 1e8  # of s, in units of the spread of the utilities
@@ -64,7 +64,7 @@ class FairnessAware(Method):
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:
-        return second_stage(config.begin, task, epoch, "fair")
+        return "fair" if epoch >= first_epoch(config.begin, task) else "burn-in"
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural = model(x) if self.config.form == "trades" else None

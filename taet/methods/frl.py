@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.fields import NonNegative, OnlyWith, PartialShare, Share
 from taet.losses import kl_divergence
-from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, second_stage
+from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, first_epoch
 from taet.methods.gairat import weighted_mean
 
 FEEDBACKS = 40  # of the published run, one an epoch, for which its rates are meant
@@ -86,7 +86,7 @@ class FairRobust(Method):
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:
-        return second_stage(config.begin, task, epoch, "fair")
+        return "fair" if epoch >= first_epoch(config.begin, task) else "burn-in"
 
     def _is_followed(self, epoch: int) -> bool:
         """Whether the next epoch has the weights that feedback of this one sets."""

@@ -25,15 +25,6 @@ Base = Annotated[str, Rule(_is_other, "a method that wraps no other")]
 """Name of a method that can be held."""
 
 
-def first_epoch(option: str, share: float, task: Task) -> int:
-    """Return the epoch, from 0, from which a rule uses what it saw of the epoch before it."""
-    first = max(round(share * task.epochs), 1)
-    if first >= task.epochs:
-        got = f"got {share:.3g} of {task.epochs} epochs, which leaves none of them"
-        raise UserError(f"method {option}: {got}; allowed: another share")
-    return first
-
-
 class BudgetRule(nn.Module):
     """How the factors of the classes follow from the run so far; what it sums up is saved, in float64."""
 
