@@ -67,18 +67,14 @@ class FairnessAware(Method):
         return "fair" if epoch >= first_epoch(config.begin, task) else "burn-in"
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        natural = model(x) if self.config.form == "trades" else None
-        logits = model(adversarial.x)
-        losses = {"label": self.outer(logits if natural is None else natural, y)}
-        if natural is not None:
-            losses["kl"] = kl_divergence(natural, logits)
-        if self.stage == "fair":
-            weights = self.weights(logits.detach(), y).to(logits.dtype)[y]
-            losses = {name: weights * values for name, values in losses.items()}
-        parts = {name: global_mean(values) for name, values in losses.items()}
-        if natural is None:
-            return Loss(parts["label"], {}, logits)
-        return Loss(parts["label"] + self.config.beta * parts["kl"], parts, logits)
+        passes = [model(images) for images in ([adversarial.x] if self.config.form == "at" else [x, adversarial.x])]
+        natural, logits = passes[0], passes[-1]
+        weights: Tensor | float = self.weights(logits.detach(), y).to(logits.dtype)[y] if self.stage == "fair" else 1.0
+        label = global_mean(weights * self.outer(natural, y))
+        if self.config.form == "at":
+            return Loss(label, {}, logits)
+        kl = global_mean(weights * kl_divergence(natural, logits))
+        return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
 
     def weights(self, logits: Tensor, y: Tensor) -> Tensor:
         """Factors (C,) of the samples by their label, from attacked logits (N, C); their loss is the mean over all."""
