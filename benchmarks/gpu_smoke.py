@@ -63,7 +63,7 @@ def begun(run: Run, images: int = 640) -> Iterator[tuple[Any, State, Pauses]]:
 def epoch(plan: Any, state: State, pause: Pauses) -> None:
     """Train for an epoch, without a curve and checkpoints."""
     train_epoch(plan, state, pause)
-    state.end_epoch(state.sums.together()[2])
+    state.end_epoch(state.sums.counts[2])
 
 
 def versions(device: str) -> str:

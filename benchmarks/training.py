@@ -145,7 +145,7 @@ def measured(run: Run, folder: RunFolder, data: Dataset) -> list[float]:
             losses.append(state.sums.sums["total"].item() / state.sums.images)
             peak = peak_memory_mb(plan.device)
             answer({"seconds": took, "loss": losses[-1], "peak_memory_mb": peak})
-            state.end_epoch(state.sums.together()[2])
+            state.end_epoch(state.sums.counts[2])
     return losses
 
 

@@ -105,7 +105,7 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
     if seen is not None:
         state.method.feedback(state.epoch, seen)
     sums, steps = state.sums, len(plan.loader)
-    correct, total, predicted = sums.together()
+    correct, total, predicted = global_sum(sums.counts)
     row = from_json(
         Epoch,
         {

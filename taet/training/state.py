@@ -142,12 +142,8 @@ class EpochSums:
             self.sums[name] = self.sums.get(name, 0.0) + value.double() * total
         self.images += total
 
-    def together(self) -> Tensor:
-        """Return the counts over all processes, (3, C)."""
-        return global_sum(self.counts)
-
     def state_dict(self) -> Json:
-        return {"counts": self.together(), "sums": self.sums, "images": self.images}
+        return {"counts": global_sum(self.counts), "sums": self.sums, "images": self.images}
 
     def load_state_dict(self, state: Json) -> None:
         """Restore sums over all processes: the first process takes the counts."""
