@@ -4,6 +4,7 @@ Under single-step training, robustness can vanish from one epoch to the next.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -99,25 +100,18 @@ class TrainingCurve:
         return point, Seen(images, *correct[[0, -1]].double(), *global_sum(sums).unbind(1))
 
 
-def first_loss(pgd: Sequence[float], fgsm: Sequence[float], chance: float = 0.0) -> int | None:
-    """Return the first point at which PGD accuracy is at most half of its earlier maximum, and FGSM's 15 points higher.
-
-    There the network resists single steps only (Wong et al., ICLR 2020, arXiv:2001.03994); `chance` is no robustness.
-    """
-    best = 0.0
-    for number, robust in enumerate(pgd):
-        if best > chance and robust <= LOST_BELOW * best and fgsm[number] - robust >= GAP:
-            return number
-        best = max(best, robust)
-    return None
-
-
 def training_flags(epochs: Sequence[Epoch]) -> Mapping[str, str]:
-    """Return the text of every flag that the curve of a single-step run raises; other runs raise none."""
+    """Return the text of every flag that the curve of a single-step run raises; other runs raise none.
+
+    Where PGD accuracy is at most half of its earlier maximum, and FGSM's 15 points higher, the network resists single
+    steps only (Wong et al., ICLR 2020, arXiv:2001.03994). Accuracy by chance is no robustness.
+    """
     watched = [(epoch.epoch, epoch.monitor) for epoch in epochs if epoch.monitor and "fgsm" in epoch.monitor.counts]
     pgd, fgsm = ([point.counts[of or point.attack].balanced_accuracy for _, point in watched] for of in ("", "fgsm"))
     chance = 1 / len(watched[0][1].attacked.total) if watched else 0.0
-    name, found = FLAGS[0], first_loss(pgd, fgsm, chance)
+    best = [0.0, *itertools.accumulate(pgd, max)]  # before each point
+    lost = (n for n, robust in enumerate(pgd) if best[n] > chance and robust <= LOST_BELOW * best[n])
+    name, found = FLAGS[0], next((n for n in lost if fgsm[n] - pgd[n] >= GAP), None)
     if found is None and max(pgd, default=0.0) > chance:  # lost for good: since the last point above half of the best
         name, found = FLAGS[1], 1 + max(n for n, robust in enumerate(pgd) if robust > LOST_BELOW * max(pgd))
     if found is None or found == len(pgd):
