@@ -75,16 +75,6 @@ def examples(state: State, model: nn.Module, x: Tensor, y: Tensor, attack: Attac
         return state.method.perturb(model, x, y, attack).x
 
 
-def weight_perturbations(weights: list[Tensor], gradients: list[Tensor], gamma: float) -> tuple[Tensor, ...]:
-    """Return v = gamma ||w|| g / ||g|| for each weight and gradient; norms are over whole tensors (equations 7 to 9).
-
-    The public code takes the direction from a step of a proxy model whose learning rate cancels; this is exact.
-    """
-    norms = torch._foreach_add(torch._foreach_norm(gradients), TINY)
-    lengths = torch._foreach_div(torch._foreach_norm(weights), norms)
-    return torch._foreach_mul(gradients, torch._foreach_mul(lengths, gamma))
-
-
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore the buffers of `model`, such as statistics of batch normalisation, afterwards, in place."""
@@ -99,7 +89,10 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """Perturb each tensor called weight with more than one dimension so that `loss`() rises; undo it afterwards.
+    """Add v = gamma ||w|| g / ||g|| to each tensor w called weight with more than one dimension; undo it afterwards.
+
+    g is its gradient of `loss`(), norms are over whole tensors (equations 7 to 9). The public code takes the direction
+    from a step of a proxy model whose learning rate cancels; this is exact.
 
     Gradients and statistics of batch normalisation stay as they were. The optimiser's step within the context, with its
     weight decay, happens at the perturbed weights. gamma 0 changes nothing.
@@ -115,7 +108,9 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     gradients = [gradient for gradient in found if gradient is not None]
     average_gradients(gradients)
     with torch.no_grad():
-        moves = weight_perturbations(weights, gradients, gamma)
+        norms = torch._foreach_add(torch._foreach_norm(gradients), TINY)
+        lengths = torch._foreach_div(torch._foreach_norm(weights), norms)
+        moves = torch._foreach_mul(gradients, torch._foreach_mul(lengths, gamma))
         torch._foreach_add_(weights, moves)
     try:
         yield

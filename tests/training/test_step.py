@@ -12,7 +12,7 @@ from taet.losses import Loss
 from taet.models import CosineHead, Head
 from taet.settings import Run, Training, override
 from taet.training.state import build_optimizer, ema_decay, learning_rate
-from taet.training.step import checked, perturbed_weights, weight_perturbations
+from taet.training.step import checked, perturbed_weights
 from tests.calls import one_line
 from tests.golden_numbers import Golden
 
@@ -52,9 +52,10 @@ def test_what_a_method_must_not_return_is_one_line(wrong: Any) -> None:
 
 
 def test_the_golden_perturbation() -> None:
-    golden, other = Golden("awp_perturbation"), torch.ones(2, 3, 4, dtype=torch.float64)
-    found, _ = weight_perturbations([golden["weight"], other], [golden["grad"], other], golden["gamma"])
-    golden.check(found)
+    golden, model = Golden("awp_perturbation"), nn.Linear(2, 2).double()
+    model.load_state_dict({"weight": golden["weight"], "bias": torch.zeros(2)})
+    with perturbed_weights(model, lambda: (model.weight * golden["grad"]).sum(), golden["gamma"]):
+        golden.check(model.weight.detach() - golden["weight"])
 
 
 def test_within_it_the_loss_is_higher_by_the_first_order_and_afterwards_nothing_has_changed(model: nn.Module) -> None:
