@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from taet.attacks.objectives import margin
 from taet.distributed import global_mean
 from taet.fields import NonNegative, OnlyWith, Share
-from taet.losses import kl_divergence
 from taet.losses.long_tail import class_sums
 from taet.methods.base import Adversarial, Loss, Method, Task, first_epoch
 
@@ -67,14 +66,12 @@ class FairnessAware(Method):
         return "fair" if epoch >= first_epoch(config.begin, task) else "burn-in"
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        passes = [model(images) for images in ([adversarial.x] if self.config.form == "at" else [x, adversarial.x])]
-        natural, logits = passes[0], passes[-1]
+        natural = model(x) if self.config.form == "trades" else None
+        logits = model(adversarial.x)
         weights: Tensor | float = self.weights(logits.detach(), y).to(logits.dtype)[y] if self.stage == "fair" else 1.0
-        label = global_mean(weights * self.outer(natural, y))
-        if self.config.form == "at":
-            return Loss(label, {}, logits)
-        kl = global_mean(weights * kl_divergence(natural, logits))
-        return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
+        if natural is None:
+            return Loss(global_mean(weights * self.outer(logits, y)), {}, logits)
+        return self.trades_loss(natural, logits, y, weights)
 
     def weights(self, logits: Tensor, y: Tensor) -> Tensor:
         """Factors (C,) of the samples by their label, from attacked logits (N, C); their loss is the mean over all."""

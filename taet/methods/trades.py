@@ -5,9 +5,7 @@ Source: Zhang et al., Theoretically Principled Trade-off between Robustness and 
 
 from torch import Tensor, nn
 
-from taet.distributed import global_mean
 from taet.fields import NonNegative
-from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Loss, Method, published
 
 
@@ -37,8 +35,4 @@ class Trades(Method):
         """Factor of the divergence, 1 / lambda of the paper (its section 5)."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        natural = model(x)
-        logits = model(adversarial.x)
-        label = global_mean(self.outer(natural, y))
-        kl = global_mean(kl_divergence(natural, logits))
-        return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
+        return self.trades_loss(model(x), model(adversarial.x), y)

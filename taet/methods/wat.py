@@ -6,9 +6,7 @@ Source: Li, Liu, WAT: Improve the Worst-Class Robustness in Adversarial Training
 import torch
 from torch import Tensor, nn
 
-from taet.distributed import global_mean
 from taet.fields import NonNegative
-from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Loss, Method, Seen, Task
 
 FEEDBACKS = 100  # of the published run, one an epoch, for which its rate is meant
@@ -45,11 +43,7 @@ class WorstClass(Method):
         self.weights = nn.Buffer(torch.ones(task.num_classes + 1))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        natural, logits = model(x), model(adversarial.x)
-        weights = self.weights[y] + self.weights[-1]
-        label = global_mean(weights * self.outer(natural, y))
-        kl = global_mean(weights * kl_divergence(natural, logits))
-        return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
+        return self.trades_loss(model(x), model(adversarial.x), y, self.weights[y] + self.weights[-1])
 
     def feedback(self, epoch: int, seen: Seen) -> None:
         costs = seen.rates(seen.clean_loss + self.config.beta * seen.divergence)
