@@ -18,7 +18,6 @@ from taet.attacks.pgd import pgd
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.fields import Settings
-from taet.losses.consistency import kl_divergence
 from taet.losses.equalization import Loss as Loss
 from taet.losses.long_tail import cross_entropy
 from taet.losses.outer import OuterLoss
@@ -253,12 +252,6 @@ class Method(nn.Module):
         """The mean outer loss of f(x), all that many methods minimise."""
         logits = model(x)
         return Loss(global_mean(self.outer(logits, y)), {}, logits)
-
-    def trades_loss(self, natural: Tensor, logits: Tensor, y: Tensor, weights: Tensor | float = 1.0) -> Loss:
-        """mean w [CE(f(x), y) + beta KL(f(x) || f(x'))], with a method's `beta` and weights w (N,) of the images."""
-        label = global_mean(weights * self.outer(natural, y))
-        kl = global_mean(weights * kl_divergence(natural, logits))
-        return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
         """Called when the weights have moved."""

@@ -14,6 +14,7 @@ from taet.distributed import global_mean
 from taet.fields import NonNegative, OnlyWith, Share
 from taet.losses.long_tail import class_sums
 from taet.methods.base import Adversarial, Loss, Method, Task, first_epoch
+from taet.methods.trades import trades_loss
 
 STEPS = 50  # of the bisection, which halve an interval of 88: to 1e-13
 LOWEST, HIGHEST = 1e-30, 1e8  # of s, in units of the spread of the utilities
@@ -71,7 +72,7 @@ class FairnessAware(Method):
         weights: Tensor | float = self.weights(logits.detach(), y).to(logits.dtype)[y] if self.stage == "fair" else 1.0
         if natural is None:
             return Loss(global_mean(weights * self.outer(logits, y)), {}, logits)
-        return self.trades_loss(natural, logits, y, weights)
+        return trades_loss(self, natural, logits, y, weights)
 
     def weights(self, logits: Tensor, y: Tensor) -> Tensor:
         """Factors (C,) of the samples by their label, from attacked logits (N, C); their loss is the mean over all."""

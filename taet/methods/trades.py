@@ -5,8 +5,17 @@ Source: Zhang et al., Theoretically Principled Trade-off between Robustness and 
 
 from torch import Tensor, nn
 
+from taet.distributed import global_mean
 from taet.fields import NonNegative
+from taet.losses.consistency import kl_divergence
 from taet.methods.base import Adversarial, Loss, Method, published
+
+
+def trades_loss(method: Method, natural: Tensor, logits: Tensor, y: Tensor, weights: Tensor | float = 1.0) -> Loss:
+    """Return mean w [CE(f(x), y) + beta KL(f(x) || f(x'))], with the method's beta and weights w (N,) of the images."""
+    label = global_mean(weights * method.outer(natural, y))
+    kl = global_mean(weights * kl_divergence(natural, logits))
+    return Loss(label + method.config.beta * kl, {"label": label, "kl": kl}, logits)
 
 
 class Trades(Method):
@@ -35,4 +44,4 @@ class Trades(Method):
         """Factor of the divergence, 1 / lambda of the paper (its section 5)."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        return self.trades_loss(model(x), model(adversarial.x), y)
+        return trades_loss(self, model(x), model(adversarial.x), y)

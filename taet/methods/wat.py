@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from taet.fields import NonNegative
 from taet.methods.base import Adversarial, Loss, Method, Seen, Task
+from taet.methods.trades import trades_loss
 
 FEEDBACKS = 100  # of the published run, one an epoch, for which its rate is meant
 
@@ -43,7 +44,7 @@ class WorstClass(Method):
         self.weights = nn.Buffer(torch.ones(task.num_classes + 1))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        return self.trades_loss(model(x), model(adversarial.x), y, self.weights[y] + self.weights[-1])
+        return trades_loss(self, model(x), model(adversarial.x), y, self.weights[y] + self.weights[-1])
 
     def feedback(self, epoch: int, seen: Seen) -> None:
         costs = seen.rates(seen.clean_loss + self.config.beta * seen.divergence)
