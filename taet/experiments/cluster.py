@@ -1,6 +1,7 @@
 """The open cells of a comparison as one job array of SLURM, submitted through submitit."""
 
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from taet.errors import custom_code, needed
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of
-from taet.experiments.work import OPEN, CellRun, Say
+from taet.experiments.work import LOOK_SECONDS, OPEN, CellRun, Say, stop
 from taet.files import read_json, write_json
 from taet.formatting import plural, read_duration
 from taet.models import trusted
@@ -36,15 +37,15 @@ class CellJob:
         with trusted(*self.trust):
             cells = cells_of(self.grid, self.place, accelerated=self.accelerated)
         cell = next(one for one in cells if one.name == self.name)
-        self.work = CellRun(cell, self.place / "logs" / f"{self.name}.txt", self.threads)
-        if failed := self.work.run():
-            raise RuntimeError(failed)
+        work = self.work = CellRun(cell, self.place / "logs" / f"{self.name}.txt", self.threads)
+        for _ in work.steps():
+            time.sleep(LOOK_SECONDS)
+        if work.failed:
+            raise RuntimeError(work.failed)
 
     def checkpoint(self) -> object:
         """Make the command save and end, and ask submitit to submit the job again: it is near its time limit."""
-        if self.work is not None:
-            self.work.stop()
-            self.work.wait()
+        stop([] if self.work is None else [self.work])
         self.work = None
         return needed("submitit", "--on slurm", "slurm").helpers.DelayedSubmission(self)
 

@@ -5,11 +5,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from taet.experiments.grid import Cell, Outcome
@@ -17,7 +16,7 @@ from taet.formatting import clock, plural
 from taet.training.environment import interruption
 
 OPEN = ("started", "missing")
-LOOK_SECONDS, TELL_SECONDS = 0.1, 30.0  # between two polls of a process, and two lines about the running cells
+LOOK_SECONDS, TELL_SECONDS = 0.1, 30.0  # between two looks at the processes, and two lines about the running cells
 
 Say = Callable[[str], None]
 
@@ -26,21 +25,25 @@ class CellRun:
     """The commands of a cell that remain, each as a process of the command line with its output in `log`."""
 
     def __init__(self, cell: Cell, log: Path, threads: int, gpu: str | None = None) -> None:
-        self.cell, self.log, self.threads, self.stopped = cell, log, threads, False
+        self.cell, self.log, self.threads, self.gpu, self.begun = cell, log, threads, gpu, time.monotonic()
         used = (cell.run and cell.run.training.threads) or threads
         seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(used), **seen}
         self.process: subprocess.Popen[bytes] | None = None
+        self.failed = ""
+        """Why the cell failed; "" if it is complete."""
         log.touch()
 
-    def run(self, tell: Callable[[str], None] = lambda _: None) -> str:
-        """Run the commands; return why the cell failed, "" if it is complete or was stopped."""
+    def steps(self, tell: Say = lambda _: None) -> Iterator[bool]:
+        """Run the commands, and yield True, which takes no time, while they run: who looks again decides when."""
         words: Sequence[str] = ()
-        while not self.stopped and (commands := self.cell.look(self.threads).commands):
+        while commands := self.cell.look(self.threads).commands:
             if commands[0] == words:
-                return "the command ended well, but the cell is not complete"
+                self.failed = "the command ended well, but the cell is not complete"
+                return
             words = commands[0]
-            tell(" ".join(words[:2] if "--resume" in words else words[:1]))
+            on = "" if self.gpu is None else f" on GPU {self.gpu}"
+            tell(" ".join(words[:2] if "--resume" in words else words[:1]) + on)
             with self.log.open("ab") as log:
                 log.write(f"$ {shlex.join(['taet', *words])}\n".encode())
                 log.flush()
@@ -53,29 +56,26 @@ class CellRun:
                     env=self.environment,
                     start_new_session=True,
                 )
-            if self.stopped:  # meanwhile
-                self.stop()
-            if (status := self.wait()) and not self.stopped:
+            while (status := self.process.poll()) is None:
+                yield True
+            if status:
                 ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-                return f"{ended}: {self.last_line('taet: error: ') or self.last_line()}".removesuffix(": ")
-        return ""
-
-    def wait(self) -> int:
-        """Wait for the process by polling, which a signal may interrupt, and return its exit status."""
-        while self.process is not None and self.process.poll() is None:
-            time.sleep(LOOK_SECONDS)
-        return 0 if self.process is None else self.process.returncode
-
-    def stop(self) -> None:
-        """Make the process save and end; do not wait for it."""
-        self.stopped = True
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
+                self.failed = f"{ended}: {self.last_line('taet: error: ') or self.last_line()}".removesuffix(": ")
+                return
 
     def last_line(self, marked: str = "") -> str:
         last = self.log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ taet ")[2]
         lines = [line.strip() for line in last.split("\n")[1:]]  # below the command
         return next((line.removeprefix("taet: error: ") for line in reversed(lines) if line and marked in line), "")
+
+
+def stop(runs: Sequence[CellRun]) -> None:
+    """Make the processes of the runs save and end, and wait for them."""
+    processes = [one.process for one in runs if one.process is not None]
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.wait()
 
 
 class Work:
@@ -88,10 +88,9 @@ class Work:
         counts = Counter(outcome.state for outcome in found)
         self.waiting = [outcome.cell for outcome in found if outcome.state in OPEN]
         self.done, self.total = counts["done"], len(found) - counts["not applicable"]
-        self.running: dict[CellRun, str | None] = {}  # with the GPU of each
-        self.choosing = threading.Lock()  # of a GPU
+        self.running: dict[CellRun, Iterator[bool]] = {}
         self.failed: dict[str, str] = {}
-        self.begun, self.ended, self.stopping = time.monotonic(), 0, False
+        self.begun, self.ended = time.monotonic(), 0
         listed = ", ".join(f"{count} {state}" for state, count in counts.items())
         on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
         say(f"{plural(len(found), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
@@ -99,25 +98,23 @@ class Work:
     def run(self, deadline: float) -> bool:
         """Work until all is done, the time is up, or the user interrupts; return whether the user interrupted."""
         told = time.monotonic()
-        with interruption() as asked, ThreadPoolExecutor(self.jobs) as pool:
-            cells = [pool.submit(self._run, cell) for cell in self.waiting if time.monotonic() < deadline]
+        with interruption() as asked:
             try:
-                while not (all(one.done() for one in cells) or asked.is_set() or time.monotonic() >= deadline):
+                while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
+                    while self.waiting and len(self.running) < self.jobs:
+                        self._begin(self.waiting.pop(0))
+                    for one in [one for one, steps in self.running.items() if not next(steps, False)]:
+                        del self.running[one]
+                        self._end(one)
                     asked.wait(LOOK_SECONDS)
                     if time.monotonic() - told > TELL_SECONDS:
                         told = time.monotonic()
-                        for one in [*self.running]:
+                        for one in self.running:
                             self._tell(one.cell, one.last_line() or "starting")
             finally:
-                self.stopping = True
-                for future in cells:
-                    future.cancel()
-                for one in (left := [*self.running]):
-                    one.stop()
-                if left:
-                    self.say(f"stopping {plural(len(left), 'running cell')}, after saving")
-            for future in (one for one in cells if not one.cancelled()):
-                future.result()
+                if self.running:
+                    self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
+                stop([*self.running])
             return asked.is_set()
 
     def ended_as(self, outcome: Outcome) -> Outcome:
@@ -125,28 +122,21 @@ class Work:
         reason = self.failed.get(outcome.cell.name)
         return outcome if reason is None or outcome.state == "done" else outcome._replace(state="failed", reason=reason)
 
-    def _run(self, cell: Cell) -> None:
-        with self.choosing:
-            # The GPU with the fewest cells; a cell that names its GPU, such as cuda:1, may use all.
-            own = cell.run is not None and ":" in cell.run.training.device
-            gpu = None if own else min(self.gpus, key=[*self.running.values()].count, default=None)
-            one = CellRun(cell, self.logs / f"{cell.name}.txt", self.threads, gpu)
-            self.running[one] = gpu
-            if self.stopping:  # which may have begun meanwhile
-                one.stop()
-        begun, on = time.monotonic(), "" if gpu is None else f" on GPU {gpu}"
-        try:
-            failed = one.run(lambda what: self._tell(cell, what + on))
-        finally:
-            del self.running[one]
-        if one.stopped:
-            return
+    def _begin(self, cell: Cell) -> None:
+        # The GPU with the fewest cells; a cell that names its GPU, such as cuda:1, may use all.
+        own, used = cell.run is not None and ":" in cell.run.training.device, [one.gpu for one in self.running]
+        gpu = None if own else min(self.gpus, key=used.count, default=None)
+        one = CellRun(cell, self.logs / f"{cell.name}.txt", self.threads, gpu)
+        self.running[one] = one.steps(partial(self._tell, cell))
+
+    def _end(self, one: CellRun) -> None:
         self.ended += 1
         left = (self.total - self.done - self.ended) * (time.monotonic() - self.begun) / self.ended
         after = f", about {clock(left)} left" if left else ""
-        if failed:
-            self.failed[cell.name] = failed
-        self._tell(cell, f"failed: {failed}" if failed else f"done in {clock(time.monotonic() - begun)}{after}")
+        if one.failed:
+            self.failed[one.cell.name] = one.failed
+        took = f"done in {clock(time.monotonic() - one.begun)}{after}"
+        self._tell(one.cell, f"failed: {one.failed}" if one.failed else took)
 
     def _tell(self, cell: Cell, what: str) -> None:
         self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")
