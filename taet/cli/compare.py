@@ -1,19 +1,13 @@
 """`taet compare SPEC`: train and attack a grid of methods, data, imbalance ratios and seeds."""
 
-from __future__ import annotations
-
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from taet.cli.options import POSITIONAL, Command, Options, OutPath, of_part, parse
 from taet.errors import UserError
 from taet.fields import Duration, Processes
-from taet.formatting import plural, read_duration
+from taet.formatting import read_duration
 from taet.settings import Slurm, option
-
-if TYPE_CHECKING:
-    from taet.experiments import Comparison
 
 
 class Compare(Command):
@@ -67,21 +61,8 @@ def run(words: list[str]) -> int:
     jobs, dry = command.jobs, command.dry_run
     with trusted(*command.trust_model):
         result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, slurm=slurm, dry_run=dry, say=say)
-    print(text(result, dry))
+    print(result.text(dry))
     if slurm is not None and dry:
         asked = {name: value for name, value in slurm.model_dump().items() if value is not None}
         print("each cell asks SLURM for", ", ".join(f"{name} {value}" for name, value in asked.items()))
     return int("failed" in result.counts)
-
-
-def text(result: Comparison, whole: bool = False) -> str:
-    """Return the failed cells, or every one with its remaining commands; the number in each state; and the report."""
-    lines = []
-    for one in result.outcomes:
-        if whole or one.state in ("failed", "submitted"):
-            lines.append(f"{one.cell.name}: {one.state}{f': {one.reason}' if one.reason else ''}")
-            lines += [f"    {shlex.join(['taet', *words])}" for words in one.commands if whole]
-    states = ", ".join(f"{count} {state}" for state, count in result.counts.items()) or "none"
-    lines.append(f"{plural(len(result.outcomes), 'cell')}: {states}")
-    lines += ["the time budget is used up; the same command continues"] if result.out_of_time else []
-    return "\n".join([*lines, *([f"open {result.report}"] if result.report is not None else [])])

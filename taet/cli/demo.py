@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from taet.cli.compare import text
 from taet.cli.options import Command, OutPath, parse
 from taet.files import Json
 
@@ -44,5 +43,5 @@ def run(words: list[str]) -> int:
 
     grid = {"title": TITLE, "methods": ["at", "at-bsl", TUNED], "data": ["digits-lt"], "settings": CHANGES}
     result = compare(grid, command.out, jobs=3, say=say)
-    print(f"{WHY}\n{text(result)}")
+    print(f"{WHY}\n{result}")
     return int("failed" in result.counts)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.experiments.work import OPEN, Say, Work
 from taet.files import check_output, lock, make_folder
+from taet.formatting import plural
 from taet.report import write
 from taet.settings import Slurm
 from taet.training.folder import RunFolder
@@ -37,12 +39,23 @@ class Comparison:
     report: Path | None = None
 
     def __repr__(self) -> str:
-        states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
-        return f"Comparison('{self.title}' in {self.out}: {states}; report: {self.report})"
+        return self.text()
 
     @property
     def counts(self) -> dict[str, int]:
         return dict(Counter(outcome.state for outcome in self.outcomes))
+
+    def text(self, whole: bool = False) -> str:
+        """Return the failed cells, or every one with its remaining commands; the number in each state; the report."""
+        lines = []
+        for one in self.outcomes:
+            if whole or one.state in ("failed", "submitted"):
+                lines.append(f"{one.cell.name}: {one.state}{f': {one.reason}' if one.reason else ''}")
+                lines += [f"    {shlex.join(['taet', *words])}" for words in one.commands if whole]
+        states = ", ".join(f"{count} {state}" for state, count in self.counts.items()) or "none"
+        lines.append(f"{plural(len(self.outcomes), 'cell')}: {states}")
+        lines += ["the time budget is used up; the same command continues"] if self.out_of_time else []
+        return "\n".join([*lines, *([f"open {self.report}"] if self.report is not None else [])])
 
 
 def compare(
