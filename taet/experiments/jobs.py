@@ -17,6 +17,7 @@ from taet.errors import UserError
 from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.experiments.work import OPEN, Say, Work
+from taet.fields import Positive, Processes, check_value
 from taet.files import check_output, lock, make_folder
 from taet.formatting import plural
 from taet.report import write
@@ -90,8 +91,8 @@ def compare(
             or published data that are not on this machine, except in a dry run.
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
-    if time_budget is not None and not time_budget > 0:
-        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
+    check_value("jobs", jobs, Processes | Literal["auto"])
+    check_value("time budget", time_budget, Positive | None)
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     grid, place, planned = _planned(spec, out, None if slurm is None else slurm.gpus > 0)
     side_by_side, threads, gpus = _machine(jobs)
@@ -133,8 +134,6 @@ def _planned(
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     """Return how many cells run side by side, the threads of each, and the GPUs."""
-    if jobs != "auto" and jobs < 1:
-        raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
     visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs
     gpus = [name.strip() for name in names][:count]
