@@ -11,7 +11,6 @@ import functools
 import inspect
 import re
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -36,6 +35,7 @@ from rules import (
 )
 from runs import Runs
 from taet.evaluation import ResultCard
+from taet.files import read_toml
 from taet.formatting import percent, percent_interval
 
 C, R = functools.partial(row, "taet"), functools.partial(row, "reat")
@@ -307,7 +307,7 @@ def verdicts(runs: Runs) -> dict[str, tuple[str, Verdict]]:
     found: dict[str, tuple[str, Verdict]] = {}
     for name, test in claims().items():
         found[name] = _paragraphs(test)[0], largest(test, runs)
-    for name, entry in tomllib.loads((FOLDER / "settled.toml").read_text(encoding="utf-8")).items():
+    for name, entry in read_toml(FOLDER / "settled.toml").items():
         found[name] = entry["says"], Verdict(entry["verdict"], (" ".join(entry["because"].split()),))
     return dict(sorted(found.items(), key=lambda pair: (pair[0][0], int(pair[0][1:]))))
 

@@ -3,13 +3,13 @@
 import csv
 import functools
 import itertools
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from taet.errors import UserError, unknown
+from taet.files import read_toml
 
 FOLDER = Path(__file__).parent
 PAPERS = ("taet", "reat")
@@ -131,7 +131,7 @@ def scale(name: str) -> Scale:
     """Return the scale of this name; raise a `UserError` if there is none."""
     if name not in SCALES:
         raise unknown("scale", name, SCALES)
-    return Scale(name, _toml(FOLDER / "scales" / f"{name}.toml"))
+    return Scale(name, read_toml(FOLDER / "scales" / f"{name}.toml"))
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def items() -> Mapping[str, Item]:
     """Every item by name, e.g. taet/table1: of each paper its tables, its figures, and runs that only claims need."""
     found: dict[str, Item] = {}
     for paper in PAPERS:
-        tables = {path.stem: _toml(path) for path in (FOLDER / "grids" / paper).glob("*.toml")}
+        tables = {path.stem: read_toml(path) for path in (FOLDER / "grids" / paper).glob("*.toml")}
         figures = tables.pop("figures")
         shared = {key: figures.pop(key) for key in GRID if key in figures}
         settings = shared["settings"]
@@ -160,13 +160,6 @@ def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
         if method not in (known := [row.method for item in found for row in item.rows]):
             raise unknown("method of these items", method, dict.fromkeys(known))
     return found
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not TOML: {error}") from None
 
 
 def _item(name: str, entry: Mapping[str, Any]) -> Item:
