@@ -10,7 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -127,34 +127,25 @@ def processes(sides: Sequence[str], *more: str) -> Iterator[dict[str, Callable[[
     `asked` and `answer` in turn.
     """
     with ExitStack() as stack:
-        yield {name: stack.enter_context(_Side(name, more)).round for name in sides}
+        yield {name: stack.enter_context(_side(name, more)) for name in sides}
 
 
-class _Side:
-    """A process that measures one side."""
+@contextmanager
+def _side(name: str, more: Sequence[str]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Start the process of a side; yield a function that makes it measure once. The end of its input ends it."""
+    command = [sys.executable, *sys.argv, "--side", name, *more]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
 
-    def __init__(self, name: str, more: Sequence[str]) -> None:
-        self.name = name
-        command = [sys.executable, *sys.argv, "--side", name, *more]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        def measured() -> dict[str, Any]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\n")
+            if not (line := process.stdout.readline()):
+                sys.exit(f"the process that measures {name} ended with status {process.wait()}")
+            found: dict[str, Any] = json.loads(line)
+            return found
 
-    def round(self) -> dict[str, Any]:
-        """Run one measurement."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"the process that measures {self.name} ended with status {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # closes its input, which ends the process
+        yield measured
 
 
 def asked() -> None:
