@@ -1,6 +1,6 @@
 """Write every page, and every part of a page, that follows from the code or from the committed result cards.
 
-docs/methods/ has one page per method, from its source, the golden numbers, the measured cost and the result cards;
+docs/methods/ has one page per method, from its source, the measured cost and the result cards;
 docs/losses.md comes from docstrings. The tables of other pages stand between two markers.
 
 python docs/render.py            prints the names of pages that are out of date
@@ -48,24 +48,6 @@ COST = ROOT / "results" / "cost.json"
 LISTED = {"adaptive-pgd-N": "adaptive", "adaptive-pgd-l2-N": "adaptive"}
 """Attacks that `taet list attacks` has under another name."""
 OUTERS = get_args(get_type_hints(Outer)["name"])
-# Golden numbers of losses and attacks that a method is made of; those in its own test file are found there.
-BEGINS = {"class-budget": "budget_", "las-at": "las_", "robust-lt": "budget_"}
-SHARED = {
-    "at": ("at_ce_mean", "pgd5_ce_linear"),
-    "at-bsl": ("balanced_softmax", "pgd5_ce_linear"),
-    "trades": ("trades_outer_beta6", "pgd5_kl_linear"),
-    "mart": ("mart_outer_beta5", "mart_outer_beta6", "pgd5_ce_linear"),
-    "reat": ("reat_rbl", "reat_rbl_zero_count", "reat_tail", "reat_tail_paper", "balanced_softmax"),
-    "he": ("he_head",),
-    "robal": ("robal_cos_head_gamma1_32_scale1",),
-    "harl": ("harl_all_present", "harl_absent_class"),
-    "taet": ("harl_all_present", "harl_absent_class", "at_ce_mean"),
-    "las-at": ("las_masked_pgd_linear",),
-    "wat": ("feedback_rates",),
-    "frl": ("feedback_rates",),
-    "n-fgsm": ("n_fgsm_linear",),
-    "standard": ("at_ce_mean",),
-}
 HEAD = "<!-- python docs/render.py --write -->"
 LOSS_GROUPS = {
     "Label losses": (
@@ -87,13 +69,6 @@ def task(**changes: Any) -> Task:
     """A long-tailed task of ten classes, over the 100 epochs of protocol taet."""
     counts = (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
     return Task(counts, (3, 32, 32), epochs=100, steps_per_epoch=97, milestones=(75, 90), **changes)
-
-
-def golden_keys(name: str) -> list[str]:
-    """Golden numbers of the method, by the begin of their keys, and those of its losses and attacks."""
-    keys = {key for path in (ROOT / "tests" / "golden").glob("*.json") for key in json.loads(path.read_text())}
-    own = BEGINS.get(name, name.replace("-", "_") + "_")
-    return sorted({*(key for key in keys if key.startswith(own)), *SHARED.get(name, ())})
 
 
 def prose(text: str) -> str:
@@ -284,7 +259,7 @@ def page(name: str) -> str:
     """The page of one method."""
     entry, cls = registry.find("methods", name), methods.find(name)
     about = inspect.getdoc(entry.load()) or ""
-    golden, rows = golden_keys(name), options(cls)
+    rows = options(cls)
     parts = [
         HEAD,
         f"# `{name}`: {cls.title}",
@@ -297,10 +272,6 @@ def page(name: str) -> str:
         in_a_run(name),
         "## As published",
         official(name),
-        "## Checked against",
-        ("Golden numbers from an independent float64 implementation: " + ", ".join(f"`{key}`" for key in golden) + ".")
-        if golden
-        else "No golden numbers; its tests use closed forms.",
         "## Cost",
         table(COST_HEADS, cost_rows(name)) if cost_rows(name) else "Not measured yet.",
         "## Measured",
