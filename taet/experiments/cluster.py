@@ -27,17 +27,16 @@ class CellJob:
     grid: Grid
     place: Path
     name: str
-    threads: int
+    asked: Slurm
     trust: tuple[str, ...]
-    accelerated: bool
     work: CellRun | None = None
 
     def __call__(self) -> None:
         """Run the cell; RuntimeError if a command fails."""
         with trusted(*self.trust):
-            cells = cells_of(self.grid, self.place, accelerated=self.accelerated)
+            cells = cells_of(self.grid, self.place, accelerated=self.asked.gpus > 0)
         cell = next(one for one in cells if one.name == self.name)
-        work = self.work = CellRun(cell, self.place / "logs" / f"{self.name}.txt", self.threads)
+        work = self.work = CellRun(cell, self.place / "logs" / f"{self.name}.txt", self.asked.cpus)
         for _ in work.steps():
             time.sleep(LOOK_SECONDS)
         if work.failed:
@@ -94,6 +93,6 @@ def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], asked: 
         executor = library.AutoExecutor(folder=place / "slurm", cluster="slurm", slurm_max_num_timeout=LIMITS)
         executor.update_parameters(name="taet", **{name: value for name, value in options.items() if value is not None})
         with executor.batch():
-            jobs = [CellJob(grid, place, cell.name, asked.cpus, trust, asked.gpus > 0) for cell in cells]
+            jobs = [CellJob(grid, place, cell.name, asked, trust) for cell in cells]
             found = [executor.submit(job) for job in jobs]
         return [job.job_id for job in found]

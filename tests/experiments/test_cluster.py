@@ -79,7 +79,7 @@ def test_a_job_fails_with_its_command_and_is_submitted_again_near_its_limit(
     small: dict[str, Any], tmp_path: Path, processes: Callable[..., list[dict[str, Any]]]
 ) -> None:
     (tmp_path / "logs").mkdir()
-    job = CellJob(parse(small), tmp_path, "at_digits-lt_seed0", 1, (), False)
+    job = CellJob(parse(small), tmp_path, "at_digits-lt_seed0", Slurm(), ())
     processes(seed0="fail")
     with pytest.raises(RuntimeError, match="exit status 1: the loss is not finite"):
         job()
