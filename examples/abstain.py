@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> Floats:
     found = thresholds(result.model.eval(), x, y, attacks, given.share, len(names))
     for name, threshold in zip(names, found, strict=True):
         print(f"{name}: " + ("never answered" if np.isinf(threshold) else f"answered from {threshold:g} on"))
-    print(f"at most {100 * given.share:g} % of the answers of a class are wrong; {len(y)} validation images")
+    wrong = f"at most {100 * given.share:g} % of the answers of a class are wrong"
+    print(f"with 95 % confidence {wrong}; {len(y)} validation images")
     return found
 
 

@@ -41,6 +41,6 @@ def run(words: list[str]) -> int:
     if command.fail_if_worse is None:
         print(write(command.runs, command.out, command.title, force=command.force))
         return 0
-    lines = fail_if_worse(command.runs, command.fail_if_worse)
-    print("\n".join(lines) or "pass: under no attack is the new model known to be worse")
-    return 1 if lines else 0
+    worse, lines = fail_if_worse(command.runs, command.fail_if_worse)
+    print("\n".join([*lines, "fail" if worse else "pass"]))
+    return int(worse)

@@ -2,20 +2,21 @@
 
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
+from taet.data import tables
 from taet.data.dataset import PARTS, DataSource, Part, check_names
 from taet.data.downloads import locate
 from taet.data.images import MASKS, SUFFIXES, Files, files_below, is_image, left_out, masks_of, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
-from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, labelled_tables, placed, read_table
+from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, placed, read_table
 from taet.errors import UserError, located, unknown
 from taet.files import RUN
 from taet.formatting import listed
@@ -42,7 +43,7 @@ def of_rows(
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)
-    folded = {one: unicodedata.normalize("NFC", one).casefold() for one in names}
+    folded = {one: normalize("NFC", one).casefold() for one in names}
     times = Counter(folded.values())
     if variants := [one for one, key in folded.items() if times[key] > 1]:
         notes.append(f"classes whose names differ in case or Unicode form only: {listed(variants, most=6)}")
@@ -68,7 +69,7 @@ def of_rows(
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
             raise UserError(f"{DIVIDED}, and no class has a {spare}")
         some = f"whole groups, {len(test) / len(labels):.0%} of the images, are"
-        of = f"{TEST_SHARE:.0%} of each class is" if groups is None else some
+        of = f"{TEST_SHARE:.0%} of each class, rounded, is" if groups is None else some
         notes.insert(0, f"{DIVIDED}: {of} for testing (seed {data.seed})")
         made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
     else:
@@ -124,38 +125,41 @@ def read(data: Data) -> DataSource:
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of class folders, and notes; a single table beside the folders has the labels instead."""
     folders = _split_folders(path)
-    if len(tables := [] if folders else labelled_tables(path)) == 1:
-        rows, notes = labelled(tables[0], path, group)
+    headers = tables.headers(path)
+    if len(full := [] if folders else tables.labelled_tables(path)) == 1:
+        rows, notes = labelled(full[0], path, group)
         classes = {row.label for row in rows}
         tops = [os.path.relpath(str(row.file), path).partition(os.sep)[0] for row in rows]
         if apart := [row for row, top in zip(rows, tops, strict=True) if top != row.label and top in classes]:
-            got = f"{len(apart)} images lie in folders of other classes than '{tables[0]}' says, e.g. '{apart[0].file}'"
-            raise UserError(f"{got}; allowed: --data 'csv:{tables[0]}' if the table is right, else no table there")
+            got = f"{len(apart)} images lie in folders of other classes than '{full[0]}' says, e.g. '{apart[0].file}'"
+            raise UserError(f"{got}; allowed: --data 'csv:{full[0]}' if the table is right, else no table there")
         images = [file for file in files_below(path) if is_image(file)]
         without = {file.resolve() for file in {*images} - masks_of(path, images)}
         without -= {Path(str(row.file)).resolve() for row in rows}
         notes += [f"{len(without)} images without a row in it are left out"] if without else []
-        return rows, [f"labels are those of '{tables[0].name}'", *notes]
+        return rows, [f"labels are those of '{full[0].name}'", *notes]
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
-    beside = _folders(path) if folders else []
-    notes += [f"'{one.name}' is left out" for one in beside if one not in folders.values()]
-    if tables:
-        several = listed((f"'{table.name}'" for table in tables), most=3)
-        notes.append(f"tables of labels that are not used: {several}; --data 'csv:{tables[0]}' takes those of one")
+    others = _folders(path) if folders else []
+    notes += [f"'{one.name}' is left out" for one in others if one not in folders.values()]
+    several = listed((f"'{table.name}'" for table in full), most=3)
+    takes = f"; --data 'csv:{full[0]}' takes the labels of that table" if full else ""
+    notes += [f"tables of labels that are not used: {several}{takes}"] if full else []
+    apart = {table.name: own for table, columns in headers.items() if (own := columns["group"]) and group is None}
+    notes += [f"'{table}' is not used: images of one {own} may be in two splits" for table, own in apart.items()]
     inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
     every = rows
     for depth in range(1, 2 + max(row.group.count("/") for row in rows)):  # a patient's eyes or visits stay together
-        rows = [row._replace(group="/".join(row.group.split("/")[:depth])) for row in every]
+        rows = [row._replace(group=normalize("NFC", "/".join(row.group.split("/")[:depth]))) for row in every]
         subfolders = Counter(label for label, _ in {(row.label, row.group) for row in rows if row.group})
         if max(subfolders.values(), default=0) > 1:
             break
     per_class = Counter(label for label, _ in {(row.label, row.group or str(row.file)) for row in rows})
-    if len(per_class) == 1 and rows[0].group:
-        hint = "" if folders else f"; did you mean '{path / rows[0].label}'?"
+    if len(per_class) == 1:
+        hint = f"; did you mean '{path / rows[0].label}'?" if rows[0].group and not folders else takes
         raise UserError(f"'{path}' has one class folder; allowed: 2 or more{hint}")
     splits = Counter(of for of, _ in {(row.group, row.split) for row in rows if row.group})
     lone = [label for label, count in per_class.items() if count < 2]
@@ -192,7 +196,7 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
             notes.append(f"'{folder.name}' has no class folders: its labels are those of '{table.name}'")
         known |= {row.label for row in own} if split in ("", "train") else set()
         if strange := next((row for row in own if row.label not in known), None):
-            raise unknown(f"class of '{strange.file}':", strange.label, known)
+            raise unknown(f"class of '{strange.file}', without a training image:", strange.label, known)
         rows += own
     return rows, notes
 
@@ -245,8 +249,8 @@ def _split_folders(path: Path) -> dict[str, Path]:
 def _table_of(folder: Path) -> Path | None:
     """Return the table with the labels of a folder without class folders, inside it or beside it under its name."""
     split = folder.parent if folder.name.lower() == "images" else folder
-    near = [table for place in (split, split.parent, split.parent.parent) for table in labelled_tables(place)]
-    found = [*labelled_tables(folder), *(table for table in near if split.name.lower() in table.stem.lower())]
+    near = [table for place in (split, split.parent, split.parent.parent) for table in tables.labelled_tables(place)]
+    found = [*tables.labelled_tables(folder), *(table for table in near if split.name.lower() in table.stem.lower())]
     return found[0] if found else None
 
 

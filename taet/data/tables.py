@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from taet.data.images import ImageFile, files_below, is_image, masks_of
 from taet.data.storage import reading
@@ -22,8 +23,8 @@ SPLITS = {
 }
 """Names of splits, in upper or lower case, in tables, as folders and on the hub."""
 COLUMNS = {
-    "path": ("path", "file", "filename", "file_name", "image", "image_id"),
-    "label": ("label", "class", "classid", "class_id", "target", "dx"),
+    "path": ("path", "file", "filename", "file_name", "image", "image_id", "isic_id"),
+    "label": ("label", "class", "classid", "class_id", "target", "dx", "diagnosis"),
     "split": ("split",),
     "group": ("group", "patient_id", "patientid", "patient", "subject_id", "lesion_id"),
 }
@@ -74,17 +75,22 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
         return rows
 
 
-def labelled_tables(folder: Path) -> list[Path]:
-    """Return the tables in a folder that by their first line have columns of paths and labels."""
-    found = []
+def headers(folder: Path) -> dict[Path, dict[str, str]]:
+    """Return the tables in a folder with their columns by their first line; see COLUMNS."""
+    found = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tab", ".tsv", "")):
         if path.is_file() and not path.name.startswith("."):
             with path.open("rb") as file:
                 header = file.readline(1 << 16).decode("utf-8-sig", "replace")
             names = [name.strip(' "\r\n') for name in header.split(_delimiter(header))]
-            columns, predicted = _columns(names), names[:3] == ["path", "class", "probability"]  # by `taet predict`
-            found += [path] if columns["path"] and columns["label"] and not predicted else []
+            if names[:3] != ["path", "class", "probability"]:  # by `taet predict`
+                found[path] = _columns(names)
     return found
+
+
+def labelled_tables(folder: Path) -> list[Path]:
+    """Return the tables in a folder that have columns of paths and labels."""
+    return [path for path, columns in headers(folder).items() if columns["path"] and columns["label"]]
 
 
 def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
@@ -131,9 +137,11 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     ending, in the folders below `folder`; several that have a name must be copies of one image.
     """
     paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
+    images = [] if all(path.is_file() for path in paths) else [file for file in files_below(folder) if is_image(file)]
+    alike = {normalize("NFC", str(file)): file for file in images}  # a Mac decomposes the letters of names
+    paths = [path if path.is_file() else alike.get(normalize("NFC", str(path)), path) for path in paths]
     lost = {path for path in paths if not path.is_file()}
     right = {path.parent for path in paths if path not in lost} - {folder}  # which a bare name does not name
-    images = [file for file in files_below(folder) if is_image(file)] if lost else []
     masks = masks_of(folder, images)
     for file in images:
         for name in {file.name, file.stem} if file not in masks else ():

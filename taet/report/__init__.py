@@ -55,14 +55,15 @@ def write(
     return out
 
 
-def fail_if_worse(new: Sources, old: Sources) -> list[str]:
-    """Return a line for each attack under which `new` is worse than `old` beyond chance; none is a pass.
+def fail_if_worse(new: Sources, old: Sources) -> tuple[bool, list[str]]:
+    """Return whether `new` is worse than `old` under an attack beyond chance, and a line for each attack.
 
     Each side is the cards of one model, or of one method with several seeds. Clean images and every attack within a
     ball of `old` are compared by the paired test of balanced accuracy, each of k at the level 5 %/k.
 
     Raises:
-        UserError: other test images, another number of cards, or an attack that `new` lacks or has with other settings.
+        UserError: other test images, another number of cards, an attack that `new` lacks or has with other settings, or
+            test images that `new` was trained on and `old` was not.
     """
     from taet.evaluation.card import compare_runs
     from taet.formatting import listed, points
@@ -86,8 +87,14 @@ def fail_if_worse(new: Sources, old: Sources) -> list[str]:
     found = {name: compare_runs(ours, theirs, name, len(names)) for name in names if name not in lacking}
     if lacking:  # after cards that cannot be compared, for which no attack helps
         raise UserError(f"the new card lacks {listed(lacking)}; first evaluate it with --attacks {' '.join(lacking)}")
-    return [
-        f"worse under {name}: {points(one.value)} points of balanced accuracy ({points(one.low)} to {points(one.high)})"
+    flags = [{flag["flag"]: flag["text"] for card in side for flag in card.flags} for side in (ours, theirs)]
+    if (trained := "test-images-in-training") in flags[0] and trained not in flags[1]:
+        raise UserError(f"new card: {flags[0][trained]}; allowed: test images that neither model was trained on")
+    level = LEVEL / len(names)
+    worse = {name for name, one in found.items() if one.decided and one.p < level and one.value < 0}
+    lines = [
+        f"{'worse' if name in worse else 'not known to be worse'} under {name}: {points(one.value)} points of balanced "
+        f"accuracy ({points(one.low)} to {points(one.high)})"
         for name, one in found.items()
-        if one.decided and one.p < LEVEL / len(names) and one.value < 0
     ]
+    return bool(worse), lines

@@ -56,7 +56,7 @@ def test_without_split_folders_a_fifth_of_each_class_is_the_test_set(flat):
     assert dataset.test.class_counts.tolist() == [2, 1, 0]
     assert dataset.train.class_counts.tolist() == [10, 1, 1]
     assert sorted([*dataset.train.indices, *dataset.test.indices]) == list(range(15))
-    assert dataset.notes[0].startswith("no test images are given: 20% of each class is for")
+    assert dataset.notes[0].startswith("no test images are given: 20% of each class, rounded, is for")
     assert dataset.notes[-1] == "no test image of: cat"
     assert dataset.test.sha256 == load(f"folder:{flat}").test.sha256 != load(f"folder:{flat}", seed=1).test.sha256
     (flat / "runs" / "evaluate-resnet8").mkdir(parents=True)
@@ -179,6 +179,11 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     for number, name in ((1, "train"), (2, "test")):
         (patients / "nv" / f"patient {number}").rename(patients / "nv" / name)
     refused(patients, "has its splits inside the class folders")
+    shutil.rmtree(patients / "nv" / "test")
+    before = load(str(patients)).notes[1]
+    for label, form in (("mel", "NFC"), ("nv", "NFD")):  # one name, as two systems write it
+        (patients / label / "patient 4").rename(patients / label / unicodedata.normalize(form, "é"))
+    assert load(str(patients)).notes[1] == before
 
 
 def test_a_group_in_two_given_splits_is_refused(split, fill, refused):
@@ -244,7 +249,12 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     assert any("'ant' is among its largest classes, 'cat' among its smallest" in note for note in whole.notes)
     files = sorted(file.relative_to(flat) for file in flat.rglob("*.png"))
     table(flat, [f"{file},a,0.5" for file in files], "path,class,probability", "predictions.csv")
-    assert load(flat, imbalance_ratio=2, test="balanced").manifest() == whole.manifest()
+    table(flat, [f"{file.stem},{i // 2}" for i, file in enumerate(files)], "image_id,patient_id", "patients.csv")
+    named = load(flat, imbalance_ratio=2, test="balanced")
+    assert named.manifest() == whole.manifest()
+    assert {*named.notes} - {*whole.notes} == {
+        "'patients.csv' is not used: images of one patient_id may be in two splits"
+    }
     fill(flat / "cat" / "masks", 0, 3)
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
@@ -254,6 +264,9 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     assert load(flat / "table.tsv").class_names == ("ant", "bee")
     shutil.copy(flat / "table.tsv", flat / "copy.csv")
     assert any("labels that are not used: 'copy.csv' and 'table.tsv'; --data" in note for note in load(flat).notes)
+    for name in ("ant", "cat"):
+        shutil.rmtree(flat / name)
+    refused(flat, r"has one class folder; allowed: 2 or more; --data 'csv:.*copy.csv' takes the labels of that table")
 
 
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
@@ -264,6 +277,10 @@ def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
     assert f"classes whose names differ in case or Unicode form only: {decomposed}, É and é" in dataset.notes
     assert sorted(levels(dataset.train) + levels(dataset.test)) == list(range(10))
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
+    (images / "images" / "00.png").rename(images / "images" / f"{decomposed}.png")  # as a Mac writes it
+    composed = table(images, ["images/é.png,1", *(f"images/{i:02d}.png,{i % 2}" for i in range(1, 10))])
+    assert load(composed).train.class_counts.sum() == 8
+    (images / "images" / f"{decomposed}.png").rename(images / "images" / "00.png")
     fill(images / "others", 0, 1, size=(99, 99))
     refused(table(images, rows), r"'/home/other/data/00.png' .* may be '.*00.png' or '.*00.png'; allowed: its path")
 

@@ -320,11 +320,18 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
 
 def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) -> None:
     old = make_card("taet")
-    assert report.fail_if_worse(old, old) == []
+    assert report.fail_if_worse(old, old)[0] is False
     new = right(old, 0, "pgd-20")
-    (line,) = report.fail_if_worse(new, old)
-    assert line.startswith(f"worse under pgd-20: −{100 * old.summary('pgd-20').balanced:.1f} points")
-    assert report.fail_if_worse(old, new) == []
+    worse, lines = report.fail_if_worse(new, old)
+    assert worse
+    assert f"\nworse under pgd-20: −{100 * old.summary('pgd-20').balanced:.1f} points" in "\n".join(lines)
+    assert lines[0].startswith("not known to be worse under clean: 0.0 points")
+    assert report.fail_if_worse(old, new)[0] is False
+    trained_on = {"flag": "test-images-in-training", "text": "31 of 53 test images are also in train"}
+    seen = old.changed(flags=(*old.flags, trained_on))
+    with pytest.raises(UserError, match=r"new card: 31 of .*; allowed: test images that neither model was trained on"):
+        report.fail_if_worse(seen, old)
+    assert report.fail_if_worse(old, seen)[0] is report.fail_if_worse(seen, seen)[0] is False
     with pytest.raises(UserError, match="got the cards of taet and at; allowed: one method, or its seeds"):
         report.fail_if_worse([old, make_card("at", seed=1)], old)
     with pytest.raises(UserError, match="got the seeds 0 and 1 and 1 and 2; allowed: the same on both sides, or no"):
