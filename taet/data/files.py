@@ -146,8 +146,8 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     several = listed((f"'{table.name}'" for table in full), most=3)
     takes = f"; --data 'csv:{full[0]}' takes the labels of that table" if full else ""
     notes += [f"tables of labels that are not used: {several}{takes}"] if full else []
-    apart = {table.name: own for table, columns in headers.items() if (own := columns["group"]) and group is None}
-    notes += [f"'{table}' is not used: images of one {own} may be in two splits" for table, own in apart.items()]
+    groups = [(table.name, columns["group"]) for table, columns in headers.items() if group is None]
+    notes += [f"'{table}' is not used: images of one {own} may be in two splits" for table, own in groups if own]
     inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
