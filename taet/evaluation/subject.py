@@ -16,7 +16,7 @@ from taet import protocols
 from taet.attacks.counted import Counted, still
 from taet.attacks.inputs import check_labels, check_range
 from taet.attacks.spec import AttackSpec, Clean
-from taet.data import Dataset
+from taet.data import DataFacts, Dataset
 from taet.data.dataset import as_array, check_names, fingerprints, images_sha256
 from taet.errors import UserError, custom_code, unknown
 from taet.evaluation.bundles import attacks_of, settle
@@ -143,7 +143,8 @@ class Subject:
             rule = "best-validation"
         watched = trained.splits[record.selection.split or "test"].sha256
         # Where test images were watched, a hash cannot tell that other images contain none of them.
-        leak = watched in (trained.test.sha256, sha256) and (rule != "last" or learns(run))
+        facts = DataFacts(tuple(counts), trained.image_shape, {"train": sum(counts)})
+        leak = watched in (trained.test.sha256, sha256) and (rule != "last" or learns(run, facts))
         data |= {"class_names": list(trained.class_names), "train_class_counts": counts, "test_sha256": sha256}
         fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
         fields["run"] = {"config": record.settings, "hash": record.run_hash, "command": record.command}

@@ -102,9 +102,9 @@ def _resampled(counts: Sequence[int], sampling: str) -> tuple[float, ...]:
     return () if sampling == "shuffled" else tuple(sum(counts) * share / sum(shares) for share in shares)
 
 
-def learns(run: Run) -> bool:
+def learns(run: Run, facts: DataFacts) -> bool:
     """Return whether the method of a run learns from the points of its curve."""
-    return _method(run, STAND_IN).needs_feedback
+    return _method(run, facts).needs_feedback
 
 
 def idle_settings(run: Run) -> frozenset[str]:
