@@ -22,7 +22,8 @@ def column(name: str, accuracy: float, **change: Any) -> Column:
     attack = parse_attack(name, Evaluation(eps=EPS))
     attack = attack.on(other, "0" * 64) if other else attack
     correct = np.arange(COUNT) < round(accuracy * COUNT)
-    own = {name: getattr(attack, name) for name in ("name", "norm", "eps", "bounded", "parameters")}
+    own = {name: getattr(attack, name) for name in ("name", "norm", "eps", "parameters")}
+    own["bounded"] = attack.eps is not None
     predictions = np.where(correct, np.arange(COUNT) % 2, 1 - np.arange(COUNT) % 2)
     return Column(**{**own, "correct": correct, "predictions": predictions, **change})
 
