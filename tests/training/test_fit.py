@@ -93,10 +93,11 @@ def test_a_curve_that_decides_nothing_has_ten_points(changes: dict[str, Any], ev
     assert list(watched_epochs(run, decides)) == [e for e in range(run.training.epochs) if (e + 1) % every == 0]
 
 
-def test_the_precision_follows_the_processor(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_follows_the_processor_and_its_limit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    for flags, bf16 in (("fma avx512_bf16", True), ("fma avx512f", False)):
+    for flags, limit, bf16 in (("fma avx512_bf16", "", True), ("fma avx512f", "", False), ("amx_bf16", "AVX2", False)):
         monkeypatch.setattr("taet.training.environment.reported", lambda *_, flags=flags: flags)
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit or "ALL")
         assert bool(bf16_instructions(cpu)) == bf16
         plan, state = prepare.prepare(tiny("at", {"training.precision": "auto"}))
         assert plan.choices["training.precision"][0] == plan.run.training.precision == ("float32", "bf16")[bf16]
