@@ -188,7 +188,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} to {least} to train on "
         f"(imbalance {dataset.imbalance_ratio:.4g})",
         f"{run.method}: {plural(run.training.epochs, 'epoch')} of {run.model.name}, eps {size(run.threat.eps)}",
-        *(f"  {note}" for note in (*notes, *state.method.warnings(run.training.batch_size))),
+        *(f"  {note}" for note in (*notes, *state.method.warnings(counts, run.training.batch_size))),
     ]
     if choices := own_images.choice_lines({**chosen, **mirroring, **plan.choices}):
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choices)]

@@ -5,7 +5,7 @@ A method is one small class in one file of this folder. The trainer refers to no
 one: a wrapper holds the other method and forwards the hooks. CONTRIBUTING.md has the rules for state and branches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -219,7 +219,7 @@ class Method(nn.Module):
         """Return the stage that `epoch` (from 0) belongs to; a stage called `clean` has no attack."""
         return "adversarial"
 
-    def warnings(self, batch_size: int) -> tuple[str, ...]:
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
         """Return warnings for training with batches of this size, one sentence each."""
         return ()
 

@@ -4,6 +4,7 @@ Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distrib
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -56,17 +57,17 @@ class Harl(Method):
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.running = nn.Buffer(torch.full((task.num_classes,), math.log(task.num_classes)))
 
-    def warnings(self, batch_size: int) -> tuple[str, ...]:
-        config, counts, drawn = self.config, self.task.class_counts, self.task.exposure
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        config = self.config
         published = config.alpha == config.beta == config.gamma == 0.1
         tuned = "--method.alpha 1 was more robust with small networks than the published 0.1 (docs/notes-on-papers.md)"
         found = (tuned,) if published else ()
-        if config.absent != "zero" or batch_size > sum(counts):
+        if config.absent != "zero" or batch_size > sum(class_counts):
             return found
-        classes, total = len(counts), sum(counts)
+        drawn, classes, total = self.task.exposure, len(class_counts), sum(class_counts)
         absent = sum((1 - count / sum(drawn)) ** batch_size for count in drawn)
-        if drawn == counts:  # without replacement
-            absent = sum(math.comb(total - n, batch_size) for n in counts) / math.comb(total, batch_size)
+        if drawn == self.task.class_counts:  # without replacement
+            absent = sum(math.comb(total - n, batch_size) for n in class_counts) / math.comb(total, batch_size)
         counted = "and the loss counts them as 0, which weakens it (docs/protocols.md); --method.absent skip omits them"
         missed = f"a batch of {batch_size} misses about {absent:,.0f} of {classes:,} classes, {counted}"
         return (*found, missed) if absent > classes / 2 else found

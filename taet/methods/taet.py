@@ -3,6 +3,7 @@
 Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions, CVPR 2025, arXiv:2503.01924.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -53,10 +54,10 @@ class Taet(Method):
     def stage_at(config: Config, task: Task, epoch: int) -> str:
         return "clean" if epoch < epoch_at(config.clean_share, task.epochs) else "adversarial"
 
-    def warnings(self, batch_size: int) -> tuple[str, ...]:
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
         if {*self.task.stages} == {"clean"}:
             return ("no epoch is adversarial; a smaller --method.clean-share leaves some",)
-        return self.equalization.warnings(batch_size) if self.equalization else ()
+        return self.equalization.warnings(class_counts, batch_size) if self.equalization else ()
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.stage == "adversarial" and self.equalization:

@@ -1,6 +1,6 @@
 """What methods have in common that are any other method, with a training budget for each class by a rule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, ClassVar
 
@@ -89,8 +89,8 @@ class ClassBudgets(Method):
         base = methods.find(config.base)
         return base.stage_at(config.base_settings or base.Config(), task, epoch)
 
-    def warnings(self, batch_size: int) -> tuple[str, ...]:
-        found = self.base.warnings(batch_size)
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        found = self.base.warnings(class_counts, batch_size)
         return tuple(text.replace("--method.", "--method.base-settings.") for text in found)
 
     def enter(self, epoch: int) -> None:
