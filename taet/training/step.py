@@ -60,8 +60,8 @@ def checked(loss: Loss, y: Tensor, method: Method) -> Loss:
     whole = isinstance(loss, Loss) and isinstance(loss.parts, dict)
     given = {"total": loss.total, **loss.parts, "logits": loss.logits} if whole else {"loss": loss}
     tensors = whole and all(isinstance(value, Tensor) for value in given.values())
-    scalar = tensors and all(value.shape == () for value in (loss.total, *loss.parts.values()))
-    if scalar and loss.total.requires_grad and loss.logits.shape[:-1] == y.shape:
+    scalar = tensors and all(value.numel() == 1 for value in (loss.total, *loss.parts.values()))
+    if scalar and loss.total.shape == () and loss.total.requires_grad and loss.logits.shape[:-1] == y.shape:
         return loss
     forms = (f"{name} {list(getattr(value, 'shape', [type(value).__name__]))}" for name, value in given.items())
     allowed = "Loss(total, parts, logits): a scalar with a gradient, scalars by name, and logits (N, C)"
