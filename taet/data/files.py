@@ -111,7 +111,13 @@ def read(data: Data) -> DataSource:
             inner += only
         isic = next((one for one in inner if (one / ISIC).is_file()), None)
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
-        rows, notes = _isic(isic, data.group) if isic else _of_folder(next(divided, path), data.group)
+        top = isic or next(divided, path)
+        rows, notes = _isic(top, data.group) if isic else _of_folder(top, data.group)
+        if data.group is None and not any(row.group for row in rows):
+            groups = [(table.name, columns["group"]) for table, columns in tables.headers(top).items()]
+            notes += [
+                f"'{table}' is not used: images of one {own} may be in two splits" for table, own in groups if own
+            ]
     signed, own = signs(rows), any(row.group for row in rows)
     tracked = None if data.group == "none" else signed
     if tracked is not None:
@@ -125,7 +131,6 @@ def read(data: Data) -> DataSource:
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return the images of class folders, and notes; a single table beside the folders has the labels instead."""
     folders = _split_folders(path)
-    headers = tables.headers(path)
     if len(full := [] if folders else tables.labelled_tables(path)) == 1:
         rows, notes = labelled(full[0], path, group)
         classes = {row.label for row in rows}
@@ -141,13 +146,11 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
     if group not in (None, "none", "folder"):
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
-    others = _folders(path) if folders else []
-    notes += [f"'{one.name}' is left out" for one in others if one not in folders.values()]
+    beside = _folders(path) if folders else []
+    notes += [f"'{one.name}' is left out" for one in beside if one not in folders.values()]
     several = listed((f"'{table.name}'" for table in full), most=3)
     takes = f"; --data 'csv:{full[0]}' takes the labels of that table" if full else ""
     notes += [f"tables of labels that are not used: {several}{takes}"] if full else []
-    groups = [(table.name, columns["group"]) for table, columns in headers.items() if group is None]
-    notes += [f"'{table}' is not used: images of one {own} may be in two splits" for table, own in groups if own]
     inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")

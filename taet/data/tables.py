@@ -24,7 +24,7 @@ SPLITS = {
 """Names of splits, in upper or lower case, in tables, as folders and on the hub."""
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "image", "image_id", "isic_id"),
-    "label": ("label", "class", "classid", "class_id", "target", "dx", "diagnosis"),
+    "label": ("label", "class", "classid", "class_id", "target", "dx"),
     "split": ("split",),
     "group": ("group", "patient_id", "patientid", "patient", "subject_id", "lesion_id"),
 }
@@ -145,13 +145,14 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     masks = masks_of(folder, images)
     for file in images:
         for name in {file.name, file.stem} if file not in masks else ():
-            named[name].append(file)
-    asked = {path.name: named[path.name] for path in lost if path.name in named and path.parent not in right}
+            named[normalize("NFC", name)].append(file)
+    names = {path: normalize("NFC", path.name) for path in lost}
+    asked = {name: named[name] for path, name in names.items() if name in named and path.parent not in right}
     copies = {name: {file.read_bytes() for file in files[1:] and files} for name, files in asked.items()}
     clear = {name: files[0] for name, files in asked.items() if len(copies[name]) < 2}
-    found = [path if path not in lost else None if path.parent in right else clear.get(path.name) for path in paths]
+    found = [path if path not in lost else None if path.parent in right else clear.get(names[path]) for path in paths]
     if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
-        if len(several := asked.get(Path(str(missing[0].file)).name, [])) > 1:
+        if len(several := asked.get(normalize("NFC", Path(str(missing[0].file)).name), [])) > 1:
             either = f"'{several[0]}' or '{several[-1]}'; allowed: its path in the table, or --data.root, its folder"
             raise UserError(f"'{missing[0].file}' ({missing[0].place}) may be {either}")
         got = f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place})"

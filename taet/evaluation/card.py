@@ -233,6 +233,8 @@ class Card(CardPart):
             shares = (summary.accuracy, *summary.accuracy_interval), (summary.balanced, *summary.balanced_interval)
             plain, balanced = ("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * share for share in of)) for of in shares)
             notes = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
+            if column.norm not in (None, self.threat["norm"]) and column.eps is not None:
+                notes.append(f"{column.norm} ball of {size(column.eps)}")
             if column.norm is not None and not column.bounded:  # whose accuracy says little
                 reach = summary.median_distance
                 notes += ["no bound", *([] if math.isnan(reach) else [f"median {column.norm} distance {reach:.3g}"])]

@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.experiments.cluster import submit
 from taet.experiments.grid import Cell, Grid, Outcome, cells_of, parse, read
 from taet.experiments.work import OPEN, Say, Work
-from taet.fields import Positive, Processes, check_value
+from taet.fields import Processes, check_value
 from taet.files import check_output, lock, make_folder
 from taet.formatting import plural
 from taet.report import write
@@ -92,7 +92,8 @@ def compare(
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
     check_value("jobs", jobs, Processes | Literal["auto"])
-    check_value("time budget", time_budget, Positive | None)
+    if time_budget is not None and not time_budget > 0:
+        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     grid, place, planned = _planned(spec, out, None if slurm is None else slurm.gpus > 0)
     side_by_side, threads, gpus = _machine(jobs)

@@ -8,9 +8,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from taet.errors import UserError, said
 from taet.experiments.grid import Cell, Outcome
 from taet.formatting import clock, plural
 from taet.training.environment import interruption
@@ -75,7 +77,9 @@ def stop(runs: Sequence[CellRun]) -> None:
     for process in processes:
         process.send_signal(signal.SIGTERM)
     for process in processes:
-        process.wait()
+        while process.returncode is None:
+            with suppress(KeyboardInterrupt):  # they save: who asks twice waits, too
+                process.wait()
 
 
 class Work:
@@ -103,7 +107,7 @@ class Work:
                 while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
                     while self.waiting and len(self.running) < self.jobs:
                         self._begin(self.waiting.pop(0))
-                    for one in [one for one, steps in self.running.items() if not next(steps, False)]:
+                    for one in [one for one, steps in self.running.items() if not self._goes_on(one, steps)]:
                         del self.running[one]
                         self._end(one)
                     asked.wait(LOOK_SECONDS)
@@ -112,9 +116,11 @@ class Work:
                         for one in self.running:
                             self._tell(one.cell, one.last_line() or "starting")
             finally:
-                if self.running:
-                    self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
-                stop([*self.running])
+                try:
+                    if self.running:
+                        self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
+                finally:  # also where nobody reads what is said
+                    stop([*self.running])
             return asked.is_set()
 
     def ended_as(self, outcome: Outcome) -> Outcome:
@@ -128,6 +134,13 @@ class Work:
         gpu = None if own else min(self.gpus, key=used.count, default=None)
         one = CellRun(cell, self.logs / f"{cell.name}.txt", self.threads, gpu)
         self.running[one] = one.steps(partial(self._tell, cell))
+
+    def _goes_on(self, one: CellRun, steps: Iterator[bool]) -> bool:
+        try:
+            return next(steps, False)
+        except (OSError, UserError) as error:  # no process can begin, or its folder is damaged: the others go on
+            one.failed = said(error)
+            return False
 
     def _end(self, one: CellRun) -> None:
         self.ended += 1

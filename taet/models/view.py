@@ -143,7 +143,8 @@ def _pairs(model: nn.Module, x: Tensor) -> list[Pair]:
     for module in names:
         if isinstance(module, _ConvNd) and not module.transposed and "weight" in module._parameters:
             handles.append(module.register_forward_hook(after))
-        elif isinstance(module, _BatchNorm) and module.running_mean is not None:
+        # A forward of its own does more, as timm's with their activation.
+        elif getattr(module, "running_mean", None) is not None and type(module).forward is _BatchNorm.forward:
             handles += [module.register_forward_hook(after), module.register_forward_pre_hook(before)]
     try:
         uses = _uses(model(x))

@@ -143,7 +143,8 @@ def read(path: str | Path) -> StoredWeights:
     held: Mapping[object, object] = {}
     while isinstance(content, Mapping):
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-            return StoredWeights(dict(content), ".".join(place), Path(path), file)
+            tensors = {key: value for key, value in content.items() if key != "n_averaged"}  # of AveragedModel
+            return StoredWeights(tensors, ".".join(place), Path(path), file)
         place += [next((key for key in NAMED_STATES if key in content), "")]
         held, content = content, content.get(place[-1])
     under = f"as model.state_dict() gives them, alone or under one of {', '.join(NAMED_STATES)}"

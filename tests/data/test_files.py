@@ -258,6 +258,7 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     fill(flat / "cat" / "masks", 0, 3)
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
+    assert {*load(flat).notes} > {*named.notes} - {*whole.notes}  # also where another table has the labels
     table(flat, [f"{file},{('bee', 'ant')[i % 2]}" for i, file in enumerate(files[:10])])
     refused(f"folder:{flat}", "5 images lie in folders of other classes than '.*table.csv' says, e.g. '.*/ant/00.png'")
     (flat / "table.csv").rename(flat / "table.tsv")

@@ -127,6 +127,7 @@ def test_table_and_csv(trained: Path, folder: Path, answered: Predictions) -> No
         ({"attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
         ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
         ({"images": np.zeros((8, 8, 3), np.uint8)}, r"images: got shape \(8, 8, 3\); allowed: \(N, H, W, C\)"),
+        ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, r"images: got uint8 \(0, 8, 8, 3\); allowed: .* N at least 1"),
         ({"images": torch.zeros(2, 3, 8, 8)}, r"images: got float32 \(2, 3, 8, 8\); allowed: uint8"),
         ({"images": [(1, 2)]}, r"images: no array, file, folder, or list of files and folders: TypeError"),
         ({"images": []}, r"no image in what was given; allowed: files, or folders with any of \.bmp"),

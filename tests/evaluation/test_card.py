@@ -77,6 +77,8 @@ def test_a_summary_is_computed_from_the_masks() -> None:
     assert 0.5 < card().summary("clean").roc_auc < 1
     assert re.fullmatch(r"Summary\(balanced accuracy 31.1 % \(.*–.*\), accuracy 40.0 %\)", repr(summary))
     assert "linf ball of 8/255" in repr(card(threat={"norm": "linf", "eps": 8 / 255}))
+    other = card(columns=(column("clean", ATTACKED), column("pgd-l2-20", ATTACKED, norm="l2", eps=0.25)))
+    assert re.search("pgd-l2-20 .* l2 ball of 0.25", repr(other))
     alone = card(columns=(column("pgd-20", ATTACKED),), data={**card().data, "train_class_counts": None})
     assert math.isnan(alone.summary("pgd-20").flip_rate)
     assert alone.summary("pgd-20").groups == {}

@@ -187,7 +187,7 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     ("wrong", "words"),
     [
         ({"jobs": 0}, "jobs: got 0; allowed: a whole number, 1 to 1024, or auto"),
-        ({"time_budget": 0}, "time budget: got 0; allowed: a number, above 0"),
+        ({"time_budget": 0}, "time budget: got 0 seconds; allowed: above 0"),
         ({"out": None}, "got no out"),
     ],
 )

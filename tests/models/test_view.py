@@ -116,6 +116,13 @@ def test_making_a_view_leaves_the_model_and_the_random_state_alone() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+class Activated(nn.BatchNorm2d):
+    """A normalisation with its activation, as timm has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
 class Twice(nn.Module):
     """Convolutions and normalisations in every arrangement that must not be folded."""
 
@@ -123,7 +130,8 @@ class Twice(nn.Module):
         super().__init__()
         self.habit = habit
         self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-        self.norm = nn.BatchNorm2d(3, track_running_stats=habit != "batch statistics")
+        kind = Activated if habit == "with activation" else nn.BatchNorm2d
+        self.norm = kind(3, track_running_stats=habit != "batch statistics")
         self.rest = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +148,16 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "habit", ["used beside", "normalised twice", "convolved twice", "something between", "batch statistics", "plain"]
+    "habit",
+    [
+        "used beside",
+        "normalised twice",
+        "convolved twice",
+        "something between",
+        "batch statistics",
+        "with activation",
+        "plain",
+    ],
 )
 def test_only_a_convolution_that_goes_into_one_normalization_and_nowhere_else_is_folded(habit: str) -> None:
     model = Twice(habit).eval()

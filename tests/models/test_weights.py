@@ -44,6 +44,7 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         (lambda state: {"state_dict": state, "epoch": 3}, " under 'state_dict'"),
         (lambda state: {"net": {"model": prefixed(state, "a.")}}, " under 'net.model', without the prefix 'a.'"),
         (lambda state: prefixed(state, "_orig_mod.module."), ", without the prefix '_orig_mod.module.'"),
+        (lambda state: {**prefixed(state, "module."), "n_averaged": torch.tensor(3)}, ", without the prefix 'module.'"),
         (lambda state: prefixed(state, "module.0."), ", without the prefix 'module.0.'"),
         (lambda state: prefixed(state, "1."), f", without the prefix '1.'; a layer before it, {NOT_READ}"),
     ],
