@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -128,8 +129,13 @@ def test_an_interruption_waits_until_every_process_has_saved(
     folders = [tmp_path / "out" / "runs" / name for name in NAMES]
     second = folders[1] / "hangs"
     when_there(folders[0] / "hangs", lambda: when_there(second, lambda: os.kill(os.getpid(), number)))
-    with pytest.raises(KeyboardInterrupt):
-        compare(small, tmp_path / "out", jobs=2)
+
+    def say(text: str) -> None:
+        if number == signal.SIGTERM and text.startswith("stopping"):
+            raise BrokenPipeError  # who read it has ended
+
+    with pytest.raises(BrokenPipeError if number == signal.SIGTERM else KeyboardInterrupt):
+        compare(small, tmp_path / "out", jobs=2, say=say)
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert states(compare(small, tmp_path / "out", dry_run=True)) == ["started", "started", "missing"]
 
@@ -144,6 +150,22 @@ def test_a_folder_that_another_call_works_in_is_left_to_it(small: dict[str, Any]
     with lock(tmp_path), pytest.raises(UserError, match="is in use by another process"):
         compare(small, tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_cell_whose_process_cannot_begin_fails_alone(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = subprocess.Popen
+
+    def begins(words: list[str], **settings: Any) -> Any:
+        if NAMES[0] in words[-1]:
+            raise OSError("no memory")
+        return begin(words, **settings)
+
+    monkeypatch.setattr("taet.experiments.work.subprocess.Popen", begins)
+    result = compare(small | {"seeds": [0, 1]}, tmp_path / "out")
+    assert [(one.state, one.reason) for one in result.outcomes] == [("failed", "OSError: no memory"), ("done", "")]
 
 
 def test_the_cores_are_shared_among_the_jobs(
