@@ -139,6 +139,8 @@ def test_the_page_is_in_step_with_the_cards(committed: Runs) -> None:
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     assert findings.page(committed) == page, "run: python papers/findings.py --write"
     assert findings.verdicts(committed)["C1"][1].evidence[0].rpartition("(")[2][:-1] in (ROOT / "README.md").read_text()
+    for line, page in zip(findings.tuned(committed), ("README.md", "docs/notes-on-papers.md"), strict=False):
+        assert line.rpartition("(")[2].partition(",")[0] in (ROOT / page).read_text()
     assert [*findings.verdicts(committed)] == [f"C{n}" for n in range(1, 27)] + [f"R{n}" for n in range(1, 21)]
 
 
