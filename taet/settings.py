@@ -111,7 +111,7 @@ class Model(Settings):
 
     name: str = "resnet18"
     """Model (see taet list models), torchvision:NAME, timm:NAME, or package.module:callable. Default: resnet18; on
-    a CPU resnet8, unless published data come with --protocol or --recipe."""
+    a CPU and below 16 pixels resnet8, unless published data come with --protocol or --recipe."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of a ResNet: 3x3 at full size, or 7x7 and pooling to a quarter. auto: imagenet from 96 pixels."""
     weights: str | None = None

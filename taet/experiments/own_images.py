@@ -25,7 +25,7 @@ FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 CYCLE = ("threat.steps", "threat.step_size", "training.decay")  # what few attack steps in one cycle change
 WidthHeight = tuple[int, int]
-ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
+ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last has two of the four parts of AutoAttack
 
 
 class Chosen(NamedTuple):
