@@ -113,11 +113,13 @@ def read(data: Data) -> DataSource:
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
         top = isic or next(divided, path)
         rows, notes = _isic(top, data.group) if isic else _of_folder(top, data.group)
-        if data.group is None and not any(row.group for row in rows):
-            groups = [(table.name, columns["group"]) for table, columns in tables.headers(top).items()]
-            notes += [
-                f"'{table}' is not used: images of one {own} may be in two splits" for table, own in groups if own
-            ]
+        grouped, used = any(row.group for row in rows), {row.place.rpartition(", ")[0] for row in rows}
+        if data.group is None and isic is None and not (grouped and any(used)):
+            groups = {table: columns["group"] for table, columns in tables.headers(top).items()}
+            unused = {table.name: own for table, own in groups.items() if own and f"'{table}'" not in used}
+            subfolders = "only images of one subfolder are kept together"
+            why = subfolders if grouped else "images of one {} may be in two splits"
+            notes += [f"'{table}' is not used: {why.format(own)}" for table, own in unused.items()]
     signed, own = signs(rows), any(row.group for row in rows)
     tracked = None if data.group == "none" else signed
     if tracked is not None:

@@ -177,7 +177,8 @@ def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, 
     """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
     if isinstance(given, np.ndarray | Tensor):
         if given.ndim == 3:  # one colour picture, or several grey ones
-            raise UserError(f"images: got shape {tuple(given.shape)}; allowed: (N, H, W, C), so x[None] of one picture")
+            allowed = "(N, H, W, C): x[None] of one picture, x[..., None] of grey ones"
+            raise UserError(f"images: got shape {tuple(given.shape)}; allowed: {allowed}")
         return tuple(map(str, range(len(given)))), checked_images("images", given), []
     with custom_code("images: no array, file, folder, or list of files and folders"):
         listed = [Path(given)] if isinstance(given, str | os.PathLike) else [*map(Path, given)]

@@ -57,7 +57,7 @@ def bf16_instructions(device: torch.device) -> str:
     """Return in words what makes bf16 fast on a device: a GPU or instructions of the processor; "" if nothing does."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else ""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # which may forbid them
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or "ALL").upper()  # which may forbid them
     allowed = any(name in limit for name in ("ALL", "DEFAULT", "AMX", "BF16", "FP16"))
     found = {"avx512_bf16", "amx_bf16", "bf16"} & {*reported("flags", "features").split()}
     return ", ".join(sorted(found)) if allowed else ""

@@ -155,6 +155,8 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     assert sum(map(len, groups)) == len(set().union(*groups)) == 20 + 10
     assert (abs(dataset.test.class_counts - [4, 10]) <= 4).all()
     assert "20 groups, each in one split; 10 images stand alone" in dataset.notes
+    table(patients, ["0.png,1"], "file,patient", "visits.csv")
+    assert "'visits.csv' is not used: only images of one subfolder are kept together" in load(str(patients)).notes
     assert dataset.notes[0].startswith("no test images are given: whole groups, ")
     for number, found in ((30, load_all(Data(name=str(patients)))), (len(groups[-1]), dataset)):
         assert any(f"{len(found.test)} test images of {number} groups: intervals take" in one for one in found.notes)
@@ -259,6 +261,8 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
     assert {*load(flat).notes} > {*named.notes} - {*whole.notes}  # also where another table has the labels
+    table(flat, [f"{file},{i % 2}," for i, file in enumerate(files)], "path,label,patient_id")  # of which none is known
+    assert not any("'table.csv' is not used" in note for note in load(flat).notes)
     table(flat, [f"{file},{('bee', 'ant')[i % 2]}" for i, file in enumerate(files[:10])])
     refused(f"folder:{flat}", "5 images lie in folders of other classes than '.*table.csv' says, e.g. '.*/ant/00.png'")
     (flat / "table.csv").rename(flat / "table.tsv")
