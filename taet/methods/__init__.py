@@ -40,7 +40,7 @@ def build(name: str, settings: Settings | Mapping[str, object] | None, task: Tas
         raise UserError(f"method {name}: got settings of type {type(settings).__qualname__}; allowed: its own Config")
     task = replace(task, outer=cls.outer_loss(settings, task))
     stages = tuple(cls.stage_at(settings, task, epoch) for epoch in range(task.epochs))
-    check_value(f"{name}: stage_at", stages, tuple[str, ...])
+    check_value(f"{inspect.getfile(cls)}: stage_at", stages, tuple[str, ...])
     method = cls(settings, replace(task, head=cls.head(settings, task), stages=stages))
     if task.weighting != "none" and not method.label_attack:
         raise UserError(f"{name}: got the weighting {task.weighting}; its attack takes no class weights; allowed: none")

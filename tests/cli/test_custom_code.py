@@ -61,7 +61,7 @@ FAULTS = [
         "methods",
         "    def loss",
         "    def stage_at(config, task, epoch): pass\n    def loss",
-        "mine: stage_at: got (None, None)",
+        "stage_at: got (None, None)",
     ),
     ("attacks", "", "import no_such_module_at_all\n", "ModuleNotFoundError"),
     ("models", "return models", "models", "mine.py: build returned a NoneType; allowed: Classifier"),
