@@ -111,6 +111,9 @@ def main(arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | No
         print(f"{method}: recall under {ATTACK}; gain of the last doubling of the images; of the next one")
         for label, name in enumerate(card.class_names):
             of = card.labels == label
+            if not of.any() or counts[-1][label] == counts[-2][label]:
+                print(f"{name:>12} {counts[-1][label]:>6} images: too few here")
+                continue
             row = gains([masks[:, of] for masks in right], [count[label] for count in counts])
             found[method].append(row)
             print(f"{name:>12} {counts[-1][label]:>6} images {100 * row[0]:5.1f} {row[1]} {row[2]}")

@@ -140,10 +140,13 @@ def test_learning_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.count("\n") == 11
     draw, labels = np.random.default_rng(0), np.arange(40) % 4 // 2
     own = {f"{part}_images": draw.integers(0, 256, (40, 8, 8, 3), np.uint8) for part in ("train", "test")}
-    np.savez(tmp_path / "own.npz", **own, train_labels=labels, test_labels=labels)
+    few = np.append(labels[:-1], 2)  # one image of a class, and none to test it
+    np.savez(tmp_path / "own.npz", **own, train_labels=few, test_labels=labels)
     words = ["standard", "--data", f"npz:{tmp_path / 'own.npz'}", "--seeds", "2", "--out", str(tmp_path / "own")]
     module["main"](words, {"training.epochs": 1, "training.monitor_every": 0})
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [["0", "20"], ["1", "20"]]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [["0", "20"], ["1", "19"], ["2", "1"]]
+    assert lines[2][2:] == ["images:", "too", "few", "here"]
     values = np.random.default_rng(0).random((3, 50))
     estimate = module["estimate"](values)
     seeds, images = values.mean(1).var(ddof=1) / 3, values.mean(0).var(ddof=1) / 50
