@@ -103,10 +103,8 @@ def ended_by(error: BaseException) -> tuple[int, str]:
             return 0, ""
         case OSError() if error.filename is not None or error.errno in OUTPUT:
             return 2, f"error: {os.fsdecode(error.filename or 'output')}: {error.strerror}"
-    return (
-        1,
-        f"error: unexpected: {said(error)}; --debug shows where. Unless your own code is there, please report this",
-    )
+    advice = "--debug shows where. Unless your own code is there, please report this"
+    return 1, f"error: unexpected: {said(error)}; {advice}"
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -113,13 +113,7 @@ def read(data: Data) -> DataSource:
         divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
         top = isic or next(divided, path)
         rows, notes = _isic(top, data.group) if isic else _of_folder(top, data.group)
-        grouped, used = any(row.group for row in rows), {row.place.rpartition(", ")[0] for row in rows}
-        if data.group is None and isic is None and not (grouped and any(used)):
-            groups = {table: columns["group"] for table, columns in tables.headers(top).items()}
-            unused = {table.name: own for table, own in groups.items() if own and f"'{table}'" not in used}
-            subfolders = "only images of one subfolder are kept together"
-            why = subfolders if grouped else "images of one {} may be in two splits"
-            notes += [f"'{table}' is not used: {why.format(own)}" for table, own in unused.items()]
+        notes += _unused(top, rows) if isic is None and data.group is None else []
     signed, own = signs(rows), any(row.group for row in rows)
     tracked = None if data.group == "none" else signed
     if tracked is not None:
@@ -128,6 +122,16 @@ def read(data: Data) -> DataSource:
         notes += [f"names as GTSRB's: {', and '.join(said)}"] if said else []
     with located(f"'{path}'"):
         return of_rows(rows if own or tracked is None else tracked, data, notes, order, mirror=signed is None)
+
+
+def _unused(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """Return a note on each table in a folder whose groups do not keep images together."""
+    grouped, used = any(row.group for row in rows), {row.place.rpartition(", ")[0] for row in rows}
+    if grouped and any(used):  # by the table that has the labels
+        return []
+    why = "only images of one subfolder are kept together" if grouped else "images of one {} may be in two splits"
+    others = ((table.name, of["group"]) for table, of in tables.headers(folder).items() if f"'{table}'" not in used)
+    return [f"'{table}' is not used: {why.format(own)}" for table, own in others if own]
 
 
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:

@@ -137,10 +137,11 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     ending, in the folders below `folder`; several that have a name must be copies of one image.
     """
     paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
-    images = [] if all(path.is_file() for path in paths) else [file for file in files_below(folder) if is_image(file)]
-    alike = {normalize("NFC", str(file)): file for file in images}  # a Mac decomposes the letters of names
-    paths = [path if path.is_file() else alike.get(normalize("NFC", str(path)), path) for path in paths]
     lost = {path for path in paths if not path.is_file()}
+    images = [file for file in files_below(folder) if is_image(file)] if lost else []
+    alike = {normalize("NFC", str(file)): file for file in images}  # a Mac decomposes the letters of names
+    paths = [alike.get(normalize("NFC", str(path)), path) if path in lost else path for path in paths]
+    lost &= {*paths}
     right = {path.parent for path in paths if path not in lost} - {folder}  # which a bare name does not name
     masks = masks_of(folder, images)
     for file in images:
@@ -152,7 +153,7 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     clear = {name: files[0] for name, files in asked.items() if len(copies[name]) < 2}
     found = [path if path not in lost else None if path.parent in right else clear.get(names[path]) for path in paths]
     if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
-        if len(several := asked.get(normalize("NFC", Path(str(missing[0].file)).name), [])) > 1:
+        if len(several := asked.get(names[folder / str(missing[0].file)], [])) > 1:
             either = f"'{several[0]}' or '{several[-1]}'; allowed: its path in the table, or --data.root, its folder"
             raise UserError(f"'{missing[0].file}' ({missing[0].place}) may be {either}")
         got = f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place})"

@@ -39,31 +39,34 @@ class CellRun:
     def steps(self, tell: Say = lambda _: None) -> Iterator[bool]:
         """Run the commands, and yield True, which takes no time, while they run: who looks again decides when."""
         words: Sequence[str] = ()
-        while commands := self.cell.look(self.threads).commands:
-            if commands[0] == words:
-                self.failed = "the command ended well, but the cell is not complete"
-                return
-            words = commands[0]
-            on = "" if self.gpu is None else f" on GPU {self.gpu}"
-            tell(" ".join(words[:2] if "--resume" in words else words[:1]) + on)
-            with self.log.open("ab") as log:
-                log.write(f"$ {shlex.join(['taet', *words])}\n".encode())
-                log.flush()
-                # In a session of its own, as Ctrl-C is forwarded once: a second signal would prevent saving.
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "taet", *words],  # without modules of the current directory
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=self.environment,
-                    start_new_session=True,
-                )
-            while (status := self.process.poll()) is None:
-                yield True
-            if status:
-                ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-                self.failed = f"{ended}: {self.last_line('taet: error: ') or self.last_line()}".removesuffix(": ")
-                return
+        try:
+            while commands := self.cell.look(self.threads).commands:
+                if commands[0] == words:
+                    self.failed = "the command ended well, but the cell is not complete"
+                    return
+                words = commands[0]
+                on = "" if self.gpu is None else f" on GPU {self.gpu}"
+                tell(" ".join(words[:2] if "--resume" in words else words[:1]) + on)
+                with self.log.open("ab") as log:
+                    log.write(f"$ {shlex.join(['taet', *words])}\n".encode())
+                    log.flush()
+                    # In a session of its own, as Ctrl-C is forwarded once: a second signal would prevent saving.
+                    self.process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", "taet", *words],  # without modules of the current directory
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=self.environment,
+                        start_new_session=True,
+                    )
+                while (status := self.process.poll()) is None:
+                    yield True
+                if status:
+                    ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+                    self.failed = f"{ended}: {self.last_line('taet: error: ') or self.last_line()}".removesuffix(": ")
+                    return
+        except (OSError, UserError) as error:  # no process can begin, or its folder is damaged: the others go on
+            self.failed = said(error)
 
     def last_line(self, marked: str = "") -> str:
         last = self.log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ taet ")[2]
@@ -107,7 +110,7 @@ class Work:
                 while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
                     while self.waiting and len(self.running) < self.jobs:
                         self._begin(self.waiting.pop(0))
-                    for one in [one for one, steps in self.running.items() if not self._goes_on(one, steps)]:
+                    for one in [one for one, steps in self.running.items() if not next(steps, False)]:
                         del self.running[one]
                         self._end(one)
                     asked.wait(LOOK_SECONDS)
@@ -134,13 +137,6 @@ class Work:
         gpu = None if own else min(self.gpus, key=used.count, default=None)
         one = CellRun(cell, self.logs / f"{cell.name}.txt", self.threads, gpu)
         self.running[one] = one.steps(partial(self._tell, cell))
-
-    def _goes_on(self, one: CellRun, steps: Iterator[bool]) -> bool:
-        try:
-            return next(steps, False)
-        except (OSError, UserError) as error:  # no process can begin, or its folder is damaged: the others go on
-            one.failed = said(error)
-            return False
 
     def _end(self, one: CellRun) -> None:
         self.ended += 1

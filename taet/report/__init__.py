@@ -87,9 +87,9 @@ def fail_if_worse(new: Sources, old: Sources) -> tuple[bool, list[str]]:
     found = {name: compare_runs(ours, theirs, name, len(names)) for name in names if name not in lacking}
     if lacking:  # after cards that cannot be compared, for which no attack helps
         raise UserError(f"the new card lacks {listed(lacking)}; first evaluate it with --attacks {' '.join(lacking)}")
-    flags = [{flag["flag"]: flag["text"] for flag in card.flags} for card in (*ours, *theirs)]
-    seen = [found["test-images-in-training"] for found in flags if "test-images-in-training" in found]
-    if seen and len(seen) < len(flags):
+    flags = [flag for card in (*ours, *theirs) for flag in card.flags]
+    seen = [flag["text"] for flag in flags if flag["flag"] == "test-images-in-training"]
+    if seen and len(seen) < len(ours) + len(theirs):
         raise UserError(f"of some of the models, {seen[0]}; allowed: test images that none was trained on")
     level = LEVEL / len(names)
     worse = {name for name, one in found.items() if one.decided and one.p < level and one.value < 0}

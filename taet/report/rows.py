@@ -242,14 +242,15 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
     for key, (card, settings) in rows.items():
         usual = _of_protocol(card.protocol, card.method)
         for name, value in settings.items():
-            group = (name, card.method if name.startswith("settings.") or name == "code" else "")
+            own = name.startswith("settings.")  # of the method
+            group = (name, card.method if own or name == "code" else "")
             deviation = as_usual if value is None or usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
             # Some are named against their default, whatever the others have; all, if there is no majority.
-            own = name.startswith("settings.") and card.method in known
-            always = own or name == "outer.name" or name.removeprefix("training.") in Training.retired
-            if always or name in usual or name == THREAT or name.startswith("settings."):
+            retired = name.removeprefix("training.") in Training.retired
+            always = retired or name == "outer.name" or (own and card.method in known)
+            if always or own or name in usual or name == THREAT:
                 found[group][as_usual] += len(rows) if always else 0
     most = {
         group: max(of, key=lambda value: (2 * of[value] > of.total(), value == as_usual, of[value]))
