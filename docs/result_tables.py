@@ -8,15 +8,17 @@ import functools
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from passes import passes
 
 import taet
-from taet.formatting import markdown_table, percent, percent_interval
+from taet.formatting import markdown_table, percent, percent_interval, points
 from taet.report import tables
-from taet.report.results import BOARD, Results
+from taet.report.results import BOARD, LEAD, Results
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "results"
@@ -28,7 +30,15 @@ ELSEWHERE = ("cifar10-lt-500-epochs", "cifar10-lt-class-wise", "cifar10-lt-facto
 ELSEWHERE += ("cifar10-lt-few-passes", "cifar10-lt-methods", "digits-lt-deepfool", "digits-lt-factors-search")
 ELSEWHERE += ("digits-lt-attacks", "digits-lt-causes", "digits-lt-precision", "ham10000-fine-tune", "own-data")
 """Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/; of rows that another one has."""
-FRONT_ROWS = 10
+BASELINE = "AT-BSL"
+FRONT = {  # rows of the README's table, and their cards
+    "AT-BSL by `fast`, ten steps": "cifar10-lt-fast/at-bsl-100-epochs-10-steps-none-seed?",
+    "TAET by `fast`, BCL alone": "cifar10-lt-fast/taet-41-epochs-none-seed?",
+    BASELINE: "reproduce/cpu/at-bsl*_seed*[0-9a-f]",
+    "TAET, BCL alone": "cifar10-lt-fast/taet-protocol-seed?",
+    "HARL": "reproduce/cpu/harl*_seed*[0-9a-f]",
+    "TAET": "reproduce/cpu/taet*_seed*[0-9a-f]",
+}
 
 
 @functools.cache
@@ -86,13 +96,22 @@ def board_table(rows: pd.DataFrame) -> str:
 
 
 def front() -> str:
-    """Return the README's table, CIFAR-10-LT by TAET's protocol: the best methods with default settings, and TAET."""
-    wanted = (
-        rows for title, rows in boards() if title.startswith("cifar10-lt, imbalance ratio 10, resnet8, protocol taet")
-    )
-    rows = max(wanted, key=len)
-    default = rows[~rows["row"].str.contains("(", regex=False)]
-    return board_table(pd.concat([default.head(FRONT_ROWS), default[default["row"] == "taet"]]))
+    """Return the README's table: methods on all images of CIFAR-10-LT, with their differences to the baseline."""
+    with contextlib.chdir(HERE):
+        found = taet.results(*(f"{cards}.json" for cards in FRONT.values()))
+    pairs = ((one, name) for one in found.named for name, cards in FRONT.items() if fnmatch(one.name, f"{cards}.json"))
+    of = {one.row: (name, one.card.run["config"]) for one, name in pairs}
+    gains = [f"{group} − {BASELINE}" for group in ("AutoAttack", "tail")]
+    lines = [["method", "passes", "clean", "AutoAttack", "tail", *gains, "seeds"]]
+    baseline = next(row for row, (name, _) in of.items() if name == BASELINE)
+    for one in found.board().itertuples():
+        name, run = of[one.row]
+        under = f"{percent(one.autoattack)} ({percent_interval(one.low, one.high)})"
+        paired = [found.difference(one.row, baseline, LEAD, group) for group in ("balanced", "tail")]
+        gains = [f"{points(each.value)} ({points(each.low)} to {points(each.high)})" for each in paired]
+        gains = gains if name != BASELINE else [""] * 2
+        lines.append([name, f"{passes(run):,}", percent(one.clean), under, percent(one.tail), *gains, str(one.seeds)])
+    return markdown_table(lines)
 
 
 def verdicts() -> str:

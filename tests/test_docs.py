@@ -35,10 +35,7 @@ TWICE = "taet (alpha 1, beta 0, gamma 0)"
 FEWEST = "cifar10-lt-f[ae][sw]*/taet-[12][25]-epochs-none-seed?"
 SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
     ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
-    ("README.md", "digits-lt-methods/*", "harl", "at", "autoattack"),
-    ("README.md", "digits-lt-[fm]*s/*", "taet (alpha 1)", "taet", "autoattack"),
     ("README.md", "digits-lt-[fm]*s/*", "harl (alpha 1, beta 0, gamma 0)", "at", "autoattack"),
-    ("README.md", "reproduce/cpu/*", "taet", "at-bsl", "autoattack"),
     ("README.md", "reproduce/gpu/*", "taet", "at-bsl", "pgd-20"),
     ("README.md", "reproduce/gpu/*", "taet", "at-bsl", "clean"),
     ("README.md", "ham10000/*", "at-bsl", "at", "autoattack-fast"),
