@@ -4,7 +4,7 @@
 # make test-avx2  the tests that rounding could affect, as on an x86 processor with AVX2 and without AVX-512
 # make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
 # make check      lint and types
-# make bench      speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
+# make bench      speed beside the plain loops, about ten minutes; fails where a ratio fell by more than 15 %
 # make results    renew every page that follows from the code or the committed cards
 # make docs       the documentation as a site, build/site/index.html; a link that leads nowhere is an error
 # make lock       renew requirements.lock from pyproject.toml, with the hashes of all files

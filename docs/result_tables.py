@@ -32,8 +32,8 @@ ELSEWHERE += ("digits-lt-attacks", "digits-lt-causes", "digits-lt-precision", "h
 """Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/; of rows that another one has."""
 BASELINE = "AT-BSL"
 FRONT = {  # rows of the README's table, and their cards
-    "AT-BSL by `fast`, ten steps": "cifar10-lt-fast/at-bsl-100-epochs-10-steps-none-seed?",
-    "TAET by `fast`, BCL alone": "cifar10-lt-fast/taet-41-epochs-none-seed?",
+    "AT-BSL by `fast`, ten steps, 100 epochs": "cifar10-lt-fast/at-bsl-100-epochs-10-steps-none-seed?",
+    "TAET by `fast`, BCL alone, 41 epochs": "cifar10-lt-fast/taet-41-epochs-none-seed?",
     BASELINE: "reproduce/cpu/at-bsl*_seed*[0-9a-f]",
     "TAET, BCL alone": "cifar10-lt-fast/taet-protocol-seed?",
     "HARL": "reproduce/cpu/harl*_seed*[0-9a-f]",
