@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import Norm
 from taet.attacks.counted import Counted, still
-from taet.attacks.inputs import check_labels, refusing
+from taet.attacks.inputs import check_labels, validate_inputs
 from taet.attacks.noise import Draws
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.attacks.suite import BatchStore, Plan, SuiteResult, SuiteRun, as_float, official_square
@@ -42,7 +42,7 @@ FEW_CLASSES: Mapping[int, tuple[tuple[str, ...], str | None]] = {
 BATCH_SIZE = 250  # images, on which a few results depend, because a batch shares its random draws
 
 
-@refusing
+@validate_inputs
 def autoattack(
     model: nn.Module,
     x: Tensor,
@@ -70,7 +70,7 @@ def autoattack(
     Errors are those of `cw_l2`. Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of
     diverse parameter-free attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     if isinstance(eps, Tensor):
         raise UserError(f"eps: got a tensor of shape {tuple(eps.shape)}; allowed: one number (all images share a ball)")
     attack = AutoAttack(name="autoattack", norm=norm, eps=eps, version=version, seed=seed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taet.attacks.ball import Norm, Size, choose, distance, finite, frozen, refuse_unsound
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled, margin
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
@@ -27,7 +27,7 @@ SQUASH = {"tanh": (torch.atanh, torch.tanh), "sine": (torch.asin, torch.sin)}
 SEARCH_STEPS, INITIAL_CONSTANT = 9, 1e-3  # of Carlini & Wagner (S&P 2017, arXiv:1608.04644), who search over c
 
 
-@refusing
+@validate_inputs
 def cw_l2(
     model: Model,
     x: Tensor,
@@ -63,7 +63,7 @@ def cw_l2(
     "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, section VI A; the search and its
     defaults are those of the authors' public code.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     origin = full_precision(x.detach())
     unsquash, squash = SQUASH[box or ("sine" if c is None else "tanh")]
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taet.attacks.ball import Norm, Size, choose, distance, finite, frozen, lengths, refuse_unsound, spread, unit
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
@@ -22,7 +22,7 @@ Candidates = Annotated[int, Field(ge=2)]
 BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the boundary; from the authors' public code
 
 
-@refusing
+@validate_inputs
 def deepfool(
     model: Model,
     x: Tensor,
@@ -48,7 +48,7 @@ def deepfool(
     Errors are those of `cw_l2`. Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to
     fool deep neural networks", CVPR 2016, arXiv:1511.04599, algorithm 2, with the settings of the authors' public code.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     origin = full_precision(x.detach())
     total, x_adv, sound = torch.zeros_like(origin), origin, torch.ones_like(y, dtype=torch.bool)
     with frozen(model):

@@ -10,7 +10,7 @@ from torch import Tensor
 from taet.attacks import ball
 from taet.attacks.ball import BNMode, Norm, Size, Start
 from taet.attacks.counted import Counted
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
@@ -34,7 +34,7 @@ NAMES = {
 Each = TypeVar("Each")
 
 
-@refusing
+@validate_inputs
 def pgd(
     model: Model,
     x: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taet.attacks.ball import Norm, Size, choose, finite, frozen
 from taet.attacks.counted import Counted
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import Objective, fooled, margin, nearest_classes, probability_margin
 from taet.attacks.pgd import pgd
@@ -66,7 +66,7 @@ def margin_objectives(steps: int, run: int) -> list[Objective]:
     return [own, *[first] * (steps // 2 - 1), *[probability_margin] * (steps - steps // 2)]
 
 
-@refusing
+@validate_inputs
 def quick(
     model: Model,
     x: Tensor,
@@ -102,7 +102,7 @@ def quick(
     Source: our composition of PMA (arXiv:2411.15210), MALT (arXiv:2407.02240) and the radii of Croce, Hein, "Mind the
     box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021, arXiv:2103.01208, section 4.2.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     x = full_precision(x.detach())
     source = Source(torch.Generator(x.device).manual_seed(0))
     drawn = noise or (lambda _: draw_noise(x, eps, "uniform", source, norm))
