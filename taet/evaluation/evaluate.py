@@ -19,7 +19,7 @@ from taet.evaluation.card import Card, continued, put
 from taet.evaluation.column import Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among
+from taet.evaluation.runner import Runner, matching
 from taet.evaluation.subject import ArrayOrTensor, Subject, attacked, device_of
 from taet.fields import Processes, check_value
 from taet.formatting import duration
@@ -154,10 +154,10 @@ def _columns(
     measured, pace = list[Column](), 0.0
     for place, attack in enumerate(attacks):
         known = [*measured, *done]
-        if (column := among(known, attack)) is not None:
+        if (column := matching(known, attack)) is not None:
             measured.append(column)
             continue
-        passes = [runner.passes([each]) for each in attacks[place:] if among(known, each) is None]
+        passes = [runner.passes([each]) for each in attacks[place:] if matching(known, each) is None]
         meter.begin(later=later + sum(passes[1:]))
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):

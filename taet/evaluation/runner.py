@@ -241,7 +241,7 @@ class Runner:
         }
 
 
-def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
+def matching(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
     """Return the column of this attack with these settings and this seed, if there is one."""
     for column in columns:
         if column.attack == attack:
