@@ -28,7 +28,7 @@ from taet.data.dataset import images_sha256
 from taet.distributed import world_size
 from taet.errors import UserError, custom_code
 from taet.evaluation.column import Column
-from taet.evaluation.facts import answer, traced
+from taet.evaluation.facts import gradient_and_logits, logits_of
 from taet.files import Json, digest
 from taet.progress import Progress
 from taet.randomness import derive_seed
@@ -113,7 +113,7 @@ class Runner:
         sharing = min(world_size(), math.ceil(len(self.labels) / images))
         x, y = self.batch(np.arange(images))
         with self.still(), self.model.searching(attack.precision, self.device.type):
-            return seconds_of(partial(traced, self.model, x, y), self.device) / (2 * images * sharing)
+            return seconds_of(partial(gradient_and_logits, self.model, x, y), self.device) / (2 * images * sharing)
 
     @cached_property
     def sites(self) -> dict[str, int]:
@@ -137,7 +137,7 @@ class Runner:
         x, y = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
         with self.still():
             torch.manual_seed(0)  # a model that draws random numbers draws the same ones
-            logits, (gradient, _) = answer(self.model, x), traced(self.model, x, y)
+            logits, (gradient, _) = logits_of(self.model, x), gradient_and_logits(self.model, x, y)
         slopes = gradient.flatten(1).norm(dim=1, keepdim=True)
         values = torch.cat([logits, slopes], 1).cpu().double().numpy()
         return np.where(np.isfinite(values), values, np.nan)  # attacks report on which images they are not finite
