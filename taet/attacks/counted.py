@@ -26,8 +26,7 @@ def arithmetic(device_type: str, precision: SearchPrecision = "float32") -> Iter
     TF32 keeps 10 bits of the mantissa, which can flip predictions near the decision boundary, where attacks search.
     """
     if precision == "tf32" and device_type != "cuda":
-        allowed = "float32 or bf16 (tf32 is of NVIDIA GPUs)"
-        raise UserError(f"search precision: got tf32 on {device_type}; allowed: {allowed}")
+        raise UserError(f"search precision: got tf32 on {device_type}; allowed: float32 or bf16 (tf32 needs CUDA)")
     gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
     switches = [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
