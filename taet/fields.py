@@ -1,7 +1,7 @@
 """How a field of settings or of a record is declared, checked and refused.
 
-`lr: Annotated[float, Field(gt=0)] = 0.1` declares type and bounds; pydantic checks them, and `refused` turns what it
-found into one line, `label lr: got X; allowed: Y; did you mean Z?`. --help shows the same words.
+`lr: Annotated[float, Field(gt=0)] = 0.1` declares type and bounds; pydantic checks them, and `refused` turns its error
+into one line, `label lr: got X; allowed: Y; did you mean Z?`. --help shows the same words.
 """
 
 import dataclasses
@@ -58,8 +58,8 @@ class Rule:
 class OnlyWith:
     """The field has an effect only where another field has one of these values: `OnlyWith(absent="ema")`.
 
-    A tuple lists several values, ... is any but None and 0; several names are alternatives. Otherwise the field must
-    keep its default.
+    A tuple lists several values, ... stands for any value but None and 0, and several names are alternatives. Where no
+    condition holds, the field must keep its default.
     """
 
     def __init__(self, **others: object) -> None:
@@ -79,7 +79,7 @@ class OnlyWith:
         return f"with {' or '.join(parts)} only"
 
 
-LARGEST = 10**6  # bounds from here on only stop typing errors; messages name them where a value is beyond them
+LARGEST = 10**6  # bounds from here on only stop typing errors; only messages about a larger value name them
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Whole = Annotated[int, Field(ge=0, le=LARGEST)]
 ImageCount = Annotated[int, Field(ge=1, le=10**9)]
@@ -107,7 +107,7 @@ Duration = Annotated[str, Rule(DURATION.fullmatch, "hours, minutes and seconds, 
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")]
 
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
-"""What no text in UTF-8 can hold; arguments that are not UTF-8 contain lone surrogates."""
+"""Characters that no file in UTF-8 can hold; arguments that are not UTF-8 contain lone surrogates."""
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
 """No text for a number, no True for 1, no NaN: what files and calls must hold."""
 
@@ -125,7 +125,7 @@ class Settings(BaseModel):
     label: ClassVar[str] = ""
     """Precedes the names of the fields in messages."""
     retired: ClassVar[Mapping[str, object]] = {}
-    """Entries of earlier versions, each with the default that it had: with that value they are read as if absent."""
+    """Fields of earlier versions with their defaults; one with its default is read as if it were absent."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -165,20 +165,20 @@ class Settings(BaseModel):
 
 
 def plain(value: Any) -> Any:
-    """Return a value with numbers of NumPy as those of Python and lists as tuples, at any depth."""
+    """Return a value with NumPy numbers as Python numbers and lists as tuples, at any depth."""
     if type(value) in (list, tuple):
         return tuple(map(plain, value))
     if type(value) is dict:
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def leaves(hint: Any, marks: tuple[Any, ...] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Return the alternatives of a type, each with all that is declared about it."""
+    """Return the alternatives of a type, each with its annotations."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        found = [mark.metadata if isinstance(mark, FieldInfo) else [mark] for mark in hint.__metadata__]
-        return leaves(arguments[0], (*(mark for each in found for mark in each), *marks))
+        own = (mark.metadata if isinstance(mark, FieldInfo) else [mark] for mark in hint.__metadata__)
+        return leaves(arguments[0], (*(mark for group in own for mark in group), *marks))
     if origin in (typing.Union, types.UnionType):
         return [leaf for argument in arguments for leaf in leaves(argument, marks)]
     return [(hint, marks)]
@@ -186,7 +186,7 @@ def leaves(hint: Any, marks: tuple[Any, ...] = ()) -> list[tuple[Any, tuple[Any,
 
 @functools.cache
 def hints(kind: Any) -> dict[str, Any]:
-    """Return the type of every field of a model, dataclass or typed dictionary, with all that is declared about it."""
+    """Return the type of every field of a model, dataclass or typed dictionary, with its annotations."""
     if hasattr(kind, "model_fields"):
         return {name: field.rebuild_annotation() for name, field in kind.model_fields.items()}
     found = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
@@ -199,7 +199,7 @@ WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"
 
 
 def _type_text(kind: Any) -> str:
-    """A type in words, without its bounds."""
+    """Return a type in words, without its bounds."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return ", ".join(map(str, arguments))
@@ -214,7 +214,7 @@ def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
     if found.get("le", 0) >= LARGEST and not (isinstance(value, int | float) and value > found["le"]):
         del found["le"]
     if "gt" in found:
-        found.pop("ge", None)  # of a type that a field narrows
+        found.pop("ge", None)  # a field may narrow the bounds of its type
     if {*found} == {"ge", "le"}:
         parts = [f"{found['ge']} to {found['le']}"]
     else:
@@ -227,24 +227,25 @@ def bounds_of(kind: Any, marks: tuple[Any, ...], value: object = None) -> str:
 
 
 def allowed_text(hint: Any, value: object = None) -> str:
-    """Return a type and its bounds in words; the rule of a text says both."""
+    """Return a type and its bounds in words; for a text with a rule, the rule names both."""
     texts = []
     for kind, marks in leaves(hint):
         if kind is not types.NoneType:
-            is_said = kind is str and any(isinstance(mark, Rule) for mark in marks)
-            parts = ("" if is_said else _type_text(kind), bounds_of(kind, marks, value))
+            has_rule = kind is str and any(isinstance(mark, Rule) for mark in marks)
+            parts = ("" if has_rule else _type_text(kind), bounds_of(kind, marks, value))
             texts.append(", ".join(filter(None, parts)))
     return ", or ".join(texts)
 
 
 def got_text(value: object) -> str:
-    """Return a refused value as messages write it."""
+    """Return a refused value in the form that messages use."""
     return f"{value:g}" if isinstance(value, float) else "none" if value == () else cut(repr(value))
 
 
 def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:
     """Return the error for a value that a type does not allow; for a choice, that of `unknown`."""
-    choices = [one for kind, _ in leaves(hint) if typing.get_origin(kind) is Literal for one in typing.get_args(kind)]
+    literals = (kind for kind, _ in leaves(hint) if typing.get_origin(kind) is Literal)
+    choices = [choice for kind in literals for choice in typing.get_args(kind)]
     if isinstance(value, str) and choices:
         return unknown(label if what == "name" and label else what, value, map(str, choices))
     suggestion = ""
@@ -257,8 +258,8 @@ def wrong(what: str, value: object, hint: Any, label: str = "") -> UserError:
     return UserError(f"{label} {message}".strip().replace(" : ", ": "))
 
 
-def _inside(hint: Any, step: int | str) -> Any:
-    """Return the type of a part of a value, None if it is not declared."""
+def _part_type(hint: Any, step: int | str) -> Any:
+    """Return the type of the part `step`, a field, key or index, of a value; None if it is not declared."""
     for kind, _ in leaves(hint):
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is None and step in (fields := hints(kind)):
@@ -271,14 +272,14 @@ def _inside(hint: Any, step: int | str) -> Any:
 
 
 def refused(error: ValidationError, kind: Any, label: str = "") -> UserError:
-    """Return the first mistake that pydantic found in a value of type `kind` as the one line; `label` names the value.
+    """Return the first error that pydantic found in a value of type `kind`, in one line; `label` names the value.
 
     This is the only place where an error of pydantic becomes text.
     """
     first = error.errors(include_url=False)[0]
-    is_option, what, title = isinstance(kind, type) and issubclass(kind, Settings), "", ""  # else as in the file
+    is_option, what, title = isinstance(kind, type) and issubclass(kind, Settings), "", ""  # else names are as in files
     for step in first["loc"]:
-        if (inner := _inside(kind, step)) is None:
+        if (inner := _part_type(kind, step)) is None:
             break
         field = getattr(kind, "model_fields", {}).get(step)
         title = field.title or "" if field else title
@@ -298,7 +299,7 @@ _adapter = functools.cache(functools.partial(TypeAdapter[Any], config=STRICT))
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether a value is of the type `hint` and within its bounds."""
+    """Return whether a value is of the type `hint` and within its bounds."""
     try:
         _adapter(hint).validate_python(plain(value))
     except ValidationError:
@@ -313,9 +314,9 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
 
 
 def read_text(text: str, hint: Any) -> Any:
-    """Return what a user wrote for a field as the field's type; a text that has none stays, and its check refuses it.
+    """Return the text that a user wrote for a field as a value of its type, or unchanged, for the check to refuse.
 
-    `None` becomes None if the type allows it; so does `none`, unless it is a choice.
+    `None` becomes None if the type allows it; so does `none`, unless `none` is one of the choices.
     """
     kinds = [kind for kind, _ in leaves(hint)]
     if types.NoneType in kinds and (text == "None" or (text == "none" and Literal["none"] not in kinds)):

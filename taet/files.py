@@ -1,4 +1,4 @@
-"""Bounded reading, atomic writing, checksums and locks; every fault is a UserError that names the file."""
+"""Bounded reading, atomic writing, checksums and locks; every error is a UserError that names the file."""
 
 import codecs
 import contextlib
@@ -81,13 +81,13 @@ def read_toml(path: Path) -> Json:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of an ordinary file, in hexadecimal."""
+    """Return the SHA-256 of an ordinary file, in hexadecimal."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a JSON value, independent of the order of names."""
+    """Return the SHA-256 of a JSON value, independent of the order of names."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -98,7 +98,7 @@ def seal(values: Mapping[str, object]) -> Json:
 
 
 def check_seal(path: Path, values: object) -> None:
-    """Refuse `values`, read from `path`, without a seal or with one that differs."""
+    """Refuse `values`, read from `path`, if their seal is missing or differs."""
     if not isinstance(values, Mapping) or SEAL not in values:
         raise UserError(f"{path} was changed, or not written by taet: it has no SHA-256 of its own")
     if values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
@@ -106,7 +106,7 @@ def check_seal(path: Path, values: object) -> None:
 
 
 def check_output(path: Path, *owned: str) -> None:
-    """Refuse an output in a run folder, also with --force, except below the names in it that the command owns."""
+    """Refuse an output inside a run folder, even with --force, unless it is at or below one of the names `owned`."""
     place = path.absolute().parent.resolve() / path.name
     for folder in (place, *place.parents):
         if (folder / RUN).is_file() and any((folder / name).exists() for name in (METRICS, CHECKPOINT, DONE)):
@@ -116,7 +116,7 @@ def check_output(path: Path, *owned: str) -> None:
 
 
 def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Replace `path` by a file of this content, which passes `check` and is on the disk before it gets its name."""
+    """Replace `path` by a file with this content, which passes `check` and is on the disk before it gets its name."""
     with replacing(path) as file:
         file.write(content)
         if check is not None:
@@ -126,7 +126,7 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file that replaces the ordinary file `path` at the end: it is old or new, whatever fails."""
+    """Open a new file that replaces the ordinary file `path` at the end; after a failure, `path` is old or complete."""
     part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
     try:
         if os.path.lexists(path):
@@ -151,7 +151,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Return why a file cannot be read or written, in one short line."""
+    """Return the reason of an error in reading or writing, in one short line."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space left on the disk"
     if isinstance(error, OSError) and error.strerror:
@@ -178,7 +178,7 @@ def make_folder(path: Path) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of that name is a lock or a temporary file."""
+    """Return whether a file of that name is a lock or a temporary file."""
     return name == LOCK or _PART.fullmatch(name) is not None
 
 
@@ -192,18 +192,17 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Lock a folder within this context; one that another process holds is a UserError.
+    """Lock a folder within this context; a folder that another process has locked is a UserError.
 
     The owner first removes leftovers of killed processes. A kill releases the lock; readers need none.
     """
-    from filelock import FileLock, Timeout  # here, since commands that lock nothing start sooner
+    from filelock import FileLock, Timeout  # imported here: commands that lock nothing start sooner
 
     held = FileLock(folder / LOCK, timeout=0)
     try:
         held.acquire()
     except Timeout:
-        error = f"{folder} is in use by another process; nothing was changed; wait for it, or end it"
-        raise UserError(error) from None
+        raise UserError(f"{folder} is in use by another process; nothing was changed; wait for it, or end it") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
             raise UserError(f"cannot lock {folder}: {LOCK}: {reason(error)}") from None

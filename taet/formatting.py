@@ -1,4 +1,4 @@
-"""Numbers and lists as text: the one way each is written in messages, tables and reports."""
+"""Numbers and lists as text, as messages, tables and reports write them."""
 
 import math
 import re
@@ -16,7 +16,7 @@ def size(eps: float, digits: int | None = 4, within: float = 1e-4) -> str:
     Args:
         eps: size in units of the image range [0, 1].
         digits: significant digits of any other size; None writes it exactly, so that it is read back unchanged.
-        within: how far 255 eps may be from a whole number; 0 asks for exactly k/255.
+        within: largest difference of 255 eps from a whole number; 0: only if eps is exactly k/255.
     """
     values = round(255 * eps)
     if values > 0 and (values / 255 == eps or (within and math.isclose(255 * eps, values, rel_tol=0, abs_tol=within))):
@@ -61,7 +61,7 @@ def duration(seconds: float) -> str:
 
 
 def listed(words: Iterable[str], most: int | None = None) -> str:
-    """Write words as a list: a, b and c. Of more than `most` words the first are named and the others counted."""
+    """Write words as a list: a, b and c. Of more than `most` words, name the first and count the others."""
     items = list(words)
     if most is not None and len(items) > most:
         items = [*items[:most], f"{len(items) - most} more"]
@@ -80,7 +80,7 @@ def words(value: object) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, the first row as its head; a cell is Markdown, in which bars are escaped."""
+    """Return a table in Markdown with the first row as its head; cells are Markdown, with escaped bars."""
     head, *lines = ("| " + " | ".join(row) + " |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
 

@@ -16,13 +16,13 @@ Ints = NDArray[np.int64]
 
 LEVEL = 0.05
 DRAWS = 10_000  # of the signs in a randomisation test: p = 2.5 % is known to within 0.3 points
-PSEUDO = 2.0  # images that each class borrows from the pooled recall: one image of its own says nothing of its variance
+PSEUDO = 2.0  # images with the pooled recall, added to each class: a single own image shows nothing of the variance
 RANGE = 60.0  # largest shift of a logit in the search for the ends: at 60 a recall differs from 0 or 1 by 1e-26
 POINTS, ROUNDS = 17, 4  # grids and their points: they end in a cell of 2 RANGE / 16^4 = 0.002, where the tail is linear
 
 
 def counts_of(correct: ArrayLike, total: ArrayLike) -> tuple[Floats, Floats]:
-    """Return the counts as numbers; a mask, or predictions and labels, would give wrong accuracies: a `UserError`."""
+    """Return the counts as floats. A mask, or predictions and labels, would give wrong accuracies: a `UserError`."""
     right, count = np.asarray(correct, dtype=np.float64), np.asarray(total, dtype=np.float64)
     if np.asarray(correct).dtype == bool or (right > count).any():
         raise UserError("correct: got a mask, or more than the total; allowed: counts by class, from class_counts")
@@ -73,7 +73,7 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
     return _balanced_interval(right[known].tobytes(), count[known].tobytes(), level) if known.any() else (math.nan,) * 2
 
 
-@functools.lru_cache(maxsize=2**14)  # those of a thousand cards, which are read more than once
+@functools.lru_cache(maxsize=2**14)  # the intervals of a thousand cards, which are read more than once
 def _balanced_interval(correct: bytes, total: bytes, level: float) -> tuple[float, float]:
     low, high = mean_recall_limits(np.frombuffer(correct, np.int64), np.frombuffer(total, np.int64), level)
     return float(low), float(high)
@@ -129,24 +129,24 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
     squares, cubes = (step**power * count * widened for power in (2, 3))
 
     def at(shift: Floats) -> tuple[Floats, Floats]:
-        """Return theta and the chance of a mean at least (0) or at most (1) as observed, at shifts (2, ..., G)."""
-        slopes = base + shift[..., None, None] * share * value
-        p = np.exp(slopes - slopes.max(-1, keepdims=True))
+        """Return theta and the probability of a mean at least (0) or at most (1) as observed, at shifts (2, ..., G)."""
+        tilted = base + shift[..., None, None] * share * value
+        p = np.exp(tilted - tilted.max(-1, keepdims=True))
         p = np.maximum(p / p.sum(-1, keepdims=True), 1e-12)
         centre = p @ value
-        apart = value - centre[..., None]
+        deviation = value - centre[..., None]
         theta = centre.mean(-1)
-        parts = squares * (p * apart**2).sum(-1)
+        parts = squares * (p * deviation**2).sum(-1)
         variance = parts.sum(-1)
-        lean = (cubes * (p * apart**3).sum(-1)).sum(-1) / variance
-        lump = np.maximum(np.sqrt(parts @ step**2 / variance), np.abs(lean))
-        chance = np.clip((1 - lean / lump) / 2, 1e-12, 1 - 1e-12)
-        trials = variance / (lump**2 * chance * (1 - chance))
-        hits = (mean[..., None] - theta) / lump + trials * chance
+        skewness = (cubes * (p * deviation**3).sum(-1)).sum(-1) / variance
+        b = np.maximum(np.sqrt(parts @ step**2 / variance), np.abs(skewness))
+        q = np.clip((1 - skewness / b) / 2, 1e-12, 1 - 1e-12)
+        trials = variance / (b**2 * q * (1 - q))
+        hits = (mean[..., None] - theta) / b + trials * q
         # At most x of M are right where at least M - x are wrong.
-        hits[1], chance[1] = trials[1] - hits[1], 1 - chance[1]
+        hits[1], q[1] = trials[1] - hits[1], 1 - q[1]
         inner = np.clip(hits, 1e-12, trials + 1 - 1e-12)
-        beyond = special.betainc(inner, trials - inner + 1, chance)
+        beyond = special.betainc(inner, trials - inner + 1, q)
         return theta, np.where(hits <= 0, 1.0, np.where(hits >= trials + 1, 0.0, beyond))
 
     low, high = _ends(at, mean, (1 - level) / 2)
@@ -154,15 +154,15 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
 
 
 def _ends(at: Callable[[Floats], tuple[Floats, Floats]], mean: Floats, tail: float) -> tuple[Floats, Floats]:
-    """Return theta where the chance of `at` is `tail`, below and above the observed mean."""
+    """Return the theta below and above the observed mean at which the probability of `at` is `tail`."""
     low, high = np.full((2, *mean.shape), -RANGE), np.full((2, *mean.shape), RANGE)  # of the lower and the upper end
     for _ in range(ROUNDS):
         cell = (high - low) / (POINTS - 1)
-        _, chances = at(low[..., None] + cell[..., None] * np.arange(POINTS))
-        before = np.stack([chances[0] < tail, chances[1] >= tail])
+        _, tails = at(low[..., None] + cell[..., None] * np.arange(POINTS))
+        before = np.stack([tails[0] < tail, tails[1] >= tail])
         last = np.clip(np.cumprod(before, -1).sum(-1) - 1, 0, POINTS - 2)
         low, high = low + cell * last, low + cell * (last + 1)
-    first, second = (np.take_along_axis(chances, last[..., None] + one, -1)[..., 0] for one in (0, 1))
+    first, second = (np.take_along_axis(tails, last[..., None] + end, -1)[..., 0] for end in (0, 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         place = np.nan_to_num((tail - first) / (second - first), nan=0.5).clip(0, 1)
     below, above = at((low + (high - low) * place)[..., None])[0][..., 0]
@@ -255,11 +255,11 @@ def difference(
     gains = np.arange(-runs * answers, runs * answers + 1) / runs
     value = _balanced(counts, gains, total)
     low, high = mean_value_limits(counts, gains, 1 - level)
-    low, high = np.minimum(low, value), np.maximum(high, value)  # which is rounded
+    low, high = np.minimum(low, value), np.maximum(high, value)  # the value is rounded
     error = math.nan
     if runs > 1:
         each = (_gains(a[None], b[None], classes, num_classes, answers) for a, b in zip(left, right, strict=True))
-        values = [_balanced(one, np.arange(-answers, answers + 1.0), total) for one in each]
+        values = [_balanced(run, np.arange(-answers, answers + 1.0), total) for run in each]
         error = float(np.std(values, ddof=1) / math.sqrt(runs))
         seeds = student_quantile(1 - level, runs - 1) * error
         low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
@@ -268,7 +268,7 @@ def difference(
 
 
 def _gains(left: Ints, right: Ints, labels: Ints, num_classes: int, answers: int) -> Ints:
-    """Histogram per class of the images by the difference of correct answers of all runs, left minus right."""
+    """Return, for each class with images, a histogram of the correct answers of all runs, left minus right, (K, W)."""
     most = len(left) * answers
     width, gain = 2 * most + 1, (left - right).sum(0) + most
     counts = np.bincount(labels * width + gain, minlength=num_classes * width).reshape(num_classes, width)
@@ -276,9 +276,9 @@ def _gains(left: Ints, right: Ints, labels: Ints, num_classes: int, answers: int
 
 
 def _balanced(counts: Ints, gains: Floats, total: Ints) -> Floats:
-    """Return the mean over classes of the mean gain of a class, over the last two axes of `counts`, (..., K, 2R+1)."""
+    """Return the mean over classes of the mean gain of each class, given counts (..., K, W) of gains (W,)."""
     means: Floats = (counts @ gains / total).mean(-1)
-    return means.round(12) + 0.0  # so that equal values, and 0, do not differ by rounding; + 0.0 turns -0.0 into 0
+    return means.round(12) + 0.0  # equal values, and 0, then do not differ by rounding; + 0.0 turns -0.0 into 0
 
 
 def _p_value(counts: Ints, gains: Floats, value: Floats) -> float:

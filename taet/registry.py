@@ -1,4 +1,4 @@
-"""Finds methods, attacks, data sets and models by the files that hold them, without importing any.
+"""Finds methods, attacks, data sets and models in the source text of their files, without importing them.
 
 A file that assigns the literal dictionary `NAMES = {"name": "one line about it"}` offers those names; in `methods` a
 file without one offers its own name (at_bsl.py is `at-bsl`), described by the first line of its docstring.
@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parent
 WORDS: dict[Kind, str] = {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}
 NAME = re.compile(r"[^\s:,]+")
 NO_METHODS = ("__init__", "base", "wrapper")
-COMPUTED = object()  # stands for a value that is no literal
+COMPUTED = object()  # stands for a value that is not a literal
 T = TypeVar("T")
 _added: list[tuple[Kind, Path]] = []
 
@@ -45,10 +45,10 @@ class RegistryEntry:
     path: Path | None = None
     """The file of a plug-in; None for a file of this package."""
     deviations: tuple[str, ...] = ()
-    """How a method leaves the protocol, if its file has this as a literal."""
+    """How a method deviates from the protocol, if its file states it as a literal."""
 
     def load(self) -> ModuleType:
-        """Import the module; that of a plug-in under a name that no package has, and again after its file changed."""
+        """Import the module. A plug-in has a name that no package has, and is imported again after its file changed."""
         if self.path is None:
             return importlib.import_module(self.module)
         source = read_bytes(self.path)
@@ -65,16 +65,16 @@ class RegistryEntry:
         return module
 
     def call(self, name: str, kind: type[T], *arguments: object, **options: object) -> T:
-        """Return what the function `name` of the file gives; none of that name, and another type, are a UserError."""
-        function, where = getattr(self.load(), name, None), self.path or self.module
+        """Return the result of the function `name` of the file; a missing one or another type is a `UserError`."""
+        function, file = getattr(self.load(), name, None), self.path or self.module
         if not callable(function):
-            raise UserError(f"{where}: has no function {name}; see CONTRIBUTING.md")
-        with nullcontext() if self.path is None else custom_code(f"{where}: {name}"):
-            made = function(*arguments, **options)
-        if not isinstance(made, kind):
+            raise UserError(f"{file}: has no function {name}; see CONTRIBUTING.md")
+        with nullcontext() if self.path is None else custom_code(f"{file}: {name}"):
+            result = function(*arguments, **options)
+        if not isinstance(result, kind):
             allowed = getattr(kind, "__name__", kind)
-            raise UserError(f"{where}: {name} returned a {type(made).__name__}; allowed: {allowed}")
-        return made
+            raise UserError(f"{file}: {name} returned a {type(result).__name__}; allowed: {allowed}")
+        return result
 
 
 def _tree(path: Path) -> ast.Module:
@@ -85,7 +85,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _literal(nodes: Iterable[ast.stmt], name: str) -> Any:
-    """The literal that the first of the statements assigns to `name`; COMPUTED for another value, None for none."""
+    """Return the literal that the first assignment to `name` has; COMPUTED for another value, None if not assigned."""
     for node in nodes:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -96,8 +96,8 @@ def _literal(nodes: Iterable[ast.stmt], name: str) -> Any:
     return None
 
 
-def _offered(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
-    """The names that a file offers, each with a line about it."""
+def _names(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
+    """Return the names that a file declares, each with a line about it."""
     found = _literal(tree.body, "NAMES")
     if found is None and kind == "methods" and path.stem not in NO_METHODS:
         found = {path.stem.replace("_", "-"): (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")}
@@ -111,7 +111,7 @@ def _offered(kind: Kind, path: Path, tree: ast.Module) -> dict[str, str]:
 
 
 def _declared(tree: ast.Module) -> Json:
-    """What the classes of a file say of a method, as far as it is literal; its own import checks it."""
+    """Return what the classes of a file state about a method in literals; importing the file checks it."""
     body = [node for cls in tree.body if isinstance(cls, ast.ClassDef) for node in cls.body]
     found = {name: _literal(body, name) for name in ("reference", "deviations")}
     return {name: value for name, value in found.items() if isinstance(value, str | tuple)}
@@ -128,11 +128,11 @@ def add(kind: Kind, path: str | Path) -> None:
         _added.append((kind, path))
 
 
-def _own(kind: Kind) -> tuple[Path, ...]:
-    """Files of plug-ins, those of TAET_PLUGINS first."""
+def _plugins(kind: Kind) -> tuple[Path, ...]:
+    """Return the files of plug-ins, those in TAET_PLUGINS first."""
     folders = [Path(folder).expanduser() for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder]
     for folder in folders:
-        if not any((folder / each).is_dir() for each in WORDS):
+        if not any((folder / name).is_dir() for name in WORDS):
             raise UserError(f"TAET_PLUGINS: got {folder}; allowed: folders that hold methods, attacks, data or models")
     listed = [path.resolve() for folder in folders for path in sorted((folder / kind).glob("[!_]*.py"))]
     return tuple(dict.fromkeys([*listed, *(path for added, path in _added if added == kind)]))
@@ -140,23 +140,24 @@ def _own(kind: Kind) -> tuple[Path, ...]:
 
 def entries(kind: Kind) -> dict[str, RegistryEntry]:
     """Return every name of `kind` in alphabetical order; only source text is read."""
-    return _entries(kind, _own(kind))
+    return _entries(kind, _plugins(kind))
 
 
 @functools.cache
-def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
+def _entries(kind: Kind, plugins: tuple[Path, ...]) -> dict[str, RegistryEntry]:
     found: dict[str, RegistryEntry] = {}
-    for path in [*sorted((PACKAGE / kind).glob("*.py")), *own]:
+    for path in [*sorted((PACKAGE / kind).glob("*.py")), *plugins]:
         tree = _tree(path)
-        names = _offered(kind, path, tree)
-        module, place = (f"{PLUGIN}{kind}_{path.stem}", path) if path in own else (f"taet.{kind}.{path.stem}", None)
+        names = _names(kind, path, tree)
+        is_plugin = path in plugins
+        module = f"{PLUGIN}{kind}_{path.stem}" if is_plugin else f"taet.{kind}.{path.stem}"
         declared = _declared(tree) if names else {}
-        if place is not None and any(entry.module == module for entry in found.values()):
+        if is_plugin and any(entry.module == module for entry in found.values()):
             raise UserError(f"{path}: another folder of plug-ins has a file of this name; rename yours")
         for name, title in names.items():
-            if place is not None and name in found:
+            if is_plugin and name in found:
                 raise UserError(f"{path}: the {WORDS[kind]} '{name}' exists already; rename yours")
-            found[name] = RegistryEntry(name, module, title, path=place, **declared)
+            found[name] = RegistryEntry(name, module, title, path=path if is_plugin else None, **declared)
     return dict(sorted(found.items()))
 
 
@@ -165,16 +166,16 @@ def find(kind: Kind, name: str) -> RegistryEntry:
     known = entries(kind)
     if name not in known:
         error = unknown(WORDS[kind], name, known)
-        strange = kind == "methods" and nearest(name, known) is None  # was there when a run was made, perhaps
+        strange = kind == "methods" and nearest(name, known) is None  # perhaps a plug-in that was there in training
         raise UserError(f"{error}; is it a plugin? name its folder in TAET_PLUGINS") if strange else error
     return known[name]
 
 
 def class_of(method: str) -> Any:
-    """Return the class of a method: the one of its file, which this imports, with a `Config` of settings."""
+    """Import the file of a method and return its class, the one with a `Config` of settings."""
     module = find("methods", method).load()
-    own = [found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__]
-    found = [one for one in own if hasattr(getattr(one, "Config", None), "model_validate")]
+    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    found = [kind for kind in own if hasattr(getattr(kind, "Config", None), "model_validate")]
     if len(found) != 1:
         allowed = "one class that extends Method, whose Config extends Method.Config"
         raise UserError(f"{module.__file__}: got {len(found)} methods; allowed: {allowed}")

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen, checked when they are built, to plain JSON and back."""
+"""The settings of a run, frozen, checked when they are built, and converted to JSON and back."""
 
 import math
 import re
@@ -34,9 +34,9 @@ from taet.formatting import size
 
 T = TypeVar("T", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
-SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
-SMOOTHED = ("cross-entropy", "balanced-softmax", "logit-adjustment", "class-balanced")  # losses of several labels
-PARTS = re.compile(r"all|head|bias|(lora|adapter):[1-9]\d{0,3}")  # of a network, that are trained
+SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # short names on the command line
+SMOOTHED = ("cross-entropy", "balanced-softmax", "logit-adjustment", "class-balanced")  # that allow label smoothing
+PARTS = re.compile(r"all|head|bias|(lora|adapter):[1-9]\d{0,3}")  # parts of a network that are trained
 RISING = Rule(
     lambda shares: list(shares) == sorted(shares) and all(0 < share <= 1 for share in shares),
     "rising shares of the epochs, e.g. 0.75 0.9",
@@ -315,7 +315,7 @@ class Run(Settings):
     @model_validator(mode="before")
     @classmethod
     def _own_settings(cls, values: Any) -> Any:
-        """Settings given as a mapping become the `Config` of the method, whose file this imports."""
+        """Turn settings given as a mapping into the `Config` of the method, whose file is imported."""
         if not isinstance(values, Mapping) or not isinstance(values.get("settings"), Mapping):
             return values
         kind = registry.class_of(values.get("method", cls.default("method"))).Config
@@ -329,17 +329,18 @@ class Run(Settings):
 
 def epoch_at(share: float, epochs: int) -> int:
     """Return a share of the epochs as a number of epochs, rounded to the nearest, ties down: 0.75 of two is 1."""
-    return math.ceil(share * epochs - 0.5 - 1e-9)  # a half with a rounding error is a half
+    return math.ceil(share * epochs - 0.5 - 1e-9)  # 1e-9: a half may have a rounding error
 
 
 def option(name: str) -> str:
-    """Return the option of `taet train` that changes a setting, by its dotted name and without dashes in front."""
+    """Return the option of `taet train`, without leading dashes, for a setting with this dotted name."""
     return SHORT.get(name, re.sub("^settings[.]", "method.", name.removeprefix("training."))).replace("_", "-")
 
 
 def option_words(name: str, value: object) -> list[str]:
     """Return a setting, by its dotted name, as words of `taet train`; eps and step sizes as k/255 if k is whole."""
-    part, dot, last = (name := option(name)).rpartition(".")
+    name = option(name)
+    part, dot, last = name.rpartition(".")
     if isinstance(value, bool):
         return [f"--{part}{dot}{'' if value else 'no-'}{last}"]
     if last in ("eps", "step-size") and isinstance(value, float):
@@ -348,7 +349,7 @@ def option_words(name: str, value: object) -> list[str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of a table and of those in it: `"a.b" = 1` and `a.b = 1` are the same."""
+    """Yield (dotted name, value) of a table and its subtables: `"a.b" = 1` and `a.b = 1` are the same."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
@@ -359,12 +360,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def override(config: S, changes: Mapping[str, object], prefix: str = "") -> S:
     """Return `config` with dotted fields replaced, e.g. `{"training.epochs": 5, "method.beta": 1}`, and checked.
 
-    All at once; `method` names the `settings` of a run, as on the command line.
+    The changes are made together; `method` names the `settings` of a run, as on the command line.
     """
     values, parts = dict[str, Any](), dict[str, dict[str, object]]()
     for path, value in changes.items():
         name, dot, rest = re.sub("^method[.]", "settings.", path).partition(".")
-        if name not in type(config).model_fields.keys() | type(config).retired.keys():  # which the model itself judges
+        if name not in type(config).model_fields.keys() | type(config).retired.keys():  # the model checks these
             raise unknown(f"setting '{prefix}{path}': field", name, type(config).model_fields)
         if dot and not isinstance(getattr(config, name, ""), Settings | None):
             raise UserError(f"setting '{prefix}{path}': {name} has no fields")

@@ -23,7 +23,7 @@ from taet.intervals import wilson_interval as wilson_interval
 
 FEW_PER_CLASS = 50  # with fewer test images, one of them changes the accuracy of its class by more than two points
 PAIRED_CLASSES = 1000
-"""With more classes nothing is stored or drawn for every pair of them: for 8,142 classes that takes 350 MB a card."""
+"""With more classes, no number is stored or drawn for each pair of them: 8,142 classes would take 350 MB a card."""
 
 
 def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
@@ -60,7 +60,7 @@ def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
 def group_accuracy(correct: ArrayLike, total: ArrayLike, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return the balanced accuracy inside each group of class labels; nan for a group without test images."""
     right, count = np.asarray(correct), np.asarray(total)
-    return {name: balanced_accuracy(right[list(of)], count[list(of)]) for name, of in groups.items()}
+    return {name: balanced_accuracy(right[list(labels)], count[list(labels)]) for name, labels in groups.items()}
 
 
 def worst_class(correct: ArrayLike, total: ArrayLike) -> tuple[int, float]:
@@ -93,9 +93,9 @@ def class_shares(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> Floats
 
 
 def median_distance(distances: ArrayLike) -> float:
-    """Return the median of the perturbation norms (N,), without 0: an image that was misclassified before.
+    """Return the median of the perturbation norms (N,), without those that are 0, of misclassified clean images.
 
-    nan stands for a failed attack, infinitely far. The median is nan where it is infinite.
+    nan stands for a failed attack and counts as infinitely far. An infinite median is returned as nan.
     """
     values = np.asarray(distances, dtype=np.float64)
     values = values[values != 0]
@@ -108,7 +108,7 @@ def pairwise_auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float32]:
 
         A[j, k] = P(s_j(x) > s_j(x')) + P(s_j(x) = s_j(x')) / 2   for x drawn from class j and x' from class k
 
-    the area under the ROC curve of score j on these two classes; nan on the diagonal and where one has no images.
+    the area under the ROC curve of score j on these two classes; nan on the diagonal and where a class has no images.
     `scores` (N, C) are softmax probabilities, not logits, whose common offset is arbitrary. The result is in single
     precision, as cards store it. Source: Hand, Till, Machine Learning 45, 2001, section 3; their Â(j|k).
     """
@@ -134,7 +134,7 @@ def roc_auc(matrix: ArrayLike) -> float:
 
         M = 2 / (K (K - 1)) sum_{j < k} (A[j, k] + A[k, j]) / 2
 
-    over the K classes with images, A from `pairwise_auc`; nan with fewer than two classes. Source: the same, their M.
+    over the K classes with images, A from `pairwise_auc`, whose source defines M; nan with fewer than two classes.
     """
     areas = np.asarray(matrix, dtype=np.float64)
     known = ~np.isnan(areas)

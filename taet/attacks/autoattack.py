@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import Norm
 from taet.attacks.counted import Counted, still
-from taet.attacks.inputs import check_labels, refusing
+from taet.attacks.inputs import check_labels, validate_inputs
 from taet.attacks.noise import Draws
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.attacks.suite import BatchStore, Plan, SuiteResult, SuiteRun, as_float, official_square
@@ -39,10 +39,10 @@ FEW_CLASSES: Mapping[int, tuple[tuple[str, ...], str | None]] = {
     2: (("apgd-ce", "fab-t", "square"), "2 classes: without APGD-T, which needs 4"),
     3: (("apgd-ce", "apgd-dlr", "fab-t", "square"), "3 classes: APGD-DLR stands for APGD-T, which needs 4"),
 }
-BATCH_SIZE = 250  # images, on which a few results depend, because a batch shares its random draws
+BATCH_SIZE = 250  # images; it changes the result of a few, because the images of a batch share random draws
 
 
-@refusing
+@validate_inputs
 def autoattack(
     model: nn.Module,
     x: Tensor,
@@ -58,19 +58,19 @@ def autoattack(
     """Return adversarial images in the ball, or the clean image if no attack of the suite succeeded.
 
     Every image equals that of the official implementation with the same seed and batch size, except an image that
-    float32 rounding moved out of an L2 ball by more than 1e-6: it is projected back before the model judges it. It also
-    runs with fewer than 10 classes (see `AutoAttack.plan`). Several processes that make the same call share the work.
+    float32 rounding moved out of an L2 ball by more than 1e-6: it is projected back before the model judges it. With
+    fewer than 10 classes the suite differs (see `AutoAttack.plan`). Processes that make the same call share the work.
 
     Args:
         model, x, y, checked: as in `pgd`; x are images (N, C, H, W).
         eps, norm: radius, above 0, and "linf" or "l2".
         version: "standard", "fast" or "10" (see `taet list attacks`).
-        batch_size, seed: images that share their random draws, and their seed.
+        batch_size, seed: number of images that share random draws, and the seed of the draws.
 
     Errors are those of `cw_l2`. Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of
     diverse parameter-free attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     if isinstance(eps, Tensor):
         raise UserError(f"eps: got a tensor of shape {tuple(eps.shape)}; allowed: one number (all images share a ball)")
     attack = AutoAttack(name="autoattack", norm=norm, eps=eps, version=version, seed=seed)
@@ -96,9 +96,9 @@ class AutoAttack(AttackSpec):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        last = given["name"].partition(":")[0].rpartition("-")[2]
-        version = last if last in get_args(Version) else "standard"
-        # Official unless its own option asks for something else.
+        suffix = given["name"].partition(":")[0].rpartition("-")[2]
+        version = suffix if suffix in get_args(Version) else "standard"
+        # In float32, as the official suite, unless its own option `precision` says otherwise.
         return super().make({"version": version, "precision": "float32", **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
@@ -120,7 +120,7 @@ class AutoAttack(AttackSpec):
         progress: Progress = lambda *_: None,
         keep_examples: bool = False,
     ) -> SuiteResult:
-        """Return which part broke which example of x, float or uint8, in batches.
+        """Attack the images x, float or uint8, in batches; return which part of the suite broke which image.
 
         `natural` are the classes (N,) predicted for x, if they are known. A `Counted` model keeps its view.
         """
@@ -137,7 +137,7 @@ class AutoAttack(AttackSpec):
             return suite.run_all(natural, progress)
 
     def plan(self, num_classes: int) -> Plan:
-        """Return the parts, which aim at min(9, C - 1) classes, and how long they run.
+        """Return the attacks of the suite, their lengths, and the number of target classes, min(9, C - 1).
 
         The targeted DLR loss needs four logits and the untargeted one three: C = 3 runs APGD-DLR, C = 2 neither.
         """
@@ -149,16 +149,16 @@ class AutoAttack(AttackSpec):
         return Plan(parts, 10 if self.version == "10" else 100, QUERIES, min(MAX_TARGETS, num_classes - 1), note)
 
     def passes(self, num_classes: int) -> int:
-        """Estimated passes of an image that no part breaks."""
-        chosen = self.plan(num_classes)
-        return sum(map(chosen.cost, chosen.parts))
+        """Return the estimated passes for an image that no part breaks."""
+        plan = self.plan(num_classes)
+        return sum(map(plan.cost, plan.parts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(AttackSpec):
     """Random search over squares of the image: the last part of AutoAttack, alone, with a fifth of its queries.
 
-    It lowers the margin z_y - max_{k != y} z_k by squares of +-eps, and stops for an image that is misclassified.
+    It lowers the margin z_y - max_{k != y} z_k by squares of +-eps, and stops once the image is misclassified.
     Source: Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv:1912.00049.
     """
 

@@ -21,7 +21,7 @@ BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
 
 
 def check_size(what: str, size: Size, x: Tensor, norm: Norm, *, values: bool) -> None:
-    """Refuse a size that a ball of `norm` cannot have; tensors are read, which waits for the device, with `values`."""
+    """Refuse a size that a ball of `norm` cannot have; `values` also checks tensors, which waits for the device."""
     if isinstance(size, str):
         raise UserError(f"{what}: got '{size}'; allowed: a number, e.g. 8 / 255")
     if not isinstance(size, Tensor):
@@ -56,7 +56,7 @@ def finite(values: Tensor) -> Tensor:
 
 
 def refuse_unsound(attack: str, sound: Tensor) -> None:
-    """Raise a `UserError` if an image's logits or gradients were not finite, where `sound` (N,) is false."""
+    """Raise a `UserError` if `sound` (N,) is false for an image, whose logits or gradients were not all finite."""
     if not bool(sound.all()):
         got = f"not finite on {int((~sound).sum())} of {len(sound)} images"
         raise UserError(f"{attack}: the model's logits or gradients are {got}; allowed: finite everywhere")
@@ -120,14 +120,14 @@ def frozen(model: object, bn_mode: BNMode = "eval") -> Iterator[None]:
     With `bn_mode="train"` only batch normalisation is in training mode: each forward pass uses the statistics of its
     batch and updates the running ones, unless the model is `still`. A function that is not a Module is not changed.
     """
-    batch = bn_mode == "train" and not getattr(model, "still", False)
+    train_bn = bn_mode == "train" and not getattr(model, "still", False)
     modules, parameters = ([*model.modules()], [*model.parameters()]) if isinstance(model, nn.Module) else ([], [])
     modes = [module.training for module in modules]
-    needed = [parameter.requires_grad for parameter in parameters]
+    requires_grad = [parameter.requires_grad for parameter in parameters]
     try:
         for module in modules:
-            mode = batch and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if module.training != mode:  # a write passes Module.__setattr__, which is slow
+            mode = train_bn and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if module.training != mode:  # Module.__setattr__ is slow, so write only changes
                 module.training = mode
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -136,5 +136,5 @@ def frozen(model: object, bn_mode: BNMode = "eval") -> Iterator[None]:
         for module, mode in zip(modules, modes, strict=True):
             if module.training != mode:
                 module.training = mode
-        for parameter, need in zip(parameters, needed, strict=True):
-            parameter.requires_grad_(need)
+        for parameter, needed in zip(parameters, requires_grad, strict=True):
+            parameter.requires_grad_(needed)

@@ -18,7 +18,7 @@ from taet.files import file_sha256
 from taet.settings import Evaluation, Threat
 
 SETTINGS = Evaluation()
-STEPS = (20, 100)  # shown for a name that ends in a number of steps
+STEPS = (20, 100)  # examples of N, for names that end in -N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,11 @@ class RecordedAttack(AttackSpec):
         raise self._refused("is known from a result card only; is it a plugin? name its folder in TAET_PLUGINS")
 
 
-class _Found(NamedTuple):
+class _Declared(NamedTuple):
     entry: registry.RegistryEntry
     kind: type[AttackSpec]
     pattern: str
-    given: Fields  # that the name decides: the norm, and the number of steps where it has one
+    given: Fields  # fields that the name sets: the norm, and the number of steps if it has one
 
 
 def kinds(custom: bool = True) -> dict[str, type[AttackSpec]]:
@@ -88,8 +88,8 @@ def _rank(pattern: str, kind: type[AttackSpec]) -> tuple[int, int]:
 def parse(name: str, settings: Evaluation = SETTINGS, others: Iterable[str] = ()) -> AttackSpec:
     """Return the attack that `NAME` or `NAME:option=value,...` means, e.g. pgd-20, cw-l2:c=search, pgd-l2-100:eps=0.5.
 
-    What the name does not set is that of the settings, whose L-infinity ball is by default that of `Threat`. A
-    `UserError` for a name, an option or a value that does not exist suggests the nearest, also of `others`.
+    The settings decide what the name does not; the default radius of the L-infinity ball is that of `Threat`. An
+    unknown name, option or value is a `UserError`, which suggests the nearest name, also among `others`.
     """
     base, colon, text = name.partition(":")
     if colon and not text:
@@ -120,8 +120,8 @@ def _offered(entry: registry.RegistryEntry) -> Iterator[tuple[str, type[AttackSp
         yield entry.name, FunctionAttack
 
 
-def _find(base: str) -> _Found | None:
-    """Return where the attack called `base` is declared."""
+def _find(base: str) -> _Declared | None:
+    """Return the declaration of the attack called `base`, or None."""
     for entry in registry.entries("attacks").values():
         if base != entry.name and not base.startswith(f"{entry.name}-"):
             continue  # other custom files are not imported
@@ -130,12 +130,12 @@ def _find(base: str) -> _Found | None:
             match = re.fullmatch(re.escape(stem) + ("()" if stem == pattern else r"-([1-9][0-9]{0,9})"), base)
             if match is not None:
                 steps = {"steps": int(match[1])} if match[1] else {}
-                return _Found(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
+                return _Declared(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
     return None
 
 
-def _known(base: str) -> _Found | None:
-    """Return where an attack is declared; None also for a custom file that cannot be imported."""
+def _known(base: str) -> _Declared | None:
+    """Return the declaration as `_find` does, but None for a custom file that cannot be imported."""
     with contextlib.suppress(UserError):
         return _find(base)
     return None
@@ -151,7 +151,8 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
         field = fields[option]
         if not equals or not value or field in given:
             raise UserError(f"attack '{name}': got '{part}'; allowed: option=value, each option once")
-        hint = hints(kind)[field] if field != "eps" else Positive | None if kind.minimal else Positive
+        radius = Positive | None if kind.minimal else Positive
+        hint = radius if field == "eps" else hints(kind)[field]
         given[field] = read_text(value, hint)
         if not fits(given[field], hint):
             allowed = allowed_text(hint) + (", e.g. 8/255" if field == "eps" else "")
@@ -170,8 +171,7 @@ def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -
     common: Fields = {"name": name, "norm": norm, "eps": eps, "made_on": made_on}
     found = _known(base)
     if found is not None:
-        names = parameters.keys() & {*own_fields(found.kind), *STORED}
-        given = {**common, **{one: parameters[one] for one in names}}
+        given = {**common, **{key: parameters[key] for key in parameters.keys() & {*own_fields(found.kind), *STORED}}}
         try:
             for field, value in {**found.given, **_read(name, base, found.kind, text)}.items():
                 if given.get(field, value) != value:

@@ -1,4 +1,4 @@
-"""A model as attacks see it, whose passes are counted, and the arithmetic of searches and verdicts."""
+"""A model whose passes are counted, and the arithmetic in which attacks search and their results are judged."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from taet.errors import UserError
 
 SearchPrecision = Literal["float32", "bf16", "tf32"]
 WORK = ("seconds", "forwards", "backwards")  # wall-clock time, and images that passed through the model
-TICK_SECONDS = 0.5  # often enough to watch, too rare to cost
+TICK_SECONDS = 0.5  # between two reports of progress
 
 
 @contextmanager
@@ -26,8 +26,7 @@ def arithmetic(device_type: str, precision: SearchPrecision = "float32") -> Iter
     TF32 keeps 10 bits of the mantissa, which can flip predictions near the decision boundary, where attacks search.
     """
     if precision == "tf32" and device_type != "cuda":
-        allowed = "float32 or bf16 (tf32 is of NVIDIA GPUs)"
-        raise UserError(f"search precision: got tf32 on {device_type}; allowed: {allowed}")
+        raise UserError(f"search precision: got tf32 on {device_type}; allowed: float32 or bf16 (tf32 needs CUDA)")
     gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
     switches = [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
@@ -45,7 +44,7 @@ def arithmetic(device_type: str, precision: SearchPrecision = "float32") -> Iter
 def still(device_type: str, *models: nn.Module) -> Iterator[None]:
     """Put models in eval mode with frozen parameters and exact float32; restore all and the random state afterwards."""
     exact, random = arithmetic(device_type), torch.random.fork_rng(range(torch.cuda.device_count()))
-    with torch.inference_mode(False), ExitStack() as stack, exact, random:  # gradients, also inside inference mode
+    with torch.inference_mode(False), ExitStack() as stack, exact, random:  # gradients exist inside inference mode too
         for model in models:
             stack.enter_context(frozen(model))
         yield
@@ -53,7 +52,7 @@ def still(device_type: str, *models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_arithmetic(device_type: str) -> Iterator[None]:
-    """On NVIDIA GPUs take the fastest of cuDNN's algorithms, and let float32 be float32, which torch makes TF32."""
+    """On NVIDIA GPUs use cuDNN's fastest algorithms, and exact float32 in place of torch's default, TF32."""
     if device_type != "cuda":
         yield
         return
@@ -71,8 +70,8 @@ class Counted(nn.Module):
     The tensor is new because an attack may write into the logits, and a model may return a view of its own state.
     Values that are not finite for finite images are recorded, because some attacks ignore them.
 
-    A `view` computes the same function more cheaply; attacks use it. Whether an adversarial image succeeds is decided
-    by the model itself: `judge`.
+    A `view` computes the same function more cheaply; attacks use it. The model itself decides whether an adversarial
+    image succeeds: see `judge`.
     """
 
     def __init__(self, model: nn.Module, view: nn.Module | None = None) -> None:
@@ -89,8 +88,8 @@ class Counted(nn.Module):
 
     def unsound(self) -> bool:
         """Return whether any logit or image gradient was not finite since the last call."""
-        found, self._unsound = bool(self._unsound), False
-        return found
+        unsound, self._unsound = bool(self._unsound), False
+        return unsound
 
     def measure(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
         """Return a function that gives the seconds and passes since this call, named as in `WORK`."""
@@ -130,33 +129,33 @@ class Counted(nn.Module):
             self.precision = before
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._answer(self.model if self.view is None else self.view, x, self.precision)
+        return self._forward(self.model if self.view is None else self.view, x, self.precision)
 
     def judge(self, x: Tensor) -> Tensor:
         """Return the logits of the model itself, in exact float32, whatever the precision of the search."""
-        return self._answer(self.model, x, "float32")
+        return self._forward(self.model, x, "float32")
 
-    def _answer(self, network: nn.Module, x: Tensor, precision: SearchPrecision) -> Tensor:
-        proper = finite(x.detach())
+    def _forward(self, network: nn.Module, x: Tensor, precision: SearchPrecision) -> Tensor:
+        valid = finite(x.detach())
         if x.requires_grad and torch.is_grad_enabled():
-            x = x.view_as(x)  # so that its gradient is that of this call only
-            x.register_hook(lambda gradient: self._watch(gradient, proper))  # type: ignore[no-untyped-call]
-        if self.precision == "float32":  # as the caller has set it
+            x = x.view_as(x)  # so that the hook sees the gradient of this call only
+            x.register_hook(lambda gradient: self._record(gradient, valid))  # type: ignore[no-untyped-call]
+        if self.precision == "float32":  # the caller has set this arithmetic
             output = network(x)
         else:
             with arithmetic(x.device.type, precision):
                 output = network(x)
         logits = check_output(output, x).to(torch.float32, copy=True)
-        self._watch(logits.detach(), proper)
+        self._record(logits.detach(), valid)
         self.forwards += len(x)
         self._tick()
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits
 
-    def _watch(self, values: Tensor, proper: Tensor) -> None:
-        """Record whether `values` (N, ...) are not finite for a finite image, `proper` (N,)."""
-        self._unsound = self._unsound | (proper & ~finite(values)).any()
+    def _record(self, values: Tensor, valid: Tensor) -> None:
+        """Record whether any of `values` (N, ...) is not finite although its image is, where `valid` (N,) is true."""
+        self._unsound = self._unsound | (valid & ~finite(values)).any()
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taet.attacks.ball import Norm, Size, choose, distance, finite, frozen, refuse_unsound
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled, margin
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
@@ -27,7 +27,7 @@ SQUASH = {"tanh": (torch.atanh, torch.tanh), "sine": (torch.asin, torch.sin)}
 SEARCH_STEPS, INITIAL_CONSTANT = 9, 1e-3  # of Carlini & Wagner (S&P 2017, arXiv:1608.04644), who search over c
 
 
-@refusing
+@validate_inputs
 def cw_l2(
     model: Model,
     x: Tensor,
@@ -45,8 +45,8 @@ def cw_l2(
 ) -> Tensor:
     """Minimise ||x' - x||_2^2 + c max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
 
-    A success is an image that fools the model by a margin of kappa or more. Each sample keeps the success of smallest
-    norm among all iterates of all rounds and the clean image, and is the clean image, (N, ...), without one.
+    A success is an image that fools the model by a margin of kappa or more. The result of each sample, (N, ...), is the
+    success of smallest norm among all iterates of all rounds and the clean image; without one, it is the clean image.
 
     Args:
         model, x, y, checked: as in `pgd`.
@@ -63,17 +63,17 @@ def cw_l2(
     "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, section VI A; the search and its
     defaults are those of the authors' public code.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     origin = full_precision(x.detach())
     unsquash, squash = SQUASH[box or ("sine" if c is None else "tanh")]
 
     def judge(logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The margin that is to fall, and whether it fell below -kappa, of each sample."""
+        """Return the margin z_y - max_{k != y} z_k of each sample, and whether the sample is a success."""
         gap = -margin(logits, y)
         return gap, fooled(logits, y) & (gap <= -kappa)
 
     def descend(weight: Tensor, best: Tensor, smallest: Tensor, sound: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One round: the best images, their squared norms, whether all was finite, and any success."""
+        """Run one round; return the best images, their squared norms, whether all was finite, and any success."""
         succeeded = torch.zeros_like(sound)
         w = unsquash(BOX * (2 * origin - 1)).requires_grad_()
         adam = torch.optim.Adam([w], lr=lr)
@@ -94,14 +94,14 @@ def cw_l2(
 
     with frozen(model):
         weight = origin.new_full((len(origin),), initial_c if c is None else c)
-        fails, succeeds = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
+        lower, upper = torch.zeros_like(weight), torch.full_like(weight, torch.inf)  # the c that failed and succeeded
         with torch.no_grad():
             logits = full_precision(model(origin))
-        sound, best, smallest = finite(logits), origin, torch.where(judge(logits)[1], 0, succeeds)
+        sound, best, smallest = finite(logits), origin, torch.where(judge(logits)[1], 0, upper)
         for _ in range(search_steps if c is None else 1):
             best, smallest, sound, success = descend(weight, best, smallest, sound)
-            fails, succeeds = torch.where(success, fails, weight), torch.where(success, weight, succeeds)
-            weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
+            lower, upper = torch.where(success, lower, weight), torch.where(success, weight, upper)
+            weight = torch.where(upper.isinf(), 10 * weight, (lower + upper) / 2)
     refuse_unsound("cw-l2", sound)
     return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)
 
@@ -130,19 +130,19 @@ class CwL2(AttackSpec):
     """Learning rate of Adam."""
     search_steps: Annotated[Count | None, FIXED] = None
     initial_c: Annotated[Positive | None, FIXED] = None
-    box: Annotated[Boxed | None, FIXED] = None  # none: tanh, as in cards from before `sine` existed
+    box: Annotated[Boxed | None, FIXED] = None  # None: tanh, as in cards that are older than `sine`
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
         c = given.get("c", "search" if settings.cw_constant is None else settings.cw_constant)
-        own = {"search_steps": SEARCH_STEPS, "initial_c": INITIAL_CONSTANT, "box": "sine"}
-        bound = settings.eps_l2 if settings.cw_bounded else None
-        return super().make({"c": c, "eps": bound, **(own if c == "search" else {}), **given}, settings, radius)
+        search = {"search_steps": SEARCH_STEPS, "initial_c": INITIAL_CONSTANT, "box": "sine"}
+        eps = settings.eps_l2 if settings.cw_bounded else None
+        return super().make({"c": c, "eps": eps, **(search if c == "search" else {}), **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         descent: Fields = {"kappa": self.kappa, "steps": self.steps, "lr": self.lr, "box": self.box or "tanh"}
-        rounds, first = self.search_steps or SEARCH_STEPS, self.initial_c or INITIAL_CONSTANT
-        search: Fields = {"c": None if self.c == "search" else self.c, "search_steps": rounds, "initial_c": first}
+        rounds, initial_c = self.search_steps or SEARCH_STEPS, self.initial_c or INITIAL_CONSTANT
+        search: Fields = {"c": None if self.c == "search" else self.c, "search_steps": rounds, "initial_c": initial_c}
         return cw_l2(model, x, y, **descent, **search, eps=self.eps, checked=True)
 
     def passes(self, num_classes: int) -> int:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taet.attacks.ball import Norm, Size, choose, distance, finite, frozen, lengths, refuse_unsound, spread, unit
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws
 from taet.attacks.objectives import fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
@@ -22,7 +22,7 @@ Candidates = Annotated[int, Field(ge=2)]
 BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the boundary; from the authors' public code
 
 
-@refusing
+@validate_inputs
 def deepfool(
     model: Model,
     x: Tensor,
@@ -37,8 +37,8 @@ def deepfool(
     """Step to the nearest boundary of the linearised model until it is crossed: x' = clip_[0,1](x + (1 + overshoot) r).
 
     With w_k = grad (z_k - z_y) and d_k = |z_k - z_y| / ||w_k||_2 at x', a step adds (d_l + 1e-4) w_l / ||w_l||_2 to r
-    for the nearest class l = argmin_k d_k. The model is linearised at x' itself, with overshoot and clip. An image on
-    which it fails is returned as it was. A step takes one forward and `candidates` - 1 backward passes.
+    for the nearest class l = argmin_k d_k. The model is linearised at x' itself, with overshoot and clip. An image that
+    is not fooled is returned unchanged. A step takes one forward and `candidates` - 1 backward passes.
 
     Args:
         model, x, y, eps, checked: as in `cw_l2`.
@@ -48,7 +48,7 @@ def deepfool(
     Errors are those of `cw_l2`. Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to
     fool deep neural networks", CVPR 2016, arXiv:1511.04599, algorithm 2, with the settings of the authors' public code.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     origin = full_precision(x.detach())
     total, x_adv, sound = torch.zeros_like(origin), origin, torch.ones_like(y, dtype=torch.bool)
     with frozen(model):
@@ -57,12 +57,12 @@ def deepfool(
                 x_adv = x_adv.detach().requires_grad_()
                 logits = full_precision(model(x_adv))
                 sound = sound & finite(logits)
-                standing = ~fooled(logits, y)
-                if not bool(standing.any()):
+                active = ~fooled(logits, y)
+                if not bool(active.any()):
                     break
-                move = _to_boundary(logits, y, x_adv, candidates)
-            sound = sound & (finite(move) | ~standing)
-            total = choose(standing, total + move, total)
+                step = _step_to_boundary(logits, y, x_adv, candidates)
+            sound = sound & (finite(step) | ~active)
+            total = choose(active, total + step, total)
             x_adv = (origin + (1 + overshoot) * total).clamp(0, 1)
         x_adv = x_adv.detach()
         with torch.no_grad():
@@ -74,20 +74,20 @@ def deepfool(
     return choose(success, x_adv, origin)
 
 
-def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
-    """Return the shortest move (N, ...) from `x` to a boundary of the linearised model, not finite if a gradient is."""
+def _step_to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
+    """Return the shortest step to a boundary of the model linearised at `x`, (N, ...); NaN at gradients not finite."""
     others = logits.detach().masked_fill(is_label(logits, y), -torch.inf)
     rivals = others.topk(min(candidates, logits.shape[1]) - 1).indices
     gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])
-    move, nearest = torch.zeros_like(x), torch.full_like(gaps[:, 0], torch.inf, dtype=torch.float64)
+    step, nearest = torch.zeros_like(x), torch.full_like(gaps[:, 0], torch.inf, dtype=torch.float64)
     for gap in gaps.unbind(1):
         (gradient,) = torch.autograd.grad(gap.sum(), x, retain_graph=True)
         reach = gap.detach().abs() / lengths(gradient)
         nearer = reach < nearest
         length = (reach + BEYOND).clamp(max=torch.finfo(x.dtype).max).to(x.dtype)
-        move = choose(nearer, spread(length, x) * unit(gradient), move) + 0 * gradient
+        step = choose(nearer, spread(length, x) * unit(gradient), step) + 0 * gradient
         nearest = torch.where(nearer, reach, nearest)
-    return move
+    return step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,8 @@ class DeepFool(AttackSpec):
     candidates: Annotated[Candidates, FIXED] = 10
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        walk = {"steps": self.steps, "candidates": self.candidates}
-        return deepfool(model, x, y, eps=self.eps, overshoot=self.overshoot, **walk, checked=True)
+        counts = {"steps": self.steps, "candidates": self.candidates}
+        return deepfool(model, x, y, eps=self.eps, overshoot=self.overshoot, **counts, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return (1 + min(self.candidates, num_classes)) * self.steps + 1

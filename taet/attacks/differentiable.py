@@ -51,17 +51,17 @@ def find(model: nn.Module, x: Tensor) -> dict[str, int]:
     """
     replaced = Replaced(model)
 
-    def drawn(answer: nn.Module) -> Tensor:
-        torch.manual_seed(0)  # the same numbers, if the model draws any
-        return answer(x.clone().requires_grad_()).detach()
+    def logits_of(network: nn.Module) -> Tensor:
+        torch.manual_seed(0)  # the same random numbers for both networks
+        return network(x.clone().requires_grad_()).detach()
 
     with torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-        logits = drawn(model)
+        logits = logits_of(model)
         try:
-            sound = torch.allclose(drawn(replaced), logits, rtol=1e-4, atol=1e-4)
-        except Exception:  # whatever a model does with what has become a number
-            sound = False
-    return {name: calls if sound else 0 for name, calls in replaced.sites.items()}
+            unchanged = torch.allclose(logits_of(replaced), logits, rtol=1e-4, atol=1e-4)
+        except Exception:  # a model may not expect numbers in place of booleans
+            unchanged = False
+    return {name: calls if unchanged else 0 for name, calls in replaced.sites.items()}
 
 
 class _Operations(TorchFunctionMode):
@@ -76,39 +76,39 @@ class _Operations(TorchFunctionMode):
     ) -> object:
         if not args:
             return func(**(kwargs or {}))
-        called, place = getattr(func, "__name__", ""), args[0]
-        name = called.strip("_")
+        full_name, target = getattr(func, "__name__", ""), args[0]
+        name = full_name.strip("_")
         if name == "where" and len(args) == 3:
-            condition, one, other = (args[1], place, args[2]) if func is Tensor.where else args
-            if _follows(condition):  # a comparison, which has become numbers
-                return condition * one + (1 - condition) * other
-        in_place = called == f"{name}_" and _follows(place)
-        first = place.clone() if in_place else place
+            condition, if_true, if_false = (args[1], target, args[2]) if func is Tensor.where else args
+            if _depends_on_image(condition):  # a comparison, which has become numbers
+                return condition * if_true + (1 - condition) * if_false
+        in_place = full_name == f"{name}_" and _depends_on_image(target)
+        first = target.clone() if in_place else target
         output = func(*args, **(kwargs or {}))
-        if not any(map(_follows, (first, *args[1:2]))) or getattr(output, "ndim", 1) == 0:
+        if not any(map(_depends_on_image, (first, *args[1:2]))) or getattr(output, "ndim", 1) == 0:
             return output  # a single value may decide a branch of Python
         smooth: Callable[[Tensor], Tensor]
         if name in ROUNDING or (name in CONVERSIONS and isinstance(output, Tensor) and not output.is_floating_point()):
             h, smooth = first, lambda h: h
         elif name in SIGNS:
-            h, smooth = first, lambda h: 2 * _soft(h) - 1
+            h, smooth = first, lambda h: 2 * _soft_step(h) - 1
         elif name in ABOVE | BELOW:
-            h, smooth = first - args[1] if name in ABOVE else args[1] - first, _soft
+            h, smooth = first - args[1] if name in ABOVE else args[1] - first, _soft_step
         elif name not in CHOICES:
             return output
         self.sites[name] = self.sites.get(name, 0) + 1
         if name in CHOICES:
             return output
-        value = smooth(h) if self.smooth else h + (output.to(h.dtype) - h).detach()  # the derivative 1 by h
-        return place.copy_(value) if in_place else value
+        value = smooth(h) if self.smooth else h + (output.to(h.dtype) - h).detach()  # derivative 1 in h
+        return target.copy_(value) if in_place else value
 
 
-def _follows(value: object) -> TypeGuard[Tensor]:
+def _depends_on_image(value: object) -> TypeGuard[Tensor]:
     """Whether a value is a tensor of floating point numbers that depends on the image."""
     return isinstance(value, Tensor) and value.requires_grad and value.is_floating_point()
 
 
-def _soft(difference: Tensor) -> Tensor:
+def _soft_step(difference: Tensor) -> Tensor:
     """Return sigmoid(d / (0.1 s)), s the standard deviation of d (N, ...): a smooth step from 0 to 1 at d = 0."""
     width = SOFTNESS * difference.detach().std(correction=0).clamp_min(1e-12)
     return (difference / width).sigmoid()

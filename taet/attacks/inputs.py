@@ -20,12 +20,12 @@ P = ParamSpec("P")
 Model = Callable[[Tensor], Tensor]
 
 
-def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def validate_inputs(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Decorate an attack on `model`, `x`, `y`: check its inputs, and compute gradients in any mode of the caller.
 
     The attack has the keywords `eps`, `checked` and, unless its ball is that of L2, `norm`. With `checked=True` the
-    inputs are taken as valid, and no check that would wait for the device is made. Options whose annotation is a
-    choice or has bounds are checked against it.
+    inputs are taken as valid, and no check waits for the device. Options whose annotation is a choice or has bounds
+    are checked against it.
     """
     defaults, hints = getattr(attack, "__kwdefaults__", {}), get_type_hints(attack, include_extras=True)
     known = [(name, kind, marks) for name, hint in hints.items() for kind, marks in leaves(hint)]
@@ -35,10 +35,10 @@ def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def call(model: Model, x: Tensor, y: Tensor, **options: Any) -> Tensor:
         given = {"norm": "l2", **defaults, **options}
         ball: dict[str, Any] = {name: given.get(name) for name in ("eps", "norm", "checked")}
-        for name in filter(bounded.__contains__, options):
+        for name in (option for option in options if option in bounded):
             check_value(name.replace("_", " "), options[name], hints[name])
-        with ready(model, x, y, **ball) as sound:
-            return attack(*sound, **options)  # type: ignore[arg-type]
+        with ready(model, x, y, **ball) as inputs:
+            return attack(*inputs, **options)  # type: ignore[arg-type]
 
     return call  # type: ignore[return-value]
 
@@ -57,7 +57,7 @@ def ready(
         check_size("eps", eps, x, norm, values=not checked)
     with torch.inference_mode(False):  # this enables gradients, too
         x, y = (value.clone() if value.is_inference() else value for value in (x, y))
-        yield model if checked else Answers(model, y), x, y
+        yield model if checked else CheckedModel(model, y), x, y
 
 
 def _check_inputs(model: object, x: object, y: object) -> None:
@@ -110,24 +110,24 @@ def distributions(logits: Tensor) -> Tensor:
     return (logits >= 0).all(1) & ((logits.sum(1, dtype=torch.float64) - 1).abs() <= 1e-5)  # as the official AutoAttack
 
 
-class Answers(nn.Module):
+class CheckedModel(nn.Module):
     """A model whose first output is checked: logits, one per class, and labels within these classes."""
 
     def __init__(self, model: Model, labels: Tensor) -> None:
         super().__init__()
-        self.model, self.labels, self.asked = model, labels, False
+        self.model, self.labels, self.checked = model, labels, False
 
     def forward(self, x: Tensor) -> Tensor:
         output = self.model(x)
-        logits = output if self.asked else check_output(output, x)
+        logits = output if self.checked else check_output(output, x)
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
-        if self.asked:
+        if self.checked:
             return output
         check_labels(int(self.labels.min()), int(self.labels.max()), logits.shape[1])
-        # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
-        inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
-        if bool(distributions(logits.detach()).all() & inside):
+        # One-hot rows may be logits written by hand, unless they are known to come from a softmax.
+        likely = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
+        if bool(distributions(logits.detach()).all() & likely):
             raise UserError(f"model output: got {PROBABILITIES}")
-        self.asked = True
+        self.checked = True
         return output

@@ -16,9 +16,9 @@ GAUSSIAN_SCALE = 0.001  # of the start noise of TRADES (Zhang et al., ICML 2019,
 
 @dataclass(frozen=True)
 class Source:
-    """Draws from `generator`, made for the whole global batch and cut to the samples of this process.
+    """Draws from `generator`, made for the whole global batch, of which this process takes its samples.
 
-    The noise of a sample therefore does not depend on the number of processes. One process has the whole batch.
+    The noise of a sample therefore does not depend on the number of processes.
     """
 
     generator: torch.Generator
@@ -35,11 +35,11 @@ class Source:
         return mine if mine.stride() == like.stride() else torch.empty_like(like).copy_(mine)
 
     def normal(self, like: Tensor) -> Tensor:
-        """N(0, 1) in the shape (N, ...) and type of `like`."""
+        """Return N(0, 1) in the shape (N, ...) and type of `like`."""
         return self._share(self._empty(like).normal_(generator=self.generator), like)
 
     def uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """U(low, high) in the shape (N, ...) and type of `like`."""
+        """Return U(low, high) in the shape (N, ...) and type of `like`."""
         return self._share(self._empty(like).uniform_(low, high, generator=self.generator), like)
 
 
@@ -70,7 +70,7 @@ class Draws:
     rows: NDArray[np.int64]  # place of each image in the test set, (N,)
 
     def start(self, x: Tensor, eps: float, start: Start = "uniform", norm: Norm = "linf", restart: int = 0) -> Tensor:
-        """Start noise in the shape of x, as in `draw_noise`; every restart has its own."""
+        """Return start noise in the shape of x, as `draw_noise` does; every restart draws its own."""
         purpose = f"{self.purpose} {restart}" if restart else self.purpose
         blank = torch.empty(1, *x.shape[1:], dtype=torch.float32)
         sources = (Source(generator("cpu", self.seed, purpose, int(row))) for row in self.rows)

@@ -23,8 +23,8 @@ def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Margin max_{k != y} z_k - z_y, above 0 where another class wins: (N, C) with C of 2 or more, (N,) -> (N,).
 
-    Minimised with the target class as y, it is the targeted objective of the same paper. Source: Carlini,
-    Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
+    Minimised with the target class as y, it is the paper's targeted objective. Source: Carlini, Wagner,
+    "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
     """
     logits = full_precision(logits)
     check_labels(logits, y)
@@ -68,10 +68,10 @@ def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objectiv
 def nearest_classes(
     model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, norm: Norm = "linf", candidates: int = 100
 ) -> Tensor:
-    """Return the likeliest other classes by d_c = (z_y - z_c) / ||grad_x (z_c - z_y)||, nearest first, (N, candidates).
+    """Return the k likeliest other classes by ascending d_c = (z_y - z_c) / ||grad_x (z_c - z_y)||, (N, k).
 
     d_c is the distance to the boundary of the linearised model in `norm`, so the gradient has the dual norm. A class
-    whose gradient is zero, or not finite, comes last. One forward pass and k backward passes of each image.
+    whose gradient is zero, or not finite, comes last. k = `candidates`, each with one backward pass.
 
     Source: Melamed, Yehudai, Shamir, "MALT powers up adversarial attacks", NeurIPS 2024, arXiv:2407.02240. Its
     code puts a class without gradient first.

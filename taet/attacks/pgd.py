@@ -10,7 +10,7 @@ from torch import Tensor
 from taet.attacks import ball
 from taet.attacks.ball import BNMode, Norm, Size, Start
 from taet.attacks.counted import Counted
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
@@ -31,10 +31,10 @@ NAMES = {
     " 2N + 1 passes per restart",
 }
 
-Each = TypeVar("Each")
+T = TypeVar("T")
 
 
-@refusing
+@validate_inputs
 def pgd(
     model: Model,
     x: Tensor,
@@ -57,20 +57,20 @@ def pgd(
 
     The direction is the gradient's sign in the L-infinity ball, in L2 the gradient over its norm. A sample whose
     gradient is not finite becomes NaN, which `taet.attacks.ball.verify` refuses. A Module is attacked in eval mode;
-    it, the inputs and the global random state stay as they were. Networks in a function keep their mode.
+    it, the inputs and the global random state stay as they were. If the model is a function, networks keep their mode.
 
     Args:
         model, x, y: from x (N, ...) in [0, 1] to logits (N, C); labels (N,), int64, the target classes if `targeted`.
         eps, step_size: radius and length of a step in `norm`, a number or one per sample (N,), in units of the image
             range, e.g. 8/255; `step_size` and `objective` may also be sequences, one per step.
-        start: "uniform" in the ball, "positive", in the part of it above x, "gaussian" 0.001 N(0, 1), or "none".
+        start: "uniform" in the ball, "positive" (uniform in the part above x), "gaussian" (0.001 N(0, 1)) or "none".
         start_noise: noise in the shape of x, or (restarts, *x.shape); or its generator, by default seeded with 0.
-        objective: maximised function from (logits, labels) to (N,); `targeted` minimises it.
+        objective: function from (logits, labels) to (N,), which is maximised, or minimised if `targeted`.
         restarts: with several, each sample keeps the first result that fools the model, else that of the highest
             objective, at one more forward pass each.
         bn_mode: "eval", or "train" for batch statistics, which also updates the running ones in every step.
         observe: called as observe(step, logits) before the update of each step.
-        checked: skip what would read values: model, images, labels, tensors of sizes, for training steps on a GPU.
+        checked: skip the checks of model, images, labels and tensors of sizes, which would wait for a GPU.
 
     Raises:
         UserError: invalid inputs or settings, in one line.
@@ -85,25 +85,25 @@ def pgd(
     for size in sizes:
         ball.check_size("step size", size, x, norm, values=not checked)
     origin = full_precision(x.detach())
-    inside = ball.projection(origin, eps, norm)
-    begins = (origin + noise for noise in _noises(origin, eps, start, norm, restarts, start_noise))
-    starts = map(inside, begins) if start in ("uniform", "positive") else begins
+    project = ball.projection(origin, eps, norm)
+    noisy = (origin + noise for noise in _noises(origin, eps, start, norm, restarts, start_noise))
+    starts = map(project, noisy) if start in ("uniform", "positive") else noisy
     lengths = [ball.per_sample(size, origin) for size in sizes[:steps]]
 
-    def height(logits: Tensor, step: int) -> Tensor:
+    def to_maximise(logits: Tensor, step: int) -> Tensor:
         value = objectives[step](logits, y)
         form = getattr(value, "shape", type(value).__name__)
-        if form != y.shape:  # a mean over the batch would choose restarts by their batches
+        if form != y.shape:  # the mean of a batch could not choose a restart for each image
             got = f"{form if isinstance(form, str) else tuple(form)} for {len(y)} images"
             raise UserError(f"objective: got {got}; allowed: one value per image, e.g. reduction='none'")
         return -value if targeted else value
 
-    def climb(x_adv: Tensor) -> Tensor:
+    def ascend(x_adv: Tensor) -> Tensor:
         for step, length in enumerate(lengths):
             with torch.enable_grad():
                 x_adv.requires_grad_()
                 logits = full_precision(model(x_adv))
-                total = height(logits, step).sum()
+                total = to_maximise(logits, step).sum()
                 # Without this, autocast would also change the backward pass of what ran in float32.
                 with torch.autocast(x_adv.device.type, enabled=False):
                     (gradient,) = torch.autograd.grad(total, x_adv)
@@ -111,32 +111,32 @@ def pgd(
                 observe(step, logits.detach())
             # NaN if the gradient is not finite; sign(NaN) is 0
             direction = ball.unit(gradient) if norm == "l2" else gradient.sign() + 0 * gradient
-            x_adv = inside(x_adv.detach() + length * direction)
-        return inside(x_adv)
+            x_adv = project(x_adv.detach() + length * direction)
+        return project(x_adv)
 
-    def judged(x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Success and objective of each sample; what is not finite is a success, so that it is kept and seen."""
+    def judge(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """Return success and objective of each sample; NaN counts as a success, so that the result shows it."""
         with torch.no_grad():
             logits = full_precision(model.judge(x_adv) if isinstance(model, Counted) else model(x_adv))
             sound = ball.finite(logits) & ball.finite(x_adv)
-            return fooled(logits, y, targeted) | ~sound, height(logits, -1)
+            return fooled(logits, y, targeted) | ~sound, to_maximise(logits, -1)
 
     with ball.frozen(model, bn_mode):
-        best = climb(next(starts))
+        best = ascend(next(starts))
         if restarts == 1:
             return best
-        broken, highest = judged(best)
-        for begin in starts:  # without branches on values
-            x_adv = climb(begin)
-            breaks, reached = judged(x_adv)
-            better = ~broken & (breaks | (reached > highest))
-            best, highest = ball.choose(better, x_adv, best), torch.where(better, reached, highest)
+        broken, highest = judge(best)
+        for x_start in starts:  # without branches on values, which would wait for a GPU
+            x_adv = ascend(x_start)
+            breaks, value = judge(x_adv)
+            better = ~broken & (breaks | (value > highest))
+            best, highest = ball.choose(better, x_adv, best), torch.where(better, value, highest)
             broken = broken | breaks
         return best
 
 
-def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
-    """Return one value per step, of one for all or a sequence of them."""
+def _each_step(what: str, given: T | Sequence[T], steps: int) -> Sequence[T]:
+    """Return one value per step, given one value for all steps or a sequence."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         return [given] * max(steps, 1)
     if len(given) != steps:
@@ -170,7 +170,7 @@ def fgsm(model: Model, x: Tensor, y: Tensor, *, eps: Size, **settings: Any) -> T
 
 
 def cw_linf(model: Model, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-    """Run `pgd` on the margin max_{k != y} z_k - z_y in the L-infinity ball; settings and guarantees as there.
+    """Run `pgd` on the margin max_{k != y} z_k - z_y in the L-infinity ball, with its settings and guarantees.
 
     Source: the margin of Carlini, Wagner, S&P 2017, arXiv:1608.04644, as objective of PGD in Madry et al., ICLR 2018.
     """
@@ -232,26 +232,26 @@ class ProjectedAscent(AttackSpec):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        two = given["norm"] == "l2"
-        usual, step = (settings.eps_l2, settings.step_size_l2) if two else (radius, settings.step_size)
+        is_l2 = given["norm"] == "l2"
+        usual, step = (settings.eps_l2, settings.step_size_l2) if is_l2 else (radius, settings.step_size)
         eps = given.get("eps", usual)
-        # In proportion to the ball, so that as many steps cross a ball of another size.
-        own: dict[str, Any] = {"step_size": step if eps == usual else step * eps / usual}
+        # In proportion to the radius, so that the same number of steps crosses a ball of another size.
+        defaults: dict[str, Any] = {"step_size": step if eps == usual else step * eps / usual}
         if given["name"].startswith("adaptive-"):
-            own["factor"] = 10.0
+            defaults["factor"] = 10.0
         if given["name"].startswith("cw-"):
-            own["objective"] = "cw"
-            if (asked := given.get("objective", "cw")) != "cw":
-                raise UserError(f"attack '{given['name']}': got objective '{asked}'; allowed: cw; pgd-N takes any")
-        return super().make({**own, **given}, settings, radius)
+            defaults["objective"] = "cw"
+            if (objective := given.get("objective", "cw")) != "cw":
+                raise UserError(f"attack '{given['name']}': got objective '{objective}'; allowed: cw; pgd-N takes any")
+        return super().make({**defaults, **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         eps, norm, objective = self.radius, self.norm or "linf", OBJECTIVES[self.objective]
         noise = torch.stack([draws.start(x, eps, self.start, norm, restart) for restart in range(self.restarts)])
         sizes: Fields = {"eps": eps, "norm": norm, "steps": self.steps, "step_size": self.step_size}
         starts: Fields = {"start": self.start, "restarts": self.restarts, "start_noise": noise}
-        climbed = objective if self.factor == 1 else scaled(objective, self.factor)
-        return pgd(model, x, y, **sizes, **starts, objective=climbed, checked=True)
+        objective = objective if self.factor == 1 else scaled(objective, self.factor)
+        return pgd(model, x, y, **sizes, **starts, objective=objective, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return self.restarts * (2 * self.steps + (self.restarts > 1)) + 1

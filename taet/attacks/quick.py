@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taet.attacks.ball import Norm, Size, choose, finite, frozen
 from taet.attacks.counted import Counted
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import validate_inputs
 from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import Objective, fooled, margin, nearest_classes, probability_margin
 from taet.attacks.pgd import pgd
@@ -27,10 +27,10 @@ NAMES = {
 FIRST_STEPS = 5  # on the margin; they break most images of a model that has no defence
 MARGIN_STEPS = 20  # of each of the two runs on the probability margin
 TARGET_STEPS = 40  # towards each of the nearest classes
-WIDER, LAST = ((3, 12), (2, 12)), 16  # of a run in a shrinking ball: radii over eps with steps, and steps in eps
+LARGER_BALLS, LAST_STEPS = ((3, 12), (2, 12)), 16  # a shrinking ball: radius over eps and steps; steps in eps itself
 ROUNDS = 4  # of new starts for images that came close
 CANDIDATES = 20  # likeliest other classes, which are ordered by their distance
-# How far it was above the official AutoAttack in balanced accuracy, from results/verdicts.json.
+# How far `quick` was above the official AutoAttack in balanced accuracy, from results/verdicts.json.
 MEASURED = "an upper bound, on 30 pairs of model and ball with 17400 images at most 0.33 points above AutoAttack, "
 MEASURED += "-0.20 on average"
 
@@ -66,7 +66,7 @@ def margin_objectives(steps: int, run: int) -> list[Objective]:
     return [own, *[first] * (steps // 2 - 1), *[probability_margin] * (steps - steps // 2)]
 
 
-@refusing
+@validate_inputs
 def quick(
     model: Model,
     x: Tensor,
@@ -79,7 +79,7 @@ def quick(
     noise: Callable[[int], Tensor] | None = None,
     checked: bool = False,
 ) -> Tensor:
-    """Return images that fool the model, and the last iterate where none did, each attacked separately.
+    """Return for each image an iterate that fools the model, else the last one; images do not affect each other.
 
     1. A misclassified image stays as it is.
     2. `pgd` with 5 steps on the margin, then two runs of 20 on the probability margin (`margin_objectives`).
@@ -90,9 +90,9 @@ def quick(
        shrinking ball, and 20 steps half as long on the probability margin.
 
     Steps begin at twice the radius and fall along a cosine; every run starts uniformly in its ball. An image is fooled
-    at any iterate inside the ball of eps, if the model itself agrees, not only its view, and is not attacked further.
+    at any iterate inside the ball of eps that the model itself, not only its view, misclassifies; later runs skip it.
     With C classes a robust image costs 92 + min(20, C - 1) + 80 min(3, C - 1) passes, and 800 more if an iterate comes
-    close to the boundary. A bound from above: it has no attack without gradients.
+    close to the boundary. The accuracy is an upper bound: no part searches without gradients.
 
     Args:
         model, x, y, eps, norm, checked: as in `pgd`.
@@ -102,22 +102,22 @@ def quick(
     Source: our composition of PMA (arXiv:2411.15210), MALT (arXiv:2407.02240) and the radii of Croce, Hein, "Mind the
     box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021, arXiv:2103.01208, section 4.2.
     """
-    del checked  # `refusing` has read it
+    del checked  # `validate_inputs` has read it
     x = full_precision(x.detach())
     source = Source(torch.Generator(x.device).manual_seed(0))
     drawn = noise or (lambda _: draw_noise(x, eps, "uniform", source, norm))
     with frozen(model):
-        hunt = _Hunt(model, x, y, eps, norm, drawn)
-        hunt.climb(hunt.standing, margin, cosine_lengths(FIRST_STEPS))
+        search = _Search(model, x, y, eps, norm, drawn)
+        search.ascend(search.correct, margin, cosine_lengths(FIRST_STEPS))
         for run in (0, 1):
-            hunt.climb(hunt.standing, margin_objectives(MARGIN_STEPS, run), margin_lengths(MARGIN_STEPS))
-        if len(hunt.standing):
-            hunt.refine(hunt.aim(targets), near)
-    return hunt.x_adv
+            search.ascend(search.correct, margin_objectives(MARGIN_STEPS, run), margin_lengths(MARGIN_STEPS))
+        if len(search.correct):
+            search.restart(search.target(targets), near)
+    return search.x_adv
 
 
-class _Hunt:
-    """The images that are still correct, their adversarial images, and the smallest margin that they reached."""
+class _Search:
+    """The adversarial images so far, the smallest margin of each, and the indices of images that are `correct`."""
 
     def __init__(
         self, model: Model, x: Tensor, y: Tensor, eps: Size, norm: Norm, noise: Callable[[int], Tensor]
@@ -129,45 +129,45 @@ class _Hunt:
         self.runs, self.clean = 0, -margin(logits, y)
         self.least = self.clean.clone()
         self.x_adv = choose(finite(logits), x, torch.full_like(x, torch.nan))
-        self.standing = (~fooled(logits, y) & finite(logits)).nonzero().flatten()
+        self.correct = (~fooled(logits, y) & finite(logits)).nonzero().flatten()
 
-    def aim(self, targets: int) -> Tensor:
-        """Run towards the nearest classes of each image that is still correct; return the closest class, (N,)."""
-        rows, closest = self.standing, self.y.clone()
+    def target(self, targets: int) -> Tensor:
+        """Attack towards the nearest classes of each correct image; return the class that came closest, (N,)."""
+        rows, closest = self.correct, self.y.clone()
         nearest = nearest_classes(self.model, self.x[rows], self.y[rows], self.norm, CANDIDATES)[:, :targets]
         order = self.y[:, None].repeat(1, nearest.shape[1])
         order[rows] = nearest
         reached = torch.full_like(self.least, torch.inf)
         for target in order.unbind(1):
-            rows = self.standing
-            least = self.climb(rows, _towards(target[rows]), cosine_lengths(LAST), WIDER)
+            rows = self.correct
+            least = self.ascend(rows, _towards(target[rows]), cosine_lengths(LAST_STEPS), LARGER_BALLS)
             closest[rows] = torch.where(least < reached[rows], target[rows], closest[rows])
             reached[rows] = torch.minimum(reached[rows], least)
         return closest
 
-    def refine(self, closest: Tensor, near: float) -> None:
+    def restart(self, closest: Tensor, near: float) -> None:
         """Start again where the margin is small, towards the class that came closest, (N,)."""
         long, short = cosine_lengths(TARGET_STEPS), [length / 2 for length in margin_lengths(MARGIN_STEPS)]
 
         def close() -> Tensor:
-            return self.standing[(self.least <= near * self.clean)[self.standing]]
+            return self.correct[(self.least <= near * self.clean)[self.correct]]
 
         for _ in range(ROUNDS):
             rows = close()
-            self.climb(rows, _towards(closest[rows]), long)
-            self.climb(close(), margin, cosine_lengths(LAST), WIDER)
-            self.climb(close(), margin_objectives(MARGIN_STEPS, 0), short)
+            self.ascend(rows, _towards(closest[rows]), long)
+            self.ascend(close(), margin, cosine_lengths(LAST_STEPS), LARGER_BALLS)
+            self.ascend(close(), margin_objectives(MARGIN_STEPS, 0), short)
 
-    def climb(
+    def ascend(
         self,
         rows: Tensor,
         objective: Objective | Sequence[Objective],
         lengths: Sequence[float],
-        wider: Sequence[tuple[float, int]] = (),
+        larger: Sequence[tuple[float, int]] = (),
     ) -> Tensor:
-        """Run `pgd` on these images from new starts, and return their least margins; `lengths` are in units of eps.
+        """Run `pgd` on the images `rows` from new starts; return their least margins. `lengths` are in units of eps.
 
-        With `wider`, it begins in these larger balls, in which no success counts.
+        It begins in the balls `larger`, (radius over eps, steps) each, in which no success counts.
         """
         noise, self.runs = self.noise(self.runs)[rows], self.runs + 1
         if not len(rows):
@@ -180,34 +180,34 @@ class _Hunt:
                 return length
             return length.clamp(max=1.0) if isinstance(length, Tensor) else min(length, 1.0)
 
-        def ascend(model: Model, sizes: Sequence[float], noise: Tensor, ratio: float = 1) -> Tensor:
+        def run_pgd(model: Model, sizes: Sequence[float], noise: Tensor, ratio: float = 1) -> Tensor:
             ball = capped(ratio * radius)
             steps: Fields = {"steps": len(sizes), "step_size": [capped(size * ball) for size in sizes]}
             chain: Fields = {"norm": self.norm, "objective": objective, "start_noise": noise, **steps}
             return pgd(model, x, y, eps=ball, **chain, checked=True)
 
-        for index, (ratio, steps) in enumerate(wider):
-            noise = ascend(self.model, cosine_lengths(steps), noise if index else ratio * noise, ratio) - x
-        met, kept, least = torch.zeros_like(y, dtype=torch.bool), x, torch.full_like(self.least[rows], torch.inf)
+        for index, (ratio, steps) in enumerate(larger):
+            noise = run_pgd(self.model, cosine_lengths(steps), noise if index else ratio * noise, ratio) - x
+        succeeded, kept, least = torch.zeros_like(y, dtype=torch.bool), x, torch.full_like(self.least[rows], torch.inf)
 
         def watched(x_adv: Tensor) -> Tensor:
-            nonlocal met, kept, least
+            nonlocal succeeded, kept, least
             logits = full_precision(self.model(x_adv))
             left = -margin(logits.detach(), y)
-            kept = choose((left < 0) & ~met, x_adv.detach(), kept)  # the first image that fools the model
-            met, least = met | (left < 0), torch.minimum(least, left)
+            kept = choose((left < 0) & ~succeeded, x_adv.detach(), kept)  # the first image that fools the model
+            succeeded, least = succeeded | (left < 0), torch.minimum(least, left)
             return logits
 
-        last = ascend(watched, lengths, noise)
-        sound = finite(last)  # an image of NaN stays so, and is refused by who verifies it
-        broken = met & sound
+        last = run_pgd(watched, lengths, noise)
+        sound = finite(last)  # an image of NaN is returned, and `ball.verify` refuses it
+        broken = succeeded & sound
         if bool(broken.any()):
             with torch.no_grad():
                 logits = full_precision(self.judge(kept[broken]))
             broken[broken.clone()] = fooled(logits, y[broken])
         self.x_adv[rows] = choose(broken, kept, last)
         self.least[rows] = torch.minimum(self.least[rows], least)
-        self.standing = self.standing[~torch.isin(self.standing, rows[broken | ~sound])]
+        self.correct = self.correct[~torch.isin(self.correct, rows[broken | ~sound])]
         return least
 
 

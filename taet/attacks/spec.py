@@ -20,7 +20,7 @@ from taet.settings import Evaluation
 
 NAMES = {"clean": "no attack: the images as they are; 1 pass"}
 
-Fields = Mapping[str, Any]  # of a specification, by their names
+Fields = Mapping[str, Any]  # values of the fields of a specification, by name
 
 
 class MadeOn(NamedTuple):
@@ -45,13 +45,13 @@ class AttackSpec(ABC):
     # Names that users may write, with their norms; `-N` at the end is a number of steps, the field `steps`.
     names: ClassVar[Mapping[str, Norm | None]] = {}
     order: ClassVar[int] = 100  # place of its columns in a table, smallest first
-    one_step: ClassVar[bool] = False  # a single step from the image itself: sound attacks of many steps break more
+    one_step: ClassVar[bool] = False  # one step from the image itself: with sound gradients, many steps break more
     minimal: ClassVar[bool] = False  # minimises the perturbation: eps may be None, and the card stores distances
     random: ClassVar[bool] = True  # draws random numbers, so that its result depends on the seed
     batch_independent: ClassVar[bool] = True  # the result of an image does not depend on the others of its batch
-    usual_share: ClassVar[float] = 1.0  # of `passes`, that an image takes in the mean; median of the cards of results/
-    gradient_free: ClassVar[bool] = False  # uses no gradient: sound attacks which do break more
-    bound: ClassVar[str] = ""  # of an attack that only bounds the accuracy: its gap to the reference, in words
+    usual_share: ClassVar[float] = 1.0  # mean share of `passes` that an image takes; median over the cards of results/
+    gradient_free: ClassVar[bool] = False  # uses no gradient: with sound gradients, other attacks break more
+    bound: ClassVar[str] = ""  # for an attack that only bounds the accuracy: its gap to the reference, in words
     not_transferable: ClassVar[str] = ""  # why its examples cannot be transferred to another model
     unstored: ClassVar[Fields] = {"precision": "float32"}  # values that a card does not store
 
@@ -66,7 +66,7 @@ class AttackSpec(ABC):
     whether an image is broken."""
     source_sha256: str | None = None  # of the file of a custom attack, which identifies its version
     made_on: MadeOn | None = None  # the model that the examples are made on, if it is not the evaluated model
-    curve: str = field(default="", compare=False)  # that it is run for; empty for an attack that a user named
+    curve: str = field(default="", compare=False)  # curve that it is a point of; empty for an attack that a user named
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
@@ -81,7 +81,7 @@ class AttackSpec(ABC):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        """Return the attack with the fields that its name and options give, and defaults from the settings.
+        """Return the attack with the fields `given` by its name and options, and defaults from the settings.
 
         `radius` is the default radius of the L-infinity ball.
         """
@@ -92,9 +92,9 @@ class AttackSpec(ABC):
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """Attack a batch outside an evaluation, with the checks of `pgd` and of the result."""
-        with ready(model, x, y) as (answers, images, labels), frozen(answers):
+        with ready(model, x, y) as (checked, images, labels), frozen(checked):
             draws = Draws(self.seed or 0, self.base, np.arange(len(images)))
-            x_adv = self.run(answers, images.clone(), labels.clone(), draws)
+            x_adv = self.run(checked, images.clone(), labels.clone(), draws)
             verify(self.name, x_adv, images, self.eps, self.norm or "linf")
             return x_adv
 
@@ -149,7 +149,7 @@ def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
 def may_round(kind: type[AttackSpec]) -> bool:
     """Return whether the passes of an attack may be computed in another precision than float32.
 
-    Not where it ends with the first or nearest success, which on a rounded model lies at the boundary of that model.
+    Not for an attack that stops at the first or nearest success: it would stop at the boundary of the rounded model.
     """
     return None not in kind.names.values() and not kind.minimal and not kind.gradient_free
 

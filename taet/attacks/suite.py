@@ -29,7 +29,7 @@ NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}  # our names and those 
 SuitePart = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> x_adv
 Unit = Mapping[str, NDArray[Any]]  # the arrays of a unit of work, by name
 
-# The library logs a warning about points whose gradient is zero.
+# Silences the library's warning about points whose gradient is zero.
 _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())
 
@@ -37,8 +37,8 @@ _logger.addHandler(logging.NullHandler())
 class BatchStore:
     """A folder with one file per finished batch of an attack, from which a killed evaluation continues.
 
-    Each file begins with a SHA-256 of `identity`, a hash of all that determines the results, and of the rest: one of
-    another identity, or a damaged one, counts as missing.
+    Each file begins with a SHA-256 of its content and of `identity`, a hash of all that determines the results. A file
+    of another identity, or a damaged file, counts as missing.
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:
@@ -46,7 +46,7 @@ class BatchStore:
         self.identity = identity
 
     def get(self, key: str) -> Unit | None:
-        """Return the arrays of a batch, or None."""
+        """Return the arrays of a finished batch, or None."""
         path = self.folder / f"{key}.npz"
         content = path.read_bytes() if path.is_file() else b""
         if content[:32] != self._sha256(content[32:]):
@@ -81,27 +81,27 @@ def in_batches(
     state: BatchStore | None,
     key: Callable[[int], str] = str,
 ) -> list[Unit]:
-    """Return what `work` finds on each batch of indices, taken from `state`, where `key` names it, or stored there.
+    """Return the result of `work` on each batch of indices; `state` keeps finished ones under the names of `key`.
 
     With P processes, all of which must make the same call, process r works on the batches r, r + P, r + 2P, ...;
-    afterwards each process has all results. `report` gets the passes so far, of `cost` an image, and the batch.
+    afterwards each process has all results. `report(passes, number of the batch)` counts `cost` passes per image.
     """
 
     def unit(number: int) -> Unit:
-        found = None if state is None else state.get(key(number))
-        if found is None:
-            begun = cost * sum(map(len, batches[:number]))
-            report(begun, number)
-            with model.ticking(len(batches[number]) * cost, lambda inside: report(begun + inside, number)):
-                found = work(batches[number])
+        result = None if state is None else state.get(key(number))
+        if result is None:
+            before = cost * sum(map(len, batches[:number]))
+            report(before, number)
+            with model.ticking(len(batches[number]) * cost, lambda passes: report(before + passes, number)):
+                result = work(batches[number])
             if state is not None:
-                state.put(key(number), found)
-        return found
+                state.put(key(number), result)
+        return result
 
-    mine = {number: unit(number) for number in range(rank(), len(batches), world_size())}
+    own = {number: unit(number) for number in range(rank(), len(batches), world_size())}
     with unless_one_ends("; finished batches are kept" if state is not None else ""):
-        done = {number: unit for share in gather(mine) for number, unit in share.items()}
-    return [done[number] for number in range(len(batches))]
+        results = {number: unit for units in gather(own) for number, unit in units.items()}
+    return [results[number] for number in range(len(batches))]
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ class Plan:
 class SuiteResult:
     """The result of a suite on N examples; seconds are summed over batches and so over processes."""
 
-    x_adv: Tensor | None  # (N, C, H, W): what fooled the model, else the clean example; None if it was not kept
-    predictions: Tensor  # (N,): of the clean example if that is wrong, else of what fooled the model, else the label
-    correct: Tensor  # (N,): on the clean example and under every part
+    x_adv: Tensor | None  # (N, C, H, W): the example that fooled the model, else the clean one; None if not kept
+    predictions: Tensor  # (N,): class predicted for x_adv, also if that is not kept
+    correct: Tensor  # (N,): whether the clean example and the result of every part are classified correctly
     parts: dict[str, Tensor]  # (N,) still correct after each part, in the order they ran
     facts: dict[str, object]  # what a result card stores about the parts
     seconds: float
@@ -179,9 +179,9 @@ class SuiteRun:
             survivors = correct.nonzero().flatten()
             total = done + len(survivors) * sum(map(cost, order[number:]))
             for indices, unit in self.run(part, survivors, progress, done, total):
-                found = torch.from_numpy(unit["predictions"]).to(y.device)
-                broken = indices[found != y[indices]]
-                predictions[indices] = found
+                predicted = torch.from_numpy(unit["predictions"]).to(y.device)
+                broken = indices[predicted != y[indices]]
+                predictions[indices] = predicted
                 correct[broken] = False
                 if x_adv is not None:
                     x_adv[broken] = torch.from_numpy(unit["x_adv"]).to(x_adv.device)
@@ -196,14 +196,14 @@ class SuiteRun:
     def run(
         self, part: str, survivors: Tensor, progress: Progress, done: int, total: int
     ) -> Iterator[tuple[Tensor, Unit]]:
-        """Run a part on these images and return the indices and results of each batch; `done` passes came before."""
+        """Attack the `survivors` with a part; return indices and results of each batch. `done` passes came before."""
         batches = torch.split(survivors, self.batch_size) if len(survivors) else ()
         work, cost = partial(self._run_unit, part, self.part(part)), self.plan.cost(part)
 
         def report(passes: float, number: int) -> None:
             progress(done + passes, total, f"{part} {number + 1}/{len(batches)}")
 
-        def key(number: int) -> str:  # the images that are left follow from the parts before
+        def key(number: int) -> str:  # names the images, which depend on the parts before
             return f"{part}-{number}-{digest(batches[number].tolist())[:16]}"
 
         found = in_batches(batches, work, model=self.model, cost=cost, report=report, state=self.state, key=key)
@@ -217,33 +217,33 @@ class SuiteRun:
             with self.model.searching(self.attack.precision, x.device.type):
                 x_adv = attack(x.clone(), y.clone()).detach()
             if norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
-                left = distance(x_adv, x, "l2") > eps + BALL_TOLERANCE
-                x_adv = choose(left, projection(x, eps, "l2")(x_adv), x_adv)
+                outside = distance(x_adv, x, "l2") > eps + BALL_TOLERANCE
+                x_adv = choose(outside, projection(x, eps, "l2")(x_adv), x_adv)
             # The largest logit in this same batch decides, as in the official evaluation: other batches round
             # differently.
-            found = self.model.judge(x_adv).max(1).indices
+            predicted = self.model.judge(x_adv).max(1).indices
         finally:  # the library ignores some values that are not finite and fails on others
             if self.model.unsound():
                 images = f"images {int(indices[0])} to {int(indices[-1])}"
                 raise UserError(f"model: logits or gradients not finite under {part} on {images}")
         verify(part, x_adv, x, eps, norm)
-        kept = {"x_adv": x_adv[found != y].cpu().numpy()} if self.keep_examples else {}
-        return {"predictions": found.cpu().numpy(), **kept, **work()}
+        kept = {"x_adv": x_adv[predicted != y].cpu().numpy()} if self.keep_examples else {}
+        return {"predictions": predicted.cpu().numpy(), **kept, **work()}
 
     def part(self, name: str) -> SuitePart:
         """Return one attack of the official suite with the settings of the suite; "clean" changes nothing."""
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
         from pyautoattack.fab_pt import FABAttack_PT
 
-        plan, one = self.plan, self.attack
-        norm, seed = one.norm or "linf", one.seed or 0
+        plan, eps = self.plan, self.attack.radius
+        norm, seed = self.attack.norm or "linf", self.attack.seed or 0
         if name == "square":
-            return official_square(self.model, plan.queries, norm, one.radius, seed, self.device)
+            return official_square(self.model, plan.queries, norm, eps, seed, self.device)
         apgd = {"n_iter": plan.iterations, "eot_iter": 1, "rho": 0.75, "logger": _logger}
         targets = {"n_target_classes": plan.target_classes}
 
         def build(kind: Any, **settings: object) -> SuitePart:
-            common = {"norm": NORMS[norm], "eps": one.radius, "seed": seed, "device": self.device, "n_restarts": 1}
+            common = {"norm": NORMS[norm], "eps": eps, "seed": seed, "device": self.device, "n_restarts": 1}
             return kind(self.model, **common, **settings).perturb
 
         if name == "clean":

@@ -17,28 +17,29 @@ from taet.formatting import size
 from taet.settings import Evaluation, Run, Threat, override
 from taet.training.folder import RunFolder
 
-OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a paper brings
+PAPER_SETTINGS = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # they define its columns
 WHOLE = 1.0  # radius of the ball that contains every image: no classifier is robust in it
 SCALES = ("adaptive-pgd-20:factor=0.01", "adaptive-pgd-20:factor=0.1", "pgd-20", "adaptive-pgd-20")
 
 
-def _balls(eps: float) -> Iterator[str]:
-    """Yield PGD-20 in balls from a quarter of eps to 8 eps, and in the whole range of images."""
-    for ball in sorted({*(eps * factor for factor in (1 / 4, 1 / 2, 1, 2, 4, 8) if eps * factor < WHOLE), WHOLE}):
-        text = f"{WHOLE:g}" if ball == WHOLE else size(ball, 6, within=1e-9)
-        yield "pgd-20" if ball == eps else f"pgd-20:eps={text}"
+def _radius_curve(eps: float) -> Iterator[str]:
+    """Yield the names of PGD-20 with radii from eps / 4 to 8 eps, and with the radius 1, the whole range of images."""
+    multiples = (eps * factor for factor in (1 / 4, 1 / 2, 1, 2, 4, 8))
+    for radius in sorted({*(multiple for multiple in multiples if multiple < WHOLE), WHOLE}):
+        text = f"{WHOLE:g}" if radius == WHOLE else size(radius, 6, within=1e-9)
+        yield "pgd-20" if radius == eps else f"pgd-20:eps={text}"
 
 
 CURVES: dict[str, tuple[CurveName, Callable[[float], Iterable[str]]]] = {
     "curve-steps": ("steps", lambda _: [f"pgd-{steps}" for steps in (1, 2, 5, 10, 20, 50, 100)]),  # REAT, figures 4a, 8
-    "curve-eps": ("eps", _balls),
+    "curve-eps": ("eps", _radius_curve),
     "curve-logit-scale": ("logit-scale", lambda _: [*SCALES, "adaptive-pgd-20:factor=100"]),
 }
-"""Names of several attacks that differ in one setting, as functions of eps; each is marked as a point of the curve."""
+"""By name, the setting that varies on a curve, and a function from eps to the names of its attacks, the points."""
 
 
 def parse_attack(name: str, settings: Evaluation = catalogue.SETTINGS) -> AttackSpec:
-    """Return the attack that `NAME`, `NAME:option=value,...` or, made on another run, `ATTACK@RUN` means."""
+    """Return the attack called `NAME`, `NAME:option=value,...` or, with examples made on another run, `ATTACK@RUN`."""
     text, at, folder = name.partition("@")
     base = text.partition(":")[0]
     if base in protocols.COLUMNS or base in CURVES:
@@ -59,57 +60,57 @@ def parse_attack(name: str, settings: Evaluation = catalogue.SETTINGS) -> Attack
 def attacks_of(settings: Evaluation) -> list[AttackSpec]:
     """Return the attacks of an evaluation, the points of curves last; unknown and repeated ones are a `UserError`."""
     settings = expand(settings)
-    asked = [name for name in settings.attacks if name not in CURVES]
-    found = [parse_attack(name, settings) for name in asked]
-    if len({attack.name for attack in found}) < len(found):
+    singles = [name for name in settings.attacks if name not in CURVES]
+    attacks = [parse_attack(name, settings) for name in singles]
+    if len({attack.name for attack in attacks}) < len(attacks):
         raise UserError(f"attacks: got {' '.join(settings.attacks)}; allowed: each once")
     points: dict[str, AttackSpec] = {}
     for curve, names in (CURVES[name] for name in settings.attacks if name in CURVES):
         for name in names(settings.eps or Threat().eps):
             points.setdefault(name, replace(parse_attack(name, settings), curve=curve))
-    return [*found, *(point for name, point in points.items() if name not in asked)]
+    return [*attacks, *(point for name, point in points.items() if name not in singles)]
 
 
 def expand(settings: Evaluation, steps: Mapping[str, float] = {}) -> Evaluation:
-    """Return settings whose name of a protocol among the attacks is replaced by all columns of its paper.
+    """Return settings in which the name of a protocol among the attacks is replaced by all columns of its paper.
 
-    It also sets the paper's step sizes, L2 ball and CW, which define its columns, except those that were set to values
-    of no protocol. With another radius than the paper's, a step is in proportion. `steps`: step sizes without a paper.
+    Step sizes, L2 ball and CW become those of the paper, which define its columns, unless they were set to values of no
+    protocol. A step is in proportion to the radius. `steps`: the step sizes if the attacks name no protocol.
     """
     papers = [name for name in settings.attacks if name in protocols.COLUMNS]
     if not papers:
         return override(settings, steps)
     if len(papers) > 1:
         raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
-    usual, eps = protocols.start(papers[0]), settings.eps or Threat().eps
-    theirs = override(usual.evaluation, protocols.steps_in(eps, settings.eps_l2, usual.evaluation, eps, usual))
+    run, eps = protocols.start(papers[0]), settings.eps or Threat().eps
+    scaled = override(run.evaluation, protocols.steps_in(eps, settings.eps_l2, run.evaluation, eps, run))
     known = [catalogue.SETTINGS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
-        name: getattr(theirs, name)
-        for name in OF_THE_PAPER
-        if any(getattr(settings, name) == getattr(one, name) for one in known)
+        name: getattr(scaled, name)
+        for name in PAPER_SETTINGS
+        if any(getattr(settings, name) == getattr(other, name) for other in known)
     }
-    attacks = dict.fromkeys(one for name in settings.attacks for one in protocols.COLUMNS.get(name, (name,)))
+    attacks = dict.fromkeys(each for name in settings.attacks for each in protocols.COLUMNS.get(name, (name,)))
     return override(settings, {**steps, **paper, "attacks": tuple(attacks)})
 
 
 def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) -> Evaluation:
     """Return settings with these fields changed, a paper's name replaced by its attacks, and a radius, default `eps`.
 
-    A step that is not changed follows the radius (`protocols.steps_in`). A changed field takes precedence over those of
-    a paper.
+    A step size that is not changed is scaled with the radius (`protocols.steps_in`). A changed field takes precedence
+    over that of a paper. `usual` is the run of the protocol.
 
     Raises:
         UserError: an unknown field or a wrong value, or a chosen step whose sum cannot reach the radius.
     """
-    # None is no change, but for the constant of CW, which is then searched.
+    # None means no change, except for the constant of CW: None searches for it.
     changed = {name: value for name, value in changes.items() if value is not None or name == "cw_constant"}
     if isinstance(names := changed.get("attacks", own.attacks), str):
         names = (names,)
-    before = own.eps or eps
-    asked = override(own, {"eps": before, **changed, "attacks": tuple(names)})  # refuses unknown fields and values
-    steps = protocols.steps_in(asked.eps or before, asked.eps_l2, own, before, usual)
-    settings = expand(asked, steps)
+    old_eps = own.eps or eps
+    settings = override(own, {"eps": old_eps, **changed, "attacks": tuple(names)})  # refuses unknown fields and values
+    steps = protocols.steps_in(settings.eps or old_eps, settings.eps_l2, own, old_eps, usual)
+    settings = expand(settings, steps)
     settings = override(settings, {**changed, "attacks": settings.attacks})
     for attack in attacks_of(settings):
         own_step = "step_size_l2" if attack.norm == "l2" else "step_size"
@@ -124,7 +125,7 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) 
 
 
 def of_run(run: Run) -> Evaluation:
-    """Return the settings by which a run is evaluated."""
+    """Return the settings with which a run is evaluated."""
     return settle(run.evaluation, {}, run.threat.eps, protocols.start(run.protocol, run.method))
 
 
@@ -132,13 +133,13 @@ def curves(card: Card) -> dict[str, dict[float, Column]]:
     """Return the curves on a card by the setting that varies, in ascending order; empty with fewer than three points.
 
     The points of a curve differ only in the varied setting, and over eps also in the step size, proportional to eps:
-    one that was attacked with other settings than the last is left out. Clean images are the point at eps 0.
+    a point with other settings than the last one is left out. Clean images are the point at eps 0.
     """
     found, known = dict[str, dict[float, Column]](), {column.name: column for column in card.columns}
     for curve, names in CURVES.values():
         varied = "factor" if curve == "logit-scale" else curve
         points = [known[name] for name in names(card.threat["eps"]) if name in known]
-        points = [one for one in points if fixed(one, curve) == fixed(points[-1], curve)]
+        points = [point for point in points if fixed(point, curve) == fixed(points[-1], curve)]
         if curve == "eps" and card.clean is not None:
             points.insert(0, card.clean)
         # Clean images are at radius 0, PGD without a factor is at factor 1.

@@ -27,10 +27,10 @@ from taet.training.folder import DELIVERED, RunFolder
 from taet.training.record import training_settings
 
 KIND, SCHEMA = "taet result card", 3
-MOST_BYTES = 2**29  # largest file of a card: with 1,000 classes a column takes 6 MB
+MOST_BYTES = 2**29  # of the largest card file: with 1,000 classes a column takes 6 MB
 LOGIT_TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
-SMALLEST = 0.01  # a smaller gradient is mostly rounding
-CHANGED_3 = ("balanced_interval", "group_intervals")  # computed otherwise before schema 3, so not compared
+SMALLEST = 0.01  # least size to which the tolerance is relative: smaller gradients are mostly rounding
+CHANGED_3 = ("balanced_interval", "group_intervals")  # computed differently before schema 3, so not compared
 _logger = logging.getLogger(__name__)
 
 
@@ -54,7 +54,7 @@ class Card(CardPart):
     method: str
     title: str
     protocol: str
-    threat: Ball  # that the card is about
+    threat: Ball  # the ball that the card is about
     seed: int | None  # of the training run; None for a model that was trained elsewhere, whose `run` is empty
     model: Stored
     """Name, SHA-256 of weights and file, parameters, selection, epoch, whether that was a leak of the test set, notes;
@@ -77,18 +77,19 @@ class Card(CardPart):
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Refuse a card that contradicts itself."""
-        _ = np.array(self.model.get("answers", ()), np.float64), self.facts  # an error if one is not as its type
+        _ = np.array(self.model.get("answers", ()), np.float64), self.facts  # raises an error for a wrong type
         counts = self.data.get("train_class_counts")
         if counts is not None and len(counts) != self.num_classes:
             raise UserError(f"data train_class_counts: got {len(counts)}; allowed: {self.num_classes}, one per class")
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             raise UserError(f"columns: got {', '.join(names)}; allowed: each attack once")
-        for one in self.columns:
-            if any(mask.shape != self.labels.shape for mask in (one.predictions, one.correct, *one.parts.values())):
-                raise UserError(f"column '{one.name}': has not one entry for each of {len(self.labels)} images")
-            if (one.correct != (one.predictions == self.labels)).any():
-                raise UserError(f"column '{one.name}' correct: does not agree with its predictions and the labels")
+        for column in self.columns:
+            arrays = column.predictions, column.correct, *column.parts.values()
+            if any(array.shape != self.labels.shape for array in arrays):
+                raise UserError(f"column '{column.name}': has not one entry for each of {len(self.labels)} images")
+            if (column.correct != (column.predictions == self.labels)).any():
+                raise UserError(f"column '{column.name}' correct: does not agree with its predictions and the labels")
         return self
 
     @property
@@ -147,18 +148,18 @@ class Card(CardPart):
         inside = [column for column in inside if column.eps == radii[0]]
         columns = [*([self.clean] if self.clean else []), *inside]
         masks = np.stack([column.correct for column in columns])
-        left = dict(zip((column.name for column in columns), np.logical_and.accumulate(masks), strict=True))
-        first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
-        chain = [{"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside]
+        after = dict(zip((column.name for column in columns), np.logical_and.accumulate(masks), strict=True))
+        first = masks.argmin(0)  # the first column that broke it; 0 if none did, and then every prediction is the label
+        attacks = [{"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside]
         return Column(
             name=WORST_CASE[norm],
             norm=norm,
             eps=radii[0],
             bounded=True,
-            parameters={"attacks": sorted(chain, key=lambda attack: str(attack["name"]))},
+            parameters={"attacks": sorted(attacks, key=lambda attack: str(attack["name"]))},
             correct=np.asarray(masks.all(0)),
             predictions=np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
-            parts={column.name: left[column.name] for column in inside},
+            parts={column.name: after[column.name] for column in inside},
             **{name: sum(getattr(column, name) for column in columns) for name in WORK},
         )
 
@@ -186,8 +187,8 @@ class Card(CardPart):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
-        A file that is no card, of a newer schema or another checksum, or a number that does not agree with the masks,
-        is a `UserError`.
+        A file that is no card, has a newer schema or a wrong checksum, or holds a number that does not agree with the
+        masks, is a `UserError`.
         """
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
@@ -276,11 +277,11 @@ def read_card(folder: RunFolder, path: Path, weights: str = DELIVERED) -> Card:
 
 
 def continued(path: Path, card: Card) -> Card:
-    """Return the card with the columns and probe of the one at `path`, or of one set aside beside it.
+    """Return the card with the columns and the probe of an earlier card: the one at `path`, or one that `put` copied.
 
-    That is the first of the same model, images, ball, batches, machine and software. Models of equal weights are told
-    apart by their outputs on the first images. A card at `path` about other weights or other test images is a
-    `UserError`.
+    It takes the first earlier card of the same model, images, ball, batches, machine and software. Models of equal
+    weights are told apart by their outputs on the first images. A card at `path` about other weights or other test
+    images is a `UserError`.
     """
     if not path.exists():
         return card
@@ -290,8 +291,8 @@ def continued(path: Path, card: Card) -> Card:
         if old != new:
             got = f"{what} (SHA-256 {old[:12]}, here {new[:12]})"
             raise UserError(f"evaluate: {path} is about {got}; allowed: another folder as out")
-    aside = sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
-    cards = itertools.chain([known], map(Card.load, aside))  # one set aside is read only if it may be needed
+    copies = sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
+    cards = itertools.chain([known], map(Card.load, copies))  # a copy is read only if the card before does not match
     same = next((one for one in cards if _same(one, card)), None)
     return card if same is None else card.changed(columns=same.columns, probe=same.probe)
 
@@ -305,16 +306,16 @@ def _same(known: Card, card: Card) -> bool:
 
 
 def same_answers(one: Card, other: Card) -> bool:
-    """Whether the outputs on the first images agree: networks of equal weights may differ in what is around them.
+    """Return whether the outputs on the first images agree: networks of equal weights may differ in their code.
 
-    Logits are compared below the largest of their image, down to `MASKED`, and gradient norms on their own.
+    Logits are compared relative to the largest of their image, down to `MASKED`, and gradient norms separately.
     """
-    there, here = (np.array(of.model.get("answers", ()), np.float64) for of in (one, other))  # older cards: none
-    if there.shape != here.shape or there.ndim < 2:
-        return there.shape == here.shape
-    tops = (of[:, :-1].max(1, keepdims=True, initial=-np.inf) for of in (there, here))
-    logits = [np.maximum(of[:, :-1] - top, MASKED) for of, top in zip((there, here), tops, strict=True)]
-    for first, second in (logits, (there[:, -1], here[:, -1])):
+    outputs = [np.array(card.model.get("answers", ()), np.float64) for card in (one, other)]  # older cards: none
+    if outputs[0].shape != outputs[1].shape or outputs[0].ndim < 2:
+        return outputs[0].shape == outputs[1].shape
+    largest = (rows[:, :-1].max(1, keepdims=True, initial=-np.inf) for rows in outputs)
+    logits = [np.maximum(rows[:, :-1] - top, MASKED) for rows, top in zip(outputs, largest, strict=True)]
+    for first, second in (logits, [rows[:, -1] for rows in outputs]):
         limit = LOGIT_TOLERANCE * max(float(np.nanmax(np.abs([first, second]), initial=0)), SMALLEST)
         if not np.allclose(first, second, rtol=0, atol=limit, equal_nan=True):
             return False
@@ -322,16 +323,15 @@ def same_answers(one: Card, other: Card) -> bool:
 
 
 def put(path: Path, card: Card) -> None:
-    """Save a card at `path`; one with columns that the new card lacks is first copied beside it, under its time."""
+    """Save a card at `path`. If the old card has columns that the new one lacks, copy it first, named by its time."""
     if path.exists():
-        mine = {column.identity: column.predictions for column in card.columns}
-        before = Card.load(path)
-        if not all(np.array_equal(mine.get(one.identity, ()), one.predictions) for one in before.columns):
-            numbers = itertools.count(int(re.sub("[^0-9]", "", before.created) or 0))
-            places = (path.with_name(f"{path.stem}-{number}.json") for number in numbers)
-            place = next(one for one in places if not one.exists() or read_bytes(one) == read_bytes(path))
-            write_atomically(place, read_bytes(path))
-            _logger.warning("taet: the card before is kept as %s, which reports do not read", place)
+        new, old = {column.identity: column.predictions for column in card.columns}, Card.load(path)
+        if not all(np.array_equal(new.get(column.identity, ()), column.predictions) for column in old.columns):
+            numbers = itertools.count(int(re.sub("[^0-9]", "", old.created) or 0))
+            names = (path.with_name(f"{path.stem}-{number}.json") for number in numbers)
+            copy = next(name for name in names if not name.exists() or read_bytes(name) == read_bytes(path))
+            write_atomically(copy, read_bytes(path))
+            _logger.warning("taet: the card before is kept as %s, which reports do not read", copy)
     card.save(path)
 
 
@@ -348,9 +348,8 @@ def compare_runs(first: Sequence[Card], second: Sequence[Card], column: str, com
     columns = [card.column(column) for card in cards]
     images = cards[0].data["test_sha256"]
     for card, measured in zip(cards, columns, strict=True):
-        other = card.data["test_sha256"]
-        if other != images:
-            got = f"{cut(repr(images))} and {cut(repr(other))}"
+        if card.data["test_sha256"] != images:
+            got = f"{cut(repr(images))} and {cut(repr(card.data['test_sha256']))}"
             raise UserError(f"comparison: got test images {got}; allowed: the same images")
         for name, (one, two) in columns[0].identity.differences(measured.identity).items():
             got = f"{name} {cut(repr(one))} and {cut(repr(two))}"

@@ -29,12 +29,12 @@ from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
 from taet.training.folder import DELIVERED, SUFFIX, RunFolder
 
-MOST_EACH = 10  # logits for a class; more are those of another data set
+MOST_PER_CLASS = 10  # logits; a model with more was made for another data set
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one test: its name, its text, and whether all is well."""
 
     what: str
     text: str
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found, one line for each thing that was looked at."""
+    """The findings of `check`, one line for each test."""
 
     findings: tuple[Finding, ...]
 
@@ -72,7 +72,7 @@ def check(
 ) -> Check:
     """Check this machine; or every file of a run folder, and its model; or a model on a batch of its test images.
 
-    A model is tested in eval mode and exact float32. Its state, its modes and the random state are restored afterwards.
+    A model is tested in eval mode and exact float32. Its state and modes and the random state are restored afterwards.
 
     Args:
         model_or_run_dir: a Module, a run folder, or nothing for this machine.
@@ -141,7 +141,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], object]]]:
         if folder.is_done:
             yield DONE, lambda: folder.sums
             names = {folder.weights().name}
-            with contextlib.suppress(UserError):  # told for `done`
+            with contextlib.suppress(UserError):  # reported for `done`
                 names |= {*folder.sums, *(path.name for path in folder.path.glob(f"*{SUFFIX}"))} - {RUN, METRICS}
             yield from ((name, partial(_weights, folder, name)) for name in sorted(names))
     for path, name in folder.cards():
@@ -159,9 +159,9 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
     names, seed = subject.about["data"]["class_names"], subject.settings.seed
     network = subject.model.to(subject.device)
     with restored(network) as changes:
-        runner = subject.runner(most_each=MOST_EACH)
+        runner = subject.runner(most_per_class=MOST_PER_CLASS)
         width, rows = runner.num_classes, even_sample(runner.labels, runner.batch_size, seed)
-        several = width // len(names) if names else 1
+        per_class = width // len(names) if names else 1
         x, y = runner.batch(rows)
         with runner.still():
             facts, logits, _ = outputs(runner.model, x, y)
@@ -170,31 +170,31 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             random = facts.repeat_difference > rules.REPEAT_DIFFERENCE
             about = f"{sum(weight.numel() for weight in network.parameters()):,} parameters, {width} logits for images"
             yield Finding("model", f"{about} of {' x '.join(map(str, x.shape[1:]))}; tried on {len(y)} test images")
-            correct = (logits.max(1).indices % (width // several) == y).cpu().numpy()
-            counts = statistics.class_counts(correct, y.cpu().numpy(), width // several)
+            correct = (logits.max(1).indices % (width // per_class) == y).cpu().numpy()
+            counts = statistics.class_counts(correct, y.cpu().numpy(), width // per_class)
             chance, (low, _) = 1 / int((counts[1] > 0).sum()), statistics.balanced_interval(*counts)
-            fine = low > chance or chance == 1  # images of one class tell nothing
+            fine = low > chance or chance == 1  # images of one class show nothing
             reached = percent(statistics.balanced_accuracy(*counts))
             hint = "" if fine else "; are weights, normalisation, order of the classes and image size right?"
-            said = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
-            yield Finding("accuracy", said, ok=fine)
-            if again := rules.repeated(subject.about["data"].get("notes", ())):
-                yield Finding("test images", f"{again}: numbers on them are too high", ok=False)
+            text = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
+            yield Finding("accuracy", text, ok=fine)
+            if repeated := rules.repeated(subject.about["data"].get("notes", ())):
+                yield Finding("test images", f"{repeated}: numbers on them are too high", ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.of_model(facts).items())
             if deep:
-                seen = Merged(network, width // several).eval() if several > 1 else network
+                attacked = Merged(network, width // per_class).eval() if per_class > 1 else network
                 noise = Draws(seed, "audit", rows).start(x, subject.eps)
                 torch.manual_seed(seed)
-                texts = rules.of_deep(deep_facts(seen, x, y, noise, subject.eps, random=random))
+                texts = rules.of_deep(deep_facts(attacked, x, y, noise, subject.eps, random=random))
                 yield from (Finding(flag, text, ok=False) for flag, text in texts.items())
                 if not texts:
                     yield Finding("deep", "no attack made for this kind of model is stronger than PGD-20")
-            elif several > 1 or random:
-                what = f"{width} logits, if {several} for each class" if several > 1 else "random outputs"
+            elif per_class > 1 or random:
+                what = f"{width} logits, if {per_class} for each class" if per_class > 1 else "random outputs"
                 yield Finding("deep", f"{what}: attacks made for it tell more; check again with --deep", ok=False)
-        asked = attacks_of(subject.settings)
-        took = runner.passes(asked) * runner.pace(asked[-1])
-        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(took)}")
+        attacks = attacks_of(subject.settings)
+        seconds = runner.passes(attacks) * runner.pace(attacks[-1])
+        yield Finding("time", f"{listed(subject.settings.attacks)}: {duration(seconds)}")
         if changed := listed(changes(), most=3):  # after every other test
             later = "later outputs are those of a different model; do not update state in eval mode"
             yield Finding("eval mode", f"its state changes in eval mode ({changed}): {later}", ok=False)

@@ -27,13 +27,13 @@ TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding,
 
 
 def plain(value: object) -> Any:
-    """Return a value as JSON: tuples and arrays as lists, numpy scalars as numbers and nan as None, at any depth."""
+    """Return a value as JSON: tuples and arrays as lists, numpy scalars as numbers, nan as None, at any depth."""
     return to_jsonable_python(value, inf_nan_mode="null", fallback=lambda array: array.tolist())
 
 
 class Packed(NamedTuple):
-    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape; of
-    bits, the first of eight is the highest of its byte."""
+    """Annotation of an array that JSON holds in base64, little-endian, beside its number of entries or its shape. The
+    first of eight bits is the highest of its byte."""
 
     name: str
     kind: str
@@ -94,24 +94,24 @@ class Identity(NamedTuple):
 
 
 def _frozen(value: Any) -> Any:
-    """Return a value of JSON as a hashable one, without random seeds, and where a result was taken from."""
+    """Return a JSON value as a hashable one, without the keys "seed" and "from", the origin of a result."""
     if isinstance(value, Mapping):
         return tuple((key, _frozen(value[key])) for key in sorted(value) if key not in ("seed", "from"))
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 class Column(CardPart):
-    """One attack on all test images, in test order; a default is what a column of an older schema lacks."""
+    """One attack on all test images, in test order; fields with a default are missing in columns of older schemas."""
 
     name: str
-    norm: Norm | None  # None for clean images
+    norm: Norm | None  # of the ball; None for clean images
     eps: float | None  # radius in units of the image range; None for clean images and unbounded attacks
     bounded: bool
     parameters: Stored
     seconds: float = 0.0
     forwards: int = 0  # passes are counted in images
     backwards: int = 0
-    stored: Stored = Field(default={}, alias="summary", repr=False)  # numbers of a file, which `Card` recomputes
+    stored: Stored = Field(default={}, alias="summary", repr=False)  # numbers read from a file; `Card` recomputes them
     correct: PackedMask  # (N,): classified correctly under the attack
     predictions: PackedLabels  # (N,): class predicted under the attack
     parts: dict[str, PackedMask] = Field(default_factory=dict)  # (N,) still correct after each part of a suite
@@ -121,7 +121,7 @@ class Column(CardPart):
     roc_auc: PackedFloats | None = None
     """(C, C): how well the score of class j separates it from class k (`statistics.pairwise_auc`); None where it was
     not measured, e.g. with more than `statistics.PAIRED_CLASSES` classes."""
-    curve: Literal["", CurveName] = ""  # that it was measured for; empty for an attack that tables show
+    curve: Literal["", CurveName] = ""  # curve that it is a point of; empty for an attack that tables show
 
     @cached_property
     def attack(self) -> AttackSpec:
@@ -130,10 +130,10 @@ class Column(CardPart):
 
     @cached_property
     def identity(self) -> Identity:
-        """Equal for comparable columns of two cards: the same attack with the same settings, except random seeds."""
+        """The attack and its settings without random seeds; comparable columns of two cards have the same."""
         given = {**self.parameters, "norm": self.norm, "eps": self.eps, "bounded": self.bounded}
         if "attacks" in given:  # of a worst case, in any order
-            given["attacks"] = sorted(given["attacks"], key=lambda one: str(one["name"]))
+            given["attacks"] = sorted(given["attacks"], key=lambda attack: str(attack["name"]))
         return Identity(self.name, _frozen(given))
 
     def __repr__(self) -> str:
@@ -151,7 +151,7 @@ class Column(CardPart):
 
     @property
     def ordinary(self) -> bool:
-        """Whether it is an attack on the model itself, and not only a point of a curve."""
+        """Whether the attack is on the model itself, and not only a point of a curve."""
         return not self.curve and not self.is_transfer
 
 
@@ -171,8 +171,8 @@ class Summary:
         self.per_class_interval = statistics.wilson_interval(correct, total)  # (low, high), each (C,)
         groups = {} if train_counts is None else statistics.class_groups(train_counts)
         self.groups = statistics.group_accuracy(correct, total, groups)  # balanced: head, body, tail and last_half
-        of_group = {name: (correct[of], total[of]) for name, of in groups.items()}
-        self.group_intervals = {name: statistics.balanced_interval(*of) for name, of in of_group.items()}
+        counts = {name: (correct[members], total[members]) for name, members in groups.items()}
+        self.group_intervals = {name: statistics.balanced_interval(*each) for name, each in counts.items()}
         self.worst_class = statistics.worst_class(correct, total)  # label and recall
         unknown = np.full(num_classes, np.nan)
         self.flip_rate, self.class_flip_rate = math.nan, unknown  # share whose predicted class is not the clean one

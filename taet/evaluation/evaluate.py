@@ -19,7 +19,7 @@ from taet.evaluation.card import Card, continued, put
 from taet.evaluation.column import Column
 from taet.evaluation.facts import probe, probe_passes
 from taet.evaluation.rules import flagged
-from taet.evaluation.runner import Runner, among
+from taet.evaluation.runner import Runner, matching
 from taet.evaluation.subject import ArrayOrTensor, Subject, attacked, device_of
 from taet.fields import Processes, check_value
 from taet.formatting import duration
@@ -30,13 +30,13 @@ from taet.training.pace import idle_threads, using
 from taet.training.prepare import TrainingPlan
 from taet.training.runs import owned
 
-SAID_SECONDS, LONG_SECONDS = 60.0, 3600.0  # an attack that is expected to take longer says so, and what is shorter
-WORTH = 0.8  # of the time: what leaves more is not named
+SAID_SECONDS, LONG_SECONDS = 60.0, 3600.0  # for longer attacks, print the expected time, and suggest a shorter attack
+WORTH = 0.8  # of the time, which a suggested attack must not exceed
 QUICK = catalogue.parse("quick")
-FEWEST = 16  # images of the probe, however short the attacks are
+FEWEST = 16  # images of the probe, even for short attacks
 OF_A_MODULE = {"name", "title", "notes", "train_class_counts", "training_seed"}
 OF_A_RUN = {"weights", "model", "dataset"}
-"""What `evaluate` takes of its subject besides images, labels and class names."""
+"""Options of `evaluate` that describe a Module or a run, besides images, labels and class names."""
 
 
 def evaluate(
@@ -57,8 +57,8 @@ def evaluate(
     """Attack a model on test images, save the card and return it; it prints itself as a table.
 
     Every attack faces all images, in float32; the clean images are the first column. Finished batches are saved beside
-    the card, so that an evaluation that was killed goes on. Columns that the card already has with the same settings
-    are reused, and others stay. Where eps is given and the step of PGD is not, the step follows.
+    the card, so that a killed evaluation resumes. Columns that the card already has with the same settings are reused,
+    and others stay. If eps is given and the step of PGD is not, the step is scaled with eps.
 
     Args:
         model_or_run_dir: a Module from images (N, C, H, W) in [0, 1] to logits, or a run folder, which gets the card
@@ -84,7 +84,7 @@ def evaluate(
 
     Raises:
         UserError: no, unknown or repeated attacks, a chosen step whose sum cannot reach eps, images, labels or a model
-            that do not fit, an `out` that belongs to something else, an argument that says nothing of such a model.
+            that do not fit, an `out` that belongs to something else, an argument that does not apply to such a model.
     """
     check_value("threads", threads, Processes | None)
     own = OF_A_MODULE if isinstance(model_or_run_dir, nn.Module) else OF_A_RUN
@@ -104,7 +104,7 @@ def evaluate(
         runner = subject.runner(path and path.with_name(f"{path.stem}-state"))
         card = subject.card_of(runner).changed(command=command)
         with owned(None if path is None else RunFolder(path.parent)):
-            # One process reads, so that all agree.
+            # One process reads the old card, so that all agree.
             card = card if path is None else on_first(lambda: continued(path, card))
             card = _with_columns(card, runner, subject.attacks, probe, threads, Meter(progress))
             if path is not None and rank() == 0:
@@ -134,59 +134,59 @@ def _with_columns(
         noise = Draws(runner.seed, "probe", rows).start(x, card.threat["eps"])
         ticking = runner.model.ticking(later, lambda done: meter(done, later, "probe"))
         with using(threads or idle_threads()[0]), runner.still(), ticking:
-            # On the first process only, so that all agree.
+            # The first process probes alone, so that all agree.
             found = on_first(lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites)))
         meter(later, later, "probe")
         facts = {"seed": runner.seed, **{name: value for name, value in found.items() if name != "batch_size"}}
-    gone = {column.name for column in measured}
-    kept = (column for column in before if column.name not in gone)
+    renewed = {column.name for column in measured}
+    kept = (column for column in before if column.name not in renewed)
     return flagged(card.changed(columns=(*measured, *kept), probe=facts))
 
 
 def _columns(
     runner: Runner, attacks: Sequence[AttackSpec], done: Sequence[Column], later: int, threads: int | None, meter: Meter
 ) -> list[Column]:
-    """Return the columns of the attacks, known or new; say how long the new ones will take, and each that takes long.
+    """Return the columns of the attacks, known or new; print the expected time of all new ones, and of each long one.
 
-    The expected passes follow from the results so far. Without a number of `threads` every attack takes those that are
+    `later` are the passes that follow the attacks. Without a number of `threads`, an attack uses the cores that are
     idle when it begins.
     """
     measured, pace = list[Column](), 0.0
     for place, attack in enumerate(attacks):
-        there = [*measured, *done]
-        if (known := among(there, attack)) is not None:
-            measured.append(known)
+        known = [*measured, *done]
+        if (column := matching(known, attack)) is not None:
+            measured.append(column)
             continue
-        passes = [runner.passes([one]) for one in attacks[place:] if among(there, one) is None]
+        passes = [runner.passes([each]) for each in attacks[place:] if matching(known, each) is None]
         meter.begin(later=later + sum(passes[1:]))
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):
-            if attack.norm is not None:  # the clean images take a moment, and tell how long the others take
+            if attack.norm is not None:  # clean images take only a moment
                 name, work = (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
                 if not pace or work * pace > SAID_SECONDS:
                     pace = runner.pace(attack)
                     seconds, quick = work * pace, pace * runner.passes([QUICK])
-                    worth = seconds > LONG_SECONDS and quick < WORTH * seconds
-                    shorter = f"--attacks clean quick: {duration(quick)}" if worth else ""
+                    is_worth = seconds > LONG_SECONDS and quick < WORTH * seconds
+                    shorter = f"--attacks clean quick: {duration(quick)}" if is_worth else ""
                     text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
                     meter(0, max(passes[0], 1), f"{text}\n")
-            measured.append(runner.column(attack, there, meter))
+            measured.append(runner.column(attack, known, meter))
     return measured
 
 
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
     """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
-    passes = sum(one.passes(runner.num_classes) * len(runner.labels) for one in attacks)
+    passes = sum(attack.passes(runner.num_classes) * len(runner.labels) for attack in attacks)
     affordable = int(passes / probe_passes(runner.sites))
     return min(runner.batch_size, len(runner.labels), max(FEWEST, affordable))
 
 
 def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] = ()) -> float:
-    """Return the expected seconds of the attacks and the probe of a run on its test images; by default its own."""
-    run, test, asked = plan.run, plan.dataset.test, plan.run.evaluation
+    """Return the expected seconds of attacks, by default those of the run, and of the probe on its test images."""
+    run, test, settings = plan.run, plan.dataset.test, plan.run.evaluation
     counted, classes = attacked(model, test.images), len(test.class_names)
-    runner = Runner(counted, test.images, test.labels, classes, asked.batch_size, asked.seed, plan.device)
-    specs = attacks_of(asked.replace(attacks=tuple(attacks) or asked.attacks, eps=run.attack_eps))
+    runner = Runner(counted, test.images, test.labels, classes, settings.batch_size, settings.seed, plan.device)
+    specs = attacks_of(settings.replace(attacks=tuple(attacks) or settings.attacks, eps=run.attack_eps))
     passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)
     with plan.surroundings():
         return passes * runner.pace(specs[-1])

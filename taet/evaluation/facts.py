@@ -1,4 +1,4 @@
-"""What the outputs and gradients of a model show on a sample of images: the facts to which the rules apply."""
+"""Facts about the outputs and gradients of a model on a sample of images, to which the rules apply."""
 
 import math
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
 LOGIT_FACTOR = 10.0  # of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling
 MASKED = -50.0  # relative to the largest logit: one that far below decides nothing
-SURE = 0.99  # a probability that a sigmoid reaches for some image, and cosines and small logits hardly do
-DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
+SURE = 0.99  # a probability that a sigmoid reaches for some image, but cosines and small logits hardly reach
+DRAWS, JUDGED = 32, 64  # passes of a randomised model: for a gradient, and for a prediction
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class ModelFacts:
     """Outputs of a model on a sample of images; a fact that was not measured, as in cards of older versions, is 0.
 
     A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. `x_correct`
-    counts the images that an attack x leaves correct, `only_x_correct` those of them that the attack that it is
-    compared with does not.
+    counts the images that an attack x leaves correct, `only_x_correct` those that x leaves correct but the attack with
+    which it is compared does not.
     """
 
     batch_size: int
     images: int
     clean_correct: int
-    distributions: int  # images whose logits are all in [0, 1], and sum to 1 or, of some image, come near 1
+    distributions: int  # images with all logits in [0, 1], if they sum to 1 or the largest of any image is near 1
     zero_gradients: int  # correctly classified images at which the gradient of the cross-entropy is exactly zero
-    nonfinite_gradients: int = 0  # images with a logit or gradient that is not finite, there or at an iterate of PGD
+    nonfinite_gradients: int = 0  # images with a logit or gradient that is not finite, clean or at an iterate of PGD
     repeat_difference: float = 0.0  # difference when the model is called again
     later_difference: float = 0.0  # difference after the model was called on other images
     batch_difference: float = 0.0  # difference when the image is in another batch
@@ -54,7 +54,7 @@ class ModelFacts:
     gradient_difference: float = 0.0  # difference when a gradient is computed as well
     sites: int = 0  # kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)
     replaced: int = 0  # how many of them were replaced; if none, the next four fields are 0
-    straight_pgd_correct: int = 0  # as `scaled_pgd_correct`, with the identity as the derivative of those replaced
+    straight_pgd_correct: int = 0  # as `scaled_pgd_correct`, with the identity as derivative of replaced operations
     only_straight_pgd_correct: int = 0
     smooth_pgd_correct: int = 0  # the same on the margin, with smooth operations as replacements
     only_smooth_pgd_correct: int = 0
@@ -65,7 +65,7 @@ class ModelFacts:
         return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
-def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_and_logits(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the cross-entropy at each image and the logits; errors of the model are a `UserError`."""
     leaf = x.clone().requires_grad_()
     with custom_code(f"model: fails on a batch of {len(x)} images"):
@@ -74,7 +74,7 @@ def traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return gradient, logits.detach()
 
 
-def answer(model: Counted, x: Tensor) -> Tensor:
+def logits_of(model: Counted, x: Tensor) -> Tensor:
     """Return logits without a graph; errors of the model are a `UserError`."""
     with custom_code(f"model: fails on a batch of {len(x)} images"), torch.no_grad():
         return model(x)
@@ -82,26 +82,26 @@ def answer(model: Counted, x: Tensor) -> Tensor:
 
 def difference(first: Tensor, second: Tensor) -> float:
     """Return the largest L2 distance between two logit vectors of one image, (N, C), each scaled to unit length."""
-    # Beside a logit far below the largest the others would not count, so it is measured with those cut off, too.
+    # A logit far below the largest would hide the others, so the distance is also measured with such logits cut off.
     whole = [logits.nan_to_num() for logits in (first, second)]
     near = [logits.maximum(logits.amax(1, keepdim=True) + MASKED) for logits in whole]
     pairs = [[functional.normalize(logits) for logits in pair] for pair in (whole, near)]
-    return max(float((one - other).norm(dim=1).max()) for one, other in pairs)
+    return max(float((left - right).norm(dim=1).max()) for left, right in pairs)
 
 
 def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, Tensor]:
-    """Return what passes with and without a gradient show, twice and in two halves; and the logits and the gradient.
+    """Return the facts of repeated passes, with and without a gradient, whole and in halves; the logits; the gradient.
 
-    It is split by class, so that the halves differ from each other and from the whole. Each has at least two images,
-    which some layers need: three images or fewer are not split.
+    The batch is split by class, so that the halves differ from each other and from the whole. A half has at least two
+    images, which some layers need: three images or fewer are not split.
     """
-    logits, (gradient, with_graph) = answer(model, x), traced(model, x, y)
+    logits, (gradient, with_graph) = logits_of(model, x), gradient_and_logits(model, x, y)
     correct = logits.max(1).indices == y
     largest, sigmoid = logits.topk(2).values, ((logits >= 0) & (logits <= 1)).all(1) & (logits.amax() > SURE)
     gap = float((largest[:, 0] - largest[:, 1]).median())
-    again = difference(answer(model, x), logits)
+    repeat_difference = difference(logits_of(model, x), logits)
     order = y.argsort(stable=True)
-    halves = torch.cat([answer(model, x[rows]) for rows in order.chunk(2 if len(order) > 3 else 1)])
+    halves = torch.cat([logits_of(model, x[rows]) for rows in order.chunk(2 if len(order) > 3 else 1)])
     facts = ModelFacts(
         batch_size=len(y),
         images=len(y),
@@ -109,7 +109,7 @@ def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, T
         distributions=int((distributions(logits) | sigmoid).sum()),
         zero_gradients=int((correct & (gradient == 0).flatten(1).all(1)).sum()),
         nonfinite_gradients=int((~(finite(logits) & finite(gradient))).sum()),
-        repeat_difference=again,
+        repeat_difference=repeat_difference,
         batch_difference=difference(halves, logits[order]),
         gradient_difference=difference(with_graph, logits),
         logit_gap=gap if math.isfinite(gap) else 0.0,
@@ -118,40 +118,40 @@ def outputs(model: Counted, x: Tensor, y: Tensor) -> tuple[ModelFacts, Tensor, T
 
 
 def probe_passes(sites: Mapping[str, int]) -> int:
-    """Return the passes of an image that `probe` takes: six of `outputs`, and two or four PGD."""
+    """Return the passes that `probe` takes for an image: six in `outputs`, and two or four runs of PGD."""
     return 6 + (4 if any(sites.values()) else 2) * (2 * STEPS + 1)
 
 
 def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites: Mapping[str, int]) -> ModelFacts:
-    """Try a model on images in the L-infinity ball, from start noise; replace the operations that `sites` counts."""
+    """Return the facts about a model, with PGD from start noise; `sites` are the operations that can be replaced."""
     facts, clean, gradient = outputs(model, x, y)
-    broken = ~(finite(clean) & finite(gradient))
+    nonfinite = ~(finite(clean) & finite(gradient))
 
-    def note(values: Tensor) -> None:
-        nonlocal broken
-        broken = broken | ~finite(values)
+    def record(values: Tensor) -> None:
+        nonlocal nonfinite
+        nonfinite = nonfinite | ~finite(values)
 
-    def watched(seen: nn.Module, x: Tensor) -> Tensor:
+    def watched(network: nn.Module, x: Tensor) -> Tensor:
         if x.requires_grad:
-            x.register_hook(note)  # type: ignore[no-untyped-call]
-        logits: Tensor = seen(x)
-        note(logits.detach())
+            x.register_hook(record)  # type: ignore[no-untyped-call]
+        logits: Tensor = network(x)
+        record(logits.detach())
         return logits
 
-    def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
-        seen = model if replacement is None else Counted(model.model, Replaced(model.model, replacement))
-        x_adv = _pgd(partial(watched, seen), x, y, noise, eps, objective)
+    def correct_after(objective: Objective, replacement: Replacement | None = None) -> Tensor:
+        network = model if replacement is None else Counted(model.model, Replaced(model.model, replacement))
+        x_adv = _pgd(partial(watched, network), x, y, noise, eps, objective)
         with torch.no_grad():
             return watched(model, x_adv).max(1).indices == y
 
-    steep = scaled(cross_entropy, facts.logit_factor)
-    plain, magnified = survives(cross_entropy), survives(steep)
+    scaled_ce = scaled(cross_entropy, facts.logit_factor)
+    plain, with_factor = correct_after(cross_entropy), correct_after(scaled_ce)
     straight = smooth = torch.zeros_like(plain)
     if replaced := sum(map(bool, sites.values())):
-        straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
-    later = difference(answer(model, x), clean)
-    masks = {"nonfinite_gradients": broken, "pgd_correct": plain, "only_pgd_correct": plain & ~magnified}
-    for name, mask in {"scaled": magnified, "straight": straight, "smooth": smooth}.items():
+        straight, smooth = correct_after(scaled_ce, "straight-through"), correct_after(margin, "smooth")
+    later = difference(logits_of(model, x), clean)
+    masks = {"nonfinite_gradients": nonfinite, "pgd_correct": plain, "only_pgd_correct": plain & ~with_factor}
+    for name, mask in {"scaled": with_factor, "straight": straight, "smooth": smooth}.items():
         masks |= {f"{name}_pgd_correct": mask, f"only_{name}_pgd_correct": mask & ~plain}
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     return replace(facts, later_difference=later, sites=len(sites), replaced=replaced, **counts)
@@ -163,7 +163,7 @@ def _pgd(model: Model, x: Tensor, y: Tensor, noise: Tensor, eps: float, objectiv
 
 
 class Merged(nn.Module):
-    """A model with k logits for each of C classes; class c gets the largest of logits c, C + c, ..., (N, C)."""
+    """A model with k logits for each of C classes: its logit c is the largest of logits c, C + c, ..., (N, C)."""
 
     def __init__(self, model: nn.Module, classes: int) -> None:
         super().__init__()
@@ -174,24 +174,24 @@ class Merged(nn.Module):
 
 
 def mean_draw(model: nn.Module, draws: int, x: Tensor) -> Tensor:
-    """Return the mean of log-probabilities, (N, C), over passes of a randomised model (EOT), repeated for the gradient.
+    """Return the mean log-probabilities, (N, C), over passes of a randomised model (EOT), recomputed for the gradient.
 
     Source: Athalye, Engstrom, Ilyas, Kwok, ICML 2018, arXiv:1707.07397.
     """
-    answers = (checkpoint(model, x, use_reentrant=False) for _ in range(draws))
-    total: Tensor = sum(answer.log_softmax(1) for answer in answers)
+    passes = (checkpoint(model, x, use_reentrant=False) for _ in range(draws))
+    total: Tensor = sum(logits.log_softmax(1) for logits in passes)
     return total / draws
 
 
 def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, *, random: bool) -> dict[str, int]:
-    """Return what only PGD-20 made for a kind of model shows, with counts as in `ModelFacts`; the caller froze it.
+    """Return counts as in `ModelFacts` for PGD-20 made for a kind of model, which the caller has frozen.
 
-    Of a `random` model: the attack on the margin with `one` draw for each step or the `mean` gradient of many (EOT);
-    mean probabilities decide. Of a `Merged` one: on the cross-entropy of all `raw` logits or the `merged` ones' margin.
+    For a `random` model it attacks the margin, with `one` draw for each step or the `mean` gradient of many (EOT); mean
+    probabilities decide. For a `Merged` one: the cross-entropy of all `raw` logits, or the margin of the `merged` ones.
     """
 
-    def survives(seen: Model, objective: Objective, judge: Model) -> Tensor:
-        x_adv = _pgd(seen, x, y, noise, eps, objective)
+    def correct_after(attacked: Model, objective: Objective, judge: Model) -> Tensor:
+        x_adv = _pgd(attacked, x, y, noise, eps, objective)
         with torch.no_grad():
             return judge(x_adv).max(1).indices == y
 
@@ -200,12 +200,13 @@ def deep_facts(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float
 
     found = {"images": len(y)}
     if random:
-        one, mean = (survives(seen, margin, mean_of_draws) for seen in (model, partial(mean_draw, model, DRAWS)))
+        mean_gradient = partial(mean_draw, model, DRAWS)
+        one, mean = (correct_after(attacked, margin, mean_of_draws) for attacked in (model, mean_gradient))
         found |= {"draws": DRAWS, "one_correct": int(one.sum()), "mean_correct": int(mean.sum())}
         found["only_mean_correct"] = int((mean & ~one).sum())
     if isinstance(model, Merged):
-        raw, merged = survives(model.model, cross_entropy, model), survives(model, margin, model)
-        width = int(answer(Counted(model.model), x[:2]).shape[1])
+        raw, merged = correct_after(model.model, cross_entropy, model), correct_after(model, margin, model)
+        width = int(logits_of(Counted(model.model), x[:2]).shape[1])
         found |= {"classes": model.classes, "logits": width, "raw_correct": int(raw.sum())}
         found |= {"merged_correct": int(merged.sum()), "only_merged_correct": int((merged & ~raw).sum())}
     return found

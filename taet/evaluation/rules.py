@@ -1,6 +1,6 @@
 """The rules: when the numbers of a card, or the outputs of a model, cannot be trusted, why, and what to do.
 
-A rule is a sentence in `SENTENCES` (what was found, what it means; and a remedy) and a condition in one of `of_...`.
+A rule is a sentence in `SENTENCES` (the finding, its meaning and a remedy) and a condition in one of `of_...`.
 """
 
 import math
@@ -24,14 +24,14 @@ CONVERGENCE_GAP = {"linf": 0.015, "l2": 0.022}  # PGD-20 to PGD-100: TAET, table
 AUTOATTACK_GAP = 0.045  # PGD-20 to AutoAttack: 4.4 points (REAT, table 2); RoBal, which masks gradients: 6.7 to 7.4
 MARGIN_GAP = 0.025  # PGD to CW-100: 2.5 points (REAT, table 2), RoBal 4.5 to 5.5; scaled logits cost it 4.7 to 5.7
 SAMPLE_GAP = 0.04  # of the probe's few images: between the usual `MARGIN_GAP` and RoBal's
-REMAINDER = 0.01  # of an attack that must break every image (arXiv:1802.00420, section 3.1) in finitely many steps
+REMAINDER = 0.01  # share that finitely many steps leave of images that all must break (arXiv:1802.00420, section 3.1)
 THOROUGH_STEPS = 20  # steps of the shorter PGD in the papers
 SQUARE_GAP, REPEAT_DIFFERENCE = 0.002, 1e-4  # thresholds of the official AutoAttack: Square, and randomised models
 Z = 1.96  # two-sided 95 %
 # Assumed share of images on which two methods disagree: about 1000 images then resolve 3 points in a paired comparison.
 DISAGREEMENT, COARSE_COMPARISON = 0.25, 0.03
 REPEATED = re.compile(r"\d+ of \d+ test images are also in train\b")  # of the notes on a data set
-FEW_PROBED = 100  # of so many images at least 6 broken by the stronger attack alone exceed chance
+FEW_PROBED = 100  # fewer images may hide a gap: only 6 or more that the stronger attack alone breaks exceed chance
 
 _FAR, _BEATEN = "{one.name} is far below {other.name} ({gap}): ", "PGD-20 leaves {shares}: "
 _STOPPED = (
@@ -121,36 +121,36 @@ SENTENCES = {
     "eot-beats-one-draw": "PGD-20 with the mean gradient of {facts[draws]} draws leaves {shares}; attack the mean of "
     "many draws (EOT)",
 }
-"""By flag, in the order in which cards store them."""
+"""The sentence of each flag, in the order in which cards store them."""
 FLAGS = tuple(SENTENCES)
 HARMLESS = {"pgd-too-short", "unbounded-attack-not-converged", "autoattack-variant", "gradient-path-differs"}
 MASKING = {*FLAGS[: FLAGS.index("at-chance")]} - HARMLESS
 """Flags which say that attacks that use only gradients may be far from the true accuracy."""
 
 Contrast = tuple[Column, Column]  # an attack that breaks more images than it should, and one that breaks fewer
-Evidence = Mapping[str, object]  # that a sentence names
-Found = dict[str, bool | Evidence]  # by flag; anything false where nothing is wrong
+Evidence = Mapping[str, object]  # values that the sentence of a flag names
+Found = dict[str, bool | Evidence]  # by flag; false or empty if the flag is not raised
 
 
-def told(found: Found, **values: object) -> dict[str, str]:
-    """Return the sentences of the rules that apply, by flag; `values` are those that several sentences name."""
-    own = {flag: of if isinstance(of, Mapping) else {} for flag, of in found.items() if of}
-    return {flag: f"{SENTENCES[flag].format(**values, **of)}." for flag, of in own.items()}
+def sentences(found: Found, **values: object) -> dict[str, str]:
+    """Return the sentences of the raised flags, by flag; `values` are those that several sentences name."""
+    own = {flag: evidence if isinstance(evidence, Mapping) else {} for flag, evidence in found.items() if evidence}
+    return {flag: f"{SENTENCES[flag].format(**values, **evidence)}." for flag, evidence in own.items()}
 
 
 def raised(card: Card) -> dict[str, str]:
-    """Return the warnings about a card by the rules of today, in the order in which cards store them, by flag."""
+    """Return the warnings of the present rules about a card, by flag, in the order in which cards store them."""
     texts = of_pairs(card) | of_attacks(card) | of_test_set(card) | (of_model(card.facts) if card.facts else {})
     texts |= of_use(card, [flag for flag in FLAGS if flag in MASKING & texts.keys()])
     return {flag: texts[flag] for flag in FLAGS if flag in texts}
 
 
 def flagged(card: Card) -> Card:
-    """Return a card with its flags, the warnings about it."""
+    """Return a card with the warnings about it as its flags."""
     return card.changed(flags=tuple(Flag(flag=flag, text=text) for flag, text in raised(card).items()))
 
 
-def asked(card: Card) -> list[Column]:
+def ordinary(card: Card) -> list[Column]:
     """Return the attacks on the model itself that are not only points of a curve."""
     return [column for column in card.columns if column.ordinary]
 
@@ -210,28 +210,28 @@ def worst(pairs: Iterable[Contrast], usual: float = 0.0) -> Evidence:
 
 
 def of_pairs(card: Card) -> dict[str, str]:
-    """Return which attacks break more images than one that should be at least as strong."""
+    """Return the warnings about attacks that break more images than one that should be at least as strong."""
     columns = [column for column in card.columns if not column.is_transfer]
-    every, balls = asked(card), curves(card)["eps"]
-    chains = [column for column in every if is_plain(column) and crosses(column)]
-    singles = [one for one in every if one.attack.one_step and is_plain(one)]
-    suites = [one for one in every if isinstance(one.attack, AutoAttack)] or [one for one in every if one.attack.bound]
-    met = ((one, [many for many in chains if one.ball == many.ball]) for one in suites)
-    strongest = ((one, min(inside, key=lambda column: column.correct.mean())) for one, inside in met if inside)
+    own, by_eps = ordinary(card), curves(card)["eps"]
+    pgds = [column for column in own if is_plain(column) and crosses(column)]
+    one_step = [column for column in own if column.attack.one_step and is_plain(column)]
+    suites = [one for one in own if isinstance(one.attack, AutoAttack)] or [one for one in own if one.attack.bound]
+    in_ball = ((suite, [pgd for pgd in pgds if suite.ball == pgd.ball]) for suite in suites)
+    strongest = ((suite, min(inside, key=lambda pgd: pgd.correct.mean())) for suite, inside in in_ball if inside)
     margins = (
         (one, other)
-        for one, other in differing(every, "objective")
+        for one, other in differing(own, "objective")
         if getattr(one.attack, "objective", "") == "cw" and "objective" not in other.parameters
     )
     rescaled = (pair for pair in differing(columns, "factor") if "factor" not in pair[1].parameters)
     made = ((one, other) for one in card.columns if one.is_transfer for other in columns)
     transfers = ((one, other) for one, other in made if one.attack.typed == other.name and one.ball == other.ball)
-    larger = ((small, large) for eps, small in balls.items() for radius, large in balls.items() if 0 < eps < radius)
-    effort = ((pair, name) for name in ("steps", "restarts") for pair in differing(chains, name))
+    larger = ((small, large) for eps, small in by_eps.items() for radius, large in by_eps.items() if 0 < eps < radius)
+    effort = ((pair, name) for name in ("steps", "restarts") for pair in differing(pgds, name))
     longer = [pair for pair, name in effort if pair[0].parameters.get(name, 1) > pair[1].parameters.get(name, 1)]
-    slow = (worst((pair for pair in longer if pair[0].norm == norm), of) for norm, of in CONVERGENCE_GAP.items())
+    slow = (worst((pair for pair in longer if pair[0].norm == norm), gap) for norm, gap in CONVERGENCE_GAP.items())
     found: Found = {
-        "one-step-beats-many-step": worst((one, many) for one in singles for many in chains if one.ball == many.ball),
+        "one-step-beats-many-step": worst((one, pgd) for one in one_step for pgd in pgds if one.ball == pgd.ball),
         "pgd-not-converged": next(filter(None, slow), {}),
         "autoattack-far-below-pgd": worst(strongest, AUTOATTACK_GAP),
         "margin-beats-cross-entropy": worst(margins, MARGIN_GAP),
@@ -239,11 +239,11 @@ def of_pairs(card: Card) -> dict[str, str]:
         "transfer-beats-white-box": worst(transfers),
         "accuracy-rises-with-eps": worst(larger, REMAINDER),
     }
-    return told(found)
+    return sentences(found)
 
 
 def of_attacks(card: Card) -> dict[str, str]:
-    """Return what single attacks show."""
+    """Return the warnings that single attacks raise."""
     columns = [column for column in card.columns if not column.is_transfer]
     # The curve over the steps begins with PGD runs that are short on purpose.
     pgds = (one for one in columns if isinstance(one.attack, ProjectedAscent) and one.curve != "steps")
@@ -252,7 +252,7 @@ def of_attacks(card: Card) -> dict[str, str]:
     left = [one for eps, one in points if eps >= WHOLE and crosses(one) and one.correct.mean() > REMAINDER]
     unbounded = [one for one in columns if one.norm is not None and not one.bounded and one.correct.mean() > REMAINDER]
     rest = listed(f"{one.name} leaves {_share(one)}" for one in unbounded)
-    varied = [column for column in asked(card) if column.parameters.get("note")]
+    varied = [column for column in ordinary(card) if column.parameters.get("note")]
     names = listed(column.name for column in varied)
     found: Found = {
         "pgd-too-short": {"names": short} if short else {},
@@ -261,29 +261,29 @@ def of_attacks(card: Card) -> dict[str, str]:
         "unbounded-attack-not-converged": {"rest": rest} if rest else {},
         "autoattack-variant": {"names": names, "note": varied[0].parameters["note"]} if varied else {},
     }
-    return told(found, card=card)
+    return sentences(found, card=card)
 
 
 def _without_gradients(card: Card) -> Evidence:
-    """Return what breaks more images without gradients than chance allows; first of the parts of suites."""
-    every = len(card.labels)
+    """Return what breaks more images without gradients than chance allows: a part of a suite, else an attack."""
+    images = len(card.labels)
     for column in card.columns:
         for (_, before), (part, after) in pairwise(column.parts.items()):
-            broken, free = int(before.sum() - after.sum()), getattr(column.attack, "gradient_free_parts", ())
-            if part in free and exceeds(broken, 0, SQUARE_GAP * every):
-                added = f"broke another {100 * broken / every:.1f} points after the gradient-based parts of"
+            broken, gradient_free = int(before.sum() - after.sum()), getattr(column.attack, "gradient_free_parts", ())
+            if part in gradient_free and exceeds(broken, 0, SQUARE_GAP * images):
+                added = f"broke another {100 * broken / images:.1f} points after the gradient-based parts of"
                 return {"attack": part.capitalize(), "broke": f"{added} {column.name}"}
-    guided = [column for column in asked(card) if column.norm is not None and not column.attack.gradient_free]
+    white_box = [column for column in ordinary(card) if column.norm is not None and not column.attack.gradient_free]
     missed: dict[str, int] = {}
-    for column in (one for one in asked(card) if one.attack.gradient_free):
-        inside = [one for one in guided if one.ball == column.ball]
+    for column in (one for one in ordinary(card) if one.attack.gradient_free):
+        inside = [one for one in white_box if one.ball == column.ball]
         if any(map(is_thorough, inside)):
             left = np.logical_and.reduce([one.correct for one in inside])
             missed[column.name] = int((left & ~column.correct).sum())
     name = max(missed, key=lambda one: missed[one], default="")
-    if not name or not exceeds(missed[name], 0, SQUARE_GAP * every):
+    if not name or not exceeds(missed[name], 0, SQUARE_GAP * images):
         return {}
-    alone = f"no gradient-based attack breaks ({100 * missed[name] / every:.1f} % of all)"
+    alone = f"no gradient-based attack breaks ({100 * missed[name] / images:.1f} % of all)"
     return {"attack": name, "broke": f"breaks images that {alone}"}
 
 
@@ -297,7 +297,7 @@ def beaten(facts: Mapping[str, int], strong: str, weak: str = "pgd") -> Evidence
 
 
 def of_model(facts: ModelFacts) -> dict[str, str]:
-    """Return what the outputs and gradients of a model show; of the first three, one explains the next."""
+    """Return the warnings about outputs and gradients of a model; of the first three, at most one is raised."""
     calls = ("repeat", "later", "batch", "gradient")
     differs = {name: getattr(facts, f"{name}_difference") > REPEAT_DIFFERENCE for name in calls}
     fixed = not differs["repeat"] and not differs["later"]
@@ -317,11 +317,11 @@ def of_model(facts: ModelFacts) -> dict[str, str]:
     }
     small = "small (scaled down, or hardly trained) the cross-entropy pushes towards all other classes at once instead "
     large = "large the cross-entropy and its gradients are rounded to zero"
-    return told(found, facts=facts, why=f"{small}of the nearest" if facts.logit_factor > 1 else large)
+    return sentences(found, facts=facts, why=f"{small}of the nearest" if facts.logit_factor > 1 else large)
 
 
 def of_deep(facts: Mapping[str, int]) -> dict[str, str]:
-    """Return what attacks made for a kind of model show."""
+    """Return the warnings of attacks that are made for a kind of model."""
     found: Found = {}
     if "classes" in facts:
         raw, merged = (percent(facts[name] / facts["images"]) for name in ("raw_correct", "merged_correct"))
@@ -330,7 +330,7 @@ def of_deep(facts: Mapping[str, int]) -> dict[str, str]:
         found["dummy-classes"] = {"raw": raw, "merged": merged, "why": why}
     if "draws" in facts:
         found["eot-beats-one-draw"] = beaten(facts, "mean", "one")
-    return told(found, facts=facts)
+    return sentences(found, facts=facts)
 
 
 def repeated(notes: Iterable[str]) -> str:
@@ -339,15 +339,15 @@ def repeated(notes: Iterable[str]) -> str:
 
 
 def of_test_set(card: Card) -> dict[str, str]:
-    """Return what the test images cannot show."""
+    """Return the warnings about the test images."""
     found: Found = {}
     total, images = card.test_class_counts, len(card.labels)
     tested = int((total > 0).sum())
     if card.clean is not None and tested > 1:
         summary = card.summary_of(card.clean)
-        # A run of this package stores its weights, normalisation and classes.
         ask = "check weights, normalisation and the order of the classes with taet check"
-        ask = "train longer, or test more images" if card.run else ask
+        if card.run:  # which stores its weights, normalisation and classes
+            ask = "train longer, or test more images"
         shares = {"value": percent(summary.balanced), "interval": percent_interval(*summary.balanced_interval, 0)}
         if summary.balanced_interval[0] <= 1 / tested:
             found["at-chance"] = {**shares, "chance": percent(1 / tested), "ask": ask}
@@ -359,21 +359,22 @@ def of_test_set(card: Card) -> dict[str, str]:
     # On the same n images of a class the difference of two shares has the variance d / n (McNemar, Psychometrika 1947).
     resolution = Z * math.sqrt(DISAGREEMENT * (1 / total[total > 0]).sum()) / tested
     apart = f"a difference between two methods is significant (95 %) only above about {100 * resolution:.0f} points"
-    apart = apart if resolution < DISAGREEMENT else "no difference between two methods is significant (95 %)"
+    if resolution >= DISAGREEMENT:
+        apart = "no difference between two methods is significant (95 %)"
     found["small-test-set"] = {"told_apart": apart} if resolution > COARSE_COMPARISON else False
     found["selected-on-test-set"] = bool(card.model.get("leak"))
-    again = repeated(card.data.get("notes", ()))
-    found["test-images-in-training"] = {"repeated": again} if again else False
-    # Cards of older versions do not say whether they were compared.
+    in_training = repeated(card.data.get("notes", ()))
+    found["test-images-in-training"] = {"repeated": in_training} if in_training else False
+    # Cards of older versions do not store whether extra images were compared.
     found["extra-not-compared"] = not card.data.get("extra", {}).get("compared", True)
-    return told(found, card=card, images=images)
+    return sentences(found, card=card, images=images)
 
 
 def of_use(card: Card, masks: Sequence[str]) -> dict[str, str]:
-    """Return what is known about attacks that are only bounds, given the raised flags of `MASKING`, and the probe."""
-    bounds = [column for column in asked(card) if column.attack.bound]
+    """Return the warnings about the probe and attacks that are only bounds, given the raised flags of `MASKING`."""
+    bounds = [column for column in ordinary(card) if column.attack.bound]
     bound = {"names": listed(one.name for one in bounds), "bound": bounds[0].attack.bound} if bounds else {}
-    alone = not any(isinstance(column.attack, AutoAttack) for column in asked(card))
+    alone = not any(isinstance(column.attack, AutoAttack) for column in ordinary(card))
     masks = [flag for flag in masks if not (alone and flag == "autoattack-far-below-pgd")]  # a bound raised it
     attacked = any(column.norm is not None and not column.is_transfer for column in card.columns)
     probed, images = int(card.probe.get("images", FEW_PROBED)), len(card.labels)
@@ -382,4 +383,4 @@ def of_use(card: Card, masks: Sequence[str]) -> dict[str, str]:
         "not-probed": attacked and not card.probe,
         "probe-small": probed < min(FEW_PROBED, images),
     }
-    return told(found, masks=listed(masks), probed=probed, images=images)
+    return sentences(found, masks=listed(masks), probed=probed, images=images)

@@ -28,7 +28,7 @@ from taet.data.dataset import images_sha256
 from taet.distributed import world_size
 from taet.errors import UserError, custom_code
 from taet.evaluation.column import Column
-from taet.evaluation.facts import answer, traced
+from taet.evaluation.facts import gradient_and_logits, logits_of
 from taet.files import Json, digest
 from taet.progress import Progress
 from taet.randomness import derive_seed
@@ -38,7 +38,7 @@ from taet.training.folder import weights_digest
 from taet.training.pace import seconds_of
 
 TestImages = NDArray[Any]  # uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]
-LIBRARIES = {"torch", "torchvision", "timm", "taet"}  # whose versions a card has
+LIBRARIES = {"torch", "torchvision", "timm", "taet"}  # a card stores their versions
 FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
@@ -49,12 +49,12 @@ def as_unit(pixels: TestImages) -> Tensor:
 
 
 def source_digest(network: nn.Module) -> str:
-    """Return the hash of the classes of a network that are of no library: an edit of `forward` changes no weight."""
-    own = {type(one) for one in network.modules() if type(one).__module__.partition(".")[0] not in LIBRARIES}
+    """Return the hash of the source of a network's own classes: an edit of `forward` changes no weight."""
+    classes = {type(module) for module in network.modules()}
     texts = set[str]()
-    for one in own:
-        with contextlib.suppress(OSError, TypeError):  # typed in, or of a compiled module
-            texts.add(inspect.getsource(one))
+    for own in (each for each in classes if each.__module__.partition(".")[0] not in LIBRARIES):
+        with contextlib.suppress(OSError, TypeError):  # defined interactively, or in a compiled module
+            texts.add(inspect.getsource(own))
     return digest(sorted(texts)) if texts else ""
 
 
@@ -69,7 +69,7 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
 
     def changes() -> list[str]:
         now = tensors().items()
-        return [n for n, one in now if n not in before or not one.nan_to_num().equal(before[n].nan_to_num())]
+        return [n for n, tensor in now if n not in before or not tensor.nan_to_num().equal(before[n].nan_to_num())]
 
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -92,17 +92,17 @@ class Runner:
     seed: int
     device: torch.device
     state_dir: Path | None = None  # of finished batches, from which an interrupted evaluation continues
-    keys: Ints | None = None  # of the random draws of each image; default: its place
-    sources: Mapping[str, Counted] = field(default_factory=dict)  # of transferred examples, by hash of the weights
-    opened: list[BatchStore] = field(default_factory=list)  # those that were used, removed when the card is written
+    keys: Ints | None = None  # of the random draws of each image; default: its index
+    sources: Mapping[str, Counted] = field(default_factory=dict)  # models to transfer from, by hash of weights
+    opened: list[BatchStore] = field(default_factory=list)  # stores in use, removed when the card is written
 
     def still(self) -> AbstractContextManager[None]:
         """Freeze the models, compute in exact float32, and restore all and the random state afterwards."""
         return still(self.device.type, self.model, *self.sources.values())
 
     def passes(self, attacks: Sequence[AttackSpec]) -> float:
-        """Return the expected passes of an image that attacks take."""
-        return len(self.labels) * sum(one.passes(self.num_classes) * one.usual_share for one in attacks)
+        """Return the expected passes of attacks on all images."""
+        return len(self.labels) * sum(attack.passes(self.num_classes) * attack.usual_share for attack in attacks)
 
     def pace(self, attack: AttackSpec) -> float:
         """Return the expected seconds of one pass of an image in this attack, from a few passes of a batch.
@@ -113,7 +113,7 @@ class Runner:
         sharing = min(world_size(), math.ceil(len(self.labels) / images))
         x, y = self.batch(np.arange(images))
         with self.still(), self.model.searching(attack.precision, self.device.type):
-            return seconds_of(partial(traced, self.model, x, y), self.device) / (2 * images * sharing)
+            return seconds_of(partial(gradient_and_logits, self.model, x, y), self.device) / (2 * images * sharing)
 
     @cached_property
     def sites(self) -> dict[str, int]:
@@ -137,7 +137,7 @@ class Runner:
         x, y = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
         with self.still():
             torch.manual_seed(0)  # a model that draws random numbers draws the same ones
-            logits, (gradient, _) = answer(self.model, x), traced(self.model, x, y)
+            logits, (gradient, _) = logits_of(self.model, x), gradient_and_logits(self.model, x, y)
         slopes = gradient.flatten(1).norm(dim=1, keepdim=True)
         values = torch.cat([logits, slopes], 1).cpu().double().numpy()
         return np.where(np.isfinite(values), values, np.nan)  # attacks report on which images they are not finite
@@ -147,11 +147,11 @@ class Runner:
         with torch.inference_mode(False):  # so that gradients with respect to them exist
             return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
-    def column(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
-        """Run one attack on all images; `there` are columns of the same model that may save work."""
-        natural = next((column.predictions for column in there if column.norm is None), None)
+    def column(self, attack: AttackSpec, known: Sequence[Column], progress: Progress) -> Column:
+        """Run one attack on all images; `known` columns of the same model may save work."""
+        natural = next((column.predictions for column in known if column.norm is None), None)
         column, scores = self.attack(attack, natural=natural, progress=progress)
-        # The area of every pair of classes would be too large with very many of them.
+        # With very many classes, a number for every pair of them would take too much space.
         if scores is None or self.num_classes > statistics.PAIRED_CLASSES:
             return column
         return column.changed(roc_auc=statistics.pairwise_auc(scores, self.labels))
@@ -175,7 +175,7 @@ class Runner:
                 found = {name: sum(unit[name].item() for unit in done) for name in WORK}
                 joined = {name: np.concatenate([unit[name] for unit in done]) for name in done[0].keys() - found.keys()}
                 scores, found["predictions"] = joined["scores"], joined["predictions"]
-                wrong = False if natural is None else natural != self.labels  # which a margin may have moved on
+                wrong = False if natural is None else natural != self.labels  # distance 0, also if an attack moved them
                 found["distances"] = np.where(wrong, np.float32(0), joined["distances"]) if attack.minimal else None
         about = {name: getattr(attack, name) for name in ("name", "norm", "eps", "curve", "parameters")}
         about |= {"bounded": attack.eps is not None, "correct": found["predictions"] == self.labels}
@@ -201,15 +201,15 @@ class Runner:
 
     def _in_batches(self, attack: AttackSpec, units: BatchStore | None, progress: Progress) -> list[Unit]:
         """Return what `_measure` returns of every batch; finished ones are saved in `units`."""
-        every, passes = len(self.labels), attack.passes(self.num_classes)
-        batches = np.split(np.arange(every), range(self.batch_size, every, self.batch_size))
+        images, passes = len(self.labels), attack.passes(self.num_classes)
+        batches = np.split(np.arange(images), range(self.batch_size, images, self.batch_size))
 
         def report(done: float, _: int = 0) -> None:
-            progress(done, every * passes, attack.name)
+            progress(done, images * passes, attack.name)
 
         work = partial(self._measure, attack)
         done = in_batches(batches, work, model=self.model, cost=passes, report=report, state=units)
-        report(every * passes)
+        report(images * passes)
         return done
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
@@ -241,7 +241,7 @@ class Runner:
         }
 
 
-def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
+def matching(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
     """Return the column of this attack with these settings and this seed, if there is one."""
     for column in columns:
         if column.attack == attack:

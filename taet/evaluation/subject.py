@@ -37,7 +37,7 @@ from taet.training.resolve import learns
 from taet.training.runs import load_model, load_run
 
 ArrayOrTensor = NDArray[Any] | Tensor
-OF_TRAINING = ("draw", "exposure", "test_sha256")  # what the record of extra images says and their card does not
+OF_TRAINING = ("draw", "exposure", "test_sha256")  # fields in the record of extra images that a card leaves out
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Subject:
         model: nn.Module | None = None,
         dataset: Dataset | None = None,
     ) -> Self:
-        """Return a Module on images, or the model of a run on its own images or others: see `taet.evaluate`."""
+        """Return the subject for a Module on images, or for a run on its own or other images: see `taet.evaluate`."""
         about: Json = {"name": "arrays"}
         if not isinstance(model_or_run_dir, nn.Module | str | os.PathLike):
             got = type(model_or_run_dir).__name__
@@ -82,8 +82,8 @@ class Subject:
             class_names = images.class_names
             if train_class_counts is None and not images.only_test:
                 train_class_counts = images.class_counts.tolist()
-            seen = isinstance(network, nn.Module) or network.record.data.train.sha256 == images.train.sha256
-            about, test = images.about(of_training=seen), images.test
+            trained_on = isinstance(network, nn.Module) or network.record.data.train.sha256 == images.train.sha256
+            about, test = images.about(of_training=trained_on), images.test
             images, labels = test.images, test.labels
         class_names = None if class_names is None else [*check_names(map(str, class_names))]
         given = None if images is None else _test_images(images, labels)
@@ -92,7 +92,7 @@ class Subject:
         if given is None:
             raise UserError("got a model without images and labels; allowed: both, a Dataset, or a run folder alone")
         called = name or type(network).__name__
-        by_label = getattr(train_class_counts, "sort_index", None)  # of pandas: value_counts() begin with the largest
+        by_label = getattr(train_class_counts, "sort_index", None)  # of pandas: value_counts() begins with the largest
         if by_label is not None and by_label().index.dtype.kind in "iu":
             train_class_counts = by_label()
         counts, training_seed = plain(train_class_counts), plain(training_seed)
@@ -167,15 +167,15 @@ class Subject:
         protocol = self.about["protocol"]
         usual = protocols.start(protocol, self.about["method"]) if protocol else protocols.taet()
         settings = settle(self.settings, changes, self.eps, usual)
-        where = self.device if device == "auto" else resolve_device(device)
-        return replace(self, settings=settings, eps=settings.eps or self.eps, device=where)
+        chosen = self.device if device == "auto" else resolve_device(device)
+        return replace(self, settings=settings, eps=settings.eps or self.eps, device=chosen)
 
-    def runner(self, state_dir: Path | None = None, most_each: int = 1) -> Runner:
-        """Move the model to the device and return its runner; it may have up to `most_each` logits for a class."""
+    def runner(self, state_dir: Path | None = None, most_per_class: int = 1) -> Runner:
+        """Move the model to the device and return its runner; allow up to `most_per_class` logits for a class."""
         device, model = self.device, self.model.to(self.device)
         width = count_classes(model, self.images, self.labels, device)
         names = self.about["data"]["class_names"]
-        if names is not None and width not in range(len(names), most_each * len(names) + 1, len(names)):
+        if names is not None and width not in range(len(names), most_per_class * len(names) + 1, len(names)):
             raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
         batch_size, seed, sources = self.settings.batch_size, self.settings.seed, self._sources(names)
         counted = attacked(model, self.images)
@@ -188,7 +188,7 @@ class Subject:
         about = {**self.about["model"], "weights_sha256": weights, "answers": plain(runner.fingerprint)}
         about |= {"code": code} if (code := source_digest(runner.model.model)) else {}
         about["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
-        names = self.about["data"]["class_names"] or [str(one) for one in range(runner.num_classes)]
+        names = self.about["data"]["class_names"] or [str(label) for label in range(runner.num_classes)]
         fields = {**self.about, "model": about, "data": {**self.about["data"], "class_names": names}}
         fields |= {"threat": {"norm": "linf", "eps": self.eps}, "batch_size": runner.batch_size}
         fields |= {"labels": self.labels, "columns": (), "environment": machine, "created": machine.pop("started")}
@@ -214,7 +214,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[TestImages, Ints]:
-    """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
+    """Return images and labels as arrays in one of the two allowed forms; any other is a `UserError`."""
     pixels, classes = as_array("images", images), as_array("labels", labels)
     known = pixels.size and pixels.ndim == 4 and (pixels.dtype.kind == "f" or pixels.dtype == np.uint8)
     if not known or (pixels.dtype == np.uint8 and pixels.shape[3] not in (1, 3)):
@@ -230,23 +230,23 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
 
 def fitted(images: TestImages, shape: Sequence[int], exactly: bool = False) -> TestImages:
     """Return images for a network of images (C, H, W), grey ones with C channels; refuse another size."""
-    found, axis = tuple(as_unit(images[:1]).shape[1:]), 3 if images.dtype == np.uint8 else 1
-    if found == tuple(shape):
+    own, channel_axis = tuple(as_unit(images[:1]).shape[1:]), 3 if images.dtype == np.uint8 else 1
+    if own == tuple(shape):
         return images
-    if exactly or found != (1, *shape[1:]):
-        got, allowed = (" x ".join(map(str, of)) for of in (found, shape))
+    if exactly or own != (1, *shape[1:]):
+        got, allowed = (" x ".join(map(str, lengths)) for lengths in (own, shape))
         raise UserError(f"images: got {got}; allowed: {allowed}, channels, height and width as in training")
-    return np.repeat(images, shape[0], axis)
+    return np.repeat(images, shape[0], channel_axis)
 
 
 def attacked(model: nn.Module, images: TestImages) -> Counted:
     """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
     channels, height, width = as_unit(images[:1]).shape[1:]
-    found = make_view(model, (channels, height, width)) if isinstance(model, Classifier) else None
-    if found is None:
+    view = make_view(model, (channels, height, width)) if isinstance(model, Classifier) else None
+    if view is None:
         return Counted(model)
     # In another layout the libraries would convert every tensor to this one and back.
-    return Counted(model, found.module.to(memory_format=torch.channels_last))
+    return Counted(model, view.module.to(memory_format=torch.channels_last))
 
 
 def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
@@ -274,13 +274,14 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
 
 
 def by_name(labels: Ints, names: Sequence[str] | None, known: Sequence[str]) -> Ints:
-    """Return labels (N,), indices into `names`, as indices of the same names in `known`, else in Unicode normal form.
+    """Return labels (N,), indices into `names`, as indices into `known`; names that differ are compared in Unicode NFC.
 
-    An unknown name raises a `UserError`, but labels whose names are not given, or just numbers, which the known ones
-    are not, are returned as they are.
+    Labels without `names`, or whose names are just numbers while the known ones are not, are returned unchanged. An
+    unknown name is a `UserError`.
     """
+    numbers = [str(label) for label in range(len(known))]
     if names is None:
-        if [*known] != (numbers := [f"{label}" for label in range(len(known))]) and {*known} == {*numbers}:
+        if [*known] != numbers and {*known} == {*numbers}:
             got = f"numbers, where the run's classes are called {listed(known, most=4)}"
             raise UserError(f"labels: got {got}; allowed: with class_names, or a Dataset")
         return labels
@@ -288,7 +289,7 @@ def by_name(labels: Ints, names: Sequence[str] | None, known: Sequence[str]) -> 
     if not {*names} <= {*known}:
         ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (names, known))
     strange = [name for name in ours if name not in theirs]
-    if len(strange) == len(ours) <= len(theirs) and ours == [str(label) for label in range(len(ours))]:
+    if len(strange) == len(ours) <= len(theirs) and ours == numbers[: len(ours)]:
         return labels
     if strange:
         raise unknown("class of the test images", strange[0], known)
@@ -297,9 +298,8 @@ def by_name(labels: Ints, names: Sequence[str] | None, known: Sequence[str]) -> 
 
 
 def repeats(images: TestImages, trained_on: str, notes: Sequence[str]) -> list[str]:
-    """Return a note on how many images a run was trained on, by its fingerprints, unless there is one already."""
-    pixels = images
-    if images.dtype != np.uint8:
-        pixels = np.rint(255 * images).astype(np.uint8).transpose(0, 2, 3, 1)
+    """Return a note on how many images have fingerprints in `trained_on`; empty if none has or `notes` say so."""
+    is_uint8 = images.dtype == np.uint8
+    pixels = images if is_uint8 else np.rint(255 * images).astype(np.uint8).transpose(0, 2, 3, 1)
     found = int(np.isin(fingerprints(pixels), np.frombuffer(bytes.fromhex(trained_on), np.uint64)).sum())
     return [f"{found} of {len(images)} test images are also in train"] if found and not repeated(notes) else []

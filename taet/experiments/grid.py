@@ -18,7 +18,7 @@ from taet.data import facts, full_name, is_own
 from taet.errors import UserError, located, nearest
 from taet.evaluation.bundles import attacks_of, of_run, settle
 from taet.evaluation.card import card_of
-from taet.evaluation.runner import among
+from taet.evaluation.runner import matching
 from taet.experiments import own_images
 from taet.fields import LongSeed, Ratio, Rule, Settings
 from taet.files import read_toml
@@ -170,7 +170,7 @@ class Cell:
         asked = of_run(run)
         wanted = [attack for attack in attacks_of(asked) if attack.norm is not None]
         same = card is not None and (card.threat["eps"], card.batch_size) == (run.attack_eps, run.evaluation.batch_size)
-        if card is not None and same and all(among(card.columns, attack) is not None for attack in wanted):
+        if card is not None and same and all(matching(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
         there = held.record.run
         ours, its = asked.model_dump(), of_run(there).model_dump()

@@ -16,7 +16,7 @@ from taet.errors import UserError, unknown
 from taet.fields import NonNegative, Positive, check_value
 
 FocalForm = Literal["softmax", "sigmoid"]
-NO_CLASS = -(2**63)  # the label that cross-entropy skips. PyTorch's default, -100, could also be a user's mistake
+NO_CLASS = -(2**63)  # the label that cross-entropy skips: PyTorch's default, -100, could be a user's mistake
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def positive_counts(class_counts: Tensor) -> Tensor:
-    """Return class counts (C,), which may be expected numbers below 1, as floats; none counts as 1."""
+    """Return class counts (C,) as floats, with 1 in place of 0; expected counts may lie between 0 and 1."""
     counts = full_precision(torch.as_tensor(class_counts))
     return torch.where(counts > 0, counts, 1)
 
@@ -71,7 +71,7 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
 
 
 def counts_of(class_counts: Tensor, logits: Tensor) -> Tensor:
-    """Return class counts in the type of logits; a `UserError` unless there is one for each logit."""
+    """Return class counts in the type of the logits; raise a `UserError` unless there is one for each logit."""
     class_counts = torch.as_tensor(class_counts)
     if class_counts.shape != logits.shape[1:]:
         got = f"shape {tuple(class_counts.shape)} with logits {tuple(logits.shape)}"
@@ -153,8 +153,8 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = 
         check_labels(logits, labels)
         if labels.device.type == "cpu" and ((labels < 0) | (labels >= logits.shape[1])).any():
             raise out_of_range(labels, logits.shape[1])
-        toward = torch.where(is_label(logits, labels), logits, -logits)
-        return -((gamma * functional.logsigmoid(-toward)).exp() * functional.logsigmoid(toward)).sum(1)
+        signed = torch.where(is_label(logits, labels), logits, -logits)
+        return -((gamma * functional.logsigmoid(-signed)).exp() * functional.logsigmoid(signed)).sum(1)
     raise unknown("focal form", form, get_args(FocalForm))
 
 
@@ -278,6 +278,6 @@ def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor
 
     A matrix product is used because index_add_ on a GPU adds in a different order every time.
     """
-    members = is_label(values.new_empty(0, num_classes), labels).double()
-    sums = global_sum(members.T @ torch.cat([values.double(), torch.ones_like(members[:, :1])], 1))
+    one_hot = is_label(values.new_empty(0, num_classes), labels).double()
+    sums = global_sum(one_hot.T @ torch.cat([values.double(), torch.ones_like(one_hot[:, :1])], 1))
     return sums[:, :-1], sums[:, -1]

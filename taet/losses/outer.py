@@ -58,8 +58,7 @@ class OuterLoss(nn.Module):
         if begin is None:
             got = "got a schedule without a milestone before its end"
             raise UserError(f"outer drw: {got}; allowed: one at which it can begin")
-        self.outer = outer
-        self.begin = begin
+        self.outer, self.begin = outer, begin
         # In float64, whatever the logits are in: casting down loses nothing that they could hold.
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
         images = counts if distinct is None else torch.as_tensor(distinct, dtype=torch.float64)
@@ -76,7 +75,7 @@ class OuterLoss(nn.Module):
         self.weights.copy_(self.balanced if epoch >= self.begin else torch.ones_like(self.balanced))
 
     def shifted(self, logits: Tensor) -> Tensor:
-        """Logits (N, C) plus the log prior under balanced-softmax and logit-adjustment, otherwise unchanged."""
+        """Return logits (N, C) plus the log prior under balanced-softmax and logit-adjustment, otherwise unchanged."""
         logits, shifts = full_precision(logits), self.outer.name in ("balanced-softmax", "logit-adjustment")
         return logits + self.shift.to(logits.dtype) if shifts else logits
 
@@ -89,15 +88,15 @@ class OuterLoss(nn.Module):
         return self.weighed(losses, labels)
 
     def smoothed(self, losses: Tensor, prepared: Tensor) -> Tensor:
-        """(1 - s) times the cross-entropy with the label, (N,), plus s times that with q, on logits with the shift."""
+        """Return (1 - s) times `losses` (N,), plus s times the cross-entropy with q on the `prepared` logits (N, C)."""
         share = self.outer.label_smoothing
         if not share:
             return losses
-        spread = self.shift.softmax(0).to(prepared.dtype)
-        return (1 - share) * losses - share * (spread * prepared.log_softmax(1)).sum(1)
+        q = self.shift.softmax(0).to(prepared.dtype)
+        return (1 - share) * losses - share * (q * prepared.log_softmax(1)).sum(1)
 
     def prepared(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (N, C) for the cross-entropy: shifted by the prior or, under ldam, lowered by the margin.
+        """Return logits (N, C) for the cross-entropy: shifted by the prior or, under ldam, lowered by the margin.
 
         Focal loss uses the logits unchanged.
         """
@@ -107,7 +106,7 @@ class OuterLoss(nn.Module):
         return less_margin(logits, labels, self.margins.to(logits.dtype))
 
     def weighed(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Losses (N,) times their class weights under class-balanced and `drw`, and times `factor` if `by_class`."""
+        """Return losses (N,) times class weights under class-balanced and `drw`, and times `factor` if `by_class`."""
         if self.outer.drw or self.outer.name == "class-balanced":
             weights = self.weights.to(losses.dtype)[labels]
             if self.outer.divide_by == "weights":

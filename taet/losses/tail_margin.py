@@ -17,15 +17,15 @@ Form = Literal["official", "paper", "per-pair"]
 
 
 def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
-    """Mask of the tail classes, (C,) bool, by rank of their training counts, largest first, ties by label.
+    """Return the mask of the tail classes, (C,) bool, by rank of their training counts, largest first, ties by label.
 
     Counted from 1, the paper uses the ranks ceil(2C/3)..C (10 classes: the last four). Its public code, and so the
     forms official and per-pair, uses 2 floor(C/3) + 2..C (10 classes: the last three; 3 classes: none).
     The counts are read on the CPU; in a training loop compute the mask once.
     """
     classes = len(class_counts)
-    others = -(-2 * classes // 3) - 1 if form == "paper" else 2 * (classes // 3) + 1
-    return torch.as_tensor(class_ranks(class_counts.tolist()) >= others, device=class_counts.device)
+    first = -(-2 * classes // 3) - 1 if form == "paper" else 2 * (classes // 3) + 1  # rank, from 0
+    return torch.as_tensor(class_ranks(class_counts.tolist()) >= first, device=class_counts.device)
 
 
 def tail_margin(
@@ -75,13 +75,13 @@ def tail_margin(
         raise out_of_range(labels, len(counts)) from None
     number = global_sum(number)  # of each class in the batch
     batch, members = number.sum(), (tail * number).sum()
-    with torch.autocast(features.device.type, enabled=False):  # which would multiply in half precision
+    with torch.autocast(features.device.type, enabled=False):  # it would multiply in half precision
         if form == "official":
             signed = root * batch + root @ number - 4 * root * number  # sum_j s_ij w_ij, by the class of i
             left, right = global_sum(torch.stack([(tail * signed)[labels] @ a, b.sum(0)]))
             total = left @ right / (batch * features.shape[1])
         else:
-            sides = torch.cat([a, b] if form == "per-pair" else [-b, a], 1)  # what i and what j puts in
+            sides = torch.cat([a, b] if form == "per-pair" else [-b, a], 1)  # factors of i and of j
             sums = global_sum(sides.new_zeros(len(root), sides.shape[1]).index_add(0, labels, sides))
             of_i, of_j = sums.chunk(2, 1)  # of the examples of each class
             pull = root[:, None] * (of_j.sum(0) - 4 * of_j) + root @ of_j  # sum_j s_ij w_ij of_j, by the class of i

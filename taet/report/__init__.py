@@ -26,12 +26,12 @@ def write(
 ) -> Path:
     """Write the report of `taet.results(...)`, or of what it takes, to the file `out`, and return its path.
 
-    The ending of `out` says how: .html, one page that contains its styles and figures; .md and .tex, its main tables;
-    .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title. A .md, .tex or .csv that
-    is no report is replaced with `force` only.
+    The suffix of `out` selects the form: .html, one page that contains its styles and figures; .md and .tex, the main
+    tables; .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title. A .md, .tex or
+    .csv that is no report is replaced only with `force`.
 
     Raises:
-        UserError: a source without a card, another ending, a file of something else, or in a run but report.html.
+        UserError: a source without a card, another suffix, a file that is no report, or one in a run but report.html.
     """
     from taet.files import check_output, make_folder, write_atomically
     from taet.formatting import listed
@@ -85,12 +85,12 @@ def fail_if_worse(new: Sources, old: Sources) -> tuple[bool, list[str]]:
         raise UserError("the old card has no column of clean images or of an attack within a ball; evaluate it again")
     lacking = [name for name in names if not all(name in {one.name for one in card.columns} for card in ours)]
     found = {name: compare_runs(ours, theirs, name, len(names)) for name in names if name not in lacking}
-    if lacking:  # after cards that cannot be compared, for which no attack helps
+    if lacking:  # checked after the comparison, which refuses cards that no further attack makes comparable
         raise UserError(f"the new card lacks {listed(lacking)}; first evaluate it with --attacks {' '.join(lacking)}")
     flags = [flag for card in (*ours, *theirs) for flag in card.flags]
-    seen = [flag["text"] for flag in flags if flag["flag"] == "test-images-in-training"]
-    if seen and len(seen) < len(ours) + len(theirs):
-        raise UserError(f"of some of the models, {seen[0]}; allowed: test images that none was trained on")
+    trained_on = [flag["text"] for flag in flags if flag["flag"] == "test-images-in-training"]
+    if trained_on and len(trained_on) < len(ours) + len(theirs):
+        raise UserError(f"of some of the models, {trained_on[0]}; allowed: test images that none was trained on")
     level = LEVEL / len(names)
     worse = {name for name, one in found.items() if one.decided and one.p < level and one.value < 0}
     lines = [

@@ -1,4 +1,4 @@
-"""The figures of the report: one function each, from results to a drawing; its docstring is the text above it.
+"""The figures of the report: one function each, from results to a drawing, below the text of its docstring.
 
 The template writes a drawing as SVG, with its legend beside it. Figures are legible without colour.
 """
@@ -32,11 +32,11 @@ MARKERS = (
 )
 MOST_ROWS = 20
 CURVES = {"steps": "number of steps", "eps": "radius ε", "logit-scale": "factor of the logits"}
-Words = tuple[float, float, str, str]  # x, y, whether the "middle" or the "end" of the text is there, and the text
+Words = tuple[float, float, str, str]  # x, y, whether it anchors the "middle" or the "end" of the text, and the text
 
 
 class Marks(NamedTuple):
-    """What belongs to one name of the legend, as SVG paths: a marker at each point, intervals, a line and a band."""
+    """The drawing of one name of the legend, as SVG paths: a marker at each point, intervals, a line and a band."""
 
     name: str
     colour: str
@@ -49,7 +49,7 @@ class Marks(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """A drawing of 460 x `height` CSS pixels: the grid as an SVG path, what is written, and marks above them."""
+    """A drawing of 460 x `height` CSS pixels: the grid as an SVG path, the texts, and marks above them."""
 
     title: str
     description: str
@@ -60,12 +60,12 @@ class Panel:
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Return the map of values from `low` to `high` to places from `start` to `end`, in tenths of a pixel."""
+    """Return the map from values in `low` to `high` to pixels in `start` to `end`, rounded to tenths."""
     return lambda value: round(start + (end - start) * (value - low) / ((high - low) or 1), 1)
 
 
 def _ticks(low: float, high: float, least: float) -> list[float]:
-    """Return the multiples, from `low` to `high`, of 1, 2 or 5 times a power of ten: of the least with at most six."""
+    """Return up to seven ticks from `low` to `high`: multiples of the first 1, 2 or 5 times 10^k from `least` on."""
     steps = (factor * 10.0**power for power in range(-3, 9) for factor in (1, 2, 5))
     step = next(step for step in steps if step >= least and (high - low) / step <= 6)
     return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -84,15 +84,15 @@ def overview(results: Results) -> Iterator[Panel]:
     attacks = [*clean, *(one for one in in_ball(results) if one in own and one not in (*clean, lead))]
     colours = dict(zip([*attacks[: len(STRENGTHS) - 1], lead], STRENGTHS, strict=False)) | {lead: STRENGTHS[-1]}
     of = f", the best {MOST_ROWS} of {len(results.rows)}" if len(results.rows) > MOST_ROWS else ""
-    drawn, held = (len({*names} - {"clean"}) for names in (colours, own))
-    each = "each attack" if drawn == held else f"{drawn} of {held} attacks"
-    yield _forest(f"Balanced accuracy under {each}{of}", scores, rows, "attack", colours)
+    drawn, measured = (len({*names} - {"clean"}) for names in (colours, own))
+    attacks_text = "each attack" if drawn == measured else f"{drawn} of {measured} attacks"
+    yield _forest(f"Balanced accuracy under {attacks_text}{of}", scores, rows, "attack", colours)
     if len(parts):
         yield _forest(f"Head, body and tail classes under {attack}{of}", parts, rows, "group", GROUPS)
 
 
 def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, colours: Mapping[str, str]) -> Panel:
-    """Draw a marker and an interval of each row for each value of the column `lines`, in its colour."""
+    """Draw, for each value of the column `lines`, a marker and an interval in each row, in the colour of the value."""
     names, left, right = {row: textwrap.wrap(row, 23) for row in rows}, 150, 450
     each = max(42 if len(rows) < 10 else 35, 8 + 13 * max(map(len, names.values())))
     bottom, top = each * len(rows), min(1.0, 1.02 * scores["high"].max())
@@ -113,29 +113,29 @@ def _forest(title: str, scores: pd.DataFrame, rows: Sequence[str], lines: str, c
         words += [(left - 8, first + 13 * line, "end", part) for line, part in enumerate(names[row])]
     grid = "".join(f"M{at} 0V{bottom}" for at, _ in ticks)
     grid += "".join(f"M0 {y}H{right}" for y in (*places.values(), bottom))
-    said = f"with 95 % intervals, one row per method: {', '.join(colours)}"
-    return Panel(title, said, bottom + 24, grid, words, marks)
+    description = f"with 95 % intervals, one row per method: {', '.join(colours)}"
+    return Panel(title, description, bottom + 24, grid, words, marks)
 
 
 def strength(results: Results) -> Iterator[Panel]:
     """Balanced accuracy against one setting of the attack, with 95 % intervals. A curve over steps that still falls at
     its end has not converged; one over the radius must reach 0; one over the scale of the logits should be flat. Seeds
     that were attacked with other settings than the first of their row are left out."""
-    for name, said in CURVES.items():
-        found, first = [], dict[str, object]()
+    for name, label in CURVES.items():
+        lines, first = [], dict[str, object]()
         for one in results.named:
-            if known := curves(one.card)[name]:
-                how = fixed([*known.values()][-1], name)
-                of_row = known.items() if first.setdefault(one.row, how) == how else ()
-                shares = ((x, one.card.summary_of(column)) for x, column in of_row)
-                found += [(one.row, one.card.seed, x, of.balanced, *of.balanced_interval) for x, of in shares]
-        if found:
-            points = pd.DataFrame(found, columns=["row", "seed", "x", "accuracy", "low", "high"])
+            if curve := curves(one.card)[name]:
+                settings = fixed([*curve.values()][-1], name)
+                of_row = curve.items() if first.setdefault(one.row, settings) == settings else ()
+                summaries = ((x, one.card.summary_of(column)) for x, column in of_row)
+                lines += [(one.row, one.card.seed, x, of.balanced, *of.balanced_interval) for x, of in summaries]
+        if lines:
+            points = pd.DataFrame(lines, columns=["row", "seed", "x", "accuracy", "low", "high"])
             points = over_seeds(of_all_seeds(points), "row", "x")
             places = {x: place for place, x in enumerate(sorted({*points["x"]}))}
             points["x"] = points["x"].map(places)
             ticks = {float(place): size(x, 3) if name == "eps" else f"{x:g}" for x, place in places.items()}
-            yield _lines(said[0].upper() + said[1:], f"{said} (not to scale)", points, order(results), ticks)
+            yield _lines(label[0].upper() + label[1:], f"{label} (not to scale)", points, order(results), ticks)
 
 
 def training(results: Results) -> Iterator[Panel]:
@@ -154,10 +154,10 @@ def training(results: Results) -> Iterator[Panel]:
 
 
 def of_all_seeds(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the points that every seed of their row has: a mean over others would jump."""
+    """Return the points that every seed of their row has; a mean over some of the seeds would jump."""
     seeds, of_row = points["seed"].fillna(-1), points["row"]
-    held = seeds.groupby([of_row, points["x"]]).transform("nunique")
-    return points[held == seeds.groupby(of_row).transform("nunique")]
+    number = seeds.groupby([of_row, points["x"]]).transform("nunique")
+    return points[number == seeds.groupby(of_row).transform("nunique")]
 
 
 def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], ticks: Mapping[float, str]) -> Panel:
@@ -179,5 +179,5 @@ def _lines(title: str, label: str, points: pd.DataFrame, rows: Sequence[str], ti
     words += [(x(tick), bottom + 18, "middle", text) for tick, text in ticks.items()]
     words += [((left + right) / 2, bottom + 38, "middle", label)]
     of = f", the best {len(COLOURS)} of {len(lines)}" if len(lines) > len(COLOURS) else ""
-    said = f"balanced accuracy against the {label}, one line for each row"
-    return Panel(f"{title}{of}", said, bottom + 46, "".join(f"M{left} {at}H{right}" for at, _ in levels), words, marks)
+    text = f"balanced accuracy against the {label}, one line for each row"
+    return Panel(f"{title}{of}", text, bottom + 46, "".join(f"M{left} {at}H{right}" for at, _ in levels), words, marks)

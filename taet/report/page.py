@@ -1,4 +1,4 @@
-"""The report: one picture, one sentence and one table for each test set, and everything else folded below."""
+"""The report: a figure, a sentence and a table for each test set, with everything else folded below."""
 
 import inspect
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Iterable[Panel | pd.DataFrame]]],
     ("Training curves", figures.training),
     ("Where every number comes from", tables.provenance),
 )
-"""Folded parts: title and function; its docstring is the text above what it yields, and without any it is left out."""
+"""Folded parts: title and function, whose docstring is the text above its figures or tables; left out without any."""
 NOTE = """Balanced accuracy is the mean over the classes: a rare class counts as much as a common one. All numbers are
 per cent, each above its 95 % interval: of one seed over the test images, which does not cover how much another seed
 would change; of several over seeds, too (Student's t). Bold: better than each other row with a number there, compared
@@ -55,7 +55,7 @@ def markdown(results: Results, title: str, notes: Sequence[str]) -> str:
     parts = ["<!-- taet report -->", *map(tables.plain, (f"# {title}", *notes))]
     for one in results.by_test_set():
         parts += [*map(tables.plain, (f"## {name(one)}", f"{about(one)} {lead(one)}"))]
-        parts += [f"**{flag}** ({tables.plain(of)}): {tables.plain(text)}" for flag, of, text in warnings(one)]
+        parts += [f"**{flag}** ({tables.plain(rows)}): {tables.plain(text)}" for flag, rows, text in warnings(one)]
         parts += [f"### {tables.plain(table.attrs['title'])}\n\n{tables.markdown(table)}" for table in _main(one)]
     return "\n\n".join(parts) + "\n"
 
@@ -64,8 +64,8 @@ def latex(results: Results, title: str, notes: Sequence[str]) -> str:
     """Return the main tables in LaTeX, for the package booktabs."""
     parts = [f"% {' '.join(text.split())}" for text in ("taet report", "It needs the package booktabs.", title, *notes)]
     for number, one in enumerate(results.by_test_set(), 1):
-        told = (f"{flag} ({of}): {text}" for flag, of, text in warnings(one))
-        parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), about(one), *told))]
+        flags = (f"{flag} ({rows}): {text}" for flag, rows, text in warnings(one))
+        parts += ["\n".join(f"% {' '.join(text.split())}" for text in (name(one), about(one), *flags))]
         parts += [tables.latex(table, name(one), number) for table in _main(one)]
     return "\n\n".join(parts) + "\n"
 
@@ -82,7 +82,7 @@ def name(results: Results) -> str:
 
 
 def about(results: Results) -> str:
-    """Say how many models were attacked, on which images, and how."""
+    """Return a sentence on how many models were attacked, on which images, and how."""
     card, models = results.cards[0], len({(one.row, one.card.seed) for one in results.named})
     counts, images = card.data.get("train_class_counts"), f"{len(card.labels):,} test images"
     if counts is not None:
@@ -95,7 +95,7 @@ def about(results: Results) -> str:
 
 
 def lead(results: Results) -> str:
-    """Say which row is best under the strongest attack, and whether its lead exceeds chance."""
+    """Return a sentence on the best row under the strongest attack, and whether its lead exceeds chance."""
     attack = tables.lead_attacks(results)[-1]
     scores = results.scores("balanced").query("attack == @attack").set_index("row")
     best, *others = [row for row in tables.order(results) if row in scores.index]
@@ -113,16 +113,16 @@ def lead(results: Results) -> str:
 
 
 def warnings(results: Results) -> list[tuple[str, str, str]]:
-    """Return the warnings that the rules of today raise: name, rows, and the text of the first card of each row."""
-    held = defaultdict[tuple[str, str], list[tuple[str, int | None]]](list)
+    """Return the warnings of the present rules: name, rows, and the text of the first card of each row."""
+    raised_on = defaultdict[tuple[str, str], list[tuple[str, int | None]]](list)
     for one in results.named:
         for flag, text in (raised(one.card) | dict(training_flags(one.epochs))).items():
-            held[flag, one.row].append((text, one.card.seed))
+            raised_on[flag, one.row].append((text, one.card.seed))
     found = defaultdict[tuple[str, str], dict[str, int]](dict)
-    for (flag, row), of in held.items():
-        (text, seed), texts = of[0], {text for text, _ in of}
+    for (flag, row), cards_of_row in raised_on.items():
+        (text, seed), texts = cards_of_row[0], {text for text, _ in cards_of_row}
         whose = "" if len(texts) == 1 else "Of one: " if seed is None else f"Of seed {seed}: "
-        found[flag, whose + text][row] = len(of)
+        found[flag, whose + text][row] = len(cards_of_row)
     flags, cards = [*dict.fromkeys(flag for flag, _ in found)], Counter(one.row for one in results.named)
     lines = []
     for (flag, text), rows in sorted(found.items(), key=lambda pair: flags.index(pair[0][0])):

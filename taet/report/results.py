@@ -32,9 +32,9 @@ GROUPS = ("balanced", "plain", "head", "body", "tail", "worst")  # of classes, b
 LEAD = "autoattack"
 BOARD = [*("data", "imbalance_ratio", "model", "protocol", "selection", "row", "rank", LEAD, "low", "high")]
 BOARD += ["clean", "pgd-20", "tail", "worst", "seeds", "flags"]
-"""Columns of a board; low and high are the 95 % interval under AutoAttack, tail and worst are under it as well."""
+"""Columns of a board; low and high (the 95 % interval), tail and worst are under AutoAttack."""
 PGD_ALONE = frozenset({"autoattack-far-below-pgd", "logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"})
-"""Flags of a loss or scale that misleads PGD but not AutoAttack, whose losses are a margin and free of the scale."""
+"""Flags of a loss or scale that misleads PGD but not AutoAttack, whose losses are a margin and scale-invariant."""
 
 
 def results(*sources: Sources) -> Results:
@@ -44,27 +44,27 @@ def results(*sources: Sources) -> Results:
         UserError: a source without a card, or a damaged card.
     """
     found, waiting = read(*sources)
-    by_images = _parts((rows.images(one.card), one) for one in found)
-    return Results(tuple(one for cards in by_images for one in _named(cards)), tuple(waiting))
+    by_images = _grouped((rows.images(one.card), one) for one in found)
+    return Results(tuple(one for cards in by_images for one in _with_rows(cards)), tuple(waiting))
 
 
-def _parts(pairs: Iterable[tuple[Hashable, StoredCard]]) -> list[list[StoredCard]]:
-    found: dict[Hashable, list[StoredCard]] = defaultdict(list)
-    for key, one in pairs:
-        found[key].append(one)
-    return [*found.values()]
+def _grouped(pairs: Iterable[tuple[Hashable, StoredCard]]) -> list[list[StoredCard]]:
+    groups: dict[Hashable, list[StoredCard]] = defaultdict(list)
+    for key, card in pairs:
+        groups[key].append(card)
+    return [*groups.values()]
 
 
-def _named(cards: Sequence[StoredCard]) -> Iterator[StoredCard]:
-    columns = [sorted((column for column in one.card.columns if not column.curve), key=_place) for one in cards]
-    names = rows.attack_names(column.identity for each in columns for column in each)
-    for one, (row, setting), each in zip(cards, rows.named([one.card for one in cards]), columns, strict=True):
-        own = {names[column.identity]: column for column in each}
-        yield dataclasses.replace(one, row=row, setting=setting, columns=own)
+def _with_rows(cards: Sequence[StoredCard]) -> Iterator[StoredCard]:
+    columns = [sorted((column for column in one.card.columns if not column.curve), key=_order) for one in cards]
+    names = rows.attack_names(column.identity for own in columns for column in own)
+    for one, (row, setting), own in zip(cards, rows.named([one.card for one in cards]), columns, strict=True):
+        by_name = {names[column.identity]: column for column in own}
+        yield dataclasses.replace(one, row=row, setting=setting, columns=by_name)
 
 
-def _place(column: Column) -> tuple[float, ...]:
-    """Sort key of attacks: clean first, then by norm and radius; unbounded attacks after all."""
+def _order(column: Column) -> tuple[float, ...]:
+    """Return the sort key of an attack: clean first, then by norm and radius, unbounded attacks last."""
     norm = (None, "linf", "l2").index(column.norm)
     return column.norm is not None and not column.bounded, norm, column.eps or 0.0, *catalogue.place(column.name)
 
@@ -94,31 +94,31 @@ class Results:
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """A column of each attack, for its settings; clean first, in the order of a table."""
+        """One column of each attack, which has its settings, in the order of a table, clean first."""
         found = {name: column for one in reversed(self.named) for name, column in one.columns.items()}
-        return dict(sorted(found.items(), key=lambda pair: (_place(pair[1]), pair[0])))
+        return dict(sorted(found.items(), key=lambda pair: (_order(pair[1]), pair[0])))
 
     @cached_property
     def strongest(self) -> str | None:
-        """The bounded attack, of the cards' threat if one is, that most rows have: a complete suite, else that with the
-        lowest mean balanced accuracy, of equals the later in a table; the worst case only where there is no other."""
+        """The bounded attack that most rows have, within the cards' threat if possible. Of several: a complete suite,
+        else the lowest mean balanced accuracy, else the last in a table; the worst case only without any other."""
         balls = {(card.threat["norm"], card.threat["eps"]) for card in self.cards}
-        bounded = {name: of for name, of in self.columns.items() if of.ordinary and of.bounded and of.norm}
-        inside = {name: of for name, of in bounded.items() if of.ball in balls} or bounded
-        found = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)
+        bounded = {name: one for name, one in self.columns.items() if one.ordinary and one.bounded and one.norm}
+        inside = {name: one for name, one in bounded.items() if one.ball in balls} or bounded
+        scores = self.scores("balanced").groupby("attack")["accuracy"].agg(["size", "mean"]).round(12)
 
-        def order(name: str) -> tuple[int, bool, float, int]:
-            column, (held, mean) = inside[name], found.loc[name]
-            whole = isinstance(column.attack, AutoAttack) and column.attack.version == "standard"
-            return -held, not whole, mean, -list(inside).index(name)
+        def preference(name: str) -> tuple[int, bool, float, int]:
+            column, (rows, mean) = inside[name], scores.loc[name]
+            complete = isinstance(column.attack, AutoAttack) and column.attack.version == "standard"
+            return -rows, not complete, mean, -list(inside).index(name)
 
-        return min(inside, key=order, default=None)
+        return min(inside, key=preference, default=None)
 
     def by_test_set(self) -> list[Results]:
         """Return the results of each test set and its training counts, in the order of their first card."""
-        return [Results(tuple(cards)) for cards in _parts((rows.images(one.card), one) for one in self.named)]
+        return [Results(tuple(cards)) for cards in _grouped((rows.images(one.card), one) for one in self.named)]
 
-    def _one(self) -> Results:
+    def _one_test_set(self) -> Results:
         if len(sets := self.by_test_set()) > 1:
             names = ", ".join(f"{one.cards[0].data['name']} ({len(one.cards)} cards)" for one in sets)
             raise UserError(f"results: got {len(sets)} test sets: {names}; allowed: one; choose with .by_test_set()")
@@ -136,13 +136,13 @@ class Results:
     @property
     def labels(self) -> pd.Series:
         """The class of each test image."""
-        return pd.Series(self._one().cards[0].labels, name="label")
+        return pd.Series(self._one_test_set().cards[0].labels, name="label")
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """The class predicted for each test image (index) by each row, seed and attack (columns)."""
         found: dict[tuple[str, int | None, str], Ints] = {}
-        for one in self._one().named:  # of equal weights that were evaluated again the first
+        for one in self._one_test_set().named:  # if weights were evaluated again, the first card counts
             for name, column in one.columns.items():
                 found.setdefault((one.row, one.card.seed, name), column.predictions)
         return pd.DataFrame(found).rename_axis(columns=["row", "seed", "attack"])
@@ -151,14 +151,14 @@ class Results:
         """Return the mean over the seeds of each row and attack, for some groups of classes or all.
 
         The columns are row, attack, group, accuracy, low, high, error and seeds. One seed keeps its interval over the
-        test images; of several it is the mean one, widened for the seeds as in `difference`; error is theirs.
+        test images; of several, it is the mean interval, widened as in `difference` by error, that of the seeds.
         """
         found = self._scores
         return (found[found["group"].isin(groups)] if groups else found).reset_index(drop=True)
 
     @cached_property
     def _scores(self) -> pd.DataFrame:
-        return over_seeds(_numbers(self._one().named), "row", "attack", "group")
+        return over_seeds(_numbers(self._one_test_set().named), "row", "attack", "group")
 
     def compare(self, first: str, second: str, *attacks: str, group: str = "balanced") -> pd.DataFrame:
         """Return the paired differences of two rows on the same images, first minus second, under their attacks.
@@ -166,42 +166,41 @@ class Results:
         The columns are attack, group, difference, low, high, p, seeds and decided. With several shared seeds the
         intervals cover the seeds as well; with one they tell which model is better, not which method.
         """
-        for what, asked, known in (("row", (first, second), self.rows), ("attack", attacks, self.columns)):
-            for name in asked:
+        for what, names, known in (("row", (first, second), self.rows), ("attack", attacks, self.columns)):
+            for name in names:
                 if name not in known:
                     raise unknown(what, name, known)
-        names = ["attack", "group", "difference", "low", "high", "p", "seeds", "decided"]
+        columns = ["attack", "group", "difference", "low", "high", "p", "seeds", "decided"]
         pairs = ((attack, self.difference(first, second, attack, group)) for attack in attacks or self.columns)
-        found = ((of, group, one.value, one.low, one.high, one.p, one.runs, one.decided) for of, one in pairs if one)
-        return pd.DataFrame(found, columns=names)
+        lines = ((name, group, d.value, d.low, d.high, d.p, d.runs, d.decided) for name, d in pairs if d)
+        return pd.DataFrame(lines, columns=columns)
 
     def difference(
         self, first: str, second: str, attack: str, group: str = "balanced", comparisons: int = 1
     ) -> Difference | None:
-        """Return the paired difference of two rows under one attack; None if nothing pairs their runs.
+        """Return the paired difference of two rows under one attack; None if their runs cannot be paired.
 
-        Runs with equal seeds are pairs. Without a common seed a single run is paired with each of the other row, and as
-        many of both in order. The intervals of `comparisons` differences hold together.
+        Runs with equal seeds are pairs. Without a common seed, a single run is paired with each of the other row, and
+        equal numbers of runs in order. The intervals of `comparisons` differences hold together (Bonferroni).
         """
         if first > second:
             found = self.difference(second, first, attack, group, comparisons)
             return found and dataclasses.replace(found, value=0.0 - found.value, low=-found.high, high=-found.low)
         if (key := (first, second, attack, group, comparisons)) in self._differences:
             return self._differences[key]
-        answers = [*zip(self.predictions.columns, self.predictions.to_numpy().T, strict=True)]
-        ours, theirs = ({key[1]: of for key, of in answers if key[::2] == (row, attack)} for row in (first, second))
+        predicted = [*zip(self.predictions.columns, self.predictions.to_numpy().T, strict=True)]
+        ours, theirs = ({of[1]: each for of, each in predicted if of[::2] == (row, attack)} for row in (first, second))
         common = [seed for seed in ours if seed in theirs]
-        sides = [[of[seed] for seed in common or of] for of in (ours, theirs)]
+        sides = [[by_seed[seed] for seed in common or by_seed] for by_seed in (ours, theirs)]
         most = max(map(len, sides))
-        sides = [of * most if len(of) == 1 else of for of in sides]
+        sides = [runs * most if len(runs) == 1 else runs for runs in sides]
         card, pairs = self.cards[0], len(sides[0]) == len(sides[1]) > 0
         keep = np.isin(card.labels, members(card, group))
         if not keep.any():
             raise UserError(f"group {group}: it has no test images, or the training counts are not known or equal")
         labels = np.zeros(keep.sum(), dtype=np.int64) if group == "plain" else card.labels[keep]
-        first_right, second_right = ([(one == card.labels)[keep] for one in of] for of in sides)
-        both = first_right, second_right
-        found = difference(*both, labels, card.num_classes, comparisons=comparisons) if pairs else None
+        left, right = ([(run == card.labels)[keep] for run in runs] for runs in sides)
+        found = difference(left, right, labels, card.num_classes, comparisons=comparisons) if pairs else None
         return self._differences.setdefault(key, found)
 
     def board(self) -> pd.DataFrame:
@@ -212,23 +211,23 @@ class Results:
         with the reason in `.attrs["left out"]`.
         """
         lines: list[tuple[object, ...]] = []
-        left: dict[str, str] = {}
-        for cards in _parts(((rows.images(one.card), one.setting), one) for one in self.named):
-            held = {row: [one.card for one in cards if one.row == row] for row in dict.fromkeys(of.row for of in cards)}
-            reasons = {row: _unranked(of) for row, of in held.items()}
-            left |= {one.name: reasons[one.row] for one in cards if reasons[one.row]}
+        left_out: dict[str, str] = {}
+        for cards in _grouped(((rows.images(one.card), one.setting), one) for one in self.named):
+            by_row = {row: [one.card for one in cards if one.row == row] for row in dict.fromkeys(c.row for c in cards)}
+            reasons = {row: _unranked(own) for row, own in by_row.items()}
+            left_out |= {one.name: reasons[one.row] for one in cards if reasons[one.row]}
             ranked = Results(tuple(one for one in cards if not reasons[one.row]))
             lines += ranked._ranked() if ranked.named else ()
         found = pd.DataFrame(lines, columns=BOARD)
-        found.attrs["left out"] = left
+        found.attrs["left out"] = left_out
         return found
 
     def _ranked(self) -> Iterator[tuple[object, ...]]:
         scores = self.scores("balanced", "tail", "worst").set_index(["row", "attack", "group"])
         data, model, protocol, *_, selection = self.named[0].setting
-        # Their names have the radius, if other boards have another.
-        called = {column.name: name for name, column in reversed(self.columns.items())}
-        leading, pgd = called[LEAD], called.get("pgd-20", "pgd-20")
+        # The names in the table contain the radius if another board has another radius.
+        shown = {column.name: name for name, column in reversed(self.columns.items())}
+        leading, pgd = shown[LEAD], shown.get("pgd-20", "pgd-20")
         ratio = self.cards[0].data.get("imbalance_ratio")
         order = sorted(self.rows, key=lambda row: -scores.loc[(row, leading, "balanced"), "accuracy"])
         pairs = math.comb(len(order), 2)
@@ -264,7 +263,7 @@ def _unranked(cards: Sequence[Card]) -> str:
 
 def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
     lines = list[tuple[object, ...]]()
-    for one, attack, column in ((each, *pair) for each in cards for pair in each.columns.items()):
+    for one, attack, column in ((card, *pair) for card in cards for pair in card.columns.items()):
         of = one.card.summary_of(column)
         classes = [*zip(of.total, of.correct, of.per_class, *of.per_class_interval, strict=True)]
         parts = {"balanced": (of.total.sum(), pd.NA, of.balanced, *of.balanced_interval)}
@@ -272,7 +271,7 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
         for group in ("head", "body", "tail"):
             if len(labels := members(one.card, group)):
                 parts[group] = (of.total[labels].sum(), pd.NA, of.groups[group], *of.group_intervals[group])
-        # Which class is the lowest is chance as well, so the intervals of all classes must hold together (Bonferroni).
+        # The lowest class is chosen by chance too, so the intervals of all classes must hold together (Bonferroni).
         ends = statistics.exact_interval(of.correct, of.total, 1 - 0.05 / np.count_nonzero(of.total))
         parts["worst"] = (*classes[of.worst_class[0]][:3], *map(np.nanmin, ends))
         parts |= dict(zip(class_names(one.card), classes, strict=True))
@@ -280,15 +279,15 @@ def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*COLUMNS]).astype({"seed": "Int64", "n": "Int64", "correct": "Int64"})
 
 
-def over_seeds(found: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """Return mean and interval of the seeds of equal keys, of which each is counted once, as in `Results.scores`."""
-    numbers = found.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
-    scores, of = numbers[["accuracy", "low", "high"]].agg("mean"), numbers["accuracy"]
-    mean, error, seeds = of.apply(lambda values: values.to_numpy().mean()), of.sem(), of.size()
+def over_seeds(scores: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """Return mean and interval over the seeds for equal keys, each seed counted once, as in `Results.scores`."""
+    groups = scores.drop_duplicates([*keys, "seed"]).groupby([*keys], sort=False)
+    means, accuracy = groups[["accuracy", "low", "high"]].agg("mean"), groups["accuracy"]
+    mean, error, seeds = accuracy.apply(lambda values: values.to_numpy().mean()), accuracy.sem(), accuracy.size()
     reach = error * seeds.map(lambda n: student_quantile(0.95, n - 1) if n > 1 else math.nan)
-    low = scores["low"].mask(seeds > 1, (mean - np.hypot(mean - scores["low"], reach)).clip(lower=0))
-    high = scores["high"].mask(seeds > 1, (mean + np.hypot(scores["high"] - mean, reach)).clip(upper=1))
-    return scores.assign(accuracy=mean, low=low, high=high, error=error, seeds=seeds).reset_index()
+    low = means["low"].mask(seeds > 1, (mean - np.hypot(mean - means["low"], reach)).clip(lower=0))
+    high = means["high"].mask(seeds > 1, (mean + np.hypot(means["high"] - mean, reach)).clip(upper=1))
+    return means.assign(accuracy=mean, low=low, high=high, error=error, seeds=seeds).reset_index()
 
 
 def class_names(card: Card) -> list[str]:

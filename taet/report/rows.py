@@ -33,13 +33,13 @@ KIND = b'"taet result card"'
 Values = Mapping[str, object]
 EVERY, RULE, THREAT, EXTRA = "training.monitor_every", "training.selection", "threat of the evaluation", "extra images"
 SETTING = ("data.name", "model.name", "protocol", THREAT, EXTRA, "model.weights", RULE)
-"""What the cards of one board share, besides the images of training and test."""
-FILE = "model.weights SHA-256"  # which tells several files of one name apart
+"""Settings that the cards of one board share, besides the images of training and test."""
+FILE = "model.weights SHA-256"  # distinguishes files of one name
 IMAGES = ("root", "storage", "imbalance_ratio", "default_imbalance_ratio", "profile", "max_count", "validation")
 IDLE = {"seed", "method", "training.distance_images"} | {f"data.{of}" for of in (*IMAGES, "test", "test_max_count")}
-"""Values that change no weights, or only by the images of a training set, which cards of one table share."""
-PLAIN = ("outer.name", "model.name", "data.name", THREAT)  # whose value says what they are
-UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}  # what a row does not say
+"""Settings that change no weights, or only by the training images, which the cards of one table share."""
+PLAIN = ("outer.name", "model.name", "data.name", THREAT)  # a row shows their values without their names
+UNNAMED = {"weights", EXTRA, "data.extra_source", "data.extra_trained_on"}  # a row never shows these
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,8 @@ def read(*sources: Sources) -> tuple[list[StoredCard], list[str]]:
     found, waiting = list[StoredCard](), list[str]()
     named = (os.fspath(one) for one in given if not isinstance(one, Card))
     places = (place for name in named for place in _places(name))
-    once = {one.resolve(): one for one in sorted(places, key=Path.is_symlink, reverse=True)}  # a run replaces its links
-    for path in sorted(once.values(), key=Path.as_posix):
+    unique = {path.resolve(): path for path in sorted(places, key=Path.is_symlink, reverse=True)}  # a run, not its link
+    for path in sorted(unique.values(), key=Path.as_posix):
         folder, name = RunFolder(path), path.as_posix()
         if not path.is_dir():
             found.append(StoredCard(name, Card.load(path)))
@@ -94,14 +94,14 @@ def _places(name: str) -> list[Path]:
     path = local(name)
     if path.is_file():
         return [path]
-    names = [path] if path.is_dir() else map(Path, sorted(glob.glob(name, recursive=True)))
-    if found := [place for one in names for place in _inside(one)]:
+    paths = [path] if path.is_dir() else map(Path, sorted(glob.glob(name, recursive=True)))
+    if found := [place for each in paths for place in _inside(each)]:
         return found
     raise UserError(f"{name}: no result card; allowed: {ALLOWED}")
 
 
 def _inside(path: Path) -> list[Path]:
-    """Return a run folder or card itself, or those in a folder; other JSON and links to no run are passed over."""
+    """Return a run folder or card itself, or those inside a folder; skip other JSON, and links unless to a run."""
     card = RunFolder(path).card() if path.is_dir() else path
     if card.suffix == ".json" and card.is_file():
         with located("results"), card.open("rb") as file:
@@ -114,7 +114,7 @@ def _inside(path: Path) -> list[Path]:
 
 
 def images(card: Card) -> tuple[object, ...]:
-    """Return what the cards of one table share: test images and labels, classes, and the training images of each."""
+    """Return what cards of one table share: test images and labels, classes, and training images of each class."""
     counts = card.data.get("train_class_counts")
     return card.data["test_sha256"], card.class_names, None if counts is None else tuple(counts)
 
@@ -129,9 +129,8 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     usual = multimode(single.values())
     settings = [_settings(card, usual[0] if len(usual) == 1 else "", single) for card in cards]
     files = Counter(name for name, _ in {(own.get("model.weights"), own[FILE]) for own in settings if FILE in own})
-    settings = [
-        {k: of for k, of in own.items() if k != FILE or files[own.get("model.weights")] > 1} for own in settings
-    ]
+    several = {name for name, number in files.items() if number > 1}
+    settings = [{k: v for k, v in own.items() if k != FILE or own.get("model.weights") in several} for own in settings]
     keys = _keys(cards, settings)
     found = {key: (cards[keys.index(key)], settings[keys.index(key)]) for key in dict.fromkeys(keys)}
     same = _merged(cards, keys, _labels(found))
@@ -141,9 +140,9 @@ def named(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def rules_of(model: Values, training: Values) -> list[str]:
-    """Return the rules of selection whose runs deliver the weights of a card, given its model and training settings.
+    """Return the selection rules that deliver the weights of a card, given its model and training settings.
 
-    Where the best epoch is the last one, these are both, unless SWA averaged the last weights.
+    These are "best-validation" and "last" if the best epoch is the last one, unless SWA averaged the last weights.
     """
     rule = str(model.get("selection") or training.get("selection"))
     if rule == "best-validation" and training.get("selection") == "last":
@@ -159,7 +158,7 @@ def _rules(card: Card) -> list[str]:
 
 @functools.cache
 def _of_protocol(protocol: str, method: str) -> Values:
-    """Return the settings of the protocol's run of a method; those that all methods share if it is not known here."""
+    """Return the settings of the protocol's run of a method; for an unknown method, those that all methods share."""
     with contextlib.suppress(UserError):
         run = protocols.start(protocol, method)
         run = run if run.settings is not None else override(run, {"settings": methods.find(method).Config()})
@@ -169,10 +168,10 @@ def _of_protocol(protocol: str, method: str) -> Values:
 
 
 def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
-    """Return the settings that decided the weights of a card, except its seed, and what its numbers are about.
+    """Return the settings that decided the weights of a card, except the seed, and what its numbers are about.
 
-    Of several rules of selection that deliver these weights it has its own where `single` has a card of them for the
-    other, else the usual one of the table, or the protocol's. A setting that is newer than the card has its default.
+    If several selection rules deliver these weights, the rule is the card's own if `single` contains the weights, else
+    the usual rule of the table, or that of the protocol. A setting that is newer than the card has its default.
     """
     own: dict[str, object] = {"protocol": card.protocol, "data.name": card.data["name"]}
     own |= {"model.name": card.model["name"], THREAT: f"{card.threat['norm']} {size(card.threat['eps'])}"}
@@ -191,7 +190,7 @@ def _settings(card: Card, usual_rule: str, single: Collection[str]) -> Values:
         base = methods.find(read.get("settings.base") or run.method).Config()
         defaults = {f"settings.base_settings.{name}": value for name, value in flat(base.model_dump())}
         read = {name: value for name, value in read.items() if defaults.get(name, ...) != value}
-    except UserError:  # of a method that is not known here, or with an option that it lacks
+    except UserError:  # the method is not known here, or lacks an option
         with contextlib.suppress(UserError):
             shared = run_from_json({**stored, "method": Run.default("method"), "settings": None})
             read = training_settings({**shared.model_dump(), "settings": stored.get("settings")})
@@ -206,21 +205,21 @@ def _keys(cards: Sequence[Card], settings: Sequence[Values]) -> list[str]:
     for card, own in zip(cards, settings, strict=True):
         text = json.dumps([card.method, own], sort_keys=True, default=str)
         key = json.dumps(json.loads(text, parse_int=float))  # 3 and 3.0 are one value
-        known = seen[key, card.seed]  # other weights of a seed are another row
-        place = next((place for place, one in enumerate(known) if _same_model(one, card)), len(known))
-        known += [card] if place == len(known) else []
-        found.append(f"{key} {place}")
+        models = seen[key, card.seed]  # other weights of a seed are another row
+        number = next((n for n, one in enumerate(models) if _same_model(one, card)), len(models))
+        models += [card] if number == len(models) else []
+        found.append(f"{key} {number}")
     return found
 
 
 def _same_model(one: Card, other: Card) -> bool:
-    """Whether two cards are about one model: equal weights and, of networks without a run, equal outputs."""
+    """Return whether two cards are about one model: equal weights and, without a run, equal code and outputs."""
     weights, code = (one.model.get(name) == other.model.get(name) for name in ("weights_sha256", "code"))
     return weights and (one.seed is not None or (code and same_answers(one, other)))
 
 
 def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str]) -> Mapping[str, str]:
-    """Return for each key that of the row which has its cards."""
+    """Return, for each key, the key of the row that its cards belong to."""
     models: dict[str, dict[int | None, object]] = defaultdict(dict)
     for card, key in zip(cards, keys, strict=True):
         answers = None if card.clean is None else card.clean.predictions.tobytes()
@@ -235,10 +234,10 @@ def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str
 
 
 def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
-    """Return the method of each row, with its settings that are neither the protocol's nor those of most rows."""
+    """Return the name of each row: its method, with the settings that differ from the protocol and from most rows."""
     off: dict[str, dict[str, tuple[tuple[str, str], str]]] = defaultdict(dict)
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    known, as_usual = registry.entries("methods"), ""  # the word for a default, which no value has
+    known, as_usual = registry.entries("methods"), ""  # the text of a default value, which no other value has
     for key, (card, settings) in rows.items():
         usual = _of_protocol(card.protocol, card.method)
         for name, value in settings.items():
@@ -247,20 +246,20 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
             deviation = as_usual if value is None or usual.get(name, ...) == value else words(value)
             off[key][name] = (group, deviation)
             found[group][deviation] += 1
-            # Some are named against their default, whatever the others have; all, if there is no majority.
+            # Some settings are always compared with their default; the others too, if no value has a majority.
             retired = name.removeprefix("training.") in Training.retired
             always = retired or name == "outer.name" or (own and card.method in known)
             if always or own or name in usual or name == THREAT:
                 found[group][as_usual] += len(rows) if always else 0
     most = {
-        group: max(of, key=lambda value: (2 * of[value] > of.total(), value == as_usual, of[value]))
-        for group, of in found.items()
+        group: max(counts, key=lambda value: (2 * counts[value] > counts.total(), value == as_usual, counts[value]))
+        for group, counts in found.items()
     }
     labels, seen = dict[str, str](), Counter[str]()
     for key, (card, settings) in rows.items():
         apart = (name for name, (group, deviation) in sorted(off[key].items()) if deviation != most[group])
         parts = [setting_words(name, settings[name]) for name in apart if name not in UNNAMED and settings[name] != ""]
-        parts = [part for part in parts if part != card.method]  # of a network without a run, its name
+        parts = [part for part in parts if part != card.method]  # without a run, a network's name is its method
         named = card.title if card.seed is None else card.method
         label = f"{named} ({', '.join(parts)})" if parts else named
         seen[label] += 1
@@ -273,9 +272,9 @@ def setting_words(name: str, value: object) -> str:
     if name == "code":
         return "other code"
     group, _, last = name.rpartition(".")
-    said = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
-    called = f"{group} {last}" if group == "evaluation" or name == "data.seed" else last
-    return said if name in PLAIN else f"{called} {said}"
+    text = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
+    label = f"{group} {last}" if group == "evaluation" or name == "data.seed" else last
+    return text if name in PLAIN else f"{label} {text}"
 
 
 def attack_names(identities: Iterable[Identity]) -> dict[Identity, str]:
@@ -285,6 +284,6 @@ def attack_names(identities: Iterable[Identity]) -> dict[Identity, str]:
         values = {**ProjectedAscent.unstored, **dict(one.settings)}
         values["attacks"] = " ".join(dict(member)["name"] for member in values.get("attacks", ()))
         apart = sorted({key for other in known if other.name == one.name for key in one.differences(other)})
-        said = ", ".join(setting_words(key, values.get(key)) for key in apart)
-        found[one] = f"{one.name} ({said})" if said else one.name
+        text = ", ".join(setting_words(key, values.get(key)) for key in apart)
+        found[one] = f"{one.name} ({text})" if text else one.name
     return found

@@ -1,4 +1,4 @@
-"""The tables of the report: one function each, from results to frames of cells; its docstring is the text above it."""
+"""The tables of the report: one function each, from results to frames of cells, below the text of its docstring."""
 
 import re
 from collections import Counter, defaultdict
@@ -22,7 +22,7 @@ LATEX = str.maketrans(SIGNS)
 
 
 class Text(NamedTuple):
-    """A text, what stands small below it or in brackets behind it, and whether it is bold."""
+    """A text, a detail in small print below it or in brackets after it, and whether the text is bold."""
 
     text: str
     detail: str = ""
@@ -32,7 +32,7 @@ class Text(NamedTuple):
         return f"{self.text} ({self.detail})" if self.detail else self.text
 
 
-Columns = Mapping[Text, Mapping[str, Text]]  # by head, and by the name of the row
+Columns = Mapping[Text, Mapping[str, Text]]  # cells by the head of their column and the name of their row
 
 
 def table(title: str, columns: Columns, rows: Sequence[str], name: str = "method") -> pd.DataFrame:
@@ -53,14 +53,14 @@ def markdown(frame: pd.DataFrame) -> str:
     return markdown_table(_escaped(frame, MARKDOWN, "**{}**"))
 
 
-def latex(frame: pd.DataFrame, of: str, number: int) -> str:
-    """Return a table in LaTeX, for the package booktabs; the caption is its title and `of`, the test set's name."""
-    title = f"{frame.attrs['title']}: {of}"
+def latex(frame: pd.DataFrame, test_set: str, number: int) -> str:
+    """Return a table in LaTeX, for the package booktabs; the caption is its title and the name of the test set."""
+    title = f"{frame.attrs['title']}: {test_set}"
     label = "-".join(re.findall(r"[a-z0-9]+", f"{frame.attrs['title']} {number}".lower()))
-    said = [rf"\caption{{{title.translate(LATEX)}}}", rf"\label{{tab:{label}}}"]
+    caption = [rf"\caption{{{title.translate(LATEX)}}}", rf"\label{{tab:{label}}}"]
     head, *body = (" & ".join(row) + r" \\" for row in _escaped(frame, LATEX, r"\textbf{{{}}}"))
     begin = [r"\begin{table}", rf"\begin{{tabular}}{{l{'r' * len(frame.columns)}}}", r"\toprule"]
-    end = [r"\bottomrule", r"\end{tabular}", *said, r"\end{table}"]
+    end = [r"\bottomrule", r"\end{tabular}", *caption, r"\end{table}"]
     return "\n".join([*begin, head, r"\midrule", *body, *end])
 
 
@@ -80,7 +80,7 @@ def order(results: Results) -> list[str]:
 
 
 def lead_attacks(results: Results) -> list[str]:
-    """Return clean and the strongest attack, those of the two that there are, or the first attack."""
+    """Return clean and the strongest attack, as far as the results have them, else the first attack."""
     clean = [attack for attack, column in results.columns.items() if column.norm is None]
     return [*clean[:1], *filter(None, [results.strongest])] or [*results.columns][:1]
 
@@ -105,14 +105,14 @@ def under(attack: str) -> str:
 
 
 def _column(results: Results, attack: str, group: str = "balanced") -> dict[str, Text]:
-    """Return the cells of an attack and a group by row; the best is bold if it is decided against each other row."""
+    """Return the cells of an attack and a group by row; the best is bold if it is better than each other by a test."""
     scores = results.scores(group)
     found = scores[(scores["attack"] == attack) & scores["accuracy"].notna()].set_index("row")
     found = found.sort_values("accuracy", ascending=False, kind="stable")
     numbers = found[["accuracy", "low", "high"]].itertuples()
     cells = {row: Text(percent(value), percent_interval(*ends)) for row, value, *ends in numbers}
     column, (top, *others) = results.columns[attack], list(cells) or [""]
-    if others and group in BOLD and (column.bounded or column.norm is None):  # without a bound every model breaks
+    if others and group in BOLD and (column.bounded or column.norm is None):  # an unbounded attack breaks every model
         decided = (results.difference(top, other, attack, group) for other in others)
         if all(one is not None and one.decided and one.value > 0 for one in decided):
             cells[top] = cells[top]._replace(bold=True)
@@ -141,7 +141,7 @@ def groups(results: Results) -> Iterator[pd.DataFrame]:
     of each seed."""
     parts = {"head": "head", "body": "body", "tail": "tail", "worst class": "worst"}
     for attack in lead_attacks(results) if len(members(results.cards[0], "tail")) else ():
-        columns = {Text(said): _column(results, attack, group) for said, group in parts.items()}
+        columns = {Text(head): _column(results, attack, group) for head, group in parts.items()}
         yield table(under(attack), columns, order(results))
 
 
