@@ -16,7 +16,7 @@ from taet.formatting import markdown_table, size
 from taet.models.weights import CONFIG, FILES, MOST_BYTES
 from taet.report import tables
 from taet.report.results import results
-from taet.training.fit import again
+from taet.training.fit import resume_call
 from taet.training.folder import RunFolder
 from taet.training.record import RunRecord
 
@@ -59,7 +59,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     run = RunFolder(run_dir)
     record = run.record
     if not run.is_done:
-        raise UserError(f"{run_dir} is not finished; resume it first: {again(run)}")
+        raise UserError(f"{run_dir} is not finished; resume it first: {resume_call(run)}")
     run.check_weights()
     card = card_of(run)
     if card is None or "file_sha256" not in card.model:

@@ -21,7 +21,7 @@ from taet.progress import Progress
 from taet.settings import Run, from_json, override
 from taet.training.curve import training_flags
 from taet.training.environment import resolve_device
-from taet.training.fit import Pauses, again, fit
+from taet.training.fit import Pauses, fit, resume_call
 from taet.training.folder import DELIVERED, RunFolder, folder_of
 from taet.training.prepare import TrainingPlan, describe, prepare
 from taet.training.record import Epoch, RunRecord, code_of, retired_settings
@@ -159,7 +159,7 @@ def check_free(folder: RunFolder) -> None:
         return
     if not folder.is_run:
         raise UserError(f"{folder.path} exists and is no run; choose another --out, or remove the folder")
-    way = "" if folder.is_done else f", continue it, with its own settings, by {again(folder)}"
+    way = "" if folder.is_done else f", continue it, with its own settings, by {resume_call(folder)}"
     raise UserError(f"{folder.path} holds a run; choose another --out{way}, or remove the folder")
 
 
