@@ -23,7 +23,7 @@ from taet.formatting import plural
 from taet.report import write
 from taet.settings import Slurm
 from taet.training.folder import RunFolder
-from taet.training.pace import asked_threads, idle_threads
+from taet.training.pace import idle_threads, threads_given
 
 REPORT = "report.html"
 Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
@@ -139,7 +139,7 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs
     gpus = [name.strip() for name in names][:count]
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    threads = idle_threads()[0] // (1 if asked_threads() else side_by_side)  # asked is the number of each cell
+    threads = idle_threads()[0] // (1 if threads_given() else side_by_side)  # a given number is that of a cell
     return side_by_side, max(1, threads), gpus
 
 
