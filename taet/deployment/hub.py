@@ -49,9 +49,9 @@ def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", 
         with custom_code(target):
             api = library.HfApi()
             api.create_repo(target, private=private, exist_ok=True)
-            said = f"Upload a model of taet {taet.__version__}"
-            done = api.upload_folder(repo_id=target, folder_path=str(Path(place, "model")), commit_message=said)
-    return f"hf:{target}@{done.oid}"
+            message = f"Upload a model of taet {taet.__version__}"
+            commit = api.upload_folder(repo_id=target, folder_path=str(Path(place, "model")), commit_message=message)
+    return f"hf:{target}@{commit.oid}"
 
 
 def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
@@ -78,7 +78,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
         if file not in (RUN, DONE) and (run_dir / file).exists():
             write_atomically(out / file, read_bytes(run_dir / file, most=MOST_BYTES))
     shown = record.model_copy(update={"data": record.data.model_copy(update={"fingerprints": ""})})
-    RunFolder(out).create(shown)  # without the hashes of the training images, which say who is among them
+    RunFolder(out).create(shown)  # without hashes of training images, which would reveal whose images are among them
     RunFolder(out).finish()
     write_atomically(out / "README.md", model_card(record, card, licence, name).encode())
     facts = {
@@ -92,11 +92,11 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
 
 
 def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
-    """Return the names of files of the training machine in a run, and notes with such names: publishing shows them."""
+    """Return paths of the training machine, and notes with file names, that publishing a run would show."""
     record = RunFolder(Path(run_dir)).record
-    found = [record.command, record.run.data.name, record.run.data.root, record.run.model.weights]
+    texts = [record.command, record.run.data.name, record.run.data.root, record.run.model.weights]
     notes = [note for note in record.data.notes if any(suffix in note.lower() for suffix in SUFFIXES)]
-    return [text for text in found if text and os.sep in text] + notes
+    return [text for text in texts if text and os.sep in text] + notes
 
 
 def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
