@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from taet.files import write_json
-from taet.training.environment import bf16_instructions, environment, reported
+from taet.training.environment import bf16_instructions, cpuinfo, environment
 
 RESULTS = Path(__file__).parent / "results"
 Measured = TypeVar("Measured")
@@ -96,7 +96,7 @@ def record(
 
 def processor() -> dict[str, str]:
     """Return family, model and instructions of the processor: a name such as AMD EPYC has many generations."""
-    family = f"family {reported('cpu family')}, model {reported('model')}" if reported("cpu family") else ""
+    family = f"family {cpuinfo('cpu family')}, model {cpuinfo('model')}" if cpuinfo("cpu family") else ""
     bf16 = bf16_instructions(torch.device("cpu")) or "no bf16"
     return {"processor": family, "instructions": f"{torch.backends.cpu.get_cpu_capability()}, {bf16}"}
 

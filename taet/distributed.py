@@ -23,12 +23,12 @@ from taet.errors import UserError
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)  # for the slowest process, which may be hours behind; torchrun reports one that died
-MEETINGS = itertools.count()  # of the groups that this process has joined
+GROUPS = itertools.count()  # numbers of the process groups that this process joins
 
 
 @contextmanager
 def joined(device_type: str) -> Iterator[None]:
-    """Join the processes that torchrun started, each on the GPU of its LOCAL_RANK; do nothing without it."""
+    """Join the processes that torchrun started, each on the GPU of its LOCAL_RANK; do nothing without torchrun."""
     if not started_together() or dist.is_initialized():
         yield
         return
@@ -37,14 +37,14 @@ def joined(device_type: str) -> Iterator[None]:
         if place >= devices:
             raise UserError(f"processes: got more than the {devices} GPUs of a machine; allowed: one per GPU")
         torch.cuda.set_device(place)
-    # A second group must not find the addresses of the first in the store.
+    # A prefix, since a second group must not find the addresses of the first in the store.
     store, number, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))  # type: ignore[attr-defined]
-    store = dist.PrefixStore(f"taet/{next(MEETINGS)}", store)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"taet/{next(GROUPS)}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
     with unless_one_ends():
         yield
-    # Not after an error: others may be inside a sum that never ends, and nccl would wait for them.
+    # Not after an error: other processes may be inside a sum that never ends, and nccl would wait for them.
     dist.destroy_process_group()
 
 
@@ -85,8 +85,8 @@ def unless_one_ends(remedy: str = "") -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """Exit at once: where a thread of a process group frees a tensor while Python shuts down, the process aborts
-    (pytorch/pytorch#179291), and to wait for a sum that another process did not answer may never end.
+    """Exit at once, without Python's shutdown: in it, a process group's thread that frees a tensor would abort the
+    process (pytorch/pytorch#179291), and a sum that another process never joins would not end.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the reader may be gone
@@ -142,18 +142,18 @@ def in_turn(work: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return work()
-    leads, values = os.environ.get("LOCAL_RANK", str(rank())) == "0", []
-    for mine in (leads, not leads):
-        value, error = _attempt(work, mine)
-        for found in filter(None, gather(error)):
-            raise found
+    first, values = os.environ.get("LOCAL_RANK", str(rank())) == "0", []
+    for is_turn in (first, not first):
+        value, error = _attempt(work, is_turn)
+        for any_error in filter(None, gather(error)):
+            raise any_error
         values.append(value)
-    return values[0 if leads else 1]  # type: ignore[return-value]
+    return values[0 if first else 1]  # type: ignore[return-value]
 
 
-def _attempt(work: Callable[[], T], mine: bool) -> tuple[T | None, UserError | None]:
+def _attempt(work: Callable[[], T], is_turn: bool) -> tuple[T | None, UserError | None]:
     try:
-        return (work() if mine else None), None
+        return (work() if is_turn else None), None
     except UserError as error:
         return None, error
 
@@ -169,7 +169,7 @@ def in_any(*flags: bool) -> tuple[bool, ...]:
 
 
 def share(total: int, part: int, parts: int) -> slice:
-    """The consecutive samples, out of `total`, of process `part` of `parts`; sizes differ by at most one."""
+    """Return the consecutive samples, out of `total`, of process `part` of `parts`; sizes differ by at most one."""
     size, longer = divmod(total, parts)
     begin = part * size + min(part, longer)
     return slice(begin, begin + size + (part < longer))
@@ -207,7 +207,7 @@ def global_mean(losses: Tensor) -> Tensor:
 
 
 def average_gradients(gradients: Sequence[Tensor]) -> None:
-    """Replace gradients, or other tensors of one type, in place by their mean over all processes; one reduction."""
+    """Replace gradients, or other tensors of one type, in place by their mean over all processes, in one reduction."""
     if world_size() == 1 or not gradients:
         return
     flat = add_up(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 PLUGIN = "taet_plugin_"  # first part of the names of the modules that plug-ins become
-CUSTOM: set[str] = set()  # names of the other packages and modules, up to the first dot, that hold custom code
+CUSTOM: set[str] = set()  # top-level names of other packages and modules that hold custom code
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, which may steer a terminal or turn text around, and halves of characters, which no file holds."""
+"""Control characters, which may steer a terminal or reverse text, and lone surrogates, which UTF-8 cannot encode."""
 OUT_OF_MEMORY = (
     *("DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory", "could not create a primitive"),
     *("can't start new thread", "failed to map segment from shared object"),
@@ -76,7 +76,7 @@ def printable(text: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, PyTorch on any device, or the system ran out of memory; native code reports it only as text."""
+    """Whether Python, PyTorch or the system ran out of memory; native code reports it only by the message."""
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     return named or (isinstance(error, Exception) and any(text in str(error) for text in OUT_OF_MEMORY))
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 Progress = Callable[[float, float, str], None]
 """Called as progress(done, total, label). Attacks count passes of an image through the model."""
 QUIET_SECONDS, TELL_SECONDS = 2.0, 0.5
-"""Reading that takes less than the first needs no progress; the second is between two reports."""
+"""Reading that is faster than QUIET_SECONDS reports nothing; TELL_SECONDS are between two reports."""
 T = TypeVar("T")
 _report: ContextVar[Progress | None] = ContextVar("reading", default=None)
 
@@ -22,8 +22,8 @@ class Meter:
     report: Progress | None
     later: float = 0
     """Expected size of all pieces to come."""
-    before: float = 0
-    here: float = 0
+    before: float = 0  # size of all finished pieces
+    here: float = 0  # what is done of the current one
     ended: bool = False
 
     def begin(self, later: float = 0) -> None:

@@ -73,17 +73,17 @@ PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "offic
 
 
 def steps_in(eps: float, eps_l2: float, own: Evaluation, own_eps: float, usual: Run) -> dict[str, float]:
-    """Return both steps of PGD of `own`, in proportion to the radii `eps` and `eps_l2`.
+    """Return both step sizes of PGD of `own`, scaled in proportion to the radii `eps` and `eps_l2`.
 
-    A step of `usual`, the protocol's run, is for the protocol's ball, any other for the ball that it was set with.
+    The default step size of `usual`, the protocol's run, is meant for its radius; any other for the radius of `own`.
     """
-    theirs, found = usual.evaluation, dict[str, float]()
-    radii = {"step_size": (eps, own_eps, usual.threat.eps), "step_size_l2": (eps_l2, own.eps_l2, theirs.eps_l2)}
-    for name, (radius, own_radius, usual_radius) in radii.items():
+    default, scaled = usual.evaluation, dict[str, float]()
+    radii = {"step_size": (eps, own_eps, usual.threat.eps), "step_size_l2": (eps_l2, own.eps_l2, default.eps_l2)}
+    for name, (radius, own_radius, default_radius) in radii.items():
         step = getattr(own, name)
-        before = usual_radius if step == getattr(theirs, name) else own_radius
-        found[name] = step if before == radius or 0 in (before, radius) else step * radius / before
-    return found
+        meant_for = default_radius if step == getattr(default, name) else own_radius
+        scaled[name] = step if meant_for == radius or 0 in (meant_for, radius) else step * radius / meant_for
+    return scaled
 
 
 @functools.cache

@@ -21,7 +21,7 @@ def generator(device: torch.device | str, seed: int, *purpose: str | int) -> tor
 @contextlib.contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """Seed torch's global generators, for initial weights, by (seed, purpose...), and restore their state after."""
-    # manual_seed affects every device; devices that are not in use yet are not initialised for this.
+    # manual_seed affects every device; CUDA is not initialised just to save its state.
     used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=used):
         torch.manual_seed(derive_seed(seed, *purpose))

@@ -63,6 +63,6 @@ def run(words: list[str]) -> int:
         result = compare(command.spec, command.out, jobs=jobs, time_budget=budget, slurm=slurm, dry_run=dry, say=say)
     print(result.text(dry))
     if slurm is not None and dry:
-        asked = {name: value for name, value in slurm.model_dump().items() if value is not None}
-        print("each cell asks SLURM for", ", ".join(f"{name} {value}" for name, value in asked.items()))
+        resources = {name: value for name, value in slurm.model_dump().items() if value is not None}
+        print("each cell asks SLURM for", ", ".join(f"{name} {value}" for name, value in resources.items()))
     return int("failed" in result.counts)

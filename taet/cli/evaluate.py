@@ -83,16 +83,16 @@ def run(words: list[str], *, last: bool = True) -> None:
     from taet.training.environment import resolve_device
     from taet.training.folder import DELIVERED, RunFolder
 
-    asked = of_part(given, "evaluation")
-    attacks_of(Evaluation(**asked))
-    how = asked | {"probe": command.probe, "threads": command.threads, "command": call_text(["evaluate", *words])}
+    settings = of_part(given, "evaluation")
+    attacks_of(Evaluation(**settings))  # refuses mistakes before anything is loaded
+    how = settings | {"probe": command.probe, "threads": command.threads, "command": call_text(["evaluate", *words])}
     with together(command.device), trusted(command.trust_model):
         if command.run is not None:
             place, weights = command.run, command.weights or DELIVERED
             attack = partial(evaluate, place, weights=weights, device=command.device, **how)
         else:
-            made = (command.model, Path(command.weights or "").stem, command.normalize.removeprefix("none"))
-            title = " ".join(filter(None, made))
+            parts = (command.model, Path(command.weights or "").stem, command.normalize.removeprefix("none"))
+            title = " ".join(filter(None, parts))
             name = re.sub(r"[^\w.-]+", "-", title)
             place, weights = command.out or Path("runs", f"evaluate-{name}"), DELIVERED
             subject = local(str(command.model)), of_part(given, "data"), command.weights, command.normalize
@@ -131,7 +131,7 @@ def opened(
 
 
 def local(name: str) -> str:
-    """Return the folder of a published model, hf:USER/NAME@COMMIT, whose files are checked; another name as it is."""
+    """Return the folder of a published model, hf:USER/NAME@COMMIT, with its files checked; other names unchanged."""
     from taet.models import weights
 
     return str(weights.local(name)) if name.startswith(("hf:", "folder:")) else name

@@ -2,7 +2,7 @@
 
 A command declares what it takes as a `Command`. Each field is an option in kebab case, or a positional argument if it
 is marked POSITIONAL; its docstring, bounds and default are the text of --help. `Options` add the fields of settings,
-such as `Data`, under a prefix: of these only what was given is returned.
+such as `Data`, under a prefix; only those that were given are returned.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def _parser(
         for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in places):
             hint, dest, default = hints(cls)[name], name, field.default
             if any(isinstance(one, type) and issubclass(one, Settings) for one, _ in leaves(hint)):
-                continue  # has options of its own
+                continue  # its fields are options of their own
             names = [name.removeprefix("as_")]  # json is a name of pydantic's
             if part is not None:
                 dest, default = f"{part.name}.{name}", getattr(part.settings, name)
@@ -183,13 +183,13 @@ def _help(field: FieldInfo, hint: Any, default: Any, whole: bool, label: str = "
     if whole:
         notes = [", or ".join(filter(None, (bounds_of(*leaf) for leaf in leaves(hint))))]
         notes += [mark.text(label) for mark in field.metadata if isinstance(mark, OnlyWith)]
-    given = not any(default is one for one in (None, False, PydanticUndefined)) and default not in ((), "")
-    if given and not re.search("Default: |[Bb]y default", text):
+    has_default = not any(default is one for one in (None, False, PydanticUndefined)) and default not in ((), "")
+    if has_default and not re.search("Default: |[Bb]y default", text):
         in_pixels = any(PIXEL_UNITS in marks for _, marks in leaves(hint))
         items = [size(one) if in_pixels else one for one in (default if isinstance(default, tuple) else (default,))]
         notes.append(f"default: {'on' if default is True else ' '.join(map(str, items))}")
-    said = "; ".join(filter(None, notes))
-    return (f"{text} ({said})" if said else text).replace("%", "%%")
+    note = "; ".join(filter(None, notes))
+    return (f"{text} ({note})" if note else text).replace("%", "%%")
 
 
 def _description(kind: type[Command], whole: bool, width: int) -> str:

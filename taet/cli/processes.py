@@ -1,4 +1,4 @@
-"""What a command shows while it works, and that of processes which share its work only one speaks."""
+"""The progress of a command on standard error, and output from one process only where several share the work."""
 
 import contextlib
 import math
@@ -28,8 +28,8 @@ REPORTING_SECONDS = 1.0
 def progress(title: str) -> Iterator[Report]:
     """Yield a function (done, total, text) that shows the progress of `title` on standard error.
 
-    A text that ends in a line break is printed on its own line; after the end of one task another one may begin. Where
-    standard error is no terminal, start, end and every such text are lines, and what happens every ten seconds.
+    A text that ends in a line break is printed on its own line; after the end of one task another one may begin. If
+    standard error is not a terminal, a line is printed for the start, the end, every such text, and every ten seconds.
     """
     console, last = Console(stderr=True), -math.inf
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[text]}"))
@@ -57,7 +57,7 @@ def progress(title: str) -> Iterator[Report]:
 
 
 def say(text: str) -> None:
-    """Print a text at once on standard error: standard output is for the result."""
+    """Print a text on standard error at once; standard output is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -91,8 +91,8 @@ class Request(NamedTuple):
 
 def read(words: Sequence[str]) -> Request:
     """Parse a call; no data are read."""
-    place = value_of("--config", words)
-    file = settings_in(Path(place)) if place and not {"-h", "--help"} & {*words} else {}
+    config = value_of("--config", words)
+    file = settings_in(Path(config)) if config and not {"-h", "--help"} & {*words} else {}
     in_file = file.pop("method", None), file.pop("protocol", Run.default("protocol"))
     method = words[0] if words and not words[0].startswith("-") else in_file[0]
     named = value_of("--protocol", words)
@@ -100,7 +100,7 @@ def read(words: Sequence[str]) -> Request:
     if file and (changed := _changed(protocols.start(in_file[1], method or "at"), start)) and changed <= file.keys():
         what = "--protocol" if value_of("--recipe", words) is None else "--recipe"
         fields = listed(map(option, sorted(changed)), most=3)
-        raise UserError(f"{what}: would change nothing, as {place} sets {fields}; allowed: a file without one of them")
+        raise UserError(f"{what}: would change nothing, as {config} sets {fields}; allowed: a file without one of them")
     parts = [Options(name, getattr(start, name), name == "training", usual) for name, usual in USUAL.items()]
     if method is not None:
         from taet import methods
@@ -114,12 +114,12 @@ def read(words: Sequence[str]) -> Request:
     options, given = parse(Train, words, f"taet train {method or ''}".strip(), parts)
     if options.resume is not None:
         if others := {*options.model_fields_set, *given} - OF_RESUME:
-            named = ", ".join("METHOD" if name == "method" else f"--{option(name)}" for name in sorted(others))
-            raise UserError(f"--resume takes everything from the run: got {named} as well")
+            got = ", ".join("METHOD" if name == "method" else f"--{option(name)}" for name in sorted(others))
+            raise UserError(f"--resume takes everything from the run: got {got} as well")
         return Request(start, {}, options)
     if method is None:
         raise UserError("which method? it comes first: taet train METHOD [options]; see taet list methods")
-    if options.trust_model is not None and place is None:
+    if options.trust_model is not None and config is None:
         raise UserError("--trust-model goes with --resume or --config; a new run has the --model of this call")
     if options.out is not None:
         check_output(options.out.parent)  # the folder itself may be this run, which has a message of its own
@@ -168,7 +168,7 @@ def settings_in(path: Path) -> Json:
 
 
 def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen]) -> str:
-    """Return the data, the network, what was chosen for them, and how long it will take."""
+    """Return the text before training: data, network, chosen settings, and the expected time with ways to cut it."""
     from taet.evaluation.evaluate import LONG_SECONDS, WORTH, attack_seconds
     from taet.experiments import own_images
     from taet.training.prepare import expected_seconds
@@ -203,8 +203,8 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
             (f"--evaluation.attacks {' '.join(quick)}", attack_seconds(plan, state.model, quick), attacks),
             (f"--data.test-max-count {FEW}", attacks * few / len(dataset.test), attacks),
         ]
-    said = [f"{way} ({duration(seconds)})" for way, seconds, now in ways if seconds < WORTH * now]
-    lines += [f"shorter: {', '.join(said)}"] if said else []
+    shorter = [f"{way} ({duration(seconds)})" for way, seconds, now in ways if seconds < WORTH * now]
+    lines += [f"shorter: {', '.join(shorter)}"] if shorter else []
     return "\n".join(lines)
 
 
@@ -228,8 +228,8 @@ def run(words: list[str]) -> None:
         if options.print_config:
             print(json.dumps(request.planned()[0].model_dump(), indent=1))
             return
-        asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
-    with together(asked.training.device), trusted(options.trust_model):
+        requested = request.run() if options.resume is None else RunFolder(options.resume).record.run
+    with together(requested.training.device), trusted(options.trust_model):
         try:
             if options.resume is not None:
                 with progress(f"resume {options.resume}") as report:
@@ -246,13 +246,13 @@ def run(words: list[str]) -> None:
                 with progress(run.method) as report:
                     command = call_text(["train", *words])
                     finished = train(run, out=options.out, progress=report, command=command, announce=announce)
-        except KeyboardInterrupt as error:  # the command that it names keeps the choice about the attacks
+        except KeyboardInterrupt as error:  # its command keeps the choice about the attacks
             kept = {"--evaluate", "--no-evaluate"} & {*words}
-            raise KeyboardInterrupt(*(" ".join([str(told), *kept]) for told in error.args)) from None
+            raise KeyboardInterrupt(*(" ".join([str(text), *kept]) for text in error.args)) from None
         print(finished)
         call = [str(finished.folder), *consent(finished.run.model.name)]
-        if is_own(asked.data.name) if options.evaluate is None else options.evaluate:
-            here = asked.training
+        if is_own(requested.data.name) if options.evaluate is None else options.evaluate:
+            here = requested.training
             device = [] if here.device == "auto" else ["--device", here.device]
             given = here.threads if options.resume is None else None  # a run that continues may have chosen its own
             device += [] if given is None else ["--threads", str(given)]

@@ -21,7 +21,7 @@ NAMES = {"npz": "npz:PATH, a file with train_images, train_labels, test_images, 
 def read_npz(
     path: Path, choose: Callable[[Sequence[str]], Sequence[str]], storage: str
 ) -> dict[str, NDArray[np.generic]]:
-    """Return the arrays of an .npz file that are chosen by their names; images kept on disk are unpacked."""
+    """Return the arrays of an .npz file whose names `choose` returns; images kept on disk are unpacked there."""
     arrays, allowed = dict[str, NDArray[np.generic]](), "a file of plain arrays"
     with reading(path, allowed), path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
 
@@ -36,15 +36,15 @@ def read_npz(
     return arrays
 
 
-def of_set(there: Sequence[str], group: str | None = None) -> list[str]:
-    """Return which of the arrays `there` make up a data set, with train_`group` and so on; one is missing: refused."""
+def set_arrays(names: Sequence[str], group: str | None = None) -> list[str]:
+    """Return the `names` of arrays that make up a data set, with train_`group` and so on; a missing one is refused."""
     groups = [f"{part}_{group or 'group'}" for part in PARTS.values()]
-    parts = ["train", *(["val"] if {"val_images", "val_labels"} & {*there} else []), "test"]
+    parts = ["train", *(["val"] if {"val_images", "val_labels"} & {*names} else []), "test"]
     required = [f"{part}_{what}" for part in parts for what in ("images", "labels")]
     required += groups[:1] if group not in (None, "none") else []
-    if missing := [key for key in required if key not in there]:
-        raise UserError(f"it has no {', '.join(missing)}; it has: {cut(', '.join(there)) or 'nothing'}")
-    return [key for key in dict.fromkeys((*required, *groups, "class_names")) if key in there]
+    if missing := [key for key in required if key not in names]:
+        raise UserError(f"it has no {', '.join(missing)}; it has: {cut(', '.join(names)) or 'nothing'}")
+    return [key for key in dict.fromkeys((*required, *groups, "class_names")) if key in names]
 
 
 def read(data: Data) -> DataSource:
@@ -56,7 +56,7 @@ def read(data: Data) -> DataSource:
     """
     path, group = locate(data), data.group or "group"
     with located(f"'{path}'"):
-        arrays = read_npz(path, partial(of_set, group=data.group), data.storage)
+        arrays = read_npz(path, partial(set_arrays, group=data.group), data.storage)
         splits = splits_of(arrays, group=group)
     groups = {part: of.groups for part, of in splits.items() if of.groups is not None}
     if "train" not in groups:

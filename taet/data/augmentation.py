@@ -29,20 +29,20 @@ def crop_flip(
     top, left = height // 8, width // 8
     device = images.device
     padded = functional.pad(images, (0, 0, left, left, top, top))
-    all_, mine = (total or number, 1), slice(begin, begin + number)
-    rows = torch.randint(2 * top + 1, all_, generator=generator, device=device)[mine]
-    columns = torch.randint(2 * left + 1, all_, generator=generator, device=device)[mine]
+    whole, own = (total or number, 1), slice(begin, begin + number)
+    rows = torch.randint(2 * top + 1, whole, generator=generator, device=device)[own]
+    columns = torch.randint(2 * left + 1, whole, generator=generator, device=device)[own]
     y = torch.arange(height, device=device)
     x = torch.arange(width, device=device).expand(number, width)
     if mirror:
-        flipped = torch.rand(all_, generator=generator, device=device)[mine] < 0.5
+        flipped = torch.rand(whole, generator=generator, device=device)[own] < 0.5
         x = torch.where(flipped, width - 1 - x, x)
     batch = torch.arange(number, device=device)[:, None, None]
     return padded[batch, (rows + y)[:, :, None], (columns + x)[:, None, :]]
 
 
 def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Return an array as a tensor that shares it, or a copy of one that is read-only (images on disk) or turned."""
+    """Return an array as a tensor that shares it, or a copy if it is read-only or has negative strides."""
     return torch.from_numpy(pixels if pixels.flags.writeable and min(pixels.strides, default=0) >= 0 else pixels.copy())
 
 
@@ -71,8 +71,8 @@ def apply(policy: str, images: NDArray[np.uint8], seed: int, *purpose: str | int
     """Apply the policy to every image of a batch, uint8 (N, H, W, C); pixels from outside the image are black.
 
     The random numbers of image i of the global batch, in which these begin at `begin`, are seeded by (seed, purpose...,
-    i). Both were made for photographs: they shear, shift, rotate, invert and change colours, and can move a digit out
-    of the image. Neither mirrors.
+    i). Both policies are made for photographs: they shear, shift, rotate, invert and change colours, and can move a
+    digit out of the image. Neither mirrors.
     """
     change = transform(policy)
     changed = np.empty_like(images)

@@ -23,7 +23,7 @@ Arrays: TypeAlias = Mapping[str, ArrayLike]  # under MedMNIST's keys; a validati
 
 
 class OfTraining(str):
-    """A note on the training or validation images, which the results of another model do not carry."""
+    """A note on training or validation images, which is left out of the results of models not trained on them."""
 
 
 def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:
@@ -170,7 +170,7 @@ class Dataset:
         return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror)
 
     def about(self, of_training: bool = True) -> Json:
-        """Return the entry about the test images for result cards, with the notes on the training images or without."""
+        """Return the entry on the data for result cards; `of_training`: with the notes on training images."""
         ratio = None if self.only_test else self.imbalance_ratio
         notes = [note for note in self.notes if of_training or not isinstance(note, OfTraining)]
         return {"name": self.name, "imbalance_ratio": ratio, "notes": notes}
@@ -216,7 +216,7 @@ class Dataset:
 
 
 def render(dataset: Dataset) -> str:
-    """Return a text table with a row and a bar of the training images for each class, at most 80 columns wide."""
+    """Return a text table, at most 80 columns wide, with a row for each class and a bar for its training images."""
     counts = [split.class_counts for split in dataset.splits.values()]
     groups = class_groups(counts[0]) if dataset.imbalance_ratio > 1 else {}
     rows = [["class", "group", *dataset.splits]]
@@ -229,8 +229,8 @@ def render(dataset: Dataset) -> str:
     bars = np.rint((78 - len(lines[0])) * counts[0] / counts[0].max()).astype(int).clip(min=1)
     table = [f"{line}  {'#' * bar}".rstrip() for line, bar in zip(lines, [0, *bars, 0], strict=True)]
     sums = [f"  {name:<10} {split.sha256}" for name, split in dataset.splits.items()]
-    said = [line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
-    return "\n".join([dataset.headline, *table, "SHA-256 of the image shape, images and labels:", *sums, *said])
+    notes = [line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")]
+    return "\n".join([dataset.headline, *table, "SHA-256 of the image shape, images and labels:", *sums, *notes])
 
 
 @dataclass(frozen=True)
@@ -265,20 +265,20 @@ def splits_of(arrays: Arrays, class_names: Sequence[str] | None = None, group: s
 
     With `group`, the arrays train_`group` and so on, if present, hold the group of each image, as numbers or text.
     """
-    there = {part: key for part, key in PARTS.items() if f"{key}_labels" in arrays}
-    labels = {part: checked_labels(f"{key}_labels", arrays[f"{key}_labels"]) for part, key in there.items()}
+    keys = {part: key for part, key in PARTS.items() if f"{key}_labels" in arrays}
+    labels = {part: checked_labels(f"{key}_labels", arrays[f"{key}_labels"]) for part, key in keys.items()}
     names = _checked_names(labels["train"], arrays.get("class_names") if class_names is None else class_names)
     groups, splits = _groups(labels, arrays, group), dict[str, Part]()
-    for part, key in there.items():
-        own, images = labels[part], checked_images(f"{key}_images", arrays[f"{key}_images"])
+    for part, key in keys.items():
+        part_labels, images = labels[part], checked_images(f"{key}_images", arrays[f"{key}_images"])
         shape = splits["train"].images.shape[1:] if splits else images.shape[1:]
-        if own.max() >= len(names):
-            raise UserError(f"{key}_labels: got label {own.max()}; allowed: 0 to {len(names) - 1}")
-        if len(images) != len(own):
-            raise UserError(f"{key}_images and {key}_labels: got {len(images)} images but {len(own)} labels")
+        if part_labels.max() >= len(names):
+            raise UserError(f"{key}_labels: got label {part_labels.max()}; allowed: 0 to {len(names) - 1}")
+        if len(images) != len(part_labels):
+            raise UserError(f"{key}_images and {key}_labels: got {len(images)} images but {len(part_labels)} labels")
         if images.shape[1:] != shape:
             raise UserError(f"{key}_images: got images of shape {images.shape[1:]}; allowed: {shape}, as in training")
-        splits[part] = Part(images, own, names, np.arange(len(own)), groups.get(part))
+        splits[part] = Part(images, part_labels, names, np.arange(len(part_labels)), groups.get(part))
     return splits
 
 
@@ -337,8 +337,8 @@ def _checked_names(labels: Ints, given: ArrayLike | None) -> tuple[str, ...]:
     names = None if given is None else np.asarray(given)
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise UserError(f"class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
-    count, found = int(labels.max()) + 1 if names is None else len(names), {*labels.tolist()}
-    if (label := next((label for label in range(count) if label not in found), None)) is not None:
+    count, present = int(labels.max()) + 1 if names is None else len(names), {*labels.tolist()}
+    if (label := next((label for label in range(count) if label not in present), None)) is not None:
         name = label if names is None else names[label]
         raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
     return check_names(map(str, range(count)) if names is None else names.tolist())

@@ -45,16 +45,16 @@ def find(data: Data, *names: str | Path) -> Path | None:
 
 
 def places(what: str, data: Data, wanted: Sequence[Download]) -> list[Path]:
-    """Return where each official file, or what it unpacks to, is; if one is nowhere, `Missing` says where to put it."""
-    found = [find(data, one.unpacks_to or one.file, *one.instead) for one in wanted]
-    there = [path for path in found if path is not None]
-    if len(there) == len(wanted):
-        return there
-    looked, names = ", ".join(f"'{root}'" for root in roots(data)), ", ".join(Path(one.file).name for one in wanted)
+    """Return the path of each official file or its unpacked folder; `Missing` says where to put one that is missing."""
+    paths = [find(data, download.unpacks_to or download.file, *download.instead) for download in wanted]
+    found = [path for path in paths if path is not None]
+    if len(found) == len(wanted):
+        return found
+    searched, names = ", ".join(f"'{root}'" for root in roots(data)), ", ".join(Path(one.file).name for one in wanted)
     size, put = f" --size {data.size}" if data.size else "", "unpack" if wanted[0].unpacks_to else "put"
     url = wanted[0].url if len(wanted) == 1 else wanted[0].url.rpartition("/")[0]
     raise Missing(
-        f"{what} is not in {looked}; run taet data prepare {data.name}{size}, or {put} {names} from {url} into "
+        f"{what} is not in {searched}; run taet data prepare {data.name}{size}, or {put} {names} from {url} into "
         f"{Path('DATA', wanted[0].file).parent}, and name DATA with TAET_DATA, or for one run with --data.root"
     )
 
@@ -67,8 +67,8 @@ def locate(data: Data) -> Path:
 
 def ready(download: Download, data: Data, progress: Progress) -> str:
     """Download a file unless a folder has it, compare its checksum, and unpack it; return what was done."""
-    if download.unpacks_to and (there := find(data, download.unpacks_to, *download.instead)):
-        return f"'{there}' was there"
+    if download.unpacks_to and (folder := find(data, download.unpacks_to, *download.instead)):
+        return f"'{folder}' was there"
     path = find(data, download.file) or roots(data)[0] / download.file
     progress(0, 1, path.name)
     if not path.is_file():
@@ -80,15 +80,15 @@ def ready(download: Download, data: Data, progress: Progress) -> str:
             download_url_to_file(download.url, str(path), progress=False)
     kind, _, digits = download.checksum.partition(":")
     with path.open("rb") as file:
-        right = hashlib.file_digest(file, kind).hexdigest() == digits
-    if not right:
+        intact = hashlib.file_digest(file, kind).hexdigest() == digits
+    if not intact:
         raise UserError(f"'{path}' is damaged or another version; delete it; expected: {download}")
     if download.unpacks_to is None:
         return f"'{path}': its checksum is right"
     target = path.parents[len(Path(download.file).parts) - 1] / download.unpacks_to
-    # Aside, so that nothing is left half unpacked.
-    with custom_code(f"cannot unpack '{path}'"), TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as made:
-        shutil.unpack_archive(path, made, filter=None if path.suffix == ".zip" else "data")
+    # In a temporary folder, so that nothing is left half unpacked.
+    with custom_code(f"cannot unpack '{path}'"), TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as temporary:
+        shutil.unpack_archive(path, temporary, filter=None if path.suffix == ".zip" else "data")
         target.parent.mkdir(parents=True, exist_ok=True)
-        (Path(made) / target.relative_to(path.parent)).rename(target)
+        (Path(temporary) / target.relative_to(path.parent)).rename(target)
     return f"'{path.parent}' holds what {path.name} unpacks to; its checksum is right"

@@ -87,11 +87,11 @@ def read_extra(data: Data, dataset: Dataset) -> Split:
 
 
 def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
-    def keys(there: Sequence[str]) -> tuple[str, str]:
-        found = ("image", "label") if "image" in there else ("images", "labels")  # as in files of generated images
-        if not {*found} <= {*there}:
-            raise UserError(f"got the arrays {', '.join(there) or 'none'}; allowed: images and labels")
-        return found
+    def keys(arrays: Sequence[str]) -> tuple[str, str]:
+        pair = ("image", "label") if "image" in arrays else ("images", "labels")  # the first of generated images
+        if not {*pair} <= {*arrays}:
+            raise UserError(f"got the arrays {', '.join(arrays) or 'none'}; allowed: images and labels")
+        return pair
 
     images, labels = read_npz(path, keys, data.storage).values()
     numbers = checked_labels("labels", labels)
@@ -103,10 +103,10 @@ def _of_npz(path: Path, data: Data, names: tuple[str, ...]) -> Part:
 def _of_folder(path: Path, data: Data, names: tuple[str, ...]) -> Part:
     rows, _ = class_rows(path)
     numbers = {name: label for label, name in enumerate(names)}
-    found = {row.label for row in rows}
-    for name in found - {*names}:
-        # Beside the name of a class a number is a name, too.
-        if found & {*names} or not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
+    labels = {row.label for row in rows}
+    for name in labels - {*names}:
+        # Numbers stand for classes only if no folder has the name of a class.
+        if labels & {*names} or not (NUMBER.fullmatch(name) and 0 <= int(name) < len(names)):
             raise unknown("class:", name, names)
         numbers[name] = int(name)
     images, rows = surveyed(rows, data)

@@ -27,7 +27,7 @@ NAMES = {
     "csv": "csv:PATH, a table of path,label[,split,group]",
 }
 SIGN = re.compile(r"(\d{5}_){1,2}\d{5}")
-RUNS = [deep + name for deep in ("", "*/", "*/*/") for name in (RUN, "evaluation.json")]  # in a folder that is no class
+RUNS = [depth + name for depth in ("", "*/", "*/*/") for name in (RUN, "evaluation.json")]  # no class has these
 ISIC = "ISIC_2019_Training_GroundTruth.csv"
 DIVIDED = "no test images are given"
 TEST_SHARE = 0.2  # share of each class that is for testing where no split is given
@@ -36,16 +36,16 @@ TEST_SHARE = 0.2  # share of each class that is for testing where no split is gi
 def of_rows(
     rows: Sequence[Row], data: Data, notes: Sequence[str] = (), order: Sequence[str] = (), mirror: bool = True
 ) -> DataSource:
-    """Return the images of rows; classes are the labels that occur, in `order` or else sorted as text.
+    """Return the images of rows; the classes are the labels that occur, in `order` or else sorted as text.
 
-    Without given splits, TEST_SHARE of each class is for testing; a group in two given splits is refused. Images are
+    Where rows have no splits, TEST_SHARE of each class is for testing; a group in two splits is refused. Images are
     grey if all files are, else RGB.
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)
-    folded = {one: normalize("NFC", one).casefold() for one in names}
+    folded = {name: normalize("NFC", name).casefold() for name in names}
     times = Counter(folded.values())
-    if variants := [one for one, key in folded.items() if times[key] > 1]:
+    if variants := [name for name, key in folded.items() if times[key] > 1]:
         notes.append(f"classes whose names differ in case or Unicode form only: {listed(variants, most=6)}")
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
@@ -68,15 +68,15 @@ def of_rows(
         if train is None or test is None:
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
             raise UserError(f"{DIVIDED}, and no class has a {spare}")
-        some = f"whole groups, {len(test) / len(labels):.0%} of the images, are"
-        of = f"{TEST_SHARE:.0%} of each class, rounded, is" if groups is None else some
-        notes.insert(0, f"{DIVIDED}: {of} for testing (seed {data.seed})")
+        in_groups = f"whole groups, {len(test) / len(labels):.0%} of the images, are"
+        held_out = f"{TEST_SHARE:.0%} of each class, rounded, is" if groups is None else in_groups
+        notes.insert(0, f"{DIVIDED}: {held_out} for testing (seed {data.seed})")
         made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
     else:
         splits = np.array([row.split for row in rows])
-        held = Counter(group for group, _ in {(row.group, row.split) for row in rows if row.group})
-        if two := next((group for group, times in held.items() if times > 1), None):
-            raise UserError(f"group '{two}' is in two splits; keep it in one, or give --data.group none")
+        split_counts = Counter(group for group, _ in {(row.group, row.split) for row in rows if row.group})
+        if torn := next((group for group, count in split_counts.items() if count > 1), None):
+            raise UserError(f"group '{torn}' is in two splits; keep it in one, or give --data.group none")
         made = {part: whole.choose(np.flatnonzero(splits == part)) for part in PARTS if part in given}
         made = {part: replace(of, indices=np.arange(len(of))) for part, of in made.items()}
     counts = made["train"].class_counts
@@ -97,8 +97,8 @@ def read(data: Data) -> DataSource:
     """Return the images of folder:PATH or csv:PATH.
 
     Of a folder, classes are the names of the class folders in alphabetical order, and images may lie in subfolders of
-    them; at the first level where a class has two or more subfolders, the images of one, across classes, are a
-    group. ISIC 2019 has tables of its own: see `_isic`. Of a table: see `taet.data.tables`.
+    them; at the first level where a class has two or more subfolders, images in subfolders of one name, across classes,
+    are a group. ISIC 2019 has tables of its own: see `_isic`. Of a table: see `taet.data.tables`.
     """
     path, order = locate(data), list[str]()
     if data.name.startswith("csv:"):
@@ -109,29 +109,29 @@ def read(data: Data) -> DataSource:
         inner = [path]
         while len(only := _folders(inner[-1])) == 1:  # an archive unpacks to a folder of its own
             inner += only
-        isic = next((one for one in inner if (one / ISIC).is_file()), None)
-        divided = (one for one in inner if {"train", "test"} <= _split_folders(one).keys())
-        top = isic or next(divided, path)
+        isic = next((folder for folder in inner if (folder / ISIC).is_file()), None)
+        with_splits = (folder for folder in inner if {"train", "test"} <= _split_folders(folder).keys())
+        top = isic or next(with_splits, path)
         rows, notes = _isic(top, data.group) if isic else _of_folder(top, data.group)
         notes += _unused(top, rows) if isic is None and data.group is None else []
-    signed, own = signs(rows), any(row.group for row in rows)
-    tracked = None if data.group == "none" else signed
-    if tracked is not None:
-        together = [] if own else ["the frames of one sign stay in one split"]
-        said = together + ([] if data.mirror == "yes" else ["no image is mirrored"])
-        notes += [f"names as GTSRB's: {', and '.join(said)}"] if said else []
+    with_tracks, grouped = signs(rows), any(row.group for row in rows)
+    if with_tracks is not None and data.group != "none":
+        effects = [] if grouped else ["the frames of one sign stay in one split"]
+        effects += [] if data.mirror == "yes" else ["no image is mirrored"]
+        notes += [f"names as GTSRB's: {', and '.join(effects)}"] if effects else []
+        rows = rows if grouped else with_tracks
     with located(f"'{path}'"):
-        return of_rows(rows if own or tracked is None else tracked, data, notes, order, mirror=signed is None)
+        return of_rows(rows, data, notes, order, mirror=with_tracks is None)
 
 
 def _unused(folder: Path, rows: Sequence[Row]) -> list[str]:
     """Return a note on each table in a folder whose groups do not keep images together."""
     grouped, used = any(row.group for row in rows), {row.place.rpartition(", ")[0] for row in rows}
-    if grouped and any(used):  # by the table that has the labels
+    if grouped and any(used):  # the groups come from the table that has the labels
         return []
     why = "only images of one subfolder are kept together" if grouped else "images of one {} may be in two splits"
     others = ((table.name, of["group"]) for table, of in tables.headers(folder).items() if f"'{table}'" not in used)
-    return [f"'{table}' is not used: {why.format(own)}" for table, own in others if own]
+    return [f"'{table}' is not used: {why.format(column)}" for table, column in others if column]
 
 
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
@@ -153,16 +153,16 @@ def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
         raise UserError(f"data group: got '{group}'; allowed of a folder: folder (subfolders of class folders) or none")
     rows, notes = rows_of(folders or {"": path})
     beside = _folders(path) if folders else []
-    notes += [f"'{one.name}' is left out" for one in beside if one not in folders.values()]
+    notes += [f"'{other.name}' is left out" for other in beside if other not in folders.values()]
     several = listed((f"'{table.name}'" for table in full), most=3)
     takes = f"; --data 'csv:{full[0]}' takes the labels of that table" if full else ""
     notes += [f"tables of labels that are not used: {several}{takes}"] if full else []
     inside = {SPLITS.get(row.group.partition("/")[0].lower(), "") for row in rows if row.group}
     if {"train", "test"} <= inside:
         raise UserError(f"'{path}' has its splits inside the class folders; allowed: train/ and test/ that hold them")
-    every = rows
+    all_rows = rows
     for depth in range(1, 2 + max(row.group.count("/") for row in rows)):  # a patient's eyes or visits stay together
-        rows = [row._replace(group=normalize("NFC", "/".join(row.group.split("/")[:depth]))) for row in every]
+        rows = [row._replace(group=normalize("NFC", "/".join(row.group.split("/")[:depth]))) for row in all_rows]
         subfolders = Counter(label for label, _ in {(row.label, row.group) for row in rows if row.group})
         if max(subfolders.values(), default=0) > 1:
             break
@@ -191,13 +191,13 @@ def rows_of(folders: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     rows, notes, known = list[Row](), list[str](), set[str]()
     for split, outer in folders.items():
         # A single folder `images`, as in GTSRB's archives, holds the class folders; masks may be beside it.
-        inner = [one for one in _folders(outer) if not MASKS.fullmatch(one.name)]
+        inner = [child for child in _folders(outer) if not MASKS.fullmatch(child.name)]
         folder = inner[0] if len(inner) == 1 and inner[0].name.lower() == "images" else outer
-        notes += [f"'{one.name}' is left out" for one in _folders(outer) if folder != outer and one not in inner]
+        notes += [f"'{child.name}' is left out" for child in _folders(outer) if folder != outer and child not in inner]
         table = _table_of(folder) if split not in ("", "train") and not _folders(folder) else None
         if table is None:
-            own, said = class_rows(folder, split)
-            notes += said
+            own, own_notes = class_rows(folder, split)
+            notes += own_notes
         else:
             numbers = {str(int(name)): name for name in known if NUMBER.fullmatch(name)}  # a label 0 is class 00000
             own, _ = labelled(table, folder, "none")
@@ -242,21 +242,21 @@ def _folders(path: Path) -> list[Path]:
 def _split_folders(path: Path) -> dict[str, Path]:
     """Return the folder of each split; none if `path` holds the class folders itself.
 
-    Of two folders whose names differ in upper and lower case only, which some archives hold twice, the first is read.
+    Of two folders whose names differ in upper and lower case only, as in some archives, the first is read.
     """
     found = dict[str, Path]()
-    for one in _folders(path):
-        split = SPLITS.get(one.name.lower())
-        if split and found.setdefault(split, one).name.lower() != one.name.lower():
-            raise UserError(f"'{path}' has two {split} folders, '{found[split].name}' and '{one.name}'; keep one")
+    for folder in _folders(path):
+        split = SPLITS.get(folder.name.lower())
+        if split and found.setdefault(split, folder).name.lower() != folder.name.lower():
+            raise UserError(f"'{path}' has two {split} folders, '{found[split].name}' and '{folder.name}'; keep one")
     missing = [split for split in ("train", "test") if split not in found]
-    if missing and any(map(_folders, found.values())):  # else what is there holds images: it is a class of that name
+    if missing and any(map(_folders, found.values())):  # else they hold images: they are classes
         raise UserError(f"'{path}' has no folder '{missing[0]}'; add it, or leave only the class folders")
     return {} if missing else {split: found[split] for split in PARTS if split in found}
 
 
 def _table_of(folder: Path) -> Path | None:
-    """Return the table with the labels of a folder without class folders, inside it or beside it under its name."""
+    """Return the table of labels for a folder without class folders: one inside it, or one beside it with its name."""
     split = folder.parent if folder.name.lower() == "images" else folder
     near = [table for place in (split, split.parent, split.parent.parent) for table in tables.labelled_tables(place)]
     found = [*tables.labelled_tables(folder), *(table for table in near if split.name.lower() in table.stem.lower())]
@@ -283,14 +283,14 @@ def _isic(folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
     return found, ["layout of ISIC 2019", *notes]
 
 
-def signs(own: Sequence[Row]) -> list[Row] | None:
+def signs(rows: Sequence[Row]) -> list[Row] | None:
     """Return the images with their tracks as groups if all are named as GTSRB's; None for other images.
 
-    Names end in the numbers of track and frame, 00003_00029.ppm, of the tracks of a class; Kaggle's copy puts the class
-    before them. A track is about 30 frames of one sign that a car passes.
+    Names end in the numbers of the track, within its class, and of the frame, as in 00003_00029.ppm; in Kaggle's copy
+    the class comes first. A track is about 30 frames of one sign that a car passes.
     """
     made = list[Row]()
-    for row in own:
+    for row in rows:
         stem = Path(str(row.file)).stem
         if row.split == "test":
             made.append(row)

@@ -16,7 +16,7 @@ NAMES = {"hf": "hf:USER/NAME@REVISION, images of the Hugging Face hub with a col
 
 @dataclass(frozen=True, eq=False)
 class HubImage:
-    """An encoded image of a column: the bytes are read from the cached table when it is opened."""
+    """An encoded image in a column of a table; its bytes are read from the cached table when it is opened."""
 
     table: Any
     column: str
@@ -24,8 +24,8 @@ class HubImage:
     name: str
 
     def open(self, _: str, /) -> IO[bytes]:
-        found = self.table[self.number][self.column]
-        return Path(found["path"]).open("rb") if found["bytes"] is None else io.BytesIO(found["bytes"])
+        cell = self.table[self.number][self.column]
+        return Path(cell["path"]).open("rb") if cell["bytes"] is None else io.BytesIO(cell["bytes"])
 
     def __str__(self) -> str:
         return self.name
@@ -35,9 +35,9 @@ class HubImage:
 
 
 def read(data: Data) -> DataSource:
-    """Return the images of hf:USER/NAME@REVISION: its splits, the column of images, and that of labels and groups.
+    """Return the images of hf:USER/NAME@REVISION with its splits, labels and, if there is such a column, groups.
 
-    The library `datasets` downloads and caches it, and runs no code of the repository. Splits called train, validation
+    The library `datasets` downloads and caches them; no code of the repository runs. Splits called train, validation
     and test are used; without a test split, that for validation takes its place, or else a fifth of each class. Labels
     are a column of class labels, whose names are the classes, or of text or numbers.
     """
@@ -69,20 +69,20 @@ def read(data: Data) -> DataSource:
     if "test" not in splits and "validation" in splits:
         splits["test"], given["test"] = splits.pop("validation"), given["validation"]
         notes.append("the source's validation split is the test set")
-    usual = next((name for name in COLUMNS["group"] if name in features), None)  # as of a table
-    group = None if data.group == "none" else data.group or usual
+    default = next((name for name in COLUMNS["group"] if name in features), None)  # as in tables
+    group = None if data.group == "none" else data.group or default
     if group is not None and group not in features:
         raise unknown(f"column for data group of '{data.name}':", group, features)
     rows = list[Row]()
     for split, table in splits.items():
         coded = table.cast_column(image, datasets.Image(decode=False))
         labels = [str(value) if names is None else names[value] for value in given[split]]
-        own = [None] * len(table) if group is None else table[group]
-        groups = ["" if one is None or one != one else str(one) for one in own]  # one that is missing is None or nan
+        values = [None] * len(table) if group is None else table[group]
+        groups = ["" if value is None or value != value else str(value) for value in values]  # missing: None or nan
         place = split if "test" in splits else ""
-        rows += [  # names are those of files kept on disk, too
-            Row(HubImage(coded, image, number, f"{data.name} {split} image {number}"), text, place, of)
-            for number, (text, of) in enumerate(zip(labels, groups, strict=True))
+        rows += [  # the cache names files kept on disk by these names, too
+            Row(HubImage(coded, image, number, f"{data.name} {split} image {number}"), label, place, own)
+            for number, (label, own) in enumerate(zip(labels, groups, strict=True))
         ]
     with located(f"'{data.name}'"):
         return of_rows(rows, data, notes, names or by_number(row.label for row in rows))

@@ -73,12 +73,12 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.parts)
 
 
-def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]) -> Iterator[Result | str]:
-    """Return `work` of each image of one of FORMATS, or the reason why it cannot be read; threads work in advance."""
+def _map_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]) -> Iterator[Result | str]:
+    """Yield `work(image)` for each file, or the reason why it cannot be read; threads work ahead. See FORMATS."""
 
-    def of_image(file: ImageFile) -> Result | str:
+    def work_on(file: ImageFile) -> Result | str:
         try:
-            # Not by its name: Pillow would map a .tif into memory, and mix up the rows of one that is to be turned.
+            # Not opened by name: Pillow would map a .tif into memory, and mix up the rows of one with a rotation tag.
             with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
                 return work(image)
         except PIL.UnidentifiedImageError:
@@ -86,7 +86,7 @@ def _of_images(files: Sequence[ImageFile], work: Callable[[Image.Image], Result]
         except Exception as error:  # decoders of damaged files raise errors of many kinds
             return reason(error)
 
-    return ahead(of_image, files, AHEAD)
+    return ahead(work_on, files, AHEAD)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -135,7 +135,7 @@ def decode_where_possible(
     dropped, the first of several pages is read. With `size`: see `scaled`. Refused are damaged files, 32 bits, signed
     and floating point numbers, and more pixels than Pillow allows (179 million).
     """
-    decoded = _of_images(files, lambda image: np.asarray(scaled(_eight_bit(image), size)))
+    decoded = _map_images(files, lambda image: np.asarray(scaled(_eight_bit(image), size)))
     return zip(files, decoded, strict=True)
 
 
@@ -158,10 +158,10 @@ class Files:
     def uniform(self) -> bool:
         return bool((self.sizes == self.sizes[:1]).all())
 
-    def ranked(self, share: float) -> tuple[int, int]:
-        """Return width and height of an image by number of pixels: 0 the smallest, 0.5 the median, 1 the largest."""
-        place = min(int(share * len(self.sizes)), len(self.sizes) - 1)
-        width, height = self.sizes[self.sizes.prod(1).argsort(kind="stable")[place]].tolist()
+    def ranked(self, quantile: float) -> tuple[int, int]:
+        """Return width and height of the image at this quantile of the number of pixels: 0.5 is the median."""
+        position = min(int(quantile * len(self.sizes)), len(self.sizes) - 1)
+        width, height = self.sizes[self.sizes.prod(1).argsort(kind="stable")[position]].tolist()
         return width, height
 
     @property
@@ -197,12 +197,12 @@ class Files:
         """Describe the images, and how they are resized."""
         smallest, median, largest = ("{}x{}".format(*self.ranked(share)) for share in (0, 0.5, 1))
         spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
-        some = f"{self.grey.sum()} grey, read as colour like the others" if self.grey.any() else "colour"
-        said = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else some}"
-        others = (self.sizes[:, 0] != self.sizes[:, 1]).sum()
-        squeezed = f"; {others} of {len(self.files)} are not square: squeezed" if others else ""
+        mixed = f"{self.grey.sum()} grey, read as colour like the others" if self.grey.any() else "colour"
+        summary = f"{len(self.files)} image files, {spread} pixels, {'grey' if self.grey.all() else mixed}"
+        oblong = (self.sizes[:, 0] != self.sizes[:, 1]).sum()
+        squeezed = f"; {oblong} of {len(self.files)} are not square: squeezed" if oblong else ""
         to_size = self.size is not None and bool((self.sizes != self.size).any())
-        return [*self.notes, said, *([f"resized to {self.size}x{self.size}{squeezed}"] if to_size else [])]
+        return [*self.notes, summary, *([f"resized to {self.size}x{self.size}{squeezed}"] if to_size else [])]
 
 
 def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool = False, skip: bool = False) -> Files:
@@ -220,14 +220,14 @@ def survey(files: Sequence[ImageFile], size: int | None = None, *, decode: bool 
             _eight_bit(image)
         return width, height, grey
 
-    found = dict(zip(files, counted(_of_images(files, look), len(files), "headers of image files"), strict=True))
-    headers = {file: header for file, header in found.items() if not isinstance(header, str)}
+    results = dict(zip(files, counted(_map_images(files, look), len(files), "headers of image files"), strict=True))
+    headers = {file: header for file, header in results.items() if not isinstance(header, str)}
     notes = []
-    if faults := [f"'{file}' ({why})" for file, why in found.items() if isinstance(why, str)]:
+    if faults := [f"'{file}' ({why})" for file, why in results.items() if isinstance(why, str)]:
         by = "" if decode else " by their headers"  # behind which other files may be damaged
-        said = f"{len(faults)} of {len(found)} images cannot be read{by}: {listed(faults, most=10)}"
+        fault = f"{len(faults)} of {len(results)} images cannot be read{by}: {listed(faults, most=10)}"
         if not skip:
-            raise UserError(f"{said}; --data.skip-unreadable leaves such files out")
-        notes = [f"{said}; they are left out"]
+            raise UserError(f"{fault}; --data.skip-unreadable leaves such files out")
+        notes = [f"{fault}; they are left out"]
     facts = np.array([*headers.values()], np.int64).reshape(-1, 3)
     return Files(tuple(headers), facts[:, :2], facts[:, 2].astype(bool), size, tuple(notes))

@@ -77,7 +77,7 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
 class Loader:
     """Shuffled, augmented batches as in `training`; every random number is seeded by (seed, purpose, epoch, step).
 
-    So any epoch can be resumed at any step. Each image comes once per epoch, or as `resampled` draws it. Process
+    Any epoch can thus be resumed at any step. Each image comes once per epoch, or as `resampled` draws it. Process
     `part` of `parts` gets an even, contiguous share of every batch, which may be empty; numbers are drawn for the whole
     batch. Images on disk, or too large for the GPU, are streamed by a thread: the batches are the same bits.
 
@@ -99,12 +99,12 @@ class Loader:
         mixture: Mixture | None = None,
     ) -> None:
         self.device, self.seed, self.training = device, seed, training
-        place = torch.device("cpu") if training.augment in POLICIES else device  # a policy works on the CPU
+        storage = torch.device("cpu") if training.augment in POLICIES else device  # a policy works on the CPU
         images, labels = split.images, torch.from_numpy(split.labels)
         self.real, self.mixture = len(split), mixture
         if extra is not None:
             images, labels = joined(split, extra), torch.cat([labels, torch.from_numpy(extra.labels)])
-        self.images: Tensor | Pixels = torch.from_numpy(images).to(place) if fits(images, place) else images
+        self.images: Tensor | Pixels = torch.from_numpy(images).to(storage) if fits(images, storage) else images
         self.labels = labels.to(device)
         self.mirror = mirror and training.augment != "crop"
         self.bounds = batch_bounds(self.real, training.batch_size, mixture is not None)
@@ -130,7 +130,7 @@ class Loader:
                 draws = generator(self.device, self.seed, "augment", epoch, step)
                 begin, total = self.place(step)
                 images = crop_flip(images, draws, mirror=self.mirror, begin=begin, total=total)
-            index = self._moved(index)
+            index = self._to_device(index)
             yield Batch(index, to_unit(images, channels_last=self.training.channels_last), self.labels[index])
 
     def _order(self, epoch: int) -> Tensor:
@@ -143,11 +143,11 @@ class Loader:
         return torch.randperm(len(self.labels), generator=draws)
 
     def _mixed(self, mixture: Mixture, epoch: int) -> Tensor:
-        """Positions of an epoch of mixed batches: extra images have random places, so every process gets its share."""
+        """Return the order of an epoch of mixed batches; extra images have random places, so all processes get some."""
         steps, own = len(self), mixture.batch - mixture.extra
         begin, end = epoch * steps * own, (epoch + 1) * steps * own
         rounds = range(begin // self.real, -(-end // self.real))
-        orders = [torch.randperm(self.real, generator=generator("cpu", self.seed, "order", one)) for one in rounds]
+        orders = [torch.randperm(self.real, generator=generator("cpu", self.seed, "order", n)) for n in rounds]
         begin -= rounds[0] * self.real
         originals = torch.cat(orders)[begin : begin + steps * own].view(steps, own)
         size, drawing = (steps, mixture.extra), generator("cpu", self.seed, "extra", epoch)
@@ -173,9 +173,9 @@ class Loader:
                 apply(policy, batch.numpy(), self.seed, "policy", epoch, step, begin=begin)
                 for step, begin, batch in zip(steps, begins, read, strict=True)
             )
-        return map(self._moved, read)
+        return map(self._to_device, read)
 
-    def _moved(self, images: Tensor) -> Tensor:
+    def _to_device(self, images: Tensor) -> Tensor:
         if images.device.type == self.device.type:
             return images
         # From pinned memory the copy does not wait for steps that are still queued on the device.

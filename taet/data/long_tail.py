@@ -14,7 +14,7 @@ PROFILES = ("exponential", "linear", "step")
 
 def _floor(value: float) -> int:
     # 98 * (1 / 49) is 1.9999999999999998 in floating point. The margin is far above the rounding error of any count
-    # below a million, and far below the distance of every published count's real value to the next integer.
+    # below a million, and far below the distance of any published count to the next integer before rounding down.
     return math.floor(value + 1e-9)
 
 
@@ -61,7 +61,7 @@ def largest_max_count(available: Sequence[int], imbalance_ratio: float, profile:
 
     def exceeds(max_count: int) -> bool:
         counts = long_tail_counts(len(available), max_count, imbalance_ratio, profile)
-        return any(count > there for count, there in zip(counts, available, strict=True))
+        return any(count > held for count, held in zip(counts, available, strict=True))
 
     # The first count is n_max itself, and every count grows with it.
     return bisect.bisect_left(range(1, available[0] + 1), True, key=exceeds)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from taet.data.arrays import of_set, read_npz
+from taet.data.arrays import read_npz, set_arrays
 from taet.data.dataset import PARTS, Arrays, DataSource, Part, splits_of
 from taet.data.downloads import Download, places
 from taet.data.files import class_rows, of_rows, rows_of, signs
@@ -89,9 +89,9 @@ def downloads(data: Data) -> list[Download]:
 def read(data: Data) -> DataSource:
     """Return the whole set with its own splits; other content raises a `UserError`.
 
-    Of MedMNIST the file of `data.size` pixels is read if it is there, else that of 28 pixels. Sources: Krizhevsky, 2009
-    (CIFAR); Yang et al., MedMNIST v2, Scientific Data 2023,
-    arXiv:2110.14795, without ChestMNIST, which is multi-label. Others: see their functions.
+    Of MedMNIST the file of `data.size` pixels is read if it exists, else that of 28 pixels. Sources: Krizhevsky, 2009
+    (CIFAR); Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795, without ChestMNIST, which is multi-label.
+    Others: see their functions.
     """
     name, wanted = _set_name(data.name), downloads(data)
     about = SETS[name]
@@ -107,7 +107,7 @@ def read(data: Data) -> DataSource:
             source, side = _gtsrb(data, about, paths), data.size or side
             images[0] = GTSRB_ONLINE if path.name == "Training" else images[0]
         else:
-            arrays: Arrays = _pickles(path, about.title) if path.is_dir() else read_npz(path, of_set, data.storage)
+            arrays: Arrays = _pickles(path, about.title) if path.is_dir() else read_npz(path, set_arrays, data.storage)
             if about.md5:
                 side = int(path.stem.partition("_")[2] or side)
                 missing = "" if path.name == wanted[0].file else f"; {wanted[0].file} is not there"
@@ -136,7 +136,7 @@ def _digits(about: PublishedSet) -> DataSource:
 
 
 def _pickles(place: Path, title: str) -> Arrays:
-    """Return the arrays of CIFAR's pickles: torchvision compares their MD5 first, so no foreign code is run."""
+    """Return the arrays of CIFAR's pickles; torchvision compares their MD5 first, so that no foreign code runs."""
     from torchvision import datasets
 
     reader, arrays = getattr(datasets, title.replace("-", "")), dict[str, ArrayLike]()
@@ -166,10 +166,10 @@ def _tiny_imagenet(data: Data, folder: Path) -> DataSource:
 
     words = {row[0]: row[-1].split(",")[0] for row in table("words.txt")}
     wnids = sorted(row[0] for row in table("wnids.txt"))
-    shared = Counter(words[wnid] for wnid in wnids)
-    names = {wnid: words[wnid] if shared[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids}
-    found = (row for row in class_rows(folder / "train", "train")[0] if row.label in names)
-    rows = [row._replace(label=names[row.label], group="") for row in found]
+    times = Counter(words[wnid] for wnid in wnids)
+    names = {wnid: words[wnid] if times[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids}
+    training = (row for row in class_rows(folder / "train", "train")[0] if row.label in names)
+    rows = [row._replace(label=names[row.label], group="") for row in training]
     for file, wnid, *_ in table("val/val_annotations.txt"):
         rows.append(Row(folder / "val" / "images" / file, names[wnid], "test"))
     return of_rows(rows, data, order=[*names.values()])

@@ -44,8 +44,8 @@ def is_own(name: str) -> bool:
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
-def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
-    """Return `data` with its full name and the profile and ratio that this name implies, and its file."""
+def _resolved(data: Data) -> tuple[Data, registry.RegistryEntry]:
+    """Return `data` with its full name and the profile and ratio that the name implies, and its registry entry."""
     name, known = full_name(data.name), registry.entries("data")
     kind, _, path = name.partition(":")
     if kind in PATH_SOURCES and not path:
@@ -69,7 +69,7 @@ def _named(data: Data) -> tuple[Data, registry.RegistryEntry]:
 
 def source(data: Data) -> DataSource | Dataset:
     """Return what the source of `data` holds, before anything is chosen; image files are not read."""
-    data, entry = _named(data)
+    data, entry = _resolved(data)
     made: DataSource | Dataset = entry.call("read", DataSource | Dataset, data)  # type: ignore[arg-type]
     if data.group not in (None, "none") and (made.splits["train"].groups is None or not is_own(data.name)):
         allowed = "with your own images that have groups"
@@ -78,8 +78,8 @@ def source(data: Data) -> DataSource | Dataset:
 
 
 def facts(data: Data) -> DataFacts | None:
-    """Return the facts about `load(data)`, for image files by their headers; None: official files are not here."""
-    data, _ = _named(data)
+    """Return the facts about `load(data)`, from the headers of image files; None if official files are missing."""
+    data, _ = _resolved(data)
     try:
         found = source(data)
     except Missing:
@@ -133,16 +133,16 @@ def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
     """
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     given = name.model_dump() if isinstance(name, Data) else {"name": name}
-    data, entry = _named(from_json(Data, {**given, **settings}))
+    data, entry = _resolved(from_json(Data, {**given, **settings}))
     found = source(data)
     chosen, notes = select(found.splits, data)
     made = {part: _read(of, data) for part, of in chosen.items()}
     if is_own(data.name) or entry.path:
-        notes += _repeats(chosen, made)
+        notes += _duplicate_notes(chosen, made)
         if (most := int(made["train"].images.max())) < 64:
             dark = f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?"
             notes.append(OfTraining(dark))
-    notes += _together(made["test"].groups)
+    notes += _group_notes(made["test"].groups)
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(
         data.name,
@@ -167,19 +167,19 @@ def load_all(data: Data) -> Dataset:
     images, labels = map(np.concatenate, zip(*((part.images, part.labels) for part in parts), strict=True))
     whole = Split(images, labels, parts[0].class_names, np.arange(len(labels)))
     groups = [part.groups for part in parts if part.groups is not None]
-    notes = [f"all {len(labels)} images are test images", *_together(np.concatenate(groups) if groups else None)]
+    notes = [f"all {len(labels)} images are test images", *_group_notes(np.concatenate(groups) if groups else None)]
     notes += [one for one in found.notes if not one.startswith(DIVIDED)]
     return Dataset(full_name(data.name), whole, None, whole, notes=tuple(notes), resized=found.resized, only_test=True)
 
 
-def _together(groups: Ints | None) -> list[str]:
-    """Return a note if several test images are of one group (N,): one patient's images are right or wrong together."""
+def _group_notes(groups: Ints | None) -> list[str]:
+    """Return a note if test images share a group (N,): the errors on one patient's images are not independent."""
     if groups is None or (several := len(np.unique(groups))) == len(groups):
         return []
     return [f"{len(groups)} test images of {several} groups: intervals take images as independent, so too narrow"]
 
 
-def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:
+def _duplicate_notes(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:
     """Return a note on how many images of one split are also in another, with an example, if there are any."""
     notes = list[str]()
     for other, part in combinations(made, 2):
@@ -195,9 +195,9 @@ def _repeats(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     """Download, check and unpack the missing files of a data set; return the set, and lines about what was done.
 
-    They go to the first data folder. Without a network, a `UserError` says which file to put where.
+    Files go to the first data folder. Without a network, a `UserError` says which file to put where.
     """
-    _, entry = _named(data)
+    _, entry = _resolved(data)
     wanted: list[Download] = entry.call("downloads", list, data) if hasattr(entry.load(), "downloads") else []
     done = ["all is there" if wanted else "nothing to download"]
     try:

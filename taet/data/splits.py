@@ -49,7 +49,7 @@ def select(source: Mapping[str, Part], data: Data) -> tuple[dict[str, Part], lis
 def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[int], list[str]]:
     """Return the class counts of the training and the test set, and notes on how they were chosen."""
     ratio, profile, names = data.imbalance_ratio, data.profile or long_tail.PROFILES[0], train.class_names
-    spread = data.name.endswith(BALANCED_SMALL) and ":" not in data.name  # not a path that ends so
+    spread = data.name.endswith(BALANCED_SMALL) and ":" not in data.name  # not a path that ends like this
     caps = (train, data.max_count), (test, data.test_max_count)
     train_counts, test_counts = (np.minimum(of.class_counts, most or of.class_counts).tolist() for of, most in caps)
     if ratio is None:
@@ -62,7 +62,7 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
         train_counts = counts(len(names), largest, ratio, profile)
         how = f"spread evenly, {sum(train_counts)} images as in" if spread else "cut to"
         cut = f"training set {how} the {profile} profile, imbalance ratio {ratio:g}, seed {data.seed}"
-        if ":" in data.name and train_counts[0] > train_counts[-1]:  # their order of size may have been another
+        if ":" in data.name and train_counts[0] > train_counts[-1]:  # the source may have another order of sizes
             cut += f"; '{names[0]}' is among its largest classes, '{names[-1]}' among its smallest"
         if 0 in train_counts:
             empty, allowed = names[train_counts.index(0)], f"allowed: up to {max(train_counts)}"
@@ -102,21 +102,21 @@ def divided(part: Part, counts: list[int], share: float, seed: int) -> tuple[Int
         return None, None
     if part.groups is None or not share:
         fewer = [count - held for count, held in zip(counts, held_out, strict=True)]
-        kept, chosen = (long_tail.long_tail_indices(part.labels, some, seed) for some in (fewer, counts))
+        kept, chosen = (long_tail.long_tail_indices(part.labels, each, seed) for each in (fewer, counts))
         held = chosen[~np.isin(chosen, kept)]
     else:
         chosen = np.arange(len(part)) if whole else long_tail.long_tail_indices(part.labels, counts, seed)
-        apart = hold_out(part.labels[chosen], part.groups[chosen], share, seed)
-        kept, held = chosen[~apart], chosen[apart]
+        is_held = hold_out(part.labels[chosen], part.groups[chosen], share, seed)
+        kept, held = chosen[~is_held], chosen[is_held]
     return kept, held if len(held) else None
 
 
 def hold_out(labels: Ints, groups: Ints, share: float, seed: int) -> NDArray[np.bool_]:
     """Choose whole groups so that about `share` of the images of each class are held out; return which images, (N,).
 
-    labels (N,): 0..C-1; images with equal numbers in groups (N,) stay together. Folds of scikit-learn's
-    `StratifiedGroupKFold`; then the smallest group of a class without any in training is given back, and the smallest
-    group of a class that has several, and none held out, is held out if each of its classes keeps another.
+    labels (N,): 0..C-1; images with equal numbers in groups (N,) stay together. Groups are chosen by scikit-learn's
+    `StratifiedGroupKFold`. Then a class that is held out entirely gets its smallest group back; of a class with several
+    groups and none held out, the smallest is held out if each of its classes keeps another.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 

@@ -1,4 +1,4 @@
-"""How images are read ahead, and where they are kept: in memory, or in a file that is written once and mapped."""
+"""Reading images in advance, and keeping them in memory or in a file that is written once and mapped."""
 
 import contextlib
 import hashlib
@@ -32,12 +32,12 @@ def ahead(
     function: Callable[[Input], Output], values: Iterable[Input], most: int, threads: int | None = None
 ) -> Iterator[Output]:
     """Yield `function` of every value in order; threads work on the next `most` values."""
-    left, pool = iter(values), ThreadPoolExecutor(threads)
+    remaining, pool = iter(values), ThreadPoolExecutor(threads)
     try:
-        begun = deque(pool.submit(function, value) for value in islice(left, most))
-        while begun:
-            yield begun.popleft().result()
-            begun.extend(pool.submit(function, value) for value in islice(left, 1))
+        futures = deque(pool.submit(function, value) for value in islice(remaining, most))
+        while futures:
+            yield futures.popleft().result()
+            futures.extend(pool.submit(function, value) for value in islice(remaining, 1))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -84,7 +84,7 @@ def on_disk(size: int, storage: str) -> bool:
 
 
 def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:
-    """Map the file of the cache with these images: see `mapped`."""
+    """Return these images, mapped from a file of the cache: see `mapped`."""
 
     def write(file: IO[bytes]) -> None:
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -95,7 +95,7 @@ def kept(blocks: Iterable[Pixels], shape: ArrayShape, key: str) -> Pixels:
 
 
 def mapped(key: str, write: Callable[[IO[bytes]], object]) -> Pixels:
-    """Map the .npy file of the cache that is named after `key`; without it, `write` it first."""
+    """Return the array in the cache's .npy file for `key`, mapped; a missing file is first written by `write`."""
     cache = Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     if not path.is_file():

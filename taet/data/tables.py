@@ -33,7 +33,7 @@ NUMBER = re.compile(r"-?\d{1,18}")  # a numeric label; longer numbers are names
 
 
 class Row(NamedTuple):
-    """A labelled image, and where a table names it."""
+    """A labelled image; `place` is its line in a table."""
 
     file: ImageFile
     label: str
@@ -55,11 +55,11 @@ def _delimiter(text: str) -> str:
 
 def _columns(names: Sequence[str]) -> dict[str, str]:
     lower = {name.lower().replace(" ", "_"): name for name in reversed(names)}
-    return {what: next((lower[one] for one in usual if one in lower), "") for what, usual in COLUMNS.items()}
+    return {what: next((lower[name] for name in usual if name in lower), "") for what, usual in COLUMNS.items()}
 
 
 def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a table with their places: the cells by column."""
+    """Return the rows of a table: the place of each, and its cells by column."""
     with reading(path, TABLE):
         text, rows = path.read_text("utf-8-sig"), []
         lines = io.StringIO(text, newline="")
@@ -76,7 +76,7 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def headers(folder: Path) -> dict[Path, dict[str, str]]:
-    """Return the tables in a folder with their columns by their first line; see COLUMNS."""
+    """Return the tables in a folder, each with the columns that its first line names; see COLUMNS."""
     found = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tab", ".tsv", "")):
         if path.is_file() and not path.name.startswith("."):
@@ -94,7 +94,7 @@ def labelled_tables(folder: Path) -> list[Path]:
 
 
 def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
-    """Return the images in `folder` of a table by its columns for path, label, split and group, and notes; see COLUMNS.
+    """Return a table's images in `folder`, from its columns path, label, split and group, and notes; see COLUMNS.
 
     `group` names another column of groups; "none" uses none. Only a group may be empty; an unknown split, and an image
     with two labels, are refused.
@@ -131,10 +131,10 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
 
 
 def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
-    """Return the rows with their files in `folder`, and notes; files that are missing are refused.
+    """Return the rows with their files in `folder`, and notes; missing files are refused.
 
-    If a folder that the paths name holds none of its files, these are looked for by their names, with or without an
-    ending, in the folders below `folder`; several that have a name must be copies of one image.
+    If none of the files that the table has in one folder is there, they are looked for by name, with or without suffix,
+    in all folders below `folder`; files of one name must be copies of one image.
     """
     paths, named = [folder / str(row.file) for row in rows], defaultdict[str, list[Path]](list)
     lost = {path for path in paths if not path.is_file()}
@@ -142,18 +142,18 @@ def placed(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
     alike = {normalize("NFC", str(file)): file for file in images}  # a Mac decomposes the letters of names
     paths = [alike.get(normalize("NFC", str(path)), path) if path in lost else path for path in paths]
     lost &= {*paths}
-    right = {path.parent for path in paths if path not in lost} - {folder}  # which a bare name does not name
+    right = {path.parent for path in paths if path not in lost} - {folder}  # a bare name has no folder
     masks = masks_of(folder, images)
     for file in images:
         for name in {file.name, file.stem} if file not in masks else ():
             named[normalize("NFC", name)].append(file)
     names = {path: normalize("NFC", path.name) for path in lost}
-    asked = {name: named[name] for path, name in names.items() if name in named and path.parent not in right}
-    copies = {name: {file.read_bytes() for file in files[1:] and files} for name, files in asked.items()}
-    clear = {name: files[0] for name, files in asked.items() if len(copies[name]) < 2}
+    candidates = {name: named[name] for path, name in names.items() if name in named and path.parent not in right}
+    copies = {name: len(files) == 1 or len({f.read_bytes() for f in files}) == 1 for name, files in candidates.items()}
+    clear = {name: files[0] for name, files in candidates.items() if copies[name]}
     found = [path if path not in lost else None if path.parent in right else clear.get(names[path]) for path in paths]
     if missing := [row for row, file in zip(rows, found, strict=True) if file is None]:
-        if len(several := asked.get(names[folder / str(missing[0].file)], [])) > 1:
+        if len(several := candidates.get(names[folder / str(missing[0].file)], [])) > 1:
             either = f"'{several[0]}' or '{several[-1]}'; allowed: its path in the table, or --data.root, its folder"
             raise UserError(f"'{missing[0].file}' ({missing[0].place}) may be {either}")
         got = f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].file}' ({missing[0].place})"

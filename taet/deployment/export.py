@@ -80,21 +80,21 @@ def export(
         "image_shape": record.data.image_shape,
         "resizes": record.data.resized,
     }
-    # of other lengths than the model's, tied to none and not square
+    # sides that differ from the model's and from each other, so that the graph cannot fix them
     sides = [factor * side + 3 for factor, side in zip((2, 3), size, strict=True)] if record.data.resized else size
     shape = (*sides, channels)
-    said = io.StringIO()  # by exporters, hidden from the user
-    with warnings.catch_warnings(action="ignore"), redirect_stdout(said), redirect_stderr(said), torch.no_grad():
+    hidden = io.StringIO()  # exporters print to it
+    with warnings.catch_warnings(action="ignore"), redirect_stdout(hidden), redirect_stderr(hidden), torch.no_grad():
         with custom_code(f"{folder.path}: model: fails on images of shape {shape}"):
             deployed(_noise(2, shape))
-        content = _written(format, deployed, _noise(2, shape), json.dumps(about, ensure_ascii=False))
+        content = _content(format, deployed, _noise(2, shape), json.dumps(about, ensure_ascii=False))
         make_folder(path.parent)
         write_atomically(path, content, check=lambda part: _check(format, part, deployed, shape))
     return path
 
 
-def _written(format: str, deployed: Deployed, example: Tensor, about: str) -> bytes:
-    """Return the content of the file, with `about` in its metadata, for any batch size and any size that is resized."""
+def _content(format: str, deployed: Deployed, example: Tensor, about: str) -> bytes:
+    """Return the content of the file, with `about` as metadata, for any batch size and, if it resizes, image size."""
     if format == "safetensors":
         # Copied, because safetensors refuses tied weights, which share memory.
         state = {name: tensor.clone().contiguous() for name, tensor in deployed.model.state_dict().items()}
@@ -117,7 +117,7 @@ def _written(format: str, deployed: Deployed, example: Tensor, about: str) -> by
 
 
 def _loaded(format: str, path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor]:
-    """Return the function from images to logits that the file holds, or for weights the model with them."""
+    """Return the function from images to logits of the file; of a file of weights, that of the model with them."""
     if format == "safetensors":
         tensors = {f"model.{name}": tensor for name, tensor in load_file(path).items()}
         return lambda images: torch.func.functional_call(deployed, tensors, (images,))
@@ -131,12 +131,12 @@ def _loaded(format: str, path: Path, deployed: Deployed) -> Callable[[Tensor], T
 
 def _check(format: str, path: Path, deployed: Deployed, shape: tuple[int, ...]) -> None:
     """Refuse a file whose logits differ from those of the model."""
-    answer = _loaded(format, path, deployed)
+    loaded = _loaded(format, path, deployed)
     for images in (_noise(number, shape) for number in TRIED):
-        wanted = deployed(images)
-        apart = float((answer(images) - wanted).abs().max())
-        if not apart <= TOLERANCE * max(1.0, float(wanted.abs().max())):
-            raise UserError(f"{format}: the file's logits differ from the model's by {apart:.2g}; nothing was written")
+        expected = deployed(images)
+        gap = float((loaded(images) - expected).abs().max())
+        if not gap <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise UserError(f"{format}: the file's logits differ from the model's by {gap:.2g}; nothing was written")
 
 
 def _noise(number: int, shape: tuple[int, ...]) -> Tensor:

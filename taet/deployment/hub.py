@@ -16,7 +16,7 @@ from taet.formatting import markdown_table, size
 from taet.models.weights import CONFIG, FILES, MOST_BYTES
 from taet.report import tables
 from taet.report.results import results
-from taet.training.fit import again
+from taet.training.fit import resume_call
 from taet.training.folder import RunFolder
 from taet.training.record import RunRecord
 
@@ -49,9 +49,9 @@ def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", 
         with custom_code(target):
             api = library.HfApi()
             api.create_repo(target, private=private, exist_ok=True)
-            said = f"Upload a model of taet {taet.__version__}"
-            done = api.upload_folder(repo_id=target, folder_path=str(Path(place, "model")), commit_message=said)
-    return f"hf:{target}@{done.oid}"
+            message = f"Upload a model of taet {taet.__version__}"
+            commit = api.upload_folder(repo_id=target, folder_path=str(Path(place, "model")), commit_message=message)
+    return f"hf:{target}@{commit.oid}"
 
 
 def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
@@ -59,7 +59,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     run = RunFolder(run_dir)
     record = run.record
     if not run.is_done:
-        raise UserError(f"{run_dir} is not finished; resume it first: {again(run)}")
+        raise UserError(f"{run_dir} is not finished; resume it first: {resume_call(run)}")
     run.check_weights()
     card = card_of(run)
     if card is None or "file_sha256" not in card.model:
@@ -78,7 +78,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
         if file not in (RUN, DONE) and (run_dir / file).exists():
             write_atomically(out / file, read_bytes(run_dir / file, most=MOST_BYTES))
     shown = record.model_copy(update={"data": record.data.model_copy(update={"fingerprints": ""})})
-    RunFolder(out).create(shown)  # without the hashes of the training images, which say who is among them
+    RunFolder(out).create(shown)  # without hashes of training images, which would reveal whose images are among them
     RunFolder(out).finish()
     write_atomically(out / "README.md", model_card(record, card, licence, name).encode())
     facts = {
@@ -92,11 +92,11 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
 
 
 def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
-    """Return the names of files of the training machine in a run, and notes with such names: publishing shows them."""
+    """Return paths of the training machine, and notes with file names, that publishing a run would show."""
     record = RunFolder(Path(run_dir)).record
-    found = [record.command, record.run.data.name, record.run.data.root, record.run.model.weights]
+    texts = [record.command, record.run.data.name, record.run.data.root, record.run.model.weights]
     notes = [note for note in record.data.notes if any(suffix in note.lower() for suffix in SUFFIXES)]
-    return [text for text in found if text and os.sep in text] + notes
+    return [text for text in texts if text and os.sep in text] + notes
 
 
 def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:

@@ -69,7 +69,7 @@ class Predictions:
         With `top` above 1 the next most likely classes follow as class_2, probability_2, and so on. Values of an image
         that could not be read are None.
         """
-        import pandas  # a second, which only this needs
+        import pandas  # takes a second, and only this needs it
 
         ranked = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
         shares = np.take_along_axis(self.probabilities, ranked, 1).astype(np.float64).round(DIGITS)
@@ -80,10 +80,10 @@ class Predictions:
             columns[f"probability{ending}"] = share
         if self.survives is not None:
             columns["survives"] = self.survives
-        found = pandas.DataFrame(columns, dtype=object)
+        table = pandas.DataFrame(columns, dtype=object)
         unread = np.array(self.errors, dtype=object) != ""
-        found.loc[unread, found.columns[1:]] = None
-        return found.assign(error=[error or None for error in self.errors]) if unread.any() else found
+        table.loc[unread, table.columns[1:]] = None
+        return table.assign(error=[error or None for error in self.errors]) if unread.any() else table
 
     def to_csv(self, top: int = 1) -> str:
         """Return the table as CSV with a header: survives is true or false, and unknown values are empty."""
@@ -94,8 +94,8 @@ class Predictions:
 
     def __repr__(self) -> str:
         counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))
-        found = [f"{self.class_names[label]} {counts[label]}" for label in np.argsort(-counts, kind="stable")]
-        parts = [f"{plural(len(self), 'image')}: {', '.join(found[: np.count_nonzero(counts)]) or 'no class'}"]
+        classes = [f"{self.class_names[label]} {counts[label]}" for label in np.argsort(-counts, kind="stable")]
+        parts = [f"{plural(len(self), 'image')}: {', '.join(classes[: np.count_nonzero(counts)]) or 'no class'}"]
         if self.survives is not None:
             parts.append(f"{int(self.survives.sum())} of {len(self) - self.unread} survive {self.attack}")
         return "; ".join([*parts, *([f"{self.unread} could not be read"] if self.unread else [])])
@@ -151,15 +151,15 @@ def predict(
             if progress is not None:
                 progress(start * cost + inside, total * cost, label)
 
-        found, pixels = read(listed[start : start + batch_size], record.data.image_shape), dict[int, Pixels]()
-        for number, image in enumerate(found, start):
+        batch, pixels = read(listed[start : start + batch_size], record.data.image_shape), dict[int, Pixels]()
+        for number, image in enumerate(batch, start):
             if isinstance(image, str):
                 errors[number] = image
             else:
                 pixels[number] = image
         if rows := [*pixels]:
             images = np.stack([*pixels.values()])
-            # The pixels of an image decide its random draws: the first 63 bits of their hash, as ever.
+            # The pixels of an image seed its random draws, by the first 63 bits of their hash.
             keys, seed = (fingerprints(images).byteswap() >> 1).astype(np.int64), run.evaluation.seed
             runner = Runner(counted, images, labels[rows], len(classes), batch_size, seed, where, keys=keys)
             with runner.still():
@@ -169,12 +169,12 @@ def predict(
                     side_by_side = batch_size if spec.batch_independent else 1
                     attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
                     survives[rows] = attacked.attack(spec, natural=clean.predictions, progress=report)[0].correct
-        report(len(found) * cost, 0, f"{start + len(found)} of {total} images")
+        report(len(batch) * cost, 0, f"{start + len(batch)} of {total} images")
     return Predictions(names, labels, classes, probabilities, survives, tuple(errors), attack or "", tuple(notes))
 
 
 def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, list[str]]:
-    """Return names, images and notes, of files and folders (searched through) or of an array (N, H, W, C)."""
+    """Return names, images and notes of files, of folders (searched recursively) or of an array (N, H, W, C)."""
     if isinstance(given, np.ndarray | Tensor):
         if given.ndim == 3:  # one colour picture, or several grey ones
             allowed = "(N, H, W, C): x[None] of one picture, x[..., None] of grey ones"
@@ -187,7 +187,7 @@ def find(given: ImageSource) -> tuple[tuple[str, ...], Sequence[Path] | Pixels, 
     if not files:
         places = ", ".join(f"'{path}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
-    return tuple(map(str, files)), files, left_out([one for found in below.values() for one in found])
+    return tuple(map(str, files)), files, left_out([file for inner in below.values() for file in inner])
 
 
 def read(images: Sequence[Path] | Pixels, shape: ImageShape) -> list[Pixels | str]:
@@ -206,5 +206,5 @@ def fitted(image: Pixels, shape: ImageShape) -> Pixels:
     It is resized as in training, then converted to grey (ITU-R 601 luma) or colour.
     """
     channels, height, width = shape
-    fitting = scaled(picture(image), (width, height))
-    return np.asarray(fitting.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
+    resized = scaled(picture(image), (width, height))
+    return np.asarray(resized.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)

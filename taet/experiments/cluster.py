@@ -15,9 +15,9 @@ from taet.formatting import plural, read_duration
 from taet.models import trusted
 from taet.settings import Slurm
 
-JOBS = "slurm.json"  # job of each cell, in the folder of the comparison
-SIDE_BY_SIDE, LIMITS = 100, 1000  # most jobs of the array that run at the same time, most time limits of a job
-SAVE_SECONDS = 300.0  # so long before its time limit, or a quarter of it, a job saves and asks to be started again
+JOBS = "slurm.json"  # number of each cell's job, in the folder of the comparison
+SIDE_BY_SIDE, LIMITS = 100, 1000  # most jobs that run at the same time; most times that a job is continued
+SAVE_SECONDS = 300.0  # before its time limit, or a quarter of it: a job then saves and is submitted again
 
 
 @dataclass
@@ -57,34 +57,33 @@ def queue() -> dict[str, str]:
     return {number: state.lower() for number, state in map(str.split, lines)}
 
 
-def submit(grid: Grid, place: Path, found: Sequence[Outcome], asked: Slurm, say: Say) -> tuple[Outcome, ...]:
+def submit(grid: Grid, place: Path, outcomes: Sequence[Outcome], slurm: Slurm, say: Say) -> tuple[Outcome, ...]:
     """Submit every open cell that no job works on, and return all outcomes, with the jobs of the open ones."""
     library, path = needed("submitit", "--on slurm", "slurm"), place / JOBS
-    jobs, before = dict(read_json(path)) if path.exists() else {}, queue()
-    still = [one.cell for one in found if one.state in OPEN]
-    new = [cell for cell in still if jobs.get(cell.name) not in before]
+    jobs, states = dict(read_json(path)) if path.exists() else {}, queue()
+    unfinished = [one.cell for one in outcomes if one.state in OPEN]
+    new = [cell for cell in unfinished if jobs.get(cell.name) not in states]
     if lost := [cell.name for cell in new if cell.name in jobs]:
         say(f"{plural(len(lost), 'job')} ended before the cell was done, see the logs: {', '.join(lost)}")
     if new:
-        jobs |= {cell.name: number for cell, number in zip(new, _array(library, grid, place, new, asked), strict=True)}
+        jobs |= {cell.name: number for cell, number in zip(new, _array(library, grid, place, new, slurm), strict=True)}
         write_json(path, jobs)
         say(f"{plural(len(new), 'cell')} submitted, the last as job {jobs[new[-1].name]}; logs in {place / 'logs'}")
-    said = {cell.name: f"job {jobs[cell.name]}, {before.get(jobs[cell.name], 'submitted')}" for cell in still}
-    return tuple(
-        one._replace(state="submitted", reason=said[one.cell.name]) if one.cell.name in said else one for one in found
-    )
+    reasons = {cell.name: f"job {jobs[cell.name]}, {states.get(jobs[cell.name], 'submitted')}" for cell in unfinished}
+    jobs_of = ((one, reasons.get(one.cell.name)) for one in outcomes)
+    return tuple(one if reason is None else one._replace(state="submitted", reason=reason) for one, reason in jobs_of)
 
 
-def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], asked: Slurm) -> list[str]:
+def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], slurm: Slurm) -> list[str]:
     """Submit cells as one array and return the numbers of their jobs."""
-    limit = max(60.0, read_duration(asked.time))
+    limit = max(60.0, read_duration(slurm.time))
     options = {
         "timeout_min": round(limit / 60),
-        "cpus_per_task": asked.cpus,
-        "gpus_per_node": asked.gpus or None,
-        "mem_gb": asked.memory_gb,
-        "slurm_partition": asked.partition,
-        "slurm_account": asked.account,
+        "cpus_per_task": slurm.cpus,
+        "gpus_per_node": slurm.gpus or None,
+        "mem_gb": slurm.memory_gb,
+        "slurm_partition": slurm.partition,
+        "slurm_account": slurm.account,
         "slurm_array_parallelism": SIDE_BY_SIDE,
         "slurm_signal_delay_s": round(min(SAVE_SECONDS, limit / 4)),
     }
@@ -93,6 +92,6 @@ def _array(library: Any, grid: Grid, place: Path, cells: Sequence[Cell], asked: 
         executor = library.AutoExecutor(folder=place / "slurm", cluster="slurm", slurm_max_num_timeout=LIMITS)
         executor.update_parameters(name="taet", **{name: value for name, value in options.items() if value is not None})
         with executor.batch():
-            jobs = [CellJob(grid, place, cell.name, asked, trust) for cell in cells]
-            found = [executor.submit(job) for job in jobs]
-        return [job.job_id for job in found]
+            jobs = [CellJob(grid, place, cell.name, slurm, trust) for cell in cells]
+            submitted = [executor.submit(job) for job in jobs]
+        return [job.job_id for job in submitted]

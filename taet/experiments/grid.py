@@ -144,7 +144,7 @@ class Cell:
     run: Run | None = None
     """None: the method refuses the settings."""
     reason: str = ""
-    """Why it does."""
+    """Why the method refuses them."""
 
     def with_seed(self, seed: int) -> Self:
         """Return the cell with this seed, in the folder of that name."""
@@ -153,7 +153,7 @@ class Cell:
         return replace(self, name=name, seed=seed, folder=self.folder.with_name(name), run=run, settings=settings)
 
     def look(self, threads: int = 1) -> "Outcome":
-        """Read the folder; a command to train gives the run this number of threads unless it has its own."""
+        """Return the state of the folder and the remaining commands; `threads` is for runs that do not set them."""
         held, run, folder = RunFolder(self.folder), self.run, str(self.folder)
         if run is None:
             return Outcome(self, "not applicable", reason=self.reason)
@@ -165,20 +165,20 @@ class Cell:
             return Outcome(self, "missing", (["train", run.method, *words, "--out", folder], evaluate))
         try:
             card = card_of(held) if held.is_done else None
-        except UserError as error:  # of a damaged file
+        except UserError as error:  # a file is damaged
             return Outcome(self, "failed", reason=str(error))
-        asked = of_run(run)
-        wanted = [attack for attack in attacks_of(asked) if attack.norm is not None]
+        evaluation = of_run(run)
+        wanted = [attack for attack in attacks_of(evaluation) if attack.norm is not None]
         same = card is not None and (card.threat["eps"], card.batch_size) == (run.attack_eps, run.evaluation.batch_size)
         if card is not None and same and all(matching(card.columns, attack) is not None for attack in wanted):
             return Outcome(self, "done")
-        there = held.record.run
-        ours, its = asked.model_dump(), of_run(there).model_dump()
+        recorded = held.record.run
+        ours, its = evaluation.model_dump(), of_run(recorded).model_dump()
         changes = {name: value for name, value in ours.items() if value != its[name]}
-        usual = protocols.start(there.protocol, there.method)
-        with contextlib.suppress(UserError):  # which the command says
-            if settle(there.evaluation, changes, there.threat.eps, usual).model_dump() != ours:
-                changes = ours  # steps that are not named follow another radius
+        usual = protocols.start(recorded.protocol, recorded.method)
+        with contextlib.suppress(UserError):  # the command will report it
+            if settle(recorded.evaluation, changes, recorded.threat.eps, usual).model_dump() != ours:
+                changes = ours  # a changed radius would also change steps that the command does not name
         evaluate += [word for setting in changes.items() for word in option_words(*setting)]
         return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate))
 
@@ -190,9 +190,9 @@ class Cell:
         check_code(folder, *folder.record.code)
         held, asked = training_settings(folder.record.run), training_settings(self.run)
         for name in sorted({*held, *asked} - idle_settings(self.run)):
-            there, here = held.get(name), asked.get(name)
-            if there != here and (name, here) != ("training.precision", "auto"):
-                apart = f"{name.replace('settings.', 'method.')} is {there} there and {here} in the specification"
+            in_run, in_grid = held.get(name), asked.get(name)
+            if in_run != in_grid and (name, in_grid) != ("training.precision", "auto"):
+                apart = f"{name.replace('settings.', 'method.')} is {in_run} there and {in_grid} in the specification"
                 ways = "choose another --out, or remove the folder"
                 raise UserError(f"{self.folder} holds a run with other settings: {apart}; {ways}")
 
@@ -206,14 +206,14 @@ class Outcome(NamedTuple):
     commands: tuple[list[str], ...] = ()
     """The remaining commands, as arguments of `taet`."""
     reason: str = ""
-    """Why it is not applicable, or failed."""
+    """Why the cell is not applicable, or failed."""
 
 
 def cells_of(grid: Grid, out: Path, asked_by: str = "", accelerated: bool | None = None) -> list[Cell]:
     """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
 
-    A method that refuses the settings is not applicable there. If every method refuses them, or one those of its own
-    entry, a `UserError` is raised. No images are read. `asked_by`: the file that the grid was read from.
+    The cell of a method that refuses its settings is not applicable. If every method refuses them, or a method refuses
+    the settings of its own entry, a `UserError` is raised. No images are read. `asked_by`: the file of the grid.
     `accelerated`: whether the machine that trains has a GPU; None: as this one.
     """
     with located(asked_by and f"specification {asked_by}"):
@@ -236,7 +236,7 @@ def cells_of(grid: Grid, out: Path, asked_by: str = "", accelerated: bool | None
 
 
 class _Planner:
-    """Makes the cells of a grid, without their seeds; what several have in common is computed once."""
+    """Makes the cells of a grid, without their seeds; facts and choices that several cells share are computed once."""
 
     def __init__(self, grid: Grid, runs: Path, asked_by: str, accelerated: bool | None) -> None:
         self.grid, self.runs, self.asked_by = grid, runs, asked_by
@@ -250,20 +250,20 @@ class _Planner:
         row = f"{entry.name} + {variant.name}" if variant.name else entry.name
         start = {"data.name": full_name(data)} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
         settings = {**start, **self.grid.settings, **variant.settings, **entry.settings}
-        said = {**settings, "protocol": self.grid.protocol}
-        cell = Cell(name, row, entry.method, data, ratio, 0, self.runs / name, said)
+        stated = {**settings, "protocol": self.grid.protocol}
+        cell = Cell(name, row, entry.method, data, ratio, 0, self.runs / name, stated)
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 return replace(cell, reason=f"its own settings say {key} {entry.settings[key]}")
-        decide = ("threat.eps", "training.device", "training.batch_size", "model.name", "model.weights")
-        about = {key: value for key, value in settings.items() if key.startswith("data.") or key in decide}
+        deciding = ("threat.eps", "training.device", "training.batch_size", "model.name", "model.weights")
+        relevant = {key: value for key, value in settings.items() if key.startswith("data.") or key in deciding}
         try:
-            chosen = self.chosen(entry, about, settings) if is_own(data) else {}
-            return replace(cell, run=self.run(entry, chosen | settings), settings=chosen | said)
+            chosen = self.chosen(entry, relevant, settings) if is_own(data) else {}
+            return replace(cell, run=self.run(entry, chosen | settings), settings=chosen | stated)
         except UserError as error:
             if entry.settings and not variant.name:
                 with located(f"methods: {entry.name}"):  # its own mistake is not left out silently
-                    self.run(entry, {**about, **entry.settings})
+                    self.run(entry, {**relevant, **entry.settings})
             return replace(cell, reason=str(error))
 
     def chosen(self, entry: Entry, about: Dotted, settings: Dotted) -> Dotted:

@@ -23,7 +23,7 @@ from taet.formatting import plural
 from taet.report import write
 from taet.settings import Slurm
 from taet.training.folder import RunFolder
-from taet.training.pace import asked_threads, idle_threads
+from taet.training.pace import idle_threads, threads_given
 
 REPORT = "report.html"
 Specification = Grid | Mapping[str, object] | str | os.PathLike[str]
@@ -97,17 +97,17 @@ def compare(
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     grid, place, planned = _planned(spec, out, None if slurm is None else slurm.gpus > 0)
     side_by_side, threads, gpus = _machine(jobs)
-    found = tuple(cell.look(threads) for cell in planned)
+    states = tuple(cell.look(threads) for cell in planned)
     if dry_run:
-        return Comparison(grid.title, place, found)
-    for data in {one.cell.run.data: None for one in found if one.cell.run is not None and one.state in OPEN}:
-        source(data)
+        return Comparison(grid.title, place, states)
+    for data in {one.cell.run.data: None for one in states if one.cell.run is not None and one.state in OPEN}:
+        source(data)  # refuse missing data before any cell begins
     make_folder(place / "logs")
     with lock(place):
         if slurm is not None:
-            outcomes = submit(grid, place, found, slurm, say)
+            outcomes = submit(grid, place, states, slurm, say)
         else:
-            work = Work(found, place / "logs", side_by_side, threads, gpus, say)
+            work = Work(states, place / "logs", side_by_side, threads, gpus, say)
             if work.run(deadline):
                 raise KeyboardInterrupt
             outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
@@ -134,23 +134,23 @@ def _planned(
 
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
-    """Return how many cells run side by side, the threads of each, and the GPUs."""
+    """Return the number of cells that run at the same time, the threads of each, and the GPUs."""
     visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     names = map(str, range(count)) if visible is None else visible.split(",")  # numbers or UUIDs
     gpus = [name.strip() for name in names][:count]
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    threads = idle_threads()[0] // (1 if asked_threads() else side_by_side)  # asked is the number of each cell
+    threads = idle_threads()[0] // (1 if threads_given() else side_by_side)  # a given number is that of a cell
     return side_by_side, max(1, threads), gpus
 
 
 def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None:
-    """Write the report of all evaluated cells, and why others are missing; None if there is none."""
-    there, left = list[Path](), list[str]()
+    """Write the report of all evaluated cells, with the reason why others are missing; None without such a cell."""
+    folders, missing = list[Path](), list[str]()
     for cell, state, commands, reason in outcomes:
         folder = RunFolder(cell.folder)
-        there += [folder.path] if folder.card().exists() and (state != "failed" or commands) else []
+        folders += [folder.path] if folder.card().exists() and (state != "failed" or commands) else []
         if state != "done":
             ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
             seed = "" if state == "not applicable" else f", seed {cell.seed}"
-            left.append(f"{cell.row} on {cell.data}{ratio}{seed}: {reason or state}.")
-    return write(there, place / REPORT, title=title, notes=list(dict.fromkeys(left))) if there else None
+            missing.append(f"{cell.row} on {cell.data}{ratio}{seed}: {reason or state}.")
+    return write(folders, place / REPORT, title=title, notes=list(dict.fromkeys(missing))) if folders else None

@@ -23,7 +23,7 @@ BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's i
 # Without an accelerator, the number of training steps and of attacked test images is limited.
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
-CYCLE = ("threat.steps", "threat.step_size", "training.decay")  # what few attack steps in one cycle change
+CYCLE = ("threat.steps", "threat.step_size", "training.decay")  # set by the short schedule
 WidthHeight = tuple[int, int]
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last has two of the four parts of AutoAttack
 
@@ -51,7 +51,7 @@ def plan(method: str, data: str, **changes: object) -> tuple[Run, dict[str, Chos
 
 
 def cycle_for(method: object, given: Mapping[str, object]) -> tuple[str, ...]:
-    """Return which of `CYCLE` are chosen: none beside a given one or milestones, no steps with an attack of its own."""
+    """Return the part of `CYCLE` to choose: nothing if part of it or milestones are given; no steps for own attacks."""
     if {*CYCLE, "training.milestones"} & given.keys():
         return ()
     return CYCLE[2:] if methods.find(str(method)).own_attack else CYCLE
@@ -60,9 +60,9 @@ def cycle_for(method: object, given: Mapping[str, object]) -> tuple[str, ...]:
 def planned(
     run: Run, accelerated: bool | None = None, cycle: Sequence[str] = CYCLE, batches: bool = True
 ) -> tuple[Run, dict[str, Chosen]]:
-    """Return `run` with the settings that depend on the images and a GPU; and these.
+    """Return `run` with the settings that follow from the images and from having a GPU, and these choices.
 
-    Without a GPU: few attack steps and one cycle, as far as `cycle` names them. `batches`: choose their size.
+    Without a GPU these include the settings named in `cycle`. `batches`: choose the batch size.
     """
     accelerated = _on_gpu(run) if accelerated is None else accelerated and run.training.device != "cpu"
     parts = source(run.data).splits
@@ -91,7 +91,7 @@ def planned(
 
 
 def chosen(begin: Run, given: Mapping[str, object], *, network_too: bool = True) -> tuple[Run, dict[str, Chosen]]:
-    """Return `begin` with the settings `given` and, chosen for images and machine, what is missing; and these choices.
+    """Return `begin` with the settings `given` and others chosen for the images and the machine, and these choices.
 
     For a published data set only a network is chosen, unless it is given or not wanted.
     """
@@ -131,7 +131,7 @@ def _machine(accelerated: bool) -> str:
 
 
 def _size(median: WidthHeight, largest: WidthHeight, uniform: bool, accelerated: bool) -> dict[str, Chosen]:
-    """Choose the image size: unchanged if it is the same for all, feasible on the machine, and need not be square."""
+    """Choose the image size, which is square; images of one size that the machine can handle stay as they are."""
     most = SIDES[0] if accelerated else SIDES[-1]
     if uniform and max(largest) <= most:
         return {}
@@ -142,7 +142,7 @@ def _size(median: WidthHeight, largest: WidthHeight, uniform: bool, accelerated:
 
 
 def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
-    """Return what was chosen about mirroring the user's own images in training."""
+    """Return whether the user's own images are mirrored in training, and why, if the data decide."""
     if not is_own(data.name) or data.mirror != "auto":
         return {}
     why = "the default; no for letters, signs, and whatever has a left and a right"
@@ -151,12 +151,12 @@ def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
 
 def length(run: Run, training: int, accelerated: bool, batches: bool = True) -> dict[str, Chosen]:
     """Choose batch size, unless it is given, and epochs by the number of images; never more than the protocol's."""
-    most = run.training
-    sizes = [most.batch_size, *(size for size in BATCHES if size < most.batch_size)]
+    protocol = run.training
+    sizes = [protocol.batch_size, *(size for size in BATCHES if size < protocol.batch_size)]
     batch = next((size for size in sizes if not batches or training >= STEPS_PER_EPOCH * size), BATCHES[-1])
     steps = math.ceil(training / batch)
-    epochs = most.epochs if accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), most.epochs)
-    why = f"about {epochs * steps} steps; at most {most.epochs} epochs"
+    epochs = protocol.epochs if accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), protocol.epochs)
+    why = f"about {epochs * steps} steps; at most {protocol.epochs} epochs"
     return {
         "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
         "training.epochs": Chosen(epochs, why),

@@ -28,16 +28,16 @@ class CellRun:
 
     def __init__(self, cell: Cell, log: Path, threads: int, gpu: str | None = None) -> None:
         self.cell, self.log, self.threads, self.gpu, self.begun = cell, log, threads, gpu, time.monotonic()
-        used = (cell.run and cell.run.training.threads) or threads
-        seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(used), **seen}
+        own_threads = (cell.run and cell.run.training.threads) or threads
+        visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(own_threads), **visible}
         self.process: subprocess.Popen[bytes] | None = None
         self.failed = ""
         """Why the cell failed; "" if it is complete."""
         log.touch()
 
     def steps(self, tell: Say = lambda _: None) -> Iterator[bool]:
-        """Run the commands, and yield True, which takes no time, while they run: who looks again decides when."""
+        """Run the commands in turn, and yield True while one runs; it never waits: the caller chooses when to poll."""
         words: Sequence[str] = ()
         try:
             while commands := self.cell.look(self.threads).commands:
@@ -65,7 +65,7 @@ class CellRun:
                     ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
                     self.failed = f"{ended}: {self.last_line('taet: error: ') or self.last_line()}".removesuffix(": ")
                     return
-        except (OSError, UserError) as error:  # no process can begin, or its folder is damaged: the others go on
+        except (OSError, UserError) as error:  # it cannot start, or its folder is damaged: other cells go on
             self.failed = said(error)
 
     def last_line(self, marked: str = "") -> str:
@@ -81,7 +81,7 @@ def stop(runs: Sequence[CellRun]) -> None:
         process.send_signal(signal.SIGTERM)
     for process in processes:
         while process.returncode is None:
-            with suppress(KeyboardInterrupt):  # they save: who asks twice waits, too
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C must not interrupt the saving
                 process.wait()
 
 
@@ -105,15 +105,15 @@ class Work:
     def run(self, deadline: float) -> bool:
         """Work until all is done, the time is up, or the user interrupts; return whether the user interrupted."""
         told = time.monotonic()
-        with interruption() as asked:
+        with interruption() as interrupted:
             try:
-                while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
+                while (self.waiting or self.running) and not interrupted.is_set() and time.monotonic() < deadline:
                     while self.waiting and len(self.running) < self.jobs:
                         self._begin(self.waiting.pop(0))
                     for one in [one for one, steps in self.running.items() if not next(steps, False)]:
                         del self.running[one]
                         self._end(one)
-                    asked.wait(LOOK_SECONDS)
+                    interrupted.wait(LOOK_SECONDS)
                     if time.monotonic() - told > TELL_SECONDS:
                         told = time.monotonic()
                         for one in self.running:
@@ -122,12 +122,12 @@ class Work:
                 try:
                     if self.running:
                         self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
-                finally:  # also where nobody reads what is said
+                finally:  # also if `say` fails, as nobody reads the output
                     stop([*self.running])
-            return asked.is_set()
+            return interrupted.is_set()
 
     def ended_as(self, outcome: Outcome) -> Outcome:
-        """Return what was found of a cell, failed if it failed here and is not done."""
+        """Return the outcome of a cell, marked as failed if the cell failed here and is not done."""
         reason = self.failed.get(outcome.cell.name)
         return outcome if reason is None or outcome.state == "done" else outcome._replace(state="failed", reason=reason)
 
@@ -140,12 +140,12 @@ class Work:
 
     def _end(self, one: CellRun) -> None:
         self.ended += 1
-        left = (self.total - self.done - self.ended) * (time.monotonic() - self.begun) / self.ended
-        after = f", about {clock(left)} left" if left else ""
+        remaining = (self.total - self.done - self.ended) * (time.monotonic() - self.begun) / self.ended
+        estimate = f", about {clock(remaining)} left" if remaining else ""
         if one.failed:
             self.failed[one.cell.name] = one.failed
-        took = f"done in {clock(time.monotonic() - one.begun)}{after}"
-        self._tell(one.cell, f"failed: {one.failed}" if one.failed else took)
+        result = f"done in {clock(time.monotonic() - one.begun)}{estimate}"
+        self._tell(one.cell, f"failed: {one.failed}" if one.failed else result)
 
     def _tell(self, cell: Cell, what: str) -> None:
         self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")

@@ -16,18 +16,18 @@ OWN = {"loss", "label_loss", "outer_loss", "perturb", "stage_at", "head", "offse
 
 
 def find(name: str) -> type[Method]:
-    """Return the class of the method called `name`: the one `Method` that its file defines, which must be whole."""
+    """Return the class of the method called `name`: the one `Method` that its file defines, checked."""
     cls: type[Method] = registry.class_of(name)
     where = f"{inspect.getfile(cls)}: {cls.__name__}"
     if registry.find("methods", name).path and cls.__bases__ == (Method,) and OWN.isdisjoint(vars(cls)):
         raise UserError(f"{where}: got no method loss; allowed: one or more of {', '.join(sorted(OWN))}")
-    for name in ("title", "reference"):
-        text = getattr(cls, name, None)
+    for attribute in ("title", "reference"):
+        text = getattr(cls, attribute, None)
         if not isinstance(text, str) or not text or UNPRINTABLE.search(text):
-            raise UserError(f"{where}: got no {name}; allowed: a text that can be printed, {name} = '...'")
-    for name, field in cls.Config.model_fields.items():
+            raise UserError(f"{where}: got no {attribute}; allowed: a text that can be printed, {attribute} = '...'")
+    for option, field in cls.Config.model_fields.items():
         if field.is_required():
-            raise UserError(f"{where}: got the option {name} without a default; every option needs one")
+            raise UserError(f"{where}: got the option {option} without a default; every option needs one")
     return cls
 
 

@@ -17,7 +17,7 @@ from taet.fields import Count, NonNegative, Positive
 from taet.losses.long_tail import cross_entropy, full_precision
 from taet.methods.base import Adversarial, Attack, Method, published
 
-TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
+TINY = 1e-8  # added to divisors and to arguments of logarithms (public code)
 
 
 class AdversarialDistributionalTraining(Method):
@@ -69,30 +69,30 @@ class AdversarialDistributionalTraining(Method):
         return Adversarial(moved(x, attack.eps, directions))
 
     def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-        """The mu of all images, then all rho, (2N, C, H, W): ascent on mean CE + lambda mean H of the global batch."""
+        """Return mu, then rho, of all images, (2N, C, H, W), by ascent on CE + lambda H of the global batch."""
         count = global_sum(x.new_full((), len(x)))
-        config, charge = self.config, self.config.entropy_weight / count
+        config, entropy_factor = self.config, self.config.entropy_weight / count
 
         def gradient(parameters: Tensor) -> Tensor:
             mean, rho = parameters.detach().chunk(2)
             with torch.enable_grad():
                 rho.requires_grad_()
                 sigma = functional.softplus(rho)
-                widths = mean_log(sigma).sum()
-            # What all draws share, from rho to sigma and log sigma, is differentiated once for all.
+                log_sigma = mean_log(sigma).sum()
+            # The part that all draws share, from rho to sigma and log sigma, is differentiated once.
             by_mean, by_sigma = torch.zeros_like(mean), torch.zeros_like(sigma)
             for _ in range(config.samples):
                 noise = attack.source.normal(x)
                 with torch.enable_grad():
-                    reach = torch.addcmul(mean, noise, sigma).detach().requires_grad_()
-                    directions = reach.tanh()
+                    latent = torch.addcmul(mean, noise, sigma).detach().requires_grad_()
+                    directions = latent.tanh()
                     losses = cross_entropy(model(moved(x, attack.eps, directions)), y)
-                    objective = losses.sum() / count + charge * mean_log(1 - directions.square()).sum()
+                    objective = losses.sum() / count + entropy_factor * mean_log(1 - directions.square()).sum()
                 with torch.autocast(x.device.type, enabled=False):  # the head's backward in float32, as its forward
-                    (pull,) = torch.autograd.grad(objective, reach)
-                by_mean += pull
-                by_sigma.addcmul_(pull, noise)
-            (by_rho,) = torch.autograd.grad((sigma, widths), rho, (by_sigma, config.samples * charge))
+                    (grad,) = torch.autograd.grad(objective, latent)
+                by_mean += grad
+                by_sigma.addcmul_(grad, noise)
+            (by_rho,) = torch.autograd.grad((sigma, log_sigma), rho, (by_sigma, config.samples * entropy_factor))
             return torch.cat([by_mean, by_rho])
 
         start = full_precision(torch.zeros_like(torch.cat([x, x])))  # in the memory layout of x

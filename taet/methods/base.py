@@ -46,9 +46,9 @@ class Attack:
     threat: Threat
     source: Source
     factor: float | Tensor = 1.0
-    """Of eps and step size, a number or one per sample (N,)."""
+    """Factor of eps and step size, a number or one per sample (N,)."""
     weights: Tensor | None = None
-    """Of the objective, by label, (C,); they do not change a sign step with BN in eval mode."""
+    """Class weights of the objective, (C,); they do not change a sign step with BN in eval mode."""
     prior: Tensor | None = None
     """Class counts whose logarithm is added to the logits that the objective sees, (C,)."""
 
@@ -171,8 +171,8 @@ class Method(nn.Module):
     official: ClassVar[Mapping[str, object]] = {}
     """Its own published settings, as overrides of a Run."""
     label_attack: bool = True
-    """Whether --threat.weighting applies to the attack. It decides what `perturb` raises here: the cross-entropy on the
-    labels, or else KL(f(x) || f(x')), as in TRADES."""
+    """Whether --threat.weighting applies to the attack. If so, the `perturb` of this class raises the cross-entropy on
+    the labels, else KL(f(x) || f(x')), as in TRADES."""
     uses_features: bool = False
     """Whether the loss reads `model.features`."""
     uses_labels: bool = True
@@ -239,17 +239,17 @@ class Method(nn.Module):
         """Called once before each epoch; predicted_counts (C,) are the classes predicted in the epoch before."""
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        """Examples to train on; the model is frozen and restored by the trainer."""
+        """Return the examples to train on; the trainer freezes and restores the model."""
         if self.stage == "clean":
             return Adversarial(x)
         return Adversarial(attack(model, x, y, cross_entropy if self.label_attack else natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
-        """The loss on a model in train mode, by default AT's; pure: weight perturbation calls it twice on one batch."""
+        """Return the loss of a model in train mode, by default AT's; pure, as AWP calls it twice on one batch."""
         return self.label_loss(model, adversarial.x, y)
 
     def label_loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
-        """The mean outer loss of f(x), all that many methods minimise."""
+        """Return the mean outer loss of f(x), which is the whole loss of many methods."""
         logits = model(x)
         return Loss(global_mean(self.outer(logits, y)), {}, logits)
 
@@ -264,7 +264,7 @@ class Method(nn.Module):
         return False
 
     def offset(self) -> Tensor:
-        """The offset that is subtracted from the deployed logits, (C,)."""
+        """Return the offset (C,) that is subtracted from the deployed logits."""
         return torch.zeros_like(self.class_counts)
 
 

@@ -18,7 +18,7 @@ from taet.methods.trades import Trades
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
 THRESHOLDS = {"relative": 0.4, "absolute": 0.2}  # 0.2 where balanced CIFAR-10 has a mean of 0.5
-VOTES = 5  # validation images of a class that can shut the gate
+VOTES = 5  # fewest validation images of a class that counts in the gate
 BEGIN = 1 / 20  # epoch 10 of 200
 
 
@@ -28,11 +28,11 @@ class CfaRule(BudgetRule):
     def __init__(self, task: Task, lambda_1: float, lambda_2: float, begin: float) -> None:
         super().__init__()
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
-        self.first = first_epoch(begin, task, least=1)  # it uses what it saw of the epoch before
+        self.first = first_epoch(begin, task, least=1)  # the factors come from the epoch before
         zeros = torch.zeros(task.num_classes, dtype=torch.float64)
         self.hits, self.seen = nn.Buffer(zeros), nn.Buffer(zeros.clone())
         self.strength = nn.Buffer(zeros + 1)
-        """lambda_2 + R_c, or 1: the divergence of a class over that of the base, (C,)."""
+        """lambda_2 + R_c, or 1: the factor of the base's beta for each class, (C,)."""
 
     def observe(self, epoch: int, logits: Tensor, labels: Tensor) -> None:
         hits, images = class_sums((logits.argmax(1) == labels)[:, None], labels, len(self.seen))
@@ -68,7 +68,7 @@ class Cfa(ClassBudgets):
     enters only where the worst class is robust enough on the validation images; the first one starts it. Until then the
     run delivers its own weights (the public code: initial ones). The gate relative asks for a share of the mean of the
     classes, since on a long tail one lost class shuts the published gate, absolute, for good. Classes with fewer than
-    five validation images have no vote.
+    five validation images do not count.
     """
 
     title = "CFA"

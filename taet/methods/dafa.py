@@ -24,8 +24,8 @@ def class_weights(confusion: Tensor, lam: float, floor: float) -> Tensor:
     """Weights of the classes, W = 1 + lambda d, from mean predictions P (C, C), rows the true class -> (C,).
 
     d_i = sum over j != i of P_ij P_jj where P_ii < P_jj, and of -P_ji P_ii where P_ii > P_jj. Of each two classes the
-    harder one so gains what the easier one loses, and sum d = 0. lambda is at most (1 - floor) / max_c (-d_c): the
-    least weight is `floor`, and the weights sum to C. A class without an image has a row of zeros, and 1.
+    harder one gains what the easier one loses, so sum d = 0. lambda is at most (1 - floor) / max_c (-d_c): no weight
+    is below `floor`, and the weights sum to C. A class without an image has a row of zeros, and the weight 1.
     """
     own = confusion.diagonal()
     gained = torch.where(own[:, None] < own, confusion * own, 0.0)
@@ -35,7 +35,7 @@ def class_weights(confusion: Tensor, lam: float, floor: float) -> Tensor:
 
 
 class DafaRule(BudgetRule):
-    """Factors by `class_weights` of what was predicted in the last epoch of the warm-up; 1 before."""
+    """Factors by `class_weights` of the predictions in the last epoch of the warm-up; 1 before."""
 
     weighs_labels = True
 
@@ -74,11 +74,11 @@ class Dafa(ClassBudgets):
     HEL in taet) has the budgets alone.
 
     On long tails the published weights of the largest classes are negative, since all others are mistaken for them
-    (-0.78 in an example of five classes): a loss that is maximised. Here lambda is scaled down
-    so that the smallest weight is `floor`. In the public code (rucy74/DAFA 2dbfae0, 4a7f87e) two classes that are
-    equally hard both lose (utils.py:46-49), and until 2 September 2024 the easier class i of a pair lost P_ij P_jj, not
-    P_ji P_ii. Its form for AT (losses.py:112-116) steps twice in an iteration and clips to eps last: only classes with
-    W_y < 1 - alpha / eps have another ball, a smaller one. With at-bsl both weights and log prior favour rare classes.
+    (-0.78 in an example of five classes): their loss is maximised. Here lambda is scaled down so that the smallest
+    weight is `floor`. In the public code (rucy74/DAFA 2dbfae0, 4a7f87e) two classes that are equally hard both lose
+    (utils.py:46-49), and until 2 September 2024 the easier class i of a pair lost P_ij P_jj, not P_ji P_ii. Its form
+    for AT (losses.py:112-116) steps twice in an iteration and clips to eps last: only the ball of classes with
+    W_y < 1 - alpha / eps differs, and is smaller. With at-bsl both weights and log prior favour rare classes.
     """
 
     title = "DAFA"

@@ -16,7 +16,7 @@ from taet.losses.long_tail import class_sums
 from taet.methods.base import Adversarial, Loss, Method, Task, first_epoch
 from taet.methods.trades import trades_loss
 
-STEPS = 50  # of the bisection, which halve an interval of 88: to 1e-13
+STEPS = 50  # of the bisection of log s, from an interval of 88 to 1e-13
 LOWEST, HIGHEST = 1e-30, 1e8  # of s, in units of the spread of the utilities
 
 
@@ -28,10 +28,10 @@ class FairnessAware(Method):
 
     p maximises sum_c u_c p_c over the distributions on these K classes with KL(q || p) <= r, q uniform
     (`least_favourable`); u_c is the mean margin max_{j != y} p_j - p_y of the class's attacked images, with
-    probabilities p_j. No gradient flows through p. With `utility` count-margin u is that times the class's images in
+    probabilities p_j. No gradient flows through p. With `utility` count-margin u is multiplied by the class's images in
     the batch, as in the public code, where on a long tail the largest classes have hardly any weight. With `absent`
-    official an absent class has u = 0 there, above every class that is mostly right, and takes its share of p, e.g.
-    16 %. `aggregate` class is the paper's form, sum_c p_c mean_c l.
+    official an absent class then has u = 0, more than a class that is mostly classified correctly, and takes its share
+    of p, e.g. 16 %. `aggregate` class is the paper's form, sum_c p_c mean_c l.
 
     Published as two epochs of fine-tuning; here it begins at the first decay of the learning rate, so that it has no
     more epochs than other methods. The public code (TrustAI/FAAL, FAAL.py) chooses the epoch on the test set.
@@ -79,18 +79,18 @@ class FairnessAware(Method):
         config, classes = self.config, logits.shape[1]
         sums, images = class_sums(margin(logits.double().softmax(1), y)[:, None], y, classes)
         means = torch.where(images > 0, sums[:, 0] / images.clamp(min=1), -1.0)
-        taking = torch.ones_like(images) if config.absent == "official" else (images > 0).double()
-        prior = taking / taking.sum()
+        included = torch.ones_like(images) if config.absent == "official" else (images > 0).double()
+        prior = included / included.sum()
         p = least_favourable(images * means if config.utility == "count-margin" else means, prior, config.radius)
-        return p * taking.sum() if config.aggregate == "sample" else p * images.sum() / images.clamp(min=1)
+        return p * included.sum() if config.aggregate == "sample" else p * images.sum() / images.clamp(min=1)
 
 
 def least_favourable(utility: Tensor, prior: Tensor, radius: float) -> Tensor:
     """Return p (C,) that maximises sum_c u_c p_c among the distributions with KL(q || p) <= r.
 
-    utility u (C,), prior q (C,) with a sum of 1 -> p, 0 where q is. The maximum is as q_c / (s + v_c), with
-    v = (max u - u) / (max u - min u) over the classes with q > 0: the divergence falls as s grows, so that one s meets
-    the bound, which bisection finds. r = 0 and equal utilities give q. Source: the Lagrangian of the problem that
+    utility u (C,), prior q (C,) with a sum of 1 -> p, 0 where q is 0. The solution is proportional to q_c / (s + v_c),
+    v = (max u - u) / (max u - min u) over the classes with q > 0: the divergence falls as s grows, and bisection finds
+    the s that meets the bound. r = 0 and equal utilities give q. Source: the Lagrangian of the problem that
     Zhang et al., Towards Fairness-Aware Adversarial Learning, CVPR 2024, solve with a general solver.
     """
     if radius == 0:
@@ -99,16 +99,16 @@ def least_favourable(utility: Tensor, prior: Tensor, radius: float) -> Tensor:
     largest = utility.masked_fill(~present, -torch.inf).max()
     spread = largest - utility.masked_fill(~present, torch.inf).min()
     tiny = torch.finfo(utility.dtype).tiny
-    worse = ((largest - utility) / spread.clamp(min=tiny)).masked_fill(~present, 1.0)
+    deficits = ((largest - utility) / spread.clamp(min=tiny)).masked_fill(~present, 1.0)
 
     def tilted(log_s: Tensor) -> Tensor:
-        values = prior / (log_s.exp() + worse)
+        values = prior / (log_s.exp() + deficits)
         return values / values.sum()
 
     low, high = utility.new_full((), math.log(LOWEST)), utility.new_full((), math.log(HIGHEST))
     for _ in range(STEPS):
         middle = (low + high) / 2
         divergence = (prior * (prior.clamp(min=tiny) / tilted(middle).clamp(min=tiny)).log()).sum()
-        beyond = divergence > radius
-        low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
+        exceeded = divergence > radius
+        low, high = torch.where(exceeded, middle, low), torch.where(exceeded, high, middle)
     return torch.where(spread > 0, tilted(high), prior)

@@ -14,12 +14,12 @@ from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, first_epoch
 from taet.methods.gairat import weighted_mean
 
-FEEDBACKS = 40  # of the published run, one an epoch, for which its rates are meant
+FEEDBACKS = 40  # of the published run, one per epoch; its rates are for this number
 FACTORS = (0.98, 3.0)  # smallest and largest budget over eps (public code)
 
 
 def raised(multipliers: Tensor, gaps: Tensor, rate: float, limit: float) -> Tensor:
-    """Multipliers (C,) moved by rate times the gaps, not below 0, and scaled to a sum of at most `limit`."""
+    """Return multipliers (C,) plus rate times gaps, clipped at 0, and scaled to a sum of at most `limit`."""
     moved = (multipliers + rate * gaps).clamp(min=0)
     return moved * (limit / moved.sum().clamp(min=limit or 1))
 
@@ -72,14 +72,14 @@ class FairRobust(Method):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         budgets = "eps (0.98 to 3 times) and step size" if config.margin and config.margin_rate else ""
-        moved = ", ".join(filter(None, ("weights" if config.rate and config.limit else "", budgets)))
-        self.deviations = (f"{moved} of the classes follow their error on validation images",) if moved else ()
+        adapted = ", ".join(filter(None, ("weights" if config.rate and config.limit else "", budgets)))
+        self.deviations = (f"{adapted} of the classes follow their error on validation images",) if adapted else ()
         self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
-        used = sum(self._is_followed(epoch) for epoch in task.watched)
-        if min(task.watched, default=task.epochs) + 1 < task.epochs and not used:
+        feedbacks = sum(self._is_followed(epoch) for epoch in task.watched)
+        if min(task.watched, default=task.epochs) + 1 < task.epochs and not feedbacks:
             allowed = "a smaller --monitor-every, or more epochs"
             raise UserError(f"frl: got no point of the curve that it could use; allowed: {allowed}")
-        self.scale = FEEDBACKS / max(used, 1)
+        self.scale = FEEDBACKS / max(feedbacks, 1)
         self.multipliers = nn.Buffer(torch.zeros(3, task.num_classes, dtype=torch.float64))
         self.weights = nn.Buffer(torch.full((2, task.num_classes), 1 / task.num_classes))
         self.factor = nn.Buffer(torch.ones(task.num_classes))
@@ -89,7 +89,7 @@ class FairRobust(Method):
         return "fair" if epoch >= first_epoch(config.begin, task) else "burn-in"
 
     def _is_followed(self, epoch: int) -> bool:
-        """Whether the next epoch has the weights that feedback of this one sets."""
+        """Whether the next epoch uses the weights that the feedback of `epoch` sets."""
         return epoch + 1 < self.task.epochs and self.task.stages[epoch + 1] == "fair"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
@@ -112,11 +112,11 @@ class FairRobust(Method):
         clean, robust = seen.rates(seen.clean), seen.rates(seen.robust)
         error_gap, boundary_gap = (each - each.mean() - self.delta for each in (1 - clean, clean - robust))
         config, rate = self.config, self.config.rate * self.scale
-        first, second, third = self.multipliers
-        first.copy_(raised(first, error_gap, rate, config.limit))
-        second.copy_(raised(second, boundary_gap, 2 * rate, config.limit))
+        error, boundary, budget = self.multipliers
+        error.copy_(raised(error, error_gap, rate, config.limit))
+        boundary.copy_(raised(boundary, boundary_gap, 2 * rate, config.limit))
         both = self.multipliers[:2]
         self.weights.copy_(1 / self.task.num_classes + both - both.mean(1, keepdim=True))
         if config.margin:
-            third += config.margin_rate * self.scale * boundary_gap
-            self.factor.copy_((2 * third).exp().clamp(*FACTORS))
+            budget += config.margin_rate * self.scale * boundary_gap
+            self.factor.copy_((2 * budget).exp().clamp(*FACTORS))

@@ -17,7 +17,7 @@ WeightFunction = Literal["tanh", "sigmoid", "discrete"]
 
 
 def importance(kappa: Tensor, steps: int, weighting: WeightFunction, lam: float) -> Tensor:
-    """Unnormalised weight of examples that were correct before kappa (N,) of K `steps` -> (N,).
+    """Return unnormalised weights (N,) of examples that were classified correctly before kappa (N,) of K `steps`.
 
     tanh       [tanh(lam + 5 (k0 - kappa) / k0) + 1] / 2,  k0 = floor(K / 2)
     sigmoid    sigmoid(lam + 5 (k0 - kappa) / k0)
@@ -25,7 +25,7 @@ def importance(kappa: Tensor, steps: int, weighting: WeightFunction, lam: float)
     """
     if weighting == "discrete":
         return (steps + 1 - kappa) / (steps + 1)
-    # At K = 1 the public code divides by zero; the paper's K / 2 does not. Without a step all weigh the same.
+    # At K = 1 the public code divides by zero; the paper's K / 2 does not. At K = 0 all weights are equal.
     half = max(steps // 2, 0.5)
     margin = lam + 5 * (half - kappa) / half
     # (tanh(t) + 1) / 2 = sigmoid(2 t), which keeps its digits where tanh is nearly -1.
@@ -45,8 +45,8 @@ class Gairat(Method):
     kappa is the number of steps before which the example was classified correctly, over the whole attack and not only
     up to the first failure; the final example is not counted. The public code switches at epoch 60 of 120, its first
     decay of the learning rate; here the switch is at that decay in a schedule of any length. Without a milestone, or in
-    a run too short to reach the first one, the weights are never used. In our runs it gains nothing over
-    AT, under PGD-20 either.
+    a run too short to reach the first one, the weights are never used. In our runs it gains nothing over AT, not even
+    under PGD-20.
 
     Official: a WRN-32-10 with a third decay of the learning rate, by a factor of 2, at 11/12 of the epochs, and the
     rounded values 0.031 and 0.007.

@@ -61,16 +61,16 @@ class Harl(Method):
         config = self.config
         published = config.alpha == config.beta == config.gamma == 0.1
         tuned = "--method.alpha 1 was more robust with small networks than the published 0.1 (docs/notes-on-papers.md)"
-        found = (tuned,) if published else ()
+        notes = (tuned,) if published else ()
         if config.absent != "zero" or batch_size > sum(class_counts):
-            return found
-        drawn, classes, total = self.task.exposure, len(class_counts), sum(class_counts)
-        absent = sum((1 - count / sum(drawn)) ** batch_size for count in drawn)
-        if drawn == self.task.class_counts:  # without replacement
+            return notes
+        exposure, classes, total = self.task.exposure, len(class_counts), sum(class_counts)
+        absent = sum((1 - count / sum(exposure)) ** batch_size for count in exposure)
+        if exposure == self.task.class_counts:  # without replacement
             absent = sum(math.comb(total - n, batch_size) for n in class_counts) / math.comb(total, batch_size)
         counted = "and the loss counts them as 0, which weakens it (docs/protocols.md); --method.absent skip omits them"
         missed = f"a batch of {batch_size} misses about {absent:,.0f} of {classes:,} classes, {counted}"
-        return (*found, missed) if absent > classes / 2 else found
+        return (*notes, missed) if absent > classes / 2 else notes
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         config = self.config

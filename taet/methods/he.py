@@ -72,13 +72,13 @@ class HypersphereEmbedding(Method):
         natural, logits = model(x), model(adversarial.x)
         if self.config.variant == "trades":
             label = global_mean(self.margin_loss(natural, y))
-            name, tie = "kl", global_mean(kl_divergence(natural, logits))
+            name, coupling = "kl", global_mean(kl_divergence(natural, logits))
         else:
             label = global_mean(self.margin_loss(natural, y) + self.margin_loss(logits, y)) / 2
-            name, tie = "mse", global_mean(((natural - logits) / self.config.scale).square().mean(1))
-        return Loss(label + self.beta * tie, {"label": label, name: tie}, logits)
+            name, coupling = "mse", global_mean(((natural - logits) / self.config.scale).square().mean(1))
+        return Loss(label + self.beta * coupling, {"label": label, name: coupling}, logits)
 
     def margin_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The outer loss on logits s cos (N, C) whose cosine of the label is lowered by the margin, (N,)."""
+        """Return the outer loss (N,) on logits s cos (N, C), with the margin subtracted from the label's cosine."""
         margin = logits.new_full((), self.config.scale * self.config.margin)
         return self.outer(less_margin(logits, y, margin), y)

@@ -27,8 +27,8 @@ from taet.randomness import seeded
 
 UNIT = 1 / 8  # levels are published in 1/255 at an eps of 8/255: each is an eighth of the threat's eps
 PROBE_STEPS, PROBE_STEP, RESTARTS = 10, 2 * UNIT, 2  # of the attack that measures the look-ahead copy (public code)
-LARGEST_NORM = 1.0  # that the strategy's gradient is clipped to (public code)
-LARGEST_LOSS = 10.0  # of the attacked loss in the reward (public code)
+LARGEST_NORM = 1.0  # of the strategy's gradient, which is clipped (public code)
+LARGEST_LOSS = 10.0  # at which the reward clips the attacked loss (public code)
 
 LEVELS = Rule(lambda levels: 0 <= levels[0] <= levels[1] <= 255, "lowest and highest, within 0 to 255")
 Range = Annotated[tuple[int, int], LEVELS]
@@ -150,7 +150,7 @@ class LearnableAttackStrategy(Method):
         torch.optim.SGD(weights, self.config.strategy_lr).step()
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
-        """`label_mass` times the outer loss plus the rest times the mean cross-entropy with the other classes, (N,)."""
+        """Return `label_mass` times the outer loss plus 1 - `label_mass` times the other classes' mean CE, (N,)."""
         mass = self.config.label_mass
         log_p = self.outer.prepared(logits, y).log_softmax(1)
         others = (log_p.gather(1, y[:, None]).squeeze(1) - log_p.sum(1)) / (logits.shape[1] - 1)
@@ -158,18 +158,18 @@ class LearnableAttackStrategy(Method):
         return mass * label + (1 - mass) * self.outer.weighed(others, y)
 
     def chosen(self, x: Tensor, attack: Attack) -> tuple[list[Tensor], Tensor]:
-        """Log-probabilities (N, options) of each head, and choices (N, heads) drawn from them."""
+        """Return log-probabilities (N, options) of each head, and choices (N, heads) drawn from them."""
         log_probabilities = [full_precision(logits).log_softmax(1) for logits in self.strategy(x)]
         uniform = attack.source.uniform(x.new_empty(len(x), len(self.ranges), dtype=torch.float32))
         return log_probabilities, draw(log_probabilities, uniform)
 
     def attacked_by(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, choices: Tensor) -> Adversarial:
-        """Examples of the attack that `choices` (N, heads) describe; the model is in eval mode."""
+        """Return the examples of the attack that `choices` (N, heads) describe; the model is in eval mode."""
         eps, steps, step_size = (
             choice + levels[0] for choice, levels in zip(choices.unbind(1), self.ranges, strict=True)
         )
-        most, length = self.config.steps[1], attack.eps * (UNIT * step_size.to(x.dtype))
-        moves = [length * (number < steps) for number in range(most)]  # by 0 after an image's last step
+        most, sizes = self.config.steps[1], attack.eps * (UNIT * step_size.to(x.dtype))
+        moves = [sizes * (number < steps) for number in range(most)]  # by 0 after an image's last step
         # The start noise uses the threat's eps, so it may be outside the drawn ball until the first step.
         start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x
         ball = attack.eps * (UNIT * eps.to(x.dtype))
@@ -178,15 +178,15 @@ class LearnableAttackStrategy(Method):
     def reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
         """Reward of the choices: the attacked loss, and the accuracies of the model after one step on the examples."""
         x, y, attack = step.x, step.y, step.attack
-        ahead, optimizer = copy.deepcopy((model, step.optimizer))  # together, so that the copies belong together
+        ahead, optimizer = copy.deepcopy((model, step.optimizer))  # together: the optimiser has the copied weights
         for group in optimizer.param_groups:
             if "momentum" in group:
-                group["momentum"] = 0.0  # SGD is published without
+                group["momentum"] = 0.0  # the published SGD has none
         attacked = ahead if step.view is None else step.view.refresh()
         with frozen(attacked):
             adversarial = self.attacked_by(attacked, x, y, attack, choices)
             with torch.no_grad():
-                raised = global_mean(cross_entropy(attacked(adversarial.x), y))
+                attacked_loss = global_mean(cross_entropy(attacked(adversarial.x), y))
         total = self.loss(ahead.train(), x, y, adversarial).total
         with torch.autocast(x.device.type, enabled=False):  # the head's backward in float32, as its forward
             total.backward()  # type: ignore[no-untyped-call]
@@ -196,7 +196,7 @@ class LearnableAttackStrategy(Method):
         with torch.no_grad(), frozen(ahead):
             robust, clean = (global_mean((ahead(images).argmax(1) == y).to(x.dtype)) for images in (probed, x))
         config = self.config
-        return raised.clamp(0, LARGEST_LOSS) + config.robust_reward * robust + config.clean_reward * clean
+        return attacked_loss.clamp(0, LARGEST_LOSS) + config.robust_reward * robust + config.clean_reward * clean
 
 
 def draw(log_probabilities: Sequence[Tensor], uniform: Tensor) -> Tensor:
@@ -204,18 +204,18 @@ def draw(log_probabilities: Sequence[Tensor], uniform: Tensor) -> Tensor:
     choices = []
     for head, values in enumerate(log_probabilities):
         passed = uniform[:, head, None] >= values.detach().exp().cumsum(1)
-        choices.append(passed[:, :-1].sum(1))  # rounding may leave the last sum below 1: its option takes what is left
+        choices.append(passed[:, :-1].sum(1))  # not the last sum, which rounding may leave below 1
     return torch.stack(choices, 1)
 
 
 def reinforce(log_probabilities: Sequence[Tensor], choices: Tensor, reward: Tensor) -> Tensor:
-    """REINFORCE, R sum_h mean_i -log p(choice_ih): log-probabilities (N, options) per head, choices (N, heads)."""
+    """REINFORCE loss R sum_h mean_i -log p(choice_ih): log-probabilities (N, options) per head, choices (N, heads)."""
     chosen = [values.gather(1, choices[:, head, None]).squeeze(1) for head, values in enumerate(log_probabilities)]
     return reward * global_mean(-torch.stack(chosen).sum(0))
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-    """Examples of PGD-10 in the threat's ball, the stronger of two restarts by cross-entropy, (N, ...).
+    """Return examples of PGD-10 in the threat's ball, the stronger of two restarts by cross-entropy, (N, ...).
 
     An image stops moving once it is misclassified. Batch normalisation is in train mode, as in the public code.
     """

@@ -13,8 +13,8 @@ from taet.methods.base import Adversarial, Attack, Method, Task
 class NoisyFgsm(Method):
     """Loss: mean CE(f(x'), y), with x' = x0 + eps sign(grad CE(f(x0), y)) from x0 = x + k eps u, u ~ U(-1, 1).
 
-    x0 and x' are clipped to [0, 1] and to nothing else: the example is up to (k + 1) eps from the image, and that is
-    what keeps one step from collapsing (catastrophic overfitting). Everything but the attack is that of AT. Published
+    x0 and x' are clipped to [0, 1] only: the example is up to (k + 1) eps from the image, which is what prevents
+    catastrophic overfitting to the single step. Everything but the attack is that of AT. Published
     with batch normalisation in train mode in the attack, label smoothing, an average of the weights and one cycle of
     the learning rate; here these are the run's.
     """

@@ -37,11 +37,10 @@ class RoBal(Method):
 
     Differences from the public code: the attack is the protocol's, on z' as in evaluation, while the code attacks
     z' / s from U(0, eps). The learning rate falls once per milestone, while the code multiplies the factor in every
-    epoch, which freezes training after epoch 62 of 80. We use log softmax, the code log(q + 1e-12), equal up to the
-    1e-12; and two forward passes per step instead of four. Its R model of CIFAR-10-LT is deployed with scale 1, which
-    hides gradients from attacks; ours keeps s and has the same predictions. The constants were published for one
-    imbalance ratio each, 50 and 10; we use them at every ratio. The rounded values 0.031 and 0.0078 are in `official`
-    only.
+    epoch, which freezes training after epoch 62 of 80. We use log softmax, the code log(q + 1e-12); and two forward
+    passes per step instead of four. Its R model of CIFAR-10-LT is deployed with scale 1, which hides gradients from
+    attacks; ours keeps s and has the same predictions. The constants were published for one imbalance ratio each, 50
+    and 10; we use them at every ratio. The rounded values 0.031 and 0.0078 are in `official` only.
     """
 
     title = "RoBal"
@@ -107,7 +106,7 @@ class RoBal(Method):
 
 
 def constants(config: RoBal.Config, task: Task) -> dict[str, float]:
-    """Return what the configuration gives, and what is published for the rest."""
+    """Return the constants of the configuration, and the published ones where it has none."""
     used = SHARED | PUBLISHED[config.form, task.num_classes >= MANY_CLASSES]
     if task.outer.name in ("balanced-softmax", "logit-adjustment"):
         used["tau_p"] = 0.0

@@ -10,7 +10,7 @@ from taet.fields import Share
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
-WARM_UP = {"taet": 1.0}  # of a base, as a share of the epochs; 0.8 with others (paper)
+WARM_UP = {"taet": 1.0}  # share of the epochs, by base; 0.8 with others (paper)
 
 
 def class_budgets(class_counts: Tensor, a: float) -> Tensor:
@@ -69,6 +69,6 @@ class RobustLT(ClassBudgets):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: CountsRule(task, config.a, config.b, config.base))
         equal = config.a == 0 or len({*task.exposure} - {0}) == 1  # as with class-balanced batches
-        said = [*["differ by class"] * (not equal), *["grow from 0 in the warm-up"] * (config.b != 0)]
-        of_budgets = [f"training eps and step size {' and '.join(said)}"] if said else []
-        self.deviations = (*self.base.deviations, *of_budgets)
+        changes = [*["differ by class"] * (not equal), *["grow from 0 in the warm-up"] * (config.b != 0)]
+        budgets = [f"training eps and step size {' and '.join(changes)}"] if changes else []
+        self.deviations = (*self.base.deviations, *budgets)

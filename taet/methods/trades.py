@@ -25,8 +25,7 @@ class Trades(Method):
     share one forward pass of the clean images. The public code makes a second one, which only updates the statistics of
     batch normalisation once more. The gradient of the KL is zero at x itself, so the attack needs start noise.
 
-    Official: a WRN-34-10, stopped two epochs after the first decay, with 0.031 and 0.007, which are
-    rounded multiples of 1/255.
+    Official: a WRN-34-10, stopped two epochs after the first decay, with the rounded values 0.031 and 0.007.
     """
 
     title = "TRADES"

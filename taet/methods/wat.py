@@ -10,7 +10,7 @@ from taet.fields import NonNegative
 from taet.methods.base import Adversarial, Loss, Method, Seen, Task
 from taet.methods.trades import trades_loss
 
-FEEDBACKS = 100  # of the published run, one an epoch, for which its rate is meant
+FEEDBACKS = 100  # of the published run, one per epoch; its rate is for this number
 
 
 class WorstClass(Method):
@@ -18,9 +18,9 @@ class WorstClass(Method):
 
     w = C softmax(eta times the sum of costs so far), over the C classes and, as w_0, all of them together; all are 1
     before the first feedback. Costs are the same loss on validation images, with the examples of the curve (PGD on the
-    cross-entropy). w_0 goes with the mean of the class costs. eta is the published 0.1 for 100 feedbacks; a run with
-    fewer points of its curve learns as much in total. The target of the KL is not detached. The public code
-    (boqili/WAT) uses PGD on the KL, assumes classes of equal size in these means, and forgets the costs on resuming.
+    cross-entropy). The cost of w_0 is the mean of the class costs. eta is the published 0.1 for 100 feedbacks; a run
+    with fewer points of its curve learns as much in total. The target of the KL is not detached. The public code
+    (boqili/WAT) uses PGD on the KL, assumes classes of equal size in these means, and loses the costs on resuming.
     """
 
     title = "WAT"

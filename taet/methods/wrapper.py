@@ -1,4 +1,4 @@
-"""What methods have in common that are any other method, with a training budget for each class by a rule."""
+"""The base of methods that wrap any other method and give each class a training budget by a rule."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -16,26 +16,26 @@ from taet.models.classifier import Head
 from taet.settings import Run, from_json
 
 
-def _is_other(name: str) -> bool:
-    """Whether a base is no wrapper itself; one that is unknown is refused when it is built."""
+def _wraps_no_other(name: str) -> bool:
+    """Whether the method `name` is no wrapper itself; an unknown one is refused when it is built."""
     return name not in registry.entries("methods") or not issubclass(methods.find(name), ClassBudgets)
 
 
-Base = Annotated[str, Rule(_is_other, "a method that wraps no other")]
-"""Name of a method that can be held."""
+Base = Annotated[str, Rule(_wraps_no_other, "a method that wraps no other")]
+"""Name of a method that can be wrapped."""
 
 
 class BudgetRule(nn.Module):
-    """How the factors of the classes follow from the run so far; what it sums up is saved, in float64."""
+    """Computes the factors of the classes from the run so far; its sums are float64 buffers, so they are saved."""
 
     weighs_labels: ClassVar[bool] = False
-    """Whether the label terms of the loss have the factors as weights too."""
+    """Whether the factors are also class weights of the label terms of the loss."""
 
     def observe(self, epoch: int, logits: Tensor, labels: Tensor) -> None:
         """Add a batch of attacked training images: logits (N, C) before the step, labels (N,)."""
 
     def factors(self, epoch: int) -> Tensor | None:
-        """Return the factors (C,) from the start of `epoch` on; None: as they are."""
+        """Return the factors (C,) from the start of `epoch` on; None: unchanged."""
         raise NotImplementedError
 
 
@@ -71,10 +71,10 @@ class ClassBudgets(Method):
         self.title = f"{self.title} + {base.title}"
         self.reference = f"{self.reference}; {base.reference}"
         self.deviations = (*base.deviations, *self.deviations)
-        same = "label_attack uses_features uses_labels needs_feedback average_decay single_step own_attack"
-        for name in same.split():
+        inherited = "label_attack uses_features uses_labels needs_feedback average_decay single_step own_attack"
+        for name in inherited.split():
             setattr(self, name, getattr(base, name))
-        self.rule = rule()  # last: what is wrong with the base is said first
+        self.rule = rule()  # last, so that an error of the base is raised first
         self.epoch = 0
         base.outer.by_class = self.rule.weighs_labels
         self.factor = nn.Buffer(torch.ones_like(self.class_counts))
@@ -90,8 +90,8 @@ class ClassBudgets(Method):
         return base.stage_at(config.base_settings or base.Config(), task, epoch)
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
-        found = self.base.warnings(class_counts, batch_size)
-        return tuple(text.replace("--method.", "--method.base-settings.") for text in found)
+        texts = self.base.warnings(class_counts, batch_size)
+        return tuple(text.replace("--method.", "--method.base-settings.") for text in texts)
 
     def enter(self, epoch: int) -> None:
         super().enter(epoch)

@@ -88,7 +88,7 @@ def build(
         if ":" not in name:
             model = registered(name, num_classes, image_shape, head, stem)
         elif stem == "auto":
-            model = taken_apart(elsewhere(name, num_classes, image_shape), num_classes, image_shape, head)
+            model = split_head(external(name, num_classes, image_shape), num_classes, image_shape, head)
         else:
             raise UserError(f"model stem: got {stem}; {name} has its own; allowed: auto")
     if weights is not None:
@@ -110,15 +110,15 @@ def load(
     if statistics is not None:
         image_shape = (len(statistics[0]), *image_shape[1:])  # `Normalized` repeats the channel of a grey image
     with seeded(0, "weights"):
-        build: Callable[[str, int, ImageShape], nn.Module] = elsewhere if ":" in spec else registered
-        network = build(spec, num_classes, image_shape)
+        builder: Callable[[str, int, ImageShape], nn.Module] = external if ":" in spec else registered
+        network = builder(spec, num_classes, image_shape)
         about = f"weights: {f'as {spec} gives them' if is_own(spec) else 'none given, so fresh ones drawn from seed 0'}"
         if weights is not None:
             state = read(weights)
             state.check_origin(class_names, image_shape)
             if state.from_run and not isinstance(network, Classifier):
                 whole = any(key.startswith("network.") for key in state.tensors)
-                network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)
+                network = Adapter(network, num_classes) if whole else split_head(network, num_classes, image_shape)
             with custom_code(f"{state.path} cannot be loaded into {spec}"):
                 about = fill(network, state)
     notes: tuple[str, ...] = (about,)
@@ -138,10 +138,10 @@ def parse_normalization(text: str, channels: int) -> Statistics | None:
     named = NORMALIZATIONS.get(text)
     try:
         mean, std = named or ([float(number) for number in part.split(",")] for part in text.split("/"))
-        right = len(mean) == len(std) in (channels, RGB) and min(std) > 0 and all(map(math.isfinite, (*mean, *std)))
+        valid = len(mean) == len(std) in (channels, RGB) and min(std) > 0 and all(map(math.isfinite, (*mean, *std)))
     except ValueError:
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         number = " or ".join(map(str, sorted({channels, RGB})))
         own = f"or {number} means / as many deviations above 0, e.g. 0.49,0.48,0.45/0.25,0.24,0.26"
         raise UserError(f"normalisation: got '{text}'; allowed: {', '.join(['none', *NORMALIZATIONS, own])}")
@@ -163,7 +163,7 @@ def registered(
     return model
 
 
-def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
+def external(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     """Return the network `spec`, KIND:NAME, as its author builds it, for images (N, *image_shape)."""
     kind, _, name = spec.partition(":")
     channels, height, width = image_shape
@@ -184,12 +184,12 @@ def elsewhere(spec: str, num_classes: int, image_shape: ImageShape) -> nn.Module
     if kind == "timm":
         if library.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
             settings["img_size"] = (height, width)
-        return _made(library.create_model, spec, name, pretrained=False, in_chans=channels, **settings)
+        return _call(library.create_model, spec, name, pretrained=False, in_chans=channels, **settings)
     if name.startswith("vit_"):
         settings["image_size"] = height
     elif name.startswith("maxvit_"):
         settings["input_size"] = (height, width)
-    network = _made(library.get_model, spec, name, weights=None, **settings)
+    network = _call(library.get_model, spec, name, weights=None, **settings)
     if channels != RGB:  # a first convolution with fresh weights of the same standard deviation
         first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
         shape = (first.out_channels, channels, *first.kernel_size)
@@ -205,18 +205,18 @@ def _custom(spec: str, num_classes: int) -> nn.Module:
     try:
         # Random draws during the import must not shift other draws.
         with custom_code(f"model '{spec}' cannot be imported as {FORMS[0]}"), torch.random.fork_rng(devices=[]):
-            made = pkgutil.resolve_name(spec)
-        if isinstance(made, nn.Module):
-            return made
+            target = pkgutil.resolve_name(spec)
+        if isinstance(target, nn.Module):
+            return target
         with custom_code(f"{spec} failed"):
-            takes = "num_classes" in inspect.signature(made).parameters
-        return _made(made, spec, **({"num_classes": num_classes} if takes else {}))
+            takes = "num_classes" in inspect.signature(target).parameters
+        return _call(target, spec, **({"num_classes": num_classes} if takes else {}))
     finally:
         sys.path[:] = before
 
 
-def _made(build: Callable[..., object], spec: str, *arguments: object, **settings: object) -> nn.Module:
-    """Build a network; an exception of the builder, e.g. for an unsupported image size, becomes one line."""
+def _call(build: Callable[..., object], spec: str, *arguments: object, **settings: object) -> nn.Module:
+    """Return the network that `build` returns; its exceptions, e.g. for an image size, become a `UserError`."""
     with custom_code(f"{spec} failed"):
         network = build(*arguments, **settings)
     if not isinstance(network, nn.Module):
@@ -224,13 +224,13 @@ def _made(build: Callable[..., object], spec: str, *arguments: object, **setting
     return network
 
 
-def taken_apart(
+def split_head(
     network: nn.Module, num_classes: int, image_shape: ImageShape, head: Head = LINEAR
 ) -> Classifier | Adapter:
     """Split `network` into features and head: the linear layer that gives its logits, or a cosine head.
 
-    That a layer's outputs are the network's logits is tested on two images. The features are then its inputs, and the
-    parts are copies. A network without such a layer is used whole; a Classifier stays as it is.
+    Whether a layer's outputs are the network's logits is tested on two images. Its inputs are then the features, and
+    the parts are copies. A network without such a layer is used whole; a Classifier stays as it is.
     """
     images = torch.rand(2, *image_shape)
     check_logits(network.eval(), images, num_classes)
@@ -240,9 +240,9 @@ def taken_apart(
     for name in reversed([name for name, part in linear if part.out_features == num_classes]):
         body = copy.deepcopy(network)
         last = cast(nn.Linear, body.get_submodule(name))
-        if _taken_out(body, name, last, images):
-            own = last if head.kind == "linear" else build_head(head, last.in_features, num_classes)
-            model = Classifier(body, own, num_classes, image_shape[0])
+        if _remove_head(body, name, last, images):
+            layer = last if head.kind == "linear" else build_head(head, last.in_features, num_classes)
+            model = Classifier(body, layer, num_classes, image_shape[0])
             model.notes = (f"features: the inputs of the network's last layer, {name}",)
             return model.train()
     whole = Adapter(network, num_classes)
@@ -252,16 +252,16 @@ def taken_apart(
 
 
 @torch.no_grad()
-def _taken_out(body: nn.Module, name: str, last: nn.Linear, images: Tensor) -> bool:
-    """Replace the layer `last` of a network by its inputs; return whether these are then what the network returns."""
+def _remove_head(body: nn.Module, name: str, last: nn.Linear, images: Tensor) -> bool:
+    """Replace the layer `last` of a network by the identity; return whether the network then returns its inputs."""
     # Both signs, and rows that no softmax can give, so that any operation after the layer shows.
-    answers, asked = torch.linspace(-1, 1, 2 * last.out_features).view(2, -1), list[Tensor]()
+    outputs, captured = torch.linspace(-1, 1, 2 * last.out_features).view(2, -1), list[Tensor]()
 
-    def answer(_layer: nn.Module, inputs: tuple[Tensor, ...], _outputs: Tensor) -> Tensor:
-        asked.extend(inputs)
-        return answers
+    def replace_outputs(_layer: nn.Module, inputs: tuple[Tensor, ...], _outputs: Tensor) -> Tensor:
+        captured.extend(inputs)
+        return outputs
 
-    hook = last.register_forward_hook(answer)
+    hook = last.register_forward_hook(replace_outputs)
     try:
         logits = body(images)
         body.set_submodule(name, nn.Identity())
@@ -269,8 +269,8 @@ def _taken_out(body: nn.Module, name: str, last: nn.Linear, images: Tensor) -> b
     except Exception:  # the network may use the layer in other ways than by calling it
         return False
     hook.remove()
-    once = len(asked) == 1 and asked[0].shape == (2, last.in_features)
-    return once and torch.equal(logits, answers) and torch.allclose(features, asked[0])
+    once = len(captured) == 1 and captured[0].shape == (2, last.in_features)
+    return once and torch.equal(logits, outputs) and torch.allclose(features, captured[0])
 
 
 def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
@@ -301,7 +301,7 @@ def trusted(*names: str | None) -> Iterator[None]:
 
 
 def consent(name: str) -> list[str]:
-    """Return the words of a command that opens a run whose model is called `name`."""
+    """Return the options with which a command may open a run whose model is `name`."""
     return ["--trust-model", name] if is_own(name) else []
 
 
@@ -313,10 +313,10 @@ def check_consent(where: str, name: str) -> None:
 
 
 def check_trust(folder: Path, name: str) -> None:
-    """Refuse the model that the run in `folder` names without consent, or where its code would lie in the folder."""
+    """Refuse the model of the run in `folder` without consent, or if its code would be imported from the folder."""
     check_consent(str(folder), name)
-    here, first = Path.cwd(), name.partition(":")[0].partition(".")[0]
-    places = (here, here / first, here / f"{first}.py")
+    here, package = Path.cwd(), name.partition(":")[0].partition(".")[0]
+    places = (here, here / package, here / f"{package}.py")
     if is_own(name) and any(place.resolve().is_relative_to(folder.resolve()) for place in places):
         never = "opening a run never runs code that may have come with it"
         allowed = "a module elsewhere, and another current directory"

@@ -1,4 +1,4 @@
-"""Residual networks: basic, bottleneck and pre-activation blocks, wide networks, for small or for large images.
+"""Residual networks with basic, bottleneck or pre-activation blocks, also wide ones, for small or large images.
 
 Sources: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385. Bottlenecks have their
 stride in the 3x3 convolution (version 1.5, as in torchvision and the CIFAR code of this field), shortcuts that
@@ -9,8 +9,8 @@ training of this field uses it (Rice et al., ICML 2020, arXiv:2002.11569): a sho
 normalised and rectified input, and the pooling follows a last normalisation and rectifier.
 
 WRN-d-k: Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv:1605.07146, without dropout: three groups of
-(d - 4) / 6 pre-activation blocks, k times as wide as 16, 32, 64. The public code of TRADES and what descends from it
-hold a further `sub_block1` that no image passes and no gradient reaches: left out.
+(d - 4) / 6 pre-activation blocks, of k times the widths 16, 32, 64. The public code of TRADES, and code derived from
+it, has a further `sub_block1` that is never called; it is left out here.
 """
 
 from typing import ClassVar, NamedTuple
@@ -107,7 +107,7 @@ class AveragePooling(nn.Module):
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The shortcut: x itself, or a normalised 1x1 convolution if the shape changes."""
+    """Return the shortcut: x itself, or a normalised 1x1 convolution if the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

@@ -22,7 +22,7 @@ def synchronised() -> AbstractContextManager[object]:
 
 
 class _GlobalStatistics(TorchFunctionMode):
-    """Within this context, torch's batch normalisation is `batch_norm`, also in modules that add to it."""
+    """Within this context, torch's batch normalisation is `batch_norm`, also in subclasses of its modules."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -60,6 +60,6 @@ def batch_norm(
             running_var.lerp_((variance * (count / (count - 1).clamp(min=1))).to(running_var.dtype), momentum)
     result = centred * (variance + eps).rsqrt().view(shape)
     result = result if weight is None else result * weight.to(result.dtype).view(shape)
-    if bias is not None:  # times one: else the gradients of two biases that are summed may share their memory
+    if bias is not None:  # times 1, since the gradients of two summed biases could share memory
         result = result + bias.to(result.dtype).view(shape) * 1
     return result.to(x.dtype)

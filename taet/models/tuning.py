@@ -59,14 +59,14 @@ def extend(model: Classifier | Adapter, tune: str, seed: int = 0) -> None:
             parametrize.register_parametrization(layer, name, LowRank(weight, int(size)).to(weight))
         for block in [*model.modules()] if kind == "adapter" else []:
             mlp = dict(block.named_children()).get("mlp", nn.Identity())
-            linear = [one for one in mlp.modules() if isinstance(one, nn.Linear)]
-            if linear:
-                block.mlp = BesideMLP(mlp, linear[0], int(size)).to(linear[0].weight)
+            layers = [layer for layer in mlp.modules() if isinstance(layer, nn.Linear)]
+            if layers:
+                block.mlp = BesideMLP(mlp, layers[0], int(size)).to(layers[0].weight)
                 places.append((block, "mlp"))
     if size and not places:
         other = " or lora:N" if kind != "lora" and low_rank_places(model) else ""
-        layers = "attention and no convolutions of 1x1 or 3x3" if kind == "lora" else "transformer blocks"
-        raise UserError(f"model tune: got {tune}; the network has no {layers}; allowed: head, bias, all{other}")
+        lacks = "attention and no convolutions of 1x1 or 3x3" if kind == "lora" else "transformer blocks"
+        raise UserError(f"model tune: got {tune}; the network has no {lacks}; allowed: head, bias, all{other}")
 
 
 def low_rank_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -94,9 +94,9 @@ def trained(model: nn.Module, tune: str) -> dict[str, nn.Parameter]:
 
 
 def select(model: Classifier | Adapter, tune: str, *, keep_statistics: bool = True) -> None:
-    """Let only the parameters of `tune` need a gradient; where a part is trained, the body may stay in eval mode.
+    """Let only the parameters of `tune` require a gradient; unless `tune` is all, the body can stay in eval mode.
 
-    In eval mode batch normalisation keeps its statistics, and there is no dropout.
+    With `keep_statistics` it does: batch normalisation then keeps its statistics, and there is no dropout.
     """
     model.requires_grad_(False)
     for parameter in trained(model, tune).values():
@@ -106,8 +106,8 @@ def select(model: Classifier | Adapter, tune: str, *, keep_statistics: bool = Tr
 
 
 def merge(model: nn.Module) -> None:
-    """Put low-rank parts into the weights: the network has its own layers and names again, and the same logits."""
+    """Add the low-rank parts to the weights: the network has its original layers and names, and the same logits."""
     for layer in [*model.modules()]:
         for name in [*getattr(layer, "parametrizations", ())]:
-            if any(isinstance(one, LowRank) for one in layer.parametrizations[name]):  # type: ignore[index]
+            if any(isinstance(part, LowRank) for part in layer.parametrizations[name]):  # type: ignore[index]
                 parametrize.remove_parametrizations(layer, name)

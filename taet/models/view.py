@@ -34,7 +34,7 @@ class View:
 
     def __init__(self, model: nn.Module, pairs: list[Pair], dtype: torch.dtype | None) -> None:
         shared: dict[int, Tensor] = {
-            id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()
+            id(value): nn.Parameter(value.detach(), requires_grad=False) for value in model.parameters()
         }
         self.module = copy.deepcopy(model, shared | {id(buffer): buffer for buffer in model.buffers()})
         self._folds: list[tuple[Any, Any, Any]] = []  # convolution and normalisation of the model, their replacement
@@ -59,7 +59,7 @@ class View:
     @torch.no_grad()
     def refresh(self) -> nn.Module:
         """Fold and cast the model's weights and statistics, in place, and return `module`; nothing waits for a GPU."""
-        if self._folds:  # in few calls, because a GPU waits for the processor that makes them
+        if self._folds:  # in few calls, because a GPU waits for the CPU that launches them
             sources, norms, targets = zip(*self._folds, strict=True)
             scales = torch._foreach_rsqrt(torch._foreach_add([n.running_var for n in norms], [n.eps for n in norms]))
             gains = [torch.ones_like(n.running_var) if n.weight is None else n.weight for n in norms]
@@ -75,9 +75,9 @@ class View:
         return self.module
 
     def compile(self) -> None:
-        """Compile `module` with CUDA graphs; its logits are new tensors, since a graph writes into those of before.
+        """Compile `module` with CUDA graphs; its logits are copies, since the next call overwrites a graph's outputs.
 
-        In all that is compiled in this process, backward passes are then outside autocast, as `pgd` has them.
+        In everything that this process compiles, backward passes then run outside autocast, as in `pgd`.
         """
         from torch._functorch import config  # not loaded by torch
 
@@ -100,11 +100,11 @@ def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.
 
 
 def _folds(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None) -> list[Pair]:
-    """Return what to fold, tested in float32, on noise and with random statistics: new ones change next to nothing."""
+    """Return the pairs to fold, tested in float32 on noise, with random statistics: fresh ones would hide errors."""
     trial = copy.deepcopy(model).cpu().eval().requires_grad_()  # a GPU's TF32 rounds more than a fold may
-    like = next(model.parameters(), torch.empty(0))
+    first = next(model.parameters(), torch.empty(0))
     noise = torch.Generator().manual_seed(derive_seed(0, "view"))
-    x = torch.rand(2, *image_shape, generator=noise).to(like.dtype)
+    x = torch.rand(2, *image_shape, generator=noise).to(first.dtype)
     with torch.enable_grad():
         pairs = _pairs(trial, x)
     with torch.no_grad():
@@ -113,21 +113,21 @@ def _folds(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dty
                 if isinstance(value, Tensor):
                     value.copy_(torch.empty(value.shape).uniform_(*SPREAD, generator=noise))
         expected = trial(x)
-        found = View(trial, pairs, None).module(x)
-        if not bool((expected - found).abs().amax() <= AGREEMENT * expected.abs().amax()):
-            raise ValueError("its logits are others than the model's")
+        logits = View(trial, pairs, None).module(x)
+        if not bool((expected - logits).abs().amax() <= AGREEMENT * expected.abs().amax()):
+            raise ValueError("its logits differ from the model's")
         if dtype is not None:  # fails where a part is kept out of autocast, which public code does by device
-            with torch.autocast(like.device.type, dtype):
-                View(copy.deepcopy(model), pairs, dtype).module(x.to(like.device))
+            with torch.autocast(first.device.type, dtype):
+                View(copy.deepcopy(model), pairs, dtype).module(x.to(first.device))
     return pairs
 
 
 def _pairs(model: nn.Module, x: Tensor) -> list[Pair]:
-    """Convolutions whose output goes, as it is, into one normalisation by running statistics and nowhere else."""
+    """Return each convolution whose output is used once only, by a normalisation with running statistics."""
     names = {module: name for name, module in model.named_modules()}
     calls: Counter[nn.Module] = Counter()
-    outputs: dict[int, tuple[Tensor, _ConvNd]] = {}  # held, so that no other tensor takes an address
-    found: list[tuple[_ConvNd, _BatchNorm, Any]] = []
+    outputs: dict[int, tuple[Tensor, _ConvNd]] = {}  # kept alive, so that each id is one tensor's
+    candidates: list[tuple[_ConvNd, _BatchNorm, Any]] = []
 
     def after(module: nn.Module, _: object, output: Tensor) -> None:
         calls[module] += 1
@@ -137,13 +137,13 @@ def _pairs(model: nn.Module, x: Tensor) -> list[Pair]:
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if id(inputs[0]) in outputs and isinstance(module, _BatchNorm):
             output, convolution = outputs[id(inputs[0])]
-            found.append((convolution, module, output.grad_fn))
+            candidates.append((convolution, module, output.grad_fn))
 
     handles = []
     for module in names:
         if isinstance(module, _ConvNd) and not module.transposed and "weight" in module._parameters:
             handles.append(module.register_forward_hook(after))
-        # A forward of its own does more, as timm's with their activation.
+        # A subclass with its own forward does more, as timm's, which include the activation.
         elif getattr(module, "running_mean", None) is not None and type(module).forward is _BatchNorm.forward:
             handles += [module.register_forward_hook(after), module.register_forward_pre_hook(before)]
     try:
@@ -153,17 +153,17 @@ def _pairs(model: nn.Module, x: Tensor) -> list[Pair]:
             handle.remove()
     return [
         (names[convolution], names[norm])
-        for convolution, norm, made in found
-        if calls[convolution] == calls[norm] == uses[made] == 1
+        for convolution, norm, operation in candidates
+        if calls[convolution] == calls[norm] == uses[operation] == 1
     ]
 
 
 def _uses(output: Tensor) -> Counter[Any]:
-    """Number of uses of the result of each operation that led to `output`, as recorded by autograd."""
+    """Return how often the result of each operation that led to `output` is used, as recorded by autograd."""
     uses: Counter[Any] = Counter()
-    left = [output.grad_fn]
-    while left:
-        taken = [operation for operation, _ in left.pop().next_functions if operation is not None]  # type: ignore[union-attr]
-        left += [operation for operation in taken if operation not in uses]
-        uses.update(taken)
+    stack = [output.grad_fn]
+    while stack:
+        inputs = [operation for operation, _ in stack.pop().next_functions if operation is not None]  # type: ignore[union-attr]
+        stack += [operation for operation in inputs if operation not in uses]
+        uses.update(inputs)
     return uses

@@ -71,7 +71,7 @@ def local(name: str | os.PathLike[str]) -> Path:
 def weights_file(path: str | Path) -> Path:
     """Return the file of weights of a path, run:FOLDER, the folder of a run or published model, hf:USER/NAME@COMMIT.
 
-    Of a folder it must have the SHA-256 that `done` has for it.
+    In a folder, it must have the SHA-256 that `done` records for it.
     """
     place = local(str(path).removeprefix(OF_RUN))
     if not place.is_dir():
@@ -85,7 +85,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 class StoredWeights(NamedTuple):
-    """Names and tensors of a file, the keys above them joined by dots, the file as it was named, and where it is."""
+    """The tensors of a file by name, the keys above them joined by dots, its path as given, and its local path."""
 
     tensors: dict[str, Tensor]
     place: str
@@ -104,10 +104,10 @@ class StoredWeights(NamedTuple):
         names, shape = about.get("class_names", class_names), about.get("image_shape", image_shape)
         numbers = [f"{label}" for label in range(len(names))]  # classes without names: those of the weights, in order
         if [*class_names] not in ([*names], numbers):
-            of, got = (cut(", ".join(values)) for values in (names, class_names))
-            raise UserError(f"{self.path}: got data of the classes {got}; allowed: {of}, in this order")
+            allowed, got = (cut(", ".join(values)) for values in (names, class_names))
+            raise UserError(f"{self.path}: got data of the classes {got}; allowed: {allowed}, in this order")
         if [*shape[1:]] != [*image_shape[1:]]:
-            of, got = (" x ".join(map(str, one[1:])) for one in (shape, image_shape))
+            of, got = (" x ".join(map(str, each[1:])) for each in (shape, image_shape))
             raise UserError(f"{self.path}: got images of {got} pixels; allowed: {of}, as in its training (--data.size)")
 
     @property
@@ -116,8 +116,8 @@ class StoredWeights(NamedTuple):
         return "offset" in self.tensors and all(key in SETTINGS or key.startswith(PARTS) for key in self.tensors)
 
     def unprefixed(self, expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
-        """Drop the prefix of all names that the expected ones lack, e.g. "module." of DataParallel; with a note."""
-        dropped = "" if {*expected} & {*self.tensors} else _shared(self.tensors).removesuffix(_shared(expected))
+        """Return the tensors without a prefix that expected names lack, e.g. DataParallel's "module.", and a note."""
+        dropped = "" if {*expected} & {*self.tensors} else _prefix(self.tensors).removesuffix(_prefix(expected))
         under = f" under '{self.place}'" if self.place else ""
         without = f", without the prefix '{dropped}'" if dropped else ""
         if re.search(r"(^|\.)[1-9]\d*\.$", dropped):
@@ -126,8 +126,8 @@ class StoredWeights(NamedTuple):
         return kept, f"weights: {len(kept)} tensors of {self.path}{under}{without}"
 
 
-def _shared(names: Iterable[str]) -> str:
-    """Return the parts with which all names begin."""
+def _prefix(names: Iterable[str]) -> str:
+    """Return the dotted prefix that all names share."""
     levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return "".join(f"{level[0]}." for level in takewhile(lambda level: len({*level}) == 1, levels))
 
@@ -205,32 +205,32 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     if any(".parametrizations." in key or ".mlp.mlp." in key for key in state.tensors):
         raise UserError(f"{state.path} has added parts; allowed: of low-rank ones, taet export --format safetensors")
     body = model.body if isinstance(model, Classifier) else model.network
-    names = (held := body.state_dict()).keys()
+    names = (own := body.state_dict()).keys()
     tensors, note = state.unprefixed(state.tensors if state.from_run else names)
     if state.from_run:
         inside = "std" not in state.tensors or not state.tensors["std"].eq(1).all()
-        then = "" if inside else "; its run did not normalise images (--model.normalize none)"
+        remarks = "" if inside else "; its run did not normalise images (--model.normalize none)"
         tensors = {k.removeprefix("network.").removeprefix("body."): v for k, v in tensors.items() if k not in SETTINGS}
     else:
-        tensors = of_robustbench(read_as := tensors, held)
-        then = "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
-    grey = {key: value.shape for key, value in held.items() if value.ndim == 4 and value.shape[1] == 1}
+        tensors = of_robustbench(read_as := tensors, own)
+        remarks = "" if read_as.keys() == tensors.keys() else "; normalisation not read: --model.normalize none"
+    grey = {key: value.shape for key, value in own.items() if value.ndim == 4 and value.shape[1] == 1}
     for key in (key for key in grey.keys() & tensors.keys() if tensors[key].shape == (grey[key][0], 3, *grey[key][2:])):
         tensors[key] = tensors[key].sum(1, keepdim=True)  # a grey image is the same in all colours
-        then += "; made for colour, it reads a grey image as all three"
-    rest = tensors.keys() - names
-    head = {key.rpartition(".")[2]: tensors[key] for key in rest}
-    one_layer = len({key.rpartition(".")[0] for key in rest}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}
+        remarks += "; made for colour, it reads a grey image as all three"
+    others = tensors.keys() - names
+    head = {key.rpartition(".")[2]: tensors[key] for key in others}
+    one_layer = len({key.rpartition(".")[0] for key in others}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}
     if isinstance(model, Adapter) or not one_layer:
         _copy(body, tensors, state.path)
-        return note + then
+        return note + remarks
     _copy(body, {key: value for key, value in tensors.items() if key in names}, state.path)
     if {key: value.shape for key, value in model.head.state_dict().items()} == {key: head[key].shape for key in head}:
         _copy(model.head, head, state.path)
-        return f"{note}, its head included{then}"
+        return f"{note}, its head included{remarks}"
     classes = len(head["weight"])
     other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
-    return f"{note}; the head is fresh, since that of the file is {other}{then}"
+    return f"{note}; the head is fresh, since that of the file is {other}{remarks}"
 
 
 def of_robustbench(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -239,15 +239,15 @@ def of_robustbench(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) ->
     These are networks that normalise before the last layer. `sub_block1`, which no image passes, and their input
     normalisation, `mu` and `sigma`, are left out.
     """
-    blocks = sorted({(int(found[1]), int(found[2])) for key in tensors if (found := BLOCK.fullmatch(key))})
+    blocks = sorted({(int(match[1]), int(match[2])) for key in tensors if (match := BLOCK.fullmatch(key))})
     if "1.bn1.weight" not in held or not blocks:
         return {**tensors}
     named = dict[str, Tensor]()
     for key, value in tensors.items():
         first, _, last = key.partition(".")
-        if found := BLOCK.fullmatch(key):
-            place = 1 + blocks.index((int(found[1]), int(found[2])))
-            named[f"{place}.{re.sub('^(convShortcut|shortcut.0)', 'shortcut', found[3])}"] = value
+        if match := BLOCK.fullmatch(key):
+            place = 1 + blocks.index((int(match[1]), int(match[2])))
+            named[f"{place}.{re.sub('^(convShortcut|shortcut.0)', 'shortcut', match[3])}"] = value
         elif first in ("conv1", "bn1", "bn"):
             named[f"{0 if first == 'conv1' else 1 + len(blocks)}.{last}"] = value
         elif first not in ("sub_block1", "mu", "sigma"):
@@ -256,7 +256,7 @@ def of_robustbench(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) ->
 
 
 def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors into the network, or report the first that does not fit; old files lack the counters."""
+    """Copy all tensors into the network, or report the first that does not fit; old files may lack batch counters."""
     held = network.state_dict()
     state = {key: value for key, value in held.items() if key.endswith("num_batches_tracked")} | dict(state)
     try:

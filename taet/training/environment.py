@@ -24,7 +24,7 @@ from taet.files import Json
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of malloc.h: the most blocks with an own mapping, free bytes to return
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # parameters of mallopt: largest number of mapped blocks, bytes kept when freed
 
 
 def version(package: str) -> str | None:
@@ -45,8 +45,8 @@ def commit() -> str | None:
     return None
 
 
-def reported(*names: str) -> str:
-    """What Linux says about the processor under the first of these names; "" if nothing."""
+def cpuinfo(*names: str) -> str:
+    """Return the value of the first line of Linux's /proc/cpuinfo that starts with one of `names`; "" without one."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.lower().startswith(names)), "").partition(":")[2].strip()
@@ -54,18 +54,18 @@ def reported(*names: str) -> str:
 
 
 def bf16_instructions(device: torch.device) -> str:
-    """Return in words what makes bf16 fast on a device: a GPU or instructions of the processor; "" if nothing does."""
+    """Return the name of the GPU, or the instructions of the processor, that make bf16 fast; "" if there are none."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else ""
-    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or "ALL").upper()  # which may forbid them
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or "ALL").upper()  # may exclude the instructions
     allowed = any(name in limit for name in ("ALL", "DEFAULT", "AMX", "BF16", "FP16"))
-    found = {"avx512_bf16", "amx_bf16", "bf16"} & {*reported("flags", "features").split()}
+    found = {"avx512_bf16", "amx_bf16", "bf16"} & {*cpuinfo("flags", "features").split()}
     return ", ".join(sorted(found)) if allowed else ""
 
 
 def environment(device: torch.device) -> Json:
-    """Versions, commit, device and time, as run.json and result cards record them."""
-    processor = reported("model name") or platform.processor() or platform.machine()
+    """Return versions, commit, device and time, as run.json and result cards record them."""
+    processor = cpuinfo("model name") or platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor}, {os.cpu_count()} cores"
     return {
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
@@ -94,8 +94,8 @@ def keep_freed_memory(device: torch.device) -> None:
     By default glibc returns every large tensor to the kernel, which clears the pages again for the next one; that can
     take longer than the arithmetic. No effect without glibc, on a GPU, or if MALLOC_... or LD_PRELOAD is set.
     """
-    chosen = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
-    if device.type == "cpu" and not chosen and platform.libc_ver()[0] == "glibc":
+    configured = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
+    if device.type == "cpu" and not configured and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
@@ -112,25 +112,25 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 @contextlib.contextmanager
-def interruption(asked: threading.Event | None = None) -> Iterator[threading.Event]:
+def interruption(stop: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; a second SIGINT interrupts at once.
 
-    With several processes it does not, because SLURM and torchrun send one each, and a process that stops alone would
-    leave the others waiting. Python handles signals in the main thread only; in others the event is never set.
+    With several processes the second one is ignored: SLURM and torchrun send one each, and a process that stops alone
+    would leave the others waiting. Python handles signals in the main thread only; in others the event is never set.
     """
-    asked = threading.Event() if asked is None else asked
+    stop = threading.Event() if stop is None else stop
 
-    def ask(number: int, _: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT and world_size() == 1:
+    def request_stop(number: int, _: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT and world_size() == 1:
             raise KeyboardInterrupt
-        asked.set()
+        stop.set()
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
     numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))}
     in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, ask) for number in numbers if in_main}
+    before = {number: signal.signal(number, request_stop) for number in numbers if in_main}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

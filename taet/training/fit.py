@@ -44,7 +44,7 @@ def fit(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     with (
         plan.surroundings(),
         interruption(pause.asked_to_stop),
-        unless_one_ends(f"; {folder.checkpoint} is kept; continue: {again(folder)}"),
+        unless_one_ends(f"; {folder.checkpoint} is kept; continue: {resume_call(folder)}"),
     ):
         pause.mark = pause.looked_at = time.monotonic()
         while state.epoch < plan.run.training.epochs:
@@ -55,10 +55,10 @@ def fit(plan: TrainingPlan, state: State, pause: Pauses) -> None:
 
 
 def train_epoch(plan: TrainingPlan, state: State, pause: Pauses) -> None:
-    """Take the steps of the epoch that are left."""
+    """Train the remaining steps of the current epoch."""
     run, loader, epoch, average = plan.run, plan.loader, state.epoch, state.average
     state.begin_epoch()
-    pause.count()
+    pause.add_time()
     with contextlib.closing(loader.epoch(epoch, state.step)) as batches:
         for batch in batches:
             for group in state.optimizer.param_groups:
@@ -99,9 +99,9 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
 
 def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint | None, seen: Seen | None) -> None:
     """Write the row of the epoch and go on to the next one."""
-    moved = drift(plan, state)
-    pause.count()
-    # Not where the curve is measured, because a run that is interrupted in between measures it again.
+    distances = drift(plan, state)
+    pause.add_time()
+    # Here and not in `watch`, because a run that is interrupted in between measures the curve again.
     if seen is not None:
         state.method.feedback(state.epoch, seen)
     sums, steps = state.sums, len(plan.loader)
@@ -119,7 +119,7 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
             "seconds": round(state.seconds, 3),
             "images_per_second": round(sums.images / max(state.training_seconds, 1e-9), 1),
             "peak_memory_mb": round(peak_memory_mb(plan.device), 1),
-            **moved,
+            **distances,
         },
     )
     state.rows.append(row.model_dump(mode="json"))
@@ -127,40 +127,40 @@ def end_epoch(plan: TrainingPlan, state: State, pause: Pauses, point: CurvePoint
     pause.save()
     on_first(lambda: pause.folder.write_metrics(state.rows))
     counts = {"training": row.trained, **({} if point is None else point.counts)}
-    accuracies = ", ".join(f"{name} {100 * one.balanced_accuracy:.1f} %" for name, one in counts.items() if one)
+    accuracies = ", ".join(f"{name} {100 * count.balanced_accuracy:.1f} %" for name, count in counts.items() if count)
     pause.show(f"loss {row.loss['total']:.3f} · balanced accuracy: {accuracies}")
 
 
 def drift(plan: TrainingPlan, state: State) -> Json:
-    """Return mean and quartiles per class of the L2 distance between the examples of this and of the last epoch.
+    """Return mean and quartiles per class of the L2 distance between the examples of this and of the previous epoch.
 
-    Of the first `distance_images` of every class, not augmented and with the same start noise in every epoch, in image
-    units (REAT, figure 3). None in the first epoch; 0 for a class without images.
+    The examples are those of the first `distance_images` of every class, not augmented, with the same start noise in
+    every epoch; distances are in image units (REAT, figure 3). Empty in the first epoch; 0 for a class without images.
     """
-    split, size, most = plan.dataset.train, plan.run.training.batch_size, plan.run.training.distance_images
-    if not most:
+    split, size, per_class = plan.dataset.train, plan.run.training.batch_size, plan.run.training.distance_images
+    if not per_class:
         return {}
     classes = range(len(split.class_names))
-    rows = np.concatenate([np.flatnonzero(split.labels == label)[:most] for label in classes])
+    rows = np.concatenate([np.flatnonzero(split.labels == label)[:per_class] for label in classes])
     x = to_unit(as_tensor(split.images[rows]).to(plan.device))
     y = torch.from_numpy(split.labels[rows]).to(plan.device)
-    found = torch.zeros_like(x)
-    for number, start in enumerate(range(0, len(found), size)):
-        total = min(size, len(found) - start)
-        mine = share(total, rank(), world_size())
-        part = slice(start + mine.start, start + mine.stop)
-        attack = state.attack((mine.start, total), "drift", number)
-        found[part] = examples(state, state.model, x[part], y[part], attack)
-    found = global_sum(found)  # zero for images of other processes
-    before, state.examples = state.examples, found
-    if before is None:
+    x_adv = torch.zeros_like(x)
+    for number, start in enumerate(range(0, len(x_adv), size)):
+        total = min(size, len(x_adv) - start)
+        own = share(total, rank(), world_size())
+        part = slice(start + own.start, start + own.stop)
+        attack = state.attack((own.start, total), "drift", number)
+        x_adv[part] = examples(state, state.model, x[part], y[part], attack)
+    x_adv = global_sum(x_adv)  # zero for images of other processes
+    previous, state.examples = state.examples, x_adv
+    if previous is None:
         return {}
-    distances = (found - before).flatten(1).norm(dim=1).double()
+    distances = (x_adv - previous).flatten(1).norm(dim=1).double()
     sums = distances.new_zeros(len(classes)).index_add(0, y, distances)
-    each = [distances[y == label].cpu().numpy() for label in classes]
+    by_class = [distances[y == label].cpu().numpy() for label in classes]
     return {
         "distance": (sums / y.bincount(minlength=len(classes)).clamp(min=1)).tolist(),
-        "distance_quartiles": [np.quantile(one, QUARTILES).tolist() if one.size else [0.0] * 3 for one in each],
+        "distance_quartiles": [np.quantile(d, QUARTILES).tolist() if d.size else [0.0] * 3 for d in by_class],
     }
 
 
@@ -195,10 +195,10 @@ def deployed(plan: TrainingPlan, state: State, pause: Pauses, *, averaged: bool 
 
 
 def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model: nn.Module) -> None:
-    """Set the statistics of batch normalisation by one epoch of training examples for `model`.
+    """Estimate the batch normalisation statistics of `model` on one epoch of training examples.
 
-    Averaged weights have none of their own. The public code of SWA in this field uses clean images; a network trained
-    on adversarial images needs the statistics of those.
+    Averaged weights have no statistics of their own. The public code of SWA in this field uses clean images; a network
+    trained on adversarial images needs statistics of adversarial images.
     """
     attacked, loader = copy.deepcopy(model), plan.loader
     epoch = min(state.epoch, plan.run.training.epochs - 1)
@@ -215,28 +215,28 @@ def _estimate_statistics(plan: TrainingPlan, state: State, pause: Pauses, model:
     update_bn(batches(), model)
 
 
-def again(folder: RunFolder) -> str:
-    """Return the call that continues a run."""
+def resume_call(folder: RunFolder) -> str:
+    """Return the command, or the call in Python, that continues a run."""
     record, path = folder.record, str(folder.path)
     given = {"model": record.model_given, "dataset": record.data.arrays}
-    if any(given.values()):  # which a command cannot name
+    if any(given.values()):  # a command cannot name what is in memory
         return f"taet.resume({', '.join([repr(path), *(f'{name}=...' for name in given if given[name])])})"
     return shlex.join(["taet", "train", "--resume", path, *models.consent(record.run.model.name)])
 
 
 class Pauses:
-    """Between two batches time is taken, progress shown, the state saved, and Ctrl-C obeyed: by all processes."""
+    """Called between two batches, in all processes: measures time, shows progress, saves the state, obeys Ctrl-C."""
 
     def __init__(self, plan: TrainingPlan, state: State, folder: RunFolder, progress: Progress | None = None) -> None:
         self.plan, self.state, self.folder = plan, state, folder
         self.progress = progress if rank() == 0 else None
         self.asked_to_stop = threading.Event()
         self.mark = self.looked_at = self.saved_at = time.monotonic()
-        self.passes = [0, *itertools.accumulate(map(plan.passes, state.method.task.stages))]  # of an image, by epoch
+        self.passes = [0, *itertools.accumulate(map(plan.passes, state.method.task.stages))]  # per image, by epoch
 
     def __call__(self, *, training: bool = False) -> None:
-        """Pause after a batch of training, or before one of the curve; raise KeyboardInterrupt, all saved, if asked."""
-        now = self.count(training)
+        """Pause after a training batch or before a curve batch; on a stop signal save and raise KeyboardInterrupt."""
+        now = self.add_time(training)
         look, stop, save = in_any(
             now - self.looked_at > LOOK_SECONDS,
             self.asked_to_stop.is_set(),
@@ -252,11 +252,11 @@ class Pauses:
             raise self.stopped()
 
     def stopped(self) -> KeyboardInterrupt:
-        """Return the interrupt of a run whose progress is saved."""
-        return KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {again(self.folder)}")
+        """Return the KeyboardInterrupt that says where progress is saved and how to continue."""
+        return KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {resume_call(self.folder)}")
 
-    def count(self, training: bool = False) -> float:
-        """Add the time since the last count to that of the epoch and, if so, of its training; return the time."""
+    def add_time(self, training: bool = False) -> float:
+        """Add the time since the last call to the epoch's and, if `training`, its training time; return the time."""
         now = time.monotonic()
         self.state.seconds += now - self.mark
         self.state.training_seconds += now - self.mark if training else 0.0
@@ -265,9 +265,9 @@ class Pauses:
 
     def check_finite(self) -> None:
         if what := self.state.not_finite():
-            at = f"in epoch {self.state.epoch + 1}, step {self.state.step}; stopped; {self.folder.checkpoint.name}"
-            remedy = f"a lower --lr than {self.plan.run.training.lr:g} is the usual remedy"
-            raise UserError(f"{what} is not finite {at} keeps the last good state; {remedy}")
+            place = f"in epoch {self.state.epoch + 1}, step {self.state.step}; stopped"
+            kept, lr = f"{self.folder.checkpoint.name} keeps the last good state", self.plan.run.training.lr
+            raise UserError(f"{what} is not finite {place}; {kept}; a lower --lr than {lr:g} is the usual remedy")
 
     def save(self) -> None:
         """Write the checkpoint; if values are not finite, stop instead and keep the previous file."""
@@ -277,7 +277,7 @@ class Pauses:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Load the checkpoint, if there is one that fits, and write the metrics as they were at that time."""
+        """Load the checkpoint if there is one, and rewrite the metrics as they were when it was saved."""
         folder, state = self.folder, self.state
         if on_first(folder.checkpoint.exists):
             saved = folder.load_checkpoint()

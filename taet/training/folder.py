@@ -39,7 +39,7 @@ _load = partial(torch.load, weights_only=True, map_location="cpu")
 
 
 class WeightsAbout(Record):
-    """What a file of weights says about itself."""
+    """The metadata of a file of weights."""
 
     method: str
     epoch: Count
@@ -78,7 +78,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Lock the folder for writing within this context; create it if it is missing. Remove what kills left in it."""
+        """Lock the folder for writing within this context; create it if missing, remove what killed jobs left."""
         files.make_folder(self.path)
         with files.lock(self.path):
             for folder in self.path.glob("evaluation*-state/**"):  # other folders may be in use
@@ -118,7 +118,7 @@ class RunFolder:
         files.write_json(self.path / DONE, files.seal({"files": sums}))
 
     def _read(self, path: Path) -> bytes:
-        """Return the content of a file, verified by its checksum in `done`, if any; b"" for one that may be missing."""
+        """Return the content of a file, verified by its checksum in `done`; b"" if it is missing there too."""
         if not path.exists() and path.name not in self.sums:
             return b""
         content = files.read_bytes(path, most=files.MOST_JSON_BYTES)
@@ -167,7 +167,7 @@ class RunFolder:
         return state
 
     def weights(self, name: str = DELIVERED) -> Path:
-        """The file of weights `model`, `model-last` or `model-best`; a run delivers one of the latter as `model`."""
+        """Return the path of `model`, `model-last` or `model-best`; those that the run delivers are in `model` only."""
         if name in (LAST, BEST) and self.is_run and (name == LAST) == (self.record.selection.rule == "last"):
             name = DELIVERED
         return self.path / f"{name}{SUFFIX}"
@@ -185,9 +185,9 @@ class RunFolder:
         """Load weights into `model`; missing or changed ones, and those of another run or model, raise a UserError."""
         path = self.weights(name)
         if not path.is_file():
-            held = sorted(found.name for found in self.path.glob(f"*{SUFFIX}"))
-            kept = f"it has {', '.join(held)}" if held else "they were removed after the training"
-            why = kept if self.is_done else "the run is not finished; resume it first"
+            names = sorted(path.name for path in self.path.glob(f"*{SUFFIX}"))
+            why = f"it has {', '.join(names)}" if names else "they were removed after the training"
+            why = why if self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
         about = self.check_weights(name)
         with custom_code(f"{path} does not hold weights of this model, or is truncated"):
@@ -218,8 +218,8 @@ class RunFolder:
     def cards(self) -> Iterator[tuple[Path, str]]:
         """Yield the path of every result card, old ones included, and the name of its weights."""
         for path in sorted(self.path.glob("evaluation*.json")):
-            if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
-                yield path, f"{DELIVERED}{found[1] or ''}"
+            if match := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
+                yield path, f"{DELIVERED}{match[1] or ''}"
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -229,9 +229,9 @@ def weights_digest(model: nn.Module) -> str:
 
 def tensors_digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names, shapes and values of tensors, in order."""
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in state.items():
         array: Tensor = value.detach().cpu().contiguous()
-        total.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
-        total.update(array.flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+        digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -17,49 +17,49 @@ ENOUGH_SECONDS, FEWEST, MOST = 1.0, 2, 12  # of the steps that are timed; the fi
 
 
 def idle_threads(seconds: float = LOOK_SECONDS) -> tuple[int, str]:
-    """Return the number of threads for new work, and the reason where other programs leave fewer than torch would take.
+    """Return the number of threads for new work, and the reason where other programs leave fewer than torch would use.
 
-    Every thread gets an equal share of an operation, so on a busy core the slowest one decides. OMP_NUM_THREADS is
-    used as it is. On systems without /proc/stat the number is torch's.
+    Every thread gets an equal share of an operation, so a single busy core slows it down. OMP_NUM_THREADS is used as it
+    is. On systems without /proc/stat the number is torch's.
     """
     most = torch.get_num_threads()
     with contextlib.suppress(OSError, AttributeError):
-        if most > 1 and not asked_threads():
+        if most > 1 and not threads_given():
             before = _ticks()
             time.sleep(seconds)
-            return fitting(most, len(os.sched_getaffinity(0)), before, _ticks())
+            return threads_for(most, len(os.sched_getaffinity(0)), before, _ticks())
     return most, ""
 
 
-def asked_threads() -> bool:
-    """Whether OMP_NUM_THREADS decides the number of threads."""
+def threads_given() -> bool:
+    """Whether OMP_NUM_THREADS sets the number of threads."""
     return os.environ.get("OMP_NUM_THREADS", "").isdecimal()
 
 
-def fitting(most: int, of_cores: int, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, str]:
-    """Return what `idle_threads` does, from two looks at the ticks of so many cores, all and idle."""
-    every, idle = (end - begin for begin, end in zip(before, after, strict=True))
-    free = of_cores * idle / max(every, 1)
+def threads_for(most: int, cores: int, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, str]:
+    """Return what `idle_threads` returns, from two readings of `_ticks`, all and idle, of `cores` cores."""
+    total, idle = (end - begin for begin, end in zip(before, after, strict=True))
+    free = cores * idle / max(total, 1)
     threads = max(1, min(most, round(free)))
-    used = f"machine busy: others use {of_cores - free:.1f} of {of_cores} cores, {plural(threads, 'thread')}"
-    return (threads, used) if every and threads < most else (most, "")
+    reason = f"machine busy: others use {cores - free:.1f} of {cores} cores, {plural(threads, 'thread')}"
+    return (threads, reason) if total and threads < most else (most, "")
 
 
 def _ticks() -> tuple[int, int]:
-    """Return the ticks of our cores since the machine started: all, and those of no program or of one that gives way.
+    """Return the clock ticks of our cores since the machine started: all, and those that new work could have had.
 
-    man 5 proc_stat: user, nice, system, idle, iowait, irq, softirq, steal.
+    Columns, see man 5 proc_stat: user, nice, system, idle, iowait, irq, softirq, steal.
     """
     ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     rows = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
     ticks = [[int(word) for word in row[1:9]] for row in rows if row[0] in ours]
-    gives_way = (1, 3, 4) if os.nice(0) <= 0 else (3, 4)
-    return sum(map(sum, ticks)), sum(row[kind] for row in ticks for kind in gives_way)
+    usable = (1, 3, 4) if os.nice(0) <= 0 else (3, 4)  # a nice program gives way, unless we are nice too
+    return sum(map(sum, ticks)), sum(row[column] for row in ticks for column in usable)
 
 
 @contextlib.contextmanager
 def using(threads: int) -> Iterator[None]:
-    """Compute with so many threads within this context."""
+    """Let torch use this number of threads within this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -69,9 +69,9 @@ def using(threads: int) -> Iterator[None]:
 
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """Return the expected seconds of a step on `device`: the median of a few that are made now."""
+    """Return the expected seconds of a step on `device`: the median of a few steps that are timed now."""
     walls = list[float]()
-    enough = ENOUGH_SECONDS if world_size() == 1 else 0.0  # a step adds over the processes: all make as many
+    enough = ENOUGH_SECONDS if world_size() == 1 else 0.0  # a step sums over all processes: all take as many
     while len(walls) < FEWEST or (sum(walls) < enough and len(walls) < MOST):
         begun = time.monotonic()
         step()

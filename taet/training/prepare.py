@@ -74,12 +74,12 @@ class TrainingPlan:
 
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
-        """Compute as the run asks, and restore the caller's random state and number of threads afterwards."""
+        """Set threads, precision and synchronisation for the run; restore the caller's state and seeds afterwards."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
-        whole, exact = synchronised(), training_arithmetic(self.device.type)
-        with using(self.threads), torch.random.fork_rng(every_gpu), whole, exact:
+        seeds, arithmetic = torch.random.fork_rng(every_gpu), training_arithmetic(self.device.type)
+        with using(self.threads), seeds, synchronised(), arithmetic:
             yield
 
 
@@ -102,16 +102,16 @@ def prepare(
         raise UserError(f"batch size: {got}; allowed: {world_size()} or more, an image for each")
     with reporting_to(progress if rank() == 0 else None):
         loaded = dataset if dataset is not None else in_turn(lambda: load(run.data))
-        settle = functools.partial(resolve, run, DataFacts.of(loaded.splits, loaded.image_shape))
-        resolved, extra = settle(), None
+        resolve_run = functools.partial(resolve, run, DataFacts.of(loaded.splits, loaded.image_shape))
+        resolved, extra = resolve_run(), None
         if resolved.mixture is not None:
             extra = in_turn(lambda: read_extra(resolved.run.data, loaded))
-            resolved = settle(extra_counts=extra.class_counts.tolist())
+            resolved = resolve_run(extra_counts=extra.class_counts.tolist())
     choices = dict[str, tuple[object, str]]()
     if run.training.precision == "auto":
-        found = on_first(lambda: bf16_instructions(device))
-        fastest = ("bf16", f"instructions for it: {found}") if found else ("float32", "no instructions for bf16")
-        choices["training.precision"] = fastest
+        fast = on_first(lambda: bf16_instructions(device))
+        precision = ("bf16", f"instructions for it: {fast}") if fast else ("float32", "no instructions for bf16")
+        choices["training.precision"] = precision
     if run.training.threads is None and device.type == "cpu":
         threads, busy = on_first(lambda: idle_threads(LONG_LOOK_SECONDS))
         choices |= {"training.threads": (threads, busy)} if busy else {}
@@ -153,7 +153,7 @@ def _view(run: Run, model: nn.Module, dataset: Dataset) -> View | None:
 def build_model(
     resolved: Resolved, dataset: Dataset, given: nn.Module | None, device: torch.device, *, begun: bool
 ) -> Classifier | Adapter:
-    """Return the network on `device`: the run's own, or the `given` one; its pretrained weights unless `begun`."""
+    """Return the network on `device`, with pretrained weights unless `begun`: the run's own, or a copy of `given`."""
     run, chosen, shape = resolved.run, resolved.run.model, (dataset.num_classes, dataset.image_shape)
     if given is None:
         head, weights = resolved.method.task.head, None if begun else chosen.weights
@@ -162,7 +162,7 @@ def build_model(
         if isinstance(model, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
             model.normalize_by(*dataset.train.channel_statistics())
     else:
-        given = copy.deepcopy(given)  # the caller's own stays as it is, for the next run
+        given = copy.deepcopy(given)  # the caller's network stays as it is, for the next run
         with frozen(given.to(device)):
             zeros = torch.zeros(2, *dataset.image_shape, device=device)
             if bool(distributions(models.check_logits(given, zeros, dataset.num_classes)).all()):
@@ -171,7 +171,7 @@ def build_model(
     complete(model, resolved, fresh=given is None and chosen.weights is None and not begun)
     if given is not None and chosen.weights is not None and not begun:
         raise UserError(f"model weights: got {chosen.weights} and a network from memory; allowed: one of them")
-    if chosen.tune != "all":  # else those of the network's author
+    if chosen.tune != "all":  # with all, the network's author decides
         select(model, chosen.tune, keep_statistics=chosen.keep_statistics)
     model.notes += () if begun else _tuning_notes(model, run)
     model.to(device)
@@ -182,38 +182,38 @@ def build_model(
 
 
 def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
-    """Say which part of the network is trained, and warn where this leaves a clean network as fragile as it was."""
+    """Return notes on the part that is trained, and a warning if that cannot make a clean network robust."""
     tune, weights = run.model.tune, run.model.weights or ""
     if tune == "all":
         return ()
-    some, every = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
-    known = weights.startswith(OF_RUN) and RunFolder(Path(weights.removeprefix(OF_RUN))).record.run.method
+    count, total = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
+    method = weights.startswith(OF_RUN) and RunFolder(Path(weights.removeprefix(OF_RUN))).record.run.method
     why = "training a small part of a network that was trained without attacks does not make it robust"
-    unknown = "" if known else ", and it is not known how this one was"
-    warning = f"{why} (arXiv:2312.05716){unknown}; or --model.tune all"
-    return (f"trained: {tune}, {some:,} of {every:,} parameters", *((warning,) if known in (False, "standard") else ()))
+    unknown = "" if method else ", and it is not known how this one was"
+    risk = f"{why} (arXiv:2312.05716){unknown}; or --model.tune all"
+    return (f"trained: {tune}, {count:,} of {total:,} parameters", *((risk,) if method in (False, "standard") else ()))
 
 
 def expected_seconds(plan: TrainingPlan, state: State) -> float:
-    """Return the estimated duration of the whole run, measured by a few steps of every stage, on copies.
+    """Return the estimated duration of the whole run, from a few steps of every stage, timed on copies.
 
-    The curve runs at the pace of the fastest stage.
+    The curve is assumed to take the time per pass of the fastest stage.
     """
-    run, stages, took = plan.run, state.method.task.stages, dict[str, float]()
+    run, stages, per_image = plan.run, state.method.task.stages, dict[str, float]()
     with plan.surroundings(), contextlib.closing(plan.loader.epoch(0)) as batches:
         batch, place = next(batches), plan.loader.place(0)
         for stage in dict.fromkeys(stages):
             model, method = copy.deepcopy((state.model, state.method))
             view = _view(override(run, {"training.compile": False}), model, plan.dataset)  # compiling takes a minute
-            at = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
-            at.optimizer = build_optimizer(model, run.training)
-            at.begin_epoch()
-            at.step = 1  # the first step of LAS-AT also trains its strategy, as only every 20th does
-            attack = at.attack(place, "expected", at.epoch, 0)
-            took[stage] = seconds_of(functools.partial(training_step, at, batch, attack), plan.device) / place[1]
-    pace = min(seconds / plan.passes(stage) for stage, seconds in took.items())  # of one pass of one image
+            trial = replace(state, model=model, method=method, view=view, epoch=stages.index(stage), step=0)
+            trial.optimizer = build_optimizer(model, run.training)
+            trial.begin_epoch()
+            trial.step = 1  # the first step of LAS-AT also trains its strategy, as only every 20th does
+            step = functools.partial(training_step, trial, batch, trial.attack(place, "expected", trial.epoch, 0))
+            per_image[stage] = seconds_of(step, plan.device) / place[1]
+    per_pass = min(seconds / plan.passes(stage) for stage, seconds in per_image.items())
     watched = len(plan.curve.epochs) * len(plan.curve.split) * (2.0 + 2 * run.training.monitor_steps)
-    return plan.loader.bounds[-1][1] * sum(took[stage] for stage in stages) + watched * pace
+    return plan.loader.bounds[-1][1] * sum(per_image[stage] for stage in stages) + watched * per_pass
 
 
 def describe(plan: TrainingPlan, state: State, command: str) -> RunRecord:

@@ -1,7 +1,7 @@
 """run.json and a row of metrics.jsonl, each declared once, and the settings that make two runs the same."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -18,7 +18,8 @@ PerClass: TypeAlias = tuple[StoredCount, ...]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=2**16)]
 PLACE = ("capture", "compile", "device", "save_minutes", "tensorboard", "threads", "workers")
 MACHINE = frozenset({"data.root", "data.storage", *(f"training.{name}" for name in PLACE)})
-RETIRED = {"data": Data.retired, "training": Training.retired}  # settings of earlier versions
+RETIRED = dict(flat({"data": Data.retired, "training": Training.retired}))
+"""Settings of earlier versions by dotted name, with their defaults."""
 CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
 CURVE |= {"evaluation.eps", "evaluation.step_size", "evaluation.batch_size"}  # step and start noise of its attack
 """Settings that affect weights only if the curve selects the epoch or the method learns from it."""
@@ -29,40 +30,39 @@ LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 def training_settings(run: Run | Mapping[str, Any]) -> Json:
     """Return the settings that determine a run's training, by dotted name.
 
-    `run` may be given as JSON, which is read as this version reads it; what it cannot read is taken as stored.
+    Stored JSON is read as this version of taet reads a run; JSON that it cannot read is used as stored.
     """
     if isinstance(run, Run):
-        values, behind = run.model_dump(), Json()
+        values, retired = run.model_dump(), Json()
     else:
-        values, behind = current(run), retired_settings(run)
+        values, retired = without(run, RETIRED), retired_settings(run)
         with contextlib.suppress(UserError):
             values = from_json(Run, values).model_dump()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(values)}
     if plain.get("evaluation.eps") == plain.get("threat.eps"):
-        plain["evaluation.eps"] = None  # which is that eps
-    return {name: value for name, value in plain.items() if name not in MACHINE | LATER} | behind
+        plain["evaluation.eps"] = None  # the default means the same radius
+    return {name: value for name, value in plain.items() if name not in MACHINE | LATER} | retired
 
 
-def current(stored: Mapping[str, Any]) -> Json:
-    """Return stored JSON of a run without the settings that have left; what is no object is refused by its model."""
-    parts = {part: stored[part] for part in RETIRED if isinstance(stored.get(part), Mapping)}
-    return {**stored, **{part: {n: v for n, v in of.items() if n not in RETIRED[part]} for part, of in parts.items()}}
+def without(stored: Mapping[str, Any], names: Collection[str]) -> Json:
+    """Return the stored JSON of a run without the settings of these dotted names; a part that is no object stays."""
+    parts = {part: values for part, values in stored.items() if isinstance(values, Mapping)}
+    kept = {part: {n: v for n, v in of.items() if f"{part}.{n}" not in names} for part, of in parts.items()}
+    return {**stored, **kept}
 
 
 def retired_settings(stored: Mapping[str, Any]) -> Json:
-    """Return the settings of data and training that have left and are not at their default, by dotted name."""
-    left = {f"{part}.{name}": usual for part, of in RETIRED.items() for name, usual in of.items() if name not in PLACE}
+    """Return the retired settings of data and training that are not at their default, by dotted name."""
+    left = {name: default for name, default in RETIRED.items() if name not in MACHINE}
     return {name: value for name, value in flat(stored) if name in left and value != left[name]}
 
 
 def run_hash(stored: Mapping[str, Any]) -> str:
-    """SHA-256 of the stored JSON of a run without what concerns the machine, as checkpoints and weights have it.
+    """Return the SHA-256 of a run's JSON as stored, without settings of the machine; checkpoints and weights have it.
 
-    It is that of the version that wrote the run: later versions may have more settings.
+    It is never computed from a Run, since later versions may have more settings.
     """
-    parts = {part: entry for part, entry in stored.items() if isinstance(entry, Mapping)}
-    kept = {part: {n: v for n, v in entry.items() if f"{part}.{n}" not in MACHINE} for part, entry in parts.items()}
-    return digest({**stored, **kept})
+    return digest(without(stored, MACHINE))
 
 
 def code_of(run: Run) -> dict[str, str]:
@@ -74,8 +74,8 @@ def code_of(run: Run) -> dict[str, str]:
 
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
-    """Rebuild a Run from JSON, with the Config of its method; settings that have left are ignored."""
-    return from_json(Run, {**current(values), "settings": values.get("settings") or {}})
+    """Rebuild a Run from JSON, with the Config of its method; retired settings are ignored."""
+    return from_json(Run, {**without(values, RETIRED), "settings": values.get("settings") or {}})
 
 
 class SplitRecord(Record):
@@ -163,10 +163,10 @@ class RunRecord(Record):
 
     @model_validator(mode="after")
     def _names_a_method(self) -> Self:
-        """Its settings are checked by `run`: the method need not be installed where the run is only reported."""
+        """The method's settings are checked by `run`: it need not be installed where the run is only reported."""
         if not isinstance(self.settings.get("method"), str):
             raise UserError("run: the field 'method' is missing")
-        from_json(Run, {**current(self.settings), "settings": None})
+        from_json(Run, {**without(self.settings, RETIRED), "settings": None})
         return self
 
     @cached_property

@@ -20,8 +20,8 @@ from taet.training.record import CURVE
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
 EVALUATION = frozenset(f"evaluation.{name}" for name in Evaluation.model_fields) - CURVE
 EXTRA = {f"data.{name}" for name in Data.model_fields if name.startswith("extra_")}
-ATTACK = ("threat.steps", "threat.step_size", "threat.start")  # of no effect without an attack, or beside an own one
-POINTS = 10  # of a curve that does not affect the weights
+ATTACK = ("threat.steps", "threat.step_size", "threat.start")  # without effect if the method has no attack or its own
+POINTS = 10  # of the curve, where it does not affect the weights
 ADD = "add --data.validation 0.1, or to arrays Dataset.from_arrays(validation=...)"
 
 
@@ -36,7 +36,7 @@ class Resolved:
 
 
 def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
-    """Epochs, from 0, with a point of the curve; `learns`: the method learns from it."""
+    """Return the epochs, from 0, with a point of the curve; `learns`: the method learns from these points."""
     every, epochs = run.training.monitor_every, run.training.epochs
     if every is None:
         every = 1 if learns or run.training.selection != "last" else max(1, epochs // POINTS)
@@ -44,7 +44,7 @@ def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
 
 
 def milestone_epochs(run: Run) -> tuple[int, ...]:
-    """Milestones as epochs, from 0: they scale with the length of the run."""
+    """Return the milestones, which are set as shares of the epochs, as epochs from 0."""
     return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
 
 
@@ -78,7 +78,7 @@ def resolve(run: Run, facts: DataFacts | None, *, extra_counts: Sequence[int] | 
 def _method(
     run: Run, known: DataFacts, mixed: Mixture | None = None, extra_counts: Sequence[int] | None = None
 ) -> Method:
-    """Build the method; which epochs have a point of the curve matters only to one that learns from it."""
+    """Build the method, as if it learned from the curve: which epochs have a point matters to no other method."""
     training, counts = run.training, known.class_counts
     task = Task(
         class_counts=counts,
@@ -97,7 +97,7 @@ def _method(
 
 
 def _resampled(counts: Sequence[int], sampling: str) -> tuple[float, ...]:
-    """Return class counts by the prior of the batches, () for that of the training set."""
+    """Return the class counts that have the class prior of the batches; () if that is the training set's."""
     shares = [0.0 if n == 0 else n**0.5 if sampling == "square-root" else 1.0 for n in counts]
     return () if sampling == "shuffled" else tuple(sum(counts) * share / sum(shares) for share in shares)
 
@@ -108,7 +108,7 @@ def learns(run: Run, facts: DataFacts) -> bool:
 
 
 def idle_settings(run: Run) -> frozenset[str]:
-    """Return the settings that change no weights: of the evaluation, an idle curve, what the method does not use."""
+    """Return the settings that do not affect the weights: of the evaluation, or unused by curve, method or data."""
     method = _method(run, STAND_IN)
     decides = method.needs_feedback or run.training.selection != "last"
     idle = {"outer.name"} if method.task.outer.name != run.outer.name else set()
@@ -129,13 +129,13 @@ def _curve_split(run: Run, facts: DataFacts | None) -> str:
 
 
 def _no_feedback(run: Run, method: Method, split: str, facts: DataFacts | None) -> str:
-    """Say why a method that learns from the curve cannot: not on validation images, or only after the last epoch."""
+    """Return why a method cannot learn from the curve, e.g. for want of validation images; "" if it can."""
     training, first = run.training, min(method.task.watched, default=0) + 1
     if training.selection == "best-test":
         return "got selection best-test; allowed: last, best-validation: it learns from the curve"
     if training.monitor_every == 0:
         return "got monitor every 0; allowed: 1 or more: it learns from the points of the curve"
-    # A point after the last epoch decides whether that one enters an average, and teaches nothing.
+    # A point after the last epoch only decides whether that epoch enters an average.
     learns = any(isinstance(m, Method) and m.needs_feedback and not m.average_decay for m in method.modules())
     if learns and first >= training.epochs:
         got = f"got the first point of the curve (monitor every) after epoch {first} of {training.epochs}"
@@ -154,7 +154,7 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
     if facts is not None:
         shape = len(facts.class_counts), facts.image_shape
         model = _built(chosen.name, *shape, head=head, stem=chosen.stem, weights=chosen.weights)
-        model = model if chosen.tune == "all" else copy.deepcopy(model)  # which other cells share
+        model = model if chosen.tune == "all" else copy.deepcopy(model)  # other cells share it
         complete(model, resolved, fresh=chosen.weights is None)
     elif ":" not in chosen.name:
         registry.find("models", chosen.name)
@@ -163,12 +163,12 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
 def complete(model: Classifier | Adapter, resolved: Resolved, fresh: bool) -> None:
     """Add the parts of `tune`; refuse a network that lacks features, the method's head, or, if `fresh`, weights."""
     method, name, chosen = resolved.method, resolved.run.method, resolved.run.model
-    head, found = method.task.head, model.head if isinstance(model, Classifier) else None
-    if method.uses_features and found is None:
+    head, own = method.task.head, model.head if isinstance(model, Classifier) else None
+    if method.uses_features and own is None:
         which = "which a network has only if its logits come from a last linear layer"
         raise UserError(f"model: {name} needs features, {which}; allowed: a taet.models.Classifier(body, head, ...)")
-    same = isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)
-    if found is None and chosen.tune != "all":
+    same = isinstance(own, CosineHead) and (own.scale, own.gamma) == (head.scale, head.gamma)
+    if own is None and chosen.tune != "all":
         raise UserError("model tune: this network is used whole, without a head of its own; allowed: all")
     if head.kind != "linear" and not same:
         wanted = f"a cosine head of scale {head.scale:g} and gamma {head.gamma:g}"

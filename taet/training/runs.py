@@ -21,16 +21,16 @@ from taet.progress import Progress
 from taet.settings import Run, from_json, override
 from taet.training.curve import training_flags
 from taet.training.environment import resolve_device
-from taet.training.fit import Pauses, again, fit
+from taet.training.fit import Pauses, fit, resume_call
 from taet.training.folder import DELIVERED, RunFolder, folder_of
 from taet.training.prepare import TrainingPlan, describe, prepare
 from taet.training.record import Epoch, RunRecord, code_of, retired_settings
 from taet.training.state import State
 
-KINDS: dict[str, tuple[type, str]] = {
+KINDS: dict[str, tuple[type, str]] = {  # the types of objects that a caller may pass
     "model": (nn.Module, "an nn.Module"),
     "dataset": (Dataset, "a taet.data.Dataset, e.g. Dataset.from_arrays(...)"),
-}  # of what is given from memory
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,8 +48,8 @@ class TrainingResult:
         lines = [f"{self.run.method} on {self.dataset.name}: {plural(len(epochs), 'epoch')}, {self.folder}"]
         for point in [epoch.monitor for epoch in epochs if epoch.monitor][-1:]:
             for name, counts in point.counts.items():
-                said = f"{name:8} balanced accuracy {100 * counts.balanced_accuracy:.2f} %"
-                lines.append(f"  {said} ({point.split}, last point of the curve)")
+                accuracy = f"{name:8} balanced accuracy {100 * counts.balanced_accuracy:.2f} %"
+                lines.append(f"  {accuracy} ({point.split}, last point of the curve)")
         return "\n".join([*lines, *(f"  {name}: {text}" for name, text in training_flags(epochs).items())])
 
 
@@ -83,7 +83,7 @@ def train(
     for what, given in (("model", model), ("dataset", dataset)):
         _check_kind(what, given)
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
-    with _apart(run):
+    with _isolated(run):
         on_first(lambda: check_free(folder))
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
         with owned(folder):
@@ -107,33 +107,33 @@ def resume(
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Continue the run in `folder`, with any number of processes, or return it if it is finished."""
-    place = RunFolder(Path(folder))
-    record = place.record
-    _check_given(place.path, "dataset", dataset, record.data.arrays)
-    _check_given(place.path, "model", model, record.model_given)
+    run_folder = RunFolder(Path(folder))
+    record = run_folder.record
+    _check_given(run_folder.path, "dataset", dataset, record.data.arrays)
+    _check_given(run_folder.path, "model", model, record.model_given)
     if model is None:
-        models.check_trust(place.path, record.run.model.name)
+        models.check_trust(run_folder.path, record.run.model.name)
     run = override(record.run, {"training.threads": record.threads})
-    with _apart(run), owned(place):
-        if place.is_done:
-            run, trained, loaded, _ = load_run(place.path, model=model, dataset=dataset)
-            rows = tuple(row.model_dump(mode="json") for row in place.metrics)
-            return TrainingResult(place.path, run, trained, loaded, rows)
-        check_code(place, *record.code)
-        begun = on_first(place.checkpoint.exists)
+    with _isolated(run), owned(run_folder):
+        if run_folder.is_done:
+            run, trained, loaded, _ = load_run(run_folder.path, model=model, dataset=dataset)
+            rows = tuple(row.model_dump(mode="json") for row in run_folder.metrics)
+            return TrainingResult(run_folder.path, run, trained, loaded, rows)
+        check_code(run_folder, *record.code)
+        begun = on_first(run_folder.checkpoint.exists)
         plan, state = prepare(run, model=model, dataset=dataset, progress=progress, begun=begun)
         for name, sha256 in record.data.hashes.items():
             if plan.hashes.get(name) != sha256:
-                what = f"the {name} images are not those that {place.path} was started with"
+                what = f"the {name} images are not those that {run_folder.path} was started with"
                 raise UserError(f"{what}; nothing was changed")
-        pauses = Pauses(plan, state, place, progress)
+        pauses = Pauses(plan, state, run_folder, progress)
         pauses.restore()
         return _finished(plan, state, pauses)
 
 
 @contextlib.contextmanager
-def _apart(run: Run) -> Iterator[None]:
-    """Join the processes of torchrun, outside of the caller's autocast and modes without gradients."""
+def _isolated(run: Run) -> Iterator[None]:
+    """Join the processes of torchrun, without the caller's autocast, inference mode and disabled gradients."""
     device = resolve_device(run.training.device).type
     with joined(device), torch.inference_mode(False), torch.autocast(device, enabled=False):
         yield
@@ -159,15 +159,15 @@ def check_free(folder: RunFolder) -> None:
         return
     if not folder.is_run:
         raise UserError(f"{folder.path} exists and is no run; choose another --out, or remove the folder")
-    way = "" if folder.is_done else f", continue it, with its own settings, by {again(folder)}"
+    way = "" if folder.is_done else f", continue it, with its own settings, by {resume_call(folder)}"
     raise UserError(f"{folder.path} holds a run; choose another --out{way}, or remove the folder")
 
 
 def check_code(folder: RunFolder, *names: str) -> None:
     """Refuse plug-ins of a run that have changed since it was started, or are missing; `names`: those that are used."""
-    held, now = folder.record.code, code_of(folder.record.run)
+    recorded, now = folder.record.code, code_of(folder.record.run)
     for name in names:
-        if name in held and held[name] != now.get(name):
+        if name in recorded and recorded[name] != now.get(name):
             where = f"the plug-in of the {name} is not the file that {folder.path} was started with"
             raise UserError(f"{where}; allowed: the same file, in a folder of TAET_PLUGINS")
 
@@ -181,21 +181,21 @@ def load_model(
     memory needs a module of the same structure as `model`. A run's package.module:callable is imported and called only
     inside `taet.models.trusted`; code inside the folder is always refused.
     """
-    path = folder_of(folder)
-    record = path.record
-    _check_given(path.path, "model", model, record.model_given)
+    run_folder = folder_of(folder)
+    path, record = run_folder.path, run_folder.record
+    _check_given(path, "model", model, record.model_given)
     chosen, data, classes = record.run.model, record.data, len(record.data.class_names)
     if (left := retired_settings(record.settings).get("data.fit")) is not None:
-        raise UserError(f"{path.path} was trained with data fit {left}; this setting has left, see CHANGELOG.md")
+        raise UserError(f"{path} was trained with data fit {left}; this setting has left, see CHANGELOG.md")
     if model is None:
-        models.check_trust(path.path, chosen.name)
-        check_code(path, "model")
+        models.check_trust(path, chosen.name)
+        check_code(run_folder, "model")
         model = models.build(chosen.name, classes, data.image_shape, head=record.head, stem=chosen.stem)
     else:
         model = copy.deepcopy(model)
     model = models.adapted(model, classes)
     extend(model, chosen.tune)
-    path.load_weights(weights, model)
+    run_folder.load_weights(weights, model)
     return record.run, model.eval(), record
 
 

@@ -1,4 +1,4 @@
-"""All that moves during a training: model, optimiser, learning rate, average; its `state_dict` is the checkpoint."""
+"""All that changes during training: model, optimiser, learning rate, average; its `state_dict` is the checkpoint."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ from taet.settings import Run, Training
 from taet.training.curve import per_class
 from taet.training.resolve import milestone_epochs
 
-PLAIN = ("epoch", "step", "seconds", "training_seconds", "asked", "best", "rows")  # in a checkpoint as they are
+PLAIN = ("epoch", "step", "seconds", "training_seconds", "asked", "best", "rows")  # saved unchanged
 EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
 ONE_CYCLE_RISE = 0.3  # default fraction of the steps over which it rises
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000  # first and last rate, relative to the highest
@@ -54,7 +54,7 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
 
 
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
-    """Learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
+    """Return the learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
 
     Over the first W = warmup * epochs the rate rises linearly, up to `lr` at the last of their steps. After that,
     `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the completed
@@ -91,7 +91,7 @@ def ema_decay(step: int, warmup: int, tau: float) -> float:
 class WeightAverage(AveragedModel):
     """average <- d average + (1 - d) model, d = `decay`(k) after k models, for parameters and statistics.
 
-    Whole numbers are taken as they are. Unlike torch's, an update does not wait for the device.
+    Integer tensors are copied. Unlike torch's, an update does not wait for the device.
     """
 
     def __init__(self, model: nn.Module, decay: Callable[[int], float], begun: bool) -> None:
@@ -101,9 +101,9 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        average, current = ([*one.parameters(), *one.buffers()] for one in (self.module, model))
-        moved, towards = ([value for value in one if value.is_floating_point()] for one in (average, current))
-        torch._foreach_lerp_(moved, towards, 1 - self.decay(int(self.n_averaged)))
+        average, current = ([*module.parameters(), *module.buffers()] for module in (self.module, model))
+        start, end = ([value for value in values if value.is_floating_point()] for values in (average, current))
+        torch._foreach_lerp_(start, end, 1 - self.decay(int(self.n_averaged)))
         for old, new in zip(average, current, strict=True):
             if not old.is_floating_point():
                 old.copy_(new)
@@ -111,7 +111,7 @@ class WeightAverage(AveragedModel):
 
 
 def weight_average(model: nn.Module, training: Training, steps: int, own_decay: float) -> WeightAverage | None:
-    """Return the average that a run of `steps` steps delivers, None if it delivers its last weights.
+    """Return the average that a run of `steps` steps delivers; None if it delivers its last weights.
 
     With `ema` d is `ema_decay`, and the initial weights are the first model; with `swa` d = k / (k + 1), their mean; a
     method's `own_decay` is constant after the first model.
@@ -135,8 +135,8 @@ class EpochSums:
 
     def add(self, loss: Loss, labels: Tensor, total: int) -> None:
         """Add one step on a batch of `total` images; no value is read, so nothing waits for the device."""
-        predictions, everything = loss.logits.argmax(1), torch.ones_like(labels)
-        counted = ((labels, predictions == labels), (labels, everything), (predictions, everything))
+        predictions, ones = loss.logits.argmax(1), torch.ones_like(labels)
+        counted = ((labels, predictions == labels), (labels, ones), (predictions, ones))
         self.counts = self.counts + torch.stack([per_class(*each, self.counts.shape[1]) for each in counted])
         for name, value in {"total": loss.total, **loss.parts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.double() * total
@@ -146,7 +146,7 @@ class EpochSums:
         return {"counts": global_sum(self.counts), "sums": self.sums, "images": self.images}
 
     def load_state_dict(self, state: Json) -> None:
-        """Restore sums over all processes: the first process takes the counts."""
+        """Restore sums over all processes: the first process gets the counts, the others 0."""
         self.counts = int(rank() == 0) * state["counts"].to(self.counts.device)
         self.sums = {name: value.to(self.counts.device) for name, value in state["sums"].items()}
         self.images = state["images"]
@@ -154,12 +154,12 @@ class EpochSums:
 
 @dataclass
 class State:
-    """Model, method and optimiser of a run, and where it stands.
+    """Model, method and optimiser of a run, and its progress.
 
-    `view`, a cheaper copy of the model for the attack, is not saved. `epoch` and `step` (of the epoch) count what is
-    finished; `training_seconds` of the epoch are without the curve. `asked` is the last epoch that the method was
-    asked to admit. `best` has the highest score, its epoch, from 0, and the weights. `examples` are the
-    adversarial examples of the last epoch, to which those of the next one are compared; `rows` those of metrics.jsonl.
+    `view`, a cheaper copy of the model for the attack, is not saved. `epoch` counts finished epochs; `step` and
+    `seconds` belong to the current one, and `training_seconds` excludes the curve. `asked` is the last epoch that
+    `Method.admits` was called for. `best` has the highest score, its epoch, from 0, and the weights. `examples` are the
+    previous epoch's adversarial examples, for the distance to the next ones; `rows` are the rows of metrics.jsonl.
     """
 
     model: Classifier | Adapter
@@ -198,7 +198,7 @@ class State:
         torch.clear_autocast_cache()
 
     def attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
-        """Return the protocol's attack with the noise for `purpose`; `place` is that of `Loader.place`."""
+        """Return the protocol's attack with the noise for `purpose`; `place` comes from `Loader.place`."""
         source = Source(generator(self.device, self.run.seed, *purpose), *place)
         return Attack(self.run.threat, source, **self.weighting)
 
@@ -207,20 +207,20 @@ class State:
         torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *([rank()] if rank() else [])))
 
     def begin_epoch(self) -> None:
-        """Enter the epoch; at its first step the method and the attack's weights learn the last one's predictions."""
+        """Enter the epoch; before its first step, give last epoch's predictions to the method and attack weights."""
         self.method.enter(self.epoch)
         if self.step == 0:
             self.weighting = generation_weighting(self.run.threat.weighting, self.method.exposure, self.predicted)
             self.method.start_epoch(self.epoch, self.predicted)
 
     def end_epoch(self, predicted: Tensor) -> None:
-        """Go on to the next epoch; predicted (C,) counts the predictions of this one."""
+        """Advance to the next epoch; `predicted` (C,) counts the predictions of the one that ends."""
         self.predicted = predicted.to(self.predicted.dtype)
         self.sums = EpochSums(len(predicted), self.device)
         self.epoch, self.step, self.seconds, self.training_seconds = self.epoch + 1, 0, 0.0, 0.0
 
     def not_finite(self) -> str:
-        """Return the name of a loss, or of a part of it rather than the sum, that is not finite; "" if all are."""
+        """Name what is not finite: a part of the loss, else the loss, else a weight; "" if everything is finite."""
         sums = self.sums.sums
         for name in sorted(sums, key=lambda part: part == "total"):
             if not math.isfinite(sums[name].item()):

@@ -18,13 +18,13 @@ from taet.methods.base import Adversarial, Attack, Loss, Method, Step
 from taet.settings import epoch_at
 from taet.training.state import State
 
-TINY = 1e-20  # from the public code of AWP: a weight tensor without a gradient is not perturbed
+TINY = 1e-20  # added to gradient norms (public code of AWP): a weight with gradient 0 is not perturbed
 
 
 def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
-    """Perturb on the frozen model; loss, with AWP at perturbed weights; backward; step; `after_step`; return the loss.
+    """Attack the frozen model, update the weights, call `after_step`, and return the detached loss.
 
-    It is detached. Gradients of model and method are averaged over processes. Nothing here waits for the device.
+    With AWP the gradients are taken at perturbed weights. They are averaged over processes. Nothing waits for a device.
     """
     model, method, optimizer, (_, x, y) = state.model, state.method, state.optimizer, batch
     attacked = model if state.view is None or method.stage == "clean" else state.view.refresh()
@@ -56,16 +56,16 @@ def training_step(state: State, batch: Batch, attack: Attack) -> Loss:
 
 
 def checked(loss: Loss, y: Tensor, method: Method) -> Loss:
-    """Refuse what a method must not return as its loss on labels (N,); no value is read."""
-    whole = isinstance(loss, Loss) and isinstance(loss.parts, dict)
-    given = {"total": loss.total, **loss.parts, "logits": loss.logits} if whole else {"loss": loss}
-    tensors = whole and all(isinstance(value, Tensor) for value in given.values())
+    """Return a method's loss on labels (N,) if types and shapes are right, without reading values; else refuse it."""
+    is_loss = isinstance(loss, Loss) and isinstance(loss.parts, dict)
+    given = {"total": loss.total, **loss.parts, "logits": loss.logits} if is_loss else {"loss": loss}
+    tensors = is_loss and all(isinstance(value, Tensor) for value in given.values())
     scalar = tensors and all(value.numel() == 1 for value in (loss.total, *loss.parts.values()))
     if scalar and loss.total.shape == () and loss.total.requires_grad and loss.logits.shape[:-1] == y.shape:
         return loss
-    forms = (f"{name} {list(getattr(value, 'shape', [type(value).__name__]))}" for name, value in given.items())
+    shapes = (f"{name} {list(getattr(value, 'shape', [type(value).__name__]))}" for name, value in given.items())
     allowed = "Loss(total, parts, logits): a scalar with a gradient, scalars by name, and logits (N, C)"
-    raise UserError(f"{type(method).__name__}.loss: got {', '.join(forms)}; allowed: {allowed}")
+    raise UserError(f"{type(method).__name__}.loss: got {', '.join(shapes)}; allowed: {allowed}")
 
 
 def examples(state: State, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
@@ -91,7 +91,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
     """Add v = gamma ||w|| g / ||g|| to each tensor w called weight with more than one dimension; undo it afterwards.
 
-    g is its gradient of `loss`(), norms are over whole tensors (equations 7 to 9). The public code takes the direction
+    g is w's gradient of `loss`(), norms are over whole tensors (equations 7 to 9). The public code takes the direction
     from a step of a proxy model whose learning rate cancels; this is exact.
 
     Gradients and statistics of batch normalisation stay as they were. The optimiser's step within the context, with its
@@ -103,9 +103,9 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     matrices = {name: p for name, p in model.named_parameters() if p.ndim > 1 and p.requires_grad}
     weights: list[Tensor] = [p for name, p in matrices.items() if "weight" in name] or [*matrices.values()]
     with buffers_kept(model):
-        found = torch.autograd.grad(loss(), weights, allow_unused=True)
-    weights = [weight for weight, gradient in zip(weights, found, strict=True) if gradient is not None]
-    gradients = [gradient for gradient in found if gradient is not None]
+        all_gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    weights = [weight for weight, gradient in zip(weights, all_gradients, strict=True) if gradient is not None]
+    gradients = [gradient for gradient in all_gradients if gradient is not None]
     average_gradients(gradients)
     with torch.no_grad():
         norms = torch._foreach_add(torch._foreach_norm(gradients), TINY)

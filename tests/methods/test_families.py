@@ -9,7 +9,7 @@ from torch import nn
 
 from taet.data.loader import Batch
 from taet.models import Adapter, Classifier, Head, resnet, vit
-from taet.models.foreign import elsewhere, taken_apart
+from taet.models.foreign import external, split_head
 from taet.models.resnet import BasicBlock, Bottleneck, PreActBlock, ResidualLayout
 from tests.methods.conftest import METHODS, Case, built, same, state_of, trained_step
 
@@ -49,11 +49,11 @@ FAMILIES: dict[str, Callable[[Head], Any]] = {
     "preactivation": lambda head: residual(head, PreActBlock),
     "wide": lambda head: residual(head, PreActBlock, widths=(16, 32, 64), blocks=(1, 1, 1), stem=16),
     "transformer": transformer,
-    "torchvision": lambda head: taken_apart(
-        elsewhere("torchvision:shufflenet_v2_x0_5", CLASSES, SHAPE), CLASSES, SHAPE, head
+    "torchvision": lambda head: split_head(
+        external("torchvision:shufflenet_v2_x0_5", CLASSES, SHAPE), CLASSES, SHAPE, head
     ),
-    "own": lambda head: taken_apart(Own(nn.Identity()), CLASSES, SHAPE, head),
-    "whole": lambda head: taken_apart(Own(nn.Tanh()), CLASSES, SHAPE, head),
+    "own": lambda head: split_head(Own(nn.Identity()), CLASSES, SHAPE, head),
+    "whole": lambda head: split_head(Own(nn.Tanh()), CLASSES, SHAPE, head),
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taet import models
 from taet.models import Adapter, Classifier, CosineHead, Head, foreign
-from taet.models.foreign import NORMALIZATIONS, Normalized, taken_apart
+from taet.models.foreign import NORMALIZATIONS, Normalized, split_head
 from tests.calls import one_line
 
 SHAPE = (3, 8, 8)
@@ -177,7 +177,7 @@ class Function(nn.Module):
 def test_features_and_head_give_the_networks_logits(network: nn.Module) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     expected = network(images())
-    model = taken_apart(network, 4, SHAPE)
+    model = split_head(network, 4, SHAPE)
     assert isinstance(model, Classifier)
     assert model.features(images()).shape == (3, model.head.in_features)
     torch.testing.assert_close(model(images()), expected)
@@ -195,8 +195,8 @@ def test_a_last_layer_of_zeros_is_not_taken_for_any_other() -> None:
     for network in (same, other):
         nn.init.zeros_(network.last.weight)
         nn.init.zeros_(network.last.bias)
-    assert isinstance(taken_apart(other, 4, SHAPE), Adapter)
-    assert isinstance(taken_apart(same, 4, SHAPE), Classifier)
+    assert isinstance(split_head(other, 4, SHAPE), Adapter)
+    assert isinstance(split_head(same, 4, SHAPE), Classifier)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_last_layer_of_zeros_is_not_taken_for_any_other() -> None:
 )
 def test_another_network_is_used_whole(network: nn.Module) -> None:
     expected = network(images())
-    model = taken_apart(network, 4, SHAPE)
+    model = split_head(network, 4, SHAPE)
     assert isinstance(model, Adapter)
     assert model.network is network
     assert torch.equal(model(images()), expected)
@@ -229,7 +229,7 @@ def test_another_network_is_used_whole(network: nn.Module) -> None:
 )
 def test_a_network_that_does_not_fit_the_data_is_one_line(network: nn.Module, message: str) -> None:
     with one_line(message):
-        taken_apart(network, 4, (3, 32, 32) if "auxiliary" in message else SHAPE)
+        split_head(network, 4, (3, 32, 32) if "auxiliary" in message else SHAPE)
 
 
 def test_a_module_of_ones_own_is_copied_and_a_classifier_used_with_weights_of_the_seed(own: str) -> None:

@@ -96,7 +96,7 @@ def test_a_curve_that_decides_nothing_has_ten_points(changes: dict[str, Any], ev
 def test_the_precision_follows_the_processor_and_its_limit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, limit, bf16 in (("fma avx512_bf16", "", True), ("fma avx512f", "", False), ("amx_bf16", "AVX2", False)):
-        monkeypatch.setattr("taet.training.environment.reported", lambda *_, flags=flags: flags)
+        monkeypatch.setattr("taet.training.environment.cpuinfo", lambda *_, flags=flags: flags)
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit or "ALL")
         assert bool(bf16_instructions(cpu)) == bf16
         plan, state = prepare.prepare(tiny("at", {"training.precision": "auto"}))

@@ -34,9 +34,9 @@ def test_a_few_steps_tell_how_long_an_epoch_takes(name: str, stage: str, monkeyp
     [(160, (8, "")), (156, (8, "")), (100, (5, "3.0 of 8 cores, 5 threads")), (0, (1, "8.0 of 8 cores, 1 thread"))],
 )
 def test_new_work_takes_the_cores_that_are_idle(idle: int, expected: tuple[int, str]) -> None:
-    threads, why = pace.fitting(8, 8, (1000, 500), (1160, 500 + idle))
+    threads, why = pace.threads_for(8, 8, (1000, 500), (1160, 500 + idle))
     assert (threads, why.removeprefix("machine busy: others use ")) == expected
-    assert pace.fitting(8, 8, (1000, 500), (1000, 500)) == (8, "")  # a system that does not count
+    assert pace.threads_for(8, 8, (1000, 500), (1000, 500)) == (8, "")  # a system that does not count
 
 
 def test_a_run_that_begins_on_a_busy_machine_keeps_its_threads(
