@@ -377,9 +377,9 @@ What the two papers claim, and what our runs say of it. Verdicts on {claims} cla
 **Most are verdicts at small scale.** The runs have the published epochs, attack and optimiser, but ResNet-8 in place
 of ResNet-18, at scale `mini` at most 1,000 training images in a class and [a fifth of the
 steps](notes-on-papers.md#taet-with-tuned-factors), and most of them one seed. At published size (`gpu`) AT-BSL and TAET
-have one run each; there C1, C2 and C17 are undecided and C6 holds, so other verdicts may change too. Runs at `mini` have
-too few steps for TAET: what they say of claims on it is in their evidence only. Claims without a scale are not tested,
-or settled by what their evidence names.
+have one run each; there C1, C2 and C17 are undecided and C6 holds, so other verdicts may change too. Runs at `mini`
+have too few steps for TAET: what they say of claims on it is in their evidence only. Claims without a scale are not
+tested, or settled by what their evidence names.
 
 A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced
 accuracy, paired on the same test images, with 95 % intervals for all parts of a claim together (R11: for each), and all

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from taet.data.dataset import DataSource
 from taet.data.files import of_rows
-from taet.data.tables import COLUMNS, SPLITS, Row, by_number
+from taet.data.tables import SPLITS, Row, by_number, usual_columns
 from taet.errors import UserError, custom_code, located, needed, unknown
 from taet.settings import Data
 
@@ -52,8 +52,9 @@ def read(data: Data) -> DataSource:
         raise UserError(f"data: '{data.name}' has the splits {', '.join(tables)}; allowed: with train")
     features = splits["train"].features
     image = next((name for name, feature in features.items() if isinstance(feature, datasets.Image)), None)
-    label = next((name for name in COLUMNS["label"] if name in features), None)
-    if image is None or label is None:
+    columns = usual_columns([*features])
+    label = columns["label"]
+    if image is None or not label:
         raise UserError(f"data: '{data.name}' has the columns {', '.join(features)}; allowed: with images and a label")
     names, notes = getattr(features[label], "names", None), list[str]()
     given = {split: [*table[label]] for split, table in splits.items()}
@@ -69,8 +70,7 @@ def read(data: Data) -> DataSource:
     if "test" not in splits and "validation" in splits:
         splits["test"], given["test"] = splits.pop("validation"), given["validation"]
         notes.append("the source's validation split is the test set")
-    default = next((name for name in COLUMNS["group"] if name in features), None)  # as in tables
-    group = None if data.group == "none" else data.group or default
+    group = None if data.group == "none" else data.group or columns["group"] or None
     if group is not None and group not in features:
         raise unknown(f"column for data group of '{data.name}':", group, features)
     rows = list[Row]()

@@ -53,7 +53,8 @@ def _delimiter(text: str) -> str:
     return max(",;\t", key=text.partition("\n")[0].count)
 
 
-def _columns(names: Sequence[str]) -> dict[str, str]:
+def usual_columns(names: Sequence[str]) -> dict[str, str]:
+    """Return the name, in any case, of the column of paths, labels, splits and groups; "" if there is none."""
     lower = {name.lower().replace(" ", "_"): name for name in reversed(names)}
     return {what: next((lower[name] for name in usual if name in lower), "") for what, usual in COLUMNS.items()}
 
@@ -84,7 +85,7 @@ def headers(folder: Path) -> dict[Path, dict[str, str]]:
                 header = file.readline(1 << 16).decode("utf-8-sig", "replace")
             names = [name.strip(' "\r\n') for name in header.split(_delimiter(header))]
             if names[:3] != ["path", "class", "probability"]:  # by `taet predict`
-                found[path] = _columns(names)
+                found[path] = usual_columns(names)
     return found
 
 
@@ -101,7 +102,7 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
     """
     table, first = read_table(path), dict[ImageFile, Row]()
     names = list(table[0][1]) if table else []
-    columns = _columns(names)
+    columns = usual_columns(names)
     if group is not None:
         columns["group"] = "" if group == "none" else group
         if columns["group"] not in ("", *names):
@@ -110,7 +111,7 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         has = cut(", ".join(f"'{name}'" for name in names)) or "no rows"
         usual = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in missing)
         raise UserError(f"'{path}' has no column for {usual}; it has {has}; allowed: {TABLE}")
-    others = [name for name in names if _columns([name])["group"]] if group is None else []
+    others = [name for name in names if usual_columns([name])["group"]] if group is None else []
     for place, cells in table:
         file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
         if not own and (other := next((name for name in others if cells[name]), "")):

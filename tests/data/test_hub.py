@@ -87,16 +87,16 @@ def test_folders_of_images_without_a_test_split_are_divided(repository):
 def test_validation_stands_in_for_test_and_groups_are_a_column(repository, refused):
     import datasets
 
-    patients = {"patient": [f"p{i // 3}" for i in range(30)], "site": [None] * 29 + ["a"]}
+    patients = {"Patient ID": [f"p{i // 3}" for i in range(30)], "site": [None] * 29 + ["a"]}
     more = dict.fromkeys(patients, datasets.Value("string"))
     splits = {"train": columns(30, **patients), "validation": columns(6, **patients)}
     repository(splits | {"test": columns(9, **patients) | {"label": [-1] * 9}}, features=features(**more))
     made, read = load(NAME, group="none"), source(Data(name=NAME, group="none")).splits
     assert (made.test.class_counts.tolist(), made.train.groups) == ([2, 2, 2], None)
     assert f"{NAME} train image 0" in read["train"].images.key  # names a file of the cache
-    refused(NAME, "group 'p[01]' is in two splits")  # by the usual column, patient
+    refused(NAME, "group 'p[01]' is in two splits")  # by the usual column, in any case
     assert "1 groups, each in one split; 35 images stand alone" in load(NAME, group="site").notes
-    refused(NAME, "unknown column for data group of .*'patiens'.*did you mean 'patient'", group="patiens")
+    refused(NAME, "unknown column for data group of .*'Patient'.*did you mean 'Patient ID'", group="Patient")
 
 
 def test_what_the_library_refuses_or_lacks_is_one_line(monkeypatch, refused):
