@@ -69,7 +69,7 @@ def of_rows(
             spare = "second image" if groups is None else "group to spare; without groups: --data.group none"
             raise UserError(f"{DIVIDED}, and no class has a {spare}")
         in_groups = f"whole groups, {len(test) / len(labels):.0%} of the images, are"
-        held_out = f"{TEST_SHARE:.0%} of each class, rounded, is" if groups is None else in_groups
+        held_out = f"{TEST_SHARE:.0%} of each class, and one of two images, is" if groups is None else in_groups
         notes.insert(0, f"{DIVIDED}: {held_out} for testing (seed {data.seed})")
         made = {"train": whole.choose(np.sort(train)), "test": whole.choose(np.sort(test))}
     else:

@@ -53,8 +53,7 @@ def read(data: Data) -> DataSource:
     features = splits["train"].features
     image = next((name for name, feature in features.items() if isinstance(feature, datasets.Image)), None)
     columns = usual_columns([*features])
-    label = columns["label"]
-    if image is None or not label:
+    if image is None or not (label := columns["label"]):
         raise UserError(f"data: '{data.name}' has the columns {', '.join(features)}; allowed: with images and a label")
     names, notes = getattr(features[label], "names", None), list[str]()
     given = {split: [*table[label]] for split, table in splits.items()}

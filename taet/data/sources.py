@@ -180,11 +180,15 @@ def _group_notes(groups: Ints | None) -> list[str]:
 
 
 def _duplicate_notes(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:
-    """Return a note on how many images of one split are also in another, with an example, if there are any."""
+    """Return a note on how many images of a split are also in another, or in another class, each with an example."""
+    pairs = [(other, part) for other, part in combinations(made, 2) if chosen[part] is not chosen[other]]
+    same = [(part, other, np.isin(made[part].fingerprints, made[other].fingerprints)) for other, part in pairs]
+    labelled = [np.stack([of.fingerprints, of.labels.astype(np.uint64)], 1) for of in made.values()]
+    distinct, classes = np.unique(np.unique(np.concatenate(labelled), axis=0)[:, 0], return_counts=True)
+    same += [(part, "another class", np.isin(of.fingerprints, distinct[classes > 1])) for part, of in made.items()]
     notes = list[str]()
-    for other, part in combinations(made, 2):
-        same = np.isin(made[part].fingerprints, made[other].fingerprints) & (chosen[part] is not chosen[other])
-        if len(found := np.flatnonzero(same)):
+    for part, other, is_repeated in same:
+        if len(found := np.flatnonzero(is_repeated)):
             rows, images = chosen[part].rows, chosen[part].images
             number = int(found[0] if rows is None else rows[found[0]])
             example = f"'{images.files[number]}'" if isinstance(images, Files) else f"number {number}"

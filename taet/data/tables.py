@@ -15,7 +15,7 @@ from taet.data.storage import reading
 from taet.errors import UserError, cut, unknown
 from taet.formatting import listed
 
-TABLE = "a .csv in UTF-8 with a header, with path, label and optionally split and group"
+TABLE = "a .csv in UTF-8 (Excel: CSV UTF-8) with a header, with path, label and optionally split and group"
 SPLITS = {
     **dict.fromkeys(("train", "training", "final_training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
@@ -114,6 +114,7 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
     others = [name for name in names if usual_columns([name])["group"]] if group is None else []
     for place, cells in table:
         file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
+        own = "" if own.upper() in ("NA", "N/A", "NAN", "NULL", "NONE") else own  # of R, pandas and databases
         if not own and (other := next((name for name in others if cells[name]), "")):
             both = f"'{columns['group']}' is empty, but not '{other}'"
             raise UserError(f"{place}: {both}; allowed: one column of groups for all images, --data.group {other}")

@@ -179,7 +179,7 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             text = f"balanced accuracy {reached} %, chance is {percent(chance)} %{hint}"
             yield Finding("accuracy", text, ok=fine)
             if repeated := rules.repeated(subject.about["data"].get("notes", ())):
-                yield Finding("test images", f"{repeated}: numbers on them are too high", ok=False)
+                yield Finding("test images", f"{repeated}: they are no unseen images", ok=False)
             yield from (Finding(flag, text, ok=False) for flag, text in rules.of_model(facts).items())
             if deep:
                 attacked = Merged(network, width // per_class).eval() if per_class > 1 else network

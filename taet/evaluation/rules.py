@@ -103,8 +103,8 @@ SENTENCES = {
     "the images; use a larger test set, and more seeds",
     "selected-on-test-set": "The epoch was chosen by its accuracy on the test set, or the method learned from it, so "
     "these numbers are too high; use a validation split of training images, or the last epoch",
-    "test-images-in-training": "{repeated}, so these numbers are too high for a model trained on them; remove "
-    "them from train or test",
+    "test-images-in-training": "{repeated}, so these numbers are not those of unseen images for a model trained "
+    "on them; remove them from train or test",
     "extra-not-compared": "The extra training images may contain some of these test images: they were compared only "
     "with those of the run's own data set; evaluate on the run's own test images",
     # Of the evaluation

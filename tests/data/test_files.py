@@ -56,7 +56,7 @@ def test_without_split_folders_a_fifth_of_each_class_is_the_test_set(flat):
     assert dataset.test.class_counts.tolist() == [2, 1, 0]
     assert dataset.train.class_counts.tolist() == [10, 1, 1]
     assert sorted([*dataset.train.indices, *dataset.test.indices]) == list(range(15))
-    assert dataset.notes[0].startswith("no test images are given: 20% of each class, rounded, is for")
+    assert dataset.notes[0].startswith("no test images are given: 20% of each class, and one of two images, is for")
     assert dataset.notes[-1] == "no test image of: cat"
     assert dataset.test.sha256 == load(f"folder:{flat}").test.sha256 != load(f"folder:{flat}", seed=1).test.sha256
     (flat / "runs" / "evaluate-resnet8").mkdir(parents=True)
@@ -234,7 +234,7 @@ def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     assert "columns that are not used: lesion_id" in dataset.notes
     groups = [{index // 2 for index in split.indices} for split in dataset.splits.values()]
     assert not groups[0] & groups[1]
-    partly = [row if i > 5 else row.rpartition("p")[0] for i, row in enumerate(rows)]
+    partly = [row if i > 5 else row.rpartition("p")[0] + "NA" * (i == 0) for i, row in enumerate(rows)]
     name = table(images, partly, "Image_ID;dx;lesion_id;patient_id")
     refused(name, "line 2: 'patient_id' is empty, but not 'lesion_id'; allowed: .* --data.group lesion_id")
     assert load(name, group="lesion_id").train.groups is not None

@@ -58,7 +58,8 @@ def test_validation_comes_out_of_the_long_tailed_training_images(saved, refused)
     stand_in = load("digits-lt", validation=0.1, test="validation")
     assert stand_in.test.sha256 == parted.validation.sha256
     refused("digits-lt", "test set: got validation, but no validation images", test="validation")
-    given = load(saved(val_images=np.ones((3, 4, 5, 3), np.uint8), val_labels=[0, 2, 2]), validation=0.5)
+    images = np.arange(180, dtype=np.uint8).reshape(3, 4, 5, 3)
+    given = load(saved(val_images=images, val_labels=[0, 2, 2]), validation=0.5)
     assert (len(given.validation), len(given.train)) == (3, 120)
     assert [*given.notes[-2:]] == ["the source's own validation split is kept", "no validation image of: 1"]
 
@@ -135,11 +136,13 @@ def test_a_bare_path_is_known_by_what_it_is(tmp_path, arrays, monkeypatch):
         assert full_name(name) == full
 
 
-def test_identical_images_in_two_splits_are_counted(saved, arrays):
+def test_identical_images_in_two_splits_or_classes_are_counted(saved, arrays):
     given = arrays((6, 3, 1), (4, 4, 4))
     given["test_images"][[3, 7]] = given["train_images"][[5, 0]]
     name = saved((6, 3, 1), (4, 4, 4), **given)
     note = "identical images: 2 of 12 test images are also in train, e.g. number 3"
+    note += "; 1 of 10 train images are also in another class, e.g. number 0"
+    note += "; 1 of 12 test images are also in another class, e.g. number 7"
     assert load(name).notes[-1] == load(name, size=8).notes[-1] == note
     assert not load(name).about(of_training=False)["notes"]  # for a model that saw none of these
 
