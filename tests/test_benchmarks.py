@@ -128,7 +128,7 @@ def test_a_result_names_the_generation_of_the_processor_and_its_instructions(
 ) -> None:
     common = load("common")
     for place in ("common", "taet.training.environment"):
-        monkeypatch.setattr(f"{place}.reported", lambda name, *_: known.get(name, ""))
+        monkeypatch.setattr(f"{place}.cpuinfo", lambda name, *_: known.get(name, ""))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
     found = common.processor()
     assert (found["processor"], found["instructions"].partition(", ")[2]) == (family, instructions)
