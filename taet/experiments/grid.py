@@ -224,7 +224,7 @@ def cells_of(grid: Grid, out: Path, asked_by: str = "", accelerated: bool | None
             if all(cell.run is None for cell in cells):
                 cell = next((cell for cell in cells if "did you mean" in cell.reason), cells[0])
                 where = f"variants: {variant.name}" if variant.name else "settings"
-                raise UserError(f"{where}: no method can take them: {cell.method}: {cell.reason}")
+                raise UserError(f"{where}: no method can take them: {cell.name}: {cell.reason}")
             first += cells
         for folder, count in Counter(cell.folder for cell in first).items():
             if count > 1:

@@ -44,7 +44,7 @@ def write(
     check_output(out, "report.html")  # which taet train writes there
     found = sources if isinstance(sources, Results) else results(sources)
     title = title or f"Adversarial robustness on {listed(dict.fromkeys(card.data['name'] for card in found.cards))}"
-    notes = [*notes, *([f"Not evaluated yet: {listed(found.waiting)}."] if found.waiting else [])]
+    notes = [*notes, *([f"Without a card: {listed(found.waiting)}."] if found.waiting else [])]
     # Names of folders may be any bytes.
     text = page.FORMS[out.suffix](found, title, notes).encode(errors="backslashreplace")
     with located("report"):

@@ -223,7 +223,7 @@ def _merged(cards: Sequence[Card], keys: Sequence[str], labels: Mapping[str, str
     models: dict[str, dict[int | None, object]] = defaultdict(dict)
     for card, key in zip(cards, keys, strict=True):
         answers = None if card.clean is None else card.clean.predictions.tobytes()
-        models[key][card.seed] = card.model["weights_sha256"], answers
+        models[key][card.seed] = card.model["weights_sha256"], card.run.get("code"), answers
     same: dict[str, str] = {}
     for key in sorted(models, key=lambda key: (len(labels[key]), labels[key])):
         mine, kept = models[key], (other for other in same if same[other] == other)
@@ -269,8 +269,8 @@ def _labels(rows: Mapping[str, tuple[Card, Values]]) -> dict[str, str]:
 
 def setting_words(name: str, value: object) -> str:
     """Return a setting in words; a radius or step as k/255."""
-    if name == "code":
-        return "other code"
+    if name in ("code", "source_sha256"):  # of a method, of an attack
+        return "other code" if name == "code" else f"code {str(value)[:8]}"
     group, _, last = name.rpartition(".")
     text = size(value) if last in ("eps", "step_size") and isinstance(value, float) else words(value)
     label = f"{group} {last}" if group == "evaluation" or name == "data.seed" else last

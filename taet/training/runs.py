@@ -169,7 +169,7 @@ def check_code(folder: RunFolder, *names: str) -> None:
     for name in names:
         if name in recorded and recorded[name] != now.get(name):
             where = f"the plug-in of the {name} is not the file that {folder.path} was started with"
-            raise UserError(f"{where}; allowed: the same file, in a folder of TAET_PLUGINS")
+            raise UserError(f"{where}; allowed: the same file, in a folder of TAET_PLUGINS; or remove the run")
 
 
 def load_model(

@@ -240,7 +240,7 @@ def test_warnings_notes_and_missing_runs_are_named(page: Page, make_card: MakeCa
         report.write([leak, make_card("at", 1), other, waiting], tmp_path / "x.html", notes=["not run: mart: no"])
     )
     expected = [
-        f"Not evaluated yet: {waiting}.",
+        f"Without a card: {waiting}.",
         "selected-on-test-set: at (1 of 2 cards)",
         "its own eps",
         "not run: mart: no",

@@ -204,7 +204,9 @@ def test_equal_weights_are_one_row_and_other_weights_of_a_seed_another(trained: 
     first = trained("at-bsl")
     alike = trained("at", outer__name="balanced-softmax", about={"weights_sha256": first.model["weights_sha256"]})
     assert names(first, alike) == ["at-bsl", "at (balanced-softmax)"]
-    assert names(first, alike.changed(columns=first.columns)) == ["at-bsl"] * 2  # the same predictions as well
+    same = alike.changed(columns=first.columns)  # the same predictions as well
+    assert names(first, same) == ["at-bsl"] * 2
+    assert names(first, same.changed(run={**same.run, "code": {"method": "a" * 64}}))[1] == "at (balanced-softmax)"
     smaller = first.changed(threat={"norm": "linf", "eps": 4 / 255})
     assert names(first, smaller) == ["at-bsl"] * 2  # one model, attacked in two balls
     assert names(trained("at"), trained("at", about={"weights_sha256": "e" * 64})) == ["at", "at #2"]
@@ -274,6 +276,9 @@ def test_attacks_of_one_name_show_the_settings_in_which_they_differ(make_card: M
     found = taet.results(card, other.changed(columns=(*rest, column)))
     assert [name for name in found.columns if "pgd" in name] == ["pgd-20 (step_size 1/255)", "pgd-20 (step_size 2/255)"]
     assert found.compare("at", "taet", "pgd-20 (step_size 1/255)").empty
+    edited = [column.changed(parameters={**column.parameters, "source_sha256": digit * 64}) for digit in "ab"]
+    found = taet.results(*(card.changed(columns=(*rest, one)) for card, one in zip((card, other), edited, strict=True)))
+    assert {"pgd-20 (code aaaaaaaa)", "pgd-20 (code bbbbbbbb)"} < {*found.columns}
 
 
 def test_several_test_sets_are_separate_tables(make_card: MakeCard) -> None:
