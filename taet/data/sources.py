@@ -181,11 +181,12 @@ def _group_notes(groups: Ints | None) -> list[str]:
 
 def _duplicate_notes(chosen: Mapping[str, Part], made: Mapping[str, Split]) -> list[str]:
     """Return a note on how many images of a split are also in another, or in another class, each with an example."""
-    pairs = [(other, part) for other, part in combinations(made, 2) if chosen[part] is not chosen[other]]
-    same = [(part, other, np.isin(made[part].fingerprints, made[other].fingerprints)) for other, part in pairs]
-    labelled = [np.stack([of.fingerprints, of.labels.astype(np.uint64)], 1) for of in made.values()]
+    parts = {id(chosen[part]): part for part in made}  # each once: validation images may be the test images
+    prints = {part: made[part].fingerprints for part in parts.values()}
+    same = [(part, other, np.isin(prints[part], prints[other])) for other, part in combinations(prints, 2)]
+    labelled = [np.stack([of, made[part].labels.astype(np.uint64)], 1) for part, of in prints.items()]
     distinct, classes = np.unique(np.unique(np.concatenate(labelled), axis=0)[:, 0], return_counts=True)
-    same += [(part, "another class", np.isin(of.fingerprints, distinct[classes > 1])) for part, of in made.items()]
+    same += [(part, "another class", np.isin(of, distinct[classes > 1])) for part, of in prints.items()]
     notes = list[str]()
     for part, other, is_repeated in same:
         if len(found := np.flatnonzero(is_repeated)):

@@ -29,6 +29,7 @@ COLUMNS = {
     "group": ("group", "patient_id", "patientid", "patient", "subject_id", "lesion_id"),
 }
 """Usual names of columns, in any case, with _ or a space; the first is used: a patient may have several lesions."""
+MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "None")  # no group, as R, pandas and databases write it
 NUMBER = re.compile(r"-?\d{1,18}")  # a numeric label; longer numbers are names
 
 
@@ -63,8 +64,7 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a table: the place of each, and its cells by column."""
     with reading(path, TABLE):
         text, rows = path.read_text("utf-8-sig"), []
-        lines = io.StringIO(text, newline="")
-        reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True, strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(reader, [])]
         if twice := next((name for name in names if name and names.count(name) > 1), None):
             raise UserError(f"'{path}' has two columns '{twice}'; allowed: each name once")
@@ -114,8 +114,8 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
     others = [name for name in names if usual_columns([name])["group"]] if group is None else []
     for place, cells in table:
         file, label, split, own = (cells[columns[what]] if columns[what] else "" for what in COLUMNS)
-        own = "" if own.upper() in ("NA", "N/A", "NAN", "NULL", "NONE") else own  # of R, pandas and databases
-        if not own and (other := next((name for name in others if cells[name]), "")):
+        own = "" if own in MISSING else own
+        if not own and (other := next((name for name in others if cells[name] not in MISSING), "")):
             both = f"'{columns['group']}' is empty, but not '{other}'"
             raise UserError(f"{place}: {both}; allowed: one column of groups for all images, --data.group {other}")
         if not (file and label):
@@ -123,8 +123,7 @@ def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], li
         if split and split.lower() not in SPLITS:
             raise unknown(f"split in {place}:", split, SPLITS)
         row = Row(Path(os.path.normpath(file.replace("\\", "/"))), label, SPLITS.get(split.lower(), ""), own, place)
-        before = first.setdefault(row.file, row)
-        if before[1:4] != row[1:4]:
+        if (before := first.setdefault(row.file, row))[1:4] != row[1:4]:
             raise UserError(f"'{row.file}' has two labels, splits or groups, in {before.place} and in {row.place}")
     used = ", ".join(f"{what} by column '{name}'" for what, name in columns.items() if name.lower() not in ("", what))
     unused = listed([name for name in names if name not in columns.values()], most=10)

@@ -241,6 +241,9 @@ def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     quoted = [", ".join(f'"{cell}"' if i % 2 else cell for cell in row.split(";")) for i, row in enumerate(rows)]
     other = load(table(images, quoted, 'Image ID, dx, "Lesion ID", Patient ID'), seed=3)
     assert other.manifest() == dataset.manifest()
+    some = [row.rpartition("p")[0] + "NA" if i < 4 else row for i, row in enumerate(rows)]  # written by R
+    found = load(table(images, some, "Image_ID;dx;lesion;patient"))
+    assert "3 groups, each in one split; 4 images stand alone" in found.notes
     name = table(images, rows, "Image_ID;dx;lesion;site")
     refused(name, r"unknown column for data group in .*'sites'.*did you mean 'site'", group="sites")
     assert load(name, group="site").train.groups is not None

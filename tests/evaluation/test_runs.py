@@ -86,7 +86,7 @@ def test_notes_on_training_images_are_only_on_the_card_of_a_model_that_saw_these
     assert Subject.of(run, *images, class_names=[*"0123456789"]).about["data"]["notes"] == [repeated]
     floats = images[0].transpose(0, 3, 1, 2) / np.float32(255)
     assert Subject.of(run, floats, images[1]).about["data"]["notes"] == [repeated]
-    assert f"test images         {repeated}: numbers on them are too high" in str(check(run, *images))
+    assert f"test images         {repeated}: they are no unseen images" in str(check(run, *images))
     with pytest.raises(UserError, match="unknown class of the test images 'a'"):
         Subject.of(run, *images, class_names=[*"abcdefghij"])
 
