@@ -64,7 +64,7 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a table: the place of each, and its cells by column."""
     with reading(path, TABLE):
         text, rows = path.read_text("utf-8-sig"), []
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True, strict=True)
+        reader = csv.reader(io.StringIO(text, ""), delimiter=_delimiter(text), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(reader, [])]
         if twice := next((name for name in names if name and names.count(name) > 1), None):
             raise UserError(f"'{path}' has two columns '{twice}'; allowed: each name once")
