@@ -36,6 +36,7 @@ FRONT = {  # rows of the README's table, and their cards
     "TAET by `fast`, BCL alone, 41 epochs": "cifar10-lt-fast/taet-41-epochs-none-seed?",
     BASELINE: "reproduce/cpu/at-bsl*_seed*[0-9a-f]",
     "TAET, BCL alone": "cifar10-lt-fast/taet-protocol-seed?",
+    "AT": "reproduce/cpu/at_cifar10-lt_ir10_seed*[0-9a-f]",
     "HARL": "reproduce/cpu/harl*_seed*[0-9a-f]",
     "TAET": "reproduce/cpu/taet*_seed*[0-9a-f]",
 }

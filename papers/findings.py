@@ -307,7 +307,7 @@ def largest(test: Callable[[Study], Verdict], runs: Runs) -> Verdict:
             smaller = (f"scale {size}, {said}" for said in one.evidence if not said.startswith("missing"))
             return replace(verdict, outside=(*verdict.outside, *smaller))
     if verdict.scale == "mini" and test.__name__ in TOO_SHORT and verdict.word != "not tested":
-        return replace(verdict, word="not tested", evidence=(f"in too few steps: {verdict.word}", *verdict.evidence))
+        return replace(verdict, word="not tested", evidence=(f"mini: {verdict.word}", *verdict.evidence))
     return verdict
 
 

@@ -34,8 +34,8 @@ MOST_LINES = {"README.md": 150, "CONTRIBUTING.md": 120}
 TWICE = "taet (alpha 1, beta 0, gamma 0)"
 FEWEST = "cifar10-lt-f[ae][sw]*/taet-[12][25]-epochs-none-seed?"
 SHOWN = [  # differences in hand-written text: page, cards, first row, second row, attack
-    ("README.md", "digits-lt-methods/*", "taet", "at", "autoattack"),
-    ("README.md", "digits-lt-[fm]*s/*", "harl (alpha 1, beta 0, gamma 0)", "at", "autoattack"),
+    ("README.md", "reproduce/cpu/*", "at-bsl", "at", "autoattack"),
+    ("README.md", "reproduce/cpu/*", "at-bsl", "at", "clean"),
     ("README.md", "reproduce/gpu/*", "taet", "at-bsl", "pgd-20"),
     ("README.md", "reproduce/gpu/*", "taet", "at-bsl", "clean"),
     ("README.md", "ham10000/*", "at-bsl", "at", "autoattack-fast"),

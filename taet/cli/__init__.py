@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 saved = "finished work is saved; continue" if kept else "run it again"
                 line += str(error) or f"{saved} with: {shlex.join(['taet', *words])}"
             if line:
-                print(f"taet: {printable(' '.join(line.split()))}", file=sys.stderr)
+                sys.stderr.write(f"taet: {printable(' '.join(line.split()))}\n")  # at once: torchrun writes there, too
     if argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of the processes of torchrun
         from taet.distributed import leave
 
