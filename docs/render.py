@@ -29,7 +29,7 @@ from taet.attacks.spec import AttackSpec, option_fields
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.fields import Positive, Settings, allowed_text, hints
-from taet.formatting import markdown_table, points
+from taet.formatting import markdown_table
 from taet.methods import Method, Task
 from taet.settings import Outer
 from taet.statistics import Difference
@@ -374,7 +374,7 @@ def versus_at() -> str:
     others = [row for row in found.rows if row != "at"]
     complete = {row: [one for part in parts.values() if (one := found.difference(row, "at", *part))] for row in others}
     lines = [
-        (row, *(f"{_verdict(one)} {points(one.value)} ({points(one.low)} to {points(one.high)})" for one in of))
+        (row, *(f"{_verdict(one)} {result_tables.in_points(one)}" for one in of))
         for row, of in sorted(complete.items(), key=lambda pair: -pair[1][1].value)
         if of[0].runs > 1
     ]

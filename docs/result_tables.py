@@ -19,6 +19,7 @@ import taet
 from taet.formatting import markdown_table, percent, percent_interval, points
 from taet.report import tables
 from taet.report.results import BOARD, LEAD, Results
+from taet.statistics import Difference
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "results"
@@ -32,13 +33,13 @@ ELSEWHERE += ("digits-lt-attacks", "digits-lt-causes", "digits-lt-precision", "h
 """Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/; of rows that another one has."""
 BASELINE = "AT-BSL"
 FRONT = {  # rows of the README's table, and their cards
-    "AT-BSL by `fast`, ten steps, 100 epochs": "cifar10-lt-fast/at-bsl-100-epochs-10-steps-none-seed?",
-    "TAET by `fast`, BCL alone, 41 epochs": "cifar10-lt-fast/taet-41-epochs-none-seed?",
-    BASELINE: "reproduce/cpu/at-bsl*_seed*[0-9a-f]",
-    "TAET, BCL alone": "cifar10-lt-fast/taet-protocol-seed?",
-    "AT": "reproduce/cpu/at_cifar10-lt_ir10_seed*[0-9a-f]",
-    "HARL": "reproduce/cpu/harl*_seed*[0-9a-f]",
-    "TAET": "reproduce/cpu/taet*_seed*[0-9a-f]",
+    "AT-BSL by `fast`, ten steps, 100 epochs": "results/cifar10-lt-fast/at-bsl-100-epochs-10-steps-none-*",
+    "TAET by `fast`, BCL alone, 41 epochs": "results/cifar10-lt-fast/taet-41-epochs-none-*",
+    BASELINE: "results/reproduce/cpu/at-bsl*",
+    "TAET, BCL alone": "results/cifar10-lt-fast/taet-protocol-*",
+    "AT": "results/reproduce/cpu/at_*",
+    "HARL": "results/reproduce/cpu/harl*",
+    "TAET": "results/reproduce/cpu/taet*",
 }
 
 
@@ -96,21 +97,25 @@ def board_table(rows: pd.DataFrame) -> str:
     return markdown_table(lines)
 
 
+def in_points(found: Difference) -> str:
+    """Return a paired difference with its interval, in points."""
+    return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
+
+
 def front() -> str:
     """Return the README's table: methods on all images of CIFAR-10-LT, with their differences to the baseline."""
-    with contextlib.chdir(HERE):
-        found = taet.results(*(f"{cards}.json" for cards in FRONT.values()))
-    pairs = ((one, name) for one in found.named for name, cards in FRONT.items() if fnmatch(one.name, f"{cards}.json"))
-    of = {one.row: (name, one.card.run["config"]) for one, name in pairs}
-    gains = [f"{group} − {BASELINE}" for group in ("AutoAttack", "tail")]
-    lines = [["method", "passes", "clean", "AutoAttack", "tail", *gains, "seeds"]]
+    named = committed().named
+    names = {id(one.card): name for one in named for name, cards in FRONT.items() if fnmatch(one.name, cards)}
+    found = taet.results([one.card for one in named if id(one.card) in names])
+    of = {one.row: (names[id(one.card)], one.card.run["config"]) for one in found.named}
+    heads = ["clean", "AutoAttack", "tail", f"AutoAttack − {BASELINE}", f"tail − {BASELINE}"]
+    lines = [["method", "passes", *heads, "seeds"]]
     baseline = next(row for row, (name, _) in of.items() if name == BASELINE)
     for one in found.board().itertuples():
         name, run = of[one.row]
         under = f"{percent(one.autoattack)} ({percent_interval(one.low, one.high)})"
         paired = [found.difference(one.row, baseline, LEAD, group) for group in ("balanced", "tail")]
-        gains = [f"{points(each.value)} ({points(each.low)} to {points(each.high)})" for each in paired]
-        gains = gains if name != BASELINE else [""] * 2
+        gains = ["", ""] if name == BASELINE else [in_points(each) for each in paired]
         lines.append([name, f"{passes(run):,}", percent(one.clean), under, percent(one.tail), *gains, str(one.seeds)])
     return markdown_table(lines)
 
