@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from taet.data.dataset import DataSource
 from taet.data.files import of_rows
-from taet.data.tables import SPLITS, Row, by_number, usual_columns
+from taet.data.tables import MISSING, SPLITS, Row, by_number, usual_columns
 from taet.errors import UserError, custom_code, located, needed, unknown
 from taet.settings import Data
 
@@ -77,7 +77,7 @@ def read(data: Data) -> DataSource:
         coded = table.cast_column(image, datasets.Image(decode=False))
         labels = [str(value) if names is None else names[value] for value in given[split]]
         values = [None] * len(table) if group is None else table[group]
-        groups = ["" if value is None or value != value else str(value) for value in values]  # missing: None or nan
+        groups = ["" if str(value) in MISSING else str(value) for value in values]
         place = split if "test" in splits else ""
         rows += [  # the cache names files kept on disk by these names, too
             Row(HubImage(coded, image, number, f"{data.name} {split} image {number}"), label, place, own)

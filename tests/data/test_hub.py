@@ -87,7 +87,7 @@ def test_folders_of_images_without_a_test_split_are_divided(repository):
 def test_validation_stands_in_for_test_and_groups_are_a_column(repository, refused):
     import datasets
 
-    patients = {"Patient ID": [f"p{i // 3}" for i in range(30)], "site": [None] * 29 + ["a"]}
+    patients = {"Patient ID": [f"p{i // 3}" for i in range(30)], "site": [None] * 28 + ["NA", "a"]}
     more = dict.fromkeys(patients, datasets.Value("string"))
     splits = {"train": columns(30, **patients), "validation": columns(6, **patients)}
     repository(splits | {"test": columns(9, **patients) | {"label": [-1] * 9}}, features=features(**more))
