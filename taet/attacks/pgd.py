@@ -15,7 +15,7 @@ from taet.attacks.noise import Draws, Source, draw_noise
 from taet.attacks.objectives import OBJECTIVES, Objective, ObjectiveName, fooled, margin, scaled
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.errors import UserError
-from taet.fields import Count, Positive, Whole, got_text
+from taet.fields import Count, Positive, Whole, check_value, got_text
 from taet.losses.long_tail import cross_entropy, full_precision
 from taet.settings import Evaluation
 
@@ -227,6 +227,7 @@ class ProjectedAscent(AttackSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_value(f"attack '{self.name}': step", self.step_size, ball.RADII[self.norm or "linf"])
         if self.start == "none" and self.restarts > 1:
             raise self._refused("got several restarts from one start; allowed: start=uniform")
 
@@ -237,8 +238,7 @@ class ProjectedAscent(AttackSpec):
         eps = given.get("eps", usual)
         # In proportion to the radius, so that the same number of steps crosses a ball of another size.
         defaults: dict[str, Any] = {"step_size": step if eps == usual else step * eps / usual}
-        if given["name"].startswith("adaptive-"):
-            defaults["factor"] = 10.0
+        defaults["factor"] = 10.0 if given["name"].startswith("adaptive-") else 1.0
         if given["name"].startswith("cw-"):
             defaults["objective"] = "cw"
             if (objective := given.get("objective", "cw")) != "cw":

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from taet.attacks.ball import distance, frozen, projection, verify
+from taet.attacks.ball import distance, frozen, projection, refuse_unsound, verify
 from taet.attacks.noise import Source, draw_noise
 from taet.errors import UserError
 
@@ -80,6 +80,8 @@ def test_verify_refuses_what_left_the_ball_or_the_range_or_is_not_finite() -> No
     for wrong, why in ((x + 0.51, ""), (x * float("nan"), asked)):
         with pytest.raises(UserError, match=rf"bad: 3 images left the range 0 to 1{why}$"):
             verify("bad", wrong, x, None)
+    with pytest.raises(UserError, match=r"bad: .* not finite on 1 of 2 images"):
+        refuse_unsound("bad", torch.tensor([True, False]))
 
 
 def test_frozen_restores_modes_that_change_inside_also_of_a_compiled_model() -> None:

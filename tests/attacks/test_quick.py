@@ -1,8 +1,11 @@
 """The cheap tier: golden schedules, the order of the targets, closed forms, and what an image costs."""
 
 import json
+import math
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +62,112 @@ def test_the_order_of_the_nearest_classes_is_golden(norm: Norm) -> None:
     assert nearest_classes(model, golden["x"], golden["labels"], norm).tolist() == golden.expected[norm]
     few = nearest_classes(model, golden["x"], golden["labels"], norm, candidates=2)
     assert sorted(few[0].tolist()) == sorted(golden.expected["by_logit"][0][:2])
+
+
+class Wavy(nn.Module):
+    """A network of waves, on which runs end in different places, in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(0)
+        self.first, self.second = (torch.randn(shape, generator=draws).double() for shape in ((48, 16), (16, 5)))
+        self.first *= torch.logspace(-0.5, 0.5, 16)
+        self.visited = torch.zeros(48).double()  # sum of the images with a gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.visited += x.detach().flatten(1).sum(0) if x.requires_grad else 0
+        return (x.flatten(1) @ self.first).sin() @ self.second
+
+
+def naive_quick(
+    model: nn.Module, x: Tensor, y: int, eps: float, targets: int, near: float, noise: Iterator[Tensor]
+) -> tuple[Tensor, int]:
+    """One image (1, ...) in the L2 ball, word for word; also the number of its last run, -1 without one."""
+    rivals, number = [k for k in range(5) if k != y], -1
+
+    def gap(values: Tensor) -> Tensor:
+        return torch.stack([values[k] for k in rivals]).max() - values[y]
+
+    def inside(delta: Tensor, radius: float) -> Tensor:
+        return (x + delta * min(1.0, radius / float(delta.norm()))).clamp(0, 1)
+
+    def ascend(x_adv: Tensor, value: Callable[[Tensor], Tensor], length: float, radius: float) -> Tensor:
+        leaf = x_adv.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(value(model(leaf)[0]), leaf)
+        return inside(x_adv + length * gradient / gradient.norm() - x, radius)
+
+    def fall(steps: int) -> list[float]:
+        return [eps * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+
+    def run(values: list[Any], lengths: list[float], wide: bool = False) -> float:
+        nonlocal number, x_adv, least
+        number, delta, closest = number + 1, (3 if wide else 1) * next(noise), math.inf
+        for ratio in (3, 2) if wide else ():
+            x_adv = inside(delta, ratio * eps)
+            for length in fall(12):
+                x_adv = ascend(x_adv, values[0], ratio * length, ratio * eps)
+            delta = x_adv - x
+        x_adv, kept = inside(delta, eps), None
+        for value, length in zip(values, lengths, strict=True):
+            closest = min(closest, left := -float(gap(model(x_adv)[0])))
+            kept = x_adv if left < 0 and kept is None else kept
+            x_adv = ascend(x_adv, value, length, eps)
+        if kept is not None:
+            x_adv = kept
+            raise StopIteration
+        least = min(least, closest)
+        return closest
+
+    def towards(target: int) -> Callable[[Tensor], Tensor]:
+        return lambda z: z[target] - z[y]
+
+    x_adv, clean = x, -float(gap(model(x)[0]))
+    least, half = clean, fall(10)
+    own, margins = [lambda z: z.softmax(0)[y]], [lambda z: gap(z.softmax(0))] * 10
+    lower, rise = [lambda z: -z.softmax(0)[y]] * 9, [lambda z: max(z.softmax(0)[k] for k in rivals)] * 9
+    two_falls = [half[1], *half, *half[:9]]
+    try:
+        if clean < 0:
+            raise StopIteration
+        run([gap] * 5, fall(5))
+        run([*own, *lower, *margins], two_falls)
+        run([*own, *rise, *margins], two_falls)
+        z = model(leaf := x.clone().requires_grad_())[0]
+        reach = {k: (z[y] - z[k]) / torch.autograd.grad(z[y] - z[k], leaf, retain_graph=True)[0].norm() for k in rivals}
+        order = sorted(rivals, key=lambda k: float(reach[k].detach()))[:targets]
+        reached = {k: run([towards(k)] * 16, fall(16), wide=True) for k in order}
+        nearest = towards(min(order, key=lambda k: reached[k]))
+        short = [length / 2 for length in two_falls]
+        rounds = [
+            ([nearest] * 40, fall(40), False),
+            ([gap] * 16, fall(16), True),
+            ([*own, *lower, *margins], short, False),
+        ]
+        for part in rounds * 4:
+            if least <= near * clean:
+                run(*part)
+            else:
+                next(noise)
+    except StopIteration:  # at an iterate that fools the model
+        pass
+    return x_adv, number
+
+
+def test_quick_does_to_each_image_of_a_batch_what_a_loop_does_to_one() -> None:
+    model, draws, eps, targets, near = Wavy(), torch.Generator().manual_seed(1), 0.05, 2, 0.3
+    x = torch.rand(40, 3, 4, 4, generator=draws, dtype=torch.float64)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 5
+    noise = torch.randn(3 + targets + 12, *x.shape, generator=draws, dtype=torch.float64)
+    noise *= eps / noise.flatten(2).norm(dim=2)[..., None, None, None]
+    x_adv = quick(model, x, y, eps=eps, norm="l2", targets=targets, near=near, noise=lambda run: noise[run])
+    ends, visited, model = set(), model.visited, Wavy()
+    for i in range(len(x)):
+        expected, end = naive_quick(model, x[i : i + 1], int(y[i]), eps, targets, near, iter(noise[:, i : i + 1]))
+        torch.testing.assert_close(x_adv[i : i + 1], expected, rtol=0, atol=1e-7)
+        ends.add(end)
+    torch.testing.assert_close(model.visited, visited, rtol=1e-9, atol=0)
+    assert ends >= {-1, 0, 2 + targets, 14 + targets}  # misclassified, broken, far from the border, close to it
 
 
 class Steep(nn.Module):
