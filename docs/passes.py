@@ -13,7 +13,7 @@ from taet.settings import epoch_at
 RESULTS = Path(__file__).parents[1] / "results"
 CARDS = ("cifar10-lt-fast/*.json", "cifar10-lt-few-passes/[at]*.json", "reproduce/cpu/at-bsl*seed?*.json")
 NAMES = {"taet": "TAET, alpha 1", "at-bsl": "AT-BSL", "n-fgsm": "N-FGSM"}
-RATIO = 10  # imbalance ratio of the figure
+RATIO, EPS = 10, 8 / 255  # imbalance ratio of the figure, and radius in training
 PASSES, PERCENT, HIGHEST = (10, 20, 50, 100, 200, 500, 1000), (20, 25, 30), 32
 LEFT, RIGHT, TOP, BOTTOM, LINE = 48, 452, 150, 390, 19  # of the axes, and the height of a line of the legend
 
@@ -36,7 +36,8 @@ def points() -> pd.DataFrame:
     results = next(one for one in every if one.cards[0].data["imbalance_ratio"] == RATIO)
     runs = {one.row: one.card.run["config"] for one in results.named}
     scores = results.scores("balanced").set_index("row").query("attack in ['autoattack', 'quick']")
-    scores = scores[[runs[row]["settings"].get("alpha", 1) == 1 for row in scores.index]]
+    usual = {row for row, run in runs.items() if run["settings"].get("alpha", 1) == 1 and run["threat"]["eps"] == EPS}
+    scores = scores[scores.index.isin(usual)]
     scores = scores.sort_values("attack").groupby(level="row").first()  # AutoAttack, where there is one
     shares = 100 * scores[["accuracy", "low", "high"]]
     about = {"name": [name(runs[row]) for row in shares.index], "passes": [passes(runs[row]) for row in shares.index]}
