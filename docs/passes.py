@@ -36,8 +36,8 @@ def points() -> pd.DataFrame:
     results = next(one for one in every if one.cards[0].data["imbalance_ratio"] == RATIO)
     runs = {one.row: one.card.run["config"] for one in results.named}
     scores = results.scores("balanced").set_index("row").query("attack in ['autoattack', 'quick']")
-    usual = {row for row, run in runs.items() if run["settings"].get("alpha", 1) == 1 and run["threat"]["eps"] == EPS}
-    scores = scores[scores.index.isin(usual)]
+    usual = [runs[row]["settings"].get("alpha", 1) == 1 and runs[row]["threat"]["eps"] == EPS for row in scores.index]
+    scores = scores[usual]
     scores = scores.sort_values("attack").groupby(level="row").first()  # AutoAttack, where there is one
     shares = 100 * scores[["accuracy", "low", "high"]]
     about = {"name": [name(runs[row]) for row in shares.index], "passes": [passes(runs[row]) for row in shares.index]}

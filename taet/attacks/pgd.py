@@ -238,7 +238,7 @@ class ProjectedAscent(AttackSpec):
         eps = given.get("eps", usual)
         # In proportion to the radius, so that the same number of steps crosses a ball of another size.
         defaults: dict[str, Any] = {"step_size": step if eps == usual else step * eps / usual}
-        defaults["factor"] = 10.0 if given["name"].startswith("adaptive-") else 1.0
+        defaults |= {"factor": 10.0} if given["name"].startswith("adaptive-") else {}
         if given["name"].startswith("cw-"):
             defaults["objective"] = "cw"
             if (objective := given.get("objective", "cw")) != "cw":

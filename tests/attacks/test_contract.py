@@ -77,13 +77,19 @@ def runner_on(model: nn.Module, seed: int = 0) -> Runner:
     return Runner(Counted(model), images, labels, CLASSES, COUNT, seed, torch.device("cpu"))
 
 
-def attacked(name: str, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tuple[AttackSpec, Tensor, Tensor]:
-    """The attack, images and adversarial images."""
-    attack = catalogue.parse(name, SETTINGS.replace(seed=seed))
+def examples(attack: AttackSpec, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tuple[Tensor, Tensor, int]:
+    """Images, adversarial images and passes."""
     runner = runner_on(Network().eval(), seed)
     with runner.still():
         x, y = runner.batch(np.array(rows))
         x_adv = attack.run(runner.model, x.clone(), y, Draws(seed, attack.base, np.array(rows)))
+    return x, x_adv, runner.model.passes
+
+
+def attacked(name: str, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tuple[AttackSpec, Tensor, Tensor]:
+    """The attack, images and adversarial images."""
+    attack = catalogue.parse(name, SETTINGS.replace(seed=seed))
+    x, x_adv, _ = examples(attack, rows, seed)
     return attack, x, x_adv
 
 
@@ -199,11 +205,8 @@ def is_read_back_from_a_card(name: str) -> None:
 
 def effect(attack: AttackSpec) -> tuple[bytes, int]:
     """The adversarial images, to five digits, and of a random search, which breaks none of these, the passes."""
-    runner = runner_on(Network().eval())
-    with runner.still(), runner.model.searching(attack.precision, "cpu"):
-        x, y = runner.batch(np.arange(COUNT))
-        x_adv = attack.run(runner.model, x.clone(), y, Draws(0, attack.base, np.arange(COUNT)))
-    return x_adv.round(decimals=5).numpy().tobytes(), runner.model.passes * attack.gradient_free
+    _, x_adv, passes = examples(attack)
+    return x_adv.round(decimals=5).numpy().tobytes(), passes * attack.gradient_free
 
 
 def is_another_attack_with_another_option(name: str) -> None:

@@ -1,5 +1,6 @@
 """The cheap tier: golden schedules, the order of the targets, closed forms, and what an image costs."""
 
+import contextlib
 import json
 import math
 import re
@@ -79,6 +80,10 @@ class Wavy(nn.Module):
         return (x.flatten(1) @ self.first).sin() @ self.second
 
 
+class Fooled(Exception):
+    """An iterate fools the model."""
+
+
 def naive_quick(
     model: nn.Module, x: Tensor, y: int, eps: float, targets: int, near: float, noise: Iterator[Tensor]
 ) -> tuple[Tensor, int]:
@@ -114,7 +119,7 @@ def naive_quick(
             x_adv = ascend(x_adv, value, length, eps)
         if kept is not None:
             x_adv = kept
-            raise StopIteration
+            raise Fooled
         least = min(least, closest)
         return closest
 
@@ -126,9 +131,9 @@ def naive_quick(
     own, margins = [lambda z: z.softmax(0)[y]], [lambda z: gap(z.softmax(0))] * 10
     lower, rise = [lambda z: -z.softmax(0)[y]] * 9, [lambda z: max(z.softmax(0)[k] for k in rivals)] * 9
     two_falls = [half[1], *half, *half[:9]]
-    try:
+    with contextlib.suppress(Fooled):
         if clean < 0:
-            raise StopIteration
+            raise Fooled
         run([gap] * 5, fall(5))
         run([*own, *lower, *margins], two_falls)
         run([*own, *rise, *margins], two_falls)
@@ -148,8 +153,6 @@ def naive_quick(
                 run(*part)
             else:
                 next(noise)
-    except StopIteration:  # at an iterate that fools the model
-        pass
     return x_adv, number
 
 
