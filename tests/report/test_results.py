@@ -164,6 +164,8 @@ def test_the_strongest_of_two_attacks_that_leave_the_same_is_the_one_with_more_s
     assert taet.results(card).strongest == "pgd-20"
     assert taet.results(right(card, 0.2, "fgsm")).strongest == "fgsm"
     assert taet.results(make_card("at")).strongest == "autoattack"
+    short = [one.changed(columns=one.columns[:3]) for one in map(make_card, ("reat", "taet"))]
+    assert taet.results(make_card("at"), *short).strongest == "pgd-20"  # which all rows have
     elsewhere = make_card("at").changed(threat={"norm": "linf", "eps": 0.5})  # no attack in the ball of the card
     assert taet.results(elsewhere).strongest == "autoattack"
 

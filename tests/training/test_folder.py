@@ -80,10 +80,20 @@ def test_a_file_without_its_checksum_is_refused(folder: Path, name: str) -> None
     refused(lambda: [load_run(folder), taet.results(folder)], r"has no SHA-256 of its own")
 
 
-def test_a_card_of_another_file_of_weights_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "changes", "match"),
+    [
+        ("model", {"file_sha256": "0" * 64}, "was made with another file of weights than model.safetensors"),
+        ("model", {"weights_sha256": "0" * 64}, "has other weights than model.safetensors"),
+        ("data", {"test_sha256": "0" * 64}, "was made with other test images than the run"),
+        ("run", {"config": {"training": {"lr": 0.5}}}, "belongs to another run than"),
+        ("run", {}, "belongs to another run than"),
+    ],
+)
+def test_a_card_about_something_else_than_its_run_is_refused(folder: Path, field, changes, match) -> None:
     card = taet.ResultCard.load(folder)
-    card.changed(model={**card.model, "file_sha256": "0" * 64}).save(folder / "evaluation.json")
-    refused(lambda: [taet.results(folder)], "was made with another file of weights than model.safetensors")
+    card.changed(**{field: {**getattr(card, field), **changes} if changes else {}}).save(folder / "evaluation.json")
+    refused(lambda: [taet.results(folder)], match)
 
 
 def use(folder: Path) -> dict[str, Any]:
