@@ -305,8 +305,9 @@ def loss_section(name: str) -> str:
     parameters = inspect.signature(function).parameters.values()
     arguments = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
     first, *blocks = about.split("\n\n")
-    # A paragraph that ends without a full stop or a colon is a formula.
-    formulas = [f"```text\n{block}\n```" for block in blocks if not block.endswith((".", ":"))]
+    # A paragraph that ends without a full stop is a formula; one with a colon belongs to the next formula.
+    shown = [block for block in blocks if not block.endswith(".")]
+    formulas = [block if block.endswith(":") else f"```text\n{block}\n```" for block in shown]
     source = re.search(r"Source: .*", " ".join(" ".join(blocks).split()))
     return "\n\n".join([f"### `{name}`", f"`{name}({arguments})`", first, *formulas, *([source[0]] if source else [])])
 
@@ -320,8 +321,7 @@ def loss_page() -> str:
         "[hel_in_your_loop.py](../examples/hel_in_your_loop.py) shows one. Logits are (N, C), labels (N,) int64, class "
         "counts (C,) training images per class. Losses return one value per sample, (N,), unless stated otherwise: "
         "take the mean for training. A loss of several terms returns a `Loss(total, parts, logits)`. All are computed "
-        "in float32, or in float64 for float64 inputs. The tests check them against golden numbers and naive "
-        "implementations. `help(taet.losses.focal)` has shapes, ranges, errors and an example.",
+        "in float32, or in float64 for float64 inputs. `help(taet.losses.focal)` has shapes, ranges, errors and an example.",
     ]
     for title, names in LOSS_GROUPS.items():
         parts += [f"## {title}", *map(loss_section, names)]

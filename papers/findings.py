@@ -185,7 +185,7 @@ def C21(at: Study) -> Verdict:
 
 
 def C25(at: Study) -> Verdict:
-    """AutoAttack with 10 iterations, as in the public code, is within 0.5 points of the official one"""
+    """AutoAttack with 10 iterations, as in the public code, is within 0.5 points of the official one (one TAET)"""
     outside = ["cifar10-lt-attacks: taet", "digits-lt-attacks: taet"]
     attacks = ("autoattack-10", AA)
     return differ(at, [(C("taet"), C("taet"))], {AA: 0.5}, within, attacks=attacks, outside=outside)
@@ -322,7 +322,7 @@ def verdicts(runs: Runs) -> dict[str, tuple[str, Verdict]]:
 
 
 class Tuned(Study):
-    """The runs of a study, but of TAET those with factors that were chosen on validation images."""
+    """The runs of a study, but of TAET those with factors that are better on validation images."""
 
     def cards(self, row: Row) -> Cards:
         return committed("cifar10-lt-fast", "taet-protocol") if row == C("taet") else super().cards(row)
@@ -367,7 +367,7 @@ RULES: Mapping[str, Callable[..., object]] = {
 IDEA = """
 ## TAET with tuned factors
 
-Not the published factors but alpha 1 and beta = gamma = 0, [chosen on validation
+Not the published factors but alpha 1 and beta = gamma = 0, [better on validation
 images](notes-on-papers.md#taet-with-tuned-factors); scale `cpu`:
 """
 HEAD = """# Findings

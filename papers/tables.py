@@ -1,9 +1,11 @@
 """An item as Markdown: published beside measured numbers, differences between rows, and what differs from the paper."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from items import PAPERS, SECONDS, Item, Row, Scale, items
 from items import scale as get_scale
@@ -11,6 +13,7 @@ from paired import Cards, attacks_on, paired, text
 from runs import Measured, Runs
 from taet.evaluation import ResultCard
 from taet.formatting import percent, percent_interval, points
+from taet.report.results import over_seeds
 from taet.statistics import balanced_accuracy, class_groups, class_ranks
 
 CLASSES = {"dog": 5, "frog": 6, "horse": 7, "ship": 8, "truck": 9}
@@ -93,7 +96,7 @@ def what_differs(item: Item, scale: Scale) -> list[str]:
     if scale.name != "full":
         other = "Other test images" if scale.name == "gpu" else "Other networks and test images"
         said.append(f"{other} than the paper's: compare rows with rows, not with the paper.")
-    said.append("Accuracies are balanced, in %, with 95 % intervals over the test images, or ± one standard error.")
+    said.append("Accuracies are balanced, in %, with 95 % intervals over the test images, of n seeds over these too.")
     if item.average == "sample":
         said[-1] = "Plain accuracy, in %: recalls on the balanced test set, weighted like the training set."
     if any(metric == "autoattack" for metric, _ in item.columns):
@@ -133,32 +136,34 @@ def _said(column: tuple[str, str], value: float | None) -> str:
 
 
 def _measured(one: Shown, scale: Scale, column: tuple[str, str], average: str) -> str:
-    """Return a number of a row: of one seed with its interval, of more their mean with its standard error."""
+    """Return a number of a row with its interval, of several seeds their mean."""
     if column[0] == SECONDS:
         seconds = [run.seconds for run in one.runs.values() if run.seconds]
         return f"{np.mean(seconds):.3g}" if seconds else ""
     attack = scale.attack(one.row, column[0])
-    found = [_value(card, attack, column[1], average) for card in one.cards.values() if attack in attacks_on(card)]
-    if len(found) > 1:
-        values = [value for value, _ in found]
-        error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-        return f"{percent(float(np.mean(values)))} ±{percent(error)} (n {len(found)})"
-    return "".join(f"{percent(value)}{f' ({percent_interval(*ends)})' if ends else ''}" for value, ends in found)
+    cards = {seed: card for seed, card in one.cards.items() if attack in attacks_on(card)}
+    if not cards:
+        return ""
+    found = [("", seed, *_value(card, attack, column[1], average)) for seed, card in cards.items()]
+    mean = over_seeds(pd.DataFrame(found, columns=["row", "seed", "accuracy", "low", "high"]), "row").iloc[0]
+    said = [percent_interval(mean["low"], mean["high"])] * math.isfinite(mean["low"])
+    said += [f"n {len(found)}"] * (len(found) > 1)
+    return percent(mean["accuracy"]) + (f" ({', '.join(said)})" if said else "")
 
 
-def _value(card: ResultCard, attack: str, of: str, average: str) -> tuple[float, tuple[float, float] | None]:
-    """Return an accuracy of a card under an attack, and its interval if it is of the card's own test set."""
+def _value(card: ResultCard, attack: str, of: str, average: str) -> tuple[float, float, float]:
+    """Return an accuracy of a card under an attack with its interval, nan if it is not of the card's own test set."""
     found = card.summary(attack)
     if of:
         label = _label(card, of)
         low, high = found.per_class_interval
-        return float(found.per_class[label]), (float(low[label]), float(high[label]))
+        return float(found.per_class[label]), float(low[label]), float(high[label])
+    if average != "sample":
+        return found.balanced, *found.balanced_interval
     counts = card.data.get("train_class_counts")
-    if average == "sample" and counts and len({*found.total.tolist()}) == 1:
-        return float(np.average(found.per_class, weights=counts)), None
-    return (
-        (found.accuracy, found.accuracy_interval) if average == "sample" else (found.balanced, found.balanced_interval)
-    )
+    if counts and len({*found.total.tolist()}) == 1:
+        return float(np.average(found.per_class, weights=counts)), math.nan, math.nan
+    return found.accuracy, *found.accuracy_interval
 
 
 def _label(card: ResultCard, of: str) -> int:

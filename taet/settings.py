@@ -176,8 +176,8 @@ class Outer(Settings):
     divide_by: Annotated[Literal["weights", "batch"], OnlyWith(name="class-balanced", drw=True)] = "weights"
     """Divide weighted losses by the sum of the batch's weights, or by the batch size."""
     label_smoothing: Annotated[PartialShare, Field(title="label smoothing"), OnlyWith(name=SMOOTHED)] = 0.0
-    """Share of the target that is spread over all classes: equally, or by the class prior where the loss adds it. Focal
-    loss and the margins of ldam are defined for one label."""
+    """Share of the target that is spread over all classes: equally, or by the prior (to the power tau) where the loss
+    adds it. Focal loss and the margins of ldam are defined for one label."""
 
 
 class Training(Settings):
@@ -210,7 +210,7 @@ class Training(Settings):
     """Crop after padding by an eighth, and mirror; before it RandAugment (2, 8) or AutoAugment (CIFAR-10) of AT-BSL."""
     sampling: Literal["shuffled", "class-balanced", "square-root"] = "shuffled"
     """Every image once per epoch, or as many draws with replacement: all classes equally likely, or as the root of
-    their images."""
+    their images. Losses and budgets use these class counts."""
     awp: PartialShare = 0.0
     """Adversarial weight perturbation, relative to each weight's norm, e.g. 0.005 with TRADES, else 0.01; 0: none."""
     awp_start: Annotated[Share, OnlyWith(awp=...)] = 0.0

@@ -110,8 +110,7 @@ def cw_l2(
 class CwL2(AttackSpec):
     """Smallest L2 perturbation, by Adam on ||delta||^2 + c margin, unbounded; TAET's CW (c = 10, 100 steps).
 
-    `c=search` finds c by binary search and `eps=1` counts only successes inside that ball; both are the default of
-    protocol `reat`.
+    `c=search` finds c by binary search, `eps=1` counts only successes inside that ball: defaults of protocol `reat`.
     """
 
     names: ClassVar[Mapping[str, Norm | None]] = {"cw-l2": "l2"}

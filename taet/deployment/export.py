@@ -147,8 +147,7 @@ def _noise(number: int, shape: tuple[int, ...]) -> Tensor:
 class Deployed(nn.Module):
     """images uint8 (N, H, W, C), pixel values 0 to 255 -> logits float32 (N, classes).
 
-    With `resizes`, H and W are arbitrary and each image is resized to `size` (height, width); else they must
-    equal `size`.
+    With `resizes`, images of any H and W are resized to `size` (height, width); else H and W must equal `size`.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int], *, resizes: bool) -> None:

@@ -148,8 +148,7 @@ def _columns(
 ) -> list[Column]:
     """Return the columns of the attacks, known or new; print the expected time of all new ones, and of each long one.
 
-    `later` are the passes that follow the attacks. Without a number of `threads`, an attack uses the cores that are
-    idle when it begins.
+    `later`: the passes that follow the attacks. `threads` None: an attack uses the cores that are idle when it begins.
     """
     measured, pace = list[Column](), 0.0
     for place, attack in enumerate(attacks):

@@ -108,7 +108,7 @@ SENTENCES = {
     "extra-not-compared": "The extra training images may contain some of these test images: they were compared only "
     "with those of the run's own data set; evaluate on the run's own test images",
     # Of the evaluation
-    "quick-misled": "{names} must not be used on this model, which raises {masks}; use AutoAttack",
+    "quick-misled": "{names} may be too high on this model, which raises {masks}; use AutoAttack",
     "quick-is-a-bound": "{names}: {bound}; report AutoAttack",
     "not-probed": "The probe was turned off, so the model was not tested for problems that mislead attacks, such as "
     "masked gradients; evaluate again without --no-probe",

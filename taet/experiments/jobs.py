@@ -72,8 +72,7 @@ def compare(
     """Run the cells that `out` lacks, and write `out`/report.html.
 
     A cell is `taet train` and `taet evaluate` in separate processes, with output in `out`/logs; a failed cell does not
-    affect others. Finished cells are kept and started ones continue, so an interrupted comparison continues when it is
-    called again.
+    affect others. Called again, it keeps finished cells and continues started ones.
 
     Args:
         spec: a TOML file, a mapping with the same keys, or a `Grid`.

@@ -83,7 +83,7 @@ def planned(
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
         if not accelerated:
             few = dict(zip(CYCLE, (2, 6 / 8 * run.threat.eps, "one-cycle"), strict=True))
-            why = "a third of the time; as robust as the protocol on CIFAR-10-LT" if cycle == CYCLE else "few epochs"
+            why = "a third of the time" if cycle == CYCLE else "few epochs"
             choices |= {name: Chosen(few[name], why) for name in cycle}
         if run.method in ("taet", "harl"):
             choices["settings.alpha"] = Chosen(1, "more robust on validation images, with small networks, than 0.1")

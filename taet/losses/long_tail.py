@@ -165,7 +165,7 @@ def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
 
     class_counts (C,), beta in [0, 1) -> (C,). With beta = 0 all classes weigh the same. For n_c << 1 / (1 - beta) the
     weights are close to the inverse frequency: relative to the rarest class and at the usual 0.9999, a class of 500
-    images has 1.03 times the weight that 1 / n gives, and one of 5000, the largest of CIFAR-10-LT, 1.27 times. Raises
+    images has 1.02 times the weight that 1 / n gives, and one of 5000, the largest of CIFAR-10-LT, 1.27 times. Raises
     UserError for another beta. Source: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019,
     arXiv:1901.05555.
 

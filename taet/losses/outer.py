@@ -33,13 +33,13 @@ class OuterLoss(nn.Module):
     `outer.drw` adds deferred re-weighting to any of them: the weights of class-balanced apply from epoch `drw_from` on,
     counted from 0 (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the mean weight
     of the global batch, so that its mean is the weighted mean; with divide_by "batch" it is not divided. Class counts
-    are (C,) training images per class, with extra images the exposure of the classes; the margins of ldam use the
-    `distinct` images (C,): copies add no information. Raises UserError for `drw` without a starting epoch.
+    are (C,) training images per class; with extra images or `training.sampling`, the images that an epoch draws on
+    average. The margins of ldam use the `distinct` images (C,). Raises UserError for `drw` without a starting epoch.
 
     `outer.label_smoothing` s replaces the label by the target (1 - s) 1_y + s q. Without a shift q is uniform (Szegedy
     et al., CVPR 2016, arXiv:1512.00567). Under balanced-softmax and logit-adjustment q = softmax(shift), the class
-    prior: the smoothed term is then least where the deployed logits are all equal, as without a shift, while a uniform
-    q would raise rare classes (our choice). The class weight is that of the label. focal and ldam do not support s.
+    prior to the power tau: the smoothed term is then least where all deployed logits are equal, as without a shift; a
+    uniform q would raise rare classes (ours). The class weight is that of the label. focal and ldam do not support s.
     """
 
     by_class: bool = False

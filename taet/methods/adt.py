@@ -23,9 +23,9 @@ TINY = 1e-8  # added to divisors and to arguments of logarithms (public code)
 class AdversarialDistributionalTraining(Method):
     """Loss: mean CE(f(x'), y), x' = clip_[0,1](x + eps a), where a follows a distribution that raises CE + lambda H.
 
-    a = tanh(mu + sigma r), r normal, sigma = softplus(rho): mu and rho are fitted to each image from scratch, in
-    `steps` steps of Adam without memory (both betas 0) on the sum of `samples` gradients. This is ADT-EXP, the form
-    that table 1 of TAET means.
+    a = tanh(mu + sigma r), r normal, sigma = softplus(rho). H is the mean of log sigma + log(1 - a^2) over an image's
+    values. mu and rho are fitted to each image from scratch, in `steps` steps of Adam without memory (both betas 0) on
+    the sum of `samples` gradients of batch means. This is ADT-EXP, the form that table 1 of TAET means.
 
     The fit never clears its gradients, so each step follows the sum of all gradients so far. This is what the public
     code does; the paper's algorithm does not mention it. `accumulate` turns it off.

@@ -11,7 +11,8 @@ from taet.settings import Outer
 class AdversarialTrainingBalancedSoftmax(Method):
     """Loss: mean CE(f(x') + log n, y), with the class counts n of the training images, without validation images.
 
-    The attack raises the cross-entropy of f(x') itself. The prior is not part of the deployed model.
+    The attack raises the cross-entropy of f(x') itself. The prior is not part of the deployed model. Under --sampling,
+    n are the images that an epoch draws on average: with class-balanced they are equal, and the method is AT.
 
     Official: with AutoAugment, the default of the public code. That code selects, from the first decay on, the epoch
     that is best under PGD-20 on the test set.

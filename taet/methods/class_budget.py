@@ -40,7 +40,7 @@ class ClassBudget(ClassBudgets):
         b: Annotated[Share | None, OnlyWith(rule="counts")] = None
         """counts: warm-up as a share of the epochs. Default: 1.0 with taet, 0.8 with others (RobustLT)."""
         lam: Annotated[NonNegative | None, OnlyWith(rule="dafa")] = None
-        """dafa: factor of the differences between classes. Default: 1, with 100 classes or more 1.5 (DAFA)."""
+        """dafa: factor of the differences between classes. Default: 1; 1.5 from 100 classes on."""
         floor: Annotated[InnerShare, OnlyWith(rule="dafa")] = 0.25
         """dafa: smallest weight of a class (our choice)."""
         warm_up: Annotated[InnerShare, OnlyWith(rule="dafa")] = WARM_UP

@@ -91,7 +91,7 @@ class Dafa(ClassBudgets):
         base: Base = "trades"
         """Name of the wrapped method (the public code: trades)."""
         lam: NonNegative | None = None
-        """Factor lambda of the differences between classes. Default: 1, with 100 classes or more 1.5 (paper)."""
+        """Factor lambda of the differences between classes. Default: 1; 1.5 from 100 classes on (paper: and STL-10)."""
         floor: InnerShare = 0.25
         """Smallest weight of a class (our choice)."""
         warm_up: InnerShare = WARM_UP

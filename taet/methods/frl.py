@@ -61,7 +61,7 @@ class FairRobust(Method):
         delta: PartialShare | None = None
         """Tolerated gap to the mean. Default: 0.07, without margin 0.1 (public code)."""
         rate: NonNegative = 0.05
-        """Rate r of the weights, for a run with 40 points of the curve in its second stage (public code)."""
+        """Rate r of the weights, for 40 points of the curve that precede epochs of the second stage (public code)."""
         margin_rate: Annotated[NonNegative, OnlyWith(margin=True)] = 0.2
         """Rate s of the budgets, for the same number of points (public code)."""
         limit: PartialShare = 0.5

@@ -45,8 +45,7 @@ class Gairat(Method):
     kappa is the number of steps before which the example was classified correctly, over the whole attack and not only
     up to the first failure; the final example is not counted. The public code switches at epoch 60 of 120, its first
     decay of the learning rate; here the switch is at that decay in a schedule of any length. Without a milestone, or in
-    a run too short to reach the first one, the weights are never used. In our runs it gains nothing over AT, not even
-    under PGD-20.
+    a run too short to reach the first one, the weights are never used. In our runs no difference from AT is decided.
 
     Official: a WRN-32-10 with a third decay of the learning rate, by a factor of 2, at 11/12 of the epochs, and the
     rounded values 0.031 and 0.007.

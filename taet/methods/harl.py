@@ -19,9 +19,9 @@ from taet.methods.base import Adversarial, Loss, Method, Step, Task, published, 
 class Harl(Method):
     """Loss: HEL(f(x'), y) = alpha BCL + beta HDL + gamma RCEL (see `taet.losses.hierarchical_equalization`).
 
-    A class without a sample in the batch counts as loss 0 by default, as in the public code: it lowers the mean, raises
-    the variance and takes its share of the emphasis. `absent` has two alternatives. With several processes the class
-    means are those of the whole batch.
+    A class without a sample in the batch counts as loss 0 by default, as in the public code: it lowers the mean, in
+    most batches raises the variance, and leaves the emphasis as it is. `absent` has two alternatives. With several
+    processes the class means are those of the whole batch.
 
     Official: the notebooks of TAET, with a ResNet-50 on images enlarged to 224 x 224 and an extra clean pass in train
     mode at each step. Their ten steps end 0.001 short of the edge of the ball; the protocols' steps cross the ball.
@@ -44,7 +44,7 @@ class Harl(Method):
         gamma: NonNegative = 0.1
         """Factor of the rare-class emphasis loss (public code of TAET)."""
         absent: Absent = "zero"
-        """zero: loss 0 (public code); skip: left out of the means; ema: a running mean of its past loss."""
+        """zero: loss 0 (public code); skip: left out of the means; ema: running mean of its loss, from log C on."""
         momentum: Annotated[PartialShare, OnlyWith(absent="ema")] = 0.9
         """Share of the past in the running mean of `absent` ema (our choice)."""
 

@@ -23,7 +23,7 @@ class HypersphereEmbedding(Method):
 
     pgd      mean HE(f(x'), y)
     trades   mean HE(f(x), y) + beta mean KL(f(x) || f(x')), where x' raises that divergence
-    alp      mean [HE(f(x), y) + HE(f(x'), y)] / 2 + beta mean (cos(x) - cos(x'))^2
+    alp      mean [HE(f(x), y) + HE(f(x'), y)] / 2 + beta mean (cos(x) - cos(x'))^2, also over classes
 
     Attacks and divergences use s cos without the margin. Two differences from the public code: here the normalisation
     of the head is differentiated, while the public code overwrites the weights with their directions in every forward

@@ -56,12 +56,12 @@ class LearnableAttackStrategy(Method):
     """Loss: mean CE(f(x'), q), x' from PGD whose eps, steps and step size a strategy network draws for each image.
 
     q has `label_mass` on the label and the rest spread over the other classes. Every `interval` steps the strategy
-    learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
-    R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
-    accuracies are those of a copy of the model after one step on x', by plain SGD without momentum, as published, or by
-    the run's AdamW. Robust accuracy is under ten steps of PGD with two restarts at the threat's eps. The gradient of
-    the strategy is clipped to length 1, as published; for a fresh network it is much longer, and then the size of the
-    reward has no effect. This is LAS-PGD, the form that table 1 of TAET means.
+    learns by REINFORCE, on mean(-log p(choices)) times the reward of the batch, R = min(CE(f(x'), y), 10) +
+    robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both accuracies are those of a
+    copy of the model after one step on x', by plain SGD without momentum, as published, or by the run's AdamW. Robust
+    accuracy is under ten steps of PGD with two restarts at the threat's eps. The gradient of the strategy is clipped to
+    length 1, as published; for a fresh network it is much longer, and then the size of the reward has no effect. This
+    is LAS-PGD, the form that table 1 of TAET means.
 
     The ranges include both ends, as in the published commands; the defaults of the public code exclude the upper one.
     They scale with the threat's eps, so they apply to another threat and to a budget per class. An image with fewer

@@ -10,7 +10,7 @@ from taet.fields import Share
 from taet.methods.base import Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
-WARM_UP = {"taet": 1.0}  # share of the epochs, by base; 0.8 with others (paper)
+WARM_UP = {"taet": 1.0}  # share of the epochs, by base; 0.8 with others (public code)
 
 
 def class_budgets(class_counts: Tensor, a: float) -> Tensor:
@@ -44,7 +44,7 @@ class RobustLT(ClassBudgets):
     The factor of class c in epoch t of E (from 1) is min((t - 1) / (b E), 1) ((1 - a) + a s_c / sum_k (n_k / N) s_k)
     with s_c = sqrt(log(n_max / n_c)). The warm-up thus scales the whole budget: it is 0 in the first epoch, whose
     examples are the clean images, and from epoch b E + 1 on its mean over the training images is eps. Evaluation uses
-    eps for every class.
+    eps for every class. Start noise lies in the ball of the class; the public code's lies in that of eps.
 
     a and b are those of CIFAR-10 in the public code. It has others for CIFAR-100, a 0.4 and b 0.6 with every base, and
     for Tiny-ImageNet, a 0.4 and b from 0.2 to 0.8 by base: the paper's numbers there need the options.
@@ -62,9 +62,9 @@ class RobustLT(ClassBudgets):
         base: Base = "at-bsl"
         """Name of the wrapped method (the paper: at-bsl and taet)."""
         a: Share = 0.3
-        """Share of the budget that depends on the class counts, 0 to 1 (paper)."""
+        """Share of the budget that depends on the class counts, 0 to 1 (public code)."""
         b: Share | None = None
-        """Length of the warm-up as a share of the epochs; 0: none. Default: 1.0 with taet, 0.8 with others (paper)."""
+        """Length of the warm-up as a share of the epochs; 0: none. Default: 1.0 with taet, else 0.8 (public code)."""
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: CountsRule(task, config.a, config.b, config.base))

@@ -17,10 +17,10 @@ class WorstClass(Method):
     """Loss: mean (w_y + w_0) [CE(f(x), y) + beta KL(f(x) || f(x'))], where x' raises the KL.
 
     w = C softmax(eta times the sum of costs so far), over the C classes and, as w_0, all of them together; all are 1
-    before the first feedback. Costs are the same loss on validation images, with the examples of the curve (PGD on the
-    cross-entropy). The cost of w_0 is the mean of the class costs. eta is the published 0.1 for 100 feedbacks; a run
-    with fewer points of its curve learns as much in total. The target of the KL is not detached. The public code
-    (boqili/WAT) uses PGD on the KL, assumes classes of equal size in these means, and loses the costs on resuming.
+    before the first feedback. Costs are CE + beta KL, whatever the outer loss, on validation images with the examples
+    of the curve (PGD on CE). The cost of w_0 is the mean of the class costs. eta is for 100 feedbacks, as published; a
+    run with fewer learns as much in total. The target of the KL is not detached. The public code (boqili/WAT) uses PGD
+    on the KL, assumes classes of equal size in these means, and loses the costs on resuming.
     """
 
     title = "WAT"

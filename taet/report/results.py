@@ -249,14 +249,17 @@ class Results:
 
 
 def _unranked(cards: Sequence[Card]) -> str:
-    """Return why the cards of a row may not stand on a board, e.g. a flag that every seed raises; "" if they may."""
+    """Return why the cards of a row may not stand on a board; "" if they may."""
     for name in (LEAD, "clean"):
         if not any(column.name == name for card in cards for column in card.columns):
             return f"no column {name}"
+    return doubt(cards) if all(card.probe for card in cards) else "no probe of its gradients"
+
+
+def doubt(cards: Sequence[Card]) -> str:
+    """Return why the numbers of a row may be too high, e.g. a flag that every seed raises; "" if nothing says so."""
     if any(card.model.get("leak") for card in cards):
         return "its epoch was chosen on the test images"
-    if not all(card.probe for card in cards):
-        return "no probe of its gradients"
     misled = MASKING.intersection(*(raised(card) for card in cards)) - PGD_ALONE
     return f"gradients may mislead AutoAttack: {', '.join(sorted(misled))}" if misled else ""
 

@@ -134,8 +134,7 @@ class SelectionRecord(Record):
 class RunRecord(Record):
     """run.json: the settings of a run and all facts recorded at its start.
 
-    `settings` is the Run as stored JSON, and `run` its typed form; `data.arrays` and `model_given` say what was passed
-    from memory.
+    `settings` is the Run as stored JSON, `run` its typed form; `data.arrays`, `model_given`: what came from memory.
     """
 
     version: Count = Field(alias="schema")

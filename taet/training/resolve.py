@@ -51,8 +51,7 @@ def milestone_epochs(run: Run) -> tuple[int, ...]:
 def resolve(run: Run, facts: DataFacts | None, *, extra_counts: Sequence[int] | None = None) -> Resolved:
     """Check a request; a request that cannot be trained raises a UserError.
 
-    Without `facts` everything except the data is checked. `extra_counts`: the number of extra images of each class,
-    (C,), if known.
+    Without `facts` everything except the data is checked. `extra_counts` (C,): extra images of each class, if known.
     """
     training, known = run.training, facts or STAND_IN
     split = _curve_split(run, facts)

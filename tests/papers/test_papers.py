@@ -91,7 +91,7 @@ def test_committed_runs_say_that_they_are(tmp_path: Path, capsys: pytest.Capture
     assert call(*words) == 0
     said = capsys.readouterr().out
     assert said.count("committed results/reproduce/mini/") == 3 + 1  # every card that is in a number
-    assert re.search(r"\| at-bsl +\| paper \| 72.74 .*\n\| +\| mini +\| 48.1 ±0.2 \(n 3\) ", said)
+    assert re.search(r"\| at-bsl +\| paper \| 72.74 .*\n\| +\| mini +\| 48.1 \(45.1–51.1, n 3\) ", said)
     assert re.search(r"\| taet − at-bsl \| paper \| \+1.9 .*\n\| +\| mini +\| −17.0 \(−20.1 to −14.0\)", said)
 
 

@@ -23,7 +23,7 @@ from taet.report import page as page_parts
 from taet.report.figures import Panel
 from taet.report.tables import Text, headline, latex, markdown, order, table
 from tests.calls import PATIENCE
-from tests.report.test_results import MakeCard, right
+from tests.report.test_results import PROBE, MakeCard, right
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10")
 
@@ -203,6 +203,19 @@ def test_figures_show_the_numbers_of_the_cards(cards: dict[str, ResultCard], run
     (card,), (curve,) = taet.results(run).cards, figures.strength(taet.results(run))
     columns = curves(card)["steps"].values()
     assert shares(curve, 1)["at"] == pytest.approx([100 * card.summary_of(one).balanced for one in columns], abs=0.2)
+
+
+def test_the_sentence_says_what_its_lead_does_not_cover(make_card: MakeCard) -> None:
+    best, other = (right(make_card(method), share, *ATTACKS) for method, share in (("at", 0.9), ("taet", 0.3)))
+    end = "its lead over taet is more than chance; with one seed this says which model is better, not which method."
+    assert page_parts.lead(taet.results(best, other)).endswith(f"; {end}")
+    random = best.changed(probe=PROBE | {"repeat_difference": 0.1})
+    leaked = best.changed(model={**best.model, "leak": True})
+    reasons = "gradients may mislead AutoAttack: randomised", "its epoch was chosen on the test images"
+    for doubtful, reason in zip((random, leaked), reasons, strict=True):
+        assert page_parts.lead(taet.results(doubtful)).endswith(f"), which may be too high ({reason}).")
+    seeds = [right(make_card(m, seed), share, *ATTACKS) for m, share in (("at", 0.9), ("taet", 0.3)) for seed in (0, 1)]
+    assert page_parts.lead(taet.results(seeds)).endswith("its lead over taet is more than chance.")
 
 
 def test_seeds_that_one_side_lacks_mislead_neither_a_sentence_nor_a_curve(make_card: MakeCard) -> None:
