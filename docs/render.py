@@ -321,7 +321,8 @@ def loss_page() -> str:
         "[hel_in_your_loop.py](../examples/hel_in_your_loop.py) shows one. Logits are (N, C), labels (N,) int64, class "
         "counts (C,) training images per class. Losses return one value per sample, (N,), unless stated otherwise: "
         "take the mean for training. A loss of several terms returns a `Loss(total, parts, logits)`. All are computed "
-        "in float32, or in float64 for float64 inputs. `help(taet.losses.focal)` has shapes, ranges, errors and an example.",
+        "in float32, or in float64 for float64 inputs. `help(taet.losses.focal)` has shapes, ranges, "
+        "errors and an example.",
     ]
     for title, names in LOSS_GROUPS.items():
         parts += [f"## {title}", *map(loss_section, names)]

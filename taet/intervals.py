@@ -105,9 +105,9 @@ def mean_value_limits(counts: ArrayLike, values: ArrayLike, level: float = 0.95)
 
         m = (sum_c 1/n_c)^2 / sum_c 1/n_c^2   images:   pi_v = (m sum_c (k_cv/n_c)/n_c / sum_c 1/n_c + 2/V) / (m + 2)
 
-    The mean then has the variance sum_c f_c var_c/n_c / C^2, where f_c = 1/(1 - (1 - 1/C) n_c/(n_c + 2)^2) undoes the
-    scatter of r_c. Its distribution is that of a + b X, X ~ Bin(M, q), with the same mean, variance and skewness, and
-    with b the root of the mean square of the steps 1/(C n_c), by variance, or more where the skewness asks for it.
+    The mean then has the variance sum_c f_c var_c/n_c / C^2, f_c = 1/(1 - (1 - 1/C) n_c/(n_c + 2)^2), which undoes the
+    scatter of r_c, and f_c likewise in its third moment. Its distribution is that of a + b X, X ~ Bin(M, q), with the
+    same mean, variance and skewness; b is the root mean square of the steps 1/(C n_c), by variance, or more.
 
     Source: Clopper, Pearson, Biometrika 26, 1934; Stein's least favourable curve, 3rd Berkeley Symposium, 1956; for
     tilting Efron, Canadian Journal of Statistics 9, 1981; the rest is ours.

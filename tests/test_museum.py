@@ -56,6 +56,10 @@ def test_plain_adversarial_training_raises_nothing(seed: int) -> None:
     assert raised(facts_of(museum.base(seed))) == set()
 
 
+def small_logits(hidden: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: museum.defended(hidden=hidden, after=lambda z: 0.01 * z)
+
+
 @pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("build", "expected"),
@@ -68,6 +72,8 @@ def test_plain_adversarial_training_raises_nothing(seed: int) -> None:
         (museum.stochastic, {"randomised"}),
         (museum.k_winners, {"soft-beats-hard"}),
         (museum.batch_statistics, {"batch-dependent"}),
+        (small_logits(lambda h: h * (h > 0)), {"logit-scale"}),  # and not a comparison, which is sound here
+        (small_logits(lambda h: h.view(len(h), -1, 2).sort(2).values.flatten(1).relu()), {"logit-scale"}),
     ],
 )
 def test_what_fools_attacks_is_named_and_nothing_else(build: Callable[[], nn.Module], expected: set[str]) -> None:

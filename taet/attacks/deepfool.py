@@ -111,4 +111,4 @@ class DeepFool(AttackSpec):
         return deepfool(model, x, y, eps=self.eps, overshoot=self.overshoot, **counts, checked=True)
 
     def passes(self, num_classes: int) -> int:
-        return (1 + min(self.candidates, num_classes)) * self.steps + 1
+        return min(self.candidates, num_classes) * self.steps + 1

@@ -47,7 +47,7 @@ class Replaced(nn.Module):
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:
     """Return the operations of a model in eval mode that `Replaced` finds, with the number of calls for a few images x.
 
-    If replacing would change the model's outputs, or fails, the operations are reported with 0 calls.
+    Choices of an index have no replacement: 0 calls. So have all if replacing would change the outputs, or fails.
     """
     replaced = Replaced(model)
 
@@ -61,7 +61,7 @@ def find(model: nn.Module, x: Tensor) -> dict[str, int]:
             unchanged = torch.allclose(logits_of(replaced), logits, rtol=1e-4, atol=1e-4)
         except Exception:  # a model may not expect numbers in place of booleans
             unchanged = False
-    return {name: calls if unchanged else 0 for name, calls in replaced.sites.items()}
+    return {name: calls if unchanged and name not in CHOICES else 0 for name, calls in replaced.sites.items()}
 
 
 class _Operations(TorchFunctionMode):

@@ -63,7 +63,7 @@ def pgd(
         model, x, y: from x (N, ...) in [0, 1] to logits (N, C); labels (N,), int64, the target classes if `targeted`.
         eps, step_size: radius and length of a step in `norm`, a number or one per sample (N,), in units of the image
             range, e.g. 8/255; `step_size` and `objective` may also be sequences, one per step.
-        start: "uniform" in the ball, "positive" (uniform in the part above x), "gaussian" (0.001 N(0, 1)) or "none".
+        start: "uniform" in the ball or "positive" (above x), clipped to [0, 1]; "gaussian" (0.001 N(0, 1)); "none".
         start_noise: noise in the shape of x, or (restarts, *x.shape); or its generator, by default seeded with 0.
         objective: function from (logits, labels) to (N,), which is maximised, or minimised if `targeted`.
         restarts: with several, each sample keeps the first result that fools the model, else that of the highest

@@ -60,8 +60,7 @@ def left_out(files: Sequence[Path]) -> list[str]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return the files in `folder` and its subfolders, sorted; hidden files are left out, and links are followed, to
-    each folder once."""
+    """Return the files in `folder` and its subfolders, sorted; hidden files are left out, links are followed once."""
     found, seen = list[Path](), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:

@@ -151,8 +151,9 @@ def probe(model: Counted, x: Tensor, y: Tensor, noise: Tensor, eps: float, sites
         straight, smooth = correct_after(scaled_ce, "straight-through"), correct_after(margin, "smooth")
     later = difference(logits_of(model, x), clean)
     masks = {"nonfinite_gradients": nonfinite, "pgd_correct": plain, "only_pgd_correct": plain & ~with_factor}
-    for name, mask in {"scaled": with_factor, "straight": straight, "smooth": smooth}.items():
-        masks |= {f"{name}_pgd_correct": mask, f"only_{name}_pgd_correct": mask & ~plain}
+    pairs = {"scaled": (with_factor, plain), "straight": (straight, with_factor), "smooth": (smooth, with_factor)}
+    for name, (mask, other) in pairs.items():
+        masks |= {f"{name}_pgd_correct": mask, f"only_{name}_pgd_correct": mask & ~other}
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     return replace(facts, later_difference=later, sites=len(sites), replaced=replaced, **counts)
 

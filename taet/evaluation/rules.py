@@ -62,8 +62,8 @@ SENTENCES = {
     "accuracy-rises-with-eps": "{other.name} leaves {high} of the images correct, {one.name} in a smaller ball only "
     "{low}: accuracy cannot rise with eps, so PGD fails (masked gradients, or too few steps); use more steps and "
     "AutoAttack",
-    "unbounded-attack-not-converged": "{rest} of the images correct, but a converged unbounded attack leaves none: the "
-    "number does not measure robustness; use more or longer steps (cw-l2:steps=1000 or lr=0.1), or attacks in a ball",
+    "unbounded-attack-not-converged": "{rest} of the images correct, but an unbounded attack can break all: the number "
+    "does not measure robustness; use cw-l2:c=search, longer attacks (cw-l2:steps=1000), or attacks in a ball",
     "autoattack-variant": "With {card.num_classes} classes, {names} cannot run as the standard suite; {note}",
     # Of the model
     "randomised": "Two forward passes of the same images give different logits (by {facts.repeat_difference:.2g} at "
@@ -301,8 +301,8 @@ def of_model(facts: ModelFacts) -> dict[str, str]:
     calls = ("repeat", "later", "batch", "gradient")
     differs = {name: getattr(facts, f"{name}_difference") > REPEAT_DIFFERENCE for name in calls}
     fixed = not differs["repeat"] and not differs["later"]
-    counts = vars(facts)
-    straight, smooth = (beaten(counts, name) if facts.replaced else {} for name in ("straight_pgd", "smooth_pgd"))
+    counts, scaled = vars(facts), "scaled_pgd"  # a replacement is compared on the same objective
+    straight, smooth = (beaten(counts, f"{s}_pgd", scaled) if facts.replaced else {} for s in ("straight", "smooth"))
     found: Found = {
         "randomised": differs["repeat"],
         "changes-between-calls": differs["later"] and not differs["repeat"],
@@ -310,7 +310,7 @@ def of_model(facts: ModelFacts) -> dict[str, str]:
         "nonfinite-gradients": facts.nonfinite_gradients > 0,
         "softmax-outputs": facts.distributions == facts.images,
         "zero-gradients": facts.zero_gradients > 0,
-        "logit-scale": beaten(counts, "scaled_pgd"),
+        "logit-scale": beaten(counts, scaled),
         "gradient-path-differs": fixed and differs["gradient"],
         "straight-through-beats-gradients": straight,
         "soft-beats-hard": {} if straight else smooth,
