@@ -70,8 +70,7 @@ class Counted(nn.Module):
     The tensor is new because an attack may write into the logits, and a model may return a view of its own state.
     Values that are not finite for finite images are recorded, because some attacks ignore them.
 
-    A `view` computes the same function more cheaply; attacks use it. The model itself decides whether an adversarial
-    image succeeds: see `judge`.
+    A `view`, the same function at less cost, is attacked. The model itself decides whether an image is broken: `judge`.
     """
 
     def __init__(self, model: nn.Module, view: nn.Module | None = None) -> None:

@@ -219,8 +219,7 @@ class SuiteRun:
             if norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
                 outside = distance(x_adv, x, "l2") > eps + BALL_TOLERANCE
                 x_adv = choose(outside, projection(x, eps, "l2")(x_adv), x_adv)
-            # The largest logit in this same batch decides, as in the official evaluation: other batches round
-            # differently.
+            # The largest logit in this batch decides, as in the official evaluation: others round differently.
             predicted = self.model.judge(x_adv).max(1).indices
         finally:  # the library ignores some values that are not finite and fails on others
             if self.model.unsound():

@@ -174,7 +174,7 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     from taet.training.prepare import expected_seconds
 
     dataset, run, counts = plan.dataset, plan.run, plan.dataset.class_counts.tolist()
-    most, least = (f"{number} '{dataset.class_names[counts.index(number)]}'" for number in (max(counts), min(counts)))
+    (least, rare), *_, (most, common) = sorted(zip(counts, dataset.class_names, strict=True))
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     notes = (*dataset.notes, *state.model.notes)
@@ -185,8 +185,8 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
         steps = f"{plural(run.threat.steps, 'attack step')} of {size(run.threat.step_size)}"
         notes += (f"! {steps} cannot reach eps {size(run.threat.eps)}; see --threat.steps and --threat.step-size",)
     lines = [
-        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} to {least} to train on "
-        f"(imbalance {dataset.imbalance_ratio:.4g})",
+        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} '{common}' to {least} '{rare}' "
+        f"to train on (imbalance {dataset.imbalance_ratio:.4g})",
         f"{run.method}: {plural(run.training.epochs, 'epoch')} of {run.model.name}, eps {size(run.threat.eps)}",
         *(f"  {note}" for note in (*notes, *state.method.warnings(counts, run.training.batch_size))),
     ]

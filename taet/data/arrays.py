@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import IO
 
@@ -61,11 +62,10 @@ def read(data: Data) -> DataSource:
     groups = {part: of.groups for part, of in splits.items() if of.groups is not None}
     if "train" not in groups:
         return DataSource(splits)
-    train = groups.pop("train")
-    shared = {part: len(np.intersect1d(train, own)) for part, own in groups.items()}
-    text = ", ".join(f"{number} in training and {part}" for part, number in shared.items() if number)
-    named, alone = len(np.unique(train[train >= 0])), int((train < 0).sum())
-    notes = [f"{named} groups in train_{group}; a validation split holds out whole ones"]
+    shared = {pair: len(np.intersect1d(*(groups[part] for part in pair))) for pair in combinations(groups, 2)}
+    text = ", ".join(f"{number} in {one} and {other}" for (one, other), number in shared.items() if number)
+    named, alone = len(np.unique(groups["train"][groups["train"] >= 0])), int((groups["train"] < 0).sum())
+    notes = [f"{named} groups in train_{group}"]
     notes += [f"{alone} images of train_{group} stand alone"] if alone else []
     notes += [f"the file's own splits divide groups of {group}: {text}"] if text else []
     return DataSource(splits, notes=tuple(notes))

@@ -16,7 +16,7 @@ from taet.data.downloads import locate
 from taet.data.images import MASKS, SUFFIXES, Files, files_below, is_image, left_out, masks_of, survey
 from taet.data.splits import divided
 from taet.data.storage import reading
-from taet.data.tables import NUMBER, SPLITS, TABLE, Row, by_number, labelled, placed, read_table
+from taet.data.tables import MISSING, NUMBER, SPLITS, TABLE, Row, by_number, labelled, placed, read_table
 from taet.errors import UserError, located, unknown
 from taet.files import RUN
 from taet.formatting import listed
@@ -43,10 +43,12 @@ def of_rows(
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)
-    folded = {name: normalize("NFC", name).casefold() for name in names}
+    folded = {name: str(int(name)) if NUMBER.fullmatch(name) else normalize("NFC", name).casefold() for name in names}
     times = Counter(folded.values())
     if variants := [name for name, key in folded.items() if times[key] > 1]:
-        notes.append(f"classes whose names differ in case or Unicode form only: {listed(variants, most=6)}")
+        notes.append(f"classes whose names differ in case, zeros or Unicode form only: {listed(variants, most=6)}")
+    unlikely = [name for name in names if name in MISSING or name.lower() in SPLITS]
+    notes += [f"'{name}' is a class of its own; leave its images out if it is none" for name in unlikely]
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
         raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
@@ -58,7 +60,7 @@ def of_rows(
     if any(row.group for row in rows):  # a file without a group gets a number of its own
         groups = np.array([numbers.setdefault(row.group or i, len(numbers)) for i, row in enumerate(rows)])
         named = Counter(row.group for row in rows)
-        kept = f"{len(named) - ('' in named)} groups, each in one split"
+        kept = f"{len(named) - ('' in named)} groups, each kept together"
         notes.insert(0, f"{kept}; {named['']} images stand alone" if named[""] else kept)
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[row.label] for row in rows], np.int64)
@@ -125,13 +127,14 @@ def read(data: Data) -> DataSource:
 
 
 def _unused(folder: Path, rows: Sequence[Row]) -> list[str]:
-    """Return a note on each table in a folder whose groups do not keep images together."""
+    """Return a note on each table in a folder whose groups or splits are not used."""
     grouped, used = any(row.group for row in rows), {row.place.rpartition(", ")[0] for row in rows}
     if grouped and any(used):  # the groups come from the table that has the labels
         return []
     why = "only images of one subfolder are kept together" if grouped else "images of one {} may be in two splits"
-    others = ((table.name, of["group"]) for table, of in tables.headers(folder).items() if f"'{table}'" not in used)
-    return [f"'{table}' is not used: {why.format(column)}" for table, column in others if column]
+    others = {table.name: of for table, of in tables.headers(folder).items() if f"'{table}'" not in used}
+    notes = [f"'{table}' is not used: {why.format(of['group'])}" for table, of in others.items() if of["group"]]
+    return notes + [f"'{table}' is not used: it may give other splits" for table, of in others.items() if of["split"]]
 
 
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:
@@ -214,7 +217,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
     """Return the images of each class folder, in alphabetical order, with their subfolders as groups, and notes."""
     rows, notes, every, masks, classes = list[Row](), list[str](), list[Path](), set[Path](), _folders(folder)
     if not classes:
-        raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or one table of path and label")
+        raise UserError(f"'{folder}' holds no class folders; allowed: class folders, or a table: csv:FILE")
     for child in classes:
         every += (files := files_below(child))
         images = [file for file in files if is_image(file)]
@@ -226,7 +229,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     if masks:
         notes.append(f"{len(masks)} masks of images are left out")
-    if outside := sum(map(is_image, folder.iterdir())):
+    if outside := sum(is_image(file) and not file.name.startswith(".") for file in folder.iterdir()):
         notes.append(f"{outside} images outside of the class folders are left out")
     return rows, notes + left_out(every)
 

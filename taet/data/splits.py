@@ -54,7 +54,7 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
     train_counts, test_counts = (np.minimum(of.class_counts, most or of.class_counts).tolist() for of, most in caps)
     if ratio is None:
         own_ratio = train.class_counts.max() / train.class_counts.min()
-        cut = f"not cut to a long tail: all its training images have an imbalance ratio of {own_ratio:.4g}"
+        cut = f"not cut to a long tail: before any share is held out, its imbalance ratio is {own_ratio:.4g}"
         cut += f"; at most {data.max_count} images of a class are taken" if data.max_count else ""
     else:
         counts = long_tail.balanced_small_counts if spread else long_tail.long_tail_counts
@@ -70,8 +70,10 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
         if data.test == "long-tailed" and not spread:
             largest = _largest(test, "test set", ratio, profile, data.test_max_count)
             test_counts = counts(len(names), largest, ratio, profile)
-    lacking = [] if data.test == VALIDATION else _lacking("test", test, test_counts)
-    return train_counts, test_counts, [OfTraining(cut), *lacking]
+    notes = [] if data.test == VALIDATION else _lacking("test", test, test_counts)
+    if data.test != VALIDATION and sum(test_counts) < len(test):
+        notes.append(f"{sum(test_counts)} of {len(test)} test images are taken, at most {max(test_counts)} of a class")
+    return train_counts, test_counts, [OfTraining(cut), *notes]
 
 
 def _largest(part: Part, what: str, ratio: float, profile: str, max_count: int | None) -> int:

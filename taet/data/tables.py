@@ -97,8 +97,7 @@ def labelled_tables(folder: Path) -> list[Path]:
 def labelled(path: Path, folder: Path, group: str | None) -> tuple[list[Row], list[str]]:
     """Return a table's images in `folder`, from its columns path, label, split and group, and notes; see COLUMNS.
 
-    `group` names another column of groups; "none" uses none. Only a group may be empty; an unknown split, and an image
-    with two labels, are refused.
+    `group` names another column of groups; "none" uses none. Only groups may be empty; an image has one label.
     """
     table, first = read_table(path), dict[ImageFile, Row]()
     names = list(table[0][1]) if table else []

@@ -66,8 +66,7 @@ class Predictions:
     def table(self, top: int = 1) -> "pandas.DataFrame":
         """Return a row per image: path, class, probability; survives after an attack; error if any image has one.
 
-        With `top` above 1 the next most likely classes follow as class_2, probability_2, and so on. Values of an image
-        that could not be read are None.
+        `top` above 1: the next classes follow as class_2, probability_2, and so on. None: the image could not be read.
         """
         import pandas  # takes a second, and only this needs it
 

@@ -87,7 +87,7 @@ def about(results: Results) -> str:
     counts, images = card.data.get("train_class_counts"), f"{len(card.labels):,} test images"
     if counts is not None:
         ends = f"from {max(counts):,} to {min(counts):,} of a class"
-        images = f"{sum(counts):,} training images ({ends}), {images}"
+        images = f"{sum(counts):,} training images{'' if card.run else ' of this data set'} ({ends}), {images}"
     ball = f", attacks within {tables.threat(results.columns[results.strongest])}" if results.strongest else ""
     notes = dict.fromkeys(note for one in results.cards for note in one.data.get("notes", ()))
     notes |= {f"extra images: {one.data['extra']['source']}": None for one in results.cards if "extra" in one.data}

@@ -17,7 +17,7 @@ def test_a_file_is_taken_as_it_is(npz, arrays):
     assert (dataset.validation.images == validation["val_images"]).all()
     assert dataset.class_names == ("x", "y", "z")
     assert dataset.notes == (
-        "not cut to a long tail: all its training images have an imbalance ratio of 6",
+        "not cut to a long tail: before any share is held out, its imbalance ratio is 6",
         "the source's own validation split is kept",
     )
 
@@ -48,10 +48,13 @@ def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays
     given = arrays((20, 20, 20), (5, 5, 5))
     groups = {"train_patient": np.repeat(np.arange(15), 4).astype(str), "test_patient": np.arange(10, 25).astype(str)}
     dataset = load(npz(given | groups), group="patient", validation=0.2)
+    own = {f"val_{what}": given[f"test_{what}"] for what in ("images", "labels")} | {"val_patient": np.arange(24, 39)}
+    shared = load(npz(given | groups | own | {"val_patient": own["val_patient"].astype(str)}), group="patient").notes[1]
+    assert shared == "the file's own splits divide groups of patient: 5 in train and test, 1 in validation and test"
     assert not {*dataset.train.groups} & {*dataset.validation.groups}
     assert dataset.notes[:2] == (
-        "15 groups in train_patient; a validation split holds out whole ones",
-        "the file's own splits divide groups of patient: 5 in training and test",
+        "15 groups in train_patient",
+        "the file's own splits divide groups of patient: 5 in train and test",
     )
     assert load(npz(given | groups)).train.groups is None
     usual = {key.replace("patient", "group"): array for key, array in groups.items()}
@@ -61,7 +64,7 @@ def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays
     some = {"train_group": np.where(np.arange(60) < 40, "", groups["train_patient"])}  # "" is no patient
     dataset = load(npz(given | some), validation=0.2)
     assert dataset.notes[:2] == (
-        "5 groups in train_group; a validation split holds out whole ones",
+        "5 groups in train_group",
         "40 images of train_group stand alone",
     )
     assert dataset.validation.class_counts.tolist() == [4, 4, 4]

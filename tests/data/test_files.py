@@ -73,7 +73,8 @@ def test_facts_are_those_of_the_loaded_set_and_read_headers_only(more, flat, mon
 
 def test_hidden_and_other_files_are_left_out_nested_ones_and_links_are_read(split, fill, tmp_path_factory):
     (split / "train" / ".git").mkdir()
-    (split / "train" / "ant" / "._00.png").write_bytes(b"")
+    for place in (split / "train", split / "train" / "ant"):
+        (place / "._00.png").write_bytes(b"")
     (split / "train" / "ant" / "notes.txt").write_text("no image")
     fill(split / "train", 3)
     fill(split / "train" / "ant" / "more", 50)
@@ -154,7 +155,7 @@ def test_subfolders_of_class_folders_stay_in_one_split(patients, fill, refused):
     groups = [{*split.groups} for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set().union(*groups)) == 20 + 10
     assert (abs(dataset.test.class_counts - [4, 10]) <= 4).all()
-    assert "20 groups, each in one split; 10 images stand alone" in dataset.notes
+    assert "20 groups, each kept together; 10 images stand alone" in dataset.notes
     table(patients, ["0.png,1"], "file,patient", "visits.csv")
     assert "'visits.csv' is not used: only images of one subfolder are kept together" in load(str(patients)).notes
     assert dataset.notes[0].startswith("no test images are given: whole groups, ")
@@ -243,7 +244,7 @@ def test_other_usual_columns_separators_and_numbers_are_read(images, refused):
     assert other.manifest() == dataset.manifest()
     some = [row.rpartition("p")[0] + "NA" if i < 4 else row for i, row in enumerate(rows)]  # written by R
     found = load(table(images, some, "Image_ID;dx;lesion;patient"))
-    assert "3 groups, each in one split; 4 images stand alone" in found.notes
+    assert "3 groups, each kept together; 4 images stand alone" in found.notes
     name = table(images, rows, "Image_ID;dx;lesion;site")
     refused(name, r"unknown column for data group in .*'sites'.*did you mean 'site'", group="sites")
     assert load(name, group="site").train.groups is not None
@@ -260,6 +261,8 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     assert {*named.notes} - {*whole.notes} == {
         "'patients.csv' is not used: images of one patient_id may be in two splits"
     }
+    table(flat, [f"{file},train" for file in files], "file,split", "split.csv")
+    assert "'split.csv' is not used: it may give other splits" in load(flat).notes
     fill(flat / "cat" / "masks", 0, 3)
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
@@ -277,12 +280,20 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
     refused(flat, r"has one class folder; allowed: 2 or more; --data 'csv:.*copy.csv' takes the labels of that table")
 
 
+def test_labels_that_read_like_a_mistake_are_named(images):
+    rows = [f"images/{i:02d}.png,{('01', '1', '2', 'NA', 'test')[i % 5]}" for i in range(10)]
+    noted = load(table(images, rows)).notes
+    assert "classes whose names differ in case, zeros or Unicode form only: 01 and 1" in noted
+    for name in ("NA", "test"):
+        assert f"'{name}' is a class of its own; leave its images out if it is none" in noted
+
+
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
     fill(images / "others", 0, 10)
     decomposed = unicodedata.normalize("NFD", "é")
     rows = [f"/home/other/data/{i:02d}.png,{'éÉ'[i % 2] if i else decomposed}" for i in range(10)]
     dataset = load(table(images, rows))
-    assert f"classes whose names differ in case or Unicode form only: {decomposed}, É and é" in dataset.notes
+    assert f"classes whose names differ in case, zeros or Unicode form only: {decomposed}, É and é" in dataset.notes
     assert sorted(levels(dataset.train) + levels(dataset.test)) == list(range(10))
     assert any(note.startswith("images are found by their names below") for note in dataset.notes)
     (images / "images" / "00.png").rename(images / "images" / f"{decomposed}.png")  # as a Mac writes it

@@ -95,7 +95,7 @@ def test_validation_stands_in_for_test_and_groups_are_a_column(repository, refus
     assert (made.test.class_counts.tolist(), made.train.groups) == ([2, 2, 2], None)
     assert f"{NAME} train image 0" in read["train"].images.key  # names a file of the cache
     refused(NAME, "group 'p[01]' is in two splits")  # by the usual column, in any case
-    assert "1 groups, each in one split; 35 images stand alone" in load(NAME, group="site").notes
+    assert "1 groups, each kept together; 35 images stand alone" in load(NAME, group="site").notes
     refused(NAME, "unknown column for data group of .*'Patient'.*did you mean 'Patient ID'", group="Patient")
 
 

@@ -33,7 +33,9 @@ def test_a_set_is_cut_only_where_a_ratio_is_given(saved):
         ({"max_count": 10, "test_max_count": 2}, ([10, 10, 10], [2, 2, 2])),
         ({"train_share": 0.3, "imbalance_ratio": 40}, ([12, 2, 1], [8, 1, 0])),
     ):
-        assert counts(load(name, **settings)) == expected, settings
+        assert counts(found := load(name, **settings)) == expected, settings
+        taken = f"{sum(expected[1])} of 24 test images are taken, at most {max(expected[1])} of a class"
+        assert (taken in found.notes) == (sum(expected[1]) < 24), settings
     larger, smaller, other = (load(name, imbalance_ratio=r, seed=s) for r, s in ((4, 0), (40, 0), (4, 1)))
     assert set(smaller.train.indices) < set(larger.train.indices)
     assert set(smaller.test.indices) < set(larger.test.indices)
