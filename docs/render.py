@@ -222,23 +222,26 @@ def measured_later(found: dict[str, Any]) -> str:
 
 
 @functools.cache
-def rows() -> list[tuple[str, str, list[ResultCard]]]:
-    """Heading of the comparison, name of the row and its cards, of every row of every table."""
+def rows() -> list[tuple[str, str, set[str], list[ResultCard]]]:
+    """Heading of the comparison, name, methods and cards of every row of every table; equal weights are one run."""
     found = []
     for about in sorted((ROOT / "results").glob("*/about.md")):
         if about.parent.name.endswith(("-attacks", "-search")):  # attacked once more; on validation images
             continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
         for one in result_tables.of_folder(about.parent.name):
-            found += [(heading, row, [of.card for of in one.named if of.row == row]) for row in one.rows]
+            for row in one.rows:
+                cards = [of.card for of in one.named if of.row == row]
+                runs = {card.model["weights_sha256"]: card for card in cards}
+                found.append((heading, row, {card.method for card in cards}, [*runs.values()]))
     return found
 
 
 def measured(name: str) -> str:
     """Balanced accuracy of the method in every row of every comparison; the mean if there are several seeds."""
     lines = []
-    for heading, row, of in rows():
-        if of[0].method != name:
+    for heading, row, names, of in rows():
+        if name not in names:
             continue
         values = []
         for column in ("clean", "pgd-20", "autoattack"):
@@ -251,7 +254,7 @@ def measured(name: str) -> str:
     heads = ("row", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
     return table(heads, lines) + (
         "\n\nBalanced accuracy in per cent; in brackets the number of runs, where some lack the attack. "
-        "[Results](../../results/README.md) has intervals, tails and commands."
+        "[Results](../../results/README.md) has intervals and tails of most, and the leaderboards."
     )
 
 
