@@ -62,8 +62,7 @@ class AttackSpec(ABC):
     the perturbation."""
     seed: int | None = None  # None for an attack that draws no random numbers
     precision: SearchPrecision = "float32"
-    """Arithmetic of the attack's own passes: float32, bf16, or tf32 on NVIDIA GPUs. The model itself decides in float32
-    whether an image is broken."""
+    """Arithmetic of the attack's own passes: float32, bf16, or tf32 on NVIDIA GPUs. The model decides in float32."""
     source_sha256: str | None = None  # of the file of a custom attack, which identifies its version
     made_on: MadeOn | None = None  # the model that the examples are made on, if it is not the evaluated model
     curve: str = field(default="", compare=False)  # curve that it is a point of; empty for an attack that a user named

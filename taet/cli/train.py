@@ -57,7 +57,7 @@ class Train(Command):
     seed: LongSeed | None = None
     """Seed of everything random. Default: 0, or that of --config."""
     out: RunPath | None = None
-    """Folder of the run, which must not exist. Default: runs/METHOD-DATA-MODEL-PROTOCOL-seedN."""
+    """Folder of the run, which must not exist. Default: runs/METHOD-DATA[-irRATIO]-MODEL-PROTOCOL-seedN."""
     resume: Path | None = None
     """Continue this run. Only --trust-model and --evaluate may be added."""
     config: Path | None = None
@@ -261,6 +261,6 @@ def run(words: list[str]) -> None:
             except KeyboardInterrupt:
                 again = call_text(["train", "--resume", *call, "--evaluate"])
                 raise KeyboardInterrupt(f"continue with: {again}") from None
-            print(f"report: {on_first(lambda: write([finished.folder], finished.folder / 'report.html'))}")
+            print("report:", on_first(lambda: write([finished.folder], finished.folder / "report.html", force=True)))
         else:
             print(f"next: {call_text(['evaluate', *call])}")

@@ -91,7 +91,6 @@ def read(data: Data) -> DataSource:
 
     Of MedMNIST the file of `data.size` pixels is read if it exists, else that of 28 pixels. Sources: Krizhevsky, 2009
     (CIFAR); Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795, without ChestMNIST, which is multi-label.
-    Others: see their functions.
     """
     name, wanted = _set_name(data.name), downloads(data)
     about = SETS[name]

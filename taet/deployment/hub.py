@@ -13,6 +13,7 @@ from taet.errors import UserError, custom_code, needed
 from taet.evaluation.card import Card, card_of
 from taet.files import DONE, RUN, check_output, make_folder, read_bytes, write_atomically, write_json
 from taet.formatting import markdown_table, size
+from taet.models import is_own
 from taet.models.weights import CONFIG, FILES, MOST_BYTES
 from taet.report import tables
 from taet.report.results import results
@@ -84,7 +85,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str) -> None:
     facts = {
         "library_name": "taet",
         "taet_version": taet.__version__,
-        "model": {"name": record.run.model.name, "image_shape": list(record.data.image_shape)},
+        "model": {"name": card.model["name"], "image_shape": list(record.data.image_shape)},
         "class_names": list(record.data.class_names),
         "weights_sha256": card.model["weights_sha256"],
     }
@@ -106,8 +107,8 @@ def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
     about = [
         ("", ""),
         ("Method", f"{record.method_title} ({record.reference})"),
-        ("Network", f"{run.model.name}{parameters}, input {record.data.image_shape}"),
-        ("Protocol and training attack", f"{run.protocol}, L-infinity, eps {size(run.threat.eps)}"),
+        ("Network", f"{card.model['name']}{parameters}, input {record.data.image_shape}"),
+        ("Protocol and threat", f"{run.protocol}, L-infinity, eps {size(run.threat.eps)}"),
         ("Epoch and seed", f"{card.model.get('epoch')} of {run.training.epochs}, {record.selection.rule}; {run.seed}"),
         ("Data", f"{data['name']}, {card.num_classes} classes, {sum(record.data.train.class_counts):,} images"),
         ("Imbalance ratio", "not known" if ratio is None else f"{ratio:.4g}"),
@@ -116,6 +117,7 @@ def model_card(record: RunRecord, card: Card, licence: str, name: str) -> str:
         *((("Extra images", record.data.extra["source"]),) if record.data.extra else ()),
         *(("Note", note) for note in data.get("notes", ())),
         *(("Not in this folder", f"the plug-in of the {part}, which TAET_PLUGINS has to name") for part in record.code),
+        *((("Not in this folder", "the code of the network"),) if record.model_given or is_own(run.model.name) else ()),
         ("Licence", licence or "to be filled in by the publisher, with the licence of the training images in mind"),
     ]
     frames = tables.classes(results(card))

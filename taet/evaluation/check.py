@@ -27,7 +27,7 @@ from taet.files import DONE, METRICS, RUN
 from taet.formatting import duration, listed, percent
 from taet.settings import Data
 from taet.training.environment import PACKAGES, environment, resolve_device
-from taet.training.folder import DELIVERED, SUFFIX, RunFolder
+from taet.training.folder import DELIVERED, SUFFIX, RunFolder, folder_of
 
 MOST_PER_CLASS = 10  # logits; a model with more was made for another data set
 
@@ -91,7 +91,7 @@ def check(
     if model_or_run_dir is None:
         return Check((*_machine(resolve_device(device)),))
     if not isinstance(model_or_run_dir, nn.Module):
-        folder = RunFolder(Path(model_or_run_dir))
+        folder = folder_of(model_or_run_dir)
         files = verify(folder.path)
         if not all(file.ok for file in files) or not folder.is_done:
             return Check(files)

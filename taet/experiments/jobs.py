@@ -152,4 +152,4 @@ def _report(title: str, place: Path, outcomes: Sequence[Outcome]) -> Path | None
             ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
             seed = "" if state == "not applicable" else f", seed {cell.seed}"
             missing.append(f"{cell.row} on {cell.data}{ratio}{seed}: {reason or state}.")
-    return write(folders, place / REPORT, title=title, notes=list(dict.fromkeys(missing))) if folders else None
+    return write(folders, place / REPORT, title=title, notes=[*dict.fromkeys(missing)], force=True) if folders else None

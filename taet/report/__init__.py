@@ -27,8 +27,8 @@ def write(
     """Write the report of `taet.results(...)`, or of what it takes, to the file `out`, and return its path.
 
     The suffix of `out` selects the form: .html, one page that contains its styles and figures; .md and .tex, the main
-    tables; .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title. A .md, .tex or
-    .csv that is no report is replaced only with `force`.
+    tables; .csv, `Results.table()`. The same cards give the same bytes. `notes` stand below the title. A file
+    that is no report, or is one of an old version in HTML, is replaced only with `force`.
 
     Raises:
         UserError: a source without a card, another suffix, a file that is no report, or one in a run but report.html.

@@ -101,6 +101,9 @@ def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, publish
     begun = RunFolder(run).record.model_copy(update={"settings": settings})
     assert "| Begins from | x.pt; trained: all |" in model_card(begun, card, "mit", "user/x")
     assert "| Not in this folder | the plug-in of the method, which" in model_card(old, card, "mit", "user/x")
+    given = model_card(old.model_copy(update={"model_given": True}), card, "mit", "user/x")
+    assert "| Not in this folder | the code of the network |" in given
+    assert "the code of the network" not in page
 
 
 def test_a_push_and_a_load_give_the_same_answers(run: Path, hub: Hub, dataset: Dataset) -> None:

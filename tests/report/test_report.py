@@ -325,10 +325,11 @@ def test_the_other_forms_hold_the_same_numbers(cards: dict[str, ResultCard], tmp
     assert r"a|b\_c & \textbf{1 \& 2 (\#3)} \\" in latex(one, "my_data", 1)
     assert r"\caption{A\_title: my\_data}" + "\n" + r"\label{tab:a-title-1}" in latex(one, "my_data", 1)
     assert len({*re.findall(r"\\label{(.*)}", written)}) == 4
-    (tmp_path / "labels.csv").write_text("id,label\n")
-    with pytest.raises(UserError, match=r"labels\.csv exists and is no report; allowed: another file, or --force"):
-        report.write(found, tmp_path / "labels.csv")
-    assert found.report(found.report(tmp_path / "labels.csv", force=True)).stat().st_size > 99
+    for path, content in ((tmp_path / "a.csv", "id,label\n"), (tmp_path / "a.html", "<!DOCTYPE html>\n<p>mine</p>\n")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"a\..* exists and is no report; allowed: another file, or --force"):
+            report.write(found, path)
+        assert found.report(found.report(path, force=True)).stat().st_size > 99
 
 
 def test_a_worse_model_fails_and_an_undecided_one_passes(make_card: MakeCard) -> None:
