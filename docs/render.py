@@ -254,7 +254,7 @@ def measured(name: str) -> str:
     heads = ("row", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
     return table(heads, lines) + (
         "\n\nBalanced accuracy in per cent; in brackets the number of runs, where some lack the attack. "
-        "[Results](../../results/README.md) has intervals and tails of most, and the leaderboards."
+        "[Results](../../results/README.md) has the intervals and tails of most rows."
     )
 
 

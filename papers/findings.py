@@ -185,7 +185,7 @@ def C21(at: Study) -> Verdict:
 
 
 def C25(at: Study) -> Verdict:
-    """AutoAttack with 10 iterations, as in the public code, is within 0.5 points of the official one (one TAET)"""
+    """AutoAttack with 10 iterations, as in the public code, is within 0.5 points of the official (one TAET model)"""
     outside = ["cifar10-lt-attacks: taet", "digits-lt-attacks: taet"]
     attacks = ("autoattack-10", AA)
     return differ(at, [(C("taet"), C("taet"))], {AA: 0.5}, within, attacks=attacks, outside=outside)

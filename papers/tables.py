@@ -96,9 +96,9 @@ def what_differs(item: Item, scale: Scale) -> list[str]:
     if scale.name != "full":
         other = "Other test images" if scale.name == "gpu" else "Other networks and test images"
         said.append(f"{other} than the paper's: compare rows with rows, not with the paper.")
-    said.append("Accuracies are balanced, in %, with 95 % intervals over the test images, of n seeds over these too.")
+    said.append("Accuracies are balanced, in %, with 95 % intervals over the test images, of n seeds over both.")
     if item.average == "sample":
-        said[-1] = "Plain accuracy, in %: recalls on the balanced test set, weighted like the training set."
+        said[-1] = "Plain accuracy, in %: recalls on the balanced test set, weighted as for training, ± standard error."
     if any(metric == "autoattack" for metric, _ in item.columns):
         said.append("AutoAttack is the official one, with 100 iterations.")
     return [*filter(None, said), *item.notes]
@@ -146,9 +146,10 @@ def _measured(one: Shown, scale: Scale, column: tuple[str, str], average: str) -
         return ""
     found = [("", seed, *_value(card, attack, column[1], average)) for seed, card in cards.items()]
     mean = over_seeds(pd.DataFrame(found, columns=["row", "seed", "accuracy", "low", "high"]), "row").iloc[0]
-    said = [percent_interval(mean["low"], mean["high"])] * math.isfinite(mean["low"])
-    said += [f"n {len(found)}"] * (len(found) > 1)
-    return percent(mean["accuracy"]) + (f" ({', '.join(said)})" if said else "")
+    known = math.isfinite(mean["low"])
+    spread = percent_interval(mean["low"], mean["high"]) if known else f"±{percent(mean['error'])}"
+    said = f" ({spread}, n {len(found)})" if len(found) > 1 else f" ({spread})" if known else ""
+    return percent(mean["accuracy"]) + said
 
 
 def _value(card: ResultCard, attack: str, of: str, average: str) -> tuple[float, float, float]:

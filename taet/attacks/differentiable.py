@@ -47,7 +47,7 @@ class Replaced(nn.Module):
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:
     """Return the operations of a model in eval mode that `Replaced` finds, with the number of calls for a few images x.
 
-    Choices of an index have no replacement: 0 calls. So have all if replacing would change the outputs, or fails.
+    Choices of an index are not replaced: 0 calls. All have 0 calls if replacing would change the outputs, or fails.
     """
     replaced = Replaced(model)
 

@@ -62,7 +62,7 @@ def read(data: Data) -> DataSource:
     groups = {part: of.groups for part, of in splits.items() if of.groups is not None}
     if "train" not in groups:
         return DataSource(splits)
-    shared = {pair: len(np.intersect1d(*(groups[part] for part in pair))) for pair in combinations(groups, 2)}
+    shared = {(one, other): len(np.intersect1d(groups[one], groups[other])) for one, other in combinations(groups, 2)}
     text = ", ".join(f"{number} in {one} and {other}" for (one, other), number in shared.items() if number)
     named, alone = len(np.unique(groups["train"][groups["train"] >= 0])), int((groups["train"] < 0).sum())
     notes = [f"{named} groups in train_{group}"]

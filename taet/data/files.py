@@ -48,7 +48,7 @@ def of_rows(
     if variants := [name for name, key in folded.items() if times[key] > 1]:
         notes.append(f"classes whose names differ in case, zeros or Unicode form only: {listed(variants, most=6)}")
     unlikely = [name for name in names if name in MISSING or name.lower() in SPLITS]
-    notes += [f"'{name}' is a class of its own; leave its images out if it is none" for name in unlikely]
+    notes += [f"'{name}' is taken as a class; remove its images if it means no label" for name in unlikely]
     if given != {""} and not {"train", "test"} <= given <= {*PARTS}:
         got = ", ".join(sorted(split or "none for some" for split in given))
         raise UserError(f"got the splits {got}; allowed: train, test and validation, or no splits")
@@ -115,7 +115,7 @@ def read(data: Data) -> DataSource:
         with_splits = (folder for folder in inner if {"train", "test"} <= _split_folders(folder).keys())
         top = isic or next(with_splits, path)
         rows, notes = _isic(top, data.group) if isic else _of_folder(top, data.group)
-        notes += _unused(top, rows) if isic is None and data.group is None else []
+        notes += _unused(top, rows, data.group) if isic is None else []
     with_tracks, grouped = signs(rows), any(row.group for row in rows)
     if with_tracks is not None and data.group != "none":
         effects = [] if grouped else ["the frames of one sign stay in one split"]
@@ -126,15 +126,15 @@ def read(data: Data) -> DataSource:
         return of_rows(rows, data, notes, order, mirror=with_tracks is None)
 
 
-def _unused(folder: Path, rows: Sequence[Row]) -> list[str]:
-    """Return a note on each table in a folder whose groups or splits are not used."""
+def _unused(folder: Path, rows: Sequence[Row], group: str | None) -> list[str]:
+    """Return a note on each table in a folder whose groups, without a `group` given, or splits are not used."""
     grouped, used = any(row.group for row in rows), {row.place.rpartition(", ")[0] for row in rows}
-    if grouped and any(used):  # the groups come from the table that has the labels
-        return []
     why = "only images of one subfolder are kept together" if grouped else "images of one {} may be in two splits"
     others = {table.name: of for table, of in tables.headers(folder).items() if f"'{table}'" not in used}
-    notes = [f"'{table}' is not used: {why.format(of['group'])}" for table, of in others.items() if of["group"]]
-    return notes + [f"'{table}' is not used: it may give other splits" for table, of in others.items() if of["split"]]
+    known = group is not None or (grouped and any(used))  # the groups come from the table that has the labels
+    notes = [f"'{name}' is not used: {why.format(of['group'])}" for name, of in others.items() if of["group"]]
+    splits = [f"'{name}' is not used: it may give other splits" for name, of in others.items() if of["split"]]
+    return splits if known else notes + splits
 
 
 def _of_folder(path: Path, group: str | None) -> tuple[list[Row], list[str]]:

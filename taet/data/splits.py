@@ -54,7 +54,7 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
     train_counts, test_counts = (np.minimum(of.class_counts, most or of.class_counts).tolist() for of, most in caps)
     if ratio is None:
         own_ratio = train.class_counts.max() / train.class_counts.min()
-        cut = f"not cut to a long tail: before any share is held out, its imbalance ratio is {own_ratio:.4g}"
+        cut = f"not cut to a long tail; before any limit or share its imbalance ratio is {own_ratio:.4g}"
         cut += f"; at most {data.max_count} images of a class are taken" if data.max_count else ""
     else:
         counts = long_tail.balanced_small_counts if spread else long_tail.long_tail_counts

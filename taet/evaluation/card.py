@@ -187,8 +187,7 @@ class Card(CardPart):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
-        A file that is no card, has a newer schema or a wrong checksum, or holds a number that does not agree with the
-        masks, is a `UserError`.
+        A newer schema, a wrong checksum and a number that does not agree with the masks are a `UserError`.
         """
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
@@ -280,8 +279,7 @@ def continued(path: Path, card: Card) -> Card:
     """Return the card with the columns and the probe of an earlier card: the one at `path`, or one that `put` copied.
 
     It takes the first earlier card of the same model, images, ball, batches, machine and software. Models of equal
-    weights are told apart by their outputs on the first images. A card at `path` about other weights or other test
-    images is a `UserError`.
+    weights are told apart by their outputs on the first images. Other weights or other test images are a `UserError`.
     """
     if not path.exists():
         return card

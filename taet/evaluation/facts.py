@@ -33,7 +33,8 @@ class ModelFacts:
     """Outputs of a model on a sample of images; a fact that was not measured, as in cards of older versions, is 0.
 
     A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. `x_correct`
-    counts the images that an attack x leaves correct, `only_x_correct` those that the attack beside it does not.
+    counts the images that an attack x leaves correct, `only_x_correct` those of them that its reference breaks: the
+    scaled PGD, for which it is the plain one.
     """
 
     batch_size: int

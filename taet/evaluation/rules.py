@@ -301,7 +301,7 @@ def of_model(facts: ModelFacts) -> dict[str, str]:
     calls = ("repeat", "later", "batch", "gradient")
     differs = {name: getattr(facts, f"{name}_difference") > REPEAT_DIFFERENCE for name in calls}
     fixed = not differs["repeat"] and not differs["later"]
-    counts, scaled = vars(facts), "scaled_pgd"  # a replacement is compared on the same objective
+    counts, scaled = vars(facts), "scaled_pgd"  # the reference of replacements
     straight, smooth = (beaten(counts, f"{s}_pgd", scaled) if facts.replaced else {} for s in ("straight", "smooth"))
     found: Found = {
         "randomised": differs["repeat"],

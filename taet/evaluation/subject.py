@@ -276,8 +276,7 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
 def by_name(labels: Ints, names: Sequence[str] | None, known: Sequence[str]) -> Ints:
     """Return labels (N,), indices into `names`, as indices into `known`; names that differ are compared in Unicode NFC.
 
-    Labels without `names`, or whose names are just numbers while the known ones are not, are returned unchanged. An
-    unknown name is a `UserError`.
+    Labels without `names`, or with numbers as names where the known ones are words, stay. Unknown is a `UserError`.
     """
     numbers = [str(label) for label in range(len(known))]
     if names is None:

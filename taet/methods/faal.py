@@ -30,8 +30,8 @@ class FairnessAware(Method):
     (`least_favourable`); u_c is the mean margin max_{j != y} p_j - p_y of the class's attacked images, with
     probabilities p_j. No gradient flows through p. With `utility` count-margin u is multiplied by the class's images in
     the batch, as in the public code, where on a long tail the largest classes have hardly any weight. With `absent`
-    official K and q count all C classes. An absent class has u = -1, or with count-margin 0, more than most others, and
-    takes its share of p, e.g. 16 %. `aggregate` class is the paper's form, sum_c p_c mean_c l.
+    official K and q count all C classes. An absent class has u = -1, the lowest; with count-margin 0, more than most,
+    and takes its share of p, e.g. 16 %. `aggregate` class is the paper's form, sum_c p_c mean_c l.
 
     Published as two epochs of fine-tuning; here it begins at the first decay of the learning rate, so that it has no
     more epochs than other methods. The public code (TrustAI/FAAL, FAAL.py) chooses the epoch on the test set.

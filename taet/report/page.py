@@ -101,15 +101,16 @@ def lead(results: Results) -> str:
     best, *others = [row for row in tables.order(results) if row in scores.index]
     top, under = scores.loc[best], "On clean images" if attack == "clean" else f"Under {attack}"
     number = f"{percent(top['accuracy'])} % ({percent_interval(top['low'], top['high'])})"
-    if reason := doubt([one.card for one in results.named if one.row == best]):
+    if reason := doubt([one.card for one in results.named if one.row == best], results.columns[attack]):
         number += f", which may be too high ({reason})"
     if not others:
         return f"{under}, {best} keeps a balanced accuracy of {number}."
     found = {row: results.difference(best, row, attack) for row in others}
     near = [row for row, one in found.items() if one is None or not one.decided]
     worse = [row for row, one in found.items() if one is not None and one.decided and one.value < 0]
-    of = "; with one seed this says which model is better, not which method" if scores["seeds"].min() == 1 else ""
-    ahead = f"its lead over {listed(others, 3)} is more than chance{of}"
+    ahead = f"its lead over {listed(others, 3)} is more than chance"
+    if any(one.runs == 1 for one in found.values() if one is not None):
+        ahead += "; with one seed this says which model is better, not which method"
     end = f"the difference to {listed(near, 3)} is undecided" if near else ahead
     end = f"of the runs with seeds of both, those of {listed(worse, 3)} are better" if worse else end
     return f"{under}, {best} has the highest balanced accuracy, {number}; {end}."

@@ -17,6 +17,7 @@ import pandas as pd
 from taet import statistics
 from taet.attacks import catalogue
 from taet.attacks.autoattack import AutoAttack
+from taet.attacks.pgd import ProjectedAscent
 from taet.errors import UserError, unknown
 from taet.evaluation.card import Card
 from taet.evaluation.column import Column
@@ -250,18 +251,19 @@ class Results:
 
 def _unranked(cards: Sequence[Card]) -> str:
     """Return why the cards of a row may not stand on a board; "" if they may."""
-    for name in (LEAD, "clean"):
-        if not any(column.name == name for card in cards for column in card.columns):
-            return f"no column {name}"
-    return doubt(cards) if all(card.probe for card in cards) else "no probe of its gradients"
+    columns = {column.name: column for card in cards for column in card.columns}
+    if missing := [name for name in (LEAD, "clean") if name not in columns]:
+        return f"no column {missing[0]}"
+    return doubt(cards, columns[LEAD]) if all(card.probe for card in cards) else "no probe of its gradients"
 
 
-def doubt(cards: Sequence[Card]) -> str:
-    """Return why the numbers of a row may be too high, e.g. a flag that every seed raises; "" if nothing says so."""
+def doubt(cards: Sequence[Card], column: Column) -> str:
+    """Return why a column of a row may be too high, e.g. a flag that every card raises; "" if nothing says so."""
     if any(card.model.get("leak") for card in cards):
         return "its epoch was chosen on the test images"
-    misled = MASKING.intersection(*(raised(card) for card in cards)) - PGD_ALONE
-    return f"gradients may mislead AutoAttack: {', '.join(sorted(misled))}" if misled else ""
+    harmless = MASKING if column.norm is None else set() if isinstance(column.attack, ProjectedAscent) else PGD_ALONE
+    misled = MASKING.intersection(*(raised(card) for card in cards)) - harmless
+    return f"gradients may mislead attacks: {', '.join(sorted(misled))}" if misled else ""
 
 
 def _numbers(cards: Sequence[StoredCard]) -> pd.DataFrame:

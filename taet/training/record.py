@@ -230,8 +230,7 @@ class Epoch(Record):
 
     `loss` and its parts are means over the images, None where an older version stored one that was not finite. `train`
     and `predicted` (C,) count the training examples as the training saw them. Mean (C,) and quartiles (C, 3) of
-    `distance` are between the examples of this and of the previous epoch. `seconds` includes the curve,
-    `images_per_second` does not.
+    `distance` are between the examples of this and the previous epoch. `images_per_second` is without the curve.
     """
 
     epoch: Count

@@ -262,7 +262,8 @@ def test_labels_of_a_table_beside_the_folders_are_used_but_no_predictions(flat, 
         "'patients.csv' is not used: images of one patient_id may be in two splits"
     }
     table(flat, [f"{file},train" for file in files], "file,split", "split.csv")
-    assert "'split.csv' is not used: it may give other splits" in load(flat).notes
+    for group in (None, "none"):
+        assert "'split.csv' is not used: it may give other splits" in load(flat, group=group).notes
     fill(flat / "cat" / "masks", 0, 3)
     table(flat, [f"{file},{i % 2}" for i, file in enumerate(files[:10])])
     assert "5 images without a row in it are left out" in load(f"folder:{flat}").notes
@@ -284,8 +285,7 @@ def test_labels_that_read_like_a_mistake_are_named(images):
     rows = [f"images/{i:02d}.png,{('01', '1', '2', 'NA', 'test')[i % 5]}" for i in range(10)]
     noted = load(table(images, rows)).notes
     assert "classes whose names differ in case, zeros or Unicode form only: 01 and 1" in noted
-    for name in ("NA", "test"):
-        assert f"'{name}' is a class of its own; leave its images out if it is none" in noted
+    assert {f"'{name}' is taken as a class; remove its images if it means no label" for name in ("NA", "test")} < {*noted}
 
 
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):

@@ -203,6 +203,7 @@ SOUND |= dict.fromkeys(("repeat_difference", "later_difference", "batch_differen
         ({"replaced": 1, "straight_pgd_correct": 80, "smooth_pgd_correct": 80}, set()),
         ({"replaced": 1, "straight_pgd_correct": 79, "smooth_pgd_correct": 0}, {"straight-through-beats-gradients"}),
         ({"replaced": 1, "straight_pgd_correct": 90, "smooth_pgd_correct": 79}, {"soft-beats-hard"}),
+        ({"replaced": 1, "straight_pgd_correct": 79, "only_straight_pgd_correct": 20, "smooth_pgd_correct": 90}, set()),
         ({"replaced": 0, "straight_pgd_correct": 0}, set()),
         ({"later_difference": 1.1e-4}, {"changes-between-calls"}),
         ({"batch_difference": 1.1e-4}, {"batch-dependent"}),

@@ -209,13 +209,21 @@ def test_the_sentence_says_what_its_lead_does_not_cover(make_card: MakeCard) -> 
     best, other = (right(make_card(method), share, *ATTACKS) for method, share in (("at", 0.9), ("taet", 0.3)))
     end = "its lead over taet is more than chance; with one seed this says which model is better, not which method."
     assert page_parts.lead(taet.results(best, other)).endswith(f"; {end}")
-    random = best.changed(probe=PROBE | {"repeat_difference": 0.1})
     leaked = best.changed(model={**best.model, "leak": True})
-    reasons = "gradients may mislead AutoAttack: randomised", "its epoch was chosen on the test images"
-    for doubtful, reason in zip((random, leaked), reasons, strict=True):
-        assert page_parts.lead(taet.results(doubtful)).endswith(f"), which may be too high ({reason}).")
+    found = {"repeat_difference": 0.1}, {"images": 250, "pgd_correct": 200, "scaled_pgd_correct": 100}
+    random, flat = (best.changed(probe=PROBE | facts) for facts in found)
+    for doubtful, reason in (
+        (random, "gradients may mislead attacks: randomised"),
+        (leaked, "its epoch was chosen on the test images"),
+        (flat.changed(columns=flat.columns[:3]), "gradients may mislead attacks: logit-scale"),  # PGD, not AutoAttack
+        (flat, ""),
+        (random.changed(columns=random.columns[:1]), ""),
+    ):
+        end = f"), which may be too high ({reason})." if reason else ")."
+        assert page_parts.lead(taet.results(doubtful)).endswith(end)
     seeds = [right(make_card(m, seed), share, *ATTACKS) for m, share in (("at", 0.9), ("taet", 0.3)) for seed in (0, 1)]
     assert page_parts.lead(taet.results(seeds)).endswith("its lead over taet is more than chance.")
+    assert "one seed" in page_parts.lead(taet.results(seeds[:3], right(make_card("taet", 2), 0.3, *ATTACKS)))
 
 
 def test_seeds_that_one_side_lacks_mislead_neither_a_sentence_nor_a_curve(make_card: MakeCard) -> None:

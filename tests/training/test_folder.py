@@ -80,20 +80,15 @@ def test_a_file_without_its_checksum_is_refused(folder: Path, name: str) -> None
     refused(lambda: [load_run(folder), taet.results(folder)], r"has no SHA-256 of its own")
 
 
-@pytest.mark.parametrize(
-    ("field", "changes", "match"),
-    [
-        ("model", {"file_sha256": "0" * 64}, "was made with another file of weights than model.safetensors"),
-        ("model", {"weights_sha256": "0" * 64}, "has other weights than model.safetensors"),
-        ("data", {"test_sha256": "0" * 64}, "was made with other test images than the run"),
-        ("run", {"config": {"training": {"lr": 0.5}}}, "belongs to another run than"),
-        ("run", {}, "belongs to another run than"),
-    ],
-)
-def test_a_card_about_something_else_than_its_run_is_refused(folder: Path, field, changes, match) -> None:
+def test_a_card_about_something_else_than_its_run_is_refused(folder: Path) -> None:
     card = taet.ResultCard.load(folder)
-    card.changed(**{field: {**getattr(card, field), **changes} if changes else {}}).save(folder / "evaluation.json")
-    refused(lambda: [taet.results(folder)], match)
+    for field, changes, match in (
+        ("model", {**card.model, "file_sha256": "0" * 64}, "made with another file of weights than model.safetensors"),
+        ("run", {**card.run, "config": {"training": {"lr": 0.5}}}, "belongs to another run than"),
+        ("run", {}, "belongs to another run than"),
+    ):
+        card.changed(**{field: changes}).save(folder / "evaluation.json")
+        refused(lambda: [taet.results(folder)], match)
 
 
 def use(folder: Path) -> dict[str, Any]:
