@@ -285,7 +285,7 @@ def test_labels_that_read_like_a_mistake_are_named(images):
     rows = [f"images/{i:02d}.png,{('01', '1', '2', 'NA', 'test')[i % 5]}" for i in range(10)]
     noted = load(table(images, rows)).notes
     assert "classes whose names differ in case, zeros or Unicode form only: 01 and 1" in noted
-    assert {f"'{name}' is taken as a class; remove its images if it means no label" for name in ("NA", "test")} < {*noted}
+    assert {f"'{one}' is taken as a class; remove its images if it means no label" for one in ("NA", "test")} < {*noted}
 
 
 def test_files_of_one_name_are_found_if_they_are_copies(images, fill, refused):
