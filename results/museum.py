@@ -148,7 +148,7 @@ def flags(model: nn.Module) -> str:
     x, y = tested()
     names = [str(label) for label in range(CLASSES)]
     try:
-        card = evaluate(model, x, y, ["fgsm", "pgd-20"], eps=EPS, batch_size=len(y), probe=True)
+        card = evaluate(model, x, y, ["fgsm", "pgd-100"], eps=EPS, batch_size=len(y), probe=True)
     except UserError:
         return "refused: no gradient"
     checked = check(model, x, y, class_names=names, deep=True, eps=EPS)
