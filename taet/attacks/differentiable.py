@@ -29,7 +29,7 @@ class Replaced(nn.Module):
     "smooth" also changes the outputs: q(h) becomes h, and a threshold h > t becomes
     sigmoid((h - t) / (0.1 s)), s the standard deviation of h - t. Attacks on this model are attacks on a surrogate.
 
-    `sites` holds the operations found so far with the number of calls of each.
+    `sites` holds the operations found so far with the number of replaced calls of each: 0 of a choice of an index.
 
     Source: Athalye, Carlini, Wagner, ICML 2018, arXiv:1802.00420, section 4.1.
     """
@@ -47,7 +47,7 @@ class Replaced(nn.Module):
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:
     """Return the operations of a model in eval mode that `Replaced` finds, with the number of calls for a few images x.
 
-    Choices of an index are not replaced: 0 calls. All have 0 calls if replacing would change the outputs, or fails.
+    If replacing would change the model's outputs, or fails, the operations are reported with 0 calls.
     """
     replaced = Replaced(model)
 
@@ -61,7 +61,7 @@ def find(model: nn.Module, x: Tensor) -> dict[str, int]:
             unchanged = torch.allclose(logits_of(replaced), logits, rtol=1e-4, atol=1e-4)
         except Exception:  # a model may not expect numbers in place of booleans
             unchanged = False
-    return {name: calls if unchanged and name not in CHOICES else 0 for name, calls in replaced.sites.items()}
+    return {name: calls if unchanged else 0 for name, calls in replaced.sites.items()}
 
 
 class _Operations(TorchFunctionMode):
@@ -94,11 +94,11 @@ class _Operations(TorchFunctionMode):
             h, smooth = first, lambda h: 2 * _soft_step(h) - 1
         elif name in ABOVE | BELOW:
             h, smooth = first - args[1] if name in ABOVE else args[1] - first, _soft_step
-        elif name not in CHOICES:
+        else:
+            if name in CHOICES:
+                self.sites[name] = 0
             return output
         self.sites[name] = self.sites.get(name, 0) + 1
-        if name in CHOICES:
-            return output
         value = smooth(h) if self.smooth else h + (output.to(h.dtype) - h).detach()  # derivative 1 in h
         return target.copy_(value) if in_place else value
 

@@ -60,11 +60,11 @@ def read(data: Data) -> DataSource:
         arrays = read_npz(path, partial(set_arrays, group=data.group), data.storage)
         splits = splits_of(arrays, group=group)
     groups = {part: of.groups for part, of in splits.items() if of.groups is not None}
-    if "train" not in groups:
+    if (train := groups.get("train")) is None:
         return DataSource(splits)
     shared = {(one, other): len(np.intersect1d(groups[one], groups[other])) for one, other in combinations(groups, 2)}
     text = ", ".join(f"{number} in {one} and {other}" for (one, other), number in shared.items() if number)
-    named, alone = len(np.unique(groups["train"][groups["train"] >= 0])), int((groups["train"] < 0).sum())
+    named, alone = len(np.unique(train[train >= 0])), int((train < 0).sum())
     notes = [f"{named} groups in train_{group}"]
     notes += [f"{alone} images of train_{group} stand alone"] if alone else []
     notes += [f"the file's own splits divide groups of {group}: {text}"] if text else []

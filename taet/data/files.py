@@ -229,7 +229,7 @@ def class_rows(folder: Path, split: str = "") -> tuple[list[Row], list[str]]:
         rows += [Row(file, child.name, split, "/".join(file.relative_to(child).parts[:-1])) for file in images]
     if masks:
         notes.append(f"{len(masks)} masks of images are left out")
-    if outside := sum(is_image(file) and not file.name.startswith(".") for file in folder.iterdir()):
+    if outside := sum(map(is_image, folder.iterdir())):
         notes.append(f"{outside} images outside of the class folders are left out")
     return rows, notes + left_out(every)
 

@@ -48,8 +48,8 @@ def masks_of(folder: Path, images: Sequence[Path]) -> set[Path]:
 
 
 def is_image(file: Path) -> bool:
-    """Whether a file has the name of an image."""
-    return file.suffix.lower() in SUFFIXES
+    """Whether a file has the name of an image, and is not hidden, as a Mac's notes on an image are."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
 
 
 def left_out(files: Sequence[Path]) -> list[str]:

@@ -70,10 +70,10 @@ def _class_counts(train: Part, test: Part, data: Data) -> tuple[list[int], list[
         if data.test == "long-tailed" and not spread:
             largest = _largest(test, "test set", ratio, profile, data.test_max_count)
             test_counts = counts(len(names), largest, ratio, profile)
-    notes = [] if data.test == VALIDATION else _lacking("test", test, test_counts)
-    if data.test != VALIDATION and sum(test_counts) < len(test):
+    notes = _lacking("test", test, test_counts)
+    if sum(test_counts) < len(test):
         notes.append(f"{sum(test_counts)} of {len(test)} test images are taken, at most {max(test_counts)} of a class")
-    return train_counts, test_counts, [OfTraining(cut), *notes]
+    return train_counts, test_counts, [OfTraining(cut), *(notes if data.test != VALIDATION else ())]
 
 
 def _largest(part: Part, what: str, ratio: float, profile: str, max_count: int | None) -> int:
