@@ -26,6 +26,12 @@ class OfTraining(str):
     """A note on training or validation images, which is left out of the results of models not trained on them."""
 
 
+def dark(images: NDArray[np.uint8]) -> list[OfTraining]:
+    """Return a note if no pixel of the training images is bright."""
+    note = f"dark: no training pixel is above {images.max()} of 255; do the images use all of this range?"
+    return [OfTraining(note)] if images.max() < 64 else []
+
+
 def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:
     """Return the SHA-256 of the images' shape as text, their bytes, and the labels as little-endian int64."""
     digest = hashlib.sha256(repr(images.shape).encode())
@@ -157,8 +163,7 @@ class Dataset:
 
         Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3), copied only if they are read-only or not in C order; labels
         are whole numbers 0..C-1, (N,) or (N,1); `validation` is a pair (images, labels). Class names default to "0",
-        "1", ... up to the largest training label. Every class needs a training image. Anything else raises a
-        `UserError` that names the array.
+        "1", ... up to the largest training label. Every class needs a training image. Else a `UserError`.
         """
         arrays = {"train_images": train_images, "train_labels": train_labels}
         arrays |= {} if validation is None else dict(zip(("val_images", "val_labels"), validation, strict=True))
@@ -167,7 +172,8 @@ class Dataset:
             part: Split(of.images, of.labels, of.class_names, of.indices)  # type: ignore[arg-type]
             for part, of in splits_of(arrays, class_names).items()
         }
-        return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror)
+        notes = (*dark(splits["train"].images),)
+        return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror, notes)
 
     def about(self, of_training: bool = True) -> Json:
         """Return the entry on the data for result cards; `of_training`: with the notes on training images."""

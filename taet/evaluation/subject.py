@@ -119,13 +119,14 @@ class Subject:
     ) -> Self:
         if given is None:
             run, network, loaded, record = load_run(folder.path, weights, model=model, dataset=dataset)
-            images, labels, sha256, data = loaded.test.images, loaded.test.labels, loaded.test.sha256, loaded.about()
+            images, labels, sha256 = loaded.test.images, loaded.test.labels, loaded.test.sha256
+            data = {"name": loaded.name, "notes": [*record.data.notes]}  # training images may have changed since
         else:
             run, network, record = load_model(folder.path, weights, model=model)
             images, labels, names = fitted(given[0], record.data.image_shape), given[1], record.data.class_names
             labels = by_name(labels, class_names, names)
             sha256 = images_sha256(images, labels)
-            data = {"notes": [], **data, "imbalance_ratio": record.data.imbalance_ratio}
+            data = {"notes": [], **data}
             if class_names is not None and labels is given[1]:
                 pairs = [f"{one} is '{other}'" for one, other in zip(class_names, names, strict=False)]
                 data["notes"].append(f"labels are numbers of the run's classes: {listed(pairs, most=10)}")
@@ -145,7 +146,8 @@ class Subject:
         # Where test images were watched, a hash cannot tell that other images contain none of them.
         facts = DataFacts(tuple(counts), trained.image_shape, {"train": sum(counts)})
         leak = watched in (trained.test.sha256, sha256) and (rule != "last" or learns(run, facts))
-        data |= {"class_names": list(trained.class_names), "train_class_counts": counts, "test_sha256": sha256}
+        data |= {"imbalance_ratio": max(counts) / min(counts), "class_names": list(trained.class_names)}
+        data |= {"train_class_counts": counts, "test_sha256": sha256}
         fields: Json = {"method": run.method, "title": record.method_title, "protocol": run.protocol, "seed": run.seed}
         fields["run"] = {"config": record.settings, "hash": record.run_hash, "command": record.command}
         fields["run"] |= {"deviations": list(record.deviations), **({"code": record.code} if record.code else {})}

@@ -122,7 +122,7 @@ def _on_gpu(run: Run) -> bool:
 def network(size: WidthHeight, accelerated: bool) -> Chosen:
     """Return the network for images of this width and height, with or without a GPU."""
     if max(size) < SMALL:
-        return Chosen("resnet8", "the images have {}x{} pixels".format(*size))
+        return Chosen("resnet8", "the median image has {}x{} pixels".format(*size))
     return Chosen("resnet18" if accelerated else "resnet8", _machine(accelerated))
 
 

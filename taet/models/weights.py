@@ -135,8 +135,7 @@ def _prefix(names: Iterable[str]) -> str:
 def read(path: str | Path) -> StoredWeights:
     """Return the weights in a file, .safetensors or of `torch.save` with tensors only; code is refused and never run.
 
-    They may be under a key such as "state_dict". `path` may also be a published model, hf:USER/NAME@COMMIT or the
-    folder of one.
+    They may be under a key such as "state_dict". `path`: also a published model, hf:USER/NAME@COMMIT or its folder.
     """
     file = weights_file(path)
     content, place = _content(file), list[str]()
@@ -223,7 +222,7 @@ def pretrained(model: Classifier | Adapter, weights: str | Path) -> str:
     one_layer = len({key.rpartition(".")[0] for key in others}) == 1 and {"weight"} <= head.keys() <= {"weight", "bias"}
     if isinstance(model, Adapter) or not one_layer:
         _copy(body, tensors, state.path)
-        return note + remarks
+        return note + ("" if others or isinstance(model, Adapter) else "; the head is fresh") + remarks
     _copy(body, {key: value for key, value in tensors.items() if key in names}, state.path)
     if {key: value.shape for key, value in model.head.state_dict().items()} == {key: head[key].shape for key in head}:
         _copy(model.head, head, state.path)

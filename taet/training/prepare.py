@@ -25,7 +25,7 @@ from taet.models.classifier import guard_layout
 from taet.models.sync_norm import synchronised
 from taet.models.tuning import select, trained
 from taet.models.view import View, make_view
-from taet.models.weights import OF_RUN, weights_file
+from taet.models.weights import OF_RUN, local, weights_file
 from taet.progress import Progress, reporting_to
 from taet.settings import Run, from_json, override
 from taet.training.curve import TrainingCurve
@@ -187,10 +187,11 @@ def _tuning_notes(model: nn.Module, run: Run) -> tuple[str, ...]:
     if tune == "all":
         return ()
     count, total = (sum(value.numel() for value in trained(model, part).values()) for part in (tune, "all"))
-    method = weights.startswith(OF_RUN) and RunFolder(Path(weights.removeprefix(OF_RUN))).record.run.method
-    why = "training a small part of a network that was trained without attacks does not make it robust"
-    unknown = "" if method else ", and it is not known how this one was"
-    risk = f"{why} (arXiv:2312.05716){unknown}; or --model.tune all"
+    folder = RunFolder(local(weights.removeprefix(OF_RUN)))
+    method = folder.is_run and folder.record.run.method
+    maybe = "" if method else ", as this one may be,"
+    why = f"training a small part of a network that was trained without attacks{maybe} does not make it robust"
+    risk = f"{why} (arXiv:2312.05716); or --model.tune all"
     return (f"trained: {tune}, {count:,} of {total:,} parameters", *((risk,) if method in (False, "standard") else ()))
 
 

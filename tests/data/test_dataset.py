@@ -38,6 +38,11 @@ def test_arrays_that_torch_cannot_share_are_copied(arrays):
         assert (torch.from_numpy(split.images).numpy() == images).all()
 
 
+def test_arrays_of_few_grey_levels_have_a_note(arrays):
+    dark = arrays() | {"train_images": arrays()["train_images"] // 16}
+    assert Dataset.from_arrays(**dark).notes[0].startswith("dark: no training pixel is above")
+
+
 def test_checksum_sees_images_labels_and_shape(arrays):
     split = Dataset.from_arrays(**arrays()).train
     assert split.sha256 == replace(split, images=split.images.copy(order="F")).sha256

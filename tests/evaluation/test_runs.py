@@ -113,6 +113,17 @@ def test_what_a_card_says_of_a_run_is_found_in_the_run(run: Path, monkeypatch: p
     assert about["data"]["imbalance_ratio"] == max(counts) / min(counts)
 
 
+def test_a_card_is_about_the_training_images_as_they_were(tmp_path: Path) -> None:
+    arrays = {"train_images": np.arange(50, dtype=np.uint8).repeat(64).reshape(50, 8, 8, 1)}
+    arrays |= {"train_labels": np.arange(50) % 3 % 2, "test_images": arrays["train_images"][:2], "test_labels": [0, 1]}
+    np.savez(tmp_path / "a.npz", **arrays)
+    run = override(protocols.taet("at"), CHANGES | {"data.name": f"npz:{tmp_path / 'a.npz'}"})
+    before = Subject.of(train(run, out=tmp_path / "run").folder).about["data"]
+    np.savez(tmp_path / "a.npz", **arrays | {name: arrays[name][2:40] for name in ("train_images", "train_labels")})
+    assert Subject.of(tmp_path / "run").about["data"] == before
+    assert "2 of 2 test images are also in train" in before["notes"][1]
+
+
 def test_attacks_are_added_and_none_is_run_twice(run: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluate(run, attacks=["fgsm", "pgd-2"])
     ran.clear()

@@ -70,7 +70,7 @@ def test_low_rank_parts_are_merged_into_an_exported_file(tuned: Run, tmp_path: P
 
 def test_a_clean_network_is_named_where_a_part_is_trained(tiny: Tiny, tuned: Run, tmp_path: Path) -> None:
     clean = train(tiny("standard", {"model.name": tuned.model.name, "training.epochs": 1}), out=tmp_path / "clean")
-    found = train(override(tuned, {"model.weights": f"run:{clean.folder}"}), out=tmp_path / "run")
+    found = train(override(tuned, {"model.weights": str(clean.folder)}), out=tmp_path / "run")
     assert "was trained without attacks does not make it robust" in found.model.notes[-1]
     of_run = Subject.of(found.folder).about["run"]
     assert of_run["pretrained_sha256"] == file_sha256(clean.folder / "model.safetensors")
