@@ -51,8 +51,7 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 def exact_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
     """Return the interval `(low, high)` of Clopper and Pearson for a proportion, which is never too narrow.
 
-    Shapes are those of `wilson_interval`, which covers less near 0 and 1, by far at the levels of many classes.
-    Source: Biometrika 26, 1934.
+    Shapes as in `wilson_interval`, which covers less near 0 and 1, by far at many classes. Source: Biometrika 26, 1934.
     """
     from scipy import special
 
@@ -174,8 +173,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
         p = min(1, 2 sum_{i <= min(b, c)} binom(m, i) / 2^m),   m = b + c
 
-    with b and c the numbers of images that only one of the two classifies correctly. Source: McNemar, Psychometrika 12,
-    1947; in its exact binomial form.
+    with b and c the images that only one classifies correctly. Source: McNemar, Psychometrika 12, 1947; exact form.
     """
     from scipy import special
 

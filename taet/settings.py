@@ -205,7 +205,7 @@ class Training(Settings):
     decay: Literal["steps", "cosine", "one-cycle"] = "steps"
     """Rate: a tenth at each milestone; half a cosine to 0; or from lr / 25 to lr within warmup (or 0.3), then to 0."""
     milestones: Annotated[tuple[float, ...], RISING] = (0.75, 0.9)
-    """Shares of the epochs where the rate is divided by ten, to the nearest epoch; at the first one drw begins."""
+    """Shares of the epochs where decay steps divides the rate by ten, to the nearest epoch; drw begins at the first."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
     """Crop after padding by an eighth, and mirror; before it RandAugment (2, 8) or AutoAugment (CIFAR-10) of AT-BSL."""
     sampling: Literal["shuffled", "class-balanced", "square-root"] = "shuffled"

@@ -116,24 +116,6 @@ def test_sides_take_turns_and_a_ratio_is_the_median_of_the_rounds(load: Load) ->
     assert row == {"ratio": 3.0, "spread": [2.0, 5.0], "n": 3, "ours": 1.0, "other": 3.0}
 
 
-@pytest.mark.parametrize(
-    ("known", "family", "instructions"),
-    [
-        ({"cpu family": "26", "model": "2", "flags": "fma avx512_bf16"}, "family 26, model 2", "avx512_bf16"),
-        ({"flags": "asimd"}, "", "no bf16"),
-    ],
-)
-def test_a_result_names_the_generation_of_the_processor_and_its_instructions(
-    known: dict[str, str], family: str, instructions: str, load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    common = load("common")
-    for place in ("common", "taet.training.environment"):
-        monkeypatch.setattr(f"{place}.cpuinfo", lambda name, *_: known.get(name, ""))
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
-    found = common.processor()
-    assert (found["processor"], found["instructions"].partition(", ")[2]) == (family, instructions)
-
-
 def test_the_cost_model_is_that_of_the_paper_and_of_the_parts(load: Load) -> None:
     cost = load("cost")
     assert cost.rho(0.619, 10) == pytest.approx(0.139, abs=5e-4)

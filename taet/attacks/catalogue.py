@@ -121,17 +121,20 @@ def _offered(entry: registry.RegistryEntry) -> Iterator[tuple[str, type[AttackSp
 
 
 def _find(base: str) -> _Declared | None:
-    """Return the declaration of the attack called `base`, or None."""
+    """Return the declaration of the attack called `base`, or None; two of them are a `UserError`."""
+    found = None
     for entry in registry.entries("attacks").values():
         if base != entry.name and not base.startswith(f"{entry.name}-"):
             continue  # other custom files are not imported
         for pattern, kind in _offered(entry):
             stem = pattern.removesuffix("-N")
             match = re.fullmatch(re.escape(stem) + ("()" if stem == pattern else r"-([1-9][0-9]{0,9})"), base)
+            if match is not None and found is not None and found.entry.module != entry.module:
+                raise UserError(f"{entry.path or found.entry.path}: the attack '{base}' exists already; rename yours")
             if match is not None:
                 steps = {"steps": int(match[1])} if match[1] else {}
-                return _Declared(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
-    return None
+                found = _Declared(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
+    return found
 
 
 def _known(base: str) -> _Declared | None:

@@ -24,8 +24,7 @@ def validate_inputs(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Decorate an attack on `model`, `x`, `y`: check its inputs, and compute gradients in any mode of the caller.
 
     The attack has the keywords `eps`, `checked` and, unless its ball is that of L2, `norm`. With `checked=True` the
-    inputs are taken as valid, and no check waits for the device. Options whose annotation is a choice or has bounds
-    are checked against it.
+    inputs are taken as valid, and no check waits for the device. Options are checked against their annotations.
     """
     defaults, hints = getattr(attack, "__kwdefaults__", {}), get_type_hints(attack, include_extras=True)
     known = [(name, kind, marks) for name, hint in hints.items() for kind, marks in leaves(hint)]

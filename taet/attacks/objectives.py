@@ -35,8 +35,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
     """Margin of the probabilities, max_{k != y} p_k - p_y with p = softmax(z), in (-1, 1): (N, C), (N,) -> (N,).
 
-    It saturates where the logits are large, so on a model with scaled logits prefer `margin`. Source: the PMA attack,
-    CVPR 2025.
+    It saturates where the logits are large: prefer `margin` if they are scaled. Source: the PMA attack, CVPR 2025.
     """
     return margin(full_precision(logits).softmax(1), y)
 
@@ -57,8 +56,7 @@ def scaled(objective: Objective, factor: float) -> Objective:
 def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
     """Return the objective KL(f(x) || f(x')) of TRADES, which uses no labels; f(x) is computed once for all steps.
 
-    The model must not change until the last step, as inside `frozen`. Source: Zhang et al., TRADES, ICML
-    2019, arXiv:1901.08573.
+    The model must not change before the last step. Source: Zhang et al., TRADES, ICML 2019, arXiv:1901.08573.
     """
     with torch.no_grad():
         natural = model(x)
@@ -100,8 +98,7 @@ def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tens
     predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. n is at least 1;
     class_counts n and predicted_counts m are (C,), float. With sign steps and BN in eval mode a positive weight per
     label changes no adversarial example, except for signs that rounding flips: all but brw give those of plain PGD.
-    Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose definitions are
-    ours.
+    Source: Li et al., REAT, arXiv:2307.10205, table 2; without code for rw, rws, enr, brw, whose definitions are ours.
     """
     counts = class_counts.clamp(min=1)
     if name in ("rw", "rws"):

@@ -31,8 +31,7 @@ class Evaluate(OfModel):
 
     Or attack a model of any origin on the test images of a data set: --model NAME --data NAME, where the model is
     package.module:callable (called without arguments or with num_classes), torchvision:NAME, timm:NAME, a name of
-    taet list models, or a run folder, for other images than its own. A file of weights never runs code. Run taet check
-    first.
+    taet list models, or a run folder, for other images than its own. Weights never run code. Run taet check first.
     """
 
     examples = (

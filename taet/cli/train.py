@@ -61,7 +61,8 @@ class Train(Command):
     resume: Path | None = None
     """Continue this run. Only --trust-model and --evaluate may be added."""
     config: Path | None = None
-    """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values."""
+    """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values; it
+    replaces those of --protocol and --recipe."""
     print_config: bool = False
     """Print all settings, also those that are chosen, and train nothing."""
     trust_model: Trusted = None
@@ -138,12 +139,14 @@ def _checked(request: Request, file: Json) -> Request:
     """Add the settings of a file, and refuse what could only fail after the training."""
     from taet import models
     from taet.evaluation.bundles import of_run
+    from taet.training.resolve import refuse_idle_loss
 
     with located(str(request.options.config or "")):
         own = override(request.start, file)
     if "model.name" in file and "model.name" not in request.given:  # a file never chooses code that is run
         with models.trusted(request.options.trust_model):
             models.check_consent(str(request.options.config), own.model.name)
+    refuse_idle_loss(override(own, request.given), request.given)
     request = request._replace(given=file | request.given)
     if request.options.recipe in ("fine-tune", "robust-transfer") and request.run().model.weights is None:
         raise UserError(f"recipe {request.options.recipe}: got no weights to start from; add --model.weights")
@@ -199,10 +202,9 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     ways = [(f"--epochs {fewer}", took * fewer / epochs, took)] if took > LONG_SECONDS else []
     if attacks > LONG_SECONDS:
         quick = "clean", "quick"
-        ways += [
-            (f"--evaluation.attacks {' '.join(quick)}", attack_seconds(plan, state.model, quick), attacks),
-            (f"--data.test-max-count {FEW}", attacks * few / len(dataset.test), attacks),
-        ]
+        ways += [(f"--evaluation.attacks {' '.join(quick)}", attack_seconds(plan, state.model, quick), attacks)]
+    if attacks > LONG_SECONDS and run.data.test != "validation":
+        ways += [(f"--data.test-max-count {FEW}", attacks * few / len(dataset.test), attacks)]
     shorter = [f"{way} ({duration(seconds)})" for way, seconds, now in ways if seconds < WORTH * now]
     lines += [f"shorter: {', '.join(shorter)}"] if shorter else []
     return "\n".join(lines)

@@ -155,8 +155,7 @@ def _tiny_imagenet(data: Data, folder: Path) -> DataSource:
     """Return 500 training and 50 test images of each of 200 classes; greyscale files become colour.
 
     Classes are in the order of their WordNet ids, as for class folders, not in that of wnids.txt; training images of a
-    class are in the order of their file names. Source: Le and Yang, Tiny ImageNet visual recognition challenge,
-    Stanford CS 231N, 2015.
+    class are in the order of their file names. Source: Le, Yang, Tiny ImageNet challenge, Stanford CS 231N, 2015.
     """
 
     def table(name: str) -> list[list[str]]:

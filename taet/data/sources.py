@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from taet import registry
-from taet.data.dataset import DataFacts, Dataset, DataSource, OfTraining, Part, Split, images_sha256
+from taet.data.dataset import DataFacts, Dataset, DataSource, OfTraining, Part, Split, dark, images_sha256
 from taet.data.downloads import Download, Missing, ready
 from taet.data.files import DIVIDED
 from taet.data.images import PILLOW, Files, resized
-from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
 from taet.errors import UserError, nearest, unknown
@@ -63,7 +62,9 @@ def _resolved(data: Data) -> tuple[Data, registry.RegistryEntry]:
     ratio = data.imbalance_ratio
     if ratio is None and kind not in PATH_SOURCES and name.endswith(("-lt", BALANCED_SMALL)):
         ratio = float(published.get("imbalance_ratio", data.default_imbalance_ratio))
-    profile = data.profile or published.get("profile", PROFILES[0])
+    if data.profile is not None and ratio is None:
+        raise UserError(f"data profile: got {data.profile} without --data.imbalance-ratio; allowed: both")
+    profile = data.profile or published.get("profile")
     return data.replace(name=name, imbalance_ratio=ratio, profile=profile), known[kind]
 
 
@@ -139,9 +140,7 @@ def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
     made = {part: _read(of, data) for part, of in chosen.items()}
     if is_own(data.name) or entry.path:
         notes += _duplicate_notes(chosen, made)
-        if (most := int(made["train"].images.max())) < 64:
-            dark = f"dark: no training pixel is above {most} of 255; do the files use fewer bits than they have?"
-            notes.append(OfTraining(dark))
+        notes += dark(made["train"].images)
     notes += _group_notes(made["test"].groups)
     whole = data.extra is not None and chosen["test"].rows is not None and data.test != VALIDATION
     return Dataset(

@@ -71,11 +71,11 @@ def attacks_of(settings: Evaluation) -> list[AttackSpec]:
     return [*attacks, *(point for name, point in points.items() if name not in singles)]
 
 
-def expand(settings: Evaluation, steps: Mapping[str, float] = {}) -> Evaluation:
+def expand(settings: Evaluation, steps: Mapping[str, float] = {}, usual: Evaluation = catalogue.SETTINGS) -> Evaluation:
     """Return settings in which the name of a protocol among the attacks is replaced by all columns of its paper.
 
-    Step sizes, L2 ball and CW become those of the paper, which define its columns, unless they were set to values of no
-    protocol. A step is in proportion to the radius. `steps`: the step sizes if the attacks name no protocol.
+    Step sizes, L2 ball and CW become those of the paper, which define its columns, unless they are not those of `usual`
+    and so were set. A step is in proportion to the radius. `steps`: the step sizes if the attacks name no protocol.
     """
     papers = [name for name in settings.attacks if name in protocols.COLUMNS]
     if not papers:
@@ -84,12 +84,8 @@ def expand(settings: Evaluation, steps: Mapping[str, float] = {}) -> Evaluation:
         raise UserError(f"attacks: got {' and '.join(papers)}, whose settings differ; allowed: one protocol at a time")
     run, eps = protocols.start(papers[0]), settings.eps or Threat().eps
     scaled = override(run.evaluation, protocols.steps_in(eps, settings.eps_l2, run.evaluation, eps, run))
-    known = [catalogue.SETTINGS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
-    paper = {
-        name: getattr(scaled, name)
-        for name in PAPER_SETTINGS
-        if any(getattr(settings, name) == getattr(other, name) for other in known)
-    }
+    unset = [name for name in PAPER_SETTINGS if getattr(settings, name) == getattr(usual, name)]
+    paper = {name: getattr(scaled, name) for name in unset}
     attacks = dict.fromkeys(each for name in settings.attacks for each in protocols.COLUMNS.get(name, (name,)))
     return override(settings, {**steps, **paper, "attacks": tuple(attacks)})
 
@@ -110,7 +106,7 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) 
     old_eps = own.eps or eps
     settings = override(own, {"eps": old_eps, **changed, "attacks": tuple(names)})  # refuses unknown fields and values
     steps = protocols.steps_in(settings.eps or old_eps, settings.eps_l2, own, old_eps, usual)
-    settings = expand(settings, steps)
+    settings = expand(settings, steps, usual.evaluation)
     settings = override(settings, {**changed, "attacks": settings.attacks})
     for attack in attacks_of(settings):
         own_step = "step_size_l2" if attack.norm == "l2" else "step_size"

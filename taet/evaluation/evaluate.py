@@ -61,8 +61,7 @@ def evaluate(
     and others stay. If eps is given and the step of PGD is not, the step is scaled with eps.
 
     Args:
-        model_or_run_dir: a Module from images (N, C, H, W) in [0, 1] to logits, or a run folder, which gets the card
-            as evaluation.json.
+        model_or_run_dir: a Module from images (N, C, H, W) in [0, 1] to logits, or a run; its card is evaluation.json.
         images: uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1]; or a `taet.data.Dataset`, of which the
             test images are taken. A run has its own; others are given with `out`.
         labels: of those images: integers (N,), 0 to classes - 1.

@@ -26,7 +26,7 @@ from taet.models import check_consent, consent
 from taet.settings import SHORT, Run, flat, from_json, option_words, override
 from taet.training.folder import RunFolder
 from taet.training.record import training_settings
-from taet.training.resolve import check_model, idle_settings, resolve
+from taet.training.resolve import check_model, idle_settings, refuse_idle_loss, resolve
 from taet.training.runs import check_code
 
 DEFAULTS = Run().model_dump()
@@ -281,5 +281,6 @@ class _Planner:
         check_consent(self.asked_by, run.model.name)
         found = self.facts_of(run.data)
         resolved = resolve(run, found)
+        refuse_idle_loss(resolved.run, settings)
         check_model(resolved, found)
         return resolved.run

@@ -1,7 +1,6 @@
 """Cross-entropy and losses for long-tailed data. Each returns one value per sample, (N,), in at least float32.
 
-Class counts are (C,) training images per class. A class without images counts as one image, which keeps every
-logarithm, root and weight finite.
+Class counts are (C,) training images per class. A class without images counts as one, so that all stays finite.
 """
 
 import math
@@ -166,8 +165,7 @@ def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
     class_counts (C,), beta in [0, 1) -> (C,). With beta = 0 all classes weigh the same. For n_c << 1 / (1 - beta) the
     weights are close to the inverse frequency: relative to the rarest class and at the usual 0.9999, a class of 500
     images has 1.02 times the weight that 1 / n gives, and one of 5000, the largest of CIFAR-10-LT, 1.27 times. Raises
-    UserError for another beta. Source: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019,
-    arXiv:1901.05555.
+    UserError for another beta. Source: Cui et al., Class-Balanced Loss, CVPR 2019, arXiv:1901.05555.
 
     Example:
         >>> import torch
@@ -189,8 +187,7 @@ def class_balanced(logits: Tensor, labels: Tensor, class_counts: Tensor, beta: f
 
     logits (N, C), labels (N,), class_counts (C,), beta in [0, 1) -> (N,), at least 0. Take the plain mean over the
     batch, as the authors' code does; a weighted mean would divide by the sum of the batch's weights. For
-    n_c << 1 / (1 - beta) the weights are about the inverse frequency. Raises UserError for another beta. Source: Cui et
-    al., CVPR 2019, arXiv:1901.05555.
+    n_c << 1 / (1 - beta) the weights are about 1 / n_c. UserError for another beta. Source: Cui et al., CVPR 2019.
 
     Example:
         >>> import torch

@@ -27,8 +27,7 @@ class HypersphereEmbedding(Method):
 
     Attacks and divergences use s cos without the margin. Two differences from the public code: here the normalisation
     of the head is differentiated, while the public code overwrites the weights with their directions in every forward
-    pass; and here logits always keep the factor s, while the public code evaluates bare cosines, whose nearly flat
-    softmax can mislead an attack.
+    pass; here logits keep the factor s; the public code uses bare cosines, whose flat softmax can mislead an attack.
 
     Official: the public code's command for pgd, with s 10, on a WRN-34-10, with the rounded values 0.031 and 0.007. Its
     defaults are s 15 and weight decay 2e-4, as for trades; alp has s 20 and m 0.3.

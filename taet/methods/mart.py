@@ -16,8 +16,7 @@ class Mart(Method):
 
     BCE is the cross-entropy, for which the run's outer loss stands, plus a penalty on the most likely wrong class. The
     penalty uses the logits with the outer loss's shift by the class prior, and has its class weights. Nothing is
-    detached, as in the public code: gradients flow through p, the factor and the attacked prediction (see
-    `taet.losses.consistency`).
+    detached, as in the public code: gradients flow through p, the factor and f(x') (`taet.losses.consistency`).
 
     Official: a ResNet-18, with the rounded values 0.031 and 0.007. The settings for the WRN-34-10 are lr 0.1, weight
     decay 7e-4, beta 6 and 90 epochs.

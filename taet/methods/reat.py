@@ -47,8 +47,7 @@ class Reat(Method):
         tail: bool = True
         """Regularise the features of tail classes (TAIL in the paper)."""
         form: Annotated[Form, OnlyWith(tail=True)] = "official"
-        """official: TAIL as in the public code; paper: equation 3; per-pair: the public code's with pairwise
-        divergences."""
+        """official: TAIL as in the public code; paper: equation 3; per-pair: official, with pairwise divergences."""
         tail_weight: Annotated[NonNegative, OnlyWith(tail=True)] = 1.0
         """Factor of TAIL (public code)."""
 

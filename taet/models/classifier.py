@@ -16,8 +16,7 @@ class Classifier(nn.Module):
 
     x (N, C, H, W) in [0, 1] -> (N, classes). Normalisation is part of the model, so that perturbations are always
     measured in units of the image. The head computes in float32 also under autocast, because class terms and attacks
-    use small differences of logits. `offset` (classes,) is zero in training and set by the method afterwards (a
-    post-hoc class prior).
+    use small differences of logits. `offset` (classes,) is zero in training, set afterwards (a post-hoc class prior).
     """
 
     notes: tuple[str, ...] = ()

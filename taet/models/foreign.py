@@ -1,7 +1,6 @@
 """Models of any origin: of this package, of other libraries, and custom models, whose code is run only with consent.
 
-For training, a network is split into features and head. For an evaluation it stays whole, with the weights and the
-normalisation that it expects.
+For training, a network is split into features and head. For evaluation it stays whole, with its own normalisation.
 """
 
 import contextlib

@@ -137,8 +137,7 @@ def headline(results: Results) -> pd.DataFrame:
 
 def groups(results: Results) -> Iterator[pd.DataFrame]:
     """Balanced accuracy of the classes ranked by training images: head, the first third (rounded down), tail, from rank
-    ceil(2C/3) on, and body between them; of two classes, one is head and one tail. And the accuracy of the worst class
-    of each seed."""
+    ceil(2C/3) on, and body between; of two, one is head and one tail. And the accuracy of each seed's worst class."""
     parts = {"head": "head", "body": "body", "tail": "tail", "worst class": "worst"}
     for attack in lead_attacks(results) if len(members(results.cards[0], "tail")) else ():
         columns = {Text(head): _column(results, attack, group) for head, group in parts.items()}

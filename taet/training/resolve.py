@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from taet import methods, models, registry
@@ -69,8 +69,9 @@ def resolve(run: Run, facts: DataFacts | None, *, extra_counts: Sequence[int] | 
         raise UserError(f"{run.method}: got the head to train; its loss has no labels; allowed: --model.tune all")
     if run.threat.start == "none" and not (method.label_attack or method.own_attack):
         raise UserError(f"{run.method}: got threat start none, where its attack has no slope; allowed: another start")
-    if training.swa < 1 and epoch_at(training.swa, training.epochs) >= training.epochs:
-        raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
+    for name, share, unused in (("swa", training.swa, 1), ("awp start", training.awp_start, 0)):
+        if share != unused and epoch_at(share, training.epochs) >= training.epochs:
+            raise UserError(f"{name}: got {share:g}; that leaves none of {training.epochs} epochs")
     return Resolved(override(run, {"settings": method.config}), method, split, mixed)
 
 
@@ -113,6 +114,12 @@ def idle_settings(run: Run) -> frozenset[str]:
     idle = {"outer.name"} if method.task.outer.name != run.outer.name else set()
     idle |= set() if run.data.extra else EXTRA
     return EVALUATION.union(idle, () if decides else CURVE, ATTACK if method.own_attack else ())
+
+
+def refuse_idle_loss(run: Run, given: Iterable[str]) -> None:
+    """Refuse a loss on the labels that is `given` and that the method of the run replaces."""
+    if "outer.name" in idle_settings(run).intersection(given):
+        raise UserError(f"{run.method}: got the outer loss {run.outer.name}; its own replaces it, see its --help")
 
 
 def _curve_split(run: Run, facts: DataFacts | None) -> str:

@@ -1,7 +1,6 @@
 """One step of training, the same for every method, with adversarial weight perturbation (AWP).
 
-Source of AWP: Wu, Xia, Wang, Adversarial weight perturbation helps robust generalization, NeurIPS 2020,
-arXiv:2004.05884.
+Source of AWP: Wu, Xia, Wang, Adversarial weight perturbation, NeurIPS 2020, arXiv:2004.05884.
 """
 
 from collections.abc import Callable, Iterator

@@ -309,6 +309,13 @@ def shift(model, x, y, *, eps):
 Plugged = Callable[..., AbstractContextManager[None]]
 
 
+def test_an_attack_cannot_have_a_name_of_this_package(plugged: Plugged, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(FUNCTION.replace('"shift"', '"pgd-20"').replace("def shift", "def pgd_20"), encoding="utf-8")
+    with plugged("attacks", path), pytest.raises(UserError, match="the attack 'pgd-20' exists already; rename yours"):
+        catalogue.parse("pgd-20")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "typed"), [("nudge", SPECIFICATION, "nudge-3:way=random"), ("shift", FUNCTION, "shift")]
 )

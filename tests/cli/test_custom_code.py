@@ -57,12 +57,7 @@ SOURCES = {"methods": METHOD, "attacks": ATTACK, "models": MODEL, "data": DATA}
 FAULTS = [
     ("methods", "", "def\n", "is no Python file"),
     ("methods", "total =", "raise ValueError('q'); total =", "ValueError: q"),
-    (
-        "methods",
-        "    def loss",
-        "    def stage_at(config, task, epoch): pass\n    def loss",
-        "stage_at: got (None, None)",
-    ),
+    ("methods", "    def", "    def stage_at(config, task, epoch): pass\n    def", "stage_at: got (None, None)"),
     ("attacks", "", "import no_such_module_at_all\n", "ModuleNotFoundError"),
     ("models", "return models", "models", "mine.py: build returned a NoneType; allowed: Classifier"),
     ("data", "return load", "load", "mine.py: read returned a NoneType; allowed: "),

@@ -124,6 +124,7 @@ def test_table_and_csv(trained: Path, folder: Path, answered: Predictions) -> No
     [
         ({"attack": "clean"}, r"attack: got clean, which has no ball"),
         ({"attack": "pgd-20@runs/x"}, r"attack"),
+        ({"attack": "pgd-2:step=0.0001"}, r"got 2 steps of 0\.0001; allowed: steps that add up to its radius"),
         ({"attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
         ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
         ({"images": np.zeros((8, 8, 3), np.uint8)}, r"images: got shape \(8, 8, 3\); allowed: \(N, H, W, C\)"),

@@ -79,6 +79,7 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
         ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
         ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
         ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl_d"),
+        ({"settings": {"outer.name": "cross-entropy"}, "methods": ["reat"]}, "reat: got the outer loss cross-entropy"),
         ({"settings": {"evaluation.attacks": ["pgd-2:step=2/255"]}}, "got 2 steps of 2/255; allowed: steps that"),
         ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
         ({"data": ["digits-lt", "digit-lt"]}, r"file here: 'digit-lt'.*did you mean 'digits-lt'\?"),

@@ -64,13 +64,6 @@ def close(value: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "class-balanced"])
-def test_each_name_is_its_function(name: str) -> None:
-    loss = outer(name)
-    assert loss.outer.name == name
-    close(loss(*batch()), PLAIN[name](*batch()))
-
-
 def test_class_balanced_is_the_weighted_mean_or_divides_by_the_batch() -> None:
     close(outer("class-balanced")(*batch()).mean(), weighted("class-balanced"))
     close(outer("class-balanced", divide_by="batch")(*batch()), class_balanced(*batch(), NUMBERS, 0.99))

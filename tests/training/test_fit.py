@@ -41,6 +41,7 @@ LONG_TAIL = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80, "test": 30})
     ("method", "changes", "match"),
     [
         ("at", {"training.swa": 0.9, "training.epochs": 3}, r"swa: got 0\.9; that leaves none of 3 epochs"),
+        ("at", {"training.awp": 0.01, "training.awp_start": 0.9, "training.epochs": 3}, r"awp start: got 0\.9; that"),
         ("at", {"training.selection": "best-test", "training.monitor_every": 0}, "monitor every: got 0"),
         ("trades", {"threat.weighting": "rw"}, "its attack takes no class weights"),
         ("at", {"outer.drw": True, "training.milestones": (1.0,)}, "a schedule without a milestone"),
