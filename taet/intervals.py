@@ -51,7 +51,8 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 def exact_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
     """Return the interval `(low, high)` of Clopper and Pearson for a proportion, which is never too narrow.
 
-    Shapes as in `wilson_interval`, which covers less near 0 and 1, by far at many classes. Source: Biometrika 26, 1934.
+    Shapes are those of `wilson_interval`, which covers less near 0 and 1, by far at the levels of many classes.
+    Source: Biometrika 26, 1934.
     """
     from scipy import special
 

@@ -87,8 +87,7 @@ class Data(Settings):
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept: in memory, or in a file. auto: in a file from a quarter of the memory on."""
     skip_unreadable: bool = False
-    """Leave out image files that cannot be decoded, count them in the notes of the run, and name some; extra images
-    are left out without a note."""
+    """Leave out image files that cannot be decoded, and count them in the notes of the run; extra images: no note."""
     extra: str | None = None
     """Extra training images, real or generated: folder:PATH of class folders, or npz:PATH with images and labels."""
     extra_fraction: Annotated[PartialShare, Field(title="data extra fraction"), OnlyWith(extra=...)] = 0.7

@@ -129,11 +129,7 @@ EXAMPLE = (ROOT / "examples" / "add_a_method.py").read_text(encoding="utf-8")
         ("class Config(Method.Config)", "class Config", "got 0 methods; .* whose Config extends Method.Config"),
         ("def loss(", "def lose(", "got no method loss; allowed: one or more of"),
         ("] = 0.25", "]", "power without a default"),
-        (
-            "class PredictionBalanced",
-            "class Two(Method): ...\n\nclass PredictionBalanced",
-            "got 2 methods; allowed: one",
-        ),
+        ("class Predict", "class Two(Method): ...\n\nclass Predict", "got 2 methods; allowed: one"),
         ("import torch\n", "import no_such_module\n", "cannot be imported: ModuleNotFoundError"),
         ('{"prediction-balanced"', '{"at"', "the method 'at' exists already; rename yours"),
     ],

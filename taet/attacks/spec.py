@@ -58,7 +58,7 @@ class AttackSpec(ABC):
     name: str  # as the user wrote it, with its options
     norm: Norm | None = None  # of the ball and of distances; None for clean images
     eps: NonNegative | None = None
-    """Radius of the ball in units of the image range, e.g. 8/255; none: unbounded, if the attack minimises its norm."""
+    """Radius of the ball, in image units, e.g. 8/255; none: unbounded, if the attack minimises the perturbation."""
     seed: int | None = None  # None for an attack that draws no random numbers
     precision: SearchPrecision = "float32"
     """Arithmetic of the attack's own passes: float32, bf16, or tf32 on NVIDIA GPUs. The model decides in float32."""

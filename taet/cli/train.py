@@ -61,8 +61,7 @@ class Train(Command):
     resume: Path | None = None
     """Continue this run. Only --trust-model and --evaluate may be added."""
     config: Path | None = None
-    """Settings as JSON or TOML: the output of --print-config, or a run.json. Other options replace its values; it
-    replaces those of --protocol and --recipe."""
+    """Settings as JSON or TOML (--print-config, run.json): they replace a protocol's, other options replace them."""
     print_config: bool = False
     """Print all settings, also those that are chosen, and train nothing."""
     trust_model: Trusted = None
@@ -181,12 +180,12 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     mirroring = {} if run.training.augment in ("none", "crop") else own_images.mirroring(run.data, dataset)
     notes = (*dataset.notes, *state.model.notes)
-    usual, own = protocols.start(run.protocol, run.method).threat, state.method.own_attack
-    if own and any(getattr(usual, name) != getattr(run.threat, name) for name in ("steps", "step_size", "start")):
+    usual, own, threat = protocols.start(run.protocol, run.method).threat, state.method.own_attack, run.threat
+    if own and any(getattr(usual, name) != getattr(threat, name) for name in ("steps", "step_size", "start")):
         notes += (f"steps and start of --threat change nothing: {state.method.title} has no attack, or one of its own",)
-    elif not own and run.threat.steps * run.threat.step_size < run.threat.eps * (1 - 1e-9):
-        steps = f"{plural(run.threat.steps, 'attack step')} of {size(run.threat.step_size)}"
-        notes += (f"! {steps} cannot reach eps {size(run.threat.eps)}; see --threat.steps and --threat.step-size",)
+    elif not own and threat.start in ("gaussian", "none") and threat.steps * threat.step_size < threat.eps * (1 - 1e-9):
+        steps = f"{plural(threat.steps, 'attack step')} of {size(threat.step_size)}"
+        notes += (f"! {steps} cannot reach eps {size(threat.eps)}; see --threat.steps and --threat.step-size",)
     lines = [
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {most} '{common}' to {least} '{rare}' "
         f"to train on (imbalance {dataset.imbalance_ratio:.4g})",

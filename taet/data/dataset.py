@@ -28,8 +28,9 @@ class OfTraining(str):
 
 def dark(images: NDArray[np.uint8]) -> list[OfTraining]:
     """Return a note if no pixel of the training images is bright."""
-    note = f"dark: no training pixel is above {images.max()} of 255; do the images use all of this range?"
-    return [OfTraining(note)] if images.max() < 64 else []
+    most = int(images.max())
+    note = f"dark: no training pixel is above {most} of 255; do the images use all of this range?"
+    return [OfTraining(note)] if most < 64 else []
 
 
 def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:
@@ -163,7 +164,8 @@ class Dataset:
 
         Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3), copied only if they are read-only or not in C order; labels
         are whole numbers 0..C-1, (N,) or (N,1); `validation` is a pair (images, labels). Class names default to "0",
-        "1", ... up to the largest training label. Every class needs a training image. Else a `UserError`.
+        "1", ... up to the largest training label. Every class needs a training image. Anything else
+        is a `UserError` that names the array.
         """
         arrays = {"train_images": train_images, "train_labels": train_labels}
         arrays |= {} if validation is None else dict(zip(("val_images", "val_labels"), validation, strict=True))

@@ -38,7 +38,7 @@ def of_rows(
 ) -> DataSource:
     """Return the images of rows; the classes are the labels that occur, in `order` or else sorted as text.
 
-    Without splits, TEST_SHARE of each class is for testing; a group in two is refused. Grey if all files are, else RGB.
+    Without splits, TEST_SHARE of a class is for testing; a group in two splits is refused. Grey if all are, else RGB.
     """
     names = check_names(sorted({row.label for row in rows}, key=list(order).index if order else None))
     given, notes = {row.split for row in rows}, list(notes)

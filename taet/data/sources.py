@@ -16,6 +16,7 @@ from taet.data.dataset import DataFacts, Dataset, DataSource, OfTraining, Part, 
 from taet.data.downloads import Download, Missing, ready
 from taet.data.files import DIVIDED
 from taet.data.images import PILLOW, Files, resized
+from taet.data.long_tail import PROFILES
 from taet.data.splits import BALANCED_SMALL, VALIDATION, select
 from taet.data.storage import PIECE, Pixels, kept, on_disk
 from taet.errors import UserError, nearest, unknown
@@ -62,9 +63,7 @@ def _resolved(data: Data) -> tuple[Data, registry.RegistryEntry]:
     ratio = data.imbalance_ratio
     if ratio is None and kind not in PATH_SOURCES and name.endswith(("-lt", BALANCED_SMALL)):
         ratio = float(published.get("imbalance_ratio", data.default_imbalance_ratio))
-    if data.profile is not None and ratio is None:
-        raise UserError(f"data profile: got {data.profile} without --data.imbalance-ratio; allowed: both")
-    profile = data.profile or published.get("profile")
+    profile = data.profile or published.get("profile", PROFILES[0])
     return data.replace(name=name, imbalance_ratio=ratio, profile=profile), known[kind]
 
 
@@ -149,7 +148,7 @@ def load(name: str | os.PathLike[str] | Data, **settings: Any) -> Dataset:
         made.get("validation"),
         made["test"],
         mirror=found.mirror,
-        notes=(*found.notes, *notes),
+        notes=(*dict.fromkeys([*found.notes, *notes]),),  # arrays of a plug-in may have one of them
         resized=found.resized or data.size is not None,
         whole_test=_read(found.splits["test"], data) if whole else None,
     )

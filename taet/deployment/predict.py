@@ -136,8 +136,9 @@ def predict(
     (names, listed, notes), where = find(images), resolve_device(device)
     run, network, record = load_model(run_dir, weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
-    known = settle(run.evaluation, {"attacks": attack}, run.threat.eps, protocols.start(run.protocol, run.method))
-    spec = None if attack is None else catalogue.parse(attack, known)
+    spec, usual = None, protocols.start(run.protocol, run.method)
+    if attack is not None:
+        spec = catalogue.parse(attack, settle(run.evaluation, {"attacks": attack}, run.threat.eps, usual))
     if spec is not None and spec.eps is None:  # survival is not defined
         advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from taet import protocols
 from taet.attacks import catalogue
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
@@ -14,7 +15,7 @@ from taet.data import Dataset
 from taet.data.long_tail import even_sample
 from taet.distributed import gather, on_first, rank
 from taet.errors import UserError
-from taet.evaluation.bundles import attacks_of
+from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.card import Card, continued, put
 from taet.evaluation.column import Column
 from taet.evaluation.facts import probe, probe_passes
@@ -181,10 +182,11 @@ def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
 
 def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] = ()) -> float:
     """Return the expected seconds of attacks, by default those of the run, and of the probe on its test images."""
-    run, test, settings = plan.run, plan.dataset.test, plan.run.evaluation
+    run, test, asked = plan.run, plan.dataset.test, {"attacks": tuple(attacks) or None}
+    settings = settle(run.evaluation, asked, run.threat.eps, protocols.start(run.protocol, run.method))
     counted, classes = attacked(model, test.images), len(test.class_names)
     runner = Runner(counted, test.images, test.labels, classes, settings.batch_size, settings.seed, plan.device)
-    specs = attacks_of(settings.replace(attacks=tuple(attacks) or settings.attacks, eps=run.attack_eps))
+    specs = attacks_of(settings)
     passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)
     with plan.surroundings():
         return passes * runner.pace(specs[-1])

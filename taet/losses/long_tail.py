@@ -1,6 +1,6 @@
 """Cross-entropy and losses for long-tailed data. Each returns one value per sample, (N,), in at least float32.
 
-Class counts are (C,) training images per class. A class without images counts as one, so that all stays finite.
+Class counts are (C,) training images per class. A class without images counts as one image, so that all is finite.
 """
 
 import math

@@ -14,7 +14,6 @@ from taet.fields import OnlyWith, PartialShare, Positive, Share
 from taet.losses import kl_divergence
 from taet.losses.long_tail import class_sums
 from taet.methods.base import Adversarial, Loss, Seen, Task, first_epoch
-from taet.methods.dafa import InnerShare
 from taet.methods.trades import Trades
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
@@ -93,7 +92,7 @@ class Cfa(ClassBudgets):
         gate: Literal["off", "relative", "absolute"] = "off"
         """Deliver an average of the weights of epochs whose worst class passes (FAWA in the paper), by the mean of the
         classes (relative) or as published (absolute); it needs a validation split. off: no average."""
-        average: Annotated[InnerShare, OnlyWith(gate=("relative", "absolute"))] = 0.88
+        average: Annotated[PartialShare, OnlyWith(gate=("relative", "absolute"))] = 0.88
         """Decay d of that average (paper)."""
         threshold: Annotated[Share | None, OnlyWith(gate=("relative", "absolute"))] = None
         """Least robust accuracy of a class for an epoch to be averaged. Default: 0.4 of the mean, or 0.2 (paper)."""
@@ -110,7 +109,7 @@ class Cfa(ClassBudgets):
         if self.regulariser == "off" and config.lambda_2 != 0.5:
             raise UserError(f"method lambda 2: got {config.lambda_2:g}; allowed: with the regulariser only")
         if config.gate != "off":
-            self.average_decay, self.needs_feedback = config.average, True
+            self.average_decay, self.needs_feedback = max(config.average, 1e-12), True  # 0 would mean no average
             self.threshold = THRESHOLDS[config.gate] if config.threshold is None else config.threshold
 
     def admits(self, epoch: int, seen: Seen) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taet.distributed import global_sum
 from taet.fields import OnlyWith
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task, first_epoch, published
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task, published
 
 WeightFunction = Literal["tanh", "sigmoid", "discrete"]
 
@@ -68,7 +68,7 @@ class Gairat(Method):
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:
-        return "weighted" if epoch >= first_epoch(None, task, "weighting") else "burn-in"
+        return "weighted" if task.milestones and epoch >= min(task.milestones) else "burn-in"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         kappa = x.new_zeros(len(y))

@@ -111,7 +111,8 @@ def idle_settings(run: Run) -> frozenset[str]:
     """Return the settings that do not affect the weights: of the evaluation, or unused by curve, method or data."""
     method = _method(run, STAND_IN)
     decides = method.needs_feedback or run.training.selection != "last"
-    idle = {"outer.name"} if method.task.outer.name != run.outer.name else set()
+    trained = getattr(method, "base", method).task.outer.name  # a wrapper leaves the loss to its base
+    idle = {"outer.name"} if trained != run.outer.name else set()
     idle |= set() if run.data.extra else EXTRA
     return EVALUATION.union(idle, () if decides else CURVE, ATTACK if method.own_attack else ())
 
@@ -119,7 +120,7 @@ def idle_settings(run: Run) -> frozenset[str]:
 def refuse_idle_loss(run: Run, given: Iterable[str]) -> None:
     """Refuse a loss on the labels that is `given` and that the method of the run replaces."""
     if "outer.name" in idle_settings(run).intersection(given):
-        raise UserError(f"{run.method}: got the outer loss {run.outer.name}; its own replaces it, see its --help")
+        raise UserError(f"{run.method}: got the outer loss {run.outer.name}; its own replaces it: see its --help")
 
 
 def _curve_split(run: Run, facts: DataFacts | None) -> str:

@@ -47,7 +47,7 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in trained.items():
-        of_layer = parameter.ndim > 1 and "weight" in name.rpartition(".")[2]
+        of_layer = parameter.ndim > 1 and "weight" in name  # also of a low-rank part, parametrizations.weight.0.a
         (decayed if of_layer else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=training.lr, fused=fused)

@@ -310,8 +310,7 @@ Plugged = Callable[..., AbstractContextManager[None]]
 
 
 def test_an_attack_cannot_have_a_name_of_this_package(plugged: Plugged, tmp_path: Path) -> None:
-    path = tmp_path / "own.py"
-    path.write_text(FUNCTION.replace('"shift"', '"pgd-20"').replace("def shift", "def pgd_20"), encoding="utf-8")
+    (path := tmp_path / "own.py").write_text(FUNCTION.replace('"shift"', '"pgd-20"'), encoding="utf-8")
     with plugged("attacks", path), pytest.raises(UserError, match="the attack 'pgd-20' exists already; rename yours"):
         catalogue.parse("pgd-20")
 

@@ -47,7 +47,6 @@ def test_a_long_tailed_set_gives_the_largest_profile_that_fits(saved, refused):
     assert counts(load(name, imbalance_ratio=2)) == ([11, 7, 5], [3, 2, 1])
     refused(name, "a largest class of 12; allowed: up to 11, at imbalance ratio 2", imbalance_ratio=2, max_count=12)
     refused(saved(), "class '2' would get no training image: imbalance ratio 50; allowed: up to 4", imbalance_ratio=50)
-    refused(saved(), "data profile: got step without --data.imbalance-ratio; allowed: both", profile="step")
     refused(saved(test=(0, 8, 8)), "test set: class '0' has no image", imbalance_ratio=4)
 
 

@@ -113,8 +113,7 @@ def test_a_step_that_is_not_given_follows_the_radius() -> None:
         changes = {"eps_l2": 0.5, "attacks": attacks}
         assert settle(TAET, changes, EPS, protocols.taet()).step_size_l2 == pytest.approx(0.1)
         assert settle(Evaluation(step_size_l2=0.3), changes, EPS, protocols.taet()).step_size_l2 == pytest.approx(0.15)
-    chosen = {"evaluation.attacks": ("taet",), "evaluation.step_size": 2 / 255}  # that of another protocol
-    assert of_run(override(protocols.taet(), chosen)).step_size == 2 / 255
+    assert step(Evaluation(step_size=2 / 255), attacks="taet") == 2 / 255  # that of another protocol
     assert of_run(override(protocols.taet(), {"evaluation.eps_l2": 0.5})).step_size_l2 == pytest.approx(0.1)
 
 

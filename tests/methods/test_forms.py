@@ -26,6 +26,7 @@ SAME: list[tuple[One, One]] = [
     (("faal", 5, {}), ("at", 5, {})),
     (("faal", 9, {"radius": 0.0, "form": "trades"}), ("trades", 9, {})),
     (("gairat", 5, {}), ("at", 5, {})),
+    (("gairat", 9, {"task": {"milestones": ()}}), ("at", 9, {})),
     (("frl", 5, {}), ("at", 5, {})),
     (("frl", 9, {"beta": 6.0}), ("trades", 9, {})),  # before any feedback
     (("cfa", 0, {}), ("trades", 0, {})),
@@ -183,7 +184,6 @@ REFUSED = [
     ("taet", {"outer": "focal", "clean_share": 0.0}, "taet: got the outer loss focal; .+ of 10 epochs none is clean"),
     ("harl", NO_HEL, "harl: got alpha, beta and gamma 0, which leaves no loss; allowed: .+"),
     ("cfa", {"base": "at", "regulariser": "scaled"}, "method regulariser: got scaled, .+ no divergence to weigh; .+"),
-    ("gairat", {"task": {"milestones": ()}}, "method weighting: got no milestone in 10 epochs; allowed: .+"),
     ("cfa", {"task": {"epochs": 1}}, "method begin: got 0.05 of 1 epochs; allowed: .+"),
     ("dafa", {"base": "taet", "base_settings": {"clean_share": 0.8}}, "method warm up: .+ ends without an attack; .+"),
     ("frl", {"task": {"watched": (3, 9)}}, "frl: got no point of the curve that it could use; allowed: .+"),

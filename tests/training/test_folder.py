@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,12 @@ def test_weights_of_another_run_network_or_program_are_refused(folder: Path, oth
     held.weights().unlink()
     refused(lambda: load_model(folder), "holds no model.safetensors: the run is not finished; resume it first")
     assert "done" in wrong(folder)
+
+
+def test_an_interrupt_before_the_first_step_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
+    run, stop = RunFolder(folder).record.run, lambda *_: signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"progress is saved in .*new; continue with: taet train --resume"):
+        train(run, out=tmp_path / "new", announce=stop)
 
 
 def test_one_process_owns_a_folder_and_readers_need_no_lock(folder: Path, tmp_path: Path) -> None:

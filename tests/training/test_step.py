@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from taet import models, protocols
 from taet.losses import Loss
 from taet.models import CosineHead, Head
+from taet.models.tuning import LowRank, extend, select
 from taet.settings import Run, Training, override
 from taet.training.state import build_optimizer, ema_decay, learning_rate
 from taet.training.step import checked, perturbed_weights
@@ -137,15 +138,18 @@ def test_one_cycle_is_torchs(warmup: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
-@pytest.mark.parametrize("head", [Head(), Head("cosine")], ids=["linear", "cosine"])
-def test_adamw_decays_the_weights_of_layers_alone(name: str, head: Head) -> None:
+@pytest.mark.parametrize("tune", ["all", "lora:2"])
+def test_adamw_decays_the_weights_of_layers_alone(name: str, tune: str) -> None:
     """No bias, no gain of a normalisation, and of a transformer neither class token nor position embedding."""
-    model = models.build(name, 3, (3, 8, 8), head=head)
+    model = models.build(name, 3, (3, 8, 8), head=Head("cosine"))
+    extend(model, tune)
+    select(model, tune)
     optimizer = build_optimizer(model, Training(optimizer="adamw", lr=1e-3, weight_decay=0.05))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    layers = nn.Conv2d | nn.Linear | nn.MultiheadAttention | CosineHead
+    layers = nn.Conv2d | nn.Linear | nn.MultiheadAttention | CosineHead | LowRank
     assert decay == {
         id(parameter): 0.05 if isinstance(module, layers) and not part.endswith("bias") else 0.0
         for module in model.modules()
         for part, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
     }
