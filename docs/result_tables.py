@@ -30,6 +30,7 @@ EVERY_ATTACK = ("cifar10-lt-attacks", "cifar10-lt-fast")
 ELSEWHERE = ("cifar10-lt-500-epochs", "cifar10-lt-class-wise", "cifar10-lt-factors-search", "cifar10-lt-fast-search")
 ELSEWHERE += ("cifar10-lt-few-passes", "cifar10-lt-methods", "digits-lt-deepfool", "digits-lt-factors-search")
 ELSEWHERE += ("digits-lt-attacks", "digits-lt-causes", "digits-lt-precision", "ham10000-fine-tune", "own-data")
+ELSEWHERE += ("cifar10-lt-ir50",)
 """Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/; of rows that another one has."""
 BASELINE = "AT-BSL"
 FRONT = {  # rows of the README's table, and their cards

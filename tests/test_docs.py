@@ -49,6 +49,8 @@ SHOWN = [  # differences in hand-written text: page, cards, first row, second ro
     ("docs/speed.md", "cifar10-lt-fast-search/at-bsl-*", "at-bsl (augment none", "at-bsl", "quick"),
     ("docs/speed.md", "cifar10-lt-fast/at-bsl-100-*-seed0", "at-bsl (eps 10", "at-bsl", "autoattack"),
     ("docs/speed.md", "cifar10-lt-fast/at-bsl-100-*-seed0", "at-bsl (eps 10", "at-bsl", "clean"),
+    ("docs/speed.md", "cifar10-lt-ir50/*", "taet", "at-bsl", "autoattack-fast"),
+    ("docs/speed.md", "cifar10-lt-ir50/*", "taet", "at-bsl", "clean"),
     ("docs/notes-on-papers.md", "cifar10-lt-factors-search/*", TWICE, "taet", "quick"),
     ("docs/notes-on-papers.md", "cifar10-lt-f[ae][sw]*/taet-41-*-none-*", "taet (alpha 3", TWICE[:-1], "quick"),
     ("docs/fine-tuning.md", "archive/ham10000-augmentation/*", "at-bsl (augment none", "at-bsl", "quick"),

@@ -61,7 +61,8 @@ class Train(Command):
     resume: Path | None = None
     """Continue this run. Only --trust-model and --evaluate may be added."""
     config: Path | None = None
-    """Settings as JSON or TOML (--print-config, run.json): they replace a protocol's, other options replace them."""
+    """Settings as JSON or TOML: the output of --print-config, or a run.json. They replace those of --protocol and
+    --recipe; other options replace them."""
     print_config: bool = False
     """Print all settings, also those that are chosen, and train nothing."""
     trust_model: Trusted = None

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet import protocols
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
 from taet.attacks.spec import Clean
@@ -18,7 +17,7 @@ from taet.data.dataset import checked_images, fingerprints
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, left_out, picture, scaled
 from taet.data.storage import Pixels
 from taet.errors import UserError, custom_code
-from taet.evaluation.bundles import settle
+from taet.evaluation.bundles import of_run
 from taet.evaluation.runner import Runner
 from taet.fields import Count, check_value
 from taet.formatting import plural
@@ -136,9 +135,7 @@ def predict(
     (names, listed, notes), where = find(images), resolve_device(device)
     run, network, record = load_model(run_dir, weights, model=model)
     classes, total, counted = record.data.class_names, len(names), Counted(network.to(where))
-    spec, usual = None, protocols.start(run.protocol, run.method)
-    if attack is not None:
-        spec = catalogue.parse(attack, settle(run.evaluation, {"attacks": attack}, run.threat.eps, usual))
+    spec = None if attack is None else catalogue.parse(attack, of_run(run, {"attacks": attack}))
     if spec is not None and spec.eps is None:  # survival is not defined
         advice = "" if spec.norm is None else f", or {spec.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")

@@ -120,9 +120,9 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) 
     return settings
 
 
-def of_run(run: Run) -> Evaluation:
-    """Return the settings with which a run is evaluated."""
-    return settle(run.evaluation, {}, run.threat.eps, protocols.start(run.protocol, run.method))
+def of_run(run: Run, changes: Mapping[str, object] = {}) -> Evaluation:
+    """Return the settings with which a run is evaluated, with these fields changed as `settle` does."""
+    return settle(run.evaluation, changes, run.threat.eps, protocols.start(run.protocol, run.method))
 
 
 def curves(card: Card) -> dict[str, dict[float, Column]]:

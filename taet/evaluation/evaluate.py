@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from taet import protocols
 from taet.attacks import catalogue
 from taet.attacks.noise import Draws
 from taet.attacks.spec import AttackSpec
@@ -15,7 +14,7 @@ from taet.data import Dataset
 from taet.data.long_tail import even_sample
 from taet.distributed import gather, on_first, rank
 from taet.errors import UserError
-from taet.evaluation.bundles import attacks_of, settle
+from taet.evaluation.bundles import attacks_of, of_run
 from taet.evaluation.card import Card, continued, put
 from taet.evaluation.column import Column
 from taet.evaluation.facts import probe, probe_passes
@@ -182,8 +181,7 @@ def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
 
 def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] = ()) -> float:
     """Return the expected seconds of attacks, by default those of the run, and of the probe on its test images."""
-    run, test, asked = plan.run, plan.dataset.test, {"attacks": tuple(attacks) or None}
-    settings = settle(run.evaluation, asked, run.threat.eps, protocols.start(run.protocol, run.method))
+    test, settings = plan.dataset.test, of_run(plan.run, {"attacks": tuple(attacks) or None})
     counted, classes = attacked(model, test.images), len(test.class_names)
     runner = Runner(counted, test.images, test.labels, classes, settings.batch_size, settings.seed, plan.device)
     specs = attacks_of(settings)

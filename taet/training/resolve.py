@@ -119,7 +119,7 @@ def idle_settings(run: Run) -> frozenset[str]:
 
 def refuse_idle_loss(run: Run, given: Iterable[str]) -> None:
     """Refuse a loss on the labels that is `given` and that the method of the run replaces."""
-    if "outer.name" in idle_settings(run).intersection(given):
+    if "outer.name" in given and "outer.name" in idle_settings(run):
         raise UserError(f"{run.method}: got the outer loss {run.outer.name}; its own replaces it: see its --help")
 
 
