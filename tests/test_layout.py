@@ -190,7 +190,7 @@ def test_a_name_of_a_type_is_used_once() -> None:
 
 
 # Ratchets: lower them with the package, and raise one only by what a feature needs. The aim is 18,000 lines.
-MOST_LINES = 19_767
+MOST_LINES = 19_763
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
