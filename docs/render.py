@@ -125,8 +125,8 @@ def accepted(name: str) -> tuple[list[str], str]:
     taken, refusal = [], ""
     for outer in OUTERS:
         try:
-            method = methods.build(name, None, task(outer=Outer(name=outer)))
-            taken += [outer] if getattr(method, "base", method).task.outer.name == outer else []
+            if methods.build(name, None, task(outer=Outer(name=outer))).task.outer.name == outer:
+                taken.append(outer)
         except UserError as error:
             refusal = str(error)
     return taken, refusal

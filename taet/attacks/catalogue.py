@@ -129,11 +129,12 @@ def _find(base: str) -> _Declared | None:
         for pattern, kind in _offered(entry):
             stem = pattern.removesuffix("-N")
             match = re.fullmatch(re.escape(stem) + ("()" if stem == pattern else r"-([1-9][0-9]{0,9})"), base)
-            if match is not None and found is not None and found.entry.module != entry.module:
+            if match is None:
+                continue
+            if found is not None and found.entry.module != entry.module:
                 raise UserError(f"{entry.path or found.entry.path}: the attack '{base}' exists already; rename yours")
-            if match is not None:
-                steps = {"steps": int(match[1])} if match[1] else {}
-                found = _Declared(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
+            steps = {"steps": int(match[1])} if match[1] else {}
+            found = _Declared(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
     return found
 
 

@@ -203,8 +203,8 @@ def introduction(plan: TrainingPlan, state: State, chosen: Mapping[str, Chosen])
     if attacks > LONG_SECONDS:
         quick = "clean", "quick"
         ways += [(f"--evaluation.attacks {' '.join(quick)}", attack_seconds(plan, state.model, quick), attacks)]
-    if attacks > LONG_SECONDS and run.data.test != "validation":
-        ways += [(f"--data.test-max-count {FEW}", attacks * few / len(dataset.test), attacks)]
+        if run.data.test != "validation":
+            ways += [(f"--data.test-max-count {FEW}", attacks * few / len(dataset.test), attacks)]
     shorter = [f"{way} ({duration(seconds)})" for way, seconds, now in ways if seconds < WORTH * now]
     lines += [f"shorter: {', '.join(shorter)}"] if shorter else []
     return "\n".join(lines)

@@ -26,11 +26,11 @@ class OfTraining(str):
     """A note on training or validation images, which is left out of the results of models not trained on them."""
 
 
-def dark(images: NDArray[np.uint8]) -> list[OfTraining]:
+def dark(images: NDArray[np.uint8]) -> tuple[OfTraining, ...]:
     """Return a note if no pixel of the training images is bright."""
     most = int(images.max())
     note = f"dark: no training pixel is above {most} of 255; do the images use all of this range?"
-    return [OfTraining(note)] if most < 64 else []
+    return (OfTraining(note),) if most < 64 else ()
 
 
 def images_sha256(images: NDArray[np.generic], labels: Ints) -> str:
@@ -174,8 +174,8 @@ class Dataset:
             part: Split(of.images, of.labels, of.class_names, of.indices)  # type: ignore[arg-type]
             for part, of in splits_of(arrays, class_names).items()
         }
-        notes = (*dark(splits["train"].images),)
-        return cls(name, splits["train"], splits.get("validation"), splits["test"], mirror, notes)
+        train = splits["train"]
+        return cls(name, train, splits.get("validation"), splits["test"], mirror, dark(train.images))
 
     def about(self, of_training: bool = True) -> Json:
         """Return the entry on the data for result cards; `of_training`: with the notes on training images."""

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from taet import methods, protocols, registry
 from taet.data import facts, full_name, is_own
 from taet.errors import UserError, located, nearest
-from taet.evaluation.bundles import attacks_of, of_run, settle
+from taet.evaluation.bundles import attacks_of, of_run
 from taet.evaluation.card import card_of
 from taet.evaluation.runner import matching
 from taet.experiments import own_images
@@ -175,9 +175,8 @@ class Cell:
         recorded = held.record.run
         ours, its = evaluation.model_dump(), of_run(recorded).model_dump()
         changes = {name: value for name, value in ours.items() if value != its[name]}
-        usual = protocols.start(recorded.protocol, recorded.method)
         with contextlib.suppress(UserError):  # the command will report it
-            if settle(recorded.evaluation, changes, recorded.threat.eps, usual).model_dump() != ours:
+            if of_run(recorded, changes).model_dump() != ours:
                 changes = ours  # a changed radius would also change steps that the command does not name
         evaluate += [word for setting in changes.items() for word in option_words(*setting)]
         return Outcome(self, "started", (evaluate,) if held.is_done else (resume, evaluate))

@@ -111,8 +111,7 @@ def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Te
 
     logits (N, C), labels (N,), class_counts (C,) -> (N,), at least 0. It equals `logit_adjustment` with tau = 1,
     because softmax ignores a constant shift. Predict from the logits without the shift. Source: Ren et al., Balanced
-    Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, equation 4; in adversarial training: Yue et al., AT-BSL, CVPR 2024,
-    arXiv:2403.10073.
+    Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, equation 4; in adversarial training: Yue et al., arXiv:2403.10073.
 
     Example:
         >>> import torch

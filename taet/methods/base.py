@@ -179,8 +179,8 @@ class Method(nn.Module):
     """Whether the loss reads the labels; else the head is not trained."""
     needs_feedback: bool = False
     """Whether the method learns from the validation split, through `feedback`; a run without that split is refused."""
-    average_decay: float = 0.0
-    """If above 0, the run delivers an exponential average of the weights, with this decay, of epochs it `admits`."""
+    average_decay: float | None = None
+    """If not None, the run delivers an exponential average of the weights, with this decay, of epochs it `admits`."""
     single_step: bool = False
     """Whether the attack is a single step: the curve then watches for catastrophic overfitting, under FGSM too."""
 

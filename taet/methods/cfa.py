@@ -109,7 +109,7 @@ class Cfa(ClassBudgets):
         if self.regulariser == "off" and config.lambda_2 != 0.5:
             raise UserError(f"method lambda 2: got {config.lambda_2:g}; allowed: with the regulariser only")
         if config.gate != "off":
-            self.average_decay, self.needs_feedback = max(config.average, 1e-12), True  # 0 would mean no average
+            self.average_decay, self.needs_feedback = config.average, True
             self.threshold = THRESHOLDS[config.gate] if config.threshold is None else config.threshold
 
     def admits(self, epoch: int, seen: Seen) -> bool:

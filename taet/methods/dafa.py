@@ -70,8 +70,7 @@ class Dafa(ClassBudgets):
 
     W = 1 + lambda d, from the mean predictions P for attacked training images over the last epoch of the warm-up: of
     each two classes the harder i gains P_ij P_jj, which the easier j loses. Until then all weights are 1. Label terms
-    are divided by the batch size, not by the weights, and no divergence is weighted. A base without a label term (harl,
-    HEL in taet) has the budgets alone.
+    are divided by the batch size; no divergence is weighted. Without a label term (harl, HEL in taet) only budgets act.
 
     On long tails the published weights of the largest classes are negative, since all others are mistaken for them
     (-0.78 in an example of five classes): their loss is maximised. Here lambda is scaled down so that the smallest

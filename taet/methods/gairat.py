@@ -47,8 +47,7 @@ class Gairat(Method):
     decay of the learning rate; here at that decay in any schedule. Without a milestone, or in a run too short to reach
     it, the weights are never used. In our runs it gains nothing significant over AT under AutoAttack.
 
-    Official: a WRN-32-10 with a third decay of the learning rate, by a factor of 2, at 11/12 of the epochs, and the
-    rounded values 0.031 and 0.007.
+    Official: a WRN-32-10, a third decay, by 2, at 11/12 of the epochs, and eps and step rounded to 0.031 and 0.007.
     """
 
     title = "GAIRAT"

@@ -18,8 +18,7 @@ class Mart(Method):
     penalty uses the logits with the outer loss's shift by the class prior, and has its class weights. Nothing is
     detached, as in the public code: gradients flow through p, the factor and f(x') (`taet.losses.consistency`).
 
-    Official: a ResNet-18, with the rounded values 0.031 and 0.007. The settings for the WRN-34-10 are lr 0.1, weight
-    decay 7e-4, beta 6 and 90 epochs.
+    Official: a ResNet-18, eps 0.031, step 0.007 (rounded). WRN-34-10: lr 0.1, weight decay 7e-4, beta 6, 90 epochs.
     """
 
     title = "MART"

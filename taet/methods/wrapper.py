@@ -13,7 +13,7 @@ from taet.errors import UserError, located
 from taet.fields import Rule, Settings
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Step, Task
 from taet.models.classifier import Head
-from taet.settings import Run, from_json
+from taet.settings import Outer, Run, from_json
 
 
 def _wraps_no_other(name: str) -> bool:
@@ -83,6 +83,11 @@ class ClassBudgets(Method):
     def head(config: Config, task: Task) -> Head:
         base = methods.find(config.base)
         return base.head(config.base_settings or base.Config(), task)
+
+    @staticmethod
+    def outer_loss(config: Config, task: Task) -> Outer:
+        base = methods.find(config.base)
+        return base.outer_loss(config.base_settings or base.Config(), task)
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:

@@ -82,7 +82,7 @@ def watch(plan: TrainingPlan, state: State, pause: Pauses) -> tuple[CurvePoint |
     """Measure the point of the curve for this epoch, if it has one, and keep the best weights."""
     if state.epoch not in plan.curve.epochs:
         return None, None
-    if state.average is not None and state.method.average_decay and state.asked < state.epoch:
+    if state.average is not None and state.method.average_decay is not None and state.asked < state.epoch:
         _, live = plan.curve.measure(deployed(plan, state, pause, averaged=False), pause)
         assert live is not None
         if state.method.admits(state.epoch, live):
@@ -167,7 +167,7 @@ def drift(plan: TrainingPlan, state: State) -> Json:
 def deliver(plan: TrainingPlan, state: State, pause: Pauses) -> None:
     """Write the delivered weights, those of other epochs if they differ, and the mark that the run is done."""
     run, folder = plan.run, pause.folder
-    if state.average is not None and state.method.average_decay and not state.average.n_averaged:
+    if state.average is not None and state.method.average_decay is not None and not state.average.n_averaged:
         _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
     last = run.training.epochs - 1, deployed(plan, state, pause).state_dict()
     best = None if state.best is None else state.best[1:]

@@ -60,7 +60,7 @@ def resolve(run: Run, facts: DataFacts | None, *, extra_counts: Sequence[int] | 
         got = f"got sampling {training.sampling}; allowed: shuffled, whose class prior is known"
         raise UserError(f"data extra: {got}")
     method = _method(run, known, mixed, extra_counts)
-    if method.average_decay and (training.ema or training.swa != 1):
+    if method.average_decay is not None and (training.ema or training.swa != 1):
         other = f"ema {training.ema:g}" if training.ema else f"swa {training.swa:g}"
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback and (wrong := _no_feedback(run, method, split, facts)):
@@ -111,8 +111,7 @@ def idle_settings(run: Run) -> frozenset[str]:
     """Return the settings that do not affect the weights: of the evaluation, or unused by curve, method or data."""
     method = _method(run, STAND_IN)
     decides = method.needs_feedback or run.training.selection != "last"
-    trained = getattr(method, "base", method).task.outer.name  # a wrapper leaves the loss to its base
-    idle = {"outer.name"} if trained != run.outer.name else set()
+    idle = {"outer.name"} if method.task.outer.name != run.outer.name else set()
     idle |= set() if run.data.extra else EXTRA
     return EVALUATION.union(idle, () if decides else CURVE, ATTACK if method.own_attack else ())
 
@@ -143,7 +142,7 @@ def _no_feedback(run: Run, method: Method, split: str, facts: DataFacts | None) 
     if training.monitor_every == 0:
         return "got monitor every 0; allowed: 1 or more: it learns from the points of the curve"
     # A point after the last epoch only decides whether that epoch enters an average.
-    learns = any(isinstance(m, Method) and m.needs_feedback and not m.average_decay for m in method.modules())
+    learns = any(isinstance(m, Method) and m.needs_feedback and m.average_decay is None for m in method.modules())
     if learns and first >= training.epochs:
         got = f"got the first point of the curve (monitor every) after epoch {first} of {training.epochs}"
         return f"{got}; allowed: before the last epoch: it learns from the curve"

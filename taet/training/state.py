@@ -110,7 +110,7 @@ class WeightAverage(AveragedModel):
         self.n_averaged += 1
 
 
-def weight_average(model: nn.Module, training: Training, steps: int, own_decay: float) -> WeightAverage | None:
+def weight_average(model: nn.Module, training: Training, steps: int, own_decay: float | None) -> WeightAverage | None:
     """Return the average that a run of `steps` steps delivers; None if it delivers its last weights.
 
     With `ema` d is `ema_decay`, and the initial weights are the first model; with `swa` d = k / (k + 1), their mean; a
@@ -119,8 +119,8 @@ def weight_average(model: nn.Module, training: Training, steps: int, own_decay: 
     if training.ema:
         warmup = round(EMA_WARMUP * steps)
         return WeightAverage(model, lambda models: ema_decay(models - 1, warmup, training.ema), True)
-    if own_decay or training.swa < 1:
-        return WeightAverage(model, lambda models: own_decay if own_decay and models else models / (models + 1), False)
+    if own_decay is not None or training.swa < 1:
+        return WeightAverage(model, lambda k: k / (k + 1) if own_decay is None or not k else own_decay, False)
     return None
 
 

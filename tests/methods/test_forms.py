@@ -191,7 +191,7 @@ REFUSED = [
     ("robust-lt", {"base": "robust-lt"}, "method base: got 'robust-lt'; allowed: a method that wraps no other"),
     ("dafa", {"base": "standard"}, "method base: got standard, which attacks in no epoch; allowed: one that does"),
     ("cfa", {"base": "trads"}, r"method base trads: unknown method 'trads'; .+did you mean 'trades'\?"),
-    ("cfa", {"base": "trades", "base_settings": {"betta": 3}}, "method base trades: unknown field .+ 'betta'; .+"),
+    ("cfa", {"base": "trades", "base_settings": {"bta": 3}}, "method base trades: unknown field of Config 'bta'; .+"),
 ]
 
 

@@ -138,10 +138,11 @@ def test_one_cycle_is_torchs(warmup: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
+@pytest.mark.parametrize("head", [Head(), Head("cosine")], ids=["linear", "cosine"])
 @pytest.mark.parametrize("tune", ["all", "lora:2"])
-def test_adamw_decays_the_weights_of_layers_alone(name: str, tune: str) -> None:
+def test_adamw_decays_the_weights_of_layers_alone(name: str, head: Head, tune: str) -> None:
     """No bias, no gain of a normalisation, and of a transformer neither class token nor position embedding."""
-    model = models.build(name, 3, (3, 8, 8), head=Head("cosine"))
+    model = models.build(name, 3, (3, 8, 8), head=head)
     extend(model, tune)
     select(model, tune)
     optimizer = build_optimizer(model, Training(optimizer="adamw", lr=1e-3, weight_decay=0.05))
