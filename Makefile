@@ -1,7 +1,8 @@
-# make demo       train, attack and report on a bare machine with Python 3.11 or newer; 4 to 6 minutes after the installation, on two cores
+# make demo       train, attack and report on a bare machine with Python 3.11 or newer; about 4 minutes after the installation, on two cores
 # make test       the tests, with representative cases of large products
 # make test-all   every test
 # make test-avx2  the tests that rounding could affect, as on an x86 processor with AVX2 and without AVX-512
+# make test-lowest  the tests with the lowest versions of the packages that pyproject.toml allows
 # make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
 # make check      lint and types
 # make bench      speed beside the plain loops, about ten minutes; fails where a ratio fell by more than 15 %
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-avx2 fuzz check bench results docs lock sbom wheel clean
+.PHONY: demo test test-all test-avx2 test-lowest fuzz check bench results docs lock sbom wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/taet demo
@@ -38,6 +39,18 @@ test-avx2: $(INSTALLED)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not full" \
 	  tests/attacks tests/losses tests/methods tests/models tests/training tests/test_examples.py
 
+# An environment of its own, since the pinned packages are newer.
+test-lowest: .lowest-venv/.installed
+	OMP_NUM_THREADS=1 .lowest-venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full"
+
+.lowest-venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .lowest-venv
+	.lowest-venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.lowest-venv/bin/uv pip install --quiet --python .lowest-venv/bin/python --resolution lowest-direct --upgrade \
+	  --extra dev --requirement pyproject.toml
+	.lowest-venv/bin/uv pip install --quiet --python .lowest-venv/bin/python --no-deps --editable .
+	touch $@
+
 SECONDS ?= 60
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)
@@ -46,10 +59,14 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@for folder in papers performance examples docs; do \
+	  MYPYPATH=src:papers:$$folder $(BIN)/mypy --config-file .ci/mypy-scripts.ini $$folder/*.py || exit 1; \
+	done
+	@MYPYPATH=src:. $(BIN)/mypy --config-file .ci/mypy-scripts.ini results/*.py
 
 # The figures count on a machine that does nothing else.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python performance/run.py
 
 results: $(INSTALLED)
 	$(BIN)/python docs/render.py --write
@@ -57,7 +74,7 @@ results: $(INSTALLED)
 # mkdocs has an environment of its own, so that nothing else depends on its packages.
 docs: $(INSTALLED) .docs-venv/.installed
 	$(BIN)/python docs/site.py
-	.docs-venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .docs-venv/bin/mkdocs build --strict --quiet
 
 .docs-venv/.installed: docs/requirements.lock
 	$(PYTHON) -m venv .docs-venv
@@ -103,4 +120,4 @@ wheel: $(INSTALLED)
 	cd dist && sha256sum *.whl
 
 clean:
-	rm -rf $(VENV) .lock-venv .docs-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .lock-venv .lowest-venv .docs-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
-"""The tables of README.md, docs/evaluation.md and results/README.md, from committed cards.
+"""Tables of docs/which-method.md, docs/evaluation.md and results/README.md, from committed cards.
 
-`make results` writes them, by docs/render.py. A folder of results/ is a comparison; its about.md says what was run.
+`make results` writes them, by docs/render.py. A folder of results/ is a comparison; its about.md
+says what was run.
 """
 
 import contextlib
@@ -10,38 +11,81 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from passes import passes
 
 import taet
 from taet.formatting import markdown_table, percent, percent_interval, points
+from taet.metrics.accuracies import Difference
 from taet.report import tables
-from taet.report.results import BOARD, LEAD, Results
-from taet.statistics import Difference
+from taet.report.markup import markdown
+from taet.report.results import LEAD, LEADERBOARD, Results
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "results"
-README, EVALUATION = ROOT / "README.md", ROOT / "docs" / "evaluation.md"
-PAGES = (README, EVALUATION, HERE / "README.md")
+CHOICE, EVALUATION = ROOT / "docs" / "which-method.md", ROOT / "docs" / "evaluation.md"
+PAGES = (CHOICE, EVALUATION, HERE / "README.md")
 EVERY_ATTACK = ("cifar10-lt-attacks", "cifar10-lt-fast")
 """Comparisons of attacks, and one whose rows were attacked differently."""
-ELSEWHERE = ("cifar10-lt-500-epochs", "cifar10-lt-class-wise", "cifar10-lt-factors-search", "cifar10-lt-fast-search")
-ELSEWHERE += ("cifar10-lt-few-passes", "cifar10-lt-methods", "digits-lt-deepfool", "digits-lt-factors-search")
-ELSEWHERE += ("digits-lt-attacks", "digits-lt-causes", "digits-lt-precision", "ham10000-fine-tune", "own-data")
+ELSEWHERE = (
+    "cifar10-lt-500-epochs",
+    "cifar10-lt-class-wise",
+    "cifar10-lt-factors-search",
+    "cifar10-lt-fast-search",
+)
+ELSEWHERE += (
+    "cifar10-lt-few-passes",
+    "cifar10-lt-methods",
+    "digits-lt-deepfool",
+    "digits-lt-factors-search",
+)
+ELSEWHERE += (
+    "digits-lt-attacks",
+    "digits-lt-causes",
+    "digits-lt-precision",
+    "ham10000-fine-tune",
+    "own-data",
+)
 ELSEWHERE += ("cifar10-lt-ir50",)
-"""Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/; of rows that another one has."""
-BASELINE = "AT-BSL"
-FRONT = {  # rows of the README's table, and their cards
-    "AT-BSL by `fast`, ten steps, 100 epochs": "results/cifar10-lt-fast/at-bsl-100-epochs-10-steps-none-*",
-    "TAET by `fast`, BCL alone, 41 epochs": "results/cifar10-lt-fast/taet-41-epochs-none-*",
+"""Comparisons that are elsewhere: on a leaderboard, with longer runs; in docs/; of rows that
+another one has."""
+
+
+class TrainedAs(NamedTuple):
+    """What a row of the table on all images of CIFAR-10-LT was trained with."""
+
+    method: str
+    loss: str
+    recipe: str
+    epochs: int
+
+
+BASELINE = TrainedAs("AT-BSL", "balanced softmax", "protocol", 100)
+ALL_IMAGES = {  # rows of the table, and their cards
+    TrainedAs("AT-BSL", "balanced softmax", "`fast`, ten attack steps", 100): (
+        "results/cifar10-lt-fast/at-bsl-100-epochs-10-steps-none-*"
+    ),
+    TrainedAs("clean stage + BCL", "BCL alone, weight 1", "`fast`", 41): (
+        "results/cifar10-lt-fast/taet-41-epochs-none-*"
+    ),
     BASELINE: "results/reproduce/cpu/at-bsl*",
-    "TAET, BCL alone": "results/cifar10-lt-fast/taet-protocol-*",
-    "AT": "results/reproduce/cpu/at_*",
-    "HARL": "results/reproduce/cpu/harl*",
-    "TAET": "results/reproduce/cpu/taet*",
+    TrainedAs("clean stage + BCL", "BCL alone, weight 1", "protocol", 100): (
+        "results/cifar10-lt-fast/taet-protocol-*"
+    ),
+    TrainedAs("AT", "cross-entropy", "protocol", 100): "results/reproduce/cpu/at_*",
+    TrainedAs("HARL", "BCL, HDL, RCEL, weights 0.1", "protocol", 100): (
+        "results/reproduce/cpu/harl*"
+    ),
+    TrainedAs("TAET", "BCL, HDL, RCEL, weights 0.1", "protocol", 100): (
+        "results/reproduce/cpu/taet*"
+    ),
 }
+RANKS = """\
+A rank is a range wherever paired tests, corrected for all pairs, do not tell rows apart: a row of
+rank 1–22 may be the best row or the 22nd. Where most rows share nearly the same range, the runs
+show no ranking of the methods."""
 
 
 @functools.cache
@@ -52,38 +96,49 @@ def committed() -> Results:
 
 
 def of_folder(name: str) -> list[Results]:
-    """Return the results of the cards of a comparison, named among each other, one for each test set."""
-    held = [one.card for one in committed().named if one.name.startswith(f"results/{name}/")]
+    """Return the results of the cards of a comparison, named among each other, one for each test
+    set."""
+    held = [one.card for one in committed().entries if one.name.startswith(f"results/{name}/")]
     return taet.results(held).by_test_set()
 
 
 def folder_tables(name: str) -> Iterator[str]:
     """Yield the tables of a comparison in Markdown, one for each test set.
 
-    They have clean images, PGD-20, the strongest attack with intervals and its tail; comparisons of attacks have every
-    attack.
+    They have clean images, PGD-20, the strongest attack with intervals and its tail; comparisons of
+    attacks have every attack.
     """
     for one in of_folder(name):
-        shown = tables.headline(one)
+        headline = tables.headline(one)
         wanted = {"clean", "pgd-20", one.strongest, "tail", "seeds"}
-        frame = shown[[head for head in shown.columns if name in EVERY_ATTACK or head.text in wanted]].copy()
-        for head in frame.columns:
-            if head.text != one.strongest:
-                frame[head] = [cell._replace(detail="") for cell in frame[head]]
-        yield tables.markdown(frame)
+        columns = {}
+        for head, cells in headline.columns.items():
+            if name not in EVERY_ATTACK and head.text not in wanted:
+                continue
+            detailed = head.text == one.strongest
+            columns[head] = {
+                row: cell if detailed else cell._replace(detail="") for row, cell in cells.items()
+            }
+        yield markdown(tables.Table(headline.title, columns, headline.rows))
 
 
 def boards() -> list[tuple[str, pd.DataFrame]]:
     """Return title and rows of each board of runs of the papers' settings."""
-    current = [one for one in committed().named if not one.name.startswith("results/archive/")]
+    current = [one for one in committed().entries if not one.name.startswith("results/archive/")]
     reproduced = {id(one.card) for one in current if one.name.startswith("results/reproduce/")}
     found = []
-    for one in taet.results([card.card for card in current]).by_test_set():  # rows are named without archived ones
+    # rows are named without archived ones
+    for one in taet.results([card.card for card in current]).by_test_set():
         if any(id(card) in reproduced for card in one.cards):
-            for (data, ratio, model, protocol, rule), rows in one.board().groupby(list(BOARD[:5]), sort=False):
+            for (data, ratio, model, protocol, rule), rows in one.leaderboard().groupby(
+                list(LEADERBOARD[:5]), sort=False
+            ):
                 if len(rows) < 3 or rule != "last":
                     continue
-                about = f"{data}, imbalance ratio {ratio:.4g}, {model}, protocol {protocol}, {rule} epoch"
+                about = (
+                    f"{data}, imbalance ratio {ratio:.4g}, {model}, protocol {protocol}, {rule} "
+                    "epoch"
+                )
                 found.append((f"{about}, {len(one.cards[0].labels):,} test images", rows))
     return found
 
@@ -103,35 +158,62 @@ def in_points(found: Difference) -> str:
     return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
 
 
-def front() -> str:
-    """Return the README's table: methods on all images of CIFAR-10-LT, with their differences to the baseline."""
-    named = committed().named
-    names = {id(one.card): name for one in named for name, cards in FRONT.items() if fnmatch(one.name, cards)}
-    found = taet.results([one.card for one in named if id(one.card) in names])
-    of = {one.row: (names[id(one.card)], one.card.run["config"]) for one in found.named}
-    heads = ["clean", "AutoAttack", "tail", f"AutoAttack − {BASELINE}", f"tail − {BASELINE}"]
-    lines = [["method", "passes", *heads, "seeds"]]
-    baseline = next(row for row, (name, _) in of.items() if name == BASELINE)
-    for one in found.board().itertuples():
-        name, run = of[one.row]
-        under = f"{percent(one.autoattack)} ({percent_interval(one.low, one.high)})"
-        paired = [found.difference(one.row, baseline, LEAD, group) for group in ("balanced", "tail")]
-        gains = ["", ""] if name == BASELINE else [in_points(each) for each in paired]
-        lines.append([name, f"{passes(run):,}", percent(one.clean), under, percent(one.tail), *gains, str(one.seeds)])
+def on_all_images() -> str:
+    """Return the table of methods on all images of CIFAR-10-LT, with their differences to the
+    baseline."""
+    trained_as = {
+        id(stored.card): trained
+        for stored in committed().entries
+        for trained, cards in ALL_IMAGES.items()
+        if fnmatch(stored.name, cards)
+    }
+    found = taet.results([one.card for one in committed().entries if id(one.card) in trained_as])
+    by_row = {stored.row: stored for stored in found.entries}
+    baseline = next(
+        row for row, stored in by_row.items() if trained_as[id(stored.card)] == BASELINE
+    )
+    lines = [
+        [
+            *("method", "loss", "recipe", "epochs", "passes", "clean", "AutoAttack", "tail"),
+            *("AutoAttack − AT-BSL", "tail − AT-BSL", "seeds"),
+        ]
+    ]
+    for one in found.leaderboard().itertuples():
+        card = by_row[one.row].card
+        method, loss, recipe, epochs = trained_as[id(card)]
+        gains = ["", ""]
+        if one.row != baseline:
+            gains = [
+                in_points(found.difference(one.row, baseline, LEAD, group))
+                for group in ("balanced", "tail")
+            ]
+        lines.append(
+            [
+                *(method, loss, recipe, str(epochs), f"{passes(card.run['config']):,}"),
+                percent(one.clean),
+                f"{percent(one.autoattack)} ({percent_interval(one.low, one.high)})",
+                percent(one.tail),
+                *gains,
+                str(one.seeds),
+            ]
+        )
     return markdown_table(lines)
 
 
 def verdicts() -> str:
-    """Return how far the cheap tier is above the official suite, and what a search in bfloat16 changes."""
+    """Return how far the cheap tier is above the official suite, and what a search in bfloat16
+    changes."""
     measured = json.loads((HERE / "verdicts.json").read_text(encoding="utf-8"))
-    lines = [gap_of([row for row in measured["quick"] if row["images"] == size]) for size in (1000, 300)]
+    lines = [
+        gap_of([row for row in measured["quick"] if row["images"] == size]) for size in (1000, 300)
+    ]
     for attack in sorted({row["attack"] for row in measured["search"]}):
         of = [row for row in measured["search"] if row["attack"] == attack]
         points = [100 * (row["correct"][1] - row["correct"][0]) / row["images"] for row in of]
         lines.append(
             f"- `{attack}` in bfloat16, {len(of)} models: {sum(row['differing'] for row in of)} of "
-            f"{sum(row['images'] for row in of):,} images differ from float32; accuracy by {min(points):+.2f} to "
-            f"{max(points):+.2f} points."
+            f"{sum(row['images'] for row in of):,} images differ from float32; accuracy by "
+            f"{min(points):+.2f} to {max(points):+.2f} points."
         )
     return "\n".join(lines)
 
@@ -140,23 +222,27 @@ def gap_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what rows with the same number of images say together."""
     gaps = [row["quick"] - row["autoattack"] for row in rows]
     images, fewer = rows[0]["images"], [row["fewer_passes"] for row in rows]
-    theirs, ours = (sum(row[f"only_{which}_breaks"] for row in rows) for which in ("autoattack", "quick"))
+    theirs, ours = (
+        sum(row[f"only_{which}_breaks"] for row in rows) for which in ("autoattack", "quick")
+    )
     return (
-        f"- `quick`, {len(rows)} pairs of model and ball, {images:,} images: at most {max(gaps):.2f} points above "
-        f"AutoAttack, {statistics.mean(gaps):+.2f} on average; AutoAttack alone breaks {theirs} of "
-        f"{images * len(rows):,} images, `quick` alone {ours}; {min(fewer):.0f} to {max(fewer):.0f} times fewer passes."
+        f"- `quick`, {len(rows)} pairs of model and ball, {images:,} images: at most "
+        f"{max(gaps):.2f} points above AutoAttack, {statistics.mean(gaps):+.2f} on average; "
+        f"AutoAttack alone breaks {theirs} of {images * len(rows):,} images, `quick` alone {ours}; "
+        f"{min(fewer):.0f} to {max(fewer):.0f} times fewer passes."
     )
 
 
 def rendered(page: Path) -> str:
     """Return the tables of a page."""
-    if page == README:
-        return front()
+    if page == CHOICE:
+        return on_all_images()
     if page == EVALUATION:
         return verdicts()
     parts = []
     for about in sorted(HERE.glob("*/about.md")):
         if about.parent.name not in ELSEWHERE:
             parts += [about.read_text(encoding="utf-8").strip(), *folder_tables(about.parent.name)]
-    parts += ["## Leaderboards", *(f"{title}:\n\n{board_table(rows)}" for title, rows in boards())]
+    parts += ["## Leaderboards", RANKS]
+    parts += [f"{title}:\n\n{board_table(rows)}" for title, rows in boards()]
     return "\n\n".join(parts)

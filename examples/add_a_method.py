@@ -1,17 +1,18 @@
-"""Your own method in one file: adversarial training with larger weights on classes that are rarely predicted.
+"""Your own method in one file: adversarial training with larger weights on classes that are rarely
+predicted.
 
     python examples/add_a_method.py
 
-trains it and plain AT on small long-tailed digits and attacks both, in about ten seconds. taet itself is not changed:
-this file is the method, and `registry.add` registers it. For the command line, put the file into a folder `methods` and
-set TAET_PLUGINS to its parent folder:
+trains it and plain AT on small long-tailed digits and attacks both, in about ten seconds. taet
+itself is not changed: this file is the method, and `registry.add` registers it. For the command
+line, put the file into a folder `methods` and set TAET_PLUGINS to its parent folder:
 
     TAET_PLUGINS=~/plugins taet train prediction-balanced --method.power 0.5
     TAET_PLUGINS=~/plugins taet list methods
 
-With that variable it also works in `taet compare`, which starts processes, and as `--method.base` of robust-lt. If you
-run the project's tests with it, the contract tests cover the method: ball, unchanged model, bf16, missing classes,
-resuming, several processes.
+With that variable it also works in `taet compare`, which starts processes, and as `--method.base`
+of robust-lt. If you run the project's tests with it, the contract tests cover the method: ball,
+unchanged model, bf16, missing classes, resuming, several processes.
 """
 
 import tempfile
@@ -25,11 +26,15 @@ from torch import Tensor, nn
 from taet.distributed import global_mean
 from taet.methods.base import Adversarial, Loss, Method, Task
 
-NAMES = {"prediction-balanced": "Cross-entropy with larger weights on classes that the model rarely predicts"}
+NAMES = {
+    "prediction-balanced": "Cross-entropy with larger weights on classes that the model rarely "
+    "predicts"
+}
 
 
 class PredictionBalanced(Method):
-    """Loss: mean w_y CE(f(x'), y), w_c ~ (n_c / m_c)^power with mean 1, m the predictions of the previous epoch."""
+    """Loss: mean w_y CE(f(x'), y), w_c ~ (n_c / m_c)^power with mean 1, m the predictions of the
+    previous epoch."""
 
     title = "Prediction-balanced AT"
     reference = "an example of this project, 2026"
@@ -44,7 +49,8 @@ class PredictionBalanced(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
-        # State is a buffer: it moves with the device, is part of every checkpoint, and is written in place.
+        # State is a buffer: it moves with the device, is part of every checkpoint, and is written
+        # in place.
         self.register_buffer("weights", torch.ones_like(self.class_counts))
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
@@ -54,7 +60,9 @@ class PredictionBalanced(Method):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         logits = model(adversarial.x)
         # self.outer makes --outer apply; global_mean makes several processes agree.
-        return Loss(global_mean(self.weights[y].to(logits.dtype) * self.outer(logits, y)), {}, logits)
+        return Loss(
+            global_mean(self.weights[y].to(logits.dtype) * self.outer(logits, y)), {}, logits
+        )
 
 
 def main() -> dict[str, Any]:
@@ -64,8 +72,18 @@ def main() -> dict[str, Any]:
     from taet.settings import override
 
     registry.add("methods", __file__)
-    changes = {"data.max_count": 60, "data.test": "balanced", "data.test_max_count": 20, "model.name": "resnet8"}
-    changes |= {"threat.eps": 0.1, "threat.step_size": 0.025, "threat.steps": 5, "training.precision": "float32"}
+    changes = {
+        "data.max_count": 60,
+        "data.test": "balanced",
+        "data.test_max_count": 20,
+        "model.name": "resnet8",
+    }
+    changes |= {
+        "threat.eps": 0.1,
+        "threat.step_size": 0.025,
+        "threat.steps": 5,
+        "training.precision": "float32",
+    }
     changes |= {"training.epochs": 20, "training.batch_size": 32, "training.monitor_every": 0}
     cards = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,18 +1,21 @@
 """Make extra images with a small generator that has seen the long-tailed training set alone.
 
-    python examples/generate_extra.py made.npz --data digits-lt --imbalance-ratio 10 --validation 0.2
-    taet train at-bsl --data digits-lt --data.imbalance-ratio 10 --data.validation 0.2 --data.extra npz:made.npz
+    python examples/generate_extra.py made.npz --data digits-lt --imbalance-ratio 10 --validation
+    0.2 taet train at-bsl --data digits-lt --data.imbalance-ratio 10 --data.validation 0.2
+    --data.extra npz:made.npz
         --data.extra-fraction 0.5
         --data.extra-source "class-conditional Gaussian on PCA of the long-tailed training images"
 
-Name the data set and how it is cut as in the run: then the generator never sees an image that the long tail lost, nor
-one of validation or test. A class c with n_c images is a Gaussian on principal components of all training images,
+Name the data set and how it is cut as in the run: then the generator never sees an image that the
+long tail lost, nor one of validation or test. A class c with n_c images is a Gaussian on principal
+components of all training images,
 
     z ~ N(mu_c, (1 - a_c) S_c + a_c S),    a_c = k / (k + n_c),
 
-where S_c is the covariance of the class, S that of all classes around their means, and k = 20: a rare class takes its
-directions of variation from the other classes. An image is the mean plus z along the components, clipped and rounded.
-It is meant for small grey images. A better generator goes in the place of `Generator`.
+where S_c is the covariance of the class, S that of all classes around their means, and k = 20: a
+rare class takes its directions of variation from the other classes. An image is the mean plus z
+along the components, clipped and rounded. It is meant for small grey images. A better generator
+goes in the place of `Generator`.
 """
 
 import argparse
@@ -43,23 +46,30 @@ class Generator:
         self.centres = np.stack([codes[labels == label].mean(0) for label in range(classes)])
         around = codes - self.centres[labels]
         common = around.T @ around / (len(codes) - classes)
-        self.covariances = np.stack([_shrunk(around[labels == label], common) for label in range(classes)])
+        self.covariances = np.stack(
+            [_shrunk(around[labels == label], common) for label in range(classes)]
+        )
 
     def draw(self, label: int, count: int, draws: np.random.Generator) -> NDArray[np.uint8]:
         """Return `count` images of a class, (count, H, W, channels)."""
-        codes = draws.multivariate_normal(self.centres[label], self.covariances[label], count, method="eigh")
+        codes = draws.multivariate_normal(
+            self.centres[label], self.covariances[label], count, method="eigh"
+        )
         flat = (self.mean + codes @ self.directions).clip(0, 1)
         return np.rint(255 * flat).astype(np.uint8).reshape(count, *self.shape)
 
 
 def _shrunk(around: Floats, common: Floats) -> Floats:
-    """Return the covariance of a class, from its codes around their mean, mixed with that of all classes."""
+    """Return the covariance of a class, from its codes around their mean, mixed with that of all
+    classes."""
     weight = SHRINKAGE / (SHRINKAGE + len(around))
     mixed: Floats = (1 - weight) * around.T @ around / max(len(around) - 1, 1) + weight * common
     return mixed
 
 
-def generate(train: Split, per_class: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def generate(
+    train: Split, per_class: int, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return `per_class` images of every class, and their labels."""
     classes, draws = len(train.class_names), np.random.default_rng(seed)
     generator = Generator(np.asarray(train.images), train.labels, classes)
@@ -69,7 +79,9 @@ def generate(train: Split, per_class: int, seed: int) -> tuple[NDArray[np.uint8]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the file that `arguments` name."""
-    parser = argparse.ArgumentParser(description="Extra images from a Gaussian per class of a long-tailed set.")
+    parser = argparse.ArgumentParser(
+        description="Extra images from a Gaussian per class of a long-tailed set."
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", default="digits-lt")
     parser.add_argument("--imbalance-ratio", type=float, default=10.0)

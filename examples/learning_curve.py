@@ -2,14 +2,16 @@
 
     python examples/learning_curve.py at at-bsl --data ./lesions --seeds 3 --out runs/curve
 
-trains each method on a quarter, on half and on all of the training images of every class (nested parts, the same test
-images), attacks the runs, and prints for each class the recall under PGD-20, what the last doubling of all images
-brought, and what another doubling would bring if recall were a straight line in log(images). A curve that flattens
-gains less, and beyond twice the images nothing is said.
+trains each method on a quarter, on half and on all of the training images of every class (nested
+parts, the same test images), attacks the runs, and prints for each class the recall under PGD-20,
+what the last doubling of all images brought, and what another doubling would bring if recall were a
+straight line in log(images). A curve that flattens gains less, and beyond twice the images nothing
+is said.
 
-The intervals cover seeds and test images, which are crossed: with v_s the variance over S seeds of the mean over images
-and v_i that over N images of the mean over seeds, an interval reaches sqrt(t_s^2 v_s/S + t_i^2 v_i/N), each part with
-Student's quantile for its own degrees of freedom (Howe, JASA 69, 1974).
+The intervals cover seeds and test images, which are crossed: with v_s the variance over S seeds of
+the mean over images and v_i that over N images of the mean over seeds, an interval reaches
+sqrt(t_s^2 v_s/S + t_i^2 v_i/N), each part with Student's quantile for its own degrees of freedom
+(Howe, JASA 69, 1974).
 """
 
 import argparse
@@ -56,13 +58,20 @@ def estimate(values: Floats) -> Estimate:
     """Return the mean of values (S, N) of S seeds and N test images; nan if nothing varies."""
     parts = [values.mean(axis).var(ddof=1) / values.shape[1 - axis] for axis in (0, 1)]
     quantiles = [student.ppf(0.975, values.shape[1 - axis] - 1) for axis in (0, 1)]
-    reach = math.sqrt(sum((quantile**2) * part for quantile, part in zip(quantiles, parts, strict=True)))
+    reach = math.sqrt(
+        sum((quantile**2) * part for quantile, part in zip(quantiles, parts, strict=True))
+    )
     mean = float(values.mean())
-    return Estimate(mean, mean - reach, mean + reach) if reach else Estimate(mean, math.nan, math.nan)
+    return (
+        Estimate(mean, mean - reach, mean + reach) if reach else Estimate(mean, math.nan, math.nan)
+    )
 
 
 def slope_weights(images: Sequence[int]) -> Floats:
-    """Return weights (F,) whose product with the recalls at `images` is the least-squares gain per doubling."""
+    """Return weights (F,): their product with the recalls at `images` is the gain per doubling.
+
+    The gain is the slope of a least-squares line over the logarithm of the images.
+    """
     places = np.log2(np.asarray(images, np.float64))
     centred = places - places.mean()
     spread = float(centred @ centred)
@@ -70,21 +79,31 @@ def slope_weights(images: Sequence[int]) -> Floats:
 
 
 def gains(right: Sequence[Floats], images: Sequence[int]) -> tuple[float, Estimate, Estimate]:
-    """Return the recall of a class with all images, the gain of the last doubling, and that of the next one.
+    """Return a class's recall with all images, and the gains of the last and the next doubling.
 
     Args:
-        right: for each share, whether the test images of the class are still correct, (S, N) of S seeds.
+        right: for each share, whether the test images of the class are still correct, (S, N) of S
+            seeds.
         images: training images of the class at each share.
     """
     slope = np.einsum("f,fsn->sn", slope_weights(images), np.stack([*right]))
     return float(right[-1].mean()), estimate(right[-1] - right[-2]), estimate(slope)
 
 
-def main(arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | None = None) -> dict[str, list[Any]]:
-    """Train, attack and print; return the gains of every class by method. `changes` are further settings of runs."""
-    parser = argparse.ArgumentParser(description="Learning curves of classes from nested parts of the training set.")
+def main(
+    arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | None = None
+) -> dict[str, list[Any]]:
+    """Train, attack and print; return the gains of every class by method.
+
+    `changes` are further settings of the runs.
+    """
+    parser = argparse.ArgumentParser(
+        description="Learning curves of classes from nested parts of the training set."
+    )
     parser.add_argument("methods", nargs="+", help="e.g. at at-bsl")
-    parser.add_argument("--data", default="digits-lt", help="a folder of class folders; digits without it")
+    parser.add_argument(
+        "--data", default="digits-lt", help="a folder of class folders; digits without it"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="2 or more")
     parser.add_argument("--out", type=Path, default=Path("runs/curve"))
     given = parser.parse_args(arguments)
@@ -93,7 +112,9 @@ def main(arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | No
         if is_own(given.data):  # settings as `taet train` chooses them for all images
             whole, _ = taet.plan(method, given.data, **(changes or {}))
         else:
-            whole = override(protocols.taet(method), {**SETTINGS, **(changes or {}), "data.name": given.data})
+            whole = override(
+                protocols.taet(method), {**SETTINGS, **(changes or {}), "data.name": given.data}
+            )
         right, counts = [], []
         for share in SHARES:
             masks = []
@@ -108,7 +129,10 @@ def main(arguments: Sequence[str] | None = None, changes: Mapping[str, Any] | No
             right.append(np.stack(masks))
             counts.append(card.data["train_class_counts"])
         found[method] = []
-        print(f"{method}: recall under {ATTACK}; gain of the last doubling of the images; of the next one")
+        print(
+            f"{method}: recall under {ATTACK}; gain of the last doubling of the images; of the "
+            "next one"
+        )
         for label, name in enumerate(card.class_names):
             of = card.labels == label
             if not of.any() or counts[-1][label] == counts[-2][label]:

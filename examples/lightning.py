@@ -1,17 +1,22 @@
-"""Adversarial training and validation on long-tailed data inside PyTorch Lightning, with our losses and attacks.
+"""Adversarial training and validation on long-tailed data inside PyTorch Lightning, with our losses
+and attacks.
 
-Network, data and module below are plain Lightning. They use one attack, one loss, the sampler and the metrics of taet.
+Network, data and module below are plain Lightning. They use one attack, one loss, the sampler and
+the metrics of taet.
 
     pip install pytorch-lightning
     python examples/lightning.py
 
-trains a small network on long-tailed digits with PGD examples and balanced softmax, validates it under PGD-20 after
-every epoch, and prints the accuracy of every class under attack. Three things matter in a module of your own:
+trains a small network on long-tailed digits with PGD examples and balanced softmax, validates it
+under PGD-20 after every epoch, and prints the accuracy of every class under attack. Three things
+matter in a module of your own:
 
-- Lightning validates inside `torch.inference_mode()`. The attacks enable gradients there by themselves.
-- The training step says `checked=True`: its images come from the loader above, so no call needs to look at them again,
-  which would wait for the device. Leave it out until your module works.
-- Images stay in [0, 1], and a normalisation belongs into the network: `taet.models.Normalized(network, (mean, std))`.
+- Lightning validates inside `torch.inference_mode()`. The attacks enable gradients there by
+themselves.
+- The training step says `checked=True`: its images come from the loader above, so no call needs to
+  look at them again, which would wait for the device. Leave it out until your module works.
+- Images stay in [0, 1], and a normalisation belongs into the network:
+`taet.models.Normalized(network, (mean, std))`.
 """
 
 import argparse
@@ -22,9 +27,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from taet import statistics
 from taet.attacks import pgd
 from taet.losses import balanced_softmax, cross_entropy
+from taet.metrics import accuracies
 
 EPS = 0.1  # digits have strong contrast, so eps is larger than the 8/255 used for photographs
 CLASSES = 10
@@ -33,18 +38,28 @@ CLASSES = 10
 def digits() -> tuple[TensorDataset, TensorDataset, Tensor]:
     """Long-tailed training set, balanced validation set, and the training images of each class."""
     source = load_digits()
-    images, labels = torch.from_numpy(source.images).float().unsqueeze(1) / 16, torch.from_numpy(source.target)
-    counts = [int(90 * 10 ** (-label / 9)) for label in range(CLASSES)]  # 90 of the first class, 9 of the last
-    chosen = torch.cat([torch.nonzero(labels[:1000] == label)[:count, 0] for label, count in enumerate(counts)])
+    images, labels = (
+        torch.from_numpy(source.images).float().unsqueeze(1) / 16,
+        torch.from_numpy(source.target),
+    )
+    # 90 of the first class, 9 of the last
+    counts = [int(90 * 10 ** (-label / 9)) for label in range(CLASSES)]
+    chosen = torch.cat(
+        [torch.nonzero(labels[:1000] == label)[:count, 0] for label, count in enumerate(counts)]
+    )
     train = TensorDataset(images[chosen], labels[chosen])
-    return train, TensorDataset(images[1000:], labels[1000:]), labels[chosen].bincount(minlength=CLASSES)
+    return (
+        train,
+        TensorDataset(images[1000:], labels[1000:]),
+        labels[chosen].bincount(minlength=CLASSES),
+    )
 
 
 class AdversarialModule(lightning.LightningModule):
     """A network that is trained and validated on adversarial examples.
 
-    The loss corrects the class prior by the counts (balanced softmax); without counts it is plain cross-entropy, for a
-    loader that draws every class equally often.
+    The loss corrects the class prior by the counts (balanced softmax); without counts it is plain
+    cross-entropy, for a loader that draws every class equally often.
     """
 
     def __init__(self, class_counts: Tensor | None = None, rate: float = 0.05) -> None:
@@ -68,10 +83,13 @@ class AdversarialModule(lightning.LightningModule):
         return self.network(x)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """Return the loss on PGD-10 examples; the attack runs in eval mode and restores the mode."""
+        """Return the loss on PGD-10 examples; the attack runs in eval mode and restores the
+        mode."""
         x, y = batch
         noise = torch.empty_like(x).uniform_(-EPS, EPS)
-        logits = self(pgd(self, x, y, eps=EPS, steps=10, step_size=EPS / 4, start_noise=noise, checked=True))
+        logits = self(
+            pgd(self, x, y, eps=EPS, steps=10, step_size=EPS / 4, start_noise=noise, checked=True)
+        )
         if self.class_counts is None:
             return cross_entropy(logits, y).mean()
         return balanced_softmax(logits, y, self.class_counts).mean()
@@ -81,15 +99,21 @@ class AdversarialModule(lightning.LightningModule):
         x, y = batch
         x_adv = pgd(self, x, y, eps=EPS, steps=20, step_size=EPS / 8)
         right = self(x_adv).argmax(1) == y
-        self.correct += torch.stack([y[right].bincount(minlength=CLASSES), y.bincount(minlength=CLASSES)])
+        self.correct += torch.stack(
+            [y[right].bincount(minlength=CLASSES), y.bincount(minlength=CLASSES)]
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the balanced accuracy under attack and its 95 % interval."""
         correct, total = self.correct.clone().cpu().numpy()
         self.correct.zero_()
         self.robust = (correct, total)
-        low, high = statistics.balanced_interval(correct, total)
-        values = {"balanced": statistics.balanced_accuracy(correct, total), "low": low, "high": high}
+        low, high = accuracies.balanced_interval(correct, total)
+        values = {
+            "balanced": accuracies.balanced_accuracy(correct, total),
+            "low": low,
+            "high": high,
+        }
         self.log_dict(values, prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -97,9 +121,11 @@ class AdversarialModule(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9, weight_decay=5e-4)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, tuple[statistics.Ints, statistics.Ints]]:
+def main(arguments: list[str] | None = None) -> dict[str, tuple[accuracies.Ints, accuracies.Ints]]:
     """Train with balanced softmax, and with a class-balanced sampler; print both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=30)
     epochs = parser.parse_args(arguments).epochs
     train, test, counts = digits()
@@ -122,12 +148,17 @@ def main(arguments: list[str] | None = None) -> dict[str, tuple[statistics.Ints,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(model, DataLoader(train, batch_size=64, **order), DataLoader(test, batch_size=256))
+        trainer.fit(
+            model, DataLoader(train, batch_size=64, **order), DataLoader(test, batch_size=256)
+        )
         found[name] = model.robust
         correct, total = model.robust
-        low, high = (100 * end for end in statistics.balanced_interval(correct, total))
-        print(f"{name}: balanced {100 * statistics.balanced_accuracy(correct, total):.1f} % [{low:.1f}, {high:.1f}]")
-        print(*(f"{100 * value:.0f}" for value in statistics.per_class_accuracy(correct, total)))
+        low, high = (100 * end for end in accuracies.balanced_interval(correct, total))
+        print(
+            f"{name}: balanced {100 * accuracies.balanced_accuracy(correct, total):.1f} % "
+            f"[{low:.1f}, {high:.1f}]"
+        )
+        print(*(f"{100 * value:.0f}" for value in accuracies.per_class_accuracy(correct, total)))
     return found
 
 

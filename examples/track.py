@@ -4,8 +4,9 @@
     python examples/track.py runs/taet --to mlflow
     python examples/track.py runs/taet --to print
 
-The run folder stays the record and the tracker is a copy of it: training neither needs a server nor waits for one.
-run.json holds the settings, metrics.jsonl a line for each epoch, and evaluation.json the result card.
+The run folder stays the record and the tracker is a copy of it: training neither needs a server nor
+waits for one. run.json holds the settings, metrics.jsonl a line for each epoch, and evaluation.json
+the result card.
 """
 
 import argparse
@@ -37,21 +38,33 @@ def read(folder: Path) -> Tracked:
     """Read a run folder."""
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     settings = {name: str(value)[:MOST_TEXT] for name, value in flat(record["run"])}
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     epochs = {row["epoch"]: finite(dict(flat(row))) for row in rows}
     results: dict[str, float] = {}
     if (folder / "evaluation.json").exists():
         card = ResultCard.load(folder / "evaluation.json")
         for column in card.columns:
             summary = card.summary(column.name)
-            numbers = {"accuracy": summary.accuracy, "balanced accuracy": summary.balanced, **summary.groups}
-            results |= {f"test/{column.name.replace(':', ' ')}/{name}": number for name, number in numbers.items()}
+            numbers = {
+                "accuracy": summary.accuracy,
+                "balanced accuracy": summary.balanced,
+                **summary.groups,
+            }
+            results |= {
+                f"test/{column.name.replace(':', ' ')}/{name}": number
+                for name, number in numbers.items()
+            }
     return Tracked(folder.resolve().name, settings, epochs, finite(results))
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers among the values."""
-    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    numbers = {
+        name: float(value) for name, value in values.items() if isinstance(value, int | float)
+    }
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
@@ -96,7 +109,12 @@ def to_tensorboard(run: Tracked, project: str) -> None:
             writer.add_scalar(name, value)
 
 
-TRACKERS = {"mlflow": to_mlflow, "wandb": to_wandb, "tensorboard": to_tensorboard, "print": to_print}
+TRACKERS = {
+    "mlflow": to_mlflow,
+    "wandb": to_wandb,
+    "tensorboard": to_tensorboard,
+    "print": to_print,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,12 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Copy a run folder to an experiment tracker.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--to", choices=TRACKERS, default="print")
-    parser.add_argument("--project", default="taet")
+    parser.add_argument("--project", default="taet-runs", help="project, or folder of TensorBoard")
     given = parser.parse_args(arguments)
     try:
         TRACKERS[given.to](read(given.run), given.project)
     except ModuleNotFoundError as error:
-        sys.exit(f"track.py --to {given.to} needs the package {error.name}: pip install {error.name}")
+        sys.exit(
+            f"track.py --to {given.to} needs the package {error.name}: pip install {error.name}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Tune every method with the same number of trials, on validation images alone; then look at the test images once.
+"""Tune every method with the same number of trials, on validation images alone; then look at the
+test images once.
 
     pip install optuna
     python examples/tune.py --trials 20 --out runs/tuned
 
-Optuna proposes settings (ask), a run is trained with them, and its balanced accuracy under PGD-20 on the validation
-images is the answer (tell). Trials are kept in OUT, so the same call continues a search that stopped. In the end the
-methods are trained with their best settings and compared on the test images. Each run records the number of trials
-(`training.tuned`), which cards and tables show. Two rules keep such a comparison fair: as many trials for every method,
-and no test image before the last step.
+Optuna proposes settings (ask), a run is trained with them, and its balanced accuracy under PGD-20
+on the validation images is the answer (tell). Trials are kept in OUT, so the same call continues a
+search that stopped. In the end the methods are trained with their best settings and compared on the
+test images. Each run records the number of trials (`training.tuned`), which cards and tables show.
+Two rules keep such a comparison fair: as many trials for every method, and no test image before the
+last step.
 """
 
 import argparse
@@ -23,7 +25,12 @@ Space = Mapping[str, Callable[[Any], Any]]
 """By dotted name of a setting: how a trial of Optuna draws its value."""
 
 DATA = {"data.imbalance_ratio": 10.0, "data.validation": 0.2, "data.test": "balanced"}
-SHARED: dict[str, Any] = {"model.name": "resnet8", "threat.eps": 0.1, "threat.step_size": 0.025, "training.epochs": 20}
+SHARED: dict[str, Any] = {
+    "model.name": "resnet8",
+    "threat.eps": 0.1,
+    "threat.step_size": 0.025,
+    "training.epochs": 20,
+}
 LR = {"training.lr": lambda trial: trial.suggest_float("training.lr", 0.01, 0.3, log=True)}
 SPACES: dict[str, Space] = {
     "at": LR,
@@ -65,7 +72,8 @@ def search(method: str, space: Space, trials: int, out: Path, seed: int) -> dict
         load_if_exists=True,
     )
     while (number := sum(trial.state.is_finished() for trial in study.trials)) < trials:
-        study.sampler = optuna.samplers.TPESampler(seed=seed + number)  # what follows is the same after an interruption
+        # what follows is the same after an interruption
+        study.sampler = optuna.samplers.TPESampler(seed=seed + number)
         trial = study.ask()
         settings = {name: draw(trial) for name, draw in space.items()}
         study.tell(trial, value(run_of(method, settings), out / f"{method}-{trial.number:04}"))
@@ -74,13 +82,19 @@ def search(method: str, space: Space, trials: int, out: Path, seed: int) -> dict
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Tune and compare the methods; return their balanced accuracy under attack on the test images."""
-    parser = argparse.ArgumentParser(description="Tune methods on validation images, and compare them on test images.")
+    """Tune and compare the methods; return their balanced accuracy under attack on the test
+    images."""
+    parser = argparse.ArgumentParser(
+        description="Tune methods on validation images, and compare them on test images."
+    )
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/tuned"))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    best = {name: search(name, space, given.trials, given.out, given.seed) for name, space in SPACES.items()}
+    best = {
+        name: search(name, space, given.trials, given.out, given.seed)
+        for name, space in SPACES.items()
+    }
     found = {}
     for name, settings in best.items():
         run = run_of(name, {**settings, "training.tuned": given.trials})
@@ -90,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             raise SystemExit(f"{folder} holds a run on other data; choose another --out")
         card = taet.evaluate(result.folder, attacks=["clean", ATTACK])
         found[name] = card.summary(ATTACK).balanced
-        print(f"{name} with {settings}: {100 * found[name]:.1f} % of the test images under {ATTACK}")
+        print(
+            f"{name} with {settings}: {100 * found[name]:.1f} % of the test images under {ATTACK}"
+        )
     return found
 
 

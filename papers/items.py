@@ -1,4 +1,5 @@
-"""The tables and figures of both papers as grids of `taet compare`, and the scales at which they are run."""
+"""The tables and figures of both papers as grids of `taet compare`, and the scales at which they
+are run."""
 
 import csv
 import functools
@@ -48,7 +49,12 @@ class Row:
     @property
     def words(self) -> tuple[str, ...]:
         """What may distinguish it from other rows: name, data, imbalance ratio and network."""
-        return self.name, self.data, "" if self.imbalance is None else f"IR {self.imbalance:g}", self.model
+        return (
+            self.name,
+            self.data,
+            "" if self.imbalance is None else f"IR {self.imbalance:g}",
+            self.model,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,16 @@ class Item:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the rows, with what else differs between them."""
-        parts = [row.words for row in self.rows]
-        shown = [place for place in range(4) if place == 0 or len({part[place] for part in parts}) > 1]
-        return tuple(", ".join(part[place] for place in shown if part[place]) for part in parts)
+        names, *others = zip(*(row.words for row in self.rows), strict=True)
+        differing = [words for words in others if len({*words}) > 1]
+        rows = zip(names, *differing, strict=True)
+        return tuple(", ".join(filter(None, words)) for words in rows)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of a reproduction: what replaces published networks, data, attacks, seeds and settings."""
+    """The size of a reproduction: what replaces published networks, data, attacks, seeds and
+    settings."""
 
     name: str
     values: Mapping[str, Any]
@@ -99,31 +107,50 @@ class Scale:
         return list(self.values.get(protocol, {}).get("seeds", self.values["seeds"]))
 
     def attack(self, row: Row, column: str) -> str:
-        """Return the attack of a published column of a row; empty if there is none, or the scale leaves it out."""
-        own = str(row.columns.get(column, column))
-        return "" if column == SECONDS else str(self.of("attacks", row.protocol).get(own.partition(":")[0], own))
+        """Return the attack of a published column of a row; empty if there is none, or the scale
+        leaves it out."""
+        if column == SECONDS:
+            return ""
+        attack = str(row.columns.get(column, column))
+        name = attack.partition(":")[0]
+        return str(self.of("attacks", row.protocol).get(name, attack))
 
     def run(self, row: Row) -> Row:
         """Return a row as it is run at this scale, with the attacks that it takes."""
-        models, kinds = self.values.get("models", {}), self.values
-        model = models.get(row.model, models.get("all", row.model))
-        own = (kinds.get("on", {}).get(row.data, {}), kinds.get("with", {}).get(row.model, {}))
-        settings = {**self.of("settings", row.protocol), **own[0], **own[1], **row.settings, "model.name": model}
-        attacks = [self.attack(replace(row, columns={}), attack) for attack in ("clean", *row.attacks)]
-        kept = tuple(dict.fromkeys(filter(None, attacks)))
-        return replace(row, data=kinds.get("data", row.data), settings=settings, attacks=kept, columns={})
+        models = self.values.get("models", {})
+        settings = {
+            **self.of("settings", row.protocol),
+            **self.values.get("on", {}).get(row.data, {}),
+            **self.values.get("with", {}).get(row.model, {}),
+            **row.settings,
+            "model.name": models.get(row.model, models.get("all", row.model)),
+        }
+        own_names = replace(row, columns={})
+        attacks = [self.attack(own_names, attack) for attack in ("clean", *row.attacks)]
+        return replace(
+            own_names,
+            data=self.values.get("data", row.data),
+            settings=settings,
+            attacks=tuple(dict.fromkeys(filter(None, attacks))),
+        )
 
     def differences(self, item: Item) -> list[str]:
-        """Return what the scale puts in the place of published networks, data and attacks, in words."""
-        found: dict[str, None] = {}
+        """Return what the scale puts in the place of published networks, data and attacks, in
+        words."""
+        texts = []
         for row in item.rows:
             run = self.run(row)
-            pairs = {row.model: run.model, row.data: run.data}
-            pairs |= {metric: self.attack(row, metric) for metric, _ in item.columns if metric != SECONDS}
-            for old, new in pairs.items():
-                only = f" ({row.method})" if old in row.columns else ""
-                found |= {} if old == new else {f"{new} for {old}{only}" if new else f"no {old}": None}
-        return list(found)
+            replaced = {row.model: run.model, row.data: run.data}
+            for metric, _ in item.columns:
+                if metric != SECONDS:
+                    replaced[metric] = self.attack(row, metric)
+            for published, here in replaced.items():
+                only = f" ({row.method})" if published in row.columns else ""
+                if not here:
+                    texts.append(f"no {published}")
+                elif here != published:
+                    texts.append(f"{here} for {published}{only}")
+        return list(dict.fromkeys(texts))
 
 
 @functools.cache
@@ -136,29 +163,45 @@ def scale(name: str) -> Scale:
 
 @functools.cache
 def items() -> Mapping[str, Item]:
-    """Every item by name, e.g. taet/table1: of each paper its tables, its figures, and runs that only claims need."""
+    """Every item by name, e.g. taet/table1: of each paper its tables, its figures, and runs that
+    only claims need."""
     found: dict[str, Item] = {}
     for paper in PAPERS:
-        tables = {path.stem: read_toml(path) for path in (FOLDER / "grids" / paper).glob("*.toml")}
-        figures = tables.pop("figures")
-        shared = {key: figures.pop(key) for key in GRID if key in figures}
-        settings = shared["settings"]
-        drawn = {name: {**shared, **of, "settings": settings | of.get("settings", {})} for name, of in figures.items()}
-        order = [*sorted(tables, key=lambda name: (len(name), name)), *drawn]
-        order.append(order.pop(order.index("claims")))
-        found |= {f"{paper}/{name}": _item(f"{paper}/{name}", (tables | drawn)[name]) for name in order}
+        files = {path.stem: read_toml(path) for path in (FOLDER / "grids" / paper).glob("*.toml")}
+        figures = _figures(files.pop("figures"))
+        claims = {"claims": files.pop("claims")}
+        tables = {name: files[name] for name in sorted(files, key=lambda name: (len(name), name))}
+        for name, entry in (tables | figures | claims).items():
+            found[f"{paper}/{name}"] = _item(f"{paper}/{name}", entry)
     return found
 
 
+def _figures(file: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the entry of each figure, with what the file says for all of them."""
+    shared = {key: file[key] for key in GRID if key in file}
+    figures: dict[str, Mapping[str, Any]] = {}
+    for name, entry in file.items():
+        if name not in GRID:
+            settings = {**shared["settings"], **entry.get("settings", {})}
+            figures[name] = {**shared, **entry, "settings": settings}
+    return figures
+
+
 def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
-    """Return the items of these names, which must have the methods; `taet` and `reat` mean all of a paper."""
+    """Return the items of these names, which must have the methods; `taet` and `reat` mean all of a
+    paper."""
     for name in names:
         if name not in items() and name not in PAPERS:
             raise unknown("item", name, [*PAPERS, *items()])
-    found = [item for item in items().values() if {item.name, item.name.partition("/")[0]} & {*names}]
+    found = []
+    for item in items().values():
+        paper = item.name.partition("/")[0]
+        if item.name in names or paper in names:
+            found.append(item)
+    known = dict.fromkeys(row.method for item in found for row in item.rows)
     for method in methods:
-        if method not in (known := [row.method for item in found for row in item.rows]):
-            raise unknown("method of these items", method, dict.fromkeys(known))
+        if method not in known:
+            raise unknown("method of these items", method, known)
     return found
 
 
@@ -167,25 +210,33 @@ def _item(name: str, entry: Mapping[str, Any]) -> Item:
     for key in entry:
         if key not in (*GRID, *ABOUT):
             raise unknown(f"key of {name}", key, (*GRID, *ABOUT))
-    columns = entry.get("columns", {})
-    rows = [row for grid in entry.get("grids", [{}]) for row in _rows({**entry, **grid}, columns)]
-    lines = _published().get(name, [])
-    values = {(_place(name, rows, entry.get("rows", {}), line), line["metric"], line["class"]): line for line in lines}
-    if len(values) < len(lines):
-        raise UserError(f"published.tsv: {name} has a number twice")
-    heads = {(attack, ""): None for row in rows for attack in row.attacks}
-    heads |= {(SECONDS, ""): None} if entry.get("seconds") else {}
-    averages = [line["average"] for line in lines if line["average"] != "cost"]
+    rows: list[Row] = []
+    for grid in entry.get("grids", [{}]):
+        rows += _rows({**entry, **grid}, entry.get("columns", {}))
+    published: dict[tuple[int, str, str], float] = {}
+    averages = []
+    for line in _published().get(name, []):
+        place = _place(name, rows, entry.get("rows", {}), line)
+        number = (place, line["metric"], line["class"])
+        if number in published:
+            raise UserError(f"published.tsv: {name} has a number twice")
+        published[number] = float(line["value"])
+        if line["average"] != "cost":
+            averages.append(line["average"])
+    columns = [(metric, of) for _, metric, of in published]
+    if not columns:
+        columns = [(attack, "") for row in rows for attack in row.attacks]
+        columns += [(SECONDS, "")] if entry.get("seconds") else []
     return Item(
         name,
         entry["title"],
         entry.get("shows", "values"),
         tuple(rows),
-        tuple({(metric, of): None for _, metric, of in values} or heads),
+        tuple(dict.fromkeys(columns)),
         tuple(entry.get("notes", ())),
         tuple(entry.get("epochs", ())),
         averages[0] if averages else "balanced",
-        {key: float(line["value"]) for key, line in values.items()},
+        published,
     )
 
 
@@ -193,12 +244,16 @@ def _rows(grid: Mapping[str, Any], columns: Mapping[str, Settings]) -> Iterator[
     """Yield the rows of a grid: data x imbalance ratios x variants x methods."""
     variants = [{}, *(variant["settings"] for variant in grid.get("variants", []))]
     ratios = grid.get("imbalance") or [None]
-    for data, ratio, variant, method in itertools.product(grid["data"], ratios, variants, grid["methods"]):
+    for data, ratio, variant, method in itertools.product(
+        grid["data"], ratios, variants, grid["methods"]
+    ):
         entry = {"name": method, "method": method} if isinstance(method, str) else method
         settings = {**grid["settings"], **variant, **entry.get("settings", {})}
         attacks = tuple(settings.pop("evaluation.attacks"))
         own = columns.get(entry["name"], {})
-        yield Row(entry["name"], entry["method"], grid["protocol"], data, ratio, settings, attacks, own)
+        yield Row(
+            entry["name"], entry["method"], grid["protocol"], data, ratio, settings, attacks, own
+        )
 
 
 @functools.cache
@@ -211,7 +266,9 @@ def _published() -> Mapping[str, list[Mapping[str, str]]]:
     return found
 
 
-def _place(name: str, rows: Sequence[Row], words: Mapping[str, str], line: Mapping[str, str]) -> int:
+def _place(
+    name: str, rows: Sequence[Row], words: Mapping[str, str], line: Mapping[str, str]
+) -> int:
     """Return the number of the row that a line of published.tsv belongs to."""
     said = f"{line['method']} {line['setting']}".strip()
     asked = said, line["dataset"], line["model"]
@@ -220,4 +277,6 @@ def _place(name: str, rows: Sequence[Row], words: Mapping[str, str], line: Mappi
             row.imbalance is None or row.imbalance == float(line["imbalance_ratio"])
         ):
             return place
-    raise UserError(f"published.tsv: {name} has no row for {' '.join(asked)} at ratio {line['imbalance_ratio']}")
+    raise UserError(
+        f"published.tsv: {name} has no row for {' '.join(asked)} at ratio {line['imbalance_ratio']}"
+    )

@@ -1,9 +1,12 @@
 """Fill the tables and figures of both papers, and print published beside measured numbers.
 
-python papers/reproduce.py                                  what is filled at which scale, and what the rest takes
-python papers/reproduce.py taet/table1 --scale mini         list its runs, run the missing ones, print the table
-python papers/reproduce.py taet reat/table8 --time-budget 12h --jobs 2
-python papers/reproduce.py reat/table2 --methods reat at-bsl --seeds 0 1 2
+Without an item: what is filled at which scale, and what the rest takes. With items: list their
+runs, run the missing ones, print the tables.
+
+    python papers/reproduce.py
+    python papers/reproduce.py taet/table1 --scale mini
+    python papers/reproduce.py taet reat/table8 --time-budget 12h --jobs 2
+    python papers/reproduce.py reat/table2 --methods reat at-bsl --seeds 0 1 2
 """
 
 import argparse
@@ -25,9 +28,9 @@ from items import SCALES, Item, Row, Scale, chosen, items, scale
 from runs import CARD, EPOCHS, Measured, Runs, name_of, price, thinned
 from tables import page, table
 from taet.errors import UserError
-from taet.fields import Duration, Processes, Whole, check_value
 from taet.files import digest
 from taet.formatting import duration, read_duration
+from taet.settings.types import Duration, Processes, Whole, check_value
 
 
 @dataclass(frozen=True)
@@ -45,21 +48,32 @@ class Cell:
     @property
     def lacks(self) -> list[str]:
         """The attacks that its card does not have."""
-        return [attack for attack in self.run.attacks if self.measured is None or attack not in self.measured.attacks]
+        return [
+            attack
+            for attack in self.run.attacks
+            if self.measured is None or attack not in self.measured.attacks
+        ]
 
     @property
     def seconds(self) -> float:
-        """About how long the rest takes on one core; a committed card has no weights, so its run is trained again."""
+        """About how long the rest takes on one core; a committed card has no weights, so its run is
+        trained again."""
         trained = self.measured is not None and self.measured.path.name == CARD
         return price(self.run, trained, self.lacks) if self.lacks else 0.0
 
     @property
     def state(self) -> str:
         """Where its card is, and what it lacks."""
-        where = self.measured.where if self.measured else "started" if self.started else "missing"
-        lacks = f", lacks {', '.join(self.lacks)}" if self.measured and self.lacks else ""
-        cost = "no estimate" if math.isnan(self.seconds) else f"{duration(self.seconds)} of one core"
-        return where + lacks + (f", {cost}" if self.lacks else "")
+        if self.measured is not None:
+            where = self.measured.where
+        else:
+            where = "started" if self.started else "missing"
+        if not self.lacks:
+            return where
+        lacks = f", lacks {', '.join(self.lacks)}" if self.measured else ""
+        known = not math.isnan(self.seconds)
+        cost = f"{duration(self.seconds)} of one core" if known else "no estimate"
+        return f"{where}{lacks}, {cost}"
 
 
 def cells(wanted: Sequence[Item], at: Scale, runs: Runs, options: argparse.Namespace) -> list[Cell]:
@@ -71,20 +85,31 @@ def cells(wanted: Sequence[Item], at: Scale, runs: Runs, options: argparse.Names
                 continue
             run = at.run(row)
             name = name_of(run)
-            there = {} if options.again else runs.of(run)  # more seeds may be in a number than the scale asks for
-            more = {seed for seed, one in there.items() if {*run.attacks} <= {*one.attacks}}
-            for seed in options.seeds or sorted({*at.seeds(row.protocol), *more}):
+            for seed in options.seeds or seeds_of(run, at, runs, options.again):
                 before = found.get((name, seed))
-                attacks = tuple(dict.fromkeys((*(before.run.attacks if before else ()), *run.attacks)))
-                asked = replace(run, attacks=attacks)
+                attacks = (*before.run.attacks, *run.attacks) if before else run.attacks
+                asked = replace(run, attacks=tuple(dict.fromkeys(attacks)))
                 measured = runs.of(asked).get(seed)
-                kept = None if measured and options.again and measured.path.name != CARD else measured
-                found[name, seed] = Cell(f"{item.name}: {label}", asked, name, seed, kept, runs.is_started(name, seed))
+                if measured is not None and options.again and measured.path.name != CARD:
+                    measured = None
+                started = runs.is_started(name, seed)
+                label_of_item = f"{item.name}: {label}"
+                found[name, seed] = Cell(label_of_item, asked, name, seed, measured, started)
     return list(found.values())
 
 
+def seeds_of(run: Row, at: Scale, runs: Runs, again: bool) -> list[int]:
+    """Return the seeds of a scale, and those of complete cards that are in its numbers too."""
+    seeds = {*at.seeds(run.protocol)}
+    if not again:
+        complete = (s for s, one in runs.of(run).items() if {*run.attacks} <= {*one.attacks})
+        seeds.update(complete)
+    return sorted(seeds)
+
+
 def specifications(missing: Sequence[Cell]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield comparisons that run cells, with their names: one for each protocol, data set, imbalance ratio and seed."""
+    """Yield comparisons that run cells, with their names: one for each protocol, data set,
+    imbalance ratio and seed."""
 
     def kind(cell: Cell) -> tuple[str, str, float, int]:
         return cell.run.protocol, cell.run.data, cell.run.imbalance or 0.0, cell.seed
@@ -103,7 +128,8 @@ def specifications(missing: Sequence[Cell]) -> Iterator[tuple[str, dict[str, Any
 
 
 def fill(missing: Sequence[Cell], options: argparse.Namespace) -> bool:
-    """Run cells by `taet.compare`, each comparison in a folder below `out`; return whether all were done."""
+    """Run cells by `taet.compare`, each comparison in a folder below `out`; return whether all were
+    done."""
     budget = math.inf if options.time_budget is None else read_duration(options.time_budget)
     end, all_done = time.monotonic() + budget, True
     for name, grid in specifications(missing):
@@ -150,35 +176,54 @@ def overview(runs: Runs, options: argparse.Namespace) -> str:
             found = cells([item], scale(name), runs, options)
             counts.append(f"{sum(not cell.lacks for cell in found)}/{len(found)}")
         lines.append((item.name, *counts, item.title))
-    rest = [_rest(cells([*items().values()], scale(name), runs, options), name) for name in SCALES[:-1]]
-    return "\n".join(["Runs that are there, of those that an item needs:", "", table(lines), "", *rest])
+    rest = [
+        _rest(cells([*items().values()], scale(name), runs, options), name) for name in SCALES[:-1]
+    ]
+    return "\n".join(
+        ["Runs that are there, of those that an item needs:", "", table(lines), "", *rest]
+    )
 
 
 def _rest(found: Sequence[Cell], name: str) -> str:
     """Return how many runs are there, and what the others take."""
-    kinds = Counter("missing" if cell.measured is None else cell.measured.where.split()[0] for cell in found)
+    kinds = Counter(
+        "missing" if cell.measured is None else cell.measured.where.split()[0] for cell in found
+    )
     prices = [cell.seconds for cell in found]
     known = sum(seconds for seconds in prices if not math.isnan(seconds))
     unknown = sum(map(math.isnan, prices))
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     rest = f"; the rest takes {duration(known)} of one core" if known else ""
-    return f"{name} ({scale(name).says}): {said}{rest}{f', and {unknown} without an estimate' if unknown else ''}."
+    return (
+        f"{name} ({scale(name).says}): "
+        f"{said}{rest}{f', and {unknown} without an estimate' if unknown else ''}."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a call; return 0, 1 if a run failed, or 2 for a mistake in the call."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("items", nargs="*", help="taet/table1, reat/figure3, or taet or reat: all of a paper")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "items", nargs="*", help="taet/table1, reat/figure3, or taet or reat: all of a paper"
+    )
     parser.add_argument("--scale", default="mini", help="full, gpu, cpu, mini (default) or smoke")
     parser.add_argument("--methods", nargs="+", default=[], help="only rows of these methods")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="in place of those of the scale")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[], help="in place of those of the scale"
+    )
     parser.add_argument("--again", action="store_true", help="run also what has a committed card")
     parser.add_argument("--dry-run", action="store_true", help="run nothing")
     parser.add_argument("--time-budget", help="12h, 90m or 600s")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     parser.add_argument(
-        "--save", type=Path, help="copy cards of finished runs to this folder, as results/reproduce/mini"
+        "--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs"
+    )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        help="copy cards of finished runs to this folder, as results/reproduce/mini",
     )
     options = parser.parse_args(arguments)
     try:
@@ -200,14 +245,18 @@ def _run(options: argparse.Namespace) -> int:
     check_value("time budget", options.time_budget, Duration | None)
     check_value("jobs", options.jobs, Processes)
     check_value("seeds", tuple(options.seeds), tuple[Whole, ...])
-    at, runs, done = scale(options.scale), Runs(options.out), True
+    at = scale(options.scale)
     if not options.items:
-        print(overview(runs, options))
+        print(overview(Runs(options.out), options))
         return 0
     wanted = chosen(options.items, options.methods)
+    runs, done = Runs(options.out), True
     found = cells(wanted, at, runs, options)
     width = max(len(cell.label) for cell in found)
-    print("\n".join(f"{cell.label.ljust(width)}  seed {cell.seed}  {cell.state}" for cell in found), end="\n\n")
+    print(
+        "\n".join((f"{cell.label.ljust(width)}  seed {cell.seed}  {cell.state}") for cell in found),
+        end="\n\n",
+    )
     missing = [cell for cell in found if cell.lacks]
     if missing and not options.dry_run:
         done = fill(missing, options)

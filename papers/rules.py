@@ -1,42 +1,61 @@
-"""The rules by which the runs decide a claim of a paper: pure functions of result cards."""
+"""The tests of claims: what the runs at one scale say of a claim, and by which rule.
+
+The rules are those that were written before the first run.
+"""
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special, stats
 
-from items import Item, Row, Scale
+from items import Row, Scale, items
 from paired import Cards, attacks_on, paired, text
-from runs import RESULTS, Runs, load, thinned
-from taet import statistics
+from runs import RESULTS, Measured, Runs, load
 from taet.evaluation import ResultCard
-from taet.formatting import listed, percent
-from taet.intervals import LEVEL, Difference
+from taet.formatting import percent
+from taet.metrics import accuracies
+from taet.metrics.intervals import LEVEL, Difference
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
-WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
-SHORT = {"steps": "threat.steps", "step_size": "threat.step_size", "outer": "outer.name", "awp": "training.awp"}
-RATIOS = {"taet": 10, "reat": 50}
-FEWEST_ROWS, FEWEST_EPOCHS = 8, 5
-"""Least number of rows whose order is compared, of the eleven of TAET's table 1; and of epochs in a mean."""
-
+WORDS: tuple[Word, ...] = ("holds", "does not hold", "undecided", "not tested")
+SHORT_NAMES = {
+    "steps": "threat.steps",
+    "step_size": "threat.step_size",
+    "outer": "outer.name",
+    "awp": "training.awp",
+}
+USUAL_RATIO = {"taet": 10, "reat": 50}
+FEWEST_METHODS = 5
+"""Least number of methods whose order is compared."""
+HIGHEST_CHANCE = 2
+"""Balanced accuracy, times the number of classes, below which a training has failed."""
 Points = Mapping[str, float]
 """Claimed points of balanced accuracy by attack; 0 if only the sign is claimed."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The verdict on a claim, with its evidence in words."""
+class Line:
+    """A line of evidence: what was compared, and what was found."""
+
+    what: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the runs at one scale say."""
 
     word: Word
-    evidence: tuple[str, ...]
-    outside: tuple[str, ...] = ()
-    """What committed runs with other settings say; it decides nothing."""
-    scale: str = ""
+    evidence: tuple[Line, ...] = ()
+    missing: tuple[str, ...] = ()
+    """The runs that the test needs and that are not there."""
+    seeds: int = 0
+    """Training seeds behind every part of the test."""
 
 
 @dataclass(frozen=True)
@@ -46,267 +65,428 @@ class Study:
     runs: Runs
     scale: Scale
 
-    def cards(self, row: Row) -> Cards:
-        """Return the cards of a row by seed."""
-        return {seed: one.card for seed, one in self.runs.of(self.scale.run(row)).items()}
+    def measured(self, row: Row) -> dict[int, Measured]:
+        """Return the runs of a row by seed."""
+        return self.runs.of(self.scale.run(row))
+
+    def cards(self, row: Row, *attacks: str) -> dict[int, ResultCard]:
+        """Return the cards of a row that have all these attacks, by seed."""
+        cards = {seed: run.card for seed, run in self.measured(row).items()}
+        return {seed: card for seed, card in cards.items() if attacks_on(card) >= {*attacks}}
+
+
+class Test(Protocol):
+    """The test of a claim."""
+
+    @property
+    def rule(self) -> str:
+        """When the claim holds and when it does not, as a sentence."""
+
+    def apply(self, study: Study) -> Outcome:
+        """Return what the runs at a scale say."""
 
 
 def row(
-    protocol: str, method: str, data: str = "cifar10-lt", ratio: int = 0, model: str = "resnet18", **own: Any
+    protocol: str,
+    method: str,
+    data: str = "cifar10-lt",
+    ratio: int | None = None,
+    model: str = "resnet18",
+    **options: Any,
 ) -> Row:
-    """Return a run of a paper, named by how it differs from the paper's usual one."""
-    settings = {SHORT.get(name, f"method.{name}"): value for name, value in own.items()}
-    said = [str(value) if name == "outer" else f"{name} {value}" for name, value in own.items()]
-    said += [data] * (data != "cifar10-lt") + [f"IR {ratio}"] * (ratio not in (0, RATIOS[protocol]))
-    imbalance = None if data == "dermamnist" else float(ratio or RATIOS[protocol])
-    name = f"{method} ({', '.join(said)})" if said else method
-    return Row(name, method, protocol, data, imbalance, {"model.name": model, **settings}, ())
+    """Return a run of a paper, named by how it differs from the paper's usual one.
 
-
-def above(found: Difference, size: float) -> Word:
-    """It holds if the interval is above 0 and reaches half of the claimed size, and fails below that half."""
-    return "does not hold" if found.high < size / 200 else "holds" if found.low > 0 else "undecided"
-
-
-def within(found: Difference, size: float) -> Word:
-    """It holds if the interval is within the claimed points on both sides of 0, and fails if it is outside."""
-    size /= 100
-    if found.low > size or found.high < -size:
-        return "does not hold"
-    return "holds" if -size <= found.low and found.high <= size else "undecided"
-
-
-def together(parts: Iterable[Word]) -> Word:
-    """All parts must hold, and one that fails is enough."""
-    found, order = [*parts], ("does not hold", "not tested", "undecided")
-    worst: list[Word] = [word for word in order if word in found]
-    return worst[0] if worst else "holds" if found else "not tested"
-
-
-def differ(
-    at: Study,
-    pairs: Sequence[tuple[Row, Row]],
-    claimed: Points,
-    rule: Callable[[Difference, float], Word] = above,
-    *,
-    ranks: tuple[int, int] | None = None,
-    attacks: tuple[str, str] | None = None,
-    less: str = "",
-    outside: Sequence[str] = (),
-    parts: int = 1,
-) -> Verdict:
-    """Decide a claim about first minus second of each pair; all differences cover together with 95 %.
-
-    Args:
-        at: the runs.
-        pairs: two rows each.
-        claimed: points by attack.
-        rule: above or within.
-        ranks: the classes that count, ranked by training images from 1, as (first, last); by default all.
-        attacks: those of the two sides, in place of the claimed one.
-        less: the attack under which the same difference is subtracted.
-        outside: committed cards as "folder: first - second", compared in the same way.
-        parts: how many such calls one claim has.
+    `options` are the method's, or one of `SHORT_NAMES`.
     """
-    words, said, beside, missing = list[Word](), list[str](), list[str](), dict[str, None]()
-    on = f", classes of rank {ranks[0]} to {ranks[1]}" if ranks else ""
-    for column, size in claimed.items():
-        both, values = attacks or (column, column), list[str]()
-        for first, second in pairs:
-            sides = at.cards(first), at.cards(second)
-            found = paired(*sides, both, ranks=ranks, less=less, comparisons=len(pairs) * len(claimed) * parts)
-            words.append("not tested" if found is None else rule(found, size))
-            names = first.name if first == second else f"{first.name} − {second.name}"
-            values += [] if found is None else [f"{names} {text(found)}"]
-            for one, cards, attack in zip((first, second), sides, both, strict=True):
-                has = any({attack, less or attack} <= attacks_on(card) for card in cards.values())
-                missing |= {} if has else {f"{attack} of {one.name}" if cards else one.name: None}
-        under = " − ".join(filter(None, dict.fromkeys((*both, less))))
-        said += [f"{under}{on}: {'; '.join(values)}"] if values else []
-        for folder, names, found in _outside(outside, both, ranks, less):
-            more = f", {names}" * (len(pairs) > 1) + f", {column}" * (len(claimed) > 1)
-            beside.append(f"{folder}{more} {text(found)}")
-    said += [f"missing: {listed(missing, 2)}"] if missing else []
-    return Verdict(together(words), tuple(said), tuple(beside))
-
-
-def _outside(
-    outside: Iterable[str], attacks: tuple[str, str], ranks: tuple[int, int] | None = None, less: str = ""
-) -> Iterator[tuple[str, str, Difference]]:
-    """Yield folder, names and difference of committed cards, "folder: first - second", each with its own interval."""
-    for words in outside:
-        folder, _, names = words.partition(": ")
-        first, _, second = names.partition(" - ")
-        found = paired(committed(folder, first), committed(folder, second or first), attacks, ranks=ranks, less=less)
-        if found is not None:
-            yield folder, names.replace(" - ", " − ") if second else " − ".join(attacks), found
+    settings: dict[str, Any] = {"model.name": model}
+    differences = []
+    for name, value in options.items():
+        settings[SHORT_NAMES.get(name, f"method.{name}")] = value
+        differences.append(str(value) if name == "outer" else f"{name} {value}")
+    if data != "cifar10-lt":
+        differences.append(data)
+    if ratio not in (None, USUAL_RATIO[protocol]):
+        differences.append(f"ratio {ratio}")
+    name = f"{method} ({', '.join(differences)})" if differences else method
+    imbalance = None if data == "dermamnist" else float(ratio or USUAL_RATIO[protocol])
+    return Row(name, method, protocol, data, imbalance, settings, ())
 
 
 def committed(folder: str, name: str) -> Cards:
     """Return the cards NAME.json and NAME-seedN.json of a folder of results, by seed."""
-    paths = [*(RESULTS / folder).glob(f"{name}.json"), *(RESULTS / folder).glob(f"{name}-seed[0-9].json")]
+    place = RESULTS / folder
+    paths = sorted([*place.glob(f"{name}.json"), *place.glob(f"{name}-seed[0-9].json")])
     assert paths, f"no card {name} in results/{folder}"
-    return {card.seed or 0: card for card in map(load, sorted(paths))}
+    cards = [load(path) for path in paths]
+    return {card.seed or 0: card for card in cards}
 
 
-def published_order(at: Study, item: Item, column: str) -> Verdict:
-    """It holds if Spearman's correlation with the paper is above 0.5 over all orders that no decided test contradicts.
+def larger(found: Difference, size: float) -> Word:
+    """Return the word on a claimed gain of `size` points, by the interval of a difference."""
+    if found.high < 0:
+        return "does not hold"
+    if found.low <= 0:
+        return "undecided"
+    return "holds" if found.high >= size / 200 else "does not hold"
 
-    Tests are of all pairs of rows, and cover together with 95 %. It fails if it is below 0.5 over all of them. A
-    bootstrap of the correlation would not cover it: resampling mixes the order of level rows and draws it to 0.
+
+def within(found: Difference, size: float) -> Word:
+    """Return the word on a difference that is claimed to be at most `size` points."""
+    limit = size / 100
+    if found.low > limit or found.high < -limit:
+        return "does not hold"
+    return "holds" if -limit <= found.low and found.high <= limit else "undecided"
+
+
+def together(parts: Iterable[Word]) -> Word:
+    """Return the word on a claim whose parts must all hold; one that fails is enough."""
+    words = [*parts]
+    decisive: tuple[Word, ...] = ("does not hold", "not tested", "undecided")
+    for word in decisive:
+        if word in words:
+            return word
+    return "holds" if words else "not tested"
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Differences of balanced accuracy between the two rows of each pair, which must all be larger.
+
+    All intervals of a test cover together with 95 %.
     """
-    held = [(cards, item.published[place, column, ""]) for place, cards in _held(at, item, column)]
-    if len(held) < FEWEST_ROWS:
-        return Verdict("not tested", (f"{len(held)} rows of {item.name} have runs, of {FEWEST_ROWS} that it takes",))
-    means = [np.mean([card.summary(column).balanced for card in cards.values()]) for cards, _ in held]
-    said = [value for _, value in held]
-    below = [0] * len(held)  # for every row the rows that are decidedly below it, as bits
-    pairs = [*itertools.combinations(range(len(held)), 2)]
-    for i, j in pairs:
-        found = paired(held[i][0], held[j][0], (column, column), comparisons=len(pairs))
-        if found is None:
-            return Verdict("undecided", ("the rows cannot be compared in pairs",))
-        below[i] |= (found.low > 0) << j
-        below[j] |= (found.high < 0) << i
-    low, high = correlations(said, below)
-    each = (f"{number:+.2f}".replace("-", "−") for number in (stats.spearmanr(said, means).statistic, low, high))
-    value, *ends = each
-    word: Word = "holds" if low > 0.5 else "does not hold" if high < 0.5 else "undecided"
-    return Verdict(word, (f"Spearman's correlation {value} ({' to '.join(ends)}) over {len(held)} methods",))
+
+    pairs: tuple[tuple[Row, Row], ...]
+    points: Points
+    ranks: tuple[int, int] | None = None
+    """First and last rank of the classes that count, by training images from 1; None: all."""
+    attacks: tuple[str, str] | None = None
+    """The attacks on the two rows, in place of the claimed one."""
+    minus_attack: str = ""
+    """The attack under which the same difference is subtracted."""
+    family: int = 1
+    """How many such tests one claim has."""
+    rule: str = (
+        "*Holds*: the whole interval is above 0, and its upper end reaches half of the claimed "
+        "gain. *Does not hold*: the interval is below 0, or above 0 and below half of the gain. "
+        "Otherwise *undecided*."
+    )
+
+    def word(self, found: Difference, size: float) -> Word:
+        """Return the word on one difference."""
+        return larger(found, size)
+
+    def apply(self, study: Study) -> Outcome:
+        comparisons = len(self.pairs) * len(self.points) * self.family
+        words: list[Word] = []
+        evidence: list[Line] = []
+        missing: dict[str, None] = {}
+        seeds: list[int] = []
+        for attack, size in self.points.items():
+            attacks = self.attacks or (attack, attack)
+            for first, second in self.pairs:
+                sides = (study.cards(first), study.cards(second))
+                found = self.difference(*sides, attacks, comparisons)
+                if found is None:
+                    words.append("not tested")
+                    missing |= self.lacking(first, attacks[0], sides[0])
+                    missing |= self.lacking(second, attacks[1], sides[1])
+                else:
+                    words.append(self.word(found, size))
+                    seeds.append(found.runs)
+                    what = self.what(first.name, second.name, attacks)
+                    evidence.append(Line(what, text(found, comparisons)))
+        return Outcome(together(words), tuple(evidence), tuple(missing), min(seeds, default=0))
+
+    def difference(
+        self, first: Cards, second: Cards, attacks: tuple[str, str], comparisons: int = 1
+    ) -> Difference | None:
+        """Return the difference of two rows, or None if they cannot be compared."""
+        return paired(
+            first,
+            second,
+            attacks,
+            ranks=self.ranks,
+            less=self.minus_attack,
+            comparisons=comparisons,
+        )
+
+    def lacking(self, of: Row, attack: str, cards: Cards) -> dict[str, None]:
+        """Return the name of a row that lacks an attack, or all runs."""
+        needed = {attack, self.minus_attack or attack}
+        if any(needed <= attacks_on(card) for card in cards.values()):
+            return {}
+        return {f"{attack} of {of.name}" if cards else of.name: None}
+
+    def what(self, first: str, second: str, attacks: tuple[str, str]) -> str:
+        """Return what a line of evidence compares."""
+        under = " − ".join(filter(None, dict.fromkeys((*attacks, self.minus_attack))))
+        classes = f", classes of rank {self.ranks[0]} to {self.ranks[1]}" if self.ranks else ""
+        names = first if first == second else f"{first} − {second}"
+        return f"{names}, {under}{classes}"
 
 
-def _held(at: Study, item: Item, *attacks: str) -> list[tuple[int, Cards]]:
-    """Return number and cards of each row of an item that has runs under these attacks."""
-    found = ((place, at.cards(one)) for place, one in enumerate(item.rows))
-    have = ((place, {n: c for n, c in cards.items() if attacks_on(c) >= {*attacks}}) for place, cards in found)
-    return [(place, cards) for place, cards in have if cards]
+@dataclass(frozen=True)
+class WithinPoints(Differences):
+    """Differences that are claimed to be at most so many points, in either direction."""
+
+    rule: str = (
+        "*Holds*: every interval is within the claimed points on both sides of 0. *Does not hold*: "
+        "an interval is outside."
+    )
+
+    def word(self, found: Difference, size: float) -> Word:
+        return within(found, size)
 
 
-def correlations(published: Sequence[float], below: Sequence[int]) -> tuple[float, float]:
-    """Return the least and greatest Spearman correlation over all orders without ties that keep rows above others.
+@dataclass(frozen=True)
+class All:
+    """Several tests, which must all hold."""
 
-    `below` has for every row the rows that must be below it, as bits. An order is built from below: what the rows of a
-    set add to the correlation does not depend on the rows above it, so the best order of each set is enough.
+    parts: tuple[Test, ...]
+
+    @property
+    def rule(self) -> str:
+        return self.parts[0].rule
+
+    def apply(self, study: Study) -> Outcome:
+        outcomes = [part.apply(study) for part in self.parts]
+        return Outcome(
+            together(outcome.word for outcome in outcomes),
+            tuple(line for outcome in outcomes for line in outcome.evidence),
+            tuple(name for outcome in outcomes for name in outcome.missing),
+            min(outcome.seeds for outcome in outcomes),
+        )
+
+
+@dataclass(frozen=True)
+class Untested:
+    """A claim that no comparison of runs tests; `because` says what is known."""
+
+    because: str
+    rule: ClassVar[str] = ""
+
+    def apply(self, study: Study) -> Outcome:
+        return Outcome("not tested")
+
+
+@dataclass(frozen=True)
+class SameOrder:
+    """The rows of an item are claimed to have the published order."""
+
+    item: str
+    attack: str
+    rule: ClassVar[str] = (
+        "*Holds*: Spearman's correlation of the rows with the published order is above 0.5. *Does "
+        "not hold*: it is below 0."
+    )
+
+    def apply(self, study: Study) -> Outcome:
+        item = items()[self.item]
+        published, measured, seeds = [], [], []
+        for place, one in enumerate(item.rows):
+            cards = study.cards(one, self.attack)
+            if cards:
+                balanced = [card.summary(self.attack).balanced for card in cards.values()]
+                published.append(item.published[place, self.attack, ""])
+                measured.append(np.mean(balanced))
+                seeds.append(len(cards))
+        if len(measured) < FEWEST_METHODS:
+            return Outcome("not tested", missing=(f"{FEWEST_METHODS} rows of {self.item}",))
+        correlation = float(stats.spearmanr(published, measured).statistic)
+        word: Word = "undecided"
+        if correlation > 0.5 or correlation < 0:
+            word = "holds" if correlation > 0.5 else "does not hold"
+        found = f"{correlation:+.2f}".replace("-", "−")
+        line = Line(f"Spearman's correlation of {len(measured)} methods, {self.attack}", found)
+        return Outcome(word, (line,), seeds=min(seeds))
+
+
+@dataclass(frozen=True)
+class OrdersReversed:
+    """Plain and balanced accuracy are claimed to order the rows of an item differently."""
+
+    item: str
+    attacks: tuple[str, ...]
+    rule: ClassVar[str] = (
+        "*Holds*: plain and balanced accuracy order one pair of rows differently, and all "
+        "intervals together cover with 95 %. Plain accuracy is the mean of the recalls, weighted "
+        "by the classes' shares in training."
+    )
+
+    def apply(self, study: Study) -> Outcome:
+        rows = [study.cards(one) for one in items()[self.item].rows]
+        rows = [cards for cards in rows if cards]
+        if len(rows) < FEWEST_METHODS:
+            return Outcome("not tested", missing=(f"{FEWEST_METHODS} rows of {self.item}",))
+        pairs = [*itertools.combinations(rows, 2)]
+        two_sides, two_averages = 2, 2
+        error = LEVEL / (two_sides * two_averages * len(pairs) * len(self.attacks))
+        limit = float(special.ndtri(1 - error))
+        evidence = []
+        for attack in self.attacks:
+            count = sum(is_reversed(*pair, attack, limit) for pair in pairs)
+            what = f"pairs of methods whose order differs, {attack}"
+            evidence.append(Line(what, f"{count} of {len(pairs)}"))
+        seen = any(not line.found.startswith("0 ") for line in evidence)
+        return Outcome("holds" if seen else "undecided", tuple(evidence), seeds=min(map(len, rows)))
+
+
+def is_reversed(first: Cards, second: Cards, attack: str, limit: float) -> bool:
+    """Return whether plain and balanced accuracy differ in opposite directions, each by `limit`
+    standard errors.
+
+    Plain accuracy is that of a test set with the classes' shares in training. Of several common
+    seeds, an image counts with its mean. The standard error over the test images is
+    sqrt(sum_c w_c^2 s_c^2 / n_c), with the weight w_c of class c in the average.
     """
-    count, ranks = len(published), stats.rankdata(published)
-    ranks = ranks - ranks.mean()
-    ends = []
-    for sign in (-1, 1):
-        best = {0: 0.0}
-        for rows in range(2**count):
-            for one in range(count) if rows in best else ():
-                if not rows >> one & 1 and not below[one] & ~rows:
-                    value = best[rows] + sign * (rows.bit_count() + 1) * ranks[one]
-                    best[rows | 1 << one] = max(value, best.get(rows | 1 << one, -math.inf))
-        ends.append(sign * best[2**count - 1] / math.sqrt((ranks**2).sum() * (count**3 - count) / 12))
-    return float(ends[0]), float(ends[1])
-
-
-def orders_reversed(at: Study, item: Item, columns: Sequence[str]) -> Verdict:
-    """It holds if balanced and plain accuracy order one pair of rows differently; all intervals cover with 95 %. Plain
-    accuracy is the mean of the recalls, weighted by the classes' shares in training.
-    """
-    held = _held(at, item)
-    if len(held) < FEWEST_ROWS:
-        return Verdict("not tested", (f"{len(held)} rows of {item.name} have runs, of {FEWEST_ROWS} that it takes",))
-    pairs = [*itertools.combinations([cards for _, cards in held], 2)]
-    limit = float(special.ndtri(1 - LEVEL / (4 * len(pairs) * len(columns))))  # two sides, two averages
-    counts = {column: [_is_reversed(*pair, column, limit) for pair in pairs] for column in columns}
-    said = (f"{column} {sum(of)} of {len(of)}" for column, of in counts.items())
-    word: Word = "holds" if any(any(of) for of in counts.values()) else "undecided"
-    return Verdict(word, (f"pairs of rows of {item.name} with opposite orders: {', '.join(said)}",))
-
-
-def _is_reversed(first: Cards, second: Cards, attack: str, limit: float) -> bool:
-    """Return whether plain and balanced accuracy differ in opposite directions, each by `limit` standard errors.
-
-    Plain accuracy is that of a test set with the classes' shares in training. Of several common seeds, an image counts
-    with its mean. The standard error over the test images is sqrt(sum_c w_c^2 s_c^2 / n_c), with the weight w_c of
-    class c in the average.
-    """
-    seeds = sorted(first.keys() & second.keys())
+    seeds = [
+        seed
+        for seed in sorted(first.keys() & second.keys())
+        if attack in attacks_on(first[seed]) & attacks_on(second[seed])
+    ]
     if not seeds:
         return False
-    sides = [[cards[seed] for seed in seeds] for cards in (first, second)]
-    card = sides[0][0]
+    card = first[seeds[0]]
     counts = np.array(card.data["train_class_counts"], dtype=float)
-    left, right = (np.mean([one.column(attack).correct for one in side], axis=0) for side in sides)
-    gains = [(left - right)[card.labels == label] for label in range(len(counts))]
-    means = np.array([gain.mean() for gain in gains])
-    errors = np.array([gain.std(ddof=1) / math.sqrt(len(gain)) for gain in gains])
-    weights = np.stack([counts / counts.sum(), np.full(len(gains), 1 / len(gains))])
+    gain = mean_correct(first, seeds, attack) - mean_correct(second, seeds, attack)
+    by_class = [gain[card.labels == label] for label in range(len(counts))]
+    means = np.array([of.mean() for of in by_class])
+    errors = np.array([of.std(ddof=1) / math.sqrt(len(of)) for of in by_class])
+    weights = np.stack([counts / counts.sum(), np.full(len(counts), 1 / len(counts))])
     plain, balanced = weights @ means
-    return bool(plain * balanced < 0 and (np.abs(weights @ means) > limit * np.sqrt(weights**2 @ errors**2)).all())
+    clear = np.abs(weights @ means) > limit * np.sqrt(weights**2 @ errors**2)
+    return bool(plain * balanced < 0 and clear.all())
 
 
-STEADY, CHANCES = 0.05, 2  # most change of the shares of the predicted classes; balanced accuracy times C of "fails"
+def mean_correct(cards: Cards, seeds: Sequence[int], attack: str) -> NDArray[np.float64]:
+    """Return the share of the seeds that classify each test image correctly."""
+    correct = [cards[seed].column(attack).correct for seed in seeds]
+    return np.asarray(np.mean(correct, axis=0))
 
 
-def steady(at: Study, rows: Sequence[Row]) -> Verdict:
-    """It fails if the mean total variation of the predicted classes between recorded epochs is above 5 % in one row.
+@dataclass(frozen=True)
+class Collapses:
+    """Trainings of these rows are claimed to fail."""
 
-    Equal shares of the classes do not prove equal predictions, so it never holds.
+    rows: tuple[Row, ...]
+    rule: ClassVar[str] = (
+        "*Holds*: in every row the interval of clean balanced accuracy is below twice chance. "
+        "*Does not hold*: it is above in one of them."
+    )
+
+    def apply(self, study: Study) -> Outcome:
+        words: list[Word] = []
+        evidence: list[Line] = []
+        missing: list[str] = []
+        seeds: list[int] = []
+        for one in self.rows:
+            cards = study.cards(one)
+            seeds.append(len(cards))
+            if not cards:
+                words.append("not tested")
+                missing.append(one.name)
+            for seed, card in cards.items():
+                clean = card.summary("clean")
+                words.append(self.word(*clean.balanced_interval, len(clean.total)))
+                what = f"{one.name}, clean, seed {seed}"
+                evidence.append(Line(what, f"{percent(clean.balanced)} %"))
+        return Outcome(together(words), tuple(evidence), tuple(missing), min(seeds))
+
+    def word(self, low: float, high: float, classes: int) -> Word:
+        """Return the word on one run."""
+        limit = HIGHEST_CHANCE / classes
+        if high < limit:
+            return "holds"
+        return "does not hold" if low > limit else "undecided"
+
+
+@dataclass(frozen=True)
+class MoreSeparable:
+    """The features of the first row are claimed to be more separable than those of the second."""
+
+    first: Row
+    second: Row
+    rule: ClassVar[str] = (
+        "*Holds*: a linear classifier tells the features of the first row better apart, clean and "
+        "attacked. It is fitted to the same test images in both rows, so its answers are paired."
+    )
+    SAME: ClassVar[tuple[str, ...]] = ("test_sha256", "rows", "labels", "attack", "seed")
+
+    def apply(self, study: Study) -> Outcome:
+        first, second = self.features(study, self.first), self.features(study, self.second)
+        seeds = [
+            seed
+            for seed in sorted(first.keys() & second.keys())
+            if all(first[seed][name] == second[seed][name] for name in self.SAME)
+        ]
+        if not seeds:
+            names = f"features of {self.first.name} and {self.second.name}"
+            return Outcome("not tested", missing=(names,))
+        about = first[seeds[0]]
+        labels = np.array(about["labels"])
+        words, evidence = [], []
+        for side in about["separated"]:
+            found = accuracies.difference(
+                [np.array(first[seed]["separated"][side]) == labels for seed in seeds],
+                [np.array(second[seed]["separated"][side]) == labels for seed in seeds],
+                labels,
+                len(about["class_names"]),
+                comparisons=2,
+            )
+            words.append(larger(found, 0))
+            what = f"{self.first.name} − {self.second.name}, {side} images classified by features"
+            evidence.append(Line(what, text(found, 2)))
+        return Outcome(together(words), tuple(evidence), seeds=len(seeds))
+
+    def features(self, study: Study, of: Row) -> dict[int, dict[str, Any]]:
+        """Return what is kept of the features of a row, by seed."""
+        kept = {seed: run.features("features") for seed, run in study.measured(of).items()}
+        return {seed: features for seed, features in kept.items() if "separated" in features}
+
+
+@dataclass(frozen=True)
+class PredictedShares:
+    """How often the training examples of a row are predicted as classes of some ranks; it decides
+    nothing."""
+
+    rows: tuple[Row, ...]
+    ranks: tuple[int, int]
+    rule: ClassVar[str] = ""
+
+    def apply(self, study: Study) -> Outcome:
+        evidence = []
+        for one in self.rows:
+            shares = [self.share(run) for run in study.measured(one).values()]
+            known = [share for share in shares if not math.isnan(share)]
+            if known:
+                seeds = f", {len(known)} seeds" if len(known) > 1 else ""
+                what = (
+                    f"{one.name}, training examples predicted as classes of rank "
+                    f"{self.ranks[0]} to {self.ranks[1]}, mean of the recorded epochs"
+                )
+                evidence.append(Line(what, f"{100 * np.mean(known):.0f} %{seeds}"))
+        return Outcome("not tested", tuple(evidence))
+
+    def share(self, run: Measured) -> float:
+        """Return the share of one run, the mean over its recorded epochs; nan without any."""
+        order = accuracies.class_ranks(run.card.data["train_class_counts"])
+        counted = (order + 1 >= self.ranks[0]) & (order + 1 <= self.ranks[1])
+        rows = [np.array(e["predicted"], dtype=float) for e in run.epochs if e.get("predicted")]
+        shares = [predicted[counted].sum() / predicted.sum() for predicted in rows]
+        return float(np.mean(shares)) if shares else math.nan
+
+
+def bound_gap(card: ResultCard) -> float:
+    """Return by how much theorem 1 of REAT exceeds the robust error of a card, at most over its
+    attacks.
+
+    The bound is the mean over classes of natural error and disagreement. nan if no attack of the
+    card stays in its ball.
     """
-    parts, said = list[Word](), list[str]()
-    for one in rows:
-        moved = {}
-        for seed, run in at.runs.of(at.scale.run(one)).items():
-            counts = np.array([e["predicted"] for e in thinned(run.epochs) if e["predicted"] is not None], dtype=float)
-            if len(counts) >= FEWEST_EPOCHS:
-                shares = counts / counts.sum(1, keepdims=True)
-                moved[seed] = float(np.abs(np.diff(shares, axis=0)).sum(1).mean() / 2)
-        mean = np.mean([*moved.values()]) if moved else math.nan
-        parts.append("does not hold" if mean > STEADY else "undecided" if moved else "not tested")
-        values = ", ".join(f"{100 * of:.0f} % (seed {seed})" for seed, of in moved.items())
-        said.append(f"{one.name} {values or 'missing'}")
-    return Verdict(together(parts), (f"mean total variation: {'; '.join(said)}",))
-
-
-def fails(at: Study, rows: Sequence[Row], *outside: str) -> Verdict:
-    """It holds if the interval of clean balanced accuracy is below 2 / C, twice chance, in every row; fails above."""
-    parts, said = list[Word](), list[str]()
-    for one in rows:
-        found = {seed: card.summary("clean") for seed, card in at.cards(one).items()}
-        for of in found.values():
-            (low, high), limit = of.balanced_interval, CHANCES / len(of.total)
-            parts.append("holds" if high < limit else "does not hold" if low > limit else "undecided")
-        parts += [] if found else ["not tested"]
-        values = ", ".join(f"{percent(of.balanced)} % (seed {seed})" for seed, of in found.items())
-        said.append(f"{one.name} {values or 'missing'}")
-    beside = (f"{folder} {names} {text(found)}" for folder, names, found in _outside(outside, ("clean", "clean")))
-    return Verdict(together(parts), (f"clean balanced accuracy: {'; '.join(said)}",), tuple(beside))
-
-
-def more_separable(at: Study, first: Row, second: Row) -> Verdict:
-    """It holds if a linear classifier tells the features of the first row better apart, clean and attacked.
-
-    A fold's classifier is fitted to features of the same test images in both rows, so the answers are paired by image.
-    """
-    each = [at.runs.of(at.scale.run(one)) for one in (first, second)]
-    sides = [
-        {seed: of for seed, run in runs.items() if "separated" in (of := run.features("features"))} for runs in each
-    ]
-    same = ("test_sha256", "rows", "labels", "attack", "seed")
-    common = sorted(sides[0].keys() & sides[1].keys())
-    seeds = [seed for seed in common if all(sides[0][seed][what] == sides[1][seed][what] for what in same)]
-    if not seeds:
-        return Verdict("not tested", (f"missing: features of {first.name} and {second.name}",))
-    one = sides[0][seeds[0]]
-    labels, parts, said = np.array(one["labels"]), list[Word](), list[str]()
-    for side in one["separated"]:
-        right = ([np.array(of[seed]["separated"][side]) == labels for seed in seeds] for of in sides)
-        found = statistics.difference(*right, labels, len(one["class_names"]), comparisons=2)
-        parts.append(above(found, 0))
-        said.append(f"{first.name} − {second.name}, {side} {text(found)}")
-    return Verdict(together(parts), tuple(said))
-
-
-def bound_gaps(card: ResultCard) -> list[tuple[float, float]]:
-    """Return balanced accuracy, and natural error + disagreement - robust error, under each attack in its ball."""
-    found = []
+    gaps = [math.nan]
     for column in card.columns if card.clean is not None else ():
         if column.bounded and column.ordinary:
-            of = card.summary_of(column)
-            gap = of.natural_error + of.class_flip_rate - (1 - of.per_class)
-            found.append((of.balanced, float(np.nanmean(gap))))
-    return found
+            summary = card.summary_of(column)
+            bound = summary.natural_error + summary.class_flip_rate
+            gaps.append(float(np.nanmean(bound - (1 - summary.per_class))))
+    return float(np.nanmax(gaps)) if len(gaps) > 1 else math.nan

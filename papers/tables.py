@@ -1,4 +1,5 @@
-"""An item as Markdown: published beside measured numbers, differences between rows, and what differs from the paper."""
+"""An item as Markdown: published beside measured numbers, differences between rows, and what
+differs from the paper."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,8 @@ from paired import Cards, attacks_on, paired, text
 from runs import Measured, Runs
 from taet.evaluation import ResultCard
 from taet.formatting import percent, percent_interval, points
-from taet.report.results import over_seeds
-from taet.statistics import balanced_accuracy, class_groups, class_ranks
+from taet.metrics.accuracies import balanced_accuracy, class_groups, class_ranks
+from taet.report.scores import over_seeds
 
 CLASSES = {"dog": 5, "frog": 6, "horse": 7, "ship": 8, "truck": 9}
 """Labels of the classes that a table of CIFAR-10 names."""
@@ -47,20 +48,31 @@ def page(item: Item, scale: Scale, runs: Runs, methods: Sequence[str] = ()) -> s
         for place, (label, row) in enumerate(zip(item.labels, item.rows, strict=True))
         if not methods or row.method in methods
     ]
-    parts = [f"### {item.name}: {item.title} (scale {scale.name})", table(_values(item, scale, shown))]
+    parts = [
+        f"### {item.name}: {item.title} (scale {scale.name})",
+        table(_values(item, scale, shown)),
+    ]
     lines = _differences(item, scale, shown)
-    parts += ["Points, paired on the same test images, with 95 % intervals:", table(lines)] if lines[1:] else []
+    parts += (
+        ["Points, paired on the same test images, with 95 % intervals:", table(lines)]
+        if lines[1:]
+        else []
+    )
     drawn = [*FIGURES[item.shows](item, shown)] if item.shows in FIGURES else []
     parts += [table(_once(drawn))] if drawn else []
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in what_differs(item, scale))])
 
 
 def pages(runs: Runs) -> dict[str, str]:
-    """Return all items of each paper as one page, at the scales where a run is there, else at mini."""
+    """Return all items of each paper as one page, at the scales where a run is there, else at
+    mini."""
     found: dict[str, str] = {}
     for paper in PAPERS:
         of = [item for item in items().values() if item.name.startswith(paper)]
-        texts = [f"# {paper.upper()}, published and measured", "[How](reproduce.md) these are made."]
+        texts = [
+            f"# {paper.upper()}, published and measured",
+            "[How](reproduce.md) these are made.",
+        ]
         for item in of:
             sizes = map(get_scale, ("gpu", "cpu", "mini"))
             filled = [one for one in sizes if any(runs.of(one.run(row)) for row in item.rows)]
@@ -70,11 +82,14 @@ def pages(runs: Runs) -> dict[str, str]:
 
 
 def table(lines: Lines) -> str:
-    """Return lines of equal length as a Markdown table that also reads as text; the first one is the head."""
+    """Return lines of equal length as a Markdown table that also reads as text; the first one is
+    the head."""
     rows = [[*line, *[""] * (len(lines[0]) - len(line))] for line in lines]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * max(3, width) for width in widths])
-    padded = [[cell.ljust(max(3, width)) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    padded = [
+        [cell.ljust(max(3, width)) for cell, width in zip(row, widths, strict=True)] for row in rows
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
@@ -89,16 +104,30 @@ def _once(lines: Lines) -> Lines:
 
 
 def what_differs(item: Item, scale: Scale) -> list[str]:
-    """Return what the runs of an item do otherwise than the paper, and where the paper contradicts itself."""
+    """Return what the runs of an item do otherwise than the paper, and where the paper contradicts
+    itself."""
     protocol = item.rows[0].protocol
-    said = [f"Scale {scale.name}: {scale.says}.", str(scale.values.get(protocol, {}).get("says", ""))]
-    said += [f"Instead of what is published: {', '.join(changed)}." for changed in [scale.differences(item)] if changed]
+    said = [
+        f"Scale {scale.name}: {scale.says}.",
+        str(scale.values.get(protocol, {}).get("says", "")),
+    ]
+    said += [
+        (f"Instead of what is published: {', '.join(changed)}.")
+        for changed in [scale.differences(item)]
+        if changed
+    ]
     if scale.name != "full":
         other = "Other test images" if scale.name == "gpu" else "Other networks and test images"
         said.append(f"{other} than the paper's: compare rows with rows, not with the paper.")
-    said.append("Accuracies are balanced, in %, with 95 % intervals over the test images, of n seeds over both.")
+    said.append(
+        "Accuracies are balanced, in %, with 95 % intervals over the test images, of n seeds over "
+        "both."
+    )
     if item.average == "sample":
-        said[-1] = "Plain accuracy, in %: recalls on the balanced test set, weighted as for training, ± standard error."
+        said[-1] = (
+            "Plain accuracy, in %: recalls on the balanced test set, weighted as for training, ± "
+            "standard error."
+        )
     if any(metric == "autoattack" for metric, _ in item.columns):
         said.append("AutoAttack is the official one, with 100 iterations.")
     return [*filter(None, said), *item.notes]
@@ -119,15 +148,28 @@ def _values(item: Item, scale: Scale, shown: Sequence[Shown]) -> Lines:
         said = [item.published.get((one.place, *column)) for column in columns]
         if item.published:
             lines.append((one.label, "paper", *map(_said, columns, said)))
-        asked = [column for column, value in zip(columns, said, strict=True) if value is not None or not item.published]
-        cells = [_measured(one, scale, column, item.average) if column in asked else "" for column in columns]
-        lines.append(("" if item.published else one.label, scale.name if one.runs else "missing", *cells))
+        asked = [
+            column
+            for column, value in zip(columns, said, strict=True)
+            if value is not None or not item.published
+        ]
+        cells = [
+            _measured(one, scale, column, item.average) if column in asked else ""
+            for column in columns
+        ]
+        lines.append(
+            ("" if item.published else one.label, scale.name if one.runs else "missing", *cells)
+        )
     return lines
 
 
 def _columns(item: Item, scale: Scale, shown: Sequence[Shown]) -> list[tuple[str, str]]:
     """Return the columns that the scale does not leave out."""
-    return [c for c in item.columns if c[0] == SECONDS or any(scale.attack(one.row, c[0]) for one in shown)]
+    return [
+        c
+        for c in item.columns
+        if c[0] == SECONDS or any(scale.attack(one.row, c[0]) for one in shown)
+    ]
 
 
 def _said(column: tuple[str, str], value: float | None) -> str:
@@ -145,7 +187,9 @@ def _measured(one: Shown, scale: Scale, column: tuple[str, str], average: str) -
     if not cards:
         return ""
     found = [("", seed, *_value(card, attack, column[1], average)) for seed, card in cards.items()]
-    mean = over_seeds(pd.DataFrame(found, columns=["row", "seed", "accuracy", "low", "high"]), "row").iloc[0]
+    mean = over_seeds(
+        pd.DataFrame(found, columns=["row", "seed", "accuracy", "low", "high"]), "row"
+    ).iloc[0]
     known = math.isfinite(mean["low"])
     spread = percent_interval(mean["low"], mean["high"]) if known else f"±{percent(mean['error'])}"
     said = f" ({spread}, n {len(found)})" if len(found) > 1 else f" ({spread})" if known else ""
@@ -153,7 +197,8 @@ def _measured(one: Shown, scale: Scale, column: tuple[str, str], average: str) -
 
 
 def _value(card: ResultCard, attack: str, of: str, average: str) -> tuple[float, float, float]:
-    """Return an accuracy of a card under an attack with its interval, nan if it is not of the card's own test set."""
+    """Return an accuracy of a card under an attack with its interval, nan if it is not of the
+    card's own test set."""
     found = card.summary(attack)
     if of:
         label = _label(card, of)
@@ -172,14 +217,19 @@ def _label(card: ResultCard, of: str) -> int:
 
 
 def _differences(item: Item, scale: Scale, shown: Sequence[Shown]) -> Lines:
-    """Return each row minus the first one of the same data, imbalance ratio and network, published and measured."""
-    columns = [c for c in _columns(item, scale, shown) if c[0] != SECONDS and item.average != "sample"]
+    """Return each row minus the first one of the same data, imbalance ratio and network, published
+    and measured."""
+    columns = [
+        c for c in _columns(item, scale, shown) if c[0] != SECONDS and item.average != "sample"
+    ]
     lines: Lines = [("", "", *(_head(scale, column, shown) for column in columns))]
     for one in shown:
         base = next(other for other in shown if _kind(other.row) == _kind(one.row))
         if base is one or not (one.runs and base.runs):
             continue
-        said = [[item.published.get((row.place, *column)) for row in (one, base)] for column in columns]
+        said = [
+            [item.published.get((row.place, *column)) for row in (one, base)] for column in columns
+        ]
         gaps = ["" if None in pair else points(pair[0] / 100 - pair[1] / 100) for pair in said]
         found = [_paired(one, base, scale, column) for column in columns]
         names = [f"{one.label} − {base.label}"]
@@ -195,51 +245,75 @@ def _kind(row: Row) -> tuple[object, ...]:
 
 
 def _paired(one: Shown, base: Shown, scale: Scale, column: tuple[str, str]) -> str:
-    attacks = scale.attack(one.row, column[0]), scale.attack(base.row, column[0])
-    card = next(iter(one.cards.values()))
-    rank = None
-    if column[1]:
-        rank = (int(class_ranks(card.data["train_class_counts"])[_label(card, column[1])]) + 1,) * 2
-    found = paired(one.cards, base.cards, attacks, ranks=rank) if all(attacks) else None
+    """Return the difference of two rows in a column with its interval; empty if they cannot be
+    compared."""
+    metric, class_name = column
+    attacks = (scale.attack(one.row, metric), scale.attack(base.row, metric))
+    if not all(attacks):
+        return ""
+    ranks = None
+    if class_name:
+        card = next(iter(one.cards.values()))
+        rank = int(class_ranks(card.data["train_class_counts"])[_label(card, class_name)]) + 1
+        ranks = (rank, rank)
+    found = paired(one.cards, base.cards, attacks, ranks=ranks)
     return "" if found is None else text(found)
 
 
 def _classes(_: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
-    """Yield the recall of each class, or of head, body and tail for many classes, under each attack of a figure."""
+    """Yield the recall of each class, or of head, body and tail for many classes, under each attack
+    of a figure."""
     for one in shown:
         for attack in one.attacks:
-            found = [card.summary(attack) for card in one.cards.values() if attack in attacks_on(card)]
+            found = [
+                card.summary(attack) for card in one.cards.values() if attack in attacks_on(card)
+            ]
             names = next(iter(one.cards.values())).class_names if found else ()
             few = len(names) <= 10
             each = [of.per_class if few else [of.groups[group] for group in GROUPS] for of in found]
             if each:
                 yield ("", "", *(names if few else GROUPS))
-                yield (one.label, attack, *(percent(float(value)) for value in np.mean(each, axis=0)))
+                yield (
+                    one.label,
+                    attack,
+                    *(percent(float(value)) for value in np.mean(each, axis=0)),
+                )
 
 
 def _curves(_: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
     """Yield balanced accuracy at points of the curve, of the first seed."""
     for one in shown:
-        rows = [epoch for run in [*one.runs.values()][:1] for epoch in run.epochs if epoch.get("monitor")]
+        run = next(iter(one.runs.values()), None)
+        rows = [epoch for epoch in run.epochs if epoch.get("monitor")] if run else []
+        if not rows:
+            continue
         chosen = [rows[place] for place in _spread(len(rows))]
-        yield from [("", "", *(f"epoch {epoch['epoch']}" for epoch in chosen))] if rows else []
-        for name in [name for name, of in (rows[0]["monitor"] if rows else {}).items() if isinstance(of, dict)]:
-            values = [balanced_accuracy(**epoch["monitor"][name]) for epoch in chosen]
-            yield (one.label, name, *map(percent, values))
+        yield ("", "", *(f"epoch {epoch['epoch']}" for epoch in chosen))
+        for name, counts in rows[0]["monitor"].items():
+            if isinstance(counts, dict):
+                values = [balanced_accuracy(**epoch["monitor"][name]) for epoch in chosen]
+                yield (one.label, name, *map(percent, values))
 
 
 def _groups(item: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
-    """Yield, of head, body and tail, the share of training examples predicted as it, or their distance from before."""
+    """Yield, of head, body and tail, the share of training examples predicted as it, or their
+    distance from before."""
     for one in shown:
         run = next(iter(one.runs.values()), None)
         rows = [epoch for epoch in run.epochs if epoch.get(item.shows)] if run else []
-        chosen = [e for e in rows if e["epoch"] in item.epochs] or [rows[place] for place in _spread(len(rows))]
+        chosen = [epoch for epoch in rows if epoch["epoch"] in item.epochs]
+        if not chosen:
+            chosen = [rows[place] for place in _spread(len(rows))]
         if run is None or not chosen:
             continue
-        values = {f"epoch {epoch['epoch']}": np.array(epoch[item.shows], dtype=float) for epoch in chosen}
+        values = {
+            f"epoch {epoch['epoch']}": np.array(epoch[item.shows], dtype=float) for epoch in chosen
+        }
         counts = np.array(run.card.data["train_class_counts"], dtype=float)
         if item.shows == "predicted":
-            values = {name: 100 * of / of.sum() for name, of in {"labels, %": counts, **values}.items()}
+            values = {
+                name: 100 * of / of.sum() for name, of in {"labels, %": counts, **values}.items()
+            }
         yield ("", "", *values)
         for name in GROUPS:
             found = [of[class_groups(counts)[name]] for of in values.values()]
@@ -258,7 +332,11 @@ def _separable(item: Item, shown: Sequence[Shown]) -> Iterator[Sequence[str]]:
         for seed, run in one.runs.items():
             for side, of in run.features(item.shows).get("numbers", {}).items():
                 yield ("", item.shows, *(name.replace("_", " ") for name in of))
-                yield (f"{one.label}, seed {seed}", side, *(f"{value:.3f}" for value in of.values()))
+                yield (
+                    f"{one.label}, seed {seed}",
+                    side,
+                    *(f"{value:.3f}" for value in of.values()),
+                )
 
 
 FIGURES: dict[str, Callable[[Item, Sequence[Shown]], Iterator[Sequence[str]]]] = {

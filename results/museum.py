@@ -1,4 +1,5 @@
-"""Write the table of results/museum.md: what every broken defence fools, what breaks it and which flag rises.
+"""Write the table of results/museum.md: what every broken defence fools, what breaks it and which
+flag rises.
 
 python results/museum.py            prints the table
 python results/museum.py --write    writes it
@@ -21,8 +22,8 @@ from taet.attacks.differentiable import Replaced  # noqa: E402
 from taet.attacks.objectives import Objective, margin  # noqa: E402
 from taet.errors import UserError  # noqa: E402
 from taet.evaluation import check, evaluate  # noqa: E402
-from taet.evaluation.facts import Merged, mean_draw  # noqa: E402
-from taet.evaluation.rules import MASKING  # noqa: E402
+from taet.evaluation.flags import MASKING  # noqa: E402
+from taet.evaluation.probe import Merged, mean_draw  # noqa: E402
 from taet.losses import cross_entropy  # noqa: E402
 from tests.museum import (  # noqa: E402
     CLASSES,
@@ -48,21 +49,34 @@ MADE_FOR = {"dummy-classes", "eot-beats-one-draw"}  # attacks of `taet check --d
 SOUND = {"the network itself": base, "the same, trained on clean images": standard}
 
 
-def thresholded() -> nn.Module:
+def thresholded(seed: int = 0) -> nn.Module:
     """Black and white images."""
-    return defended(before=lambda x: (x > 0.5).float())
+    return defended(seed, before=lambda x: (x > 0.5).float())
 
 
 def tried(
-    model: nn.Module, objective: Objective = cross_entropy, view: Change | None = None, judge: Change | None = None
+    model: nn.Module,
+    objective: Objective = cross_entropy,
+    view: Change | None = None,
+    judge: Change | None = None,
 ) -> float:
-    """Share of the images that PGD-20 (step eps / 8) on `view`, by default the model, leaves correct."""
+    """Share of the images that PGD-20 (step eps / 8) on `view`, by default the model, leaves
+    correct."""
     x, y = tested()
     noise = torch.empty_like(x).uniform_(-EPS, EPS, generator=torch.Generator().manual_seed(1))
     attacked = model if view is None else view
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        x_adv = pgd(attacked, x, y, eps=EPS, steps=20, step_size=EPS / 8, start_noise=noise, objective=objective)
+        x_adv = pgd(
+            attacked,
+            x,
+            y,
+            eps=EPS,
+            steps=20,
+            step_size=EPS / 8,
+            start_noise=noise,
+            objective=objective,
+        )
         return correct(judge or model, x_adv, y)
 
 
@@ -101,16 +115,24 @@ class Attempt(NamedTuple):
 
 PGD = Attempt("PGD", tried)
 STRAIGHT = Attempt("PGD, straight-through", lambda model: tried(model, view=Replaced(model)))
-SMOOTH = Attempt("PGD on the margin of a smooth gate", lambda model: tried(model, margin, Replaced(model, "smooth")))
+SMOOTH = Attempt(
+    "PGD on the margin of a smooth gate",
+    lambda model: tried(model, margin, Replaced(model, "smooth")),
+)
 MARGIN = Attempt("PGD on the margin", lambda model: tried(model, margin))
 ALL_LOGITS = Attempt("PGD on all logits", lambda model: tried(model, judge=Merged(model, CLASSES)))
-MERGED = Attempt("PGD on the margin of merged logits", lambda model: tried(Merged(model, CLASSES), margin))
+MERGED = Attempt(
+    "PGD on the margin of merged logits", lambda model: tried(Merged(model, CLASSES), margin)
+)
 ONE_DRAW = Attempt(
-    "PGD on the margin of one draw a step", lambda model: tried(model, margin, judge=by_many_draws(model))
+    "PGD on the margin of one draw a step",
+    lambda model: tried(model, margin, judge=by_many_draws(model)),
 )
 MANY_DRAWS = Attempt(
     "PGD on the margin of the mean of 32 draws",
-    lambda model: tried(model, margin, functools.partial(mean_draw, model, 32), by_many_draws(model)),
+    lambda model: tried(
+        model, margin, functools.partial(mean_draw, model, 32), by_many_draws(model)
+    ),
 )
 START = Attempt("PGD (no gradient: its random start)", noise_alone)
 BATCH = Attempt("PGD on the whole batch", tried)
@@ -121,11 +143,12 @@ class Exhibit(NamedTuple):
     """A broken defence."""
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     fooled: Attempt
     broken: Attempt
     judge: Callable[[nn.Module], Change] | None = lambda model: model
-    """What decides whether an image of AutoAttack is classified correctly; None: AutoAttack cannot run."""
+    """What decides whether an image of AutoAttack is classified correctly; None: AutoAttack cannot
+    run."""
 
 
 EXHIBITS = (
@@ -134,8 +157,14 @@ EXHIBITS = (
     # It is refused, because no gradient reaches the image; AutoAttack's loss has none.
     Exhibit("black and white images", thresholded, START, STRAIGHT, None),
     Exhibit("k-winners: 6 of 96 units", k_winners, PGD, SMOOTH),
-    Exhibit(*("a dummy class for every class", dummies, ALL_LOGITS, MERGED), lambda model: Merged(model, CLASSES)),
-    Exhibit(*("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS), by_many_draws),
+    Exhibit(
+        *("a dummy class for every class", dummies, ALL_LOGITS, MERGED),
+        lambda model: Merged(model, CLASSES),
+    ),
+    Exhibit(
+        *("a quarter of the units, drawn at every call", stochastic, ONE_DRAW, MANY_DRAWS),
+        by_many_draws,
+    ),
     Exhibit("logits times 1000", large_logits, PGD, MARGIN),
     Exhibit("logits over 100", flat_softmax, PGD, MARGIN),
     # AutoAttack cannot run: it also attacks batches of one image, which have no deviation.
@@ -158,7 +187,8 @@ def flags(model: nn.Module) -> str:
 
 
 def by_autoattack(model: nn.Module, judge: Change | None = None) -> float:
-    """Share of the images that the official AutoAttack leaves correct, on the model as it is, in one batch."""
+    """Share of the images that the official AutoAttack leaves correct, on the model as it is, in
+    one batch."""
     x, y = tested()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -173,12 +203,26 @@ def rows() -> Iterator[str]:
         model = build()
         plain, other = 100 * tried(model), 100 * tried(model, margin)
         whole = f"{100 * by_autoattack(model):.1f}"
-        yield f"| {name} | | {plain:.1f} (PGD) | {whole} | | {other:.1f} (margin) | {flags(model)} |"
+        yield (
+            f"| {name} | | {plain:.1f} (PGD) | {whole} | | {other:.1f} (margin) | {flags(model)} |"
+        )
     for one in EXHIBITS:
         model = one.build()
         fooled, broken = 100 * one.fooled.left(model), 100 * one.broken.left(model)
-        whole = "cannot run" if one.judge is None else f"{100 * by_autoattack(model, one.judge(model)):.1f}"
-        cells = (one.name, one.fooled.name, f"{fooled:.1f}", whole, one.broken.name, f"{broken:.1f}", flags(model))
+        whole = (
+            "cannot run"
+            if one.judge is None
+            else f"{100 * by_autoattack(model, one.judge(model)):.1f}"
+        )
+        cells = (
+            one.name,
+            one.fooled.name,
+            f"{fooled:.1f}",
+            whole,
+            one.broken.name,
+            f"{broken:.1f}",
+            flags(model),
+        )
         yield f"| {' | '.join(cells)} |"
 
 

@@ -1,8 +1,9 @@
 """Measure what an epoch costs with one attack step and with ten: python results/single_step.py.
 
-CPU seconds of one thread of a training epoch, without the curve, with the settings of digits-lt-class-wise: a run of
-four epochs less one of one epoch. The time that a process waits for others does not count. The methods take turns;
-the least of the rounds is the least disturbed. Writes single-step.json beside this file, whose table is in README.md.
+CPU seconds of one thread of a training epoch, without the curve, with the settings of
+digits-lt-class-wise: a run of four epochs less one of one epoch. The time that a process waits for
+others does not count. The methods take turns; the least of the rounds is the least disturbed.
+Writes single-step.json beside this file, whose table is in README.md.
 """
 
 import json
@@ -17,8 +18,8 @@ import torch
 
 import taet
 from taet import protocols
+from taet.machine import environment
 from taet.settings import override
-from taet.training.environment import environment
 
 HERE = Path(__file__).parent
 METHODS, ROUNDS, EPOCHS = ("at", "n-fgsm"), 2, (1, 4)
@@ -27,9 +28,16 @@ COMPARISON = "digits-lt-class-wise"
 
 def settings() -> dict[str, Any]:
     """Return the training settings of the comparison, without the curve."""
-    given = tomllib.loads((HERE / COMPARISON / "compare.toml").read_text(encoding="utf-8"))["settings"]
+    given = tomllib.loads((HERE / COMPARISON / "compare.toml").read_text(encoding="utf-8"))[
+        "settings"
+    ]
     given = {name: value for name, value in given.items() if not name.startswith("evaluation.")}
-    return {**given, "data.name": "digits-lt", "data.imbalance_ratio": 10.0, "training.monitor_every": 0}
+    return {
+        **given,
+        "data.name": "digits-lt",
+        "data.imbalance_ratio": 10.0,
+        "training.monitor_every": 0,
+    }
 
 
 def seconds(method: str, epochs: int) -> float:

@@ -1,4 +1,5 @@
-"""Short runs, the comparison of two of them, and which cases of a product `make test` leaves out."""
+"""Short runs, the comparison of two of them, and which cases of a product `make test` leaves
+out."""
 
 import json
 import multiprocessing
@@ -43,18 +44,27 @@ TINY = {
     "evaluation.batch_size": 100,
 }
 
-PRELOADED = ["taet.cli.train", "taet.cli.evaluate", "taet.training.runs", "taet.evaluation", "taet.models.resnet"]
+PRELOADED = [
+    "taet.cli.train",
+    "taet.cli.evaluate",
+    "taet.training.train",
+    "taet.evaluation",
+    "taet.models.resnet",
+]
 PRELOADED += ["pytest", "torch._dynamo"]  # the first optimiser imports it
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies off the diagonal of a product, or outside the sample of a list of cases, as `full`.
+    """Mark what lies off the diagonal of a product, or outside the sample of a list of cases, as
+    `full`.
 
-    sample(n): of every n cases that follow each other the first is run. diagonal("a", "b"): with the values of a and b
-    counted from 0, the cases (t mod n, t mod m) of n and m values, so that every value is run at least once.
+    sample(n): of every n cases that follow each other the first is run. diagonal("a", "b"): with
+    the values of a and b counted from 0, the cases (t mod n, t mod m) of n and m values, so that
+    every value is run at least once.
 
-    Files with a test that is marked `full` itself, mostly long runs, come first, so that the last to end are short.
+    Files with a test that is marked `full` itself, mostly long runs, come first, so that the last
+    to end are short.
     """
     long = {item.path for item in items if item.get_closest_marker("full")}
     items.sort(key=lambda item: item.path not in long)
@@ -70,8 +80,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             values = tuple(str(item.callspec.params[name]) for name in mark.args)  # type: ignore[attr-defined]
             products.setdefault(function, []).append((item, values))
     for cases in products.values():
-        lists = [list(dict.fromkeys(column)) for column in zip(*(values for _, values in cases), strict=True)]
-        wanted = {tuple(values[t % len(values)] for values in lists) for t in range(max(map(len, lists)))}
+        lists = [
+            list(dict.fromkeys(column))
+            for column in zip(*(values for _, values in cases), strict=True)
+        ]
+        wanted = {
+            tuple(values[t % len(values)] for values in lists) for t in range(max(map(len, lists)))
+        }
         for item, values in cases:
             if values not in wanted:
                 item.add_marker("full")
@@ -79,7 +94,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_threads() -> Iterator[None]:
-    """Fail a test that leaves torch on another number of threads, which would change the last bits of later ones."""
+    """Fail a test that leaves torch on another number of threads, which would change the last bits
+    of later ones."""
     before = torch.get_num_threads()
     yield
     after = torch.get_num_threads()
@@ -124,7 +140,8 @@ def tiny() -> Callable[..., Run]:
 
 @pytest.fixture
 def lesions(tmp_path: Path) -> Path:
-    """A folder of the user's own images: twelve of a naevus and five of a melanoma, noise of 12 x 12 pixels."""
+    """A folder of the user's own images: twelve of a naevus and five of a melanoma, noise of 12 x
+    12 pixels."""
     draw = np.random.default_rng(0)
     for name, count in (("naevus", 12), ("melanoma", 5)):
         (tmp_path / "lesions" / name).mkdir(parents=True)
@@ -136,7 +153,8 @@ def lesions(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def fork() -> Callable[..., BaseProcess]:
-    """Start `python -m taet ARGUMENTS`, or the share of a test file, as a process that holds the packages already.
+    """Start `python -m taet ARGUMENTS`, or the share of a test file, as a process that holds the
+    packages already.
 
     A server imports them once and forks; a process of its own would need three seconds to begin.
     """
@@ -145,12 +163,19 @@ def fork() -> Callable[..., BaseProcess]:
 
     def start(program: str, *arguments: str | Path) -> BaseProcess:
         module = program == "taet"
-        target, given = (runpy.run_module, (program, None, "__main__")) if module else (share, (program, *arguments))
+        target, given = (
+            (runpy.run_module, (program, None, "__main__"))
+            if module
+            else (share, (program, *arguments))
+        )
         process = context.Process(target=target, args=given)
         with pytest.MonkeyPatch.context() as patch:  # the process takes these over
             patch.setattr(sys, "argv", [program, *map(str, arguments)])
-            patch.setattr(sys, "path", sys.path if module else [str(Path(program).parent), *sys.path])
-            patch.setenv("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")  # the server takes this over
+            patch.setattr(
+                sys, "path", sys.path if module else [str(Path(program).parent), *sys.path]
+            )
+            # the server takes this over
+            patch.setenv("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
             process.start()
         return process
 
@@ -169,7 +194,9 @@ def side_by_side(fork: Callable[..., BaseProcess]) -> Callable[[str, Path, int],
         finally:
             for process in started:
                 process.kill()
-        assert [process.exitcode for process in started] == [0] * processes, "their output is the captured one"
+        assert [process.exitcode for process in started] == [0] * processes, (
+            "their output is the captured one"
+        )
 
     return run
 
@@ -192,7 +219,9 @@ def rows() -> Callable[[Path], list[dict[str, Any]]]:
 
     def read(folder: Path) -> list[dict[str, Any]]:
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        return [{name: value for name, value in row.items() if name not in MEASURED} for row in lines]
+        return [
+            {name: value for name, value in row.items() if name not in MEASURED} for row in lines
+        ]
 
     return read
 

@@ -1,4 +1,5 @@
-"""Golden numbers: what an independent float64 implementation found, or a paper says, in the files of tests/golden."""
+"""Golden numbers: what an independent float64 implementation found, or a paper says, in the files
+of tests/golden."""
 
 import json
 from fractions import Fraction
@@ -10,7 +11,11 @@ from torch import Tensor
 
 FILES = ("methods", "class_methods", "losses", "attacks", "mixture", "training")
 FOLDER = Path(__file__).with_name("golden")
-GOLDEN = {key: value for name in FILES for key, value in json.loads((FOLDER / f"{name}.json").read_text()).items()}
+GOLDEN = {
+    key: value
+    for name in FILES
+    for key, value in json.loads((FOLDER / f"{name}.json").read_text()).items()
+}
 
 
 def double(values: Any) -> Tensor:
@@ -18,7 +23,8 @@ def double(values: Any) -> Tensor:
 
 
 class Golden:
-    """A golden number: its inputs, lists of numbers as tensors in float64, and a comparison with what is expected."""
+    """A golden number: its inputs, lists of numbers as tensors in float64, and a comparison with
+    what is expected."""
 
     def __init__(self, key: str) -> None:
         self.expected, self.tolerance = GOLDEN[key]["expected"], GOLDEN[key].get("tolerance", 1e-8)
@@ -40,4 +46,6 @@ class Golden:
         expected = self.expected
         for field in fields:
             expected = expected[field]
-        torch.testing.assert_close(torch.as_tensor(value).double(), double(expected), rtol=0, atol=self.tolerance)
+        torch.testing.assert_close(
+            torch.as_tensor(value).double(), double(expected), rtol=0, atol=self.tolerance
+        )

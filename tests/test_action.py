@@ -25,10 +25,18 @@ def test_it_runs_the_paired_test_as_github_does(new: str, code: int, tmp_path: P
     assert set(step["env"]) == {"OLD", "NEW"}
     assert "${{" not in step["run"], "inputs are never part of the script"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OLD": "old.json", "NEW": name}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT / "src"),
+        "OLD": "old.json",
+        "NEW": name,
+    }
     environment |= {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
     words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == code, done.stderr
     summary = (tmp_path / "summary").read_text()
     assert ("worse under" if code == 1 else "pass" if code == 0 else "") in summary

@@ -1,6 +1,8 @@
-"""Several processes give the gradients of one, however unevenly they share the batch, and decide together.
+"""Several processes give the gradients of one, however unevenly they share the batch, and decide
+together.
 
-The losses that compare classes are tried in methods/test_processes.py, with the methods that use them.
+The losses that compare classes are tried in methods/test_processes.py, with the methods that use
+them.
 """
 
 import itertools
@@ -15,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from taet.distributed import (
+    any_rank,
     average_gradients,
-    copy_first,
+    batch_slice,
+    broadcast_from_rank_zero,
     gather,
     global_mean,
     global_sum,
-    in_any,
-    in_turn,
     leave,
-    on_first,
     rank,
-    share,
-    unless_one_ends,
+    rank_zero_first,
+    reporting_peer_exit,
+    run_on_rank_zero,
 )
 from taet.errors import UserError
 from taet.losses import cross_entropy
@@ -35,7 +37,8 @@ from taet.settings import Outer
 from tests.calls import met
 
 CLASSES, SAMPLES = 5, 11
-# Where the batch is cut. The labels leave class 4 out of the whole batch and others out of one share only.
+# Where the batch is cut. The labels leave class 4 out of the whole batch and others out of one
+# share only.
 CUTS = {"uneven": 7, "one-image": 10, "all-on-one": 11}
 LABELS = torch.tensor([0, 1, 0, 0, 1, 0, 2, 3, 3, 0, 2])
 COUNTS = torch.tensor([50, 30, 2, 3, 20])
@@ -54,7 +57,8 @@ LOSSES = {
 
 
 def gradients(loss: Callable[[Tensor, Tensor], Tensor], share: slice) -> dict[str, Tensor]:
-    """The loss of one small network on one share of the batch, and the gradient of each parameter."""
+    """The loss of one small network on one share of the batch, and the gradient of each
+    parameter."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, 3, generator=generator, dtype=torch.float64)
     model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
@@ -62,7 +66,10 @@ def gradients(loss: Callable[[Tensor, Tensor], Tensor], share: slice) -> dict[st
         parameter.data.normal_(generator=generator)
     value = loss(model(x[share]), LABELS[share])
     value.backward()
-    return {"loss": value.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
+    return {
+        "loss": value.detach(),
+        **{name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+    }
 
 
 def outcome(work: Callable[[], Any]) -> Any:
@@ -87,7 +94,7 @@ def mistaken(number: int, result: str) -> Callable[[], str]:
 def decide(number: int, folder: Path) -> dict[str, Any]:
     """What a process finds when it decides with the others."""
     value = torch.full((2, 3), float(number)).T
-    copy_first([value])
+    broadcast_from_rank_zero([value])
     journal = folder / "journal"
 
     def written() -> list[str]:
@@ -96,10 +103,10 @@ def decide(number: int, folder: Path) -> dict[str, Any]:
         return journal.read_text().split()
 
     return {
-        "first": [outcome(partial(on_first, mistaken(n, "result"))) for n in (0, 1)],
-        "in turn": [outcome(partial(in_turn, mistaken(n, "result"))) for n in (0, 1, 2)],
-        "journal": in_turn(written),
-        "in any": in_any(True, number == 0, number == 1, False),
+        "first": [outcome(partial(run_on_rank_zero, mistaken(n, "result"))) for n in (0, 1)],
+        "in turn": [outcome(partial(rank_zero_first, mistaken(n, "result"))) for n in (0, 1, 2)],
+        "journal": rank_zero_first(written),
+        "in any": any_rank(True, number == 0, number == 1, False),
         "copied": value.tolist(),
         "sum": global_sum(torch.tensor([1.0, 10.0]) * (number + 1)).tolist(),
         "gathered": gather([number, 10] * (number + 1)),  # of unequal lengths
@@ -107,7 +114,8 @@ def decide(number: int, folder: Path) -> dict[str, Any]:
 
 
 def work(number: int, folder: Path) -> None:
-    """What each process does: its share of every batch under every loss, then the average of the gradients."""
+    """What each process does: its share of every batch under every loss, then the average of the
+    gradients."""
     with met(folder, number):
         found = {}
         for cut_name, cut in CUTS.items():
@@ -126,7 +134,7 @@ def work(number: int, folder: Path) -> None:
 
 
 def alone_at_last() -> None:
-    with unless_one_ends("; go on"):
+    with reporting_peer_exit("; go on"):
         gather(None)
 
 
@@ -140,10 +148,14 @@ def test_two_processes_give_the_gradients_of_one(
     for found in two_processes:
         assert found[f"{cut}/{loss}"].keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(found[f"{cut}/{loss}"][name], value, rtol=0, atol=1e-12, msg=name)
+            torch.testing.assert_close(
+                found[f"{cut}/{loss}"][name], value, rtol=0, atol=1e-12, msg=name
+            )
 
 
-def test_what_is_summed_gathered_and_decided_is_the_same_on_every_process(two_processes: list[dict[str, Any]]) -> None:
+def test_what_is_summed_gathered_and_decided_is_the_same_on_every_process(
+    two_processes: list[dict[str, Any]],
+) -> None:
     for number, found in enumerate(two_processes):
         assert found["decided"] == {
             "first": ["mistake of 0", "result of 0"],
@@ -165,6 +177,6 @@ def test_that_another_process_has_ended_is_one_line(two_processes: list[dict[str
 
 def test_shares_follow_each_other_and_differ_by_one_at_most() -> None:
     for total, parts in itertools.product((0, 1, 7, 64), (1, 2, 3, 8)):
-        shares = [range(total)[share(total, part, parts)] for part in range(parts)]
+        shares = [range(total)[batch_slice(total, part, parts)] for part in range(parts)]
         assert [place for part in shares for place in part] == list(range(total))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -30,11 +30,15 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_content_is_on_the_disk_before_it_has_its_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_is_on_the_disk_before_it_has_its_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(Path, "replace", lambda self, target: (events.append("rename"), replace(self, target)))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: (events.append("rename"), replace(self, target))
+    )
 
     def check(part: Path) -> None:
         events.append("check")
@@ -61,13 +65,18 @@ def test_what_is_no_ordinary_file_is_never_written_to(path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, ""), r"cannot write .*checkpoint\.pt: no space left on the disk; what was saved before"),
+        (
+            OSError(errno.ENOSPC, ""),
+            r"cannot write .*checkpoint\.pt: no space left on the disk; what was saved before",
+        ),
         (UserError("not readable"), "not readable"),
         (KeyboardInterrupt(), "^$"),
     ],
     ids=repr,
 )
-def test_a_failing_write_or_check_keeps_the_old_file(path: Path, error: BaseException, message: str) -> None:
+def test_a_failing_write_or_check_keeps_the_old_file(
+    path: Path, error: BaseException, message: str
+) -> None:
     def fail(_: Path) -> None:
         raise error
 
@@ -79,7 +88,8 @@ def test_a_failing_write_or_check_keeps_the_old_file(path: Path, error: BaseExce
 
 def test_outputs_stay_out_of_runs_except_for_what_the_command_owns(tmp_path: Path) -> None:
     run, plain = tmp_path / "run", tmp_path / "plain"
-    for path in (run / "run.json", run / "done", plain / "run.json"):  # the last is a file of settings, perhaps
+    # the last is a file of settings, perhaps
+    for path in (run / "run.json", run / "done", plain / "run.json"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
     (tmp_path / "link").symlink_to(run)
@@ -100,8 +110,18 @@ def test_the_size_is_limited(path: Path) -> None:
 
 
 def test_other_text_than_json_is_one_line() -> None:
-    for content in (b'{"a": 1', b"\xff", b"[" * 100_000, b"[NaN]", b"1e400", b"9" * 5000, b'"\\ud800"'):
-        with pytest.raises(UserError, match=r"x.json: (truncated or not JSON|not JSON that taet writes)"):
+    for content in (
+        b'{"a": 1',
+        b"\xff",
+        b"[" * 100_000,
+        b"[NaN]",
+        b"1e400",
+        b"9" * 5000,
+        b'"\\ud800"',
+    ):
+        with pytest.raises(
+            UserError, match=r"x.json: (truncated or not JSON|not JSON that taet writes)"
+        ):
             parse_json(content, "x.json")
 
 
@@ -110,9 +130,16 @@ def test_a_seal_notices_any_change_of_the_content(tmp_path: Path) -> None:
     write_json(path, seal({"b": (1, 0.1, {"1": None, "ü": "x"}), "a": {10: 1, 9: 2}}))
     stored = read_json(path)
     check_seal(path, dict(reversed(stored.items())))
-    with pytest.raises(UserError, match=r"x\.json was changed, or not written by taet: it has no SHA-256"):
+    with pytest.raises(
+        UserError, match=r"x\.json was changed, or not written by taet: it has no SHA-256"
+    ):
         check_seal(path, {name: value for name, value in stored.items() if name != "sha256"})
-    for other in (stored | {"c": 1}, stored | {"b": [1]}, stored | {"sha256": 5}, {"sha256": stored["sha256"]}):
+    for other in (
+        stored | {"c": 1},
+        stored | {"b": [1]},
+        stored | {"sha256": 5},
+        {"sha256": stored["sha256"]},
+    ):
         with pytest.raises(UserError, match=r"x\.json was changed or damaged"):
             check_seal(path, other)
 

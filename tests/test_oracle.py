@@ -1,4 +1,5 @@
-"""The oracle: no number of the committed files and of small trainings moves; mistakes are refused as before."""
+"""The oracle: no number of the committed files and of small trainings moves; mistakes are refused
+as before."""
 
 import subprocess
 import sys

@@ -9,7 +9,7 @@ from taet import methods, protocols, registry
 from taet.cli import list as listing
 from taet.errors import UserError
 from taet.settings import Run, override
-from taet.training.resolve import resolve
+from taet.training.checks import resolve
 from tests.calls import configure
 
 
@@ -23,11 +23,19 @@ def test_taet_is_the_default_and_reat_the_other_one() -> None:
     ]
     for run, falls, start in ((taet, [75, 90], "gaussian"), (reat, [60, 75], "uniform")):
         training, threat = run.training, run.threat
-        assert (training.batch_size, training.lr, training.momentum, training.weight_decay) == (128, 0.1, 0.9, 5e-4)
+        assert (training.batch_size, training.lr, training.momentum, training.weight_decay) == (
+            128,
+            0.1,
+            0.9,
+            5e-4,
+        )
         assert [share * training.epochs for share in training.milestones] == falls
         assert (threat.eps, threat.step_size, threat.steps) == (8 / 255, 2 / 255, 10)
         assert (threat.start, threat.bn_mode) == (start, "eval")
-    assert [(run.data.test, run.data.validation) for run in (taet, reat)] == [("long-tailed", 0), ("balanced", 0.1)]
+    assert [(run.data.test, run.data.validation) for run in (taet, reat)] == [
+        ("long-tailed", 0),
+        ("balanced", 0.1),
+    ]
     assert [run.evaluation.step_size for run in (taet, reat)] == [1 / 255, 2 / 255]
     assert {"pgd-20", "pgd-100", "autoattack"} <= set(reat.evaluation.attacks)
 
@@ -39,7 +47,8 @@ def published(
     bn_mode: str = "eval",
     **more: Any,
 ) -> dict[str, Any]:
-    """Settings of a run: epochs, batch, rate, epochs (from 0) where it falls, decay; eps, step size, steps, start."""
+    """Settings of a run: epochs, batch, rate, epochs (from 0) where it falls, decay; eps, step
+    size, steps, start."""
     epochs, batch_size, lr, falls, decay = training
     names = ("threat.eps", "threat.step_size", "threat.steps", "threat.start")
     return {
@@ -61,13 +70,19 @@ HARL = published((100, 128, 0.1, (75, 90), 5e-4), (0.031, 0.003, 10, "gaussian")
 TAET_ATTACK = (8 / 255, 2 / 255, 10, "gaussian")  # of those that have an attack of their own
 OFFICIAL: dict[str, dict[str, Any]] = {
     "adt": published((76, 64, 0.1, (74,), 2e-4), TAET_ATTACK),
-    "at": published((200, 128, 0.1, (100, 150), 5e-4), (8 / 255, 2 / 255, 10, "uniform"), "data", "train"),
+    "at": published(
+        (200, 128, 0.1, (100, 150), 5e-4), (8 / 255, 2 / 255, 10, "uniform"), "data", "train"
+    ),
     "at-bsl": published(
-        (100, 128, 0.1, (74, 89, 99), 5e-4), (8 / 255, 2 / 255, 10, "gaussian"), training__augment="autoaugment"
+        (100, 128, 0.1, (74, 89, 99), 5e-4),
+        (8 / 255, 2 / 255, 10, "gaussian"),
+        training__augment="autoaugment",
     ),
     "gairat": published((120, 128, 0.1, (59, 89), 2e-4), (0.031, 0.007, 10, "uniform")),
     "harl": HARL,
-    "he": published((77, 128, 0.1, (74,), 5e-4), (0.031, 0.007, 10, "gaussian"), "data", method__scale=10.0),
+    "he": published(
+        (77, 128, 0.1, (74,), 5e-4), (0.031, 0.007, 10, "gaussian"), "data", method__scale=10.0
+    ),
     "las-at": published((110, 128, 0.1, (99, 104), 5e-4), TAET_ATTACK, method__width=64),
     "mart": published((120, 128, 0.01, (74, 89, 99), 3.5e-3), (0.031, 0.007, 10, "gaussian")),
     "reat": published((80, 128, 0.1, (60, 75), 5e-4), (8 / 255, 2 / 255, 10, "uniform")),
@@ -79,7 +94,9 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_is_each_method_as_it_was_published_and_nothing_else(name: str) -> None:
-    settings = {re.sub("^method[.]", "settings.", key): value for key, value in OFFICIAL[name].items()}
+    settings = {
+        re.sub("^method[.]", "settings.", key): value for key, value in OFFICIAL[name].items()
+    }
     start = {"protocol": "official", "settings": methods.find(name).Config()}
     assert protocols.official(name) == override(protocols.taet(name), start | settings)
 
@@ -103,7 +120,10 @@ def test_every_recipe_is_printed_as_options_of_train(capsys: pytest.CaptureFixtu
     listing.run(["recipes"])
     for recipe in re.split(r"\n(?=\S)", capsys.readouterr().out):
         name, *lines = recipe.strip().splitlines()
-        run, expected = configure("at", " ".join(lines).split())[0], protocols.start("taet", "at", name.split()[0])
+        run, expected = (
+            configure("at", " ".join(lines).split())[0],
+            protocols.start("taet", "at", name.split()[0]),
+        )
         assert (run.training, run.outer) == (expected.training, expected.outer)
 
 
@@ -117,7 +137,11 @@ def test_every_recipe_is_printed_as_options_of_train(capsys: pytest.CaptureFixtu
         ("taet", {"settings.clean_share": 0.0}, "none of the epochs is clean"),
     ],
 )
-def test_smoothing_is_refused_where_it_has_no_meaning(method: str, changes: dict[str, Any], why: str) -> None:
+def test_smoothing_is_refused_where_it_has_no_meaning(
+    method: str, changes: dict[str, Any], why: str
+) -> None:
     run, _ = configure(method, ["--outer.label-smoothing", "0.1"])
-    with pytest.raises(UserError, match=rf"^{method}: got label smoothing 0\.1; .*{re.escape(why)}"):
+    with pytest.raises(
+        UserError, match=rf"^{method}: got label smoothing 0\.1; .*{re.escape(why)}"
+    ):
         resolve(override(run, changes), None)

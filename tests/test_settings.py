@@ -3,16 +3,29 @@
 import json
 import math
 import typing
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, Required
 
 import numpy as np
 import pytest
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from taet import methods, protocols, registry
 from taet.errors import nearest
-from taet.fields import Count, LongSeed, OnlyWith, PartialShare, Radius, Ratio, Rule, Settings, check_value, read_text
 from taet.settings import Data, Evaluation, Outer, Run, Threat, Training, from_json, override
+from taet.settings.types import (
+    Count,
+    LongSeed,
+    OnlyWith,
+    PartialShare,
+    Radius,
+    Ratio,
+    Rule,
+    Settings,
+    check_value,
+    read_text,
+    refused,
+)
 from tests.calls import one_line
 
 
@@ -42,12 +55,14 @@ class Sample(Settings):
         ({"count": "3"}, "sample count: got '3'; allowed: a whole number, 1 or more"),
         (
             {"radius": 8},
-            "sample radius: got 8; allowed: a number, 0 to 1, in units of the image range, e.g. 8/255; did",
+            "sample radius: got 8; allowed: a number, 0 to 1, in units of the image range, e.g. "
+            "8/255; did",
         ),
         ({"radius": "8/0"}, "sample radius: got '8/0'; allowed: a number, 0 to 1"),
         (
             {"ratio": 0.02},
-            "sample ratio: got 0.02; allowed: a number, 1 or more, largest class over smallest; did you mean 50?",
+            "sample ratio: got 0.02; allowed: a number, 1 or more, largest class over smallest; "
+            "did you mean 50?",
         ),
         ({"share": 1}, "share of all: got 1; allowed: a number, 0 or more, below 1"),
         ({"form": "c"}, "unknown form 'c'; allowed: a, b"),
@@ -60,10 +75,34 @@ class Sample(Settings):
     ],
 )
 def test_nonsense_is_refused_in_one_line(given: dict[str, Any], message: str) -> None:
-    for build in (lambda: Sample(**given), lambda: from_json(Sample, given), lambda: Sample().replace(**given)):
+    for build in (
+        lambda: Sample(**given),
+        lambda: from_json(Sample, given),
+        lambda: Sample().replace(**given),
+    ):
         with one_line() as caught:
             build()
         assert str(caught.value).startswith(message)
+
+
+class Entry(TypedDict, total=False):
+    name: Required[str]
+    count: NotRequired[Count]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": 5}, "entry name: got 5; allowed: a text"),
+        ({"name": "a", "count": 0}, "entry count: got 0; allowed: a whole number, 1 or more"),
+    ],
+)
+def test_a_field_that_may_be_absent_is_refused_by_its_own_name(
+    given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Entry).validate_python(given)
+    assert str(refused(caught.value, Entry, "entry")) == message
 
 
 def test_the_borders_are_allowed() -> None:
@@ -77,11 +116,20 @@ def test_the_borders_are_allowed() -> None:
     ("build", "message"),
     [
         (lambda: Evaluation(eps=0), "evaluation eps: got 0; allowed: a number, above 0, up to 1"),
-        (lambda: Training(milestones=(75, 90)), r"milestones: got \(75, 90\); allowed: numbers, rising shares"),
+        (
+            lambda: Training(milestones=(75, 90)),
+            r"milestones: got \(75, 90\); allowed: numbers, rising shares",
+        ),
         (lambda: Data(size=3), "size: got 3; allowed: a whole number, 4 to 2048"),
-        (lambda: Data(group_pattern="(a)"), r"data group pattern: got '\(a\)'; this setting has left"),
+        (
+            lambda: Data(image_template="{}"),
+            r"data image template: got '\{\}'; this setting has left",
+        ),
         (lambda: Data(extra="folder:x"), "data extra: got 'folder:x' without a source"),
-        (lambda: Outer(name="ldam", beta=0.9), "outer beta: got 0.9; allowed: with outer class-balanced or drw only"),
+        (
+            lambda: Outer(name="ldam", beta=0.9),
+            "outer beta: got 0.9; allowed: with outer class-balanced or drw only",
+        ),
         (
             lambda: Outer(name="focal", label_smoothing=0.1),
             "label smoothing: got 0.1; allowed: with outer cross-entropy or balanced-softmax or",
@@ -89,12 +137,18 @@ def test_the_borders_are_allowed() -> None:
         (lambda: Training(awp_start=0.5), "awp start: got 0.5; allowed: with awp only"),
         (lambda: Training(ema=0.9, swa=0.5), "swa: got 0.5; allowed: with ema 0.0 only"),
         (lambda: Threat(step_size=0, start="none"), "threat steps: got 10 of 0 with start none"),
-        (lambda: from_json(Run, {"threat": {"step": 7}}), r"unknown field of Threat 'step'.*did you mean 'steps'\?"),
+        (
+            lambda: from_json(Run, {"threat": {"step": 7}}),
+            r"unknown field of Threat 'step'.*did you mean 'steps'\?",
+        ),
         (
             lambda: from_json(Run, {"method": "trades", "settings": {"beta": -1}}),
             "method beta: got -1; allowed: a number, 0 or",
         ),
-        (lambda: override(Run(), {"training.epoch": 1}), "'training.epoch': field 'epoch'; allowed: .*; did you mean"),
+        (
+            lambda: override(Run(), {"training.epoch": 1}),
+            "'training.epoch': field 'epoch'; allowed: .*; did you mean",
+        ),
         (lambda: override(Run(), {"seed.x": 1}), "setting 'seed.x': seed has no fields"),
     ],
 )
@@ -112,7 +166,12 @@ def test_the_nearest_name_is_a_similar_one() -> None:
 def test_override_sets_all_fields_of_a_part_at_once(order: int) -> None:
     changes = {"outer.name": "focal", "outer.gamma": 1.0, "training.epochs": np.int64(5), "seed": 1}
     changed = override(Run(), dict([*changes.items()][::order]))
-    assert (changed.outer.name, changed.outer.gamma, changed.training.epochs, changed.seed) == ("focal", 1.0, 5, 1)
+    assert (changed.outer.name, changed.outer.gamma, changed.training.epochs, changed.seed) == (
+        "focal",
+        1.0,
+        5,
+        1,
+    )
     back = {"outer.name": "cross-entropy", "outer.gamma": 2.0, "training.epochs": 100, "seed": 0}
     assert override(changed, back) == Run() == override(Run(), {})
     both = dict([("data", {"name": "cifar10-lt"}), ("data.size", 8)][::order])
@@ -128,7 +187,8 @@ def test_a_run_goes_to_json_and_back(name: str) -> None:
 
 
 def test_numbers_stay_as_they_were_given() -> None:
-    """A ratio of 10 and of 10.0 are written differently, and hashes of runs are taken of what is written."""
+    """A ratio of 10 and of 10.0 are written differently, and hashes of runs are taken of what is
+    written."""
     for given in (10, 10.0):
         run = override(Run(), {"data.imbalance_ratio": given, "training.milestones": (0.5, 1)})
         assert json.dumps(run.model_dump()["data"]["imbalance_ratio"]) == json.dumps(given)

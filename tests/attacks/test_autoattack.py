@@ -1,4 +1,5 @@
-"""AutoAttack gives what the official package gives, unit by unit, and leaves everything else as it was."""
+"""AutoAttack gives what the official package gives, unit by unit, and leaves everything else as it
+was."""
 
 import copy
 import functools
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from taet.attacks import catalogue
 from taet.attacks.autoattack import NAMES, AutoAttack, Version
 from taet.attacks.ball import Norm
-from taet.attacks.counted import Counted
-from taet.attacks.suite import Plan, SuiteResult, SuiteRun, Unit
+from taet.attacks.batch_store import Unit
+from taet.attacks.counting_model import CountingModel
+from taet.attacks.suite import Plan, SuiteResult, SuiteRun
 from taet.data.augmentation import to_unit
 
 EPS: dict[Norm, float] = {"linf": 0.06, "l2": 0.45}
@@ -39,8 +41,16 @@ def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tens
     return (0.5 + 0.4 * (patterns[y] - 0.5) + noise).clamp(0, 1), y
 
 
-def options(norm: Norm = "linf", version: Version = "10", eps: float | None = None, seed: int = 0) -> AutoAttack:
-    return AutoAttack(name="autoattack", norm=norm, eps=EPS[norm] if eps is None else eps, version=version, seed=seed)
+def options(
+    norm: Norm = "linf", version: Version = "10", eps: float | None = None, seed: int = 0
+) -> AutoAttack:
+    return AutoAttack(
+        name="autoattack",
+        norm=norm,
+        eps=EPS[norm] if eps is None else eps,
+        version=version,
+        seed=seed,
+    )
 
 
 def run(model: nn.Module, x: Tensor, y: Tensor, attack: AutoAttack, **work: Any) -> SuiteResult:
@@ -48,7 +58,8 @@ def run(model: nn.Module, x: Tensor, y: Tensor, attack: AutoAttack, **work: Any)
 
 
 def train(classes: int, channels: int = 3) -> nn.Module:
-    """A small network with batch normalisation that some perturbations of size EPS break and others do not."""
+    """A small network with batch normalisation that some perturbations of size EPS break and others
+    do not."""
     return copy.deepcopy(_trained(classes, channels))
 
 
@@ -57,7 +68,11 @@ def _trained(classes: int, channels: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Conv2d(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes)
+            nn.Conv2d(channels, 8, 3, stride=2),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(72, classes),
         )
         x, y = data(classes, channels, 40 * min(classes, 30))
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
@@ -70,23 +85,37 @@ def _trained(classes: int, channels: int) -> nn.Module:
 
 
 def stock(model: nn.Module, attack: AutoAttack, chosen: Plan) -> pyautoattack.AutoAttack:
-    """The official package as its users set it up; fewer classes, iterations and queries are set by hand."""
+    """The official package as its users set it up; fewer classes, iterations and queries are set by
+    hand."""
     name = {"linf": "Linf", "l2": "L2"}[attack.norm or "linf"]
-    official = pyautoattack.AutoAttack(model, norm=name, eps=attack.eps, seed=0, version="standard", device="cpu")
+    official = pyautoattack.AutoAttack(
+        model, norm=name, eps=attack.eps, seed=0, version="standard", device="cpu"
+    )
     if chosen.iterations != 100:
-        common = {"norm": name, "n_restarts": 1, "n_iter": chosen.iterations, "eps": attack.eps, "device": "cpu"}
+        common = {
+            "norm": name,
+            "n_restarts": 1,
+            "n_iter": chosen.iterations,
+            "eps": attack.eps,
+            "device": "cpu",
+        }
         official.apgd = APGDAttack(model, rho=0.75, logger=official.logger, **common)
-        official.apgd_targeted = APGDAttack_targeted(model, rho=0.75, logger=official.logger, **common)
+        official.apgd_targeted = APGDAttack_targeted(
+            model, rho=0.75, logger=official.logger, **common
+        )
         official.fab = FABAttack_PT(model, **common)
     if chosen.note:
-        official.apgd_targeted.n_target_classes = official.fab.n_target_classes = chosen.target_classes
+        official.apgd_targeted.n_target_classes = official.fab.n_target_classes = (
+            chosen.target_classes
+        )
         official.attacks_to_run = list(chosen.parts)
     official.square.n_queries = chosen.queries
     return official
 
 
 def assert_official(model: nn.Module, x: Tensor, y: Tensor, attack: AutoAttack) -> None:
-    """Flag by flag and image by image what the official package gives; every part can only break more."""
+    """Flag by flag and image by image what the official package gives; every part can only break
+    more."""
     outcome, trace = run(model, x, y, attack), sys.gettrace()
     try:
         theirs = stock(model, attack, attack.plan(model(x[:1]).shape[1]))
@@ -107,7 +136,9 @@ def assert_official(model: nn.Module, x: Tensor, y: Tensor, attack: AutoAttack) 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_standard_suite_is_set_as_the_official_package_sets_it(norm: Norm) -> None:
     model, attack, (x, y) = train(10), options(norm, "standard"), data(10)
-    ours = SuiteRun(Counted(model), attack, attack.plan(10), x, y, len(y), x.device, None, True)
+    ours = SuiteRun(
+        CountingModel(model), attack, attack.plan(10), x, y, len(y), x.device, None, True
+    )
     theirs = stock(model, attack, attack.plan(10))
     assert theirs.attacks_to_run == list(ours.plan.parts)
     theirs.fab.targeted, theirs.fab.n_restarts = True, 1  # as its run sets it
@@ -131,16 +162,31 @@ def test_equals_the_official_package_example_by_example(monkeypatch: pytest.Monk
 @pytest.mark.diagonal("norm", "classes")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
-    "classes", [2, 3, 4, 10, 11, 100, *(pytest.param(number, marks=pytest.mark.full) for number in (5, 7, 8, 9, 200))]
+    "classes",
+    [
+        2,
+        3,
+        4,
+        10,
+        11,
+        100,
+        *(pytest.param(number, marks=pytest.mark.full) for number in (5, 7, 8, 9, 200)),
+    ],
 )
 def test_equals_the_official_suite_for_any_number_of_classes(classes: int, norm: Norm) -> None:
-    radius = EPS[norm] * (1 if classes < 10 else 0.4 if classes < 100 else 0.2)  # many classes are close to each other
+    # many classes are close to each other
+    radius = EPS[norm] * (1 if classes < 10 else 0.4 if classes < 100 else 0.2)
     assert_official(train(classes), *data(classes, count=14), options(norm, "10", radius))
 
 
 def test_the_plan_follows_the_number_of_classes() -> None:
     whole, fast = options(version="standard"), options(version="fast")
-    facts = {"parts": ["apgd-ce", "apgd-t", "fab-t", "square"], "iterations": 100, "target_classes": 9, "queries": 5000}
+    facts = {
+        "parts": ["apgd-ce", "apgd-t", "fab-t", "square"],
+        "iterations": 100,
+        "target_classes": 9,
+        "queries": 5000,
+    }
     assert whole.plan(10).facts() == facts
     assert options().plan(10).facts() == {**facts, "iterations": 10}
     assert fast.plan(10).parts == ("apgd-ce", "apgd-t")
@@ -148,7 +194,11 @@ def test_the_plan_follows_the_number_of_classes() -> None:
     assert whole.plan(7).note == "attacks all 6 other classes; the standard suite attacks 9"
     assert whole.plan(3).parts == ("apgd-ce", "apgd-dlr", "fab-t", "square")
     assert whole.plan(2).parts == ("apgd-ce", "fab-t", "square")
-    assert fast.plan(3).facts() == {"parts": ["apgd-ce", "apgd-dlr"], "iterations": 100, "note": whole.plan(3).note}
+    assert fast.plan(3).facts() == {
+        "parts": ["apgd-ce", "apgd-dlr"],
+        "iterations": 100,
+        "note": whole.plan(3).note,
+    }
 
 
 def test_the_list_says_what_each_version_costs() -> None:
@@ -212,7 +262,9 @@ def test_units_of_other_images_are_not_trusted() -> None:
 @pytest.mark.diagonal("keep_examples", "dtype")
 @pytest.mark.parametrize("keep_examples", [True, False])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
-def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, keep_examples: bool) -> None:
+def test_8_bit_images_are_attacked_as_training_divides_them(
+    dtype: torch.dtype, keep_examples: bool
+) -> None:
     model, (x, y) = train(4), data(4)
     pixels = (255 * x).round().byte().permute(0, 2, 3, 1).contiguous()
     unit = to_unit(pixels)
@@ -224,7 +276,8 @@ def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, 
 
 
 class Mean(nn.Module):
-    """Two logits: 1, and the sum of the values of an image over the root of their number, which begins at 0."""
+    """Two logits: 1, and the sum of the values of an image over the root of their number, which
+    begins at 0."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -232,12 +285,14 @@ class Mean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = (x - self.start).flatten(1)
-        second = values.sum(1) / math.sqrt(values.shape[1])  # the L2 length of a shift of all values alike
+        # the L2 length of a shift of all values alike
+        second = values.sum(1) / math.sqrt(values.shape[1])
         return torch.stack([torch.full_like(second, 0.1), second], 1)
 
 
 def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is_judged() -> None:
-    x, y = torch.full((1, 3, 64, 64), 0.5), torch.zeros(1, dtype=torch.int64)  # all values are rounded alike
+    # all values are rounded alike
+    x, y = torch.full((1, 3, 64, 64), 0.5), torch.zeros(1, dtype=torch.int64)
     attack = options("l2", "fast", 1.0)
 
     def length(x_adv: Tensor) -> float:

@@ -9,14 +9,16 @@ import torch
 from taet import registry
 from taet.attacks import catalogue
 from taet.attacks.catalogue import RecordedAttack, parse, stored
+from taet.card.column import Column, Identity
 from taet.errors import UserError
-from taet.evaluation.column import Column, Identity
 from taet.settings import Evaluation
 
 
 def identity(name: str, eps: float | None, parameters: dict[str, Any]) -> Identity:
     nothing = {"correct": np.empty(0, np.bool_), "predictions": np.empty(0, np.int64)}
-    return Column(name=name, norm="linf", eps=eps, bounded=True, parameters=parameters, **nothing).identity
+    return Column(
+        name=name, norm="linf", eps=eps, bounded=True, parameters=parameters, **nothing
+    ).identity
 
 
 def of(name: str, **settings: Any) -> Identity:
@@ -45,7 +47,9 @@ def test_a_worst_case_is_its_attacks_in_any_order() -> None:
 
 
 def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> None:
-    with pytest.raises(UserError, match="attack 'pgd-20' step size: got -1; allowed: a number, above 0"):
+    with pytest.raises(
+        UserError, match="attack 'pgd-20' step size: got -1; allowed: a number, above 0"
+    ):
         stored("pgd-20", "linf", 0.1, {"steps": 20, "step_size": -1.0, "seed": 0})
     with pytest.raises(UserError, match="attack 'cw-l2': got norm 'linf'; allowed: 'l2'"):
         stored("cw-l2", "linf", 0.1, {"c": "often"})
@@ -59,7 +63,9 @@ def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> No
         ("pgd-20", {"steps": 20}),  # without its step
     ],
 )
-def test_what_is_unknown_here_is_kept_as_it_was_recorded(name: str, parameters: dict[str, Any]) -> None:
+def test_what_is_unknown_here_is_kept_as_it_was_recorded(
+    name: str, parameters: dict[str, Any]
+) -> None:
     attack = stored(name, "linf", 0.1, parameters)
     assert isinstance(attack, RecordedAttack)
     assert (attack.name, attack.parameters, attack.eps) == (name, parameters, 0.1)

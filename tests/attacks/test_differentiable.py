@@ -1,4 +1,5 @@
-"""Replacements for operations without a useful gradient: what is found, and what takes its place."""
+"""Replacements for operations without a useful gradient: what is found, and what takes its
+place."""
 
 from collections.abc import Callable
 
@@ -12,7 +13,8 @@ X = torch.tensor([[0.1, 0.3, 0.7, 0.9], [0.6, 0.2, 0.4, 0.8]]).view(2, 1, 2, 2)
 
 
 class Through(nn.Module):
-    """A function of the pixels (N, 4); the sum of its outputs has the derivatives of each pixel's."""
+    """A function of the pixels (N, 4); the sum of its outputs has the derivatives of each
+    pixel's."""
 
     def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -66,7 +68,10 @@ def test_smooth_operations_are_what_the_documents_say() -> None:
 
 @pytest.mark.parametrize(
     ("call", "found"),
-    [(lambda x: torch.arange(4.0)[(3 * x).long()], "long"), (lambda x: ((x > 0.2) & (x > 0.1)).float(), "gt")],
+    [
+        (lambda x: torch.arange(4.0)[(3 * x).long()], "long"),
+        (lambda x: ((x > 0.2) & (x > 0.1)).float(), "gt"),
+    ],
 )
 def test_what_cannot_be_replaced_is_told(call: Callable[[Tensor], Tensor], found: str) -> None:
     assert find(Through(call), X) == {found: 0}

@@ -1,7 +1,9 @@
-"""Every attack on linear models, where the smallest perturbation of each image is known in closed form.
+"""Every attack on linear models, where the smallest perturbation of each image is known in closed
+form.
 
-With z = W x + b, the boundary to class k is |z_y - z_k| / ||w_y - w_k||_p away, p being 1 for the L-infinity and 2 for
-the L2 norm, as long as the perturbed image stays in [0, 1]. Below the nearest boundary no attack may succeed.
+With z = W x + b, the boundary to class k is |z_y - z_k| / ||w_y - w_k||_p away, p being 1 for the
+L-infinity and 2 for the L2 norm, as long as the perturbed image stays in [0, 1]. Below the nearest
+boundary no attack may succeed.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,8 @@ DUAL = {"linf": 1, "l2": 2}
 
 
 def problem(classes: int, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
-    """A linear model in float64, images in the middle of [0, 1] near a boundary, and its predictions as labels."""
+    """A linear model in float64, images in the middle of [0, 1] near a boundary, and its
+    predictions as labels."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Linear(PIXELS, classes, dtype=torch.float64)
     model.weight.data = 10 * torch.randn(classes, PIXELS, generator=generator, dtype=torch.float64)
@@ -45,7 +48,9 @@ def boundaries(model: nn.Linear, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     return (gaps / norms).scatter(1, y[:, None], float("inf"))
 
 
-def ascent(norm: Norm, attack: Callable[..., Tensor] = pgd, **settings: Any) -> tuple[Norm, Callable[..., Tensor]]:
+def ascent(
+    norm: Norm, attack: Callable[..., Tensor] = pgd, **settings: Any
+) -> tuple[Norm, Callable[..., Tensor]]:
     def run(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, **more: Any) -> Tensor:
         chosen = {"norm": norm, **settings, **more}
         if attack is cw_linf:
@@ -70,10 +75,13 @@ BALLS: list[tuple[Norm, Callable[..., Tensor]]] = [
 def test_an_image_breaks_just_above_the_nearest_border_and_never_just_below(
     norm: Norm, attack: Callable[..., Tensor], classes: int
 ) -> None:
-    """With more than two classes the attack aims at the nearest: else it may climb towards another."""
+    """With more than two classes the attack aims at the nearest: else it may climb towards
+    another."""
     model, x, y = problem(classes)
     border, nearest = boundaries(model, x, y, norm).min(1)
-    aim: dict[str, Any] = {"y": y} if classes == 2 else {"y": nearest, "targeted": True, "objective": margin}
+    aim: dict[str, Any] = (
+        {"y": y} if classes == 2 else {"y": nearest, "targeted": True, "objective": margin}
+    )
     for factor, breaks in ((0.9999, False), (1.0001, True)):
         x_adv = attack(model, x, eps=border * factor, **aim)
         verify("attack", x_adv, x, border * factor, norm)
@@ -83,7 +91,9 @@ def test_an_image_breaks_just_above_the_nearest_border_and_never_just_below(
 @pytest.mark.diagonal("norm", "classes")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("classes", [2, 3, 12])
-def test_quick_breaks_an_image_whose_nearest_border_is_in_its_ball(norm: Norm, classes: int) -> None:
+def test_quick_breaks_an_image_whose_nearest_border_is_in_its_ball(
+    norm: Norm, classes: int
+) -> None:
     """A per mille above the border: a chain of steps has a last one."""
     model, x, y = problem(classes)
     border, nearest = boundaries(model, x, y, norm).min(1)
@@ -108,7 +118,8 @@ def test_deepfool_crosses_the_nearest_border_by_its_overshoot(overshoot: float) 
     model, x, y = problem(5)
     border, nearest = boundaries(model, x, y, "l2").min(1)
     x_adv = deepfool(model, x, y, overshoot=overshoot)
-    assert torch.equal(predict(model, x_adv), nearest) or overshoot == 0.5  # so far beyond, a third class may win
+    # so far beyond, a third class may win
+    assert torch.equal(predict(model, x_adv), nearest) or overshoot == 0.5
     assert (predict(model, x_adv) != y).all()
     torch.testing.assert_close(distance(x_adv, x, "l2"), (1 + overshoot) * (border + 1e-4))
     assert torch.equal(deepfool(model, x, y, overshoot=overshoot, eps=border * 0.999), x)

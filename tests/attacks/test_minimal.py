@@ -1,4 +1,5 @@
-"""Attacks that look for the smallest perturbation, cw_l2 and deepfool, against loops over single images."""
+"""Attacks that look for the smallest perturbation, cw_l2 and deepfool, against loops over single
+images."""
 
 import math
 from typing import Any
@@ -17,13 +18,16 @@ CLASSES = 5
 def network() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, CLASSES))
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, CLASSES)
+        )
         model[4].weight.data *= 20
         return model.eval().double()
 
 
 def images(count: int = 8) -> tuple[Tensor, Tensor]:
-    """Images with black and white pixels, and labels of which all but the first are those predicted."""
+    """Images with black and white pixels, and labels of which all but the first are those
+    predicted."""
     x = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = (1.4 * x - 0.2).clamp(0, 1)
     y = network()(x).argmax(1)
@@ -32,7 +36,14 @@ def images(count: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def naive_cw(
-    model: nn.Module, x: Tensor, y: int, c: float | None, kappa: float, steps: int, lr: float, rounds: int
+    model: nn.Module,
+    x: Tensor,
+    y: int,
+    c: float | None,
+    kappa: float,
+    steps: int,
+    lr: float,
+    rounds: int,
 ) -> Tensor:
     """One image (1, ...), word for word."""
 
@@ -51,13 +62,17 @@ def naive_cw(
             x_adv = (torch.sin if c is None else torch.tanh)(w) / 2 + 0.5
             gap, success = look(x_adv)
             norm = float((x_adv - x).detach().norm())
-            loss = (x_adv - x).pow(2).sum() + weight * max(gap, torch.tensor(-kappa, dtype=gap.dtype))
+            loss = (x_adv - x).pow(2).sum() + weight * max(
+                gap, torch.tensor(-kappa, dtype=gap.dtype)
+            )
             (gradient,) = torch.autograd.grad(loss, w)
             if success and norm < shortest:
                 best, shortest = x_adv.detach(), norm
             ever = ever or success
             mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
-            w = w.detach() - lr * mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+            w = w.detach() - lr * mean / (1 - 0.9**step) / (
+                (square / (1 - 0.999**step)).sqrt() + 1e-8
+            )
         low, high = (low, weight) if ever else (weight, high)
         weight = (low + high) / 2 if math.isfinite(high) else 10 * weight
     return best
@@ -65,7 +80,9 @@ def naive_cw(
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(("c", "kappa"), [(10.0, 0.0), (None, 0.0), (None, 0.5)])
-def test_cw_l2_does_to_each_image_of_a_batch_what_a_loop_does_to_one(c: float | None, kappa: float) -> None:
+def test_cw_l2_does_to_each_image_of_a_batch_what_a_loop_does_to_one(
+    c: float | None, kappa: float
+) -> None:
     model, (x, y) = network(), images()
     settings: dict[str, Any] = {"steps": 25, "lr": 0.05}
     x_adv = cw_l2(model, x, y, c=c, kappa=kappa, search_steps=5, **settings)
@@ -88,7 +105,9 @@ def test_what_fools_already_comes_back_as_it_is_unless_kappa_asks_for_more() -> 
     assert (margin(model(confident), wrong) >= kappa).all()
 
 
-def naive_deepfool(model: nn.Module, x: Tensor, y: int, steps: int, overshoot: float, candidates: int) -> Tensor:
+def naive_deepfool(
+    model: nn.Module, x: Tensor, y: int, steps: int, overshoot: float, candidates: int
+) -> Tensor:
     """One image (1, ...), word for word."""
     total, x_adv = torch.zeros_like(x), x
     for _ in range(steps):
@@ -107,7 +126,9 @@ def naive_deepfool(model: nn.Module, x: Tensor, y: int, steps: int, overshoot: f
     return x_adv if int(model(x_adv).argmax()) != y else x
 
 
-@pytest.mark.parametrize(("steps", "overshoot", "candidates"), [(50, 0.02, 10), (3, 0.0, 3), (1, 0.5, 2)])
+@pytest.mark.parametrize(
+    ("steps", "overshoot", "candidates"), [(50, 0.02, 10), (3, 0.0, 3), (1, 0.5, 2)]
+)
 def test_deepfool_does_to_each_image_of_a_batch_what_a_loop_does_to_one(
     steps: int, overshoot: float, candidates: int
 ) -> None:
@@ -127,5 +148,7 @@ def test_deepfool_does_to_each_image_of_a_batch_what_a_loop_does_to_one(
 def test_flat_logits_give_no_nan(slope: float) -> None:
     x = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     first = torch.tensor([2.0, 0.0, 0.0])
-    x_adv = deepfool(lambda images: first + slope * images.flatten(1)[:, :3], x, torch.zeros(4).long(), steps=5)
+    x_adv = deepfool(
+        lambda images: first + slope * images.flatten(1)[:, :3], x, torch.zeros(4).long(), steps=5
+    )
     assert torch.equal(x_adv, x), "no success, so the clean images"

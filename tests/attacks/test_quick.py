@@ -1,4 +1,5 @@
-"""The cheap tier: golden schedules, the order of the targets, closed forms, and what an image costs."""
+"""The cheap tier: golden schedules, the order of the targets, closed forms, and what an image
+costs."""
 
 import contextlib
 import json
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from taet.attacks import pgd, quick
 from taet.attacks.ball import Norm, verify
 from taet.attacks.catalogue import parse
-from taet.attacks.counted import Counted
+from taet.attacks.counting_model import CountingModel
 from taet.attacks.objectives import fooled, nearest_classes, probability_margin
 from taet.attacks.quick import MEASURED, margin_lengths, margin_objectives
 from tests.golden_numbers import Golden
@@ -60,7 +61,10 @@ def test_the_order_of_the_nearest_classes_is_golden(norm: Norm) -> None:
     def model(x: Tensor) -> Tensor:
         return torch.tanh(x @ golden["W1"].T + golden["b1"]) @ golden["W2"].T + golden["b2"]
 
-    assert nearest_classes(model, golden["x"], golden["labels"], norm).tolist() == golden.expected[norm]
+    assert (
+        nearest_classes(model, golden["x"], golden["labels"], norm).tolist()
+        == golden.expected[norm]
+    )
     few = nearest_classes(model, golden["x"], golden["labels"], norm, candidates=2)
     assert sorted(few[0].tolist()) == sorted(golden.expected["by_logit"][0][:2])
 
@@ -71,7 +75,9 @@ class Wavy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         draws = torch.Generator().manual_seed(0)
-        self.first, self.second = (torch.randn(shape, generator=draws).double() for shape in ((48, 16), (16, 5)))
+        self.first, self.second = (
+            torch.randn(shape, generator=draws).double() for shape in ((48, 16), (16, 5))
+        )
         self.first *= torch.logspace(-0.5, 0.5, 16)
         self.visited = torch.zeros(48).double()  # sum of the images with a gradient
 
@@ -85,9 +91,16 @@ class Fooled(Exception):
 
 
 def naive_quick(
-    model: nn.Module, x: Tensor, y: int, eps: float, targets: int, near: float, noise: Iterator[Tensor]
+    model: nn.Module,
+    x: Tensor,
+    y: int,
+    eps: float,
+    targets: int,
+    near: float,
+    noise: Iterator[Tensor],
 ) -> tuple[Tensor, int]:
-    """One image (1, ...) in the L2 ball, word for word; also the number of its last run, -1 without one."""
+    """One image (1, ...) in the L2 ball, word for word; also the number of its last run, -1 without
+    one."""
     rivals, number = [k for k in range(5) if k != y], -1
 
     def gap(values: Tensor) -> Tensor:
@@ -96,7 +109,9 @@ def naive_quick(
     def inside(delta: Tensor, radius: float) -> Tensor:
         return (x + delta * min(1.0, radius / float(delta.norm()))).clamp(0, 1)
 
-    def ascend(x_adv: Tensor, value: Callable[[Tensor], Tensor], length: float, radius: float) -> Tensor:
+    def ascend(
+        x_adv: Tensor, value: Callable[[Tensor], Tensor], length: float, radius: float
+    ) -> Tensor:
         leaf = x_adv.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(value(model(leaf)[0]), leaf)
         return inside(x_adv + length * gradient / gradient.norm() - x, radius)
@@ -129,7 +144,10 @@ def naive_quick(
     x_adv, clean = x, -float(gap(model(x)[0]))
     least, half = clean, fall(10)
     own, margins = [lambda z: z.softmax(0)[y]], [lambda z: gap(z.softmax(0))] * 10
-    lower, rise = [lambda z: -z.softmax(0)[y]] * 9, [lambda z: max(z.softmax(0)[k] for k in rivals)] * 9
+    lower, rise = (
+        [lambda z: -z.softmax(0)[y]] * 9,
+        [lambda z: max(z.softmax(0)[k] for k in rivals)] * 9,
+    )
     two_falls = [half[1], *half, *half[:9]]
     with contextlib.suppress(Fooled):
         if clean < 0:
@@ -138,7 +156,10 @@ def naive_quick(
         run([*own, *lower, *margins], two_falls)
         run([*own, *rise, *margins], two_falls)
         z = model(leaf := x.clone().requires_grad_())[0]
-        reach = {k: (z[y] - z[k]) / torch.autograd.grad(z[y] - z[k], leaf, retain_graph=True)[0].norm() for k in rivals}
+        reach = {
+            k: (z[y] - z[k]) / torch.autograd.grad(z[y] - z[k], leaf, retain_graph=True)[0].norm()
+            for k in rivals
+        }
         order = sorted(rivals, key=lambda k: float(reach[k].detach()))[:targets]
         reached = {k: run([towards(k)] * 16, fall(16), wide=True) for k in order}
         nearest = towards(min(order, key=lambda k: reached[k]))
@@ -163,14 +184,19 @@ def test_quick_in_l2_does_to_each_image_of_a_batch_what_a_loop_does_to_one() -> 
     y[0] = (y[0] + 1) % 5
     noise = torch.randn(3 + targets + 12, *x.shape, generator=draws, dtype=torch.float64)
     noise *= eps / noise.flatten(2).norm(dim=2)[..., None, None, None]
-    x_adv = quick(model, x, y, eps=eps, norm="l2", targets=targets, near=near, noise=lambda run: noise[run])
+    x_adv = quick(
+        model, x, y, eps=eps, norm="l2", targets=targets, near=near, noise=lambda run: noise[run]
+    )
     ends, visited, model = set(), model.visited, Wavy()
     for i in range(len(x)):
-        expected, end = naive_quick(model, x[i : i + 1], int(y[i]), eps, targets, near, iter(noise[:, i : i + 1]))
+        expected, end = naive_quick(
+            model, x[i : i + 1], int(y[i]), eps, targets, near, iter(noise[:, i : i + 1])
+        )
         torch.testing.assert_close(x_adv[i : i + 1], expected, rtol=0, atol=1e-7)
         ends.add(end)
     torch.testing.assert_close(model.visited, visited, rtol=1e-9, atol=0)
-    assert ends >= {-1, 0, 2 + targets, 14 + targets}  # misclassified, broken, far from the border, close to it
+    # misclassified, broken, far from the border, close to it
+    assert ends >= {-1, 0, 2 + targets, 14 + targets}
 
 
 class Steep(nn.Module):
@@ -183,7 +209,7 @@ class Steep(nn.Module):
 
 @pytest.mark.parametrize(("near", "expected"), [(0.3, 92 + 9 + 240), (1.0, 92 + 9 + 240 + 800)])
 def test_an_image_that_stands_costs_what_the_page_says(near: float, expected: int) -> None:
-    counted, x = Counted(Steep()), torch.full((4, 1, 2, 2), 0.5)
+    counted, x = CountingModel(Steep()), torch.full((4, 1, 2, 2), 0.5)
     y = torch.tensor([0, 0, 0, 3])  # the last one is misclassified and costs its one pass
     quick(counted, x, y, eps=0.1, near=near)
     assert counted.passes == 3 * expected + 1
@@ -200,8 +226,11 @@ class Never(nn.Module):
 def test_an_iterate_that_only_the_search_calls_fooled_does_not_count() -> None:
     x = 0.4 + 0.2 * torch.rand(60, 20, generator=torch.Generator().manual_seed(0))
     view = nn.Linear(20, 2)
-    view.weight.data, view.bias.data = torch.tensor([[1.0], [-1.0]]).expand(2, 20).clone(), torch.tensor([-10.0, 10.0])
-    y, counted = torch.zeros(len(x), dtype=torch.int64), Counted(Never(), view)
+    view.weight.data, view.bias.data = (
+        torch.tensor([[1.0], [-1.0]]).expand(2, 20).clone(),
+        torch.tensor([-10.0, 10.0]),
+    )
+    y, counted = torch.zeros(len(x), dtype=torch.int64), CountingModel(Never(), view)
     x_adv = quick(counted, x, y, eps=0.03, checked=True)
     assert bool(fooled(view(x_adv), y).any())
     assert counted.passes > 100 * len(x), "no image was given up"
@@ -209,7 +238,9 @@ def test_an_iterate_that_only_the_search_calls_fooled_does_not_count() -> None:
 
 
 def test_the_gap_that_is_printed_is_the_one_that_was_measured() -> None:
-    rows = json.loads((Path(__file__).parents[2] / "results" / "verdicts.json").read_text(encoding="utf-8"))["quick"]
+    rows = json.loads(
+        (Path(__file__).parents[2] / "results" / "verdicts.json").read_text(encoding="utf-8")
+    )["quick"]
     gaps = [row["quick"] - row["autoattack"] for row in rows]
     assert {row["attack"].partition(":")[0] for row in rows} == {"quick", "quick-l2"}
     said = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", MEASURED)]

@@ -11,8 +11,12 @@ import pytest
 
 from taet.cli import main
 
-SMALL = "--data.max-count 60 --data.test-max-count 6 --model resnet8 --batch-size 32 --threads 1 --precision float32"
+SMALL = (
+    "--data.max-count 60 --data.test-max-count 6 --model resnet8 --batch-size 32 --threads 1 "
+    "--precision float32"
+)
 SMALL += " --threat.eps 0.05 --threat.step-size 0.025 --threat.steps 2 --monitor-steps 2"
+EPOCHS = 6  # after which most clean images are right
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,11 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fini
     """The whole way on digits, through the commands."""
     place = tmp_path_factory.mktemp("finished")
     folder = place / "run"
-    trained = call("train", "at", *small, "--epochs", "10", "--out", folder)
+    trained = call("train", "at", *small, "--epochs", f"{EPOCHS}", "--out", folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("taet.attacks.autoattack"), "QUERIES", 100)  # the name is also a function
-        evaluated = call("evaluate", folder, "--attacks", "fgsm", "pgd-3", "autoattack-10", "--eps", "0.02")
+        # the name is also a function
+        patch.setattr(importlib.import_module("taet.attacks.autoattack"), "QUERIES", 20)
+        evaluated = call(
+            "evaluate", folder, "--attacks", "fgsm", "pgd-3", "autoattack-10", "--eps", "0.02"
+        )
     return Finished(folder, trained, evaluated)

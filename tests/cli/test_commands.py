@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from taet import __version__, cli, methods, registry
 from taet.cli import COMMANDS
+from taet.cli.list import ATTACK_SETS
 from taet.errors import UserError
 
 
@@ -43,26 +44,45 @@ def test_help_of_train_knows_the_method_and_the_protocol(taet: Any) -> None:
     assert "default: 0.0" in text.split("--ema")[1].split(" --")[0]
 
 
-@pytest.mark.parametrize("kind", ["methods", "attacks", "data", "models", "protocols", "recipes"])
+def test_attacks_lists_whatever_the_option_attacks_takes(taet: Any) -> None:
+    from taet.evaluation.attack_sets import CURVES
+    from taet.protocols import COLUMNS
+
+    listed = {row["name"] for row in json.loads(taet("list", "attacks", "--json").out)}
+    assert {*CURVES, *COLUMNS} <= listed
+
+
+@pytest.mark.parametrize("kind", [*get_args(registry.Kind), "protocols", "recipes"])
 def test_list(taet: Any, kind: Any) -> None:
     found = json.loads(taet("list", kind, "--json").out)
     assert all(entry["name"] and entry["title"] for entry in found)
     names = [entry["name"] for entry in found]
-    if kind not in ("protocols", "recipes"):
+    if kind == "attacks":
+        assert names == [*registry.entries(kind), *ATTACK_SETS]
+    elif kind not in ("protocols", "recipes"):
         assert names == list(registry.entries(kind))
     if kind == "methods":
-        assert [entry["deviations"] for entry in found] == [list(methods.find(name).deviations) for name in names]
+        assert [entry["deviations"] for entry in found] == [
+            list(methods.find(name).deviations) for name in names
+        ]
     lines = taet("list", kind).out.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == names
 
 
-# -- as a process ------------------------------------------------------------------------------------------------------
+# -- as a process
 
 
 def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(
+        filter(None, [str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    )
     options["env"] = {**os.environ, "PYTHONPATH": path}
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "check": False} | options
+    given = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "check": False,
+    } | options
     return subprocess.run([sys.executable, *arguments], **given)
 
 
@@ -75,7 +95,10 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line() -> No
     if os.path.exists("/dev/full"):
         with open("/dev/full", "w") as full:
             done = python("-m", "taet", "list", "attacks", stdout=full)
-        assert (done.returncode, done.stderr) == (2, "taet: error: output: No space left on device\n")
+        assert (done.returncode, done.stderr) == (
+            2,
+            "taet: error: output: No space left on device\n",
+        )
 
 
 def test_no_file_of_the_current_directory_is_imported(tmp_path: Path) -> None:
@@ -85,7 +108,7 @@ def test_no_file_of_the_current_directory_is_imported(tmp_path: Path) -> None:
     assert json.loads(done.stdout)
 
 
-# -- the last net ------------------------------------------------------------------------------------------------------
+# -- the last net
 
 
 @pytest.mark.parametrize(
@@ -96,7 +119,8 @@ def test_no_file_of_the_current_directory_is_imported(tmp_path: Path) -> None:
         (
             ValueError("a\nb"),
             1,
-            "unexpected: ValueError: a b; --debug shows where. Unless your own code is there, please report",
+            "unexpected: ValueError: a b; --debug shows where. Unless your own code is there, "
+            "please report",
         ),
         (PermissionError(13, "Permission denied", "a-file"), 2, "a-file: Permission denied"),
         (UserError("got \u202e\x1b[1m"), 2, "got \\u202e\\x1b[1m"),

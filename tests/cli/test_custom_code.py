@@ -1,4 +1,5 @@
-"""Code that users bring: plug-ins and models. A fault of it is one line that names its file, and no file chooses it."""
+"""Code that users bring: plug-ins and models. A fault of it is one line that names its file, and no
+file chooses it."""
 
 import shutil
 import sys
@@ -13,7 +14,10 @@ from taet.errors import CUSTOM
 from taet.registry import Kind
 from tests.calls import forget
 
-TRAIN = "--data.max-count 20 --data.test-max-count 2 --epochs 2 --threat.steps 1 --monitor-steps 1 --threads 1"
+TRAIN = (
+    "--data.max-count 20 --data.test-max-count 2 --epochs 2 --threat.steps 1 --monitor-steps 1 "
+    "--threads 1"
+)
 METHOD = """
 from taet.methods.base import Adversarial, Loss, Method
 class Mine(Method):
@@ -57,12 +61,23 @@ SOURCES = {"methods": METHOD, "attacks": ATTACK, "models": MODEL, "data": DATA}
 FAULTS = [
     ("methods", "", "def\n", "is no Python file"),
     ("methods", "total =", "raise ValueError('q'); total =", "ValueError: q"),
-    ("methods", "    def", "    def stage_at(config, task, epoch): pass\n    def", "stage_at: got (None, None)"),
+    (
+        "methods",
+        "    def",
+        "    def stage_at(config, task, epoch): pass\n    def",
+        "stage_at: got (None, None)",
+    ),
     ("attacks", "", "import no_such_module_at_all\n", "ModuleNotFoundError"),
-    ("models", "return models", "models", "mine.py: build returned a NoneType; allowed: Classifier"),
+    (
+        "models",
+        "return models",
+        "models",
+        "mine.py: build returned a NoneType; allowed: Classifier",
+    ),
     ("data", "return load", "load", "mine.py: read returned a NoneType; allowed: "),
 ]
-"""Kind of a plug-in, what is replaced in a whole one, by what (at the head: ""), and what is said of it."""
+"""Kind of a plug-in, what is replaced in a whole one, by what (at the head: ""), and what is said
+of it."""
 
 
 @pytest.fixture
@@ -99,17 +114,25 @@ def refused(outcome: Any, *parts: str) -> None:
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(("kind", "before", "after", "message"), FAULTS)
 def test_a_fault_of_a_plugin_is_one_line(
-    taet: Any, plugin: Callable[..., Path], run: Path, kind: str, before: str, after: str, message: str
+    taet: Any,
+    plugin: Callable[..., Path],
+    request: pytest.FixtureRequest,
+    kind: str,
+    before: str,
+    after: str,
+    message: str,
 ) -> None:
     assert before in SOURCES[kind]
     path = plugin(kind, SOURCES[kind].replace(before, after) if before else after + SOURCES[kind])
-    held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     command = f"list {kind}" if "Python" in message else COMMANDS[kind]
+    run = request.getfixturevalue("run") if "RUN" in command else Path()  # only one needs it
+    files = [path for path in run.rglob("*") if path.is_file()]
+    before = [path.read_bytes() for path in files]
     refused(taet(*command.replace("RUN", str(run)).split()), message, path.name)
-    assert {path: path.read_bytes() for path in held} == held
+    assert [path.read_bytes() for path in files] == before
 
 
-# -- models of a run folder --------------------------------------------------------------------------------------------
+# -- models of a run folder
 
 NETWORK = """
 from pathlib import Path
@@ -148,7 +171,10 @@ def test_a_run_folder_alone_never_chooses_what_is_imported(taet: Any, custom: Pa
     for words in OPENING:
         sys.modules.pop("my_network", None)
         Path("my_network.touched").unlink()
-        message = "a-run: got the model 'my_network:build', which is code outside this package; allowed: with --trust-"
+        message = (
+            "a-run: got the model 'my_network:build', which is code outside this package; "
+            "allowed: with --trust-"
+        )
         refused(taet(*words.split()), message)
         refused(taet(*words.split(), "--trust-model", "another:build"), message)
         assert not Path("my_network.touched").exists()
@@ -159,16 +185,31 @@ def test_a_run_folder_alone_never_chooses_what_is_imported(taet: Any, custom: Pa
         assert outcome.code == len(failed), (words, outcome.out, outcome.err)
         assert Path("my_network.touched").exists()
     shutil.copy("my_network.py", custom)  # code in the folder itself is refused also with consent
-    refused(taet("evaluate", "a-run", "--trust-model", "my_network:build", "--attacks", "my_network"))
+    refused(
+        taet("evaluate", "a-run", "--trust-model", "my_network:build", "--attacks", "my_network")
+    )
+
+
+def test_a_trusted_model_that_no_cell_has_is_refused(taet: Any) -> None:
+    Path("s.toml").write_text(
+        "methods = ['at']\ndata = ['digits-lt']\nsettings.model = 'resnet8'\n"
+    )
+    message = "--trust-model: got JUNK; allowed: a model of the specification, which has resnet8"
+    refused(taet("compare", "s.toml", "--dry-run", "--trust-model", "JUNK"), message)
 
 
 @pytest.mark.full
 @pytest.mark.usefixtures("custom")
 def test_a_specification_alone_never_chooses_what_is_imported(taet: Any) -> None:
-    Path("s.toml").write_text("methods = ['at']\ndata = ['digits-lt']\nsettings.model = 'my_network:build'\n")
+    Path("s.toml").write_text(
+        "methods = ['at']\ndata = ['digits-lt']\nsettings.model = 'my_network:build'\n"
+    )
     sys.modules.pop("my_network")
     Path("my_network.touched").unlink()
-    message = "s.toml: got the model 'my_network:build', which is code outside this package; allowed: with --trust-"
+    message = (
+        "s.toml: got the model 'my_network:build', which is code outside this package; allowed: "
+        "with --trust-"
+    )
     refused(taet("compare", "s.toml", "--dry-run"), message)
     assert not Path("my_network.touched").exists()
     outcome = taet("compare", "s.toml", "--dry-run", "--trust-model", "my_network:build")

@@ -1,4 +1,5 @@
-"""`taet predict`, `taet export` and `taet push`: what they print and write, and that nothing is overwritten."""
+"""`taet predict`, `taet export` and `taet push`: what they print and write, and that nothing is
+overwritten."""
 
 import csv
 import io
@@ -27,7 +28,9 @@ def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_a_table_of_a_folder_names_what_it_lacks(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
+def test_a_table_of_a_folder_names_what_it_lacks(
+    taet: Any, finished: Any, digits: Path, tmp_path: Path
+) -> None:
     (digits / "phone.heic").touch()
     outcome = taet("predict", finished.folder, digits, "--batch-size", "16")
     assert "taet: left out: 1 other file (1 .heic)" in outcome.err
@@ -40,16 +43,30 @@ def test_a_table_of_a_folder_names_what_it_lacks(taet: Any, finished: Any, digit
     written = taet("predict", finished.folder, digits, "--out", path)
     assert (written.code, written.out, rows(path.read_text())) == (0, "", found)
     again = taet("predict", finished.folder, digits, "--out", path)
-    assert (again.code, again.err) == (2, f"taet: error: {path} exists; allowed: another --out, or --force\n")
+    assert (again.code, again.err) == (
+        2,
+        f"taet: error: {path} exists; allowed: another --out, or --force\n",
+    )
     assert taet("predict", finished.folder, digits / "part 0", "--out", path, "--force").code == 0
     assert len(rows(path.read_text())) == 20
     missing = taet("predict", finished.folder, digits / "part 0", tmp_path / "missing.png")
     assert (missing.code, len(rows(missing.out))) == (2, 21)
-    assert missing.err.splitlines()[-1] == "taet: 1 of 21 images could not be read: see the column error"
+    assert missing.err.splitlines()[-1] == (
+        "taet: 1 of 21 images could not be read: see the column error"
+    )
 
 
-def test_an_export_prints_its_path_and_replaces_only_by_force(taet: Any, finished: Any, tmp_path: Path) -> None:
-    words = ("export", finished.folder, "--format", "safetensors", "--out", tmp_path / "x.safetensors")
+def test_an_export_prints_its_path_and_replaces_only_by_force(
+    taet: Any, finished: Any, tmp_path: Path
+) -> None:
+    words = (
+        "export",
+        finished.folder,
+        "--format",
+        "safetensors",
+        "--out",
+        tmp_path / "x.safetensors",
+    )
     assert taet(*words).out == f"{tmp_path / 'x.safetensors'}\n"
     assert taet(*words).code == 2
     assert taet(*words, "--force").code == 0
@@ -57,12 +74,25 @@ def test_an_export_prints_its_path_and_replaces_only_by_force(taet: Any, finishe
     assert inside.out == f"{finished.folder / 'artifacts' / 'model.safetensors'}\n"
 
 
-def test_a_published_run_is_read_by_its_folder(taet: Any, finished: Any, digits: Path, tmp_path: Path) -> None:
+def test_a_published_run_is_read_by_its_folder(
+    taet: Any, finished: Any, digits: Path, tmp_path: Path
+) -> None:
     outcome = taet("push", finished.folder, f"folder:{tmp_path / 'x'}", "--license", "mit")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines()[-1] == str(tmp_path / "x")
-    assert rows(taet("predict", tmp_path / "x", digits).out) == rows(taet("predict", finished.folder, digits).out)
-    data = ("--data", "digits-lt", "--data.test-max-count", "3", "--attacks", "clean", "--out", tmp_path / "card")
+    assert rows(taet("predict", tmp_path / "x", digits).out) == rows(
+        taet("predict", finished.folder, digits).out
+    )
+    data = (
+        "--data",
+        "digits-lt",
+        "--data.test-max-count",
+        "3",
+        "--attacks",
+        "clean",
+        "--out",
+        tmp_path / "card",
+    )
     assert taet("evaluate", "--model", f"folder:{tmp_path / 'x'}", *data).code == 0
 
 

@@ -1,4 +1,5 @@
-"""SIGKILL and SIGINT on real processes: what is resumed ends as what was never stopped, bit for bit."""
+"""SIGKILL and SIGINT on real processes: what is resumed ends as what was never stopped, bit for
+bit."""
 
 import random
 import shutil
@@ -52,7 +53,9 @@ def test_training_that_is_killed_again_and_again(
 
     for _ in range(KILLS):
         begun = (folder / "run.json").exists()
-        process = fork("taet", *(["train", "--resume", folder] if begun else [*words, "--out", folder]))
+        process = fork(
+            "taet", *(["train", "--resume", folder] if begun else [*words, "--out", folder])
+        )
         killed += kill(process, saved, after=draw.uniform(0, 0.2))
     assert killed > 1
     finish(fork("taet", "train", "--resume", folder))
@@ -62,7 +65,9 @@ def test_training_that_is_killed_again_and_again(
 
 
 @pytest.mark.full
-def test_an_evaluation_that_is_killed_again_and_again(fork: Fork, small: list[str], tmp_path: Path) -> None:
+def test_an_evaluation_that_is_killed_again_and_again(
+    fork: Fork, small: list[str], tmp_path: Path
+) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
     finish(fork("taet", "train", "at", *small, "--epochs", "5", "--out", whole))
     shutil.copytree(whole, folder)
@@ -72,8 +77,15 @@ def test_an_evaluation_that_is_killed_again_and_again(fork: Fork, small: list[st
     for _ in range(KILLS):
         done = len(list(folder.glob("evaluation-state/*/*.npz")))
         process = fork("taet", "evaluate", folder, *words)
-        killed += kill(process, lambda: len(list(folder.glob("evaluation-state/*/*.npz"))), after=draw.uniform(0, 0.2))
-        assert len(list(folder.glob("evaluation-state/*/*.npz"))) > done or (folder / "evaluation.json").exists()
+        killed += kill(
+            process,
+            lambda: len(list(folder.glob("evaluation-state/*/*.npz"))),
+            after=draw.uniform(0, 0.2),
+        )
+        assert (
+            len(list(folder.glob("evaluation-state/*/*.npz"))) > done
+            or (folder / "evaluation.json").exists()
+        )
     assert killed > 0
     finish(fork("taet", "evaluate", folder, *words))
     card, expected = (ResultCard.load(place) for place in (folder, whole))
@@ -91,8 +103,8 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(
     folder, deadline = tmp_path / "run", time.monotonic() + PATIENCE
     command = [sys.executable, "-m", "taet", *words, "--out", str(folder), "--evaluate"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    # The first checkpoint would be too early: a shell that starts the tests in the background makes processes ignore
-    # SIGINT, until training installs its handler.
+    # The first checkpoint would be too early: a shell that starts the tests in the background makes
+    # processes ignore SIGINT, until training installs its handler.
     while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -101,6 +113,8 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
     again = f"taet train --resume {folder} --evaluate"
-    assert err.splitlines()[-1] == f"taet: interrupted; progress is saved in {folder}; continue with: {again}"
+    assert err.splitlines()[-1] == (
+        f"taet: interrupted; progress is saved in {folder}; continue with: {again}"
+    )
     finish(fork("taet", "train", "--resume", folder))
     assert_same(folder, tmp_path / "whole")

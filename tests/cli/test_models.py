@@ -1,4 +1,5 @@
-"""`taet evaluate --model` and `taet check`: anyone's network on anyone's images, and what is wrong with it."""
+"""`taet evaluate --model` and `taet check`: anyone's network on anyone's images, and what is wrong
+with it."""
 
 import shutil
 import sys
@@ -50,28 +51,54 @@ def test_a_network_of_torchvision_with_weights_from_a_training_script(taet: Any)
         network = resnet18(num_classes=4).eval()
     state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"epoch": 7, "state_dict": state}, "net.pt")
-    words = ("evaluate", "--model", "torchvision:resnet18", "--weights", "net.pt", "--data", "grey.npz")
-    options = ("--attacks", "clean", "fgsm", "--normalize", "imagenet", "--eps", "2/255", "--eps-l2=128/255")
+    words = (
+        "evaluate",
+        "--model",
+        "torchvision:resnet18",
+        "--weights",
+        "net.pt",
+        "--data",
+        "grey.npz",
+    )
+    options = (
+        "--attacks",
+        "clean",
+        "fgsm",
+        "--normalize",
+        "imagenet",
+        "--eps",
+        "2/255",
+        "--eps-l2=128/255",
+    )
     outcome = taet(*words, *options, "--out", "card")
     assert outcome.code == 0, outcome.err
     card = ResultCard.load(Path("card"))
     assert [column.name for column in card.columns] == ["clean", "fgsm"]
     assert (card.threat["eps"], card.data["train_class_counts"]) == (2 / 255, [20, 20, 20, 20])
-    assert results(card).rows == ("torchvision:resnet18 net imagenet",)  # another file is another row
+    # another file is another row
+    assert results(card).rows == ("torchvision:resnet18 net imagenet",)
     assert card.command.startswith("taet evaluate --model torchvision:resnet18 --weights net.pt")
-    assert outcome.out.splitlines()[-3:] == [
+    expected = [
         "weights: 122 tensors of net.pt under 'state_dict', without the prefix 'module.'",
         "normalisation: imagenet, inside the model",
+        "classes: outputs are matched by name, the number of each class",
         "next: taet report card",
     ]
+    assert [line for line in outcome.out.splitlines() if line in expected] == expected
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
         ("evaluate --model resnet8", "--data is missing: resnet8 names no test images"),
-        ("evaluate runs/x --data grey.npz", "--data, --all-images and --out go with --model runs/x"),
-        ("evaluate --model resnet8 --data digits-lt --all-images", "all images: got digits-lt; allowed: your own"),
+        (
+            "evaluate runs/x --data grey.npz",
+            "--data, --all-images and --out go with --model runs/x",
+        ),
+        (
+            "evaluate --model resnet8 --data digits-lt --all-images",
+            "all images: got digits-lt; allowed: your own",
+        ),
     ],
 )
 def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
@@ -81,18 +108,25 @@ def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
     assert part in outcome.err
 
 
-def test_a_run_is_checked_file_by_file_and_as_a_model(taet: Any, finished: Any, tmp_path: Path) -> None:
+def test_a_run_is_checked_file_by_file_and_as_a_model(
+    taet: Any, finished: Any, tmp_path: Path
+) -> None:
     outcome = taet("check", finished.folder, "--attacks", "pgd-3")
     assert outcome.err == ""
     assert any(
-        line.startswith("ok model.safetensors") and line.endswith("verified") for line in outcome.out.splitlines()
+        line.startswith("ok model.safetensors") and line.endswith("verified")
+        for line in outcome.out.splitlines()
     )
     assert "77,754 parameters, 10 logits for images of 1 x 8 x 8; tried on" in outcome.out
     assert "pgd-3: about" in outcome.out
     assert outcome.code == int("\n!" in outcome.out)
     held = ("--data.validation", 0.2, "--data.test", "validation", "--data.seed", 1)
-    again = taet("evaluate", "--model", finished.folder, "--data", "digits-lt", *held, "--attacks", "clean")
-    assert "test images are also in train, so these numbers are not those of unseen images" in again.err + again.out
+    again = taet(
+        "evaluate", "--model", finished.folder, "--data", "digits-lt", *held, "--attacks", "clean"
+    )
+    assert (
+        "test images are also in train, so these numbers are not those of unseen images"
+    ) in again.err + again.out
     damaged = Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
     (damaged / "metrics.jsonl").write_text("{}")
     assert (taet("check", damaged).code, taet("check", damaged).err) == (1, "")
@@ -106,8 +140,19 @@ def test_a_model_of_any_origin_is_checked(taet: Any) -> None:
     assert outcome.out.endswith("weights: as grey_nets:Brightness gives them\n")
 
 
+def test_a_forgotten_normalisation_is_said_by_check_and_evaluate(taet: Any) -> None:
+    Path("grey_nets.py").write_text(SOURCE.replace("x.mean", "(0.225 * x + 0.45).mean"))
+    words = ("grey_nets:Brightness", "--data", "grey.npz", "--attacks", "clean")
+    line = "% of 80 clean images are right; with --normalize imagenet: 100.0 %"
+    assert line in taet("check", *words).out
+    assert line in taet("evaluate", *words, "--out", "card").out
+
+
 def test_every_image_can_be_a_test_image(taet: Any) -> None:
-    words = "evaluate --model grey_nets:Brightness --data grey.npz --attacks clean --all-images --out card"
+    words = (
+        "evaluate --model grey_nets:Brightness --data grey.npz --attacks clean --all-images "
+        "--out card"
+    )
     outcome = taet(*words.split())
     assert (outcome.code, "all 160 images are test images\n" in outcome.out) == (0, True)
     card = ResultCard.load(Path("card"))

@@ -8,8 +8,8 @@ import pytest
 from taet import protocols
 from taet.cli.options import POSITIONAL, Command, Options, RunPath, of_part, parse
 from taet.errors import UserError
-from taet.fields import Count
 from taet.settings import Outer, Threat, Training, option
+from taet.settings.types import Count
 
 
 class Sample(Command):
@@ -37,7 +37,11 @@ class Sample(Command):
     """Where."""
 
 
-PARTS = [Options("threat", Threat()), Options("outer", Outer()), Options("training", Training(), bare=True)]
+PARTS = [
+    Options("threat", Threat()),
+    Options("outer", Outer()),
+    Options("training", Training(), bare=True),
+]
 
 
 def sample(*words: str) -> tuple[Sample, dict[str, Any]]:
@@ -46,9 +50,29 @@ def sample(*words: str) -> tuple[Sample, dict[str, Any]]:
 
 def test_words_are_read_as_the_types_of_their_fields() -> None:
     command, given = sample(
-        *("x", "a.png", "b.png", "--top=3", "--share", "1/4", "--form", "json", "--no-probe", "--force"),
+        *(
+            "x",
+            "a.png",
+            "b.png",
+            "--top=3",
+            "--share",
+            "1/4",
+            "--form",
+            "json",
+            "--no-probe",
+            "--force",
+        ),
         *("--jobs", "auto", "--threat.eps", "8/255", "--outer", "focal", "--outer.gamma", "1e-1"),
-        *("--milestones", "0.5", "0.75", "--no-channels-last", "--training.threads", "none", "--epochs", "3"),
+        *(
+            "--milestones",
+            "0.5",
+            "0.75",
+            "--no-channels-last",
+            "--training.threads",
+            "none",
+            "--epochs",
+            "3",
+        ),
     )
     assert (command.run, command.images) == (Path("x"), (Path("a.png"), Path("b.png")))
     assert (command.top, command.share, command.form) == (3, 0.25, "json")
@@ -78,7 +102,10 @@ def test_words_are_read_as_the_types_of_their_fields() -> None:
         ("x --eps 1", "unknown option --eps; did you mean --threat.eps?; see taet sample --help"),
         ("x --top 0", "top: got 0; allowed: a whole number, 1 or more"),
         ("x --force=yes", "--force: ignored explicit argument 'yes'; see taet sample --help"),
-        ("x --out=", "out: got ''; allowed: a path, in UTF-8, on one line"),
+        (
+            "x --out=",
+            "out: got ''; allowed: a path, in UTF-8, on one line, without a dash at its beginning",
+        ),
     ],
 )
 def test_what_no_option_takes_is_one_line(words: str, message: str) -> None:
@@ -90,7 +117,10 @@ def test_what_no_option_takes_is_one_line(words: str, message: str) -> None:
 def test_every_setting_of_a_run_is_an_option_of_train(taet: Any) -> None:
     start = protocols.taet()
     names = [
-        f"{part}.{name}" for part, values in start.model_dump().items() if isinstance(values, dict) for name in values
+        f"{part}.{name}"
+        for part, values in start.model_dump().items()
+        if isinstance(values, dict)
+        for name in values
     ]
     text = taet("train", "trades", "--help", "all").out
     for name in names:

@@ -1,4 +1,5 @@
-"""A comparison on a real SLURM of one machine: cancelled, killed and drained jobs end with the bits of a local run."""
+"""A comparison on a real SLURM of one machine: cancelled, killed and drained jobs end with the bits
+of a local run."""
 
 import os
 import shutil
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from taet.experiments.cluster import queue
-from taet.experiments.jobs import Comparison, compare
+from taet.experiments.compare import Comparison, compare
+from taet.experiments.slurm import queue
+from taet.run.folder import RunFolder
 from taet.settings import Slurm
-from taet.training.folder import RunFolder
 from tests.calls import PATIENCE
 from tests.experiments.conftest import SMALL
 
@@ -56,7 +57,8 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start the daemons of SLURM as root on the loopback address, and stop them afterwards; yield the node's name."""
+    """Start the daemons of SLURM as root on the loopback address, and stop them afterwards; yield
+    the node's name."""
     pytest.importorskip("submitit")
     if shutil.which("slurmctld") is None or shutil.which("munged") is None or os.geteuid() != 0:
         pytest.skip("needs the packages slurm-wlm and munge, and root")
@@ -65,7 +67,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         (place / folder).mkdir()
     config = place / "slurm.conf"
     config.write_text(CONFIG.format(host=name, place=place, cpus=os.cpu_count()))
-    started = subprocess.run(["pgrep", "-x", "munged"], check=False, stdout=subprocess.DEVNULL).returncode == 0
+    started = (
+        subprocess.run(["pgrep", "-x", "munged"], check=False, stdout=subprocess.DEVNULL).returncode
+        == 0
+    )
     if not started:
         Path("/run/munge").mkdir(exist_ok=True)
         shutil.chown("/run/munge", "munge", "munge")
@@ -75,7 +80,14 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for daemon in ("slurmctld", "slurmd"):
             subprocess.run([daemon, "-f", str(config)], check=True)
         try:
-            wait_until(lambda: "idle" in subprocess.run(["sinfo", "-h"], capture_output=True, text=True).stdout)
+            wait_until(
+                lambda: (
+                    "idle"
+                    in subprocess.run(
+                        ["sinfo", "-h"], check=False, capture_output=True, text=True
+                    ).stdout
+                )
+            )
             yield name
         finally:
             for daemon in ("slurmd", "slurmctld"):
@@ -94,7 +106,9 @@ def test_every_cell_ends_with_the_bits_of_a_local_run(host: str, tmp_path: Path)
         return [number for number, its in queue().items() if its == state]
 
     assert call().counts == {"submitted": 8}
-    subprocess.run(["scontrol", "update", f"nodename={host}", "state=drain", "reason=trial"], check=True)
+    subprocess.run(
+        ["scontrol", "update", f"nodename={host}", "state=drain", "reason=trial"], check=True
+    )
     wait_until(lambda: not jobs_of("running"))
     assert jobs_of("pending")
     subprocess.run(["scancel", jobs_of("pending")[-1]], check=True)
@@ -109,5 +123,8 @@ def test_every_cell_ends_with_the_bits_of_a_local_run(host: str, tmp_path: Path)
     assert there.report is not None
     here = compare(grid, tmp_path / "here")
     for one, other in zip(there.outcomes, here.outcomes, strict=True):
-        far, near = (RunFolder(outcome.cell.folder).weights_about().weights_sha256 for outcome in (one, other))
+        far, near = (
+            RunFolder(outcome.cell.folder).weights_about().weights_sha256
+            for outcome in (one, other)
+        )
         assert far == near, one.cell.name

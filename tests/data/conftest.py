@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from taet.data import load
+from taet.data.notes import DataNote
 from tests.calls import one_line
 
 # On a busy machine the first example takes seconds.
@@ -18,7 +19,8 @@ settings.load_profile("data")
 
 @pytest.fixture
 def arrays() -> Callable[..., dict[str, np.ndarray]]:
-    """Return a function that makes random images with given counts per class, under MedMNIST's keys."""
+    """Return a function that makes random images with given counts per class, under MedMNIST's
+    keys."""
 
     def make(train_counts=(6, 3, 1), test_counts=(2, 2, 1), shape=(4, 5, 3)):
         generator = np.random.default_rng(0)
@@ -70,7 +72,8 @@ def refused() -> Callable[..., None]:
 
 @pytest.fixture
 def fill() -> Callable[..., list[Path]]:
-    """Return a function that writes images 00.png, 01.png, ... of grey levels level, level + 1, ... into a folder."""
+    """Return a function that writes images 00.png, 01.png, ... of grey levels level, level + 1, ...
+    into a folder."""
 
     def write(folder, level=0, count=1, mode="L", size=(6, 6), name="{:02d}.png"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,3 +83,26 @@ def fill() -> Callable[..., list[Path]]:
         return paths
 
     return write
+
+
+@pytest.fixture
+def write_table() -> Callable[..., str]:
+    """Return a function that writes rows below a header into a table in a folder, and returns the
+    name of that data set."""
+
+    def write(folder, rows, header="path,label", name="table.csv"):
+        (folder / name).write_text("\n".join([header, *rows]) + "\n")
+        return f"csv:{folder / name}"
+
+    return write
+
+
+def note_of(dataset, kind: str) -> DataNote:
+    """The only note of this kind."""
+    (note,) = [note for note in dataset.notes if getattr(note, "kind", "") == kind]
+    return note
+
+
+def kinds(dataset) -> set[str]:
+    """The kinds of all notes."""
+    return {getattr(note, "kind", "") for note in dataset.notes}

@@ -6,12 +6,18 @@ import pytest
 from taet.data import facts, load, storage
 from taet.data.dataset import DataFacts
 from taet.settings import Data
+from tests.data.conftest import kinds, note_of
 
 
 def test_a_file_is_taken_as_it_is(npz, arrays):
     given = arrays()
-    validation = {"val_images": 255 - given["test_images"], "val_labels": given["test_labels"][:, np.newaxis]}
-    dataset = load(npz(given | validation | {"class_names": np.array(["x", "y", "z"]), "other": np.zeros(3)}))
+    validation = {
+        "val_images": 255 - given["test_images"],
+        "val_labels": given["test_labels"][:, np.newaxis],
+    }
+    dataset = load(
+        npz(given | validation | {"class_names": np.array(["x", "y", "z"]), "other": np.zeros(3)})
+    )
     assert (dataset.train.images == given["train_images"]).all()
     assert (dataset.test.labels == given["test_labels"]).all()
     assert (dataset.validation.images == validation["val_images"]).all()
@@ -27,8 +33,14 @@ def test_a_file_is_taken_as_it_is(npz, arrays):
     [
         ({"train_labels": np.array([0, None] * 5, object)}, "Object arrays cannot be loaded"),
         ({"class_names": np.arange(3)}, "class_names: got int64"),
-        ({"val_images": np.zeros((2, 4, 5, 3), np.uint8)}, "has no val_labels; it has: .*train_images"),
-        ({"train_group": np.arange(9)}, "train_group: got 9 of int64; allowed: 10 whole numbers or texts"),
+        (
+            {"val_images": np.zeros((2, 4, 5, 3), np.uint8)},
+            "has no val_labels; it has: .*train_images",
+        ),
+        (
+            {"train_group": np.arange(9)},
+            "train_group: got 9 of int64; allowed: 10 whole numbers or texts",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(npz, change, message, arrays, refused):
@@ -46,11 +58,16 @@ def test_a_damaged_file_is_refused(npz, arrays, tmp_path, refused):
 
 def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays, refused):
     given = arrays((20, 20, 20), (5, 5, 5))
-    groups = {"train_patient": np.repeat(np.arange(15), 4).astype(str), "test_patient": np.arange(10, 25).astype(str)}
+    groups = {
+        "train_patient": np.repeat(np.arange(15), 4).astype(str),
+        "test_patient": np.arange(10, 25).astype(str),
+    }
     dataset = load(npz(given | groups), group="patient", validation=0.2)
     own = {"val_patient": np.arange(24, 39).astype(str)}
     own |= {f"val_{what}": given[f"test_{what}"] for what in ("images", "labels")}
-    assert "5 in train and test, 1 in validation and test" in load(npz(given | groups | own), group="patient").notes[1]
+    assert ("5 in train and test, 1 in validation and test") in load(
+        npz(given | groups | own), group="patient"
+    ).notes[1]
     assert not {*dataset.train.groups} & {*dataset.validation.groups}
     assert dataset.notes[:2] == (
         "15 groups in train_patient",
@@ -61,7 +78,8 @@ def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays
     assert load(npz(given | usual)).train.groups is not None
     assert load(npz(given | usual), group="none").train.groups is None
     refused(npz(given), "has no train_site", group="site")
-    some = {"train_group": np.where(np.arange(60) < 40, "", groups["train_patient"])}  # "" is no patient
+    # "" is no patient
+    some = {"train_group": np.where(np.arange(60) < 40, "", groups["train_patient"])}
     dataset = load(npz(given | some), validation=0.2)
     assert dataset.notes[:2] == (
         "5 groups in train_group",
@@ -70,7 +88,11 @@ def test_groups_of_an_npz_stay_in_one_split_and_shared_ones_are_told(npz, arrays
     assert dataset.validation.class_counts.tolist() == [4, 4, 4]
 
 
-SETTINGS = ({}, {"imbalance_ratio": 2, "size": 8}, {"validation": 0.2, "max_count": 2, "seed": 4, "test": "balanced"})
+SETTINGS = (
+    {},
+    {"imbalance_ratio": 2, "size": 8},
+    {"validation": 0.2, "max_count": 2, "seed": 4, "test": "balanced"},
+)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -84,7 +106,9 @@ def test_where_images_are_kept_changes_nothing(settings, npz, arrays, cached):
     assert facts(Data(name=name, **settings)) == DataFacts.of(memory.splits, memory.image_shape)
     times = [file.stat().st_mtime_ns for file in sorted(cached.iterdir())]
     assert load(name, storage="disk", **settings).manifest() == disk.manifest()
-    assert [file.stat().st_mtime_ns for file in sorted(cached.iterdir())] == times, "nothing is written twice"
+    assert [file.stat().st_mtime_ns for file in sorted(cached.iterdir())] == times, (
+        "nothing is written twice"
+    )
 
 
 @pytest.mark.usefixtures("cached")
@@ -100,7 +124,9 @@ def test_large_sets_go_to_disk_by_themselves(npz, arrays, monkeypatch, refused):
 
 def test_an_interrupted_file_of_the_cache_is_never_used(npz, arrays, cached, monkeypatch, refused):
     name = npz(arrays())
-    monkeypatch.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     refused(name, r"cannot write .*cache.*: no space left on the disk", storage="disk")
     monkeypatch.undo()
     monkeypatch.setenv("TAET_CACHE", str(cached))
@@ -108,4 +134,25 @@ def test_an_interrupted_file_of_the_cache_is_never_used(npz, arrays, cached, mon
     assert load(name, storage="disk").manifest() == load(name).manifest()
     for file in cached.glob("*.npy"):
         file.write_bytes(file.read_bytes()[:-1])
-    refused(name, r"cannot read .*; allowed: delete it, and run the same command again", storage="disk")
+    refused(
+        name, r"cannot read .*; allowed: delete it, and run the same command again", storage="disk"
+    )
+
+
+def test_validation_arrays_are_the_test_set_where_there_are_no_others(arrays, npz):
+    given = arrays()
+    moved = {name.replace("test_", "val_"): values for name, values in given.items()}
+    dataset = load(npz(moved))
+    assert dataset.test.sha256 == load(npz(given)).test.sha256
+    assert dataset.validation is None
+    assert "validation-is-test" in kinds(dataset)
+
+
+def test_arrays_without_test_and_validation_images_are_refused(arrays, npz, refused):
+    given = {name: values for name, values in arrays().items() if name.startswith("train")}
+    refused(npz(given), "it has no test_images, test_labels; it has: train_images, train_labels")
+
+
+def test_class_names_that_look_alike_are_noted(arrays, npz):
+    dataset = load(npz(arrays() | {"class_names": np.array(["1", "01", "nv"])}))
+    assert note_of(dataset, "alike-classes").numbers["names"] == ("1", "01")

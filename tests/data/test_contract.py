@@ -1,4 +1,5 @@
-"""What every data set keeps to, also one that is added later; those whose files are not there are skipped."""
+"""What every data set keeps to, also one that is added later; those whose files are not there are
+skipped."""
 
 import numpy as np
 import pytest

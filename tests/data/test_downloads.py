@@ -83,7 +83,9 @@ def test_an_archive_is_downloaded_checked_and_unpacked_once(kind, server, tmp_pa
     source = server("boxed", f"box.{kind}", packed(kind), "own/inner")
     dataset, done = prepared("boxed")
     assert len(dataset.train) == 6
-    assert done == [f"'{tmp_path}/data/own' holds what box.{kind} unpacks to; its checksum is right"]
+    assert done == [
+        f"'{tmp_path}/data/own' holds what box.{kind} unpacks to; its checksum is right"
+    ]
     assert {path.name for path in (tmp_path / "data/own").iterdir()} == {f"box.{kind}", "inner"}
     source.unlink()
     assert prepared("boxed")[1] == ["all is there"]
@@ -93,7 +95,14 @@ def test_an_archive_is_downloaded_checked_and_unpacked_once(kind, server, tmp_pa
 def test_a_file_with_another_checksum_is_not_unpacked(algorithm, server, tmp_path):
     server("loose", "a.npy", array(), algorithm=algorithm)
     assert prepared("loose")[1] == [f"'{tmp_path}/data/own/a.npy': its checksum is right"]
-    server("boxed", "box.zip", packed("zip"), "own/inner", algorithm=algorithm, served=b"another version")
+    server(
+        "boxed",
+        "box.zip",
+        packed("zip"),
+        "own/inner",
+        algorithm=algorithm,
+        served=b"another version",
+    )
     with one_line(r"box.zip' is damaged or another version; delete it; expected: box.zip"):
         prepared("boxed")
     assert not (tmp_path / "data/own/inner").exists()
@@ -101,6 +110,6 @@ def test_a_file_with_another_checksum_is_not_unpacked(algorithm, server, tmp_pat
 
 def test_without_a_network_a_line_says_which_file_to_put_where(server, tmp_path):
     server("boxed", "box.zip", packed("zip"), "own/inner").unlink()
-    put = rf"put box.zip \(sha256:.*\) from file:.* at '{tmp_path}/data/own/box.zip', then run the same"
+    put = rf"put box.zip \(sha256:.*\) from file:.* at '{tmp_path}/data/own/box.zip', then run the same"  # noqa: E501
     with one_line(rf"cannot download box.zip; {put} command again: \w*Error: "):
         prepared("boxed")

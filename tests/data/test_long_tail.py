@@ -1,4 +1,5 @@
-"""Long-tailed counts and the choice of images: published numbers, and what holds for any numbers."""
+"""Long-tailed counts and the choice of images: published numbers, and what holds for any
+numbers."""
 
 import json
 from fractions import Fraction
@@ -33,7 +34,10 @@ def test_counts_are_the_published_ones(key):
     counts = long_tail_counts(golden["num_classes"], golden["max_count"], golden["imbalance_ratio"])
     assert sum(counts) == golden["total"]
     assert counts == golden.get("counts", counts)
-    assert (counts[0], counts[-1]) == (golden.get("first", counts[0]), golden.get("last", counts[-1]))
+    assert (counts[0], counts[-1]) == (
+        golden.get("first", counts[0]),
+        golden.get("last", counts[-1]),
+    )
 
 
 def test_published_and_hand_made_counts_in_full():
@@ -48,7 +52,9 @@ def test_published_and_hand_made_counts_in_full():
 
 
 @given(st.integers(2, 40), st.integers(1, 5000), ratios, profiles)
-def test_counts_fall_from_the_largest_to_the_smallest_or_are_spread(num_classes, max_count, ratio, profile):
+def test_counts_fall_from_the_largest_to_the_smallest_or_are_spread(
+    num_classes, max_count, ratio, profile
+):
     counts = long_tail_counts(num_classes, max_count, ratio, profile)
     assert len(counts) == num_classes
     assert counts == sorted(counts, reverse=True)
@@ -115,7 +121,9 @@ def test_held_out_counts_round_and_leave_one():
 LABELS = np.repeat([0, 1, 2, 4], [100, 10, 2, 30])  # grouped by class, one of which has no images
 
 
-@pytest.mark.parametrize(("count", "expected"), [(4, (1, 1, 1, 1)), (40, (14, 10, 2, 14)), (999, (100, 10, 2, 30))])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(4, (1, 1, 1, 1)), (40, (14, 10, 2, 14)), (999, (100, 10, 2, 30))]
+)
 def test_a_sample_is_as_even_over_the_classes_as_their_images_allow(count, expected):
     rows = even_sample(LABELS, count, 0)
     assert (np.diff(rows) > 0).all()

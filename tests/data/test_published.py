@@ -45,7 +45,10 @@ def test_every_digit_is_used_once_and_the_last_ones_are_the_test_set():
     for part in (train, test):
         assert (part.images[..., 0] == np.rint(digits.images[part.indices] * 255 / 16)).all()
         assert (digits.target[part.indices] == part.labels).all()
-    assert all(train.indices[train.labels == c].max() < test.indices[test.labels == c].min() for c in range(10))
+    assert all(
+        train.indices[train.labels == c].max() < test.indices[test.labels == c].min()
+        for c in range(10)
+    )
     dataset = load("digits-lt")
     assert dataset.class_counts.tolist() == [118, 91, 70, 54, 42, 32, 25, 19, 15, 11]
     assert dataset.test.class_counts.tolist() == [60, 46, 35, 27, 21, 16, 12, 10, 7, 6]
@@ -58,7 +61,9 @@ def test_every_digit_is_used_once_and_the_last_ones_are_the_test_set():
 
 def as_pickles(folder, arrays, name, monkeypatch):
     """Write CIFAR's official layout, and teach torchvision the checksums of these files."""
-    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[
+        name
+    ]
     batches, fine = folder / official.base_folder, "labels" if name == "cifar10" else "fine_labels"
     batches.mkdir(parents=True)
 
@@ -69,30 +74,46 @@ def as_pickles(folder, arrays, name, monkeypatch):
 
     def batch(images, labels):
         rows = images.transpose(0, 3, 1, 2).reshape(len(labels), -1)
-        return {fine: labels.tolist(), "coarse_labels": (labels % 20).tolist(), "data": rows, "filenames": []}
+        return {
+            fine: labels.tolist(),
+            "coarse_labels": (labels % 20).tolist(),
+            "data": rows,
+            "filenames": [],
+        }
 
     files = [file for file, _ in official.train_list]
     pieces = [np.array_split(arrays[f"train_{what}"], len(files)) for what in ("images", "labels")]
-    monkeypatch.setattr(official, "train_list", [write(f, batch(*p)) for f, *p in zip(files, *pieces, strict=True)])
+    monkeypatch.setattr(
+        official, "train_list", [write(f, batch(*p)) for f, *p in zip(files, *pieces, strict=True)]
+    )
     test = batch(arrays["test_images"], arrays["test_labels"])
     monkeypatch.setattr(official, "test_list", [write(official.test_list[0][0], test)])
     meta = {official.meta["key"]: [*FACTS[name].class_names]}
-    monkeypatch.setattr(official, "meta", official.meta | {"md5": write(official.meta["filename"], meta)[1]})
+    monkeypatch.setattr(
+        official, "meta", official.meta | {"md5": write(official.meta["filename"], meta)[1]}
+    )
 
 
 @pytest.fixture
 def miniature(tmp_path, monkeypatch):
-    """Return a function that makes a small set, tells the package its size, and writes it in an official layout."""
+    """Return a function that makes a small set, tells the package its size, and writes it in an
+    official layout."""
 
     def make(name, layout="npz", side=None, **changes):
         facts, places = FACTS[name], [*PARTS.values()] if FACTS[name].md5 else ["train", "test"]
-        counts = [{"train": 10, "val": 1, "test": 2}[part] * len(facts.class_names) for part in places]
+        counts = [
+            {"train": 10, "val": 1, "test": 2}[part] * len(facts.class_names) for part in places
+        ]
         monkeypatch.setitem(SETS, name, facts._replace(images=tuple(counts)))
         shape = (side or facts.side, side or facts.side, *([3] if facts.channels == 3 else []))
-        arrays = {f"{part}_images": noise(n, *shape, seed=n) for part, n in zip(places, counts, strict=True)}
+        arrays = {
+            f"{part}_images": noise(n, *shape, seed=n)
+            for part, n in zip(places, counts, strict=True)
+        }
         for part, n in zip(places, counts, strict=True):
             labels = np.arange(n) % len(facts.class_names)
-            arrays[f"{part}_labels"] = labels.astype(np.uint8)[:, None] if facts.md5 else labels  # as MedMNIST has them
+            # as MedMNIST has them
+            arrays[f"{part}_labels"] = labels.astype(np.uint8)[:, None] if facts.md5 else labels
         arrays |= changes
         if layout == "pickles":
             as_pickles(tmp_path, arrays, name, monkeypatch)
@@ -119,12 +140,18 @@ def test_a_set_has_the_images_labels_and_classes_of_its_files(name, layout, mini
 
 
 def test_the_published_facts_of_medmnist():
-    found = {name: (*FACTS[name].images, len(FACTS[name].class_names), FACTS[name].channels) for name in MEDICAL}
+    found = {
+        name: (*FACTS[name].images, len(FACTS[name].class_names), FACTS[name].channels)
+        for name in MEDICAL
+    }
     assert found == MEDICAL
-    # The paper counts 708,069 2-D images, 112,120 of them in ChestMNIST; 107 blank organ slices were left out since.
+    # The paper counts 708,069 2-D images, 112,120 of them in ChestMNIST; 107 blank organ slices
+    # were left out since.
     assert sum(sum(FACTS[name].images) for name in MEDICAL) == 708_069 - 112_120 - 107
     for own in (FACTS[name] for name in MEDICAL):  # what is left in a mirror is right
-        assert own.mirror != any(word in name for name in own.class_names for word in ("left", "right"))
+        assert own.mirror != any(
+            word in name for name in own.class_names for word in ("left", "right")
+        )
 
 
 @pytest.mark.parametrize("file", ["test_batch", "data_batch_3", "batches.meta"])
@@ -133,15 +160,25 @@ def test_a_pickle_with_another_checksum_is_refused_and_not_run(file, miniature, 
     marker, place = tmp_path / "run", tmp_path / "cifar-10-batches-py" / file
 
     place.write_bytes(pickle.dumps(Trap(marker)))
-    refused("cifar10-lt", "cifar-10-batches-py' .* is missing or damaged; unpack the archive", root=str(tmp_path))
+    refused(
+        "cifar10-lt",
+        "cifar-10-batches-py' .* is missing or damaged; unpack the archive",
+        root=str(tmp_path),
+    )
     assert not marker.exists()
 
 
-def test_a_set_is_looked_for_in_root_then_the_environment_then_data(miniature, tmp_path, monkeypatch, refused):
+def test_a_set_is_looked_for_in_root_then_the_environment_then_data(
+    miniature, tmp_path, monkeypatch, refused
+):
     monkeypatch.setenv("TAET_DATA", str(tmp_path / "there"))
     root = str(tmp_path / "here")
     assert facts(Data(name="cifar10-lt")) is None
-    refused("cifar10-lt", r"not in '.*here', '.*there', 'data'; run taet data prepare cifar10-lt, or", root=root)
+    refused(
+        "cifar10-lt",
+        r"not in '.*here', '.*there', 'data'; run taet data prepare cifar10-lt, or",
+        root=root,
+    )
     for level, folder in enumerate(("data", "there", "here")):
         miniature("cifar10", train_images=np.full((100, 32, 32, 3), level, np.uint8))
         (tmp_path / folder).mkdir()
@@ -155,34 +192,51 @@ def test_a_file_of_other_content_is_refused(miniature, tmp_path, refused):
             {"test_labels": np.full(20, 10)},
             "CIFAR-10 in '.*cifar10.npz' .*: test_labels: got label 10; allowed: 0 to 9",
         ),
-        ({"test_labels": np.arange(10), "test_images": noise(10, 32, 32, 3)}, "got {'train': 100, 'test': 10} images"),
-        ({"train_images": noise(100, 28, 28), "test_images": noise(20, 28, 28)}, r"of shape \(28, 28, 1\); allowed"),
+        (
+            {"test_labels": np.arange(10), "test_images": noise(10, 32, 32, 3)},
+            "got {'train': 100, 'test': 10} images",
+        ),
+        (
+            {"train_images": noise(100, 28, 28), "test_images": noise(20, 28, 28)},
+            r"of shape \(28, 28, 1\); allowed",
+        ),
     ):
         miniature("cifar10", **changes)
         refused("cifar10-lt", message, root=str(tmp_path))
 
 
-def test_the_file_of_the_size_that_is_asked_for_is_read_or_else_the_small_one(miniature, tmp_path, refused):
-    address = r"^bloodmnist_64\.npz is not in '.*'; run taet data prepare bloodmnist --size 64, or put .*zenodo"
+def test_the_file_of_the_size_that_is_asked_for_is_read_or_else_the_small_one(
+    miniature, tmp_path, refused
+):
+    address = r"^bloodmnist_64\.npz is not in '.*'; run taet data prepare bloodmnist --size 64, or put .*zenodo"  # noqa: E501
     refused("bloodmnist", address, root=str(tmp_path), size=64)
     miniature("bloodmnist")
     dataset = load("bloodmnist", root=str(tmp_path), size=64)
     assert dataset.image_shape == (3, 64, 64)
-    assert dataset.notes[0] == "read from bloodmnist.npz, images of 28 x 28 pixels; bloodmnist_64.npz is not there"
+    assert dataset.notes[0] == (
+        "read from bloodmnist.npz, images of 28 x 28 pixels; bloodmnist_64.npz is not there"
+    )
     arrays = miniature("bloodmnist", side=64)
-    assert (load("bloodmnist", root=str(tmp_path), size=64).train.images == arrays["train_images"]).all()
+    assert (
+        load("bloodmnist", root=str(tmp_path), size=64).train.images == arrays["train_images"]
+    ).all()
 
 
 # Tiny-ImageNet
 
 WNIDS = ("n02124075", "n01443537", "n03126707", "n01629819")  # as wnids.txt has them: in no order
-WORDS = {"n01443537": "goldfish, Carassius auratus", "n01629819": "crane", "n02124075": "Egyptian cat"}
+WORDS = {
+    "n01443537": "goldfish, Carassius auratus",
+    "n01629819": "crane",
+    "n02124075": "Egyptian cat",
+}
 WORDS |= {"n03126707": "crane", "n00001740": "entity"}
 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Write the official tree; the image of number 1 of every class is a greyscale file, as some official ones are."""
+    """Write the official tree; the image of number 1 of every class is a greyscale file, as some
+    official ones are."""
     monkeypatch.setitem(SETS, "tiny-imagenet", SETS["tiny-imagenet"]._replace(images=(48, 8)))
     folder, annotations = tmp_path / "tiny-imagenet-200", []
 
@@ -194,21 +248,32 @@ def tiny(tmp_path, monkeypatch):
     for label, wnid in enumerate(sorted(WNIDS)):
         for index in range(12):
             save(folder / "train" / wnid / "images" / f"{wnid}_{index}.JPEG", label, index)
-        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t10\t63\t58\n")
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(
+            f"{wnid}_0.JPEG\t0\t10\t63\t58\n"
+        )
     for number in range(8):
         wnid = WNIDS[number % 4]
         annotations.append(f"val_{number}.JPEG\t{wnid}\t0\t32\t44\t62\n")
-        save(folder / "val" / "images" / f"val_{number}.JPEG", sorted(WNIDS).index(wnid), number // 4)
+        save(
+            folder / "val" / "images" / f"val_{number}.JPEG", sorted(WNIDS).index(wnid), number // 4
+        )
     (folder / "val" / "val_annotations.txt").write_text("".join(annotations))
     (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
-    (folder / "words.txt").write_text("".join(f"{wnid}\t{words}\n" for wnid, words in WORDS.items()))
+    (folder / "words.txt").write_text(
+        "".join(f"{wnid}\t{words}\n" for wnid, words in WORDS.items())
+    )
     save(folder / "test" / "images" / "test_0.JPEG", 0, 0)
     return folder
 
 
 def test_tiny_imagenet_has_its_classes_in_the_order_of_their_ids(tiny):
     dataset = load("tiny-imagenet", root=str(tiny.parent))
-    assert dataset.class_names == ("goldfish", "crane (n01629819)", "Egyptian cat", "crane (n03126707)")
+    assert dataset.class_names == (
+        "goldfish",
+        "crane (n01629819)",
+        "Egyptian cat",
+        "crane (n03126707)",
+    )
     assert dataset.train.labels.tolist() == np.repeat(range(4), 12).tolist()
     by_name = [0, 1, 10, 11, *range(2, 10)]  # _10 comes before _2
     expected = [60 * label + 4 * index for label in range(4) for index in by_name]

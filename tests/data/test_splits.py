@@ -29,14 +29,21 @@ def test_a_set_is_cut_only_where_a_ratio_is_given(saved):
         ({"imbalance_ratio": 4, "profile": "step"}, ([40, 40, 10], [8, 8, 2])),
         ({"imbalance_ratio": 4, "test": "balanced"}, ([40, 20, 10], [8, 8, 8])),
         ({"imbalance_ratio": 4, "max_count": 20, "test_max_count": 4}, ([20, 10, 5], [4, 2, 1])),
-        ({"imbalance_ratio": 4, "test": "balanced", "test_max_count": 3}, ([40, 20, 10], [3, 3, 3])),
+        (
+            {"imbalance_ratio": 4, "test": "balanced", "test_max_count": 3},
+            ([40, 20, 10], [3, 3, 3]),
+        ),
         ({"max_count": 10, "test_max_count": 2}, ([10, 10, 10], [2, 2, 2])),
         ({"train_share": 0.3, "imbalance_ratio": 40}, ([12, 2, 1], [8, 1, 0])),
     ):
         assert counts(found := load(name, **settings)) == expected, settings
-        taken = f"{sum(expected[1])} of 24 test images are taken, at most {max(expected[1])} of a class"
+        taken = (
+            f"{sum(expected[1])} of 24 test images are taken, at most {max(expected[1])} of a class"
+        )
         assert (taken in found.notes) == (sum(expected[1]) < 24), settings
-    larger, smaller, other = (load(name, imbalance_ratio=r, seed=s) for r, s in ((4, 0), (40, 0), (4, 1)))
+    larger, smaller, other = (
+        load(name, imbalance_ratio=r, seed=s) for r, s in ((4, 0), (40, 0), (4, 1))
+    )
     assert set(smaller.train.indices) < set(larger.train.indices)
     assert set(smaller.test.indices) < set(larger.test.indices)
     assert set(other.train.indices) != set(larger.train.indices)
@@ -45,16 +52,29 @@ def test_a_set_is_cut_only_where_a_ratio_is_given(saved):
 def test_a_long_tailed_set_gives_the_largest_profile_that_fits(saved, refused):
     name = saved((40, 20, 5), (8, 4, 1))
     assert counts(load(name, imbalance_ratio=2)) == ([11, 7, 5], [3, 2, 1])
-    refused(name, "a largest class of 12; allowed: up to 11, at imbalance ratio 2", imbalance_ratio=2, max_count=12)
-    refused(saved(), "class '2' would get no training image: imbalance ratio 50; allowed: up to 4", imbalance_ratio=50)
+    refused(
+        name,
+        "a largest class of 12; allowed: up to 11, at imbalance ratio 2",
+        imbalance_ratio=2,
+        max_count=12,
+    )
+    refused(
+        saved(),
+        "class '2' would get no training image: imbalance ratio 50; allowed: up to 4",
+        imbalance_ratio=50,
+    )
     refused(saved(test=(0, 8, 8)), "test set: class '0' has no image", imbalance_ratio=4)
 
 
 def test_validation_comes_out_of_the_long_tailed_training_images(saved, refused):
     whole, parted = load("digits-lt"), load("digits-lt", validation=0.1)
     assert parted.validation.class_counts.tolist() == [12, 9, 7, 5, 4, 3, 3, 2, 2, 1]
-    assert (parted.train.class_counts + parted.validation.class_counts).tolist() == whole.class_counts.tolist()
-    assert sorted([*parted.train.indices, *parted.validation.indices]) == sorted(whole.train.indices)
+    assert (
+        parted.train.class_counts + parted.validation.class_counts
+    ).tolist() == whole.class_counts.tolist()
+    assert sorted([*parted.train.indices, *parted.validation.indices]) == sorted(
+        whole.train.indices
+    )
     assert parted.test.sha256 == whole.test.sha256
     assert whole.validation is None
     stand_in = load("digits-lt", validation=0.1, test="validation")
@@ -63,7 +83,10 @@ def test_validation_comes_out_of_the_long_tailed_training_images(saved, refused)
     images = np.arange(180, dtype=np.uint8).reshape(3, 4, 5, 3)
     given = load(saved(val_images=images, val_labels=[0, 2, 2]), validation=0.5)
     assert (len(given.validation), len(given.train)) == (3, 120)
-    assert [*given.notes[-2:]] == ["the source's own validation split is kept", "no validation image of: 1"]
+    assert [*given.notes[-2:]] == [
+        "the source's own validation split is kept",
+        "no validation image of: 1",
+    ]
 
 
 # Names
@@ -85,7 +108,7 @@ def read(data):
     if data.name == "signs":  # 10 tracks of 4 frames for each class
         dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, groups=np.arange(120) // 4))
     return dataset
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -109,7 +132,9 @@ def test_a_name_says_what_is_cut():
         ("toy-balanced-small", {"test_max_count": 2}, ([19, 19, 18], [2, 2, 2])),
     ):
         assert counts(load(name, **settings)) == expected, (name, settings)
-    small, long_tailed = (load(f"toy-{kind}", imbalance_ratio=4) for kind in ("balanced-small", "lt"))
+    small, long_tailed = (
+        load(f"toy-{kind}", imbalance_ratio=4) for kind in ("balanced-small", "lt")
+    )
     assert set(small.train.indices[small.train.labels == 0]) < set(long_tailed.train.indices)
     assert small.notes[0].startswith(
         "training set spread evenly, 70 images as in the exponential profile, imbalance ratio 4"
@@ -129,7 +154,8 @@ def test_groups_of_a_source_are_held_out_whole(settings):
 def test_a_bare_path_is_known_by_what_it_is(tmp_path, arrays, monkeypatch):
     np.savez(tmp_path / "a-lt", **arrays((40, 40, 40), (8, 8, 8)))
     (tmp_path / "a-lt.npz").rename(tmp_path / "a-lt")
-    assert counts(load(f"npz:{tmp_path / 'a-lt'}")) == ([40, 40, 40], [8, 8, 8])  # a path may end in -lt
+    # a path may end in -lt
+    assert counts(load(f"npz:{tmp_path / 'a-lt'}")) == ([40, 40, 40], [8, 8, 8])
     (tmp_path / "a-lt").rename(tmp_path / "a.NPZ")
     assert load(str(tmp_path / "a.NPZ")).name == f"npz:{tmp_path}/a.NPZ"
     monkeypatch.chdir(tmp_path)
@@ -152,12 +178,25 @@ def test_identical_images_in_two_splits_or_classes_are_counted(saved, arrays):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("digit-lt", {}, "unknown data set, and no folder.* here: 'digit-lt'; allowed: .*did you mean 'digits-lt'"),
+        (
+            "digit-lt",
+            {},
+            "unknown data set, and no folder.* here: 'digit-lt'; allowed: .*did you mean "
+            "'digits-lt'",
+        ),
         ("/dev/nul", {}, r"got '/dev/nul', where nothing is; .*did you mean '/dev/null'\?"),
         ("/dev/null", {}, "got '/dev/null', a file of another kind; allowed: a folder"),
         ("folder:", {}, "data 'folder' needs a path"),
-        ("digits-lt", {"profile": "exponental"}, "unknown profile 'exponental'.*did you mean 'exponential'"),
-        ("digits-lt", {"group": "writer"}, "data group: got 'writer' for digits-lt; allowed: with your own images"),
+        (
+            "digits-lt",
+            {"profile": "exponental"},
+            "unknown profile 'exponental'.*did you mean 'exponential'",
+        ),
+        (
+            "digits-lt",
+            {"group": "writer"},
+            "data group: got 'writer' for digits-lt; allowed: with your own images",
+        ),
     ],
 )
 def test_mistakes_are_one_line(name, arguments, message, refused):
@@ -168,13 +207,20 @@ def test_mistakes_are_one_line(name, arguments, message, refused):
     ("mirror", "expected"), [("auto", (True, False)), ("yes", (True, True)), ("no", (False, False))]
 )
 def test_mirroring_is_the_sources_unless_it_is_given(mirror, expected, saved):
-    assert (load(saved(), mirror=mirror).mirror, load("digits-lt", mirror=mirror).mirror) == expected
+    assert (
+        load(saved(), mirror=mirror).mirror,
+        load("digits-lt", mirror=mirror).mirror,
+    ) == expected
 
 
 # Groups
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=2, max_size=60), st.integers(0, 5), st.data())
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=2, max_size=60),
+    st.integers(0, 5),
+    st.data(),
+)
 def test_groups_are_never_divided_and_no_class_loses_its_last_one(pairs, seed, data):
     present = sorted({label for label, _ in pairs})
     labels = np.array([present.index(label) for label, _ in pairs])
@@ -191,6 +237,7 @@ def test_a_class_of_two_groups_has_one_held_out_and_a_single_group_none():
     held = hold_out(labels, groups, 0.2, 0)
     assert held[30:].sum() == 2
     assert not hold_out(np.zeros(5, int), np.zeros(5, int), 0.2, 0).any()
-    assert hold_out(np.arange(40) % 2, np.repeat(np.arange(8), 5), 0.3, 0).mean() == 0.25  # fewer groups than tenths
+    # fewer groups than tenths
+    assert hold_out(np.arange(40) % 2, np.repeat(np.arange(8), 5), 0.3, 0).mean() == 0.25
     for share in (0.02, 0.05, 0.1, 0.25, 0.3):
         assert hold_out(np.arange(400) % 2, np.arange(400), share, 0).mean() == share

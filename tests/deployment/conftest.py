@@ -32,12 +32,17 @@ RUN = {
 
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
-    """Noisy images that are more red, green or blue, 32, 16 and 8 for training, 24 for testing; 16 x 16."""
+    """Noisy images that are more red, green or blue, 32, 16 and 8 for training, 24 for testing; 16
+    x 16."""
     draws = np.random.default_rng(0)
     labels = np.concatenate([np.repeat(np.arange(3), (32, 16, 8)), np.arange(24) % 3])
     colours = 110 + 40 * np.eye(3)[labels] + draws.normal(0, 12, (80, 3))
-    images = np.clip(colours[:, None, None] + draws.normal(0, 40, (80, SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
-    made = Dataset.from_arrays(images[:56], labels[:56], images[56:], labels[56:], class_names=NAMES)
+    images = np.clip(
+        colours[:, None, None] + draws.normal(0, 40, (80, SIDE, SIDE, 3)), 0, 255
+    ).astype(np.uint8)
+    made = Dataset.from_arrays(
+        images[:56], labels[:56], images[56:], labels[56:], class_names=NAMES
+    )
     return dataclasses.replace(made, resized=True)
 
 
@@ -51,9 +56,12 @@ def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
-    """Train a network for an epoch on twelve images of a shape (C, H, W), and return its run folder."""
+    """Train a network for an epoch on twelve images of a shape (C, H, W), and return its run
+    folder."""
 
-    def train(folder: Path, name: str, shape: tuple[int, int, int], *, resized: bool = False) -> Path:
+    def train(
+        folder: Path, name: str, shape: tuple[int, int, int], *, resized: bool = False
+    ) -> Path:
         labels = np.repeat(np.arange(3), (6, 4, 2))
         images = np.random.default_rng(0).integers(0, 256, (12, *shape[1:], shape[0]), np.uint8)
         dataset = Dataset.from_arrays(images, labels, images, labels, class_names=NAMES)
@@ -66,11 +74,14 @@ def make_run() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def pictures() -> Callable[[int, tuple[int, ...]], np.ndarray]:
-    """Return so many images of one shape (H, W, C): smooth, and hard black and white, where rounding shows."""
+    """Return so many images of one shape (H, W, C): smooth, and hard black and white, where
+    rounding shows."""
 
     def draw(count: int, shape: tuple[int, ...]) -> np.ndarray:
         draws = np.random.default_rng(count)
-        images = np.clip(128 + draws.normal(0, 8, (count, *shape)).cumsum(1).cumsum(2), 0, 255).astype(np.uint8)
+        images = np.clip(
+            128 + draws.normal(0, 8, (count, *shape)).cumsum(1).cumsum(2), 0, 255
+        ).astype(np.uint8)
         images[1::2] = 255 * draws.integers(0, 2, images[1::2].shape, dtype=np.uint8)
         return images
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 import taet
 from taet import protocols
 from taet.data import Dataset
-from taet.data.images import picture, scaled
+from taet.data.image_files import picture, scaled
 from taet.deployment import export as export_run
 from taet.deployment.export import resize
 from taet.models import resnet, vit
-from taet.models.weights import read
+from taet.models.stored_weights import read
+from taet.run.folder import RunFolder
+from taet.run.loading import load_model
 from taet.settings import override
-from taet.training.folder import RunFolder
-from taet.training.runs import load_model
 from tests.calls import one_line
 
 Make = Callable[..., Path]
@@ -75,7 +75,8 @@ def test_images_of_one_size_by_a_network_and_a_transformer(
     pictures: Draw,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.ResidualLayout((8,), (1,)))  # exporters take long
+    # exporters take long
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.ResidualLayout((8,), (1,)))
     layout = {"patch_size": 4, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
     monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", layout)
     folder = make_run(tmp_path / "run", model, shape)
@@ -83,7 +84,9 @@ def test_images_of_one_size_by_a_network_and_a_transformer(
     for batch in (1, 5):
         images = pictures(batch, (*shape[1:], shape[0]))
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        torch.testing.assert_close(answer(images), load_model(folder)[1](x).detach(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            answer(images), load_model(folder)[1](x).detach(), rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -121,21 +124,31 @@ def test_a_file_names_its_run_and_no_machine(
     path = exported(format)
     about = metadata(path)
     assert about["taet"] == taet.__version__
-    assert (about["method"], about["epoch"], about["eps"], about["resizes"]) == ("robal", 12, 0.05, True)
+    assert (about["method"], about["epoch"], about["eps"], about["resizes"]) == (
+        "robal",
+        12,
+        0.05,
+        True,
+    )
     assert (about["class_names"], about["image_shape"]) == (["red", "green", "blue"], [3, 16, 16])
     assert about["run_hash"] == RunFolder(trained).record.run_hash
     if format == "safetensors":
-        read(path).check_origin("012", (1, 16, 16))
         (odd := tmp_path / os.fsdecode(b"\xff.safetensors")).write_bytes(path.read_bytes())
-        for place in (path, f"run:{trained}", odd):  # the library of the format opens no name that is not UTF-8
-            with one_line("got data of the classes blue, green, red; allowed: red, green, blue, in this order"):
-                read(place).check_origin(("blue", "green", "red"), (3, 16, 16))
+        # the library of the format opens no name that is not UTF-8
+        for place in (path, f"run:{trained}", odd):
+            assert read(place).class_names() == ("red", "green", "blue")
+            read(place).check_size((1, 16, 16))
             with one_line("got images of 8 x 8 pixels; allowed: 16 x 16, as in its training"):
-                read(place).check_origin(("red", "green", "blue"), (3, 8, 8))
+                read(place).check_size((3, 8, 8))
     card = taet.evaluate(trained, attacks="clean", dataset=dataset, out=tmp_path)
     assert about["weights_sha256"] == card.model["weights_sha256"]
     content = path.read_bytes()
-    for place in (Path(taet.__file__).parents[1], Path(torch.__file__).parents[1], path.parent, trained):
+    for place in (
+        Path(taet.__file__).parents[1],
+        Path(torch.__file__).parents[1],
+        path.parent,
+        trained,
+    ):
         assert str(place).encode() not in content
 
 
@@ -143,7 +156,9 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sys.modules["taet.deployment.export"]
-    monkeypatch.setattr(module, "_loaded", lambda _, __, deployed: lambda images: deployed(images) + 2e-3)
+    monkeypatch.setattr(
+        module, "_loaded", lambda _, __, deployed: lambda images: deployed(images) + 2e-3
+    )
     with one_line(r"the file's logits differ from the model's by 0\.002; nothing was written"):
         export_run(trained, "safetensors", tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
@@ -167,10 +182,18 @@ def test_mistakes_are_one_line(
         with one_line(match):
             export_run(*arguments, **options)
 
-    refused(r"unknown format 'onxx'; allowed: onnx, pt2, safetensors; did you mean 'onnx'\?", trained, "onxx")
+    refused(
+        r"unknown format 'onxx'; allowed: onnx, pt2, safetensors; did you mean 'onnx'\?",
+        trained,
+        "onxx",
+    )
     run = override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
     taet.train(run, out=tmp_path / "odd", model=Counting(), dataset=dataset)
-    refused("trained with a model from memory: give it again, from Python, as model=", tmp_path / "odd", "pt2")
+    refused(
+        "trained with a model from memory: give it again, from Python, as model=",
+        tmp_path / "odd",
+        "pt2",
+    )
     refused("model: torch.export cannot trace it: ", tmp_path / "odd", "pt2", model=Counting())
     monkeypatch.setitem(sys.modules, "onnx", None)
     refused(r"format onnx needs the package onnx: pip install 'taet\[onnx\]'", trained, "onnx")
@@ -192,4 +215,6 @@ def test_every_grey_level_is_pillows(
     expected = np.stack([np.asarray(scaled(picture(image), after[::-1])) for image in images])
     found = resize(torch.from_numpy(images), *after).permute(0, 2, 3, 1).numpy()
     steep = before[0] > 2 * before[1]
-    np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=1.01 if steep else 0)
+    np.testing.assert_allclose(
+        found, expected.reshape(found.shape), rtol=0, atol=1.01 if steep else 0
+    )

@@ -1,4 +1,5 @@
-"""What is pushed is read back, from a folder or a hub that keeps folders; pins and checksums; never code."""
+"""What is pushed is read back, from a folder or a hub that keeps folders; pins and checksums; never
+code."""
 
 import json
 import re
@@ -15,12 +16,14 @@ import pytest
 
 import taet
 from taet import models
+from taet.card.card import ResultCard
 from taet.data import Dataset
-from taet.deployment.hub import model_card, named_outside, publish
-from taet.evaluation.card import ResultCard
-from taet.models.weights import CONFIG, FILES, local, read
-from taet.training.folder import RunFolder
-from taet.training.runs import load_model
+from taet.data.notes import DataNote
+from taet.deployment.hub import model_card, paths_and_file_names, publish
+from taet.models.stored_weights import read
+from taet.models.weights import CONFIG, FILES, download_or_path
+from taet.run.folder import RunFolder
+from taet.run.loading import load_model
 from tests.calls import one_line
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -46,7 +49,8 @@ def copy(published: Path, tmp_path: Path) -> Path:
 
 
 class Hub:
-    """The functions of huggingface_hub that are used, on folders: the interface of its documentation."""
+    """The functions of huggingface_hub that are used, on folders: the interface of its
+    documentation."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.private = place, list[bool]()
@@ -56,7 +60,9 @@ class Hub:
         (self.place / repo_id).mkdir(parents=True, exist_ok=exist_ok)
         self.private.append(private)
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> SimpleNamespace:
+    def upload_folder(
+        self, *, repo_id: str, folder_path: str, commit_message: str
+    ) -> SimpleNamespace:
         assert commit_message
         shutil.copytree(folder_path, self.place / repo_id / COMMIT)
         return SimpleNamespace(oid=COMMIT)
@@ -91,16 +97,22 @@ def test_the_folder_has_the_files_of_the_run_and_a_model_card(run: Path, publish
     assert textwrap.indent(repr(card), "    ") in page
     assert 'license: "mit"\n' in page
     assert all(flag["text"] in page for flag in card.flags)
-    for attack, table in zip(("clean", "fgsm"), re.split("Clean images\n|Under fgsm\n", page)[1:], strict=True):
+    for attack, table in zip(
+        ("clean", "fgsm"), re.split("Clean images\n|Under fgsm\n", page)[1:], strict=True
+    ):
         for name, share in zip(card.class_names, card.summary(attack).per_class, strict=True):
             assert re.search(rf"\n\| {name} \|.*\| {100 * share:.1f} \(", table)
-    old = RunFolder(run).record.model_copy(update={"parameters": None, "code": {"method": "0" * 64}})
+    old = RunFolder(run).record.model_copy(
+        update={"parameters": None, "code": {"method": "0" * 64}}
+    )
     assert "| Network | resnet8, input (3, 16, 16) |" in model_card(old, card, "mit", "user/x")
     assert "Begins from" not in page
     settings = {**old.settings, "model": {**old.settings["model"], "weights": "x.pt"}}
     begun = RunFolder(run).record.model_copy(update={"settings": settings})
     assert "| Begins from | x.pt; trained: all |" in model_card(begun, card, "mit", "user/x")
-    assert "| Not in this folder | the plug-in of the method, which" in model_card(old, card, "mit", "user/x")
+    assert ("| Not in this folder | the plug-in of the method, which") in model_card(
+        old, card, "mit", "user/x"
+    )
     given = model_card(old.model_copy(update={"model_given": True}), card, "mit", "user/x")
     assert "| Not in this folder | the code of the network |" in given
     assert "the code of the network" not in page
@@ -110,18 +122,22 @@ def test_a_push_and_a_load_give_the_same_answers(run: Path, hub: Hub, dataset: D
     """As a run, and as weights of a fresh network."""
     name = publish(run, "user/colours", private=True)
     assert (name, hub.private) == (NAME, [True])
-    found = taet.predict(local(name), dataset.test.images)
-    np.testing.assert_array_equal(found.probabilities, taet.predict(run, dataset.test.images).probabilities)
+    found = taet.predict(download_or_path(name), dataset.test.images)
+    np.testing.assert_array_equal(
+        found.probabilities, taet.predict(run, dataset.test.images).probabilities
+    )
     head = load_model(run)[2].head
     model = models.build("resnet8", 3, (3, 16, 16), head=head, weights=name)
     assert model.notes[0].endswith(f"tensors of {NAME}, its head included")
-    assert read(local(name)).tensors.keys() == model.state_dict().keys()
+    assert read(download_or_path(name)).tensors.keys() == model.state_dict().keys()
 
 
-def test_an_earlier_push_is_replaced_and_nothing_else(run: Path, copy: Path, tmp_path: Path) -> None:
+def test_an_earlier_push_is_replaced_and_nothing_else(
+    run: Path, copy: Path, tmp_path: Path
+) -> None:
     publish(run, f"folder:{copy}")
     assert 'license: "unknown"\n' in (copy / "README.md").read_text()
-    assert local(f"folder:{copy}") == copy
+    assert download_or_path(f"folder:{copy}") == copy
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     (tmp_path / "other").mkdir()  # a model of another library
@@ -143,25 +159,33 @@ def test_a_push_that_is_killed_has_not_shown_who_is_among_the_training_images(
     assert not any(hashes in file.read_bytes() for file in (tmp_path / "x").iterdir())
 
 
-def test_names_of_files_that_a_push_shows_are_known(run: Path, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    record, note = RunFolder(run).record, "identical images: 1 of 3 test images are also in train, e.g. 'a/Ann.PNG'"
+@pytest.mark.parametrize(
+    "note",
+    [
+        DataNote("also in train, and which one", "identical-images", files=("a/Ann.PNG",)),
+        # of an older version
+        "identical images: 1 of 3 test images are also in train, e.g. 'a/Ann.PNG'",
+    ],
+)
+def test_names_of_files_that_a_push_shows_are_known(run: Path, tmp_path: Path, note: str) -> None:
+    folder, record = RunFolder(tmp_path), RunFolder(run).record
     data = record.data.model_copy(update={"notes": ("90 image files, 9x9 pixels", note)})
     folder.create(record.model_copy(update={"data": data, "command": "taet train at"}))
-    assert named_outside(folder.path) == [note]
+    assert paths_and_file_names(folder.path) == [note]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hf:user/colours", "allowed: hf:USER/NAME@COMMIT with the 40 digits of a commit, which cannot move"),
+        ("hf:user/colours", "allowed: hf:USER/NAME@COMMIT with the 40 digits of a commit, which "
+                            "cannot move"),
         (f"hf:user/other@{COMMIT}", f"hf:user/other@{COMMIT}: FileNotFoundError: no revision"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("hub")
 def test_only_a_full_commit_is_read(name: str, message: str) -> None:
     with one_line(message):
-        local(name)
+        download_or_path(name)
 
 
 def flip(path: Path) -> None:
@@ -173,20 +197,27 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda at: flip(at / "model.safetensors"), "model.safetensors was changed or damaged: its SHA-256 differs"),
+        (lambda at: flip(at / "model.safetensors"), "model.safetensors was changed or damaged: its "
+                                                    "SHA-256 differs"),
         (lambda at: (at / "done").unlink(), "allowed: the folder of a finished run"),
         (lambda at: (at / "done").write_text("[]"), "done was changed, or not written by taet"),
     ],
 )  # fmt: skip
 def test_damaged_weights_begin_no_training(copy: Path, run: Path, harm: Any, message: str) -> None:
-    assert read(f"run:{run}").tensors.keys() == read(run).tensors.keys() == read(f"folder:{copy}").tensors.keys()
+    assert (
+        read(f"run:{run}").tensors.keys()
+        == read(run).tensors.keys()
+        == read(f"folder:{copy}").tensors.keys()
+    )
     harm(copy)
     for name in (copy, f"run:{copy}", f"folder:{copy}"):
         with one_line(message):
             read(name)
 
 
-def test_what_cannot_be_published_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_published_is_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(message: str, folder: Path, target: str, licence: str = "") -> None:
         with one_line(message):
             publish(folder, target, licence=licence)
@@ -200,3 +231,16 @@ def test_what_cannot_be_published_is_one_line(run: Path, tmp_path: Path, monkeyp
         (folder / file).unlink()
         refused(message, folder, f"folder:{tmp_path / 'z'}")
     assert not (tmp_path / "z").exists()
+
+
+@pytest.mark.parametrize("content", [b"garbage\n", None])
+def test_a_run_with_foreign_or_without_metrics_is_not_published(
+    run: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / "metrics.jsonl").unlink()
+    if content is not None:
+        (folder / "metrics.jsonl").write_bytes(content)
+    with one_line("metrics.jsonl"):
+        publish(folder, f"folder:{tmp_path / 'published'}", licence="mit")
+    assert not (tmp_path / "published").exists()

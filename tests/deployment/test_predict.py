@@ -1,4 +1,5 @@
-"""A finished run answers for anyone's images as it was evaluated, whatever their order, and loses none."""
+"""A finished run answers for anyone's images as it was evaluated, whatever their order, and loses
+none."""
 
 import csv
 import dataclasses
@@ -14,8 +15,9 @@ from PIL import Image
 
 import taet
 from taet.data import Dataset
-from taet.data.images import survey
+from taet.data.image_files import survey
 from taet.deployment import Predictions, predict
+from taet.deployment.input_images import read_images
 from tests.calls import one_line
 
 ATTACK = "pgd-3"
@@ -93,9 +95,13 @@ def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path)
     (folder / "empty.png").touch()
     (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:400])
     found = predict(trained, [folder, folder / "missing.png"], attack=ATTACK, batch_size=4)
-    read = np.array([not path.endswith(("empty.png", "cut.png", "missing.png")) for path in found.paths])
+    read = np.array(
+        [not path.endswith(("empty.png", "cut.png", "missing.png")) for path in found.paths]
+    )
     np.testing.assert_array_equal([not error for error in found.errors], read)
-    assert all(path in error for path, error in zip(found.paths, found.errors, strict=True) if error)
+    assert all(
+        path in error for path, error in zip(found.paths, found.errors, strict=True) if error
+    )
     np.testing.assert_array_equal(found.labels[read], good.labels)
     np.testing.assert_array_equal(found.survives[read], good.survives)
     assert (found.labels[~read] == -1).all()
@@ -108,14 +114,26 @@ def test_table_and_csv(trained: Path, folder: Path, answered: Predictions) -> No
     (folder / "bad.png").touch()
     found = predict(trained, [folder / "b.png", folder / "bad.png"], attack=ATTACK)
     good, bad = csv.DictReader(io.StringIO(found.to_csv(top=2)))
-    assert [*good] == ["path", "class", "probability", "class_2", "probability_2", "survives", "error"]
+    assert [*good] == [
+        "path",
+        "class",
+        "probability",
+        "class_2",
+        "probability_2",
+        "survives",
+        "error",
+    ]
     assert (good["survives"] in ("true", "false"), good["error"]) == (True, "")
     assert [bad[name] for name in ("class", "probability", "class_2", "survives")] == [""] * 4
     shares = found.table(top=9).loc[0, ["probability", "probability_2", "probability_3"]]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
     counts = np.bincount(answered.labels, minlength=3)
-    assert repr(answered).startswith(f"24 images: {answered.class_names[int(counts.argmax())]} {counts.max()}")
-    sure = dataclasses.replace(found, probabilities=np.array([[1.0, 0, 0]] * 2, np.float32), errors=("", ""))
+    assert repr(answered).startswith(
+        f"24 images: {answered.class_names[int(counts.argmax())]} {counts.max()}"
+    )
+    sure = dataclasses.replace(
+        found, probabilities=np.array([[1.0, 0, 0]] * 2, np.float32), errors=("", "")
+    )
     assert sure.to_csv().splitlines()[1].split(",")[2] == "1.0", "and not True"
 
 
@@ -124,17 +142,46 @@ def test_table_and_csv(trained: Path, folder: Path, answered: Predictions) -> No
     [
         ({"attack": "clean"}, r"attack: got clean, which has no ball"),
         ({"attack": "pgd-20@runs/x"}, r"attack"),
-        ({"attack": "pgd-2:step=0.0001"}, r"got 2 steps of 0\.0001; allowed: steps that add up to its radius"),
+        (
+            {"attack": "pgd-2:step=0.0001"},
+            r"got 2 steps of 0\.0001; allowed: steps that add up to its radius",
+        ),
         ({"attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
         ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
-        ({"images": np.zeros((8, 8, 3), np.uint8)}, r"images: got shape \(8, 8, 3\); allowed: \(N, H, W, C\)"),
-        ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, r"images: got uint8 \(0, 8, 8, 3\); allowed: .* N at least 1"),
-        ({"images": torch.zeros(2, 3, 8, 8)}, r"images: got float32 \(2, 3, 8, 8\); allowed: uint8"),
-        ({"images": [(1, 2)]}, r"images: no array, file, folder, or list of files and folders: TypeError"),
-        ({"images": []}, r"no image in what was given; allowed: files, or folders with any of \.bmp"),
+        (
+            {"images": np.zeros((8, 8, 3), np.uint8)},
+            r"images: got shape \(8, 8, 3\); allowed: \(N, H, W, C\)",
+        ),
+        (
+            {"images": np.zeros((0, 8, 8, 3), np.uint8)},
+            r"images: got uint8 \(0, 8, 8, 3\); allowed: .* N at least 1",
+        ),
+        (
+            {"images": torch.zeros(2, 3, 8, 8)},
+            r"images: got float32 \(2, 3, 8, 8\); allowed: uint8",
+        ),
+        (
+            {"images": [(1, 2)]},
+            r"images: no array, file, folder, or list of files and folders: TypeError",
+        ),
+        (
+            {"images": []},
+            r"no image in what was given; allowed: files, or folders with any of \.bmp",
+        ),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], match: str, trained: Path, dataset: Dataset) -> None:
+def test_mistakes_are_one_line(
+    options: dict[str, Any], match: str, trained: Path, dataset: Dataset
+) -> None:
     images = options.pop("images", dataset.test.images)
     with one_line(match):
         predict(trained, images, **options)
+
+
+@pytest.mark.parametrize(("background", "level"), [(None, 10), (255, 255)])
+def test_transparent_pixels_lie_on_the_background_of_training(
+    background: int | None, level: int, tmp_path: Path
+) -> None:
+    Image.new("RGBA", (8, 8), (10, 10, 10, 0)).save(tmp_path / "a.png")
+    (image,) = read_images([tmp_path / "a.png"], (3, 8, 8), background)
+    assert np.unique(image).tolist() == [level]

@@ -37,14 +37,19 @@ def unit(images: np.ndarray) -> Tensor:
 
 @pytest.fixture(scope="session")
 def task() -> Task:
-    """A network trained on noisy copies of one pattern per class, and 22 uint8 test images of 4 classes."""
+    """A network trained on noisy copies of one pattern per class, and 22 uint8 test images of 4
+    classes."""
     generator = np.random.default_rng(0)
     labels = np.arange(22) % 4
     patterns = generator.uniform(80, 176, (4, 8, 8, 3))
-    images = np.clip(patterns[labels] + generator.normal(0, 50, (22, 8, 8, 3)), 0, 255).astype(np.uint8)
+    images = np.clip(patterns[labels] + generator.normal(0, 50, (22, 8, 8, 3)), 0, 255).astype(
+        np.uint8
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4))
+        model = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)
+        )
         x, y = unit(images), torch.from_numpy(labels)
         optimizer = torch.optim.Adam(model.parameters(), 0.02)
         for _ in range(30):
@@ -57,13 +62,17 @@ def task() -> Task:
 
 @pytest.fixture
 def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
-    """Return a function that evaluates the network with settings for its size; Square has 30 queries."""
-    monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)  # the name is also a function
+    """Return a function that evaluates the network with settings for its size; Square has 30
+    queries."""
+    # the name is also a function
+    monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)
 
     def run(*attacks: str, **change: Any) -> ResultCard:
         model, images, labels = task
         settings: dict[str, Any] = {"eps": EPS, "step_size": EPS / 2, "batch_size": 8, **change}
-        return taet.evaluate(settings.pop("model", model), images, labels, attacks=attacks, **settings)
+        return taet.evaluate(
+            settings.pop("model", model), images, labels, attacks=attacks, **settings
+        )
 
     return run
 
@@ -74,6 +83,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = Runner.attack
     monkeypatch.setattr(
-        Runner, "attack", lambda self, one, **rest: (names.append(one.name), real(self, one, **rest))[1]
+        Runner,
+        "attack",
+        lambda self, one, **rest: (names.append(one.name), real(self, one, **rest))[1],
     )
     return names

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import statistics
+from taet.card.comparison import compare_runs
+from taet.data.notes import DataNote, Repeated, repeated_in_training
 from taet.evaluation import Column, ResultCard
-from taet.evaluation.card import compare_runs
+from taet.metrics import accuracies
 from tests.calls import one_line
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -28,14 +29,24 @@ Stored = dict[str, Any]
 
 
 def column(name: str, predictions: np.ndarray, **change: Any) -> Column:
-    ball = {"norm": "linf", "eps": 8 / 255, "bounded": True, "parameters": {"steps": 20, "step_size": 1 / 255}}
-    return Column(**{"name": name, "correct": predictions == LABELS, "predictions": predictions, **ball, **change})
+    fields: dict[str, Any] = {
+        "name": name,
+        "correct": predictions == LABELS,
+        "predictions": predictions,
+        "norm": "linf",
+        "eps": 8 / 255,
+        "bounded": True,
+        "parameters": {"steps": 20, "step_size": 1 / 255},
+    }
+    return Column(**{**fields, **change})
 
 
 def card(**change: Any) -> ResultCard:
-    """A card with every kind of column: an AUC, parts, distances, and one for a curve alone."""
-    parts = {"apgd-ce": (ATTACKED == LABELS) | (LABELS == 2) & (CLEAN == 2), "square": ATTACKED == LABELS}
-    area = statistics.pairwise_auc(np.eye(4)[CLEAN] + np.eye(4)[LABELS], LABELS)
+    """A card with every kind of column: parts, distances, and one for a curve alone."""
+    parts = {
+        "apgd-ce": (ATTACKED == LABELS) | (LABELS == 2) & (CLEAN == 2),
+        "square": ATTACKED == LABELS,
+    }
     data = {"name": "toy", "class_names": ("a", "b", "c", "d"), "test_sha256": "cd" * 32}
     values = {
         "method": "at",
@@ -48,96 +59,223 @@ def card(**change: Any) -> ResultCard:
         "batch_size": 4,
         "labels": LABELS,
         "columns": (
-            column("clean", CLEAN, **IMAGES, roc_auc=area),
+            column("clean", CLEAN, **IMAGES),
             column("pgd-20", ATTACKED),
             column("autoattack", ATTACKED, parts=parts, seconds=1.5, forwards=100, backwards=90),
             column("cw-l2", BROKEN, **NO_BALL, distances=DISTANCES),
             column("pgd-20:eps=0.1", BROKEN, eps=0.1, curve="eps"),
         ),
         "flags": ({"flag": "small", "text": "A small set."},),
-        "probe": {"images": 4, "seed": 0, "clean_correct": 3, "distributions": 0, "zero_gradients": 0},
+        "probe": {
+            "images": 4,
+            "seed": 0,
+            "clean_correct": 3,
+            "distributions": 0,
+            "zero_gradients": 0,
+        },
     }
     return ResultCard(**{**values, **change})
 
 
-def test_a_summary_is_computed_from_the_masks() -> None:
-    summary, (correct, total) = card().summary("pgd-20"), (np.array([3, 1, 0, 0]), np.array([5, 3, 2, 0]))
-    assert (summary.correct.tolist(), summary.total.tolist()) == (correct.tolist(), total.tolist())
-    assert (summary.accuracy, summary.flip_rate, summary.worst_class) == (0.4, 0.4, (2, 0.0))
+# -- the summary of a column
+
+
+def test_a_summary_counts_the_mask_by_class() -> None:
+    summary = card().summary("pgd-20")
+    assert summary.correct.tolist() == [3, 1, 0, 0]
+    assert summary.total.tolist() == [5, 3, 2, 0]
+    assert summary.accuracy == 0.4
+
+
+def test_a_class_without_images_has_no_accuracy_and_enters_no_mean() -> None:
+    summary = card().summary("pgd-20")
+    np.testing.assert_allclose(summary.per_class, [3 / 5, 1 / 3, 0, np.nan])
     assert summary.balanced == pytest.approx((3 / 5 + 1 / 3 + 0) / 3)
-    assert summary.balanced_interval == statistics.balanced_interval(correct, total)
-    assert np.isnan(summary.per_class[3])
-    assert summary.groups["head"] == pytest.approx(3 / 5)
-    np.testing.assert_allclose(summary.class_flip_rate, [1 / 5, 2 / 3, 1 / 2, np.nan])
+    assert summary.worst_class == (2, 0.0)
+
+
+def test_the_interval_of_a_summary_is_that_of_its_counts() -> None:
+    counts = np.array([3, 1, 0, 0]), np.array([5, 3, 2, 0])
+    assert card().summary("pgd-20").balanced_interval == accuracies.balanced_interval(*counts)
+
+
+def test_groups_of_classes_follow_the_training_counts() -> None:
+    assert card().summary("pgd-20").groups["head"] == pytest.approx(3 / 5)
+    about = {**card().data, "train_class_counts": None}
+    assert card(data=about).summary("pgd-20").groups == {}
+
+
+def test_errors_of_a_class_are_natural_or_of_the_attack() -> None:
+    summary = card().summary("pgd-20")
     np.testing.assert_allclose(summary.natural_error, [1 / 5, 0, 1 / 2, np.nan])
     np.testing.assert_allclose(summary.boundary_error, [1 / 5, 2 / 3, 1 / 2, np.nan])
-    assert (summary.weak_classes, summary.few_images) == ((2,), (0, 1, 2, 3))
-    assert math.isnan(summary.median_distance)
-    assert card().summary("cw-l2").median_distance == 0.875  # two were wrong before, and one did not fall
-    assert 0.5 < card().summary("clean").roc_auc < 1
-    assert re.fullmatch(r"Summary\(balanced accuracy 31.1 % \(.*–.*\), accuracy 40.0 %\)", repr(summary))
-    assert "linf ball of 8/255" in repr(card(threat={"norm": "linf", "eps": 8 / 255}))
-    other = card(columns=(column("clean", ATTACKED), column("pgd-l2-20", ATTACKED, norm="l2", eps=0.25)))
-    assert re.search("pgd-l2-20 .* l2 ball of 0.25", repr(other))
-    alone = card(columns=(column("pgd-20", ATTACKED),), data={**card().data, "train_class_counts": None})
-    assert math.isnan(alone.summary("pgd-20").flip_rate)
-    assert alone.summary("pgd-20").groups == {}
 
 
-def test_a_round_trip_keeps_everything_and_a_change_is_seen(tmp_path: Path) -> None:
-    before, path = card(run={"config": {}, "command": "", "deviations": ("its own eps",)}), tmp_path / "card.json"
-    before.save(path)
-    after = ResultCard.load(path)
-    assert (after.to_json(), repr(after), after.sealed) == (before.to_json(), repr(before), True)
+def test_the_flip_rate_of_a_class_needs_a_clean_column() -> None:
+    flip_rate = card().summary("pgd-20").class_flip_rate
+    np.testing.assert_allclose(flip_rate, [1 / 5, 2 / 3, 1 / 2, np.nan])
+    alone = card(columns=(column("pgd-20", ATTACKED),))
+    assert np.isnan(alone.summary("pgd-20").class_flip_rate).all()
+
+
+def test_classes_of_few_test_images_are_known() -> None:
+    assert card().summary("pgd-20").few_images == (0, 1, 2, 3)
+
+
+def test_the_median_distance_is_over_images_that_fell() -> None:
+    # two were wrong before, and one did not fall
+    assert card().summary("cw-l2").median_distance == 0.875
+    assert math.isnan(card().summary("pgd-20").median_distance)
+
+
+def test_a_summary_is_printed_with_its_interval() -> None:
+    printed = repr(card().summary("pgd-20"))
+    pattern = r"Summary\(balanced accuracy 31.1 % \(.*–.*\), accuracy 40.0 %\)"
+    assert re.fullmatch(pattern, printed)
+
+
+def test_a_card_is_printed_with_its_ball_and_columns_of_other_balls_with_theirs() -> None:
+    other = column("pgd-l2-20", ATTACKED, norm="l2", eps=0.25)
+    printed = repr(card(columns=(column("clean", ATTACKED), other)))
+    assert "linf ball of 8/255" in printed
+    assert re.search("pgd-l2-20 .* l2 ball of 0.25", printed)
+
+
+def test_a_card_is_printed_without_the_points_of_curves() -> None:
+    first_words = [line.split()[0] for line in repr(card()).splitlines()[2:]]
+    assert first_words == ["clean", "pgd-20", "autoattack", "cw-l2", "!"]
+
+
+# -- the file
+
+
+def test_a_round_trip_keeps_everything(tmp_path: Path) -> None:
+    about_run = {"config": {"method": "at"}, "command": "", "deviations": ("its own eps",)}
+    before = card(run=about_run)
+    before.save(tmp_path / "card.json")
+    after = ResultCard.load(tmp_path / "card.json")
+    assert after.to_json() == before.to_json()
+    assert repr(after) == repr(before)
+
+
+@pytest.mark.parametrize("name", ["correct", "predictions", "distances"])
+def test_a_round_trip_keeps_arrays_and_their_types(tmp_path: Path, name: str) -> None:
+    before = card()
+    before.save(tmp_path / "card.json")
+    after = ResultCard.load(tmp_path / "card.json")
     for old, new in zip(before.columns, after.columns, strict=True):
-        for name in ("correct", "predictions", "distances", "roc_auc"):
-            np.testing.assert_array_equal(getattr(new, name), getattr(old, name), strict=getattr(old, name) is not None)
-        assert str(new.parts) == str(old.parts)
-    assert [line.split()[0] for line in str(after).splitlines()[2:]] == [
-        *("clean", "pgd-20", "autoattack", "cw-l2", "leaves", "!")  # without the point of a curve
-    ]
-    stored = json.loads(path.read_text())
-    path.write_text(json.dumps({**stored, "seed": 7}))
+        wanted, found = getattr(old, name), getattr(new, name)
+        np.testing.assert_array_equal(found, wanted, strict=wanted is not None)
+
+
+def test_a_round_trip_keeps_the_parts_of_a_suite(tmp_path: Path) -> None:
+    before = card()
+    before.save(tmp_path / "card.json")
+    after = ResultCard.load(tmp_path / "card.json")
+    for name, mask in before.column("autoattack").parts.items():
+        np.testing.assert_array_equal(after.column("autoattack").parts[name], mask)
+
+
+def test_a_change_of_the_file_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    card().save(path)
+    assert ResultCard.load(path).sealed
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 7}))
     with one_line(r"card\.json was changed or damaged: its SHA-256"):
         ResultCard.load(path)
-    del stored["sha256"]
-    path.write_text(json.dumps(stored))  # as an older version wrote it
-    assert not ResultCard.load(path).sealed
 
 
-def test_the_worst_case_is_the_conjunction_of_the_attacks_in_one_ball() -> None:
-    second, third = np.array([0, 0, 0, 0, 1, 2, 0, 0, 1, 2]), np.array([0, 1, 0, 1, 1, 2, 2, 0, 1, 0])
-    whole = card(
+def test_a_card_of_an_older_version_has_no_seal(tmp_path: Path) -> None:
+    stored = card().to_json()
+    stored.pop("sha256", None)
+    (tmp_path / "card.json").write_text(json.dumps(stored))
+    assert not ResultCard.load(tmp_path / "card.json").sealed
+
+
+# -- the worst case
+
+SECOND = np.array([0, 0, 0, 0, 1, 2, 0, 0, 1, 2])
+THIRD = np.array([0, 1, 0, 1, 1, 2, 2, 0, 1, 0])
+OTHER_RUN = {"source": {"name": "other", "weights_sha256": "e" * 64}}
+
+
+@pytest.fixture
+def several_balls() -> ResultCard:
+    """Two attacks in the ball of the card, two in an l2 ball, and columns that count in neither."""
+    stronger = {"steps": 100, "seed": 3}
+    return card(
         columns=(
             column("clean", CLEAN, **IMAGES),
-            column("pgd-20", second, seconds=1.0, forwards=10, backwards=5),
-            column("pgd-100", third, seconds=2.0, forwards=20, backwards=10, parameters={"steps": 100, "seed": 3}),
+            column("pgd-20", SECOND, seconds=1.0, forwards=10, backwards=5),
+            column("pgd-100", THIRD, seconds=2.0, forwards=20, backwards=10, parameters=stronger),
             column("pgd-20:eps=0.1", BROKEN, eps=0.1),
             column("pgd-20:step=0.1", BROKEN, curve="steps"),
-            column("pgd-20@other", BROKEN, parameters={"source": {"name": "other", "weights_sha256": "e" * 64}}),
+            column("pgd-20@other", BROKEN, parameters=OTHER_RUN),
             column("deepfool", BROKEN, **NO_BALL),
             column("pgd-l2-20", BROKEN, norm="l2", eps=1.0),
             column("pgd-l2-100", ATTACKED, norm="l2", eps=1.0),
         )
     )
-    worst = whole.worst_case()
-    assert worst.correct.tolist() == ((CLEAN == LABELS) & (second == LABELS) & (third == LABELS)).tolist()
-    #                                   first to break: clean at 2 and 6, second at 3 and 9, third at 1
-    assert worst.predictions.tolist() == [0, 1, 1, 0, 1, 2, 0, 0, 1, 2]
-    assert worst.parts["pgd-20"].tolist() == ((CLEAN == LABELS) & (second == LABELS)).tolist()
-    assert (worst.name, worst.norm, worst.eps, worst.bounded) == ("worst-case", "linf", 8 / 255, True)
+
+
+def test_the_worst_case_is_the_conjunction_of_the_attacks_in_one_ball(
+    several_balls: ResultCard,
+) -> None:
+    expected = (CLEAN == LABELS) & (SECOND == LABELS) & (THIRD == LABELS)
+    np.testing.assert_array_equal(several_balls.worst_case().correct, expected)
+
+
+def test_the_worst_case_predicts_what_broke_an_image_first(several_balls: ResultCard) -> None:
+    # clean at 2 and 6, second at 3 and 9, third at 1
+    predictions = several_balls.worst_case().predictions
+    assert predictions.tolist() == [0, 1, 1, 0, 1, 2, 0, 0, 1, 2]
+
+
+def test_the_parts_of_the_worst_case_are_what_each_attack_left(several_balls: ResultCard) -> None:
+    left_by_second = (CLEAN == LABELS) & (SECOND == LABELS)
+    np.testing.assert_array_equal(several_balls.worst_case().parts["pgd-20"], left_by_second)
+
+
+def test_the_worst_case_has_the_ball_and_the_cost_of_its_attacks(
+    several_balls: ResultCard,
+) -> None:
+    worst = several_balls.worst_case()
+    assert worst.name == "worst-case"
+    assert (worst.norm, worst.eps, worst.bounded) == ("linf", 8 / 255, True)
     assert (worst.seconds, worst.forwards, worst.backwards) == (3.0, 30, 15)
-    first = dict(dict(worst.identity.settings)["attacks"][0])
-    assert first == {"name": "pgd-100", "norm": "linf", "eps": 8 / 255, "steps": 100}
-    weaker = (CLEAN == LABELS) & (BROKEN == LABELS)
-    assert whole.column("worst-case-l2").correct.tolist() == (weaker & (ATTACKED == LABELS)).tolist()
-    kept = whole.changed(columns=(*whole.columns, worst))  # it is a column like any other, and adds nothing to itself
+
+
+def test_the_worst_case_names_the_settings_of_its_attacks_without_their_seeds(
+    several_balls: ResultCard,
+) -> None:
+    attacks = dict(several_balls.worst_case().identity.settings)["attacks"]
+    expected = {"name": "pgd-100", "norm": "linf", "eps": 8 / 255, "steps": 100}
+    assert dict(attacks[0]) == expected
+
+
+def test_another_ball_has_a_worst_case_of_its_own(several_balls: ResultCard) -> None:
+    expected = (CLEAN == LABELS) & (BROKEN == LABELS) & (ATTACKED == LABELS)
+    np.testing.assert_array_equal(several_balls.column("worst-case-l2").correct, expected)
+
+
+def test_a_worst_case_that_is_kept_adds_nothing_to_itself(several_balls: ResultCard) -> None:
+    worst = several_balls.worst_case()
+    kept = several_balls.changed(columns=(*several_balls.columns, worst))
     assert kept.column("worst-case") is worst
-    assert kept.worst_case().correct.tolist() == worst.correct.tolist()
+    np.testing.assert_array_equal(kept.worst_case().correct, worst.correct)
+
+
+def test_a_ball_without_attacks_has_no_worst_case() -> None:
     with one_line("worst case: got none; allowed: bounded l2 attacks, all of one radius"):
         card().column("worst-case-l2")
+
+
+def test_a_column_that_is_not_there_is_one_line_with_the_nearest() -> None:
     with one_line("did you mean 'pgd-20'"):
         card().column("pgd-2")
+
+
+# -- cards that are refused
 
 
 def replaced(*place: str | int, by: Any) -> Callable[[Stored], None]:
@@ -157,28 +295,67 @@ def replaced(*place: str | int, by: Any) -> Callable[[Stored], None]:
 
 WRONG: list[tuple[Callable[[Stored], None], str]] = [
     # A number that does not follow from the masks.
-    (replaced("columns", 1, "summary", "accuracy", by=0.5), "column 'pgd-20' summary accuracy: stored 0.5"),
+    (
+        replaced("columns", 1, "summary", "accuracy", by=0.5),
+        "column 'pgd-20' summary accuracy: stored 0.5",
+    ),
     (replaced("columns", 0, "summary", "groups", "tail", by=1.0), "summary groups tail"),
     (replaced("columns", 3, "distances", "float32", by="AACAPw=="), r"columns\[3\] distances: got"),
     # An array that contradicts another, or its own size.
-    (replaced("columns", 1, "correct", "bits", by="AAA="), "column 'pgd-20' correct: does not agree"),
-    (replaced("columns", 1, "correct", "count", by=3), "column 'pgd-20': has not one entry for each of 10 images"),
+    (
+        replaced("columns", 1, "correct", "bits", by="AAA="),
+        "column 'pgd-20' correct: does not agree",
+    ),
+    (
+        replaced("columns", 1, "correct", "count", by=3),
+        "column 'pgd-20': has not one entry for each of 10 images",
+    ),
     # A field that is missing, or that is not of its type or within its bounds.
     (replaced("threat", by=None), "the field 'threat' is missing"),
-    (replaced("columns", 1, "predictions", by=None), "columns.*: the field 'predictions' is missing"),
+    (
+        replaced("columns", 1, "predictions", by=None),
+        "columns.*: the field 'predictions' is missing",
+    ),
     (replaced("data", "train_class_counts", by=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
-    (replaced("model", "answers", by=[[0.5, ""]]), "could not convert string to float"),
+    # A field of a wrong type.
+    (replaced("model", "answers", by=[[0.5, ""]]), r"model answers\[0\]\[1\]: got ''"),
+    (replaced("model", by={}), "model name: the field 'name' is missing"),
+    (replaced("model", "weights_sha256", by=[1]), "model weights_sha256: got"),
+    (replaced("data", "name", by=5), "data name: got 5; allowed: a text"),
+    (replaced("data", "notes", by=5), "data notes: got 5"),
+    (replaced("data", "notes", by=[5]), r"data notes\[0\]: got 5"),
+    (replaced("data", "class_names", by=[1.5, *"bcd"]), r"data class_names\[0\]: got 1.5"),
+    (replaced("data", "test_sha256", by=5), "data test_sha256: got 5"),
+    (replaced("data", "imbalance_ratio", by="x"), "data imbalance_ratio: got 'x'"),
+    (replaced("data", "train_class_counts", by=[10**30, 1, 1, 1]), r"train_class_counts\[0\]"),
+    (replaced("data", "train_class_counts", by=[-1, 1, 1, 1]), r"train_class_counts\[0\]: got -1"),
+    (replaced("run", by={"config": 5}), "run config: got 5"),
+    (replaced("run", by={"config": {"method": 5}}), "run config method: got 5"),
+    (replaced("run", by={"config": {"method": "at", "model": 5}}), "run config model: got 5"),
+    (replaced("run", by={"deviations": 5}), "run deviations: got 5"),
+    (replaced("environment", by={"versions": 5}), "environment versions: got 5"),
+    (replaced("probe", "clean_correct", by=10**30), "probe clean_correct: got"),
+    (replaced("probe", "images", by=-1e308), "probe images: got"),
+    # A field that contradicts another.
+    (replaced("probe", "clean_correct", by=5), "probe clean_correct: got 5; allowed: at most 4"),
+    (replaced("columns", by=[]), "columns: got none; allowed: at least one"),
+    (replaced("data", "class_names", by=["a", "b"]), "train_class_counts: got 4"),
     (replaced("probe", by={"images": "many"}), "card.json: probe"),
-    (replaced("columns", 1, "parameters", "steps", by=10), "attack 'pgd-20': got steps 10; allowed: 20, as its name"),
+    (
+        replaced("columns", 1, "parameters", "steps", by=10),
+        "attack 'pgd-20': got steps 10; allowed: 20, as its name",
+    ),
     # Another kind of file, or another version.
-    (replaced("schema", by=4), "schema: got 4; allowed: 1 to 3; update taet"),
+    (replaced("schema", by=5), "schema: got 5; allowed: 1 to 4; update taet"),
     (replaced("kind", by="else"), "not a result card"),
     (lambda stored: stored["columns"].append(stored["columns"][1]), "allowed: each attack once"),
 ]
 
 
-@pytest.mark.parametrize(("tamper", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_a_wrong_card_is_refused_in_one_line(tmp_path: Path, tamper: Callable[[Stored], None], message: str) -> None:
+@pytest.mark.parametrize(("tamper", "message"), WRONG, ids=[message[:50] for _, message in WRONG])
+def test_a_wrong_card_is_refused_in_one_line(
+    tmp_path: Path, tamper: Callable[[Stored], None], message: str
+) -> None:
     stored = card().to_json()
     tamper(stored)
     path = tmp_path / "card.json"
@@ -187,6 +364,58 @@ def test_a_wrong_card_is_refused_in_one_line(tmp_path: Path, tamper: Callable[[S
         ResultCard.load(path)
     assert "card.json" in str(error.value)
     assert len(str(error.value)) < 600
+
+
+NOTE = DataNote("in other words", "identical-images", repeated_in_training=Repeated(2, 4))
+
+
+def test_a_card_keeps_what_code_asks_of_a_note(tmp_path: Path) -> None:
+    described = card().data
+    card(data={**described, "notes": ["of no kind", NOTE]}).save(tmp_path / "card.json")
+    notes = ResultCard.load(tmp_path / "card.json").data["notes"]
+    assert notes == ["of no kind", "in other words"]
+    assert repeated_in_training(notes) == (2, 4)
+
+
+def test_a_card_of_an_older_schema_stores_notes_as_sentences() -> None:
+    older = ResultCard.load(OLDER)
+    older.data["notes"] = [NOTE]
+    assert older.to_json()["data"]["notes"] == ["in other words"]
+
+
+OLDER = RESULTS / "digits-lt-factors-search" / "taet-1-0.03.json"  # of schema 3
+RETIRED = ("flip_rate", "weak_classes", "roc_auc")
+
+
+def test_a_card_stores_no_number_that_nothing_shows() -> None:
+    for stored in card().to_json()["columns"]:
+        assert not {*RETIRED} & {*stored["summary"], *stored}
+
+
+@pytest.mark.parametrize(("number", "wrong"), [("flip_rate", 0.5), ("weak_classes", [0])])
+def test_numbers_that_left_are_verified_in_older_cards(
+    number: str, wrong: object, tmp_path: Path
+) -> None:
+    stored = json.loads(OLDER.read_text())
+    assert stored["schema"] == 3
+    del stored["sha256"]
+    stored["columns"][1]["summary"][number] = wrong
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(stored))
+    with one_line(f"summary {number}: stored"):
+        ResultCard.load(path)
+
+
+def test_the_area_under_the_roc_curve_of_an_older_card_follows_from_its_matrix(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "card.json"
+    stored = json.loads(OLDER.read_text())
+    del stored["sha256"]
+    stored["columns"][0]["summary"]["roc_auc"] += 0.01
+    path.write_text(json.dumps(stored))
+    with one_line("summary roc_auc: stored"):
+        ResultCard.load(path)
 
 
 def test_committed_cards_load_and_are_written_again_with_the_same_bytes(tmp_path: Path) -> None:
@@ -206,7 +435,7 @@ def test_committed_cards_load_and_are_written_again_with_the_same_bytes(tmp_path
             assert written[name] == stored[name], path
         for one, other in zip(written["columns"], stored["columns"], strict=True):
             assert {**one, "summary": {}} | {**other, "summary": {}} == {**one, "summary": {}}, path
-    assert schemas == {1, 2, 3}
+    assert schemas == {1, 2, 3, 4}
 
 
 def test_what_a_later_version_adds_or_takes_away_is_kept_as_stored() -> None:
@@ -217,20 +446,31 @@ def test_what_a_later_version_adds_or_takes_away_is_kept_as_stored() -> None:
     assert (again["run"], again["model"]) == (stored["run"], stored["model"])
 
 
-def of_seed(seed: int, steps: int = 20, eps: float = 8 / 255, sha256: str = "cd" * 32) -> ResultCard:
+def of_seed(
+    seed: int, steps: int = 20, eps: float = 8 / 255, sha256: str = "cd" * 32
+) -> ResultCard:
     predictions = np.where(np.random.default_rng(seed).random(10) < 0.6, LABELS, (LABELS + 1) % 3)
     attack = column("pgd-20", predictions, eps=eps, parameters={"steps": steps, "seed": seed})
     data = {**card().data, "test_sha256": sha256}
     return card(seed=seed, threat={"norm": "linf", "eps": eps}, data=data, columns=(attack,))
 
 
-def test_cards_are_compared_by_their_masks() -> None:
+def test_two_cards_are_compared_by_their_masks() -> None:
     first, second = of_seed(0), of_seed(1)
     masks = (first.column("pgd-20").correct, second.column("pgd-20").correct)
-    assert repr(compare_runs([first], [second], "pgd-20")) == repr(statistics.difference(*masks, LABELS, 4))
-    several = compare_runs([first, of_seed(2)], [second, of_seed(3)], "pgd-20")
-    values = compare_runs([first], [second], "pgd-20").value, compare_runs([of_seed(2)], [of_seed(3)], "pgd-20").value
-    assert (several.runs, several.value) == (2, pytest.approx(sum(values) / 2))
+    expected = accuracies.difference(*masks, LABELS, 4)
+    assert repr(compare_runs([first], [second], "pgd-20")) == repr(expected)
+
+
+def test_the_difference_of_several_pairs_of_cards_is_the_mean_of_their_differences() -> None:
+    first, second = [of_seed(0), of_seed(2)], [of_seed(1), of_seed(3)]
+    several = compare_runs(first, second, "pgd-20")
+    values = [
+        compare_runs([one], [other], "pgd-20").value
+        for one, other in zip(first, second, strict=True)
+    ]
+    assert several.runs == 2
+    assert several.value == pytest.approx(sum(values) / 2)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +482,8 @@ def test_cards_are_compared_by_their_masks() -> None:
         ([of_seed(1), of_seed(2)], "pgd-20", "got 1 and 2 cards"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(second: list[ResultCard], column: str, message: str) -> None:
+def test_what_cannot_be_compared_is_one_line(
+    second: list[ResultCard], column: str, message: str
+) -> None:
     with one_line(message):
         compare_runs([of_seed(0)], second, column)

@@ -1,4 +1,5 @@
-"""What `check` finds about sound models and spoilt ones; run folders are in training/test_folder.py."""
+"""What `check` finds about sound models and spoilt ones; run folders are in
+training/test_folder.py."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ LEVELS = (0.2, 0.4, 0.6, 0.8)
 
 
 class Brightness(nn.Module):
-    """Right on every image below: the logit of a class falls with the distance of the mean grey from its level."""
+    """Right on every image below: the logit of a class falls with the distance of the mean grey
+    from its level."""
 
     def __init__(self, centres: Any = LEVELS, scale: float = 50.0) -> None:
         super().__init__()
@@ -47,7 +49,11 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
     model, state = Brightness().train(), torch.random.get_rng_state()
     found = check(model, *data, attacks=["clean", "pgd-20"])
     assert found.ok
-    parts = ["4 parameters, 4 logits for images of 3 x 8 x 8", "balanced accuracy 100.0 %", "clean and pgd-20: about"]
+    parts = [
+        "4 parameters, 4 logits for images of 3 x 8 x 8",
+        "balanced accuracy 100.0 %",
+        "clean and pgd-20: about",
+    ]
     assert [text for text in parts if text not in str(found)] == []
     assert model.training
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -56,7 +62,11 @@ def test_a_sound_model_is_ok_and_left_as_it_was(data: tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize(
     ("model", "what", "message"),
     [
-        (changed(lambda model, x: model(x).roll(1, 1)), "accuracy", "are weights, normalisation, order of the classes"),
+        (
+            changed(lambda model, x: model(x).roll(1, 1)),
+            "accuracy",
+            "are weights, normalisation, order of the classes",
+        ),
         (changed(lambda model, x: (model(x) + 6).sigmoid()), "softmax-outputs", "or sigmoid"),
         (changed(lambda model, x: model((5 * x).round() / 5)), "zero-gradients", "exactly zero"),
     ],
@@ -69,10 +79,14 @@ def test_what_would_invalidate_an_evaluation_is_named(
     assert message in wrong(found)[what]
 
 
-def test_a_state_that_changes_in_eval_mode_is_named_and_restored(data: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_state_that_changes_in_eval_mode_is_named_and_restored(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
     model = changed(lambda inner, x: (model.seen.add_(float(len(x) > 2)), inner(x))[1])  # type: ignore[operator]
     model.register_buffer("seen", torch.zeros(()))
-    assert "its state changes in eval mode (seen)" in wrong(check(model, *data, attacks=["clean"]))["eval mode"]
+    assert ("its state changes in eval mode (seen)") in wrong(
+        check(model, *data, attacks=["clean"])
+    )["eval mode"]
     assert float(model.seen) == 0  # type: ignore[arg-type]
 
 
@@ -83,6 +97,10 @@ def test_a_model_that_cannot_be_evaluated_is_refused(data: tuple[np.ndarray, np.
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
     (file := tmp_path / "net.pth").touch()
-    for place, why in ((file, "it is a file"), (tmp_path / "none", "no such folder"), (tmp_path, "no run.json")):
+    for place, why in (
+        (file, "it is a file"),
+        (tmp_path / "none", "no such folder"),
+        (tmp_path, "no run.json"),
+    ):
         with pytest.raises(UserError, match=why):
             check(place)

@@ -19,7 +19,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
     def put(body: str) -> None:
         forget("attacks", tmp_path / "attacks" / "mine.py")
-        lines = ("import torch", 'NAMES = {"mine": "of my own"}', "def mine(model, x, y, *, eps):", f"    {body}")
+        lines = (
+            "import torch",
+            'NAMES = {"mine": "of my own"}',
+            "def mine(model, x, y, *, eps):",
+            f"    {body}",
+        )
         (tmp_path / "attacks" / "mine.py").write_text("\n".join(lines))
 
     return put
@@ -33,7 +38,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
         ("x.copy_(torch.rand_like(x)); return x", "mine: .* images left the ball"),
         ("return x[:1]", "attack 'mine': returned shape .*; allowed: images in the shape of x"),
         ("raise ValueError('no')", r"mine\.py: mine: ValueError: no"),
-        ("next(model.parameters()).data.add_(1); return x", "attack 'mine': changed .* of the model"),
+        (
+            "next(model.parameters()).data.add_(1); return x",
+            "attack 'mine': changed .* of the model",
+        ),
     ],
 )
 def test_what_it_must_not_do_is_one_line(
@@ -43,10 +51,15 @@ def test_what_it_must_not_do_is_one_line(
     before = evaluated("pgd-5")
     with one_line(message):
         evaluated("mine")
-    assert evaluated("pgd-5").column("pgd-5").correct.tolist() == before.column("pgd-5").correct.tolist()
+    assert (
+        evaluated("pgd-5").column("pgd-5").correct.tolist()
+        == before.column("pgd-5").correct.tolist()
+    )
 
 
-def test_its_draws_are_those_of_the_seed(evaluated: Evaluated, write: Callable[[str], None]) -> None:
+def test_its_draws_are_those_of_the_seed(
+    evaluated: Evaluated, write: Callable[[str], None]
+) -> None:
     write("return (x + eps * torch.randn_like(x).sign()).clamp(0, 1)")
     torch.manual_seed(1)
     first = evaluated("mine").column("mine")
@@ -56,7 +69,9 @@ def test_its_draws_are_those_of_the_seed(evaluated: Evaluated, write: Callable[[
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_another_text_is_another_attack(evaluated: Evaluated, write: Callable[[str], None], tmp_path: Path) -> None:
+def test_another_text_is_another_attack(
+    evaluated: Evaluated, write: Callable[[str], None], tmp_path: Path
+) -> None:
     write("return (x + eps * torch.randn_like(x).sign()).clamp(0, 1)")
     evaluated("mine", out=tmp_path / "card")
     write("return x")

@@ -20,12 +20,16 @@ def evaluate(folder: Path) -> ResultCard:
     generator = np.random.default_rng(0)
     labels = np.arange(23) % 4
     patterns = generator.uniform(80, 176, (4, 6, 6, 1))
-    images = np.clip(patterns[labels] + generator.normal(0, 40, (23, 6, 6, 1)), 0, 255).astype(np.uint8)
+    images = np.clip(patterns[labels] + generator.normal(0, 40, (23, 6, 6, 1)), 0, 255).astype(
+        np.uint8
+    )
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     with torch.no_grad():
         model[1].weight.copy_(torch.from_numpy(patterns.reshape(4, 36) - 128) / 128)
         model[1].bias.zero_()
-    return taet.evaluate(model, images, labels, ATTACKS, eps=0.1, step_size=0.05, batch_size=5, out=folder)
+    return taet.evaluate(
+        model, images, labels, ATTACKS, eps=0.1, step_size=0.05, batch_size=5, out=folder
+    )
 
 
 def work(number: int, folder: Path) -> None:
@@ -51,7 +55,9 @@ def test_flags_and_parts_are_those_of_one_process(
     assert card.probe == expected.probe
     for column, wanted in zip(card.columns, expected.columns, strict=True):
         np.testing.assert_array_equal(column.predictions, wanted.predictions)
-        masks = ({name: mask.tolist() for name, mask in one.parts.items()} for one in (column, wanted))
+        masks = (
+            {name: mask.tolist() for name, mask in one.parts.items()} for one in (column, wanted)
+        )
         assert next(masks) == next(masks)
         assert (column.forwards, column.backwards) == (wanted.forwards, wanted.backwards)
         for number in range(2):

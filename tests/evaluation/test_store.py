@@ -1,4 +1,5 @@
-"""What a folder knows is taken from it, if it is about the same model, images and settings; nothing is lost."""
+"""What a folder knows is taken from it, if it is about the same model, images and settings; nothing
+is lost."""
 
 import errno
 import importlib
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from taet.attacks.counted import Counted
-from taet.attacks.suite import BatchStore
+import taet
+from taet.attacks.batch_store import BatchStore
+from taet.attacks.counting_model import CountingModel
+from taet.card.comparison import same_answers
+from taet.card.store import save_card
 from taet.errors import UserError
 from taet.evaluation import ResultCard, parse_attack
-from taet.evaluation.card import put, same_answers
 from taet.evaluation.runner import Runner, source_digest
 from taet.files import lock
 from taet.settings import Evaluation
@@ -56,17 +59,23 @@ def test_a_killed_evaluation_goes_on_where_it_was(
         card = evaluated(*ATTACKS, out=folder)
         assert flags(card) == flags(expected)
         assert card.probe == expected.probe
-        assert [column.forwards for column in card.columns] == [column.forwards for column in expected.columns]
+        assert [column.forwards for column in card.columns] == [
+            column.forwards for column in expected.columns
+        ]
         assert sorted(written) == whole, "nothing is done twice"
         assert not (folder / "evaluation-state").exists()
 
 
-def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(task: Task, tmp_path: Path) -> None:
+def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(
+    task: Task, tmp_path: Path
+) -> None:
     model, images, labels = task
 
     def units(network: nn.Module, labels: np.ndarray, eps: float) -> tuple[list[bool], set[Path]]:
-        runner = Runner(Counted(network), images, labels, 4, 8, 0, torch.device("cpu"), tmp_path)
-        with runner.still():
+        runner = Runner(
+            CountingModel(network), images, labels, 4, 8, 0, torch.device("cpu"), tmp_path
+        )
+        with runner.frozen_and_exact():
             found, _ = runner.attack(parse_attack("pgd-5", Evaluation(eps=eps)))
         return (found.predictions == labels).tolist(), {*tmp_path.glob("pgd-5-*")}
 
@@ -85,21 +94,44 @@ def test_damaged_batches_and_those_of_another_evaluation_are_not_trusted(task: T
 def test_a_model_of_the_same_weights_that_answers_otherwise_is_another_model(
     evaluated: Evaluated, task: Task, tmp_path: Path
 ) -> None:
-    first = evaluated("fgsm", out=tmp_path, model=Changed(lambda network, x: network(x), task[0]))
-    second = evaluated("fgsm", out=tmp_path, model=Changed(lambda network, x: -network(x), task[0]))
-    assert first.summary("clean").accuracy > 0.9
+    evaluated("fgsm", out=tmp_path, model=Changed(lambda network, x: network(x), task[0]))
+    negative = Changed(lambda network, x: -network(x), task[0])
+    second = evaluated("fgsm", out=tmp_path, model=negative)
     assert second.summary("clean").accuracy < 0.2
     assert len(cards(tmp_path)) == 2
+
+
+def test_a_model_of_the_same_logits_without_gradients_is_another_model(
+    evaluated: Evaluated, task: Task, tmp_path: Path
+) -> None:
+    first = evaluated("fgsm", out=tmp_path, model=Changed(lambda network, x: network(x), task[0]))
+    # equal logits on images of 8 bits
     rounded = Changed(lambda network, x: network((x * 255).round() / 255), task[0])
-    third = evaluated("fgsm", out=tmp_path, model=rounded)  # equal logits on images of 8 bits, but gradients of 0
-    assert third.summary("fgsm").accuracy == third.summary("clean").accuracy > first.summary("fgsm").accuracy
-    for first_logit, same in ((1e9, True), (-1e9, False)):  # which decides alone, or nothing
-        ends = ([[first_logit, 3.0, value, 0.5]] for value in (1.0, 2.0))
-        assert same_answers(*(second.changed(model={**second.model, "answers": one}) for one in ends)) == same
+    second = evaluated("fgsm", out=tmp_path, model=rounded)
+    unbroken = second.summary("clean").accuracy
+    assert second.summary("fgsm").accuracy == unbroken > first.summary("fgsm").accuracy
 
 
-def test_an_edit_of_forward_makes_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "from torch import nn\n\nclass Own(nn.Sequential):\n    def forward(self, x):\n        return x{}\n"
+@pytest.mark.parametrize(("first_logit", "same"), [(1e9, True), (-1e9, False)])
+def test_logits_that_decide_nothing_do_not_tell_models_apart(
+    evaluated: Evaluated, first_logit: float, same: bool
+) -> None:
+    """A very large logit decides alone, and a very small one nothing."""
+    card = evaluated("clean")
+    first, second = (
+        card.changed(model={**card.model, "answers": [[first_logit, 3.0, third, 0.5]]})
+        for third in (1.0, 2.0)
+    )
+    assert same_answers(first, second) == same
+
+
+def test_an_edit_of_forward_makes_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "from torch import nn\n\nclass Own(nn.Sequential):\n    def forward(self, x):\n        "
+        "return x{}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     found = []
     for number, edit in enumerate(("", ".round()")):
@@ -108,21 +140,45 @@ def test_an_edit_of_forward_makes_another_model(tmp_path: Path, monkeypatch: pyt
     assert len({*found, source_digest(nn.Sequential(nn.Linear(1, 1)))}) == 3
 
 
-def test_columns_are_reused_in_one_ball_and_a_card_of_other_columns_is_kept(
+def names(card: ResultCard) -> list[str]:
+    return [column.name for column in card.columns]
+
+
+def test_an_attack_is_added_to_the_card_of_its_ball(
     evaluated: Evaluated, tmp_path: Path, ran: list[str]
 ) -> None:
-    first = evaluated("pgd-3", "fgsm", out=tmp_path)
-    assert [column.name for column in evaluated("pgd-5", out=tmp_path).columns] == ["clean", "pgd-5", "pgd-3", "fgsm"]
-    assert ran == ["clean", "pgd-3", "fgsm", "pgd-5"]
+    evaluated("pgd-3", "fgsm", out=tmp_path)
+    ran.clear()
+    assert names(evaluated("pgd-5", out=tmp_path)) == ["clean", "pgd-5", "pgd-3", "fgsm"]
+    assert ran == ["pgd-5"]
     assert len(cards(tmp_path)) == 1
+
+
+def test_an_attack_of_other_settings_makes_a_second_card_with_the_columns_that_fit(
+    evaluated: Evaluated, tmp_path: Path
+) -> None:
+    first = evaluated("pgd-3", "fgsm", out=tmp_path)
     again = evaluated("pgd-3", step_size=0.04, out=tmp_path)
-    assert again.column("fgsm").seconds == first.column("fgsm").seconds
-    assert {card.column("pgd-3").parameters["step_size"] for card in cards(tmp_path)} == {0.05, 0.04}
+    assert again.column("fgsm").seconds == first.column("fgsm").seconds  # not measured again
+    steps = {card.column("pgd-3").parameters["step_size"] for card in cards(tmp_path)}
+    assert steps == {0.05, 0.04}
+
+
+def test_another_ball_has_a_card_of_its_own(evaluated: Evaluated, tmp_path: Path) -> None:
+    evaluated("pgd-3", out=tmp_path)
     other = evaluated("fgsm", eps=0.05, out=tmp_path)
-    assert [column.name for column in other.columns] == ["clean", "fgsm"]
+    assert names(other) == ["clean", "fgsm"]
     assert ResultCard.load(tmp_path).to_json() == other.to_json()
-    back = [column.name for column in evaluated("fgsm", out=tmp_path).columns]  # in the first ball, set aside
-    assert back == ["clean", "fgsm", "pgd-3", "pgd-5"]
+
+
+def test_a_ball_that_was_set_aside_gives_its_columns_back(
+    evaluated: Evaluated, tmp_path: Path, ran: list[str]
+) -> None:
+    evaluated("pgd-3", "fgsm", out=tmp_path)
+    evaluated("fgsm", eps=0.05, out=tmp_path)
+    ran.clear()
+    assert names(evaluated("fgsm", out=tmp_path)) == ["clean", "fgsm", "pgd-3"]
+    assert ran == []
 
 
 def test_a_point_of_a_curve_that_was_asked_for_later_is_in_the_tables_and_not_measured_again(
@@ -133,13 +189,23 @@ def test_a_point_of_a_curve_that_was_asked_for_later_is_in_the_tables_and_not_me
     assert ran.count("pgd-10") == 1
 
 
+@pytest.fixture(scope="module")
+def two_balls(task: Task) -> tuple[ResultCard, ResultCard]:
+    """Cards of one model in two balls."""
+    first, second = (taet.evaluate(*task, attacks=["fgsm"], eps=eps) for eps in (0.05, 0.1))
+    return first, second
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_whatever_fails_while_a_card_is_replaced_no_card_is_lost(
-    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    two_balls: tuple[ResultCard, ResultCard],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
 ) -> None:
-    first, second = (evaluated("fgsm", eps=eps) for eps in (0.05, 0.1))
+    first, second = two_balls
     path = tmp_path / "evaluation.json"
-    put(path, first)
+    save_card(path, first)
     flushes: list[int] = []
 
     def full(file: int) -> None:
@@ -150,23 +216,39 @@ def test_whatever_fails_while_a_card_is_replaced_no_card_is_lost(
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         with pytest.raises(UserError):
-            put(path, second)
+            save_card(path, second)
     assert first.to_json() in [card.to_json() for card in cards(tmp_path)]
-    put(path, second)
+    save_card(path, second)
     assert ResultCard.load(path).to_json() == second.to_json()
     assert [card.to_json() for card in cards(tmp_path)].count(first.to_json()) == 1
-    put(path, evaluated("pgd-2", eps=0.05).changed(created=second.created))
-    put(path, first)
-    assert len(cards(tmp_path)) == 4  # two of them set aside of one second
 
 
-def test_a_folder_belongs_to_one_model_and_one_process(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_cards_that_were_set_aside_in_one_second_are_all_kept(
+    two_balls: tuple[ResultCard, ResultCard], tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation.json"
+    first, second = two_balls
+    for number, card in enumerate((first, second, first)):
+        save_card(path, card.changed(created=second.created, command=f"call {number}"))
+    assert len(cards(tmp_path)) == 3
+
+
+def test_a_folder_belongs_to_one_process(evaluated: Evaluated, tmp_path: Path) -> None:
     evaluated("fgsm", out=tmp_path)
     with lock(tmp_path), pytest.raises(UserError, match=f"{tmp_path} is in use by"):
         evaluated("pgd-3", out=tmp_path)
+
+
+def test_a_folder_belongs_to_one_model(evaluated: Evaluated, tmp_path: Path) -> None:
+    evaluated("fgsm", out=tmp_path)
     other = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     with pytest.raises(UserError, match="is about another model"):
         evaluated("fgsm", out=tmp_path, model=other)
+
+
+def test_the_folder_of_a_run_takes_no_card_of_another_model(
+    evaluated: Evaluated, tmp_path: Path
+) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="is a run, whose card is about its own model"):
         evaluated("fgsm", out=tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import taet
-from taet.experiments import cells_of, jobs, parse
+from taet.experiments import cells_of, parse
 
 SMALL: dict[str, Any] = {
     "methods": ["at"],
@@ -25,8 +25,8 @@ SMALL: dict[str, Any] = {
     },
 }
 
-# Does what `taet train` and `taet evaluate` leave behind, in milliseconds, or what a file says of the seed: fail, or
-# hang until it is interrupted.
+# Does what `taet train` and `taet evaluate` leave behind, in milliseconds, or what a file says of
+# the seed: fail, or hang until it is interrupted.
 PROCESS = """#!{executable}
 import hashlib, json, os, shutil, signal, sys, time
 from pathlib import Path
@@ -73,7 +73,7 @@ elif asked != "idle":
     card = json.loads((place / "template" / "evaluation.json").read_text())
     card["run"]["config"]["seed"] = seed
     (folder / "evaluation.json").write_text(json.dumps(sealed(card)))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +93,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def processes(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+def processes(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[dict[str, Any]]]:
     """Let processes be stand-ins; called with what seeds shall do, and returns the calls so far."""
     place = tmp_path / "stand-in"
     place.mkdir()
@@ -102,10 +104,14 @@ def processes(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     script.write_text(PROCESS.format(executable=sys.executable))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(jobs, "write", lambda _, out, **__: out)  # the report is tested elsewhere
+    monkeypatch.setattr(
+        sys.modules["taet.experiments.compare"], "write", lambda _, out, **__: out
+    )  # the report is tested elsewhere
 
     def calls(**asked: str) -> list[dict[str, Any]]:
-        (place / "asked.json").write_text(json.dumps({name.removeprefix("seed"): what for name, what in asked.items()}))
+        (place / "asked.json").write_text(
+            json.dumps({name.removeprefix("seed"): what for name, what in asked.items()})
+        )
         return [json.loads(path.read_text()) for path in sorted(place.glob("calls/*"))]
 
     return calls

@@ -1,4 +1,5 @@
-"""Which cells are submitted to SLURM, and a cell as a job, with stand-ins for squeue, submitit and our processes."""
+"""Which cells are submitted to SLURM, and a cell as a job, with stand-ins for squeue, submitit and
+our processes."""
 
 import contextlib
 import threading
@@ -10,10 +11,10 @@ from typing import Any, Self
 
 import pytest
 
-from taet.experiments import cluster
-from taet.experiments.cluster import CellJob
+from taet.experiments import slurm
+from taet.experiments.compare import compare
 from taet.experiments.grid import parse
-from taet.experiments.jobs import compare
+from taet.experiments.slurm import CellJob
 from taet.settings import Slurm
 
 
@@ -26,7 +27,8 @@ class Submitit:
         self.queue: dict[str, str] = {}
         self.helpers = SimpleNamespace(DelayedSubmission=lambda job: job)
 
-    def AutoExecutor(self, folder: Path, cluster: str, slurm_max_num_timeout: int) -> Self:  # its name in the library
+    # its name in the library
+    def AutoExecutor(self, folder: Path, cluster: str, slurm_max_num_timeout: int) -> Self:
         return self
 
     def update_parameters(self, **options: Any) -> None:
@@ -46,13 +48,16 @@ class Submitit:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Submitit:
     made = Submitit()
-    monkeypatch.setattr(cluster, "needed", lambda *_: made)
-    monkeypatch.setattr(cluster, "queue", lambda: dict(made.queue))
+    monkeypatch.setattr(slurm, "needed", lambda *_: made)
+    monkeypatch.setattr(slurm, "queue", lambda: dict(made.queue))
     return made
 
 
 def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
-    small: dict[str, Any], tmp_path: Path, library: Submitit, processes: Callable[..., list[dict[str, Any]]]
+    small: dict[str, Any],
+    tmp_path: Path,
+    library: Submitit,
+    processes: Callable[..., list[dict[str, Any]]],
 ) -> None:
     said: list[str] = []
     asked = Slurm(partition="gpu", time="1h30m", gpus=1, cpus=4)
@@ -60,7 +65,13 @@ def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
     assert first.counts == {"submitted": 3}
     assert first.outcomes[1].reason == "job 7_2, submitted"
     assert library.options == {
-        **{"name": "taet", "timeout_min": 90, "cpus_per_task": 4, "gpus_per_node": 1, "slurm_partition": "gpu"},
+        **{
+            "name": "taet",
+            "timeout_min": 90,
+            "cpus_per_task": 4,
+            "gpus_per_node": 1,
+            "slurm_partition": "gpu",
+        },
         **{"slurm_array_parallelism": 100, "slurm_signal_delay_s": 300},
     }
     library.jobs[0]()  # which ends as it should

@@ -1,4 +1,5 @@
-"""A grid: what a specification says, the runs that it means, and that every mistake is a line that names the key."""
+"""A grid: what a specification says, the runs that it means, and that every mistake is a line that
+names the key."""
 
 import itertools
 import json
@@ -17,8 +18,8 @@ from taet.cli.train import read as read_call
 from taet.evaluation import ResultCard, evaluate
 from taet.experiments.grid import Cell, cells_of, parse, read
 from taet.files import seal
+from taet.run.identity import training_settings
 from taet.settings import override
-from taet.training.record import training_settings
 from tests.calls import configure, one_line
 
 TEXT = """
@@ -36,7 +37,7 @@ training.milestones = [0.5, 0.8]
 [[variants]]
 name = "ra+bsl"
 settings = {"outer.name" = "balanced-softmax", method.beta = 6}
-"""
+"""  # noqa: E501
 
 
 def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
@@ -62,8 +63,17 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text('methods = "all"\ndata = ["digits-lt"]')
     found = read(tmp_path / "small.toml")
     assert [entry.name for entry in found.methods] == list(registry.entries("methods"))
-    assert (found.title, found.imbalance, found.seeds, found.protocol) == ("small", (None,), (0,), "taet")
-    nested = {"name": "r", "method": "robust-lt", "settings": {"base": "taet", "base_settings": {"alpha": 1.0}}}
+    assert (found.title, found.imbalance, found.seeds, found.protocol) == (
+        "small",
+        (None,),
+        (0,),
+        "taet",
+    )
+    nested = {
+        "name": "r",
+        "method": "robust-lt",
+        "settings": {"base": "taet", "base_settings": {"alpha": 1.0}},
+    }
     found = parse({"methods": [nested], "data": ["digits-lt"]})
     assert found.methods[0].settings == {"method.base": "taet", "method.base_settings.alpha": 1.0}
 
@@ -72,16 +82,34 @@ def test_a_file_and_its_defaults(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"method": ["at"]}, r"unknown field of Grid 'method'.*did you mean 'methods'\?"),
-        ({"methods": [{"name": "a/b", "method": "at"}]}, "name: got 'a/b'; allowed: letters, digits"),
+        (
+            {"methods": [{"name": "a/b", "method": "at"}]},
+            "name: got 'a/b'; allowed: letters, digits",
+        ),
         ({"seeds": [0, 0]}, "seeds: got 0 2 times; allowed: each once"),
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
         ({"settings": {"epoch": 3}}, r"settings: unknown setting 'epoch'.*did you mean 'epochs'\?"),
-        ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
+        (
+            {"settings": {"data": {"imbalance-ratio": 3}}},
+            "allowed: as imbalance of the specification",
+        ),
         ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
-        ({"settings": {"outer.name": "focal"}, "methods": ["harl"]}, "^settings: no method can take them: harl_d"),
-        ({"settings": {"outer.name": "cross-entropy"}, "methods": ["reat"]}, "reat: got the outer loss cross-entropy"),
-        ({"settings": {"evaluation.attacks": ["pgd-2:step=2/255"]}}, "got 2 steps of 2/255; allowed: steps that"),
-        ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"^variants: x: .*'focal'\?"),
+        (
+            {"settings": {"outer.name": "focal"}, "methods": ["harl"]},
+            "^settings: no method can take them: harl_d",
+        ),
+        (
+            {"settings": {"outer.name": "cross-entropy"}, "methods": ["reat"]},
+            "reat: got the outer loss cross-entropy",
+        ),
+        (
+            {"settings": {"evaluation.attacks": ["pgd-2:step=2/255"]}},
+            "got 2 steps of 2/255; allowed: steps that",
+        ),
+        (
+            {"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]},
+            r"^variants: x: .*'focal'\?",
+        ),
         ({"data": ["digits-lt", "digit-lt"]}, r"file here: 'digit-lt'.*did you mean 'digits-lt'\?"),
         ({"settings": {"model.name": "package.module:net"}}, "code outside this package"),
     ],
@@ -101,15 +129,30 @@ def test_a_file_that_is_no_specification_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("protocol", ["taet", "reat", "official"])
-def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path, protocol: str) -> None:
+def test_the_words_of_a_cell_make_its_run(
+    small: dict[str, Any], tmp_path: Path, protocol: str
+) -> None:
     settings = {**small["settings"], "training.channels_last": False}
     # Two epochs and validation images: a method that learns from them is refused otherwise.
     settings["training"] = settings["training"] | {"epochs": 2}
     settings["data.validation"] = 0.2
-    settings |= {"training.milestones": [0.5, 0.8], "evaluation.step_size": "2/255", "outer.drw": False}
-    every = ((name, methods.find(name)) for name in registry.entries("methods") if name != "fare")  # it needs weights
+    settings |= {
+        "training.milestones": [0.5, 0.8],
+        "evaluation.step_size": "2/255",
+        "outer.drw": False,
+    }
+    # it needs weights
+    every = ((name, methods.find(name)) for name in registry.entries("methods") if name != "fare")
     names = [name for name, method in every if protocol != "official" or method.official]
-    found = planned(small, tmp_path, methods=names, protocol=protocol, settings=settings, imbalance=[5.5], seeds=[4])
+    found = planned(
+        small,
+        tmp_path,
+        methods=names,
+        protocol=protocol,
+        settings=settings,
+        imbalance=[5.5],
+        seeds=[4],
+    )
     assert len(found) == len(names)
     for cell in found:
         assert cell.run is not None, cell.reason
@@ -120,22 +163,34 @@ def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path,
         assert run == override(cell.run, {"training.threads": 3}), cell.name
 
 
-def test_cells_are_in_the_order_in_which_a_part_of_them_is_most_useful(small: dict[str, Any], tmp_path: Path) -> None:
+def test_cells_are_in_the_order_in_which_a_part_of_them_is_most_useful(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
     variants = [{"name": "bsl", "settings": {"outer.name": "balanced-softmax"}}]
-    found = planned(small, tmp_path, methods=["at", "trades"], seeds=[0, 1], variants=variants, imbalance=[10.0])
+    found = planned(
+        small, tmp_path, methods=["at", "trades"], seeds=[0, 1], variants=variants, imbalance=[10.0]
+    )
     assert [cell.name for cell in found] == [
-        f"{name}_digits-lt_ir10_seed{seed}" for seed in (0, 1) for name in ("at", "trades", "at_bsl", "trades_bsl")
+        f"{name}_digits-lt_ir10_seed{seed}"
+        for seed in (0, 1)
+        for name in ("at", "trades", "at_bsl", "trades_bsl")
     ]
     assert [cell.row for cell in found[:4]] == ["at", "trades", "at + bsl", "trades + bsl"]
     assert [cell.run.seed for cell in found if cell.run] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_what_a_method_refuses_is_not_applicable_with_the_reason(small: dict[str, Any], tmp_path: Path) -> None:
+def test_what_a_method_refuses_is_not_applicable_with_the_reason(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
     variants = [
         {"name": "bsl", "settings": {"outer.name": "balanced-softmax"}},
         {"name": "skip", "settings": {"method.absent": "skip"}},
     ]
-    entries = ["at", "harl", {"name": "at-focal", "method": "at", "settings": {"outer.name": "focal"}}]
+    entries = [
+        "at",
+        "harl",
+        {"name": "at-focal", "method": "at", "settings": {"outer.name": "focal"}},
+    ]
     found = planned(small, tmp_path, methods=entries, seeds=[0], variants=variants)
     reasons = {cell.row: cell.reason for cell in found if cell.look().state == "not applicable"}
     assert reasons.keys() == {"harl + bsl", "at-focal + bsl", "at + skip", "at-focal + skip"}
@@ -145,7 +200,9 @@ def test_what_a_method_refuses_is_not_applicable_with_the_reason(small: dict[str
     assert not [cell for cell in found if cell.reason and cell.look().commands]
 
 
-def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(small: dict[str, Any], tmp_path: Path) -> None:
+def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
     entry = {"name": "mine", "method": "trades", "settings": {"method.bta": 3}}
     with one_line(r"^methods: mine: .*unknown setting 'method.bta'.*did you mean 'beta'\?"):
         planned(small, tmp_path, methods=["at", entry])
@@ -158,8 +215,15 @@ def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(small: dict[str,
     # Weights are shared settings that a method may need.
     save_file(models.build("resnet8", 10, (1, 8, 8)).state_dict(), tmp_path / "net.safetensors")
     fare = {"name": "fare-2", "method": "fare", "settings": {"training.epochs": 2}}
-    settings |= {"outer": "cross-entropy", "outer.label_smoothing": 0.1, "model.weights": f"{tmp_path}/net.safetensors"}
-    assert "label smoothing" in planned(small, tmp_path, methods=["at", fare], settings=settings)[1].reason
+    settings |= {
+        "outer": "cross-entropy",
+        "outer.label_smoothing": 0.1,
+        "model.weights": f"{tmp_path}/net.safetensors",
+    }
+    assert (
+        "label smoothing"
+        in planned(small, tmp_path, methods=["at", fare], settings=settings)[1].reason
+    )
 
 
 @pytest.fixture
@@ -175,7 +239,9 @@ def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
     assert (cell.look().state, cell.look().commands) == ("done", ())
     (cell.folder / "evaluation.json").write_text("{")
     assert cell.look()[1:3] == ("failed", ())
-    assert cell.look().reason.endswith(f"remove {cell.folder / 'evaluation.json'} to measure it again")
+    assert cell.look().reason.endswith(
+        f"remove {cell.folder / 'evaluation.json'} to measure it again"
+    )
     (cell.folder / "evaluation.json").unlink()
     assert cell.look()[1:3] == ("started", (["evaluate", folder],))
     (cell.folder / "done").unlink()
@@ -185,12 +251,28 @@ def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
     assert [words[0] for words in cell.look().commands] == ["train", "evaluate"]
 
 
-def test_a_card_needs_the_ball_and_the_attacks(cell: Cell, small: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**small["settings"], "evaluation.attacks": ["fgsm", "pgd-3"], "evaluation.search_precision": "bf16"}
+def test_a_card_needs_the_ball_and_the_attacks(
+    cell: Cell, small: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {
+        **small["settings"],
+        "evaluation.attacks": ["fgsm", "pgd-3"],
+        "evaluation.search_precision": "bf16",
+    }
     (more, *_) = planned(small, tmp_path, settings=settings)
     (command,) = more.look().commands
-    assert command == ["evaluate", str(cell.folder), "--attacks", "fgsm", "pgd-3", "--search-precision", "bf16"]
-    (fewer, *_) = planned(small, tmp_path, settings=small["settings"] | {"evaluation.attacks": ["fgsm"]})
+    assert command == [
+        "evaluate",
+        str(cell.folder),
+        "--attacks",
+        "fgsm",
+        "pgd-3",
+        "--search-precision",
+        "bf16",
+    ]
+    (fewer, *_) = planned(
+        small, tmp_path, settings=small["settings"] | {"evaluation.attacks": ["fgsm"]}
+    )
     assert fewer.look().state == "done"
     path = cell.folder / "evaluation.json"
     assert [column.name for column in ResultCard.load(path).columns] == ["clean", "fgsm"]
@@ -210,10 +292,15 @@ def test_a_card_needs_the_ball_and_the_attacks(cell: Cell, small: dict[str, Any]
     ],
 )
 def test_other_settings_of_the_evaluation_need_no_new_run(
-    cell: Cell, small: dict[str, Any], tmp_path: Path, changes: dict[str, Any], words: list[str] | None
+    cell: Cell,
+    small: dict[str, Any],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    words: list[str] | None,
 ) -> None:
     wanted = {f"evaluation.{name}": value for name, value in changes.items()}
-    few = "pgd-1" if "batch_size" in changes else "pgd-3"  # too short for the ball, which a chosen step must not be
+    # too short for the ball, which a chosen step must not be
+    few = "pgd-1" if "batch_size" in changes else "pgd-3"
     wanted["evaluation.attacks"] = ["fgsm", few, "cw-l2"]
     (asked, *_) = planned(small, tmp_path, settings=small["settings"] | wanted)
     (command,) = asked.look().commands
@@ -227,8 +314,17 @@ def test_a_folder_with_other_settings_is_refused(small: dict[str, Any], tmp_path
     settings = {**small["settings"], "training.lr": 0.2}
     with one_line(r"holds a run with other settings: training.lr is 0.1 there and 0.2"):
         planned(small, tmp_path, settings=settings)
-    training = small["settings"]["training"] | {"device": "cpu", "save_minutes": 1.0, "monitor_steps": 7}
-    assert planned(small, tmp_path, settings=small["settings"] | {"training": training})[0].look().state == "done"
+    training = small["settings"]["training"] | {
+        "device": "cpu",
+        "save_minutes": 1.0,
+        "monitor_steps": 7,
+    }
+    assert (
+        planned(small, tmp_path, settings=small["settings"] | {"training": training})[0]
+        .look()
+        .state
+        == "done"
+    )
 
 
 def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> None:
@@ -241,7 +337,9 @@ def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> No
     settings = {"training": {"epochs": 2}, "evaluation.attacks": ["clean", "pgd-20"]}
     data, wrapped = [str(tmp_path / "mine")], {"base": "taet", "method.base_settings.beta": 0.5}
     methods = ["at", "taet", {"name": "wrapped", "method": "class-budget", "settings": wrapped}]
-    for cell in cells_of(parse({"methods": methods, "data": data, "settings": settings}), tmp_path / "out"):
+    for cell in cells_of(
+        parse({"methods": methods, "data": data, "settings": settings}), tmp_path / "out"
+    ):
         run, _ = read_call(cell.look().commands[0][1:]).planned()
         assert cell.run is not None
         assert training_settings(run) == training_settings(cell.run)

@@ -9,9 +9,9 @@ from PIL import Image
 from taet import protocols
 from taet.cli.train import read as read_call
 from taet.errors import UserError
-from taet.experiments.own_images import FEWEST_EPOCHS, attacked, length, plan, planned
+from taet.experiments.own_choices import FEWEST_EPOCHS, attacked, length, plan, planned
 from taet.settings import Data, Run, override
-from taet.training.resolve import watched_epochs
+from taet.training.checks import monitored_epochs
 
 CPU, GPU = False, True  # has the machine an accelerator?
 
@@ -20,7 +20,9 @@ def fill(folder: Path, count: int, size: tuple[int, int]) -> None:
     folder.mkdir(parents=True)
     draw = np.random.default_rng(len(str(folder)))
     for number in range(count):
-        Image.fromarray(draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
+            folder / f"{number}.png"
+        )
 
 
 def on(path: Path) -> Run:
@@ -53,7 +55,13 @@ def test_images_that_are_not_square_are_resized_where_they_are_large_or_a_fit_is
     shape: tuple[int, int], tmp_path: Path
 ) -> None:
     images, labels = np.zeros((90, *shape), np.uint8), np.arange(90) % 2
-    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    np.savez(
+        tmp_path / "x.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+    )
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
     assert planned(run, CPU)[0].data.size == (32 if max(shape) > 32 else None)
     assert planned(run, GPU)[0].data.size is None
@@ -67,7 +75,9 @@ def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
     assert 2500 - len(many) < sum(taken) <= 2500
     assert f"{sum(taken):,} of 5,870 test images" in made.why
     assert attacked(Data(), (2000, 500)) == {}
-    assert attacked(Data(imbalance_ratio=10.0), many) == attacked(Data(test="validation"), many) == {}
+    assert (
+        attacked(Data(imbalance_ratio=10.0), many) == attacked(Data(test="validation"), many) == {}
+    )
 
 
 @pytest.mark.parametrize("training", [3, 639, 640, 60_000])
@@ -90,7 +100,9 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     other, again = read_call(["taet", "--data", str(lesions)]).planned()
     assert (run, choices) == (other, again)
     assert (choices["threat.eps"].value, choices["settings.alpha"].value) == (8 / 255, 1)
-    with pytest.raises(UserError, match="recipe fine-tune: got no weights to start from; add --model"):
+    with pytest.raises(
+        UserError, match="recipe fine-tune: got no weights to start from; add --model"
+    ):
         read_call(["at", "--data", str(lesions), "--recipe", "fine-tune"])
     run, _ = plan("at", str(lesions), **{"data.size": 16})
     assert run.data.size == 16
@@ -99,8 +111,18 @@ def test_in_python_a_run_on_own_images_is_that_of_the_command_line(lesions: Path
     cases |= {"--recipe fine-tune --model.weights x.pt": (10, 2, "cosine"), "": (2, 6, "one-cycle")}
     for words, expected in cases.items():
         run, _ = read_call(["at", "--data", str(lesions), *words.split()]).planned()
-        assert (run.threat.steps, round(255 * run.threat.step_size, 6), run.training.decay) == expected
+        assert (
+            run.threat.steps,
+            round(255 * run.threat.step_size, 6),
+            run.training.decay,
+        ) == expected
     run, _ = read_call(["reat", "--protocol", "reat", "--data", str(lesions)]).planned()
-    assert len(watched_epochs(run, learns=False)) == run.training.epochs  # the curve selects among all of them
+    # the curve selects among all of them
+    assert len(monitored_epochs(run, learns=False)) == run.training.epochs
     run, choices = read_call(["dafa", "--method.base", "n-fgsm", "--data", str(lesions)]).planned()
-    assert (run.threat.steps, "threat.steps" in choices, run.training.decay) == (10, False, "one-cycle")  # its own step
+    # its own step
+    assert (run.threat.steps, "threat.steps" in choices, run.training.decay) == (
+        10,
+        False,
+        "one-cycle",
+    )

@@ -1,4 +1,5 @@
-"""Losses with one value per sample: golden numbers, loops over samples, gradients, examples, wrong inputs."""
+"""Losses with one value per sample: golden numbers, loops over samples, gradients, examples, wrong
+inputs."""
 
 import doctest
 import importlib
@@ -27,7 +28,7 @@ from taet.losses import (
     rebalancing_weights,
 )
 from taet.losses.consistency import misclassification_kl, runner_up_penalty
-from taet.losses.long_tail import ldam_margins
+from taet.losses.ldam import ldam_margins
 from taet.losses.outer import OuterLoss
 from taet.settings import Outer
 from tests.calls import one_line
@@ -76,7 +77,9 @@ def focal_by_class(i: Inputs) -> Tensor:
 # What each golden number is, from its inputs i; the key may end in /field of what is expected.
 NUMBERS: dict[str, Callable[[Inputs], Tensor]] = {
     "at_ce_mean": lambda i: cross_entropy(i["logits"], i["labels"]).mean(),
-    "balanced_softmax": lambda i: balanced_softmax(i["logits"], i["labels"], i["class_counts"]).mean(),
+    "balanced_softmax": lambda i: balanced_softmax(
+        i["logits"], i["labels"], i["class_counts"]
+    ).mean(),
     "logit_adjust_train_tau1.0": lambda i: logit_adjustment(**i).mean(),
     "logit_adjust_train_tau1.5": lambda i: logit_adjustment(**i).mean(),
     "focal_softmax_gamma2": lambda i: focal(**i).mean(),
@@ -86,11 +89,15 @@ NUMBERS: dict[str, Callable[[Inputs], Tensor]] = {
     "cb_softmax/divide_by_sum_w": lambda i: class_balanced(**i).sum() / effective(i).sum(),
     "cb_focal_sigmoid_beta0.9999_gamma2": focal_by_class,
     "ldam_s30_m0.5/margins": lambda i: ldam_margins(i["class_counts"], i["max_m"]),
-    "ldam_s30_m0.5/loss": lambda i: ldam(i["cosines"], i["labels"], i["class_counts"], i["max_m"], i["s"]).mean(),
+    "ldam_s30_m0.5/loss": lambda i: ldam(
+        i["cosines"], i["labels"], i["class_counts"], i["max_m"], i["s"]
+    ).mean(),
     "ldam_drw_s30_m0.5": lambda i: outer(i, 30.0, name="ldam", drw=True, drw_from=0),
     "harl_all_present": lambda i: hierarchical_equalization(**i).total,
     "harl_absent_class/loss_official": lambda i: hierarchical_equalization(**i).total,
-    "harl_absent_class/loss_present_only": lambda i: hierarchical_equalization(**i, absent="skip").total,
+    "harl_absent_class/loss_present_only": lambda i: (
+        hierarchical_equalization(**i, absent="skip").total
+    ),
     "reat_rbl/loss": rebalanced,
 }
 
@@ -101,7 +108,11 @@ def test_golden(key: str, dtype: torch.dtype) -> None:
     name, _, field = key.partition("/")
     golden = Golden(name)
     inputs = {what: golden[what] for what in golden.raw}
-    inputs |= {what: value.to(dtype) for what, value in inputs.items() if getattr(value, "dtype", 0) == torch.float64}
+    inputs |= {
+        what: value.to(dtype)
+        for what, value in inputs.items()
+        if getattr(value, "dtype", 0) == torch.float64
+    }
     expected = torch.tensor(golden.expected[field] if field else golden.expected, dtype=dtype)
     exact = dtype == torch.float64
     tolerance = {"atol": golden.tolerance, "rtol": 0} if exact else {"atol": 0, "rtol": 1e-5}
@@ -111,7 +122,9 @@ def test_golden(key: str, dtype: torch.dtype) -> None:
 def batch(samples: int = 12) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, those of another prediction, labels."""
     generator = torch.Generator().manual_seed(5)
-    logits, other = 3 * torch.randn(2, samples, len(COUNTS), generator=generator, dtype=torch.float64)
+    logits, other = 3 * torch.randn(
+        2, samples, len(COUNTS), generator=generator, dtype=torch.float64
+    )
     return logits, other, torch.randint(len(COUNTS), (samples,), generator=generator)
 
 
@@ -132,8 +145,12 @@ def test_losses_agree_with_loops_over_samples_and_classes() -> None:
         penalty = -math.log(1.0001 - max(v for c, v in enumerate(q) if c != y) + 1e-12)
         expected = {
             "cross_entropy": -math.log(q[y]),
-            "balanced_softmax": -math.log(softmax([v + math.log(c) for c, v in zip(n, z, strict=True)])[y]),
-            "logit_adjustment": -math.log(softmax([v + 0.7 * math.log(c) for c, v in zip(n, z, strict=True)])[y]),
+            "balanced_softmax": -math.log(
+                softmax([v + math.log(c) for c, v in zip(n, z, strict=True)])[y]
+            ),
+            "logit_adjustment": -math.log(
+                softmax([v + 0.7 * math.log(c) for c, v in zip(n, z, strict=True)])[y]
+            ),
             "focal-softmax": -((1 - q[y]) ** 2) * math.log(q[y]),
             "focal-softmax-half": -((1 - q[y]) ** 0.5) * math.log(q[y]),
             "focal-sigmoid": sum(-((1 - v) ** 2) * math.log(v) for v in binary),
@@ -141,7 +158,9 @@ def test_losses_agree_with_loops_over_samples_and_classes() -> None:
             "class_balanced": -5 * weights[y] / sum(weights) * math.log(q[y]),
             "ldam": math.log(sum(math.exp(v - moved[y]) for v in moved)),
             "kl": sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)),
-            "misclassification-kl": sum(a * (math.log(a) - math.log(b + 1e-12)) for a, b in zip(p, q, strict=True))
+            "misclassification-kl": sum(
+                a * (math.log(a) - math.log(b + 1e-12)) for a, b in zip(p, q, strict=True)
+            )
             * (1.0000001 - p[y]),
             "boosted": -math.log(q[y]) + penalty,
             "runner-up": penalty,
@@ -149,15 +168,20 @@ def test_losses_agree_with_loops_over_samples_and_classes() -> None:
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert found[name][i].item() == pytest.approx(value, rel=1e-8, abs=1e-12), name
-    whole = torch.compile(cross_entropy, fullgraph=True, backend="eager")  # no value of a label decides a branch
-    assert torch.equal(torch.func.vmap(cross_entropy)(logits[None], labels[None])[0], whole(logits, labels))
+    # no value of a label decides a branch
+    whole = torch.compile(cross_entropy, fullgraph=True, backend="eager")
+    assert torch.equal(
+        torch.func.vmap(cross_entropy)(logits[None], labels[None])[0], whole(logits, labels)
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_those_of_finite_differences_in_all_predictions(name: str) -> None:
     logits, other, labels = batch(samples=3)
     inputs = (logits.requires_grad_(), other.requires_grad_("kl" in name))
-    assert torch.autograd.gradcheck(lambda z, p: LOSSES[name](z, labels, COUNTS, p), inputs, check_undefined_grad=False)
+    assert torch.autograd.gradcheck(
+        lambda z, p: LOSSES[name](z, labels, COUNTS, p), inputs, check_undefined_grad=False
+    )
 
 
 @pytest.mark.parametrize("name", ["balanced_softmax", "logit_adjustment", "class_balanced", "ldam"])
@@ -170,8 +194,14 @@ def test_a_class_without_a_training_image_counts_as_one(name: str) -> None:
 
 # -- what users meet
 
-FUNCTIONS = {name: f for name in taet.losses.__all__ if inspect.isfunction(f := getattr(taet.losses, name))}
-LABELLED = [name for name, function in FUNCTIONS.items() if "labels" in inspect.signature(function).parameters]
+FUNCTIONS = {
+    name: f for name in taet.losses.__all__ if inspect.isfunction(f := getattr(taet.losses, name))
+}
+LABELLED = [
+    name
+    for name, function in FUNCTIONS.items()
+    if "labels" in inspect.signature(function).parameters
+]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -188,7 +218,9 @@ def test_the_example_of_the_docstring_runs_and_prints_what_it_says(name: str) ->
 
 def call(name: str, labels: Tensor, **settings: Any) -> object:
     given: Inputs = {"labels": labels, "class_counts": torch.tensor([40, 20, 10, 5])}
-    given |= dict.fromkeys(("logits", "cosines", "features", "target_logits"), torch.linspace(-1, 1, 12).reshape(3, 4))
+    given |= dict.fromkeys(
+        ("logits", "cosines", "features", "target_logits"), torch.linspace(-1, 1, 12).reshape(3, 4)
+    )
     wanted = inspect.signature(FUNCTIONS[name]).parameters
     return FUNCTIONS[name](**{key: given[key] for key in wanted if key in given} | settings)
 
@@ -211,9 +243,21 @@ def test_labels_that_are_no_classes_are_refused(name: str) -> None:
         ("focal", {"gamma": -1.0}, "gamma: got -1; allowed: "),
         ("focal", {"form": "soft"}, r"unknown focal form 'soft'.*did you mean 'softmax'\?"),
         ("logit_adjustment", {"tau": -0.5}, "tau: got -0.5; allowed: "),
-        ("tail_margin", {"form": "perpair"}, r"unknown tail margin 'perpair'.*did you mean 'per-pair'\?"),
-        ("hierarchical_equalization", {"absent": "drop"}, "unknown absent 'drop'; allowed: ema, skip, zero"),
-        ("ldam", {"class_counts": torch.tensor([5])}, r"class counts: got shape \(1,\) with logits \(3, 4\); allowed"),
+        (
+            "tail_margin",
+            {"form": "perpair"},
+            r"unknown tail margin 'perpair'.*did you mean 'per-pair'\?",
+        ),
+        (
+            "hierarchical_equalization",
+            {"absent": "drop"},
+            "unknown absent 'drop'; allowed: ema, skip, zero",
+        ),
+        (
+            "ldam",
+            {"class_counts": torch.tensor([5])},
+            r"class counts: got shape \(1,\) with logits \(3, 4\); allowed",
+        ),
     ],
 )
 def test_a_constant_out_of_its_bounds_is_named(name: str, settings: Inputs, message: str) -> None:

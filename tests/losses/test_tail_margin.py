@@ -1,4 +1,5 @@
-"""TAIL against golden numbers and a loop over pairs, in value and gradient, and what its three forms do."""
+"""TAIL against golden numbers and a loop over pairs, in value and gradient, and what its three
+forms do."""
 
 from typing import get_args
 
@@ -6,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from taet import statistics
 from taet.losses import tail_margin
 from taet.losses.tail_margin import Form, tail_classes
+from taet.metrics import accuracies
 
 FORMS: tuple[Form, ...] = get_args(Form)
 # Neither sorted nor without a tie: ranks, not labels, decide. By size: 3, 0, 5, 1 and 4 and 6, 2.
@@ -35,7 +36,10 @@ def naive(features: Tensor, labels: Tensor, form: Form) -> Tensor:
     of_tail = [i for i in range(number) if int(labels[i]) in TAIL[form]]
     total = 0 * features.sum()
     for i in of_tail:
-        signed = [(-1 if labels[i] == labels[j] else 1) * (omega[labels[i]] + omega[labels[j]]) for j in range(number)]
+        signed = [
+            (-1 if labels[i] == labels[j] else 1) * (omega[labels[i]] + omega[labels[j]])
+            for j in range(number)
+        ]
         if form == "official":
             scalar = sum(kl(held[i], p[j]) for j in range(number)) / (number * width)
             total = total + scalar * sum(signed) / number
@@ -74,7 +78,8 @@ def test_which_classes_are_tail(classes: int, code: list[int], paper: list[int])
     for form, expected in (("official", code), ("per-pair", code), ("paper", paper)):
         assert tail_classes(counts, form).nonzero().flatten().tolist() == list(expected)  # type: ignore[arg-type]
     assert (
-        tail_classes(counts, "paper").nonzero().flatten().tolist() == statistics.class_groups(counts.tolist())["tail"]
+        tail_classes(counts, "paper").nonzero().flatten().tolist()
+        == accuracies.class_groups(counts.tolist())["tail"]
     )
 
 
@@ -85,7 +90,11 @@ def test_without_a_tail_example_it_is_zero_and_so_is_its_gradient(form: Form) ->
     for counts, labels in (
         (COUNTS, torch.tensor([0, 0, 3, 5, 1])),
         (torch.tensor([9.0, 3.0]), torch.zeros(5, dtype=torch.int64)),
-        *([(torch.tensor([9.0, 3.0, 1.0]), torch.tensor([0, 1, 2, 2, 1]))] if form != "paper" else []),
+        *(
+            [(torch.tensor([9.0, 3.0, 1.0]), torch.tensor([0, 1, 2, 2, 1]))]
+            if form != "paper"
+            else []
+        ),
     ):
         value = tail_margin(features, labels, counts, form)
         assert value.item() == 0

@@ -1,7 +1,9 @@
-"""Every variant and stage of every method that the registry finds, a small network, and a few digits.
+"""Every variant and stage of every method that the registry finds, a small network, and a few
+digits.
 
-A test that takes `case` runs over all of them, also wrapped in a method that holds another; one that takes `plain_case`
-leaves the wrapped ones out. `whole_variant` is a variant with all of its stages.
+A test that takes `case` runs over all of them, also wrapped in a method that holds another; one
+that takes `plain_case` leaves the wrapped ones out. `whole_variant` is a variant with all of its
+stages.
 """
 
 import itertools
@@ -20,7 +22,7 @@ from taet.data import load
 from taet.data.augmentation import to_unit
 from taet.data.loader import Batch
 from taet.methods import Method, Task
-from taet.methods.base import Adversarial, Attack, Loss, Seen
+from taet.methods.base import Adversarial, Attack, ClassFeedback, Loss
 from taet.methods.wrapper import BudgetRule, ClassBudgets
 from taet.models import Classifier, Head
 from taet.models.classifier import build_head
@@ -36,10 +38,14 @@ EPOCHS, MILESTONES = 5, (3, 4)
 Network = Callable[..., Classifier]
 
 
-def make_task(classes: int = 10, image_shape: tuple[int, int, int] = (1, 8, 8), **more: Any) -> Task:
+def make_task(
+    classes: int = 10, image_shape: tuple[int, int, int] = (1, 8, 8), **more: Any
+) -> Task:
     """A long-tailed training set and a run of five epochs."""
     counts = COUNTS if classes == 10 else tuple(range(classes + 1, 1, -1))
-    return Task(counts, image_shape, epochs=EPOCHS, steps_per_epoch=4, milestones=MILESTONES, **more)
+    return Task(
+        counts, image_shape, epochs=EPOCHS, steps_per_epoch=4, milestones=MILESTONES, **more
+    )
 
 
 def small(name: str) -> dict[str, Any]:
@@ -50,11 +56,22 @@ def small(name: str) -> dict[str, Any]:
 
 
 def built(
-    name: str, epoch: int = 0, counts: Any = COUNTS, outer: Any = "cross-entropy", task: Any = (), **knobs: Any
+    name: str,
+    epoch: int = 0,
+    counts: Any = COUNTS,
+    outer: Any = "cross-entropy",
+    task: Any = (),
+    **knobs: Any,
 ) -> Any:
-    """The method in this epoch of a run of ten; `task` has other fields of its task, knobs are its own settings."""
+    """The method in this epoch of a run of ten; `task` has other fields of its task, knobs are its
+    own settings."""
     outer = Outer(name=outer) if isinstance(outer, str) else outer
-    fields: dict[str, Any] = {"image_shape": (1, 8, 8), "epochs": 10, "steps_per_epoch": 1, "milestones": (6, 8)}
+    fields: dict[str, Any] = {
+        "image_shape": (1, 8, 8),
+        "epochs": 10,
+        "steps_per_epoch": 1,
+        "milestones": (6, 8),
+    }
     method = methods.build(name, knobs, Task(counts, outer=outer, **{**fields, **dict(task)}))
     method.enter(epoch)
     return method
@@ -78,14 +95,16 @@ def loss_on(method: Method, natural: Tensor, logits: Tensor, labels: Any, **info
     return method.loss(model, x, torch.as_tensor(labels), Adversarial(x_adv, info))
 
 
-def seen_of(clean: Any, robust: Any, losses: Any = 0.0, images: Any = 100.0) -> Seen:
-    """Feedback with these accuracies, clean and attacked, and mean losses of the classes; no divergence."""
+def seen_of(clean: Any, robust: Any, losses: Any = 0.0, images: Any = 100.0) -> ClassFeedback:
+    """Feedback with these accuracies, clean and attacked, and mean losses of the classes; no
+    divergence."""
     robust = torch.as_tensor(robust, dtype=torch.float64)
     clean, losses, images = (
-        torch.as_tensor(values, dtype=torch.float64).expand(len(robust)) for values in (clean, losses, images)
+        torch.as_tensor(values, dtype=torch.float64).expand(len(robust))
+        for values in (clean, losses, images)
     )
     zero = torch.zeros_like(robust)
-    return Seen(images, clean * images, robust * images, losses * images, zero)
+    return ClassFeedback(images, clean * images, robust * images, losses * images, zero)
 
 
 def batch_of(labels: list[int], shape: tuple[int, int, int] = (1, 8, 8)) -> Batch:
@@ -95,9 +114,16 @@ def batch_of(labels: list[int], shape: tuple[int, int, int] = (1, 8, 8)) -> Batc
 
 
 def trained_step(
-    method: Method, model: Any, batch: Batch, seed: int = 0, number: int = 0, attack: Attack | None = None, **more: Any
+    method: Method,
+    model: Any,
+    batch: Batch,
+    seed: int = 0,
+    number: int = 0,
+    attack: Attack | None = None,
+    **more: Any,
 ) -> Loss:
-    """Step `number` of a run with plain SGD, under an attack with this seed or the one given; more: of training."""
+    """Step `number` of a run with plain SGD, under an attack with this seed or the one given; more:
+    of training."""
     run = Run(training=Training(**{"precision": "float32", **more}))
     state = State(model, method, torch.optim.SGD(model.parameters(), lr=0.1), run, step=number)
     return training_step(state, batch, attack or make_attack(seed))
@@ -105,11 +131,16 @@ def trained_step(
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters and buffers."""
-    return {name: value.detach().clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
+    return {
+        name: value.detach().clone()
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
 
 
 class Case(NamedTuple):
@@ -121,7 +152,9 @@ class Case(NamedTuple):
     epoch: int = 0
 
     def __str__(self) -> str:
-        return "-".join([self.name, *(f"{knob}={value}" for knob, value in self.knobs.items()), self.stage])
+        return "-".join(
+            [self.name, *(f"{knob}={value}" for knob, value in self.knobs.items()), self.stage]
+        )
 
     def fresh(self, **task: Any) -> Method:
         """The method as it is built, small, for a task of these settings."""
@@ -131,7 +164,8 @@ class Case(NamedTuple):
         return methods.build(self.name, {**self.knobs, "base_settings": cheap}, make_task(**task))
 
     def build(self, **task: Any) -> Method:
-        """The same in the middle of its run, after epochs with these predictions, and what else it learns from."""
+        """The same in the middle of its run, after epochs with these predictions, and what else it
+        learns from."""
         method = self.fresh(**task)
         for epoch in range(self.epoch + 1):
             method.enter(epoch)
@@ -142,7 +176,8 @@ class Case(NamedTuple):
 
 
 def live(method: Method, epoch: int) -> None:
-    """What a method is told in an epoch: the logits of a batch, and feedback on twenty images of each class."""
+    """What a method is told in an epoch: the logits of a batch, and feedback on twenty images of
+    each class."""
     classes, draw = method.task.num_classes, torch.Generator().manual_seed(epoch)
     labels = torch.arange(classes).repeat(3)
     logits = torch.randn(len(labels), classes, generator=draw) + torch.eye(classes)[labels]
@@ -157,17 +192,24 @@ def live(method: Method, epoch: int) -> None:
 def choices(name: str) -> dict[str, tuple[Any, ...]]:
     """Knobs that take one of a few values, with these values."""
     hints = typing.get_type_hints(methods.find(name).Config)
-    found = {knob: typing.get_args(hint) for knob, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
+    found = {
+        knob: typing.get_args(hint)
+        for knob, hint in hints.items()
+        if typing.get_origin(hint) is typing.Literal
+    }
     return found | {knob: (False, True) for knob, hint in hints.items() if hint is bool}
 
 
 def variants(name: str) -> Iterator[dict[str, Any]]:
-    """The defaults, and every other value of every choice; a method that holds another, over each that attacks."""
+    """The defaults, and every other value of every choice; a method that holds another, over each
+    that attacks."""
     defaults = methods.find(name).Config()
     if name in HOLDERS:
         # The rules differ, what they hold does not: each base within one of them.
         bases = [other for other in METHODS if other not in (*HOLDERS, "standard")]
-        yield from ({"base": other} for other in (bases if name == "robust-lt" else [defaults.base]))
+        yield from (
+            {"base": other} for other in (bases if name == "robust-lt" else [defaults.base])
+        )
         plain = {"base": defaults.base}
     else:
         plain = {}
@@ -189,12 +231,17 @@ def all_cases() -> list[Case]:
 
 CASES = all_cases()
 PLAIN = [case for case in CASES if "base" not in case.knobs]
-VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))]
+VARIANTS = [
+    list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))
+]
 
 
 def parameter(case: Case) -> Any:
-    """A case, marked `full` if make test leaves it out: it has all methods with their defaults, two of them wrapped."""
-    usual = not case.knobs.keys() - {"base"} and (case.name != "robust-lt" or case.knobs["base"] in ("at", "taet"))
+    """A case, marked `full` if make test leaves it out: it has all methods with their defaults, two
+    of them wrapped."""
+    usual = not case.knobs.keys() - {"base"} and (
+        case.name != "robust-lt" or case.knobs["base"] in ("at", "taet")
+    )
     return pytest.param(case, id=str(case), marks=() if usual else pytest.mark.full)
 
 
@@ -203,17 +250,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, [parameter(case) for case in found])
     if "whole_variant" in metafunc.fixturenames:
-        variants = [pytest.param(stages, id=str(stages[0]), marks=parameter(stages[0]).marks) for stages in VARIANTS]
+        variants = [
+            pytest.param(stages, id=str(stages[0]), marks=parameter(stages[0]).marks)
+            for stages in VARIANTS
+        ]
         metafunc.parametrize("whole_variant", variants)
 
 
-def make_network(classes: int, channels: int = 1, dtype: Any = torch.float32, head: Head | None = None) -> Classifier:
+def make_network(
+    classes: int, channels: int = 1, dtype: Any = torch.float32, head: Head | None = None
+) -> Classifier:
     """Return a classifier: convolution, batch normalisation, pooling, a head."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        maps = [nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)]
+        maps = [
+            nn.Conv2d(channels, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+        ]
         head_module = build_head(head or Head(), 128, classes)
-        return Classifier(nn.Sequential(*maps, nn.Flatten()), head_module, classes, channels).to(dtype)
+        return Classifier(nn.Sequential(*maps, nn.Flatten()), head_module, classes, channels).to(
+            dtype
+        )
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +283,8 @@ def network() -> Network:
 
 @pytest.fixture(scope="session")
 def stages() -> Callable[[str], list[Case]]:
-    """Return name -> each stage of the method with its defaults; of robust-lt around plain training."""
+    """Return name -> each stage of the method with its defaults; of robust-lt around plain
+    training."""
 
     def found(name: str) -> list[Case]:
         base = "at" if name == "robust-lt" else getattr(methods.find(name).Config(), "base", "")

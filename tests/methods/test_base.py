@@ -30,7 +30,12 @@ def test_attack_is_pgd_with_the_settings_of_the_threat_or_what_a_method_replaces
         noise = torch.Generator().manual_seed(3)
         expected = pgd(network(10), digits.x, digits.y, **{**THREAT, **own}, start_noise=noise)
         assert torch.equal(attack()(network(10), digits.x, digits.y, **own), expected)
-    options = {"eps": 0.02, "steps": 2, "start": "none", "observe": lambda _, logits: seen.append(logits)}
+    options = {
+        "eps": 0.02,
+        "steps": 2,
+        "start": "none",
+        "observe": lambda _, logits: seen.append(logits),
+    }
     x = attack()(network(10), digits.x, digits.y, **options)
     assert len(seen) == 2
     assert torch.equal(seen[0], network(10).eval()(digits.x))
@@ -50,12 +55,17 @@ def test_weights_and_prior_are_those_of_the_objective(network: Network, digits: 
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
-    with pytest.raises(UserError, match=r"method taet: got settings of type Harl\.Config; allowed: its own Config"):
+    with pytest.raises(
+        UserError, match=r"method taet: got settings of type Harl\.Config; allowed: its own Config"
+    ):
         methods.build("taet", methods.find("harl").Config(), built("at").task)
 
 
 def test_ldam_brings_its_cosine_head_and_he_keeps_its_own() -> None:
-    for name, outer, head in (("at", Outer(name="ldam", scale=12), 12), ("he", Outer(name="ldam"), 15)):
+    for name, outer, head in (
+        ("at", Outer(name="ldam", scale=12), 12),
+        ("he", Outer(name="ldam"), 15),
+    ):
         assert built(name, counts=(4, 2), outer=outer).task.head == Head("cosine", scale=head)
     logits, labels = torch.tensor([[3.0, -6.0]]), torch.tensor([1])
     # The rarest class has LDAM's margin of 0.5 in cosines, and that of HE of 0.2.

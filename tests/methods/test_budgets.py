@@ -1,4 +1,5 @@
-"""Wrappers: the budget of each class by its rule, when it begins, what is saved of it; all else is the base's."""
+"""Wrappers: the budget of each class by its rule, when it begins, what is saved of it; all else is
+the base's."""
 
 import copy
 import math
@@ -13,13 +14,23 @@ from taet.data.loader import Batch
 from taet.methods.dafa import class_weights
 from taet.methods.robust_lt import class_budgets
 from taet.models import Head
-from tests.methods.conftest import Network, built, make_attack, perturb, seen_of, state_of, trained_step
+from tests.methods.conftest import (
+    Network,
+    built,
+    make_attack,
+    perturb,
+    seen_of,
+    state_of,
+    trained_step,
+)
 
 
 @pytest.mark.parametrize(
     ("base", "b", "length"), [("at-bsl", None, 8), ("taet", None, 10), ("at", 0.5, 5), ("at", 0, 0)]
 )
-def test_the_warm_up_of_robust_lt_grows_the_whole_budget_from_nothing(base: str, b: Any, length: int) -> None:
+def test_the_warm_up_of_robust_lt_grows_the_whole_budget_from_nothing(
+    base: str, b: Any, length: int
+) -> None:
     method = built("robust-lt", base=base, b=b)
     factor = method.factor
     for epoch in range(10):
@@ -27,26 +38,36 @@ def test_the_warm_up_of_robust_lt_grows_the_whole_budget_from_nothing(base: str,
         share = min(epoch / length, 1) if length else 1
         torch.testing.assert_close(method.factor, share * class_budgets(method.class_counts, 0.3))
         assert method.factor is factor, "written in place"
-    assert class_budgets(torch.tensor([10.0, 1, 0]), 0.3).unique().numel() == 2, "no image counts as one"
+    assert class_budgets(torch.tensor([10.0, 1, 0]), 0.3).unique().numel() == 2, (
+        "no image counts as one"
+    )
 
 
 def test_without_a_warm_up_robust_lt_says_so_beside_what_its_base_says() -> None:
     said = built("robust-lt", base="n-fgsm", b=0).deviations
     assert said[0].startswith("one step of eps from uniform noise")
-    assert said[1:] == ("training eps and step size differ by class",)
-    assert built("robust-lt", base="at", a=0).deviations == ("training eps and step size grow from 0 in the warm-up",)
+    assert said[1:] == ("training eps and step size follow the class counts",)
+    assert built("robust-lt", base="at", a=0).deviations == (
+        "training eps and step size grow from 0 in the warm-up",
+    )
     assert built("robust-lt", base="at", a=0, b=0).deviations == ()
 
 
 @pytest.mark.parametrize("base", ["at-bsl", "trades", "mart", "reat", "harl", "taet"])
-def test_it_is_the_base_on_an_attack_scaled_by_class(base: str, network: Network, digits: Batch) -> None:
+def test_it_is_the_base_on_an_attack_scaled_by_class(
+    base: str, network: Network, digits: Batch
+) -> None:
     wrapped, plain = built("robust-lt", base=base, a=0.6), built(base)
     for epoch in (0, 9):
         steps = []
         for method in (wrapped, plain):
             method.enter(epoch)
             method.start_epoch(epoch, torch.arange(1.0, 11))
-            scaled = make_attack() if method is wrapped else make_attack().scaled(wrapped.factor[digits.y])
+            scaled = (
+                make_attack()
+                if method is wrapped
+                else make_attack().scaled(wrapped.factor[digits.y])
+            )
             model = network(10)
             loss = trained_step(method, model, digits, attack=scaled)
             steps.append([loss.total, *loss.parts.values(), *state_of(model).values()])
@@ -59,7 +80,9 @@ def test_it_is_the_base_on_an_attack_scaled_by_class(base: str, network: Network
     assert [*own] == [f"base.{name}" for name in plain.state_dict()]
 
 
-def test_everything_that_the_base_says_of_itself_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_that_the_base_says_of_itself_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     method = built("robust-lt", base="trades", base_settings={"beta": 3})
     assert method.title == "RobustLT + TRADES"
     assert "Zhang et al., ICML 2019" in method.reference
@@ -69,12 +92,21 @@ def test_everything_that_the_base_says_of_itself_is_passed_on(monkeypatch: pytes
     assert built("robust-lt", base="reat").uses_features
     assert built("robust-lt", base="at", outer="ldam").task.head == Head("cosine", 30.0)
     assert torch.equal(built("robust-lt", base="robal").offset(), built("robal").offset())
-    assert built("taet", clean_share=1.0).warnings((5,) * 10, 128)[0].startswith("no epoch is adversarial")
-    assert "--method.base-settings.alpha 1 was" in " ".join(built("robust-lt", base="taet").warnings((5,) * 10, 128))
+    assert (
+        built("taet", clean_share=1.0)
+        .warnings((5,) * 10, 128)[0]
+        .startswith("no epoch is adversarial")
+    )
+    assert ("--method.base-settings.alpha 1 was") in " ".join(
+        built("robust-lt", base="taet").warnings((5,) * 10, 128)
+    )
     monkeypatch.setattr(methods.find("wat"), "average_decay", 0.9)
-    monkeypatch.setattr(methods.find("wat"), "admits", lambda _, epoch, __: epoch == 3)
+    monkeypatch.setattr(methods.find("wat"), "accepts_epoch", lambda _, epoch, __: epoch == 3)
     wat = built("robust-lt", base="wat")
-    assert (wat.average_decay, wat.needs_feedback, wat.admits(2, None), wat.admits(3, None)) == (0.9, True, False, True)
+    assert wat.average_decay == 0.9
+    assert wat.needs_feedback
+    assert not wat.accepts_epoch(2, None)
+    assert wat.accepts_epoch(3, None)
 
 
 # -- DAFA
@@ -100,7 +132,9 @@ def test_the_weights_of_dafa_follow_from_the_last_epoch_of_the_warm_up_and_stay(
     resumed.load_state_dict(copy.deepcopy(method.state_dict()))
     for each, its_model in ((method, model), (resumed, twin)):
         epochs(each, its_model, digits, [7])
-        torch.testing.assert_close(each.factor.double(), class_weights(mean, 1.0, 0.25), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            each.factor.double(), class_weights(mean, 1.0, 0.25), rtol=1e-6, atol=1e-6
+        )
     before = method.factor.clone()
     epochs(method, model, digits, range(8, 11))
     assert torch.equal(method.factor, before)
@@ -116,7 +150,8 @@ def test_the_weights_of_dafa_follow_from_the_last_epoch_of_the_warm_up_and_stay(
 def test_cfa_counts_each_epoch_anew_and_a_class_without_an_image_keeps_its_ball() -> None:
     method = built("cfa", counts=(4, 3, 2), task={"epochs": 40})
     logits = torch.tensor([[9.0, 0, 0], [9, 0, 0], [0, 9, 0], [9, 0, 0]])
-    expected = {1: [1.0] * 3, 2: [0.5 + 2 / 3, 0.5, 1.0], 3: [1.0, 1.5, 1.0]}  # it begins after a twentieth
+    # it begins after a twentieth
+    expected = {1: [1.0] * 3, 2: [0.5 + 2 / 3, 0.5, 1.0], 3: [1.0, 1.5, 1.0]}
     for epoch, factor in expected.items():
         labels = torch.tensor([1, 1, 1, 1] if epoch == 3 else [0, 0, 0, 1])
         method.rule.observe(epoch - 1, logits.roll(1, 1) if epoch == 3 else logits, labels)
@@ -134,14 +169,17 @@ def test_cfa_counts_each_epoch_anew_and_a_class_without_an_image_keeps_its_ball(
     [
         ("relative", (0.8, 0.5, 0.25), 100, True),
         ("relative", (0.8, 0.5, 0.15), 100, False),
-        ("relative", (0.08, 0.05, 0.025), 100, True),  # a long tail on which nothing is robust yet in absolute terms
+        # a long tail on which nothing is robust yet in absolute terms
+        ("relative", (0.08, 0.05, 0.025), 100, True),
         ("absolute", (0.08, 0.05, 0.025), 100, False),
         ("relative", (0.8, 0.5, 0.0), (100, 50, 4), True),  # four images have no vote
     ],
 )
-def test_an_epoch_is_admitted_by_its_worst_class(gate: str, rates: Any, images: Any, admitted: bool) -> None:
+def test_an_epoch_is_admitted_by_its_worst_class(
+    gate: str, rates: Any, images: Any, admitted: bool
+) -> None:
     method = built("cfa", counts=(4, 3, 2), task={"epochs": 20}, gate=gate)
     assert method.needs_feedback
-    assert method.admits(3, seen_of(0.9, rates, images=images)) == admitted
-    assert method.admits(4, seen_of(0.9, [0.9] * 3))
+    assert method.accepts_epoch(3, seen_of(0.9, rates, images=images)) == admitted
+    assert method.accepts_epoch(4, seen_of(0.9, [0.9] * 3))
     assert math.isclose(method.average_decay, 0.88)

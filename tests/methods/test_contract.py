@@ -1,4 +1,5 @@
-"""What every method promises, checked on whatever the registry finds, in each of its variants and stages."""
+"""What every method promises, checked on whatever the registry finds, in each of its variants and
+stages."""
 
 import ast
 import inspect
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taet import methods
+from taet import methods, registry
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.methods import Method, las_at
@@ -36,11 +37,17 @@ from tests.methods.conftest import (
 )
 
 RADIUS = 8 / 255
-OUTERS = {name: Outer(name=name) for name in ("balanced-softmax", "focal", "class-balanced", "ldam")}  # type: ignore
+OUTERS = {name: Outer(name=name) for name in registry.entries("losses") if name != "cross-entropy"}
 OUTERS |= {"logit-adjustment": Outer(name="logit-adjustment", tau=0.5), "drw": Outer(drw=True)}
 OUTERS |= {"focal-sigmoid": Outer(name="focal", focal_form="sigmoid")}
-# Other values than a rule would find: an epoch more of the clean stage, part of a warm-up, a method that can be held.
-ANOTHER: dict[str, tuple[Any, ...]] = {"clean_share": (1.0,), "b": (0.9,), "base": ("mart", "trades"), "lam": (0.1,)}
+# Other values than a rule would find: an epoch more of the clean stage, part of a warm-up, a method
+# that can be held.
+ANOTHER: dict[str, tuple[Any, ...]] = {
+    "clean_share": (1.0,),
+    "b": (0.9,),
+    "base": ("mart", "trades"),
+    "lam": (0.1,),
+}
 ANOTHER |= {"begin": (0.95,), "regulariser": ("official",)}
 OWN_OUTER = {"at-bsl": "balanced-softmax", "reat": "balanced-softmax"}
 """The outer loss that a method takes where the run names none."""
@@ -73,7 +80,7 @@ def slopes(method: Method, model: Any) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in named if method.uses_labels or not name.startswith("head.")}
 
 
-# -- what it is --------------------------------------------------------------------------------------------------------
+# -- what it is
 
 
 @every_method
@@ -81,7 +88,9 @@ def test_says_what_it_is(name: str) -> None:
     cls = methods.find(name)
     assert re.search(r"\b(19|20)\d\d\b", cls.__dict__["reference"]), "a reference has a year"
     assert all(isinstance(line, str) and line for line in cls.deviations)
-    assert cls.__mro__[1] in (Method, ClassBudgets), "a method holds another one; it never subclasses it"
+    assert cls.__mro__[1] in (Method, ClassBudgets), (
+        "a method holds another one; it never subclasses it"
+    )
 
 
 @pytest.mark.sample(2)
@@ -91,20 +100,24 @@ def test_builds_for_any_number_of_classes(case: Case, network: Network) -> None:
         assert method.stage == method.task.stages[case.epoch] == case.stage
         assert method.offset().shape == (classes,)
         assert torch.isfinite(method.offset()).all()
-        loss = trained_step(method, network(classes, head=method.task.head), batch_of([0, 1, classes - 1, 1]))
+        loss = trained_step(
+            method, network(classes, head=method.task.head), batch_of([0, 1, classes - 1, 1])
+        )
         assert torch.isfinite(loss.total)
         assert loss.logits.shape == (4, classes)
 
 
 @every_method
 def test_every_setting_is_documented(name: str) -> None:
-    """A string under each field of a Config in the method's own source: the command line prints it."""
+    """A string under each field of a Config in the method's own source: the command line prints
+    it."""
     tree = ast.parse(Path(inspect.getfile(methods.find(name))).read_text(encoding="utf-8"))
     for node in (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "Config"):
         assert ast.get_docstring(node)
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
-                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), ast.unparse(field)  # noqa: PT018
+                assert isinstance(after, ast.Expr), ast.unparse(field)
+                assert isinstance(after.value, ast.Constant), ast.unparse(field)
 
 
 def knobs(name: str) -> dict[str, Any]:
@@ -130,21 +143,34 @@ def another(knob: str, value: Any, hint: Any) -> Any:
     return value / 2 if value else 0.7
 
 
-def outcome(stages: list[Case], network: Network, batch: Batch, **changes: Any) -> dict[str, Tensor]:
+def outcome(
+    stages: list[Case], network: Network, batch: Batch, **changes: Any
+) -> dict[str, Tensor]:
     """All that a step gives and leaves behind in each stage of a variant, with these knobs changed.
 
-    Batch statistics in the attack, where samples feel each other: elsewhere a weight by class moves no example.
+    Batch statistics in the attack, where samples feel each other: elsewhere a weight by class moves
+    no example.
     """
     found = {}
     for case in stages:
         method = case._replace(knobs=case.knobs | changes).build()
         model = model_of(method, network)
         loss = trained_step(method, model, batch, number=9, attack=attack(bn_mode="train"))
-        values = {"total": loss.total, "logits": loss.logits, "offset": method.offset(), **loss.parts}
-        values |= state_of(method) | {f"model {name}": slope for name, slope in slopes(method, model).items()}
-        if method.average_decay:  # which epochs enter the average as the worst class withstands more and more
+        values = {
+            "total": loss.total,
+            "logits": loss.logits,
+            "offset": method.offset(),
+            **loss.parts,
+        }
+        values |= state_of(method) | {
+            f"model {name}": slope for name, slope in slopes(method, model).items()
+        }
+        # which epochs enter the average as the worst class withstands more and more
+        if method.average_decay:
             told = (seen_of(0.9, [worst / 100, 0.5]) for worst in range(51))
-            admitted = (method.admits(100 + number, seen) for number, seen in enumerate(told))
+            admitted = (
+                method.accepts_epoch(100 + number, seen) for number, seen in enumerate(told)
+            )
             values["admitted"] = torch.tensor([method.average_decay, *admitted])
         found |= {f"{case.stage}: {name}": value for name, value in values.items()}
     return found
@@ -153,7 +179,8 @@ def outcome(stages: list[Case], network: Network, batch: Batch, **changes: Any) 
 def differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Beyond what rounding does."""
     return one.keys() != other.keys() or any(
-        value.shape != other[name].shape or not torch.allclose(value, other[name], rtol=1e-6, atol=1e-9)
+        value.shape != other[name].shape
+        or not torch.allclose(value, other[name], rtol=1e-6, atol=1e-9)
         for name, value in one.items()
     )
 
@@ -163,13 +190,15 @@ def test_every_knob_acts_or_is_refused(
     whole_variant: list[Case], network: Network, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A knob that does nothing in some variant is refused there, in one line that names it."""
-    monkeypatch.setattr(las_at, "LARGEST_NORM", math.inf)  # a clipped gradient forgets how large the reward was
+    # a clipped gradient forgets how large the reward was
+    monkeypatch.setattr(las_at, "LARGEST_NORM", math.inf)
     lacking = Batch(*(part[batch.y != 5] for part in batch))  # a class, which some knobs are about
     settings = whole_variant[0].build().config
     before = outcome(whole_variant, network, lacking)
     assert not differ(before, outcome(whole_variant, network, lacking))
     for knob, hint in knobs(whole_variant[0].name).items():
-        if knob == "base_settings":  # those of the method that is held: its own variants see to them
+        # those of the method that is held: its own variants see to them
+        if knob == "base_settings":
             continue
         value = another(knob, getattr(settings, knob), hint)
         try:
@@ -181,7 +210,7 @@ def test_every_knob_acts_or_is_refused(
             assert differ(before, after), f"{knob} {value} does what {getattr(settings, knob)} does"
 
 
-# -- loss --------------------------------------------------------------------------------------------------------------
+# -- loss
 
 
 @pytest.mark.diagonal("name", "outer")
@@ -199,14 +228,17 @@ def test_an_outer_loss_is_refused_or_felt(
                 assert re.fullmatch(f"{name}: got .+", str(method))
                 return
             model = model_of(method, network)
-            loss = method.loss(model.train(), batch.x, batch.y, perturb(method, model, batch, attack()))
+            loss = method.loss(
+                model.train(), batch.x, batch.y, perturb(method, model, batch, attack())
+            )
             assert torch.isfinite(loss.total)
             totals.append(loss.total.item())
     assert (totals[::2] == totals[1::2]) == (OWN_OUTER.get(name) == outer)
 
 
 def test_loss_is_pure(case: Case, network: Network, batch: Batch) -> None:
-    """Weight perturbation calls it twice on one batch; it moves nothing but the statistics of batch normalisation.
+    """Weight perturbation calls it twice on one batch; it moves nothing but the statistics of batch
+    normalisation.
 
     A finite scalar, with a gradient for every weight of the model.
     """
@@ -222,9 +254,18 @@ def test_loss_is_pure(case: Case, network: Network, batch: Batch) -> None:
         with buffers_kept(model):
             loss = method.loss(model, batch.x, batch.y, adversarial)
             gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
-        found.append([loss.total, loss.logits, *loss.parts.values(), *(g for g in gradients if g is not None)])
+        found.append(
+            [
+                loss.total,
+                loss.logits,
+                *loss.parts.values(),
+                *(g for g in gradients if g is not None),
+            ]
+        )
     assert loss.logits.shape == (len(batch.y), 10)
-    assert all(value.shape == () and torch.isfinite(value) for value in (loss.total, *loss.parts.values()))
+    assert all(
+        value.shape == () and torch.isfinite(value) for value in (loss.total, *loss.parts.values())
+    )
     for slope in gradients[: len(slopes(method, model))]:
         assert slope is not None
         assert torch.isfinite(slope).all()
@@ -244,8 +285,12 @@ def test_loss_in_each_precision(plain_case: Case, network: Network, batch: Batch
     totals = {}
     for precision in ("float32", "bf16"):
         method = plain_case.build()
-        loss = trained_step(method, model_of(method, network), batch, precision=precision, attack=attack())
-        assert {value.dtype for value in (loss.total, loss.logits, *loss.parts.values())} == {torch.float32}
+        loss = trained_step(
+            method, model_of(method, network), batch, precision=precision, attack=attack()
+        )
+        assert {value.dtype for value in (loss.total, loss.logits, *loss.parts.values())} == {
+            torch.float32
+        }
         totals[precision] = loss.total.item()
     method = plain_case.build().double()
     model = model_of(method, network, dtype=torch.float64)
@@ -261,7 +306,10 @@ def test_loss_in_each_precision(plain_case: Case, network: Network, batch: Batch
 def test_twenty_steps_lower_the_loss(plain_case: Case, network: Network, batch: Batch) -> None:
     method = plain_case.build()
     model = model_of(method, network)
-    losses = [trained_step(method, model, batch, number=seed, attack=attack(seed)).total.item() for seed in range(20)]
+    losses = [
+        trained_step(method, model, batch, number=seed, attack=attack(seed)).total.item()
+        for seed in range(20)
+    ]
     assert sum(losses[-3:]) / 3 < 0.95 * losses[0], losses
 
 
@@ -275,16 +323,23 @@ def test_twenty_steps_lower_the_loss(plain_case: Case, network: Network, batch: 
         pytest.param([7], (1, 4, 4), id="one-image-of-4x4"),
     ],
 )
-def test_small_batches(case: Case, labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
+def test_small_batches(
+    case: Case, labels: list[int], shape: tuple[int, int, int], network: Network
+) -> None:
     method = case.build(image_shape=shape)
     model = model_of(method, network, channels=shape[0])
     loss = trained_step(method, model, batch_of(labels, shape))
     assert torch.isfinite(loss.total)
-    assert all(torch.isfinite(value).all() for value in (*state_of(model).values(), *state_of(method).values()))
+    assert all(
+        torch.isfinite(value).all()
+        for value in (*state_of(model).values(), *state_of(method).values())
+    )
 
 
 @pytest.mark.sample(2)
-def test_state_is_restored_in_the_middle_of_an_epoch(case: Case, network: Network, batch: Batch) -> None:
+def test_state_is_restored_in_the_middle_of_an_epoch(
+    case: Case, network: Network, batch: Batch
+) -> None:
     method = case.build()
     model = model_of(method, network)
     for seed in range(3):
@@ -295,13 +350,16 @@ def test_state_is_restored_in_the_middle_of_an_epoch(case: Case, network: Networ
     other.load_state_dict(saved)
     other.enter(case.epoch)
     for seed in (3, 4):
-        expected, found = trained_step(method, model, batch, seed, seed), trained_step(other, twin, batch, seed, seed)
+        expected, found = (
+            trained_step(method, model, batch, seed, seed),
+            trained_step(other, twin, batch, seed, seed),
+        )
         assert torch.equal(expected.total, found.total)
     assert same(state_of(method), state_of(other))
     assert same(state_of(model), state_of(twin))
 
 
-# -- perturb -----------------------------------------------------------------------------------------------------------
+# -- perturb
 
 
 @pytest.mark.diagonal("case", "start")
@@ -319,11 +377,13 @@ def test_examples_lie_in_the_ball_and_in_the_image_range(
     if case.stage == "clean":
         assert torch.equal(x, batch.x)
         return
-    # A method may give every image its own radius, and says so; few go beyond twice that of the threat.
+    # A method may give every image its own radius, and says so; few go beyond twice that of the
+    # threat.
     own_radius = any("eps" in line for line in method.deviations)
     largest = LARGEST.get(case.knobs.get("base", case.name), 1) * (2 if "base" in case.knobs else 1)
     assert (x - batch.x).abs().max() <= max(largest, 2 if own_radius else 1) * RADIUS + 1e-6
-    if start != "none" or method.label_attack or method.own_attack:  # others are refused: see `resolve`
+    # others are refused: see `resolve`
+    if start != "none" or method.label_attack or method.own_attack:
         assert (x - batch.x).abs().max() > RADIUS / 8
 
 
@@ -340,10 +400,14 @@ def test_examples_depend_on_the_seed_alone_and_are_the_images_where_the_ball_is_
         assert torch.equal(perturb(method, model, batch, attack(eps=0.0, start=start)).x, batch.x)
 
 
-def test_a_weighting_of_the_attack_is_refused_or_felt(case: Case, network: Network, batch: Batch) -> None:
+def test_a_weighting_of_the_attack_is_refused_or_felt(
+    case: Case, network: Network, batch: Batch
+) -> None:
     method = refused_or_built(case, weighting="brw")
     if isinstance(method, UserError):
-        assert re.fullmatch(f"{case.knobs.get('base', case.name)}: got the weighting brw; .+", str(method))
+        assert re.fullmatch(
+            f"{case.knobs.get('base', case.name)}: got the weighting brw; .+", str(method)
+        )
         return
     model, plain = model_of(method, network), attack()
     balanced = Attack(plain.threat, attack().source, prior=torch.logspace(0, 6, 10))
@@ -357,9 +421,20 @@ def test_perturb_leaves_everything_as_it_was(case: Case, network: Network, batch
     model.body[0].weight.requires_grad_(False)  # whatever the caller had set
     model.body[1].eval()
     model.head.weight.grad = torch.full_like(model.head.weight, 3.0)
-    inputs, labels, weights, own = batch.x.clone(), batch.y.clone(), state_of(model), state_of(method)
-    modules, parameters = [*model.modules(), *method.modules()], [*model.parameters(), *method.parameters()]
-    modes, needed = [module.training for module in modules], [parameter.requires_grad for parameter in parameters]
+    inputs, labels, weights, own = (
+        batch.x.clone(),
+        batch.y.clone(),
+        state_of(model),
+        state_of(method),
+    )
+    modules, parameters = (
+        [*model.modules(), *method.modules()],
+        [*model.parameters(), *method.parameters()],
+    )
+    modes, needed = (
+        [module.training for module in modules],
+        [parameter.requires_grad for parameter in parameters],
+    )
     rng = torch.random.get_rng_state()
     perturb(method, model, batch, attack())
     assert torch.equal(batch.x, inputs)
@@ -374,7 +449,9 @@ def test_perturb_leaves_everything_as_it_was(case: Case, network: Network, batch
     assert torch.equal(torch.random.get_rng_state(), rng)
 
 
-def test_after_step_moves_nothing_but_its_own_state(case: Case, network: Network, batch: Batch) -> None:
+def test_after_step_moves_nothing_but_its_own_state(
+    case: Case, network: Network, batch: Batch
+) -> None:
     method = case.build()
     model = model_of(method, network)
     loss = trained_step(method, model, batch)
@@ -382,7 +459,9 @@ def test_after_step_moves_nothing_but_its_own_state(case: Case, network: Network
     gradients = {name: slope.clone() for name, slope in slopes(method, model).items()}
     modes = [module.training for module in model.modules()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack(), optimizer, number=0))
+    method.after_step(
+        model, Step(batch.index, batch.x, batch.y, loss, attack(), optimizer, number=0)
+    )
     assert same(weights, state_of(model))
     assert same(gradients, slopes(method, model))
     assert [module.training for module in model.modules()] == modes

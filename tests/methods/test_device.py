@@ -1,7 +1,8 @@
-"""A step on a device that shares no memory with the host: a tensor left behind, or a value read back, is an error.
+"""A step on a device that shares no memory with the host: a tensor left behind, or a value read
+back, is an error.
 
-Tensors of the device `meta` have a place and a shape and no values, so this needs no GPU. It stands for CUDA, whose
-backward pass asks the driver even for fake tensors.
+Tensors of the device `meta` have a place and a shape and no values, so this needs no GPU. It stands
+for CUDA, whose backward pass asks the driver even for fake tensors.
 """
 
 import contextlib
@@ -35,17 +36,28 @@ class OnDevice(Source):
 
 
 @pytest.mark.sample(3)
-def test_a_step_stays_on_its_device(case: Case, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_stays_on_its_device(
+    case: Case, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A wrapped method's at perturbed weights."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know the device
+    # which does not know the device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     method = case.build()
     model = network(CLASSES, head=method.task.head).to(DEVICE)
     training = Training(awp=0.01 if "base" in case.knobs else 0.0, lr=0.05)
-    state = State(model, method.to(DEVICE), build_optimizer(model, training), Run(training=training), epoch=case.epoch)
+    state = State(
+        model,
+        method.to(DEVICE),
+        build_optimizer(model, training),
+        Run(training=training),
+        epoch=case.epoch,
+    )
     x, y, index = torch.rand(SAMPLES, 1, 8, 8), torch.arange(SAMPLES), torch.arange(SAMPLES)
     attack = Attack(THREAT, OnDevice(torch.Generator()))
     for _ in range(2):
         loss = training_step(state, Batch(*(values.to(DEVICE) for values in (index, x, y))), attack)
         state.sums.add(loss, y.to(DEVICE), SAMPLES)
-    assert {value.device.type for value in (loss.total, loss.logits, *loss.parts.values())} == {DEVICE}
+    assert {value.device.type for value in (loss.total, loss.logits, *loss.parts.values())} == {
+        DEVICE
+    }
     assert state.sums.counts.device.type == DEVICE

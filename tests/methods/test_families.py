@@ -1,4 +1,5 @@
-"""One training step of every method on a family of models, and of plain training on all: finite, and weights move."""
+"""One training step of every method on a family of models, and of plain training on all: finite,
+and weights move."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,9 @@ class Own(nn.Module):
 
     def __init__(self, end: nn.Module) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.Dropout(0.2), nn.Flatten())
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.Dropout(0.2), nn.Flatten()
+        )
         self.last, self.end = nn.Linear(288, CLASSES), end
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,7 +50,9 @@ FAMILIES: dict[str, Callable[[Head], Any]] = {
     "large": lambda head: residual(head, large=True),
     "bottleneck": lambda head: residual(head, Bottleneck),
     "preactivation": lambda head: residual(head, PreActBlock),
-    "wide": lambda head: residual(head, PreActBlock, widths=(16, 32, 64), blocks=(1, 1, 1), stem=16),
+    "wide": lambda head: residual(
+        head, PreActBlock, widths=(16, 32, 64), blocks=(1, 1, 1), stem=16
+    ),
     "transformer": transformer,
     "torchvision": lambda head: split_head(
         external("torchvision:shufflenet_v2_x0_5", CLASSES, SHAPE), CLASSES, SHAPE, head
@@ -58,18 +63,24 @@ FAMILIES: dict[str, Callable[[Head], Any]] = {
 
 
 def takes(name: str, family: str) -> bool:
-    """With a network that is used whole, a method that reads features or needs its own head is refused."""
+    """With a network that is used whole, a method that reads features or needs its own head is
+    refused."""
     method = built(name)
     return family != "whole" or not (method.uses_features or method.task.head.kind == "cosine")
 
 
 PAIRS = [(name, family) for name in METHODS for family in FAMILIES if takes(name, family)]
-USUAL = {(name, [*FAMILIES][place % 8]) for place, name in enumerate(METHODS)} | {("at", family) for family in FAMILIES}
+USUAL = {(name, [*FAMILIES][place % 8]) for place, name in enumerate(METHODS)} | {
+    ("at", family) for family in FAMILIES
+}
 
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [pytest.param(*pair, marks=() if pair in USUAL else pytest.mark.full, id="-".join(pair)) for pair in PAIRS],
+    [
+        pytest.param(*pair, marks=() if pair in USUAL else pytest.mark.full, id="-".join(pair))
+        for pair in PAIRS
+    ],
 )
 def test_a_step_is_finite_and_moves_the_weights(
     name: str, family: str, stages: Callable[[str], list[Case]], batch: Batch
@@ -85,4 +96,6 @@ def test_a_step_is_finite_and_moves_the_weights(
     assert loss.logits.shape == (len(batch.y), CLASSES)
     for key, parameter in model.named_parameters():
         assert torch.isfinite(parameter).all()
-        assert same({key: before[key]}, {key: parameter}) == (key.startswith("head.") and not method.uses_labels), key
+        assert same({key: before[key]}, {key: parameter}) == (
+            key.startswith("head.") and not method.uses_labels
+        ), key

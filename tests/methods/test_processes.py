@@ -1,6 +1,8 @@
-"""Several processes train every method as one does, however unevenly they share the batch: losses, gradients, state.
+"""Several processes train every method as one does, however unevenly they share the batch: losses,
+gradients, state.
 
-Batch normalisation is over the images of all of them, in the model and in the network that LAS-AT trains itself.
+Batch normalisation is over the images of all of them, in the model and in the network that LAS-AT
+trains itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,12 +66,15 @@ def prepared(case: Case) -> tuple[Method, Classifier]:
 
 
 def trained(case: Case, share: slice, job: Job) -> Values:
-    """Losses, gradients, weights and the method's state after each of some steps on a share of the batch."""
+    """Losses, gradients, weights and the method's state after each of some steps on a share of the
+    batch."""
     method, model = prepared(case)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     state = State(model, method, optimizer, Run(training=Training(awp=job.awp)))
     noise = torch.Generator().manual_seed(1)
-    images = torch.rand(STEPS, SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    images = torch.rand(
+        STEPS, SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     threat = Threat(eps=0.1, step_size=0.05, steps=2, start="uniform", bn_mode=job.bn_mode)
     found: Values = {}
     for number, x in enumerate(images):
@@ -77,7 +82,9 @@ def trained(case: Case, share: slice, job: Job) -> Values:
         batch = Batch(torch.arange(SAMPLES)[share], x[share], LABELS[share])
         with synchronised():
             loss = training_step(state, batch, Attack(threat, Source(noise, share.start, SAMPLES)))
-        values = {"loss": loss.total, "logits": loss.logits} | {f"part {name}": v for name, v in loss.parts.items()}
+        values = {"loss": loss.total, "logits": loss.logits} | {
+            f"part {name}": v for name, v in loss.parts.items()
+        }
         for owner, module in (("model", model), ("method", method)):
             for name, parameter in module.named_parameters():
                 values[f"{owner} {name}"] = parameter.detach()
@@ -112,12 +119,19 @@ def results(
     tmp_path_factory: pytest.TempPathFactory,
     side_by_side: Callable[[str, Path, int], None],
 ) -> Results:
-    """What one process found in the chosen cases, and what each of two did; they meet through a file."""
+    """What one process found in the chosen cases, and what each of two did; they meet through a
+    file."""
     folder = tmp_path_factory.mktemp("processes")
-    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    here = [
+        item
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
     (folder / "cases.txt").write_text("\n".join(str(item.callspec.params["case"]) for item in here))
     side_by_side(__file__, folder, 2)
-    alone, *together = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("alone", 0, 1))
+    alone, *together = (
+        torch.load(folder / f"{name}.pt", weights_only=True) for name in ("alone", 0, 1)
+    )
     return alone, together
 
 
@@ -125,9 +139,16 @@ def results(
 def test_two_processes_train_as_one(case: Case, results: Results) -> None:
     alone, together = results
     for job in jobs(case):
-        expected, found = alone[f"{case}/{job.name}"], [values[f"{case}/{job.name}"] for values in together]
+        expected, found = (
+            alone[f"{case}/{job.name}"],
+            [values[f"{case}/{job.name}"] for values in together],
+        )
         assert found[0].keys() == found[1].keys() == expected.keys()
         for key, value in expected.items():
-            shares = [value[: job.cut], value[job.cut :]] if key.endswith(": logits") else [value, value]
+            shares = (
+                [value[: job.cut], value[job.cut :]] if key.endswith(": logits") else [value, value]
+            )
             for mine, share in zip(found, shares, strict=True):
-                torch.testing.assert_close(mine[key], share, rtol=1e-12, atol=1e-12, msg=f"{job.name}, {key}")
+                torch.testing.assert_close(
+                    mine[key], share, rtol=1e-12, atol=1e-12, msg=f"{job.name}, {key}"
+                )

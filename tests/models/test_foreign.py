@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taet import models
-from taet.models import Adapter, Classifier, CosineHead, Head, foreign
-from taet.models.foreign import NORMALIZATIONS, Normalized, split_head
+from taet.models import Adapter, Classifier, CosineHead, Head, foreign, trust
+from taet.models.foreign import split_head
+from taet.models.normalization import NORMALIZATIONS, Normalized, parse_normalization
 from tests.calls import one_line
 
 SHAPE = (3, 8, 8)
@@ -42,7 +43,7 @@ ready = build()
 def exported():
     shapes = ({0: torch.export.Dim("images")},)
     return torch.export.export(build().eval(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=shapes).module()
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -57,7 +58,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def load(spec: str, **options: Any) -> nn.Module:
-    return foreign.load(spec, **{"class_names": "0123", "image_shape": SHAPE, "weights": None, **options})[0]
+    return foreign.load(
+        spec, **{"class_names": "0123", "image_shape": SHAPE, "weights": None, **options}
+    )[0]
 
 
 def images(shape: tuple[int, int, int] = SHAPE) -> Tensor:
@@ -76,10 +79,23 @@ def test_a_callable_or_a_module_in_the_current_directory(own: str, name: str) ->
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("OWN:buld", "cannot be imported as package.module:callable: AttributeError: .* has no attribute 'buld'"),
-        ("OWN:needy", r"own_nets_of_a_test:needy failed: TypeError: needy\(\) missing 1 required .* 'width'"),
-        ("no_such_module_at_all:build", "cannot be imported as .*: ModuleNotFoundError: No module named 'no_such_m"),
-        ("torchvision:resnt18", r"unknown torchvision model 'resnt18'; allowed: .*did you mean 'resnet18'\?"),
+        (
+            "OWN:buld",
+            "cannot be imported as package.module:callable: AttributeError: .* has no attribute "
+            "'buld'",
+        ),
+        (
+            "OWN:needy",
+            r"own_nets_of_a_test:needy failed: TypeError: needy\(\) missing 1 required .* 'width'",
+        ),
+        (
+            "no_such_module_at_all:build",
+            "cannot be imported as .*: ModuleNotFoundError: No module named 'no_such_m",
+        ),
+        (
+            "torchvision:resnt18",
+            r"unknown torchvision model 'resnt18'; allowed: .*did you mean 'resnet18'\?",
+        ),
         ("torchvision:vit_b_16", "torchvision:vit_b_16 failed: .*indivisible by patch size"),
     ],
 )
@@ -89,7 +105,8 @@ def test_a_wrong_name_is_one_line(own: str, spec: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "where"), [("trap:build", "run"), ("run.trap:build", "."), ("run.deep.er.trap:build", ".")]
+    ("spec", "where"),
+    [("trap:build", "run"), ("run.trap:build", "."), ("run.deep.er.trap:build", ".")],
 )
 def test_code_in_a_run_folder_is_refused_without_importing_it(
     spec: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,24 +115,29 @@ def test_code_in_a_run_folder_is_refused_without_importing_it(
     monkeypatch.chdir(tmp_path / where)
     before = set(sys.modules)
     with one_line(f"got the model '{spec}', which is code .*; allowed: with --trust-"):
-        foreign.check_trust(tmp_path / "run", spec)
-    with foreign.trusted(spec), one_line(r"allowed: a module elsewhere"):
-        foreign.check_trust(tmp_path / "run", spec)
+        trust.check_trust(tmp_path / "run", spec)
+    with trust.trusted(spec), one_line(r"allowed: a module elsewhere"):
+        trust.check_trust(tmp_path / "run", spec)
     assert set(sys.modules) == before
     for elsewhere in ("torchvision:resnet18", "resnet8", "no_such_module_at_all.x:build"):
-        with foreign.trusted(elsewhere):
-            foreign.check_trust(tmp_path / "other", elsewhere)
+        with trust.trusted(elsewhere):
+            trust.check_trust(tmp_path / "other", elsewhere)
 
 
 def test_timm_is_asked_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create_model(name: str, pretrained: bool, num_classes: int, in_chans: int, **settings: Any) -> nn.Module:
+    def create_model(
+        name: str, pretrained: bool, num_classes: int, in_chans: int, **settings: Any
+    ) -> nn.Module:
         assert (pretrained, in_chans) == (False, 3)
-        assert settings == ({"img_size": (8, 8)} if name == "large" else {})  # a transformer asks for one size
+        # a transformer asks for one size
+        assert settings == ({"img_size": (8, 8)} if name == "large" else {})
         return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
 
     stand_in: Any = types.ModuleType("timm")
     stand_in.list_models, stand_in.create_model = lambda: ["small", "large"], create_model
-    stand_in.models = types.SimpleNamespace(get_pretrained_cfg_value=lambda name, _field: name == "large")
+    stand_in.models = types.SimpleNamespace(
+        get_pretrained_cfg_value=lambda name, _field: name == "large"
+    )
     monkeypatch.setitem(sys.modules, "timm", stand_in)
     assert load("timm:small.some_tag")(images()).shape == (3, 4)
     assert load("timm:large")(images()).shape == (3, 4)
@@ -143,7 +165,9 @@ def test_libraries(name: str, shape: tuple[int, int, int], feature: int) -> None
     assert torch.equal(torch.random.get_rng_state(), state)
     assert isinstance(model, Classifier)
     assert model.features(images(shape)).shape == (3, feature)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 # Features and head
@@ -171,7 +195,8 @@ class Function(nn.Module):
         nn.Sequential(convolved(), nn.Linear(8, 6), nn.Linear(6, 4), nn.Identity()),
         nn.Sequential(convolved(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4, bias=False)),
         Function(lambda last, h: last(h).squeeze(-1)),
-        Function(lambda last, h: last(h), auxiliary=nn.Linear(8, 4)),  # which gives none of its logits
+        # which gives none of its logits
+        Function(lambda last, h: last(h), auxiliary=nn.Linear(8, 4)),
     ],
 )
 def test_features_and_head_give_the_networks_logits(network: nn.Module) -> None:
@@ -206,7 +231,9 @@ def test_a_last_layer_of_zeros_is_not_taken_for_any_other() -> None:
         Function(lambda last, h: last(h) + last(h.flip(1))),
         Function(lambda last, h: nn.functional.linear(h, nn.functional.normalize(last.weight))),
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        nn.Sequential(nn.Flatten(2), nn.Linear(64, 4), nn.AdaptiveMaxPool2d((1, None)), nn.Flatten()),
+        nn.Sequential(
+            nn.Flatten(2), nn.Linear(64, 4), nn.AdaptiveMaxPool2d((1, None)), nn.Flatten()
+        ),
     ],
     ids=["log-softmax", "twice", "weight", "no-linear", "of-tokens"],
 )
@@ -223,8 +250,14 @@ def test_another_network_is_used_whole(network: nn.Module) -> None:
     ("network", "message"),
     [
         (nn.Conv2d(1, 4, 3), r"model: cannot take images of shape \(3, 8, 8\): RuntimeError:"),
-        (nn.Flatten(), r"model: got \(2, 192\) for 2 images; allowed: \(2, 4\), one logit per class"),
-        (torchvision.models.googlenet(num_classes=4, init_weights=False), "its auxiliary classifiers give more"),
+        (
+            nn.Flatten(),
+            r"model: got \(2, 192\) for 2 images; allowed: \(2, 4\), one logit per class",
+        ),
+        (
+            torchvision.models.googlenet(num_classes=4, init_weights=False),
+            "its auxiliary classifiers give more",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_the_data_is_one_line(network: nn.Module, message: str) -> None:
@@ -232,7 +265,9 @@ def test_a_network_that_does_not_fit_the_data_is_one_line(network: nn.Module, me
         split_head(network, 4, (3, 32, 32) if "auxiliary" in message else SHAPE)
 
 
-def test_a_module_of_ones_own_is_copied_and_a_classifier_used_with_weights_of_the_seed(own: str) -> None:
+def test_a_module_of_ones_own_is_copied_and_a_classifier_used_with_weights_of_the_seed(
+    own: str,
+) -> None:
     model = models.build(f"{own}:ready", 4, SHAPE, head=Head("cosine", scale=10))
     assert isinstance(model.head, CosineHead)
     first = models.build(f"{own}:ready", 4, SHAPE)
@@ -241,7 +276,9 @@ def test_a_module_of_ones_own_is_copied_and_a_classifier_used_with_weights_of_th
         for parameter in first.parameters():
             parameter.add_(1)
     assert torch.equal(models.build(f"{own}:ready", 4, SHAPE)(images()), expected)
-    first, again, other = (models.build(f"{own}:classifier", 6, SHAPE, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        models.build(f"{own}:classifier", 6, SHAPE, seed=seed) for seed in (1, 1, 2)
+    )
     assert first.features(images()).shape == (3, 5)
     assert torch.equal(first(images()), again(images()))
     assert not torch.equal(first(images()), other(images()))
@@ -251,11 +288,15 @@ def test_a_module_of_ones_own_is_copied_and_a_classifier_used_with_weights_of_th
 
 
 @pytest.mark.parametrize("name", ["resnet8", "OWN:sized", "OWN:build"])
-def test_weights_of_a_run_bring_their_normalisation_and_offset(own: str, name: str, tmp_path: Path) -> None:
+def test_weights_of_a_run_bring_their_normalisation_and_offset(
+    own: str, name: str, tmp_path: Path
+) -> None:
     """Of a network of this package, of one that was taken apart, and of one that was used whole."""
     name, path = name.replace("OWN", own), tmp_path / "model.safetensors"
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
-    source = Adapter(plain, 4) if name.endswith("build") else models.build(name, 4, SHAPE, seed=5).eval()
+    source = (
+        Adapter(plain, 4) if name.endswith("build") else models.build(name, 4, SHAPE, seed=5).eval()
+    )
     if isinstance(source, Classifier):
         source.normalize_by([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
     source.offset.copy_(torch.arange(4.0))
@@ -269,14 +310,18 @@ def test_a_normalisation_is_inside_the_model(own: str) -> None:
         model = load(f"{own}:ready", normalize=name)
         assert isinstance(model, Normalized)
         torch.testing.assert_close(model(images()), model.network((images() - mean) / std))
-    assert foreign.parse_normalization("0.1,0.2,.3/1,2,3e0", 3) == ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
+    assert parse_normalization("0.1,0.2,.3/1,2,3e0", 3) == (
+        [0.1, 0.2, 0.3],
+        [1.0, 2.0, 3.0],
+    )
 
 
-def test_a_normalisation_of_three_channels_is_of_a_network_for_colour_which_gets_grey_images_in_all_three(
-    tmp_path: Path,
-) -> None:
+def test_a_network_for_colour_gets_a_grey_image_in_all_three_channels(tmp_path: Path) -> None:
     grey, options = images((1, 32, 32)), {"spec": "torchvision:resnet18", "normalize": "imagenet"}
-    model, colour = load(image_shape=(1, 32, 32), **options), load(image_shape=(3, 32, 32), **options)
+    model, colour = (
+        load(image_shape=(1, 32, 32), **options),
+        load(image_shape=(3, 32, 32), **options),
+    )
     torch.testing.assert_close(model(grey), colour(grey.expand(-1, 3, -1, -1)))
     torch.save(colour.network.state_dict(), tmp_path / "net.pt")
     with one_line("grey images fit it with --normalize of three channels"):
@@ -284,8 +329,16 @@ def test_a_normalisation_of_three_channels_is_of_a_network_for_colour_which_gets
 
 
 def test_a_normalisation_that_is_none_is_refused() -> None:
-    for text in ("1,1,1/1,0,1", "1,1,1/1,1", "1,1,1/1,1,1/1", "a,b,c/1,1,1", "nan,1,1/1,1,1", "0.5/0.5", "imagnet"):
-        with one_line(r"allowed: none, imagenet, .* or 3 means / as many deviations above 0"):
-            foreign.parse_normalization(text, 3)
+    for text in (
+        "1,1,1/1,0,1",
+        "1,1,1/1,1",
+        "1,1,1/1,1,1/1",
+        "a,b,c/1,1,1",
+        "nan,1,1/1,1,1",
+        "0.5/0.5",
+        "imagnet",
+    ):
+        with one_line(r"allowed: auto, none, imagenet, .* or 3 means / as many deviations above 0"):
+            parse_normalization(text, 3)
     with one_line("or 1 or 3 means"):
-        foreign.parse_normalization("1,1/1,1", 1)
+        parse_normalization("1,1/1,1", 1)

@@ -1,4 +1,5 @@
-"""What every model promises: its size, its tensors, its arithmetic, and that building one leaves other draws alone."""
+"""What every model promises: its size, its tensors, its arithmetic, and that building one leaves
+other draws alone."""
 
 import pytest
 import torch
@@ -14,10 +15,18 @@ from taet.models.resnet import PreActBlock
 from tests.calls import one_line
 from tests.golden_numbers import Golden
 
-SMALL = ["resnet8", "vit-mini-p4", "preact-resnet18"]  # one of each kind: the others differ in numbers only
-LARGE = ("vit-b16", "wrn-28-10", "wrn-34-10")  # 36 to 86 million parameters
+# one of each kind: the others differ in numbers only
+SMALL = ["resnet8", "vit-mini-p4", "preact-resnet18"]
+LARGE = (
+    "vit-b16",
+    "wrn-28-10",
+    "wrn-34-10",
+    "dm-wrn-28-10",
+    "dm-wrn-28-10-swish",
+)  # 36 to 86 million parameters
 EVERY = [
-    pytest.param(name, marks=pytest.mark.full if name in LARGE else ()) for name in sorted(registry.entries("models"))
+    pytest.param(name, marks=pytest.mark.full if name in LARGE else ())
+    for name in sorted(registry.entries("models"))
 ]
 every_kind = pytest.mark.parametrize("name", SMALL)
 
@@ -30,8 +39,8 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-# As published, or from what torchvision documents for 1000 classes, and the names and shapes that weights of version
-# 0.1 have.
+# As published, or from what torchvision documents for 1000 classes, and the names and shapes that
+# weights of version 0.1 have.
 EXPECTED = {
     "resnet8": (78_042, "7b3f8b7f68d0"),
     "resnet20": (269_722 + 2_752, "54242edec00f"),  # with option A, and four tensors of option B
@@ -40,6 +49,11 @@ EXPECTED = {
     "preact-resnet18": (11_172_170, "9f2656351c3c"),
     "wrn-28-10": (36_479_194, "418c163d70d6"),
     "wrn-34-10": (46_160_474, "fa1747f19676"),
+    "nfgsm-preact-resnet18": (11_172_170, "9f2656351c3c"),
+    "dm-preact-resnet18": (12_548_426, "4defaaef409e"),  # with shortcuts of 3x3 in place of 1x1
+    "dm-preact-resnet18-swish": (12_548_426, "4defaaef409e"),
+    "dm-wrn-28-10": (36_479_194, "418c163d70d6"),
+    "dm-wrn-28-10-swish": (36_479_194, "418c163d70d6"),
     "vit-b16": (86_567_656 - 990 * 769, "3320af66d755"),
     "vit-small-p4": (21_342_346, "f821f1999719"),
     "vit-mini-p4": (1_205_898, "adb2f269a34c"),
@@ -58,14 +72,22 @@ def test_the_strategy_network_is_resnet18_with_a_head_per_choice() -> None:
     body = EXPECTED["resnet18"][0] - 10 * 513
     assert parameters(Strategy((13, 12, 5), 64, 3)) == body + (13 + 12 + 5) * 513
     for shape in ((1, 4, 4), (3, 32, 32)):
-        assert [z.shape for z in Strategy((13, 1, 5), 2, shape[0])(images(shape))] == [(2, 13), (2, 1), (2, 5)]
+        assert [z.shape for z in Strategy((13, 1, 5), 2, shape[0])(images(shape))] == [
+            (2, 13),
+            (2, 1),
+            (2, 5),
+        ]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_with_the_imagenet_stem_it_is_torchvisions_network(name: str) -> None:
     theirs = torchvision.models.get_model(name, weights=None, num_classes=10).eval()
     ours = models.build(name, 10, (3, 64, 64), stem="imagenet").eval()
-    own = {key: value for key, value in ours.state_dict().items() if key not in ("mean", "std", "offset")}
+    own = {
+        key: value
+        for key, value in ours.state_dict().items()
+        if key not in ("mean", "std", "offset")
+    }
     # Parameters and statistics are registered in the same order under other names.
     for value, other in zip(own.values(), theirs.state_dict().values(), strict=True):
         value.copy_(other)
@@ -81,7 +103,9 @@ def test_preactivation_is_its_formula() -> None:
         inner = functional.conv2d(active, block.conv1.weight, stride=stride, padding=1)
         inner = functional.batch_norm(inner, None, None, training=True).relu()
         shortcut = block.shortcut
-        straight = x if shortcut is None else functional.conv2d(active, shortcut.weight, stride=stride)
+        straight = (
+            x if shortcut is None else functional.conv2d(active, shortcut.weight, stride=stride)
+        )
         assert (shortcut is None) == (outputs == 4)
         expected = functional.conv2d(inner, block.conv2.weight, padding=1) + straight
         torch.testing.assert_close(block(x), expected)  # no rectifier after the sum
@@ -100,7 +124,9 @@ def test_the_stem_goes_by_the_shorter_side_or_as_asked(
 ) -> None:
     with torch.device("meta"):
         first = models.build(name, 10, shape, stem=asked).body[0]
-    assert (first.kernel_size, first.stride) == (((7, 7), (2, 2)) if expected == "imagenet" else ((3, 3), (1, 1)))
+    assert (first.kernel_size, first.stride) == (
+        ((7, 7), (2, 2)) if expected == "imagenet" else ((3, 3), (1, 1))
+    )
 
 
 @pytest.mark.sample(3)
@@ -111,7 +137,9 @@ def test_forward_and_backward(name: str) -> None:
     logits = model(images(shape, count))
     assert logits.shape == (count, 5)
     logits.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.any() for parameter in model.parameters()
+    )
 
 
 @every_kind
@@ -160,9 +188,24 @@ def test_weights_come_from_the_seed_alone(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "stem", "message"),
     [
-        ("vit-b16", (3, 40, 40), "auto", "vit-b16: got images of 40 x 40 pixels; .* squares .* 16; .* --data.size 32"),
-        ("vit-mini-p4", (3, 32, 32), "imagenet", "model stem: got imagenet; vit-mini-p4 begins with patches; allowed"),
-        ("torchvision:resnet18", (3, 32, 32), "cifar", "model stem: got cifar; torchvision:resnet18 has its own"),
+        (
+            "vit-b16",
+            (3, 40, 40),
+            "auto",
+            "vit-b16: got images of 40 x 40 pixels; .* squares .* 16; .* --data.size 32",
+        ),
+        (
+            "vit-mini-p4",
+            (3, 32, 32),
+            "imagenet",
+            "model stem: got imagenet; vit-mini-p4 begins with patches; allowed",
+        ),
+        (
+            "torchvision:resnet18",
+            (3, 32, 32),
+            "cifar",
+            "model stem: got cifar; torchvision:resnet18 has its own",
+        ),
     ],
 )
 def test_what_no_model_can_be_built_from_is_one_line(
@@ -201,7 +244,8 @@ def test_both_normalisations_are_differentiated() -> None:
     head = cosine_head(w, scale=3, gamma=1 / 32)
     assert torch.autograd.gradcheck(head, (h.requires_grad_(),))
     assert torch.autograd.gradcheck(
-        lambda weight: torch.func.functional_call(head, {"weight": weight}, (h,)), (w.requires_grad_(),)
+        lambda weight: torch.func.functional_call(head, {"weight": weight}, (h,)),
+        (w.requires_grad_(),),
     )
 
 
@@ -215,4 +259,6 @@ def test_zero_features_and_zero_weights_have_cosine_zero_and_finite_gradients(ga
     assert (logits[0] == 0).all()
     assert (logits[:, [0, 2]] == 0).all()
     functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
-    assert all(value.grad is not None and value.grad.isfinite().all() for value in (features, head.weight))
+    assert all(
+        value.grad is not None and value.grad.isfinite().all() for value in (features, head.weight)
+    )

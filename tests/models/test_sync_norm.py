@@ -1,4 +1,5 @@
-"""Batch normalisation over shares of any size on two processes is torch's over the whole batch on one."""
+"""Batch normalisation over shares of any size on two processes is torch's over the whole batch on
+one."""
 
 import contextlib
 from collections.abc import Callable
@@ -36,20 +37,25 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 
 
 def norm_and_inputs(name: str) -> tuple[nn.Module, Tensor]:
-    """The module, with parameters and statistics that are not those of a new one, and two batches."""
+    """The module, with parameters and statistics that are not those of a new one, and two
+    batches."""
     draws = torch.Generator().manual_seed(0)
     norm = NORMS[name]().double()
     for value in (*norm.parameters(), *norm.buffers()):
         if value.is_floating_point():
             value.data.uniform_(0.5, 2, generator=draws)
     shape = (2, SAMPLES, CHANNELS, *(() if name == "1d" else (2, 3)))
-    return norm, 100 + torch.randn(shape, generator=draws, dtype=torch.float64)  # a mean far above the spread
+    # a mean far above the spread
+    return norm, 100 + torch.randn(shape, generator=draws, dtype=torch.float64)
 
 
 def passed(name: str, mine: slice) -> dict[str, Tensor]:
-    """Outputs, gradients and statistics of two batches, of which `mine` are at hand; the loss is a sum over images."""
+    """Outputs, gradients and statistics of two batches, of which `mine` are at hand; the loss is a
+    sum over images."""
     norm, inputs = norm_and_inputs(name)
-    weights = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.rand(
+        inputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     found: dict[str, Tensor] = {}
     with synchronised(), frozen(norm, "train") if name == "frozen" else contextlib.nullcontext():
         for number in range(2):
@@ -57,7 +63,9 @@ def passed(name: str, mine: slice) -> dict[str, Tensor]:
             y = norm(x)
             (weights[number, mine] * y.square()).sum().backward()
             found |= {f"output {number}": y.detach(), f"gradient {number}": x.grad}
-    found |= {f"gradient of {key}": p.grad for key, p in norm.named_parameters() if p.grad is not None}
+    found |= {
+        f"gradient of {key}": p.grad for key, p in norm.named_parameters() if p.grad is not None
+    }
     return found | dict(norm.named_buffers())
 
 
@@ -84,4 +92,6 @@ def test_it_is_that_of_the_whole_batch(name: str, two_processes: list[dict[str, 
             elif key.startswith("gradient of"):
                 together = [first[key] + second[key]]
             for found in together:
-                torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-10, msg=f"{cut}: {key}")
+                torch.testing.assert_close(
+                    found, value, rtol=1e-10, atol=1e-10, msg=f"{cut}: {key}"
+                )

@@ -1,4 +1,5 @@
-"""Parts of a network that are trained: the logits stay the same at first, only the part moves, and it can be merged."""
+"""Parts of a network that are trained: the logits stay the same at first, only the part moves, and
+it can be merged."""
 
 import copy
 
@@ -11,7 +12,10 @@ from taet.errors import UserError
 from taet.models.tuning import LowRank, extend, merge, select, trained
 from taet.models.view import make_view
 
-PARTS = {"resnet8": ("head", "bias", "lora:2", "all"), "vit-mini-p4": ("head", "bias", "lora:4", "adapter:8", "all")}
+PARTS = {
+    "resnet8": ("head", "bias", "lora:2", "all"),
+    "vit-mini-p4": ("head", "bias", "lora:4", "adapter:8", "all"),
+}
 CASES = [(name, tune) for name, tunes in PARTS.items() for tune in tunes]
 
 
@@ -39,7 +43,9 @@ def test_logits_are_those_of_the_network_and_only_the_part_moves(name: str, tune
     statistics = {key for key in old if "running" in key or "batches" in key}
     assert moved - parts == (statistics if tune == "all" else set()), "and nothing else"
     if tune in ("head", "bias"):
-        assert all(key.startswith("head.") or (tune == "bias" and key.endswith("bias")) for key in parts)
+        assert all(
+            key.startswith("head.") or (tune == "bias" and key.endswith("bias")) for key in parts
+        )
 
 
 def test_a_low_rank_part_adds_b_a_over_r() -> None:

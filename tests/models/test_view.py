@@ -1,18 +1,33 @@
-"""The view that attacks run on: the model's function, folded; what it shares, and when there is none."""
+"""The view that attacks run on: the model's function, folded; what it shares, and when there is
+none."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from taet import models
-from taet.models.view import make_view
+from taet.errors import UserError
+from taet.models.view import can_compile, make_view
 
 SHAPE = (3, 16, 16)
+compiles = pytest.mark.skipif(not can_compile(), reason="this PyTorch compiles no view")
 EVERY = [  # one of each kind: the others differ in numbers only, and take long in float64
-    pytest.param(name, marks=() if name in ("resnet8", "preact-resnet18", "vit-mini-p4") else pytest.mark.full)
-    for name in ("resnet8", "preact-resnet18", "vit-mini-p4", "resnet18", "resnet50", "wrn-28-10", "vit-small-p4")
+    pytest.param(
+        name,
+        marks=() if name in ("resnet8", "preact-resnet18", "vit-mini-p4") else pytest.mark.full,
+    )
+    for name in (
+        "resnet8",
+        "preact-resnet18",
+        "vit-mini-p4",
+        "resnet18",
+        "resnet50",
+        "wrn-28-10",
+        "vit-small-p4",
+    )
 ]
 
 
@@ -50,44 +65,94 @@ def test_the_view_of_every_model_gives_its_logits_and_gradients(name: str) -> No
 
 
 def test_in_bf16_the_view_is_as_near_to_float32_as_the_model_under_autocast() -> None:
-    """Folded weights are rounded once, where the model's outputs are before they are normalised: errors of one size."""
+    """Folded weights are rounded once, where the model's outputs are before they are normalised:
+    errors of one size."""
     found: dict[str, list[float]] = {"view": [], "model": []}
     for seed in range(5):
         model = settled(models.build("resnet8", 10, SHAPE, seed=seed))
         view = make_view(model, SHAPE, torch.bfloat16)
         types = {name: parameter.dtype for name, parameter in view.module.named_parameters()}
-        assert all(kind == torch.bfloat16 for name, kind in types.items() if name.startswith("body."))
+        assert all(
+            kind == torch.bfloat16 for name, kind in types.items() if name.startswith("body.")
+        )
         assert types["head.weight"] == torch.float32
         with torch.no_grad():
             exact = model(images())
             with torch.autocast("cpu", torch.bfloat16):
                 assert view.module(images()).dtype == torch.float32
                 for name, module in (("view", view.module), ("model", model)):
-                    error = (module(images()) - exact).abs().mean() / (exact - exact.mean(1, keepdim=True)).abs().mean()
+                    error = (module(images()) - exact).abs().mean() / (
+                        exact - exact.mean(1, keepdim=True)
+                    ).abs().mean()
                     found[name].append(float(error))
     means = {name: sum(values) / len(values) for name, values in found.items()}
     assert 0 < means["view"] < 2 * means["model"] < 0.1
 
 
-def test_logits_of_a_compiled_view_stay_when_its_graph_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Graph(nn.Module):
+@compiles
+def test_logits_of_a_compiled_view_stay_when_its_graph_runs_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def graph(forward: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
         """Writes every result into the same memory, as a CUDA graph does."""
+        result = torch.zeros(4, 10)
+        return lambda x: result.copy_(forward(x))
 
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner, self.result = inner, torch.zeros(4, 10)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.result.copy_(self.inner(x))
-
-    monkeypatch.setattr(torch, "compile", lambda module, **_: Graph(module))
+    monkeypatch.setattr(torch, "compile", graph)
     view = make_view(small(), SHAPE)
-    view.compile()
+    view.compile(batch_size=4)
     with torch.no_grad():
         first = view.module(images())
         expected = first.clone()
         assert not torch.equal(view.module(1 - images()), expected)
     assert torch.equal(first, expected)
+
+
+@compiles
+def test_a_compiled_view_fills_a_short_batch_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def graph(forward: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        return lambda x: (sizes.append(len(x)), forward(x))[1]
+
+    monkeypatch.setattr(torch, "compile", graph)
+    view = make_view(small(), SHAPE)
+    x = images().requires_grad_()
+    expected = view.module(x[:3])
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    view.compile(batch_size=4)
+    logits = view.module(x[:3])
+    assert sizes == [4]
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(torch.autograd.grad(logits.sum(), x)[0], slope)
+    view.stop_compiling()
+    view.module(x[:3])
+    assert sizes == [4]
+
+
+@compiles
+def test_one_process_compiles_any_number_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_, views = torch.compile, 9  # torch stops at 8 graphs of a function
+
+    def capture(forward: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        return compile_(forward, backend="eager", dynamic=False)
+
+    monkeypatch.setattr(torch, "compile", capture)
+    counters.clear()
+    for number in range(views):
+        view = make_view(small(), SHAPE)
+        view.compile(batch_size=4 + number)
+        view.module(images())
+    torch.compiler.reset()
+    assert counters["stats"]["unique_graphs"] == views
+
+
+def test_a_pytorch_that_would_round_the_gradients_of_a_compiled_view_compiles_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taet.models.view.can_compile", lambda: False)
+    with pytest.raises(UserError, match="would round the gradients of a compiled network"):
+        make_view(small(), SHAPE).compile(batch_size=4)
 
 
 def test_a_step_of_the_model_reaches_the_view() -> None:
@@ -108,7 +173,10 @@ def test_a_step_of_the_model_reaches_the_view() -> None:
 
 def test_making_a_view_leaves_the_model_and_the_random_state_alone() -> None:
     model = small().train()
-    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    before, state = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        torch.get_rng_state(),
+    )
     assert make_view(model, SHAPE) is not None
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -159,7 +227,9 @@ class Twice(nn.Module):
         "plain",
     ],
 )
-def test_only_a_convolution_that_goes_into_one_normalization_and_nowhere_else_is_folded(habit: str) -> None:
+def test_only_a_convolution_that_goes_into_one_normalization_and_nowhere_else_is_folded(
+    habit: str,
+) -> None:
     model = Twice(habit).eval()
     if habit != "batch statistics":
         settled(model)
@@ -197,8 +267,20 @@ class KeptOut(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    "model", [Reads(), Unlike(), models.Classifier(nn.Sequential(KeptOut(768, 4)), nn.Linear(4, 10), 10, channels=3)]
+    "model",
+    [
+        Reads(),
+        Unlike(),
+        models.Classifier(nn.Sequential(KeptOut(768, 4)), nn.Linear(4, 10), 10, channels=3),
+    ],
 )
-def test_a_view_that_would_not_be_the_model_is_not_made(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
-    assert make_view(model.eval(), SHAPE, torch.bfloat16 if isinstance(model, models.Classifier) else None) is None
+def test_a_view_that_would_not_be_the_model_is_not_made(
+    model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (
+        make_view(
+            model.eval(), SHAPE, torch.bfloat16 if isinstance(model, models.Classifier) else None
+        )
+        is None
+    )
     assert "attacks run on the model itself" in caplog.text

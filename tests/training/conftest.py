@@ -5,13 +5,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from torch import Tensor
 
 import taet
+from taet.methods.base import Loss
 from taet.settings import Run
-from taet.training import TrainingResult, fit, resume, train
+from taet.training import TrainingResult, loop, resume, train
+from taet.training.state import State
 
 Tiny = Callable[..., Run]
 AssertSame = Callable[[Path, Path], None]
@@ -25,7 +28,9 @@ class Killed(BaseException):
 @pytest.fixture(scope="session")
 def result(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """TAET, so that there are two stages and the parts of HEL; float32; with a card."""
-    run = tiny("taet", {"training.epochs": 3, "training.precision": "float32", "data.test_max_count": 2})
+    run = tiny(
+        "taet", {"training.epochs": 3, "training.precision": "float32", "data.test_max_count": 2}
+    )
     made = train(run, out=tmp_path_factory.mktemp("result") / "run")
     taet.evaluate(made.folder, attacks=("clean", "fgsm"))
     return made
@@ -43,7 +48,7 @@ def before_step() -> BeforeStep:
 
     @contextmanager
     def inside(at: int, do: Callable[[], object]) -> Iterator[None]:
-        step, calls = fit.training_step, itertools.count()
+        step, calls = loop.training_step, itertools.count()
 
         def stepped(*given: Any) -> Any:
             if next(calls) == at:
@@ -51,7 +56,7 @@ def before_step() -> BeforeStep:
             return step(*given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fit, "training_step", stepped)
+            patch.setattr(loop, "training_step", stepped)
             yield
 
     return inside
@@ -72,20 +77,37 @@ def killed_before(before_step: BeforeStep) -> BeforeStep:
     return inside
 
 
-@pytest.fixture
-def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Of every step to come: the weights after it, the learning rate, the labels, and the loss."""
-    seen: list[Any] = []
-    step = fit.training_step
+class Step(NamedTuple):
+    """A step that was taken: the weights after it, its learning rate, labels and loss."""
 
-    def spy(state: Any, batch: Any, attack: Any) -> Any:
-        loss = step(state, batch, attack)
+    weights: dict[str, Tensor]
+    lr: float
+    labels: Tensor
+    loss: Loss
+
+
+@contextmanager
+def recorded_steps() -> Iterator[list[Step]]:
+    """Within this context, every training step is recorded."""
+    steps: list[Step] = []
+    training_step = loop.training_step
+
+    def recording(state: State, batch: Any, attack: Any) -> Loss:
+        loss = training_step(state, batch, attack)
         weights = {name: value.clone() for name, value in state.model.state_dict().items()}
-        seen.append((weights, state.optimizer.param_groups[0]["lr"], batch.y, loss))
+        steps.append(Step(weights, state.optimizer.param_groups[0]["lr"], batch.y, loss))
         return loss
 
-    monkeypatch.setattr(fit, "training_step", spy)
-    return seen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", recording)
+        yield steps
+
+
+@pytest.fixture
+def steps_seen() -> Iterator[list[Step]]:
+    """Every step that is taken in the test."""
+    with recorded_steps() as steps:
+        yield steps
 
 
 @pytest.fixture(scope="session")

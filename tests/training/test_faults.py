@@ -1,4 +1,5 @@
-"""Each operation on the disk fails, or the process is killed there: the work goes on with the same bits."""
+"""Each operation on the disk fails, or the process is killed there: the work goes on with the same
+bits."""
 
 import contextlib
 import errno
@@ -26,7 +27,8 @@ OPERATIONS = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "ftrunca
 
 
 class Disk:
-    """Counts the operations that change the disk below `root`, and lets the one of number `at` fail."""
+    """Counts the operations that change the disk below `root`, and lets the one of number `at`
+    fail."""
 
     def __init__(self, root: Path, at: int | None = None, kind: str = "EIO"):
         self.root, self.at, self.kind, self.count = root, at, kind, 0
@@ -35,14 +37,19 @@ class Disk:
         number, self.count = self.count, self.count + 1
         if self.at is None or number < self.at or (number > self.at and self.kind != "kill"):
             return
-        if self.kind == "kill":  # each later operation, too, so that no cleaning up reaches the disk
+        # each later operation, too, so that no cleaning up reaches the disk
+        if self.kind == "kill":
             raise Killed
         raise OSError(ERRORS[self.kind], os.strerror(ERRORS[self.kind]))
 
     def mine(self, place: Any) -> bool:
         """Whether a path or a descriptor is below the root."""
         try:
-            path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else os.fspath(place)
+            path = (
+                os.readlink(f"/proc/self/fd/{place}")
+                if isinstance(place, int)
+                else os.fspath(place)
+            )
         except (OSError, TypeError):
             return False
         return str(path).startswith(str(self.root))
@@ -65,7 +72,8 @@ def failing(disk: Disk) -> Iterator[Disk]:
 
 
 class Job(NamedTuple):
-    """Something that changes a folder: how it is prepared, done, done again after a failure, and its result."""
+    """Something that changes a folder: how it is prepared, done, done again after a failure, and
+    its result."""
 
     prepare: Callable[[Path], object]
     work: Callable[[Path], object]
@@ -74,7 +82,9 @@ class Job(NamedTuple):
 
 def numbers(folder: Path) -> dict[str, Any]:
     """Everything in a run folder that does not depend on the clock."""
-    found: dict[str, Any] = {"weights": [value.tolist() for value in load_file(folder / "model.safetensors").values()]}
+    found: dict[str, Any] = {
+        "weights": [value.tolist() for value in load_file(folder / "model.safetensors").values()]
+    }
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found["rows"] = [(row["epoch"], row["loss"], row["train"], row["monitor"]) for row in rows]
     if (folder / "evaluation.json").exists():
@@ -86,13 +96,24 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def jobs(
-    tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory, go_on: Callable[[Run, Path], None]
+    tiny: Callable[..., Run],
+    tmp_path_factory: pytest.TempPathFactory,
+    go_on: Callable[[Run, Path], None],
 ) -> dict[str, Job]:
-    changes = {"training.batch_size": 64, "training.save_minutes": 0.0, "data.max_count": 10, "data.test_max_count": 2}
+    changes = {
+        "training.batch_size": 64,
+        "training.save_minutes": 0.0,
+        "data.max_count": 10,
+        "data.test_max_count": 2,
+    }
     run = tiny("at", changes)
     finished = train(run, out=tmp_path_factory.mktemp("finished") / "run").folder
     return {
-        "train": Job(lambda _: None, lambda root: go_on(run, root / "run"), lambda root: numbers(root / "run")),
+        "train": Job(
+            lambda _: None,
+            lambda root: go_on(run, root / "run"),
+            lambda root: numbers(root / "run"),
+        ),
         "evaluate": Job(
             lambda root: shutil.copytree(finished, root / "run"),
             lambda root: taet.evaluate(root / "run", attacks=["clean", "fgsm"]),

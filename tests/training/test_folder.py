@@ -14,22 +14,24 @@ from safetensors.torch import load_file, save_file
 
 import taet
 from taet import report
+from taet.card.store import read_card
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.card import read_card
 from taet.evaluation.check import verify
 from taet.files import replacing, seal
+from taet.run.folder import RunFolder, weights_digest
+from taet.run.loading import load_model, load_run
 from taet.settings import override
 from taet.training import TrainingResult, resume, train
-from taet.training.folder import RunFolder, weights_digest
-from taet.training.runs import load_model, load_run
 from tests.calls import one_line
 
 
 @pytest.fixture(scope="module")
 def other(result: TrainingResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run like that of `result` with another seed."""
-    folder = train(override(result.run, {"seed": 1}), out=tmp_path_factory.mktemp("other") / "run").folder
+    folder = train(
+        override(result.run, {"seed": 1}), out=tmp_path_factory.mktemp("other") / "run"
+    ).folder
     taet.evaluate(folder, attacks=("clean", "fgsm"))
     return folder
 
@@ -83,7 +85,11 @@ def test_a_file_without_its_checksum_is_refused(folder: Path, name: str) -> None
 def test_a_card_about_something_else_than_its_run_is_refused(folder: Path) -> None:
     card = taet.ResultCard.load(folder)
     for field, changes, match in (
-        ("model", {**card.model, "file_sha256": "0" * 64}, "made with another file of weights than model.safetensors"),
+        (
+            "model",
+            {**card.model, "file_sha256": "0" * 64},
+            "made with another file of weights than model.safetensors",
+        ),
         ("run", {**card.run, "config": {"training": {"lr": 0.5}}}, "belongs to another run than"),
         ("run", {}, "belongs to another run than"),
     ):
@@ -92,7 +98,8 @@ def test_a_card_about_something_else_than_its_run_is_refused(folder: Path) -> No
 
 
 def use(folder: Path) -> dict[str, Any]:
-    """All numbers that the users of a run folder see: card, model, curve, and the run that is continued, on a copy."""
+    """All numbers that the users of a run folder see: card, model, curve, and the run that is
+    continued, on a copy."""
     card = ResultCard.load(folder)
     column = card.column("fgsm")
     run = RunFolder(folder)
@@ -106,7 +113,13 @@ def use(folder: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(again)
     return {
-        "card": (column.correct.tolist(), column.predictions.tolist(), card.method, card.seed, card.class_names),
+        "card": (
+            column.correct.tolist(),
+            column.predictions.tolist(),
+            card.method,
+            card.seed,
+            card.class_names,
+        ),
         "weights": [value.tolist() for value in model.state_dict().values()],
         "record": (record.settings, record.data.splits["test"], record.data.class_names),
         "rows": [epoch.loss for epoch in run.metrics],
@@ -120,11 +133,20 @@ def test_weights_that_the_training_did_not_write_are_found(folder: Path) -> None
     assert wrong(folder) == ["model-best.safetensors"]
 
 
-FILES = ("model.safetensors", "run.json", "metrics.jsonl", "done", "checkpoint.pt", "evaluation.json")
+FILES = (
+    "model.safetensors",
+    "run.json",
+    "metrics.jsonl",
+    "done",
+    "checkpoint.pt",
+    "evaluation.json",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_another_run_is_found_and_refused_where_it_is_read(folder: Path, other: Path, name: str) -> None:
+def test_a_file_of_another_run_is_found_and_refused_where_it_is_read(
+    folder: Path, other: Path, name: str
+) -> None:
     shutil.copy(other / name, folder / name)
     assert (name if name != "done" else "run.json") in wrong(folder)
     with one_line():
@@ -182,7 +204,9 @@ def test_other_images_and_other_settings_than_those_of_the_run_are_refused(folde
     stored = json.loads((folder / "run.json").read_text())
     (folder / "done").unlink()
     for split, read in (("test", load_run), ("test", resume), ("train", resume)):
-        (folder / "run.json").write_text(json.dumps(seal(changed(stored, f"data.splits.{split}.sha256", "0" * 64))))
+        (folder / "run.json").write_text(
+            json.dumps(seal(changed(stored, f"data.splits.{split}.sha256", "0" * 64)))
+        )
         refused(lambda read=read: read(folder), f"the {split} images .*are not those")  # type: ignore[misc]
     (folder / "run.json").write_text(json.dumps(seal(changed(stored, "run.training.lr", 0.5))))
     refused(lambda: resume(folder), "belongs to another run")
@@ -201,18 +225,26 @@ def test_weights_of_another_run_network_or_program_are_refused(folder: Path, oth
     held.save_weights("model", values | {"head.bias": torch.zeros(4)}, 3)
     refused(lambda: load_model(folder), "does not hold weights of this model")
     held.weights().write_bytes(held.weights().read_bytes()[:1000])
-    refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train, or is truncated")
+    refused(
+        lambda: load_model(folder),
+        r"model\.safetensors was not written by taet train, or is truncated",
+    )
     for metadata in ("{", None):
         save_file(values, held.weights(), metadata=None if metadata is None else {"taet": metadata})
         refused(lambda: load_model(folder), r"model\.safetensors was not written by taet train")
     held.weights().unlink()
-    refused(lambda: load_model(folder), "holds no model.safetensors: the run is not finished; resume it first")
+    refused(
+        lambda: load_model(folder),
+        "holds no model.safetensors: the run is not finished; resume it first",
+    )
     assert "done" in wrong(folder)
 
 
 def test_an_interrupt_before_the_first_step_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
     run, stop = RunFolder(folder).record.run, lambda *_: signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"progress is saved in .*new; continue with: taet train --resume"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"progress is saved in .*new; continue with: taet train --resume"
+    ):
         train(run, out=tmp_path / "new", announce=stop)
 
 
@@ -220,7 +252,8 @@ def test_one_process_owns_a_folder_and_readers_need_no_lock(folder: Path, tmp_pa
     (folder / "done").unlink()
     with RunFolder(folder).own():
         refused(lambda: resume(folder), r"run is in use")
-        with replacing(folder / "checkpoint.pt") as file, RunFolder(folder.parent).own():  # a card of another model
+        # a card of another model
+        with replacing(folder / "checkpoint.pt") as file, RunFolder(folder.parent).own():
             file.write(b"one")
         assert (folder / "checkpoint.pt").read_bytes() == b"one"
         report.write([folder], tmp_path / "r.html")

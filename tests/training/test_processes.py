@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from taet.errors import UserError
+from taet.run.folder import weights_digest
+from taet.run.identity import run_from_json
 from taet.settings import Run, override
-from taet.training import fit, resume, train
-from taet.training.folder import weights_digest
-from taet.training.record import run_from_json
+from taet.training import loop, resume, train
 from tests.calls import met
 
 pytestmark = pytest.mark.full
@@ -31,10 +31,19 @@ SHARED |= {"data.test_max_count": 10, "evaluation.batch_size": 40}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "averaged epochs, drift, attacked in train mode": (
         "at-bsl",
-        {"training.swa": 0.5, "training.distance_images": 3, "threat.bn_mode": "train", "training.augment": "none"},
+        {
+            "training.swa": 0.5,
+            "training.distance_images": 3,
+            "threat.bn_mode": "train",
+            "training.augment": "none",
+        },
     ),
-    "stages, averaged steps, weights perturbed": ("harl", {"training.ema": 0.6, "training.awp": 0.01}),
-    # With seed 0, another order of sums turns signs of the attack, and one process alone moves this run by 0.011.
+    ("stages, averaged steps, weights perturbed"): (
+        "harl",
+        {"training.ema": 0.6, "training.awp": 0.01},
+    ),
+    # With seed 0, another order of sums turns signs of the attack, and one process alone moves this
+    # run by 0.011.
     "feedback, summed up": ("wat", {"training.epochs": 3, "data.validation": 0.3, "seed": 1}),
     "best epoch": ("at", {"training.selection": "best-validation", "data.max_count": 30}),
 }
@@ -42,22 +51,26 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def stopped(run: Run, folder: Path, number: int) -> None:
     """Train until one process, and it alone, is asked to stop."""
-    step, steps = fit.training_step, iter(range(100))
+    step, steps = loop.training_step, iter(range(100))
 
     def asking(*given: Any) -> Any:
         if next(steps) == STOPPED_AFTER and number == 1:
             signal.raise_signal(signal.SIGINT)
         return step(*given)
 
-    with mock.patch.object(fit, "training_step", asking), contextlib.suppress(KeyboardInterrupt):
+    with mock.patch.object(loop, "training_step", asking), contextlib.suppress(KeyboardInterrupt):
         train(run, out=folder)
         raise AssertionError("it was not stopped")
 
 
 def work(number: int, folder: Path) -> None:
-    """What each process does: two share a run and stop another, three continue it, and one does it all alone."""
+    """What each process does: two share a run and stop another, three continue it, and one does it
+    all alone."""
     torch.set_num_threads(1)
-    runs = {name: run_from_json(values) for name, values in json.loads((folder / "runs.json").read_text()).items()}
+    runs = {
+        name: run_from_json(values)
+        for name, values in json.loads((folder / "runs.json").read_text()).items()
+    }
     found: dict[str, Any] = {}
     flush, writes = os.fsync, []
 
@@ -73,10 +86,16 @@ def work(number: int, folder: Path) -> None:
                     stopped(run, folder / name / "2 stopped", number)
                     if number == 0:
                         for goes_on in (1, 3):
-                            shutil.copytree(folder / name / "2 stopped", folder / name / f"2 then {goes_on}")
+                            shutil.copytree(
+                                folder / name / "2 stopped", folder / name / f"2 then {goes_on}"
+                            )
                     resume(folder / name / "2 stopped")
                 found["mistakes"] = []
-                for changes, out in (({}, "2"), ({"training.batch_size": 1}, "new"), ({"data.name": "no"}, "new")):
+                for changes, out in (
+                    ({}, "2"),
+                    ({"training.batch_size": 1}, "new"),
+                    ({"data.name": "no"}, "new"),
+                ):
                     with pytest.raises(UserError) as caught:
                         train(override(run, changes), out=folder / name / out)
                     found["mistakes"].append(str(caught.value).replace(str(folder), ""))
@@ -93,11 +112,16 @@ def work(number: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(
-    tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
+    tiny: Callable[..., Run],
+    tmp_path_factory: pytest.TempPathFactory,
+    side_by_side: Callable[[str, Path, int], None],
 ) -> Path:
     """Where they all were."""
     folder = tmp_path_factory.mktemp("processes")
-    runs = {name: tiny(method, SHARED | changes).model_dump() for name, (method, changes) in RUNS.items()}
+    runs = {
+        name: tiny(method, SHARED | changes).model_dump()
+        for name, (method, changes) in RUNS.items()
+    }
     (folder / "runs.json").write_text(json.dumps(runs))
     side_by_side(__file__, folder, MOST)
     return folder
@@ -111,7 +135,12 @@ def told(folder: Path) -> list[dict[str, Any]]:
 
 def counts(row: dict[str, Any]) -> list[int]:
     """Correct and all images under each attack, over the classes."""
-    return [sum(values) for name, each in row["monitor"].items() if name != "split" for values in each.values()]
+    return [
+        sum(values)
+        for name, each in row["monitor"].items()
+        if name != "split"
+        for values in each.values()
+    ]
 
 
 @pytest.mark.parametrize("other", ["2", "2 then 1", "2 then 3"])
@@ -127,7 +156,8 @@ def test_any_number_of_processes_trains_what_one_does(
             torch.testing.assert_close(weights[key], value, rtol=0, atol=5e-3, msg=key)
     for row, wanted_row in zip(rows(found), rows(expected), strict=True):
         assert row["loss"] == pytest.approx(wanted_row["loss"], rel=1e-3, abs=1e-4)
-        assert counts(row) == pytest.approx(counts(wanted_row), abs=2)  # rounding may turn a sign of an attack
+        # rounding may turn a sign of an attack
+        assert counts(row) == pytest.approx(counts(wanted_row), abs=2)
         assert sum(row["predicted"]) == sum(wanted_row["predicted"]) == sum(row["train"]["total"])
 
 
@@ -139,7 +169,9 @@ def test_the_same_number_of_processes_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_all_processes_hold_the_same_weights_and_statistics(name: str, told: list[dict[str, Any]]) -> None:
+def test_all_processes_hold_the_same_weights_and_statistics(
+    name: str, told: list[dict[str, Any]]
+) -> None:
     assert told[0][name] == told[1][name]
     assert len({found[f"{name} then"] for found in told}) == 1
 

@@ -12,7 +12,8 @@ from taet.losses import Loss
 from taet.models import CosineHead, Head
 from taet.models.tuning import LowRank, extend, select
 from taet.settings import Run, Training, override
-from taet.training.state import build_optimizer, ema_decay, learning_rate
+from taet.training.schedule import learning_rate
+from taet.training.state import build_optimizer, ema_decay
 from taet.training.step import checked, perturbed_weights
 from tests.calls import one_line
 from tests.golden_numbers import Golden
@@ -25,7 +26,9 @@ Y = torch.tensor([0, 1, 0, 1, 1, 0])
 def model() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double()
+        return nn.Sequential(
+            nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)
+        ).double()
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -59,13 +62,18 @@ def test_the_golden_perturbation() -> None:
         golden.check(model.weight.detach() - golden["weight"])
 
 
-def test_within_it_the_loss_is_higher_by_the_first_order_and_afterwards_nothing_has_changed(model: nn.Module) -> None:
+def test_within_it_the_loss_is_higher_by_the_first_order_and_afterwards_nothing_has_changed(
+    model: nn.Module,
+) -> None:
     before, gamma = values(model), 1e-4
     weights = [p for p in model.parameters() if p.ndim > 1]
     gradients = torch.autograd.grad(loss_of(model.eval()), weights)
-    rise = sum(gamma * w.detach().norm() * g.norm() for w, g in zip(weights, gradients, strict=True))
+    rise = sum(
+        gamma * w.detach().norm() * g.norm() for w, g in zip(weights, gradients, strict=True)
+    )
     base = loss_of(model)
-    model.register_parameter("token", token := nn.Parameter(torch.ones(1, 2)))  # as in a transformer: no weight
+    # as in a transformer: no weight
+    model.register_parameter("token", token := nn.Parameter(torch.ones(1, 2)))
     before["token"] = token.detach().clone()
     with perturbed_weights(model, lambda: loss_of(model) + token.sum(), gamma):
         assert (loss_of(model) - base).item() == pytest.approx(float(rise), rel=1e-3)
@@ -86,7 +94,9 @@ def test_the_ascent_leaves_the_statistics_of_batch_normalisation_alone(model: nn
         for name, buffer in model.named_buffers():
             assert torch.equal(buffer, before[name]), name
         loss_of(model)
-    assert model.get_buffer("1.num_batches_tracked") == 1, "the forward within the context counts, the ascent does not"
+    assert model.get_buffer("1.num_batches_tracked") == 1, (
+        "the forward within the context counts, the ascent does not"
+    )
 
 
 def test_a_step_within_it_is_taken_at_the_perturbed_weights(model: nn.Module) -> None:
@@ -112,7 +122,11 @@ def test_the_golden_decay() -> None:
 def rates(steps: int, **changes: object) -> list[float]:
     given = {f"training.{key}": value for key, value in changes.items()}
     run: Run = override(protocols.start("taet", "at", "vit"), given)
-    return [learning_rate(run, epoch, step, steps) for epoch in range(run.training.epochs) for step in range(steps)]
+    return [
+        learning_rate(run, epoch, step, steps)
+        for epoch in range(run.training.epochs)
+        for step in range(steps)
+    ]
 
 
 def test_the_rate_rises_evenly_to_the_whole_and_falls_along_half_a_cosine() -> None:
@@ -134,19 +148,24 @@ def test_one_cycle_is_torchs(warmup: float) -> None:
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         cycle.step() if len(expected) < 100 else None
-    assert rates(25, epochs=4, warmup=warmup, decay="one-cycle", lr=0.2) == pytest.approx(expected, rel=1e-12)
+    assert rates(25, epochs=4, warmup=warmup, decay="one-cycle", lr=0.2) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
 @pytest.mark.parametrize("head", [Head(), Head("cosine")], ids=["linear", "cosine"])
 @pytest.mark.parametrize("tune", ["all", "lora:2"])
 def test_adamw_decays_the_weights_of_layers_alone(name: str, head: Head, tune: str) -> None:
-    """No bias, no gain of a normalisation, and of a transformer neither class token nor position embedding."""
+    """No bias, no gain of a normalisation, and of a transformer neither class token nor position
+    embedding."""
     model = models.build(name, 3, (3, 8, 8), head=head)
     extend(model, tune)
     select(model, tune)
     optimizer = build_optimizer(model, Training(optimizer="adamw", lr=1e-3, weight_decay=0.05))
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     layers = nn.Conv2d | nn.Linear | nn.MultiheadAttention | CosineHead | LowRank
     assert decay == {
         id(parameter): 0.05 if isinstance(module, layers) and not part.endswith("bias") else 0.0

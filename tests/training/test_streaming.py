@@ -13,7 +13,10 @@ from taet.training import train
 
 
 def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
-    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: Callable[[Path, Path], None]
+    tiny: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same: Callable[[Path, Path], None],
 ) -> None:
     monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
     digits, arrays = load("digits-lt", max_count=20, test_max_count=8, validation=0.2).splits, {}
@@ -21,14 +24,22 @@ def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
         arrays |= {f"{part}_images": digits[name].images, f"{part}_labels": digits[name].labels}
     np.savez_compressed(tmp_path / "digits.npz", **arrays)
     named = {"data.name": f"npz:{tmp_path / 'digits.npz'}", "data.max_count": None}
-    named |= {"training.sampling": "class-balanced", "training.augment": "randaugment", "training.swa": 0.0}
+    named |= {
+        "training.sampling": "class-balanced",
+        "training.augment": "randaugment",
+        "training.swa": 0.0,
+    }
     disk, memory = (
-        train(tiny("taet", {"data.storage": way, **named}), out=tmp_path / way) for way in ("disk", "memory")
+        train(tiny("taet", {"data.storage": way, **named}), out=tmp_path / way)
+        for way in ("disk", "memory")
     )
     assert isinstance(disk.dataset.train.images, np.memmap)
     assert not isinstance(memory.dataset.train.images, np.memmap)
     assert_same(disk.folder, memory.folder)
-    cards = [evaluate(result.folder, attacks=("fgsm", "pgd-2"), batch_size=10) for result in (disk, memory)]
+    cards = [
+        evaluate(result.folder, attacks=("fgsm", "pgd-2"), batch_size=10)
+        for result in (disk, memory)
+    ]
     assert cards[0].data["test_sha256"] == cards[1].data["test_sha256"]
     for column, expected in zip(*(card.columns for card in cards), strict=True):
         np.testing.assert_array_equal(column.predictions, expected.predictions)

@@ -1,4 +1,5 @@
-"""`torchrun -m taet train`: two processes train, attack and print as one; after one dies the run can be continued."""
+"""`torchrun -m taet train`: two processes train, attack and print as one; after one dies the run
+can be continued."""
 
 import atexit
 import os
@@ -15,22 +16,42 @@ from safetensors.torch import load_file
 
 from taet.cli import main
 from taet.evaluation import ResultCard
-from taet.training import fit, resume
+from taet.training import loop, resume
 from tests.calls import PATIENCE
 
-WORDS = "train at --data.max-count 20 --data.test-max-count 10 --model resnet8 --batch-size 32 --threads 1 --lr 0.002"
-WORDS += " --precision float32 --threat.eps 0.05 --threat.step-size 0.025 --threat.steps 2 --monitor-steps 2 --epochs 2"
+WORDS = (
+    "train at --data.max-count 20 --data.test-max-count 10 --model resnet8 --batch-size 32 "
+    "--threads 1 --lr 0.002"
+)
+WORDS += (
+    " --precision float32 --threat.eps 0.05 --threat.step-size 0.025 --threat.steps 2 "
+    "--monitor-steps 2 --epochs 2"
+)
 WORDS += " --evaluation.attacks fgsm --device cpu --seed 1"
+ROOT = Path(__file__).parents[2]
 DIES_BEFORE = 5  # of six steps
 
 
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a module or a script as two processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    }
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +73,8 @@ def assert_weights_close(folder: Path, expected: Path) -> None:
 def test_two_processes_train_attack_and_speak_as_one(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = torchrun(__file__, *WORDS.split(), "--out", folder, "--evaluate")
-    assert done.returncode == 0, done.stderr  # although each process would abort while Python shuts down
+    # although each process would abort while Python shuts down
+    assert done.returncode == 0, done.stderr
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
     assert_weights_close(folder, alone)
     card, whole = (ResultCard.load(place / "evaluation.json") for place in (folder, alone))
@@ -65,13 +87,17 @@ def test_two_processes_train_attack_and_speak_as_one(alone: Path, tmp_path: Path
 
 
 @pytest.mark.full
-def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(alone: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(
+    alone: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     done = torchrun(__file__, *WORDS.split(), "--out", folder, "--save-minutes", "0")
     assert done.returncode == 1
     (line,) = re.findall(r"^taet: .*", done.stderr, re.MULTILINE) or [done.stderr]
     assert line.startswith("taet: error: another process of this job has ended (")
-    assert line.endswith(f"; {folder / 'checkpoint.pt'} is kept; continue: taet train --resume {folder}")
+    assert line.endswith(
+        f"; {folder / 'checkpoint.pt'} is kept; continue: taet train --resume {folder}"
+    )
     assert not (folder / "done").exists()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == (DIES_BEFORE - 1) % 3
     assert len(resume(folder).history) == 2
@@ -80,14 +106,14 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(
 
 def dying() -> None:
     """Make the first process, which writes, kill itself in the middle of the run."""
-    step = fit.training_step
+    step = loop.training_step
 
     def deadly(state: Any, *given: Any) -> Any:
         if state.number + 1 == DIES_BEFORE and os.environ["RANK"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         return step(state, *given)
 
-    fit.training_step = deadly
+    loop.training_step = deadly
 
 
 if __name__ == "__main__":

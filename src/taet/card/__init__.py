@@ -1,0 +1,1 @@
+"""A result card: what was measured on one model and one test set."""

@@ -1,0 +1,234 @@
+"""Predictions of a finished run for new images, and whether each survives an attack."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from taet.attacks import catalogue
+from taet.attacks.counting_model import CountingModel
+from taet.attacks.spec import AttackSpec, Clean
+from taet.data.dataset import fingerprints
+from taet.deployment.input_images import ImageSource, list_images, read_images
+from taet.deployment.trained_model import TrainedModel, load
+from taet.errors import UserError
+from taet.evaluation.attack_sets import of_run
+from taet.evaluation.runner import Runner
+from taet.formatting import plural
+from taet.machine import float32_by_default, resolve_device
+from taet.progress import Progress
+from taet.settings import Run
+from taet.settings.arguments import checked_arguments
+from taet.settings.types import Count, check_value
+
+if TYPE_CHECKING:
+    import pandas
+
+BATCH_SIZE = 250
+DIGITS = 6  # of a probability in a table; `probabilities` has full precision
+NO_CLASS = -1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions:
+    """Predictions for N images, in the given order."""
+
+    paths: tuple[str, ...]
+    """The files, or positions in an array."""
+    labels: NDArray[np.int64]
+    """(N,): the class of the largest logit; -1 for an image that could not be read."""
+    class_names: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    """(N, C): softmax of the logits; nan for an image that could not be read."""
+    survives: NDArray[np.bool_] | None
+    """(N,): whether the class is the same under the attack, False for an unreadable image; None
+    without an attack."""
+    errors: tuple[str, ...]
+    """Why an image could not be read; empty if it could."""
+    attack: str
+    """The attack, with its options; empty without one."""
+    notes: tuple[str, ...] = ()  # on the folders that were searched through
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def unread(self) -> int:
+        """How many images could not be read."""
+        return sum(map(bool, self.errors))
+
+    def table(self, top: int = 1) -> "pandas.DataFrame":
+        """Return a row per image, with path, class and probability.
+
+        After an attack there is a column survives, and if any image has an error a column error.
+
+        `top` above 1: the next classes follow as class_2, probability_2, and so on. None: the image
+        could not be read.
+        """
+        import pandas  # takes a second, and only this needs it
+
+        ranked = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
+        shares = np.take_along_axis(self.probabilities, ranked, 1).astype(np.float64).round(DIGITS)
+        columns: dict[str, object] = {"path": self.paths}
+        for place, (labels, share) in enumerate(zip(ranked.T, shares.T, strict=True), 1):
+            ending = "" if place == 1 else f"_{place}"
+            columns[f"class{ending}"] = np.asarray(self.class_names, dtype=object)[labels]
+            columns[f"probability{ending}"] = share
+        if self.survives is not None:
+            columns["survives"] = self.survives
+        table = pandas.DataFrame(columns, dtype=object)
+        unread = np.array(self.errors, dtype=object) != ""
+        table.loc[unread, table.columns[1:]] = None
+        if unread.any():
+            table["error"] = [error or None for error in self.errors]
+        return table
+
+    def to_csv(self, top: int = 1) -> str:
+        """Return the table as CSV with a header.
+
+        The column survives is true or false, and unknown values are empty.
+        """
+        table = self.table(top)
+        if "survives" in table:
+            table["survives"] = table["survives"].map({True: "true", False: "false"})
+        return table.to_csv(index=False, lineterminator="\n")
+
+    def __repr__(self) -> str:
+        counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))
+        by_count = np.argsort(-counts, kind="stable")
+        classes = [f"{self.class_names[label]} {counts[label]}" for label in by_count]
+        predicted = ", ".join(classes[: np.count_nonzero(counts)]) or "no class"
+        parts = [f"{plural(len(self), 'image')}: {predicted}"]
+        if self.survives is not None:
+            attacked = len(self) - self.unread
+            parts.append(f"{int(self.survives.sum())} of {attacked} survive {self.attack}")
+        if self.unread:
+            parts.append(f"{self.unread} could not be read")
+        return "; ".join(parts)
+
+
+@checked_arguments
+@float32_by_default()
+def predict(
+    run_dir: str | os.PathLike[str] | TrainedModel,
+    images: ImageSource,
+    *,
+    attack: str | None = None,
+    weights: str = "model",
+    batch_size: int = BATCH_SIZE,
+    device: str = "auto",
+    progress: Progress | None = None,
+    model: nn.Module | None = None,
+) -> Predictions:
+    """Return the predicted class of every image by a trained model; its data are not needed.
+
+    Images are read and resized as in training; grey and colour are converted to match the model's
+    images. Up to float32 rounding, a prediction does not depend on the other images or their order.
+
+    Args:
+        run_dir: a finished run, or what `taet.load` returned.
+        images: files and folders (searched through, hidden files left out), or an array uint8 (N,
+            H, W, C), C 1 or 3.
+        attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings;
+            `survives` says whether the predicted class (no label is known) survives it; this
+            proves only that one attack failed.
+        weights: which of a run's weights: model, model-last or model-best.
+        batch_size: images that are in memory, and passed to the model, at a time.
+        device: auto, cpu, cuda or cuda:N.
+        progress: called as progress(done, total, label), in estimated passes of an image through
+            the model.
+        model: for a run that was trained from a Module in memory, a Module of the same structure.
+
+    Raises:
+        UserError: a run that is not finished, an unknown attack or one without a ball, no image. An
+            unreadable file does not raise: `errors` has the reason.
+    """
+    check_value("batch size", batch_size, Count)
+    listed, on_device = list_images(images), resolve_device(device)
+    trained = run_dir
+    if not isinstance(trained, TrainedModel):
+        trained = load(trained, weights, model=model)
+    spec = None if attack is None else _attack_in_a_ball(attack, trained.run)
+    classes, total = trained.class_names, len(listed.names)
+    passes = 1 if spec is None else 1 + spec.passes(len(classes))
+    predictions = Predictions(
+        listed.names,
+        np.full(total, NO_CLASS, np.int64),
+        classes,
+        np.full((total, len(classes)), np.nan, np.float32),
+        None if spec is None else np.zeros(total, np.bool_),
+        ("",) * total,
+        attack or "",
+        tuple(listed.notes),
+    )
+    counting = CountingModel(trained.model.to(on_device))
+    errors: list[str] = []
+    for start in range(0, total, batch_size):
+
+        def report(inside: float, _: float, label: str, start: int = start) -> None:
+            if progress is not None:
+                progress(start * passes + inside, total * passes, label)
+
+        chunk = listed.images[start : start + batch_size]
+        batch = read_images(chunk, trained.image_shape, trained.background)
+        rows, pixels = list[int](), list[NDArray[np.uint8]]()
+        for row, image in enumerate(batch, start):
+            if isinstance(image, str):
+                errors.append(image)
+            else:
+                errors.append("")
+                rows.append(row)
+                pixels.append(image)
+        if rows:
+            stacked = np.stack(pixels)
+            # The pixels of an image seed its random draws, by the first 63 bits of their hash.
+            keys = (fingerprints(stacked).byteswap() >> 1).astype(np.int64)
+            runner = Runner(
+                counting,
+                stacked,
+                predictions.labels[rows],
+                len(classes),
+                batch_size,
+                trained.run.evaluation.seed,
+                on_device,
+                keys=keys,
+            )
+            _predict_batch(predictions, rows, runner, spec, report)
+        report(len(batch) * passes, 0, f"{start + len(batch)} of {total} images")
+    return replace(predictions, errors=tuple(errors))
+
+
+def _attack_in_a_ball(attack: str, run: Run) -> AttackSpec:
+    """Return an attack with a radius, by its name: survival of others is not defined."""
+    spec = catalogue.parse(attack, of_run(run, {"attacks": attack}))
+    if spec.eps is None:
+        advice = ""
+        if spec.norm is not None:
+            advice = f", or {spec.name} with a radius of its own, such as eps=0.5"
+        raise UserError(
+            f"attack: got {spec.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}"
+        )
+    return spec
+
+
+def _predict_batch(
+    predictions: Predictions,
+    rows: Sequence[int],
+    runner: Runner,
+    spec: AttackSpec | None,
+    report: Progress,
+) -> None:
+    """Write the predictions of a batch into these rows, and whether they survive the attack."""
+    with runner.frozen_and_exact():
+        clean, scores = runner.attack(Clean())
+        predictions.labels[rows] = clean.predictions
+        predictions.probabilities[rows] = scores
+        if spec is not None and predictions.survives is not None:
+            side_by_side = runner.batch_size if spec.batch_independent else 1
+            attacked = replace(runner, labels=clean.predictions, batch_size=side_by_side)
+            outcome, _ = attacked.attack(spec, natural=clean.predictions, progress=report)
+            predictions.survives[rows] = outcome.correct

@@ -1,0 +1,7 @@
+"""Comparisons: methods x data x imbalance ratios x seeds as run folders, of which only the missing
+ones are run."""
+
+from taet.experiments.compare import Comparison, compare
+from taet.experiments.grid import Grid, Outcome, cells_of, parse, read
+
+__all__ = ["Comparison", "Grid", "Outcome", "cells_of", "compare", "parse", "read"]

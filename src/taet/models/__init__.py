@@ -1,0 +1,27 @@
+"""Models: image classifiers in [0, 1] with `.features`, `.head` and their normalisation inside."""
+
+from taet.models.classifier import Adapter, Classifier, CosineHead, Head, adapted, build_head
+from taet.models.foreign import build, check_logits
+from taet.models.loading import pretrained
+from taet.models.normalization import Normalized
+from taet.models.trust import check_consent, check_trust, consent, is_own, trusted
+
+__all__ = [
+    "Adapter",
+    "Classifier",
+    "CosineHead",
+    "Head",
+    "Normalized",
+    "adapted",
+    "build",
+    "build_head",
+]
+__all__ += [
+    "check_consent",
+    "check_logits",
+    "check_trust",
+    "consent",
+    "is_own",
+    "pretrained",
+    "trusted",
+]

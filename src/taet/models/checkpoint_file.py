@@ -1,0 +1,207 @@
+"""A file of weights as plain Python and tensors: no code that it holds is run.
+
+A `torch.save` file is a pickle. `torch.load(weights_only=True)` reads tensors, numbers and texts. A
+file that also holds other objects, such as the arguments of a training script, is read by an
+unpickler that builds tensors and dictionaries and puts a `StandIn` in place of everything else.
+"""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, ClassVar, NamedTuple
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from taet.errors import UserError
+from taet.files import read_bytes
+
+MOST_BYTES = 2**36  # size limit of a file of weights
+SAFETENSORS = ".safetensors"
+
+
+class StandIn:
+    """In place of an object of the file, whose class is not imported and whose code is not run."""
+
+    origin: ClassVar[str] = ""
+    """The name of its class or function, package.module.name."""
+
+    def __new__(cls, *_arguments: object, **_options: object) -> "StandIn":
+        return object.__new__(cls)
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        self.state: object = None
+
+    def __call__(self, *_arguments: object, **_options: object) -> "StandIn":
+        return self
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Take an item of a dictionary of another class, and forget it."""
+
+    def append(self, item: object) -> None:
+        """Take an item of a list of another class, and forget it."""
+
+    def extend(self, items: object) -> None:
+        """Take items of a list of another class, and forget them."""
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a whole `nn.Module`."""
+        return isinstance(self.state, Mapping) and "_modules" in self.state
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds."""
+
+    content: object
+    unread: tuple[str, ...]
+    """Classes and functions of which it holds objects that were not read."""
+
+
+class _Builder:
+    """A function that an unpickler may call, and whose attributes it cannot change."""
+
+    __slots__ = ("build",)
+
+    def __init__(self, build: Callable[..., object]) -> None:
+        self.build = build
+
+    def __call__(self, *arguments: object) -> object:
+        return self.build(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("a function has no state")
+
+
+class _Dictionary(dict[object, object]):
+    def __setstate__(self, state: object) -> None:
+        """Ignore attributes, such as `_metadata` of a state dict."""
+
+
+def _dictionary(*_arguments: object) -> _Dictionary:
+    return _Dictionary()
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
+    return torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]
+
+
+def _parameter(data: object, *_: object) -> object:
+    return data
+
+
+def _typed(build: Callable[..., object], _kind: object, arguments: Any, _state: object) -> object:
+    """Build a tensor of a subclass, such as a Parameter with attributes, as a plain one."""
+    return build(*arguments)
+
+
+BUILDERS: dict[tuple[str, str], object] = {
+    ("torch._utils", "_rebuild_tensor"): _Builder(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Builder(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Builder(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Builder(_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): _Builder(_typed),
+    ("torch", "Size"): _Builder(torch.Size),
+    ("torch", "device"): _Builder(torch.device),
+    ("collections", "OrderedDict"): _Builder(_dictionary),
+    ("collections", "defaultdict"): _Builder(_dictionary),
+    ("collections", "Counter"): _Builder(_dictionary),
+}
+"""What the unpickler may build; all other classes and functions become stand-ins."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the content of a .safetensors file or of one that `torch.save` wrote.
+
+    Raises:
+        UserError: no file, a damaged one, TorchScript, or another format.
+    """
+    if not path.is_file():
+        allowed = "a file that exists (.safetensors, .pt or .pth)"
+        raise UserError(f"weights: got {path}; allowed: {allowed}")
+    try:
+        if path.suffix == SAFETENSORS:
+            # the library's own reader opens no file whose name is not UTF-8
+            return Checkpoint(load_safetensors(read_bytes(path, most=MOST_BYTES)), ())
+        with warnings.catch_warnings(), path.open("rb") as file:
+            # about old file formats, which are read or refused anyway
+            warnings.simplefilter("ignore")
+            return _read_torch_file(file, path)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # torch reports a truncated or foreign file in many types
+        why = f"or is truncated ({type(error).__name__})"
+        raise UserError(
+            f"{path} holds no weights that can be read without running code, {why}"
+        ) from None
+
+
+def _read_torch_file(file: IO[bytes], path: Path) -> Checkpoint:
+    if zipfile.is_zipfile(file):
+        if _is_torchscript(file):
+            remedy = to_state_dict(path, "torch.jit.load")
+            raise UserError(f"{path} is TorchScript, which is a program; {remedy}")
+        check_archive(file)
+    file.seek(0)
+    try:
+        return Checkpoint(torch.load(file, map_location="cpu", weights_only=True), ())
+    except pickle.UnpicklingError:
+        file.seek(0)
+        return _read_with_stand_ins(file)
+
+
+def _read_with_stand_ins(file: IO[bytes]) -> Checkpoint:
+    stand_ins: dict[str, type[StandIn]] = {}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in BUILDERS:
+                return BUILDERS[module, name]
+            if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+                return dtype
+            origin = f"{module}.{name}"
+            if origin not in stand_ins:
+                stand_ins[origin] = type("StandIn", (StandIn,), {"origin": origin})
+            return stand_ins[origin]
+
+    def load(stream: IO[bytes], **options: Any) -> object:
+        return Unpickler(stream, **options).load()
+
+    inert = ModuleType("inert_pickle")
+    vars(inert).update(Unpickler=Unpickler, load=load)
+    content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert)
+    return Checkpoint(content, tuple(stand_ins))
+
+
+def check_archive(file: IO[bytes]) -> None:
+    """Verify the checksum of every member of a zip file, which torch does not do, and refuse
+    compressed ones."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if is_compressed or archive.testzip() is not None:
+            raise zipfile.BadZipFile
+    file.seek(0)
+
+
+def _is_torchscript(file: IO[bytes]) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def to_state_dict(path: Path, loader: str = "torch.load") -> str:
+    """Return how a person who trusts a file of a whole model makes a file of its weights."""
+    options = ", weights_only=False" if loader == "torch.load" else ""
+    weights = f"{path.stem}-weights.pt"
+    return (
+        "allowed: weights alone, made where the file is trusted and its code at hand, by: "
+        f"import torch; model = {loader}('{path.name}'{options}); "
+        f"torch.save(model.state_dict(), '{weights}'); or --model package.module:callable"
+    )

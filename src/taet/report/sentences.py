@@ -1,0 +1,205 @@
+"""The sentences of the report: what was tested, which row is best, and what the evaluation warns
+of."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from taet.evaluation.flags import raised
+from taet.formatting import join_words, percent, percent_interval, plural
+from taet.metrics.intervals import Difference
+from taet.report.doubts import reason_for_doubt
+from taet.report.results import Results
+from taet.report.tables import lead_attacks, order, threat
+from taet.training.curve import training_flags
+
+MOST_NAMED = 3  # rows or classes that a sentence names
+AT_CHANCE = "at-chance"  # flag of a card that recognises too little
+GREY_LEVELS = 255
+
+
+class RaisedFlag(NamedTuple):
+    """A warning of the evaluation: its flag, the rows that raise it, and its sentence."""
+
+    flag: str
+    rows: str
+    text: str
+
+
+def name(results: Results) -> str:
+    """Return the name of a test set, with the imbalance of its training set."""
+    data = results.cards[0].data
+    ratio = data.get("imbalance_ratio")
+    return f"{data['name']}, imbalance ratio {ratio:.4g}" if ratio else str(data["name"])
+
+
+def about(results: Results) -> str:
+    """Return a sentence on how many models were attacked, on which images, and how."""
+    card = results.cards[0]
+    models = {(entry.row, entry.card.seed) for entry in results.entries}
+    images = f"{len(card.labels):,} test images"
+    counts = results.train_class_counts
+    if counts is not None:
+        whose = "" if card.run else " of this data set"
+        ends = f"from {max(counts):,} to {min(counts):,} of a class"
+        images = f"{sum(counts):,} training images{whose} ({ends}), {images}"
+    if results.strongest is not None:
+        images += f", attacks within {threat(results.columns[results.strongest])}"
+    tested = f"{plural(len(models), 'model')}, {card.num_classes} classes, {images}"
+    return "; ".join([tested, *_notes(results)]) + "."
+
+
+def _notes(results: Results) -> list[str]:
+    notes = [note for card in results.cards for note in card.data.get("notes", ())]
+    sources = [card.data["extra"]["source"] for card in results.cards if "extra" in card.data]
+    notes += [f"extra images: {source}" for source in sources]
+    return list(dict.fromkeys(notes))
+
+
+def lead(results: Results) -> str:
+    """Return what a reader must know first, and which row is best under the strongest attack and
+    whether its lead is significant."""
+    at_chance = _rows_at_chance(results)
+    first = [*_on_missing_classes(results), *_on_chance(at_chance, results)]
+    if len(at_chance) == len(results.rows):
+        return " ".join([*first, _range_of_accuracies(results)])
+    return " ".join([*first, _on_the_best(results)])
+
+
+def in_plain_words(results: Results) -> str:
+    """Return what the strongest attack does to the best row, in numbers of images that a reader
+    without the field's words understands; "" where it is no small change of each pixel."""
+    attack, best = results.strongest, order(results)[0]
+    column = None if attack is None else results.columns[attack]
+    if column is None or column.norm != "linf" or column.eps is None:
+        return ""
+    plain = results.scores("plain").query("row == @best").set_index("attack")["accuracy"]
+    if "clean" not in plain or attack not in plain or best in _rows_at_chance(results):
+        return ""
+    before, after = (f"{100 * plain[name]:.0f}" for name in ("clean", attack))
+    levels = f"{GREY_LEVELS * column.eps:.3g}"
+    return (
+        f"Of 100 test images, {best} classifies {before} correctly; after a change of each pixel "
+        f"by at most {levels} of {GREY_LEVELS} grey levels, chosen to mislead it, {after}."
+    )
+
+
+def _on_missing_classes(results: Results) -> list[str]:
+    card = results.cards[0]
+    missing = [
+        name
+        for name, images in zip(card.class_names, card.test_class_counts, strict=True)
+        if images == 0
+    ]
+    if not missing:
+        return []
+    tested = card.num_classes - len(missing)
+    have = "has" if len(missing) == 1 else "have"
+    return [
+        f"{join_words(missing, MOST_NAMED)} {have} no test images: all numbers are about the other "
+        f"{tested} of {card.num_classes} classes."
+    ]
+
+
+def _rows_at_chance(results: Results) -> list[str]:
+    """Return the rows of which no card is shown to be above chance on clean images."""
+    return [
+        row
+        for row in results.rows
+        if all(AT_CHANCE in raised(card) for card in results.cards_of(row))
+    ]
+
+
+def _on_chance(at_chance: Sequence[str], results: Results) -> list[str]:
+    if not at_chance:
+        return []
+    if len(at_chance) == len(results.rows) > 1:
+        rows, end = "no row is", "robustness cannot be measured, and none is the best"
+    else:
+        verb = "is" if len(at_chance) == 1 else "are"
+        rows = f"{join_words(at_chance, MOST_NAMED)} {verb} not"
+        end = "there is no robustness to measure"
+    return [f"On clean images, {rows} shown to be better than chance: {end}."]
+
+
+def _range_of_accuracies(results: Results) -> str:
+    attack = lead_attacks(results)[-1]
+    scores = results.scores("balanced").query("attack == @attack")["accuracy"]
+    low, high = percent(scores.min()), percent(scores.max())
+    number = f"is {low} %" if len(scores) == 1 else f"is between {low} and {high} %"
+    return f"{_under(attack)}, balanced accuracy {number}."
+
+
+def _under(attack: str) -> str:
+    return "On clean images" if attack == "clean" else f"Under {attack}"
+
+
+def _on_the_best(results: Results) -> str:
+    attack = lead_attacks(results)[-1]
+    scores = results.scores("balanced").query("attack == @attack").set_index("row")
+    best, *others = [row for row in order(results) if row in scores.index]
+    score = scores.loc[best]
+    number = f"{percent(score['accuracy'])} % ({percent_interval(score['low'], score['high'])})"
+    doubt = reason_for_doubt(results.cards_of(best), results.columns[attack])
+    if doubt:
+        number += f", which may be too high ({doubt})"
+    if not others:
+        return f"{_under(attack)}, {best} keeps a balanced accuracy of {number}."
+    tested = np.count_nonzero(results.cards[0].test_class_counts)
+    if tested > 1 and score["low"] <= 1 / tested:
+        number += f", not shown to be above chance ({percent(1 / tested)} %)"
+    paired = {row: results.difference(best, row, attack) for row in others}
+    highest = f"{_under(attack)}, {best} has the highest balanced accuracy, {number}"
+    return f"{highest}; {_how_sure(paired)}."
+
+
+def _how_sure(paired: dict[str, Difference | None]) -> str:
+    """Return whether the differences of the best row to the others exceed chance."""
+    uncertain, better = [], []
+    for row, difference in paired.items():
+        if difference is None or not difference.significant:
+            uncertain.append(row)
+        elif difference.value < 0:
+            better.append(row)
+    if better:
+        rows = join_words(better, MOST_NAMED)
+        return f"of the runs with seeds of both, those of {rows} are better"
+    if uncertain:
+        return f"the difference to {join_words(uncertain, MOST_NAMED)} is not significant"
+    ahead = f"its lead over {join_words(paired, MOST_NAMED)} is significant"
+    if any(difference is not None and difference.runs == 1 for difference in paired.values()):
+        ahead += "; with one seed this says which model is better, not which method"
+    return ahead
+
+
+def warnings(results: Results) -> list[RaisedFlag]:
+    """Return the warnings of the present rules, with the text of the first card of each row; those
+    of one flag together."""
+    cards_in = {row: len(results.cards_of(row)) for row in results.rows}
+    raised_by = _raised_by(results)
+    rows_by_text: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (flag, row), texts_by_card in raised_by.items():
+        seed, text = texts_by_card[0]
+        if len({text for _, text in texts_by_card}) > 1:
+            text = f"Of one: {text}" if seed is None else f"Of seed {seed}: {text}"
+        number = len(texts_by_card)
+        all_cards = number == cards_in[row]
+        row_words = row if all_cards else f"{row} ({number} of {cards_in[row]} cards)"
+        rows_by_text[flag, text].append(row_words)
+    flags = list(dict.fromkeys(flag for flag, _ in rows_by_text))
+    found = [
+        RaisedFlag(flag, join_words(rows), text) for (flag, text), rows in rows_by_text.items()
+    ]
+    return sorted(found, key=lambda warning: flags.index(warning.flag))
+
+
+def _raised_by(results: Results) -> dict[tuple[str, str], list[tuple[int | None, str]]]:
+    """Return, for each flag and row, the seed and the text of each card that raises it."""
+    found: dict[tuple[str, str], list[tuple[int | None, str]]] = defaultdict(list)
+    for entry in results.entries:
+        flags = {**raised(entry.card), **training_flags(entry.epochs)}
+        for flag, text in flags.items():
+            found[flag, entry.row].append((entry.card.seed, text))
+    return found

@@ -1,6 +1,0 @@
-"""Comparisons: methods x data x imbalance ratios x seeds as run folders, of which only the missing ones are run."""
-
-from taet.experiments.grid import Grid, Outcome, cells_of, parse, read
-from taet.experiments.jobs import Comparison, compare
-
-__all__ = ["Comparison", "Grid", "Outcome", "cells_of", "compare", "parse", "read"]

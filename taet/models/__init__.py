@@ -1,8 +1,0 @@
-"""Models: image classifiers in [0, 1] with `.features`, `.head` and their normalisation inside."""
-
-from taet.models.classifier import Adapter, Classifier, CosineHead, Head, adapted, build_head
-from taet.models.foreign import Normalized, build, check_consent, check_logits, check_trust, consent, is_own, trusted
-from taet.models.weights import pretrained
-
-__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "Normalized", "adapted", "build", "build_head"]
-__all__ += ["check_consent", "check_logits", "check_trust", "consent", "is_own", "pretrained", "trusted"]

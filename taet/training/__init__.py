@@ -1,5 +1,0 @@
-"""Training: the loop, the step, and the run folder."""
-
-from taet.training.runs import TrainingResult, resume, train
-
-__all__ = ["TrainingResult", "resume", "train"]

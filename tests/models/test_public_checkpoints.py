@@ -1,0 +1,179 @@
+"""Files in the form of public code become the network that the code has, or are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from taet import models
+from taet.models import foreign, resnet
+from tests.calls import one_line
+from tests.models.checkpoint_forms import FORMS
+from tests.models.reference_networks import (
+    PreActResNet18,
+    ResNet18,
+    random_statistics,
+    under,
+)
+
+WIDTH = 8  # divides all widths of the networks that are run
+CLASSES = tuple("abcdefghij")
+SHAPE = (3, 32, 32)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our networks, an eighth as wide."""
+    for name, layout in resnet.LAYOUTS.items():
+        widths = tuple(width // WIDTH for width in layout.widths)
+        monkeypatch.setitem(resnet.LAYOUTS, name, layout._replace(widths=widths))
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "models-from-elsewhere.md"
+
+
+def table() -> str:
+    """The forms as a table of the documentation."""
+    rows = ["| written by | holds | network here | |", "|---|---|---|---|"]
+    for form in FORMS.values():
+        network = f"`{form.network}`" if form.network else ""
+        outcome = "loads" if form.network else "refused"
+        if form.refused:
+            outcome += f"; refused {form.refused}" if form.network else f": it {form.refused}"
+        rows.append(f"| {form.written_by} | {form.holds} | {network} | {outcome} |")
+    return "\n".join(rows)
+
+
+def reference(form: str) -> nn.Module:
+    torch.manual_seed(1)
+    return random_statistics(FORMS[form].reference(WIDTH))
+
+
+def saved(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def images() -> Tensor:
+    return torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits(network: nn.Module) -> Tensor:
+    return network(images())
+
+
+def load(name: str, path: Path, **options: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    return foreign.load(name, CLASSES, SHAPE, path, **options)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if FORMS[form].network])
+def test_a_file_loads_as_the_function_of_the_code_that_wrote_it(form: str, tmp_path: Path) -> None:
+    theirs = reference(form)
+    path = saved(FORMS[form].content(theirs), tmp_path / "net.pt")
+    network, notes = load(FORMS[form].network, path)
+    torch.testing.assert_close(logits(network), logits(theirs), rtol=1e-4, atol=1e-4)
+    assert notes[0].startswith("weights: ")
+
+
+@pytest.mark.parametrize(
+    ("form", "model", "reason"),
+    [
+        (
+            "rb_preact_in_resnet.py",
+            "preact-resnet18",
+            "does not normalise before its last layer.*another function",
+        ),
+        (
+            "rb_dm_wrn28_swish",
+            "wrn-28-10",
+            "the names are those of --model dm-wrn-28-10 or dm-wrn-28-10-swish",
+        ),
+        ("rb_dm_preact18", "preact-resnet18", "names are those of --model dm-preact-resnet18 or"),
+        ("cfa_preact", "resnet18", "those of --model preact-resnet18 or nfgsm-preact-resnet18"),
+        ("trades_wrn34_module", "wrn-28-10", "the names are those of --model wrn-34-10"),
+        ("rb_resnet18", "preact-resnet18", "the names are those of --model resnet18"),
+    ],
+)
+def test_a_file_of_another_network_is_refused_with_the_name_of_that_network(
+    form: str, model: str, reason: str, tmp_path: Path
+) -> None:
+    path = saved(FORMS[form].content(reference(form)), tmp_path / "net.pt")
+    with one_line(reason):
+        load(model, path)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_running_means_tell_two_networks_with_equal_names_apart(
+    raw: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    theirs = PreActResNet18(WIDTH, raw=raw).train()
+    for _ in range(3):
+        theirs(nn.functional.interpolate(torch.rand(16, 3, 8, 8), size=32, mode="bilinear"))
+    path = saved(under("", theirs.eval()), tmp_path / "net.pt")
+    right, wrong = "preact-resnet18", "nfgsm-preact-resnet18"
+    if raw:
+        right, wrong = wrong, right
+    torch.testing.assert_close(logits(load(right, path)[0]), logits(theirs), rtol=1e-4, atol=1e-4)
+    with one_line(f"another function under the same names.*allowed: --model {right}"):
+        load(wrong, path)
+
+
+def test_where_the_running_means_do_not_tell_the_other_network_is_named(tmp_path: Path) -> None:
+    path = saved(under("", PreActResNet18(WIDTH)), tmp_path / "net.pt")
+    _, notes = load("preact-resnet18", path)
+    assert "N-FGSM has the same names, and the file does not tell" in notes[0]
+
+
+def test_the_activation_that_no_file_holds_is_said(tmp_path: Path) -> None:
+    form = FORMS["rb_dm_wrn28_relu"]
+    path = saved(form.content(reference("rb_dm_wrn28_relu")), tmp_path / "net.pt")
+    _, notes = load("dm-wrn-28-10", path)
+    assert "the file does not say whether its network has ReLU or Swish" in notes[0]
+    assert notes[1] == (
+        "normalisation: cifar10, as in the code of the network; the file has none, inside the model"
+    )
+
+
+@pytest.mark.parametrize(
+    "form", ["gairat_resnet18_pthtar", "cfa_preact", "trades_wrn34_module", "rb_dm_preact18"]
+)
+def test_training_begins_from_the_body_of_every_file(form: str, tmp_path: Path) -> None:
+    theirs = reference(form)
+    path = saved(FORMS[form].content(theirs), tmp_path / "net.pt")
+    model = models.build(FORMS[form].network, 10, SHAPE, weights=path)
+    assert ", its head included" in model.notes[-1]
+    other = models.build(FORMS[form].network, 4, SHAPE, weights=path)
+    assert "the head is fresh, since that of the file is for 10 classes" in other.notes[-1]
+
+
+def test_whose_names_were_recognised_is_said(tmp_path: Path) -> None:
+    path = saved({"net": under("module.", ResNet18(WIDTH))}, tmp_path / "net.pt")
+    _, notes = load("resnet18", path)
+    assert notes[0] == (
+        f"weights: 122 tensors of {path} under 'net', without the prefix 'module.', with the names "
+        "of pytorch-cifar (kuangliu); AT-BSL, MART, DAFA, GAIRAT, LAS-AT, WAT, RobustBench"
+    )
+
+
+def test_the_documentation_has_every_form() -> None:
+    assert table() in PAGE.read_text()
+
+
+def test_torchvisions_resnet_is_ours_with_the_first_layers_for_large_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = resnet.ResidualLayout((64, 128, 256, 512), (2, 2, 2, 2))
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", whole)
+    theirs = random_statistics(torchvision.models.resnet18(weights=None, num_classes=10))
+    path = saved(theirs.state_dict(), tmp_path / "net.pt")
+    large = (3, 96, 96)
+    x = torch.rand(2, *large)
+    network, notes = foreign.load("resnet18", CLASSES, large, path)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), theirs(x), rtol=1e-4, atol=1e-4)
+    assert "with the names of torchvision" in notes[0]

@@ -1,0 +1,133 @@
+"""The sentences of the report: what a reader must know first, and which row is best."""
+
+import pytest
+
+import taet
+from taet.card.card import ResultCard
+from taet.report.sentences import in_plain_words, lead
+from tests.report.made import ATTACKS, PROBE, MakeCard, right
+
+
+def test_where_all_rows_are_at_chance_none_is_called_the_best(make_card: MakeCard) -> None:
+    cards = [
+        right(make_card(method), share, *ATTACKS)
+        for method, share in (("at", 0.05), ("taet", 0.06))
+    ]
+    sentence = lead(taet.results(cards))
+    assert sentence.startswith("On clean images, no row is shown to be better than chance: ")
+    assert "highest" not in sentence
+
+
+def test_a_row_at_chance_is_named_before_the_best(make_card: MakeCard) -> None:
+    sentence = lead(taet.results(right(make_card("at"), 0.05, *ATTACKS), make_card("taet")))
+    assert sentence.startswith("On clean images, at is not shown to be better than chance: ")
+    assert "taet has the highest" in sentence
+
+
+def test_classes_without_test_images_are_named_before_the_best(make_card: MakeCard) -> None:
+    cards = []
+    for method in ("at", "taet"):
+        card = make_card(method)
+        data = dict(card.data, class_names=[*card.class_names, "ten", "eleven"])
+        data["train_class_counts"] = [*data["train_class_counts"], 5, 4]
+        cards.append(card.changed(data=data))
+    assert lead(taet.results(cards)).startswith(
+        "ten and eleven have no test images: all numbers are about the other 10 of 12 classes. "
+    )
+
+
+def test_an_accuracy_under_attack_that_may_be_chance_says_so(make_card: MakeCard) -> None:
+    cards = [right(make_card(method), 0.1, *ATTACKS[1:]) for method in ("at", "taet")]
+    assert ", not shown to be above chance (10.0 %);" in lead(taet.results(cards))
+
+
+def test_what_the_attack_does_is_said_in_numbers_of_images(make_card: MakeCard) -> None:
+    card = right(right(make_card("at"), 0.9, "clean"), 0.25, "autoattack")
+    assert in_plain_words(taet.results(card)) == (
+        "Of 100 test images, at classifies 90 correctly; after a change of each pixel by at most 8 "
+        "of 255 grey levels, chosen to mislead it, 25."
+    )
+
+
+@pytest.mark.parametrize("columns", [1, 0])
+def test_without_clean_images_or_an_attack_there_is_no_such_sentence(
+    cards: dict[str, ResultCard], columns: int
+) -> None:
+    card = cards["at"]
+    kept = card.columns[:1] if columns else card.columns[1:]
+    assert in_plain_words(taet.results(card.changed(columns=kept))) == ""
+
+
+@pytest.fixture
+def ahead(make_card: MakeCard) -> list[ResultCard]:
+    """Two seeds of a method that is far ahead, and of another."""
+    shares = (("at", 0.9), ("taet", 0.3))
+    return [
+        right(make_card(method, seed), share, *ATTACKS)
+        for method, share in shares
+        for seed in (0, 1)
+    ]
+
+
+def test_a_lead_of_several_seeds_is_significant(ahead: list[ResultCard]) -> None:
+    assert lead(taet.results(ahead)).endswith("its lead over taet is significant.")
+
+
+def test_a_lead_of_one_seed_is_that_of_a_model_not_of_a_method(ahead: list[ResultCard]) -> None:
+    assert lead(taet.results(ahead[0], ahead[2])).endswith(
+        "; its lead over taet is significant; with one seed this says which model is better, not "
+        "which method."
+    )
+
+
+def test_a_lead_of_one_common_seed_is_that_of_a_model_too(
+    ahead: list[ResultCard], make_card: MakeCard
+) -> None:
+    other = right(make_card("taet", 2), 0.3, *ATTACKS)
+    assert "with one seed" in lead(taet.results(ahead[:3], other))
+
+
+RANDOM = {"repeat_difference": 0.1}
+SMALL_LOGITS = {
+    "images": 250,
+    "clean_correct": 240,
+    "pgd_correct": 200,
+    "scaled_pgd_correct": 100,
+    "only_pgd_correct": 110,
+    "only_scaled_pgd_correct": 10,
+}
+PGD_IS_STRONGEST, CLEAN_ALONE = 3, 1  # of the columns of a card
+
+
+@pytest.mark.parametrize(
+    ("facts", "columns", "reason"),
+    [
+        (RANDOM, 5, "gradients may mislead attacks: randomised"),
+        (RANDOM, CLEAN_ALONE, ""),
+        (SMALL_LOGITS, PGD_IS_STRONGEST, "gradients may mislead attacks: logit-scale"),
+        (SMALL_LOGITS, 5, ""),
+    ],
+)
+def test_a_number_that_misled_attacks_leave_too_high_is_doubted(
+    ahead: list[ResultCard], facts: dict[str, float], columns: int, reason: str
+) -> None:
+    card = ahead[0].changed(probe=PROBE | facts, columns=ahead[0].columns[:columns])
+    end = f"), which may be too high ({reason})." if reason else ")."
+    assert lead(taet.results(card)).endswith(end)
+
+
+def test_a_number_of_an_epoch_that_the_test_images_chose_is_doubted(
+    ahead: list[ResultCard],
+) -> None:
+    leaked = ahead[0].changed(model={**ahead[0].model, "leak": True})
+    end = "), which may be too high (its epoch was chosen on the test images)."
+    assert lead(taet.results(leaked)).endswith(end)
+
+
+def test_rows_that_are_better_in_the_common_seeds_are_named(make_card: MakeCard) -> None:
+    cards = [
+        right(make_card("at", seed), share, *ATTACKS) for seed, share in enumerate((0.2, 1, 1))
+    ]
+    other = right(make_card("at-bsl"), 0.6, *ATTACKS)
+    end = "; of the runs with seeds of both, those of at-bsl are better."
+    assert lead(taet.results([*cards, other])).endswith(end)
