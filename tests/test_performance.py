@@ -14,7 +14,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch
 
 from taet import methods
 from taet.attacks.noise import Source
@@ -148,17 +150,17 @@ def test_a_point_of_the_smoke_script_that_passed_is_not_repeated(
 
 
 def test_the_loop_of_pgd_in_one_graph_gives_the_images_of_the_package(
-    load: Load, monkeypatch: pytest.MonkeyPatch
+    load: Load,
 ) -> None:
     speed = load("gpu_speed")
     setup = speed.Setup(torch.device("cpu"), speed.TINY, "resnet8", "fast", batch=4)
-    monkeypatch.setattr("torch._dynamo.config.trace_autograd_ops", False)  # restored afterwards
-    monkeypatch.setattr("torch._functorch.config.backward_pass_autocast", "same_as_forward")
     counters.clear()
     batch = setup.x, setup.y, setup.noise
-    found = [speed.attack_by(way, setup)(*batch) for way in ("whole loop", "recorded loop")]
-    assert counters["stats"]["unique_graphs"] == 2, "one for the loop, and one for a step"
-    expected = speed.attack_by("plain", setup)(*batch)
+    # what the script sets for its process is restored, also in what torch derives from it
+    with dynamo.patch(trace_autograd_ops=False), functorch.patch(backward_pass_autocast="off"):
+        found = [speed.attack_by(way, setup)(*batch) for way in ("whole loop", "recorded loop")]
+        assert counters["stats"]["unique_graphs"] == 2, "one for the loop, and one for a step"
+        expected = speed.attack_by("plain", setup)(*batch)
     assert all(torch.equal(x_adv, expected) for x_adv in found)
     torch.compiler.reset()
 
