@@ -21,7 +21,7 @@ from taet.data.image_files import picture, scaled
 from taet.deployment import export as export_run
 from taet.deployment.export import resize
 from taet.models import resnet, vit
-from taet.models.stored_weights import read
+from taet.models.weight_files.stored_weights import read
 from taet.run.folder import RunFolder
 from taet.run.loading import load_model
 from taet.settings import override

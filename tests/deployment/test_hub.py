@@ -20,8 +20,8 @@ from taet.card.card import ResultCard
 from taet.data import Dataset
 from taet.data.notes import DataNote
 from taet.deployment.hub import model_card, paths_and_file_names, publish
-from taet.models.stored_weights import read
-from taet.models.weights import CONFIG, FILES, download_or_path
+from taet.models.weight_files.location import CONFIG, FILES, download_or_path
+from taet.models.weight_files.stored_weights import read
 from taet.run.folder import RunFolder
 from taet.run.loading import load_model
 from tests.calls import one_line

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from taet import models
 from taet.models import Adapter, Classifier, Head, pretrained
-from taet.models.loading import load_all, match
-from taet.models.stored_weights import read
+from taet.models.weight_files.loading import load_all, match
+from taet.models.weight_files.stored_weights import read
 from tests.calls import one_line
 
 SHAPE = (3, 8, 8)

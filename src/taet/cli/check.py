@@ -87,7 +87,7 @@ def run(words: list[str]) -> int:
 
 def _file_of_weights(command: CheckCommand) -> str | None:
     """Return the file of weights, or FILE:KEY, in the place of a model, or of --weights."""
-    from taet.models.weights import split_key
+    from taet.models.weight_files.location import split_key
 
     for name in (command.model, command.weights):
         if name is not None and Path(split_key(name)[0]).is_file():
@@ -97,7 +97,7 @@ def _file_of_weights(command: CheckCommand) -> str | None:
 
 def described(file: str) -> list[str]:
     """Return what a file of weights holds, and how its network is attacked."""
-    from taet.models.identification import describe_file
-    from taet.models.stored_weights import read
+    from taet.models.weight_files.identification import describe_file
+    from taet.models.weight_files.stored_weights import read
 
     return describe_file(read(file))

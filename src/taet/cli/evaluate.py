@@ -185,10 +185,11 @@ def opened(
     """Return a run's folder or a model of any origin, its test images, resized to the run's, and
     notes on it."""
     from taet.data import load, load_all
-    from taet.models import foreign, is_own, stored_weights
+    from taet.models import foreign, is_own
     from taet.models.class_order import read_classes
-    from taet.models.identification import model_of
-    from taet.models.weights import split_key
+    from taet.models.weight_files import stored_weights
+    from taet.models.weight_files.identification import model_of
+    from taet.models.weight_files.location import split_key
     from taet.run.folder import RunFolder
 
     if not data.get("name"):
@@ -244,9 +245,9 @@ def _normalization_notes(model: nn.Module, dataset: Dataset) -> list[str]:
 def download_or_path(name: str) -> str:
     """Return the folder of a published model, hf:USER/NAME@COMMIT, with its files checked; other
     names unchanged."""
-    from taet.models import weights
+    from taet.models.weight_files import location
 
-    return str(weights.download_or_path(name)) if name.startswith(("hf:", "folder:")) else name
+    return str(location.download_or_path(name)) if name.startswith(("hf:", "folder:")) else name
 
 
 def run_named_by(name: str | None) -> Path | None:

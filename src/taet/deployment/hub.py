@@ -24,8 +24,8 @@ from taet.files import (
 )
 from taet.formatting import format_radius, markdown_table
 from taet.models import is_own
-from taet.models.checkpoint_file import MOST_BYTES
-from taet.models.weights import CONFIG, FILES
+from taet.models.weight_files.checkpoint_file import MOST_BYTES
+from taet.models.weight_files.location import CONFIG, FILES
 from taet.report import tables
 from taet.report.markup import markdown, markdown_text
 from taet.report.results import results

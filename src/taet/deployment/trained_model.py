@@ -18,10 +18,10 @@ from taet.formatting import join_words
 from taet.models import foreign
 from taet.models.class_order import read_classes
 from taet.models.foreign import ImageShape
-from taet.models.identification import model_of
 from taet.models.normalization import AUTO
-from taet.models.stored_weights import read
-from taet.models.weights import download_or_path, split_key
+from taet.models.weight_files.identification import model_of
+from taet.models.weight_files.location import download_or_path, split_key
+from taet.models.weight_files.stored_weights import read
 from taet.run.folder import DELIVERED, folder_of, weights_digest
 from taet.run.loading import load_model
 from taet.settings import Run

@@ -2,9 +2,9 @@
 
 from taet.models.classifier import Adapter, Classifier, CosineHead, Head, adapted, build_head
 from taet.models.foreign import build, check_logits
-from taet.models.loading import pretrained
 from taet.models.normalization import Normalized
 from taet.models.trust import check_consent, check_trust, consent, is_own, trusted
+from taet.models.weight_files.loading import pretrained
 
 __all__ = [
     "Adapter",

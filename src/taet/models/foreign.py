@@ -31,7 +31,6 @@ from taet.errors import (
 from taet.machine import float32_by_default
 from taet.models.class_order import Reordered, class_order
 from taet.models.classifier import Adapter, Classifier, Head, build_head
-from taet.models.loading import load_all, match, pretrained, statistics_of
 from taet.models.normalization import (
     AUTO,
     RGB,
@@ -41,9 +40,10 @@ from taet.models.normalization import (
     parse_normalization,
     same_statistics,
 )
-from taet.models.recognition import Recognised
-from taet.models.stored_weights import StoredWeights, read
 from taet.models.trust import is_own
+from taet.models.weight_files.loading import load_all, match, pretrained, statistics_of
+from taet.models.weight_files.recognition import Recognised
+from taet.models.weight_files.stored_weights import StoredWeights, read
 from taet.randomness import seeded
 from taet.settings.arguments import checked_arguments
 
@@ -125,7 +125,7 @@ def load(
         spec: as of `taet.models.build`.
         class_names: of the data; the outputs of the model are brought into this order.
         image_shape: of the data, (channels, height, width).
-        weights: as of `taet.models.stored_weights.read`. They must fit wholly.
+        weights: as of `taet.models.weight_files.stored_weights.read`. They must fit wholly.
         normalize: auto (as in the file of weights, or as in the code of its network, else none),
             none, imagenet, cifar10, cifar100 or MEANS/STDS, one number per channel separated by
             commas; with three, the model also gets grey images as colour.

@@ -11,7 +11,7 @@ from taet.card.card import Card
 from taet.card.images import ImagePixels
 from taet.card.store import card_of
 from taet.errors import UserError, prefix_errors
-from taet.models.weights import download_or_path
+from taet.models.weight_files.location import download_or_path
 from taet.run.folder import RunFolder
 from taet.run.record import Epoch
 

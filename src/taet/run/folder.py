@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from taet import files
 from taet.errors import UserError, prefix_errors, wrapping_user_code
 from taet.files import CHECKPOINT, DIVERGED, DONE, METRICS, RUN, Json
-from taet.models.checkpoint_file import check_archive
-from taet.models.weights import read_sums
+from taet.models.weight_files.checkpoint_file import check_archive
+from taet.models.weight_files.location import read_sums
 from taet.run.record import Epoch, RunRecord
 from taet.settings import from_json
 from taet.settings.types import Count, Record, Sha256

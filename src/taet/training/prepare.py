@@ -43,7 +43,7 @@ from taet.models.normalization import parse_normalization
 from taet.models.sync_norm import synchronised
 from taet.models.tuning import select, trained
 from taet.models.view import View, make_view
-from taet.models.weights import OF_RUN, download_or_path, weights_file
+from taet.models.weight_files.location import OF_RUN, download_or_path, weights_file
 from taet.progress import Progress, reporting_to
 from taet.run.folder import SCHEMA, RunFolder
 from taet.run.identity import code_of

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taet.errors import UserError, unknown
 from taet.formatting import join_words
-from taet.models.checkpoint_file import Checkpoint, StandIn, to_state_dict
+from taet.models.weight_files.checkpoint_file import Checkpoint, StandIn, to_state_dict
 
 USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
 AVERAGED = re.compile(r"(?<!un)(?<!non)(ema|averag|swa)")

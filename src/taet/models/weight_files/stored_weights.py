@@ -8,10 +8,10 @@ from torch import Tensor
 
 from taet.errors import UserError
 from taet.files import RUN, parse_json, read_json
-from taet.models.checkpoint_file import SAFETENSORS, read_checkpoint
-from taet.models.recognition import is_of_run
-from taet.models.weight_sets import find_weights
-from taet.models.weights import split_key, weights_file
+from taet.models.weight_files.checkpoint_file import SAFETENSORS, read_checkpoint
+from taet.models.weight_files.location import split_key, weights_file
+from taet.models.weight_files.recognition import is_of_run
+from taet.models.weight_files.weight_sets import find_weights
 
 
 class StoredWeights(NamedTuple):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from taet.errors import UserError, exception_text
 from taet.models.classifier import Adapter, Classifier
-from taet.models.misfit import left_over_error, misfit
-from taet.models.name_maps import NFGSM, PREACT, known_statistics
 from taet.models.normalization import Statistics, format_statistics
-from taet.models.recognition import COUNTER, SETTINGS, Recognised, recognise
 from taet.models.resnet import RawShortcutBlock, ResidualBody
-from taet.models.shortcut_statistics import shortcut_kind
-from taet.models.stored_weights import StoredWeights, read
+from taet.models.weight_files.misfit import left_over_error, misfit
+from taet.models.weight_files.name_maps import NFGSM, PREACT, known_statistics
+from taet.models.weight_files.recognition import COUNTER, SETTINGS, Recognised, recognise
+from taet.models.weight_files.shortcut_statistics import shortcut_kind
+from taet.models.weight_files.stored_weights import StoredWeights, read
 
 ADDED_PARTS = (".parametrizations.", ".mlp.mlp.")  # of a run with low-rank parts or adapters
 

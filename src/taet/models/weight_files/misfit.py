@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from taet.errors import UserError, shortened
 from taet.models.classifier import Adapter, Classifier
-from taet.models.identification import fitting_models
-from taet.models.name_maps import namings_of
 from taet.models.normalization import RGB
-from taet.models.recognition import COUNTER, SETTINGS, NameMap, Recognised, name_maps
 from taet.models.resnet import PreActBlock, ResidualBody
-from taet.models.stored_weights import StoredWeights
+from taet.models.weight_files.identification import fitting_models
+from taet.models.weight_files.name_maps import namings_of
+from taet.models.weight_files.recognition import COUNTER, SETTINGS, NameMap, Recognised, name_maps
+from taet.models.weight_files.stored_weights import StoredWeights
 
 TORCHVISION = {"conv1.weight", "layer1.0.conv1.weight"}  # names that each of its ResNets has
 

@@ -9,7 +9,6 @@ from taet.errors import UserError
 from taet.formatting import join_words, plural
 from taet.models.classifier import Classifier
 from taet.models.normalization import format_statistics
-from taet.models.recognition import Recognised, recognise
 from taet.models.resnet import (
     LAYOUTS,
     PreActBlock,
@@ -18,8 +17,9 @@ from taet.models.resnet import (
     ResidualLayout,
     residual_body,
 )
-from taet.models.shortcut_statistics import shortcut_kind
-from taet.models.stored_weights import StoredWeights
+from taet.models.weight_files.recognition import Recognised, recognise
+from taet.models.weight_files.shortcut_statistics import shortcut_kind
+from taet.models.weight_files.stored_weights import StoredWeights
 
 HEAD_TENSORS = 2  # weight and bias
 MOST_NAMES = 4  # of classes, or of tensors, in a line

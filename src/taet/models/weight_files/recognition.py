@@ -7,9 +7,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from taet.models.classifier import Adapter, Classifier
-from taet.models.name_maps import Naming, namings_of
 from taet.models.normalization import Statistics
 from taet.models.resnet import ResidualBody
+from taet.models.weight_files.name_maps import Naming, namings_of
 
 SETTINGS = ("mean", "std", "offset")
 """Tensors of a Classifier or Adapter that the data and the method of a run set."""
