@@ -143,7 +143,7 @@ def fill(missing: Sequence[Cell], options: argparse.Namespace) -> bool:
                 options.out / name,
                 time_budget=None if math.isinf(left) else left,
                 jobs=options.jobs,
-                say=print,
+                progress=print,
             )
         except UserError as error:  # such as data that are not on this machine
             print(f"not run: {name}: {error}")

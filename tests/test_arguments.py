@@ -41,6 +41,10 @@ def with_lock() -> nn.Module:
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "train out": (lambda: taet.train(RUN, out=5), "out: got 5; allowed: a text or a Path or None"),
     "train run": (lambda: taet.train("at"), "run: got 'at'; allowed: a Run, e.g. protocols.taet"),
+    "train progress": (
+        lambda: taet.train(RUN, progress="bar"),
+        "progress: got 'bar'; allowed: a function or True or False or None",
+    ),
     "resume": (lambda: taet.resume(None), "folder: got None; allowed: a text or a Path"),
     "evaluate out": (
         lambda: taet.evaluate(network(), X, Y, attacks=["clean"], eps=0.1, out=5),

@@ -49,6 +49,7 @@ LEAF_IMPORTS = {
     "machine": {"__version__", "distributed", "errors", "files", "formatting"},
     "registry": {"errors", "files"},
     "metrics": {"errors"},
+    "progress": {"formatting"},
     "settings": {"errors", "formatting", "registry"},
     "protocols": {"settings", "errors", "methods"},
 }

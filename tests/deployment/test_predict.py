@@ -41,6 +41,14 @@ def test_classes_and_survival_are_those_of_the_evaluation(
     assert 0 < found.survives.sum() < len(found)
 
 
+def test_a_notebook_shows_the_summary_and_the_table(answered: Predictions) -> None:
+    named = dataclasses.replace(answered, class_names=("<a>", *answered.class_names[1:]))
+    shown = named._repr_html_()
+    assert f"survive {ATTACK}</p>" in shown
+    assert "<th>probability</th>" in shown
+    assert "<a>" not in shown, "names are text, not markup"
+
+
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_neither_order_nor_batch_matters(
     batch_size: int, trained: Path, dataset: Dataset, answered: Predictions

@@ -154,6 +154,16 @@ def test_progress_never_goes_back_and_ends_at_its_total_once(
     assert {label.partition(":")[0] for _, _, label in seen} == {*ATTACKS, "probe", "all attacks"}
 
 
+def test_an_evaluation_shows_its_progress_where_somebody_watches(
+    monkeypatch: pytest.MonkeyPatch, evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("taet.progress.is_watched", lambda: True)
+    evaluated("clean", progress=False)
+    assert capsys.readouterr().err == ""
+    evaluated("clean")
+    assert "evaluate Sequential: 100 %" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("threads", "expected"), [(3, [3]), (None, [5, 4, 3])])
 def test_every_pass_has_the_threads_asked_for_or_those_that_are_idle(
     threads: int | None,

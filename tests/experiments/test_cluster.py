@@ -61,7 +61,7 @@ def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
 ) -> None:
     said: list[str] = []
     asked = Slurm(partition="gpu", time="1h30m", gpus=1, cpus=4)
-    first = compare(small, tmp_path / "out", slurm=asked, say=said.append)
+    first = compare(small, tmp_path / "out", slurm=asked, progress=said.append)
     assert first.counts == {"submitted": 3}
     assert first.outcomes[1].reason == "job 7_2, submitted"
     assert library.options == {
@@ -76,7 +76,7 @@ def test_cells_are_submitted_once_and_again_if_their_job_ended_early(
     }
     library.jobs[0]()  # which ends as it should
     del library.queue["7_1"], library.queue["7_2"]
-    second = compare(small, tmp_path / "out", slurm=asked, say=said.append)
+    second = compare(small, tmp_path / "out", slurm=asked, progress=said.append)
     assert [one.reason for one in second.outcomes] == ["", "job 7_4, submitted", "job 7_3, pending"]
     assert said[1:] == [
         f"1 job ended before the cell was done, see the logs: {library.jobs[1].name}",

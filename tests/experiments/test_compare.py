@@ -57,7 +57,7 @@ def test_what_is_missing_is_run_once(
     small: dict[str, Any], processes: Processes, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    result = compare(small | {"title": "Small"}, tmp_path / "out", say=said.append)
+    result = compare(small | {"title": "Small"}, tmp_path / "out", progress=said.append)
     assert states(result) == ["done"] * 3
     assert (result.report, result.out_of_time) == (tmp_path / "out" / "report.html", False)
     assert [call["words"][0] for call in processes()] == ["train", "evaluate"] * 3
@@ -75,6 +75,22 @@ def test_what_is_missing_is_run_once(
     before = len(processes())
     assert states(compare(small | {"seeds": [2, 3]}, tmp_path / "out")) == ["done", "done"]
     assert len(processes()) == before + 2
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_comparison_prints_its_events_where_somebody_watches(
+    small: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = small | {"seeds": [0]}
+    compare(one, tmp_path / "log")
+    monkeypatch.setattr(sys.modules["taet.experiments.compare"], "is_watched", lambda: True)
+    compare(one, tmp_path / "quiet", progress=False)
+    assert capsys.readouterr().err == ""
+    compare(one, tmp_path / "out")
+    assert f"[1/1] {NAMES[0]}: done in" in capsys.readouterr().err
 
 
 def test_a_dry_run_touches_nothing_and_missing_data_are_refused_before_the_work_begins(
@@ -98,7 +114,7 @@ def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(
 ) -> None:
     processes(seed0="fail", seed1="idle")
     said: list[str] = []
-    result = compare(small, tmp_path / "out", say=said.append)
+    result = compare(small, tmp_path / "out", progress=said.append)
     assert states(result) == ["failed", "failed", "done"]
     assert result.outcomes[0].reason == "exit status 1: the loss is not finite"
     assert result.outcomes[1].reason == "the command ended well, but the cell is not complete"
@@ -146,7 +162,7 @@ def test_an_interruption_waits_until_every_process_has_saved(
             raise BrokenPipeError  # who read it has ended
 
     with pytest.raises(BrokenPipeError if number == signal.SIGTERM else KeyboardInterrupt):
-        compare(small, tmp_path / "out", jobs=2, say=say)
+        compare(small, tmp_path / "out", jobs=2, progress=say)
     assert [(folder / "saved").exists() for folder in folders] == [True, True, False]
     assert states(compare(small, tmp_path / "out", dry_run=True)) == [
         "started",
@@ -215,7 +231,7 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(sys.modules["taet.experiments.compare"], "idle_threads", lambda: (6, ""))
     said: list[str] = []
-    compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", jobs="auto", say=said.append)
+    compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", jobs="auto", progress=said.append)
     assert "; 2 side by side on GPU GPU-a, GPU-b; logs in " in said[0]
     calls = processes()
     assert {call["threads"] for call in calls} == {"3"}

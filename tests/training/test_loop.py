@@ -15,7 +15,7 @@ from taet.run.loading import load_run
 from taet.settings import override
 from taet.training import loop, resume, train
 from tests.calls import one_line
-from tests.training.conftest import AssertSame, Tiny
+from tests.training.conftest import AssertSame, BeforeStep, Tiny
 
 
 def test_the_same_run_repeats_bit_for_bit(
@@ -126,6 +126,25 @@ def test_progress_rises_to_the_whole(
     assert list(done) == sorted(done)
     assert done[-1] == total[-1]
     assert len(set(total)) == 1
+
+
+def test_training_and_a_resumed_run_show_their_progress_where_somebody_watches(
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    killed_before: BeforeStep,
+) -> None:
+    monkeypatch.setattr("taet.progress.is_watched", lambda: True)
+    run = tiny("at", {"training.epochs": 2})
+    with killed_before(1):
+        train(run, out=tmp_path / "cut")
+    resume(tmp_path / "cut")
+    assert f"resume {tmp_path / 'cut'}: 100 %" in capsys.readouterr().err
+    train(run, out=tmp_path / "run")
+    assert "at: 100 %" in capsys.readouterr().err
+    train(run, out=tmp_path / "quiet", progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_progress_names_epoch_and_stage(

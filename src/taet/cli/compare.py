@@ -66,7 +66,6 @@ def run(words: list[str]) -> int:
             "options"
         )
 
-    from taet.cli.processes import say
     from taet.experiments import compare
     from taet.models import trusted
 
@@ -83,7 +82,7 @@ def run(words: list[str]) -> int:
             time_budget=budget,
             slurm=slurm,
             dry_run=dry,
-            say=say,
+            progress=True,
         )
     print(result.text(dry))
     if slurm is not None and dry:

@@ -56,22 +56,21 @@ def run(words: list[str]) -> None:
     )
 
     from taet import protocols
-    from taet.cli.processes import progress, say
     from taet.data import load
     from taet.data.dataset import render
     from taet.data.sources import prepare
     from taet.experiments import own_choices
-    from taet.progress import reporting_to
+    from taet.progress import reporting_to, say, shown
 
     given = {**given, "data.name": command.set}
     if command.action == "prepare":
-        with progress("prepare") as report:
+        with shown("prepare") as report:
             dataset, done = prepare(override(Run(), given).data, report)
         counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
         lines = [*done, f"{dataset.name}: {counts} images, imbalance {dataset.imbalance_ratio:.4g}"]
         print("\n".join(lines))
         return
-    with progress("read") as report, reporting_to(report):
+    with shown("read") as report, reporting_to(report):
         run, chosen = own_choices.chosen(protocols.taet(), given, network_too=False)
         dataset = load(run.data)
     choices = {name: made for name, made in chosen.items() if name.startswith("data.")}

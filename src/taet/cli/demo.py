@@ -43,7 +43,6 @@ def run(words: list[str]) -> int:
     """Train, attack and report; existing runs are used. Return 1 if one of them failed."""
     command, _ = parse(Demo, words, "taet demo")
 
-    from taet.cli.processes import say
     from taet.experiments import compare
 
     grid = {
@@ -52,6 +51,6 @@ def run(words: list[str]) -> int:
         "data": ["digits-lt"],
         "settings": CHANGES,
     }
-    result = compare(grid, command.out, jobs=3, say=say)
+    result = compare(grid, command.out, jobs=3, progress=True)
     print(f"{WHY}\n{result}")
     return int("failed" in result.counts)

@@ -110,11 +110,12 @@ def run(words: list[str], *, last: bool = True) -> None:
     """Attack a run or a model and print its card and, of the last command, the next one."""
     command, given = read(words)
 
-    from taet.cli.processes import progress, together
+    from taet.cli.processes import together
     from taet.evaluation import evaluate
     from taet.evaluation.attack_sets import attacks_of
     from taet.machine import resolve_device
     from taet.models import trusted
+    from taet.progress import shown
     from taet.run.folder import DELIVERED, RunFolder
 
     refuse_idle_trust(command.trust_model, command.run or run_named_by(command.model))
@@ -152,9 +153,9 @@ def run(words: list[str], *, last: bool = True) -> None:
                 else {"name": command.model, "title": command.name or title, "notes": about}
             )
             attack = partial(evaluate, model, dataset, **how)
-        with progress(f"evaluate {command.model or place}") as report:
+        with shown(f"evaluate {command.model or place}") as report:
             card = attack(progress=report)
-        shown = place if weights == DELIVERED else RunFolder(place).card(weights)
+        source = place if weights == DELIVERED else RunFolder(place).card(weights)
         notes = [] if command.model is None else [*card.data["notes"], *card.model.get("notes", ())]
         notes += _about_images(card, place)
         print(
@@ -162,7 +163,7 @@ def run(words: list[str], *, last: bool = True) -> None:
                 [
                     str(card),
                     *notes,
-                    *([f"next: {call_text(['report', str(shown)])}"] if last else []),
+                    *([f"next: {call_text(['report', str(source)])}"] if last else []),
                 ]
             )
         )

@@ -48,16 +48,16 @@ def run(words: list[str]) -> int:
     """Classify every image; return 2 if one could not be read."""
     command, _ = parse(Predict, words, "taet predict")
 
-    from taet.cli.processes import progress, say
     from taet.deployment.predict import predict
     from taet.models import trusted
+    from taet.progress import say, shown
 
     if command.out is not None:
         if os.path.lexists(command.out) and not command.force:
             raise UserError(f"{command.out} exists; allowed: another --out, or --force")
         make_folder(command.out.parent)
     how = {name: getattr(command, name) for name in ("attack", "batch_size", "device")}
-    with trusted(command.trust_model), progress(f"predict {command.run}") as report:
+    with trusted(command.trust_model), shown(f"predict {command.run}") as report:
         found = predict(
             open_trained(command),
             command.images,

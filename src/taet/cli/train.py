@@ -259,14 +259,14 @@ def run(words: list[str]) -> None:
     """Train a new run, or continue one, attack it on request, and print the result."""
     request = read(words)
 
-    from taet.cli.processes import progress, reported_once, together
+    from taet.cli.processes import reported_once, together
     from taet.data import is_own
     from taet.models import consent, trusted
-    from taet.progress import reporting_to
+    from taet.progress import reporting_to, shown
     from taet.run.folder import RunFolder
 
     options = request.options
-    with reported_once(), progress("read") as report, reporting_to(report):
+    with reported_once(), shown("read") as report, reporting_to(report):
         if options.print_config:
             print(json.dumps(request.planned()[0].model_dump(), indent=1))
             return
@@ -297,21 +297,20 @@ def run(words: list[str]) -> None:
 
 def _resumed(options: Train) -> TrainingResult:
     """Continue a run."""
-    from taet.cli.processes import progress
+    from taet.progress import shown
     from taet.training import resume
 
     assert options.resume is not None
     refuse_idle_trust(options.trust_model, options.resume)
-    with progress(f"resume {options.resume}") as report:
+    with shown(f"resume {options.resume}") as report:
         return resume(options.resume, progress=report)
 
 
 def _trained(request: Request, words: Sequence[str]) -> TrainingResult:
     """Train a new run; before the first epoch, say what was chosen and how long it will take."""
     from taet.cli.introduction import introduction
-    from taet.cli.processes import progress, say
     from taet.distributed import run_on_rank_zero
-    from taet.progress import reporting_to
+    from taet.progress import reporting_to, say, shown
     from taet.run.folder import RunFolder
     from taet.run.loading import check_free
     from taet.training import train
@@ -319,14 +318,14 @@ def _trained(request: Request, words: Sequence[str]) -> TrainingResult:
     out = request.options.out
     if out is not None:
         run_on_rank_zero(lambda: check_free(RunFolder(out)))
-    with progress("read") as report, reporting_to(report):
+    with shown("read") as report, reporting_to(report):
         run, chosen = run_on_rank_zero(request.planned)
 
     def announce(plan: TrainingPlan, state: State, folder: RunFolder) -> None:
         say(f"{introduction(plan, state, chosen)}\nfolder: {folder.path}")
 
     command = call_text(["train", *words])
-    with progress(run.method) as report:
+    with shown(run.method) as report:
         return train(run, out=out, progress=report, command=command, announce=announce)
 
 

@@ -1,5 +1,6 @@
 """Predictions of a finished run for new images, and whether each survives an attack."""
 
+import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pandas
 
 BATCH_SIZE = 250
+SHOWN_ROWS = 20  # of the table in a notebook: the first and the last ones
 DIGITS = 6  # of a probability in a table; `probabilities` has full precision
 NO_CLASS = -1
 
@@ -96,6 +98,12 @@ class Predictions:
         if "survives" in table:
             table["survives"] = table["survives"].map({True: "true", False: "false"})
         return table.to_csv(index=False, lineterminator="\n")
+
+    def _repr_html_(self) -> str:
+        """Return the summary and the table, as a notebook shows them; of many images the first and
+        last rows."""
+        table = self.table().to_html(index=False, na_rep="", max_rows=SHOWN_ROWS)
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     def __repr__(self) -> str:
         counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))

@@ -28,7 +28,7 @@ from taet.evaluation.target import ArrayOrTensor, Subject, attacked, device_of
 from taet.formatting import duration
 from taet.machine import float32_by_default, idle_threads, keep_freed_memory, using
 from taet.models.network import check_values
-from taet.progress import Meter, Progress
+from taet.progress import Meter, Progress, chosen
 from taet.run.folder import RunFolder
 from taet.run.loading import locked_by_job
 from taet.settings.arguments import checked_arguments
@@ -57,7 +57,7 @@ def evaluate(
     device: str | torch.device = "auto",
     threads: int | None = None,
     probe: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     command: str = "",
     class_names: Sequence[str] | None = None,
     **options: Any,
@@ -88,8 +88,9 @@ def evaluate(
             begins.
         probe: test on a few images for problems that make attacks unreliable, such as masked
             gradients.
-        progress: called as progress(done, total, label), in estimated passes of an image through
-            the model.
+        progress: True shows the progress, False does not, and a function is called as
+            progress(done, total, label), in estimated passes of an image through the model.
+            Default: shown on a terminal and in a notebook.
         command: the call that started the evaluation, for the card.
         class_names: names of the classes, by default their numbers. For a run the classes of the
             images are matched with its own by name.
@@ -133,7 +134,9 @@ def evaluate(
             # One process reads the old card, so that all agree.
             if path is not None:
                 card = run_on_rank_zero(lambda: with_previous_columns(path, card))
-            card = _with_columns(card, runner, subject.attacks, probe, threads, Meter(progress))
+            of_first = progress if rank() == 0 else False
+            with chosen(of_first, f"evaluate {card.name or card.title}") as report:
+                card = _with_columns(card, runner, subject.attacks, probe, threads, Meter(report))
             if path is not None:
                 card = run_on_rank_zero(lambda: _with_images(path.parent, card, runner))
             if path is not None and rank() == 0:

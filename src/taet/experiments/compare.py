@@ -20,6 +20,7 @@ from taet.experiments.slurm import submit
 from taet.files import check_output, lock, make_folder
 from taet.formatting import plural
 from taet.machine import idle_threads, threads_given
+from taet.progress import is_watched, say
 from taet.report import write
 from taet.run.folder import RunFolder
 from taet.settings import Slurm
@@ -77,7 +78,7 @@ def compare(
     time_budget: float | None = None,
     slurm: Slurm | None = None,
     dry_run: bool = False,
-    say: Say = lambda _: None,
+    progress: Say | bool | None = None,
 ) -> Comparison:
     """Run the cells that `out` lacks, and write `out`/report.html.
 
@@ -96,7 +97,8 @@ def compare(
             later call shows their states, submits again what ended early, and collects the report.
             `jobs` and `time_budget` have no use.
         dry_run: only plan: read no images, write nothing.
-        say: called with every event as one line.
+        progress: True prints every event as one line on standard error, False does not, and a
+            function is called with every line. Default: printed on a terminal and in a notebook.
 
     Raises:
         UserError: a mistake in the specification, a folder with a run of other settings, or that
@@ -117,17 +119,25 @@ def compare(
     for data in dict.fromkeys(run.data for run in open_runs):
         source(data)  # refuse missing data before any cell begins
     make_folder(place / "logs")
+    tell = _listener(progress)
     with lock(place):
         if slurm is not None:
-            outcomes = submit(grid, place, states, slurm, say)
+            outcomes = submit(grid, place, states, slurm, tell)
         else:
-            work = Work(states, place / "logs", side_by_side, threads, gpus, say)
+            work = Work(states, place / "logs", side_by_side, threads, gpus, tell)
             if work.run(deadline):
                 raise KeyboardInterrupt
             outcomes = tuple(work.ended_as(cell.look(threads)) for cell in planned)
         late = any(outcome.state in OPEN for outcome in outcomes)
         report = _report(grid.title, place, outcomes)
     return Comparison(grid.title, place, outcomes, late, report)
+
+
+def _listener(progress: Say | bool | None) -> Say:
+    """Return the function that gets the lines about events."""
+    if callable(progress):
+        return progress
+    return say if progress or (progress is None and is_watched()) else lambda _: None
 
 
 def _planned(

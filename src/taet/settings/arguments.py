@@ -28,6 +28,7 @@ NAMES: dict[type, str] = {
 }
 """How messages name a type; others by their class."""
 CLASSES = {
+    "Callable": "a function",
     "Module": "an nn.Module",
     "Tensor": "a torch.Tensor",
     "Generator": "a torch.Generator",

@@ -10,12 +10,12 @@ from torch import nn
 
 from taet import models
 from taet.data import Dataset
-from taet.distributed import joined, run_on_rank_zero
+from taet.distributed import joined, rank, run_on_rank_zero
 from taet.errors import UserError
 from taet.files import Json
 from taet.formatting import plural
 from taet.machine import float32_by_default, resolve_device
-from taet.progress import Progress
+from taet.progress import Progress, chosen
 from taet.run.folder import RunFolder
 from taet.run.loading import (
     check_code,
@@ -81,7 +81,7 @@ def train(
     out: str | Path | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     command: str = "",
     announce: Callable[[TrainingPlan, State, RunFolder], None] | None = None,
 ) -> TrainingResult:
@@ -97,7 +97,8 @@ def train(
         model: a Module from images (N, C, H, W) in [0, 1] to logits, of which a copy is trained in
             place of the run's network.
         dataset: images in place of the run's, used as they are.
-        progress: called as progress(done, total, label).
+        progress: True shows the progress, False does not, and a function is called as
+            progress(done, total, label). Default: shown on a terminal and in a notebook.
         command: the call that started the training, for the run's record.
         announce: called once, before the first step.
 
@@ -109,14 +110,14 @@ def train(
     for what, given in (("model", model), ("dataset", dataset)):
         check_kind(what, given)
     folder = RunFolder(Path(out) if out is not None else default_folder(run, dataset))
-    with _isolated(run):
+    with _isolated(run), chosen(_of_first(progress), run.method) as report:
         run_on_rank_zero(lambda: check_free(folder))
-        plan, state = prepare(run, model=model, dataset=dataset, progress=progress)
+        plan, state = prepare(run, model=model, dataset=dataset, progress=report)
         plan = with_compiled_view(plan, state)
         with locked_by_job(folder):
             run_on_rank_zero(lambda: check_free(folder))  # another process may have been faster
             run_on_rank_zero(lambda: folder.create(describe(plan, state, command)))
-            monitor = TrainingMonitor(plan, state, folder, progress)
+            monitor = TrainingMonitor(plan, state, folder, report)
             monitor.save()  # the initial weights are on disk before they change
             try:
                 if announce is not None:
@@ -132,12 +133,12 @@ def resume(
     *,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> TrainingResult:
     """Continue the run in `folder`, or return it if it is finished.
 
-    The number of processes may differ from that of the start. `model` and `dataset` are those that
-    `train` was called with. A folder that holds no run, is in use or is damaged is a `UserError`.
+    The number of processes may differ from that of the start. `model`, `dataset` and `progress` are
+    as of `train`. A folder that holds no run, is in use or is damaged is a `UserError`.
     """
     run_folder = RunFolder(Path(folder))
     record = run_folder.record
@@ -153,15 +154,21 @@ def resume(
             return TrainingResult(run_folder.path, run, trained, loaded, rows)
         check_code(run_folder, *record.code)
         begun = run_on_rank_zero(run_folder.checkpoint.exists)
-        plan, state = prepare(run, model=model, dataset=dataset, progress=progress, begun=begun)
-        for name, sha256 in record.data.hashes.items():
-            if plan.hashes.get(name) != sha256:
-                what = f"the {name} images are not those that {run_folder.path} was started with"
-                raise UserError(f"{what}; nothing was changed")
-        plan = with_compiled_view(plan, state)
-        monitor = TrainingMonitor(plan, state, run_folder, progress)
-        monitor.restore()
-        return _finished(plan, state, monitor)
+        with chosen(_of_first(progress), f"resume {run_folder.path}") as report:
+            plan, state = prepare(run, model=model, dataset=dataset, progress=report, begun=begun)
+            for name, sha256 in record.data.hashes.items():
+                if plan.hashes.get(name) != sha256:
+                    what = f"the {name} images are not those that {run_folder.path} was started"
+                    raise UserError(f"{what} with; nothing was changed")
+            plan = with_compiled_view(plan, state)
+            monitor = TrainingMonitor(plan, state, run_folder, report)
+            monitor.restore()
+            return _finished(plan, state, monitor)
+
+
+def _of_first(progress: Progress | bool | None) -> Progress | bool | None:
+    """Return the argument `progress` for the first process; the others show nothing."""
+    return progress if rank() == 0 else False
 
 
 @contextlib.contextmanager
