@@ -16,10 +16,10 @@ from taet.evaluation.attack_sets import (
     CURVES,
     attacks_of,
     curves,
-    expand,
+    expand_protocol_names,
     of_run,
     parse_attack,
-    settle,
+    resolve_evaluation,
 )
 from taet.settings import Evaluation, override
 from tests.calls import one_line
@@ -123,34 +123,34 @@ def test_a_mistake_is_one_line(name: str, message: str) -> None:
 
 
 def test_the_name_of_a_protocol_stands_for_the_columns_of_its_paper() -> None:
-    settings = expand(Evaluation(attacks=("reat", "fgsm")))
+    settings = expand_protocol_names(Evaluation(attacks=("reat", "fgsm")))
     assert settings.attacks == (*protocols.COLUMNS["reat"], "fgsm")
 
 
 def test_columns_of_a_paper_have_its_settings() -> None:
-    settings = expand(Evaluation(attacks=("reat",), eps=EPS, seed=3))
+    settings = expand_protocol_names(Evaluation(attacks=("reat",), eps=EPS, seed=3))
     assert (settings.step_size, settings.cw_constant, settings.cw_bounded) == (2 / 255, None, True)
 
 
 def test_settings_that_were_chosen_stay_beside_columns_of_a_paper() -> None:
     chosen = {"cw_constant": 5.0, "step_size": 3 / 255, "eps": EPS, "seed": 3}
-    settings = expand(Evaluation(attacks=("reat",), **chosen))
+    settings = expand_protocol_names(Evaluation(attacks=("reat",), **chosen))
     assert {name: getattr(settings, name) for name in chosen} == chosen
 
 
 def test_the_step_of_a_paper_grows_with_the_radius() -> None:
-    settings = expand(Evaluation(attacks=("reat",), eps=16 / 255))
+    settings = expand_protocol_names(Evaluation(attacks=("reat",), eps=16 / 255))
     assert settings.step_size == pytest.approx(4 / 255)
 
 
 def test_names_of_attacks_alone_change_no_setting() -> None:
     settings = REAT.replace(attacks=("pgd-20",))
-    assert expand(settings) == settings
+    assert expand_protocol_names(settings) == settings
 
 
 def test_two_protocols_at_a_time_are_refused() -> None:
     with one_line("one protocol at a time"):
-        expand(Evaluation(attacks=("taet", "reat")))
+        expand_protocol_names(Evaluation(attacks=("taet", "reat")))
 
 
 @pytest.mark.parametrize("protocol", protocols.COLUMNS)
@@ -164,7 +164,7 @@ def test_the_attacks_of_a_protocol_are_columns_of_its_paper(protocol: str) -> No
 
 def step(own: Evaluation, trained: float = EPS, protocol: str = "taet", **changes: Any) -> float:
     """Return the step of a run's own settings with changes, after training with a radius."""
-    return settle(own, changes, trained, protocols.start(protocol)).step_size
+    return resolve_evaluation(own, changes, trained, protocols.start(protocol)).step_size
 
 
 def test_the_radius_of_training_keeps_the_step_of_the_protocol() -> None:
@@ -222,7 +222,7 @@ def test_a_step_of_another_protocol_stays_with_columns_of_this_one() -> None:
 def test_the_step_in_l2_follows_the_radius_in_l2(
     attacks: str, own: Evaluation, expected: float
 ) -> None:
-    settled = settle(own, {"eps_l2": 0.5, "attacks": attacks}, EPS, protocols.taet())
+    settled = resolve_evaluation(own, {"eps_l2": 0.5, "attacks": attacks}, EPS, protocols.taet())
     assert settled.step_size_l2 == pytest.approx(expected)
 
 
@@ -243,13 +243,13 @@ def test_a_chosen_step_whose_sum_cannot_reach_the_radius_is_refused(
     changes: dict[str, Any],
 ) -> None:
     with one_line("allowed: steps that add up to its radius"):
-        settle(TAET, changes, EPS, protocols.taet())
+        resolve_evaluation(TAET, changes, EPS, protocols.taet())
 
 
 def test_a_step_that_a_run_stored_is_not_refused_where_it_is_too_short() -> None:
     """It is flagged: see pgd-too-short."""
     old = Evaluation(attacks=("pgd-7",), step_size=1 / 255)
-    assert settle(old, {}, EPS, protocols.taet()).attacks == ("pgd-7",)
+    assert resolve_evaluation(old, {}, EPS, protocols.taet()).attacks == ("pgd-7",)
 
 
 # -- curves

@@ -18,7 +18,7 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation import ResultCard, check, evaluate
 from taet.evaluation.runner import as_unit
-from taet.evaluation.target import Subject, are_numbers, by_name, fitted
+from taet.evaluation.target import EvaluationTarget, are_numbers, by_name, match_channels
 from taet.files import read_json, seal, write_json
 from taet.run.folder import RunFolder
 from taet.run.loading import load_run
@@ -172,7 +172,7 @@ def test_notes_on_training_images_are_only_on_the_card_of_a_model_that_saw_these
     run: Path, most: int, noted: bool
 ) -> None:
     data = load("digits-lt", max_count=most, test_max_count=20)
-    notes = Subject.of(run, data).about["data"]["notes"]
+    notes = EvaluationTarget.of(run, data).about["data"]["notes"]
     assert any("training set" in note for note in notes) == noted
 
 
@@ -187,13 +187,13 @@ def seen() -> Images:
 
 
 def test_training_images_that_are_given_as_test_images_are_noted(run: Path, seen: Images) -> None:
-    assert Subject.of(run, *seen, class_names=DIGITS).about["data"]["notes"] == [REPEATED]
+    assert EvaluationTarget.of(run, *seen, class_names=DIGITS).about["data"]["notes"] == [REPEATED]
 
 
 def test_training_images_are_known_in_floating_point_too(run: Path, seen: Images) -> None:
     images, labels = seen
     floats = images.transpose(0, 3, 1, 2) / np.float32(255)
-    assert Subject.of(run, floats, labels).about["data"]["notes"] == [REPEATED]
+    assert EvaluationTarget.of(run, floats, labels).about["data"]["notes"] == [REPEATED]
 
 
 def test_a_check_says_that_training_images_are_no_unseen_images(run: Path, seen: Images) -> None:
@@ -232,7 +232,7 @@ def test_names_of_one_unicode_normal_form_are_two_classes() -> None:
 
 def test_names_that_are_no_classes_of_the_run_are_refused(run: Path, seen: Images) -> None:
     with pytest.raises(UserError, match="unknown class of the test images 'a'"):
-        Subject.of(run, *seen, class_names=[*"abcdefghij"])
+        EvaluationTarget.of(run, *seen, class_names=[*"abcdefghij"])
 
 
 # -- images of other channels
@@ -240,28 +240,28 @@ def test_names_that_are_no_classes_of_the_run_are_refused(run: Path, seen: Image
 
 def test_colour_images_for_a_network_of_grey_ones_become_grey_with_a_note(run: Path) -> None:
     grey = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
-    subject = Subject.of(run, grey.repeat(3, 3), np.array([0, 1]))
-    np.testing.assert_array_equal(subject.images, grey)
-    assert "colour images are made grey, as the run's images are" in subject.about["data"]["notes"]
+    target = EvaluationTarget.of(run, grey.repeat(3, 3), np.array([0, 1]))
+    np.testing.assert_array_equal(target.images, grey)
+    assert "colour images are made grey, as the run's images are" in target.about["data"]["notes"]
     with pytest.raises(UserError, match="images: got 3 x 8 x 8; allowed: 1 x 8 x 8"):
-        fitted(grey.repeat(3, 3), (1, 8, 8), exactly=True)
+        match_channels(grey.repeat(3, 3), (1, 8, 8), exactly=True)
 
 
 def test_test_images_may_be_of_one_class(run: Path) -> None:
     grey = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
-    subject = Subject.of(run, grey, np.array([0, 0]), class_names=["7"])
-    assert subject.labels.tolist() == [7, 7]
+    target = EvaluationTarget.of(run, grey, np.array([0, 0]), class_names=["7"])
+    assert target.labels.tolist() == [7, 7]
 
 
 def test_grey_images_get_the_channels_of_the_network() -> None:
     grey = np.arange(8, dtype=np.uint8).reshape(1, 2, 4, 1)
-    np.testing.assert_array_equal(fitted(grey, (3, 2, 4)), grey.repeat(3, 3))
+    np.testing.assert_array_equal(match_channels(grey, (3, 2, 4)), grey.repeat(3, 3))
     np.testing.assert_array_equal(
-        fitted(as_unit(grey).numpy(), (3, 2, 4)), as_unit(grey.repeat(3, 3))
+        match_channels(as_unit(grey).numpy(), (3, 2, 4)), as_unit(grey.repeat(3, 3))
     )
     for shape in ((1, 2, 3), (3, 2, 3)):
         with pytest.raises(UserError, match="images: got 1 x 2 x 4; allowed"):
-            fitted(grey, shape)
+            match_channels(grey, shape)
 
 
 def test_what_a_card_says_of_a_run_is_found_in_the_run(
@@ -279,7 +279,7 @@ def test_what_a_card_says_of_a_run_is_found_in_the_run(
     del stored["data"]["imbalance_ratio"]
     write_json(run / "run.json", seal(stored))
     RunFolder(run).finish()
-    about = Subject.of(run).about
+    about = EvaluationTarget.of(run).about
     assert built in ([], [counts])
     assert about["data"]["imbalance_ratio"] == max(counts) / min(counts)
 
@@ -293,12 +293,12 @@ def test_a_card_is_about_the_training_images_as_they_were(tmp_path: Path) -> Non
     }
     np.savez(tmp_path / "a.npz", **arrays)
     run = override(protocols.taet("at"), CHANGES | {"data.name": f"npz:{tmp_path / 'a.npz'}"})
-    before = Subject.of(train(run, out=tmp_path / "run").folder).about["data"]
+    before = EvaluationTarget.of(train(run, out=tmp_path / "run").folder).about["data"]
     np.savez(
         tmp_path / "a.npz",
         **arrays | {name: arrays[name][2:40] for name in ("train_images", "train_labels")},
     )
-    assert Subject.of(tmp_path / "run").about["data"] == before
+    assert EvaluationTarget.of(tmp_path / "run").about["data"] == before
 
 
 def test_attacks_are_added_and_none_is_run_twice(

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from taet.evaluation.target import Subject
+from taet.evaluation.target import EvaluationTarget
 from taet.run.loading import load_model
 from taet.run.record import CurvePoint
 from taet.settings import from_json
@@ -128,7 +128,7 @@ def test_record_and_rows_name_the_rule_and_the_split_of_the_selection(selected: 
 
 def about_model(*given: Any, **options: Any) -> dict[str, Any]:
     """Return what a card says of the model of a run."""
-    model: dict[str, Any] = Subject.of(*given, **options).about["model"]
+    model: dict[str, Any] = EvaluationTarget.of(*given, **options).about["model"]
     return model
 
 

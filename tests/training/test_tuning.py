@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import taet
 from taet import models
 from taet.errors import UserError
-from taet.evaluation.target import Subject
+from taet.evaluation.target import EvaluationTarget
 from taet.files import file_sha256
 from taet.run.loading import load_model
 from taet.settings import Run, override
@@ -97,7 +97,7 @@ def test_a_clean_network_is_named_where_a_part_is_trained(
     )
     found = train(override(tuned, {"model.weights": str(clean.folder)}), out=tmp_path / "run")
     assert "was trained without attacks does not make it robust" in found.model.notes[-1]
-    of_run = Subject.of(found.folder).about["run"]
+    of_run = EvaluationTarget.of(found.folder).about["run"]
     assert of_run["pretrained_sha256"] == file_sha256(clean.folder / "model.safetensors")
 
 

@@ -19,7 +19,7 @@ from taet.settings.types import Record
 CurveName = Literal["steps", "eps", "logit-scale"]
 
 
-def plain(value: object) -> Any:
+def to_jsonable(value: object) -> Any:
     """Return a value as JSON: tuples and arrays as lists, numpy scalars as numbers, nan as None, at
     any depth."""
     return to_jsonable_python(value, inf_nan_mode="null", fallback=lambda array: array.tolist())
@@ -60,7 +60,7 @@ class Packed(NamedTuple):
         return core_schema.no_info_plain_validator_function(self.unpack, serialization=written)
 
 
-Stored = Annotated[Json, PlainSerializer(plain)]
+Stored = Annotated[Json, PlainSerializer(to_jsonable)]
 PackedMask = Annotated[NDArray[np.bool_], Packed("bits", "u1")]
 PackedLabels = Annotated[NDArray[np.int64], Packed("uint16", "<u2")]
 PackedFloats = Annotated[NDArray[np.float32], Packed("float32", "<f4")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from taet.card.column import Column, plain
+from taet.card.column import Column, to_jsonable
 from taet.errors import shortened
 from taet.files import Json
 from taet.formatting import percent, percent_interval
@@ -85,7 +85,7 @@ class Summary:
 
     def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""
-        return {name: plain(getattr(self, name)) for name in NUMBERS}
+        return {name: to_jsonable(getattr(self, name)) for name in NUMBERS}
 
 
 def disagreements(where: str, stored: Any, computed: Any) -> Iterator[str]:

@@ -85,7 +85,7 @@ def attacks_of(settings: Evaluation) -> list[AttackSpec]:
 
     Unknown and repeated attacks are a `UserError`.
     """
-    settings = expand(settings)
+    settings = expand_protocol_names(settings)
     singles = [name for name in settings.attacks if name not in CURVES]
     attacks = [parse_attack(name, settings) for name in singles]
     if len({attack.name for attack in attacks}) < len(attacks):
@@ -100,7 +100,7 @@ def attacks_of(settings: Evaluation) -> list[AttackSpec]:
     return attacks + [attack for point, attack in points.items() if point not in singles]
 
 
-def expand(
+def expand_protocol_names(
     settings: Evaluation,
     step_sizes: Mapping[str, float] = {},
     usual: Evaluation = catalogue.SETTINGS,
@@ -132,7 +132,9 @@ def expand(
     return override(settings, {**step_sizes, **of_paper, "attacks": each_once})
 
 
-def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) -> Evaluation:
+def resolve_evaluation(
+    own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run
+) -> Evaluation:
     """Return settings with these fields changed, by default with radius `eps`.
 
     A paper's name among the attacks is replaced by its attacks. A step size that is not changed is
@@ -155,7 +157,7 @@ def settle(own: Evaluation, changes: Mapping[str, Any], eps: float, usual: Run) 
     settings = override(own, {"eps": old_eps, **changed, "attacks": tuple(names)})
     new_eps = settings.eps or old_eps
     step_sizes = step_sizes_for(new_eps, settings.eps_l2, own, old_eps, usual)
-    settings = expand(settings, step_sizes, usual.evaluation)
+    settings = expand_protocol_names(settings, step_sizes, usual.evaluation)
     settings = override(settings, {**changed, "attacks": settings.attacks})
     for attack in attacks_of(settings):
         own_step = "step_size_l2" if attack.norm == "l2" else "step_size"
@@ -174,9 +176,9 @@ def _check_reach(attack: ProjectedAscent) -> None:
 
 
 def of_run(run: Run, changes: Mapping[str, object] = {}) -> Evaluation:
-    """Return the settings with which a run is evaluated, changed as `settle` does."""
+    """Return the settings with which a run is evaluated, changed as `resolve_evaluation` does."""
     usual = protocols.start(run.protocol, run.method)
-    return settle(run.evaluation, changes, run.threat.eps, usual)
+    return resolve_evaluation(run.evaluation, changes, run.threat.eps, usual)
 
 
 # settings of an attack that differ between the points of a curve, by curve

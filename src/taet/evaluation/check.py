@@ -24,7 +24,7 @@ from taet.evaluation import flags
 from taet.evaluation.attack_sets import attacks_of
 from taet.evaluation.probe import Merged, deep_facts, outputs
 from taet.evaluation.runner import Runner, restored
-from taet.evaluation.target import ArrayOrTensor, Subject
+from taet.evaluation.target import ArrayOrTensor, EvaluationTarget
 from taet.files import DONE, METRICS, RUN
 from taet.formatting import duration, join_words, percent
 from taet.machine import PACKAGES, environment, float32_by_default, resolve_device
@@ -107,7 +107,7 @@ def check(
             return Check(files)
         models.check_trust(folder.path, folder.record.run.model.name)
     try:
-        subject = Subject.of(
+        target = EvaluationTarget.of(
             model_or_run_dir, images, labels, class_names=class_names, weights=weights
         )
     except UserError as error:
@@ -121,7 +121,7 @@ def check(
                 ),
             )
         )
-    return Check((*files, *_model(subject.changed(changes, str(device)), deep)))
+    return Check((*files, *_model(target.changed(changes, str(device)), deep)))
 
 
 def _machine(device: torch.device) -> Iterator[Finding]:
@@ -188,15 +188,15 @@ def _weights(folder: RunFolder, name: str) -> None:
         raise UserError(f"{name} was not written by this training: {DONE} does not name it")
 
 
-def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
+def _model(target: EvaluationTarget, deep: bool) -> Iterator[Finding]:
     """Yield what a batch of test images shows about a model."""
-    with restored(subject.model.to(subject.device)) as changes:
-        runner = subject.runner(most_per_class=MOST_PER_CLASS)
+    with restored(target.model.to(target.device)) as changes:
+        runner = target.runner(most_per_class=MOST_PER_CLASS)
         with runner.frozen_and_exact():
-            yield from _outputs(subject, runner, deep)
-        attacks = attacks_of(subject.settings)
+            yield from _outputs(target, runner, deep)
+        attacks = attacks_of(target.settings)
         seconds = runner.passes(attacks) * runner.pace(attacks[-1])
-        yield Finding("time", f"{join_words(subject.settings.attacks)}: {duration(seconds)}")
+        yield Finding("time", f"{join_words(target.settings.attacks)}: {duration(seconds)}")
         changed = join_words(changes(), most=3)  # after every other test
         if changed:
             later = "later outputs are those of a different model; do not update state in eval mode"
@@ -207,9 +207,9 @@ def _model(subject: Subject, deep: bool) -> Iterator[Finding]:
             yield Finding("eval mode", "its state does not change")
 
 
-def _outputs(subject: Subject, runner: Runner, deep: bool) -> Iterator[Finding]:
+def _outputs(target: EvaluationTarget, runner: Runner, deep: bool) -> Iterator[Finding]:
     """Yield what the outputs on a batch of test images show, and with `deep` what attacks show."""
-    names, seed = subject.about["data"]["class_names"], subject.settings.seed
+    names, seed = target.about["data"]["class_names"], target.settings.seed
     width = runner.num_classes
     per_class = width // len(names) if names else 1
     rows = even_sample(runner.labels, runner.batch_size, seed)
@@ -218,7 +218,7 @@ def _outputs(subject: Subject, runner: Runner, deep: bool) -> Iterator[Finding]:
     not_finite = int((~finite(logits)).sum())
     if not_finite:
         raise UserError(f"model output: not finite on {not_finite} of {len(y)} clean test images")
-    parameters = sum(weight.numel() for weight in subject.model.parameters())
+    parameters = sum(weight.numel() for weight in target.model.parameters())
     shape = " x ".join(map(str, x.shape[1:]))
     yield Finding(
         "model",
@@ -226,18 +226,18 @@ def _outputs(subject: Subject, runner: Runner, deep: bool) -> Iterator[Finding]:
         "images",
     )
     yield _accuracy(logits, y, width // per_class)
-    repeated = repeated_in_training(subject.about["data"].get("notes", ()))
+    repeated = repeated_in_training(target.about["data"].get("notes", ()))
     if repeated:
         yield Finding("test images", f"{repeated}: they are no unseen images", ok=False)
     for flag, text in flags.raised_about("model", facts).items():
         yield Finding(flag, text, ok=False)
     random = facts.repeat_difference > flags.REPEAT_DIFFERENCE
     if deep:
-        network = subject.model
+        network = target.model
         attacked = Merged(network, width // per_class).eval() if per_class > 1 else network
-        noise = Draws(seed, "audit", rows).start(x, subject.eps)
+        noise = Draws(seed, "audit", rows).start(x, target.eps)
         torch.manual_seed(seed)
-        facts_of_kind = deep_facts(attacked, x, y, noise, subject.eps, random=random)
+        facts_of_kind = deep_facts(attacked, x, y, noise, target.eps, random=random)
         texts = flags.raised_about("kind of model", facts_of_kind)
         for flag, text in texts.items():
             yield Finding(flag, text, ok=False)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from taet.evaluation.flags import flagged
 from taet.evaluation.gallery import gallery_of, strongest
 from taet.evaluation.probe import probe, probe_passes
 from taet.evaluation.runner import Runner, matching
-from taet.evaluation.target import ArrayOrTensor, Subject, attacked, device_of
+from taet.evaluation.target import ArrayOrTensor, EvaluationTarget, attacked, device_of
+from taet.files import Json
 from taet.formatting import duration
 from taet.machine import float32_by_default, idle_threads, keep_freed_memory, using
 from taet.models.network import check_values
@@ -109,34 +111,30 @@ def evaluate(
             argument that does not apply to such a model.
     """
     check_value("threads", threads, Processes | None)
+    is_module = isinstance(model_or_run_dir, nn.Module)
     if isinstance(model_or_run_dir, nn.Module):
         check_values(model_or_run_dir)
-    own = OF_A_MODULE if isinstance(model_or_run_dir, nn.Module) else OF_A_RUN
-    about = {name: options.pop(name) for name in own & options.keys()}
-    subject = Subject.of(model_or_run_dir, images, labels, class_names=class_names, **about)
+    describing = OF_A_MODULE if is_module else OF_A_RUN
+    about = {name: options.pop(name) for name in describing & options.keys()}
+    target = EvaluationTarget.of(model_or_run_dir, images, labels, class_names=class_names, **about)
     # What is left in `options` must be settings of an evaluation: any other name is refused.
-    subject = subject.changed({"attacks": attacks, **options}, str(device))
-    place = None if out is None else RunFolder(Path(out))
-    if place is not None and place.is_run:
-        raise UserError(
-            f"evaluate: {out} is a run, whose card is about its own model and data; allowed: "
-            "another"
-        )
-    path = subject.card if place is None else place.card()
-    if path is None and own is OF_A_RUN:
+    target = target.changed({"attacks": attacks, **options}, str(device))
+    path = target.card if out is None else _card_outside_runs(Path(out))
+    if path is None and not is_module:
         raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
-    keep_freed_memory(subject.device)
-    before = device_of(subject.model)
+    keep_freed_memory(target.device)
+    before = device_of(target.model)
     try:
-        runner = subject.runner(path and path.with_name(f"{path.stem}-state"))
-        card = subject.card_of(runner).changed(command=command)
+        state_dir = None if path is None else path.with_name(f"{path.stem}-state")
+        runner = target.runner(state_dir)
+        card = target.card_of(runner).changed(command=command)
         with locked_by_job(None if path is None else RunFolder(path.parent)):
             # One process reads the old card, so that all agree.
             if path is not None:
                 card = run_on_rank_zero(lambda: with_previous_columns(path, card))
             of_first = progress if rank() == 0 else False
             with chosen(of_first, f"evaluate {card.name or card.title}") as report:
-                card = _with_columns(card, runner, subject.attacks, probe, threads, Meter(report))
+                card = _with_columns(card, runner, target.attacks, probe, threads, Meter(report))
             if path is not None:
                 card = run_on_rank_zero(lambda: _with_images(path.parent, card, runner))
             if path is not None and rank() == 0:
@@ -146,7 +144,17 @@ def evaluate(
             gather(None)  # no process starts again before the card and its state are final
         return card
     finally:
-        subject.model.to(before)
+        target.model.to(before)
+
+
+def _card_outside_runs(folder: Path) -> Path:
+    """Return the card of a folder, which must not be a run."""
+    if RunFolder(folder).is_run:
+        raise UserError(
+            f"evaluate: {folder} is a run, whose card is about its own model and data; allowed: "
+            "another"
+        )
+    return RunFolder(folder).card()
 
 
 def _with_images(folder: Path, card: Card, runner: Runner) -> Card:
@@ -174,72 +182,99 @@ def _with_columns(
     meter: Meter,
 ) -> Card:
     """Return the card with all columns, known and new, the facts of the probe, and its flags."""
-    images, before, facts = probed_images(runner, attacks), card.columns, card.probe
-    probed = facts.get("seed") == runner.seed and facts.get("images", 0) >= images
+    images = probed_images(runner, attacks)
+    probed = card.probe.get("seed") == runner.seed and card.probe.get("images", 0) >= images
     probing = probing and len(attacks) > 1 and not probed
-    later = images * probe_passes(runner.sites) if probing else 0
+    passes_of_probe = images * probe_passes(runner.sites) if probing else 0
     with runner.frozen_and_exact():
-        measured = _columns(runner, attacks, before, later, threads, meter)
+        measured = _columns(runner, attacks, card.columns, passes_of_probe, threads, meter)
+    facts = card.probe
     if probing:
-        meter.begin()
-        rows = even_sample(runner.labels, images, runner.seed)
-        x, y = runner.batch(rows)
-        noise = Draws(runner.seed, "probe", rows).start(x, card.threat["eps"])
-        ticking = runner.model.ticking(later, lambda done: meter(done, later, "probe"))
-        with using(threads or idle_threads()[0]), runner.frozen_and_exact(), ticking:
-            # The first process probes alone, so that all agree.
-            found = run_on_rank_zero(
-                lambda: vars(probe(runner.model, x, y, noise, card.threat["eps"], runner.sites))
-            )
-        meter(later, later, "probe")
-        facts = {
-            "seed": runner.seed,
-            **{name: value for name, value in found.items() if name != "batch_size"},
-        }
+        facts = _probe_facts(runner, images, card.threat["eps"], threads, meter)
     renewed = {column.name for column in measured}
-    kept = (column for column in before if column.name not in renewed)
-    return flagged(card.changed(columns=(*measured, *kept), probe=facts))
+    others = [column for column in card.columns if column.name not in renewed]
+    return flagged(card.changed(columns=(*measured, *others), probe=facts))
 
 
 def _columns(
     runner: Runner,
     attacks: Sequence[AttackSpec],
     done: Sequence[Column],
-    later: int,
+    passes_of_probe: int,
     threads: int | None,
     meter: Meter,
 ) -> list[Column]:
-    """Return the columns of the attacks, known or new; print the expected time of all new ones, and
+    """Return the columns of the attacks, known or new; tell the expected time of all new ones, and
     of each long one.
 
-    `later`: the passes that follow the attacks. `threads` None: an attack uses the cores that are
-    idle when it begins.
+    `threads` None: an attack uses the cores that are idle when it begins.
     """
-    measured, pace = list[Column](), 0.0
-    for place, attack in enumerate(attacks):
+    measured = list[Column]()
+    estimate = _TimeEstimate(runner)
+    for index, attack in enumerate(attacks):
         known = [*measured, *done]
-        if (column := matching(known, attack)) is not None:
+        column = matching(known, attack)
+        if column is not None:
             measured.append(column)
             continue
-        passes = [
-            runner.passes([each]) for each in attacks[place:] if matching(known, each) is None
-        ]
-        meter.begin(later=later + sum(passes[1:]))
+        following = [spec for spec in attacks[index + 1 :] if matching(known, spec) is None]
+        passes = runner.passes([attack])
+        passes_after = runner.passes(following) + passes_of_probe
+        meter.begin(later=passes_after)
         number, busy = (threads, "") if threads else idle_threads()
         with using(number):
             if attack.norm is not None:  # clean images take only a moment
-                name, work = (
-                    (attack.name, passes[0]) if pace else ("all attacks", later + sum(passes))
-                )
-                if not pace or work * pace > SAID_SECONDS:
-                    pace = runner.pace(attack)
-                    seconds, quick = work * pace, pace * runner.passes([QUICK])
-                    is_worth = seconds > LONG_SECONDS and quick < WORTH * seconds
-                    shorter = f"--attacks clean quick: {duration(quick)}" if is_worth else ""
-                    text = "; ".join(filter(None, (f"{name}: {duration(seconds)}", shorter, busy)))
-                    meter(0, max(passes[0], 1), f"{text}\n")
+                expected = estimate.before(attack, passes, passes + passes_after)
+                if expected:
+                    line = "; ".join([*expected, busy] if busy else expected)
+                    meter(0, max(passes, 1), f"{line}\n")
             measured.append(runner.column(attack, known, meter))
     return measured
+
+
+@dataclass
+class _TimeEstimate:
+    """The expected time of attacks: before the first one that of all, then that of long ones."""
+
+    runner: Runner
+    pace: float = 0.0  # seconds of a pass; 0 until it is measured
+
+    def before(self, attack: AttackSpec, passes: float, all_passes: float) -> list[str]:
+        """Return what to tell before an attack; nothing before a short one, unless it is the first.
+
+        `all_passes` are those of this attack and of everything after it.
+        """
+        if not self.pace:
+            name, work = "all attacks", all_passes
+        elif passes * self.pace > SAID_SECONDS:
+            name, work = attack.name, passes
+        else:
+            return []
+        self.pace = self.runner.pace(attack)
+        seconds = work * self.pace
+        parts = [f"{name}: {duration(seconds)}"]
+        seconds_of_quick = self.pace * self.runner.passes([QUICK])
+        if seconds > LONG_SECONDS and seconds_of_quick < WORTH * seconds:
+            parts.append(f"--attacks clean quick: {duration(seconds_of_quick)}")
+        return parts
+
+
+def _probe_facts(
+    runner: Runner, images: int, eps: float, threads: int | None, meter: Meter
+) -> Json:
+    """Probe the model on some images; return what a card keeps of it."""
+    meter.begin()
+    rows = even_sample(runner.labels, images, runner.seed)
+    x, y = runner.batch(rows)
+    noise = Draws(runner.seed, "probe", rows).start(x, eps)
+    passes = images * probe_passes(runner.sites)
+    ticking = runner.model.ticking(passes, lambda done: meter(done, passes, "probe"))
+    with using(threads or idle_threads()[0]), runner.frozen_and_exact(), ticking:
+        # The first process probes alone, so that all agree.
+        facts = run_on_rank_zero(lambda: probe(runner.model, x, y, noise, eps, runner.sites))
+    meter(passes, passes, "probe")
+    stored = {name: value for name, value in vars(facts).items() if name != "batch_size"}
+    return {"seed": runner.seed, **stored}
 
 
 def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
@@ -253,10 +288,16 @@ def probed_images(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
 def attack_seconds(plan: TrainingPlan, model: nn.Module, attacks: Sequence[str] = ()) -> float:
     """Return the expected seconds of attacks, by default those of the run, and of the probe on its
     test images."""
-    test, settings = plan.dataset.test, of_run(plan.run, {"attacks": tuple(attacks) or None})
-    counted, classes = attacked(model, test.images), len(test.class_names)
+    test = plan.dataset.test
+    settings = of_run(plan.run, {"attacks": tuple(attacks) or None})
     runner = Runner(
-        counted, test.images, test.labels, classes, settings.batch_size, settings.seed, plan.device
+        attacked(model, test.images),
+        test.images,
+        test.labels,
+        len(test.class_names),
+        settings.batch_size,
+        settings.seed,
+        plan.device,
     )
     specs = attacks_of(settings)
     passes = runner.passes(specs) + probed_images(runner, specs) * probe_passes(runner.sites)

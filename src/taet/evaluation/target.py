@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a model with its test images, checked, and what its card says."""
+"""The target of an evaluation: a model with its test images, checked, and what its card says."""
 
 import os
 import unicodedata
@@ -18,14 +18,14 @@ from taet.attacks.counting_model import CountingModel
 from taet.attacks.inputs import check_labels, check_range
 from taet.attacks.spec import AttackSpec, Clean
 from taet.card.card import Card
-from taet.card.column import plain
+from taet.card.column import to_jsonable
 from taet.data import Dataset
 from taet.data.class_names import check_names
 from taet.data.dataset import as_array, fingerprints, images_sha256
 from taet.data.image_files import as_grey
 from taet.data.notes import DataNote, Repeated, repeated_in_training
 from taet.errors import UserError, unknown, wrapping_user_code
-from taet.evaluation.attack_sets import attacks_of, settle
+from taet.evaluation.attack_sets import attacks_of, resolve_evaluation
 from taet.evaluation.gallery import DRAWN_CHANNELS, groups_of
 from taet.evaluation.runner import Runner, TestImages, as_unit, restored, source_digest
 from taet.files import Json, file_sha256
@@ -49,7 +49,7 @@ OF_TRAINING = ("draw", "exposure", "test_sha256")
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class EvaluationTarget:
     """A model with its test images and settings, and the fields of the card that describe them."""
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Subject:
         model: nn.Module | None = None,
         dataset: Dataset | None = None,
     ) -> Self:
-        """Return the subject for a Module on images, or for a run on its own or other images.
+        """Return the target for a Module on images, or for a run on its own or other images.
 
         The arguments are those of `taet.evaluate`.
         """
@@ -105,39 +105,22 @@ class Subject:
             class_names = [*check_names(map(str, class_names), fewest=1)]
         given = None if images is None else _test_images(images, labels)
         if isinstance(network, RunFolder):
-            subject = cls._of_run(network, weights, given, class_names, data, model, dataset)
+            target = cls._of_run(network, weights, given, class_names, data, model, dataset)
             check_value("name", name, ModelName | None)
-            return replace(subject, about={**subject.about, "name": name})
+            return replace(target, about={**target.about, "name": name})
         if given is None:
             raise UserError(
                 "got a model without images and labels; allowed: both, a Dataset, or a run folder "
                 "alone"
             )
-        called = name or type(network).__name__
-        counts = plain(in_class_order(train_class_counts, class_names))
-        training_seed = plain(training_seed)
-        check_value("name", called, str)
+        counts = to_jsonable(in_class_order(train_class_counts, class_names))
+        about = _about_module(name or type(network).__name__, title, notes, training_seed)
         check_value("training counts", counts, tuple[StoredCount, ...] | None)
-        check_value("training seed", training_seed, LongSeed | None)
-        about: Json = {
-            "method": called,
-            "title": title or called,
-            "protocol": "",
-            "seed": training_seed,
-            "run": {},
-            "model": {
-                "name": called,
-                "selection": None,
-                "epoch": None,
-                "leak": False,
-                "notes": [notes] if isinstance(notes, str) else [*notes],
-            },
-            "data": {
-                **data,
-                "class_names": class_names,
-                "train_class_counts": counts,
-                "test_sha256": images_sha256(*given),
-            },
+        about["data"] = {
+            **data,
+            "class_names": class_names,
+            "train_class_counts": counts,
+            "test_sha256": images_sha256(*given),
         }
         return cls(network, *given, about, device_of(network), Evaluation(), Threat().eps)
 
@@ -152,7 +135,7 @@ class Subject:
         model: nn.Module | None,
         dataset: Dataset | None,
     ) -> Self:
-        """Return the subject for a run on its own images, or on those `given`; `data` is about
+        """Return the target for a run on its own images, or on those `given`; `data` is about
         these."""
         if given is None:
             run, network, loaded, record = load_run(
@@ -163,15 +146,14 @@ class Subject:
             data = {"name": loaded.name, "notes": [*record.data.notes]}
         else:
             run, network, record = load_model(folder.path, weights, model=model)
-            images = fitted(given[0], record.data.image_shape)
-            labels, own_classes = given[1], record.data.class_names
-            as_numbers = are_numbers(class_names, own_classes)
+            images = match_channels(given[0], record.data.image_shape)
+            labels = given[1]
+            as_numbers = are_numbers(class_names, record.data.class_names)
             if class_names is not None and not as_numbers:
-                labels = by_name(labels, class_names, own_classes)
+                labels = by_name(labels, class_names, record.data.class_names)
             sha256 = images_sha256(images, labels)
-            own_notes = _notes_on_given(given[0], class_names if as_numbers else None, record)
             data = {"notes": [], **data}
-            data["notes"] += own_notes
+            data["notes"] += _notes_on_given(given[0], class_names if as_numbers else None, record)
         if not record.data.fingerprints and sha256 != record.data.test.sha256:
             data["notes"].append(
                 "this run does not say which images it was trained on: test images may be among "
@@ -179,11 +161,8 @@ class Subject:
             )
         elif given is not None or record.data.arrays:
             data["notes"] += repeats(images, record.data.fingerprints, data["notes"])
-        extra = record.data.extra
-        if extra is not None:
-            of_card = {name: plain(of) for name, of in extra.items() if name not in OF_TRAINING}
-            compared = sha256 in (record.data.test.sha256, extra.get("test_sha256"))
-            data["extra"] = {**of_card, "compared": compared}
+        if record.data.extra is not None:
+            data["extra"] = _about_extra(record, sha256)
         counts = list(record.data.train.class_counts)
         data["imbalance_ratio"] = max(counts) / min(counts)
         data["class_names"] = list(record.data.class_names)
@@ -223,10 +202,13 @@ class Subject:
         return attacks_of(self.settings.replace(attacks=tuple(names)))
 
     def changed(self, changes: Mapping[str, Any], device: str) -> Self:
-        """Return the subject on a device, with fields of its settings changed as `settle` does."""
+        """Return the target on a device, with fields of its settings changed.
+
+        See `resolve_evaluation`.
+        """
         protocol = self.about["protocol"]
         usual = protocols.start(protocol, self.about["method"]) if protocol else protocols.taet()
-        settings = settle(self.settings, changes, self.eps, usual)
+        settings = resolve_evaluation(self.settings, changes, self.eps, usual)
         chosen = self.device if device == "auto" else resolve_device(device)
         return replace(self, settings=settings, eps=settings.eps or self.eps, device=chosen)
 
@@ -267,7 +249,7 @@ class Subject:
         model = {
             **self.about["model"],
             "weights_sha256": weights_digest(self.model),
-            "answers": plain(runner.fingerprint),
+            "answers": to_jsonable(runner.fingerprint),
         }
         code = source_digest(runner.model.model)
         if code:
@@ -297,7 +279,7 @@ class Subject:
         found: dict[str, CountingModel] = {}
         for folder in folders:
             _, model, record = load_model(folder)
-            fitted(self.images, record.data.image_shape, exactly=True)
+            match_channels(self.images, record.data.image_shape, exactly=True)
             if names is not None and [*record.data.class_names] != [*names]:
                 raise UserError(
                     f"attack @{folder}: got a run of other classes; allowed: {', '.join(names)}"
@@ -339,6 +321,38 @@ def _notes_on_given(
         named = join_words([f"{one} is '{other}'" for one, other in pairs], most=10)
         notes.append(f"labels are numbers of the run's classes: {named}")
     return notes
+
+
+def _about_module(
+    name: str, title: str | None, notes: Sequence[str], training_seed: int | None
+) -> Json:
+    """Return what a card says of a Module, but for its data."""
+    seed = to_jsonable(training_seed)
+    check_value("name", name, str)
+    check_value("training seed", seed, LongSeed | None)
+    return {
+        "method": name,
+        "title": title or name,
+        "protocol": "",
+        "seed": seed,
+        "run": {},
+        "model": {
+            "name": name,
+            "selection": None,
+            "epoch": None,
+            "leak": False,
+            "notes": [notes] if isinstance(notes, str) else [*notes],
+        },
+    }
+
+
+def _about_extra(record: RunRecord, test_sha256: str) -> Json:
+    """Return what a card says of extra training images, and whether these test images were compared
+    with them."""
+    extra = record.data.extra or {}
+    of_card = {name: to_jsonable(extra[name]) for name in extra if name not in OF_TRAINING}
+    compared = test_sha256 in (record.data.test.sha256, extra.get("test_sha256"))
+    return {**of_card, "compared": compared}
 
 
 def _about_training(record: RunRecord) -> Json:
@@ -400,7 +414,7 @@ def _test_images(images: ArrayOrTensor, labels: ArrayOrTensor | None) -> tuple[T
     return pixels, classes.astype(np.int64)
 
 
-def fitted(images: TestImages, shape: Sequence[int], exactly: bool = False) -> TestImages:
+def match_channels(images: TestImages, shape: Sequence[int], exactly: bool = False) -> TestImages:
     """Return images for a network of images (C, H, W); refuse another size.
 
     As in predictions, grey images get C channels, and colours of 8 bits become grey.
